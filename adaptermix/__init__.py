@@ -1,0 +1,1 @@
+"""Merge task adapters and alignment adapters across languages."""

@@ -1,0 +1,97 @@
+"""Exact sums and best approximations of low-rank updates, without the dense matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .updates import LowRank
+
+
+def working_dtype(updates: Sequence[LowRank]) -> torch.dtype:
+    """Return the widest dtype of the factors, at least float32: half precision is only for storage."""
+    dtype = torch.float32
+    for update in updates:
+        dtype = torch.promote_types(dtype, torch.promote_types(update.a.dtype, update.b.dtype))
+    return dtype
+
+
+def concatenate(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    r"""Return the exact weighted sum $\sum_i w_i s_i B_i A_i$ in factored form.
+
+    The factors are laid side by side: $B = [B_1 \dots B_k]$ and $A$ the rows $w_i s_i A_i$, so there are no cross
+    terms, and the rank is the sum of the ranks.
+
+    Args:
+        updates: Updates of one module; ranks, scales and dtypes may differ.
+        weights: One factor per update; any sign. Updates of weight zero add no rank.
+
+    Shapes: k updates of [out in] give one of [out in], scale 1.
+
+    Raises:
+        ValueError: no update, shapes that differ, or a count of weights that does not match.
+
+    Example:
+        >>> one = LowRank(b=torch.ones(2, 1), a=torch.ones(1, 2))
+        >>> concatenate([one, one], [0.9, 0.1]).dense()
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+    shapes = {update.shape for update in updates}
+    if len(shapes) != 1:
+        raise ValueError(f"updates of one shape are needed, got {sorted(shapes)}")
+    pairs = list(zip(updates, weights, strict=True))
+    dtype = working_dtype(updates)
+    kept = [(u, w) for u, w in pairs if w != 0] or [(pairs[0][0], 0.0)]
+    return LowRank(
+        b=torch.cat([u.b.to(dtype) for u, _ in kept], dim=1),
+        a=torch.cat([(w * u.scale) * u.a.to(dtype) for u, w in kept], dim=0),
+    )
+
+
+def _decompose(
+    update: LowRank,
+) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
+    """Return the thin SVD of the update from two QRs and the SVD of an r x r core, in float64."""
+    q_b, r_b = torch.linalg.qr(update.b.double())
+    q_a, r_a = torch.linalg.qr(update.a.double().T)
+    u, sigma, vh = torch.linalg.svd(update.scale * (r_b @ r_a.T), full_matrices=False)
+    return q_b @ u, sigma, vh @ q_a.T
+
+
+def singular_values(update: LowRank) -> Float[Tensor, " r"]:
+    """Return the (at most r) singular values of the update, descending, in float64."""
+    return _decompose(update)[1]
+
+
+def recompress(update: LowRank, rank: int) -> tuple[LowRank, float]:
+    r"""Return the best approximation of an update by one of a smaller rank, and what it loses.
+
+    With $\Delta = U \Sigma V^T$ the result is $U_r \Sigma_r V_r^T$ (Eckart and Young, 1936), with
+    $\sqrt{\Sigma_r}$ on both factors so that neither loses more than the other when cast down. Cost is that of two
+    thin QRs and an R x R SVD, where R is the rank of the input; no [out in] matrix is formed.
+
+    Args:
+        update: What to approximate.
+        rank: Rank wanted, at least 1; a rank at or above the input's keeps everything.
+
+    Shapes: [out in] of rank R in, [out in] of rank min(rank, R, out, in) out, scale 1, in the input's working dtype.
+
+    Returns:
+        The approximation and the residual $\sqrt{\sum_{i>r}\sigma_i^2} / \sqrt{\sum_i \sigma_i^2}$, in [0, 1].
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    u, sigma, vh = _decompose(update)
+    total = float(torch.linalg.vector_norm(sigma))
+    dropped = float(torch.linalg.vector_norm(sigma[rank:]))
+    root = sigma[:rank].sqrt()
+    dtype = working_dtype([update])
+    low = LowRank(b=(u[:, :rank] * root).to(dtype), a=(root[:, None] * vh[:rank]).to(dtype))
+    return low, dropped / total if total > 0 else 0.0

@@ -1,0 +1,1 @@
+"""adaptermix command line."""

@@ -1,0 +1,115 @@
+"""Adapters on a live model, each with a weight that can be set without touching the base or merging anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import AdapterState
+from ..algebra import LowRank
+from ..errors import IncompatibleAdapters
+
+
+class _Branch:
+    """The low-rank side path of one module: all adapters' factors side by side, one coefficient per rank."""
+
+    def __init__(self, updates: Sequence[LowRank], owners: Sequence[int], like: Tensor) -> None:
+        place = {"dtype": like.dtype, "device": like.device}
+        self.a = torch.cat([update.a.float() for update in updates]).to(**place)
+        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(**place)
+        self.scales = torch.cat([torch.full((u.rank,), u.scale) for u in updates]).to(like.device)
+        self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(
+            like.device
+        )
+        self.coefficients = self.scales.to(like.dtype)
+
+    def weigh(self, weights: Tensor) -> None:
+        self.coefficients = (weights.to(self.scales.device)[self.owner] * self.scales).to(self.a.dtype)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        hidden = nn.functional.linear(inputs[0].to(self.a.dtype), self.a) * self.coefficients
+        return output + nn.functional.linear(hidden, self.b).to(output.dtype)
+
+
+class Attachment:
+    r"""Adapters attached to a model: each adapted module gives $W x + \sum_i w_i s_i B_i A_i x$.
+
+    Use as a context manager; the model is as before when the block ends.
+
+    Args:
+        model: The base model; its parameters are never written.
+        adapters: The adapters, in the order of the weights. Modules that one lacks are left to the others.
+        weights: Starting weights, one per adapter; 1 for each if not given.
+
+    Raises:
+        IncompatibleAdapters: a module of an adapter is not in the model, or has another shape.
+
+    Relations: equals `merge(..., method="exact")` followed by loading the result, without writing anything; a change of
+    weights costs one small vector per module.
+    """
+
+    def __init__(
+        self, model: nn.Module, adapters: Sequence[AdapterState], weights: Sequence[float] | None = None
+    ) -> None:
+        self._count = len(adapters)
+        places: dict[str, list[tuple[int, LowRank]]] = {}
+        for index, adapter in enumerate(adapters):
+            for module, update in adapter.updates.items():
+                places.setdefault(module, []).append((index, update))
+        modules = dict(model.named_modules())
+        targets = {name: _target(modules, name, updates) for name, updates in places.items()}
+        self._branches, self._handles = [], []
+        for name, updates in places.items():
+            like = targets[name].weight
+            reference = (
+                like
+                if like.is_floating_point()
+                else next(p for p in model.parameters() if p.is_floating_point())
+            )
+            branch = _Branch([u for _, u in updates], [i for i, _ in updates], reference)
+            self._branches.append(branch)
+            self._handles.append(targets[name].register_forward_hook(branch))
+        self.set_weights(weights if weights is not None else [1.0] * self._count)
+
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Set one weight per adapter, in place, at once for every module.
+
+        Raises:
+            ValueError: the count does not match.
+        """
+        if len(weights) != self._count:
+            raise ValueError(f"one weight per adapter is needed, got {len(weights)} for {self._count}")
+        values = torch.tensor(list(weights), dtype=torch.float32)
+        for branch in self._branches:
+            branch.weigh(values)
+
+    def detach(self) -> None:
+        """Take the adapters off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def _target(modules: dict[str, nn.Module], name: str, updates: Sequence[tuple[int, LowRank]]) -> Any:
+    """Return the adapted module, checked for shape where the weight shows it."""
+    module = modules.get(name)
+    if module is None or not hasattr(module, "weight"):
+        raise IncompatibleAdapters(
+            f"module '{name}' of the adapter must be in the model, and is not. It was trained on another base model."
+        )
+    out, into = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    for _, update in updates:
+        if out is not None and update.shape != (out, into):
+            raise IncompatibleAdapters(
+                f"module '{name}': the adapter's update is {list(update.shape)}, the model's weight is [{out}, {into}]. "
+                "The adapter was trained on another base model."
+            )
+    return module

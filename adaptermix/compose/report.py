@@ -1,0 +1,70 @@
+"""What a merge did, in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleReport:
+    """Fidelity of one module.
+
+    Args:
+        rank: Rank of the result.
+        norm: Frobenius norm of the merged delta, before any truncation.
+        residual: Share of that norm lost to truncation, in [0, 1].
+        sign_conflict: Share of entries at which two weighted deltas pull in opposite directions.
+    """
+
+    rank: int
+    norm: float
+    residual: float
+    sign_conflict: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeReport:
+    """Result of a merge: where it is, how it was made, and what each module lost."""
+
+    out: Path | None
+    method: str
+    weights: tuple[float, ...]
+    modules: Mapping[str, ModuleReport]
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the whole merged delta."""
+        return math.hypot(*(module.norm for module in self.modules.values()))
+
+    @property
+    def residual(self) -> float:
+        """Share of the norm of the whole delta lost to truncation, in [0, 1]."""
+        lost = math.hypot(*(module.norm * module.residual for module in self.modules.values()))
+        return lost / self.norm if self.norm > 0 else 0.0
+
+    @property
+    def sign_conflict(self) -> float:
+        """Mean share of sign conflicts over the modules."""
+        return sum(module.sign_conflict for module in self.modules.values()) / max(1, len(self.modules))
+
+    def fidelity(self) -> dict[str, Any]:
+        """Return the fidelity report as plain data, for manifests."""
+        return {
+            "norm": self.norm,
+            "residual": self.residual,
+            "sign_conflict": self.sign_conflict,
+            "modules": {module: asdict(report) for module, report in self.modules.items()},
+        }
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of `adaptermix merge`."""
+        return {
+            "out": None if self.out is None else str(self.out),
+            "method": self.method,
+            "weights": list(self.weights),
+            **self.fidelity(),
+        }

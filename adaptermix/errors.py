@@ -1,0 +1,39 @@
+"""What can go wrong, by kind. Every message says what must hold, what was found, and what to do."""
+
+from __future__ import annotations
+
+
+class AdapterMixError(Exception):
+    """The work could not be done; the message tells a person why and what to do."""
+
+
+class PlanError(AdapterMixError):
+    """The request contradicts itself (a wrong count of weights, an impossible rank)."""
+
+
+class IncompatibleAdapters(AdapterMixError):
+    """The adapters cannot be combined (other bases, other shapes)."""
+
+
+class AdapterFormatError(AdapterMixError):
+    """An adapter folder is damaged, or holds something that would be lost in silence."""
+
+
+class DataError(AdapterMixError):
+    """A data file is missing, empty or malformed; the message names file and line."""
+
+
+class ModelError(AdapterMixError):
+    """A base model cannot be loaded or is of a kind that the work does not support."""
+
+
+class OutputError(AdapterMixError):
+    """An output folder exists, or cannot be written."""
+
+
+class ConfigError(AdapterMixError):
+    """A recipe or a set of options has faults; all of them are listed at once."""
+
+
+class PublishError(AdapterMixError):
+    """Publishing failed."""

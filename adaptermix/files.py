@@ -1,0 +1,99 @@
+"""Files and folders: outputs that appear whole or not at all, inputs by path or glob, content hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+MANIFEST = "adaptermix.json"
+_OURS = (MANIFEST, "adapter_config.json")
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def partial_path(out: Path) -> Path:
+    """Return the folder beside an output that holds its unfinished work."""
+    return out.parent / f".{out.name}.partial"
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to replace a folder that no tool of this family wrote."""
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in _OURS):
+        raise OutputError(
+            f"only an adapter folder can be overwritten, and {out} holds neither {' nor '.join(_OURS)}. "
+            "Choose another --out, or remove the folder yourself."
+        )
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"an output must be a folder, and {out} is a file. Choose another --out.")
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that cannot be written, before any work is done.
+
+    Raises:
+        OutputError: it exists and `overwrite` is not set, it is no adapter folder, or its parent is not writable.
+    """
+    if os.path.lexists(out) and not overwrite:
+        raise OutputError(
+            f"the output folder {out} exists. Pass --overwrite to replace it, or choose another."
+        )
+    _check_replaceable(out)
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"the output folder {out} cannot be made: {parent} is not a writable folder.")
+
+
+@contextmanager
+def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: as `check_output`.
+    """
+    check_output(out, overwrite=overwrite)
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        if os.path.lexists(out):
+            os.replace(out, old / "replaced")
+        os.replace(temporary, out)
+    finally:
+        if (old / "replaced").exists() and not os.path.lexists(out):
+            os.replace(old / "replaced", out)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

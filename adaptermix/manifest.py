@@ -1,0 +1,79 @@
+"""`adaptermix.json`: what was done, to what, with which versions. No clock and no host name, so equal work is equal bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .adapters import AdapterMeta, AdapterSource
+from .files import MANIFEST
+
+_PACKAGES = ("adaptermix", "torch", "transformers", "peft", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a result."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def manifest(kind: str, *, plan: Mapping[str, Any], base: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the document of one output.
+
+    Args:
+        kind: The command that made it.
+        plan: Its resolved settings.
+        base: `id`, `revision` and `fingerprint` of the base model.
+        more: Further entries; those that are None are left out.
+    """
+    entries = {"kind": kind, "plan": plan, "base": base, "versions": versions(), **more}
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def base_entry(meta: AdapterMeta) -> dict[str, Any]:
+    """Return the base model's entry of a manifest, from an adapter that was trained on it."""
+    return {"id": meta.base, "revision": meta.revision, "fingerprint": meta.base_fingerprint}
+
+
+def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
+    """Return what a merge records of one of its inputs."""
+    weights, config = source.digest.split("+")
+    return {
+        "name": source.name,
+        "path": str(source.path),
+        "kind": source.meta.manifest.get("kind"),
+        "weight": weight,
+        "weights_sha256": weights,
+        "config_sha256": config,
+    }
+
+
+def inherit(sources: Sequence[AdapterSource]) -> dict[str, Any]:
+    """Return what a merge takes over from its inputs: languages by role, and the task if there is just one."""
+    languages: dict[str, list[str]] = {}
+    for source in sources:
+        for role, names in source.meta.manifest.get("languages", {}).items():
+            languages[role] = sorted({*languages.get(role, ()), *names})
+    tasks = [task for source in sources if (task := source.meta.manifest.get("task"))]
+    return {
+        "languages": languages or None,
+        "task": tasks[0] if tasks and all(task == tasks[0] for task in tasks) else None,
+    }
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    """Return a manifest's bytes: sorted keys, two spaces, a final newline."""
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
+
+
+def write(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write the manifest into an output folder."""
+    (folder / MANIFEST).write_bytes(dump(document))

@@ -1,0 +1,28 @@
+"""The exact weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..algebra import LowRank, concatenate
+from .base import MergeMethod, method
+
+
+@method("exact")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exact(MergeMethod):
+    r"""Weighted sum of the deltas, with nothing approximated.
+
+    $\Delta = \sum_i w_i s_i B_i A_i$, kept as concatenated factors of rank $\sum_i r_i$.
+
+    Shapes: k updates [out in] give one [out in].
+    Differs from the paper: the mid-align paper says "weighted average" of two LoRAs without saying of what; averaging
+    the factors instead adds the cross terms $B_i A_j$, which belong to no adapter.
+    Exact when: always.
+    Reference: Liu and Niehues, Middle-Layer Representation Alignment, ACL 2025, arXiv 2502.14830, section 6.3.
+    """
+
+    def __call__(self, updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+        """Concatenate the factors; see `adaptermix.algebra.concatenate`."""
+        return concatenate(updates, weights)
