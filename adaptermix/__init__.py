@@ -1,1 +1,88 @@
-"""Merge task adapters and alignment adapters across languages."""
+"""Merge task adapters and alignment adapters across languages.
+
+Public names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters import AdapterState
+    from .compose import MergeReport, merge
+    from .errors import AdapterMixError
+    from .evaluation import Evaluation, Retrieval, evaluate, retrieve
+    from .library import load_adapter
+    from .publish.hub import push
+    from .recipes import run_recipe
+    from .study import SearchResult, search
+    from .settings import (
+        AlignSettings,
+        EvaluateSettings,
+        MergeSettings,
+        PushSettings,
+        RetrieveSettings,
+        SearchSettings,
+        TaskSettings,
+    )
+    from .train import train_align, train_task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "adapters": ("AdapterState",),
+    "compose": ("MergeReport", "merge"),
+    "errors": ("AdapterMixError",),
+    "evaluation": ("Evaluation", "Retrieval", "evaluate", "retrieve"),
+    "library": ("load_adapter",),
+    "publish.hub": ("push",),
+    "recipes": ("run_recipe",),
+    "study": ("SearchResult", "search"),
+    "settings": (
+        "AlignSettings",
+        "EvaluateSettings",
+        "MergeSettings",
+        "PushSettings",
+        "RetrieveSettings",
+        "SearchSettings",
+        "TaskSettings",
+    ),
+    "train": ("train_align", "train_task"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AdapterMixError",
+    "AdapterState",
+    "AlignSettings",
+    "EvaluateSettings",
+    "Evaluation",
+    "MergeReport",
+    "MergeSettings",
+    "PushSettings",
+    "Retrieval",
+    "RetrieveSettings",
+    "SearchResult",
+    "SearchSettings",
+    "TaskSettings",
+    "evaluate",
+    "load_adapter",
+    "merge",
+    "push",
+    "retrieve",
+    "run_recipe",
+    "search",
+    "train_align",
+    "train_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'adaptermix' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -11,7 +11,7 @@ class PlanError(AdapterMixError):
     """The request contradicts itself (a wrong count of weights, an impossible rank)."""
 
 
-class IncompatibleAdapters(AdapterMixError):
+class IncompatibleAdapters(AdapterMixError):  # noqa: N818  (the field calls it that)
     """The adapters cannot be combined (other bases, other shapes)."""
 
 

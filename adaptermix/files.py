@@ -45,9 +45,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         OutputError: it exists and `overwrite` is not set, it is no adapter folder, or its parent is not writable.
     """
     if os.path.lexists(out) and not overwrite:
-        raise OutputError(
-            f"the output folder {out} exists. Pass --overwrite to replace it, or choose another."
-        )
+        raise OutputError(f"the output folder {out} exists. Pass --overwrite to replace it, or choose another.")
     _check_replaceable(out)
     parent = out.absolute().parent
     while not parent.exists():
@@ -71,6 +69,9 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file() and not path.is_symlink():  # some writers, safetensors among them, leave 0600
+                path.chmod(0o666 & ~_umask())
         if os.path.lexists(out):
             os.replace(out, old / "replaced")
         os.replace(temporary, out)
@@ -93,6 +94,7 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        Path(temporary).chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -60,13 +60,25 @@ def inherit(sources: Sequence[AdapterSource]) -> dict[str, Any]:
     """Return what a merge takes over from its inputs: languages by role, and the task if there is just one."""
     languages: dict[str, list[str]] = {}
     for source in sources:
-        for role, names in source.meta.manifest.get("languages", {}).items():
+        for role, names in _languages(source.meta.manifest):
             languages[role] = sorted({*languages.get(role, ()), *names})
     tasks = [task for source in sources if (task := source.meta.manifest.get("task"))]
     return {
         "languages": languages or None,
         "task": tasks[0] if tasks and all(task == tasks[0] for task in tasks) else None,
     }
+
+
+def _languages(document: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return languages by role; a manifest is a file that people edit, so entries of another form are passed over."""
+    roles = document.get("languages")
+    if not isinstance(roles, Mapping):
+        return []
+    return [
+        (role, [name for name in names if isinstance(name, str)])
+        for role, names in roles.items()
+        if isinstance(names, list)
+    ]
 
 
 def dump(document: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,19 +89,21 @@ class LoraSettings:
 def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
     """PEFT's rule: the first key that matches the end of the path as a regular expression."""
     for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if re.match(_suffix(key), module):
             return value
     return default
 
 
+def _suffix(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
 def _load(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterFormatError(
-            f"{path} must be at most {MAX_CONFIG_BYTES} bytes, it has {path.stat().st_size}."
-        )
+        raise AdapterFormatError(f"{path} must be at most {MAX_CONFIG_BYTES} bytes, it has {path.stat().st_size}.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits, nesting
         raise AdapterFormatError(f"{path} must be JSON: {error}. Save the adapter again.") from error
     if not isinstance(config, dict):
         raise AdapterFormatError(f"{path} must hold a JSON object, found {type(config).__name__}.")
@@ -109,9 +112,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
     if config.get("peft_type") != "LORA":
-        raise AdapterFormatError(
-            f"{path}: only peft_type 'LORA' is handled, found {config.get('peft_type')!r}."
-        )
+        raise AdapterFormatError(f"{path}: only peft_type 'LORA' is handled, found {config.get('peft_type')!r}.")
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise AdapterFormatError(f"{path}: {reason}.")
@@ -136,16 +137,22 @@ def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
 
 def _number(config: Mapping[str, Any], key: str, path: Path) -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {value!r}.")
+    # A comparison, since a whole number of any length compares with a float, and NaN with none.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {str(value)[:80]!r}.")
     return value
+
+
+def _flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise AdapterFormatError(f"{path}: {key} must be true or false, found {value!r}.")
+    return bool(value)
 
 
 def _rank(value: object, key: str, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        raise AdapterFormatError(
-            f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {value!r}."
-        )
+        raise AdapterFormatError(f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {value!r}.")
     return value
 
 
@@ -155,11 +162,9 @@ def _pattern(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
         raise AdapterFormatError(f"{path}: {key} must map modules to numbers, found {value!r}.")
     for module in value:
         try:
-            re.compile(module)
-        except re.error as error:
-            raise AdapterFormatError(
-                f"{path}: {key} has {module!r}, which is no regular expression."
-            ) from error
+            re.compile(_suffix(module))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise AdapterFormatError(f"{path}: {key} has {module!r}, which is no regular expression.") from error
     return value
 
 
@@ -176,8 +181,8 @@ def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
     if not modules:
         raise AdapterFormatError(f"{path}: target_modules must name the adapted modules, found {modules!r}.")
     layers = config.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
-    if layers is not None and not (isinstance(layers, list) and all(isinstance(n, int) for n in layers)):
+    layers = [layers] if type(layers) is int else layers
+    if layers is not None and not (isinstance(layers, list) and all(type(n) is int for n in layers)):
         raise AdapterFormatError(f"{path}: layers_to_transform must be whole numbers, found {layers!r}.")
     pattern = _strings(config.get("layers_pattern"), "layers_pattern", path)
     return TargetSpec(
@@ -210,12 +215,12 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
             revision=str(revision) if revision else None,
             task_type=config.get("task_type"),
             targets=_targets(config, path),
-            fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+            fan_in_fan_out=_flag(config, "fan_in_fan_out", path),
             manifest=manifest,
         ),
         rank=_rank(config.get("r"), "r", path),
         alpha=_number(config, "lora_alpha", path),
-        rslora=bool(config.get("use_rslora")),
+        rslora=_flag(config, "use_rslora", path),
         rank_pattern={key: _rank(value, f"rank_pattern.{key}", path) for key, value in ranks.items()},
         alpha_pattern={key: _number(alphas, key, path) for key in alphas},
     )
@@ -228,9 +233,9 @@ def dump_config(meta: AdapterMeta, ranks: Mapping[str, int]) -> bytes:
         meta: Base, task type and targets.
         ranks: Rank of each module path; the commonest becomes `r`, the others stand in the patterns.
     """
-    common = Counter(ranks.values()).most_common(1)[0][0]
-    # A path is a regular expression to PEFT, so its dots are escaped.
-    others = {re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != common}
+    common = Counter(sorted(ranks.values())).most_common(1)[0][0]
+    # A path is a regular expression to PEFT, which matches the end of a path: dots are escaped, the start is anchored.
+    others = {"^" + re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != common}
     spec = meta.targets
     config = {
         "alpha_pattern": others,

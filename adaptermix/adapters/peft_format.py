@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..algebra import LowRank
-from ..errors import AdapterFormatError
+from ..errors import AdapterFormatError, OutputError
 from ..files import MANIFEST, sha256
 from .lora_config import LoraSettings, dump_config, read_config
 from .state import AdapterMeta, AdapterState
@@ -103,9 +103,7 @@ class AdapterSource:
 def _refuse_key(path: Path, key: str) -> AdapterFormatError:
     for mark, what in _KNOWN_OTHERS.items():
         if mark in key:
-            return AdapterFormatError(
-                f"{path}: tensor {key!r} is {what}, which is not handled yet and would be lost."
-            )
+            return AdapterFormatError(f"{path}: tensor {key!r} is {what}, which is not handled yet and would be lost.")
     return AdapterFormatError(
         f"{path}: tensor {key[:200]!r} must be named base_model.model.MODULE.lora_A.weight or .lora_B.weight."
     )
@@ -128,8 +126,7 @@ def _shapes(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
                 shape = tuple(piece.get_shape())
                 if len(shape) != 2 or 0 in shape:
                     raise AdapterFormatError(
-                        f"{path}: {key} must be a matrix, found shape {list(shape)}. "
-                        "Convolutions are not handled yet."
+                        f"{path}: {key} must be a matrix, found shape {list(shape)}. Convolutions are not handled yet."
                     )
                 shapes.setdefault(match["module"], {})[match["factor"]] = (shape[0], shape[1])
     except (SafetensorError, OSError) as error:
@@ -144,9 +141,7 @@ def _headers(path: Path, settings: LoraSettings) -> dict[str, ModuleHeader]:
     for module, factors in _shapes(path).items():
         if set(factors) != {"A", "B"}:
             missing = "A" if "B" in factors else "B"
-            raise AdapterFormatError(
-                f"{path}: module {module!r} must have both factors, lora_{missing} is missing."
-            )
+            raise AdapterFormatError(f"{path}: module {module!r} must have both factors, lora_{missing} is missing.")
         (rank, into), (out, rank_b) = factors["A"], factors["B"]
         if not rank == rank_b == settings.rank_of(module):
             raise AdapterFormatError(
@@ -165,10 +160,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterFormatError(
-            f"{path} must be JSON: {error}. Remove it to use the adapter without it."
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise AdapterFormatError(f"{path} must be JSON: {error}. Remove it to use the adapter without it.") from error
     return manifest if isinstance(manifest, dict) else {}
 
 
@@ -181,9 +174,7 @@ def open_adapter(path: str | Path) -> AdapterSource:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise AdapterFormatError(
-            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder."
-        )
+        raise AdapterFormatError(f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.")
     if not (folder / CONFIG).is_file():
         raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.")
     if not (folder / WEIGHTS).is_file():
@@ -203,12 +194,22 @@ def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = tor
         folder: An existing folder.
         state: The adapter.
         dtype: Storage dtype of the factors.
+
+    Raises:
+        OutputError: a factor overflows the storage dtype.
     """
     tensors = {}
     for module, update in sorted(state.updates.items()):
         scaled = update.scale * update.a.to(torch.promote_types(update.a.dtype, torch.float32))
-        tensors[f"base_model.model.{module}.lora_A.weight"] = scaled.to(dtype).contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = update.b.to(dtype).contiguous()
+        # A copy, since modules that share one tensor cannot be saved.
+        a, b = scaled.to(dtype).contiguous(), update.b.to(dtype, copy=True).contiguous()
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise OutputError(
+                f"the factors of module '{module}' must be finite in {str(dtype).removeprefix('torch.')}, and overflow "
+                "it. Choose a wider dtype or smaller weights."
+            )
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     ranks = {module: update.rank for module, update in state.updates.items()}
     (folder / CONFIG).write_bytes(dump_config(state.meta, ranks))

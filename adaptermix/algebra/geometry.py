@@ -60,8 +60,7 @@ def sign_conflict(updates: Sequence[LowRank]) -> float:
     # Signs only, so the size of the scale does not matter, but its sign does.
     signs = torch.stack(
         [
-            torch.sign(math.copysign(1.0, u.scale) * (u.b[rows].float() @ u.a[:, columns].float()))
-            * (u.scale != 0)
+            torch.sign(math.copysign(1.0, u.scale) * (u.b[rows].float() @ u.a[:, columns].float())) * (u.scale != 0)
             for u in updates
         ]
     )

@@ -1,1 +1,85 @@
-"""adaptermix command line."""
+"""The command line: parse, call one library function, show what came out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from .console import fail
+
+# name, module, what it does; the text stands here so that --help imports no command
+COMMANDS = {
+    "train-align": ("train", "Train a stand-alone alignment LoRA: contrastive, at a middle layer."),
+    "train-task": ("train", "Train a task LoRA."),
+    "merge": ("merge", "Merge adapters: files in, one adapter out, no base model."),
+    "search": ("search", "Find the merge weight of two adapters on dev data."),
+    "evaluate": ("evaluate", "Score a base model or an adapter per language."),
+    "retrieve": ("evaluate", "Measure translation retrieval per layer and direction."),
+    "push": ("push", "Publish an adapter with its model card."),
+    "run": ("run", "Run a recipe: a chain of commands from YAML."),
+    "demo": ("demo", "Run the whole job on a small real model, in minutes."),
+}
+
+
+class _Commands(click.Group):
+    """Loads a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f".{COMMANDS[cmd_name][0]}_command", __name__)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        click.echo(f"adaptermix {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def adaptermix() -> None:
+    """Merge task adapters and alignment adapters across languages.
+
+    Train an alignment LoRA and a task LoRA apart, merge them exactly, find the weight on a dev set, score per language,
+    publish a plain PEFT adapter.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "--quiet" in arguments or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        # outside click's own handling, so that failures are JSON where JSON is asked for
+        code = adaptermix.main(arguments, prog_name="adaptermix", standalone_mode=False)
+    except BaseException as error:  # turned into exit codes, or raised again
+        code = fail(error, as_json="--json" in arguments)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,6 +1,6 @@
 """Composition of adapters: in weight space, file to file, and on a live model with adjustable weights."""
 
-from .merge import merge
+from .merging import merge
 from .plan import MergePlan, resolve_weights
 from .report import MergeReport, ModuleReport
 

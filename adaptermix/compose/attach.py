@@ -17,19 +17,16 @@ class _Branch:
     """The low-rank side path of one module: all adapters' factors side by side, one coefficient per rank."""
 
     def __init__(self, updates: Sequence[LowRank], owners: Sequence[int], like: Tensor) -> None:
-        place = {"dtype": like.dtype, "device": like.device}
-        self.a = torch.cat([update.a.float() for update in updates]).to(**place)
-        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(**place)
+        self.a = torch.cat([update.a.float() for update in updates]).to(like)
+        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(like)
         self.scales = torch.cat([torch.full((u.rank,), u.scale) for u in updates]).to(like.device)
-        self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(
-            like.device
-        )
+        self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(like.device)
         self.coefficients = self.scales.to(like.dtype)
 
     def weigh(self, weights: Tensor) -> None:
         self.coefficients = (weights.to(self.scales.device)[self.owner] * self.scales).to(self.a.dtype)
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         hidden = nn.functional.linear(inputs[0].to(self.a.dtype), self.a) * self.coefficients
         return output + nn.functional.linear(hidden, self.b).to(output.dtype)
 
@@ -46,6 +43,7 @@ class Attachment:
 
     Raises:
         IncompatibleAdapters: a module of an adapter is not in the model, or has another shape.
+        ValueError: the count of weights does not match.
 
     Relations: equals `merge(..., method="exact")` followed by loading the result, without writing anything; a change of
     weights costs one small vector per module.
@@ -61,18 +59,16 @@ class Attachment:
                 places.setdefault(module, []).append((index, update))
         modules = dict(model.named_modules())
         targets = {name: _target(modules, name, updates) for name, updates in places.items()}
-        self._branches, self._handles = [], []
+        self._branches: dict[str, _Branch] = {}
         for name, updates in places.items():
             like = targets[name].weight
             reference = (
-                like
-                if like.is_floating_point()
-                else next(p for p in model.parameters() if p.is_floating_point())
+                like if like.is_floating_point() else next(p for p in model.parameters() if p.is_floating_point())
             )
-            branch = _Branch([u for _, u in updates], [i for i, _ in updates], reference)
-            self._branches.append(branch)
-            self._handles.append(targets[name].register_forward_hook(branch))
+            self._branches[name] = _Branch([u for _, u in updates], [i for i, _ in updates], reference)
+        # Weights first: a count that is refused must not leave hooks on the model.
         self.set_weights(weights if weights is not None else [1.0] * self._count)
+        self._handles = [targets[name].register_forward_hook(branch) for name, branch in self._branches.items()]
 
     def set_weights(self, weights: Sequence[float]) -> None:
         """Set one weight per adapter, in place, at once for every module.
@@ -83,7 +79,7 @@ class Attachment:
         if len(weights) != self._count:
             raise ValueError(f"one weight per adapter is needed, got {len(weights)} for {self._count}")
         values = torch.tensor(list(weights), dtype=torch.float32)
-        for branch in self._branches:
+        for branch in self._branches.values():
             branch.weigh(values)
 
     def detach(self) -> None:

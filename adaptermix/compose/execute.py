@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from ..adapters import AdapterState
 from ..algebra import LowRank, norm, recompress, sign_conflict
+from ..errors import PlanError
 from .plan import MergePlan
 from .report import ModuleReport
 
@@ -13,6 +16,7 @@ def merge_module(plan: MergePlan, module: str) -> tuple[LowRank, ModuleReport]:
 
     Raises:
         AdapterFormatError: a factor holds NaN or infinity.
+        PlanError: the sum overflows.
     """
     present = [
         (source.load(module), weight)
@@ -23,6 +27,13 @@ def merge_module(plan: MergePlan, module: str) -> tuple[LowRank, ModuleReport]:
     weights = [weight for _, weight in present]
     merged = plan.method(updates, weights)
     length = norm(merged)
+    if not math.isfinite(length):
+        raise PlanError(
+            f"module '{module}': the merged delta must be finite, and overflows with weights "
+            f"{', '.join(f'{weight:g}' for weight in weights)} and scales "
+            f"{', '.join(f'{update.scale:g}' for update in updates)}. "
+            "Choose smaller weights, or check the adapters' lora_alpha."
+        )
     residual = 0.0
     if plan.rank is not None and plan.rank < merged.rank:
         merged, residual = recompress(merged, plan.rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 from ..adapters import AdapterMeta, AdapterSource, TargetSpec
@@ -19,9 +19,10 @@ def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[flo
     Raises:
         PlanError: the counts do not match, or a weight is not finite.
     """
+    weights = [float(weight) for weight in weights]  # so that 1, 1.0 and a NumPy scalar make one plan
     if len(names) == 2 and len(weights) == 1:
         # 1 - 0.9 is 0.09999999999999998 in binary; people mean 0.1
-        weights = (weights[0], round(1.0 - weights[0], 12))
+        weights = [weights[0], round(1.0 - weights[0], 12)]
     if len(weights) != len(names):
         raise PlanError(
             f"one weight per adapter is needed, got {len(weights)} for {len(names)} adapters ({', '.join(names)})."
@@ -42,7 +43,7 @@ class MergePlan:
         weights: One per adapter.
         method: What to do with the updates of one module.
         rank: Rank of the result, or None to keep what the method gives.
-        overrides: Method options, for the manifest.
+        options: Method options, for the manifest.
     """
 
     sources: tuple[AdapterSource, ...]
@@ -87,7 +88,8 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
     Raises:
         IncompatibleAdapters: other bases (unless allowed), other shapes of a module, or other weight layouts.
     """
-    for one, other in pairwise(sources):
+    # Every pair, since an adapter that records less than the others can stand between two that differ.
+    for one, other in combinations(sources, 2):
         if not allow_base_mismatch:
             _check_base(one, other)
         if one.meta.fan_in_fan_out != other.meta.fan_in_fan_out:

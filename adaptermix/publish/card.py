@@ -76,10 +76,7 @@ def _scores(document: Mapping[str, Any]) -> str:
 
 
 def _languages(document: Mapping[str, Any]) -> str:
-    parts = [
-        f"{_ROLES.get(role, role)} {', '.join(names)}"
-        for role, names in document.get("languages", {}).items()
-    ]
+    parts = [f"{_ROLES.get(role, role)} {', '.join(names)}" for role, names in document.get("languages", {}).items()]
     return f"Languages: {'; '.join(parts)}." if parts else ""
 
 

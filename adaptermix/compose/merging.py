@@ -38,6 +38,7 @@ def merge(
     dtype: str = "float32",
     allow_base_mismatch: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
 ) -> MergeReport:
     r"""Merge PEFT LoRA folders into one, in delta space: $\Delta = \sum_i w_i s_i B_i A_i$ for the default method.
 
@@ -51,6 +52,7 @@ def merge(
         dtype: Storage dtype of the factors; arithmetic is in float32 or wider, SVDs in float64.
         allow_base_mismatch: Merge adapters although they name different base models.
         overwrite: Replace an existing output folder.
+        dry_run: Do everything but write.
 
     Returns:
         The report: rank, norm, residual and sign conflict per module.
@@ -75,13 +77,9 @@ def merge(
     )
     check(sources, allow_base_mismatch=allow_base_mismatch)
     state, modules = execute(plan)
-    report = MergeReport(
-        out=None if out is None else Path(out), method=method, weights=plan.weights, modules=modules
-    )
-    if out is not None:
-        write_output(
-            Path(out), state, _document(plan, report, dtype), dtype=_DTYPES[dtype], overwrite=overwrite
-        )
+    report = MergeReport(out=None if out is None else Path(out), method=method, weights=plan.weights, modules=modules)
+    if out is not None and not dry_run:
+        write_output(Path(out), state, _document(plan, report, dtype), dtype=_DTYPES[dtype], overwrite=overwrite)
     return report
 
 

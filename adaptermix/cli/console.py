@@ -1,0 +1,162 @@
+"""What a person or a program sees: text and bars on stderr, one JSON document on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from ..errors import AdapterMixError
+
+_LINE_EVERY = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Console:
+    """Where a command's output goes.
+
+    Args:
+        as_json: One JSON document on stdout.
+        quiet: No text and no bars.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def watch(self) -> Any:
+        """Return the watcher for long work."""
+        from ..progress import SILENT
+
+        if self.quiet:
+            return SILENT
+        return Bars() if sys.stderr.isatty() else Lines()
+
+    def say(self, text: str) -> None:
+        """Show text to a person."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table to a person: first column left, others right."""
+        lines = [list(titles), *(list(row) for row in rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
+        for line in lines:
+            cells = [
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ]
+            self.say("  " + "  ".join(cells).rstrip())
+
+    def document(self, document: dict[str, Any]) -> None:
+        """Print the JSON document, if asked for."""
+        if self.as_json:
+            click.echo(json.dumps(document, ensure_ascii=False))
+
+
+class Bars:
+    """Live progress bars with speed and time left, on a terminal."""
+
+    @contextmanager
+    def track(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        """Show one bar."""
+        from rich.console import Console as Rich
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Rich(stderr=True)) as progress:
+            task = progress.add_task(label, total=total, text="")
+            yield lambda done, text: progress.update(task, advance=done, text=text)
+
+    def note(self, message: str) -> None:
+        """Show one line."""
+        click.echo(message, err=True)
+
+
+@dataclass(slots=True)
+class Lines:
+    """A line every few seconds, where there is no terminal."""
+
+    _last: float = field(default=0.0)
+
+    @contextmanager
+    def track(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        """Show lines for one piece of work."""
+        done, start = 0, time.monotonic()
+        self._last = start
+
+        def advance(count: int, text: str) -> None:
+            nonlocal done
+            done += count
+            now = time.monotonic()
+            if now - self._last >= _LINE_EVERY or (done >= total and now - start >= 2):
+                self._last = now
+                left = (now - start) / max(done, 1) * (total - done)
+                click.echo(f"{label}: {done}/{total}  {text}  {now - start:.0f} s, {left:.0f} s left", err=True)
+
+        yield advance
+
+    def note(self, message: str) -> None:
+        """Show one line."""
+        click.echo(message, err=True)
+
+
+def _failure(error: BaseException) -> tuple[int, str, str] | None:
+    """Return exit code, kind and message of a failure that has a name; None for a fault of the program."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        reason = str(error) or "stopped"
+        return 130, "Interrupted", f"interrupted: {reason}. A training run goes on with --resume."
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return 2, "Usage", error.format_message()
+    if isinstance(error, click.ClickException):
+        return error.exit_code, "Usage", error.format_message()
+    if isinstance(error, AdapterMixError):
+        return 1, type(error).__name__, str(error)
+    if isinstance(error, OSError):
+        return 1, "OSError", f"the disk or the network failed: {error}."
+    return None
+
+
+def fail(error: BaseException, *, as_json: bool) -> int:
+    """Show a failure and return the exit code; faults of the program itself are raised again.
+
+    Raises:
+        BaseException: the error has no name here, so a traceback helps more than a sentence.
+    """
+    if isinstance(error, SystemExit | click.exceptions.Exit):
+        code = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
+        return code if isinstance(code, int) else 1
+    found = _failure(error)
+    if found is None:
+        raise error
+    code, kind, message = found
+    if as_json:
+        click.echo(json.dumps({"error": {"kind": kind, "message": message}}, ensure_ascii=False))
+    elif isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(message, err=True)
+    else:
+        hint = ""
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f" See '{error.ctx.command_path} --help'."
+        click.echo(f"error: {message}{hint}", err=True)
+    return code

@@ -1,0 +1,190 @@
+"""Command-line options made from the settings of a command, so that the two cannot drift apart."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from ..settings import Settings
+from .console import Console
+
+_POSITIONAL = {"adapters": "ADAPTER...", "folder": "DIR", "repo": "REPO"}
+_NAMES = {"options": "--set"}
+_SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+class VariadicCommand(click.Command):
+    """Lets `--pairs a.tsv b.tsv` stand for `--pairs a.tsv --pairs b.tsv`; values end at the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option's name before each of its further values."""
+        many = {name for p in self.params if isinstance(p, click.Option) and p.multiple for name in p.opts}
+        spread: list[str] = []
+        current: str | None = None
+        values = 0
+        for position, argument in enumerate(args):
+            if argument == "--":
+                spread += args[position:]
+                break
+            if argument.startswith("-") and not _is_number(argument):
+                current, values = (argument if argument in many else None), 0
+                spread.append(argument)
+                continue
+            if current and values:
+                spread.append(current)
+            values += 1
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+class Numbers(click.ParamType[list[float]]):
+    """`0.5,0.7,0.9`."""
+
+    name = "W[,W...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Split at commas."""
+        if isinstance(value, list):
+            return value
+        try:
+            return [float(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"numbers parted by commas are needed, such as 0.5,0.7,0.9, got {value!r}.", param, ctx)
+
+
+def _core(annotation: Any) -> Any:
+    """Strip Annotated and `| None`."""
+    while hasattr(annotation, "__metadata__"):
+        annotation = annotation.__origin__
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        if len(members) == 1:
+            return _core(members[0])
+        return str  # such as int | "middle": the settings decide
+    return annotation
+
+
+def _kind(annotation: Any) -> dict[str, Any]:
+    """Return click's keyword arguments for a field's type."""
+    core = _core(annotation)
+    if core is bool:
+        return {"is_flag": True}
+    if get_origin(core) is Literal:
+        return {"type": click.Choice([str(choice) for choice in get_args(core)])}
+    if get_origin(core) is list:
+        inner = _core(get_args(core)[0])
+        return {"type": Numbers()} if inner is float else {"multiple": True, "metavar": "FILE..."}
+    if get_origin(core) is dict:
+        return {"multiple": True, "metavar": "KEY=VALUE"}
+    return {"type": _SCALARS.get(core, click.STRING)}
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    flag = _NAMES.get(name, "--" + name.replace("_", "-"))
+    help_text = field.description or ""
+    if not field.is_required() and field.default not in (None, False, [], {}):
+        default = " ".join(field.default) if isinstance(field.default, list) else field.default
+        help_text += f"  [default: {default}]"
+    kind = _kind(field.annotation)
+    if name == "targets":
+        kind["metavar"] = "NAME..."
+    return click.Option([flag, name], required=field.is_required(), default=None, help=help_text, **kind)
+
+
+def _parameters(settings: type[Settings]) -> list[click.Parameter]:
+    parameters: list[click.Parameter] = []
+    for name, field in settings.model_fields.items():
+        if name in _POSITIONAL:
+            many = -1 if get_origin(_core(field.annotation)) is list else 1
+            parameters.append(click.Argument([name], nargs=many, required=True, metavar=_POSITIONAL[name]))
+        else:
+            parameters.append(_option(name, field))
+    # what must be given comes first in --help
+    return sorted(parameters, key=lambda p: (not isinstance(p, click.Argument), not p.required))
+
+
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return the mapping of `KEY=VALUE` arguments; values are read as YAML scalars.
+
+    Raises:
+        click.BadParameter: an argument without `=`.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"KEY=VALUE is needed, got {pair!r}.")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise click.BadParameter(f"the value of {key!r} must be YAML: {value!r}.") from error
+    return found
+
+
+def explain(error: ValidationError) -> str:
+    """Return all faults of a set of options in one line."""
+    faults = []
+    for fault in error.errors():
+        place = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "the options"
+        faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}")
+    return "; ".join(dict.fromkeys(faults)) + "."
+
+
+def console_options() -> list[click.Parameter]:
+    """Return the options that every command has."""
+    return [
+        click.Option(["--json", "as_json"], is_flag=True, help="print one JSON document on stdout"),
+        click.Option(["--quiet"], is_flag=True, help="no text and no progress bars"),
+    ]
+
+
+def settings_command(
+    settings: type[Settings], *, name: str, text: str
+) -> Callable[[Callable[[Any, Console], None]], click.Command]:
+    """Make a command whose options are the fields of its settings.
+
+    Args:
+        settings: The settings' class.
+        name: Name of the command.
+        text: Further text for its help.
+    """
+
+    def make(body: Callable[[Any, Console], None]) -> click.Command:
+        def callback(*, as_json: bool, quiet: bool, **given: Any) -> None:
+            values: dict[str, Any] = {}
+            for key, value in given.items():
+                if value is None or value == ():
+                    continue
+                if key == "options":
+                    values[key] = key_values(value)
+                else:
+                    values[key] = list(value) if isinstance(value, tuple) else value
+            try:
+                resolved = settings(**values)
+            except ValidationError as error:
+                raise click.UsageError(explain(error), click.get_current_context()) from error
+            body(resolved, Console(as_json=as_json, quiet=quiet))
+
+        return VariadicCommand(
+            name,
+            callback=callback,
+            params=[*_parameters(settings), *console_options()],
+            help=f"{settings.__doc__}\n\n{text}".strip(),
+            no_args_is_help=True,
+        )
+
+    return make

@@ -1,0 +1,50 @@
+"""`train-align` and `train-task`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..settings import AlignSettings, TaskSettings
+from .console import Console
+from .options import settings_command
+
+if TYPE_CHECKING:
+    from ..train.run import TrainReport
+
+
+def _show(report: TrainReport, console: Console) -> None:
+    document = report.document()
+    if document.get("dry_run"):
+        console.say(f"would train {report.steps} steps and write {report.out}")
+    else:
+        loss = document["loss"]
+        console.say(
+            f"trained {report.parameters:,} parameters in {report.steps} steps of {document['seconds_per_step']:.2f} s "
+            f"({document['tokens_per_second']:.0f} tokens/s): loss {loss['first']:.3f} -> {loss['last']:.3f}"
+        )
+        console.say(f"wrote {report.out}")
+    console.document(document)
+
+
+@settings_command(
+    AlignSettings,
+    name="train-align",
+    text="Example: adaptermix train-align --base MODEL --pairs de-en.tsv tr-en.tsv --out align",
+)
+def train_align(settings: AlignSettings, console: Console) -> None:
+    """Train an alignment LoRA."""
+    from ..train import train_align as work
+
+    _show(work(settings, watch=console.watch), console)
+
+
+@settings_command(
+    TaskSettings,
+    name="train-task",
+    text="Example: adaptermix train-task --base MODEL --task slots --train en.train.tsv --out task",
+)
+def train_task(settings: TaskSettings, console: Console) -> None:
+    """Train a task LoRA."""
+    from ..train import train_task as work
+
+    _show(work(settings, watch=console.watch), console)

@@ -1,0 +1,101 @@
+"""Parallel sentence pairs: TSV, CSV or JSONL with two columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import DataError
+from .source import DataFile, find_files, parse_rows
+
+_JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A sentence and its translation.
+
+    Args:
+        languages: Codes of both sides, the anchor first.
+        source: Anchor sentence, usually not English.
+        target: Its translation, usually English.
+    """
+
+    languages: tuple[str, str]
+    source: str
+    target: str
+
+
+def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+    suffixes = file.path.suffixes
+    if ".jsonl" in suffixes:
+        yield from _json_columns(file)
+    elif ".csv" in suffixes:
+        lines = file.lines()
+        # line numbers of multi-line quoted cells are those of their last line
+        reader = csv.reader(line + "\n" for _, line in lines)
+        for row in reader:
+            yield reader.line_num, row
+    else:
+        yield from ((number, line.split("\t")) for number, line in file.lines() if line.strip())
+
+
+def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+    for number, line in file.lines():
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file.path}:{number}: every line must be JSON: {error}.") from error
+        names = next((pair for pair in _JSON_FIELDS if isinstance(row, dict) and set(pair) <= set(row)), None)
+        if names is None:
+            raise DataError(f"{file.path}:{number}: a pair must have the fields 'source' and 'target'.")
+        yield number, [str(row[name]) for name in names]
+
+
+def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[Pair], list[DataFile]]:
+    """Read parallel pairs.
+
+    Args:
+        arguments: `FILE` arguments; languages from names such as `deu-eng.tsv` or given as `de-en=FILE`.
+        rows: `START:STOP` of the rows of each file.
+
+    Returns:
+        The pairs in file order, and the files. Rows with an empty side are left out; they count as rows.
+
+    Raises:
+        DataError: a file is missing, empty, has a row of one column, or does not tell its languages.
+    """
+    files = find_files(arguments)
+    chosen = parse_rows(rows)
+    pairs: list[Pair] = []
+    for file in files:
+        languages = _pair_languages(file)
+        found = []
+        for number, columns in _columns(file):
+            if len(columns) < 2:
+                raise DataError(
+                    f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "
+                    f"{columns[0][:60]!r}. Separate them with a tab."
+                )
+            found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
+        kept = [pair for pair in found[chosen] if pair.source and pair.target]
+        if not kept:
+            raise DataError(
+                f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(found)}."
+            )
+        pairs += kept
+    return pairs, files
+
+
+def _pair_languages(file: DataFile) -> tuple[str, str]:
+    if len(file.languages) == 2:
+        return file.languages[0], file.languages[1]
+    if file.language and file.language != "en":
+        return file.language, "en"
+    raise DataError(
+        f"{file.path}: the languages of a pair file must show in its name (de-en.tsv) or be given (de-en=FILE)."
+    )

@@ -1,0 +1,204 @@
+"""Slot-filling rows: xSID CoNLL, `text TAB tags TAB intent`, MASSIVE JSONL, and JSONL with the slots spelled out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from ..errors import DataError
+from .source import DataFile, canonical_language, find_files, parse_rows
+
+_MASSIVE_SLOT = re.compile(r"\[\s*(?P<type>[^\]:]+?)\s*:\s*(?P<value>[^\]]*?)\s*\]")
+# MASSIVE counts these by character (He and Garner's scorer; ja-JP, zh-CN, zh-TW)
+CHARACTER_LANGUAGES = ("ja", "zh")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRow:
+    """A command with its slots.
+
+    Args:
+        text: The command.
+        slots: (type, value) in order.
+        language: Language code.
+        tokens: The command in tokens, where spans are annotated; else empty.
+        tags: Slot type per token, "O" outside; as long as `tokens`.
+    """
+
+    text: str
+    slots: tuple[tuple[str, str], ...]
+    language: str
+    tokens: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+def split_tokens(text: str, language: str) -> tuple[str, ...]:
+    """Split a command for span scoring: by blanks, or by character where words are not separated.
+
+    ASCII words stay whole in character languages, as in MASSIVE's scorer.
+    """
+    if language not in CHARACTER_LANGUAGES:
+        return tuple(text.split())
+    return tuple(piece for word in text.split() for piece in re.findall(r"[\x21-\x7e]+|[^\x00-\x7f]", word))
+
+
+def _row_from_bio(tokens: Sequence[str], bio: Sequence[str], text: str, language: str) -> SlotRow:
+    tags = tuple(tag[2:] if tag[:2] in ("B-", "I-") else "O" for tag in bio)
+    starts = [i for i, tag in enumerate(bio) if tag != "O" and (tag[:2] == "B-" or i == 0 or tags[i - 1] != tags[i])]
+    slots = []
+    for start in starts:
+        stop = start + 1
+        while stop < len(bio) and bio[stop] == f"I-{tags[start]}":
+            stop += 1
+        joined = "".join(tokens[start:stop])
+        apart = " ".join(tokens[start:stop])
+        slots.append((tags[start], joined if joined in text and apart not in text else apart))
+    # annotation may be by word where scoring is by character
+    pieces = [(piece, tag) for token, tag in zip(tokens, tags, strict=True) for piece in split_tokens(token, language)]
+    return SlotRow(
+        text=text,
+        slots=tuple(slots),
+        language=language,
+        tokens=tuple(piece for piece, _ in pieces),
+        tags=tuple(tag for _, tag in pieces),
+    )
+
+
+def _language(file: DataFile) -> str:
+    if file.language is None:
+        raise DataError(f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE).")
+    return file.language
+
+
+def _conll(file: DataFile) -> Iterator[SlotRow]:
+    """XSID: `# key = value` comments, then index, token, intent, tag; rows parted by blank lines."""
+    language = _language(file)
+    blocks = groupby(file.lines(), key=lambda item: bool(item[1].strip()))
+    for filled, lines in blocks:
+        if not filled:
+            continue
+        text, tokens, tags = "", [], []
+        for number, line in lines:
+            if line.startswith("#"):
+                key, _, value = line[1:].partition("=")
+                text = value.strip() if key.strip() == "text" else text
+                continue
+            columns = line.split("\t")
+            if len(columns) < 4:
+                raise DataError(f"{file.path}:{number}: xSID rows have 4 columns, found {len(columns)}: {line[:60]!r}.")
+            tokens.append(columns[1])
+            tags.append(columns[3])
+        if tokens:
+            yield _row_from_bio(tokens, tags, text or " ".join(tokens), language)
+
+
+def _tagged_lines(file: DataFile) -> Iterator[SlotRow]:
+    """Text, tags and intent, parted by tabs."""
+    language = _language(file)
+    for number, line in file.lines():
+        if not line.strip():
+            continue
+        columns = line.split("\t")
+        tokens, tags = columns[0].split(), columns[1].split() if len(columns) > 1 else []
+        if len(tokens) != len(tags):
+            raise DataError(
+                f"{file.path}:{number}: one tag per token is needed, found {len(tokens)} tokens and {len(tags)} tags."
+            )
+        yield _row_from_bio(tokens, tags, columns[0], language)
+
+
+def _json_rows(file: DataFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in file.lines():
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file.path}:{number}: every line must be JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
+        yield number, row
+
+
+def _massive(file: DataFile) -> Iterator[SlotRow]:
+    """MASSIVE: `annot_utt` such as "wake me at [time : five am]", language in `locale`."""
+    for number, row in _json_rows(file):
+        marked = row.get("annot_utt")
+        if not isinstance(marked, str):
+            raise DataError(f"{file.path}:{number}: a MASSIVE row must have 'annot_utt'.")
+        language = canonical_language(str(row.get("locale", "")).split("-")[0]) or _language(file)
+        tokens: list[str] = []
+        tags: list[str] = []
+        slots = []
+        last = 0
+        for match in [*_MASSIVE_SLOT.finditer(marked), None]:
+            plain = split_tokens(marked[last : match.start() if match else None], language)
+            tokens += plain
+            tags += ["O"] * len(plain)
+            if match:
+                inside = split_tokens(match["value"], language)
+                tokens += inside
+                tags += [match["type"]] * len(inside)
+                slots.append((match["type"], match["value"]))
+                last = match.end()
+        text = str(row.get("utt") or _MASSIVE_SLOT.sub(lambda found: found["value"], marked))
+        yield SlotRow(text=text, slots=tuple(slots), language=language, tokens=tuple(tokens), tags=tuple(tags))
+
+
+def _spelled_out(file: DataFile) -> Iterator[SlotRow]:
+    """{"text", "slots": [{"type", "value"}], "language"}: values need not occur in the text."""
+    for number, row in _json_rows(file):
+        try:
+            slots = tuple((str(slot["type"]), str(slot["value"])) for slot in row["slots"])
+            text = str(row["text"])
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.'
+            ) from error
+        yield SlotRow(text=text, slots=slots, language=str(row.get("language") or _language(file)))
+
+
+Reader = Callable[[DataFile], Iterator[SlotRow]]
+
+
+def _reader(file: DataFile) -> Reader:
+    """Choose by the first line that is not blank."""
+    first = next((line for _, line in file.lines() if line.strip()), None)
+    if first is None:
+        raise DataError(f"a data file must hold rows, and {file.path} is empty.")
+    if first.startswith("{"):
+        return _massive if '"annot_utt"' in first else _spelled_out
+    columns = first.split("\t")
+    if first.startswith("#") or (len(columns) >= 4 and columns[0].isdigit()):
+        return _conll
+    if len(columns) >= 2:
+        return _tagged_lines
+    raise DataError(
+        f"{file.path}:1: slot data must be xSID CoNLL, 'text TAB tags', MASSIVE JSONL, or JSONL with 'text' and "
+        f"'slots', found {first[:60]!r}."
+    )
+
+
+def read_slots(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[SlotRow], list[DataFile]]:
+    """Read slot-filling rows.
+
+    Args:
+        arguments: `FILE` arguments.
+        rows: `START:STOP` of the rows of each file.
+
+    Raises:
+        DataError: a file is missing, empty, malformed, or does not tell its language.
+    """
+    files = find_files(arguments)
+    chosen = parse_rows(rows)
+    found: list[SlotRow] = []
+    for file in files:
+        here = list(_reader(file)(file))
+        if not here[chosen]:
+            raise DataError(f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(here)}.")
+        found += here[chosen]
+    return found, files

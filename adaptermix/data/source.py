@@ -1,0 +1,150 @@
+"""`FILE` arguments: paths, globs, `.gz`, and the language, given as `de=FILE` or read from the file's name."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ..errors import DataError
+from ..files import sha256
+
+# Words of file names that look like language codes.
+_NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
+_GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:-[A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
+_RANGE = re.compile(r"(?P<start>\d*):(?P<stop>\d*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """One data file.
+
+    Args:
+        path: Where it is.
+        languages: Language codes from its name or as given: one, or two for pairs, or none.
+    """
+
+    path: Path
+    languages: tuple[str, ...]
+
+    @property
+    def language(self) -> str | None:
+        """The one language, if there is just one."""
+        return self.languages[0] if len(self.languages) == 1 else None
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yield numbered lines without their ends, from 1.
+
+        Raises:
+            DataError: the file is not UTF-8 or its compression is broken.
+        """
+        opener = gzip.open if self.path.suffix == ".gz" else open
+        number = 0
+        try:
+            with opener(self.path, "rt", encoding="utf-8-sig", newline="\n") as file:
+                for number, line in enumerate(file, start=1):
+                    yield number, line.rstrip("\r\n")
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.") from error
+
+    def entry(self) -> dict[str, object]:
+        """Return what a manifest records of the file."""
+        return {"name": self.path.name, "languages": list(self.languages), "sha256": sha256(self.path)}
+
+
+@cache
+def canonical_language(code: str) -> str | None:
+    """Return the shortest standard code (`deu` gives `de`, `cmn` gives `zh`), or None if it is no language.
+
+    Example:
+        >>> canonical_language("deu"), canonical_language("gsw"), canonical_language("xq")
+        ('de', 'gsw', None)
+    """
+    import langcodes
+    from langcodes.tag_parser import LanguageTagError
+
+    try:
+        language = langcodes.Language.get(langcodes.standardize_tag(code, macro=True))
+    except LanguageTagError:
+        return None
+    return language.language if language.is_valid() else None
+
+
+def languages_of(path: Path) -> tuple[str, ...]:
+    """Return the language codes in a file's name: those of a pair (`deu-eng`), else the last single one.
+
+    Example:
+        >>> languages_of(Path("train.deu-eng.tsv.gz")), languages_of(Path("en.train.tsv")), languages_of(Path("x.txt"))
+        (('de', 'en'), ('en',), ())
+    """
+    stem = re.sub(r"(\.(tsv|csv|txt|jsonl?|conll|iob2|gz))+$", "", path.name)
+    for first, second in re.findall(r"(?<![A-Za-z])([a-z]{2,3})-([a-z]{2,3})(?![A-Za-z])", stem):
+        pair = canonical_language(first), canonical_language(second)
+        if pair[0] and pair[1]:
+            return pair[0], pair[1]
+    for token in reversed(re.split(r"[._-]", stem)):
+        if re.fullmatch(r"[a-z]{2,3}", token) and token not in _NOT_LANGUAGES and (code := canonical_language(token)):
+            return (code,)
+    return ()
+
+
+def find_files(arguments: Sequence[str]) -> list[DataFile]:
+    """Resolve `FILE` arguments.
+
+    Args:
+        arguments: Paths or globs, each with an optional `LANGUAGE=` (or `LANGUAGE-LANGUAGE=`) in front.
+
+    Raises:
+        DataError: no file matches, a file is empty, or a form is not handled.
+    """
+    files: list[DataFile] = []
+    for argument in arguments:
+        if argument.startswith("hf:"):
+            raise DataError(
+                f"data sets on the Hub are not read yet ({argument}). Export the rows to JSONL or TSV and give that."
+            )
+        given, pattern = _split_given(argument)
+        paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
+        if not paths:
+            raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
+        files += [DataFile(path=path, languages=given or languages_of(path)) for path in paths]
+    for file in files:
+        if not file.path.is_file():
+            raise DataError(f"a data file is needed, and {file.path} is a folder. Give its files, or a glob.")
+        if file.path.stat().st_size == 0:
+            raise DataError(f"a data file must hold rows, and {file.path} is empty.")
+    if not files:
+        raise DataError("at least one data file is needed, got none.")
+    return files
+
+
+def _split_given(argument: str) -> tuple[tuple[str, ...], str]:
+    match = _GIVEN.fullmatch(argument)
+    if match is None or Path(argument).exists():
+        return (), argument
+    codes = match["language"].split("-")
+    languages = tuple(canonical_language(code) or code for code in codes)
+    return languages, match["path"]
+
+
+def parse_rows(rows: str | None) -> slice:
+    """Return the slice for `START:STOP` (each may be missing), which picks rows of every file.
+
+    Raises:
+        DataError: another form.
+
+    Example:
+        >>> parse_rows("500:")
+        slice(500, None, None)
+    """
+    if rows is None:
+        return slice(None)
+    match = _RANGE.fullmatch(rows)
+    if match is None:
+        raise DataError(f"--rows must be START:STOP with whole numbers, such as 0:300 or 500:, got {rows!r}.")
+    return slice(*(int(part) if part else None for part in (match["start"], match["stop"])))

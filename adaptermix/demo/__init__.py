@@ -1,0 +1,1 @@
+"""A demo of cross-lingual transfer with a small hand-written corpus."""

@@ -1,0 +1,199 @@
+"""A small parallel corpus of voice-assistant commands in nine languages.
+
+A *meaning* is a template with English slot values; all languages share it, so their rows are parallel.
+"""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from itertools import product, zip_longest
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+LANGUAGES: tuple[str, ...] = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da")
+"""Codes of the languages of the corpus; English comes first because its templates order the slots."""
+
+Split: TypeAlias = Literal["train", "dev", "test"]
+"""One of the three disjoint parts of the corpus."""
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One sentence with the slots that an assistant should read out of it.
+
+    Attributes:
+        key: Name of the meaning; equal in all languages.
+        language: Code of the language of the text.
+        text: The sentence.
+        slots: Pairs of slot type and English value, in the order of the English sentence.
+    """
+
+    key: str
+    language: str
+    text: str
+    slots: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    template: str
+    slots: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> str:
+        return "/".join((self.template, *(value for _, value in self.slots)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Lexicon:
+    language: str
+    templates: dict[str, str]
+    values: dict[str, dict[str, str]]
+
+
+def commands(split: Split, language: str, count: int, *, seed: int = 0) -> list[Command]:
+    """Draw distinct commands of a split.
+
+    The order depends on the split and the seed only: it is the same for every language, and a smaller count
+    gives a prefix of a larger one.
+
+    Args:
+        split: Which of the disjoint parts to draw from.
+        language: One of `LANGUAGES`.
+        count: How many commands to draw.
+        seed: Chooses another order.
+
+    Raises:
+        ValueError: The split has fewer commands, or the split or the language is unknown.
+    """
+    lexicon = _lexicon(language)
+    return [_render(meaning, lexicon) for meaning in _draw(split, count, f"commands {seed}")]
+
+
+def pairs(language: str, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
+    """Draw pairs of a sentence and its English translation from the train split, for alignment.
+
+    Args:
+        language: One of `LANGUAGES`, but not English.
+        count: How many pairs to draw.
+        seed: Chooses another order.
+
+    Raises:
+        ValueError: There are fewer pairs, or the language is unknown or English.
+    """
+    if language == "en":
+        raise ValueError("English cannot be paired with itself.")
+    lexicon, english = _lexicon(language), _lexicon("en")
+    # An order of its own, so that the pairs are not the first rows of the task data again.
+    meanings = _draw("train", count, f"pairs {seed}")
+    return [(_render(meaning, lexicon).text, _render(meaning, english).text) for meaning in meanings]
+
+
+def write(
+    folder: Path,
+    *,
+    train: int,
+    dev: int,
+    test: int,
+    pairs: int,
+    task_languages: Sequence[str],
+    align_languages: Sequence[str],
+    seed: int = 0,
+) -> None:
+    """Write the corpus as files for training, evaluation and alignment.
+
+    Args:
+        folder: Where the files go; it is made if needed.
+        train: Rows in each `train.{language}.jsonl`.
+        dev: Rows in each `dev.{language}.jsonl`, one file for every language.
+        test: Rows in each `test.{language}.jsonl`, one file for every language.
+        pairs: Rows in each `pairs.{language}-en.tsv`.
+        task_languages: Languages that get a train file.
+        align_languages: Languages that get a pairs file.
+        seed: Chooses another order.
+
+    Raises:
+        ValueError: More rows are asked for than exist, or a language is unknown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for language in task_languages:
+        _write_commands(folder / f"train.{language}.jsonl", commands("train", language, train, seed=seed))
+    for language in LANGUAGES:
+        _write_commands(folder / f"dev.{language}.jsonl", commands("dev", language, dev, seed=seed))
+        _write_commands(folder / f"test.{language}.jsonl", commands("test", language, test, seed=seed))
+    for language in align_languages:
+        rows = _draw_pairs(language, pairs, seed=seed)
+        _write_lines(folder / f"pairs.{language}-en.tsv", ["\t".join(row) for row in rows])
+
+
+# In `write` the number of pairs hides the function of the same name.
+_draw_pairs = pairs
+
+
+def _write_commands(path: Path, rows: Sequence[Command]) -> None:
+    _write_lines(path, [json.dumps(_record(row), ensure_ascii=False) for row in rows])
+
+
+def _record(row: Command) -> dict[str, object]:
+    slots = [{"type": kind, "value": value} for kind, value in row.slots]
+    return {"id": row.key, "text": row.text, "slots": slots, "language": row.language}
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _draw(split: Split, count: int, order: str) -> list[_Meaning]:
+    groups = _meanings(split)
+    available = sum(len(group) for group in groups)
+    if not 0 <= count <= available:
+        raise ValueError(f"The {split} split has {available} commands, but {count} were asked for.")
+    rng = random.Random(f"{split} {order}")  # noqa: S311 - a reproducible order, not a secret
+    shuffled = [rng.sample(group, len(group)) for group in rng.sample(groups, len(groups))]
+    # Taking turns keeps templates with three slots from crowding out those with one.
+    turns = [meaning for turn in zip_longest(*shuffled) for meaning in turn if meaning is not None]
+    return turns[:count]
+
+
+@cache
+def _meanings(split: Split) -> tuple[tuple[_Meaning, ...], ...]:
+    """Return the meanings of a split, one group for each template that has any."""
+    if split not in ("train", "dev", "test"):
+        raise ValueError(f"There is no {split!r} split; choose train, dev or test.")
+    english = _lexicon("en")
+    groups = []
+    for name, template in english.templates.items():
+        kinds = _PLACEHOLDER.findall(template)
+        choices = product(*(english.values[kind] for kind in kinds))
+        meanings = (_Meaning(name, tuple(zip(kinds, values, strict=True))) for values in choices)
+        groups.append(tuple(meaning for meaning in meanings if _split_of(meaning) == split))
+    return tuple(group for group in groups if group)
+
+
+def _split_of(meaning: _Meaning) -> Split:
+    if not meaning.slots:
+        return "train"
+    percent = int(sha256(meaning.key.encode()).hexdigest(), 16) % 100
+    return "train" if percent < 70 else "dev" if percent < 85 else "test"
+
+
+def _render(meaning: _Meaning, lexicon: _Lexicon) -> Command:
+    words = {kind: lexicon.values[kind][value] for kind, value in meaning.slots}
+    text = lexicon.templates[meaning.template].format(**words)
+    return Command(key=meaning.key, language=lexicon.language, text=text, slots=meaning.slots)
+
+
+@cache
+def _lexicon(language: str) -> _Lexicon:
+    if language not in LANGUAGES:
+        raise ValueError(f"The corpus has no language {language!r}; it has {', '.join(LANGUAGES)}.")
+    source = files("adaptermix.demo").joinpath("languages", f"{language}.json")
+    data = json.loads(source.read_text(encoding="utf-8"))
+    return _Lexicon(language, data["templates"], data["values"])

@@ -1,0 +1,67 @@
+"""Greedy, batched, left-padded generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..models import BaseModel
+from ..progress import SILENT, Watcher
+
+
+def _stop_ids(base: BaseModel) -> list[int]:
+    """Token ids that end an answer: the model's own ends, and a line break, since answers are one line."""
+    config = base.model.generation_config.eos_token_id
+    ends = [] if config is None else [config] if isinstance(config, int) else list(config)
+    breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n")]
+    return sorted({*ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` [rows longest]."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.inference_mode()
+def generate(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    watch: Watcher = SILENT,
+    label: str = "generate",
+) -> list[str]:
+    """Return one greedy continuation per prompt, up to an end token or a line break.
+
+    Args:
+        base: A causal language model.
+        prompts: Token ids; rows of like length are batched together, the order of the results is that of the prompts.
+        max_new_tokens: Most tokens to generate per row.
+        batch_size: Rows per batch.
+        watch: Receives progress.
+        label: Name of the progress bar.
+    """
+    from transformers import GenerationConfig
+
+    stops = _stop_ids(base)
+    pad = base.tokenizer.pad_token_id
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=stops, pad_token_id=pad
+    )
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    answers = [""] * len(prompts)
+    with watch.track(label, len(prompts)) as advance:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = _pad_left([prompts[row] for row in rows], pad, base.device)
+            output = base.model.generate(**batch, generation_config=settings)
+            for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+                answers[row] = base.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+            advance(len(rows), "")
+    return answers

@@ -1,0 +1,263 @@
+"""Base models: found, loaded, and seen as a stack of blocks. Nothing here is particular to one architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .errors import ModelError
+
+Kind = Literal["causal", "encoder"]
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
+_SAMPLE_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A base model with its tokenizer.
+
+    Args:
+        id: Hub id or folder, as given.
+        revision: Pinned revision, if any.
+        fingerprint: Hash of its weight files, None where they are not on disk.
+        kind: "causal" for language models, "encoder" for bidirectional ones.
+        model: The transformers model, in eval mode, no parameter requiring a gradient.
+        tokenizer: Its tokenizer; a pad token is always set.
+    """
+
+    id: str
+    revision: str | None
+    fingerprint: str | None
+    kind: Kind
+    model: Any
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks n; hidden states are numbered 0 (embeddings) to n."""
+        return len(blocks(self.model)[1])
+
+    def entry(self) -> dict[str, Any]:
+        """Return the base model's entry of a manifest."""
+        return {
+            "id": self.id,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "class": self.kind,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ModelError: CUDA is asked for and not there, or the name is unknown.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.") from error
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"--device {device} is asked for, and {torch.cuda.device_count()} CUDA devices are there.")
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype for `auto`, `float32`, `bfloat16` or `float16`.
+
+    `auto` is bfloat16 where the hardware multiplies it natively (CUDA, CPUs with AVX512-BF16 or AMX), else float32.
+    """
+    if dtype != "auto":
+        named: torch.dtype = getattr(torch, dtype)
+        return named
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """Return (id, revision) of `MODEL` or `MODEL@REVISION`; a folder that exists is taken as it is."""
+    if Path(reference).exists() or "@" not in reference:
+        return reference, None
+    name, revision = reference.rsplit("@", 1)
+    return name, revision
+
+
+def fingerprint(folder: Path) -> str | None:
+    """Return a hash of a model folder's weight files: names, sizes, and the first and last MiB of each."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _folder(name: str, revision: str | None) -> Path | None:
+    """Return the folder that holds a model's weights, if it is on disk."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "model.safetensors.index.json"):
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str | os.PathLike):
+            return Path(found).parent
+    return None
+
+
+def _kind(config: Any, reference: str) -> Kind:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{reference}: encoder-decoder models are not handled yet; give a language model or an encoder."
+        )
+    named = " ".join(config.architectures or ())
+    if "ForCausalLM" in named or "LMHead" in named:
+        return "causal"
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "encoder"
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    raise ModelError(f"{reference}: a language model or an encoder is needed, found model type {config.model_type!r}.")
+
+
+def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """Load a base model and its tokenizer.
+
+    Args:
+        reference: A folder or a Hub id, with `@REVISION` if wanted.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`; see `pick_dtype`.
+
+    Raises:
+        ModelError: no such model, a kind that is not handled, or files that do not load.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    name, revision = split_revision(reference)
+    place = pick_device(device)
+    pinned = {"revision": revision} if revision else {}
+    try:
+        config = AutoConfig.from_pretrained(name, **pinned)
+        kind = _kind(config, reference)
+        auto = AutoModelForCausalLM if kind == "causal" else AutoModel
+        model = auto.from_pretrained(name, dtype=pick_dtype(dtype, place), **pinned)
+        tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"base model {reference!r} must be a model folder or a Hub id that can be reached: {reason}"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    folder = _folder(name, revision)
+    return BaseModel(
+        id=name,
+        revision=revision,
+        fingerprint=fingerprint(folder) if folder else None,
+        kind=kind,
+        model=model.to(place).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+    )
+
+
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the path and the list of the model's blocks: the outermost list of as many modules as it has layers.
+
+    Raises:
+        ModelError: there is no such list.
+    """
+    config: Any = model.config
+    count = config.get_text_config().num_hidden_layers
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not found:
+        raise ModelError(f"a list of {count} blocks is needed in {type(model).__name__}, and there is none.")
+    return min(found, key=lambda item: item[0].count("."))
+
+
+def block_index(layer: int | Literal["middle"], count: int) -> int:
+    """Return the number of blocks to run, 1 to n, for a layer given by number or as `middle` (n/2, rounded down).
+
+    Raises:
+        ModelError: the layer is not among 1 to n.
+    """
+    number = max(1, count // 2) if layer == "middle" else layer
+    if not 1 <= number <= count:
+        raise ModelError(f"--layer must be from 1 to {count} for this base model, got {number}.")
+    return number
+
+
+def keep_blocks(model: nn.Module, count: int) -> None:
+    """Remove all blocks after the first `count`, for good: their memory is freed and they are never computed."""
+    path, stack = blocks(model)
+    kept = nn.ModuleList(stack[:count])
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, kept)
+    config: Any = model.config
+    text = config.get_text_config()
+    text.num_hidden_layers = count
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:count]
+
+
+def backbone(base: BaseModel) -> nn.Module:
+    """Return the part of the model that gives hidden states, without any head."""
+    inner = base.model.get_decoder() if base.kind == "causal" else base.model
+    module: nn.Module = inner
+    return module
+
+
+def require_causal(base: BaseModel, what: str) -> None:
+    """Refuse a model that does not generate.
+
+    Raises:
+        ModelError: the model is an encoder.
+    """
+    if base.kind != "causal":
+        raise ModelError(f"{what} generates text and needs a causal language model; {base.id!r} is an encoder.")
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Return the last names of all linear layers inside the blocks ("all linear" targets; heads are left out)."""
+    _, stack = blocks(model)
+    # Quantised layers and Conv1D are linear too, by what they offer rather than by class.
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in stack[0].named_modules()
+            if hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
+        }
+    )

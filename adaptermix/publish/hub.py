@@ -1,0 +1,98 @@
+"""Push an output folder to the Hub; the only place that writes to the network."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import manifest as manifests
+from ..adapters import open_adapter
+from ..errors import PublishError
+from ..files import MANIFEST, write_whole
+from ..settings import PushSettings
+from .card import card
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PRIVATE = (".*", "*.partial", "__pycache__")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushReport:
+    """What was pushed, or would be.
+
+    Args:
+        repo: Repository.
+        files: (name, bytes) of each file.
+        url: Where it is now; None after a dry run.
+    """
+
+    repo: str
+    files: list[tuple[str, int]]
+    url: str | None
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of `adaptermix push`."""
+        return {
+            "repo": self.repo,
+            "files": [{"name": name, "bytes": size} for name, size in self.files],
+            "url": self.url,
+            "dry_run": self.url is None,
+        }
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    """Return the folder's manifest, or a small one for adapters made elsewhere."""
+    source = open_adapter(folder)
+    if (folder / MANIFEST).exists():
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return manifests.manifest("adapter", plan={}, base=manifests.base_entry(source.meta))
+
+
+def push(settings: PushSettings) -> PushReport:
+    """Publish an adapter folder with a model card made from its manifest.
+
+    With `dry_run` the card is written, the files are listed, and nothing leaves the machine.
+
+    Raises:
+        AdapterFormatError: the folder holds no adapter that loads.
+        PublishError: a name that is no repository, or the Hub refuses.
+    """
+    folder = Path(settings.folder)
+    if not _REPO.fullmatch(settings.repo):
+        raise PublishError(f"a repository must be named owner/name, got {settings.repo!r}.")
+    document = _document(folder)
+    write_whole(folder / "README.md", card(document, name=settings.repo.split("/")[1]).encode())
+    files = sorted(
+        (path.relative_to(folder).as_posix(), path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    url = None if settings.dry_run else _upload(folder, settings)
+    return PushReport(repo=settings.repo, files=files, url=url)
+
+
+def _upload(folder: Path, settings: PushSettings) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(settings.repo, private=settings.private, exist_ok=True)
+        if settings.revision:
+            api.create_branch(settings.repo, branch=settings.revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=settings.repo,
+            folder_path=folder,
+            commit_message=settings.message,
+            revision=settings.revision,
+            ignore_patterns=list(_PRIVATE),
+        )
+    except Exception as error:  # its HTTP library, and so the class of a network error, differs by version
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PublishError(
+            f"pushing to {settings.repo} failed: {reason}. Check the network, and log in with `hf auth login`. "
+            "Nothing was changed on disk."
+        ) from error
+    return f"https://huggingface.co/{settings.repo}"

@@ -1,0 +1,166 @@
+"""Settings of every command, once: recipes are validated by them, command-line options are made from them.
+
+Importing this module costs no torch, so `adaptermix --help` stays fast. A field's description is its help text.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Layer = int | Literal["middle"]
+Positive = Annotated[int, Field(ge=1)]
+Files = Annotated[list[str], Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Placed(Settings):
+    """Where and how to compute."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Dtype = Field("auto", description="dtype of the base model; auto is bfloat16 where the hardware has it")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+
+
+class Written(Settings):
+    """What is written where."""
+
+    out: str = Field(description="output folder; appears whole or not at all")
+    overwrite: bool = Field(False, description="replace an existing adapter folder")
+    dry_run: bool = Field(False, description="check everything and show the plan; write nothing")
+
+
+class TrainingSettings(Placed, Written):
+    """What all training commands share. Defaults are those of the mid-align paper where it states them."""
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    resume: bool = Field(False, description="go on with an interrupted run")
+    rank: Positive = Field(8, description="rank of the LoRA")
+    alpha: float = Field(16.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the LoRA")
+    targets: list[str] = Field(["all-linear"], description="names of the modules to adapt")
+    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = Field(
+        "inverse_sqrt", description="how the learning rate falls"
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    batch_size: Positive = Field(32, description="rows per step and per accumulation")
+    accumulate: Positive = Field(1, description="batches per optimizer step")
+    epochs: float = Field(5.0, gt=0, description="passes over the rows")
+    steps: Positive | None = Field(None, description="optimizer steps; takes the place of --epochs")
+    max_length: Positive = Field(256, description="longest text in tokens; longer ones are cut")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    checkpoint_every: Positive = Field(25, description="optimizer steps between checkpoints")
+
+
+class AlignSettings(TrainingSettings):
+    """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
+
+    pairs: Files = Field(description="parallel pair files, such as de-en.tsv")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
+    temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
+    symmetric: bool = Field(False, description="average both directions; published: source to target only")
+    mask_duplicates: bool = Field(False, description="do not count equal target sentences as negatives")
+    exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
+    balance: Literal["languages", "rows"] = Field(
+        "languages", description="draw every language pair equally often, or every row"
+    )
+
+
+class TaskSettings(TrainingSettings):
+    """Train a task LoRA."""
+
+    task: str = Field(description="task: slots")
+    train: Files = Field(description="training files")
+    dev: list[str] = Field([], description="dev files; their loss is logged after each epoch")
+    rows: str | None = Field(None, description="START:STOP, the rows of each training file to use")
+    template: str = Field("plain", description="prompt template: plain or mid-align; saved with the adapter")
+
+
+class GenerationSettings(Placed):
+    """Greedy generation."""
+
+    batch_size: Positive = Field(32, description="rows per batch")
+    max_new_tokens: Positive = Field(64, description="most tokens to generate per row")
+
+
+class EvaluateSettings(GenerationSettings):
+    """Score a base model, with an adapter or without, per language."""
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    adapter: str | None = Field(None, description="adapter folder; none scores the base model alone")
+    task: str = Field(description="task: slots")
+    data: Files = Field(description="data files, one or more languages")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
+    predictions: str | None = Field(None, description="file for the generated answers, as JSONL")
+
+
+class RetrieveSettings(Placed):
+    """Translation retrieval per layer and direction."""
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    adapter: str | None = Field(None, description="adapter folder; none measures the base model alone")
+    data: Files = Field(description="pair files (de-en.tsv) or one text per language (de.txt en.txt)")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    batch_size: Positive = Field(64, description="sentences per batch")
+    max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
+    neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
+
+
+class MergeSettings(Written):
+    """Merge adapters; no base model is loaded."""
+
+    adapters: Files = Field(description="adapter folders")
+    weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
+    method: str = Field("exact", description="merge method: exact")
+    rank: Positive | None = Field(None, description="recompress to this rank; default keeps everything")
+    options: dict[str, Any] = Field({}, description="hyper-parameters of the method")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage dtype of the result")
+    allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
+
+
+class SearchSettings(GenerationSettings, Written):
+    """Find the weight of a pair of adapters on dev data."""
+
+    adapters: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
+        description="two adapter folders; the weight is that of the first"
+    )
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    task: str = Field(description="task: slots")
+    dev: Files = Field(description="dev files, one or more languages")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    grid: Annotated[list[float], Field(min_length=1)] = Field(
+        description="weights of the first adapter to try; the second gets 1 - w"
+    )
+    template: str | None = Field(
+        None, description="prompt template; default: the one the task adapter was trained with"
+    )
+    rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
+    allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> SearchSettings:
+        if len(set(self.grid)) != len(self.grid):
+            raise ValueError(f"grid must hold each weight once, got {self.grid}")
+        return self
+
+
+class PushSettings(Settings):
+    """Publish an output folder on the Hub."""
+
+    folder: str = Field(description="output folder of adaptermix, or any PEFT adapter")
+    repo: str = Field(description="repository, as owner/name")
+    private: bool = Field(False, description="make the repository private")
+    revision: str | None = Field(None, description="branch to push to")
+    message: str = Field("Upload adapter", description="commit message")
+    dry_run: bool = Field(False, description="write the card and list the files; no network")

@@ -1,0 +1,125 @@
+"""Slot filling by generation: `type: value; type: value`, or `None`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from ..data import DataFile, SlotRow, read_slots
+from ..data.slots import split_tokens
+
+NO_SLOTS = "None"
+
+
+class Counts(NamedTuple):
+    """True positives, false positives and false negatives."""
+
+    hit: int
+    spurious: int
+    missed: int
+
+
+def format_slots(slots: Sequence[tuple[str, str]]) -> str:
+    """Return the answer for these slots.
+
+    Example:
+        >>> format_slots([("time", "five am"), ("date", "this week")])
+        'time: five am; date: this week'
+    """
+    return "; ".join(f"{kind}: {value}" for kind, value in slots) or NO_SLOTS
+
+
+def parse_slots(answer: str) -> list[tuple[str, str]]:
+    """Read an answer back; only its first line counts, and parts that are not `type: value` are dropped.
+
+    As in MASSIVE's scorer a part must split on ": " into exactly two.
+
+    Example:
+        >>> parse_slots("time: five am; date this week; city: ")
+        [('time', 'five am')]
+    """
+    lines = answer.strip().splitlines()
+    if not lines or lines[0].strip().lower() == NO_SLOTS.lower():
+        return []
+    parts = [part.split(": ") for part in lines[0].split("; ")]
+    return [(p[0].strip(), p[1].strip()) for p in parts if len(p) == 2 and p[0].strip() and p[1].strip()]
+
+
+def count_pairs(gold: Sequence[tuple[str, str]], predicted: Sequence[tuple[str, str]]) -> Counts:
+    """Compare bags of (type, value); case does not count."""
+    want = Counter((kind, value.lower()) for kind, value in gold)
+    have = Counter((kind, value.lower()) for kind, value in predicted)
+    hit = sum((want & have).values())
+    return Counts(hit, sum(have.values()) - hit, sum(want.values()) - hit)
+
+
+def tag_tokens(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language: str) -> list[str]:
+    """Tag a command's tokens with predicted slots, as MASSIVE's scorer does.
+
+    Every occurrence of a value, without regard to case, is tagged; later slots overwrite earlier ones; values that do not
+    occur are passed over.
+    """
+    lowered = [token.lower() for token in tokens]
+    tags = ["O"] * len(tokens)
+    for kind, value in slots:
+        phrase = [piece.lower() for piece in split_tokens(value, language)]
+        for start in range(len(lowered) - len(phrase) + 1):
+            if phrase and lowered[start : start + len(phrase)] == phrase:
+                tags[start : start + len(phrase)] = [kind] * len(phrase)
+    return tags
+
+
+def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Return (type, start, stop) of every run of one tag; equal neighbours are one span, as in MASSIVE's scorer."""
+    found = set()
+    start = 0
+    for tag, run in groupby(tags):
+        stop = start + len(list(run))
+        if tag != "O":
+            found.add((tag, start, stop))
+        start = stop
+    return found
+
+
+def count_spans(row: SlotRow, predicted: Sequence[tuple[str, str]]) -> Counts:
+    """Compare the spans of the row's tags with those of the predicted slots."""
+    gold, guess = spans(row.tags), spans(tag_tokens(row.tokens, predicted, row.language))
+    hit = len(gold & guess)
+    return Counts(hit, len(guess) - hit, len(gold) - hit)
+
+
+class Slots:
+    """Generative slot filling, scored by micro F1.
+
+    `pair_f1` compares (type, value) pairs and works for values that do not occur in the command; `span_f1` compares token
+    spans as MASSIVE's scorer does (FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582) and needs annotated tokens.
+    """
+
+    name = "slots"
+    metrics = ("pair_f1", "span_f1")
+
+    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[SlotRow], list[DataFile]]:
+        """Read slot rows; see `adaptermix.data.slots`."""
+        return read_slots(arguments, rows=rows)
+
+    def text(self, row: SlotRow) -> str:
+        """Return the command."""
+        return row.text
+
+    def answer(self, row: SlotRow) -> str:
+        """Return the slots as text."""
+        return format_slots(row.slots)
+
+    def language(self, row: SlotRow) -> str:
+        """Return the command's language."""
+        return row.language
+
+    def count(self, row: SlotRow, answer: str) -> Mapping[str, Counts]:
+        """Count pairs, and spans where the row has tokens."""
+        predicted = parse_slots(answer)
+        counts = {"pair_f1": count_pairs(row.slots, predicted)}
+        if row.tokens:
+            counts["span_f1"] = count_spans(row, predicted)
+        return counts

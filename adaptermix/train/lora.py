@@ -1,0 +1,99 @@
+"""LoRA on a live model: put it in, count it, take it out as plain factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import AdapterMeta, AdapterState, TargetSpec
+from ..algebra import LowRank
+from ..errors import PlanError
+from ..models import BaseModel, blocks, linear_names
+from ..settings import TrainingSettings
+
+_NAME = "default"
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return module names for the `targets` setting; `all-linear` is every linear layer of the blocks.
+
+    Raises:
+        PlanError: a name that occurs in no block.
+    """
+    known = linear_names(model)
+    if list(targets) == ["all-linear"]:
+        return known
+    missing = sorted(set(targets) - set(known))
+    if missing:
+        raise PlanError(f"--targets must be all-linear or among {', '.join(known)}, got {', '.join(missing)}.")
+    return list(targets)
+
+
+def inject(model: nn.Module, settings: TrainingSettings, *, seed: int) -> list[str]:
+    """Put a fresh LoRA into the model's blocks, in place, and return the names of the adapted modules.
+
+    B starts at zero, so the model's output does not change; only LoRA factors require a gradient.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = resolve_targets(model, settings.targets)
+    path, stack = blocks(model)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=names,
+        layers_to_transform=list(range(len(stack))),
+        layers_pattern=path.rpartition(".")[2],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return names
+
+
+def factors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trainable factors by parameter name, sorted."""
+    return dict(sorted((name, p) for name, p in model.named_parameters() if p.requires_grad))
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in factors(model).values())
+
+
+def extract(values: dict[str, Tensor], settings: TrainingSettings) -> dict[str, LowRank]:
+    """Return one update per module path from factors by parameter name, in float32 on the CPU."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in values.items():
+        module, _, rest = name.partition(".lora_")
+        found.setdefault(module, {})[rest[0]] = value.detach().float().cpu()
+    scale = settings.alpha / settings.rank
+    return {module: LowRank(b=pair["B"], a=pair["A"], scale=scale) for module, pair in found.items()}
+
+
+def state_of(base: BaseModel, updates: dict[str, LowRank], names: Sequence[str], layers: int | None) -> AdapterState:
+    """Return the trained adapter.
+
+    Args:
+        base: The base model it was trained on.
+        updates: Its updates.
+        names: Names of the adapted modules.
+        layers: Number of adapted blocks, or None for all of the model's.
+    """
+    path, _ = blocks(base.model)
+    confined: dict[str, Any] = (
+        {} if layers is None else {"layers": tuple(range(layers)), "layers_pattern": (path.rpartition(".")[2],)}
+    )
+    meta = AdapterMeta(
+        base=base.id,
+        revision=base.revision,
+        task_type="CAUSAL_LM" if base.kind == "causal" else "FEATURE_EXTRACTION",
+        targets=TargetSpec(modules=tuple(names), **confined),
+    )
+    return AdapterState(meta=meta, updates=updates)

@@ -1,0 +1,112 @@
+"""What both training commands do around the loop: load, inject, train, write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import manifest
+from ..files import check_output
+from ..models import BaseModel
+from ..output import write_output
+from ..progress import Watcher
+from ..settings import TrainingSettings
+from .checkpoint import Workplace
+from .lora import count_trainable, extract, inject, state_of
+from .trainer import Loss, Trainer
+
+# settings that do not change the result
+_CIRCUMSTANCES = {"out", "overwrite", "resume", "dry_run", "checkpoint_every"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """Result of a training run.
+
+    Args:
+        out: The adapter's folder.
+        steps: Optimizer steps.
+        parameters: Trainable parameters.
+        history: One entry per step: loss, rows, tokens, seconds.
+    """
+
+    out: Path
+    steps: int
+    parameters: int
+    history: list[dict[str, Any]]
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of the training commands."""
+        steps = [entry for entry in self.history if "seconds" in entry]
+        if not steps:
+            return {"out": str(self.out), "steps": self.steps, "dry_run": True}
+        seconds = sum(entry["seconds"] for entry in steps)
+        return {
+            "out": str(self.out),
+            "steps": self.steps,
+            "parameters": self.parameters,
+            "loss": {"first": steps[0]["loss"], "last": steps[-1]["loss"]},
+            "seconds_per_step": seconds / len(steps),
+            "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
+        }
+
+
+def plain(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the settings that decide the result, as plain data."""
+    return settings.model_dump(mode="json", exclude=_CIRCUMSTANCES)
+
+
+def train(
+    base: BaseModel,
+    settings: TrainingSettings,
+    make_loss: Callable[[], Loss],
+    *,
+    steps: int,
+    kind: str,
+    entries: Mapping[str, Any],
+    layers: int | None,
+    watch: Watcher,
+    after_step: Callable[[Trainer], None] | None = None,
+) -> TrainReport:
+    """Inject a LoRA, train it, write it.
+
+    Args:
+        base: The base model, already cut to the blocks that the objective needs.
+        settings: The run's settings.
+        make_loss: Called once the LoRA is in; returns the loss function.
+        steps: Optimizer steps.
+        kind: Command name, for the manifest.
+        entries: Further entries of the manifest.
+        layers: Number of adapted blocks if not all.
+        watch: Receives progress.
+        after_step: Called after each step.
+    """
+    out = Path(settings.out)
+    workplace = Workplace(out, plain(settings) | {"base_fingerprint": base.fingerprint})
+    checkpoint = workplace.open(resume=settings.resume, overwrite=settings.overwrite)
+    names = inject(base.model, settings, seed=settings.seed)
+    trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch)
+    if checkpoint:
+        trainer.restore(checkpoint)
+        watch.note(f"resumed at step {checkpoint.step} of {steps}")
+    trainer.run(make_loss(), after_step=after_step, label=kind)
+    state = state_of(base, extract(trainer.masters, settings), names, layers)
+    document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **entries)
+    history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
+    write_output(out, state, document, overwrite=settings.overwrite, extra={"history.jsonl": history})
+    workplace.clear()
+    return TrainReport(out=out, steps=steps, parameters=count_trainable(base.model), history=trainer.history)
+
+
+def dry_report(settings: TrainingSettings, steps: int) -> TrainReport:
+    """Return the report of a run that was only checked."""
+    return TrainReport(out=Path(settings.out), steps=steps, parameters=0, history=[])
+
+
+def check_before(settings: TrainingSettings) -> None:
+    """Refuse an output that cannot be written before anything slow is done."""
+    if not settings.resume:
+        check_output(Path(settings.out), overwrite=settings.overwrite)

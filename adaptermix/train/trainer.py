@@ -1,0 +1,188 @@
+"""The training loop, for any objective."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..progress import SILENT, Watcher
+from ..settings import TrainingSettings
+from .checkpoint import Checkpoint, Workplace
+from .lora import factors
+
+Loss = Callable[[int], tuple[Tensor, int]]
+"""From the number of a batch to its loss and its count of tokens."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the step was finished and its checkpoint written."""
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM so that a step is finished first; a second signal stops at once."""
+    caught: list[int] = []
+
+    def remember(number: int, _frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are the caller's business
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """AdamW on the LoRA factors, with float32 masters and checkpoints.
+
+    The factors on the model may be half precision; their masters and moments are float32, so small late updates are not
+    rounded away. Dropout is drawn from a seed of its own for every batch, so a resumed run repeats an unbroken one.
+
+    Args:
+        model: The model with its LoRA.
+        settings: The run's settings.
+        steps: Optimizer steps in all.
+        workplace: Where checkpoints go.
+        watch: Receives progress.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainingSettings,
+        *,
+        steps: int,
+        workplace: Workplace,
+        watch: Watcher = SILENT,
+    ) -> None:
+        from transformers import get_scheduler
+
+        self._settings, self._steps = settings, steps
+        self._workplace, self._watch = workplace, watch
+        self._live = factors(model)
+        self.masters = {name: p.detach().clone().float() for name, p in self._live.items()}
+        self._optimizer = torch.optim.AdamW(
+            self.masters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._scheduler = get_scheduler(
+            settings.schedule, self._optimizer, math.ceil(settings.warmup * steps), num_training_steps=steps
+        )
+        self.history: list[dict[str, Any]] = []
+        self.done = 0
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint."""
+        self.done = checkpoint.step
+        self.history = list(checkpoint.history)
+        for name, master in self.masters.items():
+            master.copy_(checkpoint.tensors[name])
+            self._optimizer.state[master] = {
+                key: checkpoint.tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+            for key in ("exp_avg", "exp_avg_sq"):
+                self._optimizer.state[master][key] = self._optimizer.state[master][key].to(master.device)
+        self._publish()
+        # the schedule is a function of the step alone
+        self._scheduler.last_epoch = self.done
+        for group, base, scale in zip(
+            self._optimizer.param_groups, self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * scale(self.done)
+
+    def _publish(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self._live.items():
+                parameter.copy_(self.masters[name])
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            tensors[name] = master
+            tensors |= {f"{name}/{key}": value for key, value in self._optimizer.state[master].items()}
+        self._workplace.save(Checkpoint(step=self.done, tensors=tensors, history=self.history))
+
+    def _step(self, loss_of: Loss) -> tuple[float, int]:
+        """Take one optimizer step; return the mean loss of its batches and their tokens."""
+        total, tokens = 0.0, 0
+        for part in range(self._settings.accumulate):
+            number = self.done * self._settings.accumulate + part
+            torch.manual_seed((self._settings.seed << 32) + number)
+            loss, count = loss_of(number)
+            (loss / self._settings.accumulate).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach()) / self._settings.accumulate
+            tokens += count
+        for name, parameter in self._live.items():
+            self.masters[name].grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(self.masters.values(), self._settings.max_grad_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._publish()
+        self.done += 1
+        return total, tokens
+
+    def run(self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str) -> None:
+        """Train to the last step.
+
+        Args:
+            loss_of: Loss of a batch by its number.
+            after_step: Called after each step, to log more.
+            label: Name of the progress bar.
+
+        Raises:
+            Interrupted: a signal came; the checkpoint of the last whole step is on disk.
+        """
+        rows = self._settings.batch_size * self._settings.accumulate
+        devices = sorted({p.device.index for p in self._live.values() if p.device.type == "cuda"})
+        with (
+            torch.random.fork_rng(devices=devices),
+            _stop_requests() as stops,
+            self._watch.track(label, self._steps) as advance,
+        ):
+            advance(self.done, "")
+            while self.done < self._steps:
+                start = time.perf_counter()
+                loss, tokens = self._step(loss_of)
+                seconds = time.perf_counter() - start
+                self._check(loss)
+                self.history.append(
+                    {"step": self.done, "loss": loss, "rows": rows, "tokens": tokens, "seconds": seconds}
+                )
+                if after_step:
+                    after_step(self)
+                advance(1, f"loss {loss:.3f}, {rows / seconds:.1f} rows/s")
+                if stops or self.done % self._settings.checkpoint_every == 0 or self.done == self._steps:
+                    self._save()
+                if stops:
+                    raise Interrupted(f"stopped at step {self.done} of {self._steps}")
+
+    def _check(self, loss: float) -> None:
+        from ..errors import AdapterMixError
+
+        if not math.isfinite(loss):
+            raise AdapterMixError(
+                f"the loss must stay finite, and is {loss} at step {self.done}. "
+                f"Lower --learning-rate (now {self._settings.learning_rate:g}) or use --dtype float32."
+            )
+
+
+def count_steps(rows: int, settings: TrainingSettings) -> int:
+    """Return the optimizer steps for a number of rows: as set, or as many as the epochs need."""
+    if settings.steps is not None:
+        return settings.steps
+    return max(1, math.ceil(settings.epochs * rows / (settings.batch_size * settings.accumulate)))

@@ -1,0 +1,135 @@
+"""inner, norm, cosine and sign_conflict, against the dense matrices."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+
+from adaptermix.algebra import LowRank, cosine, inner, norm, sign_conflict
+
+from ..strategies import stacks, updates
+from .oracles import assert_untouched, conflict, dense, size, snapshot
+
+Stack = tuple[list[LowRank], list[float]]
+
+
+@given(stacks(min_k=2, max_k=2))
+def test_inner_is_the_sum_of_products_of_entries(stack: Stack) -> None:
+    (x, y), _ = stack
+    expected = float((dense(x) * dense(y)).sum())
+    bound = size([x], [1.0]) * size([y], [1.0])
+    assert inner(x, y) == pytest.approx(expected, rel=1e-9, abs=1e-12 * bound)
+    assert inner(x, y) == pytest.approx(inner(y, x), rel=1e-9, abs=1e-12 * bound)
+
+
+@given(updates())
+def test_norm_is_frobenius(update: LowRank) -> None:
+    assert norm(update) == pytest.approx(float(dense(update).norm()), rel=1e-6, abs=1e-7 * size([update], [1.0]))
+
+
+@given(updates())
+def test_norm_scales_with_the_size_of_a_factor(update: LowRank) -> None:
+    assert norm(update * -2.0) == pytest.approx(2 * norm(update), rel=1e-12)
+
+
+@given(stacks(min_k=2, max_k=2))
+def test_cosine_is_that_of_the_dense_matrices(stack: Stack) -> None:
+    (x, y), _ = stack
+    length = float(dense(x).norm() * dense(y).norm())
+    if length > 1e-6 * size([x], [1.0]) * size([y], [1.0]):
+        expected = float((dense(x) * dense(y)).sum()) / length
+        assert cosine(x, y) == pytest.approx(expected, abs=1e-6)
+        assert -1 - 1e-9 <= cosine(x, y) <= 1 + 1e-9
+
+
+@given(updates())
+def test_cosine_with_itself_is_one_and_with_its_negative_minus_one(update: LowRank) -> None:
+    if norm(update) > 0:
+        assert cosine(update, update * 3.0) == pytest.approx(1.0, abs=1e-9)
+        assert cosine(update, update * -0.5) == pytest.approx(-1.0, abs=1e-9)
+
+
+def test_cosine_with_a_zero_update_is_zero() -> None:
+    one = LowRank(b=torch.ones(2, 1), a=torch.ones(1, 2))
+    assert cosine(one, one * 0.0) == 0.0
+    assert cosine(one * 0.0, one * 0.0) == 0.0
+
+
+def test_half_precision_factors_are_multiplied_in_float64() -> None:
+    update = LowRank(b=torch.full((2, 1), 300.0).half(), a=torch.full((1, 2), 300.0).half())
+    assert norm(update) == pytest.approx(2 * 300.0**2, rel=1e-12)
+    assert math.isfinite(inner(update, update))
+
+
+def test_inner_of_shapes_that_differ_is_refused() -> None:
+    one = LowRank(b=torch.ones(2, 1), a=torch.ones(1, 2))
+    other = LowRank(b=torch.ones(2, 1), a=torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"one shape are needed, got \(2, 2\) and \(2, 3\)"):
+        inner(one, other)
+
+
+@given(stacks(dtype=torch.float32))
+def test_sign_conflict_of_a_small_module_is_exact(stack: Stack) -> None:
+    updates, weights = stack
+    weighted = [update * weight for update, weight in zip(updates, weights, strict=True)]
+    assert sign_conflict(weighted) == pytest.approx(conflict(weighted), abs=1e-12)
+
+
+def test_sign_conflict_at_the_sampling_limit_is_exact() -> None:
+    generator = torch.Generator().manual_seed(5)
+    pair = [
+        LowRank(b=torch.randn(256, 2, generator=generator), a=torch.randn(2, 256, generator=generator))
+        for _ in range(2)
+    ]
+    one, other = (dense_matmul(update) for update in pair)
+    assert sign_conflict(pair) == pytest.approx(float((one * other < 0).double().mean()), abs=1e-4)
+
+
+def test_sign_conflict_of_a_large_module_is_close_to_the_dense_share() -> None:
+    generator = torch.Generator().manual_seed(6)
+    pair = [
+        LowRank(b=torch.randn(300, 3, generator=generator), a=torch.randn(3, 300, generator=generator))
+        for _ in range(2)
+    ]
+    one, other = (dense_matmul(update) for update in pair)
+    share = sign_conflict(pair)
+    assert 0.0 < share < 1.0
+    assert share == pytest.approx(float((one * other < 0).double().mean()), abs=0.05)
+
+
+def dense_matmul(update: LowRank) -> torch.Tensor:
+    return update.scale * (update.b.double() @ update.a.double())
+
+
+@given(updates(dtype=torch.float32))
+def test_an_update_conflicts_with_its_negative_wherever_it_is_not_zero(update: LowRank) -> None:
+    alone, pair = sign_conflict([update]), sign_conflict([update, update * -2.0])
+    assert alone == 0.0
+    assert pair == pytest.approx(float((dense(update) != 0).double().mean()), abs=1e-12)
+    assert sign_conflict([update, update]) == 0.0
+    assert sign_conflict([update, update * 0.0]) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_sign_conflict_takes_every_dtype(dtype: torch.dtype) -> None:
+    one = LowRank(b=torch.tensor([[1.0], [1.0]], dtype=dtype), a=torch.tensor([[1.0, 1.0]], dtype=dtype))
+    other = LowRank(b=torch.tensor([[1.0], [-1.0]], dtype=dtype), a=torch.tensor([[1.0, 1.0]], dtype=dtype))
+    assert sign_conflict([one, other]) == 0.5
+
+
+def test_sign_conflict_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one update is needed"):
+        sign_conflict([])
+
+
+@given(stacks(min_k=2))
+def test_inputs_are_untouched(stack: Stack) -> None:
+    updates, _ = stack
+    before = snapshot(updates)
+    cosine(updates[0], updates[1])
+    norm(updates[0])
+    sign_conflict(updates)
+    assert_untouched(updates, before)

@@ -1,0 +1,218 @@
+"""Outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adaptermix.errors import OutputError
+from adaptermix.files import check_output, partial_path, sha256, whole_folder, write_whole
+
+from .factories import contents
+
+
+@pytest.fixture
+def umask_022() -> Iterator[None]:
+    old = os.umask(0o022)
+    yield
+    os.umask(old)
+
+
+def adapter(folder: Path, text: str = "old") -> Path:
+    """A folder that may be overwritten, with something nested in it."""
+    (folder / "nested").mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(text)
+    (folder / "nested" / "file").write_text(text)
+    return folder
+
+
+def fail_inside(out: Path, error: type[BaseException], *, overwrite: bool) -> None:
+    with whole_folder(out, overwrite=overwrite) as folder:
+        (folder / "file").write_text("half")
+        raise error
+
+
+class TestWholeFolder:
+    def test_the_folder_appears_when_the_block_ends_and_not_before(self, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        with whole_folder(out) as folder:
+            (folder / "file").write_text("new")
+            assert not out.exists()
+            assert folder.parent == out.parent
+        assert contents(tmp_path) == {"out": None, "out/file": b"new"}
+
+    def test_missing_parents_are_made(self, tmp_path: Path) -> None:
+        with whole_folder(tmp_path / "a" / "b" / "out") as folder:
+            (folder / "file").write_text("new")
+        assert contents(tmp_path / "a" / "b") == {"out": None, "out/file": b"new"}
+
+    def test_a_relative_path_is_of_the_folder_one_started_in(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        with whole_folder(Path("out")) as folder:
+            (folder / "file").write_text("new")
+            monkeypatch.chdir(tmp_path / "elsewhere")
+        assert contents(tmp_path) == {"elsewhere": None, "out": None, "out/file": b"new"}
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+    def test_a_failure_leaves_nothing(self, tmp_path: Path, error: type[BaseException]) -> None:
+        with pytest.raises(error):
+            fail_inside(tmp_path / "out", error, overwrite=False)
+        assert contents(tmp_path) == {}
+
+    def test_overwriting_replaces_the_whole_folder(self, tmp_path: Path) -> None:
+        out = adapter(tmp_path / "out")
+        with whole_folder(out, overwrite=True) as folder:
+            (folder / "file").write_text("new")
+            assert (out / "nested" / "file").read_text() == "old"
+        assert contents(tmp_path) == {"out": None, "out/file": b"new"}
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+    def test_a_failure_keeps_the_old_folder(self, tmp_path: Path, error: type[BaseException]) -> None:
+        out = adapter(tmp_path / "out")
+        before = contents(tmp_path)
+        with pytest.raises(error):
+            fail_inside(out, error, overwrite=True)
+        assert contents(tmp_path) == before
+
+    def test_a_failure_of_the_last_rename_puts_the_old_folder_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = adapter(tmp_path / "out")
+        before = contents(tmp_path)
+        rename, calls = os.replace, []
+
+        def second_fails(source: object, target: object) -> None:
+            calls.append(target)
+            if len(calls) == 2:
+                raise OSError("no space left")
+            rename(source, target)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "replace", second_fails)
+        with pytest.raises(OSError, match="no space left"), whole_folder(out, overwrite=True):
+            pass
+        assert len(calls) == 3
+        assert contents(tmp_path) == before
+
+    def test_an_existing_folder_is_refused_before_the_block(self, tmp_path: Path) -> None:
+        out = adapter(tmp_path / "out")
+        before = contents(tmp_path)
+        with pytest.raises(OutputError, match=r"exists\. Pass --overwrite"), whole_folder(out):
+            pytest.fail("the block ran")
+        assert contents(tmp_path) == before
+
+    def test_overwriting_a_link_replaces_the_link_and_not_what_it_points_to(self, tmp_path: Path) -> None:
+        target = adapter(tmp_path / "target")
+        (tmp_path / "out").symlink_to(target)
+        before = contents(target)
+        with whole_folder(tmp_path / "out", overwrite=True) as folder:
+            (folder / "file").write_text("new")
+        assert not (tmp_path / "out").is_symlink()
+        assert contents(tmp_path / "out") == {"file": b"new"}
+        assert contents(target) == before
+
+    @pytest.mark.usefixtures("umask_022")
+    def test_others_may_read_what_was_written(self, tmp_path: Path) -> None:
+        """Temporary files are private by default, and safetensors writes 0600; an output is an ordinary folder."""
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "nested").mkdir()
+            for path in (folder / "file", folder / "nested" / "file"):
+                path.write_text("new")
+                path.chmod(0o600)
+            write_whole(folder / "whole", b"new")
+        modes = {str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+        assert modes == {
+            "out": 0o755,
+            "out/nested": 0o755,
+            "out/file": 0o644,
+            "out/nested/file": 0o644,
+            "out/whole": 0o644,
+        }
+
+
+class TestCheckOutput:
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_new_folder_is_accepted_and_not_made(self, tmp_path: Path, overwrite: bool) -> None:
+        check_output(tmp_path / "a" / "b" / "out", overwrite=overwrite)
+        assert contents(tmp_path) == {}
+
+    @pytest.mark.parametrize("mark", ["adapter_config.json", "adaptermix.json"])
+    def test_an_adapter_folder_is_accepted_with_overwrite_only(self, tmp_path: Path, mark: str) -> None:
+        (tmp_path / mark).write_text("{}")
+        check_output(tmp_path, overwrite=True)
+        with pytest.raises(OutputError, match=r"exists\. Pass --overwrite to replace it, or choose another"):
+            check_output(tmp_path, overwrite=False)
+
+    def test_an_empty_folder_is_accepted_with_overwrite(self, tmp_path: Path) -> None:
+        check_output(tmp_path, overwrite=True)
+
+    def test_a_folder_of_something_else_is_never_overwritten(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(OutputError, match=r"only an adapter folder .* adaptermix.json nor adapter_config"):
+            check_output(tmp_path, overwrite=True)
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_file_is_refused(self, tmp_path: Path, overwrite: bool) -> None:
+        (tmp_path / "out").write_text("a file")
+        with pytest.raises(OutputError):
+            check_output(tmp_path / "out", overwrite=overwrite)
+
+    def test_a_dangling_link_counts_as_existing(self, tmp_path: Path) -> None:
+        (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(OutputError, match="exists"):
+            check_output(tmp_path / "out", overwrite=False)
+
+    def test_a_folder_under_a_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("a file")
+        with pytest.raises(OutputError, match="is not a writable folder"):
+            check_output(tmp_path / "file" / "out", overwrite=False)
+
+    def test_a_folder_that_may_not_be_written_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root
+        with pytest.raises(OutputError, match="is not a writable folder"):
+            check_output(tmp_path / "out", overwrite=False)
+
+
+class TestWriteWhole:
+    def test_the_content_is_written(self, tmp_path: Path) -> None:
+        write_whole(tmp_path / "file", b"new")
+        assert contents(tmp_path) == {"file": b"new"}
+
+    def test_an_existing_file_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("old")
+        write_whole(tmp_path / "file", b"new")
+        assert contents(tmp_path) == {"file": b"new"}
+
+    def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(source: object, target: object) -> None:
+            raise OSError("no space left")
+
+        (tmp_path / "file").write_text("old")
+        monkeypatch.setattr(os, "replace", fails)
+        with pytest.raises(OSError, match="no space left"):
+            write_whole(tmp_path / "file", b"new")
+        assert contents(tmp_path) == {"file": b"old"}
+
+    @pytest.mark.usefixtures("umask_022")
+    def test_others_may_read_it(self, tmp_path: Path) -> None:
+        write_whole(tmp_path / "file", b"new")
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(data)
+    assert sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_unfinished_work_lies_hidden_beside_the_output() -> None:
+    assert partial_path(Path("a/out")) == Path("a/.out.partial")
