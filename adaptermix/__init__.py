@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .library import load_adapter
     from .publish.hub import push
     from .recipes import run_recipe
-    from .study import SearchResult, search
     from .settings import (
         AlignSettings,
         EvaluateSettings,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         SearchSettings,
         TaskSettings,
     )
+    from .study import SearchResult, search
     from .train import train_align, train_task
 
 __version__ = "0.1.0"

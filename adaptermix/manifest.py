@@ -1,4 +1,4 @@
-"""`adaptermix.json`: what was done, to what, with which versions. No clock and no host name, so equal work is equal bytes."""
+"""`adaptermix.json`: what was done, to what, with which versions; no clock, no host: equal work is equal bytes."""
 
 from __future__ import annotations
 

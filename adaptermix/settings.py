@@ -164,3 +164,23 @@ class PushSettings(Settings):
     revision: str | None = Field(None, description="branch to push to")
     message: str = Field("Upload adapter", description="commit message")
     dry_run: bool = Field(False, description="write the card and list the files; no network")
+
+
+class DemoInputsSettings(Settings):
+    """Make what the demo needs: a small real base model and small parallel data."""
+
+    out: str = Field(description="folder for the data files, and for a link to the base model")
+    task_rows: Positive = Field(400, description="training rows per task language")
+    dev_rows: Positive = Field(12, description="dev rows per language")
+    test_rows: Positive = Field(40, description="test rows per language")
+    pairs: Positive = Field(200, description="parallel pairs per alignment language")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the draw")
+
+
+class DemoSettings(Placed):
+    """Run the main job on a small real model: train both adapters, find the weight, score every language."""
+
+    out: str = Field("demo-out", description="folder for everything the demo makes")
+    base: str | None = Field(None, description="base model; default SmolLM2-135M-Instruct")
+    data: str | None = Field(None, description="folder with xsid/ and tatoeba/; default the demo's own data")
+    fresh: bool = Field(False, description="start again instead of going on with an earlier run")

@@ -77,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if "--quiet" in arguments or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         # outside click's own handling, so that failures are JSON where JSON is asked for
         code = adaptermix.main(arguments, prog_name="adaptermix", standalone_mode=False)

@@ -105,7 +105,7 @@ def _target(modules: dict[str, nn.Module], name: str, updates: Sequence[tuple[in
     for _, update in updates:
         if out is not None and update.shape != (out, into):
             raise IncompatibleAdapters(
-                f"module '{name}': the adapter's update is {list(update.shape)}, the model's weight is [{out}, {into}]. "
+                f"module '{name}': the adapter's update is {list(update.shape)}, the model's weight [{out}, {into}]. "
                 "The adapter was trained on another base model."
             )
     return module

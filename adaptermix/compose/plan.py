@@ -94,7 +94,7 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
             _check_base(one, other)
         if one.meta.fan_in_fan_out != other.meta.fan_in_fan_out:
             raise IncompatibleAdapters(
-                f"adapters '{one.name}' and '{other.name}' disagree on fan_in_fan_out: their bases keep weights differently."
+                f"adapters '{one.name}' and '{other.name}' must agree on fan_in_fan_out, and do not."
             )
     seen: dict[str, tuple[str, int, int]] = {}
     for source in sources:

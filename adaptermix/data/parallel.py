@@ -38,7 +38,7 @@ def read_parallel(arguments: Sequence[str], *, rows: str | None = None) -> Paral
     """Read what `retrieve` needs.
 
     Args:
-        arguments: `FILE` arguments: pair files (`deu-eng.tsv`), or at least two line-parallel texts (`deu.txt eng.txt`).
+        arguments: `FILE` arguments: pair files (`deu-eng.tsv`), or line-parallel texts (`deu.txt eng.txt`).
         rows: `START:STOP` of the rows of each file.
 
     Raises:

@@ -31,6 +31,7 @@ class Evaluation:
         overall: Mean of the headline score over languages, with its interval.
         groups: Mean of the headline score over languages by role: supervised, aligned, transfer, all.
         answers: The generated answers, row by row.
+        counts: For each language the headline metric's counts, row by row.
     """
 
     task: str
@@ -40,6 +41,7 @@ class Evaluation:
     overall: Score
     groups: Mapping[str, float]
     answers: Sequence[str]
+    counts: Mapping[str, Sequence[Counts]]
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -113,6 +115,7 @@ def score_answers(
         overall=macro_f1(list(counts[headline].values()), seed=seed),
         groups=group_means(scores[headline], roles),
         answers=answers,
+        counts=counts[headline],
     )
 
 

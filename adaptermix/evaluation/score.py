@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A value in [0, 1] with a 95 % bootstrap interval over rows.
+    """A value with a 95 % bootstrap interval over rows.
 
     Args:
         value: The score on all rows.
@@ -36,7 +36,7 @@ class Score:
 
 
 def _f1(sums: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Micro F1 from sums [... 3] of hits, spurious and missed; 1 where there was nothing to find and nothing was found."""
+    """Micro F1 from sums [... 3] of hits, spurious and missed; 1 where nothing was to be found and nothing was."""
     hit, spurious, missed = sums[..., 0], sums[..., 1], sums[..., 2]
     total = 2 * hit + spurious + missed
     return np.where(total > 0, 2 * hit / np.maximum(total, 1), 1.0)
@@ -74,6 +74,34 @@ def macro_f1(languages: Sequence[Sequence[Counts]], *, seed: int = 0) -> Score:
     low, high = np.percentile(drawn, [tail, 100 - tail])
     value = float(np.mean([_f1(table.sum(0)) for table in tables]))
     return Score(value=value, low=float(low), high=float(high), n=sum(map(len, tables)))
+
+
+def paired_difference(first: Sequence[Sequence[Counts]], second: Sequence[Sequence[Counts]], *, seed: int = 0) -> Score:
+    """Return by how much the second system's mean micro F1 exceeds the first's, with a paired bootstrap interval.
+
+    Rows are resampled together for both, so what makes a row easy or hard for both does not widen the interval.
+
+    Args:
+        first: For each language one count per row.
+        second: The same rows in the same order.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: the two differ in their rows.
+    """
+    if [len(counts) for counts in first] != [len(counts) for counts in second] or not all(map(len, first)):
+        raise ValueError("both systems must be scored on the same rows, at least one per language")
+    rng = np.random.default_rng(seed)
+    drawn, values = [], []
+    for one, two in zip(first, second, strict=True):
+        both = np.hstack([np.array(one, dtype=np.int64), np.array(two, dtype=np.int64)])
+        sums = _resample(both, rng)
+        drawn.append(_f1(sums[:, 3:]) - _f1(sums[:, :3]))
+        whole = both.sum(0)
+        values.append(_f1(whole[3:]) - _f1(whole[:3]))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(np.mean(drawn, axis=0), [tail, 100 - tail])
+    return Score(value=float(np.mean(values)), low=float(low), high=float(high), n=sum(map(len, first)))
 
 
 def _resample(table: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -58,8 +58,8 @@ def count_pairs(gold: Sequence[tuple[str, str]], predicted: Sequence[tuple[str, 
 def tag_tokens(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language: str) -> list[str]:
     """Tag a command's tokens with predicted slots, as MASSIVE's scorer does.
 
-    Every occurrence of a value, without regard to case, is tagged; later slots overwrite earlier ones; values that do not
-    occur are passed over.
+    Every occurrence of a value, without regard to case, is tagged; later slots overwrite earlier ones; values that
+    do not occur are passed over.
     """
     lowered = [token.lower() for token in tokens]
     tags = ["O"] * len(tokens)
@@ -93,8 +93,9 @@ def count_spans(row: SlotRow, predicted: Sequence[tuple[str, str]]) -> Counts:
 class Slots:
     """Generative slot filling, scored by micro F1.
 
-    `pair_f1` compares (type, value) pairs and works for values that do not occur in the command; `span_f1` compares token
-    spans as MASSIVE's scorer does (FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582) and needs annotated tokens.
+    `pair_f1` compares (type, value) pairs and works for values that do not occur in the command; `span_f1` compares
+    token spans as MASSIVE's scorer does (FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582) and needs annotated
+    tokens.
     """
 
     name = "slots"

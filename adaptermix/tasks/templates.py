@@ -38,7 +38,7 @@ class Template:
         return _chat(tokenizer, self.system, asked)
 
     def encode(self, text: str, tokenizer: Any) -> list[int]:
-        """Return the prompt's token ids, with the tokenizer's own special tokens unless the chat template brings them."""
+        """Return the prompt's token ids, with the tokenizer's special tokens unless the chat template brings them."""
         rendered = self.render(text, tokenizer)
         ids: list[int] = tokenizer(rendered, add_special_tokens=self.system is None)["input_ids"]
         if self.system is None and ids and ids[-1] == tokenizer.eos_token_id:
@@ -66,7 +66,8 @@ def _chat(tokenizer: Any, system: str, user: str) -> str:
 
 _SYSTEM = (
     "Given a command from the user, a voice assistant will extract entities essential for carry out the command. "
-    "Your task is to extract the entities as words from the command if they fall under a predefined list of entity types."
+    "Your task is to extract the entities as words from the command if they fall under a predefined list of "
+    "entity types."
 )
 
 TEMPLATES: dict[str, Template] = {

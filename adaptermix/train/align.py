@@ -119,8 +119,8 @@ class AlignLoss:
 def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport:
     """Train an alignment LoRA on parallel pairs.
 
-    The contrastive loss acts on mean-pooled states after block L; later blocks and the output layer are neither computed
-    nor adapted, so the LoRA has no weights there.
+    The contrastive loss acts on mean-pooled states after block L; later blocks and the output layer are neither
+    computed nor adapted, so the LoRA has no weights there.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.

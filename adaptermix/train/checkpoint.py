@@ -52,8 +52,8 @@ class Workplace:
         """Prepare the folder and return the checkpoint to go on from, if any.
 
         Raises:
-            OutputError: the output exists; an interrupted run is there and neither flag is given; or it was run with other
-                settings.
+            OutputError: the output exists; an interrupted run is there and neither flag is given; or it was run with
+                other settings.
         """
         if resume and self._out.exists() and not overwrite:
             raise OutputError(

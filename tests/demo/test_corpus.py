@@ -197,9 +197,7 @@ def test_unknown_languages_and_splits_are_errors():
 def test_the_second_train_row_reads_as_written_down_here():
     key = "music_3/children's songs/Friday/six o'clock"
     slots = (("genre", "children's songs"), ("date", "Friday"), ("time", "six o'clock"))
-    english = Command(
-        key=key, language="en", text="Play children's songs on Friday at six o'clock.", slots=slots
-    )
+    english = Command(key=key, language="en", text="Play children's songs on Friday at six o'clock.", slots=slots)
     german = Command(key=key, language="de", text="Spiel am Freitag um sechs Uhr Kinderlieder.", slots=slots)
     assert commands("train", "en", 2)[1] == english
     assert commands("train", "de", 2)[1] == german

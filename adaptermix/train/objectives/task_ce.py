@@ -19,8 +19,8 @@ def answer_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the labelled tokens, each predicted from the tokens before it.
 
-    Logits are computed only at positions where some row has a label to predict: with large vocabularies the output layer
-    is most of the work.
+    Logits are computed only at positions where some row has a label to predict: with large vocabularies the output
+    layer is most of the work.
 
     Args:
         model: A causal language model of transformers that takes `logits_to_keep`.

@@ -1,0 +1,214 @@
+"""The main job from end to end on a small real model, stage by stage, each kept so that a stopped demo goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..adapters import AdapterSource, open_adapter
+from ..compose.attach import Attachment
+from ..evaluation.retrieval import retrieve_with
+from ..evaluation.run import Evaluation, predict, score_answers, template_of
+from ..evaluation.score import paired_difference
+from ..files import write_whole
+from ..models import BaseModel, load_base
+from ..progress import SILENT, Watcher
+from ..settings import AlignSettings, DemoSettings, GenerationSettings, RetrieveSettings, SearchSettings, TaskSettings
+from ..study.run import search_with
+from ..tasks import Counts, get_task
+from ..train import train_align, train_task
+from .base import demo_base
+from .plan import DemoPlan, own_data, real_data
+
+GRID = (0.5, 0.7, 0.9, 1.0)  # 1.0 is the task adapter alone, so that no merge can be the answer too
+_GENERATION = {"batch_size": 72, "max_new_tokens": 24}
+_TRAINING = {"learning_rate": 2e-3, "dropout": 0.0, "schedule": "linear", "checkpoint_every": 5}
+_ALIGN_STEPS, _TASK_STEPS = 24, 32
+
+
+@dataclass(kw_only=True)
+class Demo:
+    """One demo in one folder.
+
+    Args:
+        settings: Its settings.
+        watch: Receives progress.
+    """
+
+    settings: DemoSettings
+    watch: Watcher = field(default=SILENT)
+
+    def __post_init__(self) -> None:
+        self.out = Path(self.settings.out)
+        if self.settings.fresh and (self.out / "stages").exists():
+            for part in ("stages", "align", "task", "merged", ".align.partial", ".task.partial"):
+                shutil.rmtree(self.out / part, ignore_errors=True)
+        self.stages = self.out / "stages"
+        self.stages.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def plan(self) -> DemoPlan:
+        """The data."""
+        return real_data(Path(self.settings.data)) if self.settings.data else own_data(self.out / "data")
+
+    @cached_property
+    def base_reference(self) -> str:
+        """Folder or id of the base model."""
+        return self.settings.base or str(demo_base(watch=self.watch))
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The loaded base model, shared by all measurements."""
+        return load_base(self.base_reference, device=self.settings.device, dtype=self.settings.dtype)
+
+    @property
+    def _placed(self) -> dict[str, Any]:
+        return {"device": self.settings.device, "dtype": self.settings.dtype, "seed": self.settings.seed}
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do a stage, or read what an earlier run with the same data, model and seed found."""
+        path = self.stages / f"{name}.json"
+        key = {"base": self.base_reference, "data": self.plan.entry(), **self._placed}
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                self.watch.note(f"{name}: done before")
+                return dict(kept["result"])
+        self.watch.note(f"{name} ...")
+        start = time.perf_counter()
+        result = work() | {"seconds": time.perf_counter() - start}
+        write_whole(path, json.dumps({"key": key, "result": result}, ensure_ascii=False).encode())
+        self.watch.note(f"{name}: {result['seconds']:.0f} s")
+        return result
+
+    def _adapters(self, *names: str) -> tuple[AdapterSource, ...]:
+        return tuple(open_adapter(self.out / name) for name in names)
+
+    def retrieval(self, *adapters: str) -> dict[str, Any]:
+        """Measure retrieval per layer, with adapters or without."""
+        files, rows = self.plan.retrieval
+        settings = RetrieveSettings(base=self.base_reference, data=files, rows=rows, **self._placed)
+        with Attachment(self.base.model, [source.read() for source in self._adapters(*adapters)]):
+            return retrieve_with(self.base, settings, watch=self.watch).document()
+
+    def _training(self, name: str) -> dict[str, Any]:
+        return {"base": self.base_reference, "out": str(self.out / name), "resume": True, **_TRAINING, **self._placed}
+
+    def align(self) -> dict[str, Any]:
+        """Train the alignment adapter."""
+        if (self.out / "align").exists():
+            shutil.rmtree(self.out / "align")
+        files, rows = self.plan.pairs
+        settings = AlignSettings(pairs=files, rows=rows, steps=_ALIGN_STEPS, batch_size=24, **self._training("align"))
+        return train_align(settings, watch=self.watch).document()
+
+    def task(self) -> dict[str, Any]:
+        """Train the task adapter."""
+        if (self.out / "task").exists():
+            shutil.rmtree(self.out / "task")
+        files, rows = self.plan.train
+        settings = TaskSettings(
+            task="slots", train=files, rows=rows, steps=_TASK_STEPS, batch_size=16, **self._training("task")
+        )
+        return train_task(settings, watch=self.watch).document()
+
+    def search(self) -> dict[str, Any]:
+        """Find the weight on dev and write the merged adapter."""
+        files, rows = self.plan.dev
+        settings = SearchSettings(
+            adapters=[str(self.out / "task"), str(self.out / "align")],
+            base=self.base_reference,
+            task="slots",
+            dev=files,
+            rows=rows,
+            grid=list(GRID),
+            out=str(self.out / "merged"),
+            overwrite=True,
+            **_GENERATION,
+            **self._placed,
+        )
+        return search_with(self.base, self._adapters("task", "align"), settings, watch=self.watch).document()
+
+    def test(self, label: str, *adapters: str) -> dict[str, Any]:
+        """Score the test rows, with adapters or without."""
+        task = get_task("slots")
+        files, row_range = self.plan.test
+        rows, _ = task.read(files, rows=row_range)
+        trained = self._adapters("task", "align")
+        roles = {
+            "supervised": trained[0].meta.manifest["languages"]["supervised"],
+            "aligned": trained[1].meta.manifest["languages"]["aligned"],
+        }
+        settings = GenerationSettings(**_GENERATION, **self._placed)
+        with Attachment(self.base.model, [source.read() for source in self._adapters(*adapters)]):
+            template = template_of(trained, None)
+            answers = predict(
+                self.base, task, rows, settings, template=template, watch=self.watch, label=f"test {label}"
+            )
+        result: Evaluation = score_answers(task, rows, answers, roles, seed=self.settings.seed)
+        counts = {name: list(found) for name, found in result.counts.items()}
+        return result.document() | {"counts": counts, "supervised": roles["supervised"]}
+
+
+def difference(
+    first: dict[str, Any], second: dict[str, Any], languages: list[str], seed: int
+) -> dict[str, float | int]:
+    """Return by how much the second test result exceeds the first over some languages, with its paired interval."""
+    sides = [[[Counts(*row) for row in result["counts"][name]] for name in languages] for result in (first, second)]
+    return paired_difference(*sides, seed=seed).document()
+
+
+def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
+    """Run the demo and return its results; also written as `results.json`, `layers.png` and `weights.png`.
+
+    Raises:
+        AdapterMixError: the model or the data cannot be had.
+    """
+    from .figures import draw
+
+    demo = Demo(settings=settings, watch=watch)
+    watch.note(f"data: {demo.plan.note}")
+    before = demo.stage("retrieval-before", demo.retrieval)
+    align = demo.stage("align", demo.align)
+    after = demo.stage("retrieval-after", lambda: demo.retrieval("align"))
+    task = demo.stage("task", demo.task)
+    search = demo.stage("search", demo.search)
+    tests = {
+        "base": demo.stage("test-base", lambda: demo.test("base")),
+        "task only": demo.stage("test-task", lambda: demo.test("task only", "task")),
+        "chosen": demo.stage("test-chosen", lambda: demo.test("chosen weight", "merged")),
+    }
+    results = {
+        "base": demo.base_reference,
+        "data": demo.plan.note,
+        "retrieval": {"before": before, "after": after},
+        "train": {"align": align, "task": task},
+        "search": search,
+        "test": tests,
+        "difference": _differences(tests, settings.seed),
+        "seconds": sum(part["seconds"] for part in (before, align, after, task, search, *tests.values())),
+    }
+    draw(results, demo.out)
+    write_whole(demo.out / "results.json", (json.dumps(results, ensure_ascii=False, indent=1) + "\n").encode())
+    return results
+
+
+def _differences(tests: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Chosen weight minus task only, on test, over all languages and over those without task training."""
+    languages = list(tests["chosen"]["scores"])
+    manifest_groups = {"all": languages, "not in task training": _untrained(tests["chosen"])}
+    return {
+        name: difference(tests["task only"], tests["chosen"], members, seed)
+        for name, members in manifest_groups.items()
+        if members
+    }
+
+
+def _untrained(result: dict[str, Any]) -> list[str]:
+    return [language for language in result["scores"] if language not in result["supervised"]]

@@ -1,0 +1,45 @@
+"""From the settings of a command to the call that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .compose import merge
+from .demo.inputs import demo_inputs
+from .evaluation import evaluate, retrieve
+from .progress import SILENT, Watcher
+from .publish.hub import push
+from .settings import (
+    AlignSettings,
+    DemoInputsSettings,
+    EvaluateSettings,
+    MergeSettings,
+    PushSettings,
+    RetrieveSettings,
+    SearchSettings,
+    Settings,
+    TaskSettings,
+)
+from .study import search
+from .train import train_align, train_task
+
+_CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
+    AlignSettings: lambda settings, watch: train_align(settings, watch=watch).document(),
+    TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
+    MergeSettings: lambda settings, _watch: merge(**settings.model_dump()).document(),
+    SearchSettings: lambda settings, watch: search(settings, watch=watch).document(),
+    EvaluateSettings: lambda settings, watch: evaluate(settings, watch=watch).document(),
+    RetrieveSettings: lambda settings, watch: retrieve(settings, watch=watch).document(),
+    PushSettings: lambda settings, _watch: push(settings).document(),
+    DemoInputsSettings: lambda settings, watch: demo_inputs(settings, watch=watch),
+}
+
+
+def run_settings(settings: Settings, *, watch: Watcher = SILENT) -> dict[str, Any]:
+    """Do what the settings ask for and return the command's JSON document.
+
+    Raises:
+        AdapterMixError: the work could not be done.
+    """
+    return _CALLS[type(settings)](settings, watch)

@@ -1,0 +1,181 @@
+"""Recipes: a chain of commands from YAML, checked whole before the first step runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from .errors import ConfigError
+from .settings import (
+    AlignSettings,
+    DemoInputsSettings,
+    EvaluateSettings,
+    MergeSettings,
+    PushSettings,
+    RetrieveSettings,
+    SearchSettings,
+    Settings,
+    TaskSettings,
+)
+
+STEPS: dict[str, type[Settings]] = {
+    "train-align": AlignSettings,
+    "train-task": TaskSettings,
+    "merge": MergeSettings,
+    "search": SearchSettings,
+    "evaluate": EvaluateSettings,
+    "retrieve": RetrieveSettings,
+    "push": PushSettings,
+    "demo-inputs": DemoInputsSettings,
+}
+_TOP = ("version", "variables", "steps")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One checked step.
+
+    Args:
+        command: Name of the command.
+        settings: Its settings.
+    """
+
+    command: str
+    settings: Settings
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+
+
+def _fill(value: Any, variables: Mapping[str, Any], faults: list[str]) -> Any:
+    """Replace `${name}` in strings, everywhere; a string that is one variable takes its value and type."""
+    if isinstance(value, dict):
+        return {key: _fill(item, variables, faults) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, variables, faults) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if name not in variables:
+            faults.append(f"unknown variable ${{{name}}}.{_near(name, list(variables))}")
+            return value
+    whole = _VARIABLE.fullmatch(value)
+    if whole:
+        return variables[whole[1]]
+    return _VARIABLE.sub(lambda found: str(variables[found[1]]), value)
+
+
+def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[str]) -> Step | None:
+    """Check one entry of `steps`; faults are collected, not raised."""
+    place = f"step {number}"
+    if not isinstance(entry, dict) or len(entry) != 1:
+        faults.append(f"{place} must be one command with its settings, such as 'merge: {{...}}', found {entry!r}.")
+        return None
+    command, given = next(iter(entry.items()))
+    if command not in STEPS:
+        faults.append(f"{place}: unknown command {command!r}.{_near(str(command), list(STEPS))}")
+        return None
+    if not isinstance(given, dict):
+        faults.append(f"{place} ({command}): settings must be a mapping, found {given!r}.")
+        return None
+    schema = STEPS[command]
+    own = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith(f"{command}.")}
+    try:
+        return Step(command=command, settings=schema(**(given | own)))
+    except ValidationError as error:
+        for fault in error.errors():
+            path = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "extra_forbidden":
+                message = f"unknown key {path!r}.{_near(path, list(schema.model_fields))}"
+            else:
+                message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}."
+            faults.append(f"{place} ({command}): {message}")
+        return None
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Step]:
+    """Read and check a recipe.
+
+    Args:
+        path: The YAML file: `version: 1`, optional `variables`, and `steps`, each one command with its settings.
+        overrides: Values of variables by name, or of settings as `command.setting`.
+
+    Raises:
+        ConfigError: the file is missing or malformed; all faults are listed at once.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"a recipe file must exist, and {path} does not.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.")
+    faults = [f"unknown key {key!r}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
+    if document.get("version") != 1:
+        faults.append(f"version must be 1, found {document.get('version')!r}.")
+    steps = document.get("steps")
+    if not isinstance(steps, list) or not steps:
+        faults.append("steps must be a list of at least one command.")
+        steps = []
+    variables = dict(document.get("variables") or {})
+    overrides = dict(overrides or {})
+    faults += _check_overrides(overrides, variables, steps)
+    variables |= {key: value for key, value in overrides.items() if "." not in key}
+    checked = [
+        _step(number, _fill(entry, variables, faults), overrides, faults) for number, entry in enumerate(steps, start=1)
+    ]
+    if faults:
+        raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)))
+    return [step for step in checked if step is not None]
+
+
+def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any], steps: Sequence[Any]) -> list[str]:
+    """Every override must meet a variable or a step's setting."""
+    commands = {str(command) for entry in steps if isinstance(entry, dict) for command in entry}
+    faults = []
+    for key in overrides:
+        command, dot, _ = key.partition(".")
+        known = sorted(commands) if dot else sorted(variables)
+        if command not in known:
+            faults.append(f"override {key!r} meets no {'step' if dot else 'variable'}.{_near(command, known)}")
+    return faults
+
+
+Runner = Callable[[Step], dict[str, Any]]
+
+
+def run_recipe(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, run: Runner | None = None
+) -> list[dict[str, Any]]:
+    """Run a recipe and return the JSON document of each step.
+
+    Args:
+        path: The YAML file.
+        overrides: Values of variables, or of settings as `command.setting`.
+        run: What runs a step; default the library's own calls.
+
+    Raises:
+        ConfigError: the recipe has faults; nothing was run.
+        AdapterMixError: a step failed; those before it are done.
+    """
+    steps = load_recipe(Path(path), overrides)
+    return [{"command": step.command, **(run or run_step)(step)} for step in steps]
+
+
+def run_step(step: Step, *, watch: Any = None) -> dict[str, Any]:
+    """Run one step and return its JSON document."""
+    from .dispatch import run_settings
+    from .progress import SILENT
+
+    return run_settings(step.settings, watch=watch or SILENT)

@@ -1,0 +1,114 @@
+"""An alignment step that stops at the middle block, against a full forward with `output_hidden_states`, same loss.
+
+Both train a LoRA on all linear layers (the peer's in every block, as peft makes it by default), on the same pairs.
+Goal: at least 1.8 times the tokens/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from adaptermix.data import read_pairs
+from adaptermix.models import BaseModel, block_index, keep_blocks, load_base
+from adaptermix.pooling import masked_mean
+from adaptermix.settings import AlignSettings
+from adaptermix.train.align import AlignLoss
+from adaptermix.train.lora import factors, inject
+from adaptermix.train.objectives import contrastive_loss
+from adaptermix.train.sampler import Sampler
+
+
+def full_forward(
+    base: BaseModel, settings: AlignSettings, pairs: list[Any], layer: int
+) -> Callable[[int], tuple[Any, int]]:
+    """The peer: run everything, take one hidden state."""
+    sampler = Sampler(groups=[range(len(pairs))], batch_size=settings.batch_size, seed=settings.seed)
+
+    def loss(number: int) -> tuple[Any, int]:
+        rows = sampler.batch(number)
+        sides, tokens = [], 0
+        for texts in ([pairs[r].source for r in rows], [pairs[r].target for r in rows]):
+            batch = base.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(base.device)
+            states = base.model(**batch, output_hidden_states=True).hidden_states[layer]
+            sides.append(masked_mean(states, batch["attention_mask"]))
+            tokens += int(batch["attention_mask"].sum())
+        return contrastive_loss(*sides, temperature=settings.temperature), tokens
+
+    return loss
+
+
+def step(loss_of: Callable[[int], tuple[Any, int]], model: Any, number: int) -> tuple[float, int, float]:
+    """Forward and backward; return loss, tokens and seconds."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    loss, tokens = loss_of(number)
+    loss.backward()
+    value = float(loss.detach())
+    for parameter in factors(model).values():
+        parameter.grad = None
+    return value, tokens, time.perf_counter() - start
+
+
+def main() -> None:
+    """Run both in turn and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--pairs", nargs="+", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dtype", default="auto")
+    arguments = parser.parse_args()
+    pairs, _ = read_pairs(arguments.pairs, rows=":300")
+    settings = AlignSettings(
+        base=arguments.base,
+        pairs=arguments.pairs,
+        out="unused",
+        dropout=0.0,
+        batch_size=arguments.batch_size,
+        balance="rows",
+    )
+    ours, peer = (load_base(arguments.base, dtype=arguments.dtype) for _ in range(2))
+    layer = block_index("middle", ours.layers)
+    keep_blocks(ours.model, layer)
+    for base in (ours, peer):
+        inject(base.model, settings, seed=0)
+    runs = {
+        "stops at the middle": (AlignLoss(ours, pairs, settings), ours.model),
+        "full forward": (full_forward(peer, settings, pairs, layer), peer.model),
+    }
+    peer.model.train()
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    losses: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(arguments.rounds + 1):
+        for name, (loss_of, model) in runs.items():
+            value, tokens, seconds = step(loss_of, model, number)
+            losses[name].append(value)
+            if number:  # the first round warms up
+                speeds[name].append(tokens / seconds)
+    ratios = [one / other for one, other in zip(*speeds.values(), strict=True)]
+    gap = max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
+    print(  # noqa: T201
+        json.dumps(
+            {
+                "tokens_per_second": {name: round(statistics.median(found), 1) for name, found in speeds.items()},
+                "ratio": {"median": round(statistics.median(ratios), 2), "min": round(min(ratios), 2), "goal": 1.8},
+                "largest difference of the losses": gap,
+                "layer": layer,
+                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
