@@ -38,9 +38,15 @@ def manifest(kind: str, *, plan: Mapping[str, Any], base: Mapping[str, Any], **m
     return {key: value for key, value in entries.items() if value is not None}
 
 
-def base_entry(meta: AdapterMeta) -> dict[str, Any]:
-    """Return the base model's entry of a manifest, from an adapter that was trained on it."""
-    return {"id": meta.base, "revision": meta.revision, "fingerprint": meta.base_fingerprint}
+def base_entry(metas: Sequence[AdapterMeta]) -> dict[str, Any]:
+    """Return the base model's entry of a manifest, from the adapters that were trained on it."""
+    first = metas[0]
+    fingerprints = (meta.base_fingerprint for meta in metas)
+    return {
+        "id": first.base,
+        "revision": first.revision,
+        "fingerprint": next((mark for mark in fingerprints if mark), None),
+    }
 
 
 def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:

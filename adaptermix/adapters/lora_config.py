@@ -61,7 +61,7 @@ _REFUSED = {
     "use_qalora": "QA-LoRA (use_qalora) is not handled yet",
 }
 # Initialisations that leave the base as it was, so that the saved factors are the whole delta.
-_PLAIN_INITS = (True, False, "gaussian", "orthogonal", None)
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,25 +76,19 @@ def merge(
         options=dict(options or {}),
     )
     check(sources, allow_base_mismatch=allow_base_mismatch)
+    settings = {"rank": rank, "dtype": dtype, "allow_base_mismatch": allow_base_mismatch, "options": plan.options}
     state, modules = execute(plan)
     report = MergeReport(out=None if out is None else Path(out), method=method, weights=plan.weights, modules=modules)
     if out is not None and not dry_run:
-        write_output(Path(out), state, _document(plan, report, dtype), dtype=_DTYPES[dtype], overwrite=overwrite)
+        write_output(Path(out), state, _document(plan, report, settings), dtype=_DTYPES[dtype], overwrite=overwrite)
     return report
 
 
-def _document(plan: MergePlan, report: MergeReport, dtype: str) -> dict[str, Any]:
-    settings = {
-        "method": report.method,
-        "options": plan.options,
-        "weights": list(plan.weights),
-        "rank": plan.rank,
-        "dtype": dtype,
-    }
+def _document(plan: MergePlan, report: MergeReport, settings: Mapping[str, Any]) -> dict[str, Any]:
     return manifest.manifest(
         "merge",
-        plan=settings,
-        base=manifest.base_entry(plan.sources[0].meta),
+        plan={"method": report.method, "weights": list(plan.weights), **settings},
+        base=manifest.base_entry([source.meta for source in plan.sources]),
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
         **manifest.inherit(plan.sources),

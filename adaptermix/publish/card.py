@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ _WHAT = {
     "train-align": "an alignment LoRA: it draws translations together in a middle layer",
     "train-task": "a task LoRA",
 }
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _ROLES = {"supervised": "trained on the task in", "aligned": "aligned with English in"}
 
 
 def hub_id(base: object) -> str | None:
     """Return the base model's id if it can be one on the Hub; a local path is not, and would make the card invalid."""
-    if not isinstance(base, str) or base.count("/") > 1 or base.startswith((".", "/", "~")) or "\\" in base:
+    if not isinstance(base, str) or not _HUB_ID.fullmatch(base) or Path(base).exists():
         return None
-    return None if Path(base).exists() else base
+    return base
 
 
 def _header(document: Mapping[str, Any]) -> str:
@@ -87,7 +89,7 @@ def card(document: Mapping[str, Any], *, name: str) -> str:
         document: Its manifest.
         name: Title.
     """
-    base = document.get("base", {}).get("id")
+    base = document.get("base", {}).get("id") or "BASE MODEL"
     what = _WHAT.get(str(document.get("kind")), "a LoRA adapter")
     use = (
         "## Use\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"

@@ -48,7 +48,7 @@ def _document(folder: Path) -> dict[str, Any]:
     source = open_adapter(folder)
     if (folder / MANIFEST).exists():
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    return manifests.manifest("adapter", plan={}, base=manifests.base_entry(source.meta))
+    return manifests.manifest("adapter", plan={}, base=manifests.base_entry([source.meta]))
 
 
 def push(settings: PushSettings) -> PushReport:

@@ -101,7 +101,7 @@ def _write(
         "search",
         plan=settings.model_dump(mode="json", exclude={"out", "overwrite", "dry_run"})
         | {"weights": list(plan.weights)},
-        base=manifest.base_entry(sources[0].meta),
+        base=manifest.base_entry([source.meta for source in sources]),
         inputs=[manifest.input_entry(s, w) for s, w in zip(sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
         scores=result.chosen.result.document() | {"split": "dev"},

@@ -254,7 +254,7 @@ class TestCompatibility:
         assert not (tmp_path / "out").exists()
 
     def test_layouts_that_differ_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(IncompatibleAdapters, match="'task' and 'align' disagree on fan_in_fan_out"):
+        with pytest.raises(IncompatibleAdapters, match="'task' and 'align' must agree on fan_in_fan_out"):
             merge(pair(tmp_path, fan_in_fan_out=True), weights=[0.9], allow_base_mismatch=True)
 
 

@@ -182,7 +182,7 @@ class TestAttachment:
         [
             ("model.layers.9.self_attn.q_proj", (32, 32), "'model.layers.9.self_attn.q_proj' of the adapter must be"),
             ("model.layers.0.self_attn", (32, 32), "must be in the model, and is not"),
-            ("model.layers.0.self_attn.v_proj", (32, 32), r"update is \[32, 32\], the model's weight is \[16, 32\]"),
+            ("model.layers.0.self_attn.v_proj", (32, 32), r"update is \[32, 32\], the model's weight \[16, 32\]"),
         ],
     )
     def test_an_adapter_of_another_base_is_refused_and_nothing_stays_attached(
