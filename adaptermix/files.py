@@ -34,11 +34,6 @@ def _check_replaceable(out: Path) -> None:
             f"only an adapter folder can be overwritten, and {out} holds neither {' nor '.join(_OURS)}. "
             "Choose another --out, or remove the folder yourself."
         )
-    if out.is_dir() and (inside := sorted(path.name for path in out.iterdir() if path.is_dir())):
-        raise OutputError(
-            f"an adapter folder to overwrite must hold files only, {out} holds folders ({', '.join(inside)[:80]}). "
-            "Choose another --out, or remove the folder yourself."
-        )
     if out.exists() and not out.is_dir():
         raise OutputError(f"an output must be a folder, and {out} is a file. Choose another --out.")
 
