@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from .factories import tiny_llama
+from .tiny import tiny_causal, tiny_encoder
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -32,3 +33,15 @@ settings.load_profile("adaptermix")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Llama: 4 layers, hidden size 32, 101 tokens; never written to."""
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Llama with a byte tokenizer and a chat template; never written to."""
+    return tiny_causal(tmp_path_factory.mktemp("models") / "causal", chat=True)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random BERT with a byte tokenizer; never written to."""
+    return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")

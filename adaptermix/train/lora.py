@@ -86,10 +86,12 @@ def state_of(base: BaseModel, updates: dict[str, LowRank], names: Sequence[str],
         names: Names of the adapted modules.
         layers: Number of adapted blocks, or None for all of the model's.
     """
-    path, _ = blocks(base.model)
-    confined: dict[str, Any] = (
-        {} if layers is None else {"layers": tuple(range(layers)), "layers_pattern": (path.rpartition(".")[2],)}
-    )
+    path, stack = blocks(base.model)
+    ends = [name.rpartition(".")[2] for name, _ in base.model.named_modules() if not name.startswith(f"{path}.")]
+    confined: dict[str, Any] = {}
+    # a name such as "dense" may occur outside the blocks too, where nothing was trained
+    if layers is not None or set(ends) & set(names):
+        confined = {"layers": tuple(range(len(stack))), "layers_pattern": (path.rpartition(".")[2],)}
     meta = AdapterMeta(
         base=base.id,
         revision=base.revision,

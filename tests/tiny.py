@@ -1,0 +1,93 @@
+"""Tiny random models with tokenizers, made on disk without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+
+_CAUSAL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"head_dim": 8, "sliding_window": 64}),
+}
+
+
+def _bytes(special: list[str]) -> Tokenizer:
+    """One token per byte, so that any text works."""
+    names = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE(vocab={name: number for number, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def tiny_causal(folder: Path, kind: str = "llama", *, layers: int = 4, chat: bool = False) -> Path:
+    """Write a random causal language model (hidden 32) with a byte tokenizer."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_bytes(["<pad>", "<s>", "</s>"]), pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    if chat:
+        tokenizer.chat_template = CHAT
+    config_class, model_class, more = _CAUSAL[kind]
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
+    _save(model_class, config, tokenizer, folder)
+    return folder
+
+
+def tiny_encoder(folder: Path, *, layers: int = 4) -> Path:
+    """Write a random BERT (hidden 32) with a byte tokenizer."""
+    inner = _bytes(["[PAD]", "[CLS]", "[SEP]"])
+    inner.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        pad_token_id=0,
+        architectures=["BertModel"],
+    )
+    _save(BertModel, config, tokenizer, folder)
+    return folder
+
+
+def _save(model_class: Any, config: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model_class(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
