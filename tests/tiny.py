@@ -21,7 +21,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
 
 _CAUSAL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
@@ -67,12 +70,8 @@ def tiny_causal(folder: Path, kind: str = "llama", *, layers: int = 4, chat: boo
 def tiny_encoder(folder: Path, *, layers: int = 4) -> Path:
     """Write a random BERT (hidden 32) with a byte tokenizer."""
     inner = _bytes(["[PAD]", "[CLS]", "[SEP]"])
-    inner.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    inner.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

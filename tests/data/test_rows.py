@@ -25,9 +25,7 @@ class TestPairs:
             "de-en.tsv": "".join(f"{a}\t{b}\n" for a, b in rows),
             "de-en.csv": "".join(f'"{a}","{b}"\n' for a, b in rows),
             "de-en.jsonl": "".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in rows),
-            "de-en.2.jsonl": "".join(
-                json.dumps({"text_parallel_0": a, "text_parallel_1": b}) + "\n" for a, b in rows
-            ),
+            "de-en.2.jsonl": "".join(json.dumps({"text_parallel_0": a, "text_parallel_1": b}) + "\n" for a, b in rows),
         }
         for name, text in forms.items():
             pairs, _ = read_pairs([put(tmp_path, name, text)])
@@ -62,7 +60,14 @@ class TestParallel:
     def test_texts_per_language_give_all_directions(self, tmp_path: Path) -> None:
         files = [put(tmp_path, f"{code}.txt", f"{code} 1\n{code} 2\n") for code in ("de", "en", "fr")]
         parallel = read_parallel(files)
-        assert sorted(name for name, _, _ in parallel.directions) == ["de-en", "de-fr", "en-de", "en-fr", "fr-de", "fr-en"]
+        assert sorted(name for name, _, _ in parallel.directions) == [
+            "de-en",
+            "de-fr",
+            "en-de",
+            "en-fr",
+            "fr-de",
+            "fr-en",
+        ]
         assert parallel.texts["de"] == ["de 1", "de 2"]
 
     def test_texts_of_different_length_are_refused(self, tmp_path: Path) -> None:

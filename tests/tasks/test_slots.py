@@ -52,9 +52,7 @@ def test_equal_neighbours_are_one_span() -> None:
 
 
 def _bio(tags: list[str]) -> list[str]:
-    return [
-        "O" if tag == "O" else ("I-" if i and tags[i - 1] == tag else "B-") + tag for i, tag in enumerate(tags)
-    ]
+    return ["O" if tag == "O" else ("I-" if i and tags[i - 1] == tag else "B-") + tag for i, tag in enumerate(tags)]
 
 
 @given(st.lists(st.lists(st.tuples(*[st.sampled_from("Oxyz")] * 2), min_size=1, max_size=8), min_size=1, max_size=5))

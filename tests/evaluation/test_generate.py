@@ -1,0 +1,81 @@
+"""Batched, left-padded generation equals one prompt at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptermix import EvaluateSettings, evaluate
+from adaptermix.errors import ModelError
+from adaptermix.evaluation.generate import generate
+from adaptermix.models import load_base
+from tests.tiny import tiny_causal
+
+PROMPTS = ["a", "what a long prompt this is", "mid length", "b c", "what a long prompt this iz"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+def test_ragged_prompts_get_the_answers_they_get_alone(kind: str, tmp_path: Path) -> None:
+    base = load_base(str(tiny_causal(tmp_path / kind, kind)), dtype="float32", device="cpu")
+    prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
+    together = generate(base, prompts, max_new_tokens=8, batch_size=3)
+    alone = [generate(base, [prompt], max_new_tokens=8, batch_size=1)[0] for prompt in prompts]
+    assert together == alone
+    newline = base.tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    for prompt, answer in zip(prompts, alone, strict=True):
+        mask = torch.ones(1, len(prompt), dtype=torch.long)
+        settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+        output = base.model.generate(torch.tensor([prompt]), attention_mask=mask, **settings)
+        ids = output[0, len(prompt) :].tolist()
+        end = next((i for i, token in enumerate(ids) if token in (base.tokenizer.eos_token_id, newline)), len(ids))
+        assert base.tokenizer.decode(ids[:end], skip_special_tokens=True).strip() == answer
+
+
+def test_an_answer_ends_at_a_line_break(causal: Path) -> None:
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    newline = base.tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    word = base.tokenizer("x", add_special_tokens=False)["input_ids"][0]
+
+    class Scripted:
+        """Says x, a line break, x, x, whatever it is asked."""
+
+        generation_config = base.model.generation_config
+        device = base.model.device
+
+        def generate(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+            tail = torch.tensor([[word, newline, word, word]] * len(input_ids))
+            return torch.cat([input_ids, tail], dim=1)
+
+    scripted = type(base)(**{**{f: getattr(base, f) for f in base.__dataclass_fields__}, "model": Scripted()})
+    assert generate(scripted, [[5, 6], [7]], max_new_tokens=4, batch_size=2) == ["x", "x"]
+
+
+def test_evaluate_scores_every_language_and_writes_nothing(causal: Path, tmp_path: Path) -> None:
+    for language in ("en", "de"):
+        row = {"text": "wake me", "slots": [{"type": "time", "value": "five"}], "language": language}
+        (tmp_path / f"{language}.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"slots": []}) + "\n")
+    before = sorted(tmp_path.iterdir())
+    found = evaluate(
+        EvaluateSettings(
+            base=str(causal),
+            task="slots",
+            data=[str(tmp_path / "*.jsonl")],
+            max_new_tokens=4,
+            dtype="float32",
+            device="cpu",
+        )
+    )
+    document = found.document()
+    assert {"task", "metric", "scores", "groups"} <= set(document)
+    assert set(document["scores"]["de"]) == {"value", "low", "high", "n"}
+    assert document["scores"]["de"]["n"] == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_encoder_does_not_generate(encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "en.jsonl").write_text('{"text": "a", "slots": []}\n')
+    with pytest.raises(ModelError, match="needs a causal language model"):
+        evaluate(EvaluateSettings(base=str(encoder), task="slots", data=[str(tmp_path / "en.jsonl")], device="cpu"))

@@ -1,0 +1,68 @@
+"""Scores and their intervals."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptermix.evaluation.run import group_means
+from adaptermix.evaluation.score import Score, macro_f1, micro_f1, paired_difference
+from adaptermix.tasks import Counts
+
+counts = st.lists(st.builds(Counts, *[st.integers(0, 5)] * 3), min_size=1, max_size=12)
+
+
+def plain_f1(rows: list[Counts]) -> float:
+    hit, spurious, missed = (sum(row[i] for row in rows) for i in range(3))
+    return 1.0 if hit + spurious + missed == 0 else 2 * hit / (2 * hit + spurious + missed)
+
+
+@given(counts)
+def test_micro_f1_equals_the_plain_formula_and_lies_in_its_interval(rows: list[Counts]) -> None:
+    score = micro_f1(rows)
+    assert score.value == pytest.approx(plain_f1(rows))
+    assert 0 <= score.low <= score.high <= 1
+    assert score.n == len(rows)
+    assert score == micro_f1(rows)
+
+
+@given(st.lists(counts, min_size=1, max_size=3))
+def test_macro_f1_is_the_mean_over_languages(languages: list[list[Counts]]) -> None:
+    expected = sum(map(plain_f1, languages)) / len(languages)
+    assert macro_f1(languages).value == pytest.approx(expected)
+
+
+def test_the_interval_narrows_with_rows() -> None:
+    few, many = (micro_f1([Counts(1, 0, 0), Counts(0, 1, 1)] * n) for n in (5, 500))
+    assert many.high - many.low < (few.high - few.low) / 3
+    assert few.low < 0.5 < few.high
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        micro_f1([])
+
+
+def test_a_system_does_not_differ_from_itself() -> None:
+    rows = [[Counts(1, 0, 1), Counts(0, 2, 1), Counts(3, 0, 0)]]
+    assert paired_difference(rows, rows) == Score(value=0.0, low=0.0, high=0.0, n=3)
+
+
+def test_a_better_system_is_told_from_a_worse_one() -> None:
+    worse = [[Counts(1, 0, 1), Counts(0, 1, 1)] * 20]
+    better = [[Counts(2, 0, 0), Counts(0, 1, 1)] * 20]
+    found = paired_difference(worse, better)
+    assert found.low > 0
+    assert found.value == pytest.approx(plain_f1(better[0]) - plain_f1(worse[0]))
+
+
+def test_other_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="same rows"):
+        paired_difference([[Counts(1, 0, 0)]], [[Counts(1, 0, 0)] * 2])
+
+
+def test_groups_put_every_language_in_one_role() -> None:
+    scores = {name: Score(value=value, low=0, high=1, n=1) for name, value in [("en", 1.0), ("de", 0.5), ("tr", 0.0)]}
+    found = group_means(scores, {"supervised": ["en"], "aligned": ["de", "en"]})
+    assert found == {"supervised": 1.0, "aligned": 0.5, "transfer": 0.0, "all": 0.5}
