@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..settings import PushSettings
 from .card import card
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PRIVATE = (".*", "*.partial", "__pycache__")
+_PRIVATE = (".*", "*/.*", "*.partial", "*__pycache__*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +44,27 @@ class PushReport:
         }
 
 
-def _document(folder: Path) -> dict[str, Any]:
-    """Return the folder's manifest, or a small one for adapters made elsewhere."""
-    source = open_adapter(folder)
-    if (folder / MANIFEST).exists():
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    return manifests.manifest("adapter", plan={}, base=manifests.base_entry([source.meta]))
+def _card(folder: Path, name: str) -> bytes:
+    """Return the card from the folder's manifest, or from the config alone for adapters made elsewhere."""
+    meta = open_adapter(folder).meta
+    document: Mapping[str, Any] = meta.manifest or manifests.manifest(
+        "adapter", plan={}, base=manifests.base_entry([meta])
+    )
+    try:
+        return card(document, name=name).encode()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PublishError(
+            f"{folder / MANIFEST} must be as adaptermix wrote it, and a card cannot be made from it "
+            f"({type(error).__name__}: {error}). Remove it to publish the adapter without it."
+        ) from error
+
+
+def _files(folder: Path) -> list[tuple[str, int]]:
+    """Return name and size of what is published; the upload leaves out the same."""
+    found = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        (name, path.stat().st_size) for name, path in found if not any(fnmatch(name, mark) for mark in _PRIVATE)
+    )
 
 
 def push(settings: PushSettings) -> PushReport:
@@ -63,13 +79,8 @@ def push(settings: PushSettings) -> PushReport:
     folder = Path(settings.folder)
     if not _REPO.fullmatch(settings.repo):
         raise PublishError(f"a repository must be named owner/name, got {settings.repo!r}.")
-    document = _document(folder)
-    write_whole(folder / "README.md", card(document, name=settings.repo.split("/")[1]).encode())
-    files = sorted(
-        (path.relative_to(folder).as_posix(), path.stat().st_size)
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    write_whole(folder / "README.md", _card(folder, settings.repo.split("/")[1]))
+    files = _files(folder)
     url = None if settings.dry_run else _upload(folder, settings)
     return PushReport(repo=settings.repo, files=files, url=url)
 
@@ -93,6 +104,6 @@ def _upload(folder: Path, settings: PushSettings) -> str:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PublishError(
             f"pushing to {settings.repo} failed: {reason}. Check the network, and log in with `hf auth login`. "
-            "Nothing was changed on disk."
+            "Then push again; on disk only README.md was written."
         ) from error
     return f"https://huggingface.co/{settings.repo}"

@@ -1,0 +1,95 @@
+"""Imports point one way, and heavy libraries stay where they are needed."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "adaptermix"
+
+# From the bottom up: a module may import those of its own layer and of layers before it.
+LAYERS = [
+    ["errors"],
+    ["files", "settings", "progress", "algebra", "pooling"],
+    ["methods", "adapters"],
+    ["manifest", "publish.card"],
+    ["output", "data"],
+    ["tasks", "models", "compose", "library", "publish.hub"],
+    ["evaluation", "train"],
+    ["study"],
+    ["demo"],
+    ["dispatch"],
+    ["recipes"],
+    ["cli"],
+]
+
+HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optuna", "mergekit"}
+HEAVY_HOMES = ("models", "train", "evaluation", "demo", "publish.hub", "tasks")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"}
+
+
+def layer_of(module: str) -> int:
+    matches = [
+        (len(name), number)
+        for number, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    assert matches or module == "publish", f"{module} is in no layer: add it to LAYERS"
+    return max(matches)[1] if matches else 0
+
+
+def imports(path: Path, module: str) -> list[tuple[str, bool]]:
+    """Return (dotted name, whether at the top of the file); names of this package start with a dot."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if not node.level:
+                found.append((node.module or "", id(node) in top))
+                continue
+            parent = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [("." + ".".join([*parent, name]), id(node) in top) for name in names if name]
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    own = layer_of(module)
+    for name, _ in imports(MODULES[module], module):
+        if name.startswith("."):
+            target = name[1:]
+            if target not in MODULES:  # a name of the package itself, such as __version__
+                continue
+            assert layer_of(target) <= own, f"{module} imports {target}, which lies above it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_libraries_are_imported_late_and_in_their_homes(module: str) -> None:
+    for name, top in imports(MODULES[module], module):
+        if name.split(".")[0] in HEAVY:
+            assert module.startswith(HEAVY_HOMES), f"{module} imports {name}"
+            assert not top, f"{module} imports {name} when it is itself imported"
+
+
+def test_the_algebra_knows_nothing_of_the_project() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("algebra"):
+            assert {name for name, _ in imports(path, module) if name.startswith(".")} <= {
+                ".algebra.geometry",
+                ".algebra.lowrank",
+                ".algebra.updates",
+            }

@@ -1,0 +1,139 @@
+"""Alignment training: what it computes, what it leaves out, what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoModelForCausalLM
+
+from adaptermix import AlignSettings, load_adapter, train_align
+from adaptermix.data import read_pairs
+from adaptermix.models import backbone, keep_blocks, load_base
+from adaptermix.pooling import masked_mean
+from adaptermix.train.align import AlignLoss
+from adaptermix.train.lora import inject
+from adaptermix.train.objectives import contrastive_loss
+from adaptermix.train.sampler import Sampler
+
+from .data import write_pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def settings_for(base: Path, folder: Path, **more: object) -> AlignSettings:
+    values = {
+        "base": str(base),
+        "pairs": write_pairs(folder),
+        "out": str(folder / "align"),
+        "dtype": "float32",
+        "device": "cpu",
+        "steps": 8,
+        "batch_size": 6,
+        "learning_rate": 1e-2,
+        "rank": 4,
+    }
+    return AlignSettings(**(values | more))
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_the_loss_falls_and_only_blocks_below_the_layer_are_adapted(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base = request.getfixturevalue(kind)
+    report = train_align(settings_for(base, tmp_path, steps=30))
+    losses = [entry["loss"] for entry in report.history]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    adapter = load_adapter(tmp_path / "align")
+    blocks = {part for module in adapter.updates for part in module.split(".") if part.isdigit()}
+    assert blocks == {"0", "1"}
+    manifest = adapter.meta.manifest
+    assert manifest["languages"] == {"aligned": ["de", "en", "fr"]}
+    assert manifest["objective"] == {"name": "contrastive", "layer": 2, "layers": 4, "pairs": 15}
+    assert len(manifest["data"][0]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+@pytest.mark.parametrize("layer", ["middle", 4])
+def test_the_adapter_loads_onto_the_whole_model_with_peft_alone(
+    kind: str, layer: str | int, tmp_path: Path, request: pytest.FixtureRequest, recwarn: pytest.WarningsRecorder
+) -> None:
+    base = request.getfixturevalue(kind)
+    train_align(settings_for(base, tmp_path, layer=layer))
+    auto = AutoModelForCausalLM if kind == "causal" else AutoModel
+    model = PeftModel.from_pretrained(auto.from_pretrained(base), tmp_path / "align")
+    loaded = {name for name, _ in model.named_parameters() if "lora_A" in name}
+    assert len(loaded) == len(load_adapter(tmp_path / "align").updates)
+    assert not [w for w in recwarn if "key" in str(w.message)]
+
+
+def test_neither_later_blocks_nor_the_output_layer_are_computed(causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path)
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    later, head = list(base.model.model.layers[2:]), base.model.lm_head
+    called = []
+    for module in (*later, head):
+        module.register_forward_hook(lambda *_: called.append(1))
+    keep_blocks(base.model, 2)
+    inject(base.model, settings, seed=0)
+    loss, _ = AlignLoss(base, read_pairs(settings.pairs)[0], settings)(0)
+    loss.backward()
+    assert called == []
+    assert len(base.model.model.layers) == 2
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_the_loss_equals_that_of_a_full_forward(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    settings = settings_for(request.getfixturevalue(kind), tmp_path, dropout=0.0, balance="rows")
+    pairs, _ = read_pairs(settings.pairs)
+    whole, cut = (load_base(settings.base, dtype="float32", device="cpu") for _ in range(2))
+    keep_blocks(cut.model, 2)
+    objective = AlignLoss(cut, pairs, settings)
+    cut.model.eval()
+    found, _ = objective(0)
+    rows = Sampler(groups=[range(len(pairs))], batch_size=6, seed=0).batch(0)
+    sides = []
+    for texts in ([pairs[row].source for row in rows], [pairs[row].target for row in rows]):
+        batch = whole.tokenizer(texts, padding=True, return_tensors="pt", padding_side="right")
+        states = backbone(whole)(**batch, output_hidden_states=True).hidden_states[2]
+        sides.append(masked_mean(states, batch["attention_mask"]))
+    assert float(found) == pytest.approx(float(contrastive_loss(*sides)), rel=1e-5)
+
+
+def test_languages_are_drawn_equally_often(causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path)
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    pairs, _ = read_pairs(settings.pairs)
+    objective = AlignLoss(base, pairs, settings)
+    drawn = [pairs[row].languages[0] for number in range(5) for row in objective._sampler.batch(number)]
+    assert drawn.count("de") == drawn.count("fr") == 15
+
+
+def test_the_start_token_can_be_left_out_of_the_mean(encoder: Path) -> None:
+    from adaptermix.train.align import MiddleStates
+
+    with_start, without = (load_base(str(encoder), dtype="float32", device="cpu") for _ in range(2))
+    ids = with_start.tokenizer("ab")["input_ids"]
+    states = backbone(with_start)(torch.tensor([ids]), output_hidden_states=True).hidden_states[4][0]
+    torch.testing.assert_close(MiddleStates(with_start).pooled([ids])[0], states.mean(0))
+    torch.testing.assert_close(MiddleStates(without, exclude_bos=True).pooled([ids])[0], states[1:].mean(0))
+
+
+def test_switches_change_the_result_and_stand_in_the_manifest(causal: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, more in [("plain", {}), ("symmetric", {"symmetric": True}), ("masked", {"mask_duplicates": True})]:
+        train_align(settings_for(causal, tmp_path, out=str(tmp_path / name), balance="rows", batch_size=15, **more))
+        found[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        assert json.loads((tmp_path / name / "adaptermix.json").read_text())["plan"]["symmetric"] == (
+            name == "symmetric"
+        )
+    assert found["plain"] != found["symmetric"]
+
+
+def test_a_dry_run_writes_nothing(causal: Path, tmp_path: Path) -> None:
+    report = train_align(settings_for(causal, tmp_path, dry_run=True))
+    assert report.document()["dry_run"] is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["de-en.tsv", "fr-en.tsv"]
