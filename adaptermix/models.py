@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .adapters import AdapterSource
 from .errors import ModelError
+from .progress import Watcher
 
 Kind = Literal["causal", "encoder"]
 
@@ -248,6 +251,17 @@ def require_causal(base: BaseModel, what: str) -> None:
     """
     if base.kind != "causal":
         raise ModelError(f"{what} generates text and needs a causal language model; {base.id!r} is an encoder.")
+
+
+def note_other_base(base: BaseModel, sources: Sequence[AdapterSource], watch: Watcher) -> None:
+    """Tell a person about adapters that were trained on other weights than those of this base model."""
+    for source in sources:
+        trained = source.meta.base_fingerprint
+        if trained and base.fingerprint and trained != base.fingerprint:
+            watch.note(
+                f"warning: adapter '{source.name}' was trained on '{source.meta.base}', whose weight files differ from "
+                f"those of '{base.id}'; scores may be worse than the adapter's own."
+            )
 
 
 def linear_names(model: nn.Module) -> list[str]:

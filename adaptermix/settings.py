@@ -5,6 +5,7 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -149,7 +150,9 @@ class SearchSettings(GenerationSettings, Written):
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
 
     @model_validator(mode="after")
-    def _distinct(self) -> SearchSettings:
+    def _sound(self) -> SearchSettings:
+        if not all(map(isfinite, self.grid)):
+            raise ValueError(f"grid must hold finite numbers, got {self.grid}")
         if len(set(self.grid)) != len(self.grid):
             raise ValueError(f"grid must hold each weight once, got {self.grid}")
         return self

@@ -123,6 +123,8 @@ class Lines:
 
 def _failure(error: BaseException) -> tuple[int, str, str] | None:
     """Return exit code, kind and message of a failure that has a name; None for a fault of the program."""
+    if isinstance(error, click.Abort) and isinstance(error.__cause__, KeyboardInterrupt):
+        error = error.__cause__  # click hides what was interrupted, and where
     if isinstance(error, KeyboardInterrupt | click.Abort):
         reason = str(error) or "stopped"
         return 130, "Interrupted", f"interrupted: {reason}. A training run goes on with --resume."

@@ -139,7 +139,8 @@ def explain(error: ValidationError) -> str:
     """Return all faults of a set of options in one line."""
     faults = []
     for fault in error.errors():
-        place = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "the options"
+        name = str(fault["loc"][0]) if fault["loc"] else "the options"
+        place = _POSITIONAL.get(name) or (_NAMES.get(name, "--" + name.replace("_", "-")) if fault["loc"] else name)
         faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}")
     return "; ".join(dict.fromkeys(faults)) + "."
 

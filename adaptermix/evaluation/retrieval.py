@@ -14,7 +14,7 @@ from torch import Tensor
 from ..adapters import open_adapter
 from ..compose.attach import Attachment
 from ..data import read_parallel
-from ..models import BaseModel, backbone, load_base
+from ..models import BaseModel, backbone, load_base, note_other_base
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
@@ -148,8 +148,10 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
         AdapterMixError: the model, the adapter or a data file does not do; see `load_base`, `open_adapter`,
             `read_parallel`.
     """
-    adapters = [open_adapter(Path(settings.adapter)).read()] if settings.adapter else []
+    sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
+    adapters = [source.read() for source in sources]
     read_parallel(settings.data, rows=settings.rows)  # refuse bad data before a model is loaded
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
+    note_other_base(base, sources, watch)
     with Attachment(base.model, adapters):
         return retrieve_with(base, settings, watch=watch)

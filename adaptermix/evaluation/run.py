@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters import AdapterSource, open_adapter
 from ..compose.attach import Attachment
-from ..models import BaseModel, load_base, require_causal
+from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings, GenerationSettings
 from ..tasks import Counts, Task, get_task, get_template
@@ -139,6 +139,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     states = [source.read() for source in sources]
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     require_causal(base, f"task '{task.name}'")
+    note_other_base(base, sources, watch)
     with Attachment(base.model, states):
         answers = predict(base, task, rows, settings, template=template, watch=watch)
     roles = sources[0].meta.manifest.get("languages", {}) if sources else {}

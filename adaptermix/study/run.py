@@ -16,7 +16,7 @@ from ..compose.report import MergeReport
 from ..evaluation.run import Evaluation, predict, score_answers, template_of
 from ..files import check_output
 from ..methods.base import build
-from ..models import BaseModel, load_base, require_causal
+from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
@@ -143,4 +143,5 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     sources, _ = _prepare(settings)
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     require_causal(base, f"task '{settings.task}'")
+    note_other_base(base, sources, watch)
     return search_with(base, sources, settings, watch=watch)

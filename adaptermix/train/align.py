@@ -34,7 +34,7 @@ class MiddleStates:
         self._tokenizer = base.tokenizer
         self._device = base.device
         self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
-        self._skip_first = exclude_bos and bool(base.tokenizer.bos_token_id or base.tokenizer.cls_token_id)
+        self._skipped = set(base.tokenizer.all_special_ids) if exclude_bos else set()
         self._caught: list[Tensor] = []
         _, stack = blocks(base.model)
         stack[-1].register_forward_hook(self._catch)
@@ -48,9 +48,9 @@ class MiddleStates:
         )
         self._body(**batch, **self._extra)
         mask = batch["attention_mask"]
-        if self._skip_first:
+        if self._skipped:
             mask = mask.clone()
-            mask[:, 0] = 0
+            mask[[row for row, ids in enumerate(encoded) if ids[0] in self._skipped], 0] = 0
         return masked_mean(self._caught.pop(), mask)
 
     def pooled(self, encoded: Sequence[list[int]]) -> Tensor:
@@ -148,4 +148,5 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
         },
         layers=layer if layer < total else None,
         watch=watch,
+        unit="pairs",
     )

@@ -49,7 +49,7 @@ class Workplace:
         self._settings = json.loads(json.dumps(settings, sort_keys=True))
 
     def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-        """Prepare the folder and return the checkpoint to go on from, if any.
+        """Check the folder, empty it if asked to, and return the checkpoint to go on from, if any.
 
         Raises:
             OutputError: the output exists; an interrupted run is there and neither flag is given; or it was run with
@@ -67,9 +67,7 @@ class Workplace:
                     "Pass --resume to go on with it, or --overwrite to start again."
                 )
             shutil.rmtree(self.folder)
-        found = self._load() if resume and (self.folder / _FILE).exists() else None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return found
+        return self._load() if resume and (self.folder / _FILE).exists() else None
 
     def _load(self) -> Checkpoint:
         path = self.folder / _FILE
@@ -77,11 +75,11 @@ class Workplace:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["adaptermix"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+            before, step, history = dict(header["settings"]), int(header["step"]), list(header["history"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise OutputError(
                 f"{path} must be a checkpoint of adaptermix: {error}. Pass --overwrite to start again."
             ) from error
-        before = header["settings"]
         changed = sorted(k for k in {*before, *self._settings} if before.get(k) != self._settings.get(k))
         if changed:
             pairs = ", ".join(f"{key} was {before.get(key)!r}, now {self._settings.get(key)!r}" for key in changed)
@@ -89,11 +87,12 @@ class Workplace:
                 f"an interrupted run can be resumed only with its own settings: {pairs}. "
                 "Give those, or pass --overwrite to start again."
             )
-        return Checkpoint(step=header["step"], tensors=tensors, history=header["history"])
+        return Checkpoint(step=step, tensors=tensors, history=history)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
         header = {"step": checkpoint.step, "history": checkpoint.history, "settings": self._settings}
+        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{_FILE}.new"
         save_file(dict(checkpoint.tensors), temporary, metadata={"adaptermix": json.dumps(header)})
         os.replace(temporary, self.folder / _FILE)

@@ -69,6 +69,7 @@ def train(
     entries: Mapping[str, Any],
     layers: int | None,
     watch: Watcher,
+    unit: str = "rows",
     after_step: Callable[[Trainer], None] | None = None,
 ) -> TrainReport:
     """Inject a LoRA, train it, write it.
@@ -82,17 +83,19 @@ def train(
         entries: Further entries of the manifest.
         layers: Number of adapted blocks if not all.
         watch: Receives progress.
+        unit: What a row is called.
         after_step: Called after each step.
     """
     out = Path(settings.out)
-    workplace = Workplace(out, plain(settings) | {"base_fingerprint": base.fingerprint})
+    inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"]}
+    workplace = Workplace(out, plain(settings) | inputs)
     checkpoint = workplace.open(resume=settings.resume, overwrite=settings.overwrite)
     names = inject(base.model, settings, seed=settings.seed)
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch)
     if checkpoint:
         trainer.restore(checkpoint)
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
-    trainer.run(make_loss(), after_step=after_step, label=kind)
+    trainer.run(make_loss(), after_step=after_step, label=kind, unit=unit)
     state = state_of(base, extract(trainer.masters, settings), names, layers)
     document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()

@@ -129,20 +129,24 @@ class Trainer:
         for name, parameter in self._live.items():
             self.masters[name].grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(self.masters.values(), self._settings.max_grad_norm)
+        length = torch.nn.utils.clip_grad_norm_(self.masters.values(), self._settings.max_grad_norm)
+        self._check(loss=total, gradient=float(length))
         self._optimizer.step()
         self._scheduler.step()
         self._publish()
         self.done += 1
         return total, tokens
 
-    def run(self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str) -> None:
+    def run(
+        self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str, unit: str = "rows"
+    ) -> None:
         """Train to the last step.
 
         Args:
             loss_of: Loss of a batch by its number.
             after_step: Called after each step, to log more.
             label: Name of the progress bar.
+            unit: What a row is called in it.
 
         Raises:
             Interrupted: a signal came; the checkpoint of the last whole step is on disk.
@@ -159,26 +163,27 @@ class Trainer:
                 start = time.perf_counter()
                 loss, tokens = self._step(loss_of)
                 seconds = time.perf_counter() - start
-                self._check(loss)
                 self.history.append(
                     {"step": self.done, "loss": loss, "rows": rows, "tokens": tokens, "seconds": seconds}
                 )
                 if after_step:
                     after_step(self)
-                advance(1, f"loss {loss:.3f}, {rows / seconds:.1f} rows/s")
+                advance(1, f"loss {loss:.3f}, {rows / seconds:.1f} {unit}/s")
                 if stops or self.done % self._settings.checkpoint_every == 0 or self.done == self._steps:
                     self._save()
                 if stops:
                     raise Interrupted(f"stopped at step {self.done} of {self._steps}")
 
-    def _check(self, loss: float) -> None:
+    def _check(self, **values: float) -> None:
+        """Refuse a step that would spoil the factors; the last checkpoint is from before it."""
         from ..errors import AdapterMixError
 
-        if not math.isfinite(loss):
-            raise AdapterMixError(
-                f"the loss must stay finite, and is {loss} at step {self.done}. "
-                f"Lower --learning-rate (now {self._settings.learning_rate:g}) or use --dtype float32."
-            )
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise AdapterMixError(
+                    f"the {name} must stay finite, and is {value} at step {self.done + 1}. "
+                    f"Lower --learning-rate (now {self._settings.learning_rate:g}) or use --dtype float32."
+                )
 
 
 def count_steps(rows: int, settings: TrainingSettings) -> int:
