@@ -75,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Waiting threads sleep instead of spinning: as fast on a free machine, up to 3 times faster on a busy one.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     if "--quiet" in arguments or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")

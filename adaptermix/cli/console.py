@@ -127,11 +127,12 @@ def _failure(error: BaseException) -> tuple[int, str, str] | None:
         error = error.__cause__  # click hides what was interrupted, and where
     if isinstance(error, KeyboardInterrupt | click.Abort):
         reason = str(error) or "stopped"
-        return 130, "Interrupted", f"interrupted: {reason}. A training run goes on with --resume."
+        return 130, "Interrupted", f"interrupted: {reason}. Training goes on with --resume, the demo with the same command."
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return 2, "Usage", error.format_message()
     if isinstance(error, click.ClickException):
-        return error.exit_code, "Usage", error.format_message()
+        message = error.format_message()
+        return error.exit_code, "Usage", message if message.endswith((".", "?")) else f"{message}."
     if isinstance(error, AdapterMixError):
         return 1, type(error).__name__, str(error)
     if isinstance(error, OSError):

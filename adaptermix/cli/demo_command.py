@@ -44,6 +44,8 @@ def verdict(results: dict[str, Any]) -> str:
     """Return in one sentence what the numbers say about merging here."""
     found = results["difference"]["not in task training"]
     weight = results["search"]["best"]["weights"][0]
+    if weight == 1.0:
+        return "On dev no merge was better than the task adapter alone, so the task adapter alone was chosen."
     if found["low"] > 0:
         return f"Merging at {weight:g} helped languages without task training, beyond noise."
     if found["high"] < 0:

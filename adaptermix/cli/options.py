@@ -33,6 +33,8 @@ class VariadicCommand(click.Command):
                 spread += args[position:]
                 break
             if argument.startswith("-") and not _is_number(argument):
+                if current and not values:
+                    raise click.UsageError(f"Option '{current}' needs at least one value.", ctx)
                 current, values = (argument if argument in many else None), 0
                 spread.append(argument)
                 continue
@@ -141,7 +143,10 @@ def explain(error: ValidationError) -> str:
     for fault in error.errors():
         name = str(fault["loc"][0]) if fault["loc"] else "the options"
         place = _POSITIONAL.get(name) or (_NAMES.get(name, "--" + name.replace("_", "-")) if fault["loc"] else name)
-        faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}")
+        if fault["type"] == "missing":
+            faults.append(f"{place} is needed")
+        else:
+            faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}")
     return "; ".join(dict.fromkeys(faults)) + "."
 
 

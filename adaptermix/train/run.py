@@ -89,8 +89,8 @@ def train(
     out = Path(settings.out)
     inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"]}
     workplace = Workplace(out, plain(settings) | inputs)
-    checkpoint = workplace.open(resume=settings.resume, overwrite=settings.overwrite)
     names = inject(base.model, settings, seed=settings.seed)
+    checkpoint = workplace.open(resume=settings.resume, overwrite=settings.overwrite)
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch)
     if checkpoint:
         trainer.restore(checkpoint)

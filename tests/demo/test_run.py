@@ -49,7 +49,7 @@ def test_the_demo_measures_everything_and_goes_on_where_it_was(
     assert json.loads((tmp_path / "out" / "results.json").read_text())["seconds"] == pytest.approx(results["seconds"])
     show(results, settings.out, Console())
     shown = capsys.readouterr().err
-    for piece in ("task only", "merged 0.5/0.5", "with alignment adapter", "s/step", "no difference beyond noise"):
+    for piece in ("task only", "merged 0.5/0.5", "with alignment adapter", "s/step", "chosen weight minus task only"):
         assert piece in shown
 
 
@@ -60,6 +60,8 @@ def test_the_verdict_is_what_the_interval_says(low: float, high: float, said: st
     found = {"value": (low + high) / 2, "low": low, "high": high, "n": 9}
     results = {"difference": {"not in task training": found}, "search": {"best": {"weights": [0.9, 0.1]}}}
     assert said in verdict(results)
+    results["search"] = {"best": {"weights": [1.0, 0.0]}}
+    assert "task adapter alone was chosen" in verdict(results)
 
 
 def test_dev_test_and_training_do_not_overlap(tmp_path: Path) -> None:
