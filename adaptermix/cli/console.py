@@ -127,7 +127,11 @@ def _failure(error: BaseException) -> tuple[int, str, str] | None:
         error = error.__cause__  # click hides what was interrupted, and where
     if isinstance(error, KeyboardInterrupt | click.Abort):
         reason = str(error) or "stopped"
-        return 130, "Interrupted", f"interrupted: {reason}. Training goes on with --resume, the demo with the same command."
+        return (
+            130,
+            "Interrupted",
+            f"interrupted: {reason}. Training goes on with --resume, the demo with the same command.",
+        )
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return 2, "Usage", error.format_message()
     if isinstance(error, click.ClickException):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import OutputError
 from ..settings import EvaluateSettings, RetrieveSettings
 from .console import Console
 from .options import settings_command
@@ -47,6 +48,8 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
     from ..evaluation import evaluate as work
     from ..files import write_whole
 
+    if settings.predictions and not Path(settings.predictions).absolute().parent.is_dir():
+        raise OutputError(f"--predictions must lie in a folder that exists, and {settings.predictions} does not.")
     result = work(settings, watch=console.watch)
     if settings.predictions:
         lines = [json.dumps({"answer": answer}, ensure_ascii=False) + "\n" for answer in result.answers]

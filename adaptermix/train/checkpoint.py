@@ -56,8 +56,14 @@ class Workplace:
                 other settings.
         """
         if resume and self._out.exists() and not overwrite:
+            waiting = (self.folder / _FILE).exists()
             raise OutputError(
-                f"{self._out} is already complete; there is nothing to resume. Pass --overwrite to redo it."
+                f"{self._out} is already complete; "
+                + (
+                    "pass --resume --overwrite to go on with the interrupted run that is to replace it."
+                    if waiting
+                    else "there is nothing to resume. Pass --overwrite to redo it."
+                )
             )
         check_output(self._out, overwrite=overwrite)
         if (self.folder / _FILE).exists() and not resume:

@@ -23,7 +23,7 @@ Example = tuple[list[int], list[int]]
 
 
 def encode_rows(task: Task, template: Template, rows: Sequence[Any], tokenizer: Any, max_length: int) -> list[Example]:
-    """Return prompt and answer ids per row; a prompt too long loses its beginning, never the answer."""
+    """Return prompt and answer ids per row; too long a row loses the prompt's beginning, then the answer's end."""
     examples = []
     for row in rows:
         answer = template.encode_answer(task.answer(row), tokenizer)[:max_length]

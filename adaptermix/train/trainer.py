@@ -79,8 +79,14 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self.masters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        warmup = min(math.ceil(settings.warmup * steps), steps - 1)
         self._scheduler = get_scheduler(
-            settings.schedule, self._optimizer, math.ceil(settings.warmup * steps), num_training_steps=steps
+            settings.schedule,
+            self._optimizer,
+            warmup,
+            num_training_steps=steps,
+            # without a warm-up transformers would fall back to a time scale of 10,000 steps, hardly a decay at all
+            scheduler_specific_kwargs={"timescale": max(1, warmup)} if settings.schedule == "inverse_sqrt" else None,
         )
         self.history: list[dict[str, Any]] = []
         self.done = 0
