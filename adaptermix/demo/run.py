@@ -29,7 +29,7 @@ from .plan import DemoPlan, own_data, real_data
 GRID = (0.5, 0.7, 0.9, 1.0)  # 1.0 is the task adapter alone, so that no merge can be the answer too
 _GENERATION = {"batch_size": 72, "max_new_tokens": 24}
 _TRAINING = {"learning_rate": 2e-3, "dropout": 0.0, "schedule": "linear", "checkpoint_every": 5}
-_ALIGN_STEPS, _TASK_STEPS = 24, 32
+_ALIGN_STEPS, _TASK_STEPS = 20, 28
 
 
 @dataclass(kw_only=True)
