@@ -76,6 +76,8 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.") from error
+    if picked.type not in ("cpu", "cuda"):
+        raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"--device {device} is asked for, and {torch.cuda.device_count()} CUDA devices are there.")
     return picked
@@ -164,6 +166,7 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
     Raises:
         ModelError: no such model, a kind that is not handled, or files that do not load.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     name, revision = split_revision(reference)
@@ -175,13 +178,15 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
         auto = AutoModelForCausalLM if kind == "causal" else AutoModel
         model = auto.from_pretrained(name, dtype=pick_dtype(dtype, place), **pinned)
         tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"base model {reference!r} must be a model folder or a Hub id that can be reached: {reason}"
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
+        raise ModelError(f"{reference}: the tokenizer must have a padding and an end-of-sequence token.")
     folder = _folder(name, revision)
     return BaseModel(
         id=name,

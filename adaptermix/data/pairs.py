@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,25 +34,27 @@ def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
     elif ".csv" in suffixes:
         lines = file.lines()
         # line numbers of multi-line quoted cells are those of their last line
-        reader = csv.reader(line + "\n" for _, line in lines)
-        for row in reader:
-            yield reader.line_num, row
+        reader = csv.reader((line + "\n" for _, line in lines), strict=True)
+        try:
+            for row in filter(None, reader):
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(
+                f"{file.path}:{reader.line_num}: quotes must be closed and doubled inside: {error}."
+            ) from error
     else:
         yield from ((number, line.split("\t")) for number, line in file.lines() if line.strip())
 
 
 def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    for number, line in file.lines():
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file.path}:{number}: every line must be JSON: {error}.") from error
-        names = next((pair for pair in _JSON_FIELDS if isinstance(row, dict) and set(pair) <= set(row)), None)
+    for number, row in file.json_rows():
+        names = next((pair for pair in _JSON_FIELDS if set(pair) <= set(row)), None)
         if names is None:
             raise DataError(f"{file.path}:{number}: a pair must have the fields 'source' and 'target'.")
-        yield number, [str(row[name]) for name in names]
+        sides = [row[name] for name in names]
+        if not all(isinstance(side, str) for side in sides):
+            raise DataError(f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {line[:60]!r}.")
+        yield number, sides
 
 
 def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[Pair], list[DataFile]]:

@@ -42,7 +42,7 @@ def read_parallel(arguments: Sequence[str], *, rows: str | None = None) -> Paral
         rows: `START:STOP` of the rows of each file.
 
     Raises:
-        DataError: a file is missing or empty, the texts differ in length, or a language occurs twice.
+        DataError: a file is missing or empty, the texts differ in length, or a language or direction occurs twice.
     """
     files = find_files(arguments)
     if all(_is_lines(file) for file in files):
@@ -65,12 +65,22 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
             + ", ".join(f"{language} {count}" for language, count in lengths.items())
             + "."
         )
+    # as in pair files, rows with an empty side are left out
+    filled = [row for row in zip(*texts.values(), strict=True) if all(row)]
+    if not filled:
+        raise DataError("retrieval needs at least one line that is blank in no text, found none.")
+    texts = {language: list(lines) for language, lines in zip(texts, zip(*filled, strict=True), strict=True)}
     directions = [(f"{one}-{two}", one, two) for one, two in permutations(texts, 2)]
     return ParallelText(texts=texts, directions=directions, files=files)
 
 
 def _from_pairs(arguments: Sequence[str], rows: str | None) -> ParallelText:
     pairs, files = read_pairs(arguments, rows=rows)
+    found = {pair.languages for pair in pairs}
+    if twice := sorted(f"{one}-{two}" for one, two in found if (two, one) in found):
+        raise DataError(
+            f"retrieval needs every direction once, from one language to another; found {', '.join(twice)}."
+        )
     texts: dict[str, list[str]] = {}
     for pair in pairs:
         one, two = pair.languages

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import gzip
+import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
 from ..files import sha256
@@ -17,6 +19,7 @@ from ..files import sha256
 # Words of file names that look like language codes.
 _NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
 _GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:-[A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
+_TAG = re.compile(r"[a-z]{2,3}(-([A-Z][a-z]{3}|[A-Z]{2}))+")
 _RANGE = re.compile(r"(?P<start>\d*):(?P<stop>\d*)")
 
 
@@ -46,11 +49,31 @@ class DataFile:
         opener = gzip.open if self.path.suffix == ".gz" else open
         number = 0
         try:
-            with opener(self.path, "rt", encoding="utf-8-sig", newline="\n") as file:
-                for number, line in enumerate(file, start=1):
+            # decoded line by line, so that a fault is reported at its own line
+            with opener(self.path, "rb") as file:
+                for raw in file:
+                    line = raw.decode("utf-8-sig" if number == 0 else "utf-8")
+                    number += 1
                     yield number, line.rstrip("\r\n")
         except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
             raise DataError(f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.") from error
+
+    def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield numbered JSON objects, one a line; blank lines are passed over.
+
+        Raises:
+            DataError: a line is no JSON object.
+        """
+        for number, line in self.lines():
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{self.path}:{number}: every line must be JSON: {error}.") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
+            yield number, row
 
     def entry(self) -> dict[str, object]:
         """Return what a manifest records of the file."""
@@ -104,11 +127,11 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
     """
     files: list[DataFile] = []
     for argument in arguments:
-        if argument.startswith("hf:"):
+        given, pattern = _split_given(argument)
+        if pattern.startswith("hf:"):
             raise DataError(
                 f"data sets on the Hub are not read yet ({argument}). Export the rows to JSONL or TSV and give that."
             )
-        given, pattern = _split_given(argument)
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
         if not paths:
             raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
@@ -127,7 +150,9 @@ def _split_given(argument: str) -> tuple[tuple[str, ...], str]:
     match = _GIVEN.fullmatch(argument)
     if match is None or Path(argument).exists():
         return (), argument
-    codes = match["language"].split("-")
+    whole = match["language"]
+    # a script or a region (sr-Latn, pt-BR) is part of one language, not the other side of a pair
+    codes = [whole] if _TAG.fullmatch(whole) else whole.split("-")
     languages = tuple(canonical_language(code) or code for code in codes)
     return languages, match["path"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..compose.attach import Attachment
 from ..models import BaseModel, load_base, note_other_base, require_causal
@@ -121,8 +122,10 @@ def score_answers(
 
 def template_of(sources: Sequence[AdapterSource], given: str | None) -> str:
     """Return the prompt template: as given, else the one an adapter was trained with, else the plain one."""
-    trained = [source.meta.manifest.get("task", {}).get("template") for source in sources]
-    return given or next((name for name in trained if name), DEFAULT_TEMPLATE)
+    tasks = [source.meta.manifest.get("task") for source in sources]
+    # a manifest is a file that people edit, so entries of another form are passed over
+    trained = [task.get("template") for task in tasks if isinstance(task, Mapping)]
+    return given or next((name for name in trained if name and isinstance(name, str)), DEFAULT_TEMPLATE)
 
 
 def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluation:
@@ -142,5 +145,5 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     note_other_base(base, sources, watch)
     with Attachment(base.model, states):
         answers = predict(base, task, rows, settings, template=template, watch=watch)
-    roles = sources[0].meta.manifest.get("languages", {}) if sources else {}
+    roles = manifest.inherit(sources)["languages"] or {}
     return score_answers(task, rows, answers, roles, seed=settings.seed)

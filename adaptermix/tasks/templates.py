@@ -28,14 +28,22 @@ class Template:
         """Return the whole prompt as text.
 
         Raises:
-            ModelError: a chat template is needed and the tokenizer has none.
+            ModelError: a chat template is needed, and the tokenizer has none or one that fails.
         """
+        from jinja2.exceptions import TemplateError
+
         asked = self.prompt.format(text=text)
         if self.system is None:
             return asked
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(f"template '{self.name}' needs a tokenizer with a chat template. Use --template plain.")
-        return _chat(tokenizer, self.system, asked)
+        try:
+            return _chat(tokenizer, self.system, asked)
+        except TemplateError as error:
+            raise ModelError(
+                f"template '{self.name}' needs a chat template that takes a user turn, and the tokenizer's says: "
+                f"{error}. Use --template plain."
+            ) from error
 
     def encode(self, text: str, tokenizer: Any) -> list[int]:
         """Return the prompt's token ids, with the tokenizer's special tokens unless the chat template brings them."""

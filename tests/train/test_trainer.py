@@ -47,36 +47,6 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def test_a_run_killed_again_and_again_ends_with_the_same_bytes(causal: Path, tmp_path: Path) -> None:
-    write_slots(tmp_path)
-    quiet = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command(causal, tmp_path, tmp_path / "whole"), check=True, **quiet)
-    out = tmp_path / "killed"
-    kills = 0
-    for delay in (0.0, 0.07, 0.15):
-        process = subprocess.Popen(command(causal, tmp_path, out, "--resume"), **quiet)
-        before = checkpoint_of(out).stat().st_mtime_ns if checkpoint_of(out).exists() else 0
-        while process.poll() is None and (
-            not checkpoint_of(out).exists() or checkpoint_of(out).stat().st_mtime_ns == before
-        ):
-            time.sleep(0.002)
-        time.sleep(delay)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-        assert not out.exists() or kills < 3
-    assert kills >= 1
-    subprocess.run(
-        command(
-            causal, tmp_path, out, *([] if out.exists() else ["--resume"]), *(["--overwrite"] if out.exists() else [])
-        ),
-        check=True,
-        **quiet,
-    )
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not partial_path(out).exists()
-
-
 def test_interrupting_keeps_a_checkpoint_and_exits_with_130(causal: Path, tmp_path: Path) -> None:
     write_slots(tmp_path)
     out = tmp_path / "task"
