@@ -41,7 +41,8 @@ def manifest(kind: str, *, plan: Mapping[str, Any], base: Mapping[str, Any], **m
 def base_entry(metas: Sequence[AdapterMeta]) -> dict[str, Any]:
     """Return the base model's entry of a manifest, from the adapters that were trained on it."""
     first = metas[0]
-    fingerprints = (meta.base_fingerprint for meta in metas)
+    same = [meta for meta in metas if (meta.base, meta.revision) == (first.base, first.revision)]
+    fingerprints = (meta.base_fingerprint for meta in same)
     return {
         "id": first.base,
         "revision": first.revision,

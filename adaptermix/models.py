@@ -186,7 +186,10 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
-        raise ModelError(f"{reference}: the tokenizer must have a padding and an end-of-sequence token.")
+        raise ModelError(
+            f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
+            "Set eos_token and pad_token in tokenizer_config.json."
+        )
     folder = _folder(name, revision)
     return BaseModel(
         id=name,

@@ -42,11 +42,23 @@ def _bytes(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def tiny_causal(folder: Path, kind: str = "llama", *, layers: int = 4, chat: bool = False) -> Path:
-    """Write a random causal language model (hidden 32) with a byte tokenizer."""
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_bytes(["<pad>", "<s>", "</s>"]), pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
+def tiny_causal(
+    folder: Path, kind: str = "llama", *, layers: int = 4, chat: bool = False, single: str | None = None, seed: int = 0
+) -> Path:
+    """Write a random causal language model (hidden 32) with a byte tokenizer.
+
+    Args:
+        folder: Where.
+        kind: `llama`, `qwen2` or `gemma3`.
+        layers: Number of blocks.
+        chat: Give the tokenizer a chat template.
+        single: What the tokenizer puts around a text, such as `<s> $A` or `$A </s>`; nothing if not given.
+        seed: Seed of the weights.
+    """
+    inner = _bytes(["<pad>", "<s>", "</s>"])
+    if single:
+        inner.post_processor = TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     if chat:
         tokenizer.chat_template = CHAT
     config_class, model_class, more = _CAUSAL[kind]
@@ -63,7 +75,7 @@ def tiny_causal(folder: Path, kind: str = "llama", *, layers: int = 4, chat: boo
         eos_token_id=2,
         **more,
     )
-    _save(model_class, config, tokenizer, folder)
+    _save(model_class, config, tokenizer, folder, seed)
     return folder
 
 
@@ -81,12 +93,12 @@ def tiny_encoder(folder: Path, *, layers: int = 4) -> Path:
         pad_token_id=0,
         architectures=["BertModel"],
     )
-    _save(BertModel, config, tokenizer, folder)
+    _save(BertModel, config, tokenizer, folder, 0)
     return folder
 
 
-def _save(model_class: Any, config: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save(model_class: Any, config: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> None:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model_class(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

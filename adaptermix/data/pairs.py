@@ -53,7 +53,9 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
             raise DataError(f"{file.path}:{number}: a pair must have the fields 'source' and 'target'.")
         sides = [row[name] for name in names]
         if not all(isinstance(side, str) for side in sides):
-            raise DataError(f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {line[:60]!r}.")
+            raise DataError(
+                f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {str(row)[:60]!r}."
+            )
         yield number, sides
 
 

@@ -139,16 +139,17 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow]:
     """{"text", "slots": [{"type", "value"}], "language"}: values need not occur in the text."""
     for number, row in file.json_rows():
         try:
-            slots = tuple((slot["type"], slot["value"]) for slot in row["slots"])
+            parts = [(slot["type"], slot["value"]) for slot in row["slots"]]
             text = row["text"]
-            if not all(isinstance(part, str) for part in (text, *chain.from_iterable(slots))):
-                raise TypeError("not text")
+            if not all(isinstance(part, str | int | float) for part in (text, *chain.from_iterable(parts))):
+                raise TypeError("neither text nor a number")
+            slots = tuple((str(kind), str(value)) for kind, value in parts)
         except (KeyError, TypeError) as error:
             raise DataError(
                 f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.'
             ) from error
         named = str(row.get("language") or _language(file))
-        yield SlotRow(text=text, slots=slots, language=canonical_language(named) or named)
+        yield SlotRow(text=str(text), slots=slots, language=canonical_language(named) or named)
 
 
 Reader = Callable[[DataFile], Iterator[SlotRow]]

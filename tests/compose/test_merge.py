@@ -464,6 +464,7 @@ class TestManifest:
         document = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
         assert document["kind"] == "merge"
         assert document["plan"] == {
+            "allow_base_mismatch": False,
             "method": "exact",
             "options": {},
             "weights": [0.9, 0.1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,107 @@ def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"line\n" * 5000)[:-20])
     with pytest.raises(DataError, match="UTF-8"):
         list(find_files([str(path)])[0].lines())
+
+
+@pytest.mark.parametrize(
+    ("name", "languages"),
+    [
+        ("pt-BR.train.jsonl", ("pt",)),
+        ("zh-cn.txt", ("zh",)),
+        ("deu_Latn.dev", ("de",)),
+        ("europarl-v7.de-en.tsv", ("de", "en")),
+        ("cmn-yue.tsv", ("zh", "yue")),
+        ("train.tsv.gz", ()),
+        ("set.csv", ()),
+        ("ner.jsonl", ()),
+    ],
+)
+def test_scripts_regions_and_words_of_file_names_are_no_second_language(name: str, languages: tuple[str, ...]) -> None:
+    assert languages_of(Path(name)) == languages
+
+
+@pytest.mark.parametrize(
+    ("given", "languages"),
+    [
+        ("de", ("de",)),
+        ("deu", ("de",)),
+        ("de-en", ("de", "en")),
+        ("deu-eng", ("de", "en")),
+        ("sr-Latn", ("sr",)),
+        ("pt-BR", ("pt",)),
+        ("zh-CN", ("zh",)),
+    ],
+)
+def test_a_given_script_or_region_belongs_to_one_language(
+    given: str, languages: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "data.tsv").write_text("a\tb\n")
+    assert find_files([f"{given}={tmp_path / 'data.tsv'}"])[0].languages == languages
+
+
+def test_a_given_language_holds_for_every_file_of_a_glob(tmp_path: Path) -> None:
+    for name in ("de.1.txt", "fr.2.txt"):
+        (tmp_path / name).write_text("x\n")
+    assert [file.language for file in find_files([f"nl={tmp_path / '*.txt'}"])] == ["nl", "nl"]
+
+
+def test_a_file_whose_own_name_looks_like_a_glob_or_a_given_language_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("de=x.txt", "[de].txt"):
+        Path(name).write_text("x\n")
+        assert find_files([name])[0].path == Path(name)
+
+
+def test_a_glob_without_a_match_and_no_file_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing-\*\.tsv' matches none"):
+        find_files([str(tmp_path / "nothing-*.tsv")])
+    with pytest.raises(DataError, match="at least one data file"):
+        find_files([])
+    with pytest.raises(DataError, match="Hub are not read yet"):
+        find_files(["de=hf:owner/name"])
+
+
+@pytest.mark.parametrize("bad", [1, 2, 700, 5000])
+@pytest.mark.parametrize("packed", [False, True])
+def test_broken_text_is_refused_at_its_own_line(tmp_path: Path, bad: int, packed: bool) -> None:
+    lines = [b"line of text\n"] * 5000
+    lines[bad - 1] = b"caf\xe9\n"
+    path = tmp_path / ("de.txt.gz" if packed else "de.txt")
+    path.write_bytes(gzip.compress(b"".join(lines)) if packed else b"".join(lines))
+    with pytest.raises(DataError, match=rf"{path.name}:{bad}: .*UTF-8") as caught:
+        list(find_files([str(path)])[0].lines())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["cut", "checksum", "middle"])
+def test_damaged_gzip_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    packed = bytearray(gzip.compress(bytes(range(33, 127)) * 400 + b"\n"))
+    if damage == "cut":
+        packed = packed[: len(packed) // 2]
+    elif damage == "checksum":
+        packed[-8] ^= 0xFF
+    else:
+        packed[10:40] = b"\xff" * 30
+    path = tmp_path / "de.txt.gz"
+    path.write_bytes(bytes(packed))
+    with pytest.raises(DataError, match=r"de\.txt\.gz:\d+: ") as caught:
+        list(find_files([str(path)])[0].lines())
+    assert "\n" not in str(caught.value)
+
+
+def test_only_line_feeds_end_lines_and_only_the_first_line_loses_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes("\ufeffa\u2028b\x85c\x0bd\n\ufeffe".encode())
+    assert list(find_files([str(path)])[0].lines()) == [(1, "a\u2028b\x85c\x0bd"), (2, "\ufeffe")]
+
+
+def test_a_manifest_entry_has_the_hash_of_the_file_as_it_lies_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "de.txt.gz"
+    path.write_bytes(gzip.compress(b"eins\n"))
+    assert find_files([str(path)])[0].entry() == {
+        "name": "de.txt.gz",
+        "languages": ["de"],
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }

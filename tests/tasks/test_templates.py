@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from adaptermix.errors import ModelError, PlanError
 from adaptermix.tasks import get_task, get_template
+from tests.tiny import CHAT, tiny_causal
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +54,47 @@ def test_unknown_names_are_refused() -> None:
         get_template("fancy")
     with pytest.raises(PlanError, match="must be one of slots"):
         get_task("slot")
+
+
+def test_the_system_turn_is_the_published_one() -> None:
+    system = get_template("mid-align").system
+    assert system is not None
+    assert (
+        "extract the entities as words from the command if they fall under a predefined list of entity types" in system
+    )
+
+
+@pytest.mark.parametrize("text", ["wake me", "{braces} {0} {text}", "  blanks  ", "Grüße 日本\nzwei", ""])
+@pytest.mark.parametrize("name", ["plain", "mid-align"])
+def test_prompt_and_answer_join_to_the_tokens_of_the_whole(tokenizer: Any, name: str, text: str) -> None:
+    template = get_template(name)
+    joined = template.encode(text, tokenizer) + template.encode_answer("time: five", tokenizer)
+    whole = template.render(text, tokenizer) + template.lead + "time: five" + tokenizer.eos_token
+    assert joined == tokenizer(whole)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("single", "chat", "starts"),
+    [("<s> $A", None, 1), ("<s> $A </s>", None, 1), (None, None, 0), ("<s> $A", "<s>", 1), ("<s> $A </s>", "<s>", 1)],
+)
+def test_there_is_at_most_one_start_token_and_no_end_before_the_answer(
+    single: str | None, chat: str | None, starts: int, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal(tmp_path / "model", single=single))
+    if chat:
+        tokenizer.chat_template = chat + CHAT
+    template = get_template("mid-align" if chat else "plain")
+    prompt, answer = template.encode("wake me", tokenizer), template.encode_answer("None", tokenizer)
+    assert prompt.count(tokenizer.bos_token_id) == starts
+    assert prompt[:1] == [tokenizer.bos_token_id] or not starts
+    assert tokenizer.eos_token_id not in prompt
+    assert answer.count(tokenizer.bos_token_id) == 0
+    assert [i for i, token in enumerate(answer) if token == tokenizer.eos_token_id] == [len(answer) - 1]
+
+
+@pytest.mark.parametrize("chat", ["{{ raise_exception('never') }}", "{% for %}"])
+def test_a_chat_template_that_always_fails_is_refused(tokenizer: Any, chat: str) -> None:
+    broken = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    broken.chat_template = chat
+    with pytest.raises(ModelError, match=r"'mid-align' needs a chat template .* Use --template plain"):
+        get_template("mid-align").encode("x", broken)

@@ -1,0 +1,42 @@
+"""One vector per sentence, against a loop over tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptermix.pooling import masked_mean
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))
+def test_the_mean_is_that_of_a_loop_over_unmasked_tokens(rows: int, tokens: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, tokens, 3, generator=generator)
+    mask = torch.randint(0, 2, (rows, tokens), generator=generator)
+    for row, found in enumerate(masked_mean(hidden, mask)):
+        kept = [hidden[row, t].double() for t in range(tokens) if mask[row, t]]
+        expected = sum(kept, torch.zeros(3, dtype=torch.float64)) / max(1, len(kept))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_stands_in_padding_does_not_count() -> None:
+    hidden = torch.randn(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    other = hidden.clone()
+    other[0, 2] = 1e6
+    torch.testing.assert_close(masked_mean(hidden, mask), masked_mean(other, mask))
+
+
+def test_a_row_without_tokens_is_zero_rather_than_nan() -> None:
+    assert masked_mean(torch.ones(1, 2, 3), torch.zeros(1, 2, dtype=torch.long)).tolist() == [[0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_added_in_float32(dtype: torch.dtype) -> None:
+    """Half precision added up in its own dtype would stop growing at 256 or 2048."""
+    hidden = torch.ones(1, 4001, 2, dtype=dtype)
+    found = masked_mean(hidden, torch.ones(1, 4001, dtype=torch.long))
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[1.0, 1.0]]
