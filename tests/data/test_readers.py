@@ -14,9 +14,13 @@ from adaptermix.data import SlotRow, read_pairs, read_parallel, read_slots
 from adaptermix.errors import DataError
 
 SLOT_FILES = {
-    "de.conll": "# id = 1\n# text = rote Lampe an\n1\trote\tx\tB-colour\n2\tLampe\tx\tO\n3\tan\tx\tB-state\n\n\n1\tja\tx\tO\n",
+    "de.conll": (
+        "# id = 1\n# text = rote Lampe an\n1\trote\tx\tB-colour\n2\tLampe\tx\tO\n3\tan\tx\tB-state\n\n\n1\tja\tx\tO\n"
+    ),
     "de.tsv": "rote Lampe an\tB-colour O B-state\tx\n\nja\tO\tx\n",
-    "de.massive.jsonl": '{"annot_utt": "[colour : rote] Lampe [state : an]", "locale": "de-DE"}\n\n{"annot_utt": "ja"}\n',
+    "de.massive.jsonl": (
+        '{"annot_utt": "[colour : rote] Lampe [state : an]", "locale": "de-DE"}\n\n{"annot_utt": "ja"}\n'
+    ),
 }
 SLOTS = [
     SlotRow(
@@ -82,7 +86,7 @@ class TestPairs:
             ("de-en.csv", 'a,"' + "x" * 140_000 + '"\n', r"de-en\.csv:1: .*field limit"),
             ("de-en.csv", "a,b\nnur eine\n", r"de-en\.csv:2: .*two columns"),
             ("de-en.jsonl", '{"source": "a", "target": "b"}\n{"source": null, "target": "b"}\n', r"jsonl:2: .*be text"),
-            ("de-en.jsonl", "[1, 2]\n", r"jsonl:1: a pair must have the fields"),
+            ("de-en.jsonl", "[1, 2]\n", r"jsonl:1: .*JSON object, found list"),
             ("de-en.jsonl", '{"source": "a"}\n', r"jsonl:1: a pair must have the fields"),
             ("en.tsv", "a\tb\n", "must show in its name"),
             ("de-en.tsv", "\n\n", "it has 0"),

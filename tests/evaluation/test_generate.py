@@ -53,6 +53,33 @@ def test_an_answer_ends_at_a_line_break(causal: Path) -> None:
     assert generate(scripted, [[5, 6], [7]], max_new_tokens=4, batch_size=2) == ["x", "x"]
 
 
+@pytest.mark.parametrize("ends", [2, [7, 2], None])
+def test_an_answer_ends_at_every_end_token_of_the_model_and_the_tokenizer(
+    causal: Path, ends: int | list[int] | None
+) -> None:
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    base.model.generation_config.eos_token_id = ends
+    prompt = base.tokenizer("hello")["input_ids"]
+    free = base.model.generate(
+        torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=[], pad_token_id=0
+    )
+    spoken = free[0, len(prompt) :].tolist()
+    assert not {2, 7} & set(spoken)
+    for place in (1, 3):
+        base.model.generation_config.eos_token_id = [*([ends] if isinstance(ends, int) else ends or []), spoken[place]]
+        first = spoken.index(spoken[place])
+        expected = base.tokenizer.decode(spoken[:first]).strip()
+        assert generate(base, [prompt, prompt[:2]], max_new_tokens=6, batch_size=2)[0] == expected
+
+
+def test_an_answer_has_at_most_so_many_tokens_and_no_prompt_gives_none(causal: Path) -> None:
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
+    longest, shortest = (generate(base, prompts, max_new_tokens=n, batch_size=8) for n in (6, 2))
+    assert all(long.startswith(short) for long, short in zip(longest, shortest, strict=True))
+    assert generate(base, [], max_new_tokens=2, batch_size=8) == []
+
+
 def test_evaluate_scores_every_language_and_writes_nothing(causal: Path, tmp_path: Path) -> None:
     for language in ("en", "de"):
         row = {"text": "wake me", "slots": [{"type": "time", "value": "five"}], "language": language}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix import RetrieveSettings, retrieve
+from adaptermix.evaluation import Retrieval, retrieval
 from adaptermix.evaluation.retrieval import accuracy, embed, margin_neighbours
 from adaptermix.models import backbone, load_base
 
@@ -72,3 +73,57 @@ def test_retrieve_gives_every_layer_and_both_directions(causal: Path, tmp_path: 
     assert list(document["layers"]) == ["0", "1", "2", "3", "4"]
     assert document["layers"]["2"] == {"mean": 1.0, "directions": {"de-en": 1.0, "en-de": 1.0}}
     assert document["headline"] == 1.0
+
+
+def margins(x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:
+    """Every pair's ratio margin [n m], in float64; minus infinity outside of the k nearest of x."""
+    cosine = torch.nn.functional.normalize(x.double(), dim=1) @ torch.nn.functional.normalize(y.double(), dim=1).T
+    near = cosine.sort(1, descending=True).values[:, : min(k, len(y))]
+    back = cosine.T.sort(1, descending=True).values[:, : min(k, len(x))].mean(1)
+    ratio = cosine / ((near.mean(1, keepdim=True) + back) / 2)
+    return ratio.masked_fill(cosine < near[:, -1:] - 1e-6, -math.inf)
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 12), st.integers(0, 10_000))
+def test_among_ties_the_margin_is_still_the_largest(n: int, m: int, k: int, seed: int) -> None:
+    """Rows drawn from three vectors: many cosines are equal, and k may exceed both sets."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.rand(3, 4, generator=generator) + 0.05
+    x, y = (pool[torch.randint(0, 3, (size,), generator=generator)] for size in (n, m))
+    found = margin_neighbours(x, y, k=k)
+    table = margins(x, y, k)
+    assert found.shape == (n,)
+    torch.testing.assert_close(table.gather(1, found[:, None])[:, 0], table.max(1).values, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_nearest_forward_neighbours_are_candidates() -> None:
+    """Candidate 2 is the third nearest of query 0, and would have its best margin.
+
+    k = 2: cos(x0, y0) = cos(x0, y1) = 0.8, and both have a neighbour of their own: 0.8 / ((0.8 + 0.9) / 2) = 0.94.
+    cos(x0, y2) = 0.70, and y2 is near nothing else: 0.70 / ((0.8 + 0.48) / 2) = 1.10, yet it is no candidate.
+    k = 3 makes it one: 0.70 / ((0.77 + 0.41) / 2) = 1.19 against 0.8 / ((0.77 + 0.81) / 2) = 1.01.
+    """
+    y = torch.tensor([[0.8, 0.6, 0.0], [0.8, 0.0, 0.6], [0.7, -0.5, -0.5]])
+    x = torch.stack([torch.tensor([1.0, 0.0, 0.0]), y[0], y[1]])
+    assert int(margin_neighbours(x, y, k=2)[0]) in (0, 1)
+    assert int(margin_neighbours(x, y, k=3)[0]) == 2
+
+
+def test_more_rows_than_a_chunk_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(11, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    whole = margin_neighbours(x, y)
+    monkeypatch.setattr(retrieval, "_CHUNK", 4)
+    assert margin_neighbours(x, y).tolist() == whole.tolist()
+
+
+def test_accuracy_is_the_share_of_rows_that_find_their_own_number() -> None:
+    x = torch.eye(4)
+    assert accuracy(x, x[[0, 1, 3, 2]]) == 0.5
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(5, 3.0), (4, 2.0), (3, 2.0), (2, 1.0)])
+def test_the_headline_is_the_mean_of_even_layers_without_the_embeddings(layers: int, expected: float) -> None:
+    """Layer i scores i: 2 and 4 of four blocks, 2 of three or two, and the only one of one."""
+    found = Retrieval(layers=tuple({"de-en": float(i), "en-de": float(i)} for i in range(layers)), n={})
+    assert found.headline() == expected

@@ -66,3 +66,53 @@ def test_groups_put_every_language_in_one_role() -> None:
     scores = {name: Score(value=value, low=0, high=1, n=1) for name, value in [("en", 1.0), ("de", 0.5), ("tr", 0.0)]}
     found = group_means(scores, {"supervised": ["en"], "aligned": ["de", "en"]})
     assert found == {"supervised": 1.0, "aligned": 0.5, "transfer": 0.0, "all": 0.5}
+
+
+@given(counts, st.integers(0, 100))
+def test_the_interval_contains_the_value_and_follows_the_seed(rows: list[Counts], seed: int) -> None:
+    score = micro_f1(rows, seed=seed)
+    assert score.low <= score.value <= score.high
+    assert score == micro_f1(rows, seed=seed)
+
+
+def test_other_seeds_draw_other_rows() -> None:
+    rows = [Counts(hit, 1, 2) for hit in range(7)]
+    found = [micro_f1(rows, seed=seed) for seed in range(5)]
+    assert len({score.value for score in found}) == 1
+    assert len({(score.low, score.high) for score in found}) > 1
+
+
+@pytest.mark.parametrize(
+    ("row", "value"),
+    [((0, 0, 0), 1.0), ((0, 1, 0), 0.0), ((0, 0, 1), 0.0), ((3, 0, 0), 1.0), ((1, 1, 1), 0.5), ((2, 1, 0), 0.8)],
+)
+def test_one_row_scores_as_it_is(row: tuple[int, int, int], value: float) -> None:
+    """(0, 0, 0): nothing was to be found and nothing was."""
+    assert micro_f1([Counts(*row)]) == Score(value=value, low=value, high=value, n=1)
+
+
+def test_the_interval_is_that_of_resampled_rows() -> None:
+    """Hits of independent rows with as many misses: the share of hits is binomial, its quantiles known."""
+    score = micro_f1([Counts(1, 0, 0), Counts(0, 1, 1)] * 50)
+    # 2.5 % quantiles of Binomial(100, 0.5) / 100
+    assert score.low == pytest.approx(0.40, abs=0.02)
+    assert score.high == pytest.approx(0.60, abs=0.02)
+
+
+def test_languages_count_the_same_whatever_their_rows() -> None:
+    found = macro_f1([[Counts(1, 0, 0)], [Counts(0, 1, 1)] * 99])
+    assert (found.value, found.n) == (0.5, 100)
+    with pytest.raises(ValueError, match="at least one row per language"):
+        macro_f1([[Counts(1, 0, 0)], []])
+
+
+def test_a_document_is_plain_data() -> None:
+    document = micro_f1([Counts(1, 1, 1), Counts(0, 0, 0)]).document()
+    assert list(document) == ["value", "low", "high", "n"]
+    assert [type(value) for value in document.values()] == [float, float, float, int]
+
+
+def test_groups_without_languages_are_left_out() -> None:
+    scores = {"tr": Score(value=0.25, low=0, high=1, n=1)}
+    assert group_means(scores, {}) == {"transfer": 0.25, "all": 0.25}
+    assert group_means(scores, {"aligned": ["de"], "supervised": ["tr"]}) == {"supervised": 0.25, "all": 0.25}

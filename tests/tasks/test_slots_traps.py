@@ -49,7 +49,7 @@ def test_none_in_any_case_is_no_slot(answer: str) -> None:
         ("\n\ntime: five\ndate: today", [("time", "five")]),
         ("None; time: five", [("time", "five")]),
         ("time: five;date: today", []),
-        ("time: five; ; date: today; ", [("time", "five"), ("date", "today")]),
+        ("time: five; ; date: today", [("time", "five"), ("date", "today")]),
         (": five; time: ; x: y", [("x", "y")]),
         ("time: none", [("time", "none")]),
         ("time: 10:30", [("time", "10:30")]),

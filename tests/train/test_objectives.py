@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adaptermix.models import load_base
 from adaptermix.train.objectives import answer_loss, contrastive_loss
-from adaptermix.train.sampler import Sampler
 from adaptermix.train.task import collate
+from tests.tiny import tiny_causal
 
 
 def vectors(seed: int, n: int = 5, d: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,19 +94,90 @@ def test_prompts_and_padding_have_no_labels(ragged: tuple[Any, dict[str, torch.T
     assert batch["attention_mask"][1].tolist() == [1, 1, 1, 0, 0, 0, 0]
 
 
-class TestSampler:
-    def test_every_row_comes_once_per_pass(self) -> None:
-        sampler = Sampler(groups=[range(10)], batch_size=5, seed=3)
-        assert sorted(sampler.batch(0) + sampler.batch(1)) == list(range(10))
-        assert sorted(sampler.batch(2) + sampler.batch(3)) == list(range(10))
-        assert sampler.batch(0) != sampler.batch(2)
+@pytest.mark.parametrize("temperature", [0.1, 1.5])
+def test_the_loss_is_the_row_cross_entropy_of_the_matrix_with_anchor_side_first(temperature: float) -> None:
+    source, target = vectors(4)
+    matrix = torch.cosine_similarity(source[:, None], target[None], dim=2) / temperature
+    gold = torch.arange(len(source))
+    found = contrastive_loss(source, target, temperature=temperature)
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(matrix, gold), rtol=1e-5, atol=1e-6)
+    assert not torch.isclose(found, torch.nn.functional.cross_entropy(matrix.T, gold), rtol=1e-4)
 
-    def test_groups_come_equally_often_whatever_their_size(self) -> None:
-        sampler = Sampler(groups=[range(100), [100, 101], [102]], batch_size=9, seed=0)
-        rows = [row for number in range(10) for row in sampler.batch(number)]
-        assert [sum(row < 100 for row in rows), sum(row in (100, 101) for row in rows), rows.count(102)] == [30, 30, 30]
 
-    def test_batches_are_a_function_of_the_seed_and_the_number(self) -> None:
-        one, other = (Sampler(groups=[range(50)], batch_size=8, seed=seed) for seed in (1, 2))
-        assert one.batch(4) == Sampler(groups=[range(50)], batch_size=8, seed=1).batch(4)
-        assert one.batch(4) != other.batch(4)
+@given(st.integers(1, 6), st.integers(0, 1000), st.floats(0.05, 3.0), st.booleans())
+def test_the_loss_with_duplicates_masked_equals_a_loop(n: int, seed: int, temperature: float, symmetric: bool) -> None:
+    source, target = vectors(seed, n=n)
+    kinds = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
+    same = kinds[:, None] == kinds[None]
+
+    def one_way(anchors: torch.Tensor, others: torch.Tensor) -> float:
+        total = 0.0
+        for i in range(n):
+            scores = {
+                j: float(anchors[i].double() @ others[j].double() / (anchors[i].norm() * others[j].norm()))
+                / temperature
+                for j in range(n)
+                if j == i or not same[i, j]
+            }
+            total += math.log(sum(map(math.exp, scores.values()))) - scores[i]
+        return total / n
+
+    expected = one_way(source, target)
+    if symmetric:
+        expected = (expected + one_way(target, source)) / 2
+    found = contrastive_loss(source, target, temperature=temperature, symmetric=symmetric, same=same)
+    assert float(found) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_a_mask_of_the_diagonal_alone_and_the_length_of_vectors_change_nothing() -> None:
+    source, target = vectors(5)
+    plain = contrastive_loss(source, target)
+    torch.testing.assert_close(contrastive_loss(source, target, same=torch.eye(5, dtype=torch.bool)), plain)
+    torch.testing.assert_close(contrastive_loss(source * 7, target * torch.rand(5, 1).add(0.1)), plain)
+
+
+def test_all_equal_sentences_or_a_single_pair_have_nothing_to_learn() -> None:
+    source, target = vectors(6)
+    assert float(contrastive_loss(source, target, same=torch.ones(5, 5, dtype=torch.bool))) == 0.0
+    assert float(contrastive_loss(source[:1], target[:1])) == 0.0
+
+
+def test_both_sides_get_a_gradient() -> None:
+    """The released code has a switch that stops it on the second side; it is off there too."""
+    source, target = (side.requires_grad_() for side in vectors(7))
+    contrastive_loss(source, target, same=torch.ones(5, 5, dtype=torch.bool).triu()).backward()
+    for side in (source, target):
+        assert side.grad is not None
+        assert torch.isfinite(side.grad).all()
+        assert side.grad.abs().sum() > 0
+
+
+def test_half_precision_gives_the_loss_of_its_values_in_float32() -> None:
+    source, target = (side.bfloat16() for side in vectors(8, n=16, d=64))
+    found = contrastive_loss(source, target, temperature=0.01)
+    assert float(found) == float(contrastive_loss(source.float(), target.float(), temperature=0.01))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+def test_the_answer_loss_and_its_gradient_equal_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    model = load_base(str(tiny_causal(tmp_path / kind, kind)), dtype="float32", device="cpu").model
+    examples = [([5, 6, 7, 8, 9, 10], [11, 2]), ([12], [13, 14, 15, 16, 2]), ([5], [2])]
+    batch = collate(examples, 0, torch.device("cpu"))
+    weight = model.get_input_embeddings().weight.requires_grad_()
+    ours, theirs = answer_loss(model, **batch), model(**batch).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    slopes = [torch.autograd.grad(loss, weight)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
+def test_every_token_of_an_answer_weighs_the_same_whatever_its_row(ragged: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    model, batch = ragged
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double().log_softmax(-1)
+    terms = [
+        -logits[row, place - 1, token]
+        for row, labels in enumerate(batch["labels"].tolist())
+        for place, token in enumerate(labels)
+        if token != -100
+    ]
+    assert len(terms) == 3 + 2 + 5
+    assert float(answer_loss(model, **batch)) == pytest.approx(float(sum(terms) / len(terms)), rel=1e-5)
