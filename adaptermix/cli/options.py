@@ -190,7 +190,7 @@ def settings_command(
             callback=callback,
             params=[*_parameters(settings), *console_options()],
             help=f"{settings.__doc__}\n\n{text}".strip(),
-            no_args_is_help=True,
+            no_args_is_help=any(field.is_required() for field in settings.model_fields.values()),
         )
 
     return make

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptermix.cli import main
 from adaptermix.cli.console import Console
 from adaptermix.cli.demo_command import show, verdict
 from adaptermix.demo import run as demo
@@ -81,3 +82,16 @@ def test_dev_test_and_training_do_not_overlap(tmp_path: Path) -> None:
 def test_a_folder_without_the_real_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"en\.train\.tsv\.gz"):
         real_data(tmp_path)
+
+
+def test_the_demo_needs_no_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    monkeypatch.setattr(demo, "run_demo", lambda settings, *, watch: seen.append(settings) or {"seconds": 0})
+    monkeypatch.setattr("adaptermix.cli.demo_command.show", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--json"])
+    assert caught.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["demo"])
+    assert [settings.out for settings in seen] == ["demo-out"] * 2
+    assert "Usage" not in capsys.readouterr().err
