@@ -19,7 +19,7 @@ from .progress import Watcher
 Kind = Literal["causal", "encoder"]
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
-_SAMPLE_BYTES = 2**20
+_SAMPLES, _SAMPLE_BYTES = 64, 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """Return a hash of a model folder's weight files: names, sizes, and the first and last MiB of each."""
+    """Return a hash of a model folder's weight files: names, sizes, and 64 evenly spaced samples of each."""
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
     if not files:
         return None
@@ -116,9 +116,10 @@ def fingerprint(folder: Path) -> str | None:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(file.read(_SAMPLE_BYTES))
+            last = max(0, size - _SAMPLE_BYTES)
+            for number in range(_SAMPLES):
+                file.seek(last * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -67,6 +67,14 @@ def _row_from_bio(tokens: Sequence[str], bio: Sequence[str], text: str, language
     )
 
 
+def _row_language(file: DataFile, named: object) -> str:
+    """Return the language of a row: as given for the file, else as the row says, else from the file's name."""
+    if file.is_given or not named:
+        return _language(file)
+    code = str(named)
+    return canonical_language(code) or canonical_language(code.split("-", maxsplit=1)[0]) or code
+
+
 def _language(file: DataFile) -> str:
     if file.language is None:
         raise DataError(f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE).")
@@ -116,7 +124,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow]:
         marked = row.get("annot_utt")
         if not isinstance(marked, str):
             raise DataError(f"{file.path}:{number}: a MASSIVE row must have 'annot_utt'.")
-        language = canonical_language(str(row.get("locale", "")).split("-")[0]) or _language(file)
+        language = _row_language(file, row.get("locale"))
         tokens: list[str] = []
         tags: list[str] = []
         slots = []
@@ -148,8 +156,8 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow]:
             raise DataError(
                 f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.'
             ) from error
-        named = str(row.get("language") or _language(file))
-        yield SlotRow(text=str(text), slots=slots, language=canonical_language(named) or named)
+        language = _row_language(file, row.get("language"))
+        yield SlotRow(text=str(text), slots=slots, language=language)
 
 
 Reader = Callable[[DataFile], Iterator[SlotRow]]

@@ -30,10 +30,12 @@ class DataFile:
     Args:
         path: Where it is.
         languages: Language codes from its name or as given: one, or two for pairs, or none.
+        is_given: Whether they were given as `de=FILE`; then they win over what the rows say.
     """
 
     path: Path
     languages: tuple[str, ...]
+    is_given: bool = False
 
     @property
     def language(self) -> str | None:
@@ -135,7 +137,7 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
         if not paths:
             raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
-        files += [DataFile(path=path, languages=given or languages_of(path)) for path in paths]
+        files += [DataFile(path=path, languages=given or languages_of(path), is_given=bool(given)) for path in paths]
     for file in files:
         if not file.path.is_file():
             raise DataError(f"a data file is needed, and {file.path} is a folder. Give its files, or a glob.")

@@ -140,3 +140,9 @@ class TestSlots:
         with pytest.raises(DataError, match=message) as caught:
             read_slots([put(tmp_path, name, text)])
         assert "\n" not in str(caught.value)
+
+    def test_a_given_language_wins_over_what_the_rows_say(self, tmp_path: Path) -> None:
+        row = {"text": "a", "slots": [], "language": "de"}
+        path = put(tmp_path, "x.jsonl", json.dumps(row) + "\n")
+        assert read_slots([path])[0][0].language == "de"
+        assert read_slots([f"gsw={path}"])[0][0].language == "gsw"
