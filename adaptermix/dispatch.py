@@ -21,14 +21,16 @@ from .settings import (
     Settings,
     TaskSettings,
 )
-from .study import search
+from .study import search, search_dry
 from .train import train_align, train_task
 
 _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     AlignSettings: lambda settings, watch: train_align(settings, watch=watch).document(),
     TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
     MergeSettings: lambda settings, _watch: merge(**settings.model_dump()).document(),
-    SearchSettings: lambda settings, watch: search(settings, watch=watch).document(),
+    SearchSettings: lambda settings, watch: (
+        search_dry(settings) if settings.dry_run else search(settings, watch=watch).document()
+    ),
     EvaluateSettings: lambda settings, watch: evaluate(settings, watch=watch).document(),
     RetrieveSettings: lambda settings, watch: retrieve(settings, watch=watch).document(),
     PushSettings: lambda settings, _watch: push(settings).document(),

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +52,17 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"the output folder {out} cannot be made: {parent} is not a writable folder.")
+
+
+def check_not_input(out: Path, inputs: Sequence[str | Path]) -> None:
+    """Refuse to replace what is being read.
+
+    Raises:
+        OutputError: the output folder is one of the inputs.
+    """
+    for path in inputs:
+        if out.resolve() == Path(path).resolve():
+            raise OutputError(f"the output must not be one of the inputs, and {out} is. Choose another --out.")
 
 
 @contextmanager

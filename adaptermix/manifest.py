@@ -47,6 +47,7 @@ def base_entry(metas: Sequence[AdapterMeta]) -> dict[str, Any]:
         "id": first.base,
         "revision": first.revision,
         "fingerprint": next((mark for mark in fingerprints if mark), None),
+        "class": "encoder" if first.task_type == "FEATURE_EXTRACTION" else "causal",
     }
 
 

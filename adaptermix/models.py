@@ -92,7 +92,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
         named: torch.dtype = getattr(torch, dtype)
         return named
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
@@ -280,7 +280,7 @@ def linear_names(model: nn.Module) -> list[str]:
     return sorted(
         {
             name.rsplit(".", 1)[-1]
-            for name, module in stack[0].named_modules()
+            for name, module in stack.named_modules()
             if hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
         }
     )

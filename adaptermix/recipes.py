@@ -89,6 +89,7 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
         faults.append(f"{place} ({command}): settings must be a mapping, found {given!r}.")
         return None
     schema = STEPS[command]
+    given = {str(key): value for key, value in given.items()}
     own = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith(f"{command}.")}
     try:
         return Step(command=command, settings=schema(**(given | own)))
@@ -128,10 +129,16 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
     if not isinstance(steps, list) or not steps:
         faults.append("steps must be a list of at least one command.")
         steps = []
-    variables = dict(document.get("variables") or {})
+    variables = document.get("variables") or {}
+    if not isinstance(variables, dict):
+        faults.append(f"variables must be a mapping, found {variables!r}.")
+        variables = {}
+    variables = {str(name): value for name, value in variables.items()}
     overrides = dict(overrides or {})
     faults += _check_overrides(overrides, variables, steps)
     variables |= {key: value for key, value in overrides.items() if "." not in key}
+    # a variable may hold others, which hold none
+    variables = {name: _fill(value, variables, faults) for name, value in variables.items()}
     checked = [
         _step(number, _fill(entry, variables, faults), overrides, faults) for number, entry in enumerate(steps, start=1)
     ]

@@ -41,12 +41,16 @@ class Written(Settings):
 class TrainingSettings(Placed, Written):
     """What all training commands share. Defaults are those of the mid-align paper where it states them."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     resume: bool = Field(False, description="go on with an interrupted run")
     rank: Positive = Field(8, description="rank of the LoRA")
     alpha: float = Field(16.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the LoRA")
-    targets: list[str] = Field(["all-linear"], description="names of the modules to adapt")
+    targets: Annotated[list[str], Field(min_length=1)] = Field(
+        ["all-linear"], description="names of the modules to adapt"
+    )
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
     schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = Field(
@@ -65,6 +69,7 @@ class TrainingSettings(Placed, Written):
 class AlignSettings(TrainingSettings):
     """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
 
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="pairs per step; the others are the negatives")
     pairs: Files = Field(description="parallel pair files, such as de-en.tsv")
     rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")

@@ -47,6 +47,7 @@ _WITHOUT_EFFECT = {
     "megatron_config",
     "runtime_config",
     "loftq_config",
+    "eva_config",
     "qalora_group_size",
     "ensure_weight_tying",
 }

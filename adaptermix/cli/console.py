@@ -137,8 +137,14 @@ def _failure(error: BaseException) -> tuple[int, str, str] | None:
     if isinstance(error, click.ClickException):
         message = error.format_message()
         return error.exit_code, "Usage", message if message.endswith((".", "?")) else f"{message}."
+    return _failed_work(error)
+
+
+def _failed_work(error: BaseException) -> tuple[int, str, str] | None:
     if isinstance(error, AdapterMixError):
         return 1, type(error).__name__, str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch for its class would be slow
+        return 1, "OutOfMemoryError", "the device's memory must hold the work, and does not. Lower --batch-size."
     if isinstance(error, OSError):
         return 1, "OSError", f"the disk or the network failed: {error}."
     return None

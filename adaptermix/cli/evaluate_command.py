@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import OutputError
 from ..settings import EvaluateSettings, RetrieveSettings
 from .console import Console
 from .options import settings_command
@@ -46,14 +43,8 @@ def show_scores(result: Evaluation, console: Console) -> None:
 def evaluate(settings: EvaluateSettings, console: Console) -> None:
     """Evaluate on a task."""
     from ..evaluation import evaluate as work
-    from ..files import write_whole
 
-    if settings.predictions and not Path(settings.predictions).absolute().parent.is_dir():
-        raise OutputError(f"--predictions must lie in a folder that exists, and {settings.predictions} does not.")
     result = work(settings, watch=console.watch)
-    if settings.predictions:
-        lines = [json.dumps({"answer": answer}, ensure_ascii=False) + "\n" for answer in result.answers]
-        write_whole(Path(settings.predictions), "".join(lines).encode())
     show_scores(result, console)
     console.document(result.document())
 

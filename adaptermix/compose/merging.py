@@ -11,7 +11,7 @@ import torch
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..errors import PlanError
-from ..files import check_output
+from ..files import check_not_input, check_output
 from ..methods.base import build
 from ..output import write_output
 from .execute import execute
@@ -67,6 +67,7 @@ def merge(
         raise PlanError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
+        check_not_input(Path(out), adapters)
     sources = _open(adapters)
     plan = MergePlan(
         sources=sources,

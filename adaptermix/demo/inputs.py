@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import PlanError
 from ..progress import SILENT, Watcher
 from ..settings import DemoInputsSettings
 from .base import demo_base
@@ -19,18 +20,22 @@ def demo_inputs(settings: DemoInputsSettings, *, watch: Watcher = SILENT) -> dic
 
     Raises:
         ModelError: the base model cannot be had.
+        PlanError: more rows are asked for than there are.
     """
     out = Path(settings.out)
-    write(
-        out,
-        train=settings.task_rows,
-        dev=settings.dev_rows,
-        test=settings.test_rows,
-        pairs=settings.pairs,
-        task_languages=TASK_LANGUAGES,
-        align_languages=ALIGN_LANGUAGES,
-        seed=settings.seed,
-    )
+    try:
+        write(
+            out,
+            train=settings.task_rows,
+            dev=settings.dev_rows,
+            test=settings.test_rows,
+            pairs=settings.pairs,
+            task_languages=TASK_LANGUAGES,
+            align_languages=ALIGN_LANGUAGES,
+            seed=settings.seed,
+        )
+    except ValueError as error:
+        raise PlanError(str(error)) from error
     link = out / "base"
     base = demo_base(watch=watch)
     if not link.exists():

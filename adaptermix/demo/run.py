@@ -13,6 +13,7 @@ from typing import Any
 
 from ..adapters import AdapterSource, open_adapter
 from ..compose.attach import Attachment
+from ..errors import OutputError
 from ..evaluation.retrieval import retrieve_with
 from ..evaluation.run import Evaluation, predict, score_answers, template_of
 from ..evaluation.score import paired_difference
@@ -46,6 +47,10 @@ class Demo:
 
     def __post_init__(self) -> None:
         self.out = Path(self.settings.out)
+        if self.out.exists() and not (self.out / "stages").is_dir() and (self.out.is_file() or any(self.out.iterdir())):
+            raise OutputError(
+                f"the demo needs a folder of its own, and {self.out} holds other things. Choose another --out."
+            )
         if self.settings.fresh and (self.out / "stages").exists():
             for part in ("stages", "align", "task", "merged", ".align.partial", ".task.partial"):
                 shutil.rmtree(self.out / part, ignore_errors=True)
@@ -71,10 +76,26 @@ class Demo:
     def _placed(self) -> dict[str, Any]:
         return {"device": self.settings.device, "dtype": self.settings.dtype, "seed": self.settings.seed}
 
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What decides the results; an earlier run in the folder must have had the same.
+
+        Raises:
+            OutputError: it had another.
+        """
+        key = {"base": self.base_reference, "data": self.plan.entry(), **self._placed}
+        path = self.stages / "key.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != key:
+            raise OutputError(
+                f"{self.out} holds a demo of another model, data, device, dtype or seed. Pass --fresh to start again."
+            )
+        write_whole(path, json.dumps(key).encode())
+        return key
+
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do a stage, or read what an earlier run with the same data, model and seed found."""
         path = self.stages / f"{name}.json"
-        key = {"base": self.base_reference, "data": self.plan.entry(), **self._placed}
+        key = self.key
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["key"] == key:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -24,6 +26,17 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) 
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@contextmanager
+def _plainly(base: BaseModel, settings: Any) -> Iterator[None]:
+    """Put the model's own generation settings aside: a repetition penalty, say, would fill what is left open."""
+    own = base.model.generation_config
+    base.model.generation_config = settings
+    try:
+        yield
+    finally:
+        base.model.generation_config = own
 
 
 @torch.inference_mode()
@@ -55,11 +68,11 @@ def generate(
     )
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
-    with watch.track(label, len(prompts)) as advance:
+    with _plainly(base, settings), watch.track(label, len(prompts)) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = _pad_left([prompts[row] for row in rows], pad, base.device)
-            output = base.model.generate(**batch, generation_config=settings)
+            output = base.model.generate(**batch)
             for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
                 answers[row] = base.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..compose.attach import Attachment
+from ..errors import OutputError
+from ..files import write_whole
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings, GenerationSettings
@@ -134,6 +137,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     Raises:
         AdapterMixError: the model, the adapter or a data file does not do.
     """
+    if settings.predictions and not Path(settings.predictions).absolute().parent.is_dir():
+        raise OutputError(f"--predictions must lie in a folder that exists, and {settings.predictions} does not.")
     task = get_task(settings.task)
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
     template = template_of(sources, settings.template)
@@ -145,5 +150,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     note_other_base(base, sources, watch)
     with Attachment(base.model, states):
         answers = predict(base, task, rows, settings, template=template, watch=watch)
+    if settings.predictions:
+        lines = [json.dumps({"answer": answer}, ensure_ascii=False) + "\n" for answer in answers]
+        write_whole(Path(settings.predictions), "".join(lines).encode())
     roles = manifest.inherit(sources)["languages"] or {}
     return score_answers(task, rows, answers, roles, seed=settings.seed)

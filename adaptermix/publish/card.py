@@ -82,19 +82,20 @@ def _languages(document: Mapping[str, Any]) -> str:
     return f"Languages: {'; '.join(parts)}." if parts else ""
 
 
-def card(document: Mapping[str, Any], *, name: str) -> str:
+def card(document: Mapping[str, Any], *, name: str, reference: str | None = None) -> str:
     """Return the README of an output adapter.
 
     Args:
         document: Its manifest.
         name: Title.
+        reference: Where the adapter will be loaded from; default the title.
     """
     base = document.get("base", {}).get("id") or "BASE MODEL"
     what = _WHAT.get(str(document.get("kind")), "a LoRA adapter")
     use = (
         "## Use\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f"base = AutoModelForCausalLM.from_pretrained({str(base)!r})\n"
-        f'model = PeftModel.from_pretrained(base, "{name}")\n```'
+        f'model = PeftModel.from_pretrained(base, "{reference or name}")\n```'
     )
     if document.get("base", {}).get("class") == "encoder":
         use = use.replace("AutoModelForCausalLM", "AutoModel")

@@ -44,14 +44,14 @@ class PushReport:
         }
 
 
-def _card(folder: Path, name: str) -> bytes:
+def _card(folder: Path, repo: str) -> bytes:
     """Return the card from the folder's manifest, or from the config alone for adapters made elsewhere."""
     meta = open_adapter(folder).meta
     document: Mapping[str, Any] = meta.manifest or manifests.manifest(
         "adapter", plan={}, base=manifests.base_entry([meta])
     )
     try:
-        return card(document, name=name).encode()
+        return card(document, name=repo.split("/")[1], reference=repo).encode()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PublishError(
             f"{folder / MANIFEST} must be as adaptermix wrote it, and a card cannot be made from it "
@@ -79,7 +79,7 @@ def push(settings: PushSettings) -> PushReport:
     folder = Path(settings.folder)
     if not _REPO.fullmatch(settings.repo):
         raise PublishError(f"a repository must be named owner/name, got {settings.repo!r}.")
-    write_whole(folder / "README.md", _card(folder, settings.repo.split("/")[1]))
+    write_whole(folder / "README.md", _card(folder, settings.repo))
     files = _files(folder)
     url = None if settings.dry_run else _upload(folder, settings)
     return PushReport(repo=settings.repo, files=files, url=url)

@@ -13,8 +13,9 @@ from ..compose.attach import Attachment
 from ..compose.execute import execute
 from ..compose.plan import MergePlan, check
 from ..compose.report import MergeReport
+from ..errors import PlanError
 from ..evaluation.run import Evaluation, predict, score_answers, template_of
-from ..files import check_output
+from ..files import check_not_input, check_output
 from ..methods.base import build
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..output import write_output
@@ -115,6 +116,7 @@ def _write(
 def _prepare(settings: SearchSettings) -> tuple[tuple[AdapterSource, ...], int]:
     """Check everything that can be checked without a model; return the adapters and the number of dev rows."""
     check_output(Path(settings.out), overwrite=settings.overwrite)
+    check_not_input(Path(settings.out), settings.adapters)
     sources = tuple(open_adapter(path) for path in settings.adapters)
     check(sources, allow_base_mismatch=settings.allow_base_mismatch)
     get_template(template_of(sources, settings.template))
@@ -140,6 +142,8 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     Raises:
         AdapterMixError: the adapters, the model, a data file or the output does not do.
     """
+    if settings.dry_run:
+        raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
     sources, _ = _prepare(settings)
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     require_causal(base, f"task '{settings.task}'")

@@ -99,7 +99,8 @@ class AlignLoss:
 
     def __call__(self, number: int) -> tuple[Tensor, int]:
         """Return the loss of batch `number` and its count of tokens."""
-        rows = self._sampler.batch(number)
+        # a row drawn twice would be its own negative
+        rows = list(dict.fromkeys(self._sampler.batch(number)))
         encoded = [side[row] for side in self._ids for row in rows]
         vectors = self._states.pooled(encoded)
         loss = contrastive_loss(

@@ -95,6 +95,8 @@ def train(
     if checkpoint:
         trainer.restore(checkpoint)
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
+    elif settings.resume:
+        watch.note(f"no interrupted run for {out}; starting from the first step")
     trainer.run(make_loss(), after_step=after_step, label=kind, unit=unit)
     state = state_of(base, extract(trainer.masters, settings), names, layers)
     document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **entries)

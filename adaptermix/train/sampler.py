@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _permutation(seed: int, stream: int, epoch: int, size: int) -> tuple[int, ...]:
     order = list(range(size))
     random.Random(f"{seed}/{stream}/{epoch}").shuffle(order)  # noqa: S311  (a string seed is hashed, the same everywhere)

@@ -37,6 +37,10 @@ class TestPairs:
         with pytest.raises(DataError, match=r"de-en\.tsv:2: a pair must have two columns.*'nur eine'"):
             read_pairs([path])
 
+    def test_more_than_two_columns_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"de-en\.tsv:1: a pair must have two columns.*found 4"):
+            read_pairs([put(tmp_path, "de-en.tsv", "1\thallo\t2\thello\n")])
+
     def test_a_name_without_languages_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="must show in its name"):
             read_pairs([put(tmp_path, "pairs.tsv", "a\tb\n")])

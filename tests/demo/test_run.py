@@ -12,7 +12,7 @@ from adaptermix.cli.console import Console
 from adaptermix.cli.demo_command import show, verdict
 from adaptermix.demo import run as demo
 from adaptermix.demo.plan import own_data, real_data
-from adaptermix.errors import DataError
+from adaptermix.errors import DataError, OutputError
 from adaptermix.settings import DemoSettings
 
 
@@ -95,3 +95,20 @@ def test_the_demo_needs_no_options(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         main(["demo"])
     assert [settings.out for settings in seen] == ["demo-out"] * 2
     assert "Usage" not in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_is_left_alone(causal: Path, tmp_path: Path) -> None:
+    (tmp_path / "align").mkdir()
+    (tmp_path / "align" / "thesis.txt").write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(OutputError, match="holds other things"):
+            demo.run_demo(DemoSettings(base=str(causal), out=str(tmp_path), device="cpu", fresh=fresh))
+    assert (tmp_path / "align" / "thesis.txt").read_text() == "mine"
+
+
+def test_another_seed_is_not_mixed_into_an_earlier_demo(causal: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert demo.Demo(settings=DemoSettings(base=str(causal), out=out, device="cpu")).key["seed"] == 0
+    with pytest.raises(OutputError, match="Pass --fresh"):
+        _ = demo.Demo(settings=DemoSettings(base=str(causal), out=out, device="cpu", seed=1)).key
+    assert demo.Demo(settings=DemoSettings(base=str(causal), out=out, device="cpu", seed=1, fresh=True)).key

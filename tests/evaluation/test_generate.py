@@ -106,3 +106,13 @@ def test_an_encoder_does_not_generate(encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "en.jsonl").write_text('{"text": "a", "slots": []}\n')
     with pytest.raises(ModelError, match="needs a causal language model"):
         evaluate(EvaluateSettings(base=str(encoder), task="slots", data=[str(tmp_path / "en.jsonl")], device="cpu"))
+
+
+def test_the_models_own_generation_settings_do_not_interfere(causal: Path) -> None:
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
+    plain = generate(base, prompts, max_new_tokens=8, batch_size=8)
+    own = base.model.generation_config
+    own.repetition_penalty = 5.0
+    assert generate(base, prompts, max_new_tokens=8, batch_size=8) == plain
+    assert base.model.generation_config is own
