@@ -341,6 +341,7 @@ class TestOverwriting:
         assert set(contents(tmp_path / "out")) == {CONFIG, WEIGHTS, "adaptermix.json", "README.md"}
         assert sorted(path.name for path in tmp_path.iterdir()) == ["align", "out", "task"]
 
+    @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
     def test_a_failure_while_writing_keeps_the_old_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:

@@ -114,8 +114,13 @@ def step_of(out: Path) -> int:
     path = partial_path(out) / "checkpoint.safetensors"
     if not path.exists():
         return -1
-    with safe_open(path, framework="pt") as file:
-        return int(json.loads(file.metadata()["adaptermix"])["step"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["adaptermix"])["step"])
+    except (OSError, RuntimeError):
+        if path.exists():
+            raise
+        return -1  # the run has just ended and cleared its workplace
 
 
 def same(one: Path, other: Path) -> bool:
