@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .settings import (
     AlignSettings,
     DemoInputsSettings,
@@ -53,8 +52,7 @@ class Step:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    return did_you_mean(name, known) or f" Known: {', '.join(known)}."
 
 
 def _fill(value: Any, variables: Mapping[str, Any], faults: list[str]) -> Any:

@@ -13,6 +13,11 @@ from ..errors import IncompatibleAdapters, PlanError
 from ..methods.base import MergeMethod
 
 
+def split_weight(weight: float) -> tuple[float, float]:
+    """Return (w, 1 - w), rounded: 1 - 0.9 is 0.09999999999999998 in binary, and people mean 0.1."""
+    return weight, round(1.0 - weight, 12)
+
+
 def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[float, ...]:
     """Return one weight per adapter; a single weight w for two adapters means (w, 1 - w).
 
@@ -21,8 +26,7 @@ def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[flo
     """
     weights = [float(weight) for weight in weights]  # so that 1, 1.0 and a NumPy scalar make one plan
     if len(names) == 2 and len(weights) == 1:
-        # 1 - 0.9 is 0.09999999999999998 in binary; people mean 0.1
-        weights = [weights[0], round(1.0 - weights[0], 12)]
+        weights = split_weight(weights[0])
     if len(weights) != len(names):
         raise PlanError(
             f"one weight per adapter is needed, got {len(weights)} for {len(names)} adapters ({', '.join(names)})."

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 from ..algebra import LowRank
-from ..errors import PlanError
+from ..errors import PlanError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +46,7 @@ def method(name: str) -> Callable[[_M], _M]:
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
+    return f"unknown {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
 
 
 def build(name: str, options: Mapping[str, Any]) -> MergeMethod:

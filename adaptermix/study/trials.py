@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ..compose.plan import split_weight
+
 _R = TypeVar("_R")
 
 
@@ -28,7 +30,7 @@ def grid_search(grid: Sequence[float], score: Callable[[tuple[float, ...]], tupl
     """Score every weight w of the grid as (w, 1 - w), in order."""
     trials = []
     for weight in grid:
-        weights = (weight, round(1.0 - weight, 12))
+        weights = split_weight(weight)
         value, result = score(weights)
         trials.append(Trial(weights=weights, value=value, result=result))
     return trials
