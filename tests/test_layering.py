@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "adaptermix"
 # From the bottom up: a module may import those of its own layer and of layers before it.
 LAYERS = [
     ["errors"],
-    ["files", "settings", "progress", "algebra", "pooling"],
+    ["files", "settings", "progress", "algebra", "pooling", "checkpoints"],
     ["methods", "adapters"],
     ["manifest", "publish.card"],
     ["output", "data"],
@@ -26,7 +26,7 @@ LAYERS = [
 ]
 
 HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optuna", "mergekit"}
-HEAVY_HOMES = ("models", "train", "evaluation", "demo", "publish.hub", "tasks")
+HEAVY_HOMES = ("models", "train", "evaluation", "demo", "publish.hub", "tasks", "checkpoints")
 
 
 def name_of(path: Path) -> str:

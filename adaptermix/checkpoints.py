@@ -1,0 +1,147 @@
+"""Full checkpoints on disk: safetensors files, single or sharded by an index, read one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import ModelError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorHeader:
+    """What a file's header says of one tensor.
+
+    Args:
+        file: Name of the file that holds it.
+        shape: Its shape.
+        dtype: Its dtype in safetensors' words (F32, BF16, ...).
+    """
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model folder whose headers were read and whose tensors are read on demand.
+
+    Args:
+        path: The folder.
+        tensors: Header per tensor, sorted by name.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorHeader]
+
+    @property
+    def name(self) -> str:
+        """Short name for tables: that of the folder."""
+        return self.path.resolve().name
+
+    def files(self) -> dict[str, list[str]]:
+        """Return the names of the tensors in each file, both sorted."""
+        found: dict[str, list[str]] = {}
+        for key, header in self.tensors.items():
+            found.setdefault(header.file, []).append(key)
+        return dict(sorted(found.items()))
+
+    @contextmanager
+    def open(self, file: str) -> Iterator[Any]:
+        """Open one file of the checkpoint; `get_tensor(name)` reads a tensor of it.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        try:
+            with safe_open(self.path / file, framework="pt") as handle:
+                yield handle
+        except (SafetensorError, OSError) as error:
+            raise _damaged(self.path / file, error) from error
+
+    def load(self, key: str) -> Tensor:
+        """Read one tensor, in the dtype of the file.
+
+        Raises:
+            ModelError: there is no such tensor, or the file is damaged.
+        """
+        if key not in self.tensors:
+            raise ModelError(f"the checkpoint {self.path} must hold {key!r}, and does not.")
+        with self.open(self.tensors[key].file) as handle:
+            tensor: Tensor = handle.get_tensor(key)
+            return tensor
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path} must be a whole safetensors file: {error}. Fetch or save it again.")
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the names of the weight files; the index may name files of this folder only."""
+    if (folder / INDEX).is_file():
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            files = sorted(set(index["weight_map"].values()))
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(f"{folder / INDEX} must be JSON with a weight_map: {error}. Fetch it again.") from error
+        for file in files:
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ModelError(f"{folder / INDEX} must name files of its own folder, found {str(file)[:200]!r}.")
+            if not (folder / file).is_file():
+                raise ModelError(f"{folder} must hold {file}, which its index names, and does not. Fetch it again.")
+        return files
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    raise ModelError(f"a checkpoint is a folder with {SINGLE} or {INDEX}, and {folder} holds neither.")
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a model folder and read its headers; no tensor is read.
+
+    Raises:
+        ModelError: no such folder, no safetensors in it, or a damaged file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(f"a checkpoint is a folder with {SINGLE} or {INDEX}, and {folder} is no folder.")
+    tensors: dict[str, TensorHeader] = {}
+    for file in _files(folder):
+        try:
+            with safe_open(folder / file, framework="pt") as handle:
+                for key in handle.keys():  # noqa: SIM118  (no mapping)
+                    piece = handle.get_slice(key)
+                    tensors[key] = TensorHeader(file=file, shape=tuple(piece.get_shape()), dtype=piece.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise _damaged(folder / file, error) from error
+    return Checkpoint(path=folder, tensors=dict(sorted(tensors.items())))
+
+
+def resolve_checkpoint(reference: str) -> Path:
+    """Return the folder of `MODEL` or `MODEL@REVISION`: a local one, or the Hub's, fetched if it is not there yet.
+
+    Raises:
+        ModelError: no such model, or the Hub cannot be reached.
+    """
+    if Path(reference).is_dir():
+        return Path(reference)
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = reference.partition("@")
+    try:
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.model"])
+        )
+    except Exception as error:  # the Hub client's many kinds: network, login, names
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{reference!r} must be a model folder or a Hub id that can be reached: {reason}") from error
