@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters import AdapterState
+    from .analysis import Inspection, SpectrumReport, inspect, spectrum
     from .compose import MergeReport, merge
     from .errors import AdapterMixError
     from .evaluation import Evaluation, Retrieval, evaluate, retrieve
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from .settings import (
         AlignSettings,
         EvaluateSettings,
+        InspectSettings,
         MergeSettings,
         PushSettings,
         RetrieveSettings,
         SearchSettings,
+        SpectrumSettings,
         TaskSettings,
     )
     from .study import SearchResult, search
@@ -32,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "adapters": ("AdapterState",),
+    "analysis": ("Inspection", "SpectrumReport", "inspect", "spectrum"),
     "compose": ("MergeReport", "merge"),
     "errors": ("AdapterMixError",),
     "evaluation": ("Evaluation", "Retrieval", "evaluate", "retrieve"),
@@ -42,10 +46,12 @@ _HOMES = {
     "settings": (
         "AlignSettings",
         "EvaluateSettings",
+        "InspectSettings",
         "MergeSettings",
         "PushSettings",
         "RetrieveSettings",
         "SearchSettings",
+        "SpectrumSettings",
         "TaskSettings",
     ),
     "train": ("train_align", "train_task"),
@@ -58,6 +64,8 @@ __all__ = [
     "AlignSettings",
     "EvaluateSettings",
     "Evaluation",
+    "InspectSettings",
+    "Inspection",
     "MergeReport",
     "MergeSettings",
     "PushSettings",
@@ -65,14 +73,18 @@ __all__ = [
     "RetrieveSettings",
     "SearchResult",
     "SearchSettings",
+    "SpectrumReport",
+    "SpectrumSettings",
     "TaskSettings",
     "evaluate",
+    "inspect",
     "load_adapter",
     "merge",
     "push",
     "retrieve",
     "run_recipe",
     "search",
+    "spectrum",
     "train_align",
     "train_task",
 ]

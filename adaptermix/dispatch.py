@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .analysis import inspect, spectrum
 from .compose import merge
 from .demo.inputs import demo_inputs
 from .evaluation import evaluate, retrieve
@@ -14,11 +15,13 @@ from .settings import (
     AlignSettings,
     DemoInputsSettings,
     EvaluateSettings,
+    InspectSettings,
     MergeSettings,
     PushSettings,
     RetrieveSettings,
     SearchSettings,
     Settings,
+    SpectrumSettings,
     TaskSettings,
 )
 from .study import search, search_dry
@@ -33,6 +36,8 @@ _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     ),
     EvaluateSettings: lambda settings, watch: evaluate(settings, watch=watch).document(),
     RetrieveSettings: lambda settings, watch: retrieve(settings, watch=watch).document(),
+    InspectSettings: lambda settings, watch: inspect(**settings.model_dump(), watch=watch).document(),
+    SpectrumSettings: lambda settings, watch: spectrum(**settings.model_dump(), watch=watch).document(),
     PushSettings: lambda settings, _watch: push(settings).document(),
     DemoInputsSettings: lambda settings, watch: demo_inputs(settings, watch=watch),
 }

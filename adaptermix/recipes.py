@@ -16,11 +16,13 @@ from .settings import (
     AlignSettings,
     DemoInputsSettings,
     EvaluateSettings,
+    InspectSettings,
     MergeSettings,
     PushSettings,
     RetrieveSettings,
     SearchSettings,
     Settings,
+    SpectrumSettings,
     TaskSettings,
 )
 
@@ -31,6 +33,8 @@ STEPS: dict[str, type[Settings]] = {
     "search": SearchSettings,
     "evaluate": EvaluateSettings,
     "retrieve": RetrieveSettings,
+    "inspect": InspectSettings,
+    "spectrum": SpectrumSettings,
     "push": PushSettings,
     "demo-inputs": DemoInputsSettings,
 }

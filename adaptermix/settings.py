@@ -174,6 +174,26 @@ class PushSettings(Settings):
     dry_run: bool = Field(False, description="write the card and list the files; no network")
 
 
+class InspectSettings(Settings):
+    """Look into adapters: norms, ranks and shares per layer and module; how every two of them interfere."""
+
+    adapters: Files = Field(description="adapter folders")
+    plot: str | None = Field(None, description="PNG file for heatmaps over layers and module kinds")
+
+
+class SpectrumSettings(Settings):
+    """Compare the singular values of two models per layer and module: how far each weight was scaled."""
+
+    model_a: str = Field(description="the base: checkpoint or adapter, folder or Hub id, with @REVISION if wanted")
+    model_b: str = Field(description="the other model, or an adapter of the base")
+    layers: list[str] = Field([], description="blocks: numbers, ranges such as 8-11, or globs such as 'encoder.*'")
+    modules: list[str] = Field([], description="globs over module paths or kinds; default all inside the blocks")
+    include: list[str] = Field([], description="globs of modules to take besides, such as embeddings and heads")
+    exclude: list[str] = Field([], description="globs of modules to leave out")
+    csv: str | None = Field(None, description="file for a table with one row per module")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
 class DemoInputsSettings(Settings):
     """Make what the demo needs: a small real base model and small parallel data."""
 

@@ -195,3 +195,77 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
+    """Save a random GPT-2 of 2 layers and 101 tokens, whose linear layers keep their weights as [in out]."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=101, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("weight") and parameter.ndim == 2:
+                    parameter.mul_(8)  # so that an adapter has something to change
+    model.save_pretrained(folder)
+    return folder
+
+
+def train_by_chance(model: Any, *, seed: int = 0) -> None:
+    """Move every trainable parameter of a PEFT model off its start, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.3 * noise.tanh())
+            else:
+                parameter.add_(noise * 0.2)
+
+
+@contextmanager
+def peft_chatter() -> Iterator[None]:
+    """Silence what PEFT says of kinds that it supports in part: no such warning is about loading wrongly."""
+    with peft_noise(), warnings.catch_warnings():
+        for message in (
+            ".*save_embedding_layers.*",
+            ".*Model with `tie_word_embeddings=True`.*",
+            ".*groups > 1.*",
+            ".*merging LoRA weights won't be possible.*",
+            ".*have invalid shape: .*lora_B.bias.*",  # PEFT 0.21 takes every bias inside a LoRA for a broken matrix
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def peft_kind(model: Any, folder: Path, *, seed: int = 0, task_type: str | None = "CAUSAL_LM", **settings: Any) -> Path:
+    """Save an adapter of any kind that PEFT itself made on a model and chance trained.
+
+    Args:
+        model: The base model; PEFT changes it.
+        folder: Where to save.
+        seed: Seed of the training.
+        task_type: PEFT's task type.
+        settings: Arguments of `peft.LoraConfig`.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    with peft_chatter():
+        wrapped = get_peft_model(model, LoraConfig(task_type=task_type, **settings))
+        train_by_chance(wrapped, seed=seed)
+        wrapped.save_pretrained(folder)
+    return folder
+
+
+def wrap_with_peft(model: Any, adapter: Path, **options: Any) -> Any:
+    """Load an adapter with PEFT alone on a model that is at hand, for evaluation."""
+    from peft import PeftModel
+
+    with peft_chatter():
+        return PeftModel.from_pretrained(model, adapter, **options).eval()

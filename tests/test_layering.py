@@ -16,7 +16,7 @@ LAYERS = [
     ["methods", "adapters"],
     ["manifest", "publish.card"],
     ["output", "data"],
-    ["tasks", "models", "compose", "library", "publish.hub"],
+    ["tasks", "models", "compose", "library", "publish.hub", "analysis"],
     ["evaluation", "train"],
     ["study"],
     ["demo"],
@@ -26,7 +26,7 @@ LAYERS = [
 ]
 
 HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optuna", "mergekit"}
-HEAVY_HOMES = ("models", "train", "evaluation", "demo", "publish.hub", "tasks", "checkpoints")
+HEAVY_HOMES = ("models", "train", "evaluation", "demo", "publish.hub", "tasks", "checkpoints", "analysis")
 
 
 def name_of(path: Path) -> str:

@@ -1,6 +1,19 @@
 """Adapters on disk and in memory: the border where PEFT's files become updates."""
 
-from .peft_format import AdapterSource, open_adapter, write_adapter
-from .state import AdapterMeta, AdapterState, TargetSpec
+from .peft_format import AdapterSource, ModuleHeader, open_adapter
+from .peft_writer import write_adapter
+from .reader import StoredTensor
+from .state import LINEAR, AdapterMeta, AdapterState, Layout, TargetSpec
 
-__all__ = ["AdapterMeta", "AdapterSource", "AdapterState", "TargetSpec", "open_adapter", "write_adapter"]
+__all__ = [
+    "LINEAR",
+    "AdapterMeta",
+    "AdapterSource",
+    "AdapterState",
+    "Layout",
+    "ModuleHeader",
+    "StoredTensor",
+    "TargetSpec",
+    "open_adapter",
+    "write_adapter",
+]

@@ -11,13 +11,15 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterFormatError
-from .state import AdapterMeta, TargetSpec
+from .patterns import PatternMap, read_patterns
+from .reader import one_line
+from .state import INPUT_EMBEDDINGS, AdapterMeta, TargetSpec
 
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_RANK = 2**20
@@ -37,6 +39,13 @@ _UNDERSTOOD = {
     "layers_pattern",
     "exclude_modules",
     "fan_in_fan_out",
+    "bias",
+    "init_lora_weights",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "use_dora",
+    "ensure_weight_tying",
 }
 _WITHOUT_EFFECT = {
     "auto_mapping",
@@ -49,20 +58,28 @@ _WITHOUT_EFFECT = {
     "loftq_config",
     "eva_config",
     "qalora_group_size",
-    "ensure_weight_tying",
 }
 _REFUSED = {
-    "use_dora": "DoRA adapters (use_dora) are not handled yet: their magnitudes would be lost",
-    "lora_bias": "biases inside the LoRA (lora_bias) are not handled yet: they would be lost",
-    "modules_to_save": "fully trained modules (modules_to_save), such as heads, are not handled yet",
-    "trainable_token_indices": "trainable tokens (trainable_token_indices) are not handled yet",
-    "target_parameters": "adapters on bare parameters (target_parameters) are not handled yet",
-    "layer_replication": "replicated layers (layer_replication) are not handled yet",
+    "target_parameters": "adapters on bare parameters (target_parameters) are not handled",
+    "layer_replication": "replicated layers (layer_replication) are not handled",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens) acts on some tokens only and cannot be merged",
-    "use_qalora": "QA-LoRA (use_qalora) is not handled yet",
+    "use_qalora": "QA-LoRA (use_qalora) pools its inputs, so its factors are no delta, and is not handled",
+    "use_bdlora": "BD-LoRA (use_bdlora) has block-diagonal factors and is not handled",
+    "kasa_config": "KaSA (kasa_config) scales between its factors and truncates the base weight, and is not handled",
+    "arrow_config": "Arrow (arrow_config) routes each token and cannot be merged",
+    "monteclora_config": "MonteCLoRA (monteclora_config) samples its factors and is not handled",
 }
 # Initialisations that leave the base as it was, so that the saved factors are the whole delta.
-_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", None)
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica", None)
+# Those that take a part of the base weight which can be computed again from the weight itself.
+_FROM_BASE = ("pissa", "olora")
+_OTHER_INITS = {
+    "pissa_niter": "its randomised SVD cannot be repeated, so the factors alone are not the delta",
+    "corda": "it takes a part of the base weights that depends on data, so the factors alone are not the delta",
+    "lora_ga": "it takes a part of the base weights that depends on data, so the factors alone are not the delta",
+    "loftq": "it puts quantised base weights in place of the base, so the factors alone are not the delta",
+}
+_BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,39 +90,39 @@ class LoraSettings:
     rank: int
     alpha: float
     rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: PatternMap
+    alpha_pattern: PatternMap
+    lora_bias: bool = False
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the settings give to a module."""
-        return int(_by_pattern(self.rank_pattern, module, self.rank))
+        return int(self.rank_pattern.of(module, self.rank))
 
     def scale_of(self, module: str) -> float:
         """Return alpha/r, or alpha/sqrt(r) with rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732)."""
         rank = self.rank_of(module)
-        alpha = float(_by_pattern(self.alpha_pattern, module, self.alpha))
+        alpha = float(self.alpha_pattern.of(module, self.alpha))
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
-def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """PEFT's rule: the first key that matches the end of the path as a regular expression."""
-    for key, value in patterns.items():
-        if re.match(_suffix(key), module):
-            return value
-    return default
-
-
-def _suffix(key: str) -> str:
-    return rf"(.*\.)?({key})$"
+def _shown(value: object) -> str:
+    """Show a value from the file in a message, on one line and cut to a length."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):  # numbers of thousands of digits, nesting
+        return f"a {type(value).__name__}"
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterFormatError(f"{path} must be at most {MAX_CONFIG_BYTES} bytes, it has {path.stat().st_size}.")
     try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise AdapterFormatError(f"{path} must be at most {MAX_CONFIG_BYTES} bytes, it has {size}.")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits, nesting
-        raise AdapterFormatError(f"{path} must be JSON: {error}. Save the adapter again.") from error
+        raise AdapterFormatError(f"{path} must be JSON: {one_line(error)}. Save the adapter again.") from error
+    except OSError as error:
+        raise AdapterFormatError(f"{path} must be readable: {one_line(error)}.") from error
     if not isinstance(config, dict):
         raise AdapterFormatError(f"{path} must hold a JSON object, found {type(config).__name__}.")
     return config
@@ -113,60 +130,70 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
     if config.get("peft_type") != "LORA":
-        raise AdapterFormatError(f"{path}: only peft_type 'LORA' is handled, found {config.get('peft_type')!r}.")
+        raise AdapterFormatError(f"{path}: only peft_type 'LORA' is handled, found {_shown(config.get('peft_type'))}.")
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise AdapterFormatError(f"{path}: {reason}.")
-    if config.get("bias", "none") != "none":
-        raise AdapterFormatError(
-            f"{path}: trained biases (bias={config['bias']!r}) are not handled yet: they would be lost."
-        )
-    init = config.get("init_lora_weights", True)
-    if init not in _PLAIN_INITS:
-        raise AdapterFormatError(
-            f"{path}: init_lora_weights={init!r} changes the base weights, so the factors alone are not the delta. "
-            "Convert the adapter to a plain LoRA when saving (peft: path_initial_model_for_weight_conversion)."
-        )
-    known = _UNDERSTOOD | _WITHOUT_EFFECT | set(_REFUSED) | {"bias", "init_lora_weights"}
+    known = _UNDERSTOOD | _WITHOUT_EFFECT | set(_REFUSED)
     for key, value in config.items():
         if key not in known and value not in (None, False, {}, []):
             raise AdapterFormatError(
-                f"{path}: unknown setting {key!r} = {json.dumps(value)[:80]} might change the delta. "
+                f"{path}: unknown setting {_shown(key)} = {_shown(value)} might change the delta. "
                 "If it does not, remove it from the file."
             )
+    if (config.get("bias") or "none") not in _BIASES:
+        raise AdapterFormatError(f"{path}: bias must be one of {', '.join(_BIASES)}, found {_shown(config['bias'])}.")
+    if config.get("ensure_weight_tying") and config.get("modules_to_save"):
+        raise AdapterFormatError(
+            f"{path}: modules_to_save with ensure_weight_tying is not handled: the tied copies would part. "
+            "Save the adapter without ensure_weight_tying."
+        )
 
 
-def _number(config: Mapping[str, Any], key: str, path: Path) -> float:
-    value = config.get(key)
+def _initial(config: Mapping[str, Any], path: Path) -> str | None:
+    """Return the name of the part of the base that training began from, None if the factors are the whole delta."""
+    init = config.get("init_lora_weights", True)
+    name = init.lower() if isinstance(init, str) else init
+    if name in _PLAIN_INITS:
+        return None
+    if name in _FROM_BASE:
+        return str(name)
+    reason = next(
+        (text for key, text in _OTHER_INITS.items() if str(name).startswith(key)),
+        "it might change the base weights, so the factors alone would not be the delta",
+    )
+    raise AdapterFormatError(
+        f"{path}: init_lora_weights={_shown(init)} is not handled: {reason}. "
+        "Convert the adapter to a plain LoRA when saving (peft: path_initial_model_for_weight_conversion)."
+    )
+
+
+def _number(value: object, key: str, path: Path) -> float:
     # A comparison, since a whole number of any length compares with a float, and NaN with none.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {str(value)[:80]!r}.")
+        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {_shown(value)}.")
     return value
 
 
 def _flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise AdapterFormatError(f"{path}: {key} must be true or false, found {value!r}.")
+        raise AdapterFormatError(f"{path}: {key} must be true or false, found {_shown(value)}.")
     return bool(value)
 
 
 def _rank(value: object, key: str, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        raise AdapterFormatError(f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {value!r}.")
+        raise AdapterFormatError(f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {_shown(value)}.")
     return value
 
 
-def _pattern(config: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+def _pattern(config: Mapping[str, Any], key: str, path: Path, check: Callable[..., float]) -> PatternMap:
     value = config.get(key) or {}
     if not isinstance(value, dict):
-        raise AdapterFormatError(f"{path}: {key} must map modules to numbers, found {value!r}.")
-    for module in value:
-        try:
-            re.compile(_suffix(module))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise AdapterFormatError(f"{path}: {key} has {module!r}, which is no regular expression.") from error
-    return value
+        raise AdapterFormatError(f"{path}: {key} must map modules to numbers, found {_shown(value)}.")
+    checked = {module: check(value[module], f"{key}.{one_line(module, 80)}", path) for module in value}
+    return read_patterns(checked, f"{path}: {key}")
 
 
 def _strings(value: object, key: str, path: Path) -> tuple[str, ...] | str | None:
@@ -174,17 +201,17 @@ def _strings(value: object, key: str, path: Path) -> tuple[str, ...] | str | Non
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise AdapterFormatError(f"{path}: {key} must be a list of names or one string, found {value!r}.")
+    raise AdapterFormatError(f"{path}: {key} must be a list of names or one string, found {_shown(value)}.")
 
 
 def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
     modules = _strings(config.get("target_modules"), "target_modules", path)
     if not modules:
-        raise AdapterFormatError(f"{path}: target_modules must name the adapted modules, found {modules!r}.")
+        raise AdapterFormatError(f"{path}: target_modules must name the adapted modules, found {_shown(modules)}.")
     layers = config.get("layers_to_transform")
     layers = [layers] if type(layers) is int else layers
     if layers is not None and not (isinstance(layers, list) and all(type(n) is int for n in layers)):
-        raise AdapterFormatError(f"{path}: layers_to_transform must be whole numbers, found {layers!r}.")
+        raise AdapterFormatError(f"{path}: layers_to_transform must be whole numbers, found {_shown(layers)}.")
     pattern = _strings(config.get("layers_pattern"), "layers_pattern", path)
     return TargetSpec(
         modules=modules,
@@ -192,6 +219,33 @@ def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
         layers_pattern=((pattern,) if isinstance(pattern, str) else pattern) or None,
         exclude=_strings(config.get("exclude_modules"), "exclude_modules", path) or None,
     )
+
+
+def _text(config: Mapping[str, Any], key: str, path: Path) -> str | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        raise AdapterFormatError(f"{path}: {key} must be text or null, found {_shown(value)}.")
+    return value or None
+
+
+def _saved_modules(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise AdapterFormatError(f"{path}: modules_to_save must be a list of names, found {_shown(names)}.")
+    return tuple(dict.fromkeys(names))  # PEFT appends its own heads each time a model is wrapped
+
+
+def _tokens(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    value = config.get("trainable_token_indices") or {}
+    places = {INPUT_EMBEDDINGS: value} if isinstance(value, list) else value
+    if not isinstance(places, dict) or not all(
+        isinstance(ids, list) and ids and all(type(token) is int and token >= 0 for token in ids)
+        for ids in places.values()
+    ):
+        raise AdapterFormatError(
+            f"{path}: trainable_token_indices must be token ids, or map embeddings to token ids, found {_shown(value)}."
+        )
+    return {str(place): tuple(ids) for place, ids in places.items()}
 
 
 def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
@@ -206,33 +260,59 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
     """
     config = _load(path)
     _refuse_unhandled(config, path)
-    ranks = _pattern(config, "rank_pattern", path)
-    alphas = _pattern(config, "alpha_pattern", path)
-    base = config.get("base_model_name_or_path")
-    revision = config.get("revision")
+    dora, lora_bias = _flag(config, "use_dora", path), _flag(config, "lora_bias", path)
+    initial, fan_in_fan_out = _initial(config, path), _flag(config, "fan_in_fan_out", path)
+    if dora and lora_bias:
+        raise AdapterFormatError(
+            f"{path}: use_dora with lora_bias is not handled: PEFT adds the bias to the weight in DoRA's norm."
+        )
+    if initial == "olora" and fan_in_fan_out:
+        raise AdapterFormatError(
+            f"{path}: init_lora_weights='olora' with fan_in_fan_out is not handled: PEFT takes the transposed weight."
+        )
     return LoraSettings(
         meta=AdapterMeta(
-            base=str(base) if base else None,
-            revision=str(revision) if revision else None,
-            task_type=config.get("task_type"),
+            base=_text(config, "base_model_name_or_path", path),
+            revision=_text(config, "revision", path),
+            task_type=_text(config, "task_type", path),
             targets=_targets(config, path),
-            fan_in_fan_out=_flag(config, "fan_in_fan_out", path),
+            fan_in_fan_out=fan_in_fan_out,
             manifest=manifest,
+            dora=dora,
+            saved_modules=_saved_modules(config, path),
+            bias=config.get("bias") or "none",
+            trainable_tokens=_tokens(config, path),
+            initial=initial,
         ),
         rank=_rank(config.get("r"), "r", path),
-        alpha=_number(config, "lora_alpha", path),
+        alpha=_number(config.get("lora_alpha"), "lora_alpha", path),
         rslora=_flag(config, "use_rslora", path),
-        rank_pattern={key: _rank(value, f"rank_pattern.{key}", path) for key, value in ranks.items()},
-        alpha_pattern={key: _number(alphas, key, path) for key in alphas},
+        rank_pattern=_pattern(config, "rank_pattern", path, _rank),
+        alpha_pattern=_pattern(config, "alpha_pattern", path, _number),
+        lora_bias=lora_bias,
     )
 
 
-def dump_config(meta: AdapterMeta, ranks: Mapping[str, int]) -> bytes:
+def _extras(meta: AdapterMeta, *, lora_bias: bool) -> dict[str, Any]:
+    """Return the settings beyond plain LoRA that are in use; absent ones are off to PEFT."""
+    tokens = {place: list(ids) for place, ids in sorted(meta.trainable_tokens.items())}
+    listed: Any = tokens[INPUT_EMBEDDINGS] if list(tokens) == [INPUT_EMBEDDINGS] else tokens
+    extras = {
+        "use_dora": meta.dora,
+        "lora_bias": lora_bias,
+        "modules_to_save": list(meta.saved_modules),
+        "trainable_token_indices": listed,
+    }
+    return {key: value for key, value in extras.items() if value}
+
+
+def dump_config(meta: AdapterMeta, ranks: Mapping[str, int], *, lora_bias: bool = False) -> bytes:
     """Return the `adapter_config.json` of an adapter whose scale is 1 everywhere (alpha equals rank).
 
     Args:
         meta: Base, task type and targets.
         ranks: Rank of each module path; the commonest becomes `r`, the others stand in the patterns.
+        lora_bias: Whether each module has a bias inside its LoRA.
     """
     common = Counter(sorted(ranks.values())).most_common(1)[0][0]
     # A path is a regular expression to PEFT, which matches the end of a path: dots are escaped, the start is anchored.
@@ -241,7 +321,7 @@ def dump_config(meta: AdapterMeta, ranks: Mapping[str, int]) -> bytes:
     config = {
         "alpha_pattern": others,
         "base_model_name_or_path": meta.base,
-        "bias": "none",
+        "bias": meta.bias,
         "exclude_modules": spec.exclude,
         "fan_in_fan_out": meta.fan_in_fan_out,
         "inference_mode": True,
@@ -257,5 +337,5 @@ def dump_config(meta: AdapterMeta, ranks: Mapping[str, int]) -> bytes:
         "target_modules": spec.modules if isinstance(spec.modules, str) else sorted(spec.modules),
         "task_type": meta.task_type,
         "use_rslora": False,
-    }
+    } | _extras(meta, lora_bias=lora_bias)
     return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

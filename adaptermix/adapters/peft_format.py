@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
 from ..algebra import LowRank
-from ..errors import AdapterFormatError, OutputError
+from ..errors import AdapterFormatError
 from ..files import MANIFEST, sha256
-from .lora_config import LoraSettings, dump_config, read_config
-from .state import AdapterMeta, AdapterState
+from .keys import Inventory, take_inventory
+from .lora_config import LoraSettings, read_config
+from .reader import WEIGHTS, StoredTensor, WeightsFile, one_line, open_weights
+from .state import LINEAR, AdapterMeta, AdapterState, Layout, beyond_linear
 
-WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-_KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_][A-Za-z0-9_.]*)\.lora_(?P<factor>[AB])\.weight")
-_KNOWN_OTHERS = {
-    "lora_magnitude_vector": "a DoRA magnitude",
-    "lora_embedding_": "an embedding LoRA",
-    ".lora_B.bias": "a bias inside the LoRA",
-    ".bias": "a trained bias",
-    "modules_to_save": "a fully trained module",
-    "token_adapter": "trainable tokens",
-}
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+MAX_MANIFEST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleHeader:
-    """Shape of one module's update, known before any tensor is read."""
+    """What is known of one module before any tensor is read.
+
+    Args:
+        out: Rows of the update.
+        into: Columns of the update; of a convolution, over all places of the kernel.
+        rank: Rank of the factors.
+        scale: Factor on their product.
+        layout: How the factors lie in the file.
+        bias: Whether there is a bias inside the LoRA.
+        magnitude: Whether there is a DoRA magnitude.
+    """
 
     out: int
     into: int
     rank: int
     scale: float
+    layout: Layout = LINEAR
+    bias: bool = False
+    magnitude: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +56,17 @@ class AdapterSource:
         path: The folder.
         settings: Its LoRA settings.
         modules: Shape per module path, in the order of the paths.
+        file: The file of its weights.
+        parts: Name in the file of each part of each module.
+        saved_headers: Dtype and shape of the tensors that are kept whole, by their name in the file.
     """
 
     path: Path
     settings: LoraSettings
     modules: Mapping[str, ModuleHeader]
+    file: WeightsFile
+    parts: Mapping[str, Mapping[str, str]]
+    saved_headers: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def meta(self) -> AdapterMeta:
@@ -68,90 +78,179 @@ class AdapterSource:
         """Short name for tables: that of the folder."""
         return self.path.resolve().name
 
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """How the factors lie in the file, for the modules that are not linear."""
+        return {module: header.layout for module, header in self.modules.items() if header.layout != LINEAR}
+
+    @property
+    def beyond_linear(self) -> tuple[str, ...]:
+        """What it holds beyond updates of linear modules, in words; empty for a plain LoRA."""
+        biases = any(header.bias for header in self.modules.values())
+        return beyond_linear(self.meta, biases=biases, saved=bool(self.saved_headers), layouts=self.layouts)
+
     @cached_property
     def digest(self) -> str:
         """Hash of the weights and the settings."""
-        return f"{sha256(self.path / WEIGHTS)}+{sha256(self.path / CONFIG)}"
+        return f"{sha256(self.file.path)}+{sha256(self.path / CONFIG)}"
 
-    @cached_property
-    def _file(self) -> Any:
-        return safe_open(self.path / WEIGHTS, framework="pt")
+    def _read(self, key: str) -> Tensor:
+        tensor = self.file.read(key)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise AdapterFormatError(
+                f"{self.path}: every weight must be finite, and {key} holds NaN or infinity. "
+                "The training run that wrote it diverged; use an earlier checkpoint."
+            )
+        return tensor
 
     def load(self, module: str) -> LowRank:
-        """Read the update of one module.
+        """Read the update of one module; a convolution's factors are flattened to matrices.
 
         Raises:
             AdapterFormatError: a factor holds NaN or infinity.
         """
-        factors = {}
-        for factor in "AB":
-            key = f"base_model.model.{module}.lora_{factor}.weight"
-            tensor = self._file.get_tensor(key)
-            if not torch.isfinite(tensor).all():
-                raise AdapterFormatError(
-                    f"{self.path}: every weight must be finite, and {key} holds NaN or infinity. "
-                    "The training run that wrote it diverged; use an earlier checkpoint."
-                )
-            factors[factor] = tensor
-        return LowRank(a=factors["A"], b=factors["B"], scale=self.modules[module].scale)
+        parts, header = self.parts[module], self.modules[module]
+        first, second = _FACTORS[header.layout.kind]
+        a, b = self._read(parts[first]), self._read(parts[second])
+        return LowRank(a=a.reshape(header.rank, header.into), b=b.reshape(header.out, header.rank), scale=header.scale)
+
+    def bias(self, module: str) -> Tensor | None:
+        """Read what the bias inside a module's LoRA adds to its output, in float32 or wider; None if there is none.
+
+        PEFT multiplies `lora_B`'s output, bias and all, by the scale, so the bias is scaled too.
+
+        Shapes: [out].
+
+        Raises:
+            AdapterFormatError: it holds NaN or infinity.
+        """
+        key = self.parts[module].get("lora_B.bias")
+        if key is None:
+            return None
+        bias = self._read(key)
+        return self.modules[module].scale * bias.to(torch.promote_types(bias.dtype, torch.float32))
+
+    def magnitude(self, module: str) -> Tensor | None:
+        """Read the DoRA magnitude of a module; None if there is none.
+
+        Shapes: [out].
+
+        Raises:
+            AdapterFormatError: it holds NaN or infinity.
+        """
+        key = self.parts[module].get("lora_magnitude_vector")
+        return None if key is None else self._read(key)
+
+    def load_saved(self, key: str) -> Tensor:
+        """Read a tensor that is kept whole, by its name in the file.
+
+        Raises:
+            AdapterFormatError: it holds NaN or infinity.
+        """
+        return self._read(key)
 
     def read(self) -> AdapterState:
-        """Read every module."""
-        return AdapterState(meta=self.meta, updates={module: self.load(module) for module in self.modules})
+        """Read everything."""
+        biases = {module: self.bias(module) for module in self.modules}
+        magnitudes = {module: self.magnitude(module) for module in self.modules}
+        return AdapterState(
+            meta=self.meta,
+            updates={module: self.load(module) for module in self.modules},
+            biases={module: bias for module, bias in biases.items() if bias is not None},
+            magnitudes={module: magnitude for module, magnitude in magnitudes.items() if magnitude is not None},
+            saved={key: self.load_saved(key) for key in self.saved_headers},
+            layouts=self.layouts,
+        )
 
 
-def _refuse_key(path: Path, key: str) -> AdapterFormatError:
-    for mark, what in _KNOWN_OTHERS.items():
-        if mark in key:
-            return AdapterFormatError(f"{path}: tensor {key!r} is {what}, which is not handled yet and would be lost.")
-    return AdapterFormatError(
-        f"{path}: tensor {key[:200]!r} must be named base_model.model.MODULE.lora_A.weight or .lora_B.weight."
+_FACTORS = {
+    "linear": ("lora_A.weight", "lora_B.weight"),
+    "convolution": ("lora_A.weight", "lora_B.weight"),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+}
+
+
+def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Tell a module's layout from the names and shapes of its factors, and check that they fit together."""
+    kind: Any = "embedding" if any("embedding" in part for part in shapes) else "linear"
+    if {"lora_A.weight", "lora_B.weight"} & set(shapes) and kind == "embedding":
+        raise AdapterFormatError(
+            f"{path}: module {module!r} must be either an embedding or not, and has factors of both."
+        )
+    for part in _FACTORS[kind]:
+        if part not in shapes:
+            raise AdapterFormatError(
+                f"{path}: module {module!r} must have both factors, {part.removesuffix('.weight')} is missing."
+            )
+    a, b = (shapes[part] for part in _FACTORS[kind])
+    if kind == "linear" and 3 <= len(a) <= 5 and len(b) == len(a):
+        if set(b[2:]) == {1} and b[1] < a[0] and a[0] % b[1] == 0:
+            raise AdapterFormatError(
+                f"{path}: module {module!r} is a grouped convolution (lora_A {list(a)}, lora_B {list(b)}), whose delta "
+                "is not the product of its factors, and is not handled."
+            )
+        if set(b[2:]) == {1}:
+            return Layout(kind="convolution", kernel=a[2:])
+    if len(a) != 2 or len(b) != 2:
+        raise AdapterFormatError(
+            f"{path}: module {module!r} must have matrices for factors, or the kernels of a convolution, "
+            f"found lora_A {list(a)} and lora_B {list(b)}."
+        )
+    return Layout(kind=kind)
+
+
+def _check_variants(path: Path, module: str, layout: Layout, parts: Mapping[str, Any], settings: LoraSettings) -> None:
+    """Check that DoRA and biases stand exactly where the settings say."""
+    if settings.meta.dora and layout != LINEAR:
+        raise AdapterFormatError(
+            f"{path}: module {module!r} is a DoRA {layout}, which is not handled; linear ones are."
+        )
+    for part, said, setting in (
+        ("lora_magnitude_vector", settings.meta.dora, "use_dora"),
+        ("lora_B.bias", settings.lora_bias, "lora_bias"),
+    ):
+        if said != (part in parts):
+            wrong = "is missing" if said else f"is there, but {setting} is not set, so peft would drop it"
+            raise AdapterFormatError(f"{path}: module {module!r} must be as {CONFIG} says, and its {part} {wrong}.")
+
+
+def _module(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> ModuleHeader:
+    layout = _layout(path, module, shapes)
+    a, b = (shapes[part] for part in _FACTORS[layout.kind])
+    rank = settings.rank_of(module)
+    if not a[0] == b[1] == rank:
+        raise AdapterFormatError(
+            f"{path}: module {module!r} must have rank {rank} as {CONFIG} says, "
+            f"found lora_A {list(a)} and lora_B {list(b)}."
+        )
+    _check_variants(path, module, layout, shapes, settings)
+    for part in ("lora_magnitude_vector", "lora_B.bias"):
+        if shapes.get(part, (b[0],)) != (b[0],):
+            raise AdapterFormatError(
+                f"{path}: module {module!r} must have a {part} of shape [{b[0]}], found {list(shapes[part])}."
+            )
+    scale = settings.scale_of(module)
+    if not math.isfinite(scale):
+        raise AdapterFormatError(f"{path}: the scale of module {module!r} must be finite, found {scale}.")
+    return ModuleHeader(
+        out=b[0],
+        into=math.prod(a[1:]),
+        rank=rank,
+        scale=scale,
+        layout=layout,
+        bias="lora_B.bias" in shapes,
+        magnitude="lora_magnitude_vector" in shapes,
     )
 
 
-def _shapes(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return the shape of both factors per module, from the file's header alone."""
-    shapes: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in sorted(file.keys()):
-                match = _KEY.fullmatch(key)
-                if match is None:
-                    raise _refuse_key(path, key)
-                piece = file.get_slice(key)
-                if piece.get_dtype() not in _FLOATS:
-                    raise AdapterFormatError(
-                        f"{path}: {key} must be of a float dtype ({', '.join(_FLOATS)}), found {piece.get_dtype()}."
-                    )
-                shape = tuple(piece.get_shape())
-                if len(shape) != 2 or 0 in shape:
-                    raise AdapterFormatError(
-                        f"{path}: {key} must be a matrix, found shape {list(shape)}. Convolutions are not handled yet."
-                    )
-                shapes.setdefault(match["module"], {})[match["factor"]] = (shape[0], shape[1])
-    except (SafetensorError, OSError) as error:
-        raise AdapterFormatError(
-            f"{path} must be a whole safetensors file: {error}. Fetch or save it again."
-        ) from error
-    return shapes
-
-
-def _headers(path: Path, settings: LoraSettings) -> dict[str, ModuleHeader]:
-    headers = {}
-    for module, factors in _shapes(path).items():
-        if set(factors) != {"A", "B"}:
-            missing = "A" if "B" in factors else "B"
-            raise AdapterFormatError(f"{path}: module {module!r} must have both factors, lora_{missing} is missing.")
-        (rank, into), (out, rank_b) = factors["A"], factors["B"]
-        if not rank == rank_b == settings.rank_of(module):
-            raise AdapterFormatError(
-                f"{path}: module {module!r} must have rank {settings.rank_of(module)} as {CONFIG} says, "
-                f"found lora_A {list(factors['A'])} and lora_B {list(factors['B'])}."
-            )
-        headers[module] = ModuleHeader(out=out, into=into, rank=rank, scale=settings.scale_of(module))
-    if not headers:
-        raise AdapterFormatError(f"{path} must hold at least one LoRA module, it is empty.")
-    return headers
+def _modules(file: WeightsFile, inventory: Inventory, settings: LoraSettings) -> dict[str, ModuleHeader]:
+    if not inventory.parts:
+        raise AdapterFormatError(f"{file.path} must hold at least one LoRA module, it is empty.")
+    modules = {}
+    for module, parts in sorted(inventory.parts.items()):
+        shapes = {part: file.headers[key].shape for part, key in parts.items()}
+        modules[module] = _module(file.path, module, shapes, settings)
+    return modules
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -159,57 +258,46 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise AdapterFormatError(
+                f"{path} must be at most {MAX_MANIFEST_BYTES} bytes. Remove it, or fetch it again."
+            )
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterFormatError(f"{path} must be JSON: {error}. Remove it to use the adapter without it.") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise AdapterFormatError(
+            f"{path} must be JSON: {one_line(error)}. Remove it to use the adapter without it."
+        ) from error
     return manifest if isinstance(manifest, dict) else {}
 
 
-def open_adapter(path: str | Path) -> AdapterSource:
+def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
     """Open a PEFT LoRA folder and check its headers; no tensor is read.
+
+    Args:
+        path: The folder.
+        allow_pickle: Also read an old `adapter_model.bin`, through the unpickler that makes tensors and nothing else.
 
     Raises:
         AdapterFormatError: no such folder, a file is missing or damaged, shapes contradict the settings, or the adapter
-            holds something that is not handled (DoRA, biases, heads, embeddings, pickles).
+            holds something that is not handled and would be lost.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
         raise AdapterFormatError(f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.")
     if not (folder / CONFIG).is_file():
         raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.")
-    if not (folder / WEIGHTS).is_file():
-        hint = (
-            " adapter_model.bin is a pickle, which is not read; save it as safetensors with peft."
-            * (folder / "adapter_model.bin").exists()
-        )
-        raise AdapterFormatError(f"an adapter folder must hold {WEIGHTS}, and {folder} does not.{hint}")
     settings = read_config(folder / CONFIG, _manifest(folder))
-    return AdapterSource(path=folder, settings=settings, modules=_headers(folder / WEIGHTS, settings))
-
-
-def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a PEFT LoRA folder with scale 1: alpha equals rank, and each update's scale lies in its A.
-
-    Args:
-        folder: An existing folder.
-        state: The adapter.
-        dtype: Storage dtype of the factors.
-
-    Raises:
-        OutputError: a factor overflows the storage dtype.
-    """
-    tensors = {}
-    for module, update in sorted(state.updates.items()):
-        scaled = update.scale * update.a.to(torch.promote_types(update.a.dtype, torch.float32))
-        # A copy, since modules that share one tensor cannot be saved.
-        a, b = scaled.to(dtype).contiguous(), update.b.to(dtype, copy=True).contiguous()
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise OutputError(
-                f"the factors of module '{module}' must be finite in {str(dtype).removeprefix('torch.')}, and overflow "
-                "it. Choose a wider dtype or smaller weights."
-            )
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    ranks = {module: update.rank for module, update in state.updates.items()}
-    (folder / CONFIG).write_bytes(dump_config(state.meta, ranks))
+    file = open_weights(folder, allow_pickle=allow_pickle)
+    inventory = take_inventory(file, settings.meta)
+    return AdapterSource(
+        path=folder,
+        settings=settings,
+        modules=_modules(file, inventory, settings),
+        file=file,
+        parts=inventory.parts,
+        saved_headers=inventory.saved,
+    )

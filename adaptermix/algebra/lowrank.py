@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .updates import LowRank
+from .updates import Dense, LowRank, Update
 
 
-def working_dtype(updates: Sequence[LowRank]) -> torch.dtype:
-    """Return the widest dtype of the factors, at least float32: half precision is only for storage."""
+def working_dtype(updates: Sequence[Update]) -> torch.dtype:
+    """Return the widest dtype of the tensors, at least float32: half precision is only for storage."""
     dtype = torch.float32
     for update in updates:
-        dtype = torch.promote_types(dtype, torch.promote_types(update.a.dtype, update.b.dtype))
+        for tensor in (update.w,) if isinstance(update, Dense) else (update.a, update.b):
+            dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
 
 

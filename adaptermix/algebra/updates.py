@@ -85,3 +85,11 @@ class Dense:
         return Dense(w=self.w * weight)
 
     __rmul__ = __mul__
+
+    def to(self, dtype: torch.dtype) -> Dense:
+        """Return the update in another dtype."""
+        return Dense(w=self.w.to(dtype))
+
+
+Update = LowRank | Dense
+"""What one adapter, or one checkpoint, adds to one weight matrix."""

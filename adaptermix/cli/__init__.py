@@ -19,6 +19,8 @@ COMMANDS = {
     "search": ("search", "Find the merge weight of two adapters on dev data."),
     "evaluate": ("evaluate", "Score a base model or an adapter per language."),
     "retrieve": ("evaluate", "Measure translation retrieval per layer and direction."),
+    "inspect": ("inspect", "Show what is in adapters, and how they interfere."),
+    "spectrum": ("spectrum", "Compare singular values of two models per layer and module."),
     "push": ("push", "Publish an adapter with its model card."),
     "run": ("run", "Run a recipe: a chain of commands from YAML."),
     "demo": ("demo", "Run the whole job on a small real model, in minutes."),

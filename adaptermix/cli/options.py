@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from ..settings import Settings
 from .console import Console
 
-_POSITIONAL = {"adapters": "ADAPTER...", "folder": "DIR", "repo": "REPO"}
+_POSITIONAL = {"adapters": "ADAPTER...", "folder": "DIR", "repo": "REPO", "model_a": "MODEL_A", "model_b": "MODEL_B"}
+_METAVARS = {"targets": "NAME...", "layers": "N...", "modules": "GLOB...", "include": "GLOB...", "exclude": "GLOB..."}
 _NAMES = {"options": "--set"}
 _SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
@@ -102,8 +103,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         default = " ".join(field.default) if isinstance(field.default, list) else field.default
         help_text += f"  [default: {default}]"
     kind = _kind(field.annotation)
-    if name == "targets":
-        kind["metavar"] = "NAME..."
+    if name in _METAVARS and kind.get("multiple"):
+        kind["metavar"] = _METAVARS[name]
     return click.Option([flag, name], required=field.is_required(), default=None, help=help_text, **kind)
 
 

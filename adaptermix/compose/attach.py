@@ -52,6 +52,12 @@ class Attachment:
     def __init__(
         self, model: nn.Module, adapters: Sequence[AdapterState], weights: Sequence[float] | None = None
     ) -> None:
+        for adapter in adapters:
+            if adapter.beyond_linear:
+                raise IncompatibleAdapters(
+                    f"only plain LoRAs on linear layers can be attached, and this adapter has "
+                    f"{', '.join(adapter.beyond_linear)}. Load it with peft."
+                )
         self._count = len(adapters)
         places: dict[str, list[tuple[int, LowRank]]] = {}
         for index, adapter in enumerate(adapters):

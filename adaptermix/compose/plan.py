@@ -92,6 +92,12 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
     Raises:
         IncompatibleAdapters: other bases (unless allowed), other shapes of a module, or other weight layouts.
     """
+    for source in sources:
+        if source.beyond_linear:
+            raise IncompatibleAdapters(
+                f"only plain LoRAs on linear layers can be merged, and '{source.name}' has "
+                f"{', '.join(source.beyond_linear)}."
+            )
     # Every pair, since an adapter that records less than the others can stand between two that differ.
     for one, other in combinations(sources, 2):
         if not allow_base_mismatch:

@@ -33,7 +33,11 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     write_slots(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    write_raw(tmp_path / "dora", json.loads((tmp_path / "task/adapter_config.json").read_text()) | {"use_dora": 1}, {})
+    write_raw(
+        tmp_path / "dora",
+        json.loads((tmp_path / "task/adapter_config.json").read_text()) | {"target_parameters": ["x"]},
+        {},
+    )
 
     def work(line: str, **names: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
@@ -57,7 +61,7 @@ REFUSED = [
     (MERGE.replace("0.9", "1,"), 2, "numbers parted by commas are needed"),
     (MERGE.replace("0.9", "1e39,1e39"), 1, "must be finite"),
     (MERGE.replace("task", "empty"), 1, "must hold adapter_config.json"),
-    (MERGE.replace("task", "dora"), 1, "DoRA"),
+    (MERGE.replace("task", "dora"), 1, "target_parameters"),
     (MERGE.replace("new", "notes.txt"), 1, "exists"),
     (MERGE.replace("new", "notes.txt --overwrite"), 1, "an output must be a folder"),
     (MERGE.replace("new", "empty --overwrite --rank 0"), 2, "--rank"),
@@ -75,7 +79,7 @@ REFUSED = [
     (SEARCH + " --grid 0.5 --task ner", 1, "--task must be one of slots, got 'ner'"),
     (SEARCH + " --grid 0.5 --template odd", 1, "--template must be one of"),
     (SEARCH + " --grid 0.5 --rows 2", 1, "--rows must be START:STOP"),
-    (SEARCH.replace("align", "dora") + " --grid 0.5", 1, "DoRA"),
+    (SEARCH.replace("align", "dora") + " --grid 0.5", 1, "target_parameters"),
     (SEARCH + " --grid 0.5 --rows 99:", 1, "must hold rows in the range"),
     (ALIGN + " --layer 9", 1, "--layer must be from 1 to 4 for this base model, got 9"),
     (ALIGN + " --layer 1.5", 2, "--layer"),

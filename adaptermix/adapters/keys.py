@@ -1,0 +1,181 @@
+"""Names of tensors in PEFT's files, sorted into parts of modules and tensors that are kept whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import AdapterFormatError
+from .reader import FLOATS, StoredTensor, WeightsFile
+from .state import INPUT_EMBEDDINGS, AdapterMeta
+from .writer import DTYPE_NAMES
+
+PREFIX = "base_model.model."
+MAX_KEY = 1000
+MAX_AXES = 8
+TOKENS = "token_adapter.trainable_tokens_delta"
+_PATH = r"(?P<module>[A-Za-z0-9_][A-Za-z0-9_.-]*)"
+_PART = re.compile(
+    rf"base_model\.model\.{_PATH}\."
+    r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector)(?:(?<=vector)\.weight)?"
+)
+_WHOLE = re.compile(rf"base_model\.model\.{_PATH}")
+_EMBEDDINGS = {"embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "embed"}
+# Heads that PEFT adds by itself for a task, whether or not the settings name them.
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+# With bias="all" PEFT also stores a head's biases under these names: a second copy, and the base's own.
+_DUPLICATES = (".modules_to_save.bias", ".original_module.bias")
+_KNOWN = {
+    "lora_": "a tensor of a LoRA variant",
+    "token_adapter": "a tensor of trainable tokens",
+    "modules_to_save": "a fully trained module",
+    ".bias": "a trained bias",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The tensors of a file by what they are.
+
+    Args:
+        parts: Per module path, the name in the file of each part (lora_A.weight, lora_B.bias, ...).
+        saved: Header of each tensor that is kept whole, by its name in the file.
+    """
+
+    parts: dict[str, dict[str, str]] = field(default_factory=dict)
+    saved: dict[str, StoredTensor] = field(default_factory=dict)
+
+
+def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
+    """Sort the tensors of a file, from their names and headers alone.
+
+    Args:
+        file: The file.
+        meta: What the settings say: which whole tensors are to be expected.
+
+    Raises:
+        AdapterFormatError: a name says nothing, or a tensor that the settings do not mention; a dtype that is no float;
+            an empty tensor.
+    """
+    found = Inventory()
+    for key, header in file.headers.items():
+        match = _PART.fullmatch(key) if len(key) <= MAX_KEY else None
+        if match is not None:
+            _check_factor(file.path, key, header)
+            parts = found.parts.setdefault(match["module"], {})
+            if match["part"] in parts:
+                raise AdapterFormatError(f"{file.path}: {key!r} must stand there once. Save the adapter again.")
+            parts[match["part"]] = key
+        elif meta.bias == "all" and key.endswith(_DUPLICATES):
+            continue
+        elif len(key) <= MAX_KEY and _WHOLE.fullmatch(key) and _expected(key.removeprefix(PREFIX), meta):
+            _check_whole(file.path, key, header, meta)
+            found.saved[key] = header
+        else:
+            raise _refuse(file.path, key)
+    _check_tokens(file.path, found.saved, meta.trainable_tokens)
+    if meta.saved_modules and not any(in_modules(key.removeprefix(PREFIX), meta.saved_modules) for key in found.saved):
+        raise AdapterFormatError(
+            f"{file.path} must hold the fully trained modules of modules_to_save "
+            f"({', '.join(meta.saved_modules)[:80]}), and holds none. Save the adapter again with peft."
+        )
+    return found
+
+
+def _check_factor(path: Path, key: str, header: StoredTensor) -> None:
+    if header.dtype not in FLOATS:
+        raise AdapterFormatError(f"{path}: {key} must be of a float dtype ({', '.join(FLOATS)}), found {header.dtype}.")
+    _check_shape(path, key, header.shape)
+
+
+def _check_shape(path: Path, key: str, shape: tuple[int, ...]) -> None:
+    if 0 in shape or len(shape) > MAX_AXES:
+        raise AdapterFormatError(
+            f"{path}: {key} must not be empty and have at most {MAX_AXES} axes, found shape {str(list(shape))[:80]}."
+        )
+
+
+def _check_whole(path: Path, key: str, header: StoredTensor, meta: AdapterMeta) -> None:
+    _check_shape(path, key, header.shape)
+    if header.dtype not in DTYPE_NAMES.values():
+        raise AdapterFormatError(
+            f"{path}: {key} must be of one of the dtypes {', '.join(DTYPE_NAMES.values())}, found {header.dtype}."
+        )
+    if meta.initial is not None and key.endswith(".base_layer.weight"):
+        raise AdapterFormatError(
+            f"{path}: {key} is a copy of a base weight that init_lora_weights={meta.initial!r} has changed, and would "
+            "hide the true one. Save the adapter with save_embedding_layers=False."
+        )
+
+
+def _expected(name: str, meta: AdapterMeta) -> bool:
+    """Say whether a tensor kept whole is one that the settings, or PEFT's own habits, lead to."""
+    module, _, last = name.rpartition(".")
+    if "lora_" in name or ".modules_to_save." in name or ".original_module." in name:
+        return False
+    if name.endswith(f".{TOKENS}"):
+        return bool(meta.trainable_tokens)
+    if last == "bias" and meta.bias != "none":
+        return True
+    # PEFT stores a copy of an embedding or head that is adapted, or whose vocabulary was resized.
+    place = module.removesuffix(".base_layer").rsplit(".", 1)[-1]
+    if place in _EMBEDDINGS and last in ("weight", "bias"):
+        return True
+    return in_modules(name, (*meta.saved_modules, *_HEADS.get(meta.task_type or "", ())))
+
+
+def in_modules(name: str, modules: tuple[str, ...]) -> bool:
+    """Say whether a tensor belongs to one of these fully trained modules.
+
+    PEFT trains what ends with a name, and stores all below it.
+
+    Args:
+        name: Name of the tensor, without PEFT's prefix.
+        modules: The names of `modules_to_save`.
+    """
+    pieces = name.split(".")
+    return any(".".join(pieces[:end]).endswith(modules) for end in range(1, len(pieces))) if modules else False
+
+
+def _refuse(path: Path, key: str) -> AdapterFormatError:
+    for mark, what in _KNOWN.items():
+        if mark in key and not _PART.fullmatch(key):
+            return AdapterFormatError(
+                f"{path}: tensor {key[:200]!r} is {what} that the settings do not name, so its place is unknown and "
+                "it would be lost. It must be named base_model.model.MODULE.lora_A.weight or the like; "
+                "save the adapter again with peft."
+            )
+    return AdapterFormatError(
+        f"{path}: tensor {key[:200]!r} must be named base_model.model.MODULE.lora_A.weight or .lora_B.weight, "
+        "or belong to a module that modules_to_save names."
+    )
+
+
+def tokens_of(name: str, tokens: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return the token ids that belong to a `trainable_tokens_delta` by its name in the file."""
+    module = name.removeprefix(PREFIX).removesuffix(f".{TOKENS}")
+    for place, ids in tokens.items():
+        if place != INPUT_EMBEDDINGS and (module == place or module.endswith(f".{place}")):
+            return ids
+    return tokens.get(INPUT_EMBEDDINGS)
+
+
+def _check_tokens(path: Path, saved: Mapping[str, StoredTensor], tokens: Mapping[str, tuple[int, ...]]) -> None:
+    rows = {key: header for key, header in saved.items() if key.endswith(f".{TOKENS}")}
+    if tokens and not rows:
+        raise AdapterFormatError(f"{path} must hold the rows of trainable_token_indices, and does not. Save it again.")
+    for key, header in rows.items():
+        ids = tokens_of(key, tokens)
+        if ids is None or len(header.shape) != 2 or header.shape[0] != len(ids) or header.dtype not in FLOATS:
+            count = "none" if ids is None else f"{len(ids)}"
+            raise AdapterFormatError(
+                f"{path}: {key!r} must be a float matrix with a row per token of trainable_token_indices ({count}), "
+                f"found {header.dtype} {list(header.shape)}."
+            )

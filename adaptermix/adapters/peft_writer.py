@@ -1,0 +1,126 @@
+"""PEFT LoRA folders, written so that PEFT alone loads them: scale 1, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..algebra import LowRank
+from ..errors import OutputError
+from .keys import PREFIX
+from .lora_config import dump_config
+from .peft_format import CONFIG
+from .reader import WEIGHTS
+from .state import LINEAR, AdapterState, Layout
+from .writer import Headers, file_order, stream_tensors
+
+Makers = dict[str, tuple[tuple[int, ...], torch.dtype, Callable[[], Tensor]]]
+
+
+def _scaled(update: LowRank) -> Tensor:
+    return update.scale * update.a.to(torch.promote_types(update.a.dtype, torch.float32))
+
+
+def _factors(module: str, update: LowRank, layout: Layout, dtype: torch.dtype) -> Makers:
+    """Return names, shapes and makers of a module's two factors in its layout."""
+    out, into = update.shape
+    ones = (1,) * len(layout.kernel)
+    if layout.kind == "embedding":
+        names = "lora_embedding_A", "lora_embedding_B"
+    else:
+        names = "lora_A.weight", "lora_B.weight"
+    channels = into // torch.Size(layout.kernel).numel()
+    shapes = (update.rank, channels, *layout.kernel), (out, update.rank, *ones)
+
+    def make(which: int) -> Callable[[], Tensor]:
+        return lambda: (_scaled(update) if which == 0 else update.b).reshape(shapes[which])
+
+    return {f"{PREFIX}{module}.{names[which]}": (shapes[which], dtype, make(which)) for which in (0, 1)}
+
+
+def _vectors(state: AdapterState, dtype: torch.dtype) -> Makers:
+    """Return DoRA's magnitudes and the biases inside the LoRA: for every module or for none, as PEFT wants them."""
+    if state.magnitudes and set(state.magnitudes) != set(state.updates):
+        missing = sorted(set(state.updates) - set(state.magnitudes))[:3]
+        raise OutputError(
+            f"a DoRA must have a magnitude for every module, and {', '.join(missing)} has none. "
+            "Give such modules the row norms of their weight plus update."
+        )
+    found: Makers = {}
+    for module, update in state.updates.items():
+        out = update.shape[0]
+        if state.magnitudes:
+            found[f"{PREFIX}{module}.lora_magnitude_vector"] = ((out,), dtype, state.magnitudes[module].clone)
+        if state.biases:
+            zero = torch.zeros(out)
+            found[f"{PREFIX}{module}.lora_B.bias"] = ((out,), dtype, state.biases.get(module, zero).clone)
+    return found
+
+
+def _check(state: AdapterState) -> None:
+    if state.meta.initial is not None:
+        raise OutputError(
+            f"factors that began from a part of the base ({state.meta.initial}) must be converted to a plain delta "
+            "before they are written."
+        )
+    if state.meta.dora != bool(state.magnitudes):
+        raise OutputError(
+            f"an adapter must have magnitudes where it is a DoRA and only there, found dora={state.meta.dora} and "
+            f"{len(state.magnitudes)} magnitudes."
+        )
+    odd = sorted(module for module, layout in state.layouts.items() if layout != LINEAR)
+    embedding = [module for module in odd if state.layouts[module].kind == "embedding"]
+    if state.biases and embedding:
+        raise OutputError(
+            f"PEFT has no bias inside the LoRA of an embedding, and '{embedding[0]}' is one while other modules have "
+            "biases. Merge the adapters without one or the other."
+        )
+    if state.magnitudes and odd:
+        raise OutputError(f"only linear modules can be DoRA, and '{odd[0]}' is a {state.layouts[odd[0]]}.")
+
+
+def _tensors(makers: Makers, headers: Headers) -> Iterator[tuple[str, Tensor]]:
+    for name in file_order(headers):
+        _, dtype, make = makers[name]
+        tensor = make().to(dtype)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise OutputError(
+                f"{_owner(name)} must be finite in {str(dtype).removeprefix('torch.')}, and overflow it. "
+                "Choose a wider dtype or smaller weights."
+            )
+        yield name, tensor
+
+
+def _owner(name: str) -> str:
+    module, mark, _ = name.removeprefix(PREFIX).partition(".lora_")
+    return f"the factors of module '{module}'" if mark else f"the entries of '{name}'"
+
+
+def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a PEFT LoRA folder with scale 1: alpha equals rank, and each update's scale lies in its A.
+
+    Args:
+        folder: An existing folder.
+        state: The adapter. Modules without a bias get one of zeros where others have one, as PEFT has them on all or
+            none.
+        dtype: Storage dtype of factors, biases and magnitudes; tensors kept whole keep theirs.
+
+    Raises:
+        OutputError: a factor overflows the storage dtype; magnitudes for some modules only; factors that are not the
+            delta; a combination that PEFT cannot load.
+    """
+    _check(state)
+    makers: Makers = {}
+    for module, update in state.updates.items():
+        makers |= _factors(module, update, state.layouts.get(module, LINEAR), dtype)
+    makers |= _vectors(state, dtype)
+    makers |= {key: (tuple(tensor.shape), tensor.dtype, tensor.detach) for key, tensor in state.saved.items()}
+    headers: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        name: (made, shape) for name, (shape, made, _) in makers.items()
+    }
+    stream_tensors(folder / WEIGHTS, headers, _tensors(makers, headers), {"format": "pt"})
+    ranks = {module: update.rank for module, update in state.updates.items()}
+    (folder / CONFIG).write_bytes(dump_config(state.meta, ranks, lora_bias=bool(state.biases)))

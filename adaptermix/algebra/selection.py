@@ -1,0 +1,145 @@
+"""The k-th largest of many entries that are never in memory together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .stack import Stack
+
+_SAMPLE = 256
+_MARGIN = 0.03
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Threshold:
+    """Where to cut so that a wanted number of entries is kept.
+
+    Args:
+        value: The smallest absolute value that is kept.
+        ties: How many of the entries equal to it are kept, the first in row order; None for all.
+        before: Number of entries equal to it that lie before each block, by the block's first row.
+    """
+
+    value: float
+    ties: int | None
+    before: dict[int, int]
+
+    def keeps(self, values: Float[Tensor, "rows in"], first: int) -> Tensor:
+        """Return which entries of a block are kept."""
+        size = values.abs()
+        if self.value == 0 or self.ties is None:
+            return size >= self.value
+        kept = size > self.value
+        left = self.ties - self.before.get(first, 0)
+        if left > 0:
+            equal = size == self.value
+            count = int(equal.sum())
+            kept |= equal if count <= left else equal & (equal.flatten().cumsum(0).reshape(equal.shape) <= left)
+        return kept
+
+
+Pieces = Callable[[], Iterator[tuple[int, Tensor]]]
+"""Gives the absolute values anew each time: (first row, values)."""
+
+
+def kept_count(density: float, size: int) -> int:
+    """Return how many of `size` entries a density keeps: rounded, halves up, and at least one."""
+    return min(size, max(1, math.floor(density * size + 0.5)))
+
+
+def grid(stack: Stack, place: int) -> Float[Tensor, " n"]:
+    """Return the absolute values of one update on an even grid of at most 256 x 256 entries."""
+    out, into = stack.shape
+    rows, columns = (torch.linspace(0, n - 1, min(n, _SAMPLE)).round().long().to(stack.device) for n in (out, into))
+    update = stack.updates[place].to(stack.dtype)
+    if hasattr(update, "w"):
+        return update.w[rows][:, columns].abs().flatten()
+    return ((update.b[rows] * update.scale) @ update.a[:, columns]).abs().flatten()
+
+
+def bracket(samples: Sequence[tuple[Float[Tensor, " n"], int]], density: float) -> tuple[float, float]:
+    """Return bounds between which the smallest kept value probably lies, judged by samples.
+
+    Args:
+        samples: Per matrix some of its absolute values, and how many entries it has.
+        density: Share of all entries to keep.
+    """
+    sizes = torch.cat([found for found, _ in samples])
+    mass = torch.cat([torch.full_like(found, size / len(found), dtype=torch.float64) for found, size in samples])
+    order = sizes.argsort(descending=True)
+    share = mass[order].cumsum(0) / mass.sum()
+    low = int(torch.searchsorted(share, min(density + _MARGIN, 1.0)))
+    high = int(torch.searchsorted(share, max(density - _MARGIN, 0.0)))
+    return (
+        float(sizes[order[low]]) if density + _MARGIN < 1 else 0.0,
+        float(sizes[order[high]]) if density - _MARGIN > 0 else math.inf,
+    )
+
+
+def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Threshold:
+    """Return the threshold that keeps exactly `count` entries, in one pass if the bounds hold and two if not.
+
+    Args:
+        pieces: The absolute values, block by block.
+        count: Entries to keep, at least 1.
+        bounds: Where the threshold probably lies; entries above are only counted, those between are collected.
+    """
+    low, high = bounds
+    above, inside = 0, []
+    for first, values in pieces():
+        above += int((values > high).sum())
+        inside.append((first, values[(values >= low) & (values <= high)]))
+    between = torch.cat([found for _, found in inside])
+    need = count - above
+    if not 0 < need <= len(between):
+        return kth_largest(pieces, count, (0.0, math.inf))
+    value = float(between.kthvalue(len(between) - need + 1).values)
+    ties, before, seen = need - int((between > value).sum()), {}, 0
+    for first, found in inside:
+        before[first] = seen
+        seen += int((found == value).sum())
+    return Threshold(value=value, ties=ties, before=before)
+
+
+def _pieces(stack: Stack, place: int) -> Iterator[tuple[int, Tensor]]:
+    alone = Stack(updates=(stack.updates[place],), weights=(1.0,))
+    return ((first, block[0].abs_()) for first, block in alone.blocks())
+
+
+def _size(stack: Stack) -> int:
+    return stack.shape[0] * stack.shape[1]
+
+
+def threshold(stack: Stack, place: int, density: float) -> Threshold:
+    """Return the threshold that keeps a share of the largest entries of one update of a stack."""
+    size = _size(stack)
+    small = size <= _SAMPLE**2
+    bounds = (0.0, math.inf) if small else bracket([(grid(stack, place), size)], density)
+    return kth_largest(lambda: _pieces(stack, place), kept_count(density, size), bounds)
+
+
+def model_threshold(stacks: Callable[[], Iterable[Stack]], name: str, density: float) -> Threshold:
+    """Return the threshold that keeps a share of the largest entries of one adapter over all its modules.
+
+    Entries equal to it are all kept, in whatever module.
+
+    Args:
+        stacks: Gives the stacks of all modules anew each time.
+        name: The adapter.
+        density: Share of its entries to keep.
+    """
+    samples = [(grid(s, s.names.index(name)), _size(s)) for s in stacks() if name in s.names]
+
+    def pieces() -> Iterator[tuple[int, Tensor]]:
+        for stack in stacks():
+            if name in stack.names:
+                yield from _pieces(stack, stack.names.index(name))
+
+    count = kept_count(density, sum(size for _, size in samples))
+    return Threshold(value=kth_largest(pieces, count, bracket(samples, density)).value, ties=None, before={})

@@ -1,0 +1,107 @@
+"""The operand of every merge: the updates of one module, a weight for each, and what identifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .lowrank import working_dtype
+from .updates import Dense, LowRank, Update
+
+BLOCK = 2**20
+"""Entries of one update that are worked on at a time on a CPU; a GPU takes 64 times as many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stack:
+    r"""The updates $\Delta_1 \dots \Delta_k$ of one module and their weights $w_1 \dots w_k$.
+
+    Args:
+        updates: All of one shape.
+        weights: One per update; any sign.
+        names: Identity of each adapter, which keys its random draws; default their positions.
+        module: Path of the module, which keys the random draws too.
+        seed: Seed of the random draws; None where nothing may be random.
+        statistics: For data-based methods, one tensor per update.
+
+    Shapes: each update is [out in].
+
+    Raises:
+        ValueError: no update, shapes that differ, or a count that does not match.
+    """
+
+    updates: tuple[Update, ...]
+    weights: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    module: str = ""
+    seed: int | None = None
+    statistics: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        shapes = {update.shape for update in self.updates}
+        if len(shapes) != 1:
+            raise ValueError(f"updates of one shape are needed, got {sorted(shapes)}")
+        if len(self.weights) != len(self.updates):
+            raise ValueError(f"one weight per update is needed, got {len(self.weights)} for {len(self.updates)}")
+        if not self.names:
+            object.__setattr__(self, "names", tuple(str(place) for place in range(len(self.updates))))
+        if len(set(self.names)) != len(self.updates):
+            raise ValueError(f"one name of its own per update is needed, got {list(self.names)}")
+
+    @staticmethod
+    def of(updates: Sequence[Update], weights: Sequence[float] | None = None, *, seed: int | None = None) -> Stack:
+        """Return a stack of updates, each of weight 1 if no weights are given."""
+        return Stack(
+            updates=tuple(updates),
+            weights=tuple(1.0 for _ in updates) if weights is None else tuple(map(float, weights)),
+            seed=seed,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (out, in) of the updates."""
+        return self.updates[0].shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the updates are."""
+        first = self.updates[0]
+        return first.w.device if isinstance(first, Dense) else first.a.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that the arithmetic is in: that of the widest tensor, at least float32."""
+        return working_dtype(self.updates)
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether every update is in factored form."""
+        return all(isinstance(update, LowRank) for update in self.updates)
+
+    def weighted(self, weights: Sequence[float]) -> Stack:
+        """Return the stack with other weights."""
+        return replace(self, weights=tuple(weights))
+
+    def blocks(self) -> Iterator[tuple[int, Float[Tensor, "k rows in"]]]:
+        """Yield (first row, that block of rows of every dense update); the tensors are fresh, so may be overwritten.
+
+        Dense matrices come into being a few rows at a time, so a merge of k of them needs the memory of one: its result.
+        """
+        out, into = self.shape
+        most = BLOCK if self.device.type == "cpu" else 64 * BLOCK
+        step = max(1, min(out, most // into))
+        dtype = self.dtype
+        wide = [update.to(dtype) for update in self.updates]
+        for first in range(0, out, step):
+            rows = slice(first, min(first + step, out))
+            block = torch.empty(len(wide), rows.stop - first, into, dtype=dtype, device=self.device)
+            for place, update in enumerate(wide):
+                if isinstance(update, Dense):
+                    block[place] = update.w[rows]
+                else:
+                    torch.mm(update.b[rows] * update.scale, update.a, out=block[place])
+            yield first, block

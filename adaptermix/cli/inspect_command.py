@@ -1,0 +1,100 @@
+"""`inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..settings import InspectSettings
+from .console import Console
+from .options import settings_command
+
+if TYPE_CHECKING:
+    from ..analysis import Inspection
+
+_MOST_PAIRS = 3
+
+
+@settings_command(
+    InspectSettings,
+    name="inspect",
+    text="Adapters are named after their folders; a second 'task' becomes 'task#2'.\n\n"
+    "Overlap is the mean squared cosine of the principal angles between the subspaces of two deltas: left where they "
+    "write (columns of B), right what they read (rows of A). Sign conflicts are counted on a grid of at most 256 x 256 "
+    "entries per module.\n\n"
+    "Example: adaptermix inspect task align --plot interference.png",
+)
+def inspect(settings: InspectSettings, console: Console) -> None:
+    """Inspect adapters."""
+    from ..analysis import inspect as work
+
+    result = work(**settings.model_dump(), watch=console.watch)
+    _show_adapters(result, console)
+    if result.pairs:
+        _show_pairs(result, console)
+    if settings.plot:
+        console.say(f"wrote {settings.plot}")
+    console.document(result.document())
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _show_adapters(result: Inspection, console: Console) -> None:
+    rows = []
+    for adapter in result.adapters:
+        numbers = adapter.group(adapter.modules) or {}
+        rows.append([adapter.name, *(str(numbers[key]) for key in ("modules", "rank", "numerical_rank"))])
+        rows[-1].append(f"{numbers['norm']:.4g}")
+    console.table(["adapter", "modules", "rank", "numerical rank", "norm"], rows)
+    for adapter in result.adapters:
+        for note in adapter.notes:
+            console.say(f"  note: '{adapter.name}': {note}.")
+    for title, groups in (("layer", result.layers), ("module", result.kinds)):
+        console.say("\nNorm, and share of the squared norm")
+        rows = []
+        for name, paths in groups.items():
+            cells = []
+            for adapter in result.adapters:
+                numbers = adapter.group(paths) or {}
+                cells += [_number(numbers.get("norm"), ".4g"), _number(numbers.get("share"), ".1%")]
+            rows.append([name, *cells])
+        console.table([title, *(cell for adapter in result.adapters for cell in (adapter.name, "share"))], rows)
+
+
+def _show_pairs(result: Inspection, console: Console) -> None:
+    forms = {
+        "cosine": (".4f", "cosine"),
+        "sign_conflict": (".1%", "sign conflict"),
+        "overlap": (".4f", "overlap"),
+        "overlap_left": (".4f", "left"),
+        "overlap_right": (".4f", "right"),
+        "overlap_by_chance": (".4f", "by chance"),
+        "share_a_in_b": (".2%", "first in second"),
+        "share_b_in_a": (".2%", "second in first"),
+    }
+    console.say("\nBetween adapters")
+    rows = []
+    for pair in result.pairs:
+        numbers = pair.group(result.places) or {}
+        rows.append([pair.name, str(len(pair.modules)), *(_number(numbers.get(key), forms[key][0]) for key in forms)])
+    console.table(["pair", "modules", *(title for _, title in forms.values())], rows)
+    for pair in result.pairs:
+        for note in pair.notes:
+            console.say(f"  note: {note}.")
+    shown = [pair for pair in result.pairs if pair.modules]
+    if len(shown) > _MOST_PAIRS:
+        console.say("  Per layer and module: --json or --plot.")
+        return
+    if not shown:
+        return
+    for title, groups in (("layer", result.layers), ("module", result.kinds)):
+        console.say(f"\nBetween adapters, per {title}: cosine, sign conflict, overlap")
+        rows = []
+        for name, paths in groups.items():
+            cells = []
+            for pair in shown:
+                numbers = pair.group(paths) or {}
+                cells += [_number(numbers.get(key), forms[key][0]) for key in ("cosine", "sign_conflict", "overlap")]
+            rows.append([name, *cells])
+        console.table([title, *(cell for pair in shown for cell in (pair.name, "conflict", "overlap"))], rows)

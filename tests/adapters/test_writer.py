@@ -1,0 +1,138 @@
+"""The streaming writer: safetensors' own bytes, one tensor at a time."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from adaptermix.adapters.writer import file_order, stream_tensors, write_tensors
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
+
+
+def mixed() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        f"{place}.{str(dtype).removeprefix('torch.')}": (torch.randn(shape, generator=generator) * 9).to(dtype)
+        for place, shape in [("b", (3,)), ("a", (2, 5)), ("ä \"'\\ ", (1, 2, 3))]
+        for dtype in DTYPES
+    }
+    return made | {"single": torch.tensor(2.5), "turned": torch.arange(6.0).reshape(2, 3).T}
+
+
+def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", mixed(), {"format": "pt"})
+    back = load_file(tmp_path / "x")
+    assert set(back) == set(mixed())
+    for name, tensor in mixed().items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+    with safe_open(tmp_path / "x", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bytes_are_those_of_safetensors(tmp_path: Path, dtype: torch.dtype) -> None:
+    made = {name: torch.randn(3, 5).to(dtype) for name in ("b", "a", "c.d")} | {"w": torch.randn(2).double()}
+    write_tensors(tmp_path / "x", made, {"format": "pt"})
+    assert (tmp_path / "x").read_bytes() == save(made, metadata={"format": "pt"})
+
+
+def test_the_bytes_depend_on_content_alone(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", mixed(), {"a": "1", "b": "2"})
+    write_tensors(tmp_path / "y", dict(reversed(mixed().items())), {"b": "2", "a": "1"})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_tensors_that_share_memory_are_written_whole(tmp_path: Path) -> None:
+    table = torch.arange(24.0).reshape(4, 6)
+    write_tensors(tmp_path / "x", {"a": table, "b": table, "c": table[1:3, ::2], "d": table.T.expand(2, 6, 4)})
+    back = load_file(tmp_path / "x")
+    assert torch.equal(back["b"], table)
+    assert torch.equal(back["c"], table[1:3, ::2])
+    assert torch.equal(back["d"], table.T.expand(2, 6, 4))
+
+
+def test_tensors_that_want_a_gradient_are_written(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", {"a": torch.ones(2, requires_grad=True)})
+    assert torch.equal(load_file(tmp_path / "x")["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"), [(torch.ones(0, 3), "must not be empty"), (torch.ones(1).to(torch.complex64), "dtype")]
+)
+def test_what_cannot_be_stored_is_refused(tmp_path: Path, tensor: Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_tensors(tmp_path / "x", {"good": torch.ones(1), "bad": tensor})
+    assert not (tmp_path / "x").exists()
+
+
+HEADERS = {"a": (torch.float32, (2,)), "b": (torch.float64, (1, 2)), "c": (torch.float32, (1,))}
+
+
+def test_wide_dtypes_come_first_and_then_names() -> None:
+    assert file_order(HEADERS) == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([("a", torch.ones(2))], "'b' is next, got 'a'"),
+        ([("b", torch.ones(1, 2).double()), ("a", torch.ones(2))], "'c' is missing"),
+        ([("b", torch.ones(1, 2))], "'b' must be as announced"),
+        ([("b", torch.ones(2).double())], "'b' must be as announced"),
+        (
+            [("b", torch.ones(1, 2).double()), ("a", torch.ones(2)), ("c", torch.ones(1)), ("d", torch.ones(1))],
+            "None is next, got 'd'",
+        ),
+    ],
+    ids=["order", "missing", "dtype", "shape", "more"],
+)
+def test_a_stream_that_is_not_as_announced_leaves_no_file(
+    tmp_path: Path, given: list[tuple[str, Tensor]], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        stream_tensors(tmp_path / "x", HEADERS, given)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_stream_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
+    headers = {f"{n:02}": (torch.float32, (2**18,)) for n in range(32)}
+
+    def made() -> Iterator[tuple[str, Tensor]]:
+        for name in file_order(headers):
+            yield name, torch.full((2**18,), float(name))
+
+    tracemalloc.start()
+    stream_tensors(tmp_path / "x", headers, made())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20  # Python's own; no bytes object of a tensor is made
+    back = load_file(tmp_path / "x")
+    assert all(torch.equal(back[name], torch.full((2**18,), float(name))) for name in headers)
+
+
+def test_a_file_of_safetensors_own_writer_is_no_different(tmp_path: Path) -> None:
+    made = {name: tensor.contiguous() for name, tensor in mixed().items()}
+    save_file(made, tmp_path / "theirs", metadata={"format": "pt"})
+    write_tensors(tmp_path / "ours", made, {"format": "pt"})
+    theirs, ours = load_file(tmp_path / "theirs"), load_file(tmp_path / "ours")
+    assert all(torch.equal(theirs[name], ours[name]) for name in made)
