@@ -1,17 +1,25 @@
 """Pure tensor algebra of adapter updates: no files, no models, no global state."""
 
-from .geometry import cosine, inner, norm, sign_conflict
-from .lowrank import concatenate, recompress, singular_values
-from .updates import Dense, LowRank
+from .geometry import cosine, inner, inner_products, norm, sign_conflict
+from .lowrank import concatenate, factored, recompress, singular_values
+from .randomised import least_rank, truncate
+from .stack import Stack
+from .updates import Dense, LowRank, Update
 
 __all__ = [
     "Dense",
     "LowRank",
+    "Stack",
+    "Update",
     "concatenate",
     "cosine",
+    "factored",
     "inner",
+    "inner_products",
+    "least_rank",
     "norm",
     "recompress",
     "sign_conflict",
     "singular_values",
+    "truncate",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 _MASK16, _MASK19 = 0xFFFF, 0x7FFFF
@@ -33,7 +32,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def uniform(
     seed: int, adapter: str, module: str, *, first: int, shape: tuple[int, ...], device: torch.device | None = None
-) -> Float[Tensor, "..."]:
+) -> Tensor:
     """Return numbers in [0, 1), a multiple of 2^-24 each, for the positions `first`, `first + 1`, ... of one matrix.
 
     Two rounds of a 32-bit mixing function over the position, each under its own 32 bits of a SHA-256 of the key.

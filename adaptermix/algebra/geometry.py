@@ -6,14 +6,30 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from .updates import LowRank
+from .updates import Dense, Update
 
+_ROWS = 256
 SAMPLE = 256
 """Rows and columns at most that `sign_conflict` looks at."""
 
 
-def inner(x: LowRank, y: LowRank) -> float:
+def _dense_inner(x: Update, y: Update) -> float:
+    """The same where one of the two is dense, over slices of rows, so that nothing is copied whole."""
+    total = 0.0
+    for first in range(0, x.shape[0], _ROWS):
+        rows = slice(first, first + _ROWS)
+        parts = [
+            u.w[rows].double() if isinstance(u, Dense) else u.scale * (u.b[rows].double() @ u.a.double())
+            for u in (x, y)
+        ]
+        total += float((parts[0] * parts[1]).sum())
+    return total
+
+
+def inner(x: Update, y: Update) -> float:
     r"""Return the Frobenius inner product $\langle \Delta_x, \Delta_y \rangle$ from the factors, in float64.
 
     $s_x s_y \sum_{ij} (B_x^T B_y)_{ij} (A_x A_y^T)_{ij}$: two small products, never the dense matrices.
@@ -23,17 +39,19 @@ def inner(x: LowRank, y: LowRank) -> float:
     """
     if x.shape != y.shape:
         raise ValueError(f"updates of one shape are needed, got {x.shape} and {y.shape}")
+    if isinstance(x, Dense) or isinstance(y, Dense):
+        return _dense_inner(x, y)
     left = x.b.double().T @ y.b.double()
     right = x.a.double() @ y.a.double().T
     return x.scale * y.scale * float((left * right).sum())
 
 
-def norm(update: LowRank) -> float:
+def norm(update: Update) -> float:
     """Return the Frobenius norm of the update."""
     return math.sqrt(max(inner(update, update), 0.0))
 
 
-def cosine(x: LowRank, y: LowRank) -> float:
+def cosine(x: Update, y: Update) -> float:
     """Return the cosine of the angle between two updates, 0 when one of them is zero."""
     length = norm(x) * norm(y)
     return inner(x, y) / length if length > 0 else 0.0
@@ -44,7 +62,24 @@ def _spread(size: int) -> torch.Tensor:
     return torch.linspace(0, size - 1, min(size, SAMPLE)).round().long()
 
 
-def sign_conflict(updates: Sequence[LowRank]) -> float:
+def inner_products(updates: Sequence[Update]) -> Float[Tensor, "k k"]:
+    """Return all inner products of the updates, in float64."""
+    products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    for i, x in enumerate(updates):
+        for j, y in enumerate(updates[: i + 1]):
+            products[i, j] = products[j, i] = inner(x, y)
+    return products
+
+
+def _signs(update: Update, rows: Tensor, columns: Tensor) -> Tensor:
+    if isinstance(update, Dense):
+        return torch.sign(update.w[rows][:, columns].float())
+    # Signs only, so the size of the scale does not matter, but its sign does.
+    values = update.b[rows].float() @ update.a[:, columns].float()
+    return torch.sign(math.copysign(1.0, update.scale) * values) * (update.scale != 0)
+
+
+def sign_conflict(updates: Sequence[Update]) -> float:
     """Return the share of entries at which two of the updates pull in opposite directions.
 
     Looked at on an even grid of at most 256 x 256 entries, so that no dense matrix is needed; exact for smaller
@@ -57,11 +92,5 @@ def sign_conflict(updates: Sequence[LowRank]) -> float:
         raise ValueError("at least one update is needed")
     out, into = updates[0].shape
     rows, columns = _spread(out), _spread(into)
-    # Signs only, so the size of the scale does not matter, but its sign does.
-    signs = torch.stack(
-        [
-            torch.sign(math.copysign(1.0, u.scale) * (u.b[rows].float() @ u.a[:, columns].float())) * (u.scale != 0)
-            for u in updates
-        ]
-    )
+    signs = torch.stack([_signs(update, rows, columns) for update in updates])
     return float(((signs.amax(0) > 0) & (signs.amin(0) < 0)).double().mean())

@@ -96,3 +96,13 @@ def recompress(update: LowRank, rank: int) -> tuple[LowRank, float]:
     dtype = working_dtype([update])
     low = LowRank(b=(u[:, :rank] * root).to(dtype), a=(root[:, None] * vh[:rank]).to(dtype))
     return low, dropped / total if total > 0 else 0.0
+
+
+def factored(update: Update) -> LowRank:
+    """Return an update in factored form; a dense one through its exact thin SVD, so of full rank."""
+    if isinstance(update, LowRank):
+        return update
+    u, sigma, vh = torch.linalg.svd(update.w.double(), full_matrices=False)
+    root = sigma.sqrt()
+    dtype = working_dtype([update])
+    return LowRank(b=(u * root).to(dtype), a=(root[:, None] * vh).to(dtype))

@@ -107,7 +107,8 @@ class Trim(Operator):
 
     def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:
         """Zero what is under the threshold."""
-        for update, name in zip(values, place.stack.names, strict=True):
+        for number, name in enumerate(place.stack.names):
+            update = values[number]
             # Both masks look at the entries as they came.
             drop = self.skipped[name].keeps(update, place.first) if name in self.skipped else None
             if name in self.kept:
@@ -133,8 +134,8 @@ class Drop(Operator):
         """Drop and rescale."""
         if self.density == 1:
             return values
-        for number, update in enumerate(values):
-            update *= place.uniform(number, tuple(update.shape)) < self.density
+        for number in range(len(values)):
+            values[number] *= place.uniform(number, tuple(values.shape[1:])) < self.density
         return values.div_(self.density) if self.rescale == "inverse" else values
 
 
@@ -159,7 +160,8 @@ class DropByMagnitude(Operator):
         width = values.shape[2]
         steps = torch.linspace(-0.5, 0.5, width) if width > 1 else torch.zeros(1)
         chances = (self.density + self.epsilon * steps).to(values)
-        for number, update in enumerate(values):
+        for number in range(len(values)):
+            update = values[number]
             # stable, so that entries of one size keep their order on every device
             order = update.abs().sort(dim=1, stable=True).indices
             chance = torch.empty_like(update).scatter_(1, order, chances.expand_as(update))
@@ -201,8 +203,8 @@ class DisjointMean(Operator):
     r"""Mean, entry by entry, over the updates that are not zero there.
 
     Args:
-        by: "count" gives $\sum_i w_i x_i / \#\{i : x_i \ne 0\}$ of updates not yet weighted (PEFT's TIES); "weight" gives
-            $\sum_i x_i / \sum_{i : x_i \ne 0} w_i$ of updates already weighted (mergekit's).
+        by: "count" gives $\sum_i w_i x_i / \#\{i : x_i \ne 0\}$ of updates not yet weighted (PEFT's TIES); "weight"
+            gives $\sum_i x_i / \sum_{i : x_i \ne 0} w_i$ of updates already weighted (mergekit's).
     """
 
     by: Literal["count", "weight"]

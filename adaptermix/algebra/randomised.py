@@ -41,11 +41,13 @@ def _balanced(u: Tensor, sigma: Tensor, vh: Tensor, dtype: torch.dtype) -> LowRa
 
 def frobenius(matrix: Float[Tensor, "out in"]) -> float:
     """Return the Frobenius norm, summed in float64 without a float64 copy of the matrix."""
-    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in matrix.split(256)))
+    return math.hypot(
+        *(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in torch.split(matrix, 256))
+    )
 
 
 def _residual(matrix: Tensor, low: LowRank) -> float:
-    parts = zip(matrix.split(256), low.b.split(256), strict=True)
+    parts = zip(torch.split(matrix, 256), torch.split(low.b, 256), strict=True)
     return math.hypot(
         *(float(torch.linalg.vector_norm(m - b.to(m) @ low.a.to(m), dtype=torch.float64)) for m, b in parts)
     )
@@ -106,14 +108,14 @@ def _outside(matrix: Tensor, basis: Tensor, steps: int) -> float:
     return math.exp((log + math.log(_ALPHA)) / steps)
 
 
-def _optimum_bound(theta: Tensor, residual: float, outside: float, rank: int) -> float:
-    """Bound the sum of the `rank` largest eigenvalues of M^T M from above.
+def _optimum_bound(theta: Tensor, residual: float, outside: float) -> float:
+    """Bound the sum of as many largest eigenvalues of M^T M from above.
 
     In the basis (V, V_perp) the matrix is diag(Theta, C) plus an off-diagonal block R. By Weyl its eigenvalues exceed
     those of the diagonal by at most ||R||, and by at most ||R||^2 / gap where there is a gap to C (Li and Li, 2005).
     """
     bound = 0.0
-    for value in theta[:rank].tolist():
+    for value in theta.tolist():
         gap = value - outside
         shift = min(residual, residual**2 / gap) if gap > 0 else residual
         bound += max(value, outside) + shift
@@ -172,28 +174,29 @@ def _iterate(matrix: Tensor, rank: int, width: int, total: float, tolerance: flo
         captured = float(theta[:rank].sum())
         settled = number > 1 and captured - before < 0.02 * tolerance * max(total**2 - captured, 1e-12 * total**2)
         if settled or number == _MOST - 1:
-            found = _judge(matrix, v, theta, off, rank, total)
+            lost = max(total**2 - captured, 0.0)
+            found = _judge(matrix, v, theta[:rank], off, lost)
             # Below a residual of 1e-3 the float32 products, not the iteration, set the limit.
             if found <= tolerance or total**2 - captured < 1e-6 * total**2:
-                return _finish(matrix, q, z, rank, total, found)
+                low = _finish(q, z, rank).to(matrix.dtype)
+                return Approximation(update=low, residual=_residual(matrix, low) / total, excess=max(found, 0.0))
         before = captured
         v = torch.linalg.qr(z).Q
     return _exact(matrix, rank)
 
 
-def _judge(matrix: Tensor, v: Tensor, theta: Tensor, off: float, rank: int, total: float) -> float:
-    """Return the bound on the excess of the residual over the optimum."""
-    lost = max(total**2 - float(theta[:rank].sum()), 0.0)
+def _judge(matrix: Tensor, v: Tensor, theta: Tensor, off: float, lost: float) -> float:
+    """Return the bound on the excess of the residual over the optimum, given the squared norm lost so far."""
+    captured, excess = float(theta.sum()), math.inf
     for steps in (2, 6):
-        outside = _outside(matrix, v, steps)
-        least = total**2 - _optimum_bound(theta, off, outside, rank)
-        if least > 0 and math.sqrt(lost / least) - 1 <= 0.01:
+        missing = _optimum_bound(theta, off, _outside(matrix, v, steps)) - captured
+        excess = math.sqrt(lost / (lost - missing)) - 1 if missing < lost else math.inf
+        if excess <= 0.01:
             break
-    return math.sqrt(lost / least) - 1 if least > 0 else math.inf
+    return excess
 
 
-def _finish(matrix: Tensor, q: Tensor, z: Tensor, rank: int, total: float, excess: float) -> Approximation:
+def _finish(q: Tensor, z: Tensor, rank: int) -> LowRank:
     q_z, r_z = torch.linalg.qr(z)
     u, sigma, vh = torch.linalg.svd(r_z.double().T, full_matrices=False)
-    low = _balanced(q.double() @ u[:, :rank], sigma[:rank], vh[:rank] @ q_z.double().T, matrix.dtype)
-    return Approximation(update=low, residual=_residual(matrix, low) / total, excess=max(excess, 0.0))
+    return _balanced(q.double() @ u[:, :rank], sigma[:rank], vh[:rank] @ q_z.double().T, torch.float64)

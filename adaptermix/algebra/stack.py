@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .lowrank import working_dtype
+from .lowrank import concatenate, working_dtype
 from .updates import Dense, LowRank, Update
 
 BLOCK = 2**20
@@ -86,10 +86,21 @@ class Stack:
         """Return the stack with other weights."""
         return replace(self, weights=tuple(weights))
 
+    def combined(self, coefficients: Sequence[float]) -> Update:
+        r"""Return $\sum_i c_i \Delta_i$: factors laid side by side, or one dense matrix where an update is dense."""
+        low = [update for update in self.updates if isinstance(update, LowRank)]
+        if len(low) == len(self.updates):
+            return concatenate(low, coefficients)
+        total = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        factors = torch.tensor(list(coefficients), dtype=self.dtype, device=self.device)
+        for first, block in self.blocks():
+            total[first : first + block.shape[1]] = torch.einsum("k,krn->rn", factors, block)
+        return Dense(w=total)
+
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "k rows in"]]]:
         """Yield (first row, that block of rows of every dense update); the tensors are fresh, so may be overwritten.
 
-        Dense matrices come into being a few rows at a time, so a merge of k of them needs the memory of one: its result.
+        Dense matrices come into being a few rows at a time: a merge of k of them needs the memory of its result.
         """
         out, into = self.shape
         most = BLOCK if self.device.type == "cpu" else 64 * BLOCK

@@ -1,6 +1,51 @@
-"""Named merge methods. Adding one is a file here, an import below and a row in `tests/methods/table.py`."""
+"""Named merge methods. Adding one is a file here, its name below and a row in `tests/methods/table.py`."""
 
-from . import exact as _exact  # noqa: F401  (importing registers)
-from .base import METHODS, MergeMethod, method
+from . import (  # importing registers
+    breadcrumbs,
+    dare_linear,
+    dare_ties,
+    della,
+    exact,
+    fisher,
+    iso_c,
+    karcher,
+    knots,
+    magnitude_prune,
+    mergekit,
+    model_stock,
+    peft_linear,
+    regmean,
+    slerp,
+    svd,
+    task_arithmetic,
+    ties,
+    tsv,
+)
+from .base import METHODS, LinearMethod, MergeMethod, StackMethod, method
 
-__all__ = ["METHODS", "MergeMethod", "method"]
+__all__ = [
+    "METHODS",
+    "LinearMethod",
+    "MergeMethod",
+    "StackMethod",
+    "breadcrumbs",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "exact",
+    "fisher",
+    "iso_c",
+    "karcher",
+    "knots",
+    "magnitude_prune",
+    "mergekit",
+    "method",
+    "model_stock",
+    "peft_linear",
+    "regmean",
+    "slerp",
+    "svd",
+    "task_arithmetic",
+    "ties",
+    "tsv",
+]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar
 
-from ..algebra import LowRank
+from ..algebra import Dense, Stack, Update
+from ..algebra.operators import Operator, chain
 from ..errors import PlanError, did_you_mean
+
+Stacks = Callable[[], Iterable[Stack]]
+"""Gives the stacks of all modules, anew each time it is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,18 +20,63 @@ class MergeMethod(ABC):
     """A pure function from the updates of one module to their merge; its fields are its hyper-parameters."""
 
     name: ClassVar[str]
+    is_random: ClassVar[bool] = False
+    """Whether it draws random numbers, so that the stack must have a seed."""
+    statistics: ClassVar[Literal["out in", "in in"] | None] = None
+    """Shape of the statistics that it needs for each update, if any."""
+    is_linear: ClassVar[bool] = False
+    """Whether the result is a linear combination of the updates, so of low rank if they are."""
+    cuts_to_largest_rank: ClassVar[bool] = False
+    """Whether the result is cut to the largest rank of the inputs where no other is asked for."""
 
     @abstractmethod
-    def __call__(self, updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    def __call__(self, stack: Stack) -> Update:
         """Merge the updates of one module.
 
-        Args:
-            updates: One per adapter that has this module, all [out in].
-            weights: One per update.
+        Shapes: k updates of [out in] give one of [out in].
+
+        Raises:
+            ValueError: the method cannot do this stack (a count, a weight, a missing seed).
         """
+
+    def fit(self, stacks: Stacks) -> MergeMethod:  # noqa: ARG002
+        """Return the method with what it must know of the whole model before the first module is merged."""
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearMethod(MergeMethod):
+    """A method that gives one coefficient per update; its result is exact and stays low rank."""
+
+    is_linear: ClassVar[bool] = True
+
+    @abstractmethod
+    def coefficients(self, stack: Stack) -> Sequence[float]:
+        """Return one coefficient per update; they may depend on norms and angles."""
+
+    def __call__(self, stack: Stack) -> Update:
+        """Combine the updates."""
+        return stack.combined(self.coefficients(stack))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackMethod(MergeMethod):
+    """A method that works entry by entry on the dense updates, as a chain of operators; its result is dense."""
+
+    @abstractmethod
+    def operators(self) -> Sequence[Operator]:
+        """Return the chain; the last but the gain is a reduction."""
+
+    def __call__(self, stack: Stack) -> Dense:
+        """Run the chain, block by block."""
+        return chain(stack, self.operators())
 
 
 METHODS: dict[str, type[MergeMethod]] = {}
+FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], MergeMethod]] = {}
+"""What makes the methods of names such as `mergekit:NAME`, by the word before the colon."""
+ENTRY_POINTS = "adaptermix.methods"
+"""Group of entry points under which other packages offer methods; each loads to a class entered by `@method`."""
 
 _M = TypeVar("_M", bound=type[MergeMethod])
 
@@ -45,8 +94,37 @@ def method(name: str) -> Callable[[_M], _M]:
     return enter
 
 
+def options_of(cls: type[MergeMethod]) -> dict[str, Any]:
+    """Return the options of a method with their defaults; `...` where one must be given."""
+    found = {}
+    for field in fields(cls):
+        if field.metadata.get("internal"):
+            continue
+        default = field.default if field.default is not MISSING else ...
+        found[field.name] = default
+    return found
+
+
+def require_share(name: str, value: float) -> None:
+    """Refuse a share outside (0, 1].
+
+    Raises:
+        ValueError: it is.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+
+
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
+
+
+def _load_outside(name: str) -> None:
+    """Import the package that offers a method of this name, if one does."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        point.load()
 
 
 def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
@@ -55,10 +133,15 @@ def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     Raises:
         PlanError: no such method, no such option, or a value that the method refuses.
     """
+    family, colon, member = name.partition(":")
+    if colon and family in FAMILIES:
+        return FAMILIES[family](member, options)
+    if name not in METHODS:
+        _load_outside(name)
     if name not in METHODS:
         raise PlanError(_unknown("merge method", name, sorted(METHODS)))
     cls = METHODS[name]
-    known = [field.name for field in fields(cls)]
+    known = list(options_of(cls))
     for key in options:
         if key not in known:
             raise PlanError(_unknown(f"option of method '{name}'", key, known))

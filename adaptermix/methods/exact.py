@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..algebra import LowRank, concatenate
-from .base import MergeMethod, method
+from ..algebra import Stack
+from .base import LinearMethod, method
 
 
 @method("exact")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exact(MergeMethod):
+class Exact(LinearMethod):
     r"""Weighted sum of the deltas, with nothing approximated.
 
     $\Delta = \sum_i w_i s_i B_i A_i$, kept as concatenated factors of rank $\sum_i r_i$.
@@ -23,6 +23,6 @@ class Exact(MergeMethod):
     Reference: Liu and Niehues, Middle-Layer Representation Alignment, ACL 2025, arXiv 2502.14830, section 6.3.
     """
 
-    def __call__(self, updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-        """Concatenate the factors; see `adaptermix.algebra.concatenate`."""
-        return concatenate(updates, weights)
+    def coefficients(self, stack: Stack) -> Sequence[float]:
+        """Return the weights."""
+        return stack.weights

@@ -1,0 +1,43 @@
+"""Iso-C: the weighted sum with a flat spectrum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..algebra import LowRank, Stack, factored
+from ..algebra.subspaces import frame
+from .base import MergeMethod, method
+
+
+@method("iso-c")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsoC(MergeMethod):
+    r"""Weighted sum of the deltas with all its singular values set to their mean.
+
+    $\sum_i w_i \tau_i = U \Sigma V^T$, $\Delta = \lambda \bar\sigma U V^T$, where the mean is over the numerical rank
+    R.
+
+    Args:
+        gain: $\lambda$, a factor on the result.
+
+    Shapes: k updates [out in] give one [out in] of the rank of their sum.
+    Differs from the paper: the paper means over all min(out, in) singular values. A sum of LoRAs has at most
+    $\sum_i r_i$ that are not zero, so that mean is tiny and the result has full rank, made of directions that no
+    adapter ever used; here the mean is over the numerical rank. A single adapter does not come back unchanged: its
+    spectrum is flattened, as the paper's would be.
+    Exact when: all singular values of the sum are equal.
+    Reference: Marczak et al., No Task Left Behind, ICML 2025, arXiv 2502.04959, section 4.
+    """
+
+    gain: float = 1.0
+
+    def __call__(self, stack: Stack) -> LowRank:
+        """Flatten the spectrum of the sum."""
+        found = frame(factored(stack.combined(stack.weights)))
+        if not found.rank:
+            zeros = torch.zeros(sum(stack.shape), 1, dtype=stack.dtype, device=stack.device)
+            return LowRank(b=zeros[: stack.shape[0]], a=zeros[stack.shape[0] :].T.contiguous())
+        mean = float(found.sigma.mean()) * self.gain
+        return LowRank(b=(found.left * mean).to(stack.dtype), a=found.right.T.contiguous().to(stack.dtype))

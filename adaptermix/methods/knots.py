@@ -1,0 +1,67 @@
+"""KnOTS: align the deltas by one SVD, then merge what is left of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..algebra import Dense, LowRank, Stack, factored
+from ..algebra.operators import Operator, Trim, chain
+from ..algebra.subspaces import numerical_rank
+from .base import MergeMethod, method, require_share
+from .ties import Order, consensus
+
+
+@method("knots")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knots(MergeMethod):
+    r"""Merge the deltas by TIES in the basis of their joint SVD.
+
+    $[\tau_1 \dots \tau_k] = U \Sigma [V_1 \dots V_k]^T$; the parts $\Sigma V_i^T$ are merged by TIES and multiplied by
+    U. The joint basis has at most $\sum_i r_i$ columns, so the result is low rank and no [out in] matrix is formed.
+
+    Args:
+        density: Share of the entries of each $\Sigma V_i^T$ kept, in (0, 1].
+        gain: $\lambda$, a factor on the result.
+        order: As in `ties`.
+        normalize: Divide by the survivors.
+
+    Shapes: k updates [out in] give one [out in] of rank at most $\sum_i r_i$.
+    Differs from the paper: every adapter has its own weight (the authors' code uses the first for all); singular values
+    are dropped at the numerical rank in float64 instead of at 1e-5. Where singular values coincide, the basis, and so
+    the trimming, is not unique.
+    Exact when: there is one adapter and density is 1.
+    Reference: Stoica et al., Model Merging with SVD to Tie the Knots, ICLR 2025, arXiv 2410.19735, section 4.
+    """
+
+    density: float = 0.2
+    gain: float = 1.0
+    order: Order = "elect-first"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        require_share("density", self.density)
+        self.operators()
+
+    def operators(self) -> Sequence[Operator]:
+        """Return the chain that merges the aligned parts."""
+        return Trim(density=self.density), *consensus(self.order, normalize=self.normalize, gain=self.gain)
+
+    def __call__(self, stack: Stack) -> LowRank:
+        """Align, merge, and go back."""
+        low = [factored(update).to(torch.float64) for update in stack.updates]
+        basis, rows = torch.linalg.qr(torch.cat([update.b * update.scale for update in low], dim=1))
+        parts, start = [], 0
+        for update in low:
+            parts.append(rows[:, start : start + update.rank] @ update.a)
+            start += update.rank
+        u, sigma, _ = torch.linalg.svd(torch.cat(parts, dim=1), full_matrices=False)
+        rank = max(1, numerical_rank(sigma, stack.shape))
+        u = u[:, :rank]
+        # The sign of a singular vector is arbitrary; TIES is not blind to it where signs cancel.
+        u = u * torch.where(u.gather(0, u.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
+        aligned = tuple(Dense(w=(u.T @ part).to(stack.dtype)) for part in parts)
+        merged = chain(replace(stack, updates=aligned, statistics=()), self.operators())
+        return LowRank(b=(basis @ u).to(stack.dtype), a=merged.w)

@@ -1,0 +1,37 @@
+"""Magnitude pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..algebra.operators import Gain, Operator, Total, Trim, Weigh
+from .base import StackMethod, method, require_share
+
+
+@method("magnitude-prune")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MagnitudePrune(StackMethod):
+    r"""Weighted sum of the deltas, each without its small entries.
+
+    $\Delta = \lambda \sum_i w_i \, trim(\tau_i, density)$.
+
+    Args:
+        density: Share of entries kept per module, in (0, 1]; the count is rounded, halves up, and at least one.
+        gain: $\lambda$, a factor on the result.
+
+    Shapes: k updates [out in] give one dense [out in].
+    Exact when: density is 1.
+    Reference: Han et al., Learning both Weights and Connections, NeurIPS 2015, arXiv 1506.02626, section 3; peft,
+    `magnitude_prune_svd`.
+    """
+
+    density: float = 0.2
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_share("density", self.density)
+
+    def operators(self) -> Sequence[Operator]:
+        """Return the chain."""
+        return Trim(density=self.density), Weigh(), Total(), Gain(factor=self.gain)

@@ -1,0 +1,52 @@
+"""Spherical linear interpolation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..algebra import Stack, inner_products
+from .base import LinearMethod, method
+
+_PARALLEL = 0.9995
+
+
+@method("slerp")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slerp(LinearMethod):
+    r"""Interpolate two deltas along the arc between them.
+
+    $\Delta = W [\sin((1-t)\theta) \tau_1 + \sin(t\theta) \tau_2] / \sin\theta$ with $W = w_1 + w_2$, $t = w_2 / W$ and
+    $\theta$ the angle between the deltas, which comes from the factors; the result stays low rank. Where the deltas are
+    almost parallel (|cos| above 0.9995) it is the straight line, as in mergekit.
+
+    Shapes: one or two updates [out in] give one [out in]; a single one is multiplied by its weight.
+    Differs from the paper: the deltas are interpolated, not the weights of the models; they keep their lengths, so a
+    long one pulls more.
+    Exact when: t is 0 or 1.
+    Reference: Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985, section 3.3.
+    """
+
+    def coefficients(self, stack: Stack) -> Sequence[float]:
+        """Return the two coefficients.
+
+        Raises:
+            ValueError: more than two updates, or a negative weight.
+        """
+        if len(stack.updates) == 1:
+            return stack.weights
+        if len(stack.updates) > 2:
+            raise ValueError(f"slerp takes two adapters, got {len(stack.updates)}; karcher takes more")
+        if min(stack.weights) < 0:
+            raise ValueError(f"slerp needs weights of at least 0, got {list(stack.weights)}")
+        total = sum(stack.weights)
+        gram = inner_products(stack.updates)
+        size = math.sqrt(float(gram[0, 0])) * math.sqrt(float(gram[1, 1]))
+        if total == 0 or size == 0:
+            return stack.weights
+        cosine = max(-1.0, min(1.0, float(gram[0, 1]) / size))
+        if abs(cosine) > _PARALLEL:
+            return stack.weights
+        t, angle = stack.weights[1] / total, math.acos(cosine)
+        return [total * math.sin(part * angle) / math.sin(angle) for part in (1 - t, t)]

@@ -1,0 +1,78 @@
+"""TIES: trim, elect sign, disjoint mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ..algebra.operators import DisjointMean, Elect, Gain, Operator, Total, Trim, Weigh
+from ..algebra.selection import Threshold, model_threshold
+from .base import StackMethod, Stacks, method, require_share
+
+Order = Literal["elect-first", "scale-first"]
+
+
+def consensus(order: Order, *, normalize: bool, gain: float) -> tuple[Operator, ...]:
+    """Return the part of the chain that elects signs and reduces, in one of the two published orders."""
+    mean: dict[Order, tuple[Operator, ...]] = {
+        "elect-first": (Elect(), DisjointMean(by="count")) if normalize else (Elect(), Weigh(), Total()),
+        "scale-first": (Weigh(), Elect(), DisjointMean(by="weight") if normalize else Total()),
+    }
+    if order not in mean:
+        raise ValueError(f"order must be one of {', '.join(mean)}, got {order!r}")
+    return (*mean[order], Gain(factor=gain))
+
+
+@method("ties")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ties(StackMethod):
+    r"""Merge deltas after removing small entries and sign conflicts.
+
+    For updates $\tau_i$ with weights $w_i$, entry by entry:
+
+        $\hat\tau_i = trim(\tau_i, density)$, the largest entries by size;
+        $\gamma = sgn(\sum_i \hat\tau_i)$, the elected sign, 0 counting as +;
+        $\Delta = \lambda \, mean\{w_i \hat\tau_i : sgn(\hat\tau_i) = \gamma\}$ over the survivors.
+
+    Args:
+        density: Share of entries kept per adapter, in (0, 1]; the count is rounded, halves up, and at least one.
+        gain: $\lambda$, a factor on the result.
+        order: "elect-first" elects on unweighted updates and divides by the count of survivors (PEFT);
+            "scale-first" elects on weighted updates and divides by the weight of the survivors (mergekit).
+        normalize: Divide at all; if not, survivors are added up.
+        scope: "module" trims each module by itself (PEFT, mergekit), "model" each adapter over all its modules (the
+            authors' code).
+
+    Shapes: k updates [out in] give one dense [out in].
+    Differs from the paper: weights; trimming per module by default.
+    Exact when: density is 1 and no signs conflict; then it is the mean over the non-zero entries.
+    Reference: Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, section 4.
+    """
+
+    density: float = 0.2
+    gain: float = 1.0
+    order: Order = "elect-first"
+    normalize: bool = True
+    scope: Literal["module", "model"] = "module"
+    thresholds: Mapping[str, Threshold] = field(
+        default_factory=dict, metadata={"internal": True}, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        require_share("density", self.density)
+        if self.scope not in ("module", "model"):
+            raise ValueError(f"scope must be module or model, got {self.scope!r}")
+        self.operators()
+
+    def operators(self) -> Sequence[Operator]:
+        """Return the chain."""
+        trim = Trim(density=self.density, kept=dict(self.thresholds))
+        return (trim, *consensus(self.order, normalize=self.normalize, gain=self.gain))
+
+    def fit(self, stacks: Stacks) -> Ties:
+        """Find each adapter's threshold over the whole model, where the scope asks for it."""
+        if self.scope == "module" or self.density == 1:
+            return self
+        names = dict.fromkeys(name for stack in stacks() for name in stack.names)
+        return replace(self, thresholds={name: model_threshold(stacks, name, self.density) for name in names})
