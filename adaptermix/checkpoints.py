@@ -87,6 +87,18 @@ def _damaged(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path} must be a whole safetensors file: {error}. Fetch or save it again.")
 
 
+def _headers(path: Path) -> dict[str, TensorHeader]:
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118  (no mapping)
+                piece = handle.get_slice(key)
+                tensors[key] = TensorHeader(file=path.name, shape=tuple(piece.get_shape()), dtype=piece.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    return tensors
+
+
 def _files(folder: Path) -> list[str]:
     """Return the names of the weight files; the index may name files of this folder only."""
     if (folder / INDEX).is_file():
@@ -117,14 +129,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ModelError(f"a checkpoint is a folder with {SINGLE} or {INDEX}, and {folder} is no folder.")
     tensors: dict[str, TensorHeader] = {}
     for file in _files(folder):
-        try:
-            with safe_open(folder / file, framework="pt") as handle:
-                for key in handle.keys():  # noqa: SIM118  (no mapping)
-                    piece = handle.get_slice(key)
-                    tensors[key] = TensorHeader(file=file, shape=tuple(piece.get_shape()), dtype=piece.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise _damaged(folder / file, error) from error
+        tensors |= _headers(folder / file)
     return Checkpoint(path=folder, tensors=dict(sorted(tensors.items())))
+
+
+def open_tensors(path: str | Path) -> Checkpoint:
+    """Open one safetensors file as a checkpoint of its own.
+
+    Raises:
+        ModelError: no such file, or it is damaged.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"a safetensors file is needed, and {file} is none.")
+    return Checkpoint(path=file.parent, tensors=dict(sorted(_headers(file).items())))
 
 
 def resolve_checkpoint(reference: str) -> Path:

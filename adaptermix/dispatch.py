@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .analysis import inspect, spectrum
-from .compose import merge
+from .compose.request import merge_as_asked
 from .demo.inputs import demo_inputs
 from .evaluation import evaluate, retrieve
 from .progress import SILENT, Watcher
@@ -30,7 +30,7 @@ from .train import train_align, train_task
 _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     AlignSettings: lambda settings, watch: train_align(settings, watch=watch).document(),
     TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
-    MergeSettings: lambda settings, _watch: merge(**settings.model_dump()).document(),
+    MergeSettings: lambda settings, watch: merge_as_asked(settings, watch=watch).document(),
     SearchSettings: lambda settings, watch: (
         search_dry(settings) if settings.dry_run else search(settings, watch=watch).document()
     ),

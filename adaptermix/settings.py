@@ -123,16 +123,62 @@ class RetrieveSettings(Placed):
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
 
 
+class PlaceSettings(Settings):
+    """Weights or method options that hold at some modules only."""
+
+    modules: str = Field("*", description="glob over module paths")
+    layers: str | None = Field(None, description="FIRST-LAST, both included, or all")
+    weights: float | str | list[float] | None = Field(None, description="weights there")
+    curve: list[float | str | list[float]] | None = Field(
+        None, description="weights along the layers: evenly spaced points, interpolated"
+    )
+    options: dict[str, Any] = Field({}, description="options of the method there")
+
+
 class MergeSettings(Written):
     """Merge adapters; no base model is loaded."""
 
-    adapters: Files = Field(description="adapter folders")
+    adapters: Files = Field(description="adapter folders, or checkpoint folders with --base")
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
-    method: str = Field("exact", description="merge method: exact")
-    rank: Positive | None = Field(None, description="recompress to this rank; default keeps everything")
-    options: dict[str, Any] = Field({}, description="hyper-parameters of the method")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage dtype of the result")
+    method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
+    options: dict[str, Any] = Field(
+        {}, description="options of the method; at a place: KEY@GLOB=VALUE or KEY@layers:0-15=VALUE, KEY also weights"
+    )
+    places: list[PlaceSettings] = Field([], description="weights and options at some modules (recipes; else --set)")
+    fill: Literal["weight", "one"] = Field(
+        "weight", description="what an adapter weighs where it alone acts: its weight, or one"
+    )
+    form: Literal["concat", "lowrank", "dense"] | None = Field(
+        None, description="form of the result: factors side by side, recompressed, or full matrices"
+    )
+    rank: Positive | Literal["auto"] | None = Field(
+        None, description="recompress to this rank; auto finds the least that keeps --keep; default keeps everything"
+    )
+    keep: float = Field(0.999, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
+    max_residual: float = Field(
+        0.1, ge=0, le=1, description="refuse if truncation loses more than this share of the delta's norm"
+    )
+    base: str | None = Field(
+        None, description="base model, where deltas depend on it (DoRA, PiSSA) or the result is to be a full checkpoint"
+    )
+    saved: str = Field(
+        "refuse",
+        description="fully trained tensors (heads) that differ: refuse, average, or an adapter's name or number",
+    )
+    statistics: list[str] = Field([], description="statistics files, one per adapter, for fisher and regmean")
+    allow_pickle: bool = Field(False, description="read adapter_model.bin too (weights only, no code)")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="storage dtype of the result; default float32, or the base's for a checkpoint"
+    )
+    device: str = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods")
+
+
+class MethodsSettings(Settings):
+    """List the merge methods with their options."""
+
+    names: list[str] = Field([], description="methods to show; default all")
 
 
 class SearchSettings(GenerationSettings, Written):

@@ -88,7 +88,7 @@ def test_a_recipe_runs_with_overrides_of_variables_and_settings(tmp_path: Path) 
         "  - merge: {adapters: ['${folder}/task', '${folder}/align'], weights: ['${w}'], out: '${folder}/merged'}\n"
         "  - push: {folder: '${folder}/merged', repo: me/merged, dry_run: true}\n",
     )
-    documents = run_recipe(path, {"folder": str(tmp_path), "w": 0.9, "merge.rank": 1})
+    documents = run_recipe(path, {"folder": str(tmp_path), "w": 0.9, "merge.rank": 1, "merge.max_residual": 1.0})
     assert [document["command"] for document in documents] == ["merge", "push"]
     assert documents[0]["weights"] == [0.9, 0.1]
     assert documents[0]["modules"][PATH]["rank"] == 1

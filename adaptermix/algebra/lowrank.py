@@ -53,10 +53,10 @@ def concatenate(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank
     )
 
 
-def _decompose(
+def decompose(
     update: LowRank,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
-    """Return the thin SVD of the update from two QRs and the SVD of an r x r core, in float64."""
+    """Return the thin SVD (U, sigma, V^T) of the update from two QRs and the SVD of an r x r core, in float64."""
     q_b, r_b = torch.linalg.qr(update.b.double())
     q_a, r_a = torch.linalg.qr(update.a.double().T)
     u, sigma, vh = torch.linalg.svd(update.scale * (r_b @ r_a.T), full_matrices=False)
@@ -65,7 +65,7 @@ def _decompose(
 
 def singular_values(update: LowRank) -> Float[Tensor, " r"]:
     """Return the (at most r) singular values of the update, descending, in float64."""
-    return _decompose(update)[1]
+    return decompose(update)[1]
 
 
 def recompress(update: LowRank, rank: int) -> tuple[LowRank, float]:
@@ -89,13 +89,22 @@ def recompress(update: LowRank, rank: int) -> tuple[LowRank, float]:
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    u, sigma, vh = _decompose(update)
+    u, sigma, vh = decompose(update)
+    return balanced(u, sigma, vh, rank=rank, dtype=working_dtype([update])), lost_share(sigma, rank)
+
+
+def lost_share(sigma: Float[Tensor, " r"], rank: int) -> float:
+    r"""Return $\sqrt{\sum_{i>rank}\sigma_i^2} / \sqrt{\sum_i \sigma_i^2}$, 0 for a zero update."""
     total = float(torch.linalg.vector_norm(sigma))
-    dropped = float(torch.linalg.vector_norm(sigma[rank:]))
+    return float(torch.linalg.vector_norm(sigma[rank:])) / total if total > 0 else 0.0
+
+
+def balanced(
+    u: Float[Tensor, "out r"], sigma: Float[Tensor, " r"], vh: Float[Tensor, "r in"], *, rank: int, dtype: torch.dtype
+) -> LowRank:
+    """Return the leading triplets of an SVD as factors, the roots of the singular values on both sides."""
     root = sigma[:rank].sqrt()
-    dtype = working_dtype([update])
-    low = LowRank(b=(u[:, :rank] * root).to(dtype), a=(root[:, None] * vh[:rank]).to(dtype))
-    return low, dropped / total if total > 0 else 0.0
+    return LowRank(b=(u[:, :rank] * root).to(dtype), a=(root[:, None] * vh[:rank]).to(dtype))
 
 
 def factored(update: Update) -> LowRank:

@@ -14,7 +14,14 @@ from pydantic.fields import FieldInfo
 from ..settings import Settings
 from .console import Console
 
-_POSITIONAL = {"adapters": "ADAPTER...", "folder": "DIR", "repo": "REPO", "model_a": "MODEL_A", "model_b": "MODEL_B"}
+_POSITIONAL = {
+    "adapters": "ADAPTER...",
+    "folder": "DIR",
+    "repo": "REPO",
+    "model_a": "MODEL_A",
+    "model_b": "MODEL_B",
+    "names": "[NAME...]",
+}
 _METAVARS = {"targets": "NAME...", "layers": "N...", "modules": "GLOB...", "include": "GLOB...", "exclude": "GLOB..."}
 _NAMES = {"options": "--set"}
 _SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
@@ -108,12 +115,15 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     return click.Option([flag, name], required=field.is_required(), default=None, help=help_text, **kind)
 
 
-def _parameters(settings: type[Settings]) -> list[click.Parameter]:
+def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.Parameter]:
     parameters: list[click.Parameter] = []
     for name, field in settings.model_fields.items():
+        if name in hidden:
+            continue
         if name in _POSITIONAL:
             many = -1 if get_origin(_core(field.annotation)) is list else 1
-            parameters.append(click.Argument([name], nargs=many, required=True, metavar=_POSITIONAL[name]))
+            needed = field.is_required()
+            parameters.append(click.Argument([name], nargs=many, required=needed, metavar=_POSITIONAL[name]))
         else:
             parameters.append(_option(name, field))
     # what must be given comes first in --help
@@ -160,7 +170,7 @@ def console_options() -> list[click.Parameter]:
 
 
 def settings_command(
-    settings: type[Settings], *, name: str, text: str
+    settings: type[Settings], *, name: str, text: str, hidden: Sequence[str] = ()
 ) -> Callable[[Callable[[Any, Console], None]], click.Command]:
     """Make a command whose options are the fields of its settings.
 
@@ -168,6 +178,7 @@ def settings_command(
         settings: The settings' class.
         name: Name of the command.
         text: Further text for its help.
+        hidden: Fields that recipes have and the command line does not.
     """
 
     def make(body: Callable[[Any, Console], None]) -> click.Command:
@@ -189,7 +200,7 @@ def settings_command(
         return VariadicCommand(
             name,
             callback=callback,
-            params=[*_parameters(settings), *console_options()],
+            params=[*_parameters(settings, hidden), *console_options()],
             help=f"{settings.__doc__}\n\n{text}".strip(),
             no_args_is_help=any(field.is_required() for field in settings.model_fields.values()),
         )

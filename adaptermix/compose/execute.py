@@ -3,47 +3,283 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from ..adapters import AdapterState
-from ..algebra import LowRank, norm, recompress, sign_conflict
+import torch
+from torch import Tensor
+
+from ..adapters import LINEAR, AdapterSource, AdapterState
+from ..adapters.convert import base_weight, dora_delta, load_delta, merge_dora
+from ..algebra import Dense, LowRank, Stack, Update, norm, sign_conflict
 from ..errors import PlanError
+from ..methods.base import LinearMethod, MergeMethod
+from ..progress import SILENT, Watcher
+from .extras import merge_biases, merge_saved
+from .forms import Formed
 from .plan import MergePlan
 from .report import ModuleReport
 
 
-def merge_module(plan: MergePlan, module: str) -> tuple[LowRank, ModuleReport]:
-    """Merge the updates of one module; an adapter that lacks it contributes nothing.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MergedModule:
+    """What came out for one module.
+
+    Args:
+        update: The merged update.
+        report: Its fidelity.
+        bias: What the merged bias inside the LoRA adds to the output, if any adapter has one.
+        magnitude: Row lengths, where the result is a DoRA.
+    """
+
+    update: Update
+    report: ModuleReport
+    bias: Tensor | None = None
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Inputs:
+    """The adapters that act on one module."""
+
+    places: tuple[int, ...]
+    sources: tuple[AdapterSource, ...]
+    updates: tuple[LowRank, ...]
+    weights: tuple[float, ...]
+
+
+def _is_zero(update: LowRank) -> bool:
+    return update.scale == 0 or not bool(update.b.any()) or not bool(update.a.any())
+
+
+def _inputs(plan: MergePlan, module: str) -> tuple[_Inputs, tuple[float, ...]]:
+    """Return the adapters that act on a module, and the weight of every adapter of the plan there."""
+    found = {
+        place: load_delta(source, module, plan.checkpoint)
+        for place, source in enumerate(plan.sources)
+        if module in source.modules
+    }
+    zero = {place for place, update in found.items() if _is_zero(update) and not _has_more(plan.sources[place], module)}
+    acts = [place in found and place not in zero for place in range(len(plan.sources))]
+    weights = plan.filled(plan.weights_at(module), acts)
+    chosen = [place for place in found if weights[place] != 0]
+    # Nothing acts: any one of them, at weight 0, gives the shape.
+    chosen = chosen or [next(iter(found))]
+    return (
+        _Inputs(
+            places=tuple(chosen),
+            sources=tuple(plan.sources[place] for place in chosen),
+            updates=tuple(found[place] for place in chosen),
+            weights=tuple(weights[place] for place in chosen),
+        ),
+        weights,
+    )
+
+
+def _has_more(source: AdapterSource, module: str) -> bool:
+    return source.modules[module].bias or source.modules[module].magnitude
+
+
+def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, ...]:
+    kind = plan.method.statistics
+    if kind is None:
+        return ()
+    out, into = inputs.updates[0].shape
+    wanted = (out, into) if kind == "out in" else (into, into)
+    found = []
+    for place in inputs.places:
+        file = plan.statistics[place]
+        if module not in file.tensors or file.tensors[module].shape != wanted:
+            got = list(file.tensors[module].shape) if module in file.tensors else "nothing"
+            raise PlanError(
+                f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
+                f"{file.path}, found {got}."
+            )
+        found.append(file.load(module))
+    return tuple(found)
+
+
+def _stack(plan: MergePlan, inputs: _Inputs, module: str, updates: Iterable[Update]) -> Stack:
+    return Stack(
+        updates=tuple(updates),
+        weights=inputs.weights,
+        names=tuple(plan.identities[place] for place in inputs.places),
+        module=module,
+        seed=plan.seed,
+        statistics=_statistics(plan, inputs, module),
+    )
+
+
+def _base_weight(plan: MergePlan, module: str, shape: tuple[int, int]) -> Tensor:
+    if plan.checkpoint is None:
+        names = ", ".join(f"'{source.name}'" for source in plan.sources if source.meta.dora)
+        raise PlanError(
+            f"a DoRA's delta depends on the base weights, so {names} needs the base model, and none is given. "
+            "Pass --base MODEL."
+        )
+    return base_weight(plan.checkpoint, module, shape, fan_in_fan_out=plan.sources[0].meta.fan_in_fan_out)
+
+
+def _dense_inputs(plan: MergePlan, inputs: _Inputs, module: str) -> Iterator[Update]:
+    """Yield the updates, with those of DoRAs as the dense deltas that they are."""
+    for source, update in zip(inputs.sources, inputs.updates, strict=True):
+        magnitude = source.magnitude(module)
+        if magnitude is None:
+            yield update
+        else:
+            yield Dense(w=dora_delta(_base_weight(plan, module, update.shape), update, magnitude))
+
+
+def _on(stack: Stack, device: torch.device) -> Stack:
+    if device.type == "cpu":
+        return stack
+    moved: list[Update] = [
+        Dense(w=u.w.to(device)) if isinstance(u, Dense) else LowRank(b=u.b.to(device), a=u.a.to(device), scale=u.scale)
+        for u in stack.updates
+    ]
+    return replace(stack, updates=tuple(moved), statistics=tuple(found.to(device) for found in stack.statistics))
+
+
+def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: _Inputs, module: str) -> Tensor | None:
+    """Merge the biases inside the LoRAs: a weighted sum adds them up, any other method sees them as [out 1] updates."""
+    biases = [source.bias(module) for source in inputs.sources]
+    if all(bias is None for bias in biases):
+        return None
+    if isinstance(method, LinearMethod) and not method.depends_on_deltas:
+        stack = _stack(plan, inputs, module, inputs.updates)
+        return merge_biases(biases, method.coefficients(stack))
+    if method.statistics is not None:
+        raise PlanError(f"method '{method.name}' has no statistics for biases (lora_bias). Use another method.")
+    out = inputs.updates[0].shape[0]
+    columns = [Dense(w=(torch.zeros(out) if bias is None else bias)[:, None]) for bias in biases]
+    merged = method(_stack(plan, inputs, f"{module}.bias", columns))
+    return merged.dense()[:, 0]
+
+
+def _shaped(plan: MergePlan, inputs: _Inputs, merged: Update) -> Formed:
+    ranks = [source.modules[module].rank for source in plan.sources for module in source.modules]
+    own = [update.rank for update in inputs.updates]
+    largest = max(own) if plan.method.cuts_to_largest_rank else None
+    return plan.shape.apply(merged, fallback=sum(own) or max(ranks), largest=largest)
+
+
+def _merged(
+    plan: MergePlan, method: MergeMethod, inputs: _Inputs, module: str, device: torch.device
+) -> tuple[Update, Tensor | None]:
+    """Return the merged update, and its magnitude where the result is a DoRA."""
+    if plan.gives_dora and isinstance(method, LinearMethod):
+        stack = _stack(plan, inputs, module, inputs.updates)
+        weight = _base_weight(plan, module, stack.shape)
+        magnitudes = [source.magnitude(module) for source in inputs.sources]
+        return merge_dora(weight, inputs.updates, magnitudes, method.coefficients(stack))
+    merged = method(_on(_stack(plan, inputs, module, _dense_inputs(plan, inputs, module)), device))
+    return merged, None
+
+
+def merge_module(
+    plan: MergePlan, module: str, *, method: MergeMethod | None = None, device: torch.device | None = None
+) -> MergedModule:
+    """Merge one module; an adapter that lacks it contributes nothing.
+
+    Args:
+        plan: The plan.
+        module: Path of the module.
+        method: The method as fitted to the whole model; default the plan's own.
+        device: Where to compute; default the CPU.
 
     Raises:
         AdapterFormatError: a factor holds NaN or infinity.
-        PlanError: the sum overflows.
+        PlanError: the sum overflows, the method refuses the updates, or the base model is needed.
     """
-    present = [
-        (source.load(module), weight)
-        for source, weight in zip(plan.sources, plan.weights, strict=True)
-        if module in source.modules
-    ]
-    updates = [update for update, _ in present]
-    weights = [weight for _, weight in present]
-    merged = plan.method(updates, weights)
+    inputs, weights = _inputs(plan, module)
+    method = method or plan.method_at(module)
+    try:
+        merged, magnitude = _merged(plan, method, inputs, module, device or torch.device("cpu"))
+        bias = _merge_bias(plan, method, inputs, module)
+    except ValueError as error:
+        raise PlanError(f"method '{method.name}', module '{module}': {error}.") from error
     length = norm(merged)
     if not math.isfinite(length):
         raise PlanError(
             f"module '{module}': the merged delta must be finite, and overflows with weights "
-            f"{', '.join(f'{weight:g}' for weight in weights)} and scales "
-            f"{', '.join(f'{update.scale:g}' for update in updates)}. "
+            f"{', '.join(f'{weight:g}' for weight in inputs.weights)} and scales "
+            f"{', '.join(f'{update.scale:g}' for update in inputs.updates)}. "
             "Choose smaller weights, or check the adapters' lora_alpha."
         )
-    residual = 0.0
-    if plan.rank is not None and plan.rank < merged.rank:
-        merged, residual = recompress(merged, plan.rank)
-    conflict = sign_conflict([update * weight for update, weight in zip(updates, weights, strict=True)])
-    return merged, ModuleReport(rank=merged.rank, norm=length, residual=residual, sign_conflict=conflict)
+    formed = _shaped(plan, inputs, merged)
+    conflict = 0.0
+    if len(inputs.updates) > 1:
+        conflict = sign_conflict([u * weight for u, weight in zip(inputs.updates, inputs.weights, strict=True)])
+    report = ModuleReport(
+        rank=formed.update.rank if isinstance(formed.update, LowRank) else None,
+        norm=length,
+        residual=formed.residual,
+        sign_conflict=conflict,
+        weights=weights,
+        excess=formed.excess,
+    )
+    return MergedModule(update=_to_cpu(formed.update), report=report, bias=bias, magnitude=magnitude)
 
 
-def execute(plan: MergePlan) -> tuple[AdapterState, dict[str, ModuleReport]]:
-    """Return the merged adapter and a report per module."""
-    updates, reports = {}, {}
-    for module in plan.modules:
-        updates[module], reports[module] = merge_module(plan, module)
-    return AdapterState(meta=plan.meta(), updates=updates), reports
+def _to_cpu(update: Update) -> Update:
+    if isinstance(update, Dense):
+        return Dense(w=update.w.cpu())
+    return LowRank(b=update.b.cpu(), a=update.a.cpu(), scale=update.scale)
+
+
+def fitted_methods(plan: MergePlan) -> dict[str, MergeMethod]:
+    """Return every method of the plan with what it must know of the whole model, by its representation."""
+
+    def stacks() -> Iterator[Stack]:
+        for module in plan.modules:
+            inputs, _ = _inputs(plan, module)
+            yield _stack(plan, inputs, module, _dense_inputs(plan, inputs, module))
+
+    methods = [plan.method_at(module) for module in plan.modules] if plan.overrides else [plan.method]
+    distinct = {repr(method): method for method in methods}
+    return {name: method.fit(stacks) for name, method in distinct.items()}
+
+
+def merged_modules(
+    plan: MergePlan, *, device: torch.device | None = None, watch: Watcher = SILENT
+) -> Iterator[tuple[str, MergedModule]]:
+    """Merge the modules one after the other, and yield each with its path; nothing is kept."""
+    fitted = fitted_methods(plan)
+    with watch.track("merge", len(plan.modules)) as advance:
+        for module in plan.modules:
+            method = fitted[repr(plan.method_at(module))]
+            yield module, merge_module(plan, module, method=method, device=device)
+            advance(1, module)
+
+
+def execute(
+    plan: MergePlan, *, device: torch.device | None = None, watch: Watcher = SILENT
+) -> tuple[AdapterState, dict[str, ModuleReport]]:
+    """Return the merged adapter and a report per module.
+
+    Raises:
+        PlanError: a result is dense, which an adapter cannot hold; as `merge_module`.
+        IncompatibleAdapters: fully trained tensors differ, and the plan does not say which to take.
+    """
+    # First, since it fails fast.
+    saved = merge_saved(plan.sources, plan.weights, plan.saved, modules=plan.modules)
+    updates: dict[str, LowRank] = {}
+    reports, biases, magnitudes = {}, {}, {}
+    for module, merged in merged_modules(plan, device=device, watch=watch):
+        if not isinstance(merged.update, LowRank):
+            raise PlanError(f"an adapter holds factors, and the merged update of '{module}' is dense.")
+        updates[module], reports[module] = merged.update, merged.report
+        if merged.bias is not None:
+            biases[module] = merged.bias
+        if merged.magnitude is not None:
+            magnitudes[module] = merged.magnitude
+    layouts = {
+        module: header.layout
+        for source in plan.sources
+        for module, header in source.modules.items()
+        if header.layout != LINEAR
+    }
+    state = AdapterState(
+        meta=plan.meta(), updates=updates, biases=biases, magnitudes=magnitudes, saved=saved, layouts=layouts
+    )
+    return state, reports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,87 @@ import torch
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
+from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
 from ..errors import PlanError
-from ..files import check_not_input, check_output
+from ..files import check_not_input, check_output, whole_folder
 from ..methods.base import build
+from ..models import fingerprint, pick_device
 from ..output import write_output
-from .execute import execute
-from .plan import MergePlan, check, resolve_weights
-from .report import MergeReport
+from ..progress import SILENT, Watcher
+from ..publish.card import card
+from .dense import check_dense, write_delta
+from .execute import execute, merge_module
+from .forms import Form, Rank, Shape
+from .places import make_override, split_settings
+from .plan import Fill, MergePlan, check, resolve_weights
+from .report import MergeReport, ModuleReport
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _open(adapters: Sequence[str | Path]) -> tuple[AdapterSource, ...]:
+def _open(adapters: Sequence[str | Path], *, allow_pickle: bool) -> tuple[AdapterSource, ...]:
     if not adapters:
         raise PlanError("at least one adapter is needed to merge, got none.")
-    return tuple(open_adapter(path) for path in adapters)
+    return tuple(open_adapter(path, allow_pickle=allow_pickle) for path in adapters)
+
+
+def make_plan(
+    adapters: Sequence[str | Path],
+    *,
+    weights: Sequence[float],
+    method: str = "exact",
+    options: Mapping[str, Any] | None = None,
+    places: Sequence[Mapping[str, Any]] = (),
+    fill: Fill = "weight",
+    form: Form | None = None,
+    rank: Rank | None = None,
+    keep: float = 0.999,
+    base: str | None = None,
+    saved: str | int = "refuse",
+    statistics: Sequence[str | Path] = (),
+    allow_pickle: bool = False,
+    allow_base_mismatch: bool = False,
+    seed: int = 0,
+) -> MergePlan:
+    """Decide a merge from headers alone; see `merge` for the arguments.
+
+    Raises:
+        AdapterMixError: as `merge`.
+    """
+    sources = _open(adapters, allow_pickle=allow_pickle)
+    names = [source.name for source in sources]
+    resolved = resolve_weights(names, weights)
+    check(sources, allow_base_mismatch=allow_base_mismatch)
+    plain, more = split_settings(options or {})
+    modules = sorted(set().union(*(source.modules for source in sources)))
+    overrides = tuple(make_override(place, names, modules) for place in (*places, *more))
+    built = build(method, plain)
+    for override in overrides:
+        build(method, {**plain, **override.options})
+    if built.statistics is not None and len(statistics) != len(sources):
+        raise PlanError(
+            f"method '{method}' needs one statistics file per adapter (--statistics), got {len(statistics)} for "
+            f"{len(sources)} adapters."
+        )
+    if statistics and built.statistics is None:
+        raise PlanError(f"method '{method}' uses no statistics, and {len(statistics)} files are given. Leave them out.")
+    return MergePlan(
+        sources=sources,
+        weights=resolved,
+        method=built,
+        shape=Shape(form=form, rank=rank, keep=keep),
+        overrides=overrides,
+        fill=fill,
+        seed=seed,
+        checkpoint=_checkpoint(base),
+        statistics=tuple(open_tensors(path) for path in statistics),
+        saved=saved,
+        options=plain,
+    )
+
+
+def _checkpoint(base: str | None) -> Checkpoint | None:
+    return None if base is None else open_checkpoint(resolve_checkpoint(base))
 
 
 def merge(
@@ -32,13 +99,13 @@ def merge(
     *,
     weights: Sequence[float],
     out: str | Path | None = None,
-    method: str = "exact",
-    rank: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    dtype: str = "float32",
-    allow_base_mismatch: bool = False,
+    max_residual: float = 0.1,
+    dtype: str | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
     dry_run: bool = False,
+    watch: Watcher = SILENT,
+    **plan_settings: Any,
 ) -> MergeReport:
     r"""Merge PEFT LoRA folders into one, in delta space: $\Delta = \sum_i w_i s_i B_i A_i$ for the default method.
 
@@ -46,50 +113,136 @@ def merge(
         adapters: Adapter folders. Rank, alpha, rsLoRA and target modules may differ.
         weights: One per adapter; a single weight w for two adapters means w and 1 - w. Not normalised.
         out: Folder to write; None computes and reports only.
-        method: Name of a merge method.
-        rank: Recompress each module to this rank (best approximation); None keeps the method's own.
-        options: Hyper-parameters of the method.
-        dtype: Storage dtype of the factors; arithmetic is in float32 or wider, SVDs in float64.
-        allow_base_mismatch: Merge adapters although they name different base models.
+        max_residual: Refuse to write if truncation loses more than this share of the whole delta's norm.
+        dtype: Storage dtype; default float32. Arithmetic is in float32 or wider, SVDs of factors in float64.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; where methods compute.
         overwrite: Replace an existing output folder.
         dry_run: Do everything but write.
+        watch: Receives progress.
+        plan_settings: `method`: name of a merge method. `options`: its hyper-parameters; `KEY@GLOB` and
+            `KEY@layers:FIRST-LAST` hold at a place only, KEY also being `weights` or `curve`. `places`: the same as a
+            list of mappings. `fill`: "one" gives an adapter that acts alone on a module the weight 1. `form`, `rank`,
+            `keep`: see `forms.Shape`. `base`: base model's folder or Hub id, for DoRA, PiSSA and OLoRA. `saved`: what
+            becomes of fully trained tensors; see `extras.merge_saved`. `statistics`: one safetensors file per adapter
+            with a tensor per module path. `allow_pickle`: read `adapter_model.bin` too. `allow_base_mismatch`: merge
+            adapters although they name different base models. `seed`: seed of random methods.
 
     Returns:
-        The report: rank, norm, residual and sign conflict per module.
+        The report: rank, norm, residual, sign conflict and weights per module.
 
     Raises:
         AdapterFormatError: an adapter is damaged or holds what would be lost.
         IncompatibleAdapters: the adapters do not belong to one base model.
-        PlanError: a wrong count of weights, an unknown method or option.
+        ModelError: the base model does not fit.
+        PlanError: a wrong count of weights, an unknown method or option, a truncation beyond the limit.
         OutputError: the output folder exists or cannot be written.
     """
-    if dtype not in _DTYPES:
+    if dtype is not None and dtype not in _DTYPES:
         raise PlanError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+    if not 0 <= max_residual <= 1:
+        raise PlanError(f"--max-residual must be in [0, 1], got {max_residual:g}.")
+    place = pick_device(device)
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
         check_not_input(Path(out), adapters)
-    sources = _open(adapters)
-    plan = MergePlan(
-        sources=sources,
-        weights=resolve_weights([source.name for source in sources], weights),
-        method=build(method, options or {}),
-        rank=rank,
-        options=dict(options or {}),
-    )
-    check(sources, allow_base_mismatch=allow_base_mismatch)
-    settings = {"rank": rank, "dtype": dtype, "allow_base_mismatch": allow_base_mismatch, "options": plan.options}
-    state, modules = execute(plan)
-    report = MergeReport(out=None if out is None else Path(out), method=method, weights=plan.weights, modules=modules)
-    if out is not None and not dry_run:
-        write_output(Path(out), state, _document(plan, report, settings), dtype=_DTYPES[dtype], overwrite=overwrite)
+    plan = make_plan(adapters, weights=weights, **plan_settings)
+    # A weighted sum of factors is read and written; a GPU would only add copies.
+    place = torch.device("cpu") if device == "auto" and plan.method.is_linear else place
+    settings = _settings(plan, plan_settings, dtype=dtype, max_residual=max_residual)
+    folder = None if out is None else Path(out)
+    target = None if dry_run else folder
+    if plan.shape.form == "dense":
+        return _merge_dense(plan, settings, folder, target, place, overwrite=overwrite, watch=watch)
+    state, modules = execute(plan, device=place, watch=watch)
+    report = _report(plan, folder, modules, settings)
+    _check_residual(report, max_residual)
+    if target is not None:
+        chosen = _DTYPES[dtype or "float32"]
+        write_output(target, state, _document(plan, report), dtype=chosen, overwrite=overwrite)
     return report
 
 
-def _document(plan: MergePlan, report: MergeReport, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _report(
+    plan: MergePlan, out: Path | None, modules: Mapping[str, ModuleReport], settings: Mapping[str, Any]
+) -> MergeReport:
+    name = str(settings["method"])
+    return MergeReport(out=out, method=name, weights=plan.weights, modules=modules, plan=settings)
+
+
+def _settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the resolved settings, for the manifest; what is at its default and unused is left out."""
+    found: dict[str, Any] = {
+        "method": given.get("method", "exact"),
+        "weights": list(plan.weights),
+        "options": dict(plan.options),
+        "rank": plan.shape.rank,
+        "form": plan.shape.form,
+        "fill": plan.fill,
+        "saved": plan.saved,
+        "dtype": more["dtype"] or "float32",
+        "max_residual": more["max_residual"],
+        "allow_base_mismatch": bool(given.get("allow_base_mismatch")),
+        "allow_pickle": bool(given.get("allow_pickle")),
+        "places": [override.entry() for override in plan.overrides],
+        "base": given.get("base"),
+        "statistics": [str(path) for path in given.get("statistics") or ()],
+    }
+    if plan.shape.rank == "auto":
+        found["keep"] = plan.shape.keep
+    if plan.method.is_random:
+        found["seed"] = plan.seed
+    return {key: value for key, value in found.items() if value not in (None, [], {})}
+
+
+def _check_residual(report: MergeReport, limit: float) -> None:
+    if report.residual <= limit:
+        return
+    worst = max(report.modules, key=lambda module: report.modules[module].residual)
+    found = report.modules[worst]
+    raise PlanError(
+        f"truncation may lose at most {limit:.0%} of the delta's norm, and loses {report.residual:.0%} (most at "
+        f"'{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with --keep, "
+        f"--form concat or dense, or accept it with --max-residual {math.ceil(report.residual * 100) / 100:.2f}."
+    )
+
+
+def _merge_dense(
+    plan: MergePlan,
+    settings: Mapping[str, Any],
+    out: Path | None,
+    target: Path | None,
+    device: torch.device,
+    *,
+    overwrite: bool,
+    watch: Watcher,
+) -> MergeReport:
+    check_dense(plan)
+    if target is None:
+        modules = {module: merge_module(plan, module, device=device).report for module in plan.modules}
+        return _report(plan, out, modules, settings)
+    dtype = _DTYPES[str(settings["dtype"])]
+    with whole_folder(target, overwrite=overwrite) as folder:
+        if plan.checkpoint is None:
+            modules = write_delta(folder, plan, dtype=dtype, device=device, watch=watch)
+        else:
+            from ..checkpointing.adapters import write_into_base
+
+            modules = write_into_base(folder, plan, settings, device=device, watch=watch)
+        report = _report(plan, out, modules, settings)
+        document = _document(plan, report)
+        manifest.write(folder, document)
+        (folder / "README.md").write_text(card(document, name=target.name), encoding="utf-8")
+    return report
+
+
+def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
+    base = manifest.base_entry([source.meta for source in plan.sources])
+    if plan.checkpoint is not None:
+        base["fingerprint"] = base["fingerprint"] or fingerprint(plan.checkpoint.path)
     return manifest.manifest(
         "merge",
-        plan={"method": report.method, "weights": list(plan.weights), **settings},
-        base=manifest.base_entry([source.meta for source in plan.sources]),
+        plan=report.plan or {},
+        base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
         **manifest.inherit(plan.sources),

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
-from ..adapters import AdapterMeta, AdapterSource, TargetSpec
-from ..errors import IncompatibleAdapters, PlanError
-from ..methods.base import MergeMethod
+from ..adapters import AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
+from ..checkpoints import Checkpoint
+from ..errors import IncompatibleAdapters
+from ..methods.base import LinearMethod, MergeMethod, build
+from .extras import merge_extras
+from .forms import Shape
+from .places import Override
+from .weights import resolve_weights, split_weight
 
+__all__ = ["MergePlan", "check", "resolve_weights", "split_weight"]
 
-def split_weight(weight: float) -> tuple[float, float]:
-    """Return (w, 1 - w), rounded: 1 - 0.9 is 0.09999999999999998 in binary, and people mean 0.1."""
-    return weight, round(1.0 - weight, 12)
-
-
-def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[float, ...]:
-    """Return one weight per adapter; a single weight w for two adapters means (w, 1 - w).
-
-    Raises:
-        PlanError: the counts do not match, or a weight is not finite.
-    """
-    weights = [float(weight) for weight in weights]  # so that 1, 1.0 and a NumPy scalar make one plan
-    if len(names) == 2 and len(weights) == 1:
-        weights = split_weight(weights[0])
-    if len(weights) != len(names):
-        raise PlanError(
-            f"one weight per adapter is needed, got {len(weights)} for {len(names)} adapters ({', '.join(names)})."
-            + (" With two adapters a single weight w means w and 1 - w." if len(names) == 2 else "")
-        )
-    for name, weight in zip(names, weights, strict=True):
-        if not math.isfinite(weight):
-            raise PlanError(f"weights must be finite numbers, got {weight} for adapter '{name}'.")
-    return tuple(weights)
+Fill = Literal["weight", "one"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MergePlan:
     """Inputs with their weights, the method, and the form of the result.
 
@@ -46,35 +30,89 @@ class MergePlan:
         sources: Opened adapters.
         weights: One per adapter.
         method: What to do with the updates of one module.
-        rank: Rank of the result, or None to keep what the method gives.
+        shape: Form of the result.
+        overrides: What holds at some places instead; later ones win.
+        fill: What an adapter weighs where it acts alone, because the others lack the module or are exactly zero there:
+            "weight" its own weight, "one" 1.
+        seed: Seed of random methods.
+        checkpoint: The base model, for adapters whose delta depends on it.
+        statistics: Per adapter the statistics of its modules, for methods that need them.
+        saved: What becomes of fully trained tensors; see `extras.merge_saved`.
         options: Method options, for the manifest.
     """
 
     sources: tuple[AdapterSource, ...]
     weights: tuple[float, ...]
     method: MergeMethod
-    rank: int | None = None
+    shape: Shape = field(default_factory=Shape)
+    overrides: tuple[Override, ...] = ()
+    fill: Fill = "weight"
+    seed: int = 0
+    checkpoint: Checkpoint | None = None
+    statistics: tuple[Checkpoint, ...] = ()
+    saved: str | int = "refuse"
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise PlanError(f"--rank must be at least 1, got {self.rank}.")
-
-    @property
+    @cached_property
     def modules(self) -> list[str]:
         """Every module that any of the adapters has, sorted."""
         return sorted(set().union(*(source.modules for source in self.sources)))
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        """What random draws are keyed by: the content of each adapter, so that renaming a folder changes nothing."""
+        if not self.method.is_random:
+            return tuple(str(place) for place in range(len(self.sources)))
+        digests = [source.digest for source in self.sources]
+        return tuple(f"{digest}#{digests[:i].count(digest)}" for i, digest in enumerate(digests))
+
+    @cached_property
+    def gives_dora(self) -> bool:
+        """Whether the result is a DoRA: a weighted sum in which at least one adapter is one."""
+        is_sum = isinstance(self.method, LinearMethod) and not self.method.depends_on_deltas
+        return is_sum and self.shape.form != "dense" and any(source.meta.dora for source in self.sources)
+
+    def weights_at(self, module: str) -> tuple[float, ...]:
+        """Return the weights at a module, before any filling."""
+        weights = self.weights
+        for override in self.overrides:
+            if override.covers(module):
+                weights = override.weights(module) or weights
+        return weights
+
+    def method_at(self, module: str) -> MergeMethod:
+        """Return the method at a module, with the options that hold there."""
+        options: dict[str, Any] = {}
+        for override in self.overrides:
+            if override.options and override.covers(module):
+                options |= override.options
+        return build(self.method.name, {**self.options, **options}) if options else self.method
+
+    def filled(self, weights: Sequence[float], acts: Sequence[bool]) -> tuple[float, ...]:
+        """Return the weights where only some adapters act; those that do not weigh 0.
+
+        A positive weight becomes 1 where its adapter is the only one that acts and `fill` says so. One of 0 stays: the
+        adapter is left out on purpose; a negative one stays too: 1 would undo the negation.
+        """
+        found = [weight if act else 0.0 for weight, act in zip(weights, acts, strict=True)]
+        alone = [place for place, act in enumerate(acts) if act]
+        if self.fill == "one" and len(alone) == 1 and found[alone[0]] > 0:
+            found[alone[0]] = 1.0
+        return tuple(found)
 
     def meta(self) -> AdapterMeta:
         """Return what the merged adapter says of itself."""
         metas = [source.meta for source in self.sources]
         first = metas[0]
+        extras: dict[str, Any] = merge_extras([source.name for source in self.sources], metas)
         return AdapterMeta(
             base=first.base,
             revision=first.revision,
             task_type=next((meta.task_type for meta in metas if meta.task_type), None),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
+            dora=self.gives_dora,
+            **extras,
         )
 
     def _targets(self) -> TargetSpec:
@@ -92,12 +130,6 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
     Raises:
         IncompatibleAdapters: other bases (unless allowed), other shapes of a module, or other weight layouts.
     """
-    for source in sources:
-        if source.beyond_linear:
-            raise IncompatibleAdapters(
-                f"only plain LoRAs on linear layers can be merged, and '{source.name}' has "
-                f"{', '.join(source.beyond_linear)}."
-            )
     # Every pair, since an adapter that records less than the others can stand between two that differ.
     for one, other in combinations(sources, 2):
         if not allow_base_mismatch:
@@ -106,14 +138,23 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
             raise IncompatibleAdapters(
                 f"adapters '{one.name}' and '{other.name}' must agree on fan_in_fan_out, and do not."
             )
-    seen: dict[str, tuple[str, int, int]] = {}
+    _check_modules(sources)
+
+
+def _check_modules(sources: Sequence[AdapterSource]) -> None:
+    seen: dict[str, tuple[str, ModuleHeader]] = {}
     for source in sources:
         for module, header in source.modules.items():
-            name, out, into = seen.setdefault(module, (source.name, header.out, header.into))
-            if (out, into) != (header.out, header.into):
+            name, first = seen.setdefault(module, (source.name, header))
+            if (first.out, first.into) != (header.out, header.into):
                 raise IncompatibleAdapters(
-                    f"module '{module}': update shapes must be equal, found '{name}' [{out} {into}] and "
+                    f"module '{module}': update shapes must be equal, found '{name}' [{first.out} {first.into}] and "
                     f"'{source.name}' [{header.out} {header.into}]. The adapters belong to different base models."
+                )
+            if first.layout != header.layout:
+                raise IncompatibleAdapters(
+                    f"module '{module}' must be of one kind in all adapters, found {first.layout} in '{name}' and "
+                    f"{header.layout} in '{source.name}'. The adapters belong to different base models."
                 )
 
 

@@ -14,26 +14,39 @@ class ModuleReport:
     """Fidelity of one module.
 
     Args:
-        rank: Rank of the result.
+        rank: Rank of the result; None for a dense one.
         norm: Frobenius norm of the merged delta, before any truncation.
         residual: Share of that norm lost to truncation, in [0, 1].
         sign_conflict: Share of entries at which two weighted deltas pull in opposite directions.
+        weights: Weight of each adapter here; 0 for one that lacks the module or is left out.
+        excess: Bound on how far the residual lies above the least possible of this rank, as a share of it.
     """
 
-    rank: int
+    rank: int | None
     norm: float
     residual: float
     sign_conflict: float
+    weights: tuple[float, ...] = ()
+    excess: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeReport:
-    """Result of a merge: where it is, how it was made, and what each module lost."""
+    """Result of a merge: where it is, how it was made, and what each module lost.
+
+    Args:
+        out: The output folder, if one was to be written.
+        method: Name of the method.
+        weights: Weight per adapter.
+        modules: Report per module path.
+        plan: The resolved settings.
+    """
 
     out: Path | None
     method: str
     weights: tuple[float, ...]
     modules: Mapping[str, ModuleReport]
+    plan: Mapping[str, Any] | None = None
 
     @property
     def norm(self) -> float:
@@ -48,8 +61,9 @@ class MergeReport:
 
     @property
     def sign_conflict(self) -> float:
-        """Mean share of sign conflicts over the modules."""
-        return sum(module.sign_conflict for module in self.modules.values()) / max(1, len(self.modules))
+        """Mean share of sign conflicts over the modules in which at least two adapters act; 0 if there is none."""
+        shared = [m.sign_conflict for m in self.modules.values() if sum(weight != 0 for weight in m.weights) > 1]
+        return sum(shared) / len(shared) if shared else 0.0
 
     def fidelity(self) -> dict[str, Any]:
         """Return the fidelity report as plain data, for manifests."""
@@ -66,5 +80,6 @@ class MergeReport:
             "out": None if self.out is None else str(self.out),
             "method": self.method,
             "weights": list(self.weights),
+            **({} if self.plan is None else {"plan": dict(self.plan)}),
             **self.fidelity(),
         }

@@ -49,6 +49,8 @@ class LinearMethod(MergeMethod):
     """A method that gives one coefficient per update; its result is exact and stays low rank."""
 
     is_linear: ClassVar[bool] = True
+    depends_on_deltas: ClassVar[bool] = False
+    """Whether the coefficients depend on lengths and angles of the deltas, and not on the weights alone."""
 
     @abstractmethod
     def coefficients(self, stack: Stack) -> Sequence[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,7 @@ class Karcher(LinearMethod):
     Reference: Karcher, Riemannian Center of Mass, Comm. Pure Appl. Math. 1977; mergekit, `karcher`.
     """
 
+    depends_on_deltas: ClassVar[bool] = True
     iterations: int = 100
     tolerance: float = 1e-10
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..algebra import Stack, inner_products
 from .base import LinearMethod, method
@@ -23,6 +24,8 @@ class ModelStock(LinearMethod):
     Exact when: there is one adapter, or all deltas are parallel.
     Reference: Jang, Yun and Han, Model Stock, ECCV 2024, arXiv 2403.19522, section 4.
     """
+
+    depends_on_deltas: ClassVar[bool] = True
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return t times the weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..algebra import Stack, inner_products
 from .base import LinearMethod, method
@@ -27,6 +28,8 @@ class Slerp(LinearMethod):
     Exact when: t is 0 or 1.
     Reference: Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985, section 3.3.
     """
+
+    depends_on_deltas: ClassVar[bool] = True
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return the two coefficients.

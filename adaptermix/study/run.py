@@ -11,6 +11,7 @@ from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..compose.attach import Attachment
 from ..compose.execute import execute
+from ..compose.forms import Shape
 from ..compose.plan import MergePlan, check
 from ..compose.report import MergeReport
 from ..errors import PlanError
@@ -95,7 +96,12 @@ def search_with(
 def _write(
     result: SearchResult, sources: tuple[AdapterSource, ...], settings: SearchSettings, dev: list[dict[str, object]]
 ) -> None:
-    plan = MergePlan(sources=sources, weights=result.chosen.weights, method=build("exact", {}), rank=settings.rank)
+    plan = MergePlan(
+        sources=sources,
+        weights=result.chosen.weights,
+        method=build("exact", {}),
+        shape=Shape(rank=settings.rank),
+    )
     state, modules = execute(plan)
     report = MergeReport(out=result.out, method="exact", weights=plan.weights, modules=modules)
     document = manifest.manifest(

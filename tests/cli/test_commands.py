@@ -71,7 +71,14 @@ class TestMerge:
         assert code == 0
         assert document["weights"] == [0.9, 0.1]
         assert {"out", "method", "weights", "residual", "modules"} <= set(document)
-        assert set(document["modules"][PATH]) == {"rank", "norm", "residual", "sign_conflict"}
+        assert set(document["modules"][PATH]) == {
+            "rank",
+            "norm",
+            "residual",
+            "sign_conflict",
+            "weights",
+            "excess",
+        }
         assert "merged 2 adapters" in err
         assert (tmp_path / "m" / "adaptermix.json").exists()
 

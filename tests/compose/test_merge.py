@@ -81,7 +81,7 @@ class TestDelta:
         close(adapter_deltas(tmp_path / "steps"), adapter_deltas(tmp_path / "once"))
 
     def test_a_rank_gives_the_best_approximation_of_that_rank(self, tmp_path: Path) -> None:
-        report = merge(pair(tmp_path), weights=[0.7, 0.3], rank=3, out=tmp_path / "out")
+        report = merge(pair(tmp_path), weights=[0.7, 0.3], rank=3, max_residual=1.0, out=tmp_path / "out")
         merge(pair(tmp_path), weights=[0.7, 0.3], out=tmp_path / "full")
         expected, lost = {}, {}
         for module, delta in adapter_deltas(tmp_path / "full").items():
@@ -98,7 +98,7 @@ class TestDelta:
 
     @pytest.mark.parametrize("rank", [4, 100])
     def test_a_rank_at_or_above_what_exists_loses_nothing(self, tmp_path: Path, rank: int) -> None:
-        report = merge(pair(tmp_path), weights=[0.7, 0.3], rank=rank, out=tmp_path / "out")
+        report = merge(pair(tmp_path), weights=[0.7, 0.3], rank=rank, max_residual=1.0, out=tmp_path / "out")
         merge(pair(tmp_path), weights=[0.7, 0.3], out=tmp_path / "full")
         assert report.residual == 0.0
         close(adapter_deltas(tmp_path / "out"), adapter_deltas(tmp_path / "full"))
@@ -129,7 +129,7 @@ class TestDelta:
     def test_inputs_are_not_changed(self, tmp_path: Path) -> None:
         paths = pair(tmp_path)
         before = contents(tmp_path)
-        merge(paths, weights=[0.9], rank=1)
+        merge(paths, weights=[0.9], rank=1, max_residual=1.0)
         assert contents(tmp_path) == before
 
 
@@ -308,7 +308,7 @@ class TestRefusals:
         paths = pair(tmp_path, alpha=alpha)
         before = contents(tmp_path)
         with pytest.raises(AdapterMixError, match=r"finite"):
-            merge(paths, weights=[1.0, 1e6], out=tmp_path / "out", dtype=dtype, rank=rank)
+            merge(paths, weights=[1.0, 1e6], out=tmp_path / "out", dtype=dtype, rank=rank, max_residual=1.0)
         assert contents(tmp_path) == before
 
     def test_an_output_that_exists(self, tmp_path: Path) -> None:
@@ -377,24 +377,32 @@ class TestReport:
     def test_without_an_output_nothing_is_written_and_the_numbers_are_the_same(self, tmp_path: Path) -> None:
         paths = pair(tmp_path)
         before = contents(tmp_path)
-        dry = merge(paths, weights=[0.9], rank=2)
+        dry = merge(paths, weights=[0.9], rank=2, max_residual=1.0)
         assert contents(tmp_path) == before
-        wet = merge(paths, weights=[0.9], rank=2, out=tmp_path / "out")
+        wet = merge(paths, weights=[0.9], rank=2, max_residual=1.0, out=tmp_path / "out")
         assert (dry.out, wet.out) == (None, tmp_path / "out")
         assert dry.fidelity() == wet.fidelity()
 
     def test_the_document_is_plain_json(self, tmp_path: Path) -> None:
-        report = merge(pair(tmp_path), weights=[0.9], rank=2, out=tmp_path / "out")
+        report = merge(pair(tmp_path), weights=[0.9], rank=2, max_residual=1.0, out=tmp_path / "out")
         document = json.loads(json.dumps(report.document(), allow_nan=False))
-        assert set(document) == {"out", "method", "weights", "norm", "residual", "sign_conflict", "modules"}
+        assert set(document) == {"out", "plan", "method", "weights", "norm", "residual", "sign_conflict", "modules"}
         assert document["weights"] == [0.9, 0.1]
         assert set(document["modules"]) == set(MODULES)
-        assert set(document["modules"][Q0]) == {"rank", "norm", "residual", "sign_conflict"}
+        assert set(document["modules"][Q0]) == {
+            "rank",
+            "norm",
+            "residual",
+            "sign_conflict",
+            "weights",
+            "excess",
+        }
 
     def test_totals_are_those_of_the_whole_delta(self) -> None:
         made = {
-            "x": ModuleReport(rank=1, norm=3.0, residual=0.5, sign_conflict=0.2),
-            "y": ModuleReport(rank=1, norm=4.0, residual=0.0, sign_conflict=0.4),
+            "x": ModuleReport(rank=1, norm=3.0, residual=0.5, sign_conflict=0.2, weights=(0.9, 0.1)),
+            "y": ModuleReport(rank=1, norm=4.0, residual=0.0, sign_conflict=0.4, weights=(0.9, 0.1)),
+            "alone": ModuleReport(rank=1, norm=0.0, residual=0.0, sign_conflict=0.0, weights=(0.9, 0.0)),
         }
         report = MergeReport(out=None, method="exact", weights=(1.0,), modules=made)
         assert report.norm == pytest.approx(5.0)
@@ -407,7 +415,7 @@ class TestManifest:
         paths = pair(tmp_path)
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            merge(paths, weights=[0.9], rank=3, out=tmp_path / name / "merged")
+            merge(paths, weights=[0.9], rank=3, max_residual=1.0, out=tmp_path / name / "merged")
         one, two = (contents(tmp_path / name) for name in ("one", "two"))
         assert one == two
         assert len(one) == 5
@@ -454,16 +462,19 @@ class TestManifest:
         (paths[0] / "adaptermix.json").write_text(
             json.dumps({"kind": "train-task", "languages": {"supervised": ["en"]}, "task": "slots"})
         )
-        report = merge(paths, weights=[0.9], rank=3, dtype="bfloat16", out=tmp_path / "out")
+        report = merge(paths, weights=[0.9], rank=3, max_residual=1.0, dtype="bfloat16", out=tmp_path / "out")
         document = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
         assert document["kind"] == "merge"
         assert document["plan"] == {
             "allow_base_mismatch": False,
+            "allow_pickle": False,
             "method": "exact",
-            "options": {},
             "weights": [0.9, 0.1],
             "rank": 3,
             "dtype": "bfloat16",
+            "fill": "weight",
+            "saved": "refuse",
+            "max_residual": 1.0,
         }
         assert document["base"]["id"] == "org/base"
         assert document["languages"] == {"supervised": ["en"], "aligned": ["de", "sw"]}
@@ -553,7 +564,7 @@ class TestCard:
         assert "aligned with English in no, sw" in text
 
     def test_the_text_names_inputs_weights_and_losses(self, tmp_path: Path) -> None:
-        report = merge(pair(tmp_path), weights=[0.9], rank=1, out=tmp_path / "my-merge")
+        report = merge(pair(tmp_path), weights=[0.9], rank=1, max_residual=1.0, out=tmp_path / "my-merge")
         text = (tmp_path / "my-merge" / "README.md").read_text()
         assert "# my-merge\n" in text
         for name, weight in (("task", "0.9"), ("align", "0.1")):
@@ -574,7 +585,7 @@ def test_a_merge_needs_neither_transformers_nor_peft(tmp_path: Path) -> None:
     script = """
 import sys
 from adaptermix.compose import merge
-merge(sys.argv[2:], weights=[0.9], rank=2, out=sys.argv[1])
+merge(sys.argv[2:], weights=[0.9], rank=2, max_residual=1.0, out=sys.argv[1])
 print(sorted({"transformers", "peft", "datasets", "accelerate"} & set(sys.modules)))
 """
     done = subprocess.run(

@@ -94,7 +94,7 @@ def test_peft_finds_every_module_of_the_merged_folder_and_no_other(
 
 
 def test_a_merged_folder_cut_to_a_rank_loads_with_peft(base: Path, tmp_path: Path, mixed: list[Path]) -> None:
-    merge(mixed, weights=[0.9], rank=3, out=tmp_path / "out", dtype="bfloat16")
+    merge(mixed, weights=[0.9], rank=3, max_residual=1.0, out=tmp_path / "out", dtype="bfloat16")
     model = load_base(base)
     with Attachment(model, [open_adapter(tmp_path / "out").read()]):
         attached = logits(model)

@@ -1,0 +1,111 @@
+"""The form of a merged update: factors as they come, factors of a chosen rank, or a dense matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..algebra import Dense, LowRank, Update, least_rank, singular_values, truncate
+from ..algebra.lowrank import balanced, decompose, lost_share, working_dtype
+from ..errors import PlanError
+
+Form = Literal["concat", "lowrank", "dense"]
+Rank = int | Literal["auto"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Formed:
+    """An update in its final form.
+
+    Args:
+        update: The update.
+        residual: Share of the norm lost to truncation, in [0, 1].
+        excess: Bound on how far the residual is above the least possible for the rank, as a share of it.
+        sigma: Singular values before truncation, where they are all known.
+    """
+
+    update: Update
+    residual: float = 0.0
+    excess: float = 0.0
+    sigma: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How the result is to be stored.
+
+    Args:
+        form: "concat" keeps the method's factors, "lowrank" recompresses, "dense" keeps or makes full matrices; None is
+            "lowrank" where a rank is given or the method's result is dense, else "concat".
+        rank: Rank of "lowrank", or "auto" for the least that keeps `keep`.
+        keep: Share of the squared norm of each module that an automatic rank keeps.
+
+    Raises:
+        PlanError: the parts contradict each other.
+    """
+
+    form: Form | None = None
+    rank: Rank | None = None
+    keep: float = 0.999
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, int) and self.rank < 1:
+            raise PlanError(f"--rank must be at least 1, got {self.rank}.")
+        if self.rank is not None and self.form in ("concat", "dense"):
+            raise PlanError(f"--rank goes with --form lowrank, got --form {self.form}. Leave one of them out.")
+        if self.rank is None and self.form == "lowrank":
+            raise PlanError("--form lowrank needs a rank: pass --rank R, or --rank auto with --keep SHARE.")
+        if not 0 < self.keep <= 1:
+            raise PlanError(f"--keep must be in (0, 1], got {self.keep:g}.")
+
+    def apply(self, update: Update, *, fallback: int, largest: int | None) -> Formed:
+        """Bring a merged update into the form.
+
+        Args:
+            update: What the method gave.
+            fallback: Rank for a dense result where none is asked for: the sum of the ranks of the inputs.
+            largest: Largest rank of the inputs, for methods that cut to it; None for others.
+
+        Raises:
+            PlanError: "concat" is asked for and the result is dense.
+        """
+        if self.form == "dense":
+            return Formed(update=Dense(w=update.to(working_dtype([update])).dense()))
+        rank: Rank | None = self.rank if self.rank is not None else largest
+        if isinstance(update, Dense):
+            if self.form == "concat":
+                raise PlanError(
+                    "--form concat needs a method whose result is low rank, and this method's is dense. "
+                    "Use --form lowrank with --rank, or --form dense."
+                )
+            return _cut_dense(update, rank or fallback, self.keep)
+        if rank is None or (rank != "auto" and rank >= update.rank):
+            return Formed(update=update)
+        return _cut(update, rank, self.keep)
+
+
+def _cut(update: LowRank, rank: Rank, keep: float) -> Formed:
+    u, sigma, vh = decompose(update)
+    chosen = least_rank(sigma, keep) if rank == "auto" else rank
+    low = balanced(u, sigma, vh, rank=chosen, dtype=working_dtype([update]))
+    return Formed(update=low, residual=lost_share(sigma, chosen), sigma=sigma)
+
+
+def _cut_dense(update: Dense, rank: Rank, keep: float) -> Formed:
+    if rank != "auto":
+        found = truncate(update.w, rank)
+        return Formed(update=found.update, residual=found.residual, excess=found.excess)
+    side, guess = min(update.shape), 32
+    total = float(torch.linalg.vector_norm(update.w, dtype=torch.float64)) ** 2
+    while True:
+        found = truncate(update.w, min(guess, side))
+        if guess >= side or 1 - found.residual**2 >= keep:
+            break
+        guess *= 2
+    sigma = singular_values(found.update)
+    low = _cut(found.update, least_rank(sigma, keep, total=total), keep).update
+    held = float(sigma[: low.rank if isinstance(low, LowRank) else side].square().sum())
+    return Formed(update=low, residual=max(0.0, 1 - held / total) ** 0.5 if total > 0 else 0.0, excess=found.excess)

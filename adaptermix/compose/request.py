@@ -1,0 +1,57 @@
+"""`merge` as its settings ask for it: adapters, or full checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import INDEX, SINGLE
+from ..errors import PlanError
+from ..progress import SILENT, Watcher
+from ..settings import MergeSettings
+from .merging import merge
+
+_ADAPTERS_ONLY = ("places", "form", "rank", "statistics", "allow_pickle")
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Return whether a folder holds a full checkpoint and no adapter."""
+    folder = Path(path)
+    return not (folder / "adapter_config.json").exists() and any((folder / name).is_file() for name in (SINGLE, INDEX))
+
+
+def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
+    """Merge what the settings name, and return the report.
+
+    Raises:
+        AdapterMixError: as `merge` and `merge_checkpoints`; PlanError for a mixture of adapters and checkpoints.
+    """
+    full = [is_checkpoint(path) for path in settings.adapters]
+    if not any(full):
+        given = settings.model_dump()
+        return merge(given.pop("adapters"), watch=watch, **given)
+    if not all(full):
+        raise PlanError(
+            "inputs must be all adapters or all checkpoints, got both. Merge the adapters into the base first: "
+            "--form dense --base MODEL."
+        )
+    if settings.base is None:
+        raise PlanError("checkpoints are merged as differences from their base model: pass --base MODEL.")
+    unused = [name for name in _ADAPTERS_ONLY if getattr(settings, name)]
+    unused += [key for key in settings.options if "@" in key]
+    if unused:
+        raise PlanError(f"checkpoints are merged whole, and {unused[0]!r} is for adapters. Leave it out.")
+    from ..checkpointing import merge_checkpoints
+
+    return merge_checkpoints(
+        settings.base,
+        settings.adapters,
+        settings.weights,
+        method=settings.method,
+        options=settings.options,
+        out=None if settings.dry_run else settings.out,
+        dtype=settings.dtype,
+        overwrite=settings.overwrite,
+        seed=settings.seed,
+        watch=watch,
+    )

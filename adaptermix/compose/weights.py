@@ -1,0 +1,33 @@
+"""Merge weights as people give them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..errors import PlanError
+
+
+def split_weight(weight: float) -> tuple[float, float]:
+    """Return (w, 1 - w), rounded: 1 - 0.9 is 0.09999999999999998 in binary, and people mean 0.1."""
+    return weight, round(1.0 - weight, 12)
+
+
+def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[float, ...]:
+    """Return one weight per adapter; a single weight w for two adapters means (w, 1 - w).
+
+    Raises:
+        PlanError: the counts do not match, or a weight is not finite.
+    """
+    weights = [float(weight) for weight in weights]  # so that 1, 1.0 and a NumPy scalar make one plan
+    if len(names) == 2 and len(weights) == 1:
+        weights = split_weight(weights[0])
+    if len(weights) != len(names):
+        raise PlanError(
+            f"one weight per adapter is needed, got {len(weights)} for {len(names)} adapters ({', '.join(names)})."
+            + (" With two adapters a single weight w means w and 1 - w." if len(names) == 2 else "")
+        )
+    for name, weight in zip(names, weights, strict=True):
+        if not math.isfinite(weight):
+            raise PlanError(f"weights must be finite numbers, got {weight} for adapter '{name}'.")
+    return tuple(weights)

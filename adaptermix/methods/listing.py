@@ -1,0 +1,76 @@
+"""What methods there are, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import PlanError, did_you_mean
+from .base import ENTRY_POINTS, METHODS, options_of
+from .mergekit import mergekit_methods
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodEntry:
+    """One method.
+
+    Args:
+        name: Its name, for `--method`.
+        summary: What it does, in one sentence.
+        options: Its options with their defaults; `...` where one must be given.
+        text: Its whole description.
+    """
+
+    name: str
+    summary: str
+    options: dict[str, Any]
+    text: str
+
+    def document(self) -> dict[str, Any]:
+        """Return the entry as plain data; options that must be given have the default null."""
+        options = {key: None if value is ... else value for key, value in self.options.items()}
+        return {"name": self.name, "summary": self.summary, "options": options, "description": self.text}
+
+
+def _own() -> list[MethodEntry]:
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name not in METHODS:
+            point.load()
+    found = []
+    for name, cls in sorted(METHODS.items()):
+        text = "\n".join(line.removeprefix("    ") for line in (cls.__doc__ or "").strip().splitlines())
+        found.append(MethodEntry(name=name, summary=text.splitlines()[0], options=options_of(cls), text=text))
+    return found
+
+
+def _mergekit() -> list[MethodEntry]:
+    try:
+        known = mergekit_methods()
+    except PlanError:  # not installed
+        return []
+    return [
+        MethodEntry(
+            name=f"mergekit:{name}",
+            summary=f"mergekit's {name}, run on the deltas.",
+            options=options,
+            text=f"mergekit's {name}, run on the deltas. Its options are mergekit's own parameters.",
+        )
+        for name, options in known.items()
+    ]
+
+
+def list_methods(names: Sequence[str] = ()) -> list[MethodEntry]:
+    """Return the methods of these names, or all: our own, other packages' and mergekit's if it is installed.
+
+    Raises:
+        PlanError: a name is unknown.
+    """
+    known = {entry.name: entry for entry in (*_own(), *_mergekit())}
+    for name in names:
+        if name not in known:
+            raise PlanError(
+                f"unknown merge method {name!r}.{did_you_mean(name, known)} `adaptermix methods` lists them all."
+            )
+    return [known[name] for name in names] or list(known.values())
