@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapters import AdapterState
     from .analysis import Inspection, SpectrumReport, inspect, spectrum
+    from .checkpointing import ExtractReport, extract, merge_checkpoints
     from .compose import MergeReport, merge
     from .errors import AdapterMixError
     from .evaluation import Evaluation, Retrieval, evaluate, retrieve
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .settings import (
         AlignSettings,
         EvaluateSettings,
+        ExtractSettings,
         InspectSettings,
         MergeSettings,
         PushSettings,
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "adapters": ("AdapterState",),
     "analysis": ("Inspection", "SpectrumReport", "inspect", "spectrum"),
+    "checkpointing": ("ExtractReport", "extract", "merge_checkpoints"),
     "compose": ("MergeReport", "merge"),
     "errors": ("AdapterMixError",),
     "evaluation": ("Evaluation", "Retrieval", "evaluate", "retrieve"),
@@ -46,6 +49,7 @@ _HOMES = {
     "settings": (
         "AlignSettings",
         "EvaluateSettings",
+        "ExtractSettings",
         "InspectSettings",
         "MergeSettings",
         "PushSettings",
@@ -64,6 +68,8 @@ __all__ = [
     "AlignSettings",
     "EvaluateSettings",
     "Evaluation",
+    "ExtractReport",
+    "ExtractSettings",
     "InspectSettings",
     "Inspection",
     "MergeReport",
@@ -77,9 +83,11 @@ __all__ = [
     "SpectrumSettings",
     "TaskSettings",
     "evaluate",
+    "extract",
     "inspect",
     "load_adapter",
     "merge",
+    "merge_checkpoints",
     "push",
     "retrieve",
     "run_recipe",

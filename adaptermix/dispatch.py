@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .analysis import inspect, spectrum
+from .checkpointing import extract
 from .compose.request import merge_as_asked
 from .demo.inputs import demo_inputs
 from .evaluation import evaluate, retrieve
@@ -15,6 +16,7 @@ from .settings import (
     AlignSettings,
     DemoInputsSettings,
     EvaluateSettings,
+    ExtractSettings,
     InspectSettings,
     MergeSettings,
     PushSettings,
@@ -31,6 +33,7 @@ _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     AlignSettings: lambda settings, watch: train_align(settings, watch=watch).document(),
     TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
     MergeSettings: lambda settings, watch: merge_as_asked(settings, watch=watch).document(),
+    ExtractSettings: lambda settings, watch: extract(**settings.model_dump(), watch=watch).document(),
     SearchSettings: lambda settings, watch: (
         search_dry(settings) if settings.dry_run else search(settings, watch=watch).document()
     ),

@@ -175,6 +175,24 @@ class MergeSettings(Written):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods")
 
 
+class ExtractSettings(Written):
+    """Turn the difference between two checkpoints into a LoRA: tuned less base, without loading either."""
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    tuned: str = Field(description="model tuned from it: folder or Hub id, with @REVISION if wanted")
+    rank: Positive | Literal["auto"] = Field(description="rank of every module; auto finds the least that keeps --keep")
+    keep: float = Field(0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
+    modules: list[str] = Field(
+        [], description="globs over module paths or kinds; default every matrix inside the blocks"
+    )
+    exact: bool = Field(False, description="take the exact SVD, not the verified randomised one")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage dtype of the factors")
+    max_residual: float | None = Field(
+        None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
+    )
+    device: str = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
+
+
 class MethodsSettings(Settings):
     """List the merge methods with their options."""
 

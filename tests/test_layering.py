@@ -16,13 +16,13 @@ LAYERS = [
     ["methods", "adapters"],
     ["manifest", "publish.card"],
     ["output", "data"],
-    ["tasks", "models", "compose", "library", "publish.hub", "analysis"],
+    ["tasks", "models", "compose", "checkpointing", "library", "publish.hub", "analysis"],
     ["evaluation", "train"],
     ["study"],
     ["demo"],
     ["dispatch"],
     ["recipes"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 
 HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optuna", "mergekit"}

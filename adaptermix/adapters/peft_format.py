@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algebra import LowRank
+from ..algebra import LowRank, all_finite
 from ..errors import AdapterFormatError
 from ..files import MANIFEST, sha256
 from .keys import Inventory, take_inventory
@@ -96,7 +96,7 @@ class AdapterSource:
 
     def _read(self, key: str) -> Tensor:
         tensor = self.file.read(key)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise AdapterFormatError(
                 f"{self.path}: every weight must be finite, and {key} holds NaN or infinity. "
                 "The training run that wrote it diverged; use an earlier checkpoint."

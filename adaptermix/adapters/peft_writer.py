@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..algebra import LowRank
+from ..algebra import LowRank, all_finite
 from ..errors import OutputError
 from .keys import PREFIX
 from .lora_config import dump_config
@@ -86,7 +86,7 @@ def _tensors(makers: Makers, headers: Headers) -> Iterator[tuple[str, Tensor]]:
     for name in file_order(headers):
         _, dtype, make = makers[name]
         tensor = make().to(dtype)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise OutputError(
                 f"{_owner(name)} must be finite in {str(dtype).removeprefix('torch.')}, and overflow it. "
                 "Choose a wider dtype or smaller weights."

@@ -4,13 +4,14 @@ from .geometry import cosine, inner, inner_products, norm, sign_conflict
 from .lowrank import concatenate, factored, recompress, singular_values
 from .randomised import least_rank, truncate
 from .stack import Stack
-from .updates import Dense, LowRank, Update
+from .updates import Dense, LowRank, Update, all_finite
 
 __all__ = [
     "Dense",
     "LowRank",
     "Stack",
     "Update",
+    "all_finite",
     "concatenate",
     "cosine",
     "factored",

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .updates import Dense, Update
+from .updates import Dense, LowRank, Update
 
 _ROWS = 256
-SAMPLE = 256
+SAMPLE = 128
 """Rows and columns at most that `sign_conflict` looks at."""
 
 
@@ -41,9 +41,21 @@ def inner(x: Update, y: Update) -> float:
         raise ValueError(f"updates of one shape are needed, got {x.shape} and {y.shape}")
     if isinstance(x, Dense) or isinstance(y, Dense):
         return _dense_inner(x, y)
-    left = x.b.double().T @ y.b.double()
-    right = x.a.double() @ y.a.double().T
-    return x.scale * y.scale * float((left * right).sum())
+    factors = (x.b, y.b, x.a, y.a)
+    if all(factor.dtype != torch.float64 for factor in factors):
+        total, size = _products(x, y, torch.float32)
+        # In float32 unless terms cancel: then its rounding would show.
+        if math.isfinite(size) and abs(total) > 0.1 * size:
+            return x.scale * y.scale * total
+    return x.scale * y.scale * _products(x, y, torch.float64)[0]
+
+
+def _products(x: LowRank, y: LowRank, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the sum over the products of the two Gram matrices, and that of their sizes."""
+    left = (x.b.to(dtype).T @ y.b.to(dtype)).double()
+    right = (x.a.to(dtype) @ y.a.to(dtype).T).double()
+    products = left * right
+    return float(products.sum()), float(products.abs().sum())
 
 
 def norm(update: Update) -> float:
@@ -71,18 +83,21 @@ def inner_products(updates: Sequence[Update]) -> Float[Tensor, "k k"]:
     return products
 
 
-def _signs(update: Update, rows: Tensor, columns: Tensor) -> Tensor:
+def _sampled(update: Update, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return entries of an update up to a positive factor: only their signs are wanted."""
     if isinstance(update, Dense):
-        return torch.sign(update.w[rows][:, columns].float())
-    # Signs only, so the size of the scale does not matter, but its sign does.
-    values = update.b[rows].float() @ update.a[:, columns].float()
-    return torch.sign(math.copysign(1.0, update.scale) * values) * (update.scale != 0)
+        return update.w[rows][:, columns]
+    if update.scale == 0:
+        return torch.zeros(len(rows), len(columns))
+    sign = math.copysign(1.0, update.scale)
+    values: Tensor = (sign * update.b[rows].float()) @ update.a[:, columns].float()
+    return values
 
 
 def sign_conflict(updates: Sequence[Update]) -> float:
     """Return the share of entries at which two of the updates pull in opposite directions.
 
-    Looked at on an even grid of at most 256 x 256 entries, so that no dense matrix is needed; exact for smaller
+    Looked at on an even grid of at most 128 x 128 entries, so that no dense matrix is needed; exact for smaller
     modules. Entries where fewer than two updates are non-zero count as agreeing.
 
     Raises:
@@ -92,5 +107,10 @@ def sign_conflict(updates: Sequence[Update]) -> float:
         raise ValueError("at least one update is needed")
     out, into = updates[0].shape
     rows, columns = _spread(out), _spread(into)
-    signs = torch.stack([_signs(update, rows, columns) for update in updates])
-    return float(((signs.amax(0) > 0) & (signs.amin(0) < 0)).double().mean())
+    up = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    down = torch.zeros_like(up)
+    for update in updates:
+        values = _sampled(update, rows, columns)
+        up |= values > 0
+        down |= values < 0
+    return int((up & down).sum()) / up.numel()

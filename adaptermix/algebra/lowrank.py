@@ -47,10 +47,14 @@ def concatenate(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank
     pairs = list(zip(updates, weights, strict=True))
     dtype = working_dtype(updates)
     kept = [(u, w) for u, w in pairs if w != 0] or [(pairs[0][0], 0.0)]
-    return LowRank(
-        b=torch.cat([u.b.to(dtype) for u, _ in kept], dim=1),
-        a=torch.cat([(w * u.scale) * u.a.to(dtype) for u, w in kept], dim=0),
-    )
+    ranks = [update.rank for update, _ in kept]
+    out, into = kept[0][0].shape
+    device = kept[0][0].a.device
+    b, a = (torch.empty(shape, dtype=dtype, device=device) for shape in ((out, sum(ranks)), (sum(ranks), into)))
+    for (update, weight), left, right in zip(kept, b.split(ranks, dim=1), a.split(ranks), strict=True):  # type: ignore[no-untyped-call]
+        left.copy_(update.b)
+        torch.mul(update.a.to(dtype), weight * update.scale, out=right)
+    return LowRank(b=b, a=a)
 
 
 def decompose(

@@ -9,6 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether no entry is NaN or infinite."""
+    # A sum is not finite if an entry is not; one that overflows by itself is looked at more closely.
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LowRank:
     r"""An update in factored form, $\Delta = scale \cdot B A$.

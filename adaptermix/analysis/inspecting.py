@@ -23,7 +23,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
     r"""Look into adapters: norm, ranks and share per layer and module kind; between two, cosine and overlaps.
 
     Everything comes from the factors, in float64: two thin QRs and one r x r SVD per update, never a dense matrix. Only
-    the share of sign conflicts needs entries; it looks at an even grid of at most 256 x 256 of them per module, as the
+    the share of sign conflicts needs entries; it looks at an even grid of at most 128 x 128 of them per module, as the
     fidelity report of a merge does, and is exact for smaller modules.
 
     Overlap is the mean squared cosine of the principal angles, $\|U_1^T U_2\|_F^2 / \min(r_1, r_2)$ with bases of

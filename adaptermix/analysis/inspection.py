@@ -44,7 +44,7 @@ class PairNumbers:
 
     Args:
         cosine: Cosine of the angle between the two updates.
-        sign_conflict: Share of entries (of a grid of at most 256 x 256) with opposite signs.
+        sign_conflict: Share of entries (of a grid of at most 128 x 128) with opposite signs.
         overlap_left: Mean squared cosine of the principal angles between the column spaces of the two B.
         overlap_right: The same of the row spaces of the two A.
         overlap_by_chance: What random subspaces of these dimensions would have on average, mean of both sides.

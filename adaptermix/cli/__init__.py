@@ -17,6 +17,7 @@ COMMANDS = {
     "train-task": ("train", "Train a task LoRA."),
     "merge": ("merge", "Merge adapters: files in, one adapter out, no base model."),
     "methods": ("methods", "List the merge methods with their options."),
+    "extract": ("extract", "Turn the difference between two checkpoints into a LoRA."),
     "search": ("search", "Find the merge weight of two adapters on dev data."),
     "evaluate": ("evaluate", "Score a base model or an adapter per language."),
     "retrieve": ("evaluate", "Measure translation retrieval per layer and direction."),

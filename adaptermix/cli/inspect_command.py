@@ -19,7 +19,7 @@ _MOST_PAIRS = 3
     name="inspect",
     text="Adapters are named after their folders; a second 'task' becomes 'task#2'.\n\n"
     "Overlap is the mean squared cosine of the principal angles between the subspaces of two deltas: left where they "
-    "write (columns of B), right what they read (rows of A). Sign conflicts are counted on a grid of at most 256 x 256 "
+    "write (columns of B), right what they read (rows of A). Sign conflicts are counted on a grid of at most 128 x 128 "
     "entries per module.\n\n"
     "Example: adaptermix inspect task align --plot interference.png",
 )

@@ -22,7 +22,8 @@ def merge(settings: MergeSettings, console: Console) -> None:
     report = merge_as_asked(settings, watch=console.watch)
     weights = ", ".join(f"{weight:g}" for weight in report.weights)
     console.say(
-        f"{'would merge' if settings.dry_run else 'merged'} {len(settings.adapters)} {_what(settings)}, weights {weights}, "
+        f"{'would merge' if settings.dry_run else 'merged'} {len(settings.adapters)} {_what(settings)}, "
+        f"weights {weights}, "
         f"method {report.method}: {len(report.modules)} modules, norm {report.norm:.4g}, "
         f"lost to truncation {report.residual:.2%}, sign conflicts {report.sign_conflict:.1%}"
     )

@@ -49,7 +49,9 @@ class _Inputs:
 
 
 def _is_zero(update: LowRank) -> bool:
-    return update.scale == 0 or not bool(update.b.any()) or not bool(update.a.any())
+    # The first row or column settles it for all but zeros.
+    factors = (update.b, update.b[:1]), (update.a, update.a[:, :1])
+    return update.scale == 0 or any(not bool(part.any()) and not bool(whole.any()) for whole, part in factors)
 
 
 def _inputs(plan: MergePlan, module: str) -> tuple[_Inputs, tuple[float, ...]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,8 @@ def merge(
     target = None if dry_run else folder
     if plan.shape.form == "dense":
         return _merge_dense(plan, settings, folder, target, place, overwrite=overwrite, watch=watch)
-    state, modules = execute(plan, device=place, watch=watch)
+    with _hashing(plan.sources if target is not None else ()), _threads(1 if plan.method.is_linear else None):
+        state, modules = execute(plan, device=place, watch=watch)
     report = _report(plan, folder, modules, settings)
     _check_residual(report, max_residual)
     if target is not None:
@@ -162,11 +165,37 @@ def merge(
     return report
 
 
+@contextmanager
+def _hashing(sources: Sequence[AdapterSource]) -> Iterator[None]:
+    """Hash the inputs for the manifest while the block runs."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        hashes = [pool.submit(getattr, source, "digest") for source in sources]
+        yield
+        for found in hashes:
+            found.result()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with this many threads in the block: for small tensors, waking others costs more than they save."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _report(
     plan: MergePlan, out: Path | None, modules: Mapping[str, ModuleReport], settings: Mapping[str, Any]
 ) -> MergeReport:
     name = str(settings["method"])
     return MergeReport(out=out, method=name, weights=plan.weights, modules=modules, plan=settings)
+
+
+def _into_base(plan: MergePlan) -> bool:
+    """Whether the result is a full checkpoint."""
+    return plan.shape.form == "dense" and plan.checkpoint is not None
 
 
 def _settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -179,7 +208,7 @@ def _settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> dict[st
         "form": plan.shape.form,
         "fill": plan.fill,
         "saved": plan.saved,
-        "dtype": more["dtype"] or "float32",
+        "dtype": more["dtype"] or (None if _into_base(plan) else "float32"),
         "max_residual": more["max_residual"],
         "allow_base_mismatch": bool(given.get("allow_base_mismatch")),
         "allow_pickle": bool(given.get("allow_pickle")),
@@ -220,16 +249,16 @@ def _merge_dense(
     if target is None:
         modules = {module: merge_module(plan, module, device=device).report for module in plan.modules}
         return _report(plan, out, modules, settings)
-    dtype = _DTYPES[str(settings["dtype"])]
+    chosen = _DTYPES.get(str(settings.get("dtype")))
     with whole_folder(target, overwrite=overwrite) as folder:
-        if plan.checkpoint is None:
-            modules = write_delta(folder, plan, dtype=dtype, device=device, watch=watch)
+        if not _into_base(plan):
+            modules = write_delta(folder, plan, dtype=chosen or torch.float32, device=device, watch=watch)
         else:
             from ..checkpointing.adapters import write_into_base
 
-            modules = write_into_base(folder, plan, settings, device=device, watch=watch)
+            modules = write_into_base(folder, plan, dtype=chosen, device=device, watch=watch)
         report = _report(plan, out, modules, settings)
-        document = _document(plan, report)
+        document = _document(plan, report) | {"artifact": "checkpoint" if _into_base(plan) else "delta"}
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=target.name), encoding="utf-8")
     return report

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checkpoints import INDEX, SINGLE
 from ..errors import PlanError
+from ..files import check_not_input
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from .merging import merge
@@ -43,6 +44,8 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
         raise PlanError(f"checkpoints are merged whole, and {unused[0]!r} is for adapters. Leave it out.")
     from ..checkpointing import merge_checkpoints
 
+    if not settings.dry_run:
+        check_not_input(Path(settings.out), [settings.base, *settings.adapters])
     return merge_checkpoints(
         settings.base,
         settings.adapters,
@@ -51,6 +54,7 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
         options=settings.options,
         out=None if settings.dry_run else settings.out,
         dtype=settings.dtype,
+        device=settings.device,
         overwrite=settings.overwrite,
         seed=settings.seed,
         watch=watch,

@@ -13,6 +13,7 @@ import yaml
 _WHAT = {
     "merge": "a weighted merge of LoRA adapters",
     "search": "a weighted merge of LoRA adapters, its weights chosen on a dev set",
+    "extract": "the difference between a tuned model and its base, as a LoRA",
     "train-align": "an alignment LoRA: it draws translations together in a middle layer",
     "train-task": "a task LoRA",
 }
@@ -27,15 +28,21 @@ def hub_id(base: object) -> str | None:
     return base
 
 
+def _is_full(document: Mapping[str, Any]) -> bool:
+    """Whether the output is a whole checkpoint."""
+    return document.get("artifact") == "checkpoint"
+
+
 def _header(document: Mapping[str, Any]) -> str:
     languages = sorted({name for names in document.get("languages", {}).values() for name in names})
     base = hub_id(document.get("base", {}).get("id"))
+    library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
     header: dict[str, Any] = {
-        "library_name": "peft",
-        "tags": ["lora", "adaptermix", str(document.get("kind"))],
+        "library_name": library,
+        "tags": [kind, "adaptermix", str(document.get("kind"))],
     }
     if base:
-        header |= {"base_model": base, "base_model_relation": "adapter"}
+        header |= {"base_model": base, "base_model_relation": relation}
     if languages:
         header["language"] = languages
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
@@ -58,11 +65,16 @@ def _fidelity(document: Mapping[str, Any]) -> str:
     fidelity = document.get("fidelity")
     if not fidelity:
         return ""
-    return (
-        "## Fidelity\n\n"
-        f"Norm of the merged delta {fidelity['norm']:.4g}; lost to truncation {fidelity['residual']:.2%} of it; "
-        f"mean share of sign conflicts {fidelity['sign_conflict']:.1%}. Per module: `adaptermix.json`."
-    )
+    more = {
+        "sign_conflict": "mean share of sign conflicts {:.1%}",
+        "left_out_share": "share of the whole difference that is left out {:.2%}",
+    }
+    parts = [
+        f"Norm of the {'merged ' if 'sign_conflict' in fidelity else ''}delta {fidelity['norm']:.4g}",
+        f"lost to truncation {fidelity['residual']:.2%} of it",
+        *(text.format(fidelity[key]) for key, text in more.items() if key in fidelity),
+    ]
+    return f"## Fidelity\n\n{'; '.join(parts)}. Per module: `adaptermix.json`."
 
 
 def _scores(document: Mapping[str, Any]) -> str:
@@ -82,6 +94,28 @@ def _languages(document: Mapping[str, Any]) -> str:
     return f"Languages: {'; '.join(parts)}." if parts else ""
 
 
+def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
+    if document.get("artifact") == "delta":
+        lines = (
+            "from safetensors.torch import load_file\n\n"
+            f'delta = load_file("{reference}/delta.safetensors")  # add each to the weight of its name'
+        )
+    elif _is_full(document):
+        lines = (
+            "from transformers import AutoModelForCausalLM\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{reference}")'
+        )
+    else:
+        lines = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
+            f'model = PeftModel.from_pretrained(base, "{reference}")'
+        )
+    if document.get("base", {}).get("class") == "encoder":
+        lines = lines.replace("AutoModelForCausalLM", "AutoModel")
+    return f"## Use\n\n```python\n{lines}\n```"
+
+
 def card(document: Mapping[str, Any], *, name: str, reference: str | None = None) -> str:
     """Return the README of an output adapter.
 
@@ -92,13 +126,10 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
     """
     base = document.get("base", {}).get("id") or "BASE MODEL"
     what = _WHAT.get(str(document.get("kind")), "a LoRA adapter")
-    use = (
-        "## Use\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({str(base)!r})\n"
-        f'model = PeftModel.from_pretrained(base, "{reference or name}")\n```'
-    )
-    if document.get("base", {}).get("class") == "encoder":
-        use = use.replace("AutoModelForCausalLM", "AutoModel")
+    if _is_full(document):
+        what = "a full model that was merged"
+    if document.get("artifact") == "delta":
+        what = "a merged delta as full matrices, which is no PEFT adapter: it is to be added to the weights"
     plan = "## Settings\n\n```json\n" + json.dumps(document.get("plan", {}), indent=2, default=str) + "\n```"
     made = ", ".join(f"{package} {number}" for package, number in document.get("versions", {}).items())
     sections = [
@@ -106,7 +137,7 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
         f"# {name}",
         f"This is {what}, for the base model `{base}`. Made with adaptermix ({made}).",
         _languages(document),
-        use,
+        _use(document, str(base), reference or name),
         _inputs(document),
         _fidelity(document),
         _scores(document),

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 
 from adaptermix.algebra import LowRank, cosine, inner, norm, sign_conflict
+from adaptermix.algebra.geometry import SAMPLE
 
 from ..strategies import stacks, updates
 from .oracles import assert_untouched, conflict, dense, size, snapshot
@@ -81,7 +82,7 @@ def test_sign_conflict_of_a_small_module_is_exact(stack: Stack) -> None:
 def test_sign_conflict_at_the_sampling_limit_is_exact() -> None:
     generator = torch.Generator().manual_seed(5)
     pair = [
-        LowRank(b=torch.randn(256, 2, generator=generator), a=torch.randn(2, 256, generator=generator))
+        LowRank(b=torch.randn(SAMPLE, 2, generator=generator), a=torch.randn(2, SAMPLE, generator=generator))
         for _ in range(2)
     ]
     one, other = (dense_matmul(update) for update in pair)

@@ -1,0 +1,236 @@
+"""A full checkpoint written as a stream: base tensors with deltas added, rounded once, in shards that fit a size."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.writer import DTYPE_NAMES, Headers, file_order, stream_tensors
+from ..checkpoints import INDEX, SINGLE, Checkpoint
+from ..errors import ModelError, OutputError, PlanError
+from ..progress import SILENT, Advance, Watcher
+from .reading import FLOATS, wide
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Storage dtypes by name."""
+Delta = Callable[[], Tensor | None]
+"""Makes what is added to one tensor; None leaves it as it is."""
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_BLOCK = 2**22
+_STORED = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_COMPANIONS = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe"}
+_TEMPLATES = "additional_chat_templates"
+_NOT_COPIED = {"adapter_config.json", "adaptermix.json", "requirements.txt", "trainer_state.json"}
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+
+
+def parse_size(size: int | str) -> int:
+    """Return a number of bytes; "5GB" is 5 * 10^9 and "5GiB" is 5 * 2^30, as transformers reads them.
+
+    Raises:
+        PlanError: it is no size.
+
+    Example:
+        >>> parse_size("5GB"), parse_size("1KiB"), parse_size(7)
+        (5000000000, 1024, 7)
+    """
+    found = re.fullmatch(r"(\d+)\s*([KMG]?I?)B?", str(size).strip().upper())
+    if found is None or found[2] not in _UNITS or int(found[1]) < 1:
+        raise PlanError(f"a shard size must be a number of bytes such as 5GB or 500MiB, got {size!r}.")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One file of a checkpoint, planned.
+
+    Args:
+        file: Its name.
+        headers: Dtype and shape per tensor.
+    """
+
+    file: str
+    headers: Headers
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key that puts block 10 after block 9."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+
+
+def _bytes(header: tuple[torch.dtype, tuple[int, ...]]) -> int:
+    return header[0].itemsize * math.prod(header[1])
+
+
+def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int | str) -> list[Shard]:
+    """Decide which tensor goes into which file, from the headers of the base alone.
+
+    Args:
+        base: The base model.
+        dtype: Storage dtype of float tensors; None keeps that of each.
+        shard_size: Size that no file exceeds, unless a single tensor does.
+
+    Raises:
+        ModelError: a tensor is empty, or of a dtype that cannot be stored.
+        PlanError: the size is none.
+    """
+    limit = parse_size(shard_size)
+    groups: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
+    filled = 0
+    for name in sorted(base.tensors, key=_natural):
+        header = base.tensors[name]
+        if header.dtype not in _STORED or 0 in header.shape:
+            raise ModelError(
+                f"{base.path}: '{name}' must be of one of the dtypes {', '.join(_STORED)} and not be empty, found "
+                f"{header.dtype} {list(header.shape)}. Give the model in whole precision."
+            )
+        stored = dtype if dtype is not None and header.dtype in FLOATS else _STORED[header.dtype]
+        entry = (stored, header.shape)
+        if groups[-1] and filled + _bytes(entry) > limit:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = entry
+        filled += _bytes(entry)
+    if len(groups) == 1:
+        return [Shard(file=SINGLE, headers=groups[0])]
+    stem, ending = SINGLE.split(".", 1)
+    return [
+        Shard(file=f"{stem}-{number:05d}-of-{len(groups):05d}.{ending}", headers=group)
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+def _added(name: str, base: Tensor, delta: Tensor | None, stored: torch.dtype) -> Tensor:
+    """Return base plus delta, in the storage dtype: added in float32 or wider, rounded once, a block at a time."""
+    if delta is None and base.dtype == stored:
+        return base
+    result = torch.empty(base.shape, dtype=stored)
+    flat, into = base.reshape(-1), result.view(-1)
+    more = None if delta is None else delta.reshape(-1).cpu()
+    dtype = wide(base) if more is None else wide(base, more)
+    for first in range(0, len(flat), _BLOCK):
+        part = slice(first, first + _BLOCK)
+        block = flat[part].to(dtype)
+        into[part] = block if more is None else block + more[part].to(dtype)
+        if not torch.isfinite(into[part]).all() and torch.isfinite(block).all():
+            raise OutputError(
+                f"'{name}' must be finite in {str(stored).removeprefix('torch.')}, and overflows it. "
+                "Choose a wider dtype or smaller weights."
+            )
+    return result
+
+
+def _check_deltas(base: Checkpoint, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in base.tensors:
+            raise ModelError(f"the base model {base.path} must hold '{name}', which a delta is for, and does not.")
+        if base.tensors[name].dtype not in FLOATS:
+            raise ModelError(
+                f"{base.path}: '{name}' must be of a float dtype to be added to, found {base.tensors[name].dtype}. "
+                "Give the base model in whole precision."
+            )
+
+
+def _tensors(
+    base: Checkpoint, shard: Shard, deltas: Mapping[str, Delta], advance: Advance
+) -> Iterator[tuple[str, Tensor]]:
+    for name in file_order(shard.headers):
+        stored, shape = shard.headers[name]
+        delta = deltas[name]() if name in deltas else None
+        if delta is not None and tuple(delta.shape) != tuple(shape):
+            raise ModelError(
+                f"the delta of '{name}' must have the shape of the base's tensor, {list(shape)}, got "
+                f"{list(delta.shape)}. Give the base model that it belongs to."
+            )
+        result = _added(name, base.load(name), delta, stored)
+        del delta
+        yield name, result
+        del result
+        advance(1, name)
+
+
+def write_checkpoint(
+    base: Checkpoint,
+    out_folder: Path,
+    delta_of: Mapping[str, Delta],
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: int | str = "5GB",
+    watch: Watcher = SILENT,
+) -> None:
+    r"""Write $W_0 + \Delta$ as a full checkpoint beside the base's config, tokenizer and licence files.
+
+    Shards are planned from headers; then one tensor at a time is read, added to in float32 (float64 where a tensor is
+    of it), rounded once and written. Tensors without a delta are copied bit for bit.
+
+    Args:
+        base: The base model.
+        out_folder: An existing folder.
+        delta_of: Per tensor name what makes its delta; called once, in the order of the files.
+        dtype: Storage dtype of float tensors; None keeps that of each.
+        shard_size: Size that no file exceeds, unless a single tensor does; one file where everything fits.
+        watch: Receives progress.
+
+    Shapes: each delta has the shape of its tensor.
+
+    Raises:
+        ModelError: a delta fits no tensor of the base, or a tensor cannot be stored.
+        OutputError: a sum overflows the storage dtype.
+        PlanError: the shard size is none.
+    """
+    _check_deltas(base, list(delta_of))
+    shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
+    with watch.track("write", len(base.tensors)) as advance:
+        for shard in shards:
+            stream_tensors(
+                out_folder / shard.file, shard.headers, _tensors(base, shard, delta_of, advance), {"format": "pt"}
+            )
+    if len(shards) > 1:
+        (out_folder / INDEX).write_bytes(_index(shards))
+    copy_companions(base, out_folder, dtype=dtype)
+
+
+def _index(shards: Sequence[Shard]) -> bytes:
+    headers = [header for shard in shards for header in shard.headers.values()]
+    where = {name: shard.file for shard in shards for name in shard.headers}
+    metadata = {
+        "total_parameters": sum(math.prod(shape) for _, shape in headers),
+        "total_size": sum(_bytes(header) for header in headers),
+    }
+    return (json.dumps({"metadata": metadata, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n").encode()
+
+
+def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Copy the base's config, tokenizer, generation, code and licence files.
+
+    Args:
+        base: The base model.
+        folder: Where to.
+        dtype: Storage dtype to name in the config; None leaves the config as it is.
+    """
+    for path in sorted(base.path.iterdir()):
+        if path.is_dir() and path.name == _TEMPLATES:
+            shutil.copytree(path, folder / path.name, copy_function=shutil.copyfile)
+        if not path.is_file() or path.name in _NOT_COPIED or path.name.endswith(".index.json"):
+            continue
+        if path.suffix in _COMPANIONS or path.name.upper().startswith(_LEGAL):
+            shutil.copyfile(path, folder / path.name)
+    config = folder / "config.json"
+    if dtype is not None and config.is_file():
+        _name_dtype(config, str(dtype).removeprefix("torch."))
+
+
+def _name_dtype(path: Path, name: str) -> None:
+    """Let a config name the storage dtype, since that is what transformers loads a model in."""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    path.write_text(json.dumps(config | dict.fromkeys(keys, name), indent=2) + "\n", encoding="utf-8")
