@@ -16,6 +16,7 @@ from .errors import ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_FETCHED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +158,7 @@ def resolve_checkpoint(reference: str) -> Path:
 
     name, _, revision = reference.partition("@")
     try:
-        return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "*.model"])
-        )
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FETCHED))
     except Exception as error:  # the Hub client's many kinds: network, login, names
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{reference!r} must be a model folder or a Hub id that can be reached: {reason}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .publish.card import card
 def write_output(
     out: Path,
     state: AdapterState,
-    document: Mapping[str, Any],
+    document: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     *,
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
@@ -28,7 +28,7 @@ def write_output(
     Args:
         out: The folder.
         state: The adapter.
-        document: Its manifest.
+        document: Its manifest, or what makes it once the adapter is written.
         dtype: Storage dtype of the factors.
         overwrite: Replace an existing adapter folder.
         extra: Further files by name (loss history, plots).
@@ -38,7 +38,8 @@ def write_output(
     """
     with whole_folder(out, overwrite=overwrite) as folder:
         write_adapter(folder, state, dtype=dtype)
-        manifest.write(folder, document)
-        (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
+        made = document() if callable(document) else document
+        manifest.write(folder, made)
+        (folder / "README.md").write_text(card(made, name=out.name), encoding="utf-8")
         for name, content in (extra or {}).items():
             write_whole(folder / name, content)

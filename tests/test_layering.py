@@ -14,6 +14,7 @@ LAYERS = [
     ["errors"],
     ["files", "settings", "progress", "algebra", "pooling", "checkpoints"],
     ["methods", "adapters"],
+    ["testing"],
     ["manifest", "publish.card"],
     ["output", "data"],
     ["tasks", "models", "compose", "checkpointing", "library", "publish.hub", "analysis"],

@@ -114,6 +114,16 @@ class AdapterSource:
         a, b = self._read(parts[first]), self._read(parts[second])
         return LowRank(a=a.reshape(header.rank, header.into), b=b.reshape(header.out, header.rank), scale=header.scale)
 
+    def is_zero(self, module: str) -> bool:
+        """Return whether the update of a module is exactly zero; reads next to nothing where it is not."""
+        parts, header = self.parts[module], self.modules[module]
+        for name, axis in zip(_FACTORS[header.layout.kind], (1, 0), strict=True):
+            factor = self.file.read(parts[name])
+            # The first column or row settles it for all but zeros.
+            if not bool(factor.narrow(axis, 0, 1).any()) and not bool(factor.any()):
+                return True
+        return header.scale == 0
+
     def bias(self, module: str) -> Tensor | None:
         """Read what the bias inside a module's LoRA adds to its output, in float32 or wider; None if there is none.
 

@@ -158,8 +158,9 @@ class DropByMagnitude(Operator):
     def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:
         """Drop and rescale."""
         width = values.shape[2]
-        steps = torch.linspace(-0.5, 0.5, width) if width > 1 else torch.zeros(1)
-        chances = (self.density + self.epsilon * steps).to(values)
+        steps = torch.linspace(-0.5, 0.5, width, dtype=torch.float64) if width > 1 else torch.zeros(1)
+        # No smaller than what a draw can resolve: a chance of 0 would be divided by.
+        chances = (self.density + self.epsilon * steps).clamp(min=2.0**-24).to(values)
         for number in range(len(values)):
             update = values[number]
             # stable, so that entries of one size keep their order on every device

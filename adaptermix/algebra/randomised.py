@@ -14,6 +14,7 @@ from .updates import LowRank
 EXACT_SIDE = 256
 """Matrices whose smaller side is at most this long are decomposed exactly."""
 _OVERSAMPLE, _PROBES, _MOST = 16, 16, 24
+_SMALL = 1e-3
 # P(a standard normal is below 1/ALPHA in size) <= sqrt(2/pi)/ALPHA: 16 probes miss together with probability < 1e-8.
 _ALPHA = math.sqrt(2 / math.pi) * math.sqrt(10)
 
@@ -25,8 +26,8 @@ class Approximation:
     Args:
         update: The approximation.
         residual: Share of the matrix's Frobenius norm that is lost, measured.
-        excess: Upper bound on residual / (least possible residual of this rank) - 1; 0 where the decomposition is
-            exact. It fails with probability below 1e-8.
+        excess: Upper bound on (residual - least) / max(least, 1e-3), `least` being the least possible residual of this
+            rank; 0 where the decomposition is exact. It fails with probability below 1e-8.
     """
 
     update: LowRank
@@ -137,7 +138,7 @@ def truncate(matrix: Float[Tensor, "out in"], rank: int, *, tolerance: float = 0
     Shapes: [out in] gives factors [out r] and [r in], r = min(rank, out, in), in the matrix's dtype.
 
     Raises:
-        ValueError: a rank below 1.
+        ValueError: a rank below 1, or a matrix that is not finite.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
@@ -148,18 +149,14 @@ def truncate(matrix: Float[Tensor, "out in"], rank: int, *, tolerance: float = 0
             residual=other.residual,
             excess=other.excess,
         )
+    total = frobenius(matrix)
+    if not math.isfinite(total):
+        raise ValueError("a finite matrix is needed to recompress, and this one has an entry that is not, or overflows")
     side = matrix.shape[1]
     width = min(side, rank + max(_OVERSAMPLE, rank // 2))
-    if side <= EXACT_SIDE or 3 * width >= side:
+    if side <= EXACT_SIDE or 3 * width >= side or total == 0:
         return _exact(matrix, rank)
-    total = frobenius(matrix)
-    if total == 0 or not math.isfinite(total):
-        return _exact(matrix, rank) if math.isfinite(total) else _overflow()
     return _iterate(matrix, rank, width, total, tolerance)
-
-
-def _overflow() -> Approximation:
-    raise ValueError("a finite matrix is needed to recompress, and its norm overflows")
 
 
 def _iterate(matrix: Tensor, rank: int, width: int, total: float, tolerance: float) -> Approximation:
@@ -176,10 +173,13 @@ def _iterate(matrix: Tensor, rank: int, width: int, total: float, tolerance: flo
         if settled or number == _MOST - 1:
             lost = max(total**2 - captured, 0.0)
             found = _judge(matrix, v, theta[:rank], off, lost)
-            # Below a residual of 1e-3 the float32 products, not the iteration, set the limit.
-            if found <= tolerance or total**2 - captured < 1e-6 * total**2:
+            small = lost < (_SMALL * total) ** 2
+            if found <= tolerance or small:
                 low = _finish(q, z, rank).to(matrix.dtype)
-                return Approximation(update=low, residual=_residual(matrix, low) / total, excess=max(found, 0.0))
+                residual = _residual(matrix, low) / total
+                # Of a small residual the rounding of the products is a part, which the bound does not see.
+                excess = residual / _SMALL if small else max(found, 0.0)
+                return Approximation(update=low, residual=residual, excess=excess)
         before = captured
         v = torch.linalg.qr(z).Q
     return _exact(matrix, rank)

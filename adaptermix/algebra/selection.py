@@ -63,7 +63,7 @@ def grid(stack: Stack, place: int) -> Float[Tensor, " n"]:
     return ((update.b[rows] * update.scale) @ update.a[:, columns]).abs().flatten()
 
 
-def bracket(samples: Sequence[tuple[Float[Tensor, " n"], int]], density: float) -> tuple[float, float]:
+def bracket(samples: Sequence[tuple[Float[Tensor, " _"], int]], density: float) -> tuple[float, float]:
     """Return bounds between which the smallest kept value probably lies, judged by samples.
 
     Args:
@@ -74,8 +74,10 @@ def bracket(samples: Sequence[tuple[Float[Tensor, " n"], int]], density: float) 
     mass = torch.cat([torch.full_like(found, size / len(found), dtype=torch.float64) for found, size in samples])
     order = sizes.argsort(descending=True)
     share = mass[order].cumsum(0) / mass.sum()
-    low = int(torch.searchsorted(share, min(density + _MARGIN, 1.0)))
-    high = int(torch.searchsorted(share, max(density - _MARGIN, 0.0)))
+    # Rounding may leave the last share just below 1.
+    last = len(share) - 1
+    low = min(last, int(torch.searchsorted(share, min(density + _MARGIN, 1.0))))
+    high = min(last, int(torch.searchsorted(share, max(density - _MARGIN, 0.0))))
     return (
         float(sizes[order[low]]) if density + _MARGIN < 1 else 0.0,
         float(sizes[order[high]]) if density - _MARGIN > 0 else math.inf,
@@ -89,6 +91,9 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
         pieces: The absolute values, block by block.
         count: Entries to keep, at least 1.
         bounds: Where the threshold probably lies; entries above are only counted, those between are collected.
+
+    Raises:
+        ValueError: an entry is NaN.
     """
     low, high = bounds
     above, inside = 0, []
@@ -98,6 +103,8 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
     between = torch.cat([found for _, found in inside])
     need = count - above
     if not 0 < need <= len(between):
+        if bounds == (0.0, math.inf):
+            raise ValueError("finite updates are needed to find their largest entries, and one is NaN")
         return kth_largest(pieces, count, (0.0, math.inf))
     value = float(between.kthvalue(len(between) - need + 1).values)
     ties, before, seen = need - int((between > value).sum()), {}, 0
@@ -108,7 +115,8 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
 
 
 def _pieces(stack: Stack, place: int) -> Iterator[tuple[int, Tensor]]:
-    alone = Stack(updates=(stack.updates[place],), weights=(1.0,))
+    # In the dtype of the whole stack, which the threshold will be compared in.
+    alone = Stack(updates=(stack.updates[place].to(stack.dtype),), weights=(1.0,))
     return ((first, block[0].abs_()) for first, block in alone.blocks())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,45 @@ import torch
 from torch import Tensor
 
 from ..adapters.convert import find_weight
-from ..compose.dense import as_weight
+from ..compose.dense import as_weight, is_turned
 from ..compose.execute import fitted_methods, merge_module
-from ..errors import PlanError
+from ..errors import ModelError, PlanError
 from ..progress import SILENT, Watcher
 from .writing import write_checkpoint
 
 if TYPE_CHECKING:
+    from ..checkpoints import Checkpoint
     from ..compose.plan import MergePlan
     from ..compose.report import ModuleReport
+
+
+def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
+    """Return the module per name of a weight of the base that a plan changes.
+
+    Raises:
+        ModelError: a module is not in the base model, or a table that is the output head too would be changed.
+    """
+    names = {find_weight(base, module): module for module in plan.modules}
+    for module in plan.modules:
+        header = next(source.modules[module] for source in plan.sources if module in source.modules)
+        if header.layout.kind == "embedding" and header.into == _tied_rows(base):
+            raise ModelError(
+                f"module '{module}' is a table of embeddings that the base model {base.path} ties to its output head, "
+                "which an adapter leaves alone, so no full checkpoint equals the merge. Use another form."
+            )
+    return names
+
+
+def _tied_rows(base: Checkpoint) -> int | None:
+    """Return the size of the vocabulary of a base whose output head is its table of embeddings; None for others."""
+    try:
+        config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    config = config if isinstance(config, dict) else {}
+    heads = [str(name) for name in config.get("architectures") or () if "ForCausalLM" in name or "LMHead" in name]
+    rows = config.get("vocab_size")
+    return rows if heads and config.get("tie_word_embeddings") is True and isinstance(rows, int) else None
 
 
 def write_into_base(
@@ -52,11 +83,11 @@ def write_into_base(
         def make() -> Tensor:
             found = merge_module(plan, module, method=methods[repr(plan.method_at(module))], device=device)
             reports[module] = found.report
-            return as_weight(found.update.dense(), base.tensors[name].shape)
+            return as_weight(found.update.dense(), base.tensors[name].shape, turned=is_turned(plan, module))
 
         return make
 
-    names: Mapping[str, str] = {find_weight(base, module): module for module in plan.modules}
+    names = weight_names(plan, base)
     makers = {name: maker(name, module) for name, module in names.items()}
     write_checkpoint(base, folder, makers, dtype=dtype, watch=watch)
     return {module: reports[module] for module in plan.modules}

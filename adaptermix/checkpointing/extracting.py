@@ -34,6 +34,8 @@ _TABLES = {"wte", "wpe", "shared", "relative_attention_bias"}
 _TRANSPOSED = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers keep their weights as [in out] (transformers' Conv1D)."""
 _ROWS = 256
+_EXACT_SIDE = 1024
+"""Up to this shorter side an automatic rank takes the exact SVD, which is faster than growing a guess."""
 
 
 def _is_table(path: str) -> bool:
@@ -88,7 +90,7 @@ def _pair(base: Checkpoint, tuned: Checkpoint, globs: Sequence[str]) -> _Pairing
 
 def _factors(delta: Tensor, rank: Rank, keep: float, *, exact: bool) -> tuple[LowRank, float]:
     """Return the best or nearly best approximation, and the bound on its excess."""
-    if not exact:
+    if not exact and (rank != "auto" or min(delta.shape) > _EXACT_SIDE):
         formed = Shape(form="lowrank", rank=rank, keep=keep).apply(Dense(w=delta), fallback=1, largest=None)
         if not isinstance(formed.update, LowRank):
             raise TypeError("a form of a rank gives factors")

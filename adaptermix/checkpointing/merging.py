@@ -129,16 +129,14 @@ class _Merge:
         """Tensors that are merged: all of a float dtype."""
         return [key for key, header in self.base.tensors.items() if header.dtype in FLOATS]
 
-    def stack(self, key: str) -> Stack | None:
-        """Return the deltas of one tensor; None if there are none."""
+    def stack(self, key: str) -> Stack:
+        """Return the deltas of one tensor; those of models that left it as it was take no memory."""
         base = self.base.load(key)
         found = [difference(base, model.load(key)) for model in self.models]
-        if all(delta is None for delta in found):
-            return None
-        zero = torch.zeros(1, 1).expand(_as_matrix(base).shape)
+        zero = torch.zeros(1, 1, device=self.device).expand(_as_matrix(base).shape)
         deltas = [zero if delta is None else _as_matrix(delta).to(self.device) for delta in found]
         return Stack(
-            updates=tuple(Dense(w=delta.to(self.device)) for delta in deltas),
+            updates=tuple(Dense(w=delta) for delta in deltas),
             weights=self.weights,
             names=self.identities,
             module=key,
@@ -150,9 +148,7 @@ class _Merge:
 
         def stacks() -> Iterator[Stack]:
             for key in self.names:
-                stack = self.stack(key)
-                if stack is not None:
-                    yield stack
+                yield self.stack(key)
 
         return self.method.fit(stacks)
 
@@ -163,7 +159,7 @@ class _Merge:
             PlanError: the method refuses the deltas, or the result overflows.
         """
         stack = self.stack(key)
-        if stack is None:
+        if not any(bool(update.dense().any()) for update in stack.updates):
             return None, ModuleReport(rank=None, norm=0.0, residual=0.0, sign_conflict=0.0, weights=self.weights)
         try:
             merged = method(stack).dense()

@@ -17,7 +17,8 @@ class ExtractedModule:
         rank: Rank of the update.
         norm: Frobenius norm of the difference between the two weights.
         residual: Share of that norm that the stored factors lose, measured.
-        excess: Bound on how far the truncation's residual lies above the least possible of this rank, as a share of it.
+        excess: Bound on how far the truncation's residual lies above the least possible of this rank, as a share of
+            that (of 1e-3 where it is smaller).
     """
 
     rank: int

@@ -37,15 +37,21 @@ def weight_shape(plan: MergePlan, module: str) -> tuple[int, ...]:
     header = next(source.modules[module] for source in plan.sources if module in source.modules)
     if header.layout.kind == "convolution":
         return (header.out, -1, *header.layout.kernel)
-    turned = header.layout.kind == "embedding" or plan.sources[0].meta.fan_in_fan_out
-    return (header.into, header.out) if turned else (header.out, header.into)
+    return (header.into, header.out) if is_turned(plan, module) else (header.out, header.into)
 
 
-def as_weight(delta: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a delta [out in] as its weight lies in the base model."""
+def is_turned(plan: MergePlan, module: str) -> bool:
+    """Return whether the base model stores a module's weight as [in out]."""
+    header = next(source.modules[module] for source in plan.sources if module in source.modules)
+    linear = header.layout.kind == "linear"
+    return header.layout.kind == "embedding" or (linear and plan.sources[0].meta.fan_in_fan_out)
+
+
+def as_weight(delta: Tensor, shape: tuple[int, ...], *, turned: bool) -> Tensor:
+    """Return a delta [out in] as its weight of this shape lies in the base model; turned if that is [in out]."""
     if len(shape) > 2:
         return delta.reshape(shape)
-    return delta if tuple(delta.shape) == shape else delta.T.contiguous()
+    return delta.T.contiguous() if turned else delta
 
 
 def write_delta(
@@ -78,7 +84,8 @@ def write_delta(
                 module = names[name]
                 found = merge_module(plan, module, method=fitted[repr(plan.method_at(module))], device=device)
                 reports[module] = found.report
-                yield name, as_weight(found.update.dense(), headers[name][1]).to(dtype)
+                delta = as_weight(found.update.dense(), headers[name][1], turned=is_turned(plan, module))
+                yield name, delta.to(dtype)
                 advance(1, module)
 
     stream_tensors(folder / DELTA, headers, tensors(), {"format": "pt"})

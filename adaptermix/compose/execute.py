@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..adapters import LINEAR, AdapterSource, AdapterState
 from ..adapters.convert import base_weight, dora_delta, load_delta, merge_dora
 from ..algebra import Dense, LowRank, Stack, Update, norm, sign_conflict
+from ..checkpoints import Checkpoint
 from ..errors import PlanError
 from ..methods.base import LinearMethod, MergeMethod
 from ..progress import SILENT, Watcher
@@ -48,10 +50,19 @@ class _Inputs:
     weights: tuple[float, ...]
 
 
-def _is_zero(update: LowRank) -> bool:
-    # The first row or column settles it for all but zeros.
-    factors = (update.b, update.b[:1]), (update.a, update.a[:, :1])
-    return update.scale == 0 or any(not bool(part.any()) and not bool(whole.any()) for whole, part in factors)
+def acting_weights(plan: MergePlan, module: str, zero: Collection[int]) -> tuple[float, ...]:
+    """Return the weight of every adapter at a module; 0 for one that lacks it or whose delta is zero there.
+
+    Args:
+        plan: The plan.
+        module: Path of the module.
+        zero: Places of the adapters whose update of the module is zero.
+    """
+    acts = [
+        module in source.modules and (place not in zero or _has_more(source, module))
+        for place, source in enumerate(plan.sources)
+    ]
+    return plan.filled(plan.weights_at(module), acts)
 
 
 def _inputs(plan: MergePlan, module: str) -> tuple[_Inputs, tuple[float, ...]]:
@@ -61,9 +72,9 @@ def _inputs(plan: MergePlan, module: str) -> tuple[_Inputs, tuple[float, ...]]:
         for place, source in enumerate(plan.sources)
         if module in source.modules
     }
-    zero = {place for place, update in found.items() if _is_zero(update) and not _has_more(plan.sources[place], module)}
-    acts = [place in found and place not in zero for place in range(len(plan.sources))]
-    weights = plan.filled(plan.weights_at(module), acts)
+    # Factors that began from a part of the base are not the delta.
+    zero = {p for p in found if plan.sources[p].meta.initial is None and plan.sources[p].is_zero(module)}
+    weights = acting_weights(plan, module, zero)
     chosen = [place for place in found if weights[place] != 0]
     # Nothing acts: any one of them, at weight 0, gives the shape.
     chosen = chosen or [next(iter(found))]
@@ -82,6 +93,11 @@ def _has_more(source: AdapterSource, module: str) -> bool:
     return source.modules[module].bias or source.modules[module].magnitude
 
 
+def _path(file: Checkpoint) -> Path:
+    """Return the path of a checkpoint that is one file; its folder where the file holds nothing."""
+    return next((file.path / header.file for header in file.tensors.values()), file.path)
+
+
 def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, ...]:
     kind = plan.method.statistics
     if kind is None:
@@ -95,7 +111,7 @@ def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, 
             got = list(file.tensors[module].shape) if module in file.tensors else "nothing"
             raise PlanError(
                 f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
-                f"{file.path}, found {got}."
+                f"{_path(file)}, found {got}."
             )
         found.append(file.load(module))
     return tuple(found)

@@ -14,6 +14,8 @@ from ..errors import PlanError
 
 Form = Literal["concat", "lowrank", "dense"]
 Rank = int | Literal["auto"]
+KEEP = 0.999
+"""Default share of the squared norm that an automatic rank keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,7 +51,7 @@ class Shape:
 
     form: Form | None = None
     rank: Rank | None = None
-    keep: float = 0.999
+    keep: float = KEEP
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, int) and self.rank < 1:
@@ -107,5 +109,6 @@ def _cut_dense(update: Dense, rank: Rank, keep: float) -> Formed:
         guess *= 2
     sigma = singular_values(found.update)
     low = _cut(found.update, least_rank(sigma, keep, total=total), keep).update
-    held = float(sigma[: low.rank if isinstance(low, LowRank) else side].square().sum())
-    return Formed(update=low, residual=max(0.0, 1 - held / total) ** 0.5 if total > 0 else 0.0, excess=found.excess)
+    # Both losses are orthogonal; the difference of what is held from the total would lose the digits of a small one.
+    tail = float(sigma[low.rank if isinstance(low, LowRank) else side :].square().sum())
+    return Formed(update=low, residual=(found.residual**2 + tail / total) ** 0.5 if total > 0 else 0.0, excess=found.excess)

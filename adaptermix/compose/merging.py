@@ -22,11 +22,12 @@ from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..publish.card import card
 from .dense import check_dense, write_delta
-from .execute import execute, merge_module
-from .forms import Form, Rank, Shape
+from .execute import execute, merged_modules
+from .forms import KEEP, Form, Rank, Shape
 from .places import make_override, split_settings
 from .plan import Fill, MergePlan, check, resolve_weights
 from .report import MergeReport, ModuleReport
+from .streaming import can_stream, stream
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +48,7 @@ def make_plan(
     fill: Fill = "weight",
     form: Form | None = None,
     rank: Rank | None = None,
-    keep: float = 0.999,
+    keep: float = KEEP,
     base: str | None = None,
     saved: str | int = "refuse",
     statistics: Sequence[str | Path] = (),
@@ -63,6 +64,8 @@ def make_plan(
     sources = _open(adapters, allow_pickle=allow_pickle)
     names = [source.name for source in sources]
     resolved = resolve_weights(names, weights)
+    if keep != KEEP and rank != "auto":
+        raise PlanError("--keep goes with --rank auto, and the rank is not automatic. Leave --keep out.")
     check(sources, allow_base_mismatch=allow_base_mismatch)
     plain, more = split_settings(options or {})
     modules = sorted(set().union(*(source.modules for source in sources)))
@@ -155,14 +158,31 @@ def merge(
     target = None if dry_run else folder
     if plan.shape.form == "dense":
         return _merge_dense(plan, settings, folder, target, place, overwrite=overwrite, watch=watch)
+    chosen = _DTYPES[dtype or "float32"]
     with _hashing(plan.sources if target is not None else ()), _threads(1 if plan.method.is_linear else None):
+        if target is not None and can_stream(plan):
+            return _merge_streaming(plan, settings, target, chosen, overwrite=overwrite, watch=watch)
         state, modules = execute(plan, device=place, watch=watch)
     report = _report(plan, folder, modules, settings)
     _check_residual(report, max_residual)
     if target is not None:
-        chosen = _DTYPES[dtype or "float32"]
         write_output(target, state, _document(plan, report), dtype=chosen, overwrite=overwrite)
     return report
+
+
+def _merge_streaming(
+    plan: MergePlan, settings: Mapping[str, Any], out: Path, dtype: torch.dtype, *, overwrite: bool, watch: Watcher
+) -> MergeReport:
+    """Write while merging; nothing is truncated, so there is nothing to refuse afterwards."""
+    modules: dict[str, ModuleReport] = {}
+
+    def report() -> MergeReport:
+        return _report(plan, out, {module: modules[module] for module in plan.modules}, settings)
+
+    with watch.track("merge", len(plan.modules)) as advance:
+        state = stream(plan, modules, advance)
+        write_output(out, state, lambda: _document(plan, report()), dtype=dtype, overwrite=overwrite)
+    return report()
 
 
 @contextmanager
@@ -246,8 +266,12 @@ def _merge_dense(
     watch: Watcher,
 ) -> MergeReport:
     check_dense(plan)
+    if plan.checkpoint is not None:
+        from ..checkpointing.adapters import weight_names
+
+        weight_names(plan, plan.checkpoint)
     if target is None:
-        modules = {module: merge_module(plan, module, device=device).report for module in plan.modules}
+        modules = {module: found.report for module, found in merged_modules(plan, device=device, watch=watch)}
         return _report(plan, out, modules, settings)
     chosen = _DTYPES.get(str(settings.get("dtype")))
     with whole_folder(target, overwrite=overwrite) as folder:

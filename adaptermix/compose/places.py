@@ -82,9 +82,10 @@ def _numbers(value: Any, what: str) -> list[float]:
         raise PlanError(f"{what} must be a number, or numbers parted by commas, got {value!r}.") from error
 
 
-def _layers(text: str | None, modules: Sequence[str]) -> tuple[int, int] | None:
+def _layers(text: str | int | None, modules: Sequence[str]) -> tuple[int, int] | None:
     if text is None:
         return None
+    text = str(text)
     found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", text)
     if found is None or int(found[2] or found[1]) < int(found[1]):
         if text.strip() in ("*", "all"):
@@ -105,7 +106,8 @@ def make_override(given: Mapping[str, Any], names: Sequence[str], modules: Seque
     Raises:
         PlanError: no module lies in the place, or the weights do not fit the adapters.
     """
-    layers = _layers(given.get("layers"), modules)
+    covered = [module for module in modules if fnmatchcase(module, given.get("modules") or "*")]
+    layers = _layers(given.get("layers"), covered)
     points: list[tuple[float, ...]] = []
     if given.get("weights") is not None:
         points = [resolve_weights(names, _numbers(given["weights"], "weights of a place"))]
@@ -113,7 +115,7 @@ def make_override(given: Mapping[str, Any], names: Sequence[str], modules: Seque
         if points or not isinstance(given["curve"], list | tuple) or len(given["curve"]) < 2:
             raise PlanError(f"a curve must be a list of at least two weights, without 'weights', got {dict(given)}.")
         points = [resolve_weights(names, _numbers(point, "points of a curve")) for point in given["curve"]]
-        layers = layers or _layers("all", modules)
+        layers = layers or _layers("all", covered)
     override = Override(
         modules=given.get("modules") or "*",
         layers=layers,

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
-from ..adapters import AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
+from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
 from ..methods.base import LinearMethod, MergeMethod, build
@@ -68,9 +68,14 @@ class MergePlan:
 
     @cached_property
     def gives_dora(self) -> bool:
-        """Whether the result is a DoRA: a weighted sum in which at least one adapter is one."""
+        """Whether the result is a DoRA: a weighted sum in which at least one adapter is one.
+
+        PEFT has no DoRA with biases inside; its embeddings and convolutions would become DoRAs of another kind.
+        """
         is_sum = isinstance(self.method, LinearMethod) and not self.method.depends_on_deltas
-        return is_sum and self.shape.form != "dense" and any(source.meta.dora for source in self.sources)
+        headers = [header for source in self.sources for header in source.modules.values()]
+        plain = all(header.layout == LINEAR and not header.bias for header in headers)
+        return is_sum and plain and self.shape.form != "dense" and any(source.meta.dora for source in self.sources)
 
     def weights_at(self, module: str) -> tuple[float, ...]:
         """Return the weights at a module, before any filling."""

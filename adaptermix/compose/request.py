@@ -12,7 +12,10 @@ from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from .merging import merge
 
-_ADAPTERS_ONLY = ("places", "form", "rank", "statistics", "allow_pickle")
+_ADAPTERS_ONLY = (
+    *("places", "fill", "form", "rank", "keep", "max_residual", "saved"),
+    *("statistics", "allow_pickle", "allow_base_mismatch"),
+)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -38,7 +41,7 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
         )
     if settings.base is None:
         raise PlanError("checkpoints are merged as differences from their base model: pass --base MODEL.")
-    unused = [name for name in _ADAPTERS_ONLY if getattr(settings, name)]
+    unused = [name for name in _ADAPTERS_ONLY if getattr(settings, name) != MergeSettings.model_fields[name].default]
     unused += [key for key in settings.options if "@" in key]
     if unused:
         raise PlanError(f"checkpoints are merged whole, and {unused[0]!r} is for adapters. Leave it out.")

@@ -45,7 +45,8 @@ class Slerp(LinearMethod):
             raise ValueError(f"slerp needs weights of at least 0, got {list(stack.weights)}")
         total = sum(stack.weights)
         gram = inner_products(stack.updates)
-        size = math.sqrt(float(gram[0, 0])) * math.sqrt(float(gram[1, 1]))
+        # Where factors cancel, rounding may leave a square below 0.
+        size = math.sqrt(max(0.0, float(gram[0, 0]))) * math.sqrt(max(0.0, float(gram[1, 1])))
         if total == 0 or size == 0:
             return stack.weights
         cosine = max(-1.0, min(1.0, float(gram[0, 1]) / size))

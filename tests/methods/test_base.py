@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 
-from adaptermix.algebra import LowRank
+from adaptermix.algebra import Stack, Update
 from adaptermix.errors import PlanError
 from adaptermix.methods import METHODS, MergeMethod, method
 from adaptermix.methods.base import build
@@ -27,8 +27,8 @@ def trimmed() -> Iterator[type[MergeMethod]]:
             if not 0 < self.density <= 1:
                 raise ValueError(f"density must be in (0, 1], got {self.density}.")
 
-        def __call__(self, updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-            return updates[0]
+        def __call__(self, stack: Stack) -> Update:
+            return stack.updates[0]
 
     yield Trimmed
     del METHODS["trimmed"]
@@ -45,13 +45,14 @@ def test_build_passes_the_options_on(trimmed: type[MergeMethod]) -> None:
 def test_a_misspelt_method_is_refused_with_the_near_one() -> None:
     with pytest.raises(PlanError) as caught:
         build("exatc", {})
-    assert str(caught.value) == "unknown merge method 'exatc'. Did you mean 'exact'? Known: exact."
+    known = ", ".join(sorted(METHODS))
+    assert str(caught.value) == f"unknown merge method 'exatc'. Did you mean 'exact'? Known: {known}."
 
 
 def test_a_method_far_from_any_name_is_refused_with_the_list() -> None:
     with pytest.raises(PlanError) as caught:
         build("zzz", {})
-    assert str(caught.value) == "unknown merge method 'zzz'. Known: exact."
+    assert str(caught.value) == f"unknown merge method 'zzz'. Known: {', '.join(sorted(METHODS))}."
 
 
 def test_a_misspelt_option_is_refused_with_the_near_one(trimmed: type[MergeMethod]) -> None:

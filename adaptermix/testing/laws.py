@@ -1,0 +1,336 @@
+"""What every merge method must satisfy, as tests to inherit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ..algebra import Dense, LowRank, Stack, Update
+from ..algebra import stack as stack_module
+from ..methods import MergeMethod, StackMethod
+from .stacks import generic, generic_stacks, messy_stacks, normal, rounding_scale, with_statistics
+
+LAW = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=False,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),  # stacks are tiny and their entries come from a seed: no need to shrink
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
+)
+
+
+def _demand(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise AssertionError(sentence)
+
+
+def _tensors(stack: Stack) -> list[Tensor]:
+    found = [t for u in stack.updates for t in ((u.w,) if isinstance(u, Dense) else (u.b, u.a))]
+    return [*found, *stack.statistics]
+
+
+def _map(stack: Stack, change: Callable[[LowRank], Update]) -> Stack:
+    return replace(stack, updates=tuple(change(u) if isinstance(u, LowRank) else u for u in stack.updates))
+
+
+def _as_dense(update: LowRank) -> Dense:
+    return Dense(w=update.dense())
+
+
+def _cast(update: LowRank, dtype: torch.dtype) -> LowRank:
+    return LowRank(b=update.b.to(dtype), a=update.a.to(dtype), scale=update.scale)
+
+
+def _same_bytes(one: Update, other: Update) -> bool:
+    x, y = one.dense(), other.dense()
+    return x.dtype == y.dtype and torch.equal(x, y)
+
+
+class MergeMethodLaws:
+    """Laws of a merge method. A subclass whose name starts with Test gives `method`, and says which laws do not hold.
+
+    Attributes:
+        method: What is tested; its options should make it do something (a density below 1).
+        neutral: The same method with options under which it only adds up, for the law of one adapter; default `method`.
+        max_k: Most adapters that it takes, at most 4.
+        signed: Whether weights may be zero or negative.
+        acute: Whether it is only tried on updates with acute angles, since it refuses those that cancel.
+        takes_dense: Whether updates may be dense matrices.
+        returns_single: One adapter of weight 1 comes back.
+        permutable: The order of the adapters does not matter.
+        homogeneous: Updates c times as long give a result c times as long, c > 0.
+        gauge_free: Only the deltas count, not how they are split into factors.
+        additive: The merge of all is the sum of the merges of each alone. Off by default.
+        linear: The result is the weighted sum. Off by default.
+        tolerance: Error allowed in float64, relative to the sizes of the inputs.
+    """
+
+    method: MergeMethod
+    neutral: MergeMethod | None = None
+    max_k: int = 4
+    signed: bool = True
+    acute: bool = False
+    takes_dense: bool = True
+    returns_single: bool = True
+    permutable: bool = True
+    homogeneous: bool = True
+    gauge_free: bool = True
+    additive: bool = False
+    linear: bool = False
+    tolerance: float = 1e-8
+
+    def prepared(self, stack: Stack, seed: int = 0) -> Stack:
+        """Return a stack with what the method needs: a seed where it is random, and statistics."""
+        return with_statistics(replace(stack, seed=seed if self.method.is_random else None), self.method.statistics)
+
+    def merged(self, stack: Stack, method: MergeMethod | None = None) -> Update:
+        """Return the merge, the method having seen the whole model, which is this module."""
+        return (method or self.method).fit(lambda: [stack])(stack)
+
+    def drawn(self, data: st.DataObject, min_k: int = 1) -> Stack:
+        """Return a generic stack that the method takes."""
+        strategy = generic_stacks(min_k=min_k, max_k=self.max_k, signed=self.signed, acute=self.acute)
+        return self.prepared(data.draw(strategy, label="stack"))
+
+    def fixed(self, shape: tuple[int, int], *, seed: int = 5) -> Stack:
+        """Return a stack of two or three adapters that is always the same."""
+        k = min(3, self.max_k)
+        weights = [0.9, 0.4, -0.3 if self.signed else 0.3][:k]
+        # one rank for all, for methods that add factors
+        return self.prepared(generic(shape, [2] * k, weights, seed=seed, acute=self.acute))
+
+    def _demand_close(self, one: Update, other: Update | Tensor, size: float, sentence: str) -> None:
+        wanted = (other if isinstance(other, Tensor) else other.dense()).double()
+        error = float((one.dense().double() - wanted).norm())
+        _demand(error <= self.tolerance * size, f"{sentence}; they differ by {error:.3g} of {size:.3g}")
+
+    def _one_rank(self, stack: Stack) -> Stack:
+        """Return the stack with factors filled up by zeros to one rank where the method cannot do without."""
+        if self.gauge_free:
+            return stack
+        rank = max(u.rank for u in stack.updates if isinstance(u, LowRank))
+        pad = torch.nn.functional.pad
+        return _map(
+            stack,
+            lambda u: LowRank(b=pad(u.b, (0, rank - u.rank)), a=pad(u.a, (0, 0, 0, rank - u.rank)), scale=u.scale),
+        )
+
+    @LAW
+    @given(data=st.data())
+    def test_one_adapter_of_weight_one_comes_back(self, data: st.DataObject) -> None:
+        """A merge of one is that one."""
+        if self.returns_single:
+            stack = self.prepared(data.draw(generic_stacks(max_k=1, acute=self.acute))).weighted([1.0])
+            found = self.merged(stack, self.neutral)
+            self._demand_close(found, stack.updates[0], rounding_scale(stack), "one adapter must come back unchanged")
+
+    @LAW
+    @given(data=st.data(), seed=st.integers(0, 1000))
+    def test_the_order_of_the_adapters_does_not_matter(self, data: st.DataObject, seed: int) -> None:
+        """Adapters permuted with their weights, names and statistics give the same."""
+        if not self.permutable or self.max_k < 2:
+            return
+        stack = self._one_rank(self.drawn(data, min_k=2))
+        order = random.Random(seed).sample(range(len(stack.updates)), len(stack.updates))  # noqa: S311
+        other = replace(
+            stack,
+            updates=tuple(stack.updates[i] for i in order),
+            weights=tuple(stack.weights[i] for i in order),
+            names=tuple(stack.names[i] for i in order),
+            statistics=tuple(stack.statistics[i] for i in order) if stack.statistics else (),
+        )
+        found = self.merged(other)
+        self._demand_close(found, self.merged(stack), rounding_scale(stack), f"order {order} must not matter")
+
+    @LAW
+    @given(data=st.data())
+    def test_zero_adapters_give_zero(self, data: st.DataObject) -> None:
+        """Nothing comes from nothing."""
+        stack = self._one_rank(self.drawn(data))
+        zero = _map(stack, lambda u: LowRank(b=torch.zeros_like(u.b), a=u.a, scale=u.scale))
+        found = self.merged(zero)
+        _demand(found.shape == stack.shape, f"the shape must be {stack.shape}, got {found.shape}")
+        _demand(not bool(found.dense().any()), "zero adapters must give zero")
+
+    @LAW
+    @given(data=st.data(), power=st.sampled_from([-20, -3, 1, 10]))
+    def test_longer_adapters_give_a_longer_merge(self, data: st.DataObject, power: int) -> None:
+        """m(c x) = c m(x), c > 0."""
+        if self.homogeneous:
+            stack = self._one_rank(self.drawn(data))
+            once = self.merged(stack)
+            found = self.merged(_map(stack, lambda u: u * 2.0**power)) * 2.0**-power
+            self._demand_close(found, once, rounding_scale(stack), f"m(c x) must be c m(x) for c = 2^{power}")
+
+    @LAW
+    @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+    def test_only_the_deltas_count_not_their_factors(self, data: st.DataObject, seed: int) -> None:
+        """(B R)(R^-1 A) is the adapter that B A is."""
+        if not self.gauge_free:
+            return
+        generator = torch.Generator().manual_seed(seed)
+
+        def turned(update: LowRank) -> LowRank:
+            q = torch.linalg.qr(normal(update.rank, update.rank, generator)).Q
+            stretch = 0.5 + 1.5 * torch.rand(update.rank, generator=generator, dtype=torch.float64)
+            return LowRank(b=update.b @ (q * stretch), a=(q / stretch).T @ update.a, scale=update.scale)
+
+        stack = self.drawn(data)
+        found = self.merged(_map(stack, turned))
+        self._demand_close(found, self.merged(stack), rounding_scale(stack), "(B R, R^-1 A) must merge as (B, A) does")
+
+    @LAW
+    @given(data=st.data())
+    def test_dense_and_factored_adapters_merge_alike(self, data: st.DataObject) -> None:
+        """What a full checkpoint adds counts as what an adapter adds; a mixture too."""
+        if not self.takes_dense:
+            return
+        stack = self.drawn(data)
+        wanted, size = self.merged(stack), rounding_scale(stack)
+        self._demand_close(self.merged(_map(stack, _as_dense)), wanted, size, "dense updates must merge as factors do")
+        mixed = replace(stack, updates=(Dense(w=stack.updates[0].dense()), *stack.updates[1:]))
+        self._demand_close(self.merged(mixed), wanted, size, "a dense update among factors must merge as factors do")
+
+    @LAW
+    @given(data=st.data())
+    def test_an_additive_method_is_the_sum_over_its_adapters(self, data: st.DataObject) -> None:
+        """What an adapter gives does not depend on those beside it."""
+        if not self.additive:
+            return
+        stack = self.drawn(data)
+        total = torch.zeros(stack.shape, dtype=torch.float64)
+        for update, weight, name in zip(stack.updates, stack.weights, stack.names, strict=True):
+            alone = replace(stack, updates=(update,), weights=(weight,), names=(name,))
+            total += self.merged(alone).dense()
+        self._demand_close(self.merged(stack), total, rounding_scale(stack), "all must be the sum of each alone")
+
+    @LAW
+    @given(data=st.data())
+    def test_a_linear_method_is_the_weighted_sum(self, data: st.DataObject) -> None:
+        """Nothing but the sum of w s B A."""
+        if not self.linear:
+            return
+        stack = self.drawn(data)
+        total = torch.zeros(stack.shape, dtype=torch.float64)
+        for update, weight in zip(stack.updates, stack.weights, strict=True):
+            total += weight * update.dense()
+        self._demand_close(self.merged(stack), total, rounding_scale(stack), "the weighted sum is needed")
+
+    @LAW
+    @given(data=st.data(), dense=st.booleans())
+    def test_inputs_are_untouched(self, data: st.DataObject, dense: bool) -> None:
+        """No tensor of the stack is written to."""
+        stack = self._one_rank(self.drawn(data))
+        if dense and self.takes_dense:
+            stack = _map(stack, _as_dense)
+        before = [(tensor._version, tensor.clone()) for tensor in _tensors(stack)]
+        self.merged(stack)
+        for tensor, (version, copy) in zip(_tensors(stack), before, strict=True):
+            _demand(tensor._version == version and torch.equal(tensor, copy), "the inputs must not be written to")
+
+    @LAW
+    @given(data=st.data(), state=st.integers(0, 2**32 - 1))
+    def test_equal_inputs_give_equal_bytes(self, data: st.DataObject, state: int) -> None:
+        """Whatever the state of torch's own random numbers, which stays as it is."""
+        stack = self._one_rank(self.drawn(data))
+        one = self.merged(stack)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(state)
+            before = torch.random.get_rng_state()
+            other = self.merged(stack)
+            _demand(torch.equal(before, torch.random.get_rng_state()), "torch's random state must not change")
+        _demand(_same_bytes(one, other), "equal inputs must give equal bytes")
+
+    @LAW
+    @given(data=st.data())
+    def test_finite_adapters_give_a_finite_merge_or_one_sentence(self, data: st.DataObject) -> None:
+        """Zeros, ties, copies and rank above the sides included."""
+        stack = self._one_rank(self.prepared(data.draw(messy_stacks(max_k=self.max_k), label="stack")))
+        try:
+            found = self.merged(stack)
+        except ValueError as error:
+            _demand(len(str(error).strip().splitlines()) == 1, f"a refusal must be one line, got {error!r}")
+            return
+        _demand(found.shape == stack.shape, f"the shape must be {stack.shape}, got {found.shape}")
+        _demand(bool(torch.isfinite(found.dense()).all()), "finite adapters must give a finite merge")
+
+    @pytest.mark.parametrize(
+        ("given_dtype", "expected"),
+        [
+            (torch.float64, torch.float64),
+            (torch.float32, torch.float32),
+            (torch.float16, torch.float32),
+            (torch.bfloat16, torch.float32),
+        ],
+    )
+    def test_half_precision_is_merged_in_float32_and_wider_is_kept(
+        self, given_dtype: torch.dtype, expected: torch.dtype
+    ) -> None:
+        """Half precision is for storage only."""
+        stack = _map(self.fixed((6, 5)), lambda u: _cast(u, given_dtype))
+        found = self.merged(stack)
+        _demand(found.dense().dtype == expected, f"{given_dtype} must give {expected}, got {found.dense().dtype}")
+        wide = self.merged(_map(stack, lambda u: _cast(u, torch.float64)))
+        error, size = float((found.dense().double() - wide.dense()).norm()), rounding_scale(stack)
+        _demand(error <= 1e-4 * size, f"float32 must come near float64; they differ by {error:.3g} of {size:.3g}")
+
+    def test_adapters_of_several_dtypes_merge_in_the_widest(self) -> None:
+        """The result is that of adapters cast up first."""
+        stack = self.fixed((6, 5))
+        first = stack.updates[0]
+        assert isinstance(first, LowRank)  # noqa: S101
+        mixed = replace(stack, updates=(_cast(first, torch.float32), *stack.updates[1:]))
+        wide = _map(mixed, lambda u: _cast(u, torch.float64))
+        size = rounding_scale(stack)
+        self._demand_close(self.merged(mixed), self.merged(wide), size, "a float32 adapter must be cast up first")
+
+    @pytest.mark.parametrize("block", [1, 7, 24])
+    def test_the_size_of_the_blocks_does_not_matter(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Blocks of one row, of some rows and of all give one result."""
+        stack = self.fixed((9, 7))
+        if self.takes_dense:
+            # A product of factors may be rounded another way in another block.
+            stack = _map(stack, _as_dense)
+        whole = self.merged(stack)
+        monkeypatch.setattr(stack_module, "BLOCK", block)
+        found = self.merged(stack)
+        self._demand_close(found, whole, rounding_scale(stack), "the size of the blocks must not matter")
+        if isinstance(self.method, StackMethod) and self.takes_dense:
+            _demand(_same_bytes(found, whole), "the size of the blocks must not change a byte")
+
+    def test_the_number_of_threads_does_not_matter(self) -> None:
+        """One thread and two give one result; the matrix is large enough to be shared out."""
+        stack = self.fixed((270, 260))
+        if isinstance(self.method, StackMethod) and self.takes_dense:
+            # A product of factors may be rounded another way by more threads.
+            stack = _map(stack, _as_dense)
+        before = torch.get_num_threads()
+        results = []
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                results.append(self.merged(stack))
+        finally:
+            torch.set_num_threads(before)
+        self._demand_close(results[1], results[0], rounding_scale(stack), "the number of threads must not matter")
+        if isinstance(self.method, StackMethod) and self.takes_dense:
+            _demand(_same_bytes(results[0], results[1]), "the number of threads must not change a byte")
+
+    def test_a_random_method_follows_its_seed_and_needs_one(self) -> None:
+        """Another seed and another module give other numbers; no seed is refused."""
+        if not self.method.is_random:
+            return
+        stack = self.fixed((8, 8))
+        one = self.merged(stack)
+        for other in (replace(stack, seed=1), replace(stack, module="another")):
+            _demand(not _same_bytes(one, self.merged(other)), "another seed or module must give other random numbers")
+        with pytest.raises(ValueError, match="seed"):
+            self.merged(replace(stack, seed=None))
