@@ -154,6 +154,8 @@ def resolve_checkpoint(reference: str) -> Path:
     """
     if Path(reference).is_dir():
         return Path(reference)
+    if reference.startswith((".", "/", "~")) or "\\" in reference:
+        raise ModelError(f"{reference!r} must be a model folder, and there is no such folder.")
     from huggingface_hub import snapshot_download
 
     name, _, revision = reference.partition("@")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layer = int | Literal["middle"]
@@ -165,7 +165,9 @@ class MergeSettings(Written):
         "refuse",
         description="fully trained tensors (heads) that differ: refuse, average, or an adapter's name or number",
     )
-    statistics: list[str] = Field([], description="statistics files, one per adapter, for fisher and regmean")
+    statistics: list[str] = Field(
+        [], description="for fisher and regmean: one safetensors file per adapter, a tensor per module path"
+    )
     allow_pickle: bool = Field(False, description="read adapter_model.bin too (weights only, no code)")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
@@ -191,6 +193,14 @@ class ExtractSettings(Written):
         None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
     )
     device: str = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
+
+    @field_validator("rank", mode="before")
+    @classmethod
+    def _rank(cls, value: Any) -> Any:
+        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        if value in (None, "auto") or (type(number) is int and number >= 1):
+            return number
+        raise ValueError("a whole number of at least 1, or auto, is needed")
 
 
 class MethodsSettings(Settings):

@@ -27,6 +27,8 @@ def merge(settings: MergeSettings, console: Console) -> None:
         f"method {report.method}: {len(report.modules)} modules, norm {report.norm:.4g}, "
         f"lost to truncation {report.residual:.2%}, sign conflicts {report.sign_conflict:.1%}"
     )
+    for note in getattr(report, "notes", ()):
+        console.say(f"note: {note}")
     _show_places(report, console)
     if not settings.dry_run:
         console.say(f"wrote {settings.out}")

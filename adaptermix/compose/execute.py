@@ -17,7 +17,7 @@ from ..checkpoints import Checkpoint
 from ..errors import PlanError
 from ..methods.base import LinearMethod, MergeMethod
 from ..progress import SILENT, Watcher
-from .extras import merge_biases, merge_saved
+from .extras import merge_biases
 from .forms import Formed
 from .plan import MergePlan
 from .report import ModuleReport
@@ -215,7 +215,7 @@ def merge_module(
         merged, magnitude = _merged(plan, method, inputs, module, device or torch.device("cpu"))
         bias = _merge_bias(plan, method, inputs, module)
     except ValueError as error:
-        raise PlanError(f"method '{method.name}', module '{module}': {error}.") from error
+        raise PlanError(f"method '{method.title}', module '{module}': {str(error).rstrip('.')}.") from error
     length = norm(merged)
     if not math.isfinite(length):
         raise PlanError(
@@ -279,8 +279,7 @@ def execute(
         PlanError: a result is dense, which an adapter cannot hold; as `merge_module`.
         IncompatibleAdapters: fully trained tensors differ, and the plan does not say which to take.
     """
-    # First, since it fails fast.
-    saved = merge_saved(plan.sources, plan.weights, plan.saved, modules=plan.modules)
+    saved = plan.merged_saved()  # first, since it fails fast
     updates: dict[str, LowRank] = {}
     reports, biases, magnitudes = {}, {}, {}
     for module, merged in merged_modules(plan, device=device, watch=watch):

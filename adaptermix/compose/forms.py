@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -54,6 +54,10 @@ class Shape:
     keep: float = KEEP
 
     def __post_init__(self) -> None:
+        if self.form not in (None, "concat", "lowrank", "dense"):
+            raise PlanError(f"--form must be concat, lowrank or dense, got {self.form!r}.")
+        if not (self.rank is None or self.rank == "auto" or type(self.rank) is int):
+            raise PlanError(f"--rank must be a whole number of at least 1, or auto, got {self.rank!r}.")
         if isinstance(self.rank, int) and self.rank < 1:
             raise PlanError(f"--rank must be at least 1, got {self.rank}.")
         if self.rank is not None and self.form in ("concat", "dense"):
@@ -75,7 +79,10 @@ class Shape:
             PlanError: "concat" is asked for and the result is dense.
         """
         if self.form == "dense":
-            return Formed(update=Dense(w=update.to(working_dtype([update])).dense()))
+            cut = Formed(update=update)
+            if largest is not None and isinstance(update, LowRank) and largest < update.rank:
+                cut = _cut(update, largest, self.keep)
+            return replace(cut, update=Dense(w=cut.update.to(working_dtype([update])).dense()))
         rank: Rank | None = self.rank if self.rank is not None else largest
         if isinstance(update, Dense):
             if self.form == "concat":
@@ -111,4 +118,6 @@ def _cut_dense(update: Dense, rank: Rank, keep: float) -> Formed:
     low = _cut(found.update, least_rank(sigma, keep, total=total), keep).update
     # Both losses are orthogonal; the difference of what is held from the total would lose the digits of a small one.
     tail = float(sigma[low.rank if isinstance(low, LowRank) else side :].square().sum())
-    return Formed(update=low, residual=(found.residual**2 + tail / total) ** 0.5 if total > 0 else 0.0, excess=found.excess)
+    return Formed(
+        update=low, residual=(found.residual**2 + tail / total) ** 0.5 if total > 0 else 0.0, excess=found.excess
+    )

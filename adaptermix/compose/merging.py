@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
-from ..errors import PlanError
+from ..errors import IncompatibleAdapters, PlanError, did_you_mean
 from ..files import check_not_input, check_output, whole_folder
 from ..methods.base import build
 from ..models import fingerprint, pick_device
@@ -106,7 +107,7 @@ def merge(
     out: str | Path | None = None,
     max_residual: float = 0.1,
     dtype: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     overwrite: bool = False,
     dry_run: bool = False,
     watch: Watcher = SILENT,
@@ -147,10 +148,15 @@ def merge(
     if not 0 <= max_residual <= 1:
         raise PlanError(f"--max-residual must be in [0, 1], got {max_residual:g}.")
     place = pick_device(device)
+    _check_names(plan_settings)
+    if isinstance(weights, int | float):
+        weights = [weights]
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
         check_not_input(Path(out), adapters)
     plan = make_plan(adapters, weights=weights, **plan_settings)
+    if not plan_settings.get("allow_base_mismatch"):
+        _check_against_base(plan, str(plan_settings.get("base")))
     # A weighted sum of factors is read and written; a GPU would only add copies.
     place = torch.device("cpu") if device == "auto" and plan.method.is_linear else place
     settings = _settings(plan, plan_settings, dtype=dtype, max_residual=max_residual)
@@ -164,7 +170,7 @@ def merge(
             return _merge_streaming(plan, settings, target, chosen, overwrite=overwrite, watch=watch)
         state, modules = execute(plan, device=place, watch=watch)
     report = _report(plan, folder, modules, settings)
-    _check_residual(report, max_residual)
+    _check_residual(report, _limit(plan, max_residual))
     if target is not None:
         write_output(target, state, _document(plan, report), dtype=chosen, overwrite=overwrite)
     return report
@@ -210,7 +216,7 @@ def _report(
     plan: MergePlan, out: Path | None, modules: Mapping[str, ModuleReport], settings: Mapping[str, Any]
 ) -> MergeReport:
     name = str(settings["method"])
-    return MergeReport(out=out, method=name, weights=plan.weights, modules=modules, plan=settings)
+    return MergeReport(out=out, method=name, weights=plan.weights, modules=modules, plan=settings, notes=plan.notes())
 
 
 def _into_base(plan: MergePlan) -> bool:
@@ -241,6 +247,42 @@ def _settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> dict[st
     if plan.method.is_random:
         found["seed"] = plan.seed
     return {key: value for key, value in found.items() if value not in (None, [], {})}
+
+
+def _limit(plan: MergePlan, max_residual: float) -> float:
+    """Return the residual that is allowed: a share to keep that was asked for allows what it implies."""
+    if plan.shape.rank != "auto":
+        return max_residual
+    # a hair above, since the residual is rounded
+    return max(max_residual, math.sqrt(1 - plan.shape.keep) + 1e-9)
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    known = [name for name in signature(make_plan).parameters if name not in ("adapters", "weights")]
+    for name in given:
+        if name not in known:
+            raise PlanError(f"unknown argument {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+
+
+def _check_against_base(plan: MergePlan, reference: str) -> None:
+    """Refuse a base model that is not the one the adapters were trained on, where files tell.
+
+    Raises:
+        IncompatibleAdapters: it is another.
+    """
+    if plan.checkpoint is None:
+        return
+    given = fingerprint(plan.checkpoint.path)
+    for source in plan.sources:
+        named = source.meta.base
+        known = source.meta.base_fingerprint
+        if known is None and named and Path(named).is_dir():
+            known = fingerprint(Path(named))
+        if known and given and known != given:
+            raise IncompatibleAdapters(
+                f"the base model must be the one that adapter '{source.name}' was trained on, '{named}', and the weight "
+                f"files of '{reference}' differ from it. If it is the same model, pass --allow-base-mismatch."
+            )
 
 
 def _check_residual(report: MergeReport, limit: float) -> None:

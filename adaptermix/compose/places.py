@@ -124,8 +124,15 @@ def make_override(given: Mapping[str, Any], names: Sequence[str], modules: Seque
     )
     if not any(override.covers(module) for module in modules):
         place = f"modules {override.modules!r}" + (f", layers {layers[0]}-{layers[1]}" if layers else "")
-        raise PlanError(f"a place must hold at least one module, and none matches {place}; one is {modules[0]!r}.")
+        raise PlanError(
+            f"a place must hold at least one module, and none matches {place}; one is {modules[0]!r}{_known_layers(modules)}."
+        )
     return override
+
+
+def _known_layers(modules: Sequence[str]) -> str:
+    numbers = [number for number in map(layer_of, modules) if number is not None]
+    return f", and the layers are {min(numbers)}-{max(numbers)}" if numbers else ""
 
 
 def split_settings(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

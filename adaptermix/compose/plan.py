@@ -8,11 +8,13 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
+from torch import Tensor
+
 from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
 from ..methods.base import LinearMethod, MergeMethod, build
-from .extras import merge_extras
+from .extras import merge_extras, merge_saved
 from .forms import Shape
 from .places import Override
 from .weights import resolve_weights, split_weight
@@ -105,11 +107,33 @@ class MergePlan:
             found[alone[0]] = 1.0
         return tuple(found)
 
+    def _keepers(self) -> tuple[list[AdapterSource], list[float]]:
+        """Return the adapters whose fully trained tensors count, with their weights: those that are not left out."""
+        pairs = list(zip(self.sources, self.weights, strict=True))
+        pairs = [pair for pair in pairs if pair[1] != 0] or pairs
+        return [source for source, _ in pairs], [weight for _, weight in pairs]
+
+    def merged_saved(self) -> dict[str, Tensor]:
+        """Return the fully trained tensors of the result; see `extras.merge_saved`."""
+        sources, weights = self._keepers()
+        return merge_saved(sources, weights, self.saved, modules=self.modules)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person should know of the result that no number says."""
+        sources, _ = self._keepers()
+        return tuple(
+            f"{len(source.saved_headers)} fully trained tensors of '{source.name}' replace those of the base whole: "
+            "weights do not apply to them."
+            for source in sources
+            if source.saved_headers
+        )
+
     def meta(self) -> AdapterMeta:
         """Return what the merged adapter says of itself."""
         metas = [source.meta for source in self.sources]
         first = metas[0]
-        extras: dict[str, Any] = merge_extras([source.name for source in self.sources], metas)
+        keepers, _ = self._keepers()
+        extras: dict[str, Any] = merge_extras([source.name for source in keepers], [source.meta for source in keepers])
         return AdapterMeta(
             base=first.base,
             revision=first.revision,

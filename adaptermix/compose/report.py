@@ -40,6 +40,7 @@ class MergeReport:
         weights: Weight per adapter.
         modules: Report per module path.
         plan: The resolved settings.
+        notes: What a person should know besides.
     """
 
     out: Path | None
@@ -47,6 +48,7 @@ class MergeReport:
     weights: tuple[float, ...]
     modules: Mapping[str, ModuleReport]
     plan: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def norm(self) -> float:
@@ -81,5 +83,6 @@ class MergeReport:
             "method": self.method,
             "weights": list(self.weights),
             **({} if self.plan is None else {"plan": dict(self.plan)}),
+            **({"notes": list(self.notes)} if self.notes else {}),
             **self.fidelity(),
         }

@@ -18,7 +18,6 @@ from ..errors import PlanError
 from ..methods.base import LinearMethod
 from ..progress import Advance
 from .execute import acting_weights, merge_module
-from .extras import merge_saved
 from .plan import MergePlan
 from .report import ModuleReport
 
@@ -98,7 +97,7 @@ def stream(plan: MergePlan, reports: dict[str, ModuleReport], advance: Advance) 
     Raises:
         IncompatibleAdapters: fully trained tensors differ, and the plan does not say which to take.
     """
-    saved = merge_saved(plan.sources, plan.weights, plan.saved, modules=plan.modules)
+    saved = plan.merged_saved()
     headers = {module: header for source in plan.sources for module, header in source.modules.items()}
     latest = _Latest(plan, reports, advance)
 

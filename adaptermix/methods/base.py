@@ -29,6 +29,11 @@ class MergeMethod(ABC):
     cuts_to_largest_rank: ClassVar[bool] = False
     """Whether the result is cut to the largest rank of the inputs where no other is asked for."""
 
+    @property
+    def title(self) -> str:
+        """Name for messages."""
+        return self.name
+
     @abstractmethod
     def __call__(self, stack: Stack) -> Update:
         """Merge the updates of one module.
@@ -150,4 +155,4 @@ def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"method '{name}': {error}") from error
+        raise PlanError(f"method '{name}': {str(error).rstrip('.')}.") from error

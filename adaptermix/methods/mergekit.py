@@ -72,6 +72,11 @@ class Mergekit(MergeMethod):
     member: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """Family and member."""
+        return f"mergekit:{self.member}"
+
     def __call__(self, stack: Stack) -> Dense:
         """Run mergekit's method.
 
@@ -86,7 +91,7 @@ class Mergekit(MergeMethod):
         if any(parameter.name == "weight" for parameter in entry.spec.parameters):
             parameters["weight"] = dict(zip(stack.names, stack.weights, strict=True))
         elif len(set(stack.weights)) > 1 and "t" not in parameters:
-            raise ValueError(f"mergekit:{self.member} takes no weights; give equal ones, got {list(stack.weights)}")
+            raise ValueError(f"it takes no weights; give equal ones, got {list(stack.weights)}")
         ids, base = self._inputs(entry, list(stack.names))
         if len(ids) > len(deltas):
             deltas.insert(0, torch.zeros_like(deltas[0]))
@@ -96,7 +101,7 @@ class Mergekit(MergeMethod):
             try:
                 merged = merge_tensors(deltas, entry, parameters=parameters, ids=ids, base_index=base)
             except (RuntimeError, TypeError, KeyError, AssertionError) as error:
-                raise ValueError(f"mergekit:{self.member} refuses the deltas: {error}") from error
+                raise ValueError(f"it refuses the deltas: {error}") from error
         return Dense(w=merged.to(stack.dtype))
 
     def _inputs(self, entry: Any, names: list[str]) -> tuple[list[str], int | None]:
@@ -112,7 +117,7 @@ class Mergekit(MergeMethod):
                 reason = error
                 continue
             return ids, base
-        raise ValueError(f"mergekit:{self.member} cannot merge {len(names)} adapters: {reason}")
+        raise ValueError(f"it cannot merge {len(names)} adapters: {reason}")
 
 
 def _build(member: str, options: Mapping[str, Any]) -> Mergekit:

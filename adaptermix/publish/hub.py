@@ -59,6 +59,14 @@ def _card(folder: Path, repo: str) -> bytes:
         ) from error
 
 
+def _replaceable(path: Path) -> bool:
+    """Return whether a card may be written: none is there, or ours, or PEFT's form that nobody filled in."""
+    if not path.exists():
+        return True
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return "Made with adaptermix" in text or "[More Information Needed]" in text
+
+
 def _files(folder: Path) -> list[tuple[str, int]]:
     """Return name and size of what is published; the upload leaves out the same."""
     found = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
@@ -70,7 +78,8 @@ def _files(folder: Path) -> list[tuple[str, int]]:
 def push(settings: PushSettings) -> PushReport:
     """Publish an adapter folder with a model card made from its manifest.
 
-    With `dry_run` the card is written, the files are listed, and nothing leaves the machine.
+    A `README.md` written by hand is kept. With `dry_run` the card is written, the files are listed, and nothing leaves
+    the machine.
 
     Raises:
         AdapterFormatError: the folder holds no adapter that loads.
@@ -79,7 +88,9 @@ def push(settings: PushSettings) -> PushReport:
     folder = Path(settings.folder)
     if not _REPO.fullmatch(settings.repo):
         raise PublishError(f"a repository must be named owner/name, got {settings.repo!r}.")
-    write_whole(folder / "README.md", _card(folder, settings.repo))
+    made = _card(folder, settings.repo)
+    if _replaceable(folder / "README.md"):
+        write_whole(folder / "README.md", made)
     files = _files(folder)
     url = None if settings.dry_run else _upload(folder, settings)
     return PushReport(repo=settings.repo, files=files, url=url)

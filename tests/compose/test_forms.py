@@ -20,7 +20,7 @@ from ..factories import CONFIG, WEIGHTS, adapter_deltas, contents, load_base, lo
 from ..factories import write_lora as write_adapter
 
 Q, V, UP = "layers.0.q", "layers.0.v", "layers.1.up"
-MODULES = {Q: (6, 10, 2), V: (5, 12, 3), UP: (10, 6, 1)}
+MODULES = {Q: (6, 10, 2), V: (5, 12, 3), UP: (9, 7, 1)}
 NAMES = ["task", "align"]
 Adapters = tuple[list[Path], list[dict[str, Tensor]]]
 
@@ -63,7 +63,9 @@ class TestForms:
     def test_concat_lays_the_ranks_side_by_side_and_loses_nothing(self, pair: Adapters, tmp_path: Path) -> None:
         for form in (None, "concat"):
             report = merge(pair[0], weights=[0.9], form=form, out=tmp_path / str(form))  # type: ignore[arg-type]
-            assert {m: found.rank for m, found in report.modules.items()} == {m: 2 * r for m, (_, _, r) in MODULES.items()}
+            assert {m: found.rank for m, found in report.modules.items()} == {
+                m: 2 * r for m, (_, _, r) in MODULES.items()
+            }
             assert report.residual == 0
         expected = mixed(pair[1])
         for module, delta in adapter_deltas(tmp_path / "concat").items():
@@ -243,7 +245,9 @@ class TestRandomMethods:
 class TestWholeModel:
     """TIES as its authors trim: over all of an adapter's entries at once."""
 
-    def expected(self, deltas: list[dict[str, Tensor]], density: float, weights: tuple[float, ...]) -> dict[str, Tensor]:
+    def expected(
+        self, deltas: list[dict[str, Tensor]], density: float, weights: tuple[float, ...]
+    ) -> dict[str, Tensor]:
         trimmed = []
         for own in deltas:
             whole = torch.cat([own[module].flatten() for module in MODULES])

@@ -64,7 +64,7 @@ def summed(base: Path, folders: Sequence[Path], weights: Sequence[float]) -> Any
     total = {name: tensor.clone() for name, tensor in start.items()}
     for folder, weight in zip(folders, weights, strict=True):
         for name, tensor in merged_by_peft(base, folder).items():
-            if name in total:
+            if name in start:
                 total[name] += weight * (tensor.double() - start[name])
             elif name.endswith(".bias"):  # a bias that only the LoRA has
                 total[name] = total.get(name, torch.zeros_like(tensor)) + weight * tensor
@@ -106,8 +106,8 @@ def test_kinds_that_need_the_base_give_the_sum_of_what_peft_gives(
     folders = made(base, tmp_path, *kinds)
     check(base, folders, [0.6, 0.3], tmp_path / "out", base=str(base))
     config = json.loads((tmp_path / "out" / CONFIG).read_text())
-    assert config["use_dora"] == any("dora" in kind for kind in kinds)
-    assert config["init_lora_weights"] in (True, None)
+    assert config.get("use_dora", False) == any("dora" in kind for kind in kinds)
+    assert config.get("init_lora_weights", True) is True
 
 
 @pytest.mark.parametrize("kind", ["dora", "pissa", "olora"])
@@ -288,7 +288,7 @@ class TestHeads:
             for n, head in enumerate(heads)
         ]
 
-    def expected(self, folders: list[Path], weights: list[float], head: Callable[[list[dict[str, Tensor]]], Tensor]) -> Tensor:
+    def expected(self, folders: list[Path], weights: list[float], head: Callable[[list[Tensor]], Tensor]) -> Tensor:
         model = self.bert()
         with torch.no_grad():
             for folder, weight in zip(folders, weights, strict=True):
@@ -299,7 +299,7 @@ class TestHeads:
             for part in ("weight", "bias"):
                 own = [file[f"base_model.model.classifier.{part}"] for file in files
                        if f"base_model.model.classifier.{part}" in file]  # fmt: skip
-                getattr(model.classifier, part).copy_(head(own))  # type: ignore[arg-type]
+                getattr(model.classifier, part).copy_(head(own))
             found: Tensor = model(input_ids=tokens()).logits
             return found
 
@@ -312,13 +312,15 @@ class TestHeads:
     def test_the_head_of_the_one_that_has_it_is_taken(self, tmp_path: Path, heads: tuple[bool, bool]) -> None:
         folders = self.adapters(tmp_path, *heads)
         merge(folders, weights=[0.25, 0.75], out=tmp_path / "out")
-        expected = self.expected(folders, [0.25, 0.75], lambda own: own[0])  # type: ignore[arg-type, return-value]
+        expected = self.expected(folders, [0.25, 0.75], lambda own: own[0])
         torch.testing.assert_close(self.got(tmp_path / "out"), expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("saved", "shares"), [("average", (0.25, 0.75)), ("h0", (1, 0)), ("2", (0, 1)), ("refuse", None)]
     )
-    def test_two_that_differ_need_a_choice(self, tmp_path: Path, saved: str, shares: tuple[float, float] | None) -> None:
+    def test_two_that_differ_need_a_choice(
+        self, tmp_path: Path, saved: str, shares: tuple[float, float] | None
+    ) -> None:
         folders = self.adapters(tmp_path, True, True)
         settings: dict[str, Any] = {"weights": [0.25, 0.75], "saved": saved, "out": tmp_path / "out"}
         if shares is None:
@@ -328,7 +330,7 @@ class TestHeads:
             return
         merge(folders, **settings)
 
-        def head(own: Any) -> Tensor:
+        def head(own: list[Tensor]) -> Tensor:
             found: Tensor = shares[0] * own[0] + shares[1] * own[1]
             return found
 

@@ -210,8 +210,8 @@ class TestFill:
 
     def adapters(self, folder: Path) -> tuple[list[Path], dict[str, Tensor], dict[str, Tensor]]:
         """A task LoRA on q and v of two layers; an alignment LoRA on q with B = 0 above its layer 0."""
-        task = write_lora(folder / "task", {m: (6, 5, 2) for m in (self.Q, self.V, self.UPPER)}, seed=1)
-        align = write_lora(folder / "align", {m: (6, 5, 2) for m in (self.Q, self.UPPER)}, seed=2)
+        task = write_lora(folder / "task", dict.fromkeys((self.Q, self.V, self.UPPER), (6, 5, 2)), seed=1)
+        align = write_lora(folder / "align", dict.fromkeys((self.Q, self.UPPER), (6, 5, 2)), seed=2)
         from safetensors.torch import load_file, save_file
 
         tensors = load_file(folder / "align" / WEIGHTS)
