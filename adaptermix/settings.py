@@ -127,7 +127,7 @@ class PlaceSettings(Settings):
     """Weights or method options that hold at some modules only."""
 
     modules: str = Field("*", description="glob over module paths")
-    layers: str | None = Field(None, description="FIRST-LAST, both included, or all")
+    layers: int | str | None = Field(None, description="FIRST-LAST, both included, or one number, or all")
     weights: float | str | list[float] | None = Field(None, description="weights there")
     curve: list[float | str | list[float]] | None = Field(
         None, description="weights along the layers: evenly spaced points, interpolated"

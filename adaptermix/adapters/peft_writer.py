@@ -24,6 +24,16 @@ def _scaled(update: LowRank) -> Tensor:
     return update.scale * update.a.to(torch.promote_types(update.a.dtype, torch.float32))
 
 
+def _for_half(update: LowRank) -> LowRank:
+    """Give both factors equal lengths per rank, so that neither leaves the range of half precision before the other."""
+    a, b = _scaled(update), update.b.to(torch.promote_types(update.b.dtype, torch.float32))
+    right, left = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=0)
+    there = (left > 0) & (right > 0)
+    exponent = torch.where(there, 0.5 * (right.double().log2() - left.double().log2()), 0.0)
+    share = torch.exp2(exponent.round()).to(a.dtype)  # powers of two, so that nothing is rounded here
+    return LowRank(b=b * share, a=a / share[:, None])
+
+
 def _factors(module: str, update: LowRank, layout: Layout, dtype: torch.dtype) -> Makers:
     """Return names, shapes and makers of a module's two factors in its layout."""
     out, into = update.shape
@@ -35,8 +45,12 @@ def _factors(module: str, update: LowRank, layout: Layout, dtype: torch.dtype) -
     channels = into // torch.Size(layout.kernel).numel()
     shapes = (update.rank, channels, *layout.kernel), (out, update.rank, *ones)
 
+    def factor(which: int) -> Tensor:
+        found = _for_half(update) if dtype.itemsize < 4 else update
+        return (_scaled(found) if which == 0 else found.b).reshape(shapes[which])
+
     def make(which: int) -> Callable[[], Tensor]:
-        return lambda: (_scaled(update) if which == 0 else update.b).reshape(shapes[which])
+        return lambda: factor(which)
 
     return {f"{PREFIX}{module}.{names[which]}": (shapes[which], dtype, make(which)) for which in (0, 1)}
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .stack import Stack
+from .updates import Dense
 
 _SAMPLE = 256
 _MARGIN = 0.03
@@ -58,7 +59,7 @@ def grid(stack: Stack, place: int) -> Float[Tensor, " n"]:
     out, into = stack.shape
     rows, columns = (torch.linspace(0, n - 1, min(n, _SAMPLE)).round().long().to(stack.device) for n in (out, into))
     update = stack.updates[place].to(stack.dtype)
-    if hasattr(update, "w"):
+    if isinstance(update, Dense):
         return update.w[rows][:, columns].abs().flatten()
     return ((update.b[rows] * update.scale) @ update.a[:, columns]).abs().flatten()
 
@@ -76,11 +77,13 @@ def bracket(samples: Sequence[tuple[Float[Tensor, " _"], int]], density: float) 
     share = mass[order].cumsum(0) / mass.sum()
     # Rounding may leave the last share just below 1.
     last = len(share) - 1
-    low = min(last, int(torch.searchsorted(share, min(density + _MARGIN, 1.0))))
-    high = min(last, int(torch.searchsorted(share, max(density - _MARGIN, 0.0))))
+    # The sampling error falls with the root of the sample, so that little is collected of a whole model.
+    margin = max(0.002, _MARGIN * _SAMPLE / math.sqrt(len(sizes)))
+    low = min(last, int(torch.searchsorted(share, min(density + margin, 1.0))))
+    high = min(last, int(torch.searchsorted(share, max(density - margin, 0.0))))
     return (
-        float(sizes[order[low]]) if density + _MARGIN < 1 else 0.0,
-        float(sizes[order[high]]) if density - _MARGIN > 0 else math.inf,
+        float(sizes[order[low]]) if density + margin < 1 else 0.0,
+        float(sizes[order[high]]) if density - margin > 0 else math.inf,
     )
 
 

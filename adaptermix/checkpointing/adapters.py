@@ -29,7 +29,15 @@ def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
     Raises:
         ModelError: a module is not in the base model, or a table that is the output head too would be changed.
     """
-    names = {find_weight(base, module): module for module in plan.modules}
+    names: dict[str, str] = {}
+    for module in plan.modules:
+        name = find_weight(base, module)
+        if name in names:
+            raise ModelError(
+                f"modules '{names[name]}' and '{module}' must be two weights of the base model, and both are '{name}'. "
+                "The adapters name one module in two ways."
+            )
+        names[name] = module
     for module in plan.modules:
         header = next(source.modules[module] for source in plan.sources if module in source.modules)
         if header.layout.kind == "embedding" and header.into == _tied_rows(base):

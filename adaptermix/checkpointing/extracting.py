@@ -30,7 +30,19 @@ from .report import ExtractedModule, ExtractReport
 from .writing import DTYPES
 
 Rank = int | Literal["auto"]
-_TABLES = {"wte", "wpe", "shared", "relative_attention_bias"}
+_TABLES = {
+    *(
+        "wte",
+        "wpe",
+        "shared",
+        "relative_attention_bias",
+        "embed_tokens",
+        "embed_positions",
+        "embed_in",
+        "tok_embeddings",
+    ),
+    *("word_embeddings", "position_embeddings", "token_type_embeddings", "entity_embeddings"),
+}
 _TRANSPOSED = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers keep their weights as [in out] (transformers' Conv1D)."""
 _ROWS = 256
@@ -40,8 +52,7 @@ _EXACT_SIDE = 1024
 
 def _is_table(path: str) -> bool:
     """Whether a module is an embedding, judged by its name."""
-    name = path.rsplit(".", 1)[-1]
-    return "embed" in name or name in _TABLES
+    return path.rsplit(".", 1)[-1] in _TABLES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

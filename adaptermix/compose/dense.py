@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.writer import file_order, stream_tensors
-from ..errors import PlanError
+from ..errors import ModelError, PlanError
 from ..progress import SILENT, Watcher
 from .execute import fitted_methods, merge_module
 from .plan import MergePlan
@@ -50,6 +50,11 @@ def is_turned(plan: MergePlan, module: str) -> bool:
 def as_weight(delta: Tensor, shape: tuple[int, ...], *, turned: bool) -> Tensor:
     """Return a delta [out in] as its weight of this shape lies in the base model; turned if that is [in out]."""
     if len(shape) > 2:
+        if delta.numel() != torch.Size(shape).numel():
+            raise ModelError(
+                f"the base's weight {list(shape)} must have as many entries as the delta {list(delta.shape)}, and has "
+                "not. Give the base model that the adapters were trained on."
+            )
         return delta.reshape(shape)
     return delta.T.contiguous() if turned else delta
 

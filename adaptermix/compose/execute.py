@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..adapters import LINEAR, AdapterSource, AdapterState
-from ..adapters.convert import base_weight, dora_delta, load_delta, merge_dora
-from ..algebra import Dense, LowRank, Stack, Update, norm, sign_conflict
+from ..adapters.convert import base_weight, dora_delta, dora_row_norms, load_delta, merge_dora
+from ..algebra import Dense, LowRank, Stack, Update, all_finite, norm, sign_conflict
 from ..checkpoints import Checkpoint
 from ..errors import PlanError
-from ..methods.base import LinearMethod, MergeMethod
+from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
 from ..progress import SILENT, Watcher
 from .extras import merge_biases
 from .forms import Formed
@@ -75,6 +75,9 @@ def _inputs(plan: MergePlan, module: str) -> tuple[_Inputs, tuple[float, ...]]:
     # Factors that began from a part of the base are not the delta.
     zero = {p for p in found if plan.sources[p].meta.initial is None and plan.sources[p].is_zero(module)}
     weights = acting_weights(plan, module, zero)
+    if zero != set(found) and plan.fill == "weight" and not is_weighted_sum(plan.method):
+        # A zero delta adds nothing to a sum, but counts in a mean.
+        weights = acting_weights(plan, module, ())
     chosen = [place for place in found if weights[place] != 0]
     # Nothing acts: any one of them, at weight 0, gives the shape.
     chosen = chosen or [next(iter(found))]
@@ -113,7 +116,10 @@ def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, 
                 f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
                 f"{_path(file)}, found {got}."
             )
-        found.append(file.load(module))
+        tensor = file.load(module)
+        if not (tensor.is_floating_point() and all_finite(tensor)):
+            raise PlanError(f"statistics must be finite floats, and '{module}' in {_path(file)} holds others.")
+        found.append(tensor)
     return tuple(found)
 
 
@@ -159,11 +165,11 @@ def _on(stack: Stack, device: torch.device) -> Stack:
 
 
 def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: _Inputs, module: str) -> Tensor | None:
-    """Merge the biases inside the LoRAs: a weighted sum adds them up, any other method sees them as [out 1] updates."""
+    """Merge the biases inside the LoRAs: with the update's coefficients, or else by the method as [out 1] updates."""
     biases = [source.bias(module) for source in inputs.sources]
     if all(bias is None for bias in biases):
         return None
-    if isinstance(method, LinearMethod) and not method.depends_on_deltas:
+    if isinstance(method, LinearMethod):
         stack = _stack(plan, inputs, module, inputs.updates)
         return merge_biases(biases, method.coefficients(stack))
     if method.statistics is not None:
@@ -175,10 +181,9 @@ def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: _Inputs, module: s
 
 
 def _shaped(plan: MergePlan, inputs: _Inputs, merged: Update) -> Formed:
-    ranks = [source.modules[module].rank for source in plan.sources for module in source.modules]
     own = [update.rank for update in inputs.updates]
     largest = max(own) if plan.method.cuts_to_largest_rank else None
-    return plan.shape.apply(merged, fallback=sum(own) or max(ranks), largest=largest)
+    return plan.shape.apply(merged, fallback=sum(own), largest=largest)
 
 
 def _merged(
@@ -190,6 +195,9 @@ def _merged(
         weight = _base_weight(plan, module, stack.shape)
         magnitudes = [source.magnitude(module) for source in inputs.sources]
         return merge_dora(weight, inputs.updates, magnitudes, method.coefficients(stack))
+    if not is_weighted_sum(method) and not any(inputs.weights):
+        out, into = inputs.updates[0].shape
+        return LowRank(b=torch.zeros(out, 1), a=torch.zeros(1, into)), None
     merged = method(_on(_stack(plan, inputs, module, _dense_inputs(plan, inputs, module)), device))
     return merged, None
 
@@ -225,6 +233,8 @@ def merge_module(
             "Choose smaller weights, or check the adapters' lora_alpha."
         )
     formed = _shaped(plan, inputs, merged)
+    if magnitude is not None and isinstance(merged, LowRank):
+        length, formed, magnitude = _judge_dora(plan, module, merged, formed, magnitude)
     conflict = 0.0
     if len(inputs.updates) > 1:
         conflict = sign_conflict([u * weight for u, weight in zip(inputs.updates, inputs.weights, strict=True)])
@@ -237,6 +247,24 @@ def merge_module(
         excess=formed.excess,
     )
     return MergedModule(update=_to_cpu(formed.update), report=report, bias=bias, magnitude=magnitude)
+
+
+def _judge_dora(
+    plan: MergePlan, module: str, merged: LowRank, formed: Formed, magnitude: Tensor
+) -> tuple[float, Formed, Tensor]:
+    """Return norm, form and magnitude of a DoRA, judged by its delta on the base and not by its factors alone.
+
+    Where the factors are truncated, the magnitudes are made anew, so that each row keeps its gain.
+    """
+    weight = _base_weight(plan, module, merged.shape)
+    whole = dora_delta(weight, merged, magnitude)
+    length = norm(Dense(w=whole))
+    if formed.residual == 0 or not isinstance(formed.update, LowRank):
+        return length, formed, magnitude
+    gains = magnitude / dora_row_norms(weight, merged)
+    magnitude = (gains * dora_row_norms(weight, formed.update)).to(magnitude.dtype)
+    lost = norm(Dense(w=whole - dora_delta(weight, formed.update, magnitude)))
+    return length, replace(formed, residual=lost / length if length > 0 else 0.0), magnitude
 
 
 def _to_cpu(update: Update) -> Update:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..algebra import Dense, LowRank, Update, least_rank, singular_values, truncate
 from ..algebra.lowrank import balanced, decompose, lost_share, working_dtype
+from ..algebra.subspaces import numerical_rank
 from ..errors import PlanError
 
 Form = Literal["concat", "lowrank", "dense"]
@@ -62,8 +63,6 @@ class Shape:
             raise PlanError(f"--rank must be at least 1, got {self.rank}.")
         if self.rank is not None and self.form in ("concat", "dense"):
             raise PlanError(f"--rank goes with --form lowrank, got --form {self.form}. Leave one of them out.")
-        if self.rank is None and self.form == "lowrank":
-            raise PlanError("--form lowrank needs a rank: pass --rank R, or --rank auto with --keep SHARE.")
         if not 0 < self.keep <= 1:
             raise PlanError(f"--keep must be in (0, 1], got {self.keep:g}.")
 
@@ -83,7 +82,9 @@ class Shape:
             if largest is not None and isinstance(update, LowRank) and largest < update.rank:
                 cut = _cut(update, largest, self.keep)
             return replace(cut, update=Dense(w=cut.update.to(working_dtype([update])).dense()))
-        rank: Rank | None = self.rank if self.rank is not None else largest
+        rank: Rank | None = self.rank if self.rank is not None or self.form == "concat" else largest
+        if rank is None and self.form == "lowrank":
+            raise PlanError("--form lowrank needs a rank: pass --rank R, or --rank auto with --keep SHARE.")
         if isinstance(update, Dense):
             if self.form == "concat":
                 raise PlanError(
@@ -98,7 +99,10 @@ class Shape:
 
 def _cut(update: LowRank, rank: Rank, keep: float) -> Formed:
     u, sigma, vh = decompose(update)
-    chosen = least_rank(sigma, keep) if rank == "auto" else rank
+    chosen = rank if rank != "auto" else least_rank(sigma, keep)
+    if rank == "auto":  # what is left where factors cancel is rounding
+        size = abs(update.scale) * float(update.b.double().norm() * update.a.double().norm())
+        chosen = max(1, min(chosen, numerical_rank(sigma, update.shape, size=size)))
     low = balanced(u, sigma, vh, rank=chosen, dtype=working_dtype([update]))
     return Formed(update=low, residual=lost_share(sigma, chosen), sigma=sigma)
 

@@ -153,7 +153,7 @@ def merge(
         weights = [weights]
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
-        check_not_input(Path(out), adapters)
+        check_not_input(Path(out), [*adapters, *filter(None, [plan_settings.get("base")])])
     plan = make_plan(adapters, weights=weights, **plan_settings)
     if not plan_settings.get("allow_base_mismatch"):
         _check_against_base(plan, str(plan_settings.get("base")))
@@ -165,7 +165,10 @@ def merge(
     if plan.shape.form == "dense":
         return _merge_dense(plan, settings, folder, target, place, overwrite=overwrite, watch=watch)
     chosen = _DTYPES[dtype or "float32"]
-    with _hashing(plan.sources if target is not None else ()), _threads(1 if plan.method.is_linear else None):
+    with (
+        _hashing(plan.sources if target is not None else ()),
+        _threads(1 if plan.method.is_linear and plan.checkpoint is None else None),
+    ):
         if target is not None and can_stream(plan):
             return _merge_streaming(plan, settings, target, chosen, overwrite=overwrite, watch=watch)
         state, modules = execute(plan, device=place, watch=watch)
@@ -280,8 +283,8 @@ def _check_against_base(plan: MergePlan, reference: str) -> None:
             known = fingerprint(Path(named))
         if known and given and known != given:
             raise IncompatibleAdapters(
-                f"the base model must be the one that adapter '{source.name}' was trained on, '{named}', and the weight "
-                f"files of '{reference}' differ from it. If it is the same model, pass --allow-base-mismatch."
+                f"the base model must be the one that adapter '{source.name}' was trained on, '{named}', and the "
+                f"weight files of '{reference}' differ from it. If it is the same model, pass --allow-base-mismatch."
             )
 
 

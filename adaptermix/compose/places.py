@@ -125,7 +125,8 @@ def make_override(given: Mapping[str, Any], names: Sequence[str], modules: Seque
     if not any(override.covers(module) for module in modules):
         place = f"modules {override.modules!r}" + (f", layers {layers[0]}-{layers[1]}" if layers else "")
         raise PlanError(
-            f"a place must hold at least one module, and none matches {place}; one is {modules[0]!r}{_known_layers(modules)}."
+            f"a place must hold at least one module, and none matches {place}; one is {modules[0]!r}"
+            f"{_known_layers(modules)}."
         )
     return override
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
-from ..methods.base import LinearMethod, MergeMethod, build
+from ..methods.base import MergeMethod, build, is_weighted_sum
 from .extras import merge_extras, merge_saved
 from .forms import Shape
 from .places import Override
@@ -74,7 +74,7 @@ class MergePlan:
 
         PEFT has no DoRA with biases inside; its embeddings and convolutions would become DoRAs of another kind.
         """
-        is_sum = isinstance(self.method, LinearMethod) and not self.method.depends_on_deltas
+        is_sum = is_weighted_sum(self.method)
         headers = [header for source in self.sources for header in source.modules.values()]
         plain = all(header.layout == LINEAR and not header.bias for header in headers)
         return is_sum and plain and self.shape.form != "dense" and any(source.meta.dora for source in self.sources)
@@ -93,7 +93,7 @@ class MergePlan:
         for override in self.overrides:
             if override.options and override.covers(module):
                 options |= override.options
-        return build(self.method.name, {**self.options, **options}) if options else self.method
+        return build(self.method.title, {**self.options, **options}) if options else self.method
 
     def filled(self, weights: Sequence[float], acts: Sequence[bool]) -> tuple[float, ...]:
         """Return the weights where only some adapters act; those that do not weigh 0.

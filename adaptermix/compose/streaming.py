@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from ..adapters import LINEAR, AdapterState
-from ..algebra import LowRank
+from ..algebra import LowRank, Stack
 from ..errors import PlanError
-from ..methods.base import LinearMethod
+from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
 from ..progress import Advance
 from .execute import acting_weights, merge_module
 from .plan import MergePlan
@@ -24,7 +25,7 @@ from .report import ModuleReport
 
 def can_stream(plan: MergePlan) -> bool:
     """Return whether every rank of the result is known from the headers and from which deltas are zero."""
-    known = isinstance(plan.method, LinearMethod) and not plan.method.depends_on_deltas
+    known = is_weighted_sum(plan.method) and type(plan.method).fit is MergeMethod.fit
     whole = plan.shape.rank is None and plan.shape.form in (None, "concat") and not plan.method.cuts_to_largest_rank
     more = any(header.bias or header.magnitude for source in plan.sources for header in source.modules.values())
     plain = all(source.meta.initial is None for source in plan.sources)
@@ -78,11 +79,13 @@ def _rank(plan: MergePlan, module: str) -> int:
     """Return the rank that `merge_module` will give."""
     present = [place for place, source in enumerate(plan.sources) if module in source.modules]
     weights = acting_weights(plan, module, {place for place in present if plan.sources[place].is_zero(module)})
-    method = plan.method
-    gains = getattr(method, "gain", 1.0)
     ranks = {place: plan.sources[place].modules[module].rank for place in present}
-    chosen = [place for place in present if weights[place] * gains != 0]
-    kept = chosen or [place for place in present if weights[place] != 0][:1] or present[:1]
+    chosen = [place for place in present if weights[place] != 0] or present[:1]
+    # The coefficients need no delta (`can_stream`), so any will do.
+    nothing = LowRank(b=torch.zeros(1, 1), a=torch.zeros(1, 1))
+    stack = Stack.of([nothing] * len(chosen), [weights[place] for place in chosen])
+    coefficients = plan.method.coefficients(stack) if isinstance(plan.method, LinearMethod) else stack.weights
+    kept = [place for place, found in zip(chosen, coefficients, strict=True) if found != 0] or chosen[:1]
     return sum(ranks[place] for place in kept)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from ..algebra import Dense, Stack, Update
 from ..algebra.operators import Operator, chain
@@ -66,6 +67,11 @@ class LinearMethod(MergeMethod):
         return stack.combined(self.coefficients(stack))
 
 
+def is_weighted_sum(method: MergeMethod) -> bool:
+    """Return whether a method's coefficients come from the weights alone."""
+    return isinstance(method, LinearMethod) and not method.depends_on_deltas
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackMethod(MergeMethod):
     """A method that works entry by entry on the dense updates, as a chain of operators; its result is dense."""
@@ -122,6 +128,24 @@ def require_share(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in (0, 1], got {value!r}")
 
 
+def _check_type(cls: type[MergeMethod], key: str, value: object) -> None:
+    """Refuse a value that is not of the field's type, or not finite.
+
+    Raises:
+        PlanError: it is not.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    hint = get_type_hints(cls)[key]
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+        raise PlanError(f"option '{key}' of method '{cls.name}' must be {wanted}, got {value!r}.") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PlanError(f"option '{key}' of method '{cls.name}' must be finite, got {value!r}.")
+
+
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
 
@@ -152,6 +176,8 @@ def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     for key in options:
         if key not in known:
             raise PlanError(_unknown(f"option of method '{name}'", key, known))
+    for key, value in options.items():
+        _check_type(cls, key, value)
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,7 +35,10 @@ def _registry() -> dict[str, Any]:
         raise PlanError(f"methods named mergekit:NAME need mergekit >= 0.1.5, found {found}: pip install -U mergekit.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from mergekit import merge_methods
+        try:
+            from mergekit import merge_methods
+        except ImportError as error:
+            raise PlanError(f"mergekit {found} must import, and does not: {error}. Reinstall it.") from error
     return {entry.spec.name: entry for entry in merge_methods.registered_methods()}
 
 
@@ -90,7 +93,9 @@ class Mergekit(MergeMethod):
         parameters = dict(self.options)
         if any(parameter.name == "weight" for parameter in entry.spec.parameters):
             parameters["weight"] = dict(zip(stack.names, stack.weights, strict=True))
-        elif len(set(stack.weights)) > 1 and "t" not in parameters:
+        elif any(parameter.name == "t" for parameter in entry.spec.parameters) and "t" not in parameters:
+            parameters["t"] = _second_share(stack.weights)
+        elif len(set(stack.weights)) > 1:
             raise ValueError(f"it takes no weights; give equal ones, got {list(stack.weights)}")
         ids, base = self._inputs(entry, list(stack.names))
         if len(ids) > len(deltas):
@@ -120,6 +125,13 @@ class Mergekit(MergeMethod):
         raise ValueError(f"it cannot merge {len(names)} adapters: {reason}")
 
 
+def _second_share(weights: Sequence[float]) -> float:
+    """Return how far from the first to the second, of exactly two."""
+    if len(weights) != 2 or sum(weights) == 0:
+        raise ValueError(f"it interpolates between two adapters, got weights {list(weights)}")
+    return weights[1] / sum(weights)
+
+
 def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
     known = mergekit_methods()
     if member not in known:
@@ -133,7 +145,8 @@ def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
                 f"Known: {', '.join(known[member]) or 'none'}."
             )
     for key, default in known[member].items():
-        if default is ... and key not in options:
+        # the weights stand for t
+        if default is ... and key not in options and key != "t":
             raise PlanError(f"method 'mergekit:{member}' needs the option {key!r}: --set {key}=VALUE.")
     return Mergekit(member=member, options=dict(options))
 
