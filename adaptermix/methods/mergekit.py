@@ -14,6 +14,8 @@ from ..errors import PlanError, did_you_mean
 from .base import FAMILIES, MergeMethod
 
 NEEDED = (0, 1, 5)
+_INTERPOLATE = ("slerp",)
+"""Methods whose parameter t is the share of the second of two models, which is what the weights say."""
 
 
 def _registry() -> dict[str, Any]:
@@ -93,8 +95,8 @@ class Mergekit(MergeMethod):
         parameters = dict(self.options)
         if any(parameter.name == "weight" for parameter in entry.spec.parameters):
             parameters["weight"] = dict(zip(stack.names, stack.weights, strict=True))
-        elif any(parameter.name == "t" for parameter in entry.spec.parameters) and "t" not in parameters:
-            parameters["t"] = _second_share(stack.weights)
+        elif self.member in _INTERPOLATE:
+            parameters["t"] = _second_share(stack.weights, parameters.get("t"))
         elif len(set(stack.weights)) > 1:
             raise ValueError(f"it takes no weights; give equal ones, got {list(stack.weights)}")
         ids, base = self._inputs(entry, list(stack.names))
@@ -125,11 +127,16 @@ class Mergekit(MergeMethod):
         raise ValueError(f"it cannot merge {len(names)} adapters: {reason}")
 
 
-def _second_share(weights: Sequence[float]) -> float:
-    """Return how far from the first to the second, of exactly two."""
+def _second_share(weights: Sequence[float], given: float | None) -> float:
+    """Return how far to go from the first adapter to the second: as the weights say, which `t` must not contradict."""
     if len(weights) != 2 or sum(weights) == 0:
         raise ValueError(f"it interpolates between two adapters, got weights {list(weights)}")
-    return weights[1] / sum(weights)
+    share = weights[1] / sum(weights)
+    if given is None or abs(given - share) < 1e-9:
+        return share
+    if weights[0] != weights[1]:
+        raise ValueError(f"t must be the second weight's share, {share:g}, or be left out, got {given:g}")
+    return given
 
 
 def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
@@ -145,8 +152,7 @@ def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
                 f"Known: {', '.join(known[member]) or 'none'}."
             )
     for key, default in known[member].items():
-        # the weights stand for t
-        if default is ... and key not in options and key != "t":
+        if default is ... and key not in options and not (key == "t" and member in _INTERPOLATE):
             raise PlanError(f"method 'mergekit:{member}' needs the option {key!r}: --set {key}=VALUE.")
     return Mergekit(member=member, options=dict(options))
 

@@ -286,7 +286,7 @@ class TestRefusals:
         (tmp_path / "cut/model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])
         with pytest.raises(ModelError, match="must be a whole safetensors file"):
             spectrum(model, tmp_path / "cut")
-        with pytest.raises(ModelError, match="must be a model folder or a Hub id"):
+        with pytest.raises(ModelError, match="must be a model folder"):
             spectrum(model, tmp_path / "none")
         with pytest.raises(ModelError, match="--device"):
             spectrum(model, model, device="tpu")

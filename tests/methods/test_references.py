@@ -210,8 +210,8 @@ def test_every_method_of_mergekit_runs_or_refuses_in_one_line_and_leaves_random_
 
 @needs_mergekit
 def test_a_method_of_mergekit_that_wants_an_option_says_so() -> None:
-    with pytest.raises(PlanError, match=r"method 'mergekit:slerp' needs the option 't': --set t=VALUE\."):
-        build("mergekit:slerp", {})
+    with pytest.raises(PlanError, match=r"method 'mergekit:nearswap' needs the option 't': --set t=VALUE\."):
+        build("mergekit:nearswap", {})
     with pytest.raises(PlanError, match=r"Did you mean 'density'\?"):
         build("mergekit:ties", {"densty": 0.5})
     with pytest.raises(PlanError, match=r"Did you mean 'ties'\?"):
