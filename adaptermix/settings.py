@@ -19,7 +19,7 @@ Files = Annotated[list[str], Field(min_length=1)]
 class Settings(BaseModel):
     """Frozen, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
 
 
 class Placed(Settings):

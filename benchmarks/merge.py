@@ -144,6 +144,7 @@ def process(command: list[str]) -> tuple[float, int]:
 
 
 STARTUP = "import torch, safetensors.torch"
+OWN_STARTUP = "import adaptermix.cli, adaptermix.settings, adaptermix.compose.request"
 COPY = """
 import sys, torch
 from safetensors.torch import load_file, save_file
@@ -166,6 +167,7 @@ def bench_cli(arguments: argparse.Namespace) -> dict[str, Any]:
             rounds = []
             for number in range(arguments.rounds):
                 startup, _ = process([sys.executable, "-c", STARTUP])
+                own, _ = process([sys.executable, "-c", OWN_STARTUP])
                 copy, _ = process([sys.executable, "-c", COPY, *names, str(folder / f"copy{number}")])
                 (folder / f"copy{number}").unlink()
                 out = str(folder / f"out{number}")
@@ -173,11 +175,12 @@ def bench_cli(arguments: argparse.Namespace) -> dict[str, Any]:
                 ours, peak = process([*command, "--quiet", *more])
                 subprocess.run(["rm", "-r", out], check=True)
                 io = copy - startup
-                rounds.append((ours, startup, io, (ours - startup) / io, peak))
-            ours, startup, io, ratio, peak = sorted(rounds, key=lambda entry: entry[3])[len(rounds) // 2]
+                rounds.append((ours, startup, own, io, (ours - startup) / io, peak))
+            ours, startup, own, io, ratio, peak = sorted(rounds, key=lambda entry: entry[4])[len(rounds) // 2]
             found[label] = {
                 "seconds": ours,
                 "start-up seconds": startup,
+                "start-up with our imports, seconds": own,
                 "read and write seconds": io,
                 "(seconds - start-up) / read and write": ratio,
                 "peak GB": peak / 1e9,

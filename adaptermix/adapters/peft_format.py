@@ -73,7 +73,7 @@ class AdapterSource:
         """What the adapter says of itself."""
         return self.settings.meta
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Short name for tables: that of the folder."""
         return self.path.resolve().name
@@ -109,20 +109,29 @@ class AdapterSource:
         Raises:
             AdapterFormatError: a factor holds NaN or infinity.
         """
-        parts, header = self.parts[module], self.modules[module]
-        first, second = _FACTORS[header.layout.kind]
-        a, b = self._read(parts[first]), self._read(parts[second])
+        header = self.modules[module]
+        a, b = map(self._read, self._factor_keys(module))
         return LowRank(a=a.reshape(header.rank, header.into), b=b.reshape(header.out, header.rank), scale=header.scale)
+
+    @cached_property
+    def _zero(self) -> dict[str, bool]:
+        """Answers of `is_zero` so far."""
+        return {}
 
     def is_zero(self, module: str) -> bool:
         """Return whether the update of a module is exactly zero; reads next to nothing where it is not."""
-        parts, header = self.parts[module], self.modules[module]
-        for name, axis in zip(_FACTORS[header.layout.kind], (1, 0), strict=True):
-            factor = self.file.read(parts[name])
-            # The first column or row settles it for all but zeros.
-            if not bool(factor.narrow(axis, 0, 1).any()) and not bool(factor.any()):
-                return True
-        return header.scale == 0
+        if module not in self._zero:
+            self._zero[module] = self.modules[module].scale == 0 or any(map(self._all_zero, self._factor_keys(module)))
+        return self._zero[module]
+
+    def _all_zero(self, key: str) -> bool:
+        factor = self.file.read(key)
+        # The first row settles it for all but zeros.
+        return not bool(factor[:1].any()) and not bool(factor.any())
+
+    def _factor_keys(self, module: str) -> tuple[str, str]:
+        first, second = _FACTORS[self.modules[module].layout.kind]
+        return self.parts[module][first], self.parts[module][second]
 
     def bias(self, module: str) -> Tensor | None:
         """Read what the bias inside a module's LoRA adds to its output, in float32 or wider; None if there is none.

@@ -21,7 +21,8 @@ Makers = dict[str, tuple[tuple[int, ...], torch.dtype, Callable[[], Tensor]]]
 
 
 def _scaled(update: LowRank) -> Tensor:
-    return update.scale * update.a.to(torch.promote_types(update.a.dtype, torch.float32))
+    a = update.a.to(torch.promote_types(update.a.dtype, torch.float32))
+    return a if update.scale == 1 else update.scale * a
 
 
 def _for_half(update: LowRank) -> LowRank:

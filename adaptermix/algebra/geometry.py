@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -69,6 +70,7 @@ def cosine(x: Update, y: Update) -> float:
     return inner(x, y) / length if length > 0 else 0.0
 
 
+@lru_cache(maxsize=64)
 def _spread(size: int) -> torch.Tensor:
     """Indices of at most SAMPLE evenly spaced places."""
     return torch.linspace(0, size - 1, min(size, SAMPLE)).round().long()

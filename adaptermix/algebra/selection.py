@@ -40,9 +40,17 @@ class Threshold:
         left = self.ties - self.before.get(first, 0)
         if left > 0:
             equal = size == self.value
-            count = int(equal.sum())
+            count = int(torch.count_nonzero(equal))
             kept |= equal if count <= left else equal & (equal.flatten().cumsum(0).reshape(equal.shape) <= left)
         return kept
+
+    def trim(self, values: Float[Tensor, "rows in"], first: int) -> Tensor:
+        """Return a block with the entries that are not kept at zero."""
+        if self.ties is None and self.value > 0:
+            # One pass: zero is what |x| <= the next smaller number.
+            below = torch.nextafter(values.new_tensor(self.value), values.new_zeros(()))
+            return torch.nn.functional.hardshrink(values, float(below))
+        return values.masked_fill(~self.keeps(values, first), 0.0)
 
 
 Pieces = Callable[[], Iterator[tuple[int, Tensor]]]
@@ -101,7 +109,7 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
     low, high = bounds
     above, inside = 0, []
     for first, values in pieces():
-        above += int((values > high).sum())
+        above += int(torch.count_nonzero(values > high))
         inside.append((first, values[(values >= low) & (values <= high)]))
     between = torch.cat([found for _, found in inside])
     need = count - above
@@ -113,8 +121,8 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
     ties, before, seen = need - int((between > value).sum()), {}, 0
     for first, found in inside:
         before[first] = seen
-        seen += int((found == value).sum())
-    return Threshold(value=value, ties=ties, before=before)
+        seen += int(torch.count_nonzero(found == value))
+    return Threshold(value=value, ties=None if ties == seen else ties, before=before)
 
 
 def _pieces(stack: Stack, place: int) -> Iterator[tuple[int, Tensor]]:

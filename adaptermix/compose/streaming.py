@@ -67,7 +67,7 @@ class _Pending:
     def a(self) -> Tensor:
         """Right factor."""
         update = self.make()
-        return update.a * update.scale
+        return update.a if update.scale == 1 else update.a * update.scale
 
     @property
     def b(self) -> Tensor:
