@@ -44,7 +44,9 @@ _TABLES = {
     *("word_embeddings", "position_embeddings", "token_type_embeddings", "entity_embeddings"),
 }
 _TRANSPOSED = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-"""Model types whose linear layers keep their weights as [in out] (transformers' Conv1D)."""
+"""Model types whose blocks keep their weights as [in out] (transformers' Conv1D)."""
+_CONV1D = {"c_attn", "q_attn", "c_proj", "c_fc"}
+"""Names of the Conv1D layers; heads of the same models are [out in]."""
 _ROWS = 256
 _EXACT_SIDE = 1024
 """Up to this shorter side an automatic rank takes the exact SVD, which is faster than growing a guess."""
@@ -142,10 +144,10 @@ class _Request:
     device: torch.device
     transposed: bool
 
-    def module(self, delta: Tensor, *, table: bool) -> tuple[LowRank, ExtractedModule]:
+    def module(self, path: str, delta: Tensor) -> tuple[LowRank, ExtractedModule]:
         """Return the factors of one module in their storage dtype, and what they lose."""
-        turned = delta.T.contiguous() if table or self.transposed else delta
-        turned = turned.to(self.device)
+        conv = self.transposed and path.rsplit(".", 1)[-1] in _CONV1D
+        turned = (delta.T.contiguous() if conv or _is_table(path) else delta).to(self.device)
         low, excess = _factors(turned, self.rank, self.keep, exact=self.exact)
         low = low.to(self.dtype)
         norm = frobenius(turned)
@@ -172,7 +174,7 @@ def _walk(
                     )
                 path = key.removesuffix(".weight")
                 if path in pairing.chosen:
-                    updates[path], reports[path] = request.module(delta, table=_is_table(path))
+                    updates[path], reports[path] = request.module(path, delta)
                 else:
                     left_out[key] = norm
             advance(1, key)

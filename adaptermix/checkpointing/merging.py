@@ -130,15 +130,19 @@ class _Merge:
         return [key for key, header in self.base.tensors.items() if header.dtype in FLOATS]
 
     def stack(self, key: str) -> Stack:
-        """Return the deltas of one tensor; those of models that left it as it was take no memory."""
+        """Return the deltas of one tensor; those of models that left it as it was take no memory.
+
+        Models of weight 0 have no say, not even in a mean.
+        """
         base = self.base.load(key)
-        found = [difference(base, model.load(key)) for model in self.models]
+        acting = [place for place, weight in enumerate(self.weights) if weight != 0] or [0]
+        found = [difference(base, self.models[place].load(key)) for place in acting]
         zero = torch.zeros(1, 1, device=self.device).expand(_as_matrix(base).shape)
         deltas = [zero if delta is None else _as_matrix(delta).to(self.device) for delta in found]
         return Stack(
             updates=tuple(Dense(w=delta) for delta in deltas),
-            weights=self.weights,
-            names=self.identities,
+            weights=tuple(self.weights[place] for place in acting),
+            names=tuple(self.identities[place] for place in acting),
             module=key,
             seed=self.seed,
         )
@@ -172,8 +176,8 @@ class _Merge:
                 f"{', '.join(f'{weight:g}' for weight in self.weights)}. Choose smaller weights, or check the models."
             )
         conflict = 0.0
-        if len(self.models) > 1:
-            conflict = sign_conflict([u * w for u, w in zip(_sampled(stack), self.weights, strict=True)])
+        if len(stack.updates) > 1:
+            conflict = sign_conflict([u * w for u, w in zip(_sampled(stack), stack.weights, strict=True)])
         report = ModuleReport(rank=None, norm=length, residual=0.0, sign_conflict=conflict, weights=self.weights)
         return merged.reshape(self.base.tensors[key].shape).cpu(), report
 

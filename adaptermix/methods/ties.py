@@ -41,8 +41,8 @@ class Ties(StackMethod):
         order: "elect-first" elects on unweighted updates and divides by the count of survivors (PEFT);
             "scale-first" elects on weighted updates and divides by the weight of the survivors (mergekit).
         normalize: Divide at all; if not, survivors are added up.
-        scope: "module" trims each module by itself (PEFT, mergekit), "model" each adapter over all its modules (the
-            authors' code).
+        scope: "module" trims each module by itself (PEFT, mergekit), "model" each adapter over all its modules, as the
+            authors' code trims (its election differs: there a sum of zero takes the sign of the majority).
 
     Shapes: k updates [out in] give one dense [out in].
     Differs from the paper: weights; trimming per module by default.

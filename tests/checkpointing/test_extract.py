@@ -148,6 +148,16 @@ class TestWhatIsTaken:
         found = logits(load_with_peft(tmp_path / "base", tmp_path / "out"))
         assert torch.allclose(found, logits(load_base(tuned)), atol=1e-5)
 
+    def test_heads_of_gpt2_lie_as_everywhere(self, tmp_path: Path) -> None:
+        tiny_gpt2(tmp_path / "gpt2")
+        head = {"score.weight": torch.zeros(3, 32)}
+        base = rewrite(tmp_path / "gpt2", tmp_path / "base", {**tensors_of(tmp_path / "gpt2"), **head})
+        delta = torch.outer(torch.arange(1.0, 4.0), torch.linspace(-1, 1, 32))
+        tuned = rewrite(base, tmp_path / "tuned", {**tensors_of(base), "score.weight": delta})
+        extract(base, tuned, out=tmp_path / "out", rank=1, modules=["score"])
+        found = adapter_deltas(tmp_path / "out")["score"]
+        assert torch.allclose(found.float(), delta, atol=1e-6)
+
 
 class TestHowItIsStored:
     def test_half_precision_counts_as_a_loss(self, base: Path, tmp_path: Path) -> None:

@@ -123,6 +123,14 @@ def test_random_methods_follow_their_seed(base: Path, pair: tuple[Path, Path], t
     assert a != c
 
 
+def test_a_model_of_weight_zero_has_no_say(base: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """In a mean over the updates that are not zero it would count."""
+    merge_checkpoints(base, pair, [0.9, 0.0], method="ties", out=tmp_path / "both")
+    merge_checkpoints(base, pair[:1], [0.9], method="ties", out=tmp_path / "one")
+    one, both = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "both")
+    assert all(torch.equal(both[key], tensor) for key, tensor in one.items())
+
+
 def test_a_whole_model_scope_is_fitted_first(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     own = {f"layers.{n}.weight": torch.randn(20, 10, generator=generator) for n in range(5)}
