@@ -89,7 +89,9 @@ class TaskSettings(TrainingSettings):
     train: Files = Field(description="training files")
     dev: list[str] = Field([], description="dev files; their loss is logged after each epoch")
     rows: str | None = Field(None, description="START:STOP, the rows of each training file to use")
-    template: str = Field("plain", description="prompt template: plain or mid-align; saved with the adapter")
+    template: str | None = Field(
+        None, description="prompt template, such as plain or mid-align; saved with the adapter"
+    )
 
 
 class GenerationSettings(Placed):

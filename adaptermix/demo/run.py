@@ -22,7 +22,7 @@ from ..models import BaseModel, load_base
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, DemoSettings, GenerationSettings, RetrieveSettings, SearchSettings, TaskSettings
 from ..study.run import search_with
-from ..tasks import Counts, get_task
+from ..tasks import get_task
 from ..train import train_align, train_task
 from .base import demo_base
 from .plan import DemoPlan, own_data, real_data
@@ -168,7 +168,7 @@ class Demo:
         }
         settings = GenerationSettings(**_GENERATION, **self._placed)
         with Attachment(self.base.model, [source.read() for source in self._adapters(*adapters)]):
-            template = template_of(trained, None)
+            template = template_of(task, trained, None)
             answers = predict(
                 self.base, task, rows, settings, template=template, watch=self.watch, label=f"test {label}"
             )
@@ -181,8 +181,8 @@ def difference(
     first: dict[str, Any], second: dict[str, Any], languages: list[str], seed: int
 ) -> dict[str, float | int]:
     """Return by how much the second test result exceeds the first over some languages, with its paired interval."""
-    sides = [[[Counts(*row) for row in result["counts"][name]] for name in languages] for result in (first, second)]
-    return paired_difference(*sides, seed=seed).document()
+    sides = [[result["counts"][name] for name in languages] for result in (first, second)]
+    return paired_difference(get_task("slots").metrics([])[0], *sides, seed=seed).document()
 
 
 def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:

@@ -2,6 +2,6 @@
 
 from .retrieval import Retrieval, retrieve
 from .run import Evaluation, evaluate
-from .score import Score, micro_f1
+from .score import Score, mean_score, paired_difference
 
-__all__ = ["Evaluation", "Retrieval", "Score", "evaluate", "micro_f1", "retrieve"]
+__all__ = ["Evaluation", "Retrieval", "Score", "evaluate", "mean_score", "paired_difference", "retrieve"]

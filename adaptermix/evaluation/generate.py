@@ -12,11 +12,11 @@ from ..models import BaseModel
 from ..progress import SILENT, Watcher
 
 
-def _stop_ids(base: BaseModel) -> list[int]:
-    """Token ids that end an answer: the model's own ends, and a line break, since answers are one line."""
+def _stop_ids(base: BaseModel, *, one_line: bool) -> list[int]:
+    """Token ids that end an answer: the model's own ends, and a line break where answers are one line."""
     config = base.model.generation_config.eos_token_id
     ends = [] if config is None else [config] if isinstance(config, int) else list(config)
-    breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n")]
+    breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n") if one_line]
     return sorted({*ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
 
 
@@ -46,22 +46,24 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int,
+    one_line: bool = True,
     watch: Watcher = SILENT,
     label: str = "generate",
 ) -> list[str]:
-    """Return one greedy continuation per prompt, up to an end token or a line break.
+    """Return one greedy continuation per prompt, up to an end token.
 
     Args:
         base: A causal language model.
         prompts: Token ids; rows of like length are batched together, the order of the results is that of the prompts.
         max_new_tokens: Most tokens to generate per row.
         batch_size: Rows per batch.
+        one_line: End at a line break too.
         watch: Receives progress.
         label: Name of the progress bar.
     """
     from transformers import GenerationConfig
 
-    stops = _stop_ids(base)
+    stops = _stop_ids(base, one_line=one_line)
     pad = base.tokenizer.pad_token_id
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=stops, pad_token_id=pad

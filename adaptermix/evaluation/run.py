@@ -16,11 +16,9 @@ from ..files import write_whole
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings, GenerationSettings
-from ..tasks import Counts, Task, get_task, get_template
+from ..tasks import Task, get_task, get_template
 from .generate import generate
-from .score import Score, macro_f1, micro_f1
-
-DEFAULT_TEMPLATE = "plain"
+from .score import Score, Statistics, mean_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +27,13 @@ class Evaluation:
 
     Args:
         task: Name of the task.
-        metric: The headline metric.
+        metric: Name of the headline metric.
         scores: Headline score per language.
         others: Further metrics, each with scores per language.
         overall: Mean of the headline score over languages, with its interval.
         groups: Mean of the headline score over languages by role: supervised, aligned, transfer, all.
         answers: The generated answers, row by row.
-        counts: For each language the headline metric's counts, row by row.
+        counts: For each language the headline metric's statistics, row by row.
     """
 
     task: str
@@ -45,7 +43,7 @@ class Evaluation:
     overall: Score
     groups: Mapping[str, float]
     answers: Sequence[str]
-    counts: Mapping[str, Sequence[Counts]]
+    counts: Mapping[str, Statistics]
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -86,13 +84,14 @@ def predict(
     label: str = "generate",
 ) -> list[str]:
     """Generate one answer per row with a loaded model."""
-    chosen = get_template(template)
-    prompts = [chosen.encode(task.text(row), base.tokenizer) for row in rows]
+    chosen = get_template(task, template)
+    prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
     return generate(
         base,
         prompts,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
+        one_line=task.one_line,
         watch=watch,
         label=label,
     )
@@ -102,33 +101,41 @@ def score_answers(
     task: Task, rows: Sequence[Any], answers: Sequence[str], roles: Mapping[str, Sequence[str]], *, seed: int
 ) -> Evaluation:
     """Score generated answers per language."""
-    counts: dict[str, dict[str, list[Counts]]] = {}
+    metrics = task.metrics(rows)
+    counts: dict[str, dict[str, list[Sequence[float]]]] = {metric.name: {} for metric in metrics}
     for row, answer in zip(rows, answers, strict=True):
-        for metric, count in task.count(row, answer).items():
-            counts.setdefault(metric, {}).setdefault(task.language(row), []).append(count)
-    headline = task.metrics[0]
+        for metric in metrics:
+            found = metric.count(row, answer)
+            if found is not None:
+                counts[metric.name].setdefault(task.language(row), []).append(found)
     scores = {
-        metric: {language: micro_f1(found, seed=seed) for language, found in languages.items()}
-        for metric, languages in counts.items()
+        metric.name: {name: mean_score(metric, [rows], seed=seed) for name, rows in counts[metric.name].items()}
+        for metric in metrics
     }
+    headline = metrics[0]
     return Evaluation(
         task=task.name,
-        metric=headline,
-        scores=scores[headline],
-        others={metric: found for metric, found in scores.items() if metric != headline},
-        overall=macro_f1(list(counts[headline].values()), seed=seed),
-        groups=group_means(scores[headline], roles),
+        metric=headline.name,
+        scores=scores[headline.name],
+        others={metric.name: scores[metric.name] for metric in metrics[1:]},
+        overall=mean_score(headline, list(counts[headline.name].values()), seed=seed),
+        groups=group_means(scores[headline.name], roles),
         answers=answers,
-        counts=counts[headline],
+        counts=counts[headline.name],
     )
 
 
-def template_of(sources: Sequence[AdapterSource], given: str | None) -> str:
-    """Return the prompt template: as given, else the one an adapter was trained with, else the plain one."""
-    tasks = [source.meta.manifest.get("task") for source in sources]
+def template_of(task: Task, sources: Sequence[AdapterSource], given: str | None) -> str:
+    """Return the prompt template: as given, else the one an adapter was trained with for this task, else the default.
+
+    Raises:
+        PlanError: the task has none of this name.
+    """
+    entries = [source.meta.manifest.get("task") for source in sources]
     # a manifest is a file that people edit, so entries of another form are passed over
-    trained = [task.get("template") for task in tasks if isinstance(task, Mapping)]
-    return given or next((name for name in trained if name and isinstance(name, str)), DEFAULT_TEMPLATE)
+    trained = [entry.get("template") for entry in entries if isinstance(entry, Mapping)]
+    named = given or next((name for name in trained if name and isinstance(name, str)), None)
+    return get_template(task, named).name
 
 
 def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluation:
@@ -141,8 +148,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         raise OutputError(f"--predictions must lie in a folder that exists, and {settings.predictions} does not.")
     task = get_task(settings.task)
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
-    template = template_of(sources, settings.template)
-    get_template(template)
+    template = template_of(task, sources, settings.template)
     rows, _ = task.read(settings.data, rows=settings.rows)
     states = [source.read() for source in sources]
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)

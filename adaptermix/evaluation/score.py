@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tasks import Counts
+from ..tasks import Metric
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -35,54 +35,42 @@ class Score:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
-def _f1(sums: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Micro F1 from sums [... 3] of hits, spurious and missed; 1 where nothing was to be found and nothing was."""
-    hit, spurious, missed = sums[..., 0], sums[..., 1], sums[..., 2]
-    total = 2 * hit + spurious + missed
-    return np.where(total > 0, 2 * hit / np.maximum(total, 1), 1.0)
+Statistics = Sequence[Sequence[float]]
+"""One row of statistics per row of data; see `Metric.count`."""
 
 
-def micro_f1(counts: Sequence[Counts], *, seed: int = 0) -> Score:
-    """Return micro F1 with a percentile bootstrap interval over rows (Efron, 1979; 1000 resamples).
+def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0) -> Score:
+    """Return the mean over languages of a metric, with a percentile bootstrap interval (Efron, 1979; 1000 resamples).
 
-    Args:
-        counts: One per row.
-        seed: Seed of the resampling.
-
-    Raises:
-        ValueError: no row.
-    """
-    return macro_f1([counts], seed=seed)
-
-
-def macro_f1(languages: Sequence[Sequence[Counts]], *, seed: int = 0) -> Score:
-    """Return the mean over languages of micro F1, with an interval from resampling the rows of each language.
+    The rows of each language are resampled among themselves.
 
     Args:
-        languages: For each language one count per row.
+        metric: The metric.
+        languages: For each language the statistics of its rows.
         seed: Seed of the resampling.
 
     Raises:
         ValueError: no language, or one without rows.
     """
-    if not languages or not all(languages):
+    if not languages or not all(map(len, languages)):
         raise ValueError("a score needs at least one row per language")
     rng = np.random.default_rng(seed)
-    tables = [np.array(counts, dtype=np.int64) for counts in languages]
-    drawn = np.mean([_f1(_resample(table, rng)) for table in tables], axis=0)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    value = float(np.mean([_f1(table.sum(0)) for table in tables]))
-    return Score(value=value, low=float(low), high=float(high), n=sum(map(len, tables)))
+    tables = [np.array(counts, dtype=np.float64) for counts in languages]
+    drawn = np.mean([metric.value(_resample(table, rng)) for table in tables], axis=0)
+    value = float(np.mean([metric.value(table.sum(0)) for table in tables]))
+    return _with_interval(value, drawn, n=sum(map(len, tables)))
 
 
-def paired_difference(first: Sequence[Sequence[Counts]], second: Sequence[Sequence[Counts]], *, seed: int = 0) -> Score:
-    """Return by how much the second system's mean micro F1 exceeds the first's, with a paired bootstrap interval.
+def paired_difference(
+    metric: Metric, first: Sequence[Statistics], second: Sequence[Statistics], *, seed: int = 0
+) -> Score:
+    """Return by how much the second system's mean score exceeds the first's, with a paired bootstrap interval.
 
     Rows are resampled together for both, so what makes a row easy or hard for both does not widen the interval.
 
     Args:
-        first: For each language one count per row.
+        metric: The metric.
+        first: For each language the statistics of its rows.
         second: The same rows in the same order.
         seed: Seed of the resampling.
 
@@ -94,18 +82,22 @@ def paired_difference(first: Sequence[Sequence[Counts]], second: Sequence[Sequen
     rng = np.random.default_rng(seed)
     drawn, values = [], []
     for one, two in zip(first, second, strict=True):
-        both = np.hstack([np.array(one, dtype=np.int64), np.array(two, dtype=np.int64)])
-        sums = _resample(both, rng)
-        drawn.append(_f1(sums[:, 3:]) - _f1(sums[:, :3]))
-        whole = both.sum(0)
-        values.append(_f1(whole[3:]) - _f1(whole[:3]))
+        both = np.hstack([np.array(one, dtype=np.float64), np.array(two, dtype=np.float64)])
+        width = both.shape[1] // 2
+        sums, whole = _resample(both, rng), both.sum(0)
+        drawn.append(metric.value(sums[:, width:]) - metric.value(sums[:, :width]))
+        values.append(metric.value(whole[width:]) - metric.value(whole[:width]))
+    return _with_interval(float(np.mean(values)), np.mean(drawn, axis=0), n=sum(map(len, first)))
+
+
+def _with_interval(value: float, drawn: NDArray[np.float64], *, n: int) -> Score:
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(np.mean(drawn, axis=0), [tail, 100 - tail])
-    return Score(value=float(np.mean(values)), low=float(low), high=float(high), n=sum(map(len, first)))
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Score(value=value, low=float(low), high=float(high), n=n)
 
 
-def _resample(table: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Sums of the counts [resamples 3] of as many rows, drawn with replacement."""
+def _resample(table: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Sums of the statistics [resamples s] of as many rows, drawn with replacement."""
     rows = len(table)
-    sums: NDArray[np.int64] = rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES) @ table
+    sums: NDArray[np.float64] = rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES) @ table
     return sums

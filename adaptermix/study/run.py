@@ -22,7 +22,7 @@ from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
-from ..tasks import Task, get_task, get_template
+from ..tasks import Task, get_task
 from .trials import Trial, best, grid_search
 
 
@@ -74,7 +74,7 @@ def search_with(
 ) -> SearchResult:
     """Search with a loaded model: both adapters are attached once, and a trial only sets their weights."""
     task: Task = get_task(settings.task)
-    template = template_of(sources, settings.template)
+    template = template_of(task, sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
     roles = manifest.inherit(sources)["languages"] or {}
     with Attachment(base.model, [source.read() for source in sources]) as attached:
@@ -125,8 +125,9 @@ def _prepare(settings: SearchSettings) -> tuple[tuple[AdapterSource, ...], int]:
     check_not_input(Path(settings.out), settings.adapters)
     sources = tuple(open_adapter(path) for path in settings.adapters)
     check(sources, allow_base_mismatch=settings.allow_base_mismatch)
-    get_template(template_of(sources, settings.template))
-    rows, _ = get_task(settings.task).read(settings.dev, rows=settings.rows)
+    task = get_task(settings.task)
+    template_of(task, sources, settings.template)
+    rows, _ = task.read(settings.dev, rows=settings.rows)
     return sources, len(rows)
 
 

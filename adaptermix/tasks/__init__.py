@@ -1,6 +1,7 @@
 """Tasks: rows to prompts and answers, and answers to scores. Training and evaluation use the same."""
 
-from .base import TASKS, Counts, Task, get_task
-from .templates import TEMPLATES, Template, get_template
+from .base import TASKS, Task, get_task, get_template
+from .metrics import Counts, Metric
+from .templates import Template
 
-__all__ = ["TASKS", "TEMPLATES", "Counts", "Task", "Template", "get_task", "get_template"]
+__all__ = ["TASKS", "Counts", "Metric", "Task", "Template", "get_task", "get_template"]

@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from ..data import DataFile
 from ..errors import PlanError
-from .slots import Counts, Slots
+from .metrics import Metric
+from .slots import Slots
+from .templates import Template
 
-__all__ = ["TASKS", "Counts", "Example", "Task", "get_task"]
-
-
-class Example(NamedTuple):
-    """One row as a language model sees it."""
-
-    text: str
-    answer: str
+__all__ = ["TASKS", "Task", "get_task", "get_template"]
 
 
 class Task(Protocol):
-    """Rows in, prompts and answers out; generated answers in, counts out."""
+    """Rows in, prompts and answers out; generated answers in, statistics out."""
 
     @property
     def name(self) -> str:
         """Name in the table."""
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of its scores, the headline first."""
+    def templates(self) -> Mapping[str, Template]:
+        """Prompt templates by name; the first is the default."""
+
+    @property
+    def one_line(self) -> bool:
+        """Whether a line break ends an answer."""
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[Sequence[Any], list[DataFile]]:
         """Read rows from `FILE` arguments."""
 
-    def text(self, row: Any) -> str:
-        """Return what the prompt asks about."""
+    def fields(self, row: Any) -> Mapping[str, str]:
+        """Return what the templates' placeholders stand for."""
 
     def answer(self, row: Any) -> str:
         """Return the answer that training teaches."""
 
     def language(self, row: Any) -> str:
-        """Return the row's language."""
+        """Return the row's language; for translation the pair, such as `de-en`."""
 
-    def count(self, row: Any, answer: str) -> Mapping[str, Counts]:
-        """Compare a generated answer with the row, per metric; metrics that the row cannot give are left out."""
+    def metrics(self, rows: Sequence[Any]) -> tuple[Metric, ...]:
+        """Return how these rows are scored, the headline metric first."""
 
 
 TASKS: dict[str, Task] = {task.name: task for task in (Slots(),)}
@@ -58,3 +57,16 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise PlanError(f"--task must be one of {', '.join(sorted(TASKS))}, got {name!r}.")
     return TASKS[name]
+
+
+def get_template(task: Task, name: str | None = None) -> Template:
+    """Return a task's prompt template by name; default its first.
+
+    Raises:
+        PlanError: there is none of this name.
+    """
+    if name is None:
+        return next(iter(task.templates.values()))
+    if name not in task.templates:
+        raise PlanError(f"--template must be one of {', '.join(task.templates)} for {task.name}, got {name!r}.")
+    return task.templates[name]

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from ..data import DataFile, SlotRow, read_slots
 from ..data.slots import split_tokens
+from .metrics import Counts, Metric, micro_f1
+from .templates import Template, table
 
 NO_SLOTS = "None"
-
-
-class Counts(NamedTuple):
-    """True positives, false positives and false negatives."""
-
-    hit: int
-    spurious: int
-    missed: int
 
 
 def format_slots(slots: Sequence[tuple[str, str]]) -> str:
@@ -90,6 +83,21 @@ def count_spans(row: SlotRow, predicted: Sequence[tuple[str, str]]) -> Counts:
     return Counts(hit, len(guess) - hit, len(gold) - hit)
 
 
+_SYSTEM = (
+    "Given a command from the user, a voice assistant will extract entities essential for carry out the command. "
+    "Your task is to extract the entities as words from the command if they fall under a predefined list of "
+    "entity types."
+)
+
+
+def _pair_counts(row: SlotRow, answer: str) -> Counts:
+    return count_pairs(row.slots, parse_slots(answer))
+
+
+def _span_counts(row: SlotRow, answer: str) -> Counts | None:
+    return count_spans(row, parse_slots(answer)) if row.tokens else None
+
+
 class Slots:
     """Generative slot filling, scored by micro F1.
 
@@ -99,15 +107,20 @@ class Slots:
     """
 
     name = "slots"
-    metrics = ("pair_f1", "span_f1")
+    one_line = True
+    templates: Mapping[str, Template] = table(
+        Template(name="plain", prompt="Command: {text}\nSlots:", lead=" "),
+        # Appendix D.2 of Liu and Niehues (ACL 2025), after He and Garner (2023); the wording is theirs
+        Template(name="mid-align", prompt="{text}", chat=True, system=_SYSTEM),
+    )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[SlotRow], list[DataFile]]:
         """Read slot rows; see `adaptermix.data.slots`."""
         return read_slots(arguments, rows=rows)
 
-    def text(self, row: SlotRow) -> str:
+    def fields(self, row: SlotRow) -> Mapping[str, str]:
         """Return the command."""
-        return row.text
+        return {"text": row.text}
 
     def answer(self, row: SlotRow) -> str:
         """Return the slots as text."""
@@ -117,10 +130,8 @@ class Slots:
         """Return the command's language."""
         return row.language
 
-    def count(self, row: SlotRow, answer: str) -> Mapping[str, Counts]:
-        """Count pairs, and spans where the row has tokens."""
-        predicted = parse_slots(answer)
-        counts = {"pair_f1": count_pairs(row.slots, predicted)}
-        if row.tokens:
-            counts["span_f1"] = count_spans(row, predicted)
-        return counts
+    def metrics(self, rows: Sequence[SlotRow]) -> tuple[Metric, ...]:
+        """Return pair F1 and, where a row has tokens, span F1."""
+        pairs = Metric(name="pair_f1", count=_pair_counts, value=micro_f1)
+        spans_too = any(row.tokens for row in rows)
+        return (pairs, Metric(name="span_f1", count=_span_counts, value=micro_f1)) if spans_too else (pairs,)

@@ -27,7 +27,7 @@ def encode_rows(task: Task, template: Template, rows: Sequence[Any], tokenizer: 
     examples = []
     for row in rows:
         answer = template.encode_answer(task.answer(row), tokenizer)[:max_length]
-        prompt = template.encode(task.text(row), tokenizer)
+        prompt = template.encode(task.fields(row), tokenizer)
         room = max(1, max_length - len(answer))
         examples.append((prompt[-room:], answer))
     return examples
@@ -107,7 +107,8 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
         AdapterMixError: the model, a data file, a setting or the output does not do.
     """
     check_before(settings)
-    task, template = get_task(settings.task), get_template(settings.template)
+    task = get_task(settings.task)
+    template = get_template(task, settings.template)
     rows, files = task.read(settings.train, rows=settings.rows)
     dev_rows, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
     steps = count_steps(len(rows), settings)

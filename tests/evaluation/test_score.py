@@ -7,8 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.evaluation.run import group_means
-from adaptermix.evaluation.score import Score, macro_f1, micro_f1, paired_difference
+from adaptermix.evaluation.score import Score, mean_score
+from adaptermix.evaluation.score import paired_difference as difference
 from adaptermix.tasks import Counts
+
+from ..scoring import F1, micro_f1
+
+
+def macro_f1(languages: list[list[Counts]]) -> Score:
+    return mean_score(F1, languages)
+
+
+def paired_difference(first: list[list[Counts]], second: list[list[Counts]]) -> Score:
+    return difference(F1, first, second)
+
 
 counts = st.lists(st.builds(Counts, *[st.integers(0, 5)] * 3), min_size=1, max_size=12)
 

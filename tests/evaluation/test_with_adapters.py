@@ -13,11 +13,12 @@ from adaptermix import EvaluateSettings, RetrieveSettings, evaluate, retrieve
 from adaptermix.data import read_slots
 from adaptermix.errors import ModelError
 from adaptermix.evaluation.retrieval import embed
-from adaptermix.evaluation.score import micro_f1
 from adaptermix.models import load_base
 from adaptermix.tasks import get_task, get_template
 from tests.evaluation.test_retrieval import brute_force
 from tests.factories import load_with_peft, peft_lora
+
+from ..scoring import count, micro_f1
 
 TEXTS = {"en": ["wake me", "play some rather long song", "x"], "de": ["weck mich auf", "ja"]}
 
@@ -48,7 +49,7 @@ def test_answers_are_those_of_peft_one_prompt_at_a_time(causal: Path, adapter: P
     task, rows = get_task("slots"), read_slots([data])[0]
     expected = []
     for row in rows:
-        prompt = torch.tensor([get_template("plain").encode(row.text, tokenizer)])
+        prompt = torch.tensor([get_template(get_task("slots"), "plain").encode({"text": row.text}, tokenizer)])
         output = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
@@ -63,7 +64,7 @@ def test_answers_are_those_of_peft_one_prompt_at_a_time(causal: Path, adapter: P
     assert found.answers != evaluate(evaluated(causal, data)).answers
     for language in TEXTS:
         counts = [
-            task.count(row, answer)["pair_f1"]
+            count(task, row, answer)["pair_f1"]
             for row, answer in zip(rows, expected, strict=True)
             if row.language == language
         ]

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 
 from adaptermix.data import SlotRow
-from adaptermix.evaluation import micro_f1
 from adaptermix.tasks import get_task
 from adaptermix.tasks.slots import count_pairs, count_spans, format_slots, parse_slots, spans, tag_tokens
+
+from ..scoring import count, micro_f1
 
 
 def _plain(text: str) -> bool:
@@ -96,7 +97,7 @@ def test_japanese_and_chinese_values_are_found_by_character() -> None:
 
 def test_phrases_that_do_not_occur_cost_a_pair_but_no_span() -> None:
     row = SlotRow(text="a b", slots=(("x", "a"),), language="en", tokens=("a", "b"), tags=("x", "O"))
-    assert get_task("slots").count(row, "x: a; y: gone") == {"pair_f1": (1, 1, 0), "span_f1": (1, 0, 0)}
+    assert count(get_task("slots"), row, "x: a; y: gone") == {"pair_f1": (1, 1, 0), "span_f1": (1, 0, 0)}
 
 
 def test_labels_that_the_gold_never_uses_count_as_spurious() -> None:
@@ -147,7 +148,7 @@ def test_span_f1_of_generated_answers_equals_seqeval(
     counts, gold, guess = [], [], []
     for tokens, tags, slots in rows:
         row = SlotRow(text=" ".join(tokens), slots=(), language="en", tokens=tuple(tokens), tags=tuple(tags))
-        counts.append(task.count(row, format_slots(slots))["span_f1"])
+        counts.append(count(task, row, format_slots(slots))["span_f1"])
         gold.append(_bio(tags))
         guess.append(_bio(_by_hand(tokens, slots)))
     if any(map(sum, counts)):

@@ -12,6 +12,8 @@ from adaptermix.errors import ModelError, PlanError
 from adaptermix.tasks import get_task, get_template
 from tests.tiny import CHAT, tiny_causal
 
+SLOTS = get_task("slots")
+
 
 @pytest.fixture(scope="module")
 def tokenizer(causal: Path) -> Any:
@@ -19,13 +21,13 @@ def tokenizer(causal: Path) -> Any:
 
 
 def test_plain_prompt_and_answer_join_to_one_text(tokenizer: Any) -> None:
-    template = get_template("plain")
-    ids = template.encode("wake me", tokenizer) + template.encode_answer("time: five", tokenizer)
+    template = get_template(SLOTS, "plain")
+    ids = template.encode({"text": "wake me"}, tokenizer) + template.encode_answer("time: five", tokenizer)
     assert tokenizer.decode(ids) == "Command: wake me\nSlots: time: five</s>"
 
 
 def test_the_chat_template_is_used_without_a_second_start_token(tokenizer: Any) -> None:
-    ids = get_template("mid-align").encode("wake me", tokenizer)
+    ids = get_template(SLOTS, "mid-align").encode({"text": "wake me"}, tokenizer)
     text = tokenizer.decode(ids)
     assert text.startswith("<system>Given a command")
     assert text.endswith("<user>wake me\n<a>")
@@ -37,7 +39,7 @@ def test_a_chat_template_without_system_turn_gets_it_before_the_command(tokenize
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "[{{ m['content'] }}]{% endfor %}"
     )
-    text = get_template("mid-align").render("wake me", strict)
+    text = get_template(SLOTS, "mid-align").render({"text": "wake me"}, strict)
     assert text.startswith("[Given a command")
     assert text.endswith("wake me]")
 
@@ -46,18 +48,18 @@ def test_a_missing_chat_template_is_refused(tokenizer: Any) -> None:
     bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     bare.chat_template = None
     with pytest.raises(ModelError, match="--template plain"):
-        get_template("mid-align").render("x", bare)
+        get_template(SLOTS, "mid-align").render({"text": "x"}, bare)
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(PlanError, match="plain, mid-align"):
-        get_template("fancy")
+        get_template(SLOTS, "fancy")
     with pytest.raises(PlanError, match="must be one of slots"):
         get_task("slot")
 
 
 def test_the_system_turn_is_the_published_one() -> None:
-    system = get_template("mid-align").system
+    system = get_template(SLOTS, "mid-align").system
     assert system is not None
     assert (
         "extract the entities as words from the command if they fall under a predefined list of entity types" in system
@@ -67,9 +69,9 @@ def test_the_system_turn_is_the_published_one() -> None:
 @pytest.mark.parametrize("text", ["wake me", "{braces} {0} {text}", "  blanks  ", "Grüße 日本\nzwei", ""])
 @pytest.mark.parametrize("name", ["plain", "mid-align"])
 def test_prompt_and_answer_join_to_the_tokens_of_the_whole(tokenizer: Any, name: str, text: str) -> None:
-    template = get_template(name)
-    joined = template.encode(text, tokenizer) + template.encode_answer("time: five", tokenizer)
-    whole = template.render(text, tokenizer) + template.lead + "time: five" + tokenizer.eos_token
+    template = get_template(SLOTS, name)
+    joined = template.encode({"text": text}, tokenizer) + template.encode_answer("time: five", tokenizer)
+    whole = template.render({"text": text}, tokenizer) + template.lead + "time: five" + tokenizer.eos_token
     assert joined == tokenizer(whole)["input_ids"]
 
 
@@ -83,8 +85,8 @@ def test_there_is_at_most_one_start_token_and_no_end_before_the_answer(
     tokenizer = AutoTokenizer.from_pretrained(tiny_causal(tmp_path / "model", single=single))
     if chat:
         tokenizer.chat_template = chat + CHAT
-    template = get_template("mid-align" if chat else "plain")
-    prompt, answer = template.encode("wake me", tokenizer), template.encode_answer("None", tokenizer)
+    template = get_template(SLOTS, "mid-align" if chat else "plain")
+    prompt, answer = template.encode({"text": "wake me"}, tokenizer), template.encode_answer("None", tokenizer)
     assert prompt.count(tokenizer.bos_token_id) == starts
     assert prompt[:1] == [tokenizer.bos_token_id] or not starts
     assert tokenizer.eos_token_id not in prompt
@@ -97,4 +99,4 @@ def test_a_chat_template_that_always_fails_is_refused(tokenizer: Any, chat: str)
     broken = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     broken.chat_template = chat
     with pytest.raises(ModelError, match=r"'mid-align' needs a chat template .* Use --template plain"):
-        get_template("mid-align").encode("x", broken)
+        get_template(SLOTS, "mid-align").encode({"text": "x"}, broken)

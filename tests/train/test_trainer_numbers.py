@@ -198,7 +198,7 @@ class TestTask:
 
     def test_a_long_prompt_loses_its_beginning_and_the_answer_stays_whole(self, causal: Path, tmp_path: Path) -> None:
         base = load_base(str(causal), dtype="float32", device="cpu")
-        task, template = get_task("slots"), get_template("plain")
+        task, template = get_task("slots"), get_template(get_task("slots"), "plain")
         (tmp_path / "long.en.jsonl").write_text(
             json.dumps({"text": "x" * 99, "slots": [{"type": "time", "value": "six"}]})
         )
