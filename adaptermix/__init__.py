@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         EvaluateSettings,
         ExtractSettings,
         InspectSettings,
+        JointSettings,
         MergeSettings,
         PushSettings,
         RetrieveSettings,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         TaskSettings,
     )
     from .study import SearchResult, search
-    from .train import train_align, train_task
+    from .train import train_align, train_joint, train_task
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,8 @@ _HOMES = {
         "EvaluateSettings",
         "ExtractSettings",
         "InspectSettings",
+        "JointSettings",
+        "JointSettings",
         "MergeSettings",
         "PushSettings",
         "RetrieveSettings",
@@ -58,7 +61,7 @@ _HOMES = {
         "SpectrumSettings",
         "TaskSettings",
     ),
-    "train": ("train_align", "train_task"),
+    "train": ("train_align", "train_joint", "train_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -72,6 +75,7 @@ __all__ = [
     "ExtractSettings",
     "InspectSettings",
     "Inspection",
+    "JointSettings",
     "MergeReport",
     "MergeSettings",
     "PushSettings",
@@ -94,6 +98,7 @@ __all__ = [
     "search",
     "spectrum",
     "train_align",
+    "train_joint",
     "train_task",
 ]
 

@@ -18,6 +18,7 @@ from .settings import (
     EvaluateSettings,
     ExtractSettings,
     InspectSettings,
+    JointSettings,
     MergeSettings,
     PushSettings,
     RetrieveSettings,
@@ -27,11 +28,12 @@ from .settings import (
     TaskSettings,
 )
 from .study import search, search_dry
-from .train import train_align, train_task
+from .train import train_align, train_joint, train_task
 
 _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     AlignSettings: lambda settings, watch: train_align(settings, watch=watch).document(),
     TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
+    JointSettings: lambda settings, watch: train_joint(settings, watch=watch).document(),
     MergeSettings: lambda settings, watch: merge_as_asked(settings, watch=watch).document(),
     ExtractSettings: lambda settings, watch: extract(**settings.model_dump(), watch=watch).document(),
     SearchSettings: lambda settings, watch: (

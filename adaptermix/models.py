@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -235,14 +236,54 @@ def block_index(layer: int | Literal["middle"], count: int) -> int:
 def keep_blocks(model: nn.Module, count: int) -> None:
     """Remove all blocks after the first `count`, for good: their memory is freed and they are never computed."""
     path, stack = blocks(model)
-    kept = nn.ModuleList(stack[:count])
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, kept)
+    _set_blocks(model, path, stack[:count])
+
+
+@contextmanager
+def first_blocks(model: nn.Module, count: int) -> Iterator[None]:
+    """Let the model run its first `count` blocks only, until the context ends."""
+    path, stack = blocks(model)
+    if count == len(stack):
+        yield
+        return
     config: Any = model.config
     text = config.get_text_config()
-    text.num_hidden_layers = count
+    types = getattr(text, "layer_types", None)
+    _set_blocks(model, path, stack[:count])
+    try:
+        yield
+    finally:
+        _set_blocks(model, path, stack)
+        if types:
+            text.layer_types = types
+
+
+def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, stack)
+    config: Any = model.config
+    text = config.get_text_config()
+    text.num_hidden_layers = len(stack)
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:count]
+        text.layer_types = text.layer_types[: len(stack)]
+
+
+@contextmanager
+def loras_off(model: nn.Module) -> Iterator[None]:
+    """Let the model act without the LoRAs that were put into it, until the context ends."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    trainable = {parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad}
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def backbone(base: BaseModel) -> nn.Module:

@@ -18,6 +18,7 @@ from .settings import (
     EvaluateSettings,
     ExtractSettings,
     InspectSettings,
+    JointSettings,
     MergeSettings,
     PushSettings,
     RetrieveSettings,
@@ -30,6 +31,7 @@ from .settings import (
 STEPS: dict[str, type[Settings]] = {
     "train-align": AlignSettings,
     "train-task": TaskSettings,
+    "train-joint": JointSettings,
     "merge": MergeSettings,
     "extract": ExtractSettings,
     "search": SearchSettings,

@@ -6,7 +6,7 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 from __future__ import annotations
 
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layer = int | Literal["middle"]
 Positive = Annotated[int, Field(ge=1)]
 Files = Annotated[list[str], Field(min_length=1)]
+TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
 
 
 class Settings(BaseModel):
@@ -45,8 +46,16 @@ class TrainingSettings(Placed, Written):
 
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     resume: bool = Field(False, description="go on with an interrupted run")
+    on: str | None = Field(
+        None, description="frozen adapter to train on top of; merge both with --weights 1,1 afterwards"
+    )
     rank: Positive = Field(8, description="rank of the LoRA")
     alpha: float = Field(16.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank")
+    rslora: bool = Field(False, description="scale by alpha/sqrt(rank) instead (rsLoRA)")
+    dora: bool = Field(False, description="learn the length of every row of the weights too (DoRA)")
+    lora_plus: float = Field(
+        1.0, gt=0, description="learning rate of B in multiples of that of A (LoRA+; its authors take 16)"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the LoRA")
     targets: Annotated[list[str], Field(min_length=1)] = Field(
         ["all-linear"], description="names of the modules to adapt"
@@ -63,18 +72,24 @@ class TrainingSettings(Placed, Written):
     steps: Positive | None = Field(None, description="optimizer steps; takes the place of --epochs")
     max_length: Positive = Field(256, description="longest text in tokens; longer ones are cut")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: less memory, a third more time"
+    )
     checkpoint_every: Positive = Field(25, description="optimizer steps between checkpoints")
 
 
-class AlignSettings(TrainingSettings):
-    """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
+class AlignOptions(Settings):
+    """The alignment objective."""
 
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="pairs per step; the others are the negatives")
     pairs: Files = Field(description="parallel pair files, such as de-en.tsv")
-    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
+    anchor: Literal["pair", "base"] = Field(
+        "pair", description="targets' states: of the model in training, or of the frozen base (a fixed teacher)"
+    )
+    stop_gradient: bool = Field(False, description="train the source side only: no gradient through the targets")
+    pooling: Literal["mean", "bos"] = Field("mean", description="sentence vector: mean over tokens, or the first token")
     mask_duplicates: bool = Field(False, description="do not count equal target sentences as negatives")
     exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
     balance: Literal["languages", "rows"] = Field(
@@ -82,16 +97,66 @@ class AlignSettings(TrainingSettings):
     )
 
 
-class TaskSettings(TrainingSettings):
-    """Train a task LoRA."""
+class TaskOptions(Settings):
+    """The task objective."""
 
-    task: str = Field(description="task: slots")
+    task: str = Field(description=TASK)
     train: Files = Field(description="training files")
-    dev: list[str] = Field([], description="dev files; their loss is logged after each epoch")
+    dev: list[str] = Field([], description="dev files; their loss is logged")
     rows: str | None = Field(None, description="START:STOP, the rows of each training file to use")
     template: str | None = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
     )
+    group_by_length: bool = Field(False, description="batch rows of like length together, so that less is padding")
+    evaluate_every: Positive | None = Field(
+        None, description="optimizer steps between looks at the dev loss; default after each epoch"
+    )
+    patience: Positive | None = Field(
+        None, description="stop after so many looks at the dev loss without a new best, and keep the best"
+    )
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        if not self.dev and (self.patience or self.evaluate_every):
+            raise ValueError("patience and evaluate_every need dev files, and none are given")
+        return self
+
+
+class AlignSettings(AlignOptions, TrainingSettings):
+    """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
+
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="pairs per step; the others are the negatives")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+
+
+class TaskSettings(TaskOptions, TrainingSettings):
+    """Train a task LoRA."""
+
+
+class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
+    """Train one LoRA for a task and for alignment, the two taking turns."""
+
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="rows, and pairs, per batch")
+    pair_rows: str | None = Field(None, description="START:STOP, the rows of each pair file to use")
+    dev_pairs: list[str] = Field([], description="pair files whose loss is logged too")
+    alternate: Literal["step", "batch", "sum"] = Field(
+        "step",
+        description="whose turn it is: another objective every optimizer step (paper), every batch (release), or "
+        "both summed",
+    )
+    align_weight: float = Field(1.0, ge=0, description="weight of the alignment loss")
+    discard: bool = Field(
+        False, description="pass over the rows of the objective whose turn it is not, as the release does"
+    )
+    select: Literal["task", "align", "sum"] = Field(
+        "task", description="dev loss that --patience looks at; the release takes the sum"
+    )
+
+    @model_validator(mode="after")
+    def _selects(self) -> Self:
+        if self.select != "task" and not self.dev_pairs:
+            raise ValueError(f"select {self.select} needs dev_pairs, and none are given")
+        return self
 
 
 class GenerationSettings(Placed):
@@ -106,7 +171,7 @@ class EvaluateSettings(GenerationSettings):
 
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     adapter: str | None = Field(None, description="adapter folder; none scores the base model alone")
-    task: str = Field(description="task: slots")
+    task: str = Field(description=TASK)
     data: Files = Field(description="data files, one or more languages")
     rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
@@ -218,7 +283,7 @@ class SearchSettings(GenerationSettings, Written):
         description="two adapter folders; the weight is that of the first"
     )
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
-    task: str = Field(description="task: slots")
+    task: str = Field(description=TASK)
     dev: Files = Field(description="dev files, one or more languages")
     rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
     grid: Annotated[list[float], Field(min_length=1)] = Field(

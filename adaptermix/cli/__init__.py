@@ -17,6 +17,7 @@ from .console import fail
 COMMANDS = {
     "train-align": ("train", "Train a stand-alone alignment LoRA: contrastive, at a middle layer."),
     "train-task": ("train", "Train a task LoRA."),
+    "train-joint": ("train", "Train one LoRA for a task and for alignment."),
     "merge": ("merge", "Merge adapters: files in, one adapter out, no base model."),
     "methods": ("methods", "List the merge methods with their options."),
     "extract": ("extract", "Turn the difference between two checkpoints into a LoRA."),

@@ -1,10 +1,10 @@
-"""`train-align` and `train-task`."""
+"""`train-align`, `train-task` and `train-joint`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import AlignSettings, TaskSettings
+from ..settings import AlignSettings, JointSettings, TaskSettings
 from .console import Console
 from .options import settings_command
 
@@ -46,5 +46,17 @@ def train_align(settings: AlignSettings, console: Console) -> None:
 def train_task(settings: TaskSettings, console: Console) -> None:
     """Train a task LoRA."""
     from ..train import train_task as work
+
+    _show(work(settings, watch=console.watch), console)
+
+
+@settings_command(
+    JointSettings,
+    name="train-joint",
+    text="Example: adaptermix train-joint --base MODEL --task slots --train en.train.tsv --pairs de-en.tsv --out joint",
+)
+def train_joint(settings: JointSettings, console: Console) -> None:
+    """Train one LoRA for a task and for alignment."""
+    from ..train import train_joint as work
 
     _show(work(settings, watch=console.watch), console)

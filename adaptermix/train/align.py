@@ -9,52 +9,71 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Pair, read_pairs
-from ..models import BaseModel, backbone, block_index, blocks, keep_blocks, load_base
+from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks, load_base, loras_off
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
-from ..settings import AlignSettings
+from ..settings import AlignSettings, JointSettings
 from .objectives import contrastive_loss
-from .run import TrainReport, check_before, dry_report, train
+from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import Sampler
-from .trainer import count_steps
+from .trainer import BatchLoss, count_steps
 
 CHUNKS = 4
 
 
 class MiddleStates:
-    """The residual stream after the last kept block, before any final norm: HF's `hidden_states[L]` for L < n.
+    """The residual stream after block L, before any final norm: HF's `hidden_states[L]` for L < n.
 
     Args:
-        base: A base model whose blocks after L were removed.
+        base: A base model; blocks after L are not run.
+        layer: L; default the last block.
         exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
+        pooling: "mean" over the tokens, or "bos", the first token.
     """
 
-    def __init__(self, base: BaseModel, *, exclude_bos: bool = False) -> None:
+    def __init__(
+        self, base: BaseModel, layer: int | None = None, *, exclude_bos: bool = False, pooling: str = "mean"
+    ) -> None:
+        self._model = base.model
         self._body = backbone(base)
         self._tokenizer = base.tokenizer
         self._device = base.device
         self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
         self._skipped = set(base.tokenizer.all_special_ids) if exclude_bos else set()
+        self._first = pooling == "bos"
         self._caught: list[Tensor] = []
-        _, stack = blocks(base.model)
-        stack[-1].register_forward_hook(self._catch)
+        self._listening = False
+        stack = blocks(base.model)[1]
+        self._layer = layer or len(stack)
+        stack[self._layer - 1].register_forward_hook(self._catch)
 
     def _catch(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self._caught = [output if isinstance(output, Tensor) else output[0]]
+        if self._listening:
+            self._caught = [output if isinstance(output, Tensor) else output[0]]
+
+    def _run(self, batch: Any) -> Tensor:
+        self._listening = True
+        try:
+            with first_blocks(self._model, self._layer):
+                self._body(**batch, **self._extra)
+            return self._caught.pop()
+        finally:
+            self._listening = False
 
     def _pool(self, encoded: Sequence[list[int]]) -> Tensor:
         batch = self._tokenizer.pad({"input_ids": list(encoded)}, padding_side="right", return_tensors="pt").to(
             self._device
         )
-        self._body(**batch, **self._extra)
-        mask = batch["attention_mask"]
+        states, mask = self._run(batch), batch["attention_mask"]
+        if self._first:
+            return states[:, 0].float()
         if self._skipped:
             mask = mask.clone()
             mask[[row for row, ids in enumerate(encoded) if ids[0] in self._skipped], 0] = 0
-        return masked_mean(self._caught.pop(), mask)
+        return masked_mean(states, mask)
 
     def pooled(self, encoded: Sequence[list[int]]) -> Tensor:
-        """Return one mean-pooled vector per token list, in float32.
+        """Return one vector per token list, in float32.
 
         Rows of like length are run together, since padding is wasted work; the vectors do not depend on it.
 
@@ -81,36 +100,59 @@ class AlignLoss:
     """Loss of a batch of pairs, by batch number.
 
     Args:
-        base: The base model cut at block L, with its LoRA in.
+        base: The base model with its LoRA in.
         pairs: The pairs.
         settings: The run's settings.
+        layer: Number of blocks to run; default all that the model has.
     """
 
-    def __init__(self, base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings) -> None:
-        self._settings = settings
-        self._states = MiddleStates(base, exclude_bos=settings.exclude_bos)
+    def __init__(
+        self,
+        base: BaseModel,
+        pairs: Sequence[Pair],
+        settings: AlignSettings | JointSettings,
+        *,
+        layer: int | None = None,
+    ) -> None:
+        self._settings, self._model = settings, base.model
+        self._states = MiddleStates(base, layer, exclude_bos=settings.exclude_bos, pooling=settings.pooling)
         self._targets = [pair.target for pair in pairs]
-        sides = [[pair.source for pair in pairs], self._targets]
         cut = {"truncation": True, "max_length": settings.max_length}
-        self._ids = [base.tokenizer(side, **cut)["input_ids"] for side in sides]
+        self._source_ids = base.tokenizer([pair.source for pair in pairs], **cut)["input_ids"]
+        self._target_ids = base.tokenizer(self._targets, **cut)["input_ids"]
         groups = _groups(pairs, settings.balance)
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
         base.model.train()
 
-    def __call__(self, number: int) -> tuple[Tensor, int]:
-        """Return the loss of batch `number` and its count of tokens."""
-        # a row drawn twice would be its own negative
-        rows = list(dict.fromkeys(self._sampler.batch(number)))
-        encoded = [side[row] for side in self._ids for row in rows]
-        vectors = self._states.pooled(encoded)
+    def _vectors(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the vectors of both sides."""
+        source, target = ([side[row] for row in rows] for side in (self._source_ids, self._target_ids))
+        if self._settings.anchor == "pair":
+            both = self._states.pooled([*source, *target])
+            ours, theirs = both[: len(rows)], both[len(rows) :]
+            return ours, theirs.detach() if self._settings.stop_gradient else theirs
+        self._model.eval()  # a teacher has no dropout
+        with torch.no_grad(), loras_off(self._model):
+            fixed = self._states.pooled(target)
+        self._model.train()
+        return self._states.pooled(source), fixed
+
+    def of_rows(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these pairs."""
+        source, target = self._vectors(rows)
         loss = contrastive_loss(
-            vectors[: len(rows)],
-            vectors[len(rows) :],
+            source,
+            target,
             temperature=self._settings.temperature,
             symmetric=self._settings.symmetric,
-            same=self._same(rows).to(vectors.device) if self._settings.mask_duplicates else None,
+            same=self._same(rows).to(source.device) if self._settings.mask_duplicates else None,
         )
-        return loss, sum(map(len, encoded))
+        return BatchLoss(loss, sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in rows))
+
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the loss of batch `number` and its count of tokens."""
+        # a row drawn twice would be its own negative
+        return self.of_rows(list(dict.fromkeys(self._sampler.batch(number))))
 
     def _same(self, rows: Sequence[int]) -> Tensor:
         texts = [self._targets[row] for row in rows]
@@ -134,6 +176,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     total = base.layers
     layer = block_index(settings.layer, total)
+    on = attach_on(base, settings)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})
     return train(
@@ -149,5 +192,6 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
         },
         layers=layer if layer < total else None,
         watch=watch,
+        on=on,
         unit="pairs",
     )

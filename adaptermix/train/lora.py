@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
     return list(targets)
 
 
-def inject(model: nn.Module, settings: TrainingSettings, *, seed: int) -> list[str]:
+def inject(model: Any, settings: TrainingSettings, *, seed: int) -> list[str]:
     """Put a fresh LoRA into the model's blocks, in place, and return the names of the adapted modules.
 
     B starts at zero, so the model's output does not change; only LoRA factors require a gradient.
@@ -45,6 +46,8 @@ def inject(model: nn.Module, settings: TrainingSettings, *, seed: int) -> list[s
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
         target_modules=names,
         layers_to_transform=list(range(len(stack))),
         layers_pattern=path.rpartition(".")[2],
@@ -54,6 +57,10 @@ def inject(model: nn.Module, settings: TrainingSettings, *, seed: int) -> list[s
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+    if settings.gradient_checkpointing:
+        # renamed in transformers 5
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return names
 
 
@@ -67,22 +74,29 @@ def count_trainable(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in factors(model).values())
 
 
-def extract(values: dict[str, Tensor], settings: TrainingSettings) -> dict[str, LowRank]:
-    """Return one update per module path from factors by parameter name, in float32 on the CPU."""
+def extract(values: dict[str, Tensor], settings: TrainingSettings) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """Return one update per module path, and DoRA's magnitudes, from parameters by name; in float32 on the CPU."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, value in values.items():
         module, _, rest = name.partition(".lora_")
-        found.setdefault(module, {})[rest[0]] = value.detach().float().cpu()
-    scale = settings.alpha / settings.rank
-    return {module: LowRank(b=pair["B"], a=pair["A"], scale=scale) for module, pair in found.items()}
+        found.setdefault(module, {})[rest.partition(".")[0]] = value.detach().float().cpu()
+    scale = settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+    updates = {module: LowRank(b=parts["B"], a=parts["A"], scale=scale) for module, parts in found.items()}
+    magnitudes = {module: parts["magnitude_vector"] for module, parts in found.items() if "magnitude_vector" in parts}
+    return updates, magnitudes
 
 
-def state_of(base: BaseModel, updates: dict[str, LowRank], names: Sequence[str], layers: int | None) -> AdapterState:
+def state_of(
+    base: BaseModel,
+    trained: tuple[dict[str, LowRank], dict[str, Tensor]],
+    names: Sequence[str],
+    layers: int | None,
+) -> AdapterState:
     """Return the trained adapter.
 
     Args:
         base: The base model it was trained on.
-        updates: Its updates.
+        trained: Its updates and magnitudes.
         names: Names of the adapted modules.
         layers: Number of adapted blocks, or None for all of the model's.
     """
@@ -97,5 +111,6 @@ def state_of(base: BaseModel, updates: dict[str, LowRank], names: Sequence[str],
         revision=base.revision,
         task_type="CAUSAL_LM" if base.kind == "causal" else "FEATURE_EXTRACTION",
         targets=TargetSpec(modules=tuple(names), **confined),
+        dora=bool(trained[1]),
     )
-    return AdapterState(meta=meta, updates=updates)
+    return AdapterState(meta=meta, updates=trained[0], magnitudes=trained[1])

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import manifest
+from ..adapters import AdapterSource, open_adapter
+from ..compose.attach import Attachment
 from ..files import check_output
 from ..models import BaseModel
 from ..output import write_output
@@ -69,6 +71,7 @@ def train(
     entries: Mapping[str, Any],
     layers: int | None,
     watch: Watcher,
+    on: AdapterSource | None = None,
     unit: str = "rows",
     after_step: Callable[[Trainer], None] | None = None,
 ) -> TrainReport:
@@ -83,11 +86,12 @@ def train(
         entries: Further entries of the manifest.
         layers: Number of adapted blocks if not all.
         watch: Receives progress.
+        on: Adapter that is trained on top of, attached already.
         unit: What a row is called.
         after_step: Called after each step.
     """
     out = Path(settings.out)
-    inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"]}
+    inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"], "on": on and on.digest}
     workplace = Workplace(out, plain(settings) | inputs)
     names = inject(base.model, settings, seed=settings.seed)
     checkpoint = workplace.open(resume=settings.resume, overwrite=settings.overwrite)
@@ -98,12 +102,27 @@ def train(
     elif settings.resume:
         watch.note(f"no interrupted run for {out}; starting from the first step")
     trainer.run(make_loss(), after_step=after_step, label=kind, unit=unit)
+    trainer.finish()
     state = state_of(base, extract(trainer.masters, settings), names, layers)
-    document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **entries)
+    inputs_of = [manifest.input_entry(on, 1.0)] if on else None
+    document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), inputs=inputs_of, **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
     write_output(out, state, document, overwrite=settings.overwrite, extra={"history.jsonl": history})
     workplace.clear()
     return TrainReport(out=out, steps=steps, parameters=count_trainable(base.model), history=trainer.history)
+
+
+def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | None:
+    """Attach the frozen adapter that is to be trained on top of, for the life of the model.
+
+    Raises:
+        AdapterMixError: it is damaged, of another base model, or no plain LoRA.
+    """
+    if settings.on is None:
+        return None
+    source = open_adapter(Path(settings.on))
+    Attachment(base.model, [source.read()])
+    return source
 
 
 def dry_report(settings: TrainingSettings, steps: int) -> TrainReport:

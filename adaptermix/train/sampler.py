@@ -42,3 +42,32 @@ class Sampler:
         """Return the rows of batch `number`, from 0."""
         start = number * self.batch_size
         return [self.row(position) for position in range(start, start + self.batch_size)]
+
+
+_MOST = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthSampler:
+    """Batches of rows of like length: of up to 50 batches of a sampler the rows are sorted by length and cut anew.
+
+    Every row still comes once per pass, and the batches of a window come in an order that is drawn. A window is at
+    most a pass, since copies of a row would be of like length indeed.
+
+    Args:
+        sampler: Whose rows to take.
+        lengths: Length of every row.
+    """
+
+    sampler: Sampler
+    lengths: Sequence[int] = field(repr=False)
+
+    def batch(self, number: int) -> list[int]:
+        """Return the rows of batch `number`, from 0."""
+        size = self.sampler.batch_size
+        width = max(1, min(_MOST, len(self.lengths) // size))
+        window, place = divmod(number, width)
+        rows = [row for n in range(window * width, (window + 1) * width) for row in self.sampler.batch(n)]
+        rows.sort(key=lambda row: self.lengths[row])  # stable, so a function of the seed alone
+        start = _permutation(self.sampler.seed, -2, window, width)[place] * size
+        return rows[start : start + size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from ..models import BaseModel, load_base, require_causal
 from ..progress import SILENT, Watcher
-from ..settings import TaskSettings
+from ..settings import JointSettings, TaskSettings
 from ..tasks import Task, Template, get_task, get_template
 from .objectives import answer_loss
 from .objectives.task_ce import IGNORED
-from .run import TrainReport, check_before, dry_report, train
-from .sampler import Sampler
-from .trainer import Trainer, count_steps
+from .run import TrainReport, attach_on, check_before, dry_report, train
+from .sampler import LengthSampler, Sampler
+from .selection import DevWatch, mean_loss
+from .trainer import BatchLoss, count_steps
 
 Example = tuple[list[int], list[int]]
 """Token ids of the prompt and of the answer."""
@@ -34,19 +36,24 @@ def encode_rows(task: Task, template: Template, rows: Sequence[Any], tokenizer: 
 
 
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """Return input_ids, attention_mask and labels, padded on the right.
+    """Return input_ids, attention_mask, position_ids and labels, padded on the left.
+
+    Answers then end at the same place, so that the output layer is needed at few places only.
 
     Shapes: each [rows longest].
     """
     width = max(len(prompt) + len(answer) for prompt, answer in examples)
-    ids, mask, labels = [], [], []
+    columns: dict[str, list[list[int]]] = {
+        name: [] for name in ("input_ids", "attention_mask", "position_ids", "labels")
+    }
     for prompt, answer in examples:
-        spare = width - len(prompt) - len(answer)
-        ids.append([*prompt, *answer, *[pad] * spare])
-        mask.append([1] * (width - spare) + [0] * spare)
-        labels.append([IGNORED] * len(prompt) + answer + [IGNORED] * spare)
-    names = ("input_ids", "attention_mask", "labels")
-    return {name: torch.tensor(rows, device=device) for name, rows in zip(names, (ids, mask, labels), strict=True)}
+        length = len(prompt) + len(answer)
+        spare = width - length
+        columns["input_ids"].append([*[pad] * spare, *prompt, *answer])
+        columns["attention_mask"].append([0] * spare + [1] * length)
+        columns["position_ids"].append([0] * spare + list(range(length)))
+        columns["labels"].append([IGNORED] * (spare + len(prompt)) + answer)
+    return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}
 
 
 class TaskLoss:
@@ -58,46 +65,84 @@ class TaskLoss:
         settings: The run's settings.
     """
 
-    def __init__(self, base: BaseModel, examples: Sequence[Example], settings: TaskSettings) -> None:
+    def __init__(self, base: BaseModel, examples: Sequence[Example], settings: TaskSettings | JointSettings) -> None:
         self._base, self._examples = base, examples
-        self._sampler = Sampler(groups=[range(len(examples))], batch_size=settings.batch_size, seed=settings.seed)
+        sampler = Sampler(groups=[range(len(examples))], batch_size=settings.batch_size, seed=settings.seed)
+        lengths = [len(prompt) + len(answer) for prompt, answer in examples]
+        self._sampler = LengthSampler(sampler=sampler, lengths=lengths) if settings.group_by_length else sampler
         base.model.train()
 
-    def of_rows(self, rows: Sequence[int]) -> tuple[Tensor, int]:
+    def of_rows(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows and their count of tokens."""
         batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
-        return answer_loss(self._base.model, **batch), int(batch["attention_mask"].sum())
+        return BatchLoss(answer_loss(self._base.model, **batch), int(batch["attention_mask"].sum()))
 
-    def __call__(self, number: int) -> tuple[Tensor, int]:
+    def __call__(self, number: int) -> BatchLoss:
         """Return the loss of batch `number` and its count of tokens."""
         return self.of_rows(self._sampler.batch(number))
 
 
-class DevLoss:
-    """Logs the dev loss after each epoch; it decides nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """The rows of a run in tokens.
 
     Args:
-        base: The base model with its LoRA in.
-        examples: Encoded dev rows.
-        settings: The run's settings.
-        every: Optimizer steps in an epoch.
+        train: To train on.
+        dev: To judge by; may be empty.
     """
 
-    def __init__(self, base: BaseModel, examples: Sequence[Example], settings: TaskSettings, every: int) -> None:
-        self._base, self._every, self._size = base, every, settings.batch_size
-        self._loss = TaskLoss(base, examples, settings)
-        self._rows = range(len(examples))
+    train: list[Example]
+    dev: list[Example]
 
-    def __call__(self, trainer: Trainer) -> None:
-        """Measure if an epoch has just ended."""
-        if trainer.done % self._every:
-            return
-        self._base.model.eval()
-        with torch.no_grad():
-            parts = [self._rows[i : i + self._size] for i in range(0, len(self._rows), self._size)]
-            losses = [float(self._loss.of_rows(part)[0]) * len(part) for part in parts]
-        self._base.model.train()
-        trainer.history.append({"step": trainer.done, "dev_loss": sum(losses) / len(self._rows)})
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData:
+    """What a task is trained on, before a model is loaded.
+
+    Args:
+        task: The task.
+        template: How prompts are made.
+        train: Training rows.
+        dev: Dev rows.
+        entries: What the manifest says of them.
+    """
+
+    task: Task
+    template: Template
+    train: Sequence[Any]
+    dev: Sequence[Any]
+    entries: dict[str, Any]
+
+    @classmethod
+    def read(cls, settings: TaskSettings | JointSettings) -> TaskData:
+        """Read the rows.
+
+        Raises:
+            AdapterMixError: an unknown task or template, or a data file that does not do.
+        """
+        task = get_task(settings.task)
+        template = get_template(task, settings.template)
+        rows, files = task.read(settings.train, rows=settings.rows)
+        dev_rows, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
+        entries = {
+            "languages": {"supervised": sorted({task.language(row) for row in rows})},
+            "task": {"name": task.name, "template": template.name},
+            "data": [file.entry() for file in files],
+            "dev": [file.entry() for file in dev_files] or None,
+        }
+        return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries)
+
+    def encode(self, base: BaseModel, max_length: int) -> Encoded:
+        """Return the rows in tokens.
+
+        Raises:
+            ModelError: the model does not generate.
+        """
+        require_causal(base, f"task '{self.task.name}'")
+        train, dev = (
+            encode_rows(self.task, self.template, rows, base.tokenizer, max_length) for rows in (self.train, self.dev)
+        )
+        return Encoded(train=train, dev=dev)
 
 
 def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainReport:
@@ -107,32 +152,26 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
         AdapterMixError: the model, a data file, a setting or the output does not do.
     """
     check_before(settings)
-    task = get_task(settings.task)
-    template = get_template(task, settings.template)
-    rows, files = task.read(settings.train, rows=settings.rows)
-    dev_rows, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
-    steps = count_steps(len(rows), settings)
+    data = TaskData.read(settings)
+    steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         return dry_report(settings, steps)
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
-    require_causal(base, f"task '{task.name}'")
-    examples, dev = (
-        encode_rows(task, template, part, base.tokenizer, settings.max_length) for part in (rows, dev_rows)
-    )
-    every = max(1, round(len(rows) / (settings.batch_size * settings.accumulate)))
+    rows = data.encode(base, settings.max_length)
+    on = attach_on(base, settings)
+
+    def judged() -> dict[str, float]:
+        return {"dev_loss": mean_loss(base, TaskLoss(base, rows.dev, settings).of_rows, len(rows.dev), settings)}
+
     return train(
         base,
         settings,
-        lambda: TaskLoss(base, examples, settings),
+        lambda: TaskLoss(base, rows.train, settings),
         steps=steps,
         kind="train-task",
-        entries={
-            "languages": {"supervised": sorted({task.language(row) for row in rows})},
-            "task": {"name": task.name, "template": template.name},
-            "data": [file.entry() for file in files],
-            "dev": [file.entry() for file in dev_files] or None,
-        },
+        entries=data.entries,
         layers=None,
         watch=watch,
-        after_step=DevLoss(base, dev, settings, every) if dev else None,
+        on=on,
+        after_step=DevWatch(judged, settings, rows=len(rows.train), key="dev_loss") if rows.dev else None,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,23 @@ from ..settings import TrainingSettings
 from .checkpoint import Checkpoint, Workplace
 from .lora import factors
 
-Loss = Callable[[int], tuple[Tensor, int]]
-"""From the number of a batch to its loss and its count of tokens."""
+
+class BatchLoss(NamedTuple):
+    """What a batch gives.
+
+    Args:
+        loss: To be differentiated.
+        tokens: Tokens of the batch, without padding.
+        parts: Where several objectives take part, loss and rows of each.
+    """
+
+    loss: Tensor
+    tokens: int
+    parts: Mapping[str, tuple[Tensor, int]] = {}
+
+
+Loss = Callable[[int], tuple[Tensor, int] | BatchLoss]
+"""From the number of a batch to its loss."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,6 +60,33 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Parts:
+    """Mean loss and rows of each objective over the batches of a step."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[tuple[float, int]]] = {}
+
+    def add(self, batch: BatchLoss) -> None:
+        for name, (loss, rows) in batch.parts.items():
+            self._found.setdefault(name, []).append((float(loss.detach()), rows))
+
+    def entry(self) -> dict[str, Any]:
+        objectives = {
+            name: {"loss": sum(loss for loss, _ in found) / len(found), "rows": sum(rows for _, rows in found)}
+            for name, found in self._found.items()
+        }
+        return {"objectives": objectives} if objectives else {}
+
+
+def _groups(masters: Mapping[str, Tensor], settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: LoRA+ gives B a learning rate of its own (Hayou et al., 2024, section 4)."""
+    fast = [master for name, master in masters.items() if "lora_B" in name and settings.lora_plus != 1]
+    chosen = {id(master) for master in fast}
+    rest = [master for master in masters.values() if id(master) not in chosen]
+    groups = [{"params": rest, "lr": settings.learning_rate}]
+    return [*groups, {"params": fast, "lr": settings.learning_rate * settings.lora_plus}] if fast else groups
 
 
 class Trainer:
@@ -76,9 +118,7 @@ class Trainer:
         self._workplace, self._watch = workplace, watch
         self._live = factors(model)
         self.masters = {name: p.detach().clone().float() for name, p in self._live.items()}
-        self._optimizer = torch.optim.AdamW(
-            self.masters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(_groups(self.masters, settings), weight_decay=settings.weight_decay)
         warmup = min(math.ceil(settings.warmup * steps), steps - 1)
         self._scheduler = get_scheduler(
             settings.schedule,
@@ -90,6 +130,8 @@ class Trainer:
         )
         self.history: list[dict[str, Any]] = []
         self.done = 0
+        self.best: dict[str, Tensor] = {}
+        self.stop_early = False
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint."""
@@ -102,6 +144,8 @@ class Trainer:
             }
             for key in ("exp_avg", "exp_avg_sq"):
                 self._optimizer.state[master][key] = self._optimizer.state[master][key].to(master.device)
+            if f"best/{name}" in checkpoint.tensors:
+                self.best[name] = checkpoint.tensors[f"best/{name}"].to(master.device)
         self._publish()
         # the schedule is a function of the step alone
         self._scheduler.last_epoch = self.done
@@ -115,23 +159,35 @@ class Trainer:
             for name, parameter in self._live.items():
                 parameter.copy_(self.masters[name])
 
+    def keep_best(self) -> None:
+        """Remember the factors as they are; `finish` goes back to them."""
+        self.best = {name: master.detach().clone() for name, master in self.masters.items()}
+
+    def finish(self) -> None:
+        """Take the factors that were remembered, if any."""
+        for name, value in self.best.items():
+            self.masters[name].copy_(value)
+        self._publish()
+
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {}
         for name, master in self.masters.items():
             tensors[name] = master
             tensors |= {f"{name}/{key}": value for key, value in self._optimizer.state[master].items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
         self._workplace.save(Checkpoint(step=self.done, tensors=tensors, history=self.history))
 
-    def _step(self, loss_of: Loss) -> tuple[float, int]:
-        """Take one optimizer step; return the mean loss of its batches and their tokens."""
-        total, tokens = 0.0, 0
+    def _step(self, loss_of: Loss) -> dict[str, Any]:
+        """Take one optimizer step; return what is logged: mean loss of its batches, their tokens, their objectives."""
+        total, tokens, parts = 0.0, 0, _Parts()
         for part in range(self._settings.accumulate):
             number = self.done * self._settings.accumulate + part
             torch.manual_seed((self._settings.seed << 32) + number)
-            loss, count = loss_of(number)
-            (loss / self._settings.accumulate).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) / self._settings.accumulate
-            tokens += count
+            batch = BatchLoss(*loss_of(number))
+            (batch.loss / self._settings.accumulate).backward()  # type: ignore[no-untyped-call]
+            total += float(batch.loss.detach()) / self._settings.accumulate
+            tokens += batch.tokens
+            parts.add(batch)
         for name, parameter in self._live.items():
             self.masters[name].grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
@@ -141,7 +197,7 @@ class Trainer:
         self._scheduler.step()
         self._publish()
         self.done += 1
-        return total, tokens
+        return {"step": self.done, "loss": total, "tokens": tokens} | parts.entry()
 
     def run(
         self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str, unit: str = "rows"
@@ -165,17 +221,16 @@ class Trainer:
             self._watch.track(label, self._steps) as advance,
         ):
             advance(self.done, "")
-            while self.done < self._steps:
+            while self.done < self._steps and not self.stop_early:
                 start = time.perf_counter()
-                loss, tokens = self._step(loss_of)
+                entry = self._step(loss_of)
                 seconds = time.perf_counter() - start
-                self.history.append(
-                    {"step": self.done, "loss": loss, "rows": rows, "tokens": tokens, "seconds": seconds}
-                )
+                self.history.append(entry | {"rows": rows, "seconds": seconds})
                 if after_step:
                     after_step(self)
-                advance(1, f"loss {loss:.3f}, {rows / seconds:.1f} {unit}/s")
-                if stops or self.done % self._settings.checkpoint_every == 0 or self.done == self._steps:
+                advance(1, f"loss {entry['loss']:.3f}, {rows / seconds:.1f} {unit}/s")
+                last = self.stop_early or self.done == self._steps
+                if stops or last or self.done % self._settings.checkpoint_every == 0:
                     self._save()
                 if stops:
                     raise Interrupted(f"stopped at step {self.done} of {self._steps}")

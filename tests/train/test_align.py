@@ -79,7 +79,7 @@ def test_neither_later_blocks_nor_the_output_layer_are_computed(causal: Path, tm
         module.register_forward_hook(lambda *_: called.append(1))
     keep_blocks(base.model, 2)
     inject(base.model, settings, seed=0)
-    loss, _ = AlignLoss(base, read_pairs(settings.pairs)[0], settings)(0)
+    loss, *_ = AlignLoss(base, read_pairs(settings.pairs)[0], settings)(0)
     loss.backward()
     assert called == []
     assert len(base.model.model.layers) == 2
@@ -93,7 +93,7 @@ def test_the_loss_equals_that_of_a_full_forward(kind: str, tmp_path: Path, reque
     keep_blocks(cut.model, 2)
     objective = AlignLoss(cut, pairs, settings)
     cut.model.eval()
-    found, _ = objective(0)
+    found, *_ = objective(0)
     rows = Sampler(groups=[range(len(pairs))], batch_size=6, seed=0).batch(0)
     sides = []
     for texts in ([pairs[row].source for row in rows], [pairs[row].target for row in rows]):

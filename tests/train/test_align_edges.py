@@ -19,7 +19,6 @@ from adaptermix.pooling import masked_mean
 from adaptermix.train.align import AlignLoss, MiddleStates
 
 from ..factories import contents, load_with_peft
-from ..tiny import tiny_causal
 from .data import write_pairs
 from .test_align import settings_for
 
@@ -34,11 +33,6 @@ def whole_states(base: BaseModel, texts: list[str], layer: int) -> torch.Tensor:
     batch = base.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     states = backbone(base)(**batch, output_hidden_states=True).hidden_states[layer]
     return masked_mean(states, batch["attention_mask"])
-
-
-@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3"])
-def any_causal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_causal(tmp_path_factory.mktemp("any") / request.param, request.param)
 
 
 @pytest.mark.parametrize("layer", [1, 3])

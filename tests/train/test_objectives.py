@@ -90,8 +90,9 @@ def test_logits_are_computed_only_where_labels_are(ragged: tuple[Any, dict[str, 
 
 def test_prompts_and_padding_have_no_labels(ragged: tuple[Any, dict[str, torch.Tensor]]) -> None:
     _, batch = ragged
-    assert batch["labels"][1].tolist() == [-100, 12, 2, -100, -100, -100, -100]
-    assert batch["attention_mask"][1].tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert batch["labels"][1].tolist() == [-100, -100, -100, -100, -100, 12, 2]
+    assert batch["attention_mask"][1].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert batch["position_ids"][1].tolist() == [0, 0, 0, 0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.5])

@@ -1,0 +1,128 @@
+"""`train-joint`: one LoRA for a task and for alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..data import Pair, read_pairs
+from ..models import block_index, load_base
+from ..progress import SILENT, Watcher
+from ..settings import JointSettings
+from .align import AlignLoss
+from .run import TrainReport, attach_on, check_before, dry_report, train
+from .selection import DevWatch, mean_loss
+from .task import TaskData, TaskLoss
+from .trainer import BatchLoss, Loss, count_steps
+
+OBJECTIVES = ("task", "align")
+
+
+def turn(alternate: str, number: int, accumulate: int) -> tuple[tuple[str, ...], int]:
+    """Return whose turn a batch is, and which of the objective's own batches it takes.
+
+    The task begins. "batch" is the published code: with an even count of accumulated batches every optimizer step holds
+    both. "step" is the paper's text: every optimizer step is for one objective alone. "sum" adds both losses.
+
+    Args:
+        alternate: "batch", "step" or "sum".
+        number: Number of the batch, over the whole run.
+        accumulate: Batches per optimizer step.
+
+    Reference: Liu and Niehues, ACL 2025, arXiv 2502.14830, section 3, and their release.
+    """
+    if alternate == "sum":
+        return OBJECTIVES, number
+    if alternate == "batch":
+        return (OBJECTIVES[number % 2],), number // 2
+    step, part = divmod(number, accumulate)
+    return (OBJECTIVES[step % 2],), step // 2 * accumulate + part
+
+
+class JointLoss:
+    """Loss of the objective whose turn it is, by batch number.
+
+    Args:
+        losses: Loss of each objective, by its own batch numbers.
+        settings: The run's settings.
+    """
+
+    def __init__(self, losses: dict[str, Loss], settings: JointSettings) -> None:
+        self._losses, self._settings = losses, settings
+        self._weights = {"task": 1.0, "align": settings.align_weight}
+
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the loss of batch `number`."""
+        names, own = turn(self._settings.alternate, number, self._settings.accumulate)
+        if self._settings.discard:
+            own = number
+        found = {name: BatchLoss(*self._losses[name](own)) for name in names}
+        return BatchLoss(
+            sum(self._weights[name] * batch.loss for name, batch in found.items()),  # type: ignore[arg-type]
+            sum(batch.tokens for batch in found.values()),
+            {name: (batch.loss, self._settings.batch_size) for name, batch in found.items()},
+        )
+
+
+def joint_steps(rows: int, settings: JointSettings) -> int:
+    """Return the optimizer steps: in each pass the task sees every row, unless rows are passed over."""
+    turns = 1 if settings.steps or settings.alternate == "sum" or settings.discard else 2
+    return turns * count_steps(rows, settings)
+
+
+def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainReport:
+    """Train one LoRA on a task and on parallel pairs, the objectives taking turns.
+
+    The alignment loss acts at block L, where its batches stop; the task's run through the whole model. The dev loss of
+    the task alone decides about early stopping, unless `select` says otherwise.
+
+    Raises:
+        AdapterMixError: the model, a data file, a setting or the output does not do.
+    """
+    check_before(settings)
+    data = TaskData.read(settings)
+    pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
+    dev_pairs = read_pairs(settings.dev_pairs)[0] if settings.dev_pairs else []
+    steps = joint_steps(len(data.train), settings)
+    if settings.dry_run:
+        return dry_report(settings, steps)
+    base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
+    rows = data.encode(base, settings.max_length)
+    on = attach_on(base, settings)
+    total = base.layers
+    layer = block_index(settings.layer, total)
+
+    def losses() -> JointLoss:
+        align = AlignLoss(base, pairs, settings, layer=layer)
+        return JointLoss({"task": TaskLoss(base, rows.train, settings), "align": align}, settings)
+
+    sides = {"task": (TaskLoss(base, rows.dev, settings).of_rows, len(rows.dev))}
+    if dev_pairs:
+        sides["align"] = (AlignLoss(base, dev_pairs, settings, layer=layer).of_rows, len(dev_pairs))
+
+    def judged() -> dict[str, float]:
+        found = {name: mean_loss(base, loss_of, count, settings) for name, (loss_of, count) in sides.items()}
+        return {f"dev_{name}_loss": loss for name, loss in found.items()} | {"dev_sum_loss": sum(found.values())}
+
+    return train(
+        base,
+        settings,
+        losses,
+        steps=steps,
+        kind="train-joint",
+        entries=data.entries
+        | {
+            "languages": data.entries["languages"] | {"aligned": _languages(pairs)},
+            "data": [*data.entries["data"], *(file.entry() for file in pair_files)],
+            "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
+        },
+        layers=None,
+        watch=watch,
+        on=on,
+        after_step=DevWatch(judged, settings, rows=len(data.train), key=f"dev_{settings.select}_loss")
+        if rows.dev
+        else None,
+    )
+
+
+def _languages(pairs: Sequence[Pair]) -> list[str]:
+    return sorted({language for pair in pairs for language in pair.languages})

@@ -1,0 +1,73 @@
+"""Looking at the dev loss: when to stop, and which factors to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..models import BaseModel
+from ..settings import JointSettings, TaskSettings
+from .trainer import BatchLoss, Trainer
+
+
+def mean_loss(
+    base: BaseModel,
+    loss_of: Callable[[Sequence[int]], BatchLoss],
+    count: int,
+    settings: TaskSettings | JointSettings,
+) -> float:
+    """Return the mean loss over rows 0 to count - 1, without dropout."""
+    size = settings.batch_size
+    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    base.model.eval()
+    with torch.no_grad():
+        losses = [float(loss_of(part).loss) * len(part) for part in parts]
+    base.model.train()
+    return sum(losses) / count
+
+
+def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int]:
+    """Return the best value of a log so far, and how many looks have passed since."""
+    values = [entry[key] for entry in history if key in entry]
+    best = min(values, default=math.inf)
+    return best, len(values) - 1 - values.index(best) if values else 0
+
+
+class DevWatch:
+    """Logs dev losses; with `patience` it ends the run and has the best factors kept.
+
+    All that it knows stands in the log, so a resumed run goes on as if it had not been interrupted.
+
+    Args:
+        measure: Gives the losses by name.
+        settings: The run's settings.
+        rows: Training rows; a look is taken after each pass over them unless `evaluate_every` is set.
+        key: Name of the loss that decides.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], dict[str, float]],
+        settings: TaskSettings | JointSettings,
+        *,
+        rows: int,
+        key: str,
+    ) -> None:
+        self._measure, self._key, self._patience = measure, key, settings.patience
+        a_pass = max(1, round(rows / (settings.batch_size * settings.accumulate)))
+        self._every = settings.evaluate_every or a_pass
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Measure if it is time to."""
+        if trainer.done % self._every:
+            return
+        trainer.history.append({"step": trainer.done, **self._measure()})
+        if self._patience is None:
+            return
+        _, since = standing(trainer.history, self._key)
+        if since == 0:
+            trainer.keep_best()
+        trainer.stop_early = since >= self._patience
