@@ -175,6 +175,9 @@ class EvaluateSettings(GenerationSettings):
     data: Files = Field(description="data files, one or more languages")
     rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
+    against: str | None = Field(
+        None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
+    )
     predictions: str | None = Field(None, description="file for the generated answers, as JSONL")
 
 

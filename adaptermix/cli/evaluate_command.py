@@ -9,7 +9,7 @@ from .console import Console
 from .options import settings_command
 
 if TYPE_CHECKING:
-    from ..evaluation import Evaluation
+    from ..evaluation import Comparison, Evaluation
 
 
 def show_scores(result: Evaluation, console: Console) -> None:
@@ -33,6 +33,17 @@ def show_scores(result: Evaluation, console: Console) -> None:
     console.table(titles, rows)
     groups = ", ".join(f"{role} {value:.3f}" for role, value in result.groups.items() if role != "all")
     console.say(f"  means: {groups}")
+    if result.against:
+        _show_comparison(result.against, console)
+
+
+def _show_comparison(found: Comparison, console: Console) -> None:
+    """Show by how much the first system is better, per language."""
+    rows = [
+        [language, f"{score.value:+.3f}", f"{score.low:+.3f} to {score.high:+.3f}"]
+        for language, score in [*found.languages.items(), ("mean", found.overall)]
+    ]
+    console.table(["language", f"less '{found.name}'", "95 % interval"], rows)
 
 
 @settings_command(

@@ -1,7 +1,7 @@
 """Scores per language, and translation retrieval per layer."""
 
 from .retrieval import Retrieval, retrieve
-from .run import Evaluation, evaluate
+from .run import Comparison, Evaluation, evaluate
 from .score import Score, mean_score, paired_difference
 
-__all__ = ["Evaluation", "Retrieval", "Score", "evaluate", "mean_score", "paired_difference", "retrieve"]
+__all__ = ["Comparison", "Evaluation", "Retrieval", "Score", "evaluate", "mean_score", "paired_difference", "retrieve"]

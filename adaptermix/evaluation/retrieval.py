@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..adapters import open_adapter
-from ..compose.attach import Attachment
 from ..data import read_parallel
 from ..models import BaseModel, backbone, load_base, note_other_base
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
+from .acting import acting
 
 _CHUNK = 1024
 
@@ -149,9 +149,8 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
             `read_parallel`.
     """
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
-    adapters = [source.read() for source in sources]
     read_parallel(settings.data, rows=settings.rows)  # refuse bad data before a model is loaded
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     note_other_base(base, sources, watch)
-    with Attachment(base.model, adapters):
+    with acting(base, sources):
         return retrieve_with(base, settings, watch=watch)

@@ -4,21 +4,64 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
-from ..compose.attach import Attachment
 from ..errors import OutputError
 from ..files import write_whole
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings, GenerationSettings
 from ..tasks import Task, get_task, get_template
+from .acting import acting
 from .generate import generate
-from .score import Score, Statistics, mean_score
+from .score import Score, Statistics, mean_score, paired_difference
+
+BASE = "base"
+"""Name of the base model alone in `--against`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """By how much one system's headline score exceeds another's on the same rows; paired bootstrap intervals.
+
+    Args:
+        name: The other system.
+        languages: Difference per language.
+        overall: Difference of the means over languages.
+        other: The other system's headline score per language.
+    """
+
+    name: str
+    languages: Mapping[str, Score]
+    overall: Score
+    other: Mapping[str, Score]
+
+    def document(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "name": self.name,
+            "difference": {language: score.document() for language, score in self.languages.items()},
+            "overall": self.overall.document(),
+            "scores": {language: score.document() for language, score in self.other.items()},
+        }
+
+
+def compare(
+    task: Task, rows: Sequence[Any], ours: Evaluation, theirs: Evaluation, *, name: str, seed: int
+) -> Comparison:
+    """Compare two evaluations on the same rows."""
+    headline = task.metrics(rows)[0]
+    first, second = theirs.counts, ours.counts
+    return Comparison(
+        name=name,
+        languages={key: paired_difference(headline, [first[key]], [second[key]], seed=seed) for key in second},
+        overall=paired_difference(headline, [first[key] for key in second], list(second.values()), seed=seed),
+        other=theirs.scores,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +77,7 @@ class Evaluation:
         groups: Mean of the headline score over languages by role: supervised, aligned, transfer, all.
         answers: The generated answers, row by row.
         counts: For each language the headline metric's statistics, row by row.
+        against: The comparison with another system, if one was asked for.
     """
 
     task: str
@@ -44,6 +88,7 @@ class Evaluation:
     groups: Mapping[str, float]
     answers: Sequence[str]
     counts: Mapping[str, Statistics]
+    against: Comparison | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -57,7 +102,7 @@ class Evaluation:
             "scores": plain(self.scores),
             "groups": dict(self.groups),
             "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
-        }
+        } | ({"against": self.against.document()} if self.against else {})
 
 
 def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -147,17 +192,30 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     if settings.predictions and not Path(settings.predictions).absolute().parent.is_dir():
         raise OutputError(f"--predictions must lie in a folder that exists, and {settings.predictions} does not.")
     task = get_task(settings.task)
-    sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
-    template = template_of(task, sources, settings.template)
+    sources = _opened(settings.adapter)
+    others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)
+    template = template_of(task, sources or others or [], settings.template)
     rows, _ = task.read(settings.data, rows=settings.rows)
-    states = [source.read() for source in sources]
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     require_causal(base, f"task '{task.name}'")
-    note_other_base(base, sources, watch)
-    with Attachment(base.model, states):
-        answers = predict(base, task, rows, settings, template=template, watch=watch)
-    if settings.predictions:
-        lines = [json.dumps({"answer": answer}, ensure_ascii=False) + "\n" for answer in answers]
-        write_whole(Path(settings.predictions), "".join(lines).encode())
+    note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
-    return score_answers(task, rows, answers, roles, seed=settings.seed)
+
+    def scored(systems: Sequence[AdapterSource], label: str) -> Evaluation:
+        with acting(base, systems):
+            answers = predict(base, task, rows, settings, template=template, watch=watch, label=label)
+        return score_answers(task, rows, answers, roles, seed=settings.seed)
+
+    result = scored(sources, "generate")
+    if settings.predictions:
+        lines = [json.dumps({"answer": answer}, ensure_ascii=False) + "\n" for answer in result.answers]
+        write_whole(Path(settings.predictions), "".join(lines).encode())
+    if others is None:
+        return result
+    name = others[0].name if others else BASE
+    theirs = scored(others, f"generate with {name}")
+    return replace(result, against=compare(task, rows, result, theirs, name=name, seed=settings.seed))
+
+
+def _opened(folder: str | None) -> list[AdapterSource]:
+    return [] if folder is None else [open_adapter(Path(folder))]

@@ -7,7 +7,10 @@ from typing import Any, Protocol
 
 from ..data import DataFile
 from ..errors import PlanError
+from .classify import Classify
 from .metrics import Metric
+from .ner_json import NerJson
+from .nli import Nli
 from .slots import Slots
 from .templates import Template
 
@@ -45,7 +48,13 @@ class Task(Protocol):
         """Return how these rows are scored, the headline metric first."""
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (Slots(),)}
+_ALL: tuple[Task, ...] = (
+    Classify(),
+    NerJson(),
+    Nli(),
+    Slots(),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:

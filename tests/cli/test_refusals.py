@@ -76,7 +76,7 @@ REFUSED = [
     (SEARCH + " --grid 0.5,,1", 2, "numbers parted by commas"),
     (SEARCH + " --grid nan", 2, "grid must hold finite numbers"),
     (SEARCH + " --grid 0.5,inf", 2, "grid must hold finite numbers"),
-    (SEARCH + " --grid 0.5 --task ner", 1, "--task must be one of slots, got 'ner'"),
+    (SEARCH + " --grid 0.5 --task ner", 1, "--task must be one of classify, ner-json, nli, "),
     (SEARCH + " --grid 0.5 --template odd", 1, "--template must be one of"),
     (SEARCH + " --grid 0.5 --rows 2", 1, "--rows must be START:STOP"),
     (SEARCH.replace("align", "dora") + " --grid 0.5", 1, "target_parameters"),

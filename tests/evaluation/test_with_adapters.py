@@ -10,8 +10,10 @@ import torch
 from transformers import AutoTokenizer
 
 from adaptermix import EvaluateSettings, RetrieveSettings, evaluate, retrieve
+from adaptermix.adapters import open_adapter
 from adaptermix.data import read_slots
-from adaptermix.errors import ModelError
+from adaptermix.errors import IncompatibleAdapters, ModelError
+from adaptermix.evaluation.acting import acting
 from adaptermix.evaluation.retrieval import embed
 from adaptermix.models import load_base
 from adaptermix.tasks import get_task, get_template
@@ -171,3 +173,42 @@ def test_an_encoder_retrieves_but_does_not_answer(encoder: Path, tmp_path: Path)
     assert found.headline() == 1.0
     with pytest.raises(ModelError, match="'slots' generates text and needs a causal language model"):
         evaluate(evaluated(encoder, write_rows(tmp_path)))
+
+
+def test_a_comparison_is_that_of_two_evaluations(causal: Path, adapter: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path)
+    alone, with_adapter = evaluate(evaluated(causal, data)), evaluate(evaluated(causal, data, adapter=str(adapter)))
+    found = evaluate(evaluated(causal, data, adapter=str(adapter), against="base"))
+    assert found.answers == with_adapter.answers
+    assert found.against is not None
+    for language, difference in found.against.languages.items():
+        expected = with_adapter.scores[language].value - alone.scores[language].value
+        assert difference.value == pytest.approx(expected)
+    assert found.document()["against"]["scores"] == alone.document()["scores"]
+    itself = evaluate(evaluated(causal, data, adapter=str(adapter), against=str(adapter))).against
+    assert itself is not None
+    assert (itself.overall.value, itself.overall.low, itself.overall.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_a_dora_acts_through_peft_and_leaves_the_model_as_it_was(causal: Path, tmp_path: Path) -> None:
+    folder = peft_lora(causal, tmp_path / "dora", r=4, target_modules=["q_proj", "down_proj"], use_dora=True)
+    tokens = torch.arange(3, 20)[None]
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    before = base.model(tokens).logits
+    with torch.no_grad(), acting(base, [open_adapter(folder)]):
+        found = base.model(tokens).logits
+    with torch.no_grad():
+        torch.testing.assert_close(found, load_with_peft(causal, folder)(tokens).logits)
+        assert not torch.allclose(found, before)
+        torch.testing.assert_close(base.model(tokens).logits, before)
+
+
+def test_a_dora_of_another_base_is_refused(causal: Path, tmp_path: Path) -> None:
+    from ..tiny import tiny_causal
+
+    other = tiny_causal(tmp_path / "other", layers=6)
+    folder = peft_lora(other, tmp_path / "dora", r=4, target_modules=["model.layers.5.mlp.down_proj"], use_dora=True)
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    with pytest.raises(IncompatibleAdapters, match="must fit base model"), acting(base, [open_adapter(folder)]):
+        pass

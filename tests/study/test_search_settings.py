@@ -119,7 +119,7 @@ def test_a_dry_search_checks_and_writes_nothing(
     [
         ({"rows": "9:"}, DataError, "it has 2"),
         ({"template": "fancy"}, AdapterMixError, "must be one of plain, mid-align"),
-        ({"task": "slot"}, AdapterMixError, "--task must be one of slots"),
+        ({"task": "slot"}, AdapterMixError, "--task must be one of classify, ner-json, nli, "),
         ({"base": "no-such-model-folder/"}, ModelError, "can be reached"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_missing_chat_template_is_refused(tokenizer: Any) -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(PlanError, match="plain, mid-align"):
         get_template(SLOTS, "fancy")
-    with pytest.raises(PlanError, match="must be one of slots"):
+    with pytest.raises(PlanError, match=r"must be one of .*\bslots\b"):
         get_task("slot")
 
 

@@ -1,0 +1,78 @@
+"""Labelled texts: TSV, CSV and JSONL, and trees with one folder per language such as that of NusaX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import DataError
+from .rows import LANGUAGE_NAMES, pick_rows, records, row_language
+from .source import DataFile, find_files
+
+_NAMES = {
+    "text": ("text", "sentence", "tweet", "review", "utterance"),
+    "label": ("label", "sentiment", "category", "class", "intent"),
+    "language": LANGUAGE_NAMES,
+}
+# NusaX names its folders in English. Codes as folders are not read: `ml`, `cv` and `my` are languages too.
+_FOLDERS = {
+    "acehnese": "ace",
+    "balinese": "ban",
+    "banjarese": "bjn",
+    "buginese": "bug",
+    "english": "en",
+    "indonesian": "id",
+    "javanese": "jv",
+    "madurese": "mad",
+    "minangkabau": "min",
+    "ngaju": "nij",
+    "sundanese": "su",
+    "toba_batak": "bbc",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyRow:
+    """A text with its label.
+
+    Args:
+        text: The text, without blanks at its ends.
+        label: The label, one line of text.
+        language: Language code.
+    """
+
+    text: str
+    label: str
+    language: str
+
+
+def _read(file: DataFile) -> Iterator[ClassifyRow]:
+    for number, record in records(file, _NAMES, order=("text", "label")):
+        label = record["label"]
+        if len(label.splitlines()) != 1:  # an answer ends at its line's end
+            raise DataError(f"{file.path}:{number}: a label must be one line, found {label[:60]!r}.")
+        yield ClassifyRow(text=record["text"], label=label, language=row_language(file, record.get("language")))
+
+
+def _with_folder(file: DataFile) -> DataFile:
+    code = _FOLDERS.get(file.path.absolute().parent.name.lower())
+    return file if file.languages or code is None else replace(file, languages=(code,))
+
+
+def read_classify(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[ClassifyRow], list[DataFile]]:
+    """Read labelled texts.
+
+    The language is the one given (`de=FILE`), else that of the row's column or field `language`, else that of the
+    file's name, else that of the file's folder if this has the English name that NusaX gives it (Winata et al., NusaX,
+    EACL 2023, arXiv 2205.15960).
+
+    Args:
+        arguments: `FILE` arguments: TSV or CSV with a header (`text`, `label`, maybe `language`; other columns are
+            passed over) or of two columns in this order, or JSONL with these fields.
+        rows: `START:STOP` of the rows of each file.
+
+    Raises:
+        DataError: a file is missing, empty, malformed, or does not tell its language.
+    """
+    files = [_with_folder(file) for file in find_files(arguments)]
+    return pick_rows(files, rows, _read), files

@@ -1,0 +1,254 @@
+"""Named entities: IOB2 in columns, and JSONL with the entities spelled out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from ..errors import DataError
+from .rows import is_json, pick_rows, row_language
+from .slots import CHARACTER_LANGUAGES
+from .source import DataFile, find_files
+
+_TAG = re.compile(r"O|[BI]-\S+")
+_DOCUMENT = "-DOCSTART-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NerRow:
+    """A sentence with its named entities.
+
+    Args:
+        text: The sentence.
+        entities: (type, text) in order.
+        language: Language code.
+        tokens: The sentence in tokens, where there are; else empty.
+        tags: IOB2 tag per token; as long as `tokens`.
+    """
+
+    text: str
+    entities: tuple[tuple[str, str], ...]
+    language: str
+    tokens: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return (type, start, stop) of each entity, as seqeval's strict IOB2 has them.
+
+    An `I-` tag that continues no entity of its type is outside.
+
+    Example:
+        >>> entity_spans(["B-PER", "I-PER", "I-LOC", "B-LOC"])
+        [('PER', 0, 2), ('LOC', 3, 4)]
+    """
+    spans = []
+    for start, tag in enumerate(tags):
+        if tag.startswith("B-"):
+            stop = start + 1
+            while stop < len(tags) and tags[stop] == f"I-{tag[2:]}":
+                stop += 1
+            spans.append((tag[2:], start, stop))
+    return spans
+
+
+def tag_entities(tokens: Sequence[str], entities: Sequence[tuple[str, str]]) -> list[str]:
+    """Return IOB2 tags for entities given as text, each at its first place in tokens that no earlier one took.
+
+    Blanks do not count, so that "Al-Zaman" is found in `Al`, `-`, `Zaman`; case does. Entities that do not occur are
+    passed over.
+
+    Example:
+        >>> tag_entities(["Ada", "met", "Ada", "Lovelace"], [("PER", "Ada"), ("PER", "Ada Lovelace")])
+        ['B-PER', 'O', 'B-PER', 'I-PER']
+    """
+    squeezed = ["".join(token.split()) for token in tokens]
+    tags = ["O"] * len(tokens)
+    for kind, value in entities:
+        found = _find(squeezed, tags, "".join(value.split()))
+        if found:
+            start, stop = found
+            tags[start:stop] = [f"B-{kind}"] + [f"I-{kind}"] * (stop - start - 1)
+    return tags
+
+
+def _find(tokens: Sequence[str], tags: Sequence[str], phrase: str) -> tuple[int, int] | None:
+    for start in range(len(tokens)):
+        joined = ""
+        for place in range(start, len(tokens)):
+            joined += tokens[place]
+            if tags[place] != "O" or not joined or not phrase.startswith(joined):
+                break
+            if joined == phrase:
+                return start, place + 1
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Where token and tag stand.
+
+    Args:
+        tabbed: Columns are parted by tabs, else by blanks.
+        numbered: The first column numbers the tokens.
+        width: Number of columns.
+        tag: Column of the tag.
+    """
+
+    tabbed: bool
+    numbered: bool
+    width: int
+    tag: int
+
+    def cells(self, line: str) -> list[str]:
+        return line.split("\t") if self.tabbed else line.split()
+
+    def is_comment(self, line: str) -> bool:
+        """A line may begin with # because its token does."""
+        if not line.startswith("#"):
+            return False
+        cells = self.cells(line)
+        return len(cells) == 1 if self.tabbed else len(cells) != self.width or not _TAG.fullmatch(cells[self.tag])
+
+    def read(self, file: DataFile, number: int, line: str) -> tuple[str, str]:
+        """Return token and tag."""
+        cells = self.cells(line)
+        if len(cells) != self.width:
+            raise DataError(
+                f"{file.path}:{number}: a row must have {self.width} columns as the first one has, "
+                f"found {len(cells)}: {line[:60]!r}."
+            )
+        token, tag = cells[self.numbered].strip(), cells[self.tag].strip()
+        if not token or (self.numbered and not cells[0].isdigit()):
+            raise DataError(f"{file.path}:{number}: a row must have a token and its number, found {line[:60]!r}.")
+        if not _TAG.fullmatch(tag):
+            raise DataError(f"{file.path}:{number}: a tag must be O, B-TYPE or I-TYPE (IOB2), found {tag[:60]!r}.")
+        return token, tag
+
+
+def _layout(file: DataFile, lines: Sequence[tuple[int, str]]) -> _Layout:
+    """Choose by the first sentence; of several columns with tags the last is meant, as in CoNLL 2003."""
+    tabbed = any("\t" in line for _, line in lines)
+    blocks = groupby(lines, key=lambda item: bool(item[1].strip()))
+    for _, block in ((filled, list(block)) for filled, block in blocks if filled):
+        rows = [
+            (number, line.split("\t") if tabbed else line.split())
+            for number, line in block
+            if not line.startswith("#") or (tabbed and "\t" in line)
+        ]
+        if not rows or rows[0][1][0] == _DOCUMENT:
+            continue
+        number, first = rows[0]
+        numbered = len(first) > 2 and [cells[0] for _, cells in rows] == [str(i + 1) for i in range(len(rows))]
+        tag = max((i for i, cell in enumerate(first) if i > numbered and _TAG.fullmatch(cell.strip())), default=None)
+        if tag is None:
+            raise DataError(
+                f"{file.path}:{number}: rows must have a token and a tag (O, B-TYPE or I-TYPE), "
+                f"found {' '.join(first)[:60]!r}."
+            )
+        return _Layout(tabbed=tabbed, numbered=numbered, width=len(first), tag=tag)
+    raise DataError(f"a data file must hold rows, and {file.path} has none.")
+
+
+def _iob2(file: DataFile) -> Iterator[NerRow]:
+    """`# key = value` comments, then one token a line; sentences parted by blank lines."""
+    language = row_language(file)
+    lines = list(file.lines())
+    layout = _layout(file, lines)
+    begun = 0
+    strays: list[int] = []
+    for filled, block in groupby(lines, key=lambda item: bool(item[1].strip())):
+        text = ""
+        tokens: list[str] = []
+        tags: list[str] = []
+        for number, line in block if filled else ():
+            if layout.is_comment(line):
+                key, _, value = line[1:].partition("=")
+                text = value.strip() if key.strip() == "text" else text
+                continue
+            token, tag = layout.read(file, number, line)
+            if token == _DOCUMENT:
+                continue
+            if tag[0] == "I" and (not tags or tags[-1] not in (f"B-{tag[2:]}", tag)):
+                strays.append(number)
+            begun += tag[0] == "B"
+            tokens.append(token)
+            tags.append(tag)
+        if tokens:
+            yield _from_tags(tokens, tags, text, language)
+    if len(strays) > begun:  # a few occur in UNER
+        raise DataError(
+            f"{file.path}:{strays[0]}: the first tag of an entity must be B- (IOB2), found {len(strays)} entities that "
+            f"begin with I- and {begun} with B-. Convert IOB1 to IOB2."
+        )
+
+
+def _from_tags(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> NerRow:
+    blank = _blank(language)
+    entities, at = [], 0
+    for kind, start, stop in entity_spans(tags):
+        # as it stands in the text, where tokens may touch
+        pattern = re.compile(r"\s*".join(map(re.escape, tokens[start:stop])))
+        found = pattern.search(text, at)
+        entities.append((kind, found[0] if found else blank.join(tokens[start:stop])))
+        at = found.end() if found else at
+    return NerRow(
+        text=text or blank.join(tokens),
+        entities=tuple(entities),
+        language=language,
+        tokens=tuple(tokens),
+        tags=tuple(tags),
+    )
+
+
+def _blank(language: str) -> str:
+    return "" if language in CHARACTER_LANGUAGES else " "
+
+
+def _spelled_out(file: DataFile) -> Iterator[NerRow]:
+    """{"text" or "tokens", "entities": [{"type", "text"}], "language"}."""
+    for number, row in file.json_rows():
+        try:
+            entities = tuple((entity["type"], entity["text"]) for entity in row["entities"])
+            text, tokens, named = row.get("text", ""), tuple(row.get("tokens", ())), row.get("language")
+            words = [text, *tokens, *(part for entity in entities for part in entity), named or ""]
+            if not isinstance(row.get("tokens", []), list) or not all(isinstance(word, str) for word in words):
+                raise TypeError("not text")
+            if not (text.strip() or tokens) or not all(part.strip() for part in words[1:-1]):
+                raise KeyError("empty")
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f'{file.path}:{number}: a row must be {{"text": ... or "tokens": [...], '
+                '"entities": [{"type": ..., "text": ...}]}, all of them text.'
+            ) from error
+        language = row_language(file, named)
+        tags = tag_entities(tokens, entities)
+        if tokens and len(entity_spans(tags)) != len(entities):
+            raise DataError(
+                f"{file.path}:{number}: each entity must be found in tokens of its own, found "
+                f"{len(entity_spans(tags))} of {len(entities)}. Mend the row, or leave out its tokens."
+            )
+        yield NerRow(
+            text=text or _blank(language).join(tokens),
+            entities=entities,
+            language=language,
+            tokens=tokens,
+            tags=tuple(tags),
+        )
+
+
+def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[NerRow], list[DataFile]]:
+    """Read sentences with named entities.
+
+    Args:
+        arguments: `FILE` arguments: IOB2, where the last column with tags counts, the token is the first column or
+            stands behind its number, and `# text = ` comments give the sentence, else its tokens do; or JSONL.
+        rows: `START:STOP` of the sentences of each file.
+
+    Raises:
+        DataError: a file is missing, empty, malformed, or does not tell its language.
+    """
+    files = find_files(arguments)
+    return pick_rows(files, rows, lambda file: _spelled_out(file) if is_json(file) else _iob2(file)), files

@@ -1,0 +1,80 @@
+"""Premises and hypotheses: three columns, the files of XNLI and MultiNLI, and JSONL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import DataError
+from .rows import LANGUAGE_NAMES, pick_rows, records, row_language
+from .source import DataFile, find_files
+
+LABELS = ("entailment", "neutral", "contradiction")
+# XNLI's machine-translated training files say `contradictory`
+SPELLINGS = {name: name for name in LABELS} | {"contradictory": "contradiction"}
+_NUMBERS = {str(number): name for number, name in enumerate(LABELS)}
+# SNLI and MultiNLI write "-" where the annotators did not agree, their copies on the Hub -1
+_UNLABELLED = {"-", "-1"}
+_NAMES = {
+    "premise": ("premise", "sentence1"),
+    "hypothesis": ("hypothesis", "sentence2", "hypo"),
+    "label": ("gold_label", "label"),
+    "language": LANGUAGE_NAMES,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NliRow:
+    """Two sentences and how the second follows from the first.
+
+    Args:
+        premise: The first sentence.
+        hypothesis: The second.
+        label: One of `LABELS`.
+        language: Language code.
+    """
+
+    premise: str
+    hypothesis: str
+    label: str
+    language: str
+
+
+def _read(file: DataFile) -> Iterator[NliRow | None]:
+    known = SPELLINGS | _NUMBERS
+    for number, record in records(file, _NAMES, order=("premise", "hypothesis", "label")):
+        written = record["label"].lower()
+        if written in _UNLABELLED:
+            yield None
+            continue
+        if written not in known:
+            raise DataError(
+                f"{file.path}:{number}: a label must be one of {', '.join(known)}, or - for none, found "
+                f"{record['label'][:60]!r}."
+            )
+        yield NliRow(
+            premise=record["premise"],
+            hypothesis=record["hypothesis"],
+            label=known[written],
+            language=row_language(file, record.get("language")),
+        )
+
+
+def read_nli(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[NliRow], list[DataFile]]:
+    """Read pairs of sentences for natural language inference.
+
+    Args:
+        arguments: `FILE` arguments: TSV or CSV with premise, hypothesis and label in this order or under a header
+            (also `sentence1`, `sentence2`, `gold_label`, `language`, as in XNLI: Conneau et al., EMNLP 2018,
+            arXiv 1809.05053), or JSONL with such fields. Labels are names, or 0, 1, 2 in the order of `LABELS`.
+        rows: `START:STOP` of the rows of each file.
+
+    Returns:
+        The rows in file order, and the files. Rows labelled "-", where annotators did not agree, are left out as is
+        usual; they count as rows.
+
+    Raises:
+        DataError: a file is missing, empty, malformed, has another label, or does not tell its language.
+    """
+    files = find_files(arguments)
+    return pick_rows(files, rows, _read), files

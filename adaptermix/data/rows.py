@@ -1,0 +1,161 @@
+"""What readers share: records of TSV, CSV and JSONL by the names of their columns, the language of a row, `--rows`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from ..errors import DataError
+from .source import DataFile, canonical_language, parse_rows
+
+Row = TypeVar("Row")
+LANGUAGE_NAMES = ("language", "lang", "locale")
+_TABLES = {".tsv", ".csv", ".txt", ".iob2", ".conll"}
+
+
+def row_language(file: DataFile, named: str | None = None) -> str:
+    """Return the language of a row: as given for the file, else as the row says, else from the file's name.
+
+    Raises:
+        DataError: none of them tells it.
+    """
+    if named and not file.is_given:
+        return canonical_language(named) or canonical_language(named.split("-", maxsplit=1)[0]) or named
+    if file.language is None:
+        raise DataError(f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE).")
+    return file.language
+
+
+def is_json(file: DataFile) -> bool:
+    """Tell JSONL from tables, by the file's name, else by its first line.
+
+    Raises:
+        DataError: every line is blank.
+    """
+    first = next((line.strip() for _, line in file.lines() if line.strip()), None)
+    if first is None:
+        raise DataError(f"a data file must hold rows, and {file.path} has blank lines only.")
+    suffixes = set(file.path.suffixes)
+    if suffixes & {".jsonl", ".json"}:
+        return True
+    return not suffixes & _TABLES and first.startswith("{") and first.endswith("}")
+
+
+def records(
+    file: DataFile, names: Mapping[str, Sequence[str]], order: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield numbered records; a record of several lines has the number of its last one.
+
+    Args:
+        file: JSONL, CSV with quotes, or TSV, where quotes have no meaning.
+        names: For each field the names that a column may have, the best first; case does not count.
+        order: The fields that must be there, in the order of the columns where there is no header.
+
+    Raises:
+        DataError: a record lacks a field, has an empty one, or has other columns than the first.
+    """
+    if is_json(file):
+        for number, row in file.json_rows():
+            yield number, _checked(file, number, _from_json(file, number, row, names), order)
+        return
+    places: dict[str, int] | None = None
+    width = len(order)
+    for index, (number, cells) in enumerate(_cells(file)):
+        if index == 0 and (found := _header(file, number, cells, names, order)):
+            places, width = found, len(cells)
+            continue
+        if len(cells) != width:
+            asked = "as many as the header" if places else f"{', '.join(order)}, or a header that names more"
+            raise DataError(
+                f"{file.path}:{number}: a row must have {width} columns ({asked}), "
+                f"found {len(cells)}: {' '.join(cells)[:60]!r}."
+            )
+        used = places or {field: place for place, field in enumerate(order)}
+        yield number, _checked(file, number, {field: cells[place] for field, place in used.items()}, order)
+
+
+def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+    if ".csv" not in file.path.suffixes:
+        yield from ((number, line.split("\t")) for number, line in file.lines() if line.strip())
+        return
+    reader = csv.reader((line + "\n" for _, line in file.lines()), strict=True)
+    try:
+        for row in filter(None, reader):
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{file.path}:{reader.line_num}: quotes must be closed and doubled inside: {error}.") from error
+
+
+def _header(
+    file: DataFile, number: int, cells: Sequence[str], names: Mapping[str, Sequence[str]], order: Sequence[str]
+) -> dict[str, int] | None:
+    """Return the place of each field if this row is a header."""
+    lowered = [cell.strip().lower() for cell in cells]
+    chosen = {field: next((name for name in known if name in lowered), None) for field, known in names.items()}
+    places = {field: lowered.index(name) for field, name in chosen.items() if name}
+    lacking = [field for field in order if field not in places]
+    if len(lacking) == len(order):
+        return None
+    if lacking:  # taken for data, the header would be a row with a label that does not exist
+        raise DataError(
+            f"{file.path}:{number}: a header must name {' and '.join(order)}, found {' '.join(lowered)[:60]!r}. "
+            f"Call the column of the {lacking[0]} {names[lacking[0]][0]!r}, or put a header before data without one."
+        )
+    twice = [name for name in chosen.values() if name and lowered.count(name) > 1]
+    if twice:
+        raise DataError(f"{file.path}:{number}: a header must name a column once, and {twice[0]!r} occurs twice.")
+    return places
+
+
+def _from_json(
+    file: DataFile, number: int, row: Mapping[str, object], names: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    lowered = {key.strip().lower(): value for key, value in row.items()}
+    record = {}
+    for field, known in names.items():
+        value = next((lowered[name] for name in known if lowered.get(name) is not None), None)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise DataError(
+                f"{file.path}:{number}: the {field} must be text or a number, found {type(value).__name__}."
+            )
+        record[field] = str(value)
+    return record
+
+
+def _checked(file: DataFile, number: int, record: Mapping[str, str], order: Sequence[str]) -> dict[str, str]:
+    stripped = {field: value.strip() for field, value in record.items()}
+    for field in order:
+        if not stripped.get(field):
+            raise DataError(f"{file.path}:{number}: a row must have {' and '.join(order)}, and its {field} is missing.")
+    return stripped
+
+
+def pick_rows(
+    files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[Row | None]]
+) -> list[Row]:
+    """Read the rows of each file that `rows` (`START:STOP`) picks.
+
+    Args:
+        files: Data files.
+        rows: Which rows of each file; None for all.
+        read: Reads one file; None stands for a row that counts as a row and is left out.
+
+    Raises:
+        DataError: nothing is left of a file, or it is malformed.
+    """
+    chosen = parse_rows(rows)
+    kept: list[Row] = []
+    for file in files:
+        whole = list(read(file))
+        here = [row for row in whole[chosen] if row is not None]
+        if not here:
+            omitted = sum(row is None for row in whole)
+            without = f", {omitted} of them without a label" if omitted else ""
+            raise DataError(
+                f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}."
+            )
+        kept += here
+    return kept

@@ -1,0 +1,50 @@
+"""Text classification by generation: the answer is the label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..data import ClassifyRow, DataFile, read_classify
+from .labels import label_metrics, label_reader
+from .metrics import Metric
+from .templates import Template, table
+
+
+class Classify:
+    """Generative text classification, scored by accuracy.
+
+    Accuracy is the headline metric because it is the same sum over rows whatever labels a set of rows happens to hold,
+    so that languages and resamples compare. `macro_f1` stands beside it, since NusaX reports it (Winata et al., NusaX,
+    EACL 2023, arXiv 2205.15960): the mean over labels of F1, over the labels that a language's gold rows hold. An
+    answer that is no label of any row is wrong.
+    """
+
+    name = "classify"
+    one_line = True
+    templates: Mapping[str, Template] = table(
+        Template(name="plain", prompt="Text: {text}\nLabel:", lead=" "),
+        Template(
+            name="chat", prompt="{text}", chat=True, system="Classify the text and answer with nothing but its label."
+        ),
+    )
+
+    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[ClassifyRow], list[DataFile]]:
+        """Read labelled texts; see `adaptermix.data.classify`."""
+        return read_classify(arguments, rows=rows)
+
+    def fields(self, row: ClassifyRow) -> Mapping[str, str]:
+        """Return the text."""
+        return {"text": row.text}
+
+    def answer(self, row: ClassifyRow) -> str:
+        """Return the label."""
+        return row.label
+
+    def language(self, row: ClassifyRow) -> str:
+        """Return the text's language."""
+        return row.language
+
+    def metrics(self, rows: Sequence[ClassifyRow]) -> tuple[Metric, ...]:
+        """Return accuracy and macro F1 over the labels of these rows."""
+        labels = sorted({row.label for row in rows})
+        return label_metrics(labels, label_reader(labels))
