@@ -34,6 +34,8 @@ class BaseModel:
         kind: "causal" for language models, "encoder" for bidirectional ones.
         model: The transformers model, in eval mode, no parameter requiring a gradient.
         tokenizer: Its tokenizer; a pad token is always set.
+        labels: Where it ends in a classification head: the classes, in the order of its outputs.
+        head: Names of the modules of the head, which a task trains whole.
     """
 
     id: str
@@ -42,6 +44,8 @@ class BaseModel:
     kind: Kind
     model: Any
     tokenizer: Any
+    labels: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -157,19 +161,64 @@ def _kind(config: Any, reference: str) -> Kind:
     raise ModelError(f"{reference}: a language model or an encoder is needed, found model type {config.model_type!r}.")
 
 
-def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+def model_kind(reference: str) -> Kind:
+    """Return what kind of base model this is, from its configuration alone.
+
+    Raises:
+        ModelError: no such model, or a kind that is not handled.
+    """
+    from transformers import AutoConfig
+
+    name, revision = split_revision(reference)
+    try:
+        config = AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(reference, error) from error
+    return _kind(config, reference)
+
+
+def _unreachable(reference: str, error: Exception) -> ModelError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(f"base model {reference!r} must be a model folder or a Hub id that can be reached: {reason}")
+
+
+def _load_model(
+    name: str, kind: Kind, labels: Sequence[str], *, seed: int, **options: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the model, and the names of the modules of its head if it is to classify."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if not labels:
+        auto = AutoModelForCausalLM if kind == "causal" else AutoModel
+        return auto.from_pretrained(name, **options), ()
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a new head is random
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, num_labels=len(labels), **names, **options
+        )
+    inner = f"{model.base_model_prefix}."
+    new = {key.removeprefix(inner).split(".")[0] for key in info["missing_keys"]}
+    return model, tuple(sorted(new | {name for name in ("classifier", "score") if hasattr(model, name)}))
+
+
+def load_base(
+    reference: str, *, device: str = "auto", dtype: str = "auto", labels: Sequence[str] = (), seed: int = 0
+) -> BaseModel:
     """Load a base model and its tokenizer.
 
     Args:
         reference: A folder or a Hub id, with `@REVISION` if wanted.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; see `pick_dtype`.
+        labels: Classes; if given, the model ends in a classification head over them.
+        seed: Seed of the weights of a head that the checkpoint does not have.
 
     Raises:
         ModelError: no such model, a kind that is not handled, or files that do not load.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     name, revision = split_revision(reference)
     place = pick_device(device)
@@ -177,14 +226,10 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
     try:
         config = AutoConfig.from_pretrained(name, **pinned)
         kind = _kind(config, reference)
-        auto = AutoModelForCausalLM if kind == "causal" else AutoModel
-        model = auto.from_pretrained(name, dtype=pick_dtype(dtype, place), **pinned)
+        model, head = _load_model(name, kind, labels, seed=seed, dtype=pick_dtype(dtype, place), **pinned)
         tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"base model {reference!r} must be a model folder or a Hub id that can be reached: {reason}"
-        ) from error
+        raise _unreachable(reference, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
@@ -192,6 +237,8 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
             f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
             "Set eos_token and pad_token in tokenizer_config.json."
         )
+    if labels:
+        model.config.pad_token_id = tokenizer.pad_token_id
     folder = _folder(name, revision)
     return BaseModel(
         id=name,
@@ -200,6 +247,8 @@ def load_base(reference: str, *, device: str = "auto", dtype: str = "auto") -> B
         kind=kind,
         model=model.to(place).eval().requires_grad_(False),
         tokenizer=tokenizer,
+        labels=tuple(labels),
+        head=head,
     )
 
 
@@ -288,8 +337,11 @@ def loras_off(model: nn.Module) -> Iterator[None]:
 
 def backbone(base: BaseModel) -> nn.Module:
     """Return the part of the model that gives hidden states, without any head."""
-    inner = base.model.get_decoder() if base.kind == "causal" else base.model
-    module: nn.Module = inner
+    module: nn.Module
+    if base.labels:
+        module = base.model.base_model
+        return module
+    module = base.model.get_decoder() if base.kind == "causal" else base.model
     return module
 
 

@@ -107,6 +107,11 @@ class TaskOptions(Settings):
     template: str | None = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
     )
+    head: Literal["auto", "none", "classes"] = Field(
+        "auto",
+        description="none: the answer is generated; classes: a classification head, trained whole, gives it; auto: "
+        "a head on encoders",
+    )
     group_by_length: bool = Field(False, description="batch rows of like length together, so that less is padding")
     evaluate_every: Positive | None = Field(
         None, description="optimizer steps between looks at the dev loss; default after each epoch"

@@ -1,5 +1,6 @@
 """Adapters on disk and in memory: the border where PEFT's files become updates."""
 
+from .paths import open_adapters
 from .peft_format import AdapterSource, ModuleHeader, open_adapter
 from .peft_writer import write_adapter
 from .reader import StoredTensor
@@ -15,5 +16,6 @@ __all__ = [
     "StoredTensor",
     "TargetSpec",
     "open_adapter",
+    "open_adapters",
     "write_adapter",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import manifest
-from ..adapters import AdapterSource, open_adapter
+from ..adapters import AdapterSource, open_adapters
 from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
 from ..errors import IncompatibleAdapters, PlanError, did_you_mean
 from ..files import check_not_input, check_output, whole_folder
@@ -36,7 +36,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def _open(adapters: Sequence[str | Path], *, allow_pickle: bool) -> tuple[AdapterSource, ...]:
     if not adapters:
         raise PlanError("at least one adapter is needed to merge, got none.")
-    return tuple(open_adapter(path, allow_pickle=allow_pickle) for path in adapters)
+    return open_adapters(adapters, allow_pickle=allow_pickle)
 
 
 def make_plan(

@@ -137,7 +137,7 @@ class MergePlan:
         return AdapterMeta(
             base=first.base,
             revision=first.revision,
-            task_type=next((meta.task_type for meta in metas if meta.task_type), None),
+            task_type=_task_type(metas),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
             dora=self.gives_dora,
@@ -203,3 +203,9 @@ def _check_base(one: AdapterSource, other: AdapterSource) -> None:
 def _base(source: AdapterSource) -> str:
     revision = f"@{source.meta.revision}" if source.meta.revision else ""
     return f"'{source.meta.base}{revision}'"
+
+
+def _task_type(metas: Sequence[AdapterMeta]) -> str | None:
+    """Return the merged adapter's task type: that of one with a trained head, which PEFT must load, else the first."""
+    types = [meta.task_type for meta in sorted(metas, key=lambda meta: not meta.saved_modules)]
+    return next((name for name in types if name), None)

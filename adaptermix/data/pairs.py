@@ -73,31 +73,31 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
         DataError: a file is missing, empty, has a row of one column, or does not tell its languages.
     """
     files = find_files(arguments)
+    return [pair for file in files for pair in pairs_of_file(file, rows=rows)], files
+
+
+def pairs_of_file(file: DataFile, *, rows: str | None = None) -> list[Pair]:
+    """Read the pairs of one file; see `read_pairs`."""
     chosen = parse_rows(rows)
-    pairs: list[Pair] = []
-    for file in files:
-        languages = _pair_languages(file)
-        found = []
-        for number, columns in _columns(file):
-            if len(columns) < 2:
-                raise DataError(
-                    f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "
-                    f"{columns[0][:60]!r}. Separate them with a tab."
-                )
-            if len(columns) > 3:  # a third column is an attribution, as in many Tatoeba exports
-                raise DataError(
-                    f"{file.path}:{number}: a pair must have two columns (sentence, translation), "
-                    f"found {len(columns)}. "
-                    "Keep the two, in this order."
-                )
-            found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
-        kept = [pair for pair in found[chosen] if pair.source and pair.target]
-        if not kept:
+    languages = _pair_languages(file)
+    found = []
+    for number, columns in _columns(file):
+        if len(columns) < 2:
             raise DataError(
-                f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(found)}."
+                f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "
+                f"{columns[0][:60]!r}. Separate them with a tab."
             )
-        pairs += kept
-    return pairs, files
+        if len(columns) > 3:  # a third column is an attribution, as in many Tatoeba exports
+            raise DataError(
+                f"{file.path}:{number}: a pair must have two columns (sentence, translation), "
+                f"found {len(columns)}. "
+                "Keep the two, in this order."
+            )
+        found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
+    kept = [pair for pair in found[chosen] if pair.source and pair.target]
+    if not kept:
+        raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(found)}.")
+    return kept
 
 
 def _pair_languages(file: DataFile) -> tuple[str, str]:

@@ -26,8 +26,8 @@ class ParallelText:
     files: list[DataFile]
 
 
-def _is_lines(file: DataFile) -> bool:
-    """One sentence a line, no columns: every file with one language and no tab in its first line."""
+def is_lines(file: DataFile) -> bool:
+    """Tell one sentence a line from columns: a file with one language and no tab in its first line."""
     if len(file.languages) != 1 or ".jsonl" in file.path.suffixes or ".csv" in file.path.suffixes:
         return False
     first = next((line for _, line in file.lines() if line.strip()), "")
@@ -45,7 +45,7 @@ def read_parallel(arguments: Sequence[str], *, rows: str | None = None) -> Paral
         DataError: a file is missing or empty, the texts differ in length, or a language or direction occurs twice.
     """
     files = find_files(arguments)
-    if all(_is_lines(file) for file in files):
+    if all(is_lines(file) for file in files):
         return _from_lines(files, rows)
     return _from_pairs(arguments, rows)
 

@@ -1,36 +1,80 @@
-"""An adapter on a live model for as long as it is measured."""
+"""Adapters on a live model for as long as they are measured."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
 
 from ..adapters import AdapterSource
+from ..adapters.keys import PREFIX
+from ..adapters.paths import prefix_between, under
 from ..compose.attach import Attachment
+from ..compose.extras import merge_saved
+from ..errors import IncompatibleAdapters
 from ..models import BaseModel
 
 
 @contextmanager
-def acting(base: BaseModel, sources: Sequence[AdapterSource]) -> Iterator[None]:
-    """Let adapters act on the model until the context ends; one of another kind than a plain LoRA through PEFT.
+def acting(base: BaseModel, sources: Sequence[AdapterSource]) -> Iterator[Attachment]:
+    """Let adapters act on the model until the context ends, and yield what sets their weights.
+
+    LoRAs on linear layers, with a head or without, are attached; a single adapter of another kind acts through PEFT,
+    with no weight to set.
 
     Raises:
-        IncompatibleAdapters: an adapter does not fit the model, or several are given that are not all plain LoRAs.
+        IncompatibleAdapters: an adapter does not fit the model; several bring different heads, or are of another kind.
     """
-    if len(sources) == 1 and sources[0].beyond_linear:
+    fitted = [_under_head(base, source) for source in sources]
+    states = [replace(source.read(), saved={}) for source in fitted]
+    if len(sources) == 1 and states[0].beyond_linear:
         with _through_peft(base, sources[0]):
-            yield
+            yield Attachment(base.model, [])
         return
-    with Attachment(base.model, [source.read() for source in sources]):
+    with Attachment(base.model, states) as attached, _whole_tensors(base, fitted):
+        yield attached
+
+
+def _under_head(base: BaseModel, source: AdapterSource) -> AdapterSource:
+    """Return an adapter of an encoder alone with the paths of the model under its head."""
+    prefix = prefix_between(source.modules, (name for name, _ in base.model.named_modules())) if base.labels else None
+    return source if prefix is None else under(source, prefix)
+
+
+@contextmanager
+def _whole_tensors(base: BaseModel, sources: Sequence[AdapterSource]) -> Iterator[None]:
+    """Put fully trained tensors, such as those of a head, in the place of the model's own."""
+    tensors = merge_saved(sources, [1.0] * len(sources))
+    own = dict(base.model.named_parameters()) | dict(base.model.named_buffers())
+    places: dict[str, Any] = {}
+    for key in tensors:
+        name = key.removeprefix(PREFIX)
+        if name not in own or own[name].shape != tensors[key].shape:
+            raise IncompatibleAdapters(
+                f"'{name}' of an adapter is {list(tensors[key].shape)}, and {base.id!r} has "
+                f"{list(own[name].shape) if name in own else 'nothing of that name'}. Give the task that the adapter "
+                "was trained for, and its base model."
+            )
+        places[key] = own[name]
+    before = {key: place.detach().clone() for key, place in places.items()}
+    with torch.no_grad():
+        for key, place in places.items():
+            place.copy_(tensors[key])
+    try:
         yield
+    finally:
+        with torch.no_grad():
+            for key, place in places.items():
+                place.copy_(before[key])
 
 
 @contextmanager
 def _through_peft(base: BaseModel, source: AdapterSource) -> Iterator[None]:
     from peft import PeftModel
-
-    from ..errors import IncompatibleAdapters
 
     try:
         with warnings.catch_warnings():

@@ -15,8 +15,9 @@ from ..files import write_whole
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings, GenerationSettings
-from ..tasks import Task, get_task, get_template
+from ..tasks import LabelTask, Task, get_task, get_template
 from .acting import acting
+from .classes import labels_of, tell
 from .generate import generate
 from .score import Score, Statistics, mean_score, paired_difference
 
@@ -128,7 +129,10 @@ def predict(
     watch: Watcher = SILENT,
     label: str = "generate",
 ) -> list[str]:
-    """Generate one answer per row with a loaded model."""
+    """Return one answer per row of a loaded model: generated, or of its classification head."""
+    if base.labels and isinstance(task, LabelTask):
+        texts = [task.segments(row) for row in rows]
+        return tell(base, texts, batch_size=settings.batch_size, watch=watch, label=label)
     chosen = get_template(task, template)
     prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
     return generate(
@@ -196,8 +200,10 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)
     template = template_of(task, sources or others or [], settings.template)
     rows, _ = task.read(settings.data, rows=settings.rows)
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
-    require_causal(base, f"task '{task.name}'")
+    labels = labels_of(task, [*sources, *(others or [])], rows)
+    base = load_base(settings.base, device=settings.device, dtype=settings.dtype, labels=labels)
+    if not labels:
+        require_causal(base, f"task '{task.name}'")
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import manifest
-from ..adapters import AdapterSource, open_adapter
-from ..compose.attach import Attachment
+from ..adapters import AdapterSource, open_adapters
 from ..compose.execute import execute
 from ..compose.forms import Shape
 from ..compose.plan import MergePlan, check
 from ..compose.report import MergeReport
 from ..errors import PlanError
+from ..evaluation.acting import acting
+from ..evaluation.classes import labels_of
 from ..evaluation.run import Evaluation, predict, score_answers, template_of
 from ..files import check_not_input, check_output
 from ..methods.base import build
@@ -77,7 +79,7 @@ def search_with(
     template = template_of(task, sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
     roles = manifest.inherit(sources)["languages"] or {}
-    with Attachment(base.model, [source.read() for source in sources]) as attached:
+    with acting(base, sources) as attached:
 
         def score(weights: tuple[float, ...]) -> tuple[float, Evaluation]:
             attached.set_weights(weights)
@@ -119,16 +121,16 @@ def _write(
     write_output(result.out, state, document, overwrite=settings.overwrite, extra={"results.json": results})
 
 
-def _prepare(settings: SearchSettings) -> tuple[tuple[AdapterSource, ...], int]:
-    """Check everything that can be checked without a model; return the adapters and the number of dev rows."""
+def _prepare(settings: SearchSettings) -> tuple[tuple[AdapterSource, ...], Sequence[Any]]:
+    """Check everything that can be checked without a model; return the adapters and the dev rows."""
     check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), settings.adapters)
-    sources = tuple(open_adapter(path) for path in settings.adapters)
+    sources = open_adapters(settings.adapters)
     check(sources, allow_base_mismatch=settings.allow_base_mismatch)
     task = get_task(settings.task)
     template_of(task, sources, settings.template)
     rows, _ = task.read(settings.dev, rows=settings.rows)
-    return sources, len(rows)
+    return sources, rows
 
 
 def search_dry(settings: SearchSettings) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def search_dry(settings: SearchSettings) -> dict[str, Any]:
         AdapterMixError: as `search`, but for the model.
     """
     _, rows = _prepare(settings)
-    return {"dry_run": True, "rows": rows, "plan": settings.model_dump(mode="json")}
+    return {"dry_run": True, "rows": len(rows), "plan": settings.model_dump(mode="json")}
 
 
 def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult:
@@ -151,8 +153,10 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     """
     if settings.dry_run:
         raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
-    sources, _ = _prepare(settings)
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
-    require_causal(base, f"task '{settings.task}'")
+    sources, rows = _prepare(settings)
+    labels = labels_of(get_task(settings.task), sources, rows)
+    base = load_base(settings.base, device=settings.device, dtype=settings.dtype, labels=labels)
+    if not labels:
+        require_causal(base, f"task '{settings.task}'")
     note_other_base(base, sources, watch)
     return search_with(base, sources, settings, watch=watch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..data import DataFile
 from ..errors import PlanError
@@ -14,7 +14,7 @@ from .nli import Nli
 from .slots import Slots
 from .templates import Template
 
-__all__ = ["TASKS", "Task", "get_task", "get_template"]
+__all__ = ["TASKS", "LabelTask", "Task", "get_task", "get_template"]
 
 
 class Task(Protocol):
@@ -54,6 +54,19 @@ _ALL: tuple[Task, ...] = (
     Nli(),
     Slots(),
 )
+
+
+@runtime_checkable
+class LabelTask(Task, Protocol):
+    """A task whose answers are labels, which a classification head can give too."""
+
+    def segments(self, row: Any) -> tuple[str, ...]:
+        """Return the one or two texts that are classified."""
+
+    def labels(self, rows: Sequence[Any]) -> tuple[str, ...]:
+        """Return the classes, in the order of a head's outputs."""
+
+
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 

@@ -1,4 +1,4 @@
-"""Text classification by generation: the answer is the label."""
+"""Text classification: the answer, or the class, is the label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .templates import Template, table
 
 
 class Classify:
-    """Generative text classification, scored by accuracy.
+    """Text classification, scored by accuracy.
 
     Accuracy is the headline metric because it is the same sum over rows whatever labels a set of rows happens to hold,
     so that languages and resamples compare. `macro_f1` stands beside it, since NusaX reports it (Winata et al., NusaX,
@@ -36,6 +36,14 @@ class Classify:
         """Return the text."""
         return {"text": row.text}
 
+    def segments(self, row: ClassifyRow) -> tuple[str, ...]:
+        """Return the text."""
+        return (row.text,)
+
+    def labels(self, rows: Sequence[ClassifyRow]) -> tuple[str, ...]:
+        """Return the labels of these rows, sorted."""
+        return tuple(sorted({row.label for row in rows}))
+
     def answer(self, row: ClassifyRow) -> str:
         """Return the label."""
         return row.label
@@ -46,5 +54,5 @@ class Classify:
 
     def metrics(self, rows: Sequence[ClassifyRow]) -> tuple[Metric, ...]:
         """Return accuracy and macro F1 over the labels of these rows."""
-        labels = sorted({row.label for row in rows})
+        labels = self.labels(rows)
         return label_metrics(labels, label_reader(labels))

@@ -1,4 +1,4 @@
-"""Natural language inference by generation: the answer is the relation."""
+"""Natural language inference: the answer, or the class, is the relation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .templates import Template, table
 
 
 class Nli:
-    """Generative natural language inference, scored by accuracy.
+    """Natural language inference, scored by accuracy.
 
     Accuracy is what XNLI reports (Conneau et al., XNLI, EMNLP 2018, arXiv 1809.05053); `macro_f1` is over those of the
     three relations that a language's gold rows hold. An answer that is no relation is wrong.
@@ -37,6 +37,14 @@ class Nli:
     def fields(self, row: NliRow) -> Mapping[str, str]:
         """Return premise and hypothesis."""
         return {"premise": row.premise, "hypothesis": row.hypothesis}
+
+    def segments(self, row: NliRow) -> tuple[str, ...]:
+        """Return premise and hypothesis."""
+        return row.premise, row.hypothesis
+
+    def labels(self, rows: Sequence[NliRow]) -> tuple[str, ...]:  # noqa: ARG002  (they are fixed)
+        """Return the three relations."""
+        return tuple(LABELS)
 
     def answer(self, row: NliRow) -> str:
         """Return the relation."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,6 +97,23 @@ def _groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:
     return list(groups.values())
 
 
+@dataclass(frozen=True, slots=True)
+class PairsLoss:
+    """Loss of pairs by their numbers.
+
+    Args:
+        work: Computes it.
+        lengths: Tokens of each source sentence.
+    """
+
+    work: Callable[[Sequence[int]], BatchLoss]
+    lengths: list[int]
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these pairs."""
+        return self.work(rows)
+
+
 class AlignLoss:
     """Loss of a batch of pairs, by batch number.
 
@@ -137,7 +155,12 @@ class AlignLoss:
         self._model.train()
         return self._states.pooled(source), fixed
 
-    def of_rows(self, rows: Sequence[int]) -> BatchLoss:
+    @property
+    def of_rows(self) -> PairsLoss:
+        """Loss of pairs by their numbers."""
+        return PairsLoss(self._of_rows, [len(ids) for ids in self._source_ids])
+
+    def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these pairs."""
         source, target = self._vectors(rows)
         loss = contrastive_loss(
@@ -152,7 +175,7 @@ class AlignLoss:
     def __call__(self, number: int) -> BatchLoss:
         """Return the loss of batch `number` and its count of tokens."""
         # a row drawn twice would be its own negative
-        return self.of_rows(list(dict.fromkeys(self._sampler.batch(number))))
+        return self._of_rows(list(dict.fromkeys(self._sampler.batch(number))))
 
     def _same(self, rows: Sequence[int]) -> Tensor:
         texts = [self._targets[row] for row in rows]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data import Pair, read_pairs
-from ..models import block_index, load_base
+from ..models import block_index
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from .align import AlignLoss
 from .run import TrainReport, attach_on, check_before, dry_report, train
-from .selection import DevWatch, mean_loss
+from .selection import DevLosses, DevWatch, RowsLoss
 from .task import TaskData, TaskLoss
 from .trainer import BatchLoss, Loss, count_steps
 
@@ -63,6 +63,18 @@ class JointLoss:
         )
 
 
+class WithSum:
+    """Dev losses and their sum."""
+
+    def __init__(self, losses: DevLosses) -> None:
+        self._losses = losses
+
+    def __call__(self) -> dict[str, float]:
+        """Measure."""
+        found = self._losses()
+        return found | {"dev_sum_loss": sum(found.values())}
+
+
 def joint_steps(rows: int, settings: JointSettings) -> int:
     """Return the optimizer steps: in each pass the task sees every row, unless rows are passed over."""
     turns = 1 if settings.steps or settings.alternate == "sum" or settings.discard else 2
@@ -85,31 +97,31 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
         return dry_report(settings, steps)
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
-    rows = data.encode(base, settings.max_length)
+    base = data.load(settings)
+    rows = data.objective(base, data.train, settings.max_length)
     on = attach_on(base, settings)
     total = base.layers
     layer = block_index(settings.layer, total)
+    base.model.train()
 
     def losses() -> JointLoss:
         align = AlignLoss(base, pairs, settings, layer=layer)
-        return JointLoss({"task": TaskLoss(base, rows.train, settings), "align": align}, settings)
+        return JointLoss({"task": TaskLoss(rows, settings), "align": align}, settings)
 
-    sides = {"task": (TaskLoss(base, rows.dev, settings).of_rows, len(rows.dev))}
-    if dev_pairs:
-        sides["align"] = (AlignLoss(base, dev_pairs, settings, layer=layer).of_rows, len(dev_pairs))
-
-    def judged() -> dict[str, float]:
-        found = {name: mean_loss(base, loss_of, count, settings) for name, (loss_of, count) in sides.items()}
-        return {f"dev_{name}_loss": loss for name, loss in found.items()} | {"dev_sum_loss": sum(found.values())}
-
+    watched = None
+    if data.dev:
+        sides: dict[str, RowsLoss] = {"dev_task_loss": data.objective(base, data.dev, settings.max_length)}
+        if dev_pairs:
+            sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer).of_rows
+        key = f"dev_{settings.select}_loss"
+        watched = DevWatch(WithSum(DevLosses(base, sides, settings)), settings, rows=len(data.train), key=key)
     return train(
         base,
         settings,
         losses,
         steps=steps,
         kind="train-joint",
-        entries=data.entries
+        entries=data.manifest(base)
         | {
             "languages": data.entries["languages"] | {"aligned": _languages(pairs)},
             "data": [*data.entries["data"], *(file.entry() for file in pair_files)],
@@ -118,9 +130,7 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
         layers=None,
         watch=watch,
         on=on,
-        after_step=DevWatch(judged, settings, rows=len(data.train), key=f"dev_{settings.select}_loss")
-        if rows.dev
-        else None,
+        after_step=watched,
     )
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters import AdapterMeta, AdapterState, TargetSpec
+from ..adapters.keys import PREFIX
 from ..algebra import LowRank
 from ..errors import PlanError
 from ..models import BaseModel, blocks, linear_names
 from ..settings import TrainingSettings
 
 _NAME = "default"
+_WHOLE = f".modules_to_save.{_NAME}"
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -33,10 +36,11 @@ def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
     return list(targets)
 
 
-def inject(model: Any, settings: TrainingSettings, *, seed: int) -> list[str]:
+def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[str] = ()) -> list[str]:
     """Put a fresh LoRA into the model's blocks, in place, and return the names of the adapted modules.
 
-    B starts at zero, so the model's output does not change; only LoRA factors require a gradient.
+    B starts at zero, so the model's output does not change; only LoRA factors and the modules of `head`, which are
+    trained whole, require a gradient.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -49,6 +53,7 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int) -> list[str]:
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         target_modules=names,
+        modules_to_save=list(head) or None,
         layers_to_transform=list(range(len(stack))),
         layers_pattern=path.rpartition(".")[2],
     )
@@ -56,7 +61,7 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int) -> list[str]:
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name or _WHOLE in name)
     if settings.gradient_checkpointing:
         # renamed in transformers 5
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -74,21 +79,40 @@ def count_trainable(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in factors(model).values())
 
 
-def extract(values: dict[str, Tensor], settings: TrainingSettings) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
-    """Return one update per module path, and DoRA's magnitudes, from parameters by name; in float32 on the CPU."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What was trained, in float32 on the CPU.
+
+    Args:
+        updates: Update per module path.
+        magnitudes: DoRA's magnitude per module path.
+        saved: Tensors of the head by their name in PEFT's file.
+    """
+
+    updates: dict[str, LowRank]
+    magnitudes: dict[str, Tensor]
+    saved: dict[str, Tensor]
+
+
+def extract(values: dict[str, Tensor], settings: TrainingSettings) -> Trained:
+    """Return what was trained, from parameters by name."""
     found: dict[str, dict[str, Tensor]] = {}
+    saved = {}
     for name, value in values.items():
+        if _WHOLE in name:
+            saved[PREFIX + name.replace(_WHOLE, "")] = value.detach().float().cpu()
+            continue
         module, _, rest = name.partition(".lora_")
         found.setdefault(module, {})[rest.partition(".")[0]] = value.detach().float().cpu()
     scale = settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
     updates = {module: LowRank(b=parts["B"], a=parts["A"], scale=scale) for module, parts in found.items()}
     magnitudes = {module: parts["magnitude_vector"] for module, parts in found.items() if "magnitude_vector" in parts}
-    return updates, magnitudes
+    return Trained(updates=updates, magnitudes=magnitudes, saved=saved)
 
 
 def state_of(
     base: BaseModel,
-    trained: tuple[dict[str, LowRank], dict[str, Tensor]],
+    trained: Trained,
     names: Sequence[str],
     layers: int | None,
 ) -> AdapterState:
@@ -96,7 +120,7 @@ def state_of(
 
     Args:
         base: The base model it was trained on.
-        trained: Its updates and magnitudes.
+        trained: What was trained.
         names: Names of the adapted modules.
         layers: Number of adapted blocks, or None for all of the model's.
     """
@@ -109,8 +133,9 @@ def state_of(
     meta = AdapterMeta(
         base=base.id,
         revision=base.revision,
-        task_type="CAUSAL_LM" if base.kind == "causal" else "FEATURE_EXTRACTION",
+        task_type="SEQ_CLS" if base.labels else "CAUSAL_LM" if base.kind == "causal" else "FEATURE_EXTRACTION",
         targets=TargetSpec(modules=tuple(names), **confined),
-        dora=bool(trained[1]),
+        dora=bool(trained.magnitudes),
+        saved_modules=base.head,
     )
-    return AdapterState(meta=meta, updates=trained[0], magnitudes=trained[1])
+    return AdapterState(meta=meta, updates=trained.updates, magnitudes=trained.magnitudes, saved=trained.saved)

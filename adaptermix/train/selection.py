@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,20 +13,41 @@ from ..settings import JointSettings, TaskSettings
 from .trainer import BatchLoss, Trainer
 
 
-def mean_loss(
-    base: BaseModel,
-    loss_of: Callable[[Sequence[int]], BatchLoss],
-    count: int,
-    settings: TaskSettings | JointSettings,
-) -> float:
-    """Return the mean loss over rows 0 to count - 1, without dropout."""
-    size = settings.batch_size
-    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    base.model.eval()
-    with torch.no_grad():
-        losses = [float(loss_of(part).loss) * len(part) for part in parts]
-    base.model.train()
-    return sum(losses) / count
+class RowsLoss(Protocol):
+    """Loss of rows by their numbers."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these rows."""
+
+
+class DevLosses:
+    """Mean losses over dev rows, without dropout.
+
+    Args:
+        base: The base model with its LoRA in.
+        sides: Losses by the name under which they are logged.
+        settings: The run's settings.
+    """
+
+    def __init__(self, base: BaseModel, sides: Mapping[str, RowsLoss], settings: TaskSettings | JointSettings) -> None:
+        self._model, self._sides, self._size = base.model, sides, settings.batch_size
+
+    def _mean(self, loss_of: RowsLoss) -> float:
+        count = len(loss_of.lengths)
+        parts = [range(start, min(start + self._size, count)) for start in range(0, count, self._size)]
+        return sum(float(loss_of(part).loss) * len(part) for part in parts) / count
+
+    def __call__(self) -> dict[str, float]:
+        """Measure."""
+        self._model.eval()
+        with torch.no_grad():
+            found = {name: self._mean(loss_of) for name, loss_of in self._sides.items()}
+        self._model.train()
+        return found
 
 
 def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int]:

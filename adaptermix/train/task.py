@@ -1,4 +1,4 @@
-"""`train-task`: a task LoRA on a causal language model."""
+"""`train-task`: a task LoRA, whose answers are generated or told by a classification head."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import BaseModel, load_base, require_causal
+from ..errors import DataError, ModelError, PlanError
+from ..models import BaseModel, load_base, model_kind, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
-from ..tasks import Task, Template, get_task, get_template
+from ..tasks import LabelTask, Task, Template, get_task, get_template
 from .objectives import answer_loss
 from .objectives.task_ce import IGNORED
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
-from .selection import DevWatch, mean_loss
+from .selection import DevLosses, DevWatch
 from .trainer import BatchLoss, count_steps
 
 Example = tuple[list[int], list[int]]
@@ -56,43 +57,70 @@ def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict
     return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}
 
 
-class TaskLoss:
-    """Loss of a batch of examples, by batch number.
+class Answers:
+    """The answers of a task, to be generated.
 
     Args:
         base: The base model with its LoRA in.
         examples: Encoded rows.
+    """
+
+    def __init__(self, base: BaseModel, examples: Sequence[Example]) -> None:
+        self._base, self._examples = base, examples
+        self.lengths = [len(prompt) + len(answer) for prompt, answer in examples]
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these rows and their count of tokens."""
+        batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
+        return BatchLoss(answer_loss(self._base.model, **batch), sum(self.lengths[row] for row in rows))
+
+
+class Classes:
+    """The answers of a task, to be told by a classification head.
+
+    Args:
+        base: The base model with its LoRA in and a head over the task's labels.
+        texts: One or two texts per row.
+        labels: Label per row.
+        max_length: Longest row in tokens; of two texts the longer one is cut.
+    """
+
+    def __init__(
+        self, base: BaseModel, texts: Sequence[tuple[str, ...]], labels: Sequence[str], *, max_length: int
+    ) -> None:
+        self._base = base
+        self._encoded = [base.tokenizer(*row, truncation=True, max_length=max_length) for row in texts]
+        self._gold = [base.labels.index(label) for label in labels]
+        self.lengths = [len(row["input_ids"]) for row in self._encoded]
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the mean cross-entropy of these rows' classes, in float32, and their count of tokens."""
+        batch = self._base.tokenizer.pad(
+            [self._encoded[row] for row in rows], padding_side="right", return_tensors="pt"
+        ).to(self._base.device)
+        gold = torch.tensor([self._gold[row] for row in rows], device=self._base.device)
+        loss = torch.nn.functional.cross_entropy(self._base.model(**batch).logits.float(), gold)
+        return BatchLoss(loss, sum(self.lengths[row] for row in rows))
+
+
+class TaskLoss:
+    """Loss of a batch of rows, by batch number.
+
+    Args:
+        of_rows: Loss of rows by their numbers.
         settings: The run's settings.
     """
 
-    def __init__(self, base: BaseModel, examples: Sequence[Example], settings: TaskSettings | JointSettings) -> None:
-        self._base, self._examples = base, examples
-        sampler = Sampler(groups=[range(len(examples))], batch_size=settings.batch_size, seed=settings.seed)
-        lengths = [len(prompt) + len(answer) for prompt, answer in examples]
-        self._sampler = LengthSampler(sampler=sampler, lengths=lengths) if settings.group_by_length else sampler
-        base.model.train()
-
-    def of_rows(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these rows and their count of tokens."""
-        batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
-        return BatchLoss(answer_loss(self._base.model, **batch), int(batch["attention_mask"].sum()))
+    def __init__(self, of_rows: Answers | Classes, settings: TaskSettings | JointSettings) -> None:
+        self._of_rows = of_rows
+        rows = range(len(of_rows.lengths))
+        sampler = Sampler(groups=[rows], batch_size=settings.batch_size, seed=settings.seed)
+        by_length = LengthSampler(sampler=sampler, lengths=of_rows.lengths)
+        self._sampler = by_length if settings.group_by_length else sampler
 
     def __call__(self, number: int) -> BatchLoss:
         """Return the loss of batch `number` and its count of tokens."""
-        return self.of_rows(self._sampler.batch(number))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """The rows of a run in tokens.
-
-    Args:
-        train: To train on.
-        dev: To judge by; may be empty.
-    """
-
-    train: list[Example]
-    dev: list[Example]
+        return self._of_rows(self._sampler.batch(number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,21 +160,51 @@ class TaskData:
         }
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries)
 
-    def encode(self, base: BaseModel, max_length: int) -> Encoded:
-        """Return the rows in tokens.
+    def load(self, settings: TaskSettings | JointSettings) -> BaseModel:
+        """Load the base model, with a classification head if the task is to have one.
 
         Raises:
-            ModelError: the model does not generate.
+            ModelError: no such model, or one that does not generate where it must.
+            PlanError: a head for a task whose answers are no labels.
         """
-        require_causal(base, f"task '{self.task.name}'")
-        train, dev = (
-            encode_rows(self.task, self.template, rows, base.tokenizer, max_length) for rows in (self.train, self.dev)
-        )
-        return Encoded(train=train, dev=dev)
+        if settings.head == "none" or (settings.head == "auto" and model_kind(settings.base) == "causal"):
+            base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
+            require_causal(base, f"task '{self.task.name}'")
+            return base
+        if not isinstance(self.task, LabelTask):
+            if settings.head == "classes":
+                raise PlanError(f"--head classes needs a task whose answers are labels, and {self.task.name} has none.")
+            raise ModelError(
+                f"task '{self.task.name}' generates text and needs a causal language model; {settings.base!r} is an "
+                "encoder."
+            )
+        labels = self.task.labels(self.train)
+        return load_base(settings.base, device=settings.device, dtype=settings.dtype, labels=labels, seed=settings.seed)
+
+    def objective(self, base: BaseModel, rows: Sequence[Any], max_length: int) -> Answers | Classes:
+        """Return the loss of rows by their numbers.
+
+        Raises:
+            DataError: a dev row has a label that no training row has.
+        """
+        if not base.labels or not isinstance(self.task, LabelTask):
+            return Answers(base, encode_rows(self.task, self.template, rows, base.tokenizer, max_length))
+        labels = [self.task.answer(row) for row in rows]
+        new = sorted(set(labels) - set(base.labels))
+        if new:
+            raise DataError(
+                f"dev rows must have labels of the training rows ({', '.join(base.labels)}), found {new[0]!r}."
+            )
+        return Classes(base, [self.task.segments(row) for row in rows], labels, max_length=max_length)
+
+    def manifest(self, base: BaseModel) -> dict[str, Any]:
+        """Return the manifest's entries."""
+        task = self.entries["task"] | ({"labels": list(base.labels)} if base.labels else {})
+        return self.entries | {"task": task}
 
 
 def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainReport:
-    """Train a task LoRA by next-token prediction of the answers.
+    """Train a task LoRA by next-token prediction of the answers, or with a classification head.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
@@ -156,22 +214,24 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         return dry_report(settings, steps)
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
-    rows = data.encode(base, settings.max_length)
+    base = data.load(settings)
+    rows = data.objective(base, data.train, settings.max_length)
+    dev = data.objective(base, data.dev, settings.max_length) if data.dev else None
     on = attach_on(base, settings)
-
-    def judged() -> dict[str, float]:
-        return {"dev_loss": mean_loss(base, TaskLoss(base, rows.dev, settings).of_rows, len(rows.dev), settings)}
-
+    base.model.train()
+    watched = None
+    if dev is not None:
+        judges = {"dev_loss": dev}
+        watched = DevWatch(DevLosses(base, judges, settings), settings, rows=len(data.train), key="dev_loss")
     return train(
         base,
         settings,
-        lambda: TaskLoss(base, rows.train, settings),
+        lambda: TaskLoss(rows, settings),
         steps=steps,
         kind="train-task",
-        entries=data.entries,
+        entries=data.manifest(base),
         layers=None,
         watch=watch,
         on=on,
-        after_step=DevWatch(judged, settings, rows=len(rows.train), key="dev_loss") if rows.dev else None,
+        after_step=watched,
     )
