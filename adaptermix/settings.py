@@ -196,6 +196,11 @@ class RetrieveSettings(Placed):
     batch_size: Positive = Field(64, description="sentences per batch")
     max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
+    compare: bool = Field(False, description="measure the base model without the adapter too")
+    transfer: str | None = Field(
+        None, description="what `evaluate --json` printed: correlate retrieval with the transfer languages' scores"
+    )
+    plot: str | None = Field(None, description="PNG file: heatmap over layers and directions, mean per layer")
 
 
 class PlaceSettings(Settings):

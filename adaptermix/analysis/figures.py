@@ -46,6 +46,15 @@ def check_plot(path: Path, *, count: int) -> None:
     """
     if count > MOST_ADAPTERS:
         raise PlanError(f"--plot draws at most {MOST_ADAPTERS} adapters, got {count}. Give fewer.")
+    check_png(path)
+
+
+def check_png(path: Path) -> None:
+    """Refuse a picture that could not be written, before any work is done.
+
+    Raises:
+        OutputError: no matplotlib, no .png, no such folder, or a folder of that name.
+    """
     if find_spec("matplotlib") is None:
         raise OutputError("--plot needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'")
     if path.suffix.lower() != ".png":

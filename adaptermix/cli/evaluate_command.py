@@ -70,8 +70,19 @@ def retrieve(settings: RetrieveSettings, console: Console) -> None:
     from ..evaluation import retrieve as work
 
     result = work(settings, watch=console.watch)
+    systems = [result, *([result.base] if result.base else [])]
     console.table(
-        ["layer", "accuracy"], [[str(layer), f"{result.mean(layer):.3f}"] for layer in range(len(result.layers))]
+        ["layer", "accuracy", "base"][: 1 + len(systems)],
+        [[str(n), *(f"{found.mean(n):.3f}" for found in systems)] for n in range(len(result.layers))],
     )
-    console.say(f"  mean of even layers: {result.headline():.3f} over {len(result.n)} directions")
+    headlines = ", base ".join(f"{found.headline():.3f}" for found in systems)
+    console.say(f"  mean of even layers: {headlines} over {len(result.n)} directions")
+    if result.correlation:
+        found = result.correlation
+        console.say(
+            f"  correlation with transfer over {len(found.languages)} languages: Pearson {found.pearson:.2f} "
+            f"(p {found.p:.3f}), Spearman {found.spearman:.2f}"
+        )
+    if settings.plot:
+        console.say(f"wrote {settings.plot}")
     console.document(result.document())

@@ -2,68 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..adapters import open_adapter
+from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..models import BaseModel, backbone, load_base, note_other_base
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
 from .acting import acting
+from .margin import accuracies
+from .retrieval_figures import draw
+from .transfer import Correlation, correlate, read_scores
 
-_CHUNK = 1024
-
-
-def margin_neighbours(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, k: int = 4) -> Int[Tensor, " n"]:
-    r"""Return for each row of x the row of y with the largest ratio margin among its k nearest.
-
-    $score(i, c) = \cos(x_i, y_c) / (\frac{1}{2}(\overline{\cos}_k(x_i) + \overline{\cos}_k(y_c)))$, where the means are
-    over the k nearest neighbours in the other set. Only the k forward neighbours are candidates, as in LASER's xsim.
-
-    Args:
-        x: Queries.
-        y: Candidates.
-        k: Neighbours; cut to what there is.
-
-    Shapes: x [n d], y [m d]; returns n indices below m.
-    Reference: Artetxe and Schwenk, Margin-based Parallel Corpus Mining, ACL 2019, arXiv 1811.01136, section 3.
-    """
-    x, y = (torch.nn.functional.normalize(z.float(), dim=1) for z in (x, y))
-    forward = [(part @ y.T).topk(min(k, len(y)), dim=1) for part in torch.split(x, _CHUNK)]
-    near = torch.cat([top.values for top in forward])
-    candidates = torch.cat([top.indices for top in forward])
-    back = torch.cat([(part @ x.T).topk(min(k, len(x)), dim=1).values.mean(1) for part in torch.split(y, _CHUNK)])
-    margin = near / ((near.mean(1, keepdim=True) + back[candidates]) / 2)
-    return candidates.gather(1, margin.argmax(1, keepdim=True)).squeeze(1)
-
-
-def accuracy(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, k: int = 4) -> float:
-    """Return the share of rows of x whose retrieved row of y has the same number."""
-    right = margin_neighbours(x, y, k=k).cpu() == torch.arange(len(x))
-    return float(right.double().mean())
+_MEMORY = 2 * 2**30
+"""Bytes of vectors that are kept in memory; the rest lies on disk."""
 
 
 @torch.inference_mode()
 def embed(
-    base: BaseModel, texts: Sequence[str], *, batch_size: int, max_length: int, watch: Watcher = SILENT, label: str = ""
+    base: BaseModel,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    max_length: int,
+    into: Tensor | None = None,
+    watch: Watcher = SILENT,
+    label: str = "",
 ) -> Float[Tensor, "layers n d"]:
     """Return mean-pooled hidden states of every layer, in float32 on the CPU.
 
     Layer numbers are those of hidden states: 0 is the embeddings, n the last block (after the model's final norm).
 
+    Args:
+        base: The model.
+        texts: Sentences.
+        batch_size: Sentences per batch.
+        max_length: Longest sentence in tokens.
+        into: Where to put them, with room for at least as many sentences; default memory of its own.
+        watch: Receives progress.
+        label: Name of the progress bar.
+
     Shapes: [n+1 sentences width].
     """
     encoded = [base.tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
     order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
-    pooled: Tensor | None = None
+    pooled = None if into is None else into[:, : len(texts)]
     body = backbone(base)
     with watch.track(label or "embed", len(texts)) as advance:
         for start in range(0, len(order), batch_size):
@@ -90,20 +86,37 @@ class Retrieval:
     Args:
         layers: For each layer (0 is the embeddings) the accuracy per direction, such as `de-en`.
         n: Sentences per direction.
+        base: The same of the base model alone, if it was asked for.
+        correlation: Of retrieval with task scores, if they were given.
     """
 
     layers: tuple[Mapping[str, float], ...]
     n: Mapping[str, int]
+    base: Retrieval | None = None
+    correlation: Correlation | None = None
 
     def mean(self, layer: int) -> float:
         """Return the mean over directions at a layer."""
         values = self.layers[layer].values()
         return sum(values) / len(values)
 
+    def _even(self) -> range:
+        """Even layers, embeddings left out, as in the mid-align paper."""
+        return range(2, len(self.layers), 2) if len(self.layers) > 2 else range(1, len(self.layers))
+
     def headline(self) -> float:
-        """Return the mean over directions and even layers, embeddings left out, as in the mid-align paper."""
-        even = range(2, len(self.layers), 2) if len(self.layers) > 2 else range(1, len(self.layers))
+        """Return the mean over directions and even layers."""
+        even = self._even()
         return sum(self.mean(layer) for layer in even) / len(even)
+
+    def by_language(self) -> dict[str, float]:
+        """Return for each language the mean over even layers and the directions from and to it."""
+        found: dict[str, list[float]] = {}
+        for layer in self._even():
+            for direction, value in self.layers[layer].items():
+                for language in direction.split("-"):
+                    found.setdefault(language, []).append(value)
+        return {language: sum(values) / len(values) for language, values in found.items()}
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix retrieve`."""
@@ -111,46 +124,106 @@ class Retrieval:
             str(number): {"mean": self.mean(number), "directions": dict(directions)}
             for number, directions in enumerate(self.layers)
         }
-        return {"layers": layers, "headline": self.headline(), "n": dict(self.n)}
+        document: dict[str, Any] = {
+            "layers": layers,
+            "headline": self.headline(),
+            "languages": self.by_language(),
+            "n": dict(self.n),
+        }
+        if self.base:
+            document["base"] = self.base.document()
+        if self.correlation:
+            document["correlation"] = asdict(self.correlation)
+        return document
+
+
+@contextmanager
+def _room(shape: tuple[int, ...]) -> Iterator[Callable[[], Tensor]]:
+    """Yield what makes room for the vectors of a language: on disk once all of them would not fit in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        count = itertools.count()
+
+        def make() -> Tensor:
+            number = next(count)
+            if (number + 1) * math.prod(shape) * 4 <= _MEMORY:
+                return torch.empty(shape)
+            path = str(Path(folder) / str(number))
+            return torch.from_file(path, shared=True, size=math.prod(shape)).reshape(shape)
+
+        yield make
 
 
 def retrieve_with(base: BaseModel, settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
-    """Measure retrieval with a loaded model, as it is (with whatever is attached to it)."""
+    """Measure retrieval with a loaded model, as it is (with whatever is attached to it).
+
+    Every text is embedded once, and both directions of a pair are searched together.
+    """
     parallel = read_parallel(settings.data, rows=settings.rows)
-    last_use = {key: i for i, (_, one, two) in enumerate(parallel.directions) for key in (one, two)}
-    embedded: dict[str, Tensor] = {}
-    layers: list[dict[str, float]] = [{} for _ in range(base.layers + 1)]
-    counts = {}
-    for number, (name, one, two) in enumerate(parallel.directions):
-        for key in (one, two):
-            if key not in embedded:
-                embedded[key] = embed(
-                    base,
-                    parallel.texts[key],
-                    batch_size=settings.batch_size,
-                    max_length=settings.max_length,
-                    watch=watch,
-                    label=f"embed {key}",
-                )
-        for layer, results in enumerate(layers):
-            results[name] = accuracy(embedded[one][layer], embedded[two][layer], k=settings.neighbours)
-        counts[name] = len(parallel.texts[one])
-        for key in (one, two):
-            if last_use[key] == number:
-                embedded.pop(key, None)
-    return Retrieval(layers=tuple(layers), n=counts)
+    longest = max(map(len, parallel.texts.values()))
+    width = base.model.config.get_text_config().hidden_size
+    counts = {name: len(parallel.texts[one]) for name, one, _ in parallel.directions}
+    with _room((base.layers + 1, longest, width)) as make:
+        embedded = {
+            key: embed(
+                base,
+                texts,
+                batch_size=settings.batch_size,
+                max_length=settings.max_length,
+                into=make(),
+                watch=watch,
+                label=f"embed {key}",
+            )
+            for key, texts in parallel.texts.items()
+        }
+        layers = _compare(base, embedded, parallel.directions, k=settings.neighbours, watch=watch)
+    return Retrieval(layers=layers, n=counts)
+
+
+def _compare(
+    base: BaseModel,
+    embedded: Mapping[str, Tensor],
+    directions: Sequence[tuple[str, str, str]],
+    *,
+    k: int,
+    watch: Watcher,
+) -> tuple[dict[str, float], ...]:
+    """Return the accuracy per direction, for each layer."""
+    names = {(one, two): name for name, one, two in directions}
+    layers = []
+    with watch.track("search", base.layers + 1) as advance:
+        for layer in range(base.layers + 1):
+            found: dict[str, float] = {}
+            for (one, two), name in names.items():
+                if name in found:
+                    continue
+                x, y = (embedded[key][layer].to(base.device) for key in (one, two))
+                found[name], back = accuracies(x, y, k=k)
+                if (two, one) in names:
+                    found[names[two, one]] = back
+            layers.append({name: found[name] for name in names.values()})
+            advance(1, f"layer {layer}")
+    return tuple(layers)
 
 
 def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
     """Measure translation retrieval of a base model, with an adapter or without.
 
     Raises:
-        AdapterMixError: the model, the adapter or a data file does not do; see `load_base`, `open_adapter`,
-            `read_parallel`.
+        AdapterMixError: the model, the adapter, a data file or a file to write does not do.
     """
+    if settings.plot:
+        check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
+    scores = read_scores(Path(settings.transfer)) if settings.transfer else None
     read_parallel(settings.data, rows=settings.rows)  # refuse bad data before a model is loaded
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     note_other_base(base, sources, watch)
     with acting(base, sources):
-        return retrieve_with(base, settings, watch=watch)
+        result = retrieve_with(base, settings, watch=watch)
+    if sources and settings.compare:
+        result = replace(result, base=retrieve_with(base, settings, watch=watch))
+    if scores is not None:
+        result = replace(result, correlation=correlate(result.by_language(), scores))
+    if settings.plot:
+        draw(result, Path(settings.plot))
+    return result

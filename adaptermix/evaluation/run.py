@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
-from ..errors import OutputError
+from ..errors import OutputError, PlanError
 from ..files import write_whole
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
@@ -76,6 +76,7 @@ class Evaluation:
         others: Further metrics, each with scores per language.
         overall: Mean of the headline score over languages, with its interval.
         groups: Mean of the headline score over languages by role: supervised, aligned, transfer, all.
+        roles: Languages by role, as the adapters' manifests have them.
         answers: The generated answers, row by row.
         counts: For each language the headline metric's statistics, row by row.
         against: The comparison with another system, if one was asked for.
@@ -87,6 +88,7 @@ class Evaluation:
     others: Mapping[str, Mapping[str, Score]]
     overall: Score
     groups: Mapping[str, float]
+    roles: Mapping[str, Sequence[str]]
     answers: Sequence[str]
     counts: Mapping[str, Statistics]
     against: Comparison | None = None
@@ -102,6 +104,7 @@ class Evaluation:
             "metric": self.metric,
             "scores": plain(self.scores),
             "groups": dict(self.groups),
+            "roles": {role: sorted(names) for role, names in self.roles.items()},
             "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
         } | ({"against": self.against.document()} if self.against else {})
 
@@ -169,6 +172,7 @@ def score_answers(
         others={metric.name: scores[metric.name] for metric in metrics[1:]},
         overall=mean_score(headline, list(counts[headline.name].values()), seed=seed),
         groups=group_means(scores[headline.name], roles),
+        roles=roles,
         answers=answers,
         counts=counts[headline.name],
     )
@@ -201,6 +205,12 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     template = template_of(task, sources or others or [], settings.template)
     rows, _ = task.read(settings.data, rows=settings.rows)
     labels = labels_of(task, [*sources, *(others or [])], rows)
+    headless = [system for system in (sources, others) if system is not None and not labels_of(task, system, rows)]
+    if labels and headless:
+        raise PlanError(
+            "an adapter with a classification head can be compared only with another one: the base model alone, or an "
+            "adapter without a head, tells no labels."
+        )
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype, labels=labels)
     if not labels:
         require_causal(base, f"task '{task.name}'")

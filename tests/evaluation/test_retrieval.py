@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix import RetrieveSettings, retrieve
-from adaptermix.evaluation import Retrieval, retrieval
-from adaptermix.evaluation.retrieval import accuracy, embed, margin_neighbours
+from adaptermix.errors import DataError, OutputError, PlanError
+from adaptermix.evaluation import Retrieval, margin, retrieval
+from adaptermix.evaluation.margin import accuracies, margin_neighbours
+from adaptermix.evaluation.retrieval import embed
+from adaptermix.evaluation.transfer import correlate, read_scores
 from adaptermix.models import backbone, load_base
 
 
@@ -43,13 +49,15 @@ def test_neighbours_equal_a_double_loop(n: int, m: int, k: int, seed: int) -> No
     generator = torch.Generator().manual_seed(seed)
     # positive entries, so that no mean of cosines is near zero
     x, y = (torch.rand(size, 6, generator=generator, dtype=torch.float64) + 0.05 for size in (n, m))
-    assert margin_neighbours(x.float(), y.float(), k=k).tolist() == brute_force(x, y, k)
+    there, back = margin_neighbours(x.float(), y.float(), k=k)
+    assert there.tolist() == brute_force(x, y, k)
+    assert back.tolist() == brute_force(y, x, k)
 
 
 def test_equal_sets_retrieve_themselves() -> None:
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
-    assert accuracy(x, x.clone()) == 1.0
-    assert accuracy(x, x.roll(1, 0)) == 0.0
+    assert accuracies(x, x.clone()) == (1.0, 1.0)
+    assert accuracies(x, x.roll(1, 0)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])
@@ -90,7 +98,7 @@ def test_among_ties_the_margin_is_still_the_largest(n: int, m: int, k: int, seed
     generator = torch.Generator().manual_seed(seed)
     pool = torch.rand(3, 4, generator=generator) + 0.05
     x, y = (pool[torch.randint(0, 3, (size,), generator=generator)] for size in (n, m))
-    found = margin_neighbours(x, y, k=k)
+    found, _ = margin_neighbours(x, y, k=k)
     table = margins(x, y, k)
     assert found.shape == (n,)
     torch.testing.assert_close(table.gather(1, found[:, None])[:, 0], table.max(1).values, rtol=1e-5, atol=1e-5)
@@ -105,21 +113,21 @@ def test_only_the_nearest_forward_neighbours_are_candidates() -> None:
     """
     y = torch.tensor([[0.8, 0.6, 0.0], [0.8, 0.0, 0.6], [0.7, -0.5, -0.5]])
     x = torch.stack([torch.tensor([1.0, 0.0, 0.0]), y[0], y[1]])
-    assert int(margin_neighbours(x, y, k=2)[0]) in (0, 1)
-    assert int(margin_neighbours(x, y, k=3)[0]) == 2
+    assert int(margin_neighbours(x, y, k=2)[0][0]) in (0, 1)
+    assert int(margin_neighbours(x, y, k=3)[0][0]) == 2
 
 
 def test_more_rows_than_a_chunk_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(3)
     x, y = torch.randn(11, 4, generator=generator), torch.randn(9, 4, generator=generator)
     whole = margin_neighbours(x, y)
-    monkeypatch.setattr(retrieval, "_CHUNK", 4)
-    assert margin_neighbours(x, y).tolist() == whole.tolist()
+    monkeypatch.setattr(margin, "_CHUNK", 4)
+    assert [found.tolist() for found in margin_neighbours(x, y)] == [found.tolist() for found in whole]
 
 
 def test_accuracy_is_the_share_of_rows_that_find_their_own_number() -> None:
     x = torch.eye(4)
-    assert accuracy(x, x[[0, 1, 3, 2]]) == 0.5
+    assert accuracies(x, x[[0, 1, 3, 2]]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(5, 3.0), (4, 2.0), (3, 2.0), (2, 1.0)])
@@ -127,3 +135,94 @@ def test_the_headline_is_the_mean_of_even_layers_without_the_embeddings(layers: 
     """Layer i scores i: 2 and 4 of four blocks, 2 of three or two, and the only one of one."""
     found = Retrieval(layers=tuple({"de-en": float(i), "en-de": float(i)} for i in range(layers)), n={})
     assert found.headline() == expected
+
+
+def lines(folder: Path) -> list[str]:
+    """Line-parallel texts of three languages."""
+    texts = {
+        "de": ["eins", "zwei", "drei", "vier"],
+        "en": ["one", "two", "three", "four"],
+        "fr": ["un", "de", "tr", "qu"],
+    }
+    for language, rows in texts.items():
+        (folder / f"{language}.txt").write_text("\n".join(rows) + "\n")
+    return [str(folder / f"{language}.txt") for language in texts]
+
+
+def test_every_language_is_embedded_once_and_every_direction_found(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RetrieveSettings(base=str(causal), data=lines(tmp_path), dtype="float32", device="cpu")
+    calls: list[str] = []
+    original = retrieval.embed
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        calls.append(more["label"])
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(retrieval, "embed", counted)
+    found = retrieve(settings)
+    assert calls == ["embed de", "embed en", "embed fr"]
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    texts = {name: Path(path).read_text().split() for name, path in zip(("de", "en", "fr"), settings.data, strict=True)}
+    vectors = {name: original(base, rows, batch_size=4, max_length=9) for name, rows in texts.items()}
+    for one, two in itertools.permutations(texts, 2):
+        for layer in range(5):
+            right = [i == n for n, i in enumerate(brute_force(vectors[one][layer], vectors[two][layer], 4))]
+            assert found.layers[layer][f"{one}-{two}"] == sum(right) / 4
+    # on disk instead of in memory
+    monkeypatch.setattr(retrieval, "_MEMORY", 1)
+    assert retrieve(settings) == found
+
+
+def test_the_base_beside_the_adapter_and_a_picture(causal: Path, tmp_path: Path) -> None:
+    from ..factories import peft_lora
+
+    adapter = peft_lora(causal, tmp_path / "adapter", r=4, target_modules=["q_proj", "down_proj"])
+    plain = RetrieveSettings(base=str(causal), data=lines(tmp_path), dtype="float32", device="cpu")
+    asked = {"adapter": str(adapter), "compare": True, "plot": str(tmp_path / "p.png")}
+    found = retrieve(plain.model_copy(update=asked))
+    assert found.base == retrieve(plain)
+    assert found.document()["base"]["headline"] == found.base.headline()
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(OutputError, match="must be a PNG file"):
+        retrieve(plain.model_copy(update={"plot": str(tmp_path / "p.pdf")}))
+
+
+def test_languages_are_averaged_over_their_directions() -> None:
+    layers = ({"de-en": 0.1, "en-de": 0.1}, {"de-en": 0.2, "en-de": 0.2}, {"de-en": 0.5, "en-de": 0.7, "fr-en": 0.1})
+    found = Retrieval(layers=layers, n={}).by_language()
+    assert found == {"de": pytest.approx(0.6), "en": pytest.approx((0.5 + 0.7 + 0.1) / 3), "fr": pytest.approx(0.1)}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=9), st.integers(0, 5))
+def test_correlations_equal_those_of_scipy(points: list[tuple[int, int]], shift: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x, y = ({str(i): pair[side] / 10 for i, pair in enumerate(points)} for side in (0, 1))
+    if len(set(x.values())) == 1 or len(set(y.values())) == 1:
+        with pytest.raises(PlanError, match="values that differ"):
+            correlate(x, y)
+        return
+    found = correlate(x | {"only here": shift / 10}, y)
+    assert found.pearson == pytest.approx(stats.pearsonr(list(x.values()), list(y.values())).statistic)
+    assert found.spearman == pytest.approx(stats.spearmanr(list(x.values()), list(y.values())).statistic)
+    assert 0 < found.p <= 1
+    assert found.languages == tuple(sorted(x))
+
+
+def test_chance_and_law_are_told_apart() -> None:
+    x = {str(i): i / 10 for i in range(8)}
+    assert correlate(x, {name: 2 * value for name, value in x.items()}).p < 0.001
+    assert correlate(x, {str(i): (i * 5 % 8) / 8 for i in range(8)}).p > 0.2
+    with pytest.raises(PlanError, match="three languages"):
+        correlate(x, {"1": 0.1, "2": 0.2})
+
+
+def test_scores_are_those_of_transfer_languages(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    document = {"scores": {name: {"value": 0.5} for name in ("de", "en")}, "roles": {"supervised": ["en"]}}
+    path.write_text(json.dumps(document))
+    assert read_scores(path) == {"de": 0.5}
+    path.write_text("[]")
+    with pytest.raises(DataError, match="must be what 'adaptermix evaluate --json' prints"):
+        read_scores(path)

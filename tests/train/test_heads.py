@@ -169,6 +169,9 @@ def test_what_does_not_fit_is_refused(encoder: Path, causal: Path, trained: Path
     asked = evaluated(causal, trained, write_slots(tmp_path, "test.en.jsonl")).model_copy(update={"task": "slots"})
     with pytest.raises(PlanError, match="ends in a classification head"):
         evaluate(asked)
+    alone = evaluated(causal, trained, write_labels(tmp_path)).model_copy(update={"against": "base"})
+    with pytest.raises(PlanError, match="can be compared only with another one"):
+        evaluate(alone)
 
 
 @pytest.mark.parametrize(
