@@ -42,6 +42,17 @@ def under(source: AdapterSource, prefix: str) -> AdapterSource:
     )
 
 
+def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
+    """Return an adapter with the paths that a model has; as it is where they agree, or where no prefix helps.
+
+    Args:
+        source: The adapter.
+        modules: Paths of all modules of the model.
+    """
+    prefix = prefix_between(source.modules, modules)
+    return source if prefix is None else under(source, prefix)
+
+
 def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) -> tuple[AdapterSource, ...]:
     """Open adapters that are to act together; paths of encoders are brought under those of models with heads.
 

@@ -12,7 +12,7 @@ import torch
 
 from ..adapters import AdapterSource
 from ..adapters.keys import PREFIX
-from ..adapters.paths import prefix_between, under
+from ..adapters.paths import fitted
 from ..compose.attach import Attachment
 from ..compose.extras import merge_saved
 from ..errors import IncompatibleAdapters
@@ -29,20 +29,15 @@ def acting(base: BaseModel, sources: Sequence[AdapterSource]) -> Iterator[Attach
     Raises:
         IncompatibleAdapters: an adapter does not fit the model; several bring different heads, or are of another kind.
     """
-    fitted = [_under_head(base, source) for source in sources]
-    states = [replace(source.read(), saved={}) for source in fitted]
+    names = [name for name, _ in base.model.named_modules()]
+    fitting = [fitted(source, names) for source in sources]
+    states = [replace(source.read(), saved={}) for source in fitting]
     if len(sources) == 1 and states[0].beyond_linear:
         with _through_peft(base, sources[0]):
             yield Attachment(base.model, [])
         return
-    with Attachment(base.model, states) as attached, _whole_tensors(base, fitted):
+    with Attachment(base.model, states) as attached, _whole_tensors(base, fitting):
         yield attached
-
-
-def _under_head(base: BaseModel, source: AdapterSource) -> AdapterSource:
-    """Return an adapter of an encoder alone with the paths of the model under its head."""
-    prefix = prefix_between(source.modules, (name for name, _ in base.model.named_modules())) if base.labels else None
-    return source if prefix is None else under(source, prefix)
 
 
 @contextmanager

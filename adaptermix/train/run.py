@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
+from ..adapters.paths import fitted
 from ..compose.attach import Attachment
 from ..files import check_output
 from ..models import BaseModel
@@ -121,7 +122,7 @@ def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | No
     if settings.on is None:
         return None
     source = open_adapter(Path(settings.on))
-    Attachment(base.model, [source.read()])
+    Attachment(base.model, [fitted(source, [name for name, _ in base.model.named_modules()]).read()])
     return source
 
 
