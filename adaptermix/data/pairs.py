@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import DataError
 from .source import DataFile, find_files, parse_rows
@@ -28,7 +29,7 @@ class Pair:
 
 
 def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    suffixes = file.path.suffixes
+    suffixes = file.suffixes
     if ".jsonl" in suffixes:
         yield from _json_columns(file)
     elif ".csv" in suffixes:
@@ -47,7 +48,8 @@ def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
 
 
 def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    for number, row in file.json_rows():
+    for number, found in file.json_rows():
+        row = _flat(file, found)
         names = next((pair for pair in _JSON_FIELDS if set(pair) <= set(row)), None)
         if names is None:
             raise DataError(f"{file.path}:{number}: a pair must have the fields 'source' and 'target'.")
@@ -57,6 +59,14 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
                 f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {str(row)[:60]!r}."
             )
         yield number, sides
+
+
+def _flat(file: DataFile, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its sides as fields; data sets of the Hub nest them: {"translation": {"de": ..., "en": ...}}."""
+    sides = row.get("translation")
+    if len(file.languages) == 2 and isinstance(sides, dict) and set(file.languages) <= set(sides):
+        return {"source": sides[file.languages[0]], "target": sides[file.languages[1]]}
+    return row
 
 
 def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[Pair], list[DataFile]]:

@@ -28,7 +28,7 @@ class ParallelText:
 
 def is_lines(file: DataFile) -> bool:
     """Tell one sentence a line from columns: a file with one language and no tab in its first line."""
-    if len(file.languages) != 1 or ".jsonl" in file.path.suffixes or ".csv" in file.path.suffixes:
+    if len(file.languages) != 1 or ".jsonl" in file.suffixes or ".csv" in file.suffixes:
         return False
     first = next((line for _, line in file.lines() if line.strip()), "")
     return "\t" not in first

@@ -42,6 +42,11 @@ class DataFile:
         """The one language, if there is just one."""
         return self.languages[0] if len(self.languages) == 1 else None
 
+    @property
+    def suffixes(self) -> list[str]:
+        """Suffixes of its name, which tell the format."""
+        return self.path.suffixes
+
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yield numbered lines without their ends, from 1.
 
@@ -131,14 +136,17 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
     for argument in arguments:
         given, pattern = _split_given(argument)
         if pattern.startswith("hf:"):
-            raise DataError(
-                f"data sets on the Hub are not read yet ({argument}). Export the rows to JSONL or TSV and give that."
-            )
+            from .hub import open_hub
+
+            files.append(open_hub(pattern, given))
+            continue
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
         if not paths:
             raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
         files += [DataFile(path=path, languages=given or languages_of(path), is_given=bool(given)) for path in paths]
     for file in files:
+        if type(file) is not DataFile:  # of the Hub
+            continue
         if not file.path.is_file():
             raise DataError(f"a data file is needed, and {file.path} is a folder. Give its files, or a glob.")
         if file.path.stat().st_size == 0:

@@ -87,7 +87,7 @@ REFUSED = [
     (ALIGN + " --targets up down", 1, "--targets must be all-linear or among"),
     (ALIGN + " --device cuda:63", 1, "--device cuda:63 is asked for"),
     (ALIGN + " --device tpu", 1, "--device"),
-    (ALIGN.replace("de-en.tsv", "hf:owner/name"), 1, "data sets on the Hub are not read yet"),
+    (ALIGN.replace("de-en.tsv", "hf:a:b:c:d"), 1, "must be hf:owner/name[@REVISION][:config[:split]]"),
     (ALIGN.replace("de-en.tsv", "notes.txt"), 1, "must show in its name"),
     (ALIGN.replace("de-en.tsv", "empty"), 1, "is a folder"),
     (ALIGN + " --overwrite --out notes.txt", 1, "an output must be a folder"),

@@ -72,7 +72,6 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
         (str(tmp_path / "none.tsv"), "must exist"),
         (str(tmp_path / "empty.de.tsv"), "is empty"),
         (str(tmp_path), "is a folder"),
-        ("hf:owner/name", "not read yet"),
     ]:
         with pytest.raises(DataError, match=message) as caught:
             find_files([argument])
@@ -150,8 +149,6 @@ def test_a_glob_without_a_match_and_no_file_at_all_are_refused(tmp_path: Path) -
         find_files([str(tmp_path / "nothing-*.tsv")])
     with pytest.raises(DataError, match="at least one data file"):
         find_files([])
-    with pytest.raises(DataError, match="Hub are not read yet"):
-        find_files(["de=hf:owner/name"])
 
 
 @pytest.mark.parametrize("bad", [1, 2, 700, 5000])

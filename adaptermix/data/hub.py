@@ -1,0 +1,105 @@
+"""Data sets of the Hub as data files: `hf:owner/name[@REVISION][:config[:split]]`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .source import DataFile, canonical_language
+
+_FORM = re.compile(r"hf:(?P<name>[^:@]+)(@(?P<revision>[^:@]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubData(DataFile):
+    """A split of a data set, read as one JSON object a line; class numbers are written as their names.
+
+    Args:
+        name: Hub id, or a folder that `datasets` can load.
+        config: Configuration, if there are several; often a language.
+        split: Split, such as `train`.
+        revision: Pinned revision.
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Its rows are JSON."""
+        return [".jsonl"]
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yield numbered rows as JSON, from 1.
+
+        Raises:
+            DataError: the data set, the configuration or the split is not to be had, or `datasets` is not installed.
+        """
+        rows = _load(self.name, self.config, self.split, self.revision)
+        classes = {key: kind for key, kind in rows.features.items() if hasattr(kind, "int2str")}
+        for number, row in enumerate(rows, start=1):
+            named = {key: classes[key].int2str(value) for key, value in row.items() if key in classes and value >= 0}
+            yield number, json.dumps(row | named, ensure_ascii=False, default=str)
+
+    def entry(self) -> dict[str, object]:
+        """Return what a manifest records of it: the hash is that of the rows."""
+        digest = hashlib.sha256()
+        for _, line in self.lines():
+            digest.update(f"{line}\n".encode())
+        return {"name": str(self.path), "languages": list(self.languages), "sha256": digest.hexdigest()}
+
+
+@lru_cache(maxsize=16)
+def _load(name: str, config: str | None, split: str, revision: str | None) -> Any:
+    try:
+        from datasets import load_dataset
+        from datasets.utils.logging import disable_progress_bar
+    except ImportError as error:
+        raise DataError(
+            "data sets of the Hub need the package 'datasets', which is not installed. Run: pip install datasets"
+        ) from error
+    disable_progress_bar()
+    try:
+        return load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # of many kinds, from the network's to pyarrow's
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"hf:{name} must be a data set that can be reached, with configuration {config or 'default'} and split "
+            f"{split}: {reason}"
+        ) from error
+
+
+def open_hub(argument: str, given: tuple[str, ...]) -> HubData:
+    """Return the data set that an argument names; its language is as given, or its configuration's name.
+
+    Raises:
+        DataError: the argument has another form.
+
+    Example:
+        >>> open_hub("hf:facebook/xnli:de:test", ()).languages
+        ('de',)
+    """
+    match = _FORM.fullmatch(argument)
+    if match is None:
+        raise DataError(f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.")
+    config = match["config"] or None
+    code = config and (canonical_language(config) or canonical_language(re.split(r"[-_.]", config)[-1]))
+    found = given or ((code,) if code else ())
+    return HubData(
+        path=Path(argument),
+        languages=found,
+        is_given=bool(given),
+        name=match["name"],
+        config=config,
+        split=match["split"] or "train",
+        revision=match["revision"],
+    )
