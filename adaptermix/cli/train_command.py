@@ -16,6 +16,11 @@ def _show(report: TrainReport, console: Console) -> None:
     document = report.document()
     if document.get("dry_run"):
         console.say(f"would train {report.steps} steps and write {report.out}")
+        if report.rows:
+            counts = ", ".join(f"{language} {count}" for language, count in report.rows.languages.items())
+            console.say(f"  rows: {counts}; {report.rows.repeated} repeated")
+            if warning := report.rows.warning():
+                console.say(f"  {warning}")
     else:
         loss = document["loss"]
         console.say(

@@ -5,8 +5,11 @@ from .ner import NerRow, read_ner
 from .nli import NliRow, read_nli
 from .pairs import Pair, read_pairs
 from .parallel import ParallelText, read_parallel
+from .qa import QaRow, read_qa
+from .sft import SftRow, read_sft
 from .slots import SlotRow, read_slots
 from .source import DataFile, find_files, parse_rows
+from .translate import TranslateRow, read_translations
 
 __all__ = [
     "ClassifyRow",
@@ -15,7 +18,10 @@ __all__ = [
     "NliRow",
     "Pair",
     "ParallelText",
+    "QaRow",
+    "SftRow",
     "SlotRow",
+    "TranslateRow",
     "find_files",
     "parse_rows",
     "read_classify",
@@ -23,5 +29,8 @@ __all__ = [
     "read_nli",
     "read_pairs",
     "read_parallel",
+    "read_qa",
+    "read_sft",
     "read_slots",
+    "read_translations",
 ]

@@ -62,7 +62,7 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
 
 
 def _flat(file: DataFile, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with its sides as fields; data sets of the Hub nest them: {"translation": {"de": ..., "en": ...}}."""
+    """Return a row with its sides as fields; data sets of the Hub nest them under "translation", by language."""
     sides = row.get("translation")
     if len(file.languages) == 2 and isinstance(sides, dict) and set(file.languages) <= set(sides):
         return {"source": sides[file.languages[0]], "target": sides[file.languages[1]]}

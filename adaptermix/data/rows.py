@@ -36,7 +36,7 @@ def is_json(file: DataFile) -> bool:
     first = next((line.strip() for _, line in file.lines() if line.strip()), None)
     if first is None:
         raise DataError(f"a data file must hold rows, and {file.path} has blank lines only.")
-    suffixes = set(file.path.suffixes)
+    suffixes = set(file.suffixes)
     if suffixes & {".jsonl", ".json"}:
         return True
     return not suffixes & _TABLES and first.startswith("{") and first.endswith("}")
@@ -76,7 +76,7 @@ def records(
 
 
 def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    if ".csv" not in file.path.suffixes:
+    if ".csv" not in file.suffixes:
         yield from ((number, line.split("\t")) for number, line in file.lines() if line.strip())
         return
     reader = csv.reader((line + "\n" for _, line in file.lines()), strict=True)
@@ -153,7 +153,7 @@ def pick_rows(
         here = [row for row in whole[chosen] if row is not None]
         if not here:
             omitted = sum(row is None for row in whole)
-            without = f", {omitted} of them without a label" if omitted else ""
+            without = f", {omitted} of them without a label or an answer" if omitted else ""
             raise DataError(
                 f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}."
             )

@@ -11,8 +11,11 @@ from .classify import Classify
 from .metrics import Metric
 from .ner_json import NerJson
 from .nli import Nli
+from .qa import Qa
+from .sft import Sft
 from .slots import Slots
 from .templates import Template
+from .translate import Translate
 
 __all__ = ["TASKS", "LabelTask", "Task", "get_task", "get_template"]
 
@@ -35,8 +38,8 @@ class Task(Protocol):
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[Sequence[Any], list[DataFile]]:
         """Read rows from `FILE` arguments."""
 
-    def fields(self, row: Any) -> Mapping[str, str]:
-        """Return what the templates' placeholders stand for."""
+    def fields(self, row: Any) -> Mapping[str, object]:
+        """Return what the templates' placeholders stand for, and what else they use by name."""
 
     def answer(self, row: Any) -> str:
         """Return the answer that training teaches."""
@@ -52,7 +55,10 @@ _ALL: tuple[Task, ...] = (
     Classify(),
     NerJson(),
     Nli(),
+    Qa(),
+    Sft(),
     Slots(),
+    Translate(),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ class Template:
         lead: What stands between prompt and answer, a blank for plain text.
         chat: Use the tokenizer's chat template.
         system: System turn of the chat, with placeholders too.
+        turns: Of a chat: the field that holds the whole conversation as (role, content); it stands in place of
+            `system` and `prompt`.
     """
 
     name: str
@@ -26,8 +28,9 @@ class Template:
     lead: str = ""
     chat: bool = False
     system: str | None = None
+    turns: str | None = None
 
-    def render(self, fields: Mapping[str, str], tokenizer: Any) -> str:
+    def render(self, fields: Mapping[str, Any], tokenizer: Any) -> str:
         """Return the whole prompt as text.
 
         Raises:
@@ -35,20 +38,26 @@ class Template:
         """
         from jinja2.exceptions import TemplateError
 
-        asked = self.prompt.format_map(fields)
         if not self.chat:
-            return asked
+            return self.prompt.format_map(fields)
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(f"template '{self.name}' needs a tokenizer with a chat template. Use --template plain.")
+        turns = self._conversation(fields)
         try:
-            return _chat(tokenizer, None if self.system is None else self.system.format_map(fields), asked)
+            return _chat(tokenizer, turns)
         except TemplateError as error:
             raise ModelError(
-                f"template '{self.name}' needs a chat template that takes a user turn, and the tokenizer's says: "
+                f"template '{self.name}' needs a chat template that takes {_roles(turns)}, and the tokenizer's says: "
                 f"{error}. Use --template plain."
             ) from error
 
-    def encode(self, fields: Mapping[str, str], tokenizer: Any) -> list[int]:
+    def _conversation(self, fields: Mapping[str, Any]) -> list[dict[str, str]]:
+        if self.turns is not None:
+            return [{"role": role, "content": content} for role, content in fields[self.turns]]
+        system = [] if self.system is None else [{"role": "system", "content": self.system.format_map(fields)}]
+        return [*system, {"role": "user", "content": self.prompt.format_map(fields)}]
+
+    def encode(self, fields: Mapping[str, Any], tokenizer: Any) -> list[int]:
         """Return the prompt's token ids, with the tokenizer's special tokens unless the chat template brings them."""
         rendered = self.render(fields, tokenizer)
         ids: list[int] = tokenizer(rendered, add_special_tokens=not self.chat)["input_ids"]
@@ -62,19 +71,22 @@ class Template:
         return [*ids, tokenizer.eos_token_id]
 
 
-def _chat(tokenizer: Any, system: str | None, user: str) -> str:
+def _roles(turns: Sequence[Mapping[str, str]]) -> str:
+    roles = [turn["role"] for turn in turns if turn["role"] != "system"]
+    return "a user turn" if roles == ["user"] else f"the turns {', '.join(roles)}"
+
+
+def _chat(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> str:
     from jinja2.exceptions import TemplateError
 
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": user})
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
     except TemplateError:
-        if system is None:
+        if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
             raise
         # some chat templates know no system turn
-        joined = [{"role": "user", "content": f"{system}\n\n{user}"}]
-        text = tokenizer.apply_chat_template(joined, add_generation_prompt=True, tokenize=False)
+        joined = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+        text = tokenizer.apply_chat_template([joined, *turns[2:]], add_generation_prompt=True, tokenize=False)
     return str(text)
 
 

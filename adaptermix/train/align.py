@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Pair, read_pairs
+from ..data.report import describe
 from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks, load_base, loras_off
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
@@ -194,8 +195,9 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     check_before(settings)
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     steps = count_steps(len(pairs), settings)
+    report = describe([("-".join(pair.languages), f"{pair.source}\n{pair.target}") for pair in pairs])
     if settings.dry_run:
-        return dry_report(settings, steps)
+        return dry_report(settings, steps, rows=report)
     base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
     total = base.layers
     layer = block_index(settings.layer, total)
@@ -211,6 +213,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
         entries={
             "languages": {"aligned": languages},
             "data": [file.entry() for file in files],
+            "rows": report.document(),
             "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
         },
         layers=layer if layer < total else None,

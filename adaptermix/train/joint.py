@@ -96,7 +96,9 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
     dev_pairs = read_pairs(settings.dev_pairs)[0] if settings.dev_pairs else []
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
-        return dry_report(settings, steps)
+        return dry_report(settings, steps, rows=data.report)
+    if warning := data.report.warning():
+        watch.note(warning)
     base = data.load(settings)
     rows = data.objective(base, data.train, settings.max_length)
     on = attach_on(base, settings)

@@ -12,6 +12,7 @@ from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..adapters.paths import fitted
 from ..compose.attach import Attachment
+from ..data.report import RowsReport
 from ..files import check_output
 from ..models import BaseModel
 from ..output import write_output
@@ -34,18 +35,21 @@ class TrainReport:
         steps: Optimizer steps.
         parameters: Trainable parameters.
         history: One entry per step: loss, rows, tokens, seconds.
+        rows: Of a dry run: counts of the training rows.
     """
 
     out: Path
     steps: int
     parameters: int
     history: list[dict[str, Any]]
+    rows: RowsReport | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of the training commands."""
         steps = [entry for entry in self.history if "seconds" in entry]
         if not steps:
-            return {"out": str(self.out), "steps": self.steps, "dry_run": True}
+            rows = self.rows.document() if self.rows else None
+            return {"out": str(self.out), "steps": self.steps, "dry_run": True, "rows": rows}
         seconds = sum(entry["seconds"] for entry in steps)
         return {
             "out": str(self.out),
@@ -126,9 +130,9 @@ def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | No
     return source
 
 
-def dry_report(settings: TrainingSettings, steps: int) -> TrainReport:
+def dry_report(settings: TrainingSettings, steps: int, *, rows: RowsReport) -> TrainReport:
     """Return the report of a run that was only checked."""
-    return TrainReport(out=Path(settings.out), steps=steps, parameters=0, history=[])
+    return TrainReport(out=Path(settings.out), steps=steps, parameters=0, history=[], rows=rows)
 
 
 def check_before(settings: TrainingSettings) -> None:

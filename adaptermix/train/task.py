@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.report import RowsReport, describe
 from ..errors import DataError, ModelError, PlanError
 from ..models import BaseModel, load_base, model_kind, require_causal
 from ..progress import SILENT, Watcher
@@ -133,6 +134,7 @@ class TaskData:
         train: Training rows.
         dev: Dev rows.
         entries: What the manifest says of them.
+        report: Counts of the training rows.
     """
 
     task: Task
@@ -140,6 +142,7 @@ class TaskData:
     train: Sequence[Any]
     dev: Sequence[Any]
     entries: dict[str, Any]
+    report: RowsReport
 
     @classmethod
     def read(cls, settings: TaskSettings | JointSettings) -> TaskData:
@@ -158,7 +161,11 @@ class TaskData:
             "data": [file.entry() for file in files],
             "dev": [file.entry() for file in dev_files] or None,
         }
-        return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries)
+        report = describe(
+            [(task.language(row), _text(task, row)) for row in rows], [_text(task, row) for row in dev_rows]
+        )
+        entries["rows"] = report.document()
+        return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report)
 
     def load(self, settings: TaskSettings | JointSettings) -> BaseModel:
         """Load the base model, with a classification head if the task is to have one.
@@ -203,6 +210,11 @@ class TaskData:
         return self.entries | {"task": task}
 
 
+def _text(task: Task, row: Any) -> str:
+    """Return what a row asks, to compare it with others."""
+    return "\n".join(str(value) for value in task.fields(row).values())
+
+
 def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainReport:
     """Train a task LoRA by next-token prediction of the answers, or with a classification head.
 
@@ -213,7 +225,9 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
     data = TaskData.read(settings)
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
-        return dry_report(settings, steps)
+        return dry_report(settings, steps, rows=data.report)
+    if warning := data.report.warning():
+        watch.note(warning)
     base = data.load(settings)
     rows = data.objective(base, data.train, settings.max_length)
     dev = data.objective(base, data.dev, settings.max_length) if data.dev else None

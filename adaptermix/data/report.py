@@ -1,0 +1,73 @@
+"""What is in a set of rows: languages, repetitions, and rows that stand in a held-out set too."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsReport:
+    """Counts of a set of rows.
+
+    Args:
+        languages: Rows per language.
+        repeated: Rows that stand earlier in the set already.
+        repeated_normalised: The same, judged without case, width, accent marks' encoding, punctuation and blanks.
+        held_out: Rows of a held-out set.
+        overlap: Held-out rows that stand in this set.
+        overlap_normalised: The same, judged as above.
+    """
+
+    languages: dict[str, int]
+    repeated: int
+    repeated_normalised: int
+    held_out: int = 0
+    overlap: int = 0
+    overlap_normalised: int = 0
+
+    def document(self) -> dict[str, object]:
+        """Return plain data."""
+        return asdict(self)
+
+    def warning(self) -> str | None:
+        """Return what a person should know, if anything."""
+        if not self.overlap_normalised:
+            return None
+        return (
+            f"warning: {self.overlap} of {self.held_out} dev rows stand in the training rows too "
+            f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
+        )
+
+
+def normalised(text: str) -> str:
+    """Return a text without case, width, punctuation and blanks, to find rows that say the same.
+
+    Example:
+        >>> normalised("Hello,  World!") == normalised("hello world")
+        True
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # P punctuation, Z blanks, C controls
+    return "".join(mark for mark in folded if unicodedata.category(mark)[0] not in "PZC") or text
+
+
+def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = ()) -> RowsReport:
+    """Count rows.
+
+    Args:
+        rows: (language, text) of each row.
+        held_out: Texts of a held-out set, such as dev rows.
+    """
+    texts = [text for _, text in rows]
+    exact, loose = set(texts), {normalised(text) for text in texts}
+    return RowsReport(
+        languages=dict(sorted(Counter(language for language, _ in rows).items())),
+        repeated=len(texts) - len(exact),
+        repeated_normalised=len(texts) - len(loose),
+        held_out=len(held_out),
+        overlap=sum(text in exact for text in held_out),
+        overlap_normalised=sum(normalised(text) in loose for text in held_out),
+    )

@@ -1,0 +1,112 @@
+"""BLEU and chrF as functions of sums over rows, equal to sacrebleu's corpus scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import PlanError
+from .metrics import Sums
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
+
+_BLEU_ORDER, _CHRF_ORDER, _BETA = 4, 6, 2
+_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+
+
+@cache
+def _bleu(language: str) -> BLEU:
+    from sacrebleu.metrics.bleu import BLEU
+
+    try:
+        # an effective order is what sacrebleu wants for single sentences; it does not alter their counts
+        return BLEU(tokenize=_TOKENIZERS.get(language, "13a"), effective_order=True)
+    except RuntimeError as error:
+        raise PlanError(
+            f"BLEU in '{language}' needs the tokenizer {_TOKENIZERS[language]}, which is not installed. "
+            "Install adaptermix[mt]."
+        ) from error
+
+
+def require_tokenizers(languages: Sequence[str]) -> None:
+    """Make sure that BLEU can be counted in these languages.
+
+    Raises:
+        PlanError: a tokenizer is not installed.
+    """
+    for language in languages:
+        _bleu(language)
+
+
+def bleu_counts(reference: str, answer: str, language: str) -> tuple[float, ...]:
+    """Return what BLEU sums over rows, in words of sacrebleu's tokenizer for the language.
+
+    Shapes: [10], the lengths of answer and reference, then for n-grams of 1 to 4 words how many are right, then how
+    many there are in the answer.
+
+    Raises:
+        PlanError: the tokenizer is not installed.
+    """
+    found = _bleu(language).sentence_score(answer, [reference])
+    return (found.sys_len, found.ref_len, *found.counts, *found.totals)
+
+
+def bleu(sums: Sums) -> Sums:
+    """Return corpus BLEU in [0, 100] from sums of `bleu_counts`.
+
+    Orders of which nothing is right are smoothed as NIST's script mteval-v13a does: the first as if half an n-gram
+    were right, the next as if a quarter were, and so on. Without any right word, or with an order that no answer is
+    long enough for, it is 0.
+
+    Shapes: [... 10] gives [...].
+
+    Reference: Papineni et al., BLEU, ACL 2002; Post, A Call for Clarity in Reporting BLEU Scores, WMT 2018.
+    """
+    length, wanted = sums[..., 0], sums[..., 1]
+    right, total = sums[..., 2 : 2 + _BLEU_ORDER], sums[..., 2 + _BLEU_ORDER :]
+    smoothed = 0.5 ** np.cumsum(right == 0, axis=-1)
+    precisions = np.where(right > 0, right, smoothed) / np.maximum(total, 1)
+    shortness = np.minimum(0.0, 1 - wanted / np.maximum(length, 1))
+    values: Sums = 100 * np.exp(shortness + np.log(precisions).mean(-1))
+    return np.where((right > 0).any(-1) & (total > 0).all(-1), values, 0.0)
+
+
+def chrf_counts(reference: str, answer: str) -> tuple[float, ...]:
+    """Return what chrF sums over rows, blanks left out.
+
+    Shapes: [18], for n-grams of 1 to 6 characters how many are in the answer (0 where the reference is too short to
+    have any), how many in the reference, and how many in both.
+    """
+    want, have = "".join(reference.split()), "".join(answer.split())
+    counts: list[int] = []
+    for order in range(1, _CHRF_ORDER + 1):
+        gold, guess = (
+            Counter(text[start : start + order] for start in range(len(text) - order + 1)) for text in (want, have)
+        )
+        counts += [guess.total() if gold else 0, gold.total(), (guess & gold).total()]
+    return tuple(counts)
+
+
+def chrf(sums: Sums) -> Sums:
+    """Return corpus chrF2 in [0, 100] from sums of `chrf_counts`.
+
+    Precision and recall are means over the orders that occur in answers and references; recall counts double (beta 2).
+
+    Shapes: [... 18] gives [...].
+
+    Reference: Popović, chrF, WMT 2015; the default of sacrebleu (character order 6, no words, no smoothing).
+    """
+    counts = sums.reshape(*sums.shape[:-1], _CHRF_ORDER, 3)
+    have, want, both = counts[..., 0], counts[..., 1], counts[..., 2]
+    occurs = (have > 0) & (want > 0)
+    orders = np.maximum(occurs.sum(-1), 1)
+    precision = np.where(occurs, both / np.maximum(have, 1), 0.0).sum(-1) / orders
+    recall = np.where(occurs, both / np.maximum(want, 1), 0.0).sum(-1) / orders
+    below = _BETA**2 * precision + recall
+    values: Sums = 100 * (1 + _BETA**2) * precision * recall / np.where(below > 0, below, 1.0)
+    return values

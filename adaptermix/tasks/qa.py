@@ -1,0 +1,128 @@
+"""Extractive question answering by generation: the answer is a part of the text."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from ..data import DataFile, QaRow, read_qa
+from .metrics import Metric, mean
+from .templates import Template, table
+
+UNANSWERABLE = "unanswerable"
+# those of MLQA's scorer
+_ARTICLES = {
+    "ar": re.compile("ال"),  # the article is part of the word; MLQA takes these letters out wherever they stand
+    "de": re.compile(r"\b(?:das|dem|den|der|des|die|eine?|einem|einen|einer|eines)\b"),
+    "en": re.compile(r"\b(?:an?|the)\b"),
+    "es": re.compile(r"\b(?:el|las?|los|una?|unas|unos)\b"),
+    "vi": re.compile(r"\b(?:chiếc|cái|của|là|những)\b"),
+}
+_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+# by character where words are not separated; kana are not in MLQA, which has no Japanese
+_CHARACTERS = {
+    "ja": re.compile(f"([{_IDEOGRAPHS}\u3040-\u30ff\u31f0-\u31ff])"),
+    "zh": re.compile(f"([{_IDEOGRAPHS}])"),
+}
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+def answer_tokens(text: str, language: str) -> list[str]:
+    """Return the words of an answer that count: in lower case, without punctuation and articles.
+
+    As in MLQA's scorer (Lewis et al., MLQA, ACL 2020, arXiv 1910.07475), which for English is that of SQuAD but for
+    punctuation of all scripts. Chinese and Japanese are split into characters, words of other scripts in them stay
+    whole. Languages that MLQA lacks have no articles here.
+
+    Example:
+        >>> answer_tokens("The (old) house!", "en"), answer_tokens("2008年 Beijing", "zh")
+        (['old', 'house'], ['2008', '年', 'beijing'])
+    """
+    bare = "".join(character for character in text.lower() if not _is_punctuation(character))
+    if language in _ARTICLES:
+        bare = _ARTICLES[language].sub(" ", bare)
+    if language in _CHARACTERS:
+        bare = _CHARACTERS[language].sub(r" \1 ", bare)
+    return bare.split()
+
+
+def token_f1(gold: Sequence[str], answer: Sequence[str]) -> float:
+    """Return F1 over bags of tokens; where one has none, whether the other has none either, as SQuAD 2.0 does."""
+    if not gold or not answer:
+        return float(not gold and not answer)
+    hit = (Counter(gold) & Counter(answer)).total()
+    return 2 * hit / (len(gold) + len(answer))
+
+
+def _same(gold: Sequence[str], answer: Sequence[str]) -> float:
+    return float(list(gold) == list(answer))
+
+
+def _best(row: QaRow, answer: str, score: Callable[[Sequence[str], Sequence[str]], float]) -> Sequence[float]:
+    """Return the best score over right answers, and 1 for the count."""
+    # tokens that hold a full stop and a line break let a model run past the end of its line
+    found = answer_tokens(answer.strip().split("\n", maxsplit=1)[0], row.language)
+    if not row.answers:
+        return float(not found or found == [UNANSWERABLE]), 1
+    return max(score(answer_tokens(gold, row.language), found) for gold in row.answers), 1
+
+
+def _f1_counts(row: QaRow, answer: str) -> Sequence[float]:
+    return _best(row, answer, token_f1)
+
+
+def _exact_counts(row: QaRow, answer: str) -> Sequence[float]:
+    return _best(row, answer, _same)
+
+
+class Qa:
+    """Question answering, scored by F1 over words and by exact match, each the mean over questions in [0, 1].
+
+    The best score over all right answers counts, as in SQuAD (Rajpurkar et al., EMNLP 2016, arXiv 1606.05250). What
+    the text does not answer (SQuAD 2.0, arXiv 1806.03822) is answered by `unanswerable`, or by nothing. Only the first
+    line of an answer counts.
+    """
+
+    name = "qa"
+    one_line = True
+    templates: Mapping[str, Template] = table(
+        Template(name="plain", prompt="Context: {context}\nQuestion: {question}\nAnswer:", lead=" "),
+        Template(
+            name="chat",
+            prompt="Context: {context}\nQuestion: {question}",
+            chat=True,
+            system=(
+                "Answer the question with the shortest part of the context that answers it, copied word for word, or "
+                f"with '{UNANSWERABLE}' if the context does not answer it."
+            ),
+        ),
+    )
+
+    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[QaRow], list[DataFile]]:
+        """Read questions on texts; see `adaptermix.data.qa`."""
+        return read_qa(arguments, rows=rows)
+
+    def fields(self, row: QaRow) -> Mapping[str, str]:
+        """Return the text and the question."""
+        return {"context": row.context, "question": row.question}
+
+    def answer(self, row: QaRow) -> str:
+        """Return the first right answer, or that there is none."""
+        return row.answers[0] if row.answers else UNANSWERABLE
+
+    def language(self, row: QaRow) -> str:
+        """Return the answers' language."""
+        return row.language
+
+    def metrics(self, rows: Sequence[QaRow]) -> tuple[Metric, ...]:  # noqa: ARG002
+        """Return F1 and exact match."""
+        return (
+            Metric(name="f1", count=_f1_counts, value=mean),
+            Metric(name="exact_match", count=_exact_counts, value=mean),
+        )

@@ -1,0 +1,77 @@
+"""Machine translation by generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..data import DataFile, TranslateRow, read_translations
+from ..data.language_names import english_name
+from .metrics import Metric
+from .overlap import bleu, bleu_counts, chrf, chrf_counts, require_tokenizers
+from .templates import Template, table
+
+
+def _line(answer: str) -> str:
+    # tokens that hold a full stop and a line break let a model run past the end of its line
+    return answer.strip().split("\n", maxsplit=1)[0].strip()
+
+
+def _bleu_counts(row: TranslateRow, answer: str) -> Sequence[float]:
+    return bleu_counts(row.target, _line(answer), row.target_language)
+
+
+def _chrf_counts(row: TranslateRow, answer: str) -> Sequence[float]:
+    return chrf_counts(row.target, _line(answer))
+
+
+class Translate:
+    """Translation, scored by corpus BLEU and chrF2 of each pair of languages.
+
+    Both are in [0, 100] and equal to sacrebleu's. BLEU counts words by sacrebleu's tokenizer for the target language:
+    `zh`, `ja-mecab`, `ko-mecab`, else `13a`. Only the first line of an answer counts.
+    """
+
+    name = "translate"
+    one_line = True
+    templates: Mapping[str, Template] = table(
+        Template(name="plain", prompt="Translate from {source} to {target}.\n{source}: {text}\n{target}:", lead=" "),
+        # the system turn of Liu and Niehues (ACL 2025), appendix D; the wording is theirs
+        Template(
+            name="mid-align",
+            prompt="{text}",
+            chat=True,
+            system="Translate the following sentences from {source} to {target}.",
+        ),
+    )
+
+    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[TranslateRow], list[DataFile]]:
+        """Read texts and their translations; see `adaptermix.data.translate`."""
+        return read_translations(arguments, rows=rows)
+
+    def fields(self, row: TranslateRow) -> Mapping[str, str]:
+        """Return the text, and both languages by their English names."""
+        return {
+            "text": row.source,
+            "source": english_name(row.source_language),
+            "target": english_name(row.target_language),
+        }
+
+    def answer(self, row: TranslateRow) -> str:
+        """Return the translation."""
+        return row.target
+
+    def language(self, row: TranslateRow) -> str:
+        """Return the pair, such as `de-en`."""
+        return f"{row.source_language}-{row.target_language}"
+
+    def metrics(self, rows: Sequence[TranslateRow]) -> tuple[Metric, ...]:
+        """Return BLEU and chrF2.
+
+        Raises:
+            PlanError: the tokenizer of a target language is not installed.
+        """
+        require_tokenizers(sorted({row.target_language for row in rows}))
+        return (
+            Metric(name="bleu", count=_bleu_counts, value=bleu),
+            Metric(name="chrf", count=_chrf_counts, value=chrf),
+        )

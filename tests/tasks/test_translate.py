@@ -1,0 +1,99 @@
+"""Translation: what is asked, what is taught, and how it is scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sacrebleu.metrics import BLEU, CHRF
+from transformers import AutoTokenizer
+
+from adaptermix.data import TranslateRow
+from adaptermix.data.language_names import _NAMES, english_name
+from adaptermix.data.source import canonical_language
+from adaptermix.errors import PlanError
+from adaptermix.evaluation.run import score_answers
+from adaptermix.tasks import get_task, get_template, overlap
+
+from ..scoring import count
+
+TASK = get_task("translate")
+
+
+def row(source: str, target: str, pair: str = "de-en") -> TranslateRow:
+    one, two = pair.split("-")
+    return TranslateRow(source=source, target=target, source_language=one, target_language=two)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(causal: Path) -> Any:
+    return AutoTokenizer.from_pretrained(causal)
+
+
+def test_the_plain_prompt_names_both_languages(tokenizer: Any) -> None:
+    template = get_template(TASK)
+    assert template.name == "plain"
+    given = row("Guten Tag {x}", "Good day")
+    assert template.render(TASK.fields(given), tokenizer) == (
+        "Translate from German to English.\nGerman: Guten Tag {x}\nEnglish:"
+    )
+    assert template.lead + TASK.answer(given) == " Good day"
+
+
+def test_the_chat_prompt_is_the_published_one(tokenizer: Any) -> None:
+    text = get_template(TASK, "mid-align").render(TASK.fields(row("Dobrý den", "Good day", "cs-en")), tokenizer)
+    assert text == "<system>Translate the following sentences from Czech to English.\n<user>Dobrý den\n<a>"
+
+
+def test_a_language_without_a_name_is_called_by_its_code() -> None:
+    assert TASK.fields(row("a", "b", "bar-de")) == {"text": "a", "source": "bar", "target": "German"}
+
+
+def test_codes_with_names_are_those_that_readers_give() -> None:
+    assert {code: canonical_language(code) for code in _NAMES if code not in ("no", "tl")} == {
+        code: code for code in _NAMES if code not in ("no", "tl")
+    }
+    assert len(set(_NAMES.values())) == len(_NAMES)
+    assert all(name == english_name(code) and name[0].isupper() for code, name in _NAMES.items())
+
+
+def test_the_language_of_a_row_is_its_pair() -> None:
+    assert TASK.language(row("a", "b", "en-zh")) == "en-zh"
+    assert TASK.one_line
+
+
+def test_scores_are_those_of_sacrebleu_for_each_pair_with_its_tokenizer() -> None:
+    triples = {
+        "de-en": [
+            ("a", "The cat sat on the mat.", "The cat sat on a mat."),
+            ("b", "It is 3.5 here, now.", "It is 3.5"),
+        ],
+        "en-zh": [("a", "我们今天去了北京。", "我们今天去北京。"), ("b", "AI很好", "")],
+        "en-ja": [("a", "東京に行きました。", "東京に行きます。"), ("b", "カメラを買った。", "カメラを買った。")],
+        "en-ko": [("a", "나는 학교에 간다.", "나는 학교에 갔다."), ("b", "집에 있다.", "집에 있다.")],
+    }
+    rows = [row(source, target, pair) for pair, rows in triples.items() for source, target, _ in rows]
+    answers = [answer for rows in triples.values() for _, _, answer in rows]
+    found = score_answers(TASK, rows, answers, {}, seed=0)
+    assert (found.metric, list(found.scores)) == ("bleu", list(triples))
+    for pair, tokenizer in zip(triples, ["13a", "zh", "ja-mecab", "ko-mecab"], strict=True):
+        references, given = [[t[1] for t in triples[pair]]], [t[2] for t in triples[pair]]
+        expected = BLEU(tokenize=tokenizer).corpus_score(given, references).score
+        assert found.scores[pair].value == pytest.approx(expected)
+        assert found.others["chrf"][pair].value == pytest.approx(CHRF().corpus_score(given, references).score)
+    assert found.overall.value == pytest.approx(sum(score.value for score in found.scores.values()) / 4)
+
+
+def test_only_the_first_line_of_an_answer_counts() -> None:
+    given = row("a", "one two three four")
+    assert count(TASK, given, " one two three four\nGerman: b") == count(TASK, given, "one two three four")
+    assert count(TASK, given, "\n")["bleu"][0] == 0
+
+
+def test_a_missing_tokenizer_is_refused_before_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    overlap._bleu.cache_clear()
+    with pytest.raises(PlanError, match=r"adaptermix\[mt\]"):
+        TASK.metrics([row("a", "b", "en-ja")])
+    TASK.metrics([row("a", "b", "ja-en")])
