@@ -204,6 +204,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)
     template = template_of(task, sources or others or [], settings.template)
     rows, _ = task.read(settings.data, rows=settings.rows)
+    task.metrics(rows)  # what they need and is not installed shows before a model is loaded
     labels = labels_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not labels_of(task, system, rows)]
     if labels and headless:
