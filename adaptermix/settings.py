@@ -46,7 +46,7 @@ class TrainingSettings(Placed, Written):
 
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     resume: bool = Field(False, description="go on with an interrupted run")
-    on: str | None = Field(
+    on_top_of: str | None = Field(
         None, description="frozen adapter to train on top of; merge both with --weights 1,1 afterwards"
     )
     rank: Positive = Field(8, description="rank of the LoRA")

@@ -24,7 +24,8 @@ def test_shipped_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
 
 def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
     steps = load_recipe(next(path for path in RECIPES if path.name == "mid_align_massive_llama3.yaml"))
-    for step in steps[:2]:
+    assert [step.command for step in steps[:4]] == ["train-task", "train-align", "train-joint", "search"]
+    for step in steps[:3]:
         values = step.settings.model_dump()
         expected = {
             "rank": 8,
@@ -36,8 +37,16 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
         }
         assert {key: values[key] for key in expected} == expected
         assert values["batch_size"] * values["accumulate"] == 128
-    assert steps[1].settings.model_dump()["temperature"] == 0.1
-    assert steps[2].settings.model_dump()["grid"] == [0.5, 0.7, 0.9]
+    assert [step.settings.model_dump()["temperature"] for step in steps[1:3]] == [0.1, 0.1]
+    joint = steps[2].settings.model_dump()
+    assert {key: joint[key] for key in ("alternate", "discard", "layer", "patience", "evaluate_every")} == {
+        "alternate": "batch",
+        "discard": True,
+        "layer": 16,
+        "patience": 5,
+        "evaluate_every": 200,
+    }
+    assert steps[3].settings.model_dump()["grid"] == [0.5, 0.7, 0.9]
 
 
 def write(folder: Path, text: str) -> Path:

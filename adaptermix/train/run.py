@@ -123,9 +123,9 @@ def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | No
     Raises:
         AdapterMixError: it is damaged, of another base model, or no plain LoRA.
     """
-    if settings.on is None:
+    if settings.on_top_of is None:
         return None
-    source = open_adapter(Path(settings.on))
+    source = open_adapter(Path(settings.on_top_of))
     Attachment(base.model, [fitted(source, [name for name, _ in base.model.named_modules()]).read()])
     return source
 

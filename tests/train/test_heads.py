@@ -122,7 +122,7 @@ def test_merged_with_an_alignment_adapter_the_head_stays(base: Path, trained: Pa
 def test_a_head_on_top_of_an_alignment_adapter(base: Path, tmp_path: Path) -> None:
     align = AlignSettings(**values(base, tmp_path, pairs=write_pairs(tmp_path), out=str(tmp_path / "align")))
     train_align(align)
-    report = train_task(settings_for(base, tmp_path, on=str(tmp_path / "align"), steps=60))
+    report = train_task(settings_for(base, tmp_path, on_top_of=str(tmp_path / "align"), steps=60))
     assert report.history[-1]["loss"] < 0.1
     merge([tmp_path / "out", tmp_path / "align"], weights=[1.0, 1.0], out=tmp_path / "both")
     found = evaluate(evaluated(base, tmp_path / "both", write_labels(tmp_path, "test.de.tsv")))

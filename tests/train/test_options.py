@@ -125,16 +125,16 @@ class TestOnTop:
     def test_both_merged_with_weight_one_act_as_the_model_in_training(self, causal: Path, tmp_path: Path) -> None:
         first = train_task(settings_for(causal, tmp_path, steps=3, out=str(tmp_path / "first")))
         second = train_task(
-            settings_for(causal, tmp_path, steps=1, on=str(tmp_path / "first"), out=str(tmp_path / "second"))
+            settings_for(causal, tmp_path, steps=1, on_top_of=str(tmp_path / "first"), out=str(tmp_path / "second"))
         )
         # the same rows again: it begins where the first one ended
         assert second.history[0]["loss"] < first.history[0]["loss"]
         merge([tmp_path / "first", tmp_path / "second"], weights=[1.0, 1.0], out=tmp_path / "both")
         third = train_task(
-            settings_for(causal, tmp_path, steps=1, on=str(tmp_path / "both"), out=str(tmp_path / "third"))
+            settings_for(causal, tmp_path, steps=1, on_top_of=str(tmp_path / "both"), out=str(tmp_path / "third"))
         )
         after = train_task(
-            settings_for(causal, tmp_path, steps=2, on=str(tmp_path / "first"), out=str(tmp_path / "more"))
+            settings_for(causal, tmp_path, steps=2, on_top_of=str(tmp_path / "first"), out=str(tmp_path / "more"))
         )
         assert third.history[0]["loss"] == pytest.approx(after.history[1]["loss"], rel=1e-4)
         manifest = json.loads((tmp_path / "second" / "adaptermix.json").read_text())
