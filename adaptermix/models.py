@@ -16,6 +16,7 @@ from torch import nn
 from .adapters import AdapterSource
 from .errors import ModelError
 from .progress import Watcher
+from .quantization import identity, loading_options
 
 Kind = Literal["causal", "encoder"]
 
@@ -36,6 +37,7 @@ class BaseModel:
         tokenizer: Its tokenizer; a pad token is always set.
         labels: Where it ends in a classification head: the classes, in the order of its outputs.
         head: Names of the modules of the head, which a task trains whole.
+        quantized: "nf4", "fp4" or "int8" where its linear layers are; else "none".
     """
 
     id: str
@@ -46,6 +48,7 @@ class BaseModel:
     tokenizer: Any
     labels: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
+    quantized: str = "none"
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +69,7 @@ class BaseModel:
             "fingerprint": self.fingerprint,
             "class": self.kind,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-        }
+        } | ({"quantization": identity(self.quantized)} if self.quantized != "none" else {})
 
 
 def pick_device(device: str) -> torch.device:
@@ -203,7 +206,13 @@ def _load_model(
 
 
 def load_base(
-    reference: str, *, device: str = "auto", dtype: str = "auto", labels: Sequence[str] = (), seed: int = 0
+    reference: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
+    labels: Sequence[str] = (),
+    seed: int = 0,
 ) -> BaseModel:
     """Load a base model and its tokenizer.
 
@@ -211,6 +220,7 @@ def load_base(
         reference: A folder or a Hub id, with `@REVISION` if wanted.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; see `pick_dtype`.
+        quantize: `none`, `nf4`, `fp4` or `int8`; see `quantization.loading_options`.
         labels: Classes; if given, the model ends in a classification head over them.
         seed: Seed of the weights of a head that the checkpoint does not have.
 
@@ -226,7 +236,9 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(name, **pinned)
         kind = _kind(config, reference)
-        model, head = _load_model(name, kind, labels, seed=seed, dtype=pick_dtype(dtype, place), **pinned)
+        wide = pick_dtype(dtype, place)
+        options = loading_options(quantize, place, wide) | pinned
+        model, head = _load_model(name, kind, labels, seed=seed, dtype=wide, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreachable(reference, error) from error
@@ -245,10 +257,11 @@ def load_base(
         revision=revision,
         fingerprint=fingerprint(folder) if folder else None,
         kind=kind,
-        model=model.to(place).eval().requires_grad_(False),
+        model=(model.to(place) if quantize == "none" else model).eval().requires_grad_(False),
         tokenizer=tokenizer,
         labels=tuple(labels),
         head=head,
+        quantized=quantize,
     )
 
 

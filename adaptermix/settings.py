@@ -6,7 +6,7 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 from __future__ import annotations
 
 from math import isfinite
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -23,12 +23,27 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
 
 
+class Place(TypedDict):
+    """Where and how a base model is loaded."""
+
+    device: str
+    dtype: str
+    quantize: str
+
+
 class Placed(Settings):
     """Where and how to compute."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Dtype = Field("auto", description="dtype of the base model; auto is bfloat16 where the hardware has it")
+    quantize: Literal["none", "nf4", "fp4", "int8"] = Field(
+        "none", description="load the base model in 4 or 8 bits (bitsandbytes)"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+
+    def place(self) -> Place:
+        """Return what `load_base` must know of it."""
+        return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
 
 
 class Written(Settings):

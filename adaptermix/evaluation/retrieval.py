@@ -216,7 +216,7 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
     scores = read_scores(Path(settings.transfer)) if settings.transfer else None
     read_parallel(settings.data, rows=settings.rows)  # refuse bad data before a model is loaded
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
+    base = load_base(settings.base, **settings.place())
     note_other_base(base, sources, watch)
     with acting(base, sources):
         result = retrieve_with(base, settings, watch=watch)

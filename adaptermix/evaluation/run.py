@@ -212,7 +212,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
             "an adapter with a classification head can be compared only with another one: the base model alone, or an "
             "adapter without a head, tells no labels."
         )
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype, labels=labels)
+    base = load_base(settings.base, **settings.place(), labels=labels)
     if not labels:
         require_causal(base, f"task '{task.name}'")
     note_other_base(base, [*sources, *(others or [])], watch)

@@ -155,7 +155,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
         raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
     sources, rows = _prepare(settings)
     labels = labels_of(get_task(settings.task), sources, rows)
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype, labels=labels)
+    base = load_base(settings.base, **settings.place(), labels=labels)
     if not labels:
         require_causal(base, f"task '{settings.task}'")
     note_other_base(base, sources, watch)

@@ -198,7 +198,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     report = describe([("-".join(pair.languages), f"{pair.source}\n{pair.target}") for pair in pairs])
     if settings.dry_run:
         return dry_report(settings, steps, rows=report)
-    base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
+    base = load_base(settings.base, **settings.place())
     total = base.layers
     layer = block_index(settings.layer, total)
     on = attach_on(base, settings)

@@ -175,7 +175,7 @@ class TaskData:
             PlanError: a head for a task whose answers are no labels.
         """
         if settings.head == "none" or (settings.head == "auto" and model_kind(settings.base) == "causal"):
-            base = load_base(settings.base, device=settings.device, dtype=settings.dtype)
+            base = load_base(settings.base, **settings.place())
             require_causal(base, f"task '{self.task.name}'")
             return base
         if not isinstance(self.task, LabelTask):
@@ -186,7 +186,12 @@ class TaskData:
                 "encoder."
             )
         labels = self.task.labels(self.train)
-        return load_base(settings.base, device=settings.device, dtype=settings.dtype, labels=labels, seed=settings.seed)
+        return load_base(
+            settings.base,
+            **settings.place(),
+            labels=labels,
+            seed=settings.seed,
+        )
 
     def objective(self, base: BaseModel, rows: Sequence[Any], max_length: int) -> Answers | Classes:
         """Return the loss of rows by their numbers.

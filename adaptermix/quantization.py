@@ -1,0 +1,55 @@
+"""Base models in 4 or 8 bits, through bitsandbytes."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from .errors import ModelError
+
+BLOCK = 64
+"""Weights that share a scale in 4 bits; bitsandbytes' default."""
+
+
+def loading_options(quantize: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what `from_pretrained` must be told.
+
+    Args:
+        quantize: "none", "nf4", "fp4" (both with double quantisation, as QLoRA has it) or "int8".
+        device: Where the model goes; quantised weights are placed while they are loaded.
+        dtype: Of the arithmetic, and of what is not quantised.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+
+    Reference: Dettmers et al., QLoRA, NeurIPS 2023, arXiv 2305.14314, section 3; LLM.int8(), 2022, arXiv 2208.07339.
+    """
+    if quantize == "none":
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"--quantize {quantize} needs bitsandbytes, which is not installed. Run: pip install bitsandbytes"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantize,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def identity(quantize: str) -> dict[str, Any] | None:
+    """Return what a manifest says of the quantiser; None if there is none."""
+    if quantize == "none":
+        return None
+    if quantize == "int8":
+        return {"format": "int8"}
+    return {"format": quantize, "block_size": BLOCK, "double": True}

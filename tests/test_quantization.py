@@ -1,0 +1,54 @@
+"""Bases in 4 and 8 bits: adapters are trained on them and act on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptermix import EvaluateSettings, TaskSettings, evaluate, merge, train_task
+from adaptermix.errors import ModelError
+from adaptermix.models import load_base
+
+from .train.test_joint import values
+
+pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
+def test_a_lora_is_learned_on_a_quantised_base_and_acts_on_it(quantize: str, causal: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = load_base(str(causal), device="cpu", dtype="float32", quantize=quantize)
+    whole = load_base(str(causal), device="cpu", dtype="float32")
+    tokens = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        apart = (base.model(tokens).logits - whole.model(tokens).logits).norm() / whole.model(tokens).logits.norm()
+    assert 1e-4 < float(apart) < 0.5
+    rows = [{"text": f"go {number}", "slots": [{"type": "c", "value": "x"}]} for number in range(6)]
+    (tmp_path / "same.en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"task": "slots", "train": [str(tmp_path / "same.en.jsonl")], "quantize": quantize}
+    train_task(TaskSettings(**values(causal, tmp_path, **common, steps=100, learning_rate=5e-3, rank=8)))
+    manifest = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
+    assert manifest["base"]["quantization"]["format"] == quantize
+    merge([tmp_path / "out"], weights=[1.0], out=tmp_path / "merged")
+    asked = EvaluateSettings(
+        base=str(causal),
+        adapter=str(tmp_path / "merged"),
+        task="slots",
+        data=common["train"],
+        max_new_tokens=6,
+        dtype="float32",
+        device="cpu",
+        quantize=quantize,
+    )
+    assert evaluate(asked).scores["en"].value == 1.0
+
+
+def test_bitsandbytes_is_asked_for(causal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import adaptermix.quantization as module
+
+    monkeypatch.setattr(module, "find_spec", lambda _name: None)
+    with pytest.raises(ModelError, match="--quantize nf4 needs bitsandbytes"):
+        load_base(str(causal), device="cpu", quantize="nf4")
