@@ -47,8 +47,17 @@ def base_entry(metas: Sequence[AdapterMeta]) -> dict[str, Any]:
         "id": first.base,
         "revision": first.revision,
         "fingerprint": next((mark for mark in fingerprints if mark), None),
-        "class": "encoder" if first.task_type == "FEATURE_EXTRACTION" else "causal",
+        "class": _class(metas),
     }
+
+
+def _class(metas: Sequence[AdapterMeta]) -> str:
+    """Return the kind of base model: as the adapters' manifests have it, else by their task type."""
+    entries = [meta.manifest.get("base") for meta in metas]
+    named = [entry.get("class") for entry in entries if isinstance(entry, Mapping)]
+    if any(name in ("encoder", "causal") for name in named):
+        return str(next(name for name in named if name in ("encoder", "causal")))
+    return "encoder" if metas[0].task_type == "FEATURE_EXTRACTION" else "causal"
 
 
 def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:

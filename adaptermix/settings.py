@@ -138,7 +138,7 @@ class TaskOptions(Settings):
     @model_validator(mode="after")
     def _judged(self) -> Self:
         if not self.dev and (self.patience or self.evaluate_every):
-            raise ValueError("patience and evaluate_every need dev files, and none are given")
+            raise ValueError("--patience and --evaluate-every need dev files, and none are given: add --dev FILE")
         return self
 
 
@@ -175,7 +175,7 @@ class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
     @model_validator(mode="after")
     def _selects(self) -> Self:
         if self.select != "task" and not self.dev_pairs:
-            raise ValueError(f"select {self.select} needs dev_pairs, and none are given")
+            raise ValueError(f"--select {self.select} needs dev pairs, and none are given: add --dev-pairs FILE")
         return self
 
 

@@ -156,6 +156,8 @@ def explain(error: ValidationError) -> str:
         place = _POSITIONAL.get(name) or (_NAMES.get(name, "--" + name.replace("_", "-")) if fault["loc"] else name)
         if fault["type"] == "missing":
             faults.append(f"{place} is needed")
+        elif not fault["loc"]:  # of several options, whose values would be all of them
+            faults.append(fault["msg"].removeprefix("Value error, "))
         else:
             faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}")
     return "; ".join(dict.fromkeys(faults)) + "."

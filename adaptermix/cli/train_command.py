@@ -22,11 +22,17 @@ def _show(report: TrainReport, console: Console) -> None:
             if warning := report.rows.warning():
                 console.say(f"  {warning}")
     else:
-        loss = document["loss"]
-        console.say(
-            f"trained {report.parameters:,} parameters in {report.steps} steps of {document['seconds_per_step']:.2f} s "
-            f"({document['tokens_per_second']:.0f} tokens/s): loss {loss['first']:.3f} -> {loss['last']:.3f}"
+        losses = document.get("objectives") or {"": document["loss"]}
+        told = ", ".join(
+            f"{name} loss {found['first']:.3f} -> {found['last']:.3f}".strip() for name, found in losses.items()
         )
+        console.say(
+            f"trained {document['parameters']:,} parameters in {document['steps']} steps of "
+            f"{document['seconds_per_step']:.2f} s ({document['tokens_per_second']:.0f} tokens/s): {told}"
+        )
+        if report.kept:
+            early = "" if document["steps"] == report.steps else f" (stopped early, of {report.steps})"
+            console.say(f"kept step {report.kept} of {document['steps']}{early}: the least dev loss")
         console.say(f"wrote {report.out}")
     console.document(document)
 

@@ -14,7 +14,7 @@ from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetS
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
 from ..methods.base import MergeMethod, build, is_weighted_sum
-from .extras import merge_extras, merge_saved
+from .extras import AVERAGE, merge_extras, merge_saved
 from .forms import Shape
 from .places import Override
 from .weights import resolve_weights, split_weight
@@ -116,11 +116,15 @@ class MergePlan:
     def merged_saved(self) -> dict[str, Tensor]:
         """Return the fully trained tensors of the result; see `extras.merge_saved`."""
         sources, weights = self._keepers()
+        if self.saved == AVERAGE:
+            _check_same_heads(sources)
         return merge_saved(sources, weights, self.saved, modules=self.modules)
 
     def notes(self) -> tuple[str, ...]:
         """Return what a person should know of the result that no number says."""
         sources, _ = self._keepers()
+        if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
+            return ("fully trained tensors are averaged by the size of the weights.",)
         return tuple(
             f"{len(source.saved_headers)} fully trained tensors of '{source.name}' replace those of the base whole: "
             "weights do not apply to them."
@@ -203,6 +207,18 @@ def _check_base(one: AdapterSource, other: AdapterSource) -> None:
 def _base(source: AdapterSource) -> str:
     revision = f"@{source.meta.revision}" if source.meta.revision else ""
     return f"'{source.meta.base}{revision}'"
+
+
+def _check_same_heads(sources: Sequence[AdapterSource]) -> None:
+    """Refuse an average of heads whose outputs mean different things."""
+    heads = [source for source in sources if source.meta.saved_modules]
+    tasks = [source.meta.manifest.get("task") for source in heads]
+    for source, task in zip(heads, tasks, strict=True):
+        if task != tasks[0]:
+            raise IncompatibleAdapters(
+                f"heads can be averaged only if their task and labels are the same, and those of '{heads[0].name}' "
+                f"and '{source.name}' differ: {tasks[0]} and {task}. Take one of them: --saved NAME."
+            )
 
 
 def _task_type(metas: Sequence[AdapterMeta]) -> str | None:

@@ -51,26 +51,42 @@ def tell(
 def labels_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -> tuple[str, ...]:
     """Return the labels of the classification head that adapters bring; empty if they bring none.
 
-    They are those of the adapter's manifest; for adapters made elsewhere those of the rows, sorted.
+    They are those of the adapter's manifest; for adapters made elsewhere those of a task whose labels are fixed.
 
     Raises:
-        PlanError: the task's answers are no labels, or adapters differ in their labels.
+        PlanError: the head was trained for another task or other labels than those of the rows, adapters differ in
+            their labels, or the labels are not known.
     """
     heads = [source for source in sources if source.meta.task_type == "SEQ_CLS"]
     if not heads:
         return ()
-    if not isinstance(task, LabelTask):
-        raise PlanError(
-            f"task '{task.name}' generates text, and adapter '{heads[0].name}' ends in a classification head. "
-            "Give the task that it was trained for."
-        )
-    found = {_named(source) or task.labels(rows) for source in heads}
+    found = {_labels(task, source) for source in heads}
     if len(found) > 1:
         raise PlanError(f"adapters with heads must have the same labels, found {sorted(map(list, found))}.")
-    return found.pop()
+    labels = found.pop()
+    new = sorted({task.answer(row) for row in rows} - set(labels))
+    if new:
+        raise PlanError(
+            f"rows must have labels of the head of '{heads[0].name}' ({', '.join(labels)}), found {new[0]!r}. "
+            "Give data of the task that it was trained for."
+        )
+    return labels
 
 
-def _named(source: AdapterSource) -> tuple[str, ...]:
+def _labels(task: Task, source: AdapterSource) -> tuple[str, ...]:
     entry = source.meta.manifest.get("task")
-    labels = entry.get("labels") if isinstance(entry, Mapping) else None
-    return tuple(map(str, labels)) if isinstance(labels, list) else ()
+    entry = entry if isinstance(entry, Mapping) else {}
+    if not isinstance(task, LabelTask) or entry.get("name", task.name) != task.name:
+        raise PlanError(
+            f"adapter '{source.name}' ends in a classification head"
+            + (f" for task '{entry['name']}'" if "name" in entry else "")
+            + f", and task '{task.name}' is asked for. Give the task that it was trained for."
+        )
+    named = entry.get("labels")
+    labels = tuple(map(str, named)) if isinstance(named, list) else task.labels([])
+    if not labels:
+        raise PlanError(
+            f"the labels of the head of '{source.name}' must be known, and neither its adaptermix.json nor the task "
+            "tells them."
+        )
+    return labels

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..adapters import open_adapter
 from ..analysis.figures import check_png
 from ..data import read_parallel
+from ..errors import PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
@@ -211,6 +212,8 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     Raises:
         AdapterMixError: the model, the adapter, a data file or a file to write does not do.
     """
+    if settings.compare and not settings.adapter:
+        raise PlanError("--compare measures the base model beside an adapter, and none is given: add --adapter DIR.")
     if settings.plot:
         check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []

@@ -214,7 +214,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         )
     base = load_base(settings.base, **settings.place(), labels=labels)
     if not labels:
-        require_causal(base, f"task '{task.name}'")
+        require_causal(base, f"without a classification head, task '{task.name}'")
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
 

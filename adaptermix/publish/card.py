@@ -112,7 +112,13 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
             f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
             f'model = PeftModel.from_pretrained(base, "{reference}")'
         )
-    if document.get("base", {}).get("class") == "encoder":
+    task = document.get("task")
+    labels = task.get("labels") if isinstance(task, Mapping) else None
+    if labels:
+        lines = lines.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+        lines = lines.replace(f"pretrained({base!r})", f"pretrained({base!r}, num_labels={len(labels)})")
+        lines += f"\nlabels = {list(labels)!r}  # in the order of the logits"
+    elif document.get("base", {}).get("class") == "encoder":
         lines = lines.replace("AutoModelForCausalLM", "AutoModel")
     return f"## Use\n\n```python\n{lines}\n```"
 

@@ -157,6 +157,6 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     labels = labels_of(get_task(settings.task), sources, rows)
     base = load_base(settings.base, **settings.place(), labels=labels)
     if not labels:
-        require_causal(base, f"task '{settings.task}'")
+        require_causal(base, f"without a classification head, task '{settings.task}'")
     note_other_base(base, sources, watch)
     return search_with(base, sources, settings, watch=watch)

@@ -36,6 +36,7 @@ class TrainReport:
         parameters: Trainable parameters.
         history: One entry per step: loss, rows, tokens, seconds.
         rows: Of a dry run: counts of the training rows.
+        kept: Step whose factors were kept, where the dev loss chose.
     """
 
     out: Path
@@ -43,6 +44,15 @@ class TrainReport:
     parameters: int
     history: list[dict[str, Any]]
     rows: RowsReport | None = None
+    kept: int | None = None
+
+    def _losses(self, steps: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return first and last loss; of joint training those of each objective."""
+        names = dict.fromkeys(name for entry in steps for name in entry.get("objectives", {}))
+        found = {name: [e["objectives"][name]["loss"] for e in steps if name in e["objectives"]] for name in names}
+        whole = {"loss": {"first": steps[0]["loss"], "last": steps[-1]["loss"]}}
+        parts = {name: {"first": losses[0], "last": losses[-1]} for name, losses in found.items()}
+        return whole | ({"objectives": parts} if parts else {})
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of the training commands."""
@@ -53,9 +63,11 @@ class TrainReport:
         seconds = sum(entry["seconds"] for entry in steps)
         return {
             "out": str(self.out),
-            "steps": self.steps,
+            "steps": len(steps),
+            "steps_planned": self.steps,
+            "kept_step": self.kept or len(steps),
             "parameters": self.parameters,
-            "loss": {"first": steps[0]["loss"], "last": steps[-1]["loss"]},
+            **self._losses(steps),
             "seconds_per_step": seconds / len(steps),
             "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
         }
@@ -110,11 +122,16 @@ def train(
     trainer.finish()
     state = state_of(base, extract(trainer.masters, settings), names, layers)
     inputs_of = [manifest.input_entry(on, 1.0)] if on else None
-    document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), inputs=inputs_of, **entries)
+    selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
+    document = manifest.manifest(
+        kind, plan=plain(settings), base=base.entry(), inputs=inputs_of, selection=selection, **entries
+    )
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
     write_output(out, state, document, overwrite=settings.overwrite, extra={"history.jsonl": history})
     workplace.clear()
-    return TrainReport(out=out, steps=steps, parameters=count_trainable(base.model), history=trainer.history)
+    return TrainReport(
+        out=out, steps=steps, parameters=count_trainable(base.model), history=trainer.history, kept=trainer.kept
+    )
 
 
 def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | None:

@@ -88,7 +88,8 @@ class DevWatch:
         trainer.history.append({"step": trainer.done, **self._measure()})
         if self._patience is None:
             return
-        _, since = standing(trainer.history, self._key)
+        best, since = standing(trainer.history, self._key)
         if since == 0:
             trainer.keep_best()
+        trainer.kept = next(entry["step"] for entry in trainer.history if entry.get(self._key) == best)
         trainer.stop_early = since >= self._patience

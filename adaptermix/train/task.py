@@ -176,7 +176,7 @@ class TaskData:
         """
         if settings.head == "none" or (settings.head == "auto" and model_kind(settings.base) == "causal"):
             base = load_base(settings.base, **settings.place())
-            require_causal(base, f"task '{self.task.name}'")
+            require_causal(base, f"without a classification head (--head), task '{self.task.name}'")
             return base
         if not isinstance(self.task, LabelTask):
             if settings.head == "classes":

@@ -131,6 +131,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.done = 0
         self.best: dict[str, Tensor] = {}
+        self.kept: int | None = None
         self.stop_early = False
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -162,6 +163,7 @@ class Trainer:
     def keep_best(self) -> None:
         """Remember the factors as they are; `finish` goes back to them."""
         self.best = {name: master.detach().clone() for name, master in self.masters.items()}
+        self.kept = self.done
 
     def finish(self) -> None:
         """Take the factors that were remembered, if any."""

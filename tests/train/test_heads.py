@@ -25,7 +25,7 @@ from adaptermix import (
     train_task,
 )
 from adaptermix.adapters.paths import prefix_between
-from adaptermix.errors import DataError, ModelError, PlanError
+from adaptermix.errors import DataError, IncompatibleAdapters, ModelError, PlanError
 
 from .data import write_pairs, write_slots
 from .test_joint import values
@@ -119,6 +119,23 @@ def test_merged_with_an_alignment_adapter_the_head_stays(base: Path, trained: Pa
     assert result.trials[0].result.answers == evaluate(evaluated(base, trained, data)).answers
 
 
+def test_heads_of_other_labels_are_not_averaged(base: Path, trained: Path, tmp_path: Path) -> None:
+    rows = [(text, label.upper()) for text, label in ROWS]
+    train_task(settings_for(base, tmp_path, train=[write_labels(tmp_path, "other.en.tsv", rows)], steps=1))
+    with pytest.raises(IncompatibleAdapters, match="heads can be averaged only if"):
+        merge([trained, tmp_path / "out"], weights=[0.5], saved="average", out=tmp_path / "merged")
+    train_task(settings_for(base, tmp_path, seed=1, steps=1, out=str(tmp_path / "same")))
+    report = merge([trained, tmp_path / "same"], weights=[0.5], saved="average", out=tmp_path / "merged")
+    assert any("averaged" in note for note in report.notes)
+    assert evaluate(evaluated(base, tmp_path / "merged", write_labels(tmp_path, "test.de.tsv"))).task == "classify"
+
+
+def test_the_card_loads_what_it_says(base: Path, trained: Path) -> None:
+    text = (trained / "README.md").read_text()
+    assert f"AutoModelForSequenceClassification.from_pretrained({str(base)!r}, num_labels=2)" in text
+    assert "labels = ['cold', 'warm']" in text
+
+
 def test_a_head_on_top_of_an_alignment_adapter(base: Path, tmp_path: Path) -> None:
     align = AlignSettings(**values(base, tmp_path, pairs=write_pairs(tmp_path), out=str(tmp_path / "align")))
     train_align(align)
@@ -179,6 +196,9 @@ def test_what_does_not_fit_is_refused(encoder: Path, causal: Path, trained: Path
     asked = evaluated(causal, trained, write_slots(tmp_path, "test.en.jsonl")).model_copy(update={"task": "slots"})
     with pytest.raises(PlanError, match="ends in a classification head"):
         evaluate(asked)
+    other_labels = evaluated(causal, trained, write_labels(tmp_path, "o.en.tsv", [("grey fog", "mild")]))
+    with pytest.raises(PlanError, match="rows must have labels of the head"):
+        evaluate(other_labels)
     alone = evaluated(causal, trained, write_labels(tmp_path)).model_copy(update={"against": "base"})
     with pytest.raises(PlanError, match="can be compared only with another one"):
         evaluate(alone)

@@ -164,9 +164,9 @@ def test_one_objective_does_not_decide_for_the_other_unless_asked(causal: Path, 
     assert len(looks) == 4
     for look in looks:
         assert look["dev_sum_loss"] == pytest.approx(look["dev_task_loss"] + look["dev_align_loss"])
-    with pytest.raises(ValidationError, match="select align needs dev_pairs"):
+    with pytest.raises(ValidationError, match="--select align needs dev pairs"):
         settings_for(causal, tmp_path, dev=dev, select="align")
-    with pytest.raises(ValidationError, match="patience and evaluate_every need dev files"):
+    with pytest.raises(ValidationError, match="--patience and --evaluate-every need dev files"):
         settings_for(causal, tmp_path, patience=2)
 
 

@@ -40,6 +40,10 @@ class TestEarlyStopping:
         best = min(looks, key=lambda look: look[1])
         assert looks[-1][0] < 60
         assert looks.index(best) == len(looks) - 3
+        document = report.document()
+        assert (document["steps"], document["steps_planned"], document["kept_step"]) == (looks[-1][0], 60, best[0])
+        manifest = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
+        assert manifest["selection"] == {"kept_step": best[0], "steps": looks[-1][0]}
         train_task(self.overfitted(causal, tmp_path, steps=best[0], out=str(tmp_path / "short")))
         first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("out", "short"))
         assert first == second
