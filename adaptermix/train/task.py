@@ -15,7 +15,7 @@ from ..models import BaseModel, load_base, model_kind, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
 from ..tasks import LabelTask, Task, Template, get_task, get_template
-from .objectives import answer_loss
+from .objectives import answer_loss, plain_head
 from .objectives.task_ce import IGNORED
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
@@ -68,12 +68,14 @@ class Answers:
 
     def __init__(self, base: BaseModel, examples: Sequence[Example]) -> None:
         self._base, self._examples = base, examples
+        self._head = plain_head(base.model)
         self.lengths = [len(prompt) + len(answer) for prompt, answer in examples]
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows and their count of tokens."""
         batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
-        return BatchLoss(answer_loss(self._base.model, **batch), sum(self.lengths[row] for row in rows))
+        loss = answer_loss(self._base.model, **batch, head=self._head)
+        return BatchLoss(loss, sum(self.lengths[row] for row in rows))
 
 
 class Classes:

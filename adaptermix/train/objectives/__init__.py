@@ -1,6 +1,7 @@
 """Training losses, one file each."""
 
 from .contrastive import contrastive_loss
+from .linear_ce import linear_cross_entropy, plain_head
 from .task_ce import answer_loss
 
-__all__ = ["answer_loss", "contrastive_loss"]
+__all__ = ["answer_loss", "contrastive_loss", "linear_cross_entropy", "plain_head"]
