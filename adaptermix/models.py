@@ -330,24 +330,6 @@ def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
         text.layer_types = text.layer_types[: len(stack)]
 
 
-@contextmanager
-def loras_off(model: nn.Module) -> Iterator[None]:
-    """Let the model act without the LoRAs that were put into it, until the context ends."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    trainable = {parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad}
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
 def backbone(base: BaseModel) -> nn.Module:
     """Return the part of the model that gives hidden states, without any head."""
     module: nn.Module
@@ -379,14 +361,15 @@ def note_other_base(base: BaseModel, sources: Sequence[AdapterSource], watch: Wa
             )
 
 
-def linear_names(model: nn.Module) -> list[str]:
-    """Return the last names of all linear layers inside the blocks ("all linear" targets; heads are left out)."""
-    _, stack = blocks(model)
+def linear_names(model: nn.Module, chosen: range | None = None) -> list[str]:
+    """Return the last names of all linear layers inside the blocks, or some of them; those of heads are left out."""
+    stack = [block for number, block in enumerate(blocks(model)[1]) if chosen is None or number in chosen]
     # Quantised layers and Conv1D are linear too, by what they offer rather than by class.
     return sorted(
         {
             name.rsplit(".", 1)[-1]
-            for name, module in stack.named_modules()
+            for block in stack
+            for name, module in block.named_modules()
             if hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
         }
     )

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from .errors import ModelError
 
@@ -53,3 +54,23 @@ def identity(quantize: str) -> dict[str, Any] | None:
     if quantize == "int8":
         return {"format": "int8"}
     return {"format": quantize, "block_size": BLOCK, "double": True}
+
+
+def stored_norm(module: nn.Module) -> float | None:
+    """Return the Frobenius norm of a linear layer's weight as the layer uses it, and leave the layer alone.
+
+    A weight in 4 bits is dequantised for it; in 8 bits the norm follows from codes and scales. None where neither the
+    weight is floating point nor its format one of these.
+    """
+    weight: Any = getattr(module, "weight", None)
+    if getattr(weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    scales = getattr(weight, "SCB", None)
+    scales = getattr(getattr(module, "state", None), "SCB", None) if scales is None else scales
+    if scales is not None:
+        weight = weight.data.double() * (scales.double() / 127)[:, None]
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        return None
+    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))

@@ -5,10 +5,11 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 
 from __future__ import annotations
 
-from math import isfinite
-from typing import Annotated, Any, Literal, Self, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from . import checks
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layer = int | Literal["middle"]
@@ -75,6 +76,12 @@ class TrainingSettings(Placed, Written):
     targets: Annotated[list[str], Field(min_length=1)] = Field(
         ["all-linear"], description="names of the modules to adapt"
     )
+    blocks: checks.Blocks | None = Field(
+        None, description="FIRST-LAST, the blocks to adapt, both included, counted from 0; default all that are run"
+    )
+    norm_budget: float | None = Field(
+        None, gt=0, description="most that each module's update may weigh, as a share of its weight's Frobenius norm"
+    )
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
     schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = Field(
@@ -91,6 +98,8 @@ class TrainingSettings(Placed, Written):
         False, description="compute activations twice instead of keeping them: less memory, a third more time"
     )
     checkpoint_every: Positive = Field(25, description="optimizer steps between checkpoints")
+
+    _sound_training = model_validator(mode="after")(checks.sound_training)
 
 
 class AlignOptions(Settings):
@@ -110,6 +119,11 @@ class AlignOptions(Settings):
     balance: Literal["languages", "rows"] = Field(
         "languages", description="draw every language pair equally often, or every row"
     )
+    keeper: float = Field(
+        0.0, ge=0, description="weight of a term that keeps the targets' states (English) as the frozen base has them"
+    )
+
+    _sound_align = model_validator(mode="after")(checks.sound_align)
 
 
 class TaskOptions(Settings):
@@ -135,11 +149,7 @@ class TaskOptions(Settings):
         None, description="stop after so many looks at the dev loss without a new best, and keep the best"
     )
 
-    @model_validator(mode="after")
-    def _judged(self) -> Self:
-        if not self.dev and (self.patience or self.evaluate_every):
-            raise ValueError("--patience and --evaluate-every need dev files, and none are given: add --dev FILE")
-        return self
+    _sound_task = model_validator(mode="after")(checks.sound_task)
 
 
 class AlignSettings(AlignOptions, TrainingSettings):
@@ -172,11 +182,7 @@ class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
         "task", description="dev loss that --patience looks at; the release takes the sum"
     )
 
-    @model_validator(mode="after")
-    def _selects(self) -> Self:
-        if self.select != "task" and not self.dev_pairs:
-            raise ValueError(f"--select {self.select} needs dev pairs, and none are given: add --dev-pairs FILE")
-        return self
+    _sound_joint = model_validator(mode="after")(checks.sound_joint)
 
 
 class GenerationSettings(Placed):
@@ -323,13 +329,7 @@ class SearchSettings(GenerationSettings, Written):
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
 
-    @model_validator(mode="after")
-    def _sound(self) -> SearchSettings:
-        if not all(map(isfinite, self.grid)):
-            raise ValueError(f"grid must hold finite numbers, got {self.grid}")
-        if len(set(self.grid)) != len(self.grid):
-            raise ValueError(f"grid must hold each weight once, got {self.grid}")
-        return self
+    _sound_search = model_validator(mode="after")(checks.sound_search)
 
 
 class PushSettings(Settings):

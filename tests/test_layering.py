@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "adaptermix"
 # From the bottom up: a module may import those of its own layer and of layers before it.
 LAYERS = [
     ["errors"],
-    ["files", "settings", "progress", "algebra", "pooling", "checkpoints", "quantization"],
+    ["files", "checks", "settings", "progress", "algebra", "pooling", "checkpoints", "quantization"],
     ["methods", "adapters"],
     ["testing"],
     ["manifest", "publish.card"],

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from ..data import Pair, read_pairs
 from ..data.report import describe
-from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks, load_base, loras_off
+from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks, load_base
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
-from .objectives import contrastive_loss
+from .lora import check_reach
+from .modes import evaluating, loras_off
+from .objectives import contrastive_loss, keeper_loss
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import Sampler
 from .trainer import BatchLoss, count_steps
@@ -62,17 +64,16 @@ class MiddleStates:
         finally:
             self._listening = False
 
-    def _pool(self, encoded: Sequence[list[int]]) -> Tensor:
+    def _states(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return the states of all tokens, and which of them count."""
         batch = self._tokenizer.pad({"input_ids": list(encoded)}, padding_side="right", return_tensors="pt").to(
             self._device
         )
         states, mask = self._run(batch), batch["attention_mask"]
-        if self._first:
-            return states[:, 0].float()
         if self._skipped:
             mask = mask.clone()
             mask[[row for row, ids in enumerate(encoded) if ids[0] in self._skipped], 0] = 0
-        return masked_mean(states, mask)
+        return states, mask
 
     def pooled(self, encoded: Sequence[list[int]]) -> Tensor:
         """Return one vector per token list, in float32.
@@ -81,12 +82,29 @@ class MiddleStates:
 
         Shapes: [rows width].
         """
+        return self.read(encoded)[0]
+
+    def read(self, encoded: Sequence[list[int]], tokens_of: range = range(0)) -> tuple[Tensor, Tensor]:
+        """Return one vector per token list, and the states of some lists' tokens: shorter lists first, else in order.
+
+        Args:
+            encoded: The token lists.
+            tokens_of: Numbers of the lists whose tokens are wanted; those that a mean leaves out are left out here too.
+
+        Shapes: [rows width], [tokens width].
+        """
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
         size = -(-len(order) // CHUNKS)
-        chunks = [order[start : start + size] for start in range(0, len(order), size)]
-        vectors = torch.cat([self._pool([encoded[row] for row in chunk]) for chunk in chunks])
-        back = torch.tensor(order, device=vectors.device).argsort()
-        return vectors[back]
+        vectors, tokens = [], []
+        for chunk in (order[start : start + size] for start in range(0, len(order), size)):
+            states, mask = self._states([encoded[row] for row in chunk])
+            vectors.append(states[:, 0].float() if self._first else masked_mean(states, mask))
+            if tokens_of:
+                wanted = torch.tensor([row in tokens_of for row in chunk], device=mask.device)
+                tokens.append(states[mask.bool() & wanted[:, None]])
+        joined = torch.cat(vectors)
+        back = torch.tensor(order, device=joined.device).argsort()
+        return joined[back], torch.cat(tokens) if tokens else joined[:0]
 
 
 def _groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:
@@ -116,7 +134,11 @@ class PairsLoss:
 
 
 class AlignLoss:
-    """Loss of a batch of pairs, by batch number.
+    """Loss of a batch of pairs, by batch number: contrastive, and with `keeper` times the keeper's loss added.
+
+    What the frozen base makes of the targets is computed once for both uses: as a fixed teacher and for the keeper. It
+    is the model as this LoRA found it, so an adapter that is trained on top of belongs to it. The teacher has no
+    dropout; the model in training does, also that of an encoder's own layers, below which the keeper cannot fall.
 
     Args:
         base: The base model with its LoRA in.
@@ -143,18 +165,23 @@ class AlignLoss:
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
         base.model.train()
 
-    def _vectors(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the vectors of both sides."""
+    def _of_base(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return vectors and token states of the frozen base."""
+        with torch.no_grad(), evaluating(self._model), loras_off(self._model):
+            return self._states.read(encoded, range(len(encoded) if self._settings.keeper else 0))
+
+    def _sides(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the vectors of both sides, and the keeper's loss if there is a keeper."""
         source, target = ([side[row] for row in rows] for side in (self._source_ids, self._target_ids))
-        if self._settings.anchor == "pair":
-            both = self._states.pooled([*source, *target])
-            ours, theirs = both[: len(rows)], both[len(rows) :]
-            return ours, theirs.detach() if self._settings.stop_gradient else theirs
-        self._model.eval()  # a teacher has no dropout
-        with torch.no_grad(), loras_off(self._model):
-            fixed = self._states.pooled(target)
-        self._model.train()
-        return self._states.pooled(source), fixed
+        count, keeper, fixed = len(rows), self._settings.keeper > 0, self._settings.anchor == "base"
+        of_base = self._of_base(target) if keeper or fixed else None
+        if fixed and of_base and not keeper:
+            return self._states.pooled(source), of_base[0], None
+        both, tokens = self._states.read([*source, *target], range(count, 2 * count) if keeper else range(0))
+        theirs = of_base[0] if fixed and of_base else both[count:]
+        if self._settings.stop_gradient:
+            theirs = theirs.detach()
+        return both[:count], theirs, keeper_loss(tokens, of_base[1]) if of_base else None
 
     @property
     def of_rows(self) -> PairsLoss:
@@ -163,7 +190,7 @@ class AlignLoss:
 
     def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these pairs."""
-        source, target = self._vectors(rows)
+        source, target, kept = self._sides(rows)
         loss = contrastive_loss(
             source,
             target,
@@ -171,7 +198,11 @@ class AlignLoss:
             symmetric=self._settings.symmetric,
             same=self._same(rows).to(source.device) if self._settings.mask_duplicates else None,
         )
-        return BatchLoss(loss, sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in rows))
+        tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in rows)
+        if kept is None:
+            return BatchLoss(loss, tokens)
+        parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
+        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts)
 
     def __call__(self, number: int) -> BatchLoss:
         """Return the loss of batch `number` and its count of tokens."""
@@ -201,6 +232,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     base = load_base(settings.base, **settings.place())
     total = base.layers
     layer = block_index(settings.layer, total)
+    check_reach(settings, layer, whole=False)
     on = attach_on(base, settings)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})

@@ -9,6 +9,7 @@ from ..models import block_index
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from .align import AlignLoss
+from .lora import check_reach
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .selection import DevLosses, DevWatch, RowsLoss
 from .task import TaskData, TaskLoss
@@ -59,7 +60,11 @@ class JointLoss:
         return BatchLoss(
             sum(self._weights[name] * batch.loss for name, batch in found.items()),  # type: ignore[arg-type]
             sum(batch.tokens for batch in found.values()),
-            {name: (batch.loss, self._settings.batch_size) for name, batch in found.items()},
+            {
+                part: entry
+                for name, batch in found.items()
+                for part, entry in (batch.parts or {name: (batch.loss, self._settings.batch_size)}).items()
+            },
         )
 
 
@@ -104,6 +109,7 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
     on = attach_on(base, settings)
     total = base.layers
     layer = block_index(settings.layer, total)
+    check_reach(settings, layer, whole=True)
     base.model.train()
 
     def losses() -> JointLoss:

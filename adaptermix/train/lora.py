@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..adapters import AdapterMeta, AdapterState, TargetSpec
 from ..adapters.keys import PREFIX
 from ..algebra import LowRank
+from ..checks import beyond_the_layer, block_range
 from ..errors import PlanError
 from ..models import BaseModel, blocks, linear_names
 from ..settings import TrainingSettings
@@ -21,13 +22,41 @@ _NAME = "default"
 _WHOLE = f".modules_to_save.{_NAME}"
 
 
-def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Return module names for the `targets` setting; `all-linear` is every linear layer of the blocks.
+def lora_scale(settings: TrainingSettings) -> float:
+    """Return the factor s of the update s*B*A."""
+    return settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+
+
+def chosen_blocks(model: nn.Module, settings: TrainingSettings) -> range:
+    """Return the numbers of the blocks to adapt, from 0.
 
     Raises:
-        PlanError: a name that occurs in no block.
+        PlanError: the model has not as many.
     """
-    known = linear_names(model)
+    count = len(blocks(model)[1])
+    chosen = block_range(settings.blocks) if settings.blocks else range(count)
+    if chosen.stop > count:
+        raise PlanError(f"--blocks must lie within 0-{count - 1} for this base model, got {settings.blocks}.")
+    return chosen
+
+
+def check_reach(settings: TrainingSettings, layer: int, *, whole: bool) -> None:
+    """Refuse blocks that a loss at a layer does not reach; see `beyond_the_layer`.
+
+    Raises:
+        PlanError: there are such blocks.
+    """
+    if fault := beyond_the_layer(settings.blocks, layer, whole=whole):
+        raise PlanError(f"{fault}.")
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> list[str]:
+    """Return module names for the `targets` setting; `all-linear` is every linear layer of the chosen blocks.
+
+    Raises:
+        PlanError: a name that occurs in no chosen block.
+    """
+    known = linear_names(model, chosen)
     if list(targets) == ["all-linear"]:
         return known
     missing = sorted(set(targets) - set(known))
@@ -37,15 +66,16 @@ def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[str] = ()) -> list[str]:
-    """Put a fresh LoRA into the model's blocks, in place, and return the names of the adapted modules.
+    """Put a fresh LoRA into the model's blocks, or some of them, in place; return the names of the adapted modules.
 
     B starts at zero, so the model's output does not change; only LoRA factors and the modules of `head`, which are
     trained whole, require a gradient.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = resolve_targets(model, settings.targets)
-    path, stack = blocks(model)
+    chosen = chosen_blocks(model, settings)
+    names = resolve_targets(model, settings.targets, chosen)
+    path, _ = blocks(model)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -54,7 +84,7 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
         use_dora=settings.dora,
         target_modules=names,
         modules_to_save=list(head) or None,
-        layers_to_transform=list(range(len(stack))),
+        layers_to_transform=list(chosen),
         layers_pattern=path.rpartition(".")[2],
     )
     with torch.random.fork_rng(devices=[]):
@@ -104,7 +134,7 @@ def extract(values: dict[str, Tensor], settings: TrainingSettings) -> Trained:
             continue
         module, _, rest = name.partition(".lora_")
         found.setdefault(module, {})[rest.partition(".")[0]] = value.detach().float().cpu()
-    scale = settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+    scale = lora_scale(settings)
     updates = {module: LowRank(b=parts["B"], a=parts["A"], scale=scale) for module, parts in found.items()}
     magnitudes = {module: parts["magnitude_vector"] for module, parts in found.items() if "magnitude_vector" in parts}
     return Trained(updates=updates, magnitudes=magnitudes, saved=saved)
@@ -122,14 +152,15 @@ def state_of(
         base: The base model it was trained on.
         trained: What was trained.
         names: Names of the adapted modules.
-        layers: Number of adapted blocks, or None for all of the model's.
+        layers: Number of blocks that were run, or None for all of the model's.
     """
     path, stack = blocks(base.model)
     ends = [name.rpartition(".")[2] for name, _ in base.model.named_modules() if not name.startswith(f"{path}.")]
     confined: dict[str, Any] = {}
+    adapted = {int(name.removeprefix(f"{path}.").partition(".")[0]) for name in trained.updates}
     # a name such as "dense" may occur outside the blocks too, where nothing was trained
-    if layers is not None or set(ends) & set(names):
-        confined = {"layers": tuple(range(len(stack))), "layers_pattern": (path.rpartition(".")[2],)}
+    if layers is not None or len(adapted) < len(stack) or set(ends) & set(names):
+        confined = {"layers": tuple(sorted(adapted)), "layers_pattern": (path.rpartition(".")[2],)}
     meta = AdapterMeta(
         base=base.id,
         revision=base.revision,

@@ -10,6 +10,7 @@ import torch
 
 from ..models import BaseModel
 from ..settings import JointSettings, TaskSettings
+from .modes import evaluating
 from .trainer import BatchLoss, Trainer
 
 
@@ -43,11 +44,8 @@ class DevLosses:
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
-        self._model.eval()
-        with torch.no_grad():
-            found = {name: self._mean(loss_of) for name, loss_of in self._sides.items()}
-        self._model.train()
-        return found
+        with torch.no_grad(), evaluating(self._model):
+            return {name: self._mean(loss_of) for name, loss_of in self._sides.items()}
 
 
 def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int]:

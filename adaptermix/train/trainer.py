@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..progress import SILENT, Watcher
 from ..settings import TrainingSettings
+from .budget import NormBudget
 from .checkpoint import Checkpoint, Workplace
 from .lora import factors
 
@@ -118,6 +119,7 @@ class Trainer:
         self._workplace, self._watch = workplace, watch
         self._live = factors(model)
         self.masters = {name: p.detach().clone().float() for name, p in self._live.items()}
+        self._budget = NormBudget(model, settings)
         self._optimizer = torch.optim.AdamW(_groups(self.masters, settings), weight_decay=settings.weight_decay)
         warmup = min(math.ceil(settings.warmup * steps), steps - 1)
         self._scheduler = get_scheduler(
@@ -197,9 +199,10 @@ class Trainer:
         self._check(loss=total, gradient=float(length))
         self._optimizer.step()
         self._scheduler.step()
+        held = self._budget.hold(self.masters)
         self._publish()
         self.done += 1
-        return {"step": self.done, "loss": total, "tokens": tokens} | parts.entry()
+        return {"step": self.done, "loss": total, "tokens": tokens} | parts.entry() | held
 
     def run(
         self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str, unit: str = "rows"

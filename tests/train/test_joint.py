@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from adaptermix import AlignSettings, JointSettings, TaskSettings, load_adapter, train_align, train_joint, train_task
 from adaptermix.data import read_pairs
-from adaptermix.models import first_blocks, keep_blocks, load_base, loras_off
+from adaptermix.models import first_blocks, keep_blocks, load_base
 from adaptermix.train.align import AlignLoss
 from adaptermix.train.joint import joint_steps, turn
 from adaptermix.train.lora import inject
+from adaptermix.train.modes import loras_off
 from adaptermix.train.selection import standing
 
 from .data import write_pairs, write_slots
@@ -119,13 +120,14 @@ def test_the_fixed_teacher_is_the_base(causal: Path, tmp_path: Path) -> None:
     base = load_base(str(causal), dtype="float32", device="cpu")
     keep_blocks(base.model, 2)
     with torch.no_grad():
-        source, target = AlignLoss(base, pairs, settings)._vectors([0, 1, 2])
+        source, target, _ = AlignLoss(base, pairs, settings)._sides([0, 1, 2])
     inject(base.model, settings, seed=0)
     for name, parameter in base.model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
     objective = AlignLoss(base, pairs, settings)
-    moved, fixed = objective._vectors([0, 1, 2])
+    moved, fixed, kept = objective._sides([0, 1, 2])
+    assert kept is None
     torch.testing.assert_close(fixed, target)
     assert not torch.allclose(moved, source)
     assert not fixed.requires_grad

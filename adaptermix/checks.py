@@ -1,0 +1,89 @@
+"""What settings must hold together, beyond what each field says of itself."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
+
+if TYPE_CHECKING:
+    from .settings import AlignOptions, JointSettings, SearchSettings, TaskOptions, TrainingSettings
+
+_BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+
+
+def _block_text(value: Any) -> Any:
+    """Return `FIRST-LAST` for a range of blocks, or for one number, as text or as YAML reads it."""
+    found = _BLOCKS.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if value is not None and (found is None or int(found[2] or found[1]) < int(found[1])):
+        raise ValueError("FIRST-LAST is needed, such as 0-15, or one number")
+    return None if found is None else f"{int(found[1])}-{int(found[2] or found[1])}"
+
+
+Blocks = Annotated[str, BeforeValidator(_block_text)]
+
+
+def block_range(text: str) -> range:
+    """Return the numbers of the blocks of `FIRST-LAST`, both included."""
+    first, last = text.split("-")
+    return range(int(first), int(last) + 1)
+
+
+def beyond_the_layer(blocks: str | None, layer: int, *, whole: bool) -> str | None:
+    """Return what is wrong with adapted blocks for a loss at a layer, or None.
+
+    Args:
+        blocks: The adapted blocks, as `FIRST-LAST`.
+        layer: Number of blocks that the loss runs.
+        whole: Other losses run all blocks; then it is enough that some adapted block is run.
+    """
+    chosen = range(0) if blocks is None else block_range(blocks)
+    runs = f"--layer {layer} runs blocks 0-{layer - 1}"
+    if whole and chosen and chosen.start >= layer:
+        return f"--blocks must begin below the aligned layer: {runs} only, and --blocks is {blocks}"
+    if not whole and chosen.stop > layer:
+        return f"--blocks must end below the aligned layer: {runs} only, and --blocks is {blocks}"
+    return None
+
+
+def sound_training(settings: TrainingSettings) -> TrainingSettings:
+    """Refuse what does not go together in any training."""
+    if settings.norm_budget is not None and settings.dora:
+        raise ValueError("--norm-budget bounds the low-rank update, and --dora changes the weights beyond it: drop one")
+    return settings
+
+
+def sound_align(settings: AlignOptions) -> AlignOptions:
+    """Refuse blocks that the alignment loss does not reach."""
+    if isinstance(settings.layer, int) and settings.layer > 0:
+        # joint training has a task too, whose loss runs all blocks
+        whole = hasattr(settings, "task")
+        fault = beyond_the_layer(getattr(settings, "blocks", None), settings.layer, whole=whole)
+        if fault:
+            raise ValueError(fault)
+    return settings
+
+
+def sound_task(settings: TaskOptions) -> TaskOptions:
+    """Refuse looks at a dev loss without dev files."""
+    if not settings.dev and (settings.patience or settings.evaluate_every):
+        raise ValueError("--patience and --evaluate-every need dev files, and none are given: add --dev FILE")
+    return settings
+
+
+def sound_joint(settings: JointSettings) -> JointSettings:
+    """Refuse a choice by a loss that is not measured."""
+    if settings.select != "task" and not settings.dev_pairs:
+        raise ValueError(f"--select {settings.select} needs dev pairs, and none are given: add --dev-pairs FILE")
+    return settings
+
+
+def sound_search(settings: SearchSettings) -> SearchSettings:
+    """Refuse grids that cannot be searched."""
+    if not all(map(isfinite, settings.grid)):
+        raise ValueError(f"grid must hold finite numbers, got {settings.grid}")
+    if len(set(settings.grid)) != len(settings.grid):
+        raise ValueError(f"grid must hold each weight once, got {settings.grid}")
+    return settings
