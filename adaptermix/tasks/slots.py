@@ -112,6 +112,8 @@ class Slots:
         Template(name="plain", prompt="Command: {text}\nSlots:", lead=" "),
         # Appendix D.2 of Liu and Niehues (ACL 2025), after He and Garner (2023); the wording is theirs
         Template(name="mid-align", prompt="{text}", chat=True, system=_SYSTEM),
+        # their released Llama adapters were trained with a line break after each turn
+        Template(name="mid-align-eot", prompt="{text}", chat=True, system=_SYSTEM, broken_after="<|eot_id|>"),
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[SlotRow], list[DataFile]]:

@@ -21,6 +21,7 @@ class Template:
         system: System turn of the chat, with placeholders too.
         turns: Of a chat: the field that holds the whole conversation as (role, content); it stands in place of
             `system` and `prompt`.
+        broken_after: Of a chat: text after which a line break is put wherever the chat template writes it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Template:
     chat: bool = False
     system: str | None = None
     turns: str | None = None
+    broken_after: str | None = None
 
     def render(self, fields: Mapping[str, Any], tokenizer: Any) -> str:
         """Return the whole prompt as text.
@@ -44,12 +46,20 @@ class Template:
             raise ModelError(f"template '{self.name}' needs a tokenizer with a chat template. Use --template plain.")
         turns = self._conversation(fields)
         try:
-            return _chat(tokenizer, turns)
+            text = _chat(tokenizer, turns)
         except TemplateError as error:
             raise ModelError(
                 f"template '{self.name}' needs a chat template that takes {_roles(turns)}, and the tokenizer's says: "
                 f"{error}. Use --template plain."
             ) from error
+        if self.broken_after is None:
+            return text
+        if self.broken_after not in text:
+            raise ModelError(
+                f"template '{self.name}' needs a chat template that writes {self.broken_after}, and the tokenizer's does "
+                "not. Use --template mid-align."
+            )
+        return text.replace(self.broken_after, f"{self.broken_after}\n")
 
     def _conversation(self, fields: Mapping[str, Any]) -> list[dict[str, str]]:
         if self.turns is not None:

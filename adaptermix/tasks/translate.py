@@ -24,6 +24,9 @@ def _chrf_counts(row: TranslateRow, answer: str) -> Sequence[float]:
     return chrf_counts(row.target, _line(answer))
 
 
+_SYSTEM = "Translate the following sentences from {source} to {target}."
+
+
 class Translate:
     """Translation, scored by corpus BLEU and chrF2 of each pair of languages.
 
@@ -40,8 +43,10 @@ class Translate:
             name="mid-align",
             prompt="{text}",
             chat=True,
-            system="Translate the following sentences from {source} to {target}.",
+            system=_SYSTEM,
         ),
+        # their released Llama adapters were trained with a line break after each turn
+        Template(name="mid-align-eot", prompt="{text}", chat=True, system=_SYSTEM, broken_after="<|eot_id|>"),
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[TranslateRow], list[DataFile]]:

@@ -66,6 +66,26 @@ def test_the_system_turn_is_the_published_one() -> None:
     )
 
 
+@pytest.mark.parametrize("task", ["slots", "translate"])
+def test_the_released_adapters_have_a_line_break_after_each_turn(tokenizer: Any, task: str) -> None:
+    """Llama 3's layout; the start token comes once, from the chat template or else from the tokenizer."""
+    llama = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    llama.chat_template = (
+        "<s>{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}<|eot_id|>"
+        "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    )
+    fields = {"text": "wake me", "source": "German", "target": "English"}
+    plain, broken = (get_template(get_task(task), name) for name in ("mid-align", "mid-align-eot"))
+    assert plain.system == broken.system
+    text = broken.render(fields, llama)
+    assert text.replace("<|eot_id|>\n", "<|eot_id|>") == plain.render(fields, llama)
+    assert text.count("<|eot_id|>\n<|start_header_id|>") == 2
+    assert text.endswith("wake me<|eot_id|>\n<|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert broken.encode(fields, llama).count(llama.bos_token_id) == 1
+    with pytest.raises(ModelError, match=r"'mid-align-eot' needs a chat template that writes <\|eot_id\|>"):
+        broken.render(fields, tokenizer)
+
+
 @pytest.mark.parametrize("text", ["wake me", "{braces} {0} {text}", "  blanks  ", "Grüße 日本\nzwei", ""])
 @pytest.mark.parametrize("name", ["plain", "mid-align"])
 def test_prompt_and_answer_join_to_the_tokens_of_the_whole(tokenizer: Any, name: str, text: str) -> None:

@@ -14,6 +14,7 @@ from adaptermix import JointSettings, TaskSettings, load_adapter, merge, train_j
 from adaptermix.cli import main
 from adaptermix.errors import PlanError
 from adaptermix.models import load_base
+from adaptermix.recipes import load_recipe
 from adaptermix.train.lora import resolve_targets
 
 from ..factories import adapter_deltas, load_with_peft
@@ -99,6 +100,16 @@ def test_peft_alone_acts_as_the_model_in_training_did(blocks: str, any_causal: P
     with torch.no_grad():
         found = load_with_peft(any_causal, tmp_path / "out")(TOKENS).logits
     torch.testing.assert_close(found, seen["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_recipes_may_write_one_block_as_a_number(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nsteps:\n  - train-align: {base: b, pairs: [p], out: o, blocks: 3, keeper: 0.5, norm_budget: 0.1}\n"
+        "  - train-align: {base: b, pairs: [p], out: o, blocks: 0-3}\n"
+    )
+    found: list[Any] = [step.settings for step in load_recipe(tmp_path / "recipe.yaml")]
+    assert [settings.blocks for settings in found] == ["3-3", "0-3"]
+    assert (found[0].keeper, found[0].norm_budget) == (0.5, 0.1)
 
 
 def test_all_blocks_by_number_are_all_blocks(causal: Path, tmp_path: Path) -> None:
