@@ -56,8 +56,8 @@ class Template:
             return text
         if self.broken_after not in text:
             raise ModelError(
-                f"template '{self.name}' needs a chat template that writes {self.broken_after}, and the tokenizer's does "
-                "not. Use --template mid-align."
+                f"template '{self.name}' needs a chat template that writes {self.broken_after}, and the tokenizer's "
+                "does not. Use --template mid-align."
             )
         return text.replace(self.broken_after, f"{self.broken_after}\n")
 
