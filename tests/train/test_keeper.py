@@ -83,6 +83,7 @@ def test_it_is_computed_in_float32_and_nothing_reaches_the_base() -> None:
     assert base.grad is None
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("anchor", ["pair", "base"])
 @pytest.mark.parametrize(("kind", "exclude_bos"), [("causal", False), ("encoder", False), ("encoder", True)])
 def test_it_looks_at_the_tokens_of_the_english_side_at_the_aligned_layer(
