@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from .checkpointing import ExtractReport, extract, merge_checkpoints
     from .compose import MergeReport, merge
     from .errors import AdapterMixError
-    from .evaluation import Evaluation, Retrieval, evaluate, retrieve
+    from .evaluation import Evaluation, Retrieval, Systems, compare_systems, evaluate, retrieve
     from .library import load_adapter
     from .publish.hub import push
     from .recipes import run_recipe
     from .settings import (
         AlignSettings,
+        CompareSettings,
         EvaluateSettings,
         ExtractSettings,
         InspectSettings,
@@ -42,17 +43,17 @@ _HOMES = {
     "checkpointing": ("ExtractReport", "extract", "merge_checkpoints"),
     "compose": ("MergeReport", "merge"),
     "errors": ("AdapterMixError",),
-    "evaluation": ("Evaluation", "Retrieval", "evaluate", "retrieve"),
+    "evaluation": ("Evaluation", "Retrieval", "Systems", "compare_systems", "evaluate", "retrieve"),
     "library": ("load_adapter",),
     "publish.hub": ("push",),
     "recipes": ("run_recipe",),
     "study": ("SearchResult", "search"),
     "settings": (
         "AlignSettings",
+        "CompareSettings",
         "EvaluateSettings",
         "ExtractSettings",
         "InspectSettings",
-        "JointSettings",
         "JointSettings",
         "MergeSettings",
         "PushSettings",
@@ -69,6 +70,7 @@ __all__ = [
     "AdapterMixError",
     "AdapterState",
     "AlignSettings",
+    "CompareSettings",
     "EvaluateSettings",
     "Evaluation",
     "ExtractReport",
@@ -85,7 +87,9 @@ __all__ = [
     "SearchSettings",
     "SpectrumReport",
     "SpectrumSettings",
+    "Systems",
     "TaskSettings",
+    "compare_systems",
     "evaluate",
     "extract",
     "inspect",

@@ -21,8 +21,10 @@ _POSITIONAL = {
     "model_a": "MODEL_A",
     "model_b": "MODEL_B",
     "names": "[NAME...]",
+    "systems": "NAME=FILE...",
 }
 _METAVARS = {"targets": "NAME...", "layers": "N...", "modules": "GLOB...", "include": "GLOB...", "exclude": "GLOB..."}
+_METAVARS |= {"supervised": "LANG...", "aligned": "LANG..."}
 _NAMES = {"options": "--set"}
 _SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 

@@ -225,7 +225,11 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
 
     result = scored(sources, "generate")
     if settings.predictions:
-        lines = [json.dumps({"answer": answer}, ensure_ascii=False) + "\n" for answer in result.answers]
+        entries = (
+            {"language": task.language(row), "expected": task.answer(row), "answer": answer}
+            for row, answer in zip(rows, result.answers, strict=True)
+        )
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
         write_whole(Path(settings.predictions), "".join(lines).encode())
     if others is None:
         return result
