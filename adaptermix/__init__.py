@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from .study import SearchResult, search
     from .train import train_align, train_joint, train_task
+    from .tuning import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ _HOMES = {
         "SpectrumSettings",
         "TaskSettings",
     ),
+    "tuning": ("Tuning", "tune"),
     "train": ("train_align", "train_joint", "train_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -89,6 +91,7 @@ __all__ = [
     "SpectrumSettings",
     "Systems",
     "TaskSettings",
+    "Tuning",
     "compare_systems",
     "evaluate",
     "extract",
@@ -104,6 +107,7 @@ __all__ = [
     "train_align",
     "train_joint",
     "train_task",
+    "tune",
 ]
 
 

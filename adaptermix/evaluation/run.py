@@ -104,6 +104,7 @@ class Evaluation:
             "metric": self.metric,
             "scores": plain(self.scores),
             "groups": dict(self.groups),
+            "overall": self.overall.document(),
             "roles": {role: sorted(names) for role, names in self.roles.items()},
             "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
         } | ({"against": self.against.document()} if self.against else {})
