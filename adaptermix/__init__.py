@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from .checkpointing import ExtractReport, extract, merge_checkpoints
     from .compose import MergeReport, merge
     from .errors import AdapterMixError
-    from .evaluation import Evaluation, Retrieval, evaluate, retrieve
+    from .evaluation import Evaluation, Retrieval, Systems, compare_systems, evaluate, retrieve
     from .library import load_adapter
     from .publish.hub import push
     from .recipes import run_recipe
     from .settings import (
         AlignSettings,
+        CompareSettings,
         EvaluateSettings,
         ExtractSettings,
         InspectSettings,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from .study import SearchResult, search
     from .train import train_align, train_joint, train_task
+    from .tuning import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -42,17 +44,17 @@ _HOMES = {
     "checkpointing": ("ExtractReport", "extract", "merge_checkpoints"),
     "compose": ("MergeReport", "merge"),
     "errors": ("AdapterMixError",),
-    "evaluation": ("Evaluation", "Retrieval", "evaluate", "retrieve"),
+    "evaluation": ("Evaluation", "Retrieval", "Systems", "compare_systems", "evaluate", "retrieve"),
     "library": ("load_adapter",),
     "publish.hub": ("push",),
     "recipes": ("run_recipe",),
     "study": ("SearchResult", "search"),
     "settings": (
         "AlignSettings",
+        "CompareSettings",
         "EvaluateSettings",
         "ExtractSettings",
         "InspectSettings",
-        "JointSettings",
         "JointSettings",
         "MergeSettings",
         "PushSettings",
@@ -61,6 +63,7 @@ _HOMES = {
         "SpectrumSettings",
         "TaskSettings",
     ),
+    "tuning": ("Tuning", "tune"),
     "train": ("train_align", "train_joint", "train_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -69,6 +72,7 @@ __all__ = [
     "AdapterMixError",
     "AdapterState",
     "AlignSettings",
+    "CompareSettings",
     "EvaluateSettings",
     "Evaluation",
     "ExtractReport",
@@ -85,7 +89,10 @@ __all__ = [
     "SearchSettings",
     "SpectrumReport",
     "SpectrumSettings",
+    "Systems",
     "TaskSettings",
+    "Tuning",
+    "compare_systems",
     "evaluate",
     "extract",
     "inspect",
@@ -100,6 +107,7 @@ __all__ = [
     "train_align",
     "train_joint",
     "train_task",
+    "tune",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator
 
 if TYPE_CHECKING:
-    from .settings import AlignOptions, JointSettings, SearchSettings, TaskOptions, TrainingSettings
+    from .settings import AlignOptions, CompareSettings, JointSettings, SearchSettings, TaskOptions, TrainingSettings
 
 _BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
@@ -78,6 +78,21 @@ def sound_joint(settings: JointSettings) -> JointSettings:
     if settings.select != "task" and not settings.dev_pairs:
         raise ValueError(f"--select {settings.select} needs dev pairs, and none are given: add --dev-pairs FILE")
     return settings
+
+
+def sound_compare(settings: CompareSettings) -> CompareSettings:
+    """Refuse a gap without two ends."""
+    if settings.ceiling and (not settings.baseline or settings.baseline == settings.ceiling):
+        raise ValueError("--ceiling needs another system as --baseline: the gap is from that one to the ceiling")
+    return settings
+
+
+def rank_or_auto(value: Any) -> Any:
+    """Return a rank as a number, also from text; `auto` and None as they are."""
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if value in (None, "auto") or (type(number) is int and number >= 1):
+        return number
+    raise ValueError("a whole number of at least 1, or auto, is needed")
 
 
 def sound_search(settings: SearchSettings) -> SearchSettings:

@@ -9,11 +9,12 @@ from .analysis import inspect, spectrum
 from .checkpointing import extract
 from .compose.request import merge_as_asked
 from .demo.inputs import demo_inputs
-from .evaluation import evaluate, retrieve
+from .evaluation import compare_systems, evaluate, retrieve
 from .progress import SILENT, Watcher
 from .publish.hub import push
 from .settings import (
     AlignSettings,
+    CompareSettings,
     DemoInputsSettings,
     EvaluateSettings,
     ExtractSettings,
@@ -40,6 +41,7 @@ _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
         search_dry(settings) if settings.dry_run else search(settings, watch=watch).document()
     ),
     EvaluateSettings: lambda settings, watch: evaluate(settings, watch=watch).document(),
+    CompareSettings: lambda settings, watch: compare_systems(settings, watch=watch).document(),
     RetrieveSettings: lambda settings, watch: retrieve(settings, watch=watch).document(),
     InspectSettings: lambda settings, watch: inspect(**settings.model_dump(), watch=watch).document(),
     SpectrumSettings: lambda settings, watch: spectrum(**settings.model_dump(), watch=watch).document(),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from .errors import ConfigError, did_you_mean
 from .settings import (
     AlignSettings,
+    CompareSettings,
     DemoInputsSettings,
     EvaluateSettings,
     ExtractSettings,
@@ -36,6 +37,7 @@ STEPS: dict[str, type[Settings]] = {
     "extract": ExtractSettings,
     "search": SearchSettings,
     "evaluate": EvaluateSettings,
+    "compare": CompareSettings,
     "retrieve": RetrieveSettings,
     "inspect": InspectSettings,
     "spectrum": SpectrumSettings,

@@ -204,7 +204,24 @@ class EvaluateSettings(GenerationSettings):
     against: str | None = Field(
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )
-    predictions: str | None = Field(None, description="file for the generated answers, as JSONL")
+    predictions: str | None = Field(None, description="file for the answers, row by row, as JSONL; `compare` reads it")
+
+
+class CompareSettings(Settings):
+    """Put systems side by side, each with one run per seed: scores, differences, share of a gap that is closed."""
+
+    systems: Files = Field(description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs")
+    task: str = Field(description=TASK)
+    data: Files = Field(description="data files, as given to `evaluate`")
+    rows: str | None = Field(None, description="START:STOP, as given to `evaluate`")
+    baseline: str | None = Field(None, description="name of the system that the others are held against")
+    ceiling: str | None = Field(None, description="name of the system whose gain over the baseline is the gap")
+    supervised: list[str] = Field([], description="languages of the task's training rows")
+    aligned: list[str] = Field([], description="languages of the alignment pairs")
+    markdown: str | None = Field(None, description="file for the table in Markdown")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the resampling")
+
+    _sound_compare = model_validator(mode="after")(checks.sound_compare)
 
 
 class RetrieveSettings(Placed):
@@ -218,9 +235,7 @@ class RetrieveSettings(Placed):
     max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
     compare: bool = Field(False, description="measure the base model without the adapter too")
-    transfer: str | None = Field(
-        None, description="what `evaluate --json` printed: correlate retrieval with the transfer languages' scores"
-    )
+    transfer: str | None = Field(None, description="`evaluate --json`: correlate with its transfer languages' scores")
     plot: str | None = Field(None, description="PNG file: heatmap over layers and directions, mean per layer")
 
 
@@ -295,13 +310,7 @@ class ExtractSettings(Written):
     )
     device: str = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
 
-    @field_validator("rank", mode="before")
-    @classmethod
-    def _rank(cls, value: Any) -> Any:
-        number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-        if value in (None, "auto") or (type(number) is int and number >= 1):
-            return number
-        raise ValueError("a whole number of at least 1, or auto, is needed")
+    _sound_rank = field_validator("rank", mode="before")(checks.rank_or_auto)
 
 
 class MethodsSettings(Settings):
@@ -323,9 +332,7 @@ class SearchSettings(GenerationSettings, Written):
     grid: Annotated[list[float], Field(min_length=1)] = Field(
         description="weights of the first adapter to try; the second gets 1 - w"
     )
-    template: str | None = Field(
-        None, description="prompt template; default: the one the task adapter was trained with"
-    )
+    template: str | None = Field(None, description="prompt template; default: the task adapter's own")
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
 

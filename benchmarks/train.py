@@ -67,12 +67,14 @@ def our_steps(base: Any, examples: list[Any], settings: Any) -> Any:
     """The trainer's own steps."""
     from adaptermix.train.checkpoint import Workplace
     from adaptermix.train.lora import inject
-    from adaptermix.train.task import TaskLoss
+    from adaptermix.train.task import Answers, TaskLoss
     from adaptermix.train.trainer import Trainer
 
+    answers = Answers(base, examples)
     inject(base.model, settings, seed=0)
+    base.model.train()
     trainer = Trainer(base.model, settings, steps=10_000, workplace=Workplace(Path(settings.out), {}))
-    loss = TaskLoss(base, examples, settings)
+    loss = TaskLoss(answers, settings)
     return lambda _number: trainer._step(loss)["tokens"]
 
 

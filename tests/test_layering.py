@@ -22,7 +22,7 @@ LAYERS = [
     ["study"],
     ["demo"],
     ["dispatch"],
-    ["recipes"],
+    ["recipes", "tuning"],
     ["cli", "__main__"],
 ]
 

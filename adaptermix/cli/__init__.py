@@ -23,6 +23,7 @@ COMMANDS = {
     "extract": ("extract", "Turn the difference between two checkpoints into a LoRA."),
     "search": ("search", "Find the merge weight of two adapters on dev data."),
     "evaluate": ("evaluate", "Score a base model or an adapter per language."),
+    "compare": ("evaluate", "Put systems side by side: scores, differences, share of a gap closed."),
     "retrieve": ("evaluate", "Measure translation retrieval per layer and direction."),
     "inspect": ("inspect", "Show what is in adapters, and how they interfere."),
     "spectrum": ("spectrum", "Compare singular values of two models per layer and module."),

@@ -1,10 +1,10 @@
-"""`evaluate` and `retrieve`."""
+"""`evaluate`, `compare` and `retrieve`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import EvaluateSettings, RetrieveSettings
+from ..settings import CompareSettings, EvaluateSettings, RetrieveSettings
 from .console import Console
 from .options import settings_command
 
@@ -57,6 +57,25 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
 
     result = work(settings, watch=console.watch)
     show_scores(result, console)
+    console.document(result.document())
+
+
+@settings_command(
+    CompareSettings,
+    name="compare",
+    text="Example: adaptermix compare 'task=runs/*/task.jsonl' 'joint=runs/*/joint.jsonl' 'merged=runs/*/merged.jsonl' "
+    "--task slots --data de.test.conll nl.test.conll --baseline task --ceiling joint",
+)
+def compare(settings: CompareSettings, console: Console) -> None:
+    """Put systems side by side."""
+    from ..evaluation import compare_systems as work
+
+    result = work(settings, watch=console.watch)
+    console.table(*result.table())
+    for note in result.notes:
+        console.say(f"  note: {note}")
+    if settings.markdown:
+        console.say(f"wrote {settings.markdown}")
     console.document(result.document())
 
 

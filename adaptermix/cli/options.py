@@ -21,8 +21,10 @@ _POSITIONAL = {
     "model_a": "MODEL_A",
     "model_b": "MODEL_B",
     "names": "[NAME...]",
+    "systems": "NAME=FILE...",
 }
 _METAVARS = {"targets": "NAME...", "layers": "N...", "modules": "GLOB...", "include": "GLOB...", "exclude": "GLOB..."}
+_METAVARS |= {"supervised": "LANG...", "aligned": "LANG..."}
 _NAMES = {"options": "--set"}
 _SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
@@ -172,7 +174,12 @@ def console_options() -> list[click.Parameter]:
 
 
 def settings_command(
-    settings: type[Settings], *, name: str, text: str, hidden: Sequence[str] = ()
+    settings: type[Settings],
+    *,
+    name: str,
+    text: str,
+    hidden: Sequence[str] = (),
+    cls: type[VariadicCommand] = VariadicCommand,
 ) -> Callable[[Callable[[Any, Console], None]], click.Command]:
     """Make a command whose options are the fields of its settings.
 
@@ -181,6 +188,7 @@ def settings_command(
         name: Name of the command.
         text: Further text for its help.
         hidden: Fields that recipes have and the command line does not.
+        cls: Class of the command.
     """
 
     def make(body: Callable[[Any, Console], None]) -> click.Command:
@@ -199,7 +207,7 @@ def settings_command(
                 raise click.UsageError(explain(error), click.get_current_context()) from error
             body(resolved, Console(as_json=as_json, quiet=quiet))
 
-        return VariadicCommand(
+        return cls(
             name,
             callback=callback,
             params=[*_parameters(settings, hidden), *console_options()],

@@ -1,17 +1,112 @@
-"""`search`."""
+"""`search`: merge weights of two adapters, or settings of a recipe."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
 from ..settings import SearchSettings
 from .console import Console
-from .options import settings_command
+from .options import VariadicCommand, console_options, key_values, settings_command
+
+
+def _values(arguments: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Return the values to try of each `KEY=VALUE[,VALUE...]`."""
+    found = {}
+    for key, text in (argument.partition("=")[::2] for argument in arguments):
+        if not key or not text:
+            raise click.BadParameter(f"KEY=VALUE[,VALUE...] is needed, got {key or text!r}.")
+        try:
+            found[key] = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+        except yaml.YAMLError as error:
+            raise click.BadParameter(f"the values of {key!r} must be YAML: {text!r}.") from error
+    return found
+
+
+def _tune(
+    *,
+    recipe: str,
+    overrides: tuple[str, ...],
+    vary: tuple[str, ...],
+    out: str,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from ..tuning import plan, tune
+
+    console = Console(as_json=as_json, quiet=quiet)
+    chosen, shared = _values(vary), key_values(overrides)
+    if dry_run:
+        planned = plan(Path(recipe), chosen, Path(out), shared)
+        for settings, folder, steps in planned:
+            console.say(f"{folder}: {settings}, {len(steps)} steps")
+        trials = [{"settings": settings, "folder": str(folder)} for settings, folder, _ in planned]
+        console.document({"recipe": recipe, "dry_run": True, "trials": trials})
+        return
+    result = tune(recipe, chosen, out=out, overrides=shared, watch=console.watch)
+    rows = [
+        [
+            ", ".join(f"{key} {value}" for key, value in trial.settings.items())
+            + (" *" if trial is result.best else ""),
+            f"{trial.value:.3f}",
+            f"{trial.low:.3f} to {trial.high:.3f}",
+            trial.folder.name,
+        ]
+        for trial in result.candidates
+    ]
+    console.table(["settings", "dev", "95 % interval", "trial"], rows)
+    console.say(f"best on dev: {result.best.folder}")
+    console.document(result.document())
+
+
+_TUNE = VariadicCommand(
+    "search",
+    callback=_tune,
+    params=[
+        click.Argument(["recipe"], required=True, metavar="RECIPE"),
+        click.Argument(["overrides"], nargs=-1, metavar="[KEY=VALUE...]"),
+        click.Option(
+            ["--vary"],
+            multiple=True,
+            required=True,
+            metavar="KEY=V[,V...]...",
+            help="values to try, such as train-align.temperature=0.05,0.1 train-align.layer=6,9",
+        ),
+        click.Option(["--out"], required=True, help="folder of all candidates; the same call goes on where it stopped"),
+        click.Option(["--dry-run"], is_flag=True, help="check every candidate and show them; run nothing"),
+        *console_options(),
+    ],
+    help="Find settings of a recipe on dev data.\n\nThe recipe is run for every combination of values; its last step, "
+    "search or evaluate, judges, and steps that candidates share are run once.\n\nExample: adaptermix search "
+    "recipe.yaml base=MODEL --vary train-align.temperature=0.05,0.1 train-align.layer=6,9 --out tuned",
+)
+
+
+class _Search(VariadicCommand):
+    """Takes a recipe in the place of adapters."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args and args[0].endswith((".yaml", ".yml")):
+            return _TUNE.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
 
 @settings_command(
     SearchSettings,
     name="search",
     text="Example: adaptermix search task align --base MODEL --task slots --dev de.valid.conll nl.valid.conll "
-    "--grid 0.5,0.7,0.9 --out merged",
+    "--grid 0.5,0.7,0.9 --out merged\n\nWith a recipe in the place of the adapters, settings of training are searched: "
+    "see 'adaptermix search recipe.yaml --help'.",
+    cls=_Search,
 )
 def search(settings: SearchSettings, console: Console) -> None:
     """Find the weight of a pair."""

@@ -75,8 +75,10 @@ def _squad(file: DataFile, text: str) -> Iterator[QaRow]:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
+        found = text.splitlines()[error.lineno - 1 :][:1]
         raise DataError(
-            f"{file.path}:{error.lineno}: question data must be SQuAD JSON, or JSONL with one question a line: {error}."
+            f"{file.path}:{error.lineno}: question data must be SQuAD JSON, or JSONL with one question a line, found "
+            f"{''.join(found).strip()[:60]!r}."
         ) from error
     except RecursionError as error:
         raise DataError(f"{file.path}:1: question data must be SQuAD JSON, and this is nested too deep.") from error

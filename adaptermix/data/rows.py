@@ -14,14 +14,15 @@ LANGUAGE_NAMES = ("language", "lang", "locale")
 _TABLES = {".tsv", ".csv", ".txt", ".iob2", ".conll"}
 
 
-def row_language(file: DataFile, named: str | None = None) -> str:
+def row_language(file: DataFile, named: object = None) -> str:
     """Return the language of a row: as given for the file, else as the row says, else from the file's name.
 
     Raises:
         DataError: none of them tells it.
     """
     if named and not file.is_given:
-        return canonical_language(named) or canonical_language(named.split("-", maxsplit=1)[0]) or named
+        code = str(named)
+        return canonical_language(code) or canonical_language(code.split("-", maxsplit=1)[0]) or code
     if file.language is None:
         raise DataError(f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE).")
     return file.language

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from ..errors import DataError
-from .source import DataFile, canonical_language, find_files, parse_rows
+from .rows import row_language
+from .source import DataFile, find_files, parse_rows
 
 _MASSIVE_SLOT = re.compile(r"\[\s*(?P<type>[^\]:]+?)\s*:\s*(?P<value>[^\]]*?)\s*\]")
 # MASSIVE counts these by character (He and Garner's scorer; ja-JP, zh-CN, zh-TW)
@@ -67,23 +68,9 @@ def _row_from_bio(tokens: Sequence[str], bio: Sequence[str], text: str, language
     )
 
 
-def _row_language(file: DataFile, named: object) -> str:
-    """Return the language of a row: as given for the file, else as the row says, else from the file's name."""
-    if file.is_given or not named:
-        return _language(file)
-    code = str(named)
-    return canonical_language(code) or canonical_language(code.split("-", maxsplit=1)[0]) or code
-
-
-def _language(file: DataFile) -> str:
-    if file.language is None:
-        raise DataError(f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE).")
-    return file.language
-
-
 def _conll(file: DataFile) -> Iterator[SlotRow]:
     """XSID: `# key = value` comments, then index, token, intent, tag; rows parted by blank lines."""
-    language = _language(file)
+    language = row_language(file)
     blocks = groupby(file.lines(), key=lambda item: bool(item[1].strip()))
     for filled, lines in blocks:
         if not filled:
@@ -105,7 +92,7 @@ def _conll(file: DataFile) -> Iterator[SlotRow]:
 
 def _tagged_lines(file: DataFile) -> Iterator[SlotRow]:
     """Text, tags and intent, parted by tabs."""
-    language = _language(file)
+    language = row_language(file)
     for number, line in file.lines():
         if not line.strip():
             continue
@@ -124,7 +111,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow]:
         marked = row.get("annot_utt")
         if not isinstance(marked, str):
             raise DataError(f"{file.path}:{number}: a MASSIVE row must have 'annot_utt'.")
-        language = _row_language(file, row.get("locale"))
+        language = row_language(file, row.get("locale"))
         tokens: list[str] = []
         tags: list[str] = []
         slots = []
@@ -156,7 +143,7 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow]:
             raise DataError(
                 f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.'
             ) from error
-        language = _row_language(file, row.get("language"))
+        language = row_language(file, row.get("language"))
         yield SlotRow(text=str(text), slots=slots, language=language)
 
 

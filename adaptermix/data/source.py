@@ -77,7 +77,9 @@ class DataFile:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{self.path}:{number}: every line must be JSON: {error}.") from error
+                raise DataError(
+                    f"{self.path}:{number}: every line must be JSON, found {line.strip()[:60]!r}."
+                ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
             yield number, row

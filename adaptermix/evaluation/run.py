@@ -104,6 +104,7 @@ class Evaluation:
             "metric": self.metric,
             "scores": plain(self.scores),
             "groups": dict(self.groups),
+            "overall": self.overall.document(),
             "roles": {role: sorted(names) for role, names in self.roles.items()},
             "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
         } | ({"against": self.against.document()} if self.against else {})
@@ -225,7 +226,11 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
 
     result = scored(sources, "generate")
     if settings.predictions:
-        lines = [json.dumps({"answer": answer}, ensure_ascii=False) + "\n" for answer in result.answers]
+        entries = (
+            {"language": task.language(row), "expected": task.answer(row), "answer": answer}
+            for row, answer in zip(rows, result.answers, strict=True)
+        )
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
         write_whole(Path(settings.predictions), "".join(lines).encode())
     if others is None:
         return result

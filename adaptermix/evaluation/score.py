@@ -58,7 +58,7 @@ def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0
     tables = [np.array(counts, dtype=np.float64) for counts in languages]
     drawn = np.mean([metric.value(_resample(table, rng)) for table in tables], axis=0)
     value = float(np.mean([metric.value(table.sum(0)) for table in tables]))
-    return _with_interval(value, drawn, n=sum(map(len, tables)))
+    return with_interval(value, drawn, n=sum(map(len, tables)))
 
 
 def paired_difference(
@@ -87,10 +87,11 @@ def paired_difference(
         sums, whole = _resample(both, rng), both.sum(0)
         drawn.append(metric.value(sums[:, width:]) - metric.value(sums[:, :width]))
         values.append(metric.value(whole[width:]) - metric.value(whole[:width]))
-    return _with_interval(float(np.mean(values)), np.mean(drawn, axis=0), n=sum(map(len, first)))
+    return with_interval(float(np.mean(values)), np.mean(drawn, axis=0), n=sum(map(len, first)))
 
 
-def _with_interval(value: float, drawn: NDArray[np.float64], *, n: int) -> Score:
+def with_interval(value: float, drawn: NDArray[np.float64], *, n: int) -> Score:
+    """Return a value with the percentile interval of its resamples."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return Score(value=value, low=float(low), high=float(high), n=n)

@@ -44,7 +44,7 @@ def read_scores(path: Path) -> dict[str, float]:
         scores = {name: float(score["value"]) for name, score in document["scores"].items() if name not in supervised}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} must be what 'adaptermix evaluate --json' prints: {type(error).__name__} {error}."
+            f"{path} must be what 'adaptermix evaluate --json' prints, with the scores of languages, and is not."
         ) from error
     return scores
 

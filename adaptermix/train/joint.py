@@ -138,7 +138,7 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
         layers=None,
         watch=watch,
         on=on,
-        after_step=watched,
+        dev=watched,
     )
 
 

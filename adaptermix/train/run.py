@@ -20,6 +20,7 @@ from ..progress import Watcher
 from ..settings import TrainingSettings
 from .checkpoint import Workplace
 from .lora import count_trainable, extract, inject, state_of
+from .selection import DevWatch
 from .trainer import Loss, Trainer
 
 # settings that do not change the result
@@ -90,7 +91,7 @@ def train(
     watch: Watcher,
     on: AdapterSource | None = None,
     unit: str = "rows",
-    after_step: Callable[[Trainer], None] | None = None,
+    dev: DevWatch | None = None,
 ) -> TrainReport:
     """Inject a LoRA, train it, write it.
 
@@ -105,7 +106,7 @@ def train(
         watch: Receives progress.
         on: Adapter that is trained on top of, attached already.
         unit: What a row is called.
-        after_step: Called after each step.
+        dev: Looks at the dev loss after each step.
     """
     out = Path(settings.out)
     inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"], "on": on and on.digest}
@@ -115,10 +116,12 @@ def train(
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch)
     if checkpoint:
         trainer.restore(checkpoint)
+        if dev:
+            dev.decide(trainer)
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
     elif settings.resume:
         watch.note(f"no interrupted run for {out}; starting from the first step")
-    trainer.run(make_loss(), after_step=after_step, label=kind, unit=unit)
+    trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
     state = state_of(base, extract(trainer.masters, settings), names, layers)
     inputs_of = [manifest.input_entry(on, 1.0)] if on else None

@@ -84,10 +84,14 @@ class DevWatch:
         if trainer.done % self._every:
             return
         trainer.history.append({"step": trainer.done, **self._measure()})
+        self.decide(trainer)
+        if trainer.kept == trainer.done:
+            trainer.keep_best()
+
+    def decide(self, trainer: Trainer) -> None:
+        """Say by the log which step is the best so far, and whether to stop."""
         if self._patience is None:
             return
         best, since = standing(trainer.history, self._key)
-        if since == 0:
-            trainer.keep_best()
-        trainer.kept = next(entry["step"] for entry in trainer.history if entry.get(self._key) == best)
+        trainer.kept = next((entry["step"] for entry in trainer.history if entry.get(self._key) == best), None)
         trainer.stop_early = since >= self._patience

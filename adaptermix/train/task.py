@@ -254,5 +254,5 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
         layers=None,
         watch=watch,
         on=on,
-        after_step=watched,
+        dev=watched,
     )

@@ -165,7 +165,6 @@ class Trainer:
     def keep_best(self) -> None:
         """Remember the factors as they are; `finish` goes back to them."""
         self.best = {name: master.detach().clone() for name, master in self.masters.items()}
-        self.kept = self.done
 
     def finish(self) -> None:
         """Take the factors that were remembered, if any."""

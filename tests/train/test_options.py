@@ -48,6 +48,26 @@ class TestEarlyStopping:
         first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("out", "short"))
         assert first == second
 
+    def test_a_run_that_ends_between_its_last_checkpoint_and_its_output(self, causal: Path, tmp_path: Path) -> None:
+        import adaptermix.train.run as module
+
+        def die(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        whole = self.overfitted(causal, tmp_path, patience=2)
+        report = train_task(whole)
+        broken = whole.model_copy(update={"out": str(tmp_path / "again")})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "write_output", die)
+            with pytest.raises(KeyboardInterrupt):
+                train_task(broken)
+        resumed = train_task(broken.model_copy(update={"resume": True}))
+        assert (resumed.kept, resumed.history[-1]["step"]) == (report.kept, report.history[-1]["step"])
+        manifests = [json.loads((tmp_path / name / "adaptermix.json").read_text()) for name in ("out", "again")]
+        assert manifests[0]["selection"] == manifests[1]["selection"]
+        first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("out", "again"))
+        assert first == second
+
     def test_a_resumed_run_stops_where_an_unbroken_one_does(self, causal: Path, tmp_path: Path) -> None:
         import adaptermix.train.trainer as module
 

@@ -1,0 +1,320 @@
+"""Many systems side by side, each with one run per seed, from the answers that `evaluate --predictions` wrote."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.source import canonical_language
+from ..errors import DataError, PlanError
+from ..files import write_whole
+from ..progress import SILENT, Watcher
+from ..settings import CompareSettings
+from ..tasks import Metric, Task, get_task
+from .score import RESAMPLES, Score, with_interval
+
+Draws = NDArray[np.float64]
+"""Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """Scores of one system.
+
+    Args:
+        name: Its name.
+        runs: The mean over languages of each of its runs.
+        languages: Score per language, the mean over runs.
+        groups: Mean over the languages of each role, the mean over runs: supervised, aligned, transfer, all.
+        above: By how much the groups exceed those of the baseline.
+        gap_closed: `above` as a share of what the ceiling gains over the baseline.
+    """
+
+    name: str
+    runs: Sequence[float]
+    languages: Mapping[str, Score]
+    groups: Mapping[str, Score]
+    above: Mapping[str, Score] = field(default_factory=dict)
+    gap_closed: Mapping[str, Score] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return plain data."""
+
+        def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+            return {name: score.document() for name, score in scores.items()}
+
+        return {
+            "runs": list(self.runs),
+            "scores": plain(self.languages),
+            "groups": plain(self.groups),
+            "above": plain(self.above),
+            "gap_closed": plain(self.gap_closed),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Systems:
+    """Systems side by side.
+
+    Args:
+        task: Name of the task.
+        metric: Name of the headline metric.
+        found: The systems, in the order given.
+        baseline: Name of the one that the others are held against, if any.
+        ceiling: Name of the one whose gain over the baseline is the gap, if any.
+        notes: What to know before reading the figures.
+    """
+
+    task: str
+    metric: str
+    found: Sequence[System]
+    baseline: str | None
+    ceiling: str | None
+    notes: Sequence[str]
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of `adaptermix compare`."""
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "baseline": self.baseline,
+            "ceiling": self.ceiling,
+            "systems": {system.name: system.document() for system in self.found},
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return titles and rows for a person: groups with intervals, gap closed, then every language."""
+        groups, languages = list(self.found[0].groups), list(self.found[0].languages)
+        titles = ["system", "runs", *groups]
+        titles += [f"above {self.baseline}"] if self.baseline else []
+        titles += ["gap closed"] if self.ceiling else []
+        rows = []
+        for system in self.found:
+            cells = [system.name, str(len(system.runs)), *(_shown(system.groups[name]) for name in groups)]
+            if self.baseline:
+                cells.append(_shown(system.above["all"], "+.3f") if system.above else "")
+            if self.ceiling:
+                cells.append(_shown(system.gap_closed["all"], ".2f") if system.gap_closed else "")
+            rows.append([*cells, *(f"{system.languages[name].value:.3f}" for name in languages)])
+        return [*titles, *languages], rows
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        titles, rows = self.table()
+        lines = [titles, ["---"] * len(titles), *rows]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(score: Score, form: str = ".3f") -> str:
+    return f"{score.value:{form}} [{score.low:{form}}, {score.high:{form}}]"
+
+
+def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files of each system from `NAME=FILE` arguments; several files of a name are its runs."""
+    found: dict[str, list[Path]] = {}
+    for argument in arguments:
+        name, equals, pattern = argument.partition("=")
+        if not equals or not name or not pattern:
+            raise PlanError(f"a system must be given as NAME=FILE, such as task=task.jsonl, got {argument!r}.")
+        paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(path) for path in glob.glob(pattern))
+        if not paths:
+            raise DataError(f"system '{name}' needs a file of `evaluate --predictions`, and {pattern!r} matches none.")
+        found.setdefault(name, []).extend(paths)
+    return found
+
+
+def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
+    """Read what `evaluate --predictions` wrote.
+
+    Raises:
+        DataError: the file is of another form, or was made from other rows.
+    """
+    answers = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            entry = json.loads(line)
+            answers.append((str(entry["answer"]), entry.get("language"), entry.get("expected")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {error!r}.") from error
+    if len(answers) != len(rows):
+        raise DataError(f"{path} must answer the {len(rows)} rows of the data, and has {len(answers)} answers.")
+    for number, ((_, language, expected), row) in enumerate(zip(answers, rows, strict=True), start=1):
+        # older files have the answer alone
+        same = language in (None, task.language(row)) and expected in (None, task.answer(row))
+        if not same:
+            raise DataError(
+                f"{path}:{number} must answer row {number} of the data, and answers another one. Give the same --data "
+                "and --rows as to `evaluate`."
+            )
+    return [answer for answer, _, _ in answers]
+
+
+class Resampler:
+    """Draws rows within each language, and runs, the same for every system, so that all differences are paired.
+
+    Args:
+        metric: The headline metric.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, metric: Metric, seed: int) -> None:
+        self._metric, self._seed = metric, seed
+
+    def language(self, runs: Sequence[Sequence[Sequence[float]]], number: int) -> NDArray[np.float64]:
+        """Return values [runs 1 + resamples] of one language, the first of all rows."""
+        tables = np.array(runs, dtype=np.float64)
+        rows = tables.shape[1]
+        rng = np.random.default_rng((self._seed, number))
+        drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+        weights = np.vstack([np.ones((1, rows)), drawn])
+        return self._metric.value(np.stack([weights @ table for table in tables]))
+
+    def over_runs(self, values: NDArray[np.float64]) -> Draws:
+        """Return the mean over runs, which are resampled too.
+
+        Shapes: values [... runs 1 + resamples]; returns [... 1 + resamples].
+        """
+        runs = values.shape[-2]
+        rng = np.random.default_rng((self._seed, 0, runs))
+        drawn = rng.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES) / runs
+        weights = np.vstack([np.full((1, runs), 1 / runs), drawn])
+        mean: Draws = np.einsum("...rb,br->...b", values, weights)
+        return mean
+
+
+def _score(draws: Draws, n: int) -> Score:
+    return with_interval(float(draws[0]), draws[1:], n=n)
+
+
+def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, list[int]]:
+    """Return the places of the languages of each role."""
+    named: dict[str, set[str]] = {}
+    for role, codes in (("supervised", settings.supervised), ("aligned", settings.aligned)):
+        named[role] = {canonical_language(code) or code for code in codes}
+        if unknown := sorted(named[role] - set(languages)):
+            raise PlanError(f"--{role} must be languages of the data ({', '.join(languages)}), got {unknown[0]!r}.")
+    supervised, aligned = named["supervised"], named["aligned"] - named["supervised"]
+    roles = {
+        "supervised": supervised,
+        "aligned": aligned,
+        "transfer": set(languages) - supervised - aligned if supervised | aligned else set(),
+        "all": set(languages),
+    }
+    return {role: [i for i, name in enumerate(languages) if name in held] for role, held in roles.items() if held}
+
+
+def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> None:
+    for option, name in (("baseline", settings.baseline), ("ceiling", settings.ceiling)):
+        if name is not None and name not in files:
+            raise PlanError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
+
+
+def _counts(
+    metric: Metric, task: Task, rows: Sequence[Any], answers: Sequence[str]
+) -> dict[str, list[Sequence[float]]]:
+    found: dict[str, list[Sequence[float]]] = {}
+    for row, answer in zip(rows, answers, strict=True):
+        counted = metric.count(row, answer)
+        if counted is not None:
+            found.setdefault(task.language(row), []).append(counted)
+    return found
+
+
+def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Systems:
+    """Score systems on the same rows, each the mean of its runs, and hold them against one of them.
+
+    Intervals are 95 % percentile bootstraps over rows within languages and over runs, drawn alike for all systems.
+    Gap closed is (system - baseline) / (ceiling - baseline), of means over languages.
+
+    Raises:
+        AdapterMixError: a file is missing or was made from other rows, or a name is unknown.
+    """
+    files = _files(settings.systems)
+    _check(settings, files)
+    task = get_task(settings.task)
+    rows, _ = task.read(settings.data, rows=settings.rows)
+    metric = task.metrics(rows)[0]
+    resampler = Resampler(metric, settings.seed)
+    values: dict[str, NDArray[np.float64]] = {}
+    sizes: dict[str, int] = {}
+    with watch.track("compare", sum(map(len, files.values()))) as advance:
+        for name, paths in files.items():
+            runs = []
+            for path in paths:
+                runs.append(_counts(metric, task, rows, read_answers(path, task, rows)))
+                advance(1, "")
+            sizes = {language: len(counts) for language, counts in runs[0].items()}
+            values[name] = np.stack(
+                [resampler.language([run[key] for run in runs], place) for place, key in enumerate(sizes)]
+            )
+    members = _members(list(sizes), settings)
+    # [groups runs 1 + resamples]: the mean over a role's languages
+    grouped = {name: np.stack([found[m].mean(0) for m in members.values()]) for name, found in values.items()}
+    means = {name: resampler.over_runs(found) for name, found in grouped.items()}
+    count = [sum(list(sizes.values())[i] for i in places) for places in members.values()]
+
+    def scores(draws: NDArray[np.float64]) -> dict[str, Score]:
+        return {role: _score(draws[place], count[place]) for place, role in enumerate(members)}
+
+    base = means.get(settings.baseline or "")
+    top = means.get(settings.ceiling or "")
+    found = []
+    for name, group in grouped.items():
+        languages = resampler.over_runs(values[name])
+        against = base is not None and name != settings.baseline
+        found.append(
+            System(
+                name=name,
+                runs=[float(run) for run in group[-1, :, 0]],
+                languages={key: _score(languages[i], n) for i, (key, n) in enumerate(sizes.items())},
+                groups=scores(means[name]),
+                above=scores(means[name] - base) if against and base is not None else {},
+                gap_closed=_shares(means[name], base, top, scores) if against else {},
+            )
+        )
+    result = Systems(
+        task=task.name,
+        metric=metric.name,
+        found=found,
+        baseline=settings.baseline,
+        ceiling=settings.ceiling,
+        notes=_notes(found, settings),
+    )
+    if settings.markdown:
+        write_whole(Path(settings.markdown), result.markdown().encode())
+    return result
+
+
+def _shares(
+    system: NDArray[np.float64],
+    base: NDArray[np.float64] | None,
+    top: NDArray[np.float64] | None,
+    scores: Callable[[NDArray[np.float64]], dict[str, Score]],
+) -> dict[str, Score]:
+    if base is None or top is None:
+        return {}
+    gap = top - base
+    return scores(np.divide(system - base, gap, out=np.zeros_like(gap), where=gap != 0))
+
+
+def _notes(found: Sequence[System], settings: CompareSettings) -> list[str]:
+    notes = []
+    counts = sorted({len(system.runs) for system in found})
+    if len(counts) > 1:
+        notes.append(f"systems have {counts[0]} to {counts[-1]} runs each, so their differences are not paired by run")
+    ceiling = next((system for system in found if system.name == settings.ceiling), None)
+    if ceiling and ceiling.above and ceiling.above["all"].low <= 0:
+        gain = _shown(ceiling.above["all"], "+.3f")
+        notes.append(
+            f"'{ceiling.name}' does not clearly exceed '{settings.baseline}' ({gain}), so shares of that gap say little"
+        )
+    return notes

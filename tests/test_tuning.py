@@ -1,0 +1,145 @@
+"""Settings of a recipe as parameters of a search."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptermix.cli import main
+from adaptermix.errors import ConfigError, ModelError
+from adaptermix.recipes import Step
+from adaptermix.tuning import candidates, plan, tune
+from tests.train.data import write_pairs, write_slots
+
+RECIPE = """
+version: 1
+variables: {out: unset, base: none, data: none, steps: 3}
+steps:
+  - train-task: {base: "${base}", task: slots, train: ["${data}/train.en.jsonl"], out: "${out}/task", steps: "${steps}"}
+  - train-align: {base: "${base}", pairs: ["${data}/*-en.tsv"], out: "${out}/align", steps: "${steps}"}
+  - search: {adapters: ["${out}/task", "${out}/align"], base: "${base}", task: slots, dev: ["${data}/train.en.jsonl"],
+             grid: [0.5, 0.9], max_new_tokens: 2, out: "${out}/merged"}
+"""
+VARY = {"train-align.temperature": [0.1, 0.5, 0.2], "train-align.layer": [1, 2]}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    write_pairs(tmp_path)
+    write_slots(tmp_path)
+    return path
+
+
+class Pretended:
+    """Steps that leave their settings behind; the search prefers temperature 0.2 and layer 2."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.ran: list[str] = []
+        self._fails_at = fails_at
+
+    def __call__(self, step: Step) -> dict[str, Any]:
+        if len(self.ran) + 1 == self._fails_at:
+            raise ModelError("as asked")
+        self.ran.append(step.command)
+        out = Path(step.settings.out)  # type: ignore[attr-defined]
+        out.mkdir(parents=True)
+        (out / "settings.json").write_text(step.settings.model_dump_json())
+        if step.command != "search":
+            return {"out": str(out)}
+        align = json.loads((Path(step.settings.adapters[1]) / "settings.json").read_text())  # type: ignore[attr-defined]
+        value = 1 - abs(align["temperature"] - 0.2) + (align["layer"] == 2) / 5
+        return {"best": {"weights": [0.9, 0.1], "value": value, "low": value - 0.1, "high": value + 0.1}}
+
+
+def test_all_combinations_run_and_shared_steps_run_once(recipe: Path, tmp_path: Path) -> None:
+    run = Pretended()
+    found = tune(recipe, VARY, out=tmp_path / "out", overrides={"data": str(tmp_path)}, run=run)
+    assert found.best.settings == {"train-align.temperature": 0.2, "train-align.layer": 2}
+    assert [candidate.ran for candidate in found.candidates] == [3, 2, 2, 2, 2, 2]
+    assert run.ran.count("train-task") == 1
+    for candidate in found.candidates:
+        seen = json.loads((candidate.folder / "align" / "settings.json").read_text())
+        assert seen["temperature"] == candidate.settings["train-align.temperature"]
+        assert (candidate.folder / "task" / "settings.json").exists()
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found.document()
+
+
+@pytest.mark.parametrize("fails_at", range(1, 14))
+def test_it_goes_on_where_it_stopped(fails_at: int, recipe: Path, tmp_path: Path) -> None:
+    first, second = Pretended(fails_at), Pretended()
+    settings: dict[str, Any] = {"out": tmp_path / "out", "overrides": {"data": str(tmp_path)}}
+    with pytest.raises(ModelError):
+        tune(recipe, VARY, run=first, **settings)
+    found = tune(recipe, VARY, run=second, **settings)
+    assert len(first.ran) + len(second.ran) == 13
+    assert found.best.value == pytest.approx(1.2)
+    third = Pretended()
+    assert tune(recipe, VARY, run=third, **settings).best.settings == found.best.settings
+    assert third.ran == []
+
+
+def test_what_changed_runs_again_and_the_rest_does_not(recipe: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"vary": {"train-align.temperature": [0.1, 0.2]}, "out": tmp_path / "out"}
+    shared = {"data": str(tmp_path)}
+    tune(recipe, run=Pretended(), overrides=shared, **settings)
+    again = Pretended()
+    tune(recipe, run=again, overrides=shared | {"train-align.rank": 4}, **settings)
+    assert again.ran == ["train-align", "search"] * 2
+    seen = json.loads((tmp_path / "out" / "trials" / "2" / "align" / "settings.json").read_text())
+    assert (seen["rank"], seen["temperature"]) == (4, 0.2)
+    (tmp_path / "de-en.tsv").write_text("eins\tone\nzwei\ttwo\ndrei\tthree\n")
+    third = Pretended()
+    tune(recipe, run=third, overrides=shared | {"train-align.rank": 4}, **settings)
+    assert third.ran == ["train-align", "search"] * 2
+
+
+def test_what_cannot_be_searched_is_refused_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'temprature'"):
+        plan(recipe, {"train-align.temprature": [1]}, tmp_path / "out")
+    with pytest.raises(ConfigError, match="Give --out instead"):
+        plan(recipe, VARY, tmp_path / "out", {"out": "elsewhere"})
+    with pytest.raises(ConfigError, match=r"every output must lie in \$\{out\}"):
+        plan(recipe, VARY, tmp_path / "out", {"train-task.out": "elsewhere"})
+    recipe.write_text(RECIPE.rpartition("  - search")[0])
+    with pytest.raises(ConfigError, match="the last step must be search or evaluate"):
+        plan(recipe, VARY, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_candidates_are_all_combinations() -> None:
+    assert len(candidates(VARY)) == 6
+    assert candidates({}) == [{}]
+
+
+def test_the_command_line_runs_a_tiny_model(
+    recipe: Path, causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"data={tmp_path}", f"base={causal}", "steps=2", "train-align.batch_size=3", "train-task.batch_size=3"]
+    vary = ["--vary", "train-align.temperature=0.1,0.5", "train-align.layer=1", "--out", str(tmp_path / "out")]
+
+    def call(*more: str) -> tuple[object, dict[str, Any]]:
+        with pytest.raises(SystemExit) as ended:
+            main(["search", str(recipe), *given, *vary, "--json", *more])
+        return ended.value.code, json.loads(capsys.readouterr().out)
+
+    assert len(call("--dry-run")[1]["trials"]) == 2
+    assert not (tmp_path / "out").exists()
+    code, document = call()
+    assert code in (0, None)
+    assert [trial["ran"] for trial in document["trials"]] == [3, 2]
+    best = Path(document["best"]["folder"])
+    assert (best / "merged" / "adapter_model.safetensors").exists()
+    assert [trial["ran"] for trial in call()[1]["trials"]] == [0, 0]
+
+
+def test_a_wrong_use_is_told(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, says in ([], "Missing option '--vary'"), (["--vary", "x"], "KEY=VALUE[,VALUE...] is needed"):
+        with pytest.raises(SystemExit) as ended:
+            main(["search", str(recipe), "--out", str(tmp_path / "out"), *arguments])
+        assert ended.value.code == 2
+        assert says in capsys.readouterr().err
