@@ -11,6 +11,7 @@ from importlib import import_module
 import click
 
 from ..errors import did_you_mean
+from ..launcher import process_count
 from .console import fail
 
 # name, module, what it does; the text stands here so that --help imports no command
@@ -50,6 +51,8 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"No such command '{args[0]}'.{did_you_mean(args[0], COMMANDS)}", ctx)
+        if process_count() > 1 and args and not args[0].startswith(("train-", "run", "-")):
+            raise click.UsageError(f"Several processes can train; start '{args[0]}' without a launcher.", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

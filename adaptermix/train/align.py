@@ -16,6 +16,7 @@ from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .objectives import contrastive_loss
+from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import Sampler
 from .trainer import BatchLoss, count_steps
@@ -123,6 +124,7 @@ class AlignLoss:
         pairs: The pairs.
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
+        processes: Those that share each batch.
     """
 
     def __init__(
@@ -132,8 +134,9 @@ class AlignLoss:
         settings: AlignSettings | JointSettings,
         *,
         layer: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self._settings, self._model = settings, base.model
+        self._settings, self._model, self._processes = settings, base.model, processes
         self._states = MiddleStates(base, layer, exclude_bos=settings.exclude_bos, pooling=settings.pooling)
         self._targets = [pair.target for pair in pairs]
         cut = {"truncation": True, "max_length": settings.max_length}
@@ -161,26 +164,45 @@ class AlignLoss:
         """Loss of pairs by their numbers."""
         return PairsLoss(self._of_rows, [len(ids) for ids in self._source_ids])
 
-    def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these pairs."""
-        source, target = self._vectors(rows)
+    def _of_rows(self, rows: Sequence[int], processes: Processes = ALONE) -> BatchLoss:
+        """Return the loss of these pairs; of several processes, this one's part."""
+        own = processes.share(rows)
+        source, target = self._vectors(own)
+        loss = self._contrast(source, target, rows, processes)
+        return BatchLoss(loss, sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own))
+
+    def _contrast(self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes) -> Tensor:
+        """Return the contrastive loss of the vectors of this process's share."""
+        shares = processes.shares(rows)
+        gathered = self._settings.gather_negatives and processes.gathers(rows)
+        if gathered:
+            source, target = (processes.gather(side, rows) for side in (source, target))
+        order = [row for share in shares for row in share] if gathered else shares[processes.rank]
         loss = contrastive_loss(
             source,
             target,
             temperature=self._settings.temperature,
             symmetric=self._settings.symmetric,
-            same=self._same(rows).to(source.device) if self._settings.mask_duplicates else None,
+            same=self._same(order).to(source.device) if self._settings.mask_duplicates else None,
         )
-        return BatchLoss(loss, sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in rows))
+        return processes.common(loss) if gathered else processes.weigh(loss, len(order))
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the loss of batch `number` and its count of tokens."""
+        """Return the loss of batch `number` and its count of tokens; of several processes, this one's part."""
         # a row drawn twice would be its own negative
-        return self._of_rows(list(dict.fromkeys(self._sampler.batch(number))))
+        return self._of_rows(list(dict.fromkeys(self._sampler.batch(number))), self._processes)
 
     def _same(self, rows: Sequence[int]) -> Tensor:
         texts = [self._targets[row] for row in rows]
         return torch.tensor([[one == other for other in texts] for one in texts])
+
+
+def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
+    """Return how many negatives a pair has, for a person."""
+    if settings.gather_negatives:
+        return f"{settings.batch_size - 1} negatives per pair, of all processes"
+    sizes = sorted({len(share) - 1 for share in processes.shares(range(settings.batch_size))})
+    return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
 
 
 def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport:
@@ -192,13 +214,19 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
     """
+    return in_processes(_train_align, settings, watch)
+
+
+def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     steps = count_steps(len(pairs), settings)
     report = describe([("-".join(pair.languages), f"{pair.source}\n{pair.target}") for pair in pairs])
     if settings.dry_run:
         return dry_report(settings, steps, rows=report)
-    base = load_base(settings.base, **settings.place())
+    if processes.count > 1:
+        watch.note(negatives(settings, processes))
+    base = load_base(settings.base, **processes.place(settings))
     total = base.layers
     layer = block_index(settings.layer, total)
     on = attach_on(base, settings)
@@ -207,7 +235,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     return train(
         base,
         settings,
-        lambda: AlignLoss(base, pairs, settings),
+        lambda: AlignLoss(base, pairs, settings, processes=processes),
         steps=steps,
         kind="train-align",
         entries={
@@ -220,4 +248,5 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
         watch=watch,
         on=on,
         unit="pairs",
+        processes=processes,
     )
