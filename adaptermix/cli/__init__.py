@@ -11,7 +11,7 @@ from importlib import import_module
 import click
 
 from ..errors import did_you_mean
-from ..launcher import process_count
+from ..launcher import is_main_process, process_count
 from .console import fail
 
 # name, module, what it does; the text stands here so that --help imports no command
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Waiting threads sleep instead of spinning: as fast on a free machine, up to 3 times faster on a busy one.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    if "--quiet" in arguments or not sys.stderr.isatty():
+    if "--quiet" in arguments or not sys.stderr.isatty() or not is_main_process():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:

@@ -9,6 +9,7 @@ is imported, and no number changes.
 from __future__ import annotations
 
 import atexit
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -197,6 +198,8 @@ def _fault(settings: TrainingSettings) -> str | None:
                 f"the launcher must leave the model whole, and asks for {engine}: every process holds the base model, "
                 "and only the adapter is trained. Launch without it; --quantize nf4 makes the base small."
             )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO":
+        return "the launcher asks for torch.compile; launch without it, and give --compile instead."
     if precision() not in ("no", "bf16"):
         return (
             f"mixed precision must be no or bf16, and the launcher asks for {precision()}, whose gradients would need "
