@@ -33,9 +33,10 @@ def compiled(model: Any, *, wanted: bool) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        inner = getattr(error, "inner_exception", error)
+        reason = (str(inner).strip() or type(inner).__name__).splitlines()[0].rstrip(".")
         raise ModelError(
-            f"--compile needs blocks that torch.compile takes and a working compiler, and fails: {reason} "
+            f"--compile needs blocks that torch.compile takes and a working compiler, and fails: {reason}. "
             "Train without --compile."
         ) from error
     finally:

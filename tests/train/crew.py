@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 _START = multiprocessing.get_context("forkserver")
 _PRELOAD = ("torch", "transformers.models.llama", "peft", "accelerate", "adaptermix.cli.train_command", __name__)
@@ -30,11 +31,11 @@ def fail_at(step: int) -> None:
 
 
 def eager() -> None:
-    """Compile without a compiler, which takes long."""
+    """Compile with the compiler's front end alone; its back end takes long, and is not ours."""
     import torch
 
     real = torch.compile
-    torch.compile = lambda function, **options: real(function, **(options | {"backend": "aot_eager"}))
+    torch.compile = lambda function, **options: real(function, **(options | {"backend": "eager"}))
 
 
 DEEDS: dict[str, Callable[[], None]] = {"fail at 3": lambda: fail_at(3), "eager": eager}
@@ -71,13 +72,12 @@ class Crew:
         self, arguments: Sequence[str], *, count: int = 2, deeds: Mapping[int, str] | None = None, **more: str
     ) -> list[ForkServerProcess]:
         self.log.write_text("")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        # launchers keep the store themselves, so that it outlives every process
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         processes = []
         for rank in range(count):
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "TQDM_DISABLE": 1}
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
             environment = {name: str(value) for name, value in (names | place).items()} if count > 1 else {}
             process = _START.Process(
                 target=child, args=(arguments, environment | more, self.log, (deeds or {}).get(rank, ""))
