@@ -47,3 +47,16 @@ class ConfigError(AdapterMixError):
 
 class PublishError(AdapterMixError):
     """Publishing failed."""
+
+
+class ToldElsewhere(AdapterMixError):  # noqa: N818  (it is not the fault itself)
+    """The work failed in several processes, and another one says why.
+
+    Args:
+        message: What went wrong here.
+        interrupted: A signal ended the work.
+    """
+
+    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+        super().__init__(message)
+        self.interrupted = interrupted

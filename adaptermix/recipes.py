@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from .errors import ConfigError, did_you_mean
+from .launcher import process_count
 from .settings import (
     AlignSettings,
     CompareSettings,
@@ -185,6 +186,11 @@ def run_recipe(
         AdapterMixError: a step failed; those before it are done.
     """
     steps = load_recipe(Path(path), overrides)
+    others = sorted({step.command for step in steps if not step.command.startswith("train-")})
+    if process_count() > 1 and others:
+        raise ConfigError(
+            f"several processes can train, and {path} has {', '.join(others)}: run it without a launcher."
+        )
     return [{"command": step.command, **(run or run_step)(step)} for step in steps]
 
 

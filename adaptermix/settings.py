@@ -97,6 +97,9 @@ class TrainingSettings(Placed, Written):
     gradient_checkpointing: bool = Field(
         False, description="compute activations twice instead of keeping them: less memory, a third more time"
     )
+    compile: bool = Field(
+        False, description="compile the blocks (torch.compile): a slow first step, then faster; the last digits differ"
+    )
     checkpoint_every: Positive = Field(25, description="optimizer steps between checkpoints")
 
     _sound_training = model_validator(mode="after")(checks.sound_training)
@@ -116,6 +119,11 @@ class AlignOptions(Settings):
     pooling: Literal["mean", "bos"] = Field("mean", description="sentence vector: mean over tokens, or the first token")
     mask_duplicates: bool = Field(False, description="do not count equal target sentences as negatives")
     exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
+    gather_negatives: bool = Field(
+        True,
+        description="where several processes share a batch: contrast a pair with those of all of them, as one process "
+        "would; else with its own process's share",
+    )
     balance: Literal["languages", "rows"] = Field(
         "languages", description="draw every language pair equally often, or every row"
     )

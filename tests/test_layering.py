@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "adaptermix"
 
 # From the bottom up: a module may import those of its own layer and of layers before it.
 LAYERS = [
-    ["errors"],
+    ["errors", "launcher"],
     ["files", "checks", "settings", "progress", "algebra", "pooling", "checkpoints", "quantization"],
     ["methods", "adapters"],
     ["testing"],
@@ -26,7 +26,7 @@ LAYERS = [
     ["cli", "__main__"],
 ]
 
-HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optuna", "mergekit"}
+HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optuna", "mergekit", "accelerate"}
 HEAVY_HOMES = (
     "models",
     "quantization",

@@ -11,6 +11,7 @@ from importlib import import_module
 import click
 
 from ..errors import did_you_mean
+from ..launcher import is_main_process, process_count
 from .console import fail
 
 # name, module, what it does; the text stands here so that --help imports no command
@@ -51,6 +52,8 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"No such command '{args[0]}'.{did_you_mean(args[0], COMMANDS)}", ctx)
+        if process_count() > 1 and args and not args[0].startswith(("train-", "run", "-")):
+            raise click.UsageError(f"Several processes can train; start '{args[0]}' without a launcher.", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -86,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Waiting threads sleep instead of spinning: as fast on a free machine, up to 3 times faster on a busy one.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    if "--quiet" in arguments or not sys.stderr.isatty():
+    if "--quiet" in arguments or not sys.stderr.isatty() or not is_main_process():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:

@@ -12,14 +12,15 @@ from typing import Any
 
 import click
 
-from ..errors import AdapterMixError
+from ..errors import AdapterMixError, ConfigError, ToldElsewhere
+from ..launcher import is_main_process
 
 _LINE_EVERY = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Console:
-    """Where a command's output goes.
+    """Where a command's output goes; of several processes the main one alone speaks.
 
     Args:
         as_json: One JSON document on stdout.
@@ -34,13 +35,13 @@ class Console:
         """Return the watcher for long work."""
         from ..progress import SILENT
 
-        if self.quiet:
+        if self.quiet or not is_main_process():
             return SILENT
         return Bars() if sys.stderr.isatty() else Lines()
 
     def say(self, text: str) -> None:
         """Show text to a person."""
-        if not self.quiet:
+        if not self.quiet and is_main_process():
             click.echo(text, err=True)
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -55,7 +56,7 @@ class Console:
 
     def document(self, document: dict[str, Any]) -> None:
         """Print the JSON document, if asked for."""
-        if self.as_json:
+        if self.as_json and is_main_process():
             click.echo(json.dumps(document, ensure_ascii=False))
 
 
@@ -163,6 +164,10 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     if found is None:
         raise error
     code, kind, message = found
+    if isinstance(error, ToldElsewhere):
+        return 130 if error.interrupted else code
+    if not is_main_process() and isinstance(error, click.ClickException | ConfigError):  # every process finds it
+        return code
     if as_json:
         click.echo(json.dumps({"error": {"kind": kind, "message": message}}, ensure_ascii=False))
     elif isinstance(error, click.exceptions.NoArgsIsHelpError):

@@ -112,6 +112,9 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         default = " ".join(field.default) if isinstance(field.default, list) else field.default
         help_text += f"  [default: {default}]"
     kind = _kind(field.annotation)
+    if field.default is True:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+        help_text = help_text.replace("[default: True]", "[default: yes]")
     if name in _METAVARS and kind.get("multiple"):
         kind["metavar"] = _METAVARS[name]
     return click.Option([flag, name], required=field.is_required(), default=None, help=help_text, **kind)

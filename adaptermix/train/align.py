@@ -18,6 +18,7 @@ from ..settings import AlignSettings, JointSettings
 from .lora import check_reach
 from .modes import evaluating, loras_off
 from .objectives import contrastive_loss, keeper_loss
+from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import Sampler
 from .trainer import BatchLoss, count_steps
@@ -145,6 +146,7 @@ class AlignLoss:
         pairs: The pairs.
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
+        processes: Those that share each batch.
     """
 
     def __init__(
@@ -154,8 +156,9 @@ class AlignLoss:
         settings: AlignSettings | JointSettings,
         *,
         layer: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self._settings, self._model = settings, base.model
+        self._settings, self._model, self._processes = settings, base.model, processes
         self._states = MiddleStates(base, layer, exclude_bos=settings.exclude_bos, pooling=settings.pooling)
         self._targets = [pair.target for pair in pairs]
         cut = {"truncation": True, "max_length": settings.max_length}
@@ -170,8 +173,8 @@ class AlignLoss:
         with torch.no_grad(), evaluating(self._model), loras_off(self._model):
             return self._states.read(encoded, range(len(encoded) if self._settings.keeper else 0))
 
-    def _sides(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the vectors of both sides, and the keeper's loss if there is a keeper."""
+    def _sides(self, rows: Sequence[int], processes: Processes) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the vectors of both sides, and this process's part of the keeper's loss if there is a keeper."""
         source, target = ([side[row] for row in rows] for side in (self._source_ids, self._target_ids))
         count, keeper, fixed = len(rows), self._settings.keeper > 0, self._settings.anchor == "base"
         of_base = self._of_base(target) if keeper or fixed else None
@@ -181,37 +184,60 @@ class AlignLoss:
         theirs = of_base[0] if fixed and of_base else both[count:]
         if self._settings.stop_gradient:
             theirs = theirs.detach()
-        return both[:count], theirs, keeper_loss(tokens, of_base[1]) if of_base else None
+        if not (keeper and of_base):
+            return both[:count], theirs, None
+        # a share of squared lengths, so these are what the parts of processes weigh
+        lengths = float(of_base[1].float().square().sum())
+        return both[:count], theirs, processes.weigh(keeper_loss(tokens, of_base[1]), lengths)
 
     @property
     def of_rows(self) -> PairsLoss:
         """Loss of pairs by their numbers."""
         return PairsLoss(self._of_rows, [len(ids) for ids in self._source_ids])
 
-    def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these pairs."""
-        source, target, kept = self._sides(rows)
-        loss = contrastive_loss(
-            source,
-            target,
-            temperature=self._settings.temperature,
-            symmetric=self._settings.symmetric,
-            same=self._same(rows).to(source.device) if self._settings.mask_duplicates else None,
-        )
-        tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in rows)
+    def _of_rows(self, rows: Sequence[int], processes: Processes = ALONE) -> BatchLoss:
+        """Return the loss of these pairs; of several processes, this one's part."""
+        own = processes.share(rows)
+        source, target, kept = self._sides(own, processes)
+        loss = self._contrast(source, target, rows, processes)
+        tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own)
         if kept is None:
             return BatchLoss(loss, tokens)
         parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
         return BatchLoss(loss + self._settings.keeper * kept, tokens, parts)
 
+    def _contrast(self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes) -> Tensor:
+        """Return the contrastive loss of the vectors of this process's share."""
+        shares = processes.shares(rows)
+        gathered = self._settings.gather_negatives and processes.gathers(rows)
+        if gathered:
+            source, target = (processes.gather(side, rows) for side in (source, target))
+        order = [row for share in shares for row in share] if gathered else shares[processes.rank]
+        loss = contrastive_loss(
+            source,
+            target,
+            temperature=self._settings.temperature,
+            symmetric=self._settings.symmetric,
+            same=self._same(order).to(source.device) if self._settings.mask_duplicates else None,
+        )
+        return processes.common(loss) if gathered else processes.weigh(loss, len(order))
+
     def __call__(self, number: int) -> BatchLoss:
-        """Return the loss of batch `number` and its count of tokens."""
+        """Return the loss of batch `number` and its count of tokens; of several processes, this one's part."""
         # a row drawn twice would be its own negative
-        return self._of_rows(list(dict.fromkeys(self._sampler.batch(number))))
+        return self._of_rows(list(dict.fromkeys(self._sampler.batch(number))), self._processes)
 
     def _same(self, rows: Sequence[int]) -> Tensor:
         texts = [self._targets[row] for row in rows]
         return torch.tensor([[one == other for other in texts] for one in texts])
+
+
+def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
+    """Return how many negatives a pair has, for a person."""
+    if settings.gather_negatives:
+        return f"{settings.batch_size - 1} negatives per pair, of all processes"
+    sizes = sorted({len(share) - 1 for share in processes.shares(range(settings.batch_size))})
+    return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
 
 
 def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport:
@@ -223,13 +249,19 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
     """
+    return in_processes(_train_align, settings, watch)
+
+
+def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     steps = count_steps(len(pairs), settings)
     report = describe([("-".join(pair.languages), f"{pair.source}\n{pair.target}") for pair in pairs])
     if settings.dry_run:
         return dry_report(settings, steps, rows=report)
-    base = load_base(settings.base, **settings.place())
+    if processes.count > 1:
+        watch.note(negatives(settings, processes))
+    base = load_base(settings.base, **processes.place(settings))
     total = base.layers
     layer = block_index(settings.layer, total)
     check_reach(settings, layer, whole=False)
@@ -239,7 +271,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     return train(
         base,
         settings,
-        lambda: AlignLoss(base, pairs, settings),
+        lambda: AlignLoss(base, pairs, settings, processes=processes),
         steps=steps,
         kind="train-align",
         entries={
@@ -252,4 +284,5 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
         watch=watch,
         on=on,
         unit="pairs",
+        processes=processes,
     )

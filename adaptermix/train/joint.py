@@ -8,8 +8,9 @@ from ..data import Pair, read_pairs
 from ..models import block_index
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
-from .align import AlignLoss
+from .align import AlignLoss, negatives
 from .lora import check_reach
+from .parallel import Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .selection import DevLosses, DevWatch, RowsLoss
 from .task import TaskData, TaskLoss
@@ -95,6 +96,10 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
     """
+    return in_processes(_train_joint, settings, watch)
+
+
+def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     data = TaskData.read(settings)
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
@@ -104,7 +109,9 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
         return dry_report(settings, steps, rows=data.report)
     if warning := data.report.warning():
         watch.note(warning)
-    base = data.load(settings)
+    if processes.count > 1:
+        watch.note(negatives(settings, processes))
+    base = data.load(settings, processes)
     rows = data.objective(base, data.train, settings.max_length)
     on = attach_on(base, settings)
     total = base.layers
@@ -113,8 +120,8 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
     base.model.train()
 
     def losses() -> JointLoss:
-        align = AlignLoss(base, pairs, settings, layer=layer)
-        return JointLoss({"task": TaskLoss(rows, settings), "align": align}, settings)
+        align = AlignLoss(base, pairs, settings, layer=layer, processes=processes)
+        return JointLoss({"task": TaskLoss(rows, settings, processes), "align": align}, settings)
 
     watched = None
     if data.dev:
@@ -122,7 +129,9 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
         if dev_pairs:
             sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer).of_rows
         key = f"dev_{settings.select}_loss"
-        watched = DevWatch(WithSum(DevLosses(base, sides, settings)), settings, rows=len(data.train), key=key)
+        watched = DevWatch(
+            WithSum(DevLosses(base, sides, settings, processes)), settings, rows=len(data.train), key=key
+        )
     return train(
         base,
         settings,
@@ -139,6 +148,7 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
         watch=watch,
         on=on,
         dev=watched,
+        processes=processes,
     )
 
 

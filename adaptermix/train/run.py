@@ -19,7 +19,9 @@ from ..output import write_output
 from ..progress import Watcher
 from ..settings import TrainingSettings
 from .checkpoint import Workplace
+from .compiling import compiled
 from .lora import count_trainable, extract, inject, state_of
+from .parallel import ALONE, Processes
 from .selection import DevWatch
 from .trainer import Loss, Trainer
 
@@ -92,6 +94,7 @@ def train(
     on: AdapterSource | None = None,
     unit: str = "rows",
     dev: DevWatch | None = None,
+    processes: Processes = ALONE,
 ) -> TrainReport:
     """Inject a LoRA, train it, write it.
 
@@ -107,13 +110,14 @@ def train(
         on: Adapter that is trained on top of, attached already.
         unit: What a row is called.
         dev: Looks at the dev loss after each step.
+        processes: Those that share the run; the main one writes.
     """
     out = Path(settings.out)
     inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"], "on": on and on.digest}
-    workplace = Workplace(out, plain(settings) | inputs)
+    workplace = Workplace(out, plain(settings) | inputs | processes.entry())
     names = inject(base.model, settings, seed=settings.seed, head=base.head)
-    checkpoint = workplace.open(resume=settings.resume, overwrite=settings.overwrite)
-    trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch)
+    checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
+    trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch, processes=processes)
     if checkpoint:
         trainer.restore(checkpoint)
         if dev:
@@ -121,17 +125,19 @@ def train(
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
     elif settings.resume:
         watch.note(f"no interrupted run for {out}; starting from the first step")
-    trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
+    with compiled(base.model, wanted=settings.compile):
+        trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
     state = state_of(base, extract(trainer.masters, settings), names, layers)
     inputs_of = [manifest.input_entry(on, 1.0)] if on else None
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
-    document = manifest.manifest(
-        kind, plan=plain(settings), base=base.entry(), inputs=inputs_of, selection=selection, **entries
-    )
+    more = {"inputs": inputs_of, "selection": selection, "engine": processes.entry() or None}
+    document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **more, **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
-    write_output(out, state, document, overwrite=settings.overwrite, extra={"history.jsonl": history})
-    workplace.clear()
+    if processes.main:
+        write_output(out, state, document, overwrite=settings.overwrite, extra={"history.jsonl": history})
+        workplace.clear()
+    processes.wait()
     return TrainReport(
         out=out, steps=steps, parameters=count_trainable(base.model), history=trainer.history, kept=trainer.kept
     )

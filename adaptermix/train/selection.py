@@ -11,6 +11,7 @@ import torch
 from ..models import BaseModel
 from ..settings import JointSettings, TaskSettings
 from .modes import evaluating
+from .parallel import ALONE, Processes
 from .trainer import BatchLoss, Trainer
 
 
@@ -26,25 +27,34 @@ class RowsLoss(Protocol):
 
 
 class DevLosses:
-    """Mean losses over dev rows, without dropout.
+    """Mean losses over dev rows, without dropout; of several processes each runs some of the batches.
 
     Args:
         base: The base model with its LoRA in.
         sides: Losses by the name under which they are logged.
         settings: The run's settings.
+        processes: Those that share the run.
     """
 
-    def __init__(self, base: BaseModel, sides: Mapping[str, RowsLoss], settings: TaskSettings | JointSettings) -> None:
-        self._model, self._sides, self._size = base.model, sides, settings.batch_size
+    def __init__(
+        self,
+        base: BaseModel,
+        sides: Mapping[str, RowsLoss],
+        settings: TaskSettings | JointSettings,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._model, self._sides, self._size, self._processes = base.model, sides, settings.batch_size, processes
 
     def _mean(self, loss_of: RowsLoss) -> float:
         count = len(loss_of.lengths)
         parts = [range(start, min(start + self._size, count)) for start in range(0, count, self._size)]
-        return sum(float(loss_of(part).loss) * len(part) for part in parts) / count
+        own = parts[self._processes.rank :: self._processes.count]
+        # the sum is the same in every process, so all stop early or none
+        return self._processes.total(sum(float(loss_of(part).loss) * len(part) for part in own))[0] / count
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
-        with torch.no_grad(), evaluating(self._model):
+        with torch.no_grad(), evaluating(self._model), self._processes.autocast():
             return {name: self._mean(loss_of) for name, loss_of in self._sides.items()}
 
 

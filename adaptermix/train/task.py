@@ -17,6 +17,7 @@ from ..settings import JointSettings, TaskSettings
 from ..tasks import LabelTask, Task, Template, get_task, get_template
 from .objectives import answer_loss, plain_head
 from .objectives.task_ce import IGNORED
+from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
 from .selection import DevLosses, DevWatch
@@ -75,7 +76,8 @@ class Answers:
         """Return the loss of these rows and their count of tokens."""
         batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
         loss = answer_loss(self._base.model, **batch, head=self._head)
-        return BatchLoss(loss, sum(self.lengths[row] for row in rows))
+        terms = int((batch["labels"][:, 1:] != IGNORED).sum())
+        return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=terms)
 
 
 class Classes:
@@ -103,7 +105,7 @@ class Classes:
         ).to(self._base.device)
         gold = torch.tensor([self._gold[row] for row in rows], device=self._base.device)
         loss = torch.nn.functional.cross_entropy(self._base.model(**batch).logits.float(), gold)
-        return BatchLoss(loss, sum(self.lengths[row] for row in rows))
+        return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=len(rows))
 
 
 class TaskLoss:
@@ -112,18 +114,22 @@ class TaskLoss:
     Args:
         of_rows: Loss of rows by their numbers.
         settings: The run's settings.
+        processes: Those that share each batch.
     """
 
-    def __init__(self, of_rows: Answers | Classes, settings: TaskSettings | JointSettings) -> None:
-        self._of_rows = of_rows
+    def __init__(
+        self, of_rows: Answers | Classes, settings: TaskSettings | JointSettings, processes: Processes = ALONE
+    ) -> None:
+        self._of_rows, self._processes = of_rows, processes
         rows = range(len(of_rows.lengths))
         sampler = Sampler(groups=[rows], batch_size=settings.batch_size, seed=settings.seed)
         by_length = LengthSampler(sampler=sampler, lengths=of_rows.lengths)
         self._sampler = by_length if settings.group_by_length else sampler
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the loss of batch `number` and its count of tokens."""
-        return self._of_rows(self._sampler.batch(number))
+        """Return the loss of batch `number` and its count of tokens; of several processes, this one's part."""
+        found = self._of_rows(self._processes.share(self._sampler.batch(number)))
+        return found._replace(loss=self._processes.weigh(found.loss, found.terms))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +175,7 @@ class TaskData:
         entries["rows"] = report.document()
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report)
 
-    def load(self, settings: TaskSettings | JointSettings) -> BaseModel:
+    def load(self, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> BaseModel:
         """Load the base model, with a classification head if the task is to have one.
 
         Raises:
@@ -177,7 +183,7 @@ class TaskData:
             PlanError: a head for a task whose answers are no labels.
         """
         if settings.head == "none" or (settings.head == "auto" and model_kind(settings.base) == "causal"):
-            base = load_base(settings.base, **settings.place())
+            base = load_base(settings.base, **processes.place(settings))
             require_causal(base, f"without a classification head (--head), task '{self.task.name}'")
             return base
         if not isinstance(self.task, LabelTask):
@@ -190,7 +196,7 @@ class TaskData:
         labels = self.task.labels(self.train)
         return load_base(
             settings.base,
-            **settings.place(),
+            **processes.place(settings),
             labels=labels,
             seed=settings.seed,
         )
@@ -228,6 +234,10 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
     """
+    return in_processes(_train_task, settings, watch)
+
+
+def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     data = TaskData.read(settings)
     steps = count_steps(len(data.train), settings)
@@ -235,7 +245,7 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
         return dry_report(settings, steps, rows=data.report)
     if warning := data.report.warning():
         watch.note(warning)
-    base = data.load(settings)
+    base = data.load(settings, processes)
     rows = data.objective(base, data.train, settings.max_length)
     dev = data.objective(base, data.dev, settings.max_length) if data.dev else None
     on = attach_on(base, settings)
@@ -243,11 +253,12 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
     watched = None
     if dev is not None:
         judges = {"dev_loss": dev}
-        watched = DevWatch(DevLosses(base, judges, settings), settings, rows=len(data.train), key="dev_loss")
+        losses = DevLosses(base, judges, settings, processes)
+        watched = DevWatch(losses, settings, rows=len(data.train), key="dev_loss")
     return train(
         base,
         settings,
-        lambda: TaskLoss(rows, settings),
+        lambda: TaskLoss(rows, settings, processes),
         steps=steps,
         kind="train-task",
         entries=data.manifest(base),
@@ -255,4 +266,5 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
         watch=watch,
         on=on,
         dev=watched,
+        processes=processes,
     )

@@ -17,6 +17,7 @@ from ..settings import TrainingSettings
 from .budget import NormBudget
 from .checkpoint import Checkpoint, Workplace
 from .lora import factors
+from .parallel import ALONE, Processes
 
 
 class BatchLoss(NamedTuple):
@@ -26,11 +27,13 @@ class BatchLoss(NamedTuple):
         loss: To be differentiated.
         tokens: Tokens of the batch, without padding.
         parts: Where several objectives take part, loss and rows of each.
+        terms: What the loss is a mean over, in number; needed where several processes share a batch.
     """
 
     loss: Tensor
     tokens: int
     parts: Mapping[str, tuple[Tensor, int]] = {}
+    terms: int = 0
 
 
 Loss = Callable[[int], tuple[Tensor, int] | BatchLoss]
@@ -73,10 +76,11 @@ class _Parts:
         for name, (loss, rows) in batch.parts.items():
             self._found.setdefault(name, []).append((float(loss.detach()), rows))
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self, processes: Processes) -> dict[str, Any]:
+        means = [sum(loss for loss, _ in found) / len(found) for found in self._found.values()]
         objectives = {
-            name: {"loss": sum(loss for loss, _ in found) / len(found), "rows": sum(rows for _, rows in found)}
-            for name, found in self._found.items()
+            name: {"loss": loss, "rows": sum(rows for _, rows in found)}
+            for (name, found), loss in zip(self._found.items(), processes.total(*means), strict=True)
         }
         return {"objectives": objectives} if objectives else {}
 
@@ -95,6 +99,7 @@ class Trainer:
 
     The factors on the model may be half precision; their masters and moments are float32, so small late updates are not
     rounded away. Dropout is drawn from a seed of its own for every batch, so a resumed run repeats an unbroken one.
+    Of several processes each has the loss of its share of a batch; gradients are summed before they are clipped.
 
     Args:
         model: The model with its LoRA.
@@ -102,6 +107,7 @@ class Trainer:
         steps: Optimizer steps in all.
         workplace: Where checkpoints go.
         watch: Receives progress.
+        processes: Those that share the run.
     """
 
     def __init__(
@@ -112,11 +118,12 @@ class Trainer:
         steps: int,
         workplace: Workplace,
         watch: Watcher = SILENT,
+        processes: Processes = ALONE,
     ) -> None:
         from transformers import get_scheduler
 
         self._settings, self._steps = settings, steps
-        self._workplace, self._watch = workplace, watch
+        self._workplace, self._watch, self._processes = workplace, watch, processes
         self._live = factors(model)
         self.masters = {name: p.detach().clone().float() for name, p in self._live.items()}
         self._budget = NormBudget(model, settings)
@@ -173,6 +180,8 @@ class Trainer:
         self._publish()
 
     def _save(self) -> None:
+        if not self._processes.main:
+            return
         tensors: dict[str, Tensor] = {}
         for name, master in self.masters.items():
             tensors[name] = master
@@ -182,11 +191,12 @@ class Trainer:
 
     def _step(self, loss_of: Loss) -> dict[str, Any]:
         """Take one optimizer step; return what is logged: mean loss of its batches, their tokens, their objectives."""
-        total, tokens, parts = 0.0, 0, _Parts()
+        total, tokens, parts = 0.0, 0.0, _Parts()
         for part in range(self._settings.accumulate):
             number = self.done * self._settings.accumulate + part
-            torch.manual_seed((self._settings.seed << 32) + number)
-            batch = BatchLoss(*loss_of(number))
+            torch.manual_seed(self._processes.seed(self._settings.seed, number))
+            with self._processes.autocast():
+                batch = BatchLoss(*loss_of(number))
             (batch.loss / self._settings.accumulate).backward()  # type: ignore[no-untyped-call]
             total += float(batch.loss.detach()) / self._settings.accumulate
             tokens += batch.tokens
@@ -194,6 +204,8 @@ class Trainer:
         for name, parameter in self._live.items():
             self.masters[name].grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
+        self._processes.add([master.grad for master in self.masters.values() if master.grad is not None])
+        total, tokens = self._processes.total(total, tokens)
         length = torch.nn.utils.clip_grad_norm_(self.masters.values(), self._settings.max_grad_norm)
         self._check(loss=total, gradient=float(length))
         self._optimizer.step()
@@ -201,7 +213,7 @@ class Trainer:
         held = self._budget.hold(self.masters)
         self._publish()
         self.done += 1
-        return {"step": self.done, "loss": total, "tokens": tokens} | parts.entry() | held
+        return {"step": self.done, "loss": total, "tokens": int(tokens)} | parts.entry(self._processes) | held
 
     def run(
         self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str, unit: str = "rows"
@@ -234,9 +246,11 @@ class Trainer:
                     after_step(self)
                 advance(1, f"loss {entry['loss']:.3f}, {rows / seconds:.1f} {unit}/s")
                 last = self.stop_early or self.done == self._steps
-                if stops or last or self.done % self._settings.checkpoint_every == 0:
+                stopped = self._processes.any(bool(stops))
+                if stopped or last or self.done % self._settings.checkpoint_every == 0:
                     self._save()
-                if stops:
+                if stopped:
+                    self._processes.wait()  # a launcher ends all processes once one has ended
                     raise Interrupted(f"stopped at step {self.done} of {self._steps}")
 
     def _check(self, **values: float) -> None:

@@ -97,3 +97,20 @@ def test_a_plain_head_gives_the_loss_and_the_gradients_of_the_model(kind: str, t
 
 def test_a_head_whose_output_is_bounded_afterwards_is_not_plain(tmp_path: Path) -> None:
     assert plain_head(lora(tmp_path, "gemma3", final_logit_softcapping=0.5)) is None
+
+
+def test_under_autocast_it_is_what_a_linear_layer_and_torch_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, weight, targets, bias = drawn(40, 16, 30)
+    theirs = states.detach().clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_cross_entropy(states, weight, targets, bias)
+        logits = torch.nn.functional.linear(theirs, weight, bias)
+        expected = torch.nn.functional.cross_entropy(logits.float(), targets)
+    assert logits.dtype == torch.bfloat16
+    found.backward()  # type: ignore[no-untyped-call]
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    assert states.grad is not None
+    assert states.grad.dtype == torch.float32
+    torch.testing.assert_close(states.grad, theirs.grad, rtol=5e-2, atol=2e-3)

@@ -182,3 +182,10 @@ def test_every_token_of_an_answer_weighs_the_same_whatever_its_row(ragged: tuple
     ]
     assert len(terms) == 3 + 2 + 5
     assert float(answer_loss(model, **batch)) == pytest.approx(float(sum(terms) / len(terms)), rel=1e-5)
+
+
+def test_cosines_are_in_float32_under_autocast() -> None:
+    source, target = torch.randn(6, 8), torch.randn(6, 8)
+    expected = contrastive_loss(source, target, temperature=0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(contrastive_loss(source, target, temperature=0.01), expected)

@@ -36,7 +36,8 @@ def contrastive_loss(
     Reference: Liu and Niehues, Middle-Layer Representation Alignment, ACL 2025, arXiv 2502.14830, equation 1.
     """
     source, target = (torch.nn.functional.normalize(side.float(), dim=1) for side in (source, target))
-    similarity = source @ target.T / temperature
+    with torch.autocast(source.device.type, enabled=False):  # cosines in half precision differ by more than they mean
+        similarity = source @ target.T / temperature
     if same is not None:
         others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
         similarity = similarity.masked_fill(others, float("-inf"))

@@ -53,7 +53,8 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of `states @ weight.T + bias`, in float32.
 
-    Logits are made block by block, in memory that is used again; a gradient reaches `states` alone.
+    Logits are made block by block, in memory that is used again; a gradient reaches `states` alone. Under autocast they
+    are products in its dtype, as those of a linear layer would be; what follows is in float32 always.
 
     Args:
         states: Last hidden states, one for each token to predict.
@@ -64,6 +65,11 @@ def linear_cross_entropy(
     Shapes: states [tokens width], weight [vocabulary width], targets [tokens], bias [vocabulary]; returns a scalar.
     Reference: Wijmans et al., 2025, arXiv 2411.09009, section 4, for not keeping the logits.
     """
+    kind = states.device.type
+    if torch.is_autocast_enabled(kind):  # which knows nothing of products into given memory
+        dtype = torch.get_autocast_dtype(kind)
+        states, weight = states.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     loss: Tensor = _LinearCrossEntropy.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
     return loss
 
