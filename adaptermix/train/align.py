@@ -173,7 +173,7 @@ class AlignLoss:
         with torch.no_grad(), evaluating(self._model), loras_off(self._model):
             return self._states.read(encoded, range(len(encoded) if self._settings.keeper else 0))
 
-    def _sides(self, rows: Sequence[int], processes: Processes) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _sides(self, rows: Sequence[int], processes: Processes = ALONE) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the vectors of both sides, and this process's part of the keeper's loss if there is a keeper."""
         source, target = ([side[row] for row in rows] for side in (self._source_ids, self._target_ids))
         count, keeper, fixed = len(rows), self._settings.keeper > 0, self._settings.anchor == "base"

@@ -98,7 +98,7 @@ def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     ("kind", "more"),
     [
         ("task", ["--accumulate", "2"]),
-        ("align", ["--symmetric", "--mask-duplicates"]),
+        ("align", ["--symmetric", "--mask-duplicates", "--keeper", "0.5"]),
         ("joint", ["--alternate", "sum", "--patience", "9", "--select", "sum"]),
     ],
 )
