@@ -46,7 +46,14 @@ ROWS = [
     {"id": "2", "question": "When?", "context": "Ada wrote\nprograms.", "answers": []},
 ]
 EXPECTED = [
-    QaRow(id="q1", question="Who?", context="Ada wrote\nprograms.", answers=("Ada", "Ada wrote"), language="de"),
+    QaRow(
+        id="q1",
+        question="Who?",
+        context="Ada wrote\nprograms.",
+        answers=("Ada", "Ada wrote"),
+        language="de",
+        places=((0, 3), (0, 9)),
+    ),
     QaRow(id="2", question="When?", context="Ada wrote\nprograms.", answers=(), language="de"),
 ]
 FORMS = {
