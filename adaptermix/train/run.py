@@ -110,7 +110,7 @@ def train(
     out = Path(settings.out)
     inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"], "on": on and on.digest}
     workplace = Workplace(out, plain(settings) | inputs)
-    names = inject(base.model, settings, seed=settings.seed, head=base.head)
+    names = inject(base.model, settings, seed=settings.seed, head=base.head_modules)
     checkpoint = workplace.open(resume=settings.resume, overwrite=settings.overwrite)
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch)
     if checkpoint:
