@@ -42,7 +42,8 @@ class Answering:
         self._base, self._task, self._settings, self._watch = base, task, settings, watch
         self._encoded: HeadRows | None = None
         if base.head:
-            longest = min(LONGEST, base.tokenizer.model_max_length)
+            places = getattr(base.model.config, "max_position_embeddings", LONGEST)
+            longest = min(LONGEST, base.tokenizer.model_max_length, places)
             self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=longest)
             for note in self._encoded.notes:
                 watch.note(note)

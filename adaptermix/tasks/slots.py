@@ -97,7 +97,10 @@ _SYSTEM = (
 
 
 def _pair_counts(row: SlotRow, answer: str) -> Counts:
-    return count_pairs(row.slots, answer.pairs if isinstance(answer, Tagged) else parse_slots(answer))
+    if isinstance(answer, Tagged):
+        # spelled as the tags are, since Chinese and Japanese are annotated by word and tagged by character
+        return count_pairs(slots_in(row.tokens, iob2_tags(row), row.text), answer.pairs)
+    return count_pairs(row.slots, parse_slots(answer))
 
 
 def _span_counts(row: SlotRow, answer: str) -> Counts | None:

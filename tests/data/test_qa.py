@@ -95,6 +95,24 @@ def test_answers_come_in_many_forms(tmp_path: Path, answers: dict[str, Any], exp
     assert (found.answers, found.id) == (expected, "")
 
 
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [
+        ({"text": "Ada", "answer_start": 9}, (8, 11)),  # the one nearest to where it is said to be
+        ({"text": "Ada", "answer_start": 1}, (0, 3)),
+        ({"text": " Ada ", "answer_start": 99}, (8, 11)),
+        ("Ada", (0, 3)),
+        ("saw Ada", (4, 11)),  # blanks are a line break there
+        ("Eve", None),
+    ],
+)
+def test_answers_have_their_place_in_the_text(tmp_path: Path, answer: Any, place: tuple[int, int] | None) -> None:
+    row = {"question": "Who?", "context": "  Ada saw\nAda. ", "answers": [answer]}
+    found = read_qa([pack(tmp_path / "en.jsonl", json.dumps(row) + "\n", "plain")])[0][0]
+    assert found.places == (place,)
+    assert place is None or found.context[slice(*place)].split() == found.answers[0].split()
+
+
 def test_the_language_is_given_or_told_or_named(tmp_path: Path) -> None:
     path = pack(tmp_path / "dev.cs.jsonl", json.dumps(ROWS[0] | {"language": "deu"}) + "\n", "plain")
     assert read_qa([path])[0][0].language == "de"

@@ -79,6 +79,22 @@ def test_the_right_tags_score_one_whatever_the_words(tags: list[str]) -> None:
     assert [statistics[1:] for statistics in found.values()] == [(0, 0), (0, 0)]
 
 
+def test_characters_are_tagged_where_words_are_annotated(tmp_path: Path) -> None:
+    text = "# text = 明天 早上 play\n1\t明天\tx\tB-date\n2\t早上\tx\tI-date\n3\tplay\tx\tB-verb\n"
+    (tmp_path / "zh.conll").write_text(text)
+    task = get_task("slots")
+    assert isinstance(task, TokenTask)
+    row = task.read([str(tmp_path / "zh.conll")], rows=None)[0][0]
+    assert task.tags(row) == ("B-date", "I-date", "I-date", "I-date", "B-verb")
+    assert count(task, row, task.tagged(row, task.tags(row))) == {"pair_f1": (2, 0, 0), "span_f1": (2, 0, 0)}
+    assert count(task, row, task.tagged(row, ["B-date", "B-date", "I-date", "I-date", "O"]))["pair_f1"] == (0, 2, 2)
+
+
+def test_slots_of_one_type_that_touch_stay_two() -> None:
+    row = SlotRow(text="a b", slots=(), language="en", tokens=("a", "b"), tags=("x", "x"), begins=(0, 1))
+    assert iob2_tags(row) == ("B-x", "B-x")
+
+
 def test_an_answer_of_tags_is_the_text_that_a_model_would_generate() -> None:
     slots, ner = get_task("slots"), get_task("ner-json")
     assert isinstance(slots, TokenTask)
