@@ -15,6 +15,8 @@ from torch import nn
 
 from .adapters import AdapterSource
 from .errors import ModelError
+from .head_forms import Head
+from .headed import check_head, load_headed
 from .progress import Watcher
 from .quantization import identity, loading_options
 
@@ -35,8 +37,8 @@ class BaseModel:
         kind: "causal" for language models, "encoder" for bidirectional ones.
         model: The transformers model, in eval mode, no parameter requiring a gradient.
         tokenizer: Its tokenizer; a pad token is always set.
-        labels: Where it ends in a classification head: the classes, in the order of its outputs.
-        head: Names of the modules of the head, which a task trains whole.
+        head: What it ends in, where it ends in a head for a task.
+        head_modules: Names of the modules of the head, which a task trains whole.
         quantized: "nf4", "fp4" or "int8" where its linear layers are; else "none".
     """
 
@@ -46,9 +48,14 @@ class BaseModel:
     kind: Kind
     model: Any
     tokenizer: Any
-    labels: tuple[str, ...] = ()
-    head: tuple[str, ...] = ()
+    head: Head | None = None
+    head_modules: tuple[str, ...] = ()
     quantized: str = "none"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What its head tells apart; empty without a head."""
+        return self.head.labels if self.head else ()
 
     @property
     def device(self) -> torch.device:
@@ -185,24 +192,10 @@ def _unreachable(reference: str, error: Exception) -> ModelError:
     return ModelError(f"base model {reference!r} must be a model folder or a Hub id that can be reached: {reason}")
 
 
-def _load_model(
-    name: str, kind: Kind, labels: Sequence[str], *, seed: int, **options: Any
-) -> tuple[Any, tuple[str, ...]]:
-    """Return the model, and the names of the modules of its head if it is to classify."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+def _load_plain(name: str, kind: Kind, **options: Any) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    if not labels:
-        auto = AutoModelForCausalLM if kind == "causal" else AutoModel
-        return auto.from_pretrained(name, **options), ()
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a new head is random
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, output_loading_info=True, num_labels=len(labels), **names, **options
-        )
-    inner = f"{model.base_model_prefix}."
-    new = {key.removeprefix(inner).split(".")[0] for key in info["missing_keys"]}
-    return model, tuple(sorted(new | {name for name in ("classifier", "score") if hasattr(model, name)}))
+    return (AutoModelForCausalLM if kind == "causal" else AutoModel).from_pretrained(name, **options)
 
 
 def load_base(
@@ -211,7 +204,7 @@ def load_base(
     device: str = "auto",
     dtype: str = "auto",
     quantize: str = "none",
-    labels: Sequence[str] = (),
+    head: Head | None = None,
     seed: int = 0,
 ) -> BaseModel:
     """Load a base model and its tokenizer.
@@ -221,7 +214,7 @@ def load_base(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; see `pick_dtype`.
         quantize: `none`, `nf4`, `fp4` or `int8`; see `quantization.loading_options`.
-        labels: Classes; if given, the model ends in a classification head over them.
+        head: What the model is to end in.
         seed: Seed of the weights of a head that the checkpoint does not have.
 
     Raises:
@@ -238,8 +231,13 @@ def load_base(
         kind = _kind(config, reference)
         wide = pick_dtype(dtype, place)
         options = loading_options(quantize, place, wide) | pinned
-        model, head = _load_model(name, kind, labels, seed=seed, dtype=wide, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
+        modules: tuple[str, ...] = ()
+        if head is None:
+            model = _load_plain(name, kind, dtype=wide, **options)
+        else:
+            check_head(reference, config, tokenizer, head)
+            model, modules = load_headed(name, head, seed=seed, dtype=wide, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreachable(reference, error) from error
     if tokenizer.pad_token is None:
@@ -249,7 +247,7 @@ def load_base(
             f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
             "Set eos_token and pad_token in tokenizer_config.json."
         )
-    if labels:
+    if head:
         model.config.pad_token_id = tokenizer.pad_token_id
     folder = _folder(name, revision)
     return BaseModel(
@@ -259,8 +257,8 @@ def load_base(
         kind=kind,
         model=(model.to(place) if quantize == "none" else model).eval().requires_grad_(False),
         tokenizer=tokenizer,
-        labels=tuple(labels),
         head=head,
+        head_modules=modules,
         quantized=quantize,
     )
 
@@ -333,21 +331,21 @@ def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
 def backbone(base: BaseModel) -> nn.Module:
     """Return the part of the model that gives hidden states, without any head."""
     module: nn.Module
-    if base.labels:
+    if base.head:
         module = base.model.base_model
         return module
     module = base.model.get_decoder() if base.kind == "causal" else base.model
     return module
 
 
-def require_causal(base: BaseModel, what: str) -> None:
-    """Refuse a model that does not generate.
+def require_causal(reference: str, what: str) -> None:
+    """Refuse a model that does not generate, before it is loaded.
 
     Raises:
-        ModelError: the model is an encoder.
+        ModelError: the model is an encoder, or there is none.
     """
-    if base.kind != "causal":
-        raise ModelError(f"{what} generates text and needs a causal language model; {base.id!r} is an encoder.")
+    if model_kind(reference) != "causal":
+        raise ModelError(f"{what} generates text and needs a causal language model; {reference!r} is an encoder.")
 
 
 def note_other_base(base: BaseModel, sources: Sequence[AdapterSource], watch: Watcher) -> None:

@@ -144,10 +144,10 @@ class TaskOptions(Settings):
     template: str | None = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
     )
-    head: Literal["auto", "none", "classes"] = Field(
+    head: Literal["auto", "none", "classes", "tokens", "span"] = Field(
         "auto",
-        description="none: the answer is generated; classes: a classification head, trained whole, gives it; auto: "
-        "a head on encoders",
+        description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli), tokens: "
+        "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",
     )
     group_by_length: bool = Field(False, description="batch rows of like length together, so that less is padding")
     evaluate_every: Positive | None = Field(

@@ -12,12 +12,13 @@ ROOT = Path(__file__).parent.parent / "adaptermix"
 # From the bottom up: a module may import those of its own layer and of layers before it.
 LAYERS = [
     ["errors", "launcher"],
-    ["files", "checks", "settings", "progress", "algebra", "pooling", "checkpoints", "quantization"],
+    ["files", "checks", "settings", "progress", "algebra", "pooling", "checkpoints", "quantization", "head_forms"],
     ["methods", "adapters"],
     ["testing"],
     ["manifest", "publish.card"],
     ["output", "data"],
-    ["tasks", "models", "compose", "checkpointing", "library", "publish.hub", "analysis"],
+    ["tasks", "models", "headed", "compose", "checkpointing", "library", "publish.hub", "analysis"],
+    ["heads"],
     ["evaluation", "train"],
     ["study"],
     ["demo"],
@@ -29,6 +30,7 @@ LAYERS = [
 HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optuna", "mergekit", "accelerate"}
 HEAVY_HOMES = (
     "models",
+    "headed",
     "quantization",
     "train",
     "evaluation",

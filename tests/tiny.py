@@ -82,7 +82,9 @@ def tiny_causal(
 def tiny_encoder(folder: Path, *, layers: int = 4) -> Path:
     """Write a random BERT (hidden 32) with a byte tokenizer."""
     inner = _bytes(["[PAD]", "[CLS]", "[SEP]"])
-    inner.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    inner.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
     config = BertConfig(
         vocab_size=len(tokenizer),

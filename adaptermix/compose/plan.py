@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
+from ..head_forms import form_of
 from ..methods.base import MergeMethod, build, is_weighted_sum
 from .extras import AVERAGE, merge_extras, merge_saved
 from .forms import Shape
@@ -116,6 +117,7 @@ class MergePlan:
     def merged_saved(self) -> dict[str, Tensor]:
         """Return the fully trained tensors of the result; see `extras.merge_saved`."""
         sources, weights = self._keepers()
+        _check_head_kinds(sources)
         if self.saved == AVERAGE:
             _check_same_heads(sources)
         return merge_saved(sources, weights, self.saved, modules=self.modules)
@@ -207,6 +209,17 @@ def _check_base(one: AdapterSource, other: AdapterSource) -> None:
 def _base(source: AdapterSource) -> str:
     revision = f"@{source.meta.revision}" if source.meta.revision else ""
     return f"'{source.meta.base}{revision}'"
+
+
+def _check_head_kinds(sources: Sequence[AdapterSource]) -> None:
+    """Refuse heads of unlike kinds: a model ends in one."""
+    heads = [(source, form) for source in sources if source.saved_headers and (form := form_of(source.meta.task_type))]
+    for source, form in heads[1:]:
+        if form is not heads[0][1]:
+            raise IncompatibleAdapters(
+                f"a merged adapter ends in one head, and '{heads[0][0].name}' has {heads[0][1].title}, '{source.name}' "
+                f"{form.title}. Leave one of them out."
+            )
 
 
 def _check_same_heads(sources: Sequence[AdapterSource]) -> None:

@@ -54,6 +54,17 @@ def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return spans
 
 
+def strict_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return tags whose `I-` all continue an entity of their type; others become outside, as `entity_spans` has it.
+
+    Example:
+        >>> strict_tags(["B-PER", "I-PER", "I-LOC"])
+        ('B-PER', 'I-PER', 'O')
+    """
+    inside = {place for _, start, stop in entity_spans(tags) for place in range(start, stop)}
+    return tuple(tag if place in inside else "O" for place, tag in enumerate(tags))
+
+
 def tag_entities(tokens: Sequence[str], entities: Sequence[tuple[str, str]]) -> list[str]:
     """Return IOB2 tags for entities given as text, each at its first place in tokens that no earlier one took.
 
@@ -185,18 +196,22 @@ def _iob2(file: DataFile) -> Iterator[NerRow]:
         )
 
 
-def _from_tags(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> NerRow:
-    blank = _blank(language)
+def entities_in(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> list[tuple[str, str]]:
+    """Return (type, text) of each entity of IOB2 tags, as it stands in the sentence."""
     entities, at = [], 0
     for kind, start, stop in entity_spans(tags):
         # as it stands in the text, where tokens may touch
         pattern = re.compile(r"\s*".join(map(re.escape, tokens[start:stop])))
         found = pattern.search(text, at)
-        entities.append((kind, found[0] if found else blank.join(tokens[start:stop])))
+        entities.append((kind, found[0] if found else _blank(language).join(tokens[start:stop])))
         at = found.end() if found else at
+    return entities
+
+
+def _from_tags(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> NerRow:
     return NerRow(
-        text=text or blank.join(tokens),
-        entities=tuple(entities),
+        text=text or _blank(language).join(tokens),
+        entities=tuple(entities_in(tokens, tags, text, language)),
         language=language,
         tokens=tuple(tokens),
         tags=tuple(tags),

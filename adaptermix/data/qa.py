@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class QaRow:
         answers: All right answers as they stand in the text; none where the text does not answer.
         language: Language code.
         id: The question's name in its data set, which is the same in all languages of XQuAD; empty where it has none.
+        places: First character of each answer in the text and the one after its last; None where it is not there.
     """
 
     question: str
@@ -29,12 +31,16 @@ class QaRow:
     answers: tuple[str, ...]
     language: str
     id: str = ""
+    places: tuple[tuple[int, int] | None, ...] = ()
 
 
-def _answers(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Take a list of texts or of {"text": ...}, one text, or {"text": [...]} as the Hub's export of SQuAD has it."""
+def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:
+    """Return the answers with where they are said to begin, if they are.
+
+    Taken are a list of texts or of {"text": ...}, one text, or {"text": [...]} as the Hub's export of SQuAD has it.
+    """
     if row.get("is_impossible") is True:
-        return ()  # further "answers" are plausible ones only
+        return {}  # further "answers" are plausible ones only
     given = row.get("answers", row.get("answer"))
     listed = given.get("text") if isinstance(given, dict) else given
     items = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else [None]
@@ -44,8 +50,23 @@ def _answers(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
             f'{where}: a question must have "answers", a list of texts or of {{"text": ...}}, empty where there is '
             f"none, found {str(given)[:60]!r}."
         )
-    # one spelling occurs once per annotator
-    return tuple(dict.fromkeys(" ".join(text.split()) for text in texts if text.strip()))
+    starts = given.get("answer_start") if isinstance(given, dict) else None
+    begins = [item.get("answer_start") if isinstance(item, dict) else None for item in items]
+    if isinstance(starts, list) and len(starts) == len(items):
+        begins = starts
+    found: dict[str, object] = {}
+    for text, begin in zip(texts, begins, strict=True):
+        if text.strip():
+            found.setdefault(" ".join(text.split()), begin)  # one spelling occurs once per annotator
+    return found
+
+
+def _place(context: str, answer: str, begin: object) -> tuple[int, int] | None:
+    """Return the characters of an answer: where it is found nearest to where it is said to begin, else first."""
+    near = begin if isinstance(begin, int) else 0
+    pattern = r"\s+".join(map(re.escape, answer.split()))
+    spans = [match.span() for match in re.finditer(pattern, context)]
+    return min(spans, key=lambda span: abs(span[0] - near), default=None)
 
 
 def _row(file: DataFile, where: str, question: Mapping[str, Any], context: object) -> QaRow:
@@ -55,12 +76,17 @@ def _row(file: DataFile, where: str, question: Mapping[str, Any], context: objec
             raise DataError(f"{where}: a row must have its {name!r} as text, found {str(value)[:60]!r}.")
     named = next((str(question[name]) for name in LANGUAGE_NAMES if question.get(name)), None)
     key = question.get("id")
+    answers = _answers(where, question)
+    whole = str(context).rstrip()
+    blank = len(whole) - len(whole.lstrip())
+    found = [_place(whole, answer, begin) for answer, begin in answers.items()]
     return QaRow(
         question=str(asked).strip(),
-        context=str(context).strip(),
-        answers=_answers(where, question),
+        context=whole.strip(),
+        answers=tuple(answers),
         language=row_language(file, named),
         id="" if key is None else str(key),
+        places=tuple(place and (place[0] - blank, place[1] - blank) for place in found),
     )
 
 

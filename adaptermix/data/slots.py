@@ -26,6 +26,7 @@ class SlotRow:
         language: Language code.
         tokens: The command in tokens, where spans are annotated; else empty.
         tags: Slot type per token, "O" outside; as long as `tokens`.
+        begins: Tokens at which a slot begins, which only they tell where slots of one type touch.
     """
 
     text: str
@@ -33,6 +34,36 @@ class SlotRow:
     language: str
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    begins: tuple[int, ...] = ()
+
+
+def iob2_tags(row: SlotRow) -> tuple[str, ...]:
+    """Return a row's tags as IOB2.
+
+    Example:
+        >>> row = SlotRow(
+        ...     text="a b c", slots=(), language="en", tokens=("a", "b", "c"), tags=("x", "x", "x"), begins=(0, 2)
+        ... )
+        >>> iob2_tags(row)
+        ('B-x', 'I-x', 'B-x')
+    """
+    return tuple(
+        tag if tag == "O" else f"{'B' if place in row.begins or before != tag else 'I'}-{tag}"
+        for place, (before, tag) in enumerate(zip(("O", *row.tags), row.tags, strict=False))
+    )
+
+
+def slots_in(tokens: Sequence[str], tags: Sequence[str], text: str) -> list[tuple[str, str]]:
+    """Return (type, value) of each span of IOB2 tags, the value joined as it stands in the text."""
+    starts = [place for place, tag in enumerate(tags) if tag[:2] == "B-"]
+    slots = []
+    for start in starts:
+        kind, stop = tags[start][2:], start + 1
+        while stop < len(tags) and tags[stop] == f"I-{kind}":
+            stop += 1
+        joined, apart = "".join(tokens[start:stop]), " ".join(tokens[start:stop])
+        slots.append((kind, joined if joined in text and apart not in text else apart))
+    return slots
 
 
 def split_tokens(text: str, language: str) -> tuple[str, ...]:
@@ -49,22 +80,20 @@ def _row_from_bio(tokens: Sequence[str], bio: Sequence[str], text: str, language
     tags = tuple(tag[2:] if tag[:2] in ("B-", "I-") else "O" for tag in bio)
     # by `tags`: xSID's English training set holds 330 tags such as "Orecurring_datetime", which are outside
     starts = [i for i, tag in enumerate(tags) if tag != "O" and (bio[i][:2] == "B-" or i == 0 or tags[i - 1] != tag)]
-    slots = []
-    for start in starts:
-        stop = start + 1
-        while stop < len(bio) and bio[stop] == f"I-{tags[start]}":
-            stop += 1
-        joined = "".join(tokens[start:stop])
-        apart = " ".join(tokens[start:stop])
-        slots.append((tags[start], joined if joined in text and apart not in text else apart))
+    iob2 = [tag if tag == "O" else f"{'B' if i in starts else 'I'}-{tag}" for i, tag in enumerate(tags)]
     # annotation may be by word where scoring is by character
-    pieces = [(piece, tag) for token, tag in zip(tokens, tags, strict=True) for piece in split_tokens(token, language)]
+    pieces = [
+        (piece, tag, place in starts and first == 0)
+        for place, (token, tag) in enumerate(zip(tokens, tags, strict=True))
+        for first, piece in enumerate(split_tokens(token, language))
+    ]
     return SlotRow(
         text=text,
-        slots=tuple(slots),
+        slots=tuple(slots_in(tokens, iob2, text)),
         language=language,
-        tokens=tuple(piece for piece, _ in pieces),
-        tags=tuple(tag for _, tag in pieces),
+        tokens=tuple(piece for piece, _, _ in pieces),
+        tags=tuple(tag for _, tag, _ in pieces),
+        begins=tuple(number for number, (_, _, begins) in enumerate(pieces) if begins),
     )
 
 
@@ -115,6 +144,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow]:
         tokens: list[str] = []
         tags: list[str] = []
         slots = []
+        begins = []
         last = 0
         for match in [*_MASSIVE_SLOT.finditer(marked), None]:
             plain = split_tokens(marked[last : match.start() if match else None], language)
@@ -122,12 +152,20 @@ def _massive(file: DataFile) -> Iterator[SlotRow]:
             tags += ["O"] * len(plain)
             if match:
                 inside = split_tokens(match["value"], language)
+                begins += [len(tokens)] if inside else []
                 tokens += inside
                 tags += [match["type"]] * len(inside)
                 slots.append((match["type"], match["value"]))
                 last = match.end()
         text = str(row.get("utt") or _MASSIVE_SLOT.sub(lambda found: found["value"], marked))
-        yield SlotRow(text=text, slots=tuple(slots), language=language, tokens=tuple(tokens), tags=tuple(tags))
+        yield SlotRow(
+            text=text,
+            slots=tuple(slots),
+            language=language,
+            tokens=tuple(tokens),
+            tags=tuple(tags),
+            begins=tuple(begins),
+        )
 
 
 def _spelled_out(file: DataFile) -> Iterator[SlotRow]:

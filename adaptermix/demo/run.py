@@ -14,8 +14,9 @@ from typing import Any
 from ..adapters import AdapterSource, open_adapter
 from ..compose.attach import Attachment
 from ..errors import OutputError
+from ..evaluation.answering import Answering
 from ..evaluation.retrieval import retrieve_with
-from ..evaluation.run import Evaluation, predict, score_answers, template_of
+from ..evaluation.run import Evaluation, score_answers, template_of
 from ..evaluation.score import paired_difference
 from ..files import write_whole
 from ..models import BaseModel, load_base
@@ -169,9 +170,8 @@ class Demo:
         settings = GenerationSettings(**_GENERATION, **self._placed)
         with Attachment(self.base.model, [source.read() for source in self._adapters(*adapters)]):
             template = template_of(task, trained, None)
-            answers = predict(
-                self.base, task, rows, settings, template=template, watch=self.watch, label=f"test {label}"
-            )
+            answering = Answering(self.base, task, rows, settings, template=template, watch=self.watch)
+            answers = answering(f"test {label}")
         result: Evaluation = score_answers(task, rows, answers, roles, seed=self.settings.seed)
         counts = {name: list(found) for name, found in result.counts.items()}
         return result.document() | {"counts": counts, "supervised": roles["supervised"]}

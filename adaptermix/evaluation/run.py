@@ -12,13 +12,13 @@ from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..errors import OutputError, PlanError
 from ..files import write_whole
-from ..models import BaseModel, load_base, note_other_base, require_causal
+from ..models import load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
-from ..settings import EvaluateSettings, GenerationSettings
-from ..tasks import LabelTask, Task, get_task, get_template
+from ..settings import EvaluateSettings
+from ..tasks import Task, get_task, get_template
 from .acting import acting
-from .classes import labels_of, tell
-from .generate import generate
+from .answering import Answering
+from .heads import head_of
 from .score import Score, Statistics, mean_score, paired_difference
 
 BASE = "base"
@@ -123,33 +123,6 @@ def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]])
     return {role: sum(scores[n].value for n in names) / len(names) for role, names in members.items() if names}
 
 
-def predict(
-    base: BaseModel,
-    task: Task,
-    rows: Sequence[Any],
-    settings: GenerationSettings,
-    *,
-    template: str,
-    watch: Watcher = SILENT,
-    label: str = "generate",
-) -> list[str]:
-    """Return one answer per row of a loaded model: generated, or of its classification head."""
-    if base.labels and isinstance(task, LabelTask):
-        texts = [task.segments(row) for row in rows]
-        return tell(base, texts, batch_size=settings.batch_size, watch=watch, label=label)
-    chosen = get_template(task, template)
-    prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
-    return generate(
-        base,
-        prompts,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.batch_size,
-        one_line=task.one_line,
-        watch=watch,
-        label=label,
-    )
-
-
 def score_answers(
     task: Task, rows: Sequence[Any], answers: Sequence[str], roles: Mapping[str, Sequence[str]], *, seed: int
 ) -> Evaluation:
@@ -206,22 +179,23 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     template = template_of(task, sources or others or [], settings.template)
     rows, _ = task.read(settings.data, rows=settings.rows)
     task.metrics(rows)  # what they need and is not installed shows before a model is loaded
-    labels = labels_of(task, [*sources, *(others or [])], rows)
-    headless = [system for system in (sources, others) if system is not None and not labels_of(task, system, rows)]
-    if labels and headless:
+    head = head_of(task, [*sources, *(others or [])], rows)
+    headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
+    if head and headless:
         raise PlanError(
-            "an adapter with a classification head can be compared only with another one: the base model alone, or an "
-            "adapter without a head, tells no labels."
+            f"an adapter with {head.form.title} can be compared only with another one: the base model alone, or an "
+            "adapter without a head, gives no answers of such a head."
         )
-    base = load_base(settings.base, **settings.place(), labels=labels)
-    if not labels:
-        require_causal(base, f"without a classification head, task '{task.name}'")
+    if head is None:
+        require_causal(settings.base, f"without a head for it, task '{task.name}'")
+    base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
+    answering = Answering(base, task, rows, settings, template=template, watch=watch)
 
     def scored(systems: Sequence[AdapterSource], label: str) -> Evaluation:
         with acting(base, systems):
-            answers = predict(base, task, rows, settings, template=template, watch=watch, label=label)
+            answers = answering(label)
         return score_answers(task, rows, answers, roles, seed=settings.seed)
 
     result = scored(sources, "generate")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ..head_forms import HEAD_FORMS
+
 _WHAT = {
     "merge": "a weighted merge of LoRA adapters",
     "search": "a weighted merge of LoRA adapters, its weights chosen on a dev set",
@@ -114,10 +116,12 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
         )
     task = document.get("task")
     labels = task.get("labels") if isinstance(task, Mapping) else None
-    if labels:
-        lines = lines.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification")
-        lines = lines.replace(f"pretrained({base!r})", f"pretrained({base!r}, num_labels={len(labels)})")
-        lines += f"\nlabels = {list(labels)!r}  # in the order of the logits"
+    if isinstance(task, Mapping) and labels:
+        form = HEAD_FORMS.get(str(task.get("head")), HEAD_FORMS["classes"])
+        lines = lines.replace("AutoModelForCausalLM", form.auto_class)
+        outputs = form.outputs or len(labels)
+        lines = lines.replace(f"pretrained({base!r})", f"pretrained({base!r}, num_labels={outputs})")
+        lines += "" if form.outputs else f"\nlabels = {list(labels)!r}  # in the order of the logits"
     elif document.get("base", {}).get("class") == "encoder":
         lines = lines.replace("AutoModelForCausalLM", "AutoModel")
     return f"## Use\n\n```python\n{lines}\n```"

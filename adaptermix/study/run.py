@@ -16,8 +16,9 @@ from ..compose.plan import MergePlan, check
 from ..compose.report import MergeReport
 from ..errors import PlanError
 from ..evaluation.acting import acting
-from ..evaluation.classes import labels_of
-from ..evaluation.run import Evaluation, predict, score_answers, template_of
+from ..evaluation.answering import Answering
+from ..evaluation.heads import head_of
+from ..evaluation.run import Evaluation, score_answers, template_of
 from ..files import check_not_input, check_output
 from ..methods.base import build
 from ..models import BaseModel, load_base, note_other_base, require_causal
@@ -79,12 +80,12 @@ def search_with(
     template = template_of(task, sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
     roles = manifest.inherit(sources)["languages"] or {}
+    answering = Answering(base, task, rows, settings, template=template, watch=watch)
     with acting(base, sources) as attached:
 
         def score(weights: tuple[float, ...]) -> tuple[float, Evaluation]:
             attached.set_weights(weights)
-            label = f"weight {weights[0]:g}"
-            answers = predict(base, task, rows, settings, template=template, watch=watch, label=label)
+            answers = answering(f"weight {weights[0]:g}")
             result = score_answers(task, rows, answers, roles, seed=settings.seed)
             return result.overall.value, result
 
@@ -154,9 +155,9 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     if settings.dry_run:
         raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
     sources, rows = _prepare(settings)
-    labels = labels_of(get_task(settings.task), sources, rows)
-    base = load_base(settings.base, **settings.place(), labels=labels)
-    if not labels:
-        require_causal(base, f"without a classification head, task '{settings.task}'")
+    head = head_of(get_task(settings.task), sources, rows)
+    if head is None:
+        require_causal(settings.base, f"without a head for it, task '{settings.task}'")
+    base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, sources, watch)
     return search_with(base, sources, settings, watch=watch)

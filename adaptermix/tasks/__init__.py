@@ -1,7 +1,18 @@
 """Tasks: rows to prompts and answers, and answers to scores. Training and evaluation use the same."""
 
-from .base import TASKS, LabelTask, Task, get_task, get_template
+from .base import TASKS, LabelTask, SpanTask, Task, TokenTask, get_task, get_template
 from .metrics import Counts, Metric
 from .templates import Template
 
-__all__ = ["TASKS", "Counts", "LabelTask", "Metric", "Task", "Template", "get_task", "get_template"]
+__all__ = [
+    "TASKS",
+    "Counts",
+    "LabelTask",
+    "Metric",
+    "SpanTask",
+    "Task",
+    "Template",
+    "TokenTask",
+    "get_task",
+    "get_template",
+]

@@ -17,7 +17,7 @@ from .slots import Slots
 from .templates import Template
 from .translate import Translate
 
-__all__ = ["TASKS", "LabelTask", "Task", "get_task", "get_template"]
+__all__ = ["TASKS", "LabelTask", "SpanTask", "Task", "TokenTask", "get_task", "get_template"]
 
 
 class Task(Protocol):
@@ -71,6 +71,45 @@ class LabelTask(Task, Protocol):
 
     def labels(self, rows: Sequence[Any]) -> tuple[str, ...]:
         """Return the classes, in the order of a head's outputs."""
+
+
+@runtime_checkable
+class TokenTask(Task, Protocol):
+    """A task whose answers are tags of words, which a token classification head can give too."""
+
+    def words(self, row: Any) -> tuple[str, ...]:
+        """Return the words that are tagged.
+
+        Raises:
+            DataError: the row has none.
+        """
+
+    def tags(self, row: Any) -> tuple[str, ...]:
+        """Return the right IOB2 tag of each word.
+
+        Raises:
+            DataError: the row has no words.
+        """
+
+    def tagged(self, row: Any, tags: Sequence[str]) -> str:
+        """Return the answer that IOB2 tags of the words stand for."""
+
+
+@runtime_checkable
+class SpanTask(Task, Protocol):
+    """A task whose answers are parts of a text, which a question answering head can give too."""
+
+    def asked(self, row: Any) -> tuple[str, str]:
+        """Return question and text."""
+
+    def span(self, row: Any) -> tuple[int, int] | None:
+        """Return the first character of the right answer in the text and the one after its last, None if none is."""
+
+    def is_astray(self, row: Any) -> bool:
+        """Whether the row has answers, and none of them stands in the text."""
+
+    def pointed(self, row: Any, span: tuple[int, int] | None) -> str:
+        """Return the answer that these characters of the text are, or that there is none."""
 
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

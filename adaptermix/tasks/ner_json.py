@@ -1,4 +1,4 @@
-"""Named entities by generation, as a JSON list."""
+"""Named entities, generated as a JSON list or tagged."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..data import DataFile, NerRow, read_ner
-from ..data.ner import entity_spans, tag_entities
+from ..data.ner import entities_in, entity_spans, strict_tags, tag_entities
 from .metrics import Counts, Metric, micro_f1
+from .tagged import Tagged, require_tokens
 from .templates import Template, table
 
 _STRING = r'"((?:[^"\\]|\\.)*)"'
@@ -83,20 +84,25 @@ def count_entities(gold: Sequence[tuple[str, str]], predicted: Sequence[tuple[st
 
 
 def _tuple_counts(row: NerRow, answer: str) -> Counts:
-    return count_entities(row.entities, parse_entities(answer))
+    return count_entities(row.entities, answer.pairs if isinstance(answer, Tagged) else parse_entities(answer))
+
+
+def _tags(row: NerRow, answer: str) -> Sequence[str]:
+    if isinstance(answer, Tagged):
+        return answer.tags
+    return tag_entities(row.tokens, [(kind.strip(), value) for kind, value in parse_entities(answer)])
 
 
 def _span_counts(row: NerRow, answer: str) -> Counts | None:
     if not row.tokens:
         return None
-    predicted = [(kind.strip(), value) for kind, value in parse_entities(answer)]
-    gold, guess = set(entity_spans(row.tags)), set(entity_spans(tag_entities(row.tokens, predicted)))
+    gold, guess = set(entity_spans(row.tags)), set(entity_spans(_tags(row, answer)))
     hit = len(gold & guess)
     return Counts(hit, len(guess) - hit, len(gold) - hit)
 
 
 class NerJson:
-    """Generative named entity recognition, scored by micro F1.
+    """Named entity recognition, scored by micro F1.
 
     `tuple_f1` compares bags of (type, text), as Liu and Niehues do (ACL 2025). `entity_f1` compares token spans as
     seqeval's strict IOB2 does, with each predicted text at its first place that is still free; texts that do not occur
@@ -130,6 +136,20 @@ class NerJson:
     def answer(self, row: NerRow) -> str:
         """Return the entities as JSON."""
         return format_entities(row.entities)
+
+    def words(self, row: NerRow) -> tuple[str, ...]:
+        """Return the sentence's tokens."""
+        return require_tokens(row.tokens, row.text)
+
+    def tags(self, row: NerRow) -> tuple[str, ...]:
+        """Return the tokens' tags; an `I-` that continues no entity is outside, as it is to the score."""
+        self.words(row)
+        return strict_tags(row.tags)
+
+    def tagged(self, row: NerRow, tags: Sequence[str]) -> Tagged:
+        """Return the entities that are tagged, as text and by place."""
+        entities = entities_in(row.tokens, tags, row.text, row.language)
+        return Tagged(format_entities(entities), tags=tags, pairs=entities)
 
     def language(self, row: NerRow) -> str:
         """Return the sentence's language."""

@@ -1,4 +1,4 @@
-"""Extractive question answering by generation: the answer is a part of the text."""
+"""Extractive question answering: the answer is a part of the text, generated or pointed at."""
 
 from __future__ import annotations
 
@@ -111,6 +111,22 @@ class Qa:
     def fields(self, row: QaRow) -> Mapping[str, str]:
         """Return the text and the question."""
         return {"context": row.context, "question": row.question}
+
+    def asked(self, row: QaRow) -> tuple[str, str]:
+        """Return question and text."""
+        return row.question, row.context
+
+    def span(self, row: QaRow) -> tuple[int, int] | None:
+        """Return the place of the first right answer that stands in the text."""
+        return next(filter(None, row.places), None)
+
+    def is_astray(self, row: QaRow) -> bool:
+        """Whether there are answers, and none of them stands in the text."""
+        return bool(row.answers) and self.span(row) is None
+
+    def pointed(self, row: QaRow, span: tuple[int, int] | None) -> str:
+        """Return a part of the text in one line, or that there is no answer."""
+        return " ".join(row.context[slice(*span)].split()) if span else UNANSWERABLE
 
     def answer(self, row: QaRow) -> str:
         """Return the first right answer, or that there is none."""

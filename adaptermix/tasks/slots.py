@@ -1,4 +1,4 @@
-"""Slot filling by generation: `type: value; type: value`, or `None`."""
+"""Slot filling, generated as `type: value; type: value` or `None`, or tagged."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from ..data import DataFile, SlotRow, read_slots
-from ..data.slots import split_tokens
+from ..data.slots import iob2_tags, slots_in, split_tokens
 from .metrics import Counts, Metric, micro_f1
+from .tagged import Tagged, require_tokens
 from .templates import Template, table
 
 NO_SLOTS = "None"
@@ -78,7 +79,12 @@ def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 def count_spans(row: SlotRow, predicted: Sequence[tuple[str, str]]) -> Counts:
     """Compare the spans of the row's tags with those of the predicted slots."""
-    gold, guess = spans(row.tags), spans(tag_tokens(row.tokens, predicted, row.language))
+    return count_tags(row, tag_tokens(row.tokens, predicted, row.language))
+
+
+def count_tags(row: SlotRow, predicted: Sequence[str]) -> Counts:
+    """Compare the spans of the row's tags with those of predicted ones, one slot type per token."""
+    gold, guess = spans(row.tags), spans(predicted)
     hit = len(gold & guess)
     return Counts(hit, len(guess) - hit, len(gold) - hit)
 
@@ -91,15 +97,22 @@ _SYSTEM = (
 
 
 def _pair_counts(row: SlotRow, answer: str) -> Counts:
+    if isinstance(answer, Tagged):
+        # spelled as the tags are, since Chinese and Japanese are annotated by word and tagged by character
+        return count_pairs(slots_in(row.tokens, iob2_tags(row), row.text), answer.pairs)
     return count_pairs(row.slots, parse_slots(answer))
 
 
 def _span_counts(row: SlotRow, answer: str) -> Counts | None:
-    return count_spans(row, parse_slots(answer)) if row.tokens else None
+    if not row.tokens:
+        return None
+    if isinstance(answer, Tagged):
+        return count_tags(row, [tag if tag == "O" else tag[2:] for tag in answer.tags])
+    return count_spans(row, parse_slots(answer))
 
 
 class Slots:
-    """Generative slot filling, scored by micro F1.
+    """Slot filling, scored by micro F1.
 
     `pair_f1` compares (type, value) pairs and works for values that do not occur in the command; `span_f1` compares
     token spans as MASSIVE's scorer does (FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582) and needs annotated
@@ -127,6 +140,20 @@ class Slots:
     def answer(self, row: SlotRow) -> str:
         """Return the slots as text."""
         return format_slots(row.slots)
+
+    def words(self, row: SlotRow) -> tuple[str, ...]:
+        """Return the command's tokens."""
+        return require_tokens(row.tokens, row.text)
+
+    def tags(self, row: SlotRow) -> tuple[str, ...]:
+        """Return the tokens' IOB2 tags."""
+        self.words(row)
+        return iob2_tags(row)
+
+    def tagged(self, row: SlotRow, tags: Sequence[str]) -> Tagged:
+        """Return the slots that are tagged, as text and by place."""
+        slots = slots_in(row.tokens, tags, row.text)
+        return Tagged(format_slots(slots), tags=tags, pairs=slots)
 
     def language(self, row: SlotRow) -> str:
         """Return the command's language."""

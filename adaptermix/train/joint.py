@@ -112,7 +112,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
-    rows = data.objective(base, data.train, settings.max_length)
+    rows = data.objective(base, data.train, settings.max_length, watch)
     on = attach_on(base, settings)
     total = base.layers
     layer = block_index(settings.layer, total)
@@ -125,7 +125,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
 
     watched = None
     if data.dev:
-        sides: dict[str, RowsLoss] = {"dev_task_loss": data.objective(base, data.dev, settings.max_length)}
+        sides: dict[str, RowsLoss] = {"dev_task_loss": data.objective(base, data.dev, settings.max_length, watch)}
         if dev_pairs:
             sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer).of_rows
         key = f"dev_{settings.select}_loss"

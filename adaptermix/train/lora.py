@@ -20,6 +20,7 @@ from ..settings import TrainingSettings
 
 _NAME = "default"
 _WHOLE = f".modules_to_save.{_NAME}"
+_TASK_TYPES = {"causal": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
 def lora_scale(settings: TrainingSettings) -> float:
@@ -164,9 +165,9 @@ def state_of(
     meta = AdapterMeta(
         base=base.id,
         revision=base.revision,
-        task_type="SEQ_CLS" if base.labels else "CAUSAL_LM" if base.kind == "causal" else "FEATURE_EXTRACTION",
+        task_type=base.head.form.task_type if base.head else _TASK_TYPES[base.kind],
         targets=TargetSpec(modules=tuple(names), **confined),
         dora=bool(trained.magnitudes),
-        saved_modules=base.head,
+        saved_modules=base.head_modules,
     )
     return AdapterState(meta=meta, updates=trained.updates, magnitudes=trained.magnitudes, saved=trained.saved)

@@ -86,7 +86,7 @@ class Processes:
         """Return this process's rows of a batch."""
         return self.shares(rows)[self.rank]
 
-    def weigh(self, loss: Tensor, terms: float) -> Tensor:
+    def weigh(self, loss: Tensor, terms: float | None) -> Tensor:
         """Return this process's part of a mean: the parts of all processes add up to the mean over the whole batch.
 
         Args:
@@ -95,9 +95,9 @@ class Processes:
         """
         if self.count == 1:
             return loss
-        if not (whole := self.total(terms)[0]):
+        if terms is None:
             raise ValueError("a loss that several processes share must say how many terms it is a mean over")
-        return loss * (terms / whole)
+        return loss * (terms / (self.total(terms)[0] or 1))
 
     def gathers(self, rows: Sequence[int]) -> bool:
         """Return whether the rows of a batch lie with several processes."""

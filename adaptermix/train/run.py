@@ -115,7 +115,7 @@ def train(
     out = Path(settings.out)
     inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"], "on": on and on.digest}
     workplace = Workplace(out, plain(settings) | inputs | processes.entry())
-    names = inject(base.model, settings, seed=settings.seed, head=base.head)
+    names = inject(base.model, settings, seed=settings.seed, head=base.head_modules)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch, processes=processes)
     if checkpoint:

@@ -1,4 +1,4 @@
-"""`train-task`: a task LoRA, whose answers are generated or told by a classification head."""
+"""`train-task`: a task LoRA, whose answers are generated or given by a head."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from ..data.report import RowsReport, describe
-from ..errors import DataError, ModelError, PlanError
+from ..errors import DataError, PlanError
+from ..head_forms import Head
+from ..heads import HEADS, HeadKind, HeadRows, suiting
+from ..heads.base import IGNORED
 from ..models import BaseModel, load_base, model_kind, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
-from ..tasks import LabelTask, Task, Template, get_task, get_template
+from ..tasks import Task, Template, get_task, get_template
 from .objectives import answer_loss, plain_head
-from .objectives.task_ce import IGNORED
 from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
-from .selection import DevLosses, DevWatch
+from .selection import DevLosses, DevWatch, RowsLoss
 from .trainer import BatchLoss, count_steps
 
 Example = tuple[list[int], list[int]]
@@ -80,32 +82,20 @@ class Answers:
         return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=terms)
 
 
-class Classes:
-    """The answers of a task, to be told by a classification head.
+class OfHead:
+    """The answers of a task, to be given by a head.
 
     Args:
-        base: The base model with its LoRA in and a head over the task's labels.
-        texts: One or two texts per row.
-        labels: Label per row.
-        max_length: Longest row in tokens; of two texts the longer one is cut.
+        rows: Encoded rows.
     """
 
-    def __init__(
-        self, base: BaseModel, texts: Sequence[tuple[str, ...]], labels: Sequence[str], *, max_length: int
-    ) -> None:
-        self._base = base
-        self._encoded = [base.tokenizer(*row, truncation=True, max_length=max_length) for row in texts]
-        self._gold = [base.labels.index(label) for label in labels]
-        self.lengths = [len(row["input_ids"]) for row in self._encoded]
+    def __init__(self, rows: HeadRows) -> None:
+        self._rows = rows
+        self.lengths = rows.lengths
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the mean cross-entropy of these rows' classes, in float32, and their count of tokens."""
-        batch = self._base.tokenizer.pad(
-            [self._encoded[row] for row in rows], padding_side="right", return_tensors="pt"
-        ).to(self._base.device)
-        gold = torch.tensor([self._gold[row] for row in rows], device=self._base.device)
-        loss = torch.nn.functional.cross_entropy(self._base.model(**batch).logits.float(), gold)
-        return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=len(rows))
+        """Return the head's loss of these rows and their count of tokens."""
+        return BatchLoss(self._rows.loss(rows), sum(self.lengths[row] for row in rows), terms=self._rows.terms(rows))
 
 
 class TaskLoss:
@@ -117,9 +107,7 @@ class TaskLoss:
         processes: Those that share each batch.
     """
 
-    def __init__(
-        self, of_rows: Answers | Classes, settings: TaskSettings | JointSettings, processes: Processes = ALONE
-    ) -> None:
+    def __init__(self, of_rows: RowsLoss, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> None:
         self._of_rows, self._processes = of_rows, processes
         rows = range(len(of_rows.lengths))
         sampler = Sampler(groups=[rows], batch_size=settings.batch_size, seed=settings.seed)
@@ -176,50 +164,52 @@ class TaskData:
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report)
 
     def load(self, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> BaseModel:
-        """Load the base model, with a classification head if the task is to have one.
+        """Load the base model, with a head if the task is to have one.
 
         Raises:
-            ModelError: no such model, or one that does not generate where it must.
-            PlanError: a head for a task whose answers are no labels.
+            DataError: a row lacks what the head reads; a dev row has a label that no training row has.
+            ModelError: no such model, or one that cannot have the head, or that does not generate where it must.
+            PlanError: a head that does not suit the task.
         """
-        if settings.head == "none" or (settings.head == "auto" and model_kind(settings.base) == "causal"):
-            base = load_base(settings.base, **processes.place(settings))
-            require_causal(base, f"without a classification head (--head), task '{self.task.name}'")
-            return base
-        if not isinstance(self.task, LabelTask):
-            if settings.head == "classes":
-                raise PlanError(f"--head classes needs a task whose answers are labels, and {self.task.name} has none.")
-            raise ModelError(
-                f"task '{self.task.name}' generates text and needs a causal language model; {settings.base!r} is an "
-                "encoder."
-            )
-        labels = self.task.labels(self.train)
-        return load_base(
-            settings.base,
-            **processes.place(settings),
-            labels=labels,
-            seed=settings.seed,
-        )
+        kind = self._head_kind(settings)
+        if kind is None:
+            require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
+            return load_base(settings.base, **processes.place(settings))
+        labels = kind.labels(self.task, self.train)
+        new = sorted(set(kind.labels(self.task, self.dev)) - set(labels))
+        if new and kind.closed:
+            raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
+        head = Head(form=kind.form, labels=labels)
+        return load_base(settings.base, **processes.place(settings), head=head, seed=settings.seed)
 
-    def objective(self, base: BaseModel, rows: Sequence[Any], max_length: int) -> Answers | Classes:
+    def _head_kind(self, settings: TaskSettings | JointSettings) -> HeadKind | None:
+        if settings.head == "none":
+            return None
+        if settings.head == "auto":
+            return None if model_kind(settings.base) == "causal" else suiting(self.task)
+        kind = HEADS[settings.head]
+        if not kind.suits(self.task):
+            raise PlanError(f"--head {settings.head} needs {kind.needs}, and {self.task.name} has none.")
+        return kind
+
+    def objective(self, base: BaseModel, rows: Sequence[Any], max_length: int, watch: Watcher = SILENT) -> RowsLoss:
         """Return the loss of rows by their numbers.
 
         Raises:
-            DataError: a dev row has a label that no training row has.
+            DataError: a head can learn from none of them.
         """
-        if not base.labels or not isinstance(self.task, LabelTask):
+        if base.head is None:
             return Answers(base, encode_rows(self.task, self.template, rows, base.tokenizer, max_length))
-        labels = [self.task.answer(row) for row in rows]
-        new = sorted(set(labels) - set(base.labels))
-        if new:
-            raise DataError(
-                f"dev rows must have labels of the training rows ({', '.join(base.labels)}), found {new[0]!r}."
-            )
-        return Classes(base, [self.task.segments(row) for row in rows], labels, max_length=max_length)
+        encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=max_length, teach=True)
+        for note in encoded.notes:
+            watch.note(note)
+        return OfHead(encoded)
 
     def manifest(self, base: BaseModel) -> dict[str, Any]:
         """Return the manifest's entries."""
-        task = self.entries["task"] | ({"labels": list(base.labels)} if base.labels else {})
+        task = self.entries["task"]
+        if base.head:
+            task = task | {"head": base.head.form.name, "labels": list(base.labels)}
         return self.entries | {"task": task}
 
 
@@ -229,7 +219,7 @@ def _text(task: Task, row: Any) -> str:
 
 
 def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainReport:
-    """Train a task LoRA by next-token prediction of the answers, or with a classification head.
+    """Train a task LoRA by next-token prediction of the answers, or with a head.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
@@ -246,8 +236,8 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     if warning := data.report.warning():
         watch.note(warning)
     base = data.load(settings, processes)
-    rows = data.objective(base, data.train, settings.max_length)
-    dev = data.objective(base, data.dev, settings.max_length) if data.dev else None
+    rows = data.objective(base, data.train, settings.max_length, watch)
+    dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
     on = attach_on(base, settings)
     base.model.train()
     watched = None

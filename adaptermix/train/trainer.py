@@ -33,7 +33,7 @@ class BatchLoss(NamedTuple):
     loss: Tensor
     tokens: int
     parts: Mapping[str, tuple[Tensor, int]] = {}
-    terms: int = 0
+    terms: int | None = None
 
 
 Loss = Callable[[int], tuple[Tensor, int] | BatchLoss]

@@ -46,7 +46,14 @@ ROWS = [
     {"id": "2", "question": "When?", "context": "Ada wrote\nprograms.", "answers": []},
 ]
 EXPECTED = [
-    QaRow(id="q1", question="Who?", context="Ada wrote\nprograms.", answers=("Ada", "Ada wrote"), language="de"),
+    QaRow(
+        id="q1",
+        question="Who?",
+        context="Ada wrote\nprograms.",
+        answers=("Ada", "Ada wrote"),
+        language="de",
+        places=((0, 3), (0, 9)),
+    ),
     QaRow(id="2", question="When?", context="Ada wrote\nprograms.", answers=(), language="de"),
 ]
 FORMS = {
@@ -86,6 +93,24 @@ def test_answers_come_in_many_forms(tmp_path: Path, answers: dict[str, Any], exp
     row = {"question": "Who?", "context": "Ada"} | answers
     found = read_qa([pack(tmp_path / "en.jsonl", json.dumps(row) + "\n", "plain")])[0][0]
     assert (found.answers, found.id) == (expected, "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [
+        ({"text": "Ada", "answer_start": 9}, (8, 11)),  # the one nearest to where it is said to be
+        ({"text": "Ada", "answer_start": 1}, (0, 3)),
+        ({"text": " Ada ", "answer_start": 99}, (8, 11)),
+        ("Ada", (0, 3)),
+        ("saw Ada", (4, 11)),  # blanks are a line break there
+        ("Eve", None),
+    ],
+)
+def test_answers_have_their_place_in_the_text(tmp_path: Path, answer: Any, place: tuple[int, int] | None) -> None:
+    row = {"question": "Who?", "context": "  Ada saw\nAda. ", "answers": [answer]}
+    found = read_qa([pack(tmp_path / "en.jsonl", json.dumps(row) + "\n", "plain")])[0][0]
+    assert found.places == (place,)
+    assert place is None or found.context[slice(*place)].split() == found.answers[0].split()
 
 
 def test_the_language_is_given_or_told_or_named(tmp_path: Path) -> None:

@@ -66,13 +66,12 @@ def test_nothing_is_written_while_trials_run(
     seen = []
     from adaptermix.study import run
 
-    predict = run.predict
+    class Spy(run.Answering):
+        def __call__(self, label: str = "generate") -> list[str]:
+            seen.append(sorted(path.name for path in tmp_path.iterdir()))
+            return super().__call__(label)
 
-    def spy(*arguments: object, **options: object) -> list[str]:
-        seen.append(sorted(path.name for path in tmp_path.iterdir()))
-        return predict(*arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(run, "predict", spy)
+    monkeypatch.setattr(run, "Answering", Spy)
     settings = {"base": str(causal), "task": "slots", "max_new_tokens": 2, "dtype": "float32", "device": "cpu"}
     search(
         SearchSettings(

@@ -85,7 +85,12 @@ def test_the_head_is_learned_and_peft_alone_loads_it(base: Path, trained: Path, 
     config = json.loads((trained / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_CLS"
     manifest = json.loads((trained / "adaptermix.json").read_text())
-    assert manifest["task"] == {"name": "classify", "template": "plain", "labels": ["cold", "warm"]}
+    assert manifest["task"] == {
+        "name": "classify",
+        "template": "plain",
+        "head": "classes",
+        "labels": ["cold", "warm"],
+    }
 
 
 def test_merged_with_an_alignment_adapter_the_head_stays(base: Path, trained: Path, tmp_path: Path) -> None:
@@ -188,8 +193,10 @@ def test_what_does_not_fit_is_refused(encoder: Path, causal: Path, trained: Path
     with pytest.raises(PlanError, match="--head classes needs a task whose answers are labels"):
         train_task(headed)
     slots = settings_for(encoder, tmp_path, task="slots", train=[write_slots(tmp_path)], head="auto")
-    with pytest.raises(ModelError, match="is an encoder"):
+    with pytest.raises(DataError, match="needs rows with tokens"):
         train_task(slots)
+    with pytest.raises(ModelError, match="is an encoder"):
+        train_task(slots.model_copy(update={"head": "none"}))
     other = settings_for(encoder, tmp_path, dev=[write_labels(tmp_path, "dev.en.tsv", [("grey fog", "mild")])])
     with pytest.raises(DataError, match="dev rows must have labels of the training rows"):
         train_task(other)

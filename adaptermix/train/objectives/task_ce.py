@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ...heads.base import IGNORED
 from .linear_ce import linear_cross_entropy
-
-IGNORED = -100
 
 
 def answer_loss(

@@ -1,0 +1,67 @@
+"""A loaded model's answers: generated, or given by its head. Rows are encoded once, however often it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..heads import HEADS, HeadRows
+from ..models import BaseModel
+from ..progress import SILENT, Watcher
+from ..settings import GenerationSettings
+from ..tasks import Task, get_template
+from .generate import generate
+from .heads import LONGEST, tell
+
+
+class Answering:
+    """Rows that a model answers.
+
+    Args:
+        base: The model; what acts on it may change between calls.
+        task: The task.
+        rows: Its rows.
+        settings: How to generate, and rows per batch.
+        template: Name of the prompt template.
+        watch: Receives progress, and what a person should know of how rows were encoded.
+
+    Raises:
+        DataError: a row lacks what the model's head reads.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        task: Task,
+        rows: Sequence[Any],
+        settings: GenerationSettings,
+        *,
+        template: str,
+        watch: Watcher = SILENT,
+    ) -> None:
+        self._base, self._task, self._settings, self._watch = base, task, settings, watch
+        self._encoded: HeadRows | None = None
+        if base.head:
+            places = getattr(base.model.config, "max_position_embeddings", LONGEST)
+            longest = min(LONGEST, base.tokenizer.model_max_length, places)
+            self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=longest)
+            for note in self._encoded.notes:
+                watch.note(note)
+            return
+        chosen = get_template(task, template)
+        self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
+
+    def __call__(self, label: str = "generate") -> list[str]:
+        """Return one answer per row; `label` names the progress bar."""
+        size = self._settings.batch_size
+        if self._encoded:
+            return tell(self._encoded, batch_size=size, watch=self._watch, label=label)
+        return generate(
+            self._base,
+            self._prompts,
+            max_new_tokens=self._settings.max_new_tokens,
+            batch_size=size,
+            one_line=self._task.one_line,
+            watch=self._watch,
+            label=label,
+        )

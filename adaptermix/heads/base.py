@@ -1,0 +1,89 @@
+"""What a kind of head must do: say which tasks it suits, encode rows, give their loss and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..head_forms import HeadForm
+from ..models import BaseModel
+from ..tasks import Task
+
+IGNORED = -100
+
+
+class HeadRows(Protocol):
+    """Rows encoded for a model with a head."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how they were encoded."""
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """Return the loss of rows by their numbers, a scalar in float32."""
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many terms the loss of rows is a mean over."""
+
+    def answers(self, rows: Sequence[int]) -> list[str]:
+        """Return the answers to rows by their numbers, in the form in which the task scores them."""
+
+
+class HeadKind(Protocol):
+    """An entry of the table of heads."""
+
+    @property
+    def form(self) -> HeadForm:
+        """What it is to the outside."""
+
+    @property
+    def needs(self) -> str:
+        """What a task must have, for messages: "a task whose answers are ..."."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether rows with labels that the head does not have are refused."""
+
+    def suits(self, task: Task) -> bool:
+        """Whether it can give the task's answers."""
+
+    def labels(self, task: Any, rows: Sequence[Any]) -> tuple[str, ...]:
+        """Return what a head must tell apart to be taught these rows.
+
+        Raises:
+            DataError: a row lacks what the head reads.
+        """
+
+    def encode(
+        self, base: BaseModel, task: Any, rows: Sequence[Any], *, max_length: int, teach: bool = False
+    ) -> HeadRows:
+        """Encode rows for a model that ends in such a head.
+
+        Args:
+            base: The model.
+            task: A task that the head suits.
+            rows: The task's rows.
+            max_length: Most tokens that the model sees at once.
+            teach: Whether the loss of the rows will be asked for.
+        """
+
+
+def pad(base: BaseModel, features: Sequence[Mapping[str, list[int]]]) -> Any:
+    """Return a batch of what the tokenizer gave, padded on the right, where the model is."""
+    return base.tokenizer.pad(list(features), padding_side="right", return_tensors="pt").to(base.device)
+
+
+def cross_entropy(logits: Tensor, gold: Tensor) -> Tensor:
+    """Return the mean cross-entropy in float32 of the places whose gold is not IGNORED; 0 where there is none.
+
+    Shapes: logits [places outputs], gold [places]; returns a scalar.
+    """
+    total = torch.nn.functional.cross_entropy(logits.float(), gold, ignore_index=IGNORED, reduction="sum")
+    return total / (gold != IGNORED).sum().clamp(min=1)
