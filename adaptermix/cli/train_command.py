@@ -18,7 +18,9 @@ def _show(report: TrainReport, console: Console) -> None:
         console.say(f"would train {report.steps} steps and write {report.out}")
         if report.rows:
             counts = ", ".join(f"{language} {count}" for language, count in report.rows.languages.items())
-            console.say(f"  rows: {counts}; {report.rows.repeated} repeated")
+            pairs = "" if report.pairs is None else f"; {report.pairs} pairs"
+            dev = f"; {report.rows.held_out} dev rows" if report.rows.held_out else ""
+            console.say(f"  rows: {counts}; {report.rows.repeated} repeated{dev}{pairs}")
             if warning := report.rows.warning():
                 console.say(f"  {warning}")
     else:

@@ -106,7 +106,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     dev_pairs = read_pairs(settings.dev_pairs)[0] if settings.dev_pairs else []
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
-        return dry_report(settings, steps, rows=data.report)
+        return dry_report(settings, steps, rows=data.report, pairs=len(pairs))
     if warning := data.report.warning():
         watch.note(warning)
     if processes.count > 1:

@@ -39,6 +39,7 @@ class TrainReport:
         parameters: Trainable parameters.
         history: One entry per step: loss, rows, tokens, seconds.
         rows: Of a dry run: counts of the training rows.
+        pairs: Of a dry run: number of pairs, where both are trained on.
         kept: Step whose factors were kept, where the dev loss chose.
     """
 
@@ -47,6 +48,7 @@ class TrainReport:
     parameters: int
     history: list[dict[str, Any]]
     rows: RowsReport | None = None
+    pairs: int | None = None
     kept: int | None = None
 
     def _losses(self, steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -62,7 +64,8 @@ class TrainReport:
         steps = [entry for entry in self.history if "seconds" in entry]
         if not steps:
             rows = self.rows.document() if self.rows else None
-            return {"out": str(self.out), "steps": self.steps, "dry_run": True, "rows": rows}
+            pairs = {} if self.pairs is None else {"pairs": self.pairs}
+            return {"out": str(self.out), "steps": self.steps, "dry_run": True, "rows": rows} | pairs
         seconds = sum(entry["seconds"] for entry in steps)
         return {
             "out": str(self.out),
@@ -156,9 +159,9 @@ def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | No
     return source
 
 
-def dry_report(settings: TrainingSettings, steps: int, *, rows: RowsReport) -> TrainReport:
+def dry_report(settings: TrainingSettings, steps: int, *, rows: RowsReport, pairs: int | None = None) -> TrainReport:
     """Return the report of a run that was only checked."""
-    return TrainReport(out=Path(settings.out), steps=steps, parameters=0, history=[], rows=rows)
+    return TrainReport(out=Path(settings.out), steps=steps, parameters=0, history=[], rows=rows, pairs=pairs)
 
 
 def check_before(settings: TrainingSettings) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adaptermix import AlignSettings, JointSettings, TaskSettings, load_adapter, train_align, train_joint, train_task
+from adaptermix.cli import main
 from adaptermix.data import read_pairs
 from adaptermix.models import first_blocks, keep_blocks, load_base
 from adaptermix.train.align import AlignLoss
@@ -177,3 +178,16 @@ def test_the_standing_is_read_from_the_log() -> None:
     assert standing(log, "dev_loss") == (2.0, 2)
     assert standing(log[:3], "dev_loss") == (2.0, 0)
     assert standing([], "dev_loss") == (float("inf"), 0)
+
+
+def test_a_dry_run_counts_rows_dev_rows_and_pairs(
+    causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slots = write_slots(tmp_path)
+    options = ["--task", "slots", "--train", slots, "--dev", slots, "--pairs", *write_pairs(tmp_path), "--dry-run"]
+    with pytest.raises(SystemExit):
+        main(["train-joint", "--base", str(causal), "--out", str(tmp_path / "out"), *options, "--json"])
+    out = capsys.readouterr()
+    assert "rows: en 6; 0 repeated; 6 dev rows; 15 pairs" in out.err
+    assert json.loads(out.out)["pairs"] == 15
+    assert not (tmp_path / "out").exists()
