@@ -1,0 +1,40 @@
+"""Settings of every command, once: recipes are validated by them, command-line options are made from them.
+
+Importing this module costs no torch, so `adaptermix --help` stays fast. A field's description is its help text.
+"""
+
+from .base import TASK, Dtype, GenerationSettings, Layer, Place, Placed, Settings, Written
+from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
+from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
+from .tools import DemoInputsSettings, DemoSettings, InspectSettings, PushSettings, SpectrumSettings
+from .training import AlignOptions, AlignSettings, JointSettings, TaskOptions, TaskSettings, TrainingSettings
+
+__all__ = [
+    "TASK",
+    "AlignOptions",
+    "AlignSettings",
+    "CompareSettings",
+    "DemoInputsSettings",
+    "DemoSettings",
+    "Dtype",
+    "EvaluateSettings",
+    "ExtractSettings",
+    "GenerationSettings",
+    "InspectSettings",
+    "JointSettings",
+    "Layer",
+    "MergeSettings",
+    "MethodsSettings",
+    "Place",
+    "PlaceSettings",
+    "Placed",
+    "PushSettings",
+    "RetrieveSettings",
+    "SearchSettings",
+    "Settings",
+    "SpectrumSettings",
+    "TaskOptions",
+    "TaskSettings",
+    "TrainingSettings",
+    "Written",
+]

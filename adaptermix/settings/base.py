@@ -1,0 +1,57 @@
+"""What settings of several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Layer = int | Literal["middle"]
+Positive = Annotated[int, Field(ge=1)]
+Files = Annotated[list[str], Field(min_length=1)]
+TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
+
+
+class Place(TypedDict):
+    """Where and how a base model is loaded."""
+
+    device: str
+    dtype: str
+    quantize: str
+
+
+class Placed(Settings):
+    """Where and how to compute."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Dtype = Field("auto", description="dtype of the base model; auto is bfloat16 where the hardware has it")
+    quantize: Literal["none", "nf4", "fp4", "int8"] = Field(
+        "none", description="load the base model in 4 or 8 bits (bitsandbytes)"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+
+    def place(self) -> Place:
+        """Return what `load_base` must know of it."""
+        return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
+
+
+class Written(Settings):
+    """What is written where."""
+
+    out: str = Field(description="output folder; appears whole or not at all")
+    overwrite: bool = Field(False, description="replace an existing adapter folder")
+    dry_run: bool = Field(False, description="check everything and show the plan; write nothing")
+
+
+class GenerationSettings(Placed):
+    """Greedy generation."""
+
+    batch_size: Positive = Field(32, description="rows per batch")
+    max_new_tokens: Positive = Field(64, description="most tokens to generate per row")

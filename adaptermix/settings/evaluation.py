@@ -1,0 +1,55 @@
+"""Settings of what measures."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from .. import checks
+from .base import TASK, Files, GenerationSettings, Placed, Positive, Settings
+
+
+class EvaluateSettings(GenerationSettings):
+    """Score a base model, with an adapter or without, per language."""
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    adapter: str | None = Field(None, description="adapter folder; none scores the base model alone")
+    task: str = Field(description=TASK)
+    data: Files = Field(description="data files, one or more languages")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
+    against: str | None = Field(
+        None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
+    )
+    predictions: str | None = Field(None, description="file for the answers, row by row, as JSONL; `compare` reads it")
+
+
+class CompareSettings(Settings):
+    """Put systems side by side, each with one run per seed: scores, differences, share of a gap that is closed."""
+
+    systems: Files = Field(description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs")
+    task: str = Field(description=TASK)
+    data: Files = Field(description="data files, as given to `evaluate`")
+    rows: str | None = Field(None, description="START:STOP, as given to `evaluate`")
+    baseline: str | None = Field(None, description="name of the system that the others are held against")
+    ceiling: str | None = Field(None, description="name of the system whose gain over the baseline is the gap")
+    supervised: list[str] = Field([], description="languages of the task's training rows")
+    aligned: list[str] = Field([], description="languages of the alignment pairs")
+    markdown: str | None = Field(None, description="file for the table in Markdown")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the resampling")
+
+    _sound_compare = model_validator(mode="after")(checks.sound_compare)
+
+
+class RetrieveSettings(Placed):
+    """Translation retrieval per layer and direction."""
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    adapter: str | None = Field(None, description="adapter folder; none measures the base model alone")
+    data: Files = Field(description="pair files (de-en.tsv) or one text per language (de.txt en.txt)")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    batch_size: Positive = Field(64, description="sentences per batch")
+    max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
+    neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
+    compare: bool = Field(False, description="measure the base model without the adapter too")
+    transfer: str | None = Field(None, description="`evaluate --json`: correlate with its transfer languages' scores")
+    plot: str | None = Field(None, description="PNG file: heatmap over layers and directions, mean per layer")

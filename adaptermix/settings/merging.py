@@ -1,0 +1,110 @@
+"""Settings of merging, extracting and searching."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .. import checks
+from .base import TASK, Files, GenerationSettings, Positive, Settings, Written
+
+
+class PlaceSettings(Settings):
+    """Weights or method options that hold at some modules only."""
+
+    modules: str = Field("*", description="glob over module paths")
+    layers: int | str | None = Field(None, description="FIRST-LAST, both included, or one number, or all")
+    weights: float | str | list[float] | None = Field(None, description="weights there")
+    curve: list[float | str | list[float]] | None = Field(
+        None, description="weights along the layers: evenly spaced points, interpolated"
+    )
+    options: dict[str, Any] = Field({}, description="options of the method there")
+
+
+class MergeSettings(Written):
+    """Merge adapters; no base model is loaded."""
+
+    adapters: Files = Field(description="adapter folders, or checkpoint folders with --base")
+    weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
+    method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
+    options: dict[str, Any] = Field(
+        {}, description="options of the method; at a place: KEY@GLOB=VALUE or KEY@layers:0-15=VALUE, KEY also weights"
+    )
+    places: list[PlaceSettings] = Field([], description="weights and options at some modules (recipes; else --set)")
+    fill: Literal["weight", "one"] = Field(
+        "weight", description="what an adapter weighs where it alone acts: its weight, or one"
+    )
+    form: Literal["concat", "lowrank", "dense"] | None = Field(
+        None, description="form of the result: factors side by side, recompressed, or full matrices"
+    )
+    rank: Positive | Literal["auto"] | None = Field(
+        None, description="recompress to this rank; auto finds the least that keeps --keep; default keeps everything"
+    )
+    keep: float = Field(0.999, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
+    max_residual: float = Field(
+        0.1, ge=0, le=1, description="refuse if truncation loses more than this share of the delta's norm"
+    )
+    base: str | None = Field(
+        None, description="base model, where deltas depend on it (DoRA, PiSSA) or the result is to be a full checkpoint"
+    )
+    saved: str = Field(
+        "refuse",
+        description="fully trained tensors (heads) that differ: refuse, average, or an adapter's name or number",
+    )
+    statistics: list[str] = Field(
+        [], description="for fisher and regmean: one safetensors file per adapter, a tensor per module path"
+    )
+    allow_pickle: bool = Field(False, description="read adapter_model.bin too (weights only, no code)")
+    allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="storage dtype of the result; default float32, or the base's for a checkpoint"
+    )
+    device: str = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods")
+
+
+class ExtractSettings(Written):
+    """Turn the difference between two checkpoints into a LoRA: tuned less base, without loading either."""
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    tuned: str = Field(description="model tuned from it: folder or Hub id, with @REVISION if wanted")
+    rank: Positive | Literal["auto"] = Field(description="rank of every module; auto finds the least that keeps --keep")
+    keep: float = Field(0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
+    modules: list[str] = Field(
+        [], description="globs over module paths or kinds; default every matrix inside the blocks"
+    )
+    exact: bool = Field(False, description="take the exact SVD, not the verified randomised one")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage dtype of the factors")
+    max_residual: float | None = Field(
+        None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
+    )
+    device: str = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
+
+    _sound_rank = field_validator("rank", mode="before")(checks.rank_or_auto)
+
+
+class MethodsSettings(Settings):
+    """List the merge methods with their options."""
+
+    names: list[str] = Field([], description="methods to show; default all")
+
+
+class SearchSettings(GenerationSettings, Written):
+    """Find the weight of a pair of adapters on dev data."""
+
+    adapters: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
+        description="two adapter folders; the weight is that of the first"
+    )
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    task: str = Field(description=TASK)
+    dev: Files = Field(description="dev files, one or more languages")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    grid: Annotated[list[float], Field(min_length=1)] = Field(
+        description="weights of the first adapter to try; the second gets 1 - w"
+    )
+    template: str | None = Field(None, description="prompt template; default: the task adapter's own")
+    rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
+    allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
+
+    _sound_search = model_validator(mode="after")(checks.sound_search)

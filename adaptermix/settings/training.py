@@ -1,0 +1,148 @@
+"""Settings of the training commands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from .. import checks
+from .base import TASK, Files, Layer, Placed, Positive, Settings, Written
+
+
+class TrainingSettings(Placed, Written):
+    """What all training commands share. Defaults are those of the mid-align paper where it states them."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    resume: bool = Field(False, description="go on with an interrupted run")
+    on_top_of: str | None = Field(
+        None, description="frozen adapter to train on top of; merge both with --weights 1,1 afterwards"
+    )
+    rank: Positive = Field(8, description="rank of the LoRA")
+    alpha: float = Field(16.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank")
+    rslora: bool = Field(False, description="scale by alpha/sqrt(rank) instead (rsLoRA)")
+    dora: bool = Field(False, description="learn the length of every row of the weights too (DoRA)")
+    lora_plus: float = Field(
+        1.0, gt=0, description="learning rate of B in multiples of that of A (LoRA+; its authors take 16)"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the LoRA")
+    targets: Annotated[list[str], Field(min_length=1)] = Field(
+        ["all-linear"], description="names of the modules to adapt"
+    )
+    blocks: checks.Blocks | None = Field(
+        None, description="FIRST-LAST, the blocks to adapt, both included, counted from 0; default all that are run"
+    )
+    norm_budget: float | None = Field(
+        None, gt=0, description="most that each module's update may weigh, as a share of its weight's Frobenius norm"
+    )
+    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "constant"] = Field(
+        "inverse_sqrt", description="how the learning rate falls"
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    batch_size: Positive = Field(32, description="rows per step and per accumulation")
+    accumulate: Positive = Field(1, description="batches per optimizer step")
+    epochs: float = Field(5.0, gt=0, description="passes over the rows")
+    steps: Positive | None = Field(None, description="optimizer steps; takes the place of --epochs")
+    max_length: Positive = Field(256, description="longest text in tokens; longer ones are cut")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: less memory, a third more time"
+    )
+    compile: bool = Field(
+        False, description="compile the blocks (torch.compile): a slow first step, then faster; the last digits differ"
+    )
+    checkpoint_every: Positive = Field(25, description="optimizer steps between checkpoints")
+
+    _sound_training = model_validator(mode="after")(checks.sound_training)
+
+
+class AlignOptions(Settings):
+    """The alignment objective."""
+
+    pairs: Files = Field(description="parallel pair files, such as de-en.tsv")
+    layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
+    temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
+    symmetric: bool = Field(False, description="average both directions; published: source to target only")
+    anchor: Literal["pair", "base"] = Field(
+        "pair", description="targets' states: of the model in training, or of the frozen base (a fixed teacher)"
+    )
+    stop_gradient: bool = Field(False, description="train the source side only: no gradient through the targets")
+    pooling: Literal["mean", "bos"] = Field("mean", description="sentence vector: mean over tokens, or the first token")
+    mask_duplicates: bool = Field(False, description="do not count equal target sentences as negatives")
+    exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
+    gather_negatives: bool = Field(
+        True,
+        description="where several processes share a batch: contrast a pair with those of all of them, as one process "
+        "would; else with its own process's share",
+    )
+    balance: Literal["languages", "rows"] = Field(
+        "languages", description="draw every language pair equally often, or every row"
+    )
+    keeper: float = Field(
+        0.0, ge=0, description="weight of a term that keeps the targets' states (English) as the frozen base has them"
+    )
+
+    _sound_align = model_validator(mode="after")(checks.sound_align)
+
+
+class TaskOptions(Settings):
+    """The task objective."""
+
+    task: str = Field(description=TASK)
+    train: Files = Field(description="training files")
+    dev: list[str] = Field([], description="dev files; their loss is logged")
+    rows: str | None = Field(None, description="START:STOP, the rows of each training file to use")
+    template: str | None = Field(
+        None, description="prompt template, such as plain or mid-align; saved with the adapter"
+    )
+    head: Literal["auto", "none", "classes", "tokens", "span"] = Field(
+        "auto",
+        description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli), tokens: "
+        "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",
+    )
+    group_by_length: bool = Field(False, description="batch rows of like length together, so that less is padding")
+    evaluate_every: Positive | None = Field(
+        None, description="optimizer steps between looks at the dev loss; default after each epoch"
+    )
+    patience: Positive | None = Field(
+        None, description="stop after so many looks at the dev loss without a new best, and keep the best"
+    )
+
+    _sound_task = model_validator(mode="after")(checks.sound_task)
+
+
+class AlignSettings(AlignOptions, TrainingSettings):
+    """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
+
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="pairs per step; the others are the negatives")
+    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+
+
+class TaskSettings(TaskOptions, TrainingSettings):
+    """Train a task LoRA."""
+
+
+class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
+    """Train one LoRA for a task and for alignment, the two taking turns."""
+
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="rows, and pairs, per batch")
+    pair_rows: str | None = Field(None, description="START:STOP, the rows of each pair file to use")
+    dev_pairs: list[str] = Field([], description="pair files whose loss is logged too")
+    alternate: Literal["step", "batch", "sum"] = Field(
+        "step",
+        description="whose turn it is: another objective every optimizer step (paper), every batch (release), or "
+        "both summed",
+    )
+    align_weight: float = Field(1.0, ge=0, description="weight of the alignment loss")
+    discard: bool = Field(
+        False, description="pass over the rows of the objective whose turn it is not, as the release does"
+    )
+    select: Literal["task", "align", "sum"] = Field(
+        "task", description="dev loss that --patience looks at; the release takes the sum"
+    )
+
+    _sound_joint = model_validator(mode="after")(checks.sound_joint)
