@@ -52,6 +52,8 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
     """Refuse what does not go together in any training."""
     if settings.norm_budget is not None and settings.dora:
         raise ValueError("--norm-budget bounds the low-rank update, and --dora changes the weights beyond it: drop one")
+    if settings.on_top_of and settings.dora:
+        raise ValueError("--dora scales what lies under it, so it cannot be merged with --on-top-of: drop one")
     return settings
 
 
@@ -63,6 +65,10 @@ def sound_align(settings: AlignOptions) -> AlignOptions:
         fault = beyond_the_layer(getattr(settings, "blocks", None), settings.layer, whole=whole)
         if fault:
             raise ValueError(fault)
+    if settings.exclude_bos and settings.pooling == "bos":
+        raise ValueError("--exclude-bos leaves out the token that --pooling bos takes: drop one")
+    if settings.stop_gradient and settings.anchor == "base":
+        raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
     return settings
 
 
@@ -70,6 +76,8 @@ def sound_task(settings: TaskOptions) -> TaskOptions:
     """Refuse looks at a dev loss without dev files."""
     if not settings.dev and (settings.patience or settings.evaluate_every):
         raise ValueError("--patience and --evaluate-every need dev files, and none are given: add --dev FILE")
+    if settings.template and settings.head not in ("auto", "none"):
+        raise ValueError(f"--head {settings.head} reads no prompt: drop --template")
     return settings
 
 
@@ -77,6 +85,8 @@ def sound_joint(settings: JointSettings) -> JointSettings:
     """Refuse a choice by a loss that is not measured."""
     if settings.select != "task" and not settings.dev_pairs:
         raise ValueError(f"--select {settings.select} needs dev pairs, and none are given: add --dev-pairs FILE")
+    if settings.discard and settings.alternate == "sum":
+        raise ValueError("--alternate sum uses every row of both objectives: drop --discard")
     return settings
 
 

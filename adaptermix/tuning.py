@@ -126,8 +126,8 @@ class Steps:
         write_whole(self._path, (json.dumps(record, indent=1) + "\n").encode())
 
     def _clear(self, target: str, key: str) -> None:
-        """Remove an output that stands where this step's belongs, if a step of other settings made it here."""
-        if self._made.get(target, key) != key:
+        """Remove what stands in the place of this step's output: of other settings, or not in the record yet."""
+        if self._made.get(target) != key:
             shutil.rmtree(target, ignore_errors=True)
 
     @staticmethod
@@ -159,7 +159,9 @@ def _key(step: Step, folder: Path, made: Mapping[str, str]) -> str:
     text = json.dumps(settings, sort_keys=True)
     for path in sorted(made, key=len, reverse=True):
         text = text.replace(json.dumps(path)[1:-1], made[path])
-    text = text.replace(json.dumps(str(folder))[1:-1], "${out}")
+    # files beside an adapter are not copied from another candidate, so such a step is the candidate's own
+    if not any(settings.get(name) for name in ("predictions", "plot", "csv", "markdown")):
+        text = text.replace(json.dumps(str(folder))[1:-1], "${out}")
     return hashlib.sha256(f"{step.command} {text} {_files(settings, folder)}".encode()).hexdigest()
 
 

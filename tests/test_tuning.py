@@ -98,6 +98,15 @@ def test_what_changed_runs_again_and_the_rest_does_not(recipe: Path, tmp_path: P
     assert third.ran == ["train-align", "search"] * 2
 
 
+def test_an_output_without_a_note_is_made_anew(recipe: Path, tmp_path: Path) -> None:
+    """The run ended after a step's output and before the record was written."""
+    settings: dict[str, Any] = {"out": tmp_path / "out", "overrides": {"data": str(tmp_path)}}
+    (tmp_path / "out" / "trials" / "1" / "task").mkdir(parents=True)
+    run = Pretended()
+    assert tune(recipe, VARY, run=run, **settings).best.value == pytest.approx(1.2)
+    assert run.ran.count("train-task") == 1
+
+
 def test_what_cannot_be_searched_is_refused_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown key 'temprature'"):
         plan(recipe, {"train-align.temprature": [1]}, tmp_path / "out")
@@ -138,7 +147,12 @@ def test_the_command_line_runs_a_tiny_model(
 
 
 def test_a_wrong_use_is_told(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, says in ([], "Missing option '--vary'"), (["--vary", "x"], "KEY=VALUE[,VALUE...] is needed"):
+    for arguments, says in (
+        ([], "Missing option '--vary'"),
+        (["--vary", "x"], "KEY=VALUE[,VALUE...] is needed"),
+        (["--vary", "x=[]"], "with one value or more"),
+        (["--vary", "x=1", "x=2"], "a key is given once"),
+    ):
         with pytest.raises(SystemExit) as ended:
             main(["search", str(recipe), "--out", str(tmp_path / "out"), *arguments])
         assert ended.value.code == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +42,26 @@ def under(source: AdapterSource, prefix: str) -> AdapterSource:
     )
 
 
-def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
+def without_prefix(source: AdapterSource, modules: Collection[str]) -> AdapterSource:
+    """Return an adapter that was trained under a head with the paths of the model alone; as it is if that fails.
+
+    Args:
+        source: The adapter.
+        modules: Paths of all modules of the model.
+    """
+    some = min(source.modules, default="")
+    for place in (number for number, sign in enumerate(some, start=1) if sign == "."):
+        prefix = some[:place]
+        if all(path.startswith(prefix) and path[place:] in modules for path in source.modules):
+            return replace(
+                source,
+                modules={path[place:]: header for path, header in source.modules.items()},
+                parts={path[place:]: parts for path, parts in source.parts.items()},
+            )
+    return source
+
+
+def fitted(source: AdapterSource, modules: Collection[str]) -> AdapterSource:
     """Return an adapter with the paths that a model has; as it is where they agree, or where no prefix helps.
 
     Args:
@@ -50,7 +69,9 @@ def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
         modules: Paths of all modules of the model.
     """
     prefix = prefix_between(source.modules, modules)
-    return source if prefix is None else under(source, prefix)
+    if prefix is not None:
+        return under(source, prefix)
+    return source if set(source.modules) <= set(modules) else without_prefix(source, set(modules))
 
 
 def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) -> tuple[AdapterSource, ...]:

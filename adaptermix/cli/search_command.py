@@ -20,9 +20,12 @@ def _values(arguments: tuple[str, ...]) -> dict[str, list[Any]]:
         if not key or not text:
             raise click.BadParameter(f"KEY=VALUE[,VALUE...] is needed, got {key or text!r}.")
         try:
-            found[key] = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+            values = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
         except yaml.YAMLError as error:
             raise click.BadParameter(f"the values of {key!r} must be YAML: {text!r}.") from error
+        if not values or key in found:
+            raise click.BadParameter(f"a key is given once, with one value or more; {key!r} is given as {text!r}.")
+        found[key] = values
     return found
 
 

@@ -11,6 +11,7 @@ from ..errors import DataError
 from .source import DataFile, find_files, parse_rows
 
 _JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
+_HEADERS = (*_JSON_FIELDS, ("src", "tgt"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,9 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> list[Pair]:
     chosen = parse_rows(rows)
     languages = _pair_languages(file)
     found = []
-    for number, columns in _columns(file):
+    for index, (number, columns) in enumerate(_columns(file)):
+        if index == 0 and tuple(cell.strip().lower() for cell in columns[:2]) in _HEADERS:
+            continue
         if len(columns) < 2:
             raise DataError(
                 f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "

@@ -20,17 +20,24 @@ from ..models import BaseModel
 
 
 @contextmanager
-def acting(base: BaseModel, sources: Sequence[AdapterSource]) -> Iterator[Attachment]:
+def acting(base: BaseModel, sources: Sequence[AdapterSource], *, heads: bool = True) -> Iterator[Attachment]:
     """Let adapters act on the model until the context ends, and yield what sets their weights.
 
     LoRAs on linear layers, with a head or without, are attached; a single adapter of another kind acts through PEFT,
     with no weight to set.
+
+    Args:
+        base: The model.
+        sources: The adapters.
+        heads: Whether fully trained tensors must be in the model; else those that are not, of a head, are left out.
 
     Raises:
         IncompatibleAdapters: an adapter does not fit the model; several bring different heads, or are of another kind.
     """
     names = [name for name, _ in base.model.named_modules()]
     fitting = [fitted(source, names) for source in sources]
+    if not heads:
+        fitting = [_headless(source, base) for source in fitting]
     states = [replace(source.read(), saved={}) for source in fitting]
     if len(sources) == 1 and states[0].beyond_linear:
         with _through_peft(base, sources[0]):
@@ -38,6 +45,12 @@ def acting(base: BaseModel, sources: Sequence[AdapterSource]) -> Iterator[Attach
         return
     with Attachment(base.model, states) as attached, _whole_tensors(base, fitting):
         yield attached
+
+
+def _headless(source: AdapterSource, base: BaseModel) -> AdapterSource:
+    own = dict(base.model.named_parameters())
+    kept = {key: header for key, header in source.saved_headers.items() if key.removeprefix(PREFIX) in own}
+    return replace(source, saved_headers=kept)
 
 
 @contextmanager

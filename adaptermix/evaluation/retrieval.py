@@ -221,7 +221,7 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     read_parallel(settings.data, rows=settings.rows)  # refuse bad data before a model is loaded
     base = load_base(settings.base, **settings.place())
     note_other_base(base, sources, watch)
-    with acting(base, sources):
+    with acting(base, sources, heads=False):
         result = retrieve_with(base, settings, watch=watch)
     if sources and settings.compare:
         result = replace(result, base=retrieve_with(base, settings, watch=watch))

@@ -16,6 +16,7 @@ from ..models import load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..tasks import Task, get_task, get_template
+from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
 from .heads import head_of
@@ -117,7 +118,7 @@ def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]])
     members = {
         "supervised": [name for name in scores if name in supervised],
         "aligned": [name for name in scores if name in aligned],
-        "transfer": [name for name in scores if name not in supervised | aligned],
+        "transfer": [name for name in scores if name not in supervised | aligned] if supervised | aligned else [],
         "all": list(scores),
     }
     return {role: sum(scores[n].value for n in names) / len(names) for role, names in members.items() if names}
@@ -201,7 +202,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     result = scored(sources, "generate")
     if settings.predictions:
         entries = (
-            {"language": task.language(row), "expected": task.answer(row), "answer": answer}
+            {"language": task.language(row), "expected": task.answer(row), **to_entry(answer)}
             for row, answer in zip(rows, result.answers, strict=True)
         )
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]

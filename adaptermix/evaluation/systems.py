@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.source import canonical_language
-from ..errors import DataError, PlanError
+from ..errors import DataError, OutputError, PlanError
 from ..files import write_whole
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
 from ..tasks import Metric, Task, get_task
+from ..tasks.tagged import from_entry
 from .score import RESAMPLES, Score, with_interval
 
 Draws = NDArray[np.float64]
@@ -139,10 +140,10 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
     """
     answers = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in lines:
+        # at line feeds alone: answers may hold other signs that part lines
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
             entry = json.loads(line)
-            answers.append((str(entry["answer"]), entry.get("language"), entry.get("expected")))
+            answers.append((from_entry(entry), entry.get("language"), entry.get("expected")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {error!r}.") from error
     if len(answers) != len(rows):
@@ -216,6 +217,8 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
     for option, name in (("baseline", settings.baseline), ("ceiling", settings.ceiling)):
         if name is not None and name not in files:
             raise PlanError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
+    if settings.markdown and not Path(settings.markdown).absolute().parent.is_dir():
+        raise OutputError(f"--markdown must lie in a folder that exists, and {settings.markdown} does not.")
 
 
 def _counts(

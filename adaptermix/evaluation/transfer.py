@@ -72,7 +72,7 @@ def correlate(retrieval: Mapping[str, float], scores: Mapping[str, float]) -> Co
     return Correlation(
         pearson=pearson,
         spearman=float(np.corrcoef(_ranks(x), _ranks(y))[0, 1]),
-        p=float((np.abs(drawn) >= abs(pearson) - 1e-12).mean()),
+        p=float(((np.abs(drawn) >= abs(pearson) - 1e-12).sum() + 1) / (_SHUFFLES + 1)),
         languages=languages,
     )
 

@@ -80,6 +80,11 @@ def pad(base: BaseModel, features: Sequence[Mapping[str, list[int]]]) -> Any:
     return base.tokenizer.pad(list(features), padding_side="right", return_tensors="pt").to(base.device)
 
 
+def told_cut(cut: int, rows: int, max_length: int, lost: str) -> str:
+    """Return that rows were too long, for a person."""
+    return f"{cut} of {rows} rows are longer than {max_length} tokens (--max-length) and lose {lost}."
+
+
 def cross_entropy(logits: Tensor, gold: Tensor) -> Tensor:
     """Return the mean cross-entropy in float32 of the places whose gold is not IGNORED; 0 where there is none.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..head_forms import HEAD_FORMS
 from ..models import BaseModel
 from ..tasks import LabelTask, Task
-from .base import cross_entropy, pad
+from .base import cross_entropy, pad, told_cut
 
 
 class ClassRows:
@@ -24,11 +24,13 @@ class ClassRows:
         max_length: Longest row in tokens; of two texts the longer one is cut.
     """
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, base: BaseModel, task: LabelTask, rows: Sequence[Any], *, max_length: int) -> None:
         self._base, self._labels = base, base.labels
-        self._encoded = [base.tokenizer(*task.segments(row), truncation=True, max_length=max_length) for row in rows]
+        texts = [task.segments(row) for row in rows]
+        self._encoded = [base.tokenizer(*each, truncation=True, max_length=max_length) for each in texts]
+        full = [place for place, row in enumerate(self._encoded) if len(row["input_ids"]) == max_length]
+        cut = sum(len(base.tokenizer(*texts[place])["input_ids"]) > max_length for place in full)
+        self.notes = (told_cut(cut, len(rows), max_length, "their ends"),) if cut else ()
         self._gold = [task.answer(row) for row in rows]
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
 

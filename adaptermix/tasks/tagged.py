@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import DataError
 
@@ -27,6 +28,28 @@ class Tagged(str):
         answer = super().__new__(cls, text)
         answer.tags, answer.pairs = tuple(tags), tuple(pairs)
         return answer
+
+
+def to_entry(answer: str) -> dict[str, object]:
+    """Return an answer as plain data, with what its text cannot tell."""
+    if not isinstance(answer, Tagged):
+        return {"answer": answer}
+    return {"answer": str(answer), "tags": list(answer.tags), "pairs": [list(pair) for pair in answer.pairs]}
+
+
+def from_entry(entry: Mapping[str, Any]) -> str:
+    """Return the answer that `to_entry` has made plain.
+
+    Raises:
+        KeyError: there is no answer.
+        TypeError: its tags or pairs are of another form.
+        ValueError: likewise.
+    """
+    text = str(entry["answer"])
+    if "tags" not in entry:
+        return text
+    pairs = [(str(kind), str(value)) for kind, value in entry["pairs"]]
+    return Tagged(text, tags=[str(tag) for tag in entry["tags"]], pairs=pairs)
 
 
 def require_tokens(tokens: tuple[str, ...], text: str) -> tuple[str, ...]:

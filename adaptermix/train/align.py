@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Pair, read_pairs
 from ..data.report import describe
+from ..errors import DataError, PlanError
 from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks, load_base
 from ..pooling import masked_mean
 from ..progress import SILENT, Watcher
@@ -164,6 +165,11 @@ class AlignLoss:
         cut = {"truncation": True, "max_length": settings.max_length}
         self._source_ids = base.tokenizer([pair.source for pair in pairs], **cut)["input_ids"]
         self._target_ids = base.tokenizer(self._targets, **cut)["input_ids"]
+        if settings.pooling == "bos" and base.kind == "causal":
+            raise PlanError(
+                "--pooling bos needs an encoder: the first token of a language model sees no other token. "
+                "Use --pooling mean."
+            )
         groups = _groups(pairs, settings.balance)
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
         base.model.train()
@@ -202,7 +208,7 @@ class AlignLoss:
         loss = self._contrast(source, target, rows, processes)
         tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own)
         if kept is None:
-            return BatchLoss(loss, tokens)
+            return BatchLoss(loss, tokens, rows=len(rows))
         parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
         return BatchLoss(loss + self._settings.keeper * kept, tokens, parts)
 
@@ -232,6 +238,16 @@ class AlignLoss:
         return torch.tensor([[one == other for other in texts] for one in texts])
 
 
+def require_pairs(pairs: Sequence[Pair]) -> None:
+    """Refuse pairs that have no negatives.
+
+    Raises:
+        DataError: there are fewer than two different ones.
+    """
+    if len(set(pairs)) < 2:
+        raise DataError("alignment needs at least two different pairs, since the others are the negatives; found one.")
+
+
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
     """Return how many negatives a pair has, for a person."""
     if settings.gather_negatives:
@@ -255,6 +271,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
 def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
+    require_pairs(pairs)
     steps = count_steps(len(pairs), settings)
     report = describe([("-".join(pair.languages), f"{pair.source}\n{pair.target}") for pair in pairs])
     if settings.dry_run:

@@ -8,7 +8,7 @@ from ..data import Pair, read_pairs
 from ..models import block_index
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
-from .align import AlignLoss, negatives
+from .align import AlignLoss, negatives, require_pairs
 from .lora import check_reach
 from .parallel import Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
@@ -64,27 +64,33 @@ class JointLoss:
             {
                 part: entry
                 for name, batch in found.items()
-                for part, entry in (batch.parts or {name: (batch.loss, self._settings.batch_size)}).items()
+                for part, entry in (
+                    batch.parts or {name: (batch.loss, batch.rows or self._settings.batch_size)}
+                ).items()
             },
         )
 
 
 class WithSum:
-    """Dev losses and their sum."""
+    """Dev losses and their sum, weighted as in training."""
 
-    def __init__(self, losses: DevLosses) -> None:
-        self._losses = losses
+    def __init__(self, losses: DevLosses, align_weight: float) -> None:
+        self._losses, self._weights = losses, {"dev_align_loss": align_weight}
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
         found = self._losses()
-        return found | {"dev_sum_loss": sum(found.values())}
+        return found | {"dev_sum_loss": sum(self._weights.get(name, 1.0) * loss for name, loss in found.items())}
+
+
+def _turns(settings: JointSettings) -> int:
+    """Return how many objectives take turns, so that a pass over the task's rows takes as many times the steps."""
+    return 1 if settings.alternate == "sum" or settings.discard else 2
 
 
 def joint_steps(rows: int, settings: JointSettings) -> int:
     """Return the optimizer steps: in each pass the task sees every row, unless rows are passed over."""
-    turns = 1 if settings.steps or settings.alternate == "sum" or settings.discard else 2
-    return turns * count_steps(rows, settings)
+    return (1 if settings.steps else _turns(settings)) * count_steps(rows, settings)
 
 
 def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainReport:
@@ -103,7 +109,8 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     check_before(settings)
     data = TaskData.read(settings)
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
-    dev_pairs = read_pairs(settings.dev_pairs)[0] if settings.dev_pairs else []
+    require_pairs(pairs)
+    dev_pairs, dev_files = read_pairs(settings.dev_pairs) if settings.dev_pairs else ([], [])
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
         return dry_report(settings, steps, rows=data.report, pairs=len(pairs))
@@ -112,8 +119,8 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
-    rows = data.objective(base, data.train, settings.max_length, watch)
     on = attach_on(base, settings)
+    rows = data.objective(base, data.train, settings.max_length, watch)
     total = base.layers
     layer = block_index(settings.layer, total)
     check_reach(settings, layer, whole=True)
@@ -129,9 +136,8 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         if dev_pairs:
             sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer).of_rows
         key = f"dev_{settings.select}_loss"
-        watched = DevWatch(
-            WithSum(DevLosses(base, sides, settings, processes)), settings, rows=len(data.train), key=key
-        )
+        measure = WithSum(DevLosses(base, sides, settings, processes), settings.align_weight)
+        watched = DevWatch(measure, settings, rows=len(data.train), key=key, turns=_turns(settings))
     return train(
         base,
         settings,
@@ -142,6 +148,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         | {
             "languages": data.entries["languages"] | {"aligned": _languages(pairs)},
             "data": [*data.entries["data"], *(file.entry() for file in pair_files)],
+            "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
             "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
         },
         layers=None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
@@ -116,7 +118,8 @@ def train(
         processes: Those that share the run; the main one writes.
     """
     out = Path(settings.out)
-    inputs = {"base_fingerprint": base.fingerprint, "data": entries["data"], "on": on and on.digest}
+    inputs = {"base_fingerprint": base.fingerprint, "on": on and on.digest}
+    inputs |= {"data": entries["data"], "dev": entries.get("dev")}
     workplace = Workplace(out, plain(settings) | inputs | processes.entry())
     names = inject(base.model, settings, seed=settings.seed, head=base.head_modules)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
@@ -128,6 +131,8 @@ def train(
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
     elif settings.resume:
         watch.note(f"no interrupted run for {out}; starting from the first step")
+    if base.model.dtype == torch.float16:
+        watch.note("warning: float16 gradients are not scaled and may vanish; --dtype bfloat16 or float32 is safer.")
     with compiled(base.model, wanted=settings.compile):
         trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
@@ -155,7 +160,9 @@ def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | No
     if settings.on_top_of is None:
         return None
     source = open_adapter(Path(settings.on_top_of))
-    Attachment(base.model, [fitted(source, [name for name, _ in base.model.named_modules()]).read()])
+    state = fitted(source, [name for name, _ in base.model.named_modules()]).read()
+    # a head does not act on the states of a model without one
+    Attachment(base.model, [state if base.head else replace(state, saved={})])
     return source
 
 

@@ -52,7 +52,8 @@ class LengthSampler:
     """Batches of rows of like length: of up to 50 batches of a sampler the rows are sorted by length and cut anew.
 
     Every row still comes once per pass, and the batches of a window come in an order that is drawn. A window is at
-    most a pass, since copies of a row would be of like length indeed.
+    most as long as a pass, since copies of a row would be of like length indeed; where it reaches into the next pass, a
+    batch may hold a row twice.
 
     Args:
         sampler: Whose rows to take.

@@ -48,9 +48,14 @@ class DevLosses:
     def _mean(self, loss_of: RowsLoss) -> float:
         count = len(loss_of.lengths)
         parts = [range(start, min(start + self._size, count)) for start in range(0, count, self._size)]
-        own = parts[self._processes.rank :: self._processes.count]
-        # the sum is the same in every process, so all stop early or none
-        return self._processes.total(sum(float(loss_of(part).loss) * len(part) for part in own))[0] / count
+        total, terms = 0.0, 0.0
+        for part in parts[self._processes.rank :: self._processes.count]:
+            found = loss_of(part)
+            weight = len(part) if found.terms is None else found.terms
+            total, terms = total + float(found.loss) * weight, terms + weight
+        # the sums are the same in every process, so all stop early or none
+        total, terms = self._processes.total(total, terms)
+        return total / (terms or 1)
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
@@ -75,6 +80,7 @@ class DevWatch:
         settings: The run's settings.
         rows: Training rows; a look is taken after each pass over them unless `evaluate_every` is set.
         key: Name of the loss that decides.
+        turns: Objectives that take turns, so that a pass over the rows takes as many times the steps.
     """
 
     def __init__(
@@ -84,9 +90,10 @@ class DevWatch:
         *,
         rows: int,
         key: str,
+        turns: int = 1,
     ) -> None:
         self._measure, self._key, self._patience = measure, key, settings.patience
-        a_pass = max(1, round(rows / (settings.batch_size * settings.accumulate)))
+        a_pass = turns * max(1, round(rows / (settings.batch_size * settings.accumulate)))
         self._every = settings.evaluate_every or a_pass
 
     def __call__(self, trainer: Trainer) -> None:

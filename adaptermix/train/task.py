@@ -13,7 +13,7 @@ from ..data.report import RowsReport, describe
 from ..errors import DataError, PlanError
 from ..head_forms import Head
 from ..heads import HEADS, HeadKind, HeadRows, suiting
-from ..heads.base import IGNORED
+from ..heads.base import IGNORED, told_cut
 from ..models import BaseModel, load_base, model_kind, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
@@ -29,14 +29,21 @@ Example = tuple[list[int], list[int]]
 """Token ids of the prompt and of the answer."""
 
 
-def encode_rows(task: Task, template: Template, rows: Sequence[Any], tokenizer: Any, max_length: int) -> list[Example]:
+def encode_rows(
+    task: Task, template: Template, rows: Sequence[Any], tokenizer: Any, *, max_length: int, watch: Watcher = SILENT
+) -> list[Example]:
     """Return prompt and answer ids per row; too long a row loses the prompt's beginning, then the answer's end."""
     examples = []
+    cut = 0
     for row in rows:
-        answer = template.encode_answer(task.answer(row), tokenizer)[:max_length]
+        whole = template.encode_answer(task.answer(row), tokenizer)
+        answer = whole[:max_length]
         prompt = template.encode(task.fields(row), tokenizer)
         room = max(1, max_length - len(answer))
+        cut += len(prompt) > room or len(whole) > max_length
         examples.append((prompt[-room:], answer))
+    if cut:
+        watch.note(told_cut(cut, len(rows), max_length, "the beginning of their prompts"))
     return examples
 
 
@@ -199,7 +206,8 @@ class TaskData:
             DataError: a head can learn from none of them.
         """
         if base.head is None:
-            return Answers(base, encode_rows(self.task, self.template, rows, base.tokenizer, max_length))
+            examples = encode_rows(self.task, self.template, rows, base.tokenizer, max_length=max_length, watch=watch)
+            return Answers(base, examples)
         encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=max_length, teach=True)
         for note in encoded.notes:
             watch.note(note)
@@ -236,9 +244,9 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     if warning := data.report.warning():
         watch.note(warning)
     base = data.load(settings, processes)
+    on = attach_on(base, settings)
     rows = data.objective(base, data.train, settings.max_length, watch)
     dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
-    on = attach_on(base, settings)
     base.model.train()
     watched = None
     if dev is not None:

@@ -27,6 +27,7 @@ class BatchLoss(NamedTuple):
         loss: To be differentiated.
         tokens: Tokens of the batch, without padding.
         parts: Where several objectives take part, loss and rows of each.
+        rows: Rows that were used, where it is not all that were drawn.
         terms: What the loss is a mean over, in number; needed where several processes share a batch.
     """
 
@@ -34,6 +35,7 @@ class BatchLoss(NamedTuple):
     tokens: int
     parts: Mapping[str, tuple[Tensor, int]] = {}
     terms: int | None = None
+    rows: int | None = None
 
 
 Loss = Callable[[int], tuple[Tensor, int] | BatchLoss]
@@ -149,6 +151,8 @@ class Trainer:
         self.history = list(checkpoint.history)
         for name, master in self.masters.items():
             master.copy_(checkpoint.tensors[name])
+            if f"{name}/step" not in checkpoint.tensors:  # the loss does not reach it
+                continue
             self._optimizer.state[master] = {
                 key: checkpoint.tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
             }

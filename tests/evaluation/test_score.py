@@ -126,5 +126,5 @@ def test_a_document_is_plain_data() -> None:
 
 def test_groups_without_languages_are_left_out() -> None:
     scores = {"tr": Score(value=0.25, low=0, high=1, n=1)}
-    assert group_means(scores, {}) == {"transfer": 0.25, "all": 0.25}
+    assert group_means(scores, {}) == {"all": 0.25}
     assert group_means(scores, {"aligned": ["de"], "supervised": ["tr"]}) == {"supervised": 0.25, "all": 0.25}

@@ -13,6 +13,9 @@ import pytest
 from adaptermix import CompareSettings, compare_systems
 from adaptermix.cli import main
 from adaptermix.errors import AdapterMixError
+from adaptermix.evaluation.run import score_answers
+from adaptermix.tasks import get_task
+from adaptermix.tasks.tagged import Tagged, to_entry
 
 LABELS = ("good", "bad", "fair")
 LANGUAGES = ("de", "en", "tr")
@@ -103,6 +106,25 @@ def test_the_ceiling_closes_the_whole_gap_and_a_copy_of_the_baseline_none(
     assert found[3].above["all"].high == 0
 
 
+def test_answers_of_a_tagging_head_score_as_evaluate_scores_them(tmp_path: Path) -> None:
+    task = get_task("slots")
+    path = tmp_path / "test.en.tsv"
+    path.write_text("a: b c\tB-x I-x O\n" * 3)
+    read, _ = task.read([str(path)], rows=None)
+    answers = [Tagged("x: a: b", tags=["B-x", "I-x", "O"], pairs=[("x", "a: b")]), "line\u2028break", "x: a"]
+    lines = [
+        json.dumps({"language": "en", "expected": task.answer(row), **to_entry(each)}, ensure_ascii=False) + "\n"
+        for row, each in zip(read, answers, strict=True)
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(lines))
+    found = compare_systems(
+        CompareSettings(systems=[f"one={tmp_path / 'answers.jsonl'}"], task="slots", data=[str(path)])
+    )
+    expected = score_answers(task, read, answers, {}, seed=0)
+    assert found.found[0].groups["all"].value == pytest.approx(expected.overall.value)
+    assert expected.overall.value > 0
+
+
 def test_runs_widen_the_interval_where_they_differ(data: list[str], tmp_path: Path) -> None:
     shares = [dict.fromkeys(LANGUAGES, share) for share in (0.2, 0.9)]
     paths = [answer(tmp_path / f"run{n}.jsonl", data, share) for n, share in enumerate(shares)]
@@ -129,6 +151,7 @@ def test_a_ceiling_that_is_none_is_told(data: list[str], systems: dict[str, list
         ("task={task}", {"aligned": ["fr"]}, "--aligned must be languages of the data (de, en, tr), got 'fr'"),
         ("task={task}", {"rows": ":5"}, "must answer the 15 rows of the data, and has 63 answers"),
         ("task={swapped}", {}, "must answer row 1 of the data, and answers another one"),
+        ("task={task}", {"markdown": "/nowhere/at/all/table.md"}, "--markdown must lie in a folder that exists"),
         ("task={odd}", {}, "must be a file of `evaluate --predictions`, and is not"),
     ],
 )

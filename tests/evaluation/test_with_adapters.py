@@ -106,7 +106,7 @@ def test_a_manifest_of_another_form_is_passed_over(
     (adapter / "adaptermix.json").write_text(json.dumps(manifest))
     found = evaluate(evaluated(causal, write_rows(tmp_path), adapter=str(adapter), max_new_tokens=1))
     (adapter / "adaptermix.json").unlink()
-    assert set(found.groups) == {"transfer", "all"}
+    assert set(found.groups) == {"all"}
 
 
 def test_the_template_is_that_of_the_adapter_unless_given(causal: Path, adapter: Path, tmp_path: Path) -> None:

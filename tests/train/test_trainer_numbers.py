@@ -203,7 +203,7 @@ class TestTask:
             json.dumps({"text": "x" * 99, "slots": [{"type": "time", "value": "six"}]})
         )
         rows, _ = task.read([str(tmp_path / "long.en.jsonl")], rows=None)
-        [(prompt, answer)] = encode_rows(task, template, rows, base.tokenizer, 30)
+        [(prompt, answer)] = encode_rows(task, template, rows, base.tokenizer, max_length=30)
         assert base.tokenizer.decode(answer) == " time: six</s>"
         assert len(prompt) + len(answer) == 30
         assert base.tokenizer.decode(prompt).endswith("x\nSlots:")

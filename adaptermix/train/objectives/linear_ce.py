@@ -81,7 +81,7 @@ def plain_head(model: Any) -> nn.Linear | None:
     Some models scale or bound them afterwards; it is told by value, so no architecture needs to be known.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or head.weight.requires_grad:
+    if type(head) is not nn.Linear or head.weight.requires_grad or head._forward_hooks:  # hooks: an attached adapter
         return None
     ids = torch.tensor([[1, 2, 3]], device=model.device) % len(head.weight)
     logits = model(input_ids=ids, use_cache=False).logits
