@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,3 +17,31 @@ def masked_mean(hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows 
     weights = mask.to(hidden.device).unsqueeze(-1).float()
     total: Tensor = (hidden.float() * weights).sum(1)
     return total / weights.sum(1).clamp_min(1.0)
+
+
+class Pooler:
+    """How a sentence becomes a vector.
+
+    Args:
+        tokenizer: Tells special tokens.
+        pooling: "mean" over the tokens, or "bos", the first token.
+        exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
+    """
+
+    def __init__(self, tokenizer: Any, *, pooling: str = "mean", exclude_bos: bool = False) -> None:
+        self._skipped = set(tokenizer.all_special_ids) if exclude_bos else set()
+        self._first = pooling == "bos"
+
+    def counted(self, encoded: Sequence[Sequence[int]], mask: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+        """Return which tokens count, of those that are there; rows are padded on the right."""
+        if not self._skipped:
+            return mask
+        mask = mask.clone()
+        mask[[row for row, ids in enumerate(encoded) if ids[0] in self._skipped], 0] = 0
+        return mask
+
+    def __call__(
+        self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows d"]:
+        """Return one vector per row, in float32; `mask` says which tokens count."""
+        return hidden[:, 0].float() if self._first else masked_mean(hidden, mask)

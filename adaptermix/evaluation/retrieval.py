@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..adapters import open_adapter
+from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..errors import PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
-from ..pooling import masked_mean
+from ..pooling import Pooler
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
 from .acting import acting
@@ -39,11 +39,12 @@ def embed(
     *,
     batch_size: int,
     max_length: int,
+    pool: Pooler | None = None,
     into: Tensor | None = None,
     watch: Watcher = SILENT,
     label: str = "",
 ) -> Float[Tensor, "layers n d"]:
-    """Return mean-pooled hidden states of every layer, in float32 on the CPU.
+    """Return one vector per sentence of every layer's hidden states, in float32 on the CPU.
 
     Layer numbers are those of hidden states: 0 is the embeddings, n the last block (after the model's final norm).
 
@@ -52,6 +53,7 @@ def embed(
         texts: Sentences.
         batch_size: Sentences per batch.
         max_length: Longest sentence in tokens.
+        pool: Makes the vectors; default the mean over tokens.
         into: Where to put them, with room for at least as many sentences; default memory of its own.
         watch: Receives progress.
         label: Name of the progress bar.
@@ -61,7 +63,7 @@ def embed(
     encoded = [base.tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
     order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
     pooled = None if into is None else into[:, : len(texts)]
-    body = backbone(base)
+    body, pool = backbone(base), pool or Pooler(base.tokenizer)
     with watch.track(label or "embed", len(texts)) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -70,7 +72,8 @@ def embed(
             ).to(base.device)
             extra = {"use_cache": False} if base.kind == "causal" else {}
             states = body(**batch, output_hidden_states=True, **extra).hidden_states
-            means = torch.stack([masked_mean(state, batch["attention_mask"]) for state in states]).cpu()
+            mask = pool.counted([encoded[row] for row in rows], batch["attention_mask"])
+            means = torch.stack([pool(state, mask) for state in states]).cpu()
             if pooled is None:
                 pooled = torch.empty(len(states), len(texts), means.shape[-1])
             pooled[:, rows] = means
@@ -154,7 +157,19 @@ def _room(shape: tuple[int, ...]) -> Iterator[Callable[[], Tensor]]:
         yield make
 
 
-def retrieve_with(base: BaseModel, settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
+def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[AdapterSource]) -> Pooler:
+    """Return what makes sentence vectors: as asked, else as an adapter's alignment was trained, else the mean."""
+    plans = [source.meta.manifest.get("plan") for source in sources]
+    trained = next((plan for plan in plans if isinstance(plan, Mapping) and plan.get("pooling") in ("mean", "bos")), {})
+    if settings.pooling != "auto":
+        return Pooler(base.tokenizer, pooling=settings.pooling, exclude_bos=settings.exclude_bos)
+    exclude = settings.exclude_bos or trained.get("exclude_bos") is True
+    return Pooler(base.tokenizer, pooling=trained.get("pooling", "mean"), exclude_bos=exclude)
+
+
+def retrieve_with(
+    base: BaseModel, settings: RetrieveSettings, *, pool: Pooler | None = None, watch: Watcher = SILENT
+) -> Retrieval:
     """Measure retrieval with a loaded model, as it is (with whatever is attached to it).
 
     Every text is embedded once, and both directions of a pair are searched together.
@@ -170,6 +185,7 @@ def retrieve_with(base: BaseModel, settings: RetrieveSettings, *, watch: Watcher
                 texts,
                 batch_size=settings.batch_size,
                 max_length=settings.max_length,
+                pool=pool,
                 into=make(),
                 watch=watch,
                 label=f"embed {key}",
@@ -221,10 +237,11 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     read_parallel(settings.data, rows=settings.rows)  # refuse bad data before a model is loaded
     base = load_base(settings.base, **settings.place())
     note_other_base(base, sources, watch)
+    pool = pooler_of(base, settings, sources)
     with acting(base, sources, heads=False):
-        result = retrieve_with(base, settings, watch=watch)
+        result = retrieve_with(base, settings, pool=pool, watch=watch)
     if sources and settings.compare:
-        result = replace(result, base=retrieve_with(base, settings, watch=watch))
+        result = replace(result, base=retrieve_with(base, settings, pool=pool, watch=watch))
     if scores is not None:
         result = replace(result, correlation=correlate(result.by_language(), scores))
     if settings.plot:

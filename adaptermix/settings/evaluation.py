@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from .. import checks
@@ -49,6 +51,10 @@ class RetrieveSettings(Placed):
     rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
     batch_size: Positive = Field(64, description="sentences per batch")
     max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
+    pooling: Literal["auto", "mean", "bos"] = Field(
+        "auto", description="sentence vector: mean over tokens, first token, or as the adapter's alignment was trained"
+    )
+    exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
     compare: bool = Field(False, description="measure the base model without the adapter too")
     transfer: str | None = Field(None, description="`evaluate --json`: correlate with its transfer languages' scores")

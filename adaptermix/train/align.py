@@ -13,7 +13,7 @@ from ..data import Pair, read_pairs
 from ..data.report import describe
 from ..errors import DataError, PlanError
 from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks, load_base
-from ..pooling import masked_mean
+from ..pooling import Pooler
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .lora import check_reach
@@ -45,8 +45,7 @@ class MiddleStates:
         self._tokenizer = base.tokenizer
         self._device = base.device
         self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
-        self._skipped = set(base.tokenizer.all_special_ids) if exclude_bos else set()
-        self._first = pooling == "bos"
+        self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos)
         self._caught: list[Tensor] = []
         self._listening = False
         stack = blocks(base.model)[1]
@@ -71,11 +70,7 @@ class MiddleStates:
         batch = self._tokenizer.pad({"input_ids": list(encoded)}, padding_side="right", return_tensors="pt").to(
             self._device
         )
-        states, mask = self._run(batch), batch["attention_mask"]
-        if self._skipped:
-            mask = mask.clone()
-            mask[[row for row, ids in enumerate(encoded) if ids[0] in self._skipped], 0] = 0
-        return states, mask
+        return self._run(batch), self._pool.counted(encoded, batch["attention_mask"])
 
     def pooled(self, encoded: Sequence[list[int]]) -> Tensor:
         """Return one vector per token list, in float32.
@@ -100,7 +95,7 @@ class MiddleStates:
         vectors, tokens = [], []
         for chunk in (order[start : start + size] for start in range(0, len(order), size)):
             states, mask = self._states([encoded[row] for row in chunk])
-            vectors.append(states[:, 0].float() if self._first else masked_mean(states, mask))
+            vectors.append(self._pool(states, mask))
             if tokens_of:
                 wanted = torch.tensor([row in tokens_of for row in chunk], device=mask.device)
                 tokens.append(states[mask.bool() & wanted[:, None]])

@@ -13,13 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix import RetrieveSettings, retrieve
+from adaptermix import AlignSettings, RetrieveSettings, retrieve, train_align
+from adaptermix.adapters import open_adapter
 from adaptermix.errors import DataError, OutputError, PlanError
 from adaptermix.evaluation import Retrieval, margin, retrieval
 from adaptermix.evaluation.margin import accuracies, margin_neighbours
-from adaptermix.evaluation.retrieval import embed
+from adaptermix.evaluation.retrieval import embed, pooler_of
 from adaptermix.evaluation.transfer import correlate, read_scores
 from adaptermix.models import backbone, load_base
+from adaptermix.train.align import MiddleStates
+
+from ..train.data import write_pairs
 
 
 def brute_force(x: torch.Tensor, y: torch.Tensor, k: int) -> list[int]:
@@ -81,6 +85,24 @@ def test_retrieve_gives_every_layer_and_both_directions(causal: Path, tmp_path: 
     assert list(document["layers"]) == ["0", "1", "2", "3", "4"]
     assert document["layers"]["2"] == {"mean": 1.0, "directions": {"de-en": 1.0, "en-de": 1.0}}
     assert document["headline"] == 1.0
+
+
+@pytest.mark.parametrize(("pooling", "exclude"), [("bos", False), ("mean", True), ("mean", False)])
+def test_sentence_vectors_are_those_of_training(pooling: str, exclude: bool, encoder: Path, tmp_path: Path) -> None:
+    base = load_base(str(encoder), dtype="float32", device="cpu")
+    texts = ["a longer sentence than the others", "ja", "Grüße"]
+    encoded = [base.tokenizer(text)["input_ids"] for text in texts]
+    assert encoded[0][0] in base.tokenizer.all_special_ids
+    trained = MiddleStates(base, 2, pooling=pooling, exclude_bos=exclude).pooled(encoded)
+    settings = {"base": str(encoder), "data": ["-"]}
+    asked = RetrieveSettings(pooling=pooling, exclude_bos=exclude, **settings)  # type: ignore[arg-type]
+    found = embed(base, texts, batch_size=3, max_length=64, pool=pooler_of(base, asked, []))
+    torch.testing.assert_close(found[2], trained, rtol=1e-5, atol=1e-5)
+    pairs = write_pairs(tmp_path)
+    own = {"pairs": pairs, "pooling": pooling, "exclude_bos": exclude, "steps": 1, "batch_size": 3}
+    train_align(AlignSettings(base=str(encoder), out=str(tmp_path / "out"), device="cpu", dtype="float32", **own))
+    pool = pooler_of(base, RetrieveSettings(**settings), [open_adapter(tmp_path / "out")])  # type: ignore[arg-type]
+    torch.testing.assert_close(embed(base, texts, batch_size=3, max_length=64, pool=pool), found)
 
 
 def margins(x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:
