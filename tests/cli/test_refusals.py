@@ -94,7 +94,7 @@ REFUSED = [
     (ALIGN.replace("--pairs de-en.tsv", "--pairs"), 2, "Option '--pairs' needs at least one value."),
     (TASK + " --template mid-aligned", 1, "--template must be one of"),
     (TASK.replace("train.en.jsonl", "de-en.tsv"), 1, "must show in the file's name"),
-    (TASK.replace("{base}", "{encoder}"), 1, "needs a causal language model"),
+    (TASK.replace("{base}", "{encoder}"), 1, "needs rows with tokens, found one with text only"),
     (TASK + " --dev none.en.jsonl", 1, "must exist"),
     (EVALUATE + " --adapter empty", 1, "must hold adapter_config.json"),
     (EVALUATE + " --adapter task", 1, "trained on another base model"),
