@@ -178,6 +178,11 @@ def _files(value: Any, folder: Path) -> list[tuple[str, int, int]]:
     return [(path, status.st_size, status.st_mtime_ns) for path, status in found]
 
 
+def shown(settings: Mapping[str, Any]) -> str:
+    """Return a candidate's settings for a person."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
 def candidates(vary: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return all combinations of the values of each setting, the last setting changing fastest.
 
@@ -252,8 +257,7 @@ def tune(
     steps_of = Steps(out, run or (lambda step: run_step(step, watch=watch)))
     found = []
     for number, (settings, folder, steps) in enumerate(planned, start=1):
-        shown = ", ".join(f"{key} {value}" for key, value in settings.items())
-        watch.note(f"candidate {number} of {len(planned)}: {shown}")
+        watch.note(f"candidate {number} of {len(planned)}: {shown(settings)}")
         document, ran = steps_of.run(steps, folder)
         score = _JUDGES[steps[-1].command](document)
         found.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,16 +33,20 @@ def prefix_between(inner: Iterable[str], outer: Iterable[str]) -> str | None:
     return chosen[0] if len(set(chosen)) == 1 else None
 
 
-def under(source: AdapterSource, prefix: str) -> AdapterSource:
-    """Return an adapter with a prefix before all of its module paths."""
+def _renamed(source: AdapterSource, names: Mapping[str, str]) -> AdapterSource:
     return replace(
         source,
-        modules={prefix + path: header for path, header in source.modules.items()},
-        parts={prefix + path: parts for path, parts in source.parts.items()},
+        modules={names[path]: header for path, header in source.modules.items()},
+        parts={names[path]: parts for path, parts in source.parts.items()},
     )
 
 
-def without_prefix(source: AdapterSource, modules: Collection[str]) -> AdapterSource:
+def under(source: AdapterSource, prefix: str) -> AdapterSource:
+    """Return an adapter with a prefix before all of its module paths."""
+    return _renamed(source, {path: prefix + path for path in source.modules})
+
+
+def without_prefix(source: AdapterSource, modules: Set[str]) -> AdapterSource:
     """Return an adapter that was trained under a head with the paths of the model alone; as it is if that fails.
 
     Args:
@@ -53,25 +57,22 @@ def without_prefix(source: AdapterSource, modules: Collection[str]) -> AdapterSo
     for place in (number for number, sign in enumerate(some, start=1) if sign == "."):
         prefix = some[:place]
         if all(path.startswith(prefix) and path[place:] in modules for path in source.modules):
-            return replace(
-                source,
-                modules={path[place:]: header for path, header in source.modules.items()},
-                parts={path[place:]: parts for path, parts in source.parts.items()},
-            )
+            return _renamed(source, {path: path[place:] for path in source.modules})
     return source
 
 
-def fitted(source: AdapterSource, modules: Collection[str]) -> AdapterSource:
+def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
     """Return an adapter with the paths that a model has; as it is where they agree, or where no prefix helps.
 
     Args:
         source: The adapter.
         modules: Paths of all modules of the model.
     """
-    prefix = prefix_between(source.modules, modules)
+    known = set(modules)
+    prefix = prefix_between(source.modules, known)
     if prefix is not None:
         return under(source, prefix)
-    return source if set(source.modules) <= set(modules) else without_prefix(source, set(modules))
+    return source if source.modules.keys() <= known else without_prefix(source, known)
 
 
 def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) -> tuple[AdapterSource, ...]:

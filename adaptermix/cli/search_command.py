@@ -39,7 +39,7 @@ def _tune(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from ..tuning import plan, tune
+    from ..tuning import plan, shown, tune
 
     console = Console(as_json=as_json, quiet=quiet)
     chosen, shared = _values(vary), key_values(overrides)
@@ -53,8 +53,7 @@ def _tune(
     result = tune(recipe, chosen, out=out, overrides=shared, watch=console.watch)
     rows = [
         [
-            ", ".join(f"{key} {value}" for key, value in trial.settings.items())
-            + (" *" if trial is result.best else ""),
+            shown(trial.settings) + (" *" if trial is result.best else ""),
             f"{trial.value:.3f}",
             f"{trial.low:.3f} to {trial.high:.3f}",
             trial.folder.name,

@@ -38,12 +38,12 @@ def acting(base: BaseModel, sources: Sequence[AdapterSource], *, heads: bool = T
     fitting = [fitted(source, names) for source in sources]
     if not heads:
         fitting = [_headless(source, base) for source in fitting]
-    states = [replace(source.read(), saved={}) for source in fitting]
-    if len(sources) == 1 and states[0].beyond_linear:
+    bare = [replace(source, saved_headers={}) for source in fitting]
+    if len(sources) == 1 and bare[0].beyond_linear:
         with _through_peft(base, sources[0]):
             yield Attachment(base.model, [])
         return
-    with Attachment(base.model, states) as attached, _whole_tensors(base, fitting):
+    with Attachment(base.model, [source.read() for source in bare]) as attached, _whole_tensors(base, fitting):
         yield attached
 
 

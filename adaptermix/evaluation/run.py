@@ -20,7 +20,7 @@ from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
 from .heads import head_of
-from .score import Score, Statistics, mean_score, paired_difference
+from .score import Score, Statistics, by_role, count_rows, mean_score, paired_difference
 
 BASE = "base"
 """Name of the base model alone in `--against`."""
@@ -112,16 +112,9 @@ class Evaluation:
 
 
 def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return the mean score of the languages in each role; a language supervised and aligned counts as supervised."""
-    supervised = set(roles.get("supervised", ()))
-    aligned = set(roles.get("aligned", ())) - supervised
-    members = {
-        "supervised": [name for name in scores if name in supervised],
-        "aligned": [name for name in scores if name in aligned],
-        "transfer": [name for name in scores if name not in supervised | aligned] if supervised | aligned else [],
-        "all": list(scores),
-    }
-    return {role: sum(scores[n].value for n in names) / len(names) for role, names in members.items() if names}
+    """Return the mean score of the languages in each role; see `by_role`."""
+    members = by_role(list(scores), roles.get("supervised", ()), roles.get("aligned", ()))
+    return {role: sum(scores[n].value for n in names) / len(names) for role, names in members.items()}
 
 
 def score_answers(
@@ -129,12 +122,8 @@ def score_answers(
 ) -> Evaluation:
     """Score generated answers per language."""
     metrics = task.metrics(rows)
-    counts: dict[str, dict[str, list[Sequence[float]]]] = {metric.name: {} for metric in metrics}
-    for row, answer in zip(rows, answers, strict=True):
-        for metric in metrics:
-            found = metric.count(row, answer)
-            if found is not None:
-                counts[metric.name].setdefault(task.language(row), []).append(found)
+    languages = [task.language(row) for row in rows]
+    counts = {metric.name: count_rows(metric, languages, rows, answers) for metric in metrics}
     scores = {
         metric.name: {name: mean_score(metric, [rows], seed=seed) for name, rows in counts[metric.name].items()}
         for metric in metrics

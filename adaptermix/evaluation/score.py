@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,40 @@ class Score:
 
 Statistics = Sequence[Sequence[float]]
 """One row of statistics per row of data; see `Metric.count`."""
+
+
+def count_rows(
+    metric: Metric, languages: Sequence[str], rows: Sequence[Any], answers: Sequence[str]
+) -> dict[str, list[Sequence[float]]]:
+    """Return the statistics of the rows that the metric can score, by language.
+
+    Args:
+        metric: The metric.
+        languages: Language of each row.
+        rows: The rows.
+        answers: Their answers.
+    """
+    found: dict[str, list[Sequence[float]]] = {}
+    for language, row, answer in zip(languages, rows, answers, strict=True):
+        counted = metric.count(row, answer)
+        if counted is not None:
+            found.setdefault(language, []).append(counted)
+    return found
+
+
+def by_role(languages: Sequence[str], supervised: Collection[str], aligned: Collection[str]) -> dict[str, list[str]]:
+    """Return the languages of each role that has some: supervised, aligned, transfer, all.
+
+    A language supervised and aligned counts as supervised; where no role is known nothing counts as transfer.
+    """
+    known = {*supervised, *aligned}
+    roles = {
+        "supervised": [name for name in languages if name in supervised],
+        "aligned": [name for name in languages if name in aligned and name not in supervised],
+        "transfer": [name for name in languages if known and name not in known],
+        "all": list(languages),
+    }
+    return {role: names for role, names in roles.items() if names}
 
 
 def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0) -> Score:

@@ -19,7 +19,7 @@ from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
 from ..tasks import Metric, Task, get_task
 from ..tasks.tagged import from_entry
-from .score import RESAMPLES, Score, with_interval
+from .score import RESAMPLES, Score, by_role, count_rows, with_interval
 
 Draws = NDArray[np.float64]
 """Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
@@ -203,14 +203,8 @@ def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, l
         named[role] = {canonical_language(code) or code for code in codes}
         if unknown := sorted(named[role] - set(languages)):
             raise PlanError(f"--{role} must be languages of the data ({', '.join(languages)}), got {unknown[0]!r}.")
-    supervised, aligned = named["supervised"], named["aligned"] - named["supervised"]
-    roles = {
-        "supervised": supervised,
-        "aligned": aligned,
-        "transfer": set(languages) - supervised - aligned if supervised | aligned else set(),
-        "all": set(languages),
-    }
-    return {role: [i for i, name in enumerate(languages) if name in held] for role, held in roles.items() if held}
+    members = by_role(languages, named["supervised"], named["aligned"])
+    return {role: [languages.index(name) for name in names] for role, names in members.items()}
 
 
 def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> None:
@@ -219,17 +213,6 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
             raise PlanError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
     if settings.markdown and not Path(settings.markdown).absolute().parent.is_dir():
         raise OutputError(f"--markdown must lie in a folder that exists, and {settings.markdown} does not.")
-
-
-def _counts(
-    metric: Metric, task: Task, rows: Sequence[Any], answers: Sequence[str]
-) -> dict[str, list[Sequence[float]]]:
-    found: dict[str, list[Sequence[float]]] = {}
-    for row, answer in zip(rows, answers, strict=True):
-        counted = metric.count(row, answer)
-        if counted is not None:
-            found.setdefault(task.language(row), []).append(counted)
-    return found
 
 
 def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Systems:
@@ -246,6 +229,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     task = get_task(settings.task)
     rows, _ = task.read(settings.data, rows=settings.rows)
     metric = task.metrics(rows)[0]
+    spoken = [task.language(row) for row in rows]
     resampler = Resampler(metric, settings.seed)
     values: dict[str, NDArray[np.float64]] = {}
     sizes: dict[str, int] = {}
@@ -253,7 +237,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
         for name, paths in files.items():
             runs = []
             for path in paths:
-                runs.append(_counts(metric, task, rows, read_answers(path, task, rows)))
+                runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows)))
                 advance(1, "")
             sizes = {language: len(counts) for language, counts in runs[0].items()}
             values[name] = np.stack(

@@ -85,6 +85,7 @@ class TokenRows:
         self._places = [first_places(row.word_ids(), len(each)) for row, each in zip(self._encoded, words, strict=True)]
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
         self.notes = tuple(filter(None, [self._cut(max_length), self._unknown() if teach else None]))
+        self._gold = [self._labelled(row) for row in range(len(rows))] if teach else []
 
     def _cut(self, max_length: int) -> str | None:
         cut = [places.count(None) for places in self._places if None in places]
@@ -104,8 +105,8 @@ class TokenRows:
             return None
         return f"{len(new)} words have tags that the head does not have, such as {new[0]}; the loss passes over them."
 
-    def _gold(self, row: int, width: int) -> list[int]:
-        gold = [IGNORED] * width
+    def _labelled(self, row: int) -> list[int]:
+        gold = [IGNORED] * self.lengths[row]
         for place, tag in zip(self._places[row], self._task.tags(self._rows[row]), strict=True):
             if place is not None and tag in self._labels:
                 gold[place] = self._labels.index(tag)
@@ -115,12 +116,13 @@ class TokenRows:
         """Return the mean cross-entropy of these rows' words."""
         batch = pad(self._base, [self._encoded[row] for row in rows])
         width = batch["input_ids"].shape[1]
-        gold = torch.tensor([self._gold(row, width) for row in rows], device=self._base.device)
+        labels = [self._gold[row] + [IGNORED] * (width - self.lengths[row]) for row in rows]
+        gold = torch.tensor(labels, device=self._base.device)
         return cross_entropy(self._base.model(**batch).logits.flatten(0, 1), gold.flatten())
 
     def terms(self, rows: Sequence[int]) -> int:
         """Return the number of these rows' words that the loss counts."""
-        return sum(gold != IGNORED for row in rows for gold in self._gold(row, self.lengths[row]))
+        return sum(gold != IGNORED for row in rows for gold in self._gold[row])
 
     def answers(self, rows: Sequence[int]) -> list[str]:
         """Return what the tags of the largest logits stand for."""
