@@ -11,6 +11,9 @@ import torch
 from ..models import BaseModel
 from ..progress import SILENT, Watcher
 
+_FIRST_ROUND = 16
+"""Tokens of the first round; each further one doubles the length."""
+
 
 def _stop_ids(base: BaseModel, *, one_line: bool) -> list[int]:
     """Token ids that end an answer: the model's own ends, and a line break where answers are one line."""
@@ -26,6 +29,14 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) 
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _settings(max_new_tokens: int, stops: set[int], pad: int) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=pad
+    )
 
 
 @contextmanager
@@ -52,6 +63,9 @@ def generate(
 ) -> list[str]:
     """Return one greedy continuation per prompt, up to an end token.
 
+    In rounds: answers that have not ended after 16 tokens go on together, up to 32, 64, ..., so that a batch does not
+    wait for its longest. A round reads prompts and beginnings anew, which costs less than rows that have ended.
+
     Args:
         base: A causal language model.
         prompts: Token ids; rows of like length are batched together, the order of the results is that of the prompts.
@@ -61,22 +75,27 @@ def generate(
         watch: Receives progress.
         label: Name of the progress bar.
     """
-    from transformers import GenerationConfig
-
-    stops = _stop_ids(base, one_line=one_line)
+    stops = set(_stop_ids(base, one_line=one_line))
     pad = base.tokenizer.pad_token_id
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=stops, pad_token_id=pad
-    )
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    answers = [""] * len(prompts)
-    with _plainly(base, settings), watch.track(label, len(prompts)) as advance:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = _pad_left([prompts[row] for row in rows], pad, base.device)
-            output = base.model.generate(**batch)
-            for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-                answers[row] = base.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-            advance(len(rows), "")
-    return answers
+    found: list[list[int]] = [[] for _ in prompts]
+    waiting, length = list(range(len(prompts))), 0
+    with watch.track(label, len(prompts)) as advance:
+        while waiting:
+            more = min(length or _FIRST_ROUND, max_new_tokens - length)
+            length += more
+            settings = _settings(more, stops, pad)
+            going_on = []
+            order = sorted(waiting, key=lambda row: len(prompts[row]) + len(found[row]))
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                batch = _pad_left([[*prompts[row], *found[row]] for row in rows], pad, base.device)
+                with _plainly(base, settings):
+                    output = base.model.generate(**batch)
+                for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                    end = next((i for i, token in enumerate(ids) if token in stops), None)
+                    found[row] += ids[:end]
+                    if end is None and length < max_new_tokens:
+                        going_on.append(row)
+                advance(len(rows) - len(set(rows) & set(going_on)), "")
+            waiting = going_on
+    return [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]

@@ -34,6 +34,27 @@ def test_ragged_prompts_get_the_answers_they_get_alone(kind: str, tmp_path: Path
         assert base.tokenizer.decode(ids[:end], skip_special_tokens=True).strip() == answer
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("most", [7, 20])
+def test_answers_given_in_rounds_are_those_given_at_once(
+    kind: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(tiny_causal(tmp_path / kind, kind)), dtype="float32", device="cpu")
+    prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
+    free = generate(base, prompts, max_new_tokens=most, batch_size=3)
+    # some answers end early, so that a later round has fewer rows
+    base.model.generation_config.eos_token_id = base.tokenizer(free[1], add_special_tokens=False)["input_ids"][4]
+    at_once = generate(base, prompts, max_new_tokens=most, batch_size=3)
+    run = []
+    real = base.model.generate
+    monkeypatch.setattr(base.model, "generate", lambda **batch: run.append(batch["input_ids"]) or real(**batch))
+    monkeypatch.setattr("adaptermix.evaluation.generate._FIRST_ROUND", 2)
+    assert generate(base, prompts, max_new_tokens=most, batch_size=3) == at_once
+    assert len(set(at_once) - set(free)) >= 1
+    rounds = {7: 3, 20: 5}[most]
+    assert sum(map(len, run)) < len(prompts) * rounds
+
+
 def test_an_answer_ends_at_a_line_break(causal: Path) -> None:
     base = load_base(str(causal), dtype="float32", device="cpu")
     newline = base.tokenizer("\n", add_special_tokens=False)["input_ids"][0]
