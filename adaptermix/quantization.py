@@ -63,6 +63,8 @@ def stored_norm(module: nn.Module) -> float | None:
     weight is floating point nor its format one of these.
     """
     weight: Any = getattr(module, "weight", None)
+    if hasattr(weight, "full_tensor"):  # several processes hold it in shares
+        weight = weight.full_tensor()
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
 

@@ -17,8 +17,9 @@ class _Branch:
     """The low-rank side path of one module: all adapters' factors side by side, one coefficient per rank."""
 
     def __init__(self, updates: Sequence[LowRank], owners: Sequence[int], like: Tensor) -> None:
-        self.a = torch.cat([update.a.float() for update in updates]).to(like)
-        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(like)
+        place: Any = {"device": like.device, "dtype": like.dtype}
+        self.a = torch.cat([update.a.float() for update in updates]).to(**place)
+        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(**place)
         self.scales = torch.cat([torch.full((u.rank,), u.scale) for u in updates]).to(like.device)
         self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(like.device)
         self.coefficients = self.scales.to(like.dtype)

@@ -55,6 +55,10 @@ class TrainingSettings(Placed, Written):
     compile: bool = Field(
         False, description="compile the blocks (torch.compile): a slow first step, then faster; the last digits differ"
     )
+    shard_base: bool = Field(
+        False,
+        description="of several processes let each hold a share of the frozen base model's blocks, not all (FSDP)",
+    )
     checkpoint_every: Positive = Field(25, description="optimizer steps between checkpoints")
 
     _sound_training = model_validator(mode="after")(checks.sound_training)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data import Pair, read_pairs
 from ..data.report import describe
 from ..errors import DataError, PlanError
-from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks, load_base
+from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks
 from ..pooling import Pooler
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
@@ -22,6 +22,7 @@ from .objectives import contrastive_loss, keeper_loss
 from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import Sampler
+from .sharding import load_for
 from .trainer import BatchLoss, count_steps
 
 CHUNKS = 4
@@ -35,10 +36,17 @@ class MiddleStates:
         layer: L; default the last block.
         exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
         pooling: "mean" over the tokens, or "bos", the first token.
+        chunks: In how many parts rows are run, by their lengths.
     """
 
     def __init__(
-        self, base: BaseModel, layer: int | None = None, *, exclude_bos: bool = False, pooling: str = "mean"
+        self,
+        base: BaseModel,
+        layer: int | None = None,
+        *,
+        exclude_bos: bool = False,
+        pooling: str = "mean",
+        chunks: int = CHUNKS,
     ) -> None:
         self._model = base.model
         self._body = backbone(base)
@@ -46,6 +54,7 @@ class MiddleStates:
         self._device = base.device
         self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
         self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos)
+        self._chunks = chunks
         self._caught: list[Tensor] = []
         self._listening = False
         stack = blocks(base.model)[1]
@@ -91,7 +100,7 @@ class MiddleStates:
         Shapes: [rows width], [tokens width].
         """
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
-        size = -(-len(order) // CHUNKS)
+        size = -(-len(order) // self._chunks)
         vectors, tokens = [], []
         for chunk in (order[start : start + size] for start in range(0, len(order), size)):
             states, mask = self._states([encoded[row] for row in chunk])
@@ -155,7 +164,14 @@ class AlignLoss:
         processes: Processes = ALONE,
     ) -> None:
         self._settings, self._model, self._processes = settings, base.model, processes
-        self._states = MiddleStates(base, layer, exclude_bos=settings.exclude_bos, pooling=settings.pooling)
+        self._states = MiddleStates(
+            base,
+            layer,
+            exclude_bos=settings.exclude_bos,
+            pooling=settings.pooling,
+            # shares may differ in rows, and must not in the number of runs
+            chunks=1 if processes.sharded else CHUNKS,
+        )
         self._targets = [pair.target for pair in pairs]
         cut = {"truncation": True, "max_length": settings.max_length}
         self._source_ids = base.tokenizer([pair.source for pair in pairs], **cut)["input_ids"]
@@ -273,7 +289,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
         return dry_report(settings, steps, rows=report)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
-    base = load_base(settings.base, **processes.place(settings))
+    base = load_for(settings, processes)
     total = base.layers
     layer = block_index(settings.layer, total)
     check_reach(settings, layer, whole=False)

@@ -40,10 +40,11 @@ class Processes:
 
     Args:
         accelerator: Accelerate's view of them; none for a process that runs alone.
+        sharded: Whether they hold the base model together, so that all must run it equally often.
     """
 
-    def __init__(self, accelerator: Any = None) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Any = None, *, sharded: bool = False) -> None:
+        self._accelerator, self.sharded = accelerator, sharded
         self.count: int = accelerator.num_processes if accelerator else 1
         self.rank: int = accelerator.process_index if accelerator else 0
 
@@ -85,6 +86,10 @@ class Processes:
     def share(self, rows: Sequence[int]) -> Sequence[int]:
         """Return this process's rows of a batch."""
         return self.shares(rows)[self.rank]
+
+    def turns(self, batches: Sequence[T]) -> Sequence[T]:
+        """Return which batches this process measures, where their sums are added up over all processes."""
+        return batches if self.sharded else batches[self.rank :: self.count]
 
     def weigh(self, loss: Tensor, terms: float | None) -> Tensor:
         """Return this process's part of a mean: the parts of all processes add up to the mean over the whole batch.
@@ -170,7 +175,10 @@ class Processes:
         entry = self.entry()
         mixed = f", mixed precision {entry['mixed_precision']}" if "mixed_precision" in entry else ""
         where = "CPU" if self._accelerator and self._accelerator.device.type == "cpu" else "a GPU each"
-        return f"{self.count} processes on {where}{mixed}" if self.count > 1 else mixed.removeprefix(", ") or None
+        shared = ", the base model in shares" if self.sharded else ""
+        return (
+            f"{self.count} processes on {where}{mixed}{shared}" if self.count > 1 else mixed.removeprefix(", ") or None
+        )
 
 
 ALONE = Processes()
@@ -195,8 +203,8 @@ def _fault(settings: TrainingSettings) -> str | None:
     for name, engine in _OTHER_ENGINES.items():
         if asks_for(name):
             return (
-                f"the launcher must leave the model whole, and asks for {engine}: every process holds the base model, "
-                "and only the adapter is trained. Launch without it; --quantize nf4 makes the base small."
+                f"the launcher must leave the model alone, and asks for {engine}. Launch without it; with --shard-base "
+                "the processes hold the base model in shares, and --quantize nf4 makes it small."
             )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO":
         return "the launcher asks for torch.compile; launch without it, and give --compile instead."
@@ -204,6 +212,16 @@ def _fault(settings: TrainingSettings) -> str | None:
         return (
             f"mixed precision must be no or bf16, and the launcher asks for {precision()}, whose gradients would need "
             "scaling. Launch with --mixed_precision bf16."
+        )
+    return _fault_of_settings(settings, count)
+
+
+def _fault_of_settings(settings: TrainingSettings, count: int) -> str | None:
+    """Return which setting does not fit so many processes, if so."""
+    if settings.shard_base and (count == 1 or settings.quantize != "none" or settings.dora or settings.compile):
+        return (
+            f"--shard-base needs several processes ({count} here), and a base model that is neither quantised nor "
+            "compiled; DoRA needs it whole. Start it with torchrun or accelerate launch, or drop --shard-base."
         )
     if count > 1 and settings.device.startswith("cuda:"):
         return f"--device must be auto, cpu or cuda where {count} processes take a GPU each, got {settings.device}."
@@ -234,7 +252,7 @@ def _join(settings: TrainingSettings) -> Processes:
         accelerator = Accelerator(cpu=cpu)
     atexit.unregister(_leave)
     atexit.register(_leave)
-    return Processes(accelerator)
+    return Processes(accelerator, sharded=settings.shard_base)
 
 
 def _leave() -> None:
@@ -258,7 +276,7 @@ def in_processes(work: Callable[[S, Watcher, Processes], T], settings: S, watch:
     Raises:
         ToldElsewhere: the work failed here, and in another process before.
     """
-    if not is_launched():
+    if not is_launched() and not settings.shard_base:
         return work(settings, watch, ALONE)
     processes = _join(settings)
     key = f"adaptermix/told/{next(_RUNS)}"

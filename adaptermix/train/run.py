@@ -28,7 +28,7 @@ from .selection import DevWatch
 from .trainer import Loss, Trainer
 
 # settings that do not change the result
-_CIRCUMSTANCES = {"out", "overwrite", "resume", "dry_run", "checkpoint_every"}
+_CIRCUMSTANCES = {"out", "overwrite", "resume", "dry_run", "checkpoint_every", "shard_base"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

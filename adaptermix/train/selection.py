@@ -27,7 +27,7 @@ class RowsLoss(Protocol):
 
 
 class DevLosses:
-    """Mean losses over dev rows, without dropout; of several processes each runs some of the batches.
+    """Mean losses over dev rows, without dropout; several processes share the batches.
 
     Args:
         base: The base model with its LoRA in.
@@ -49,7 +49,7 @@ class DevLosses:
         count = len(loss_of.lengths)
         parts = [range(start, min(start + self._size, count)) for start in range(0, count, self._size)]
         total, terms = 0.0, 0.0
-        for part in parts[self._processes.rank :: self._processes.count]:
+        for part in self._processes.turns(parts):
             found = loss_of(part)
             weight = len(part) if found.terms is None else found.terms
             total, terms = total + float(found.loss) * weight, terms + weight

@@ -14,7 +14,7 @@ from ..errors import DataError, PlanError
 from ..head_forms import Head
 from ..heads import HEADS, HeadKind, HeadRows, suiting
 from ..heads.base import IGNORED, told_cut
-from ..models import BaseModel, load_base, model_kind, require_causal
+from ..models import BaseModel, model_kind, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
 from ..tasks import Task, Template, get_task, get_template
@@ -23,6 +23,7 @@ from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
 from .selection import DevLosses, DevWatch, RowsLoss
+from .sharding import load_for
 from .trainer import BatchLoss, count_steps
 
 Example = tuple[list[int], list[int]]
@@ -181,13 +182,13 @@ class TaskData:
         kind = self._head_kind(settings)
         if kind is None:
             require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
-            return load_base(settings.base, **processes.place(settings))
+            return load_for(settings, processes)
         labels = kind.labels(self.task, self.train)
         new = sorted(set(kind.labels(self.task, self.dev)) - set(labels))
         if new and kind.closed:
             raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
         head = Head(form=kind.form, labels=labels)
-        return load_base(settings.base, **processes.place(settings), head=head, seed=settings.seed)
+        return load_for(settings, processes, head=head, seed=settings.seed)
 
     def _head_kind(self, settings: TaskSettings | JointSettings) -> HeadKind | None:
         if settings.head == "none":

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from torch.distributed import TCPStore
 
@@ -38,7 +39,22 @@ def eager() -> None:
     torch.compile = lambda function, **options: real(function, **(options | {"backend": "eager"}))
 
 
-DEEDS: dict[str, Callable[[], None]] = {"fail at 3": lambda: fail_at(3), "eager": eager}
+def size() -> None:
+    """Say how many of the blocks' weights this process holds."""
+    from adaptermix.models import blocks
+    from adaptermix.train import sharding
+
+    real = sharding.shard
+
+    def shard(base: Any, *arguments: Any) -> None:
+        real(base, *arguments)
+        held = sum(p.to_local().numel() for p in blocks(base.model)[1].parameters())
+        print(f"of the blocks here: {held}", flush=True)  # noqa: T201
+
+    sharding.shard = shard
+
+
+DEEDS: dict[str, Callable[[], None]] = {"fail at 3": lambda: fail_at(3), "eager": eager, "size": size}
 
 
 def child(arguments: Sequence[str], environment: Mapping[str, str], log: Path, deed: str) -> None:

@@ -122,6 +122,32 @@ def test_two_processes_give_the_adapter_of_one(runs: Runs, kind: str, more: list
     assert manifest["engine"] == {"processes": 2}
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("task", ["--gradient-checkpointing", "--norm-budget", "0.01"]),
+        ("align", ["--layer", "1", "--keeper", "0.5"]),
+        ("joint", ["--patience", "9"]),
+    ],
+)
+def test_a_base_in_shares_gives_the_same_adapter(runs: Runs, kind: str, more: list[str]) -> None:
+    """Five rows on two processes: they have unlike shares, and must run the model equally often all the same."""
+    plain = ["--steps", "4", "--dropout", "0", *more]
+    whole, shared = runs.two(kind, "whole", *plain), runs.two(kind, "shared", *plain, "--shard-base")
+    assert "2 processes on CPU, the base model in shares" in runs.said
+    assert_near(whole, shared)
+    on_top = [*plain, "--on-top-of", str(runs.folder / "whole")]
+    assert_near(runs.two(kind, "a", *on_top), runs.two(kind, "b", *on_top, "--shard-base"))
+
+
+def test_a_base_in_shares_is_half_the_size_and_needs_another_process(runs: Runs, causal: Path) -> None:
+    assert runs.crew.run(runs.command("task", "sizes", "--steps", "1", "--shard-base"), deeds={0: "size"}) == [0, 0]
+    blocks_of = blocks(load_base(str(causal), dtype="float32", device="cpu").model)[1]
+    assert f"of the blocks here: {sum(p.numel() for p in blocks_of.parameters()) // 2}" in runs.said
+    assert runs.crew.run(runs.command("task", "alone", "--steps", "1", "--shard-base"), count=1) == [1]
+    assert "--shard-base needs several processes (1 here)" in runs.said
+
+
 def test_a_crew_that_is_killed_and_stopped_ends_with_the_same_bytes(runs: Runs) -> None:
     """One is killed, then both, then one is asked to stop; each time they go on."""
     runs.two("task", "whole", "--steps", "24", "--dropout", "0.2")
@@ -210,10 +236,12 @@ def test_shares_hold_every_row_once_and_draws_differ() -> None:
 @pytest.mark.parametrize(
     ("environment", "more", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, "the launcher must leave the model whole, and asks for FSDP"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "the launcher must leave the model alone, and asks for FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "mixed precision must be no or bf16, .* asks for fp16"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {}, "--compile"),
+        ({}, {"shard_base": True, "quantize": "nf4"}, "--shard-base needs .* neither quantised nor"),
+        ({}, {"shard_base": True, "dora": True}, "DoRA needs it whole"),
         ({}, {"device": "cuda:1"}, "--device must be auto, cpu or cuda where 4 processes take a GPU each"),
         ({}, {"batch_size": 3}, "--batch-size must be at least 4, a row for each of 4 processes, got 3"),
         ({}, {"batch_size": 7, "gather_negatives": False}, "at least 8, a pair and its negative for each of 4"),
