@@ -21,8 +21,8 @@ def _show(report: TrainReport, console: Console) -> None:
             pairs = "" if report.pairs is None else f"; {report.pairs} pairs"
             dev = f"; {report.rows.held_out} dev rows" if report.rows.held_out else ""
             console.say(f"  rows: {counts}; {report.rows.repeated} repeated{dev}{pairs}")
-            if warning := report.rows.warning():
-                console.say(f"  {warning}")
+            for note in report.rows.warnings():
+                console.say(f"  {note}")
     else:
         losses = document.get("objectives") or {"": document["loss"]}
         told = ", ".join(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError
@@ -78,18 +78,36 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
         rows: `START:STOP` of the rows of each file.
 
     Returns:
-        The pairs in file order, and the files. Rows with an empty side are left out; they count as rows.
+        The pairs in file order, and the files. Rows with an empty side are left out and counted in `left_out`; they
+        count as rows.
 
     Raises:
         DataError: a file is missing, empty, has a row of one column, or does not tell its languages.
     """
-    files = find_files(arguments)
-    return [pair for file in files for pair in pairs_of_file(file, rows=rows)], files
+    chosen = parse_rows(rows)
+    pairs, files = [], []
+    for file in find_files(arguments):
+        every = _every_pair(file)
+        kept = _whole(file, every, rows)
+        pairs += kept
+        files.append(replace(file, left_out=len(every[chosen]) - len(kept)))
+    return pairs, files
 
 
 def pairs_of_file(file: DataFile, *, rows: str | None = None) -> list[Pair]:
     """Read the pairs of one file; see `read_pairs`."""
-    chosen = parse_rows(rows)
+    return _whole(file, _every_pair(file), rows)
+
+
+def _whole(file: DataFile, every: Sequence[Pair], rows: str | None) -> list[Pair]:
+    """Return the pairs in a range of rows that have both sides."""
+    kept = [pair for pair in every[parse_rows(rows)] if pair.source and pair.target]
+    if not kept:
+        raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.")
+    return kept
+
+
+def _every_pair(file: DataFile) -> list[Pair]:
     languages = _pair_languages(file)
     found = []
     for index, (number, columns) in enumerate(_columns(file)):
@@ -107,10 +125,7 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> list[Pair]:
                 "Keep the two, in this order."
             )
         found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
-    kept = [pair for pair in found[chosen] if pair.source and pair.target]
-    if not kept:
-        raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(found)}.")
-    return kept
+    return found
 
 
 def _pair_languages(file: DataFile) -> tuple[str, str]:

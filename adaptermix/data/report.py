@@ -19,6 +19,7 @@ class RowsReport:
         held_out: Rows of a held-out set.
         overlap: Held-out rows that stand in this set.
         overlap_normalised: The same, judged as above.
+        left_out: Rows that are not in the set since a side of them is empty.
     """
 
     languages: dict[str, int]
@@ -27,19 +28,24 @@ class RowsReport:
     held_out: int = 0
     overlap: int = 0
     overlap_normalised: int = 0
+    left_out: int = 0
 
     def document(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self)
 
-    def warning(self) -> str | None:
-        """Return what a person should know, if anything."""
-        if not self.overlap_normalised:
-            return None
-        return (
-            f"warning: {self.overlap} of {self.held_out} dev rows stand in the training rows too "
-            f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
-        )
+    def warnings(self) -> list[str]:
+        """Return what a person should know."""
+        found = []
+        if self.overlap_normalised:
+            found.append(
+                f"warning: {self.overlap} of {self.held_out} dev rows stand in the training rows too "
+                f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
+            )
+        if self.left_out:
+            rows = self.left_out + sum(self.languages.values())
+            found.append(f"{self.left_out} of {rows} rows have an empty side and are left out.")
+        return found
 
 
 def normalised(text: str) -> str:
@@ -54,12 +60,13 @@ def normalised(text: str) -> str:
     return "".join(mark for mark in folded if unicodedata.category(mark)[0] not in "PZC") or text
 
 
-def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = ()) -> RowsReport:
+def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int = 0) -> RowsReport:
     """Count rows.
 
     Args:
         rows: (language, text) of each row.
         held_out: Texts of a held-out set, such as dev rows.
+        left_out: Rows that are not among them since a side of them is empty.
     """
     texts = [text for _, text in rows]
     exact, loose = set(texts), {normalised(text) for text in texts}
@@ -70,4 +77,5 @@ def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = ()) -> R
         held_out=len(held_out),
         overlap=sum(text in exact for text in held_out),
         overlap_normalised=sum(normalised(text) in loose for text in held_out),
+        left_out=left_out,
     )

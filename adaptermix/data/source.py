@@ -31,11 +31,13 @@ class DataFile:
         path: Where it is.
         languages: Language codes from its name or as given: one, or two for pairs, or none.
         is_given: Whether they were given as `de=FILE`; then they win over what the rows say.
+        left_out: Rows of it that were read and left out.
     """
 
     path: Path
     languages: tuple[str, ...]
     is_given: bool = False
+    left_out: int = 0
 
     @property
     def language(self) -> str | None:

@@ -108,6 +108,9 @@ class TaskOptions(Settings):
         description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli), tokens: "
         "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",
     )
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of the head; default that of the LoRA"
+    )
     group_by_length: bool = Field(False, description="batch rows of like length together, so that less is padding")
     evaluate_every: Positive | None = Field(
         None, description="optimizer steps between looks at the dev loss; default after each epoch"

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Pair, read_pairs
-from ..data.report import describe
+from ..data.report import RowsReport, describe
+from ..data.source import DataFile
 from ..errors import DataError, PlanError
+from ..heads.base import told_cut
 from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks
 from ..pooling import Pooler
 from ..progress import SILENT, Watcher
@@ -113,6 +115,15 @@ class MiddleStates:
         return joined[back], torch.cat(tokens) if tokens else joined[:0]
 
 
+def _encoded(tokenizer: Any, texts: Sequence[str], most: int, watch: Watcher) -> list[list[int]]:
+    encoded: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
+    full = [text for text, ids in zip(texts, encoded, strict=True) if len(ids) == most]
+    cut = sum(len(ids) > most for ids in tokenizer(full, verbose=False)["input_ids"]) if full else 0
+    if cut:
+        watch.note(told_cut(cut, len(texts), most, "their ends"))
+    return encoded
+
+
 def _groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:
     if balance == "rows":
         return [list(range(len(pairs)))]
@@ -152,6 +163,7 @@ class AlignLoss:
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
         processes: Those that share each batch.
+        watch: Told of sentences that are too long.
     """
 
     def __init__(
@@ -162,6 +174,7 @@ class AlignLoss:
         *,
         layer: int | None = None,
         processes: Processes = ALONE,
+        watch: Watcher = SILENT,
     ) -> None:
         self._settings, self._model, self._processes = settings, base.model, processes
         self._states = MiddleStates(
@@ -173,9 +186,8 @@ class AlignLoss:
             chunks=1 if processes.sharded else CHUNKS,
         )
         self._targets = [pair.target for pair in pairs]
-        cut = {"truncation": True, "max_length": settings.max_length}
-        self._source_ids = base.tokenizer([pair.source for pair in pairs], **cut)["input_ids"]
-        self._target_ids = base.tokenizer(self._targets, **cut)["input_ids"]
+        self._source_ids = _encoded(base.tokenizer, [pair.source for pair in pairs], settings.max_length, watch)
+        self._target_ids = _encoded(base.tokenizer, self._targets, settings.max_length, watch)
         if settings.pooling == "bos" and base.kind == "causal":
             raise PlanError(
                 "--pooling bos needs an encoder: the first token of a language model sees no other token. "
@@ -249,6 +261,16 @@ class AlignLoss:
         return torch.tensor([[one == other for other in texts] for one in texts])
 
 
+def describe_pairs(pairs: Sequence[Pair], files: Sequence[DataFile], held_out: Sequence[Pair] = ()) -> RowsReport:
+    """Count pairs; one that is repeated has both sides of another."""
+
+    def text(pair: Pair) -> str:
+        return f"{pair.source}\n{pair.target}"
+
+    rows = [("-".join(pair.languages), text(pair)) for pair in pairs]
+    return describe(rows, list(map(text, held_out)), left_out=sum(file.left_out for file in files))
+
+
 def require_pairs(pairs: Sequence[Pair]) -> None:
     """Refuse pairs that have no negatives.
 
@@ -284,9 +306,11 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     require_pairs(pairs)
     steps = count_steps(len(pairs), settings)
-    report = describe([("-".join(pair.languages), f"{pair.source}\n{pair.target}") for pair in pairs])
+    report = describe_pairs(pairs, files)
     if settings.dry_run:
         return dry_report(settings, steps, rows=report)
+    for note in report.warnings():
+        watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = load_for(settings, processes)
@@ -299,7 +323,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     return train(
         base,
         settings,
-        lambda: AlignLoss(base, pairs, settings, processes=processes),
+        lambda: AlignLoss(base, pairs, settings, processes=processes, watch=watch),
         steps=steps,
         kind="train-align",
         entries={

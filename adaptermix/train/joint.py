@@ -8,7 +8,7 @@ from ..data import Pair, read_pairs
 from ..models import block_index
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
-from .align import AlignLoss, negatives, require_pairs
+from .align import AlignLoss, describe_pairs, negatives, require_pairs
 from .lora import check_reach
 from .parallel import Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
@@ -111,11 +111,12 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_pairs(settings.dev_pairs) if settings.dev_pairs else ([], [])
+    pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
         return dry_report(settings, steps, rows=data.report, pairs=len(pairs))
-    if warning := data.report.warning():
-        watch.note(warning)
+    for note in [*data.report.warnings(), *pairs_report.warnings()]:
+        watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
@@ -127,14 +128,14 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     base.model.train()
 
     def losses() -> JointLoss:
-        align = AlignLoss(base, pairs, settings, layer=layer, processes=processes)
+        align = AlignLoss(base, pairs, settings, layer=layer, processes=processes, watch=watch)
         return JointLoss({"task": TaskLoss(rows, settings, processes), "align": align}, settings)
 
     watched = None
     if data.dev:
         sides: dict[str, RowsLoss] = {"dev_task_loss": data.objective(base, data.dev, settings.max_length, watch)}
         if dev_pairs:
-            sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer).of_rows
+            sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer, watch=watch).of_rows
         key = f"dev_{settings.select}_loss"
         measure = WithSum(DevLosses(base, sides, settings, processes), settings.align_weight)
         watched = DevWatch(measure, settings, rows=len(data.train), key=key, turns=_turns(settings))
@@ -149,7 +150,8 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
             "languages": data.entries["languages"] | {"aligned": _languages(pairs)},
             "data": [*data.entries["data"], *(file.entry() for file in pair_files)],
             "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
-            "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
+            "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)}
+            | {"rows": pairs_report.document()},
         },
         layers=None,
         watch=watch,

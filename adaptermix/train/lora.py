@@ -92,7 +92,7 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or _WHOLE in name)
+        parameter.requires_grad_("lora_" in name or is_head(name))
     if settings.gradient_checkpointing:
         # renamed in transformers 5
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -103,6 +103,11 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
 def factors(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable factors by parameter name, sorted."""
     return dict(sorted((name, p) for name, p in model.named_parameters() if p.requires_grad))
+
+
+def is_head(name: str) -> bool:
+    """Return whether a parameter belongs to a head, which is trained whole."""
+    return _WHOLE in name
 
 
 def count_trainable(model: nn.Module) -> int:
@@ -130,7 +135,7 @@ def extract(values: dict[str, Tensor], settings: TrainingSettings) -> Trained:
     found: dict[str, dict[str, Tensor]] = {}
     saved = {}
     for name, value in values.items():
-        if _WHOLE in name:
+        if is_head(name):
             saved[PREFIX + name.replace(_WHOLE, "")] = value.detach().float().cpu()
             continue
         module, _, rest = name.partition(".lora_")

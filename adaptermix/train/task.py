@@ -177,10 +177,14 @@ class TaskData:
         Raises:
             DataError: a row lacks what the head reads; a dev row has a label that no training row has.
             ModelError: no such model, or one that cannot have the head, or that does not generate where it must.
-            PlanError: a head that does not suit the task.
+            PlanError: a head that does not suit the task, or a setting of one where there is none.
         """
         kind = self._head_kind(settings)
         if kind is None:
+            if settings.head_learning_rate:
+                raise PlanError(
+                    "--head-learning-rate needs a head, and the answer is generated: add --head or drop it."
+                )
             require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
             return load_for(settings, processes)
         labels = kind.labels(self.task, self.train)
@@ -242,8 +246,8 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         return dry_report(settings, steps, rows=data.report)
-    if warning := data.report.warning():
-        watch.note(warning)
+    for note in data.report.warnings():
+        watch.note(note)
     base = data.load(settings, processes)
     on = attach_on(base, settings)
     rows = data.objective(base, data.train, settings.max_length, watch)

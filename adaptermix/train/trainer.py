@@ -16,7 +16,7 @@ from ..progress import SILENT, Watcher
 from ..settings import TrainingSettings
 from .budget import NormBudget
 from .checkpoint import Checkpoint, Workplace
-from .lora import factors
+from .lora import factors, is_head
 from .parallel import ALONE, Processes
 
 
@@ -88,12 +88,17 @@ class _Parts:
 
 
 def _groups(masters: Mapping[str, Tensor], settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: LoRA+ gives B a learning rate of its own (Hayou et al., 2024, section 4)."""
-    fast = [master for name, master in masters.items() if "lora_B" in name and settings.lora_plus != 1]
-    chosen = {id(master) for master in fast}
-    rest = [master for master in masters.values() if id(master) not in chosen]
-    groups = [{"params": rest, "lr": settings.learning_rate}]
-    return [*groups, {"params": fast, "lr": settings.learning_rate * settings.lora_plus}] if fast else groups
+    """Return the optimizer's groups, one per learning rate.
+
+    LoRA+ gives B a learning rate of its own (Hayou et al., 2024, section 4), and a head may have one.
+    """
+    rate = settings.learning_rate
+    of_head = getattr(settings, "head_learning_rate", None) or rate
+    groups: dict[float, list[Tensor]] = {}
+    for name, master in masters.items():
+        own = of_head if is_head(name) else rate * settings.lora_plus if "lora_B" in name else rate
+        groups.setdefault(own, []).append(master)
+    return [{"params": params, "lr": own} for own, params in groups.items()]
 
 
 class Trainer:

@@ -20,6 +20,7 @@ from adaptermix import (
 from adaptermix.data import read_pairs
 from adaptermix.errors import AdapterMixError, DataError, PlanError
 from adaptermix.models import load_base
+from adaptermix.progress import Silent
 from adaptermix.train.selection import DevLosses
 from adaptermix.train.task import TaskData
 
@@ -138,3 +139,25 @@ def test_alignment_on_top_of_an_adapter_with_a_head_and_its_retrieval(encoder: P
 def test_a_header_of_pairs_is_no_pair(tmp_path: Path) -> None:
     (tmp_path / "de-en.csv").write_text("source,target\nrot,red\n")
     assert [pair.source for pair in read_pairs([str(tmp_path / "de-en.csv")])[0]] == ["rot"]
+
+
+class Notes(Silent):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+
+def test_pairs_without_a_side_in_training_too_or_too_long_are_counted(causal: Path, tmp_path: Path) -> None:
+    notes, files = Notes(), write_pairs(tmp_path)
+    settings = joint(causal, tmp_path, steps=1, dev_pairs=files[:1], max_length=30)
+    with Path(files[1]).open("a") as file:
+        file.write(f"quatre\t\n{'x' * 40}\tlong\n")
+    train_joint(settings, watch=notes)
+    assert "1 of 17 rows have an empty side and are left out." in notes.said
+    assert any(note.startswith("warning: 12 of 12 dev rows stand in the training rows too") for note in notes.said)
+    assert "1 of 16 rows are longer than 30 tokens (--max-length) and lose their ends." in notes.said
+    assert sum("stand in" in note for note in notes.said) == 2  # the task's rows have their own

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adaptermix import (
@@ -160,6 +161,23 @@ def test_a_head_is_drawn_by_the_seed_alone(base: Path, trained: Path, tmp_path: 
     assert (tmp_path / "other" / name).read_bytes() != (trained / name).read_bytes()
 
 
+def test_a_head_has_a_learning_rate_of_its_own(base: Path, tmp_path: Path) -> None:
+    """AdamW's first step is the learning rate times the sign of the gradient."""
+    found = []
+    for times in (None, 2, 8):
+        rate = times and 1e-3 * times
+        out = tmp_path / str(times)
+        train_task(settings_for(base, tmp_path, steps=1, learning_rate=1e-3, head_learning_rate=rate, out=str(out)))
+        found.append(load_file(out / "adapter_model.safetensors"))
+    plain, twice, eight = found
+    for key, value in plain.items():
+        if "lora_" in key:
+            torch.testing.assert_close(eight[key], value)
+        else:
+            assert float((twice[key] - value).abs().max()) > 5e-4
+            torch.testing.assert_close(eight[key] - value, 7 * (twice[key] - value), rtol=1e-2, atol=1e-5)
+
+
 def test_encoders_get_a_head_and_language_models_answer(encoder: Path, causal: Path, tmp_path: Path) -> None:
     train_task(settings_for(encoder, tmp_path, head="auto", steps=1, out=str(tmp_path / "e")))
     assert load_adapter(tmp_path / "e").meta.task_type == "SEQ_CLS"
@@ -197,6 +215,8 @@ def test_what_does_not_fit_is_refused(encoder: Path, causal: Path, trained: Path
         train_task(slots)
     with pytest.raises(ModelError, match="is an encoder"):
         train_task(slots.model_copy(update={"head": "none"}))
+    with pytest.raises(PlanError, match="--head-learning-rate needs a head"):
+        train_task(settings_for(causal, tmp_path, head="none", head_learning_rate=0.1))
     other = settings_for(encoder, tmp_path, dev=[write_labels(tmp_path, "dev.en.tsv", [("grey fog", "mild")])])
     with pytest.raises(DataError, match="dev rows must have labels of the training rows"):
         train_task(other)
