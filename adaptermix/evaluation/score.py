@@ -90,10 +90,8 @@ def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0
     if not languages or not all(map(len, languages)):
         raise ValueError("a score needs at least one row per language")
     rng = np.random.default_rng(seed)
-    tables = [np.array(counts, dtype=np.float64) for counts in languages]
-    drawn = np.mean([metric.value(_resample(table, rng)) for table in tables], axis=0)
-    value = float(np.mean([metric.value(table.sum(0)) for table in tables]))
-    return with_interval(value, drawn, n=sum(map(len, tables)))
+    values = [draws(metric, [counts], rng)[0] for counts in languages]
+    return with_interval(np.mean(values, axis=0), n=sum(map(len, languages)))
 
 
 def paired_difference(
@@ -115,25 +113,29 @@ def paired_difference(
     if [len(counts) for counts in first] != [len(counts) for counts in second] or not all(map(len, first)):
         raise ValueError("both systems must be scored on the same rows, at least one per language")
     rng = np.random.default_rng(seed)
-    drawn, values = [], []
-    for one, two in zip(first, second, strict=True):
-        both = np.hstack([np.array(one, dtype=np.float64), np.array(two, dtype=np.float64)])
-        width = both.shape[1] // 2
-        sums, whole = _resample(both, rng), both.sum(0)
-        drawn.append(metric.value(sums[:, width:]) - metric.value(sums[:, :width]))
-        values.append(metric.value(whole[width:]) - metric.value(whole[:width]))
-    return with_interval(float(np.mean(values)), np.mean(drawn, axis=0), n=sum(map(len, first)))
+    both = [draws(metric, sides, rng) for sides in zip(first, second, strict=True)]
+    return with_interval(np.mean([two - one for one, two in both], axis=0), n=sum(map(len, first)))
 
 
-def with_interval(value: float, drawn: NDArray[np.float64], *, n: int) -> Score:
-    """Return a value with the percentile interval of its resamples."""
+def draws(metric: Metric, runs: Sequence[Statistics], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return what a metric gives for the rows of one language, and for its resamples, drawn alike for all runs.
+
+    Args:
+        metric: The metric.
+        runs: Statistics of the same rows, from several runs or systems.
+        rng: Where the draws come from.
+
+    Shapes: returns [runs 1 + resamples], first that of the rows as they are.
+    """
+    tables = np.array(runs, dtype=np.float64)
+    rows = tables.shape[1]
+    drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+    weights = np.vstack([np.ones((1, rows)), drawn])
+    return metric.value(np.stack([weights @ table for table in tables]))
+
+
+def with_interval(values: NDArray[np.float64], *, n: int) -> Score:
+    """Return the first value with the percentile interval of the others, its resamples."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    return Score(value=value, low=float(low), high=float(high), n=n)
-
-
-def _resample(table: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Sums of the statistics [resamples s] of as many rows, drawn with replacement."""
-    rows = len(table)
-    sums: NDArray[np.float64] = rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES) @ table
-    return sums
+    low, high = np.percentile(values[1:], [tail, 100 - tail])
+    return Score(value=float(values[0]), low=float(low), high=float(high), n=n)

@@ -17,9 +17,9 @@ from ..errors import DataError, OutputError, PlanError
 from ..files import write_whole
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
-from ..tasks import Metric, Task, get_task
+from ..tasks import Task, get_task
 from ..tasks.tagged import from_entry
-from .score import RESAMPLES, Score, by_role, count_rows, with_interval
+from .score import RESAMPLES, Score, by_role, count_rows, draws, with_interval
 
 Draws = NDArray[np.float64]
 """Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
@@ -159,41 +159,17 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
     return [answer for answer, _, _ in answers]
 
 
-class Resampler:
-    """Draws rows within each language, and runs, the same for every system, so that all differences are paired.
+def over_runs(values: NDArray[np.float64], seed: int) -> Draws:
+    """Return the mean over runs, which are resampled too, for every system alike.
 
-    Args:
-        metric: The headline metric.
-        seed: Seed of the draws.
+    Shapes: values [... runs 1 + resamples]; returns [... 1 + resamples].
     """
-
-    def __init__(self, metric: Metric, seed: int) -> None:
-        self._metric, self._seed = metric, seed
-
-    def language(self, runs: Sequence[Sequence[Sequence[float]]], number: int) -> NDArray[np.float64]:
-        """Return values [runs 1 + resamples] of one language, the first of all rows."""
-        tables = np.array(runs, dtype=np.float64)
-        rows = tables.shape[1]
-        rng = np.random.default_rng((self._seed, number))
-        drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
-        weights = np.vstack([np.ones((1, rows)), drawn])
-        return self._metric.value(np.stack([weights @ table for table in tables]))
-
-    def over_runs(self, values: NDArray[np.float64]) -> Draws:
-        """Return the mean over runs, which are resampled too.
-
-        Shapes: values [... runs 1 + resamples]; returns [... 1 + resamples].
-        """
-        runs = values.shape[-2]
-        rng = np.random.default_rng((self._seed, 0, runs))
-        drawn = rng.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES) / runs
-        weights = np.vstack([np.full((1, runs), 1 / runs), drawn])
-        mean: Draws = np.einsum("...rb,br->...b", values, weights)
-        return mean
-
-
-def _score(draws: Draws, n: int) -> Score:
-    return with_interval(float(draws[0]), draws[1:], n=n)
+    runs = values.shape[-2]
+    rng = np.random.default_rng((seed, 0, runs))
+    drawn = rng.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES) / runs
+    weights = np.vstack([np.full((1, runs), 1 / runs), drawn])
+    mean: Draws = np.einsum("...rb,br->...b", values, weights)
+    return mean
 
 
 def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, list[int]]:
@@ -230,7 +206,6 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     rows, _ = task.read(settings.data, rows=settings.rows)
     metric = task.metrics(rows)[0]
     spoken = [task.language(row) for row in rows]
-    resampler = Resampler(metric, settings.seed)
     values: dict[str, NDArray[np.float64]] = {}
     sizes: dict[str, int] = {}
     with watch.track("compare", sum(map(len, files.values()))) as advance:
@@ -241,28 +216,32 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 advance(1, "")
             sizes = {language: len(counts) for language, counts in runs[0].items()}
             values[name] = np.stack(
-                [resampler.language([run[key] for run in runs], place) for place, key in enumerate(sizes)]
+                [
+                    # by the language's place: rows are drawn alike for every system, so all differences are paired
+                    draws(metric, [run[key] for run in runs], np.random.default_rng((settings.seed, place)))
+                    for place, key in enumerate(sizes)
+                ]
             )
     members = _members(list(sizes), settings)
     # [groups runs 1 + resamples]: the mean over a role's languages
     grouped = {name: np.stack([found[m].mean(0) for m in members.values()]) for name, found in values.items()}
-    means = {name: resampler.over_runs(found) for name, found in grouped.items()}
+    means = {name: over_runs(found, settings.seed) for name, found in grouped.items()}
     count = [sum(list(sizes.values())[i] for i in places) for places in members.values()]
 
-    def scores(draws: NDArray[np.float64]) -> dict[str, Score]:
-        return {role: _score(draws[place], count[place]) for place, role in enumerate(members)}
+    def scores(values: NDArray[np.float64]) -> dict[str, Score]:
+        return {role: with_interval(values[place], n=count[place]) for place, role in enumerate(members)}
 
     base = means.get(settings.baseline or "")
     top = means.get(settings.ceiling or "")
     found = []
     for name, group in grouped.items():
-        languages = resampler.over_runs(values[name])
+        languages = over_runs(values[name], settings.seed)
         against = base is not None and name != settings.baseline
         found.append(
             System(
                 name=name,
                 runs=[float(run) for run in group[-1, :, 0]],
-                languages={key: _score(languages[i], n) for i, (key, n) in enumerate(sizes.items())},
+                languages={key: with_interval(languages[i], n=n) for i, (key, n) in enumerate(sizes.items())},
                 groups=scores(means[name]),
                 above=scores(means[name] - base) if against and base is not None else {},
                 gap_closed=_shares(means[name], base, top, scores) if against else {},
