@@ -90,8 +90,8 @@ def test_a_summed_step_without_alignment_is_task_training(causal: Path, tmp_path
         torch.testing.assert_close(joint.updates[module].dense(), update.dense(), rtol=1e-4, atol=1e-6)
 
 
-def test_only_alignment_batches_give_the_factors_of_alignment_training(causal: Path, tmp_path: Path) -> None:
-    """The first step is the task's; with a learning rate that is zero in it only the alignment step counts."""
+def test_an_alignment_step_has_the_loss_of_alignment_training(causal: Path, tmp_path: Path) -> None:
+    """The first step is the task's, and its learning rate is zero, so the factors are still those of the start."""
     joint = settings_for(causal, tmp_path, steps=2, schedule="linear", warmup=0.5, learning_rate=1e-2)
     report = train_joint(joint)
     align = AlignSettings(**values(causal, tmp_path, pairs=joint.pairs, out=str(tmp_path / "a"), steps=1))
