@@ -130,6 +130,7 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
             done = subprocess.run(command, capture_output=True, check=True, text=True)
             found[side].append(json.loads(done.stdout.splitlines()[-1]))
+            print(side, found[side][-1], file=sys.stderr, flush=True)  # noqa: T201
     ratios = {
         side: statistics.median(
             one["tokens per second"] / two["tokens per second"]
@@ -137,7 +138,9 @@ def main() -> None:
         )
         for side in SIDES
     }
-    print(json.dumps({"mixed": arguments.mixed, "times the plain loop": ratios, "rounds": found}, indent=1))  # noqa: T201
+    memory = {side: one[0]["peak GB"] / found[SIDES[0]][0]["peak GB"] for side, one in found.items()}
+    document = {"mixed": arguments.mixed, "times the plain loop": ratios, "times its memory": memory, "rounds": found}
+    print(json.dumps(document, indent=1))  # noqa: T201
 
 
 if __name__ == "__main__":
