@@ -11,6 +11,8 @@ from pydantic import BeforeValidator
 if TYPE_CHECKING:
     from .settings import AlignOptions, CompareSettings, JointSettings, SearchSettings, TaskOptions, TrainingSettings
 
+MOVING = ("pissa", "olora")
+"""Ways to begin a LoRA that move a part of the base's weights into it."""
 _BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
 
@@ -54,6 +56,14 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
         raise ValueError("--norm-budget bounds the low-rank update, and --dora changes the weights beyond it: drop one")
     if settings.on_top_of and settings.dora:
         raise ValueError("--dora scales what lies under it, so it cannot be merged with --on-top-of: drop one")
+    if settings.init == "orthogonal" and settings.rank % 2:
+        raise ValueError(f"--init orthogonal needs an even rank, got {settings.rank}")
+    if settings.init in MOVING:
+        own = {"quantize": settings.quantize != "none", "dora": settings.dora, "shard-base": settings.shard_base}
+        own |= {"norm-budget": settings.norm_budget is not None, "keeper": getattr(settings, "keeper", 0) > 0}
+        own |= {"anchor base": getattr(settings, "anchor", "pair") == "base"}
+        if clash := next((name for name, given in own.items() if given), None):
+            raise ValueError(f"--init {settings.init} takes a part out of the base's weights, so drop --{clash}")
     return settings
 
 

@@ -24,6 +24,11 @@ class TrainingSettings(Placed, Written):
     alpha: float = Field(16.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank) instead (rsLoRA)")
     dora: bool = Field(False, description="learn the length of every row of the weights too (DoRA)")
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = Field(
+        "kaiming",
+        description="how the LoRA begins: with no update (kaiming, gaussian, orthogonal), or with the base's leading "
+        "directions taken out of it (pissa, olora; saved as a plain LoRA of twice the rank)",
+    )
     lora_plus: float = Field(
         1.0, gt=0, description="learning rate of B in multiples of that of A (LoRA+; its authors take 16)"
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from ..adapters import AdapterMeta, AdapterState, TargetSpec
 from ..adapters.keys import PREFIX
-from ..algebra import LowRank
-from ..checks import beyond_the_layer, block_range
+from ..algebra import LowRank, concatenate
+from ..checks import MOVING, beyond_the_layer, block_range
 from ..errors import PlanError
 from ..models import BaseModel, blocks, linear_names
 from ..settings import TrainingSettings
@@ -69,8 +70,8 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
 def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[str] = ()) -> list[str]:
     """Put a fresh LoRA into the model's blocks, or some of them, in place; return the names of the adapted modules.
 
-    B starts at zero, so the model's output does not change; only LoRA factors and the modules of `head`, which are
-    trained whole, require a gradient.
+    The model's output does not change: the update starts at zero, or the base loses what the factors hold,
+    see `start_of`. Only LoRA factors and the modules of `head`, which are trained whole, require a gradient.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -83,6 +84,7 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
+        init_lora_weights=True if settings.init == "kaiming" else settings.init,
         target_modules=names,
         modules_to_save=list(head) or None,
         layers_to_transform=list(chosen),
@@ -130,8 +132,26 @@ class Trained:
     saved: dict[str, Tensor]
 
 
-def extract(values: dict[str, Tensor], settings: TrainingSettings) -> Trained:
-    """Return what was trained, from parameters by name."""
+def start_of(model: nn.Module, settings: TrainingSettings) -> dict[str, LowRank]:
+    """Return, per module path, what a LoRA that was just put in has taken out of the base; mostly nothing.
+
+    Reference: Meng et al., PiSSA, NeurIPS 2024, arXiv 2404.02948; Bueyuekakyuez, OLoRA, 2024, arXiv 2406.01775.
+    """
+    if settings.init not in MOVING:
+        return {}
+    return extract({name: value.clone() for name, value in factors(model).items()}, settings).updates
+
+
+def extract(
+    values: dict[str, Tensor], settings: TrainingSettings, start: Mapping[str, LowRank] = MappingProxyType({})
+) -> Trained:
+    """Return what was trained, from parameters by name.
+
+    Args:
+        values: The parameters.
+        settings: The run's settings.
+        start: What the LoRA took out of the base when it was put in.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     saved = {}
     for name, value in values.items():
@@ -142,6 +162,8 @@ def extract(values: dict[str, Tensor], settings: TrainingSettings) -> Trained:
         found.setdefault(module, {})[rest.partition(".")[0]] = value.detach().float().cpu()
     scale = lora_scale(settings)
     updates = {module: LowRank(b=parts["B"], a=parts["A"], scale=scale) for module, parts in found.items()}
+    # the base that the adapter is for still has it
+    updates |= {module: concatenate([updates[module], taken], [1.0, -1.0]) for module, taken in start.items()}
     magnitudes = {module: parts["magnitude_vector"] for module, parts in found.items() if "magnitude_vector" in parts}
     return Trained(updates=updates, magnitudes=magnitudes, saved=saved)
 

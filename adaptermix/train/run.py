@@ -22,7 +22,7 @@ from ..progress import Watcher
 from ..settings import TrainingSettings
 from .checkpoint import Workplace
 from .compiling import compiled
-from .lora import count_trainable, extract, inject, state_of
+from .lora import count_trainable, extract, inject, start_of, state_of
 from .parallel import ALONE, Processes
 from .selection import DevWatch
 from .trainer import Loss, Trainer
@@ -122,6 +122,7 @@ def train(
     inputs |= {"data": entries["data"], "dev": entries.get("dev")}
     workplace = Workplace(out, plain(settings) | inputs | processes.entry())
     names = inject(base.model, settings, seed=settings.seed, head=base.head_modules)
+    start = start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch, processes=processes)
     if checkpoint:
@@ -136,7 +137,7 @@ def train(
     with compiled(base.model, wanted=settings.compile):
         trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
-    state = state_of(base, extract(trainer.masters, settings), names, layers)
+    state = state_of(base, extract(trainer.masters, settings, start), names, layers)
     inputs_of = [manifest.input_entry(on, 1.0)] if on else None
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
     more = {"inputs": inputs_of, "selection": selection, "engine": processes.entry() or None}

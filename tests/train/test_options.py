@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from adaptermix import TaskSettings, load_adapter, merge, train_task
+from adaptermix import AlignSettings, TaskSettings, load_adapter, merge, train_task
 from adaptermix.models import load_base
-from adaptermix.train.lora import inject
+from adaptermix.train.lora import extract, factors, inject, start_of
 from adaptermix.train.sampler import LengthSampler, Sampler
 from adaptermix.train.trainer import Interrupted
 
@@ -94,7 +95,18 @@ class TestEarlyStopping:
 
 
 class TestKindsOfLora:
-    @pytest.mark.parametrize("more", [{"rslora": True}, {"dora": True}, {"rslora": True, "dora": True}])
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"rslora": True},
+            {"dora": True},
+            {"rslora": True, "dora": True},
+            {"init": "gaussian"},
+            {"init": "orthogonal"},
+            {"init": "pissa"},
+            {"init": "olora", "rslora": True},
+        ],
+    )
     def test_peft_alone_acts_as_the_model_in_training_did(
         self, more: dict[str, bool], causal: Path, tmp_path: Path
     ) -> None:
@@ -116,6 +128,34 @@ class TestKindsOfLora:
             found = load_with_peft(causal, tmp_path / "out")(tokens).logits
         torch.testing.assert_close(found, seen["logits"], rtol=1e-4, atol=1e-5)
         assert load_adapter(tmp_path / "out").meta.dora == more.get("dora", False)
+
+    @pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa", "olora"])
+    def test_a_lora_begins_where_the_base_is(self, init: str, causal: Path, tmp_path: Path) -> None:
+        base = load_base(str(causal), dtype="float32", device="cpu")
+        tokens = torch.arange(3, 20)[None]
+        before = base.model(tokens).logits
+        settings = settings_for(causal, tmp_path, init=init)
+        inject(base.model, settings, seed=0)
+        torch.testing.assert_close(base.model(tokens).logits, before, rtol=1e-4, atol=1e-5)
+        updates = extract(factors(base.model), settings, start_of(base.model, settings)).updates
+        assert max(float(update.dense().abs().max()) for update in updates.values()) < 1e-5
+        assert {update.rank for update in updates.values()} == {8 if init in ("pissa", "olora") else 4}
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"init": "orthogonal", "rank": 3}, "needs an even rank, got 3"),
+            ({"init": "pissa", "quantize": "nf4"}, "takes a part out of the base's weights, so drop --quantize"),
+            ({"init": "olora", "norm_budget": 0.1}, "drop --norm-budget"),
+        ],
+    )
+    def test_a_start_that_does_not_go_with_the_rest_is_refused(
+        self, more: dict[str, object], message: str, causal: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValidationError, match=message):
+            settings_for(causal, tmp_path, **more)
+        with pytest.raises(ValidationError, match="drop --anchor base"):
+            AlignSettings(base="b", pairs=["x"], out="x", init="pissa", anchor="base")
 
     def test_a_dora_that_is_not_trained_acts_as_the_base(self, causal: Path, tmp_path: Path) -> None:
         base = load_base(str(causal), dtype="float32", device="cpu")
