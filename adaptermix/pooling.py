@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,6 +21,34 @@ def masked_mean(hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows 
     return total / weights.sum(1).clamp_min(1.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """Mean and standard deviation of every dimension of some sentence vectors.
+
+    A few dimensions of language models are many times longer than the others and alike in all sentences; cosines see
+    nothing else. In z-scores every dimension counts the same.
+
+    Args:
+        mean: [d].
+        spread: [d], above zero.
+
+    Reference: Timkey and van Schijndel, All Bark and No Bite, EMNLP 2021, arXiv 2109.04404, section 5.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, vectors: Float[Tensor, "rows d"]) -> Standard:
+        """Measure vectors; a dimension that does not vary is left as it is."""
+        spread = vectors.std(0, correction=0)
+        return cls(vectors.mean(0), torch.where(spread > 0, spread, 1.0))
+
+    def __call__(self, vectors: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        """Return z-scores."""
+        return (vectors - self.mean) / self.spread
+
+
 class Pooler:
     """How a sentence becomes a vector.
 
@@ -26,9 +56,14 @@ class Pooler:
         tokenizer: Tells special tokens.
         pooling: "mean" over the tokens, or "bos", the first token.
         exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
+        standardize: Take the mean of directions, of states of length 1, since some tokens (the first, mostly) are
+            hundreds of times longer than others. The vectors are then for z-scores, see `Standard`.
     """
 
-    def __init__(self, tokenizer: Any, *, pooling: str = "mean", exclude_bos: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, *, pooling: str = "mean", exclude_bos: bool = False, standardize: bool = False
+    ) -> None:
+        self.standardize = standardize
         self._skipped = set(tokenizer.all_special_ids) if exclude_bos else set()
         self._first = pooling == "bos"
 
@@ -44,4 +79,5 @@ class Pooler:
         self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows d"]:
         """Return one vector per row, in float32; `mask` says which tokens count."""
+        hidden = torch.nn.functional.normalize(hidden.float(), dim=-1) if self.standardize else hidden
         return hidden[:, 0].float() if self._first else masked_mean(hidden, mask)

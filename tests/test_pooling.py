@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix.pooling import masked_mean
+from adaptermix.models import load_base
+from adaptermix.pooling import Pooler, Standard, masked_mean
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))
@@ -40,3 +44,26 @@ def test_half_precision_is_added_in_float32(dtype: torch.dtype) -> None:
     found = masked_mean(hidden, torch.ones(1, 4001, dtype=torch.long))
     assert found.dtype == torch.float32
     assert found.tolist() == [[1.0, 1.0]]
+
+
+@given(st.integers(2, 9), st.integers(1, 6), st.integers(0, 10_000))
+def test_z_scores_equal_plain_loops(rows: int, width: int, seed: int) -> None:
+    vectors = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3 + 5
+    vectors[:, 0] = 7.0  # does not vary
+    found = Standard.of(vectors)(vectors)
+    for place in range(width):
+        column = vectors[:, place].tolist()
+        mean = sum(column) / rows
+        spread = math.sqrt(sum((x - mean) ** 2 for x in column) / rows) or 1.0
+        expected = torch.tensor([(x - mean) / spread for x in column], dtype=torch.float64)
+        torch.testing.assert_close(found[:, place], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_long_token_does_not_drown_the_others(causal: Path) -> None:
+    tokenizer = load_base(str(causal), dtype="float32", device="cpu").tokenizer
+    states = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    long = states * torch.tensor([1000.0, 1.0, 1.0])[:, None]
+    pool, mask = Pooler(tokenizer, standardize=True), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    torch.testing.assert_close(pool(long, mask), pool(states, mask))
+    unit = states / states.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(pool(states, mask), torch.stack([unit[0].mean(0), unit[1, :2].mean(0)]))

@@ -20,7 +20,7 @@ from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..errors import PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
-from ..pooling import Pooler
+from ..pooling import Pooler, Standard
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
 from .acting import acting
@@ -162,9 +162,18 @@ def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[Ada
     plans = [source.meta.manifest.get("plan") for source in sources]
     trained = next((plan for plan in plans if isinstance(plan, Mapping) and plan.get("pooling") in ("mean", "bos")), {})
     if settings.pooling != "auto":
-        return Pooler(base.tokenizer, pooling=settings.pooling, exclude_bos=settings.exclude_bos)
-    exclude = settings.exclude_bos or trained.get("exclude_bos") is True
-    return Pooler(base.tokenizer, pooling=trained.get("pooling", "mean"), exclude_bos=exclude)
+        return Pooler(
+            base.tokenizer,
+            pooling=settings.pooling,
+            exclude_bos=settings.exclude_bos,
+            standardize=settings.standardize,
+        )
+    return Pooler(
+        base.tokenizer,
+        pooling=trained.get("pooling", "mean"),
+        exclude_bos=settings.exclude_bos or trained.get("exclude_bos") is True,
+        standardize=settings.standardize or trained.get("standardize") is True,
+    )
 
 
 def retrieve_with(
@@ -192,7 +201,10 @@ def retrieve_with(
             )
             for key, texts in parallel.texts.items()
         }
-        layers = _compare(base, embedded, parallel.directions, k=settings.neighbours, watch=watch)
+        standardize = pool is not None and pool.standardize
+        layers = _compare(
+            base, embedded, parallel.directions, k=settings.neighbours, standardize=standardize, watch=watch
+        )
     return Retrieval(layers=layers, n=counts)
 
 
@@ -202,6 +214,7 @@ def _compare(
     directions: Sequence[tuple[str, str, str]],
     *,
     k: int,
+    standardize: bool,
     watch: Watcher,
 ) -> tuple[dict[str, float], ...]:
     """Return the accuracy per direction, for each layer."""
@@ -210,10 +223,12 @@ def _compare(
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
             found: dict[str, float] = {}
+            same = Standard.of(torch.cat([vectors[layer] for vectors in embedded.values()])) if standardize else None
             for (one, two), name in names.items():
                 if name in found:
                     continue
-                x, y = (embedded[key][layer].to(base.device) for key in (one, two))
+                both = (embedded[key][layer] for key in (one, two))
+                x, y = ((same(side) if same else side).to(base.device) for side in both)
                 found[name], back = accuracies(x, y, k=k)
                 if (two, one) in names:
                     found[names[two, one]] = back

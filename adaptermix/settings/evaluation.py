@@ -55,6 +55,9 @@ class RetrieveSettings(Placed):
         "auto", description="sentence vector: mean over tokens, first token, or as the adapter's alignment was trained"
     )
     exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
+    standardize: bool = Field(
+        False, description="compare z-scores, over all sentences, of means of unit states; else as trained"
+    )
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
     compare: bool = Field(False, description="measure the base model without the adapter too")
     transfer: str | None = Field(None, description="`evaluate --json`: correlate with its transfer languages' scores")

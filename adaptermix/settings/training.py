@@ -83,6 +83,11 @@ class AlignOptions(Settings):
     pooling: Literal["mean", "bos"] = Field("mean", description="sentence vector: mean over tokens, or the first token")
     mask_duplicates: bool = Field(False, description="do not count equal target sentences as negatives")
     exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
+    standardize: bool = Field(
+        False,
+        description="contrast z-scores of means of unit states, over sentences of the frozen base: for models whose "
+        "long tokens and dimensions drown the others (all cosines near 1)",
+    )
     gather_negatives: bool = Field(
         True,
         description="where several processes share a batch: contrast a pair with those of all of them, as one process "

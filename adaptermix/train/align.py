@@ -15,7 +15,7 @@ from ..data.source import DataFile
 from ..errors import DataError, PlanError
 from ..heads.base import told_cut
 from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks
-from ..pooling import Pooler
+from ..pooling import Pooler, Standard
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .lora import check_reach
@@ -28,6 +28,10 @@ from .sharding import load_for
 from .trainer import BatchLoss, count_steps
 
 CHUNKS = 4
+STANDARD_PAIRS, CROWD_PAIRS = 256, 32
+"""Pairs that are measured to standardise, and to tell whether it is called for."""
+CROWDED = 0.98
+"""Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
 
 
 class MiddleStates:
@@ -39,6 +43,7 @@ class MiddleStates:
         exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
         pooling: "mean" over the tokens, or "bos", the first token.
         chunks: In how many parts rows are run, by their lengths.
+        standardize: Prepare vectors for z-scores; see `Pooler`.
     """
 
     def __init__(
@@ -49,13 +54,15 @@ class MiddleStates:
         exclude_bos: bool = False,
         pooling: str = "mean",
         chunks: int = CHUNKS,
+        standardize: bool = False,
     ) -> None:
         self._model = base.model
         self._body = backbone(base)
         self._tokenizer = base.tokenizer
         self._device = base.device
         self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
-        self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos)
+        self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
+        self.standard: Standard | None = None
         self._chunks = chunks
         self._caught: list[Tensor] = []
         self._listening = False
@@ -112,7 +119,16 @@ class MiddleStates:
                 tokens.append(states[mask.bool() & wanted[:, None]])
         joined = torch.cat(vectors)
         back = torch.tensor(order, device=joined.device).argsort()
+        joined = self.standard(joined) if self.standard else joined
         return joined[back], torch.cat(tokens) if tokens else joined[:0]
+
+
+def _mean_cosine(vectors: Tensor) -> float:
+    """Return the mean cosine of two sentences that are no translations: rows 2i and 2i+1 are."""
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    cosines = unit[::2] @ unit[1::2].T
+    count = len(cosines)
+    return float((cosines.sum() - cosines.trace()) / (count * (count - 1))) if count > 1 else 0.0
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], most: int, watch: Watcher) -> list[list[int]]:
@@ -163,7 +179,8 @@ class AlignLoss:
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
         processes: Those that share each batch.
-        watch: Told of sentences that are too long.
+        watch: Told of sentences that are too long, and of vectors that are too much alike.
+        like: Pairs whose sentences are measured to standardise; default the pairs.
     """
 
     def __init__(
@@ -175,6 +192,7 @@ class AlignLoss:
         layer: int | None = None,
         processes: Processes = ALONE,
         watch: Watcher = SILENT,
+        like: Sequence[Pair] | None = None,
     ) -> None:
         self._settings, self._model, self._processes = settings, base.model, processes
         self._states = MiddleStates(
@@ -184,6 +202,7 @@ class AlignLoss:
             pooling=settings.pooling,
             # shares may differ in rows, and must not in the number of runs
             chunks=1 if processes.sharded else CHUNKS,
+            standardize=settings.standardize,
         )
         self._targets = [pair.target for pair in pairs]
         self._source_ids = _encoded(base.tokenizer, [pair.source for pair in pairs], settings.max_length, watch)
@@ -193,9 +212,29 @@ class AlignLoss:
                 "--pooling bos needs an encoder: the first token of a language model sees no other token. "
                 "Use --pooling mean."
             )
+        vectors = self._sample(like or pairs, base.tokenizer)
+        if settings.standardize:
+            self._states.standard = Standard.of(vectors)
+        elif (alike := _mean_cosine(vectors)) > CROWDED:
+            watch.note(
+                f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
+                "them apart, and may do more harm than good. --standardize takes out what all of them share."
+            )
         groups = _groups(pairs, settings.balance)
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
         base.model.train()
+
+    def _sample(self, pairs: Sequence[Pair], tokenizer: Any) -> Tensor:
+        """Return the frozen base's vectors of both sides of some of the pairs, evenly spaced.
+
+        Shapes: [sentences width].
+        """
+        count = min(len(pairs), STANDARD_PAIRS if self._settings.standardize else CROWD_PAIRS)
+        chosen = [pairs[number * len(pairs) // count] for number in range(count)]
+        texts = [text for pair in chosen for text in (pair.source, pair.target)]
+        encoded = tokenizer(texts, truncation=True, max_length=self._settings.max_length)["input_ids"]
+        parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
+        return torch.cat([self._of_base(part)[0] for part in parts])
 
     def _of_base(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Return vectors and token states of the frozen base."""

@@ -135,7 +135,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     if data.dev:
         sides: dict[str, RowsLoss] = {"dev_task_loss": data.objective(base, data.dev, settings.max_length, watch)}
         if dev_pairs:
-            sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer, watch=watch).of_rows
+            sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer, like=pairs).of_rows
         key = f"dev_{settings.select}_loss"
         measure = WithSum(DevLosses(base, sides, settings, processes), settings.align_weight)
         watched = DevWatch(measure, settings, rows=len(data.train), key=key, turns=_turns(settings))

@@ -18,7 +18,7 @@ from adaptermix.adapters import open_adapter
 from adaptermix.errors import DataError, OutputError, PlanError
 from adaptermix.evaluation import Retrieval, margin, retrieval
 from adaptermix.evaluation.margin import accuracies, margin_neighbours
-from adaptermix.evaluation.retrieval import embed, pooler_of
+from adaptermix.evaluation.retrieval import embed, pooler_of, retrieve_with
 from adaptermix.evaluation.transfer import correlate, read_scores
 from adaptermix.models import backbone, load_base
 from adaptermix.train.align import MiddleStates
@@ -87,22 +87,43 @@ def test_retrieve_gives_every_layer_and_both_directions(causal: Path, tmp_path: 
     assert document["headline"] == 1.0
 
 
-@pytest.mark.parametrize(("pooling", "exclude"), [("bos", False), ("mean", True), ("mean", False)])
-def test_sentence_vectors_are_those_of_training(pooling: str, exclude: bool, encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pooling", "exclude", "standardize"),
+    [("bos", False, False), ("mean", True, False), ("mean", False, False), ("mean", False, True)],
+)
+def test_sentence_vectors_are_those_of_training(
+    pooling: str, exclude: bool, standardize: bool, encoder: Path, tmp_path: Path
+) -> None:
     base = load_base(str(encoder), dtype="float32", device="cpu")
     texts = ["a longer sentence than the others", "ja", "Grüße"]
     encoded = [base.tokenizer(text)["input_ids"] for text in texts]
     assert encoded[0][0] in base.tokenizer.all_special_ids
-    trained = MiddleStates(base, 2, pooling=pooling, exclude_bos=exclude).pooled(encoded)
+    way: dict[str, Any] = {"pooling": pooling, "exclude_bos": exclude, "standardize": standardize}
+    trained = MiddleStates(base, 2, **way).pooled(encoded)
     settings = {"base": str(encoder), "data": ["-"]}
-    asked = RetrieveSettings(pooling=pooling, exclude_bos=exclude, **settings)  # type: ignore[arg-type]
+    asked = RetrieveSettings(**way, **settings)  # type: ignore[arg-type]
     found = embed(base, texts, batch_size=3, max_length=64, pool=pooler_of(base, asked, []))
     torch.testing.assert_close(found[2], trained, rtol=1e-5, atol=1e-5)
     pairs = write_pairs(tmp_path)
-    own = {"pairs": pairs, "pooling": pooling, "exclude_bos": exclude, "steps": 1, "batch_size": 3}
+    own = {"pairs": pairs, "steps": 1, "batch_size": 3} | way
     train_align(AlignSettings(base=str(encoder), out=str(tmp_path / "out"), device="cpu", dtype="float32", **own))
     pool = pooler_of(base, RetrieveSettings(**settings), [open_adapter(tmp_path / "out")])  # type: ignore[arg-type]
     torch.testing.assert_close(embed(base, texts, batch_size=3, max_length=64, pool=pool), found)
+
+
+def test_standardised_retrieval_sees_past_a_dimension_that_all_sentences_share(causal: Path, tmp_path: Path) -> None:
+    """Both sides are the same texts, so every direction must be found; the shared dimension is 1000 times as long."""
+    rows = [f"{word} number {number}" for word in ("one", "tree", "house", "river", "stone") for number in range(6)]
+    (tmp_path / "de-en.tsv").write_text("".join(f"{row}\t{row}!\n" for row in rows))
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight[:, 3] = 1000.0
+    found = {}
+    for standardize in (False, True):
+        settings = RetrieveSettings(base=str(causal), data=[str(tmp_path / "de-en.tsv")], standardize=standardize)
+        found[standardize] = retrieve_with(base, settings, pool=pooler_of(base, settings, [])).mean(0)
+    assert found[True] == 1.0
+    assert found[False] < 1.0
 
 
 def margins(x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:

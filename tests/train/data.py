@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from adaptermix.progress import Silent
+
 COLOURS = {"red": "rot", "blue": "blau", "green": "grün", "white": "weiß", "black": "schwarz", "grey": "grau"}
 
 
@@ -22,3 +24,13 @@ def write_slots(folder: Path, name: str = "train.en.jsonl") -> str:
     rows = [{"text": f"go {colour}", "slots": [{"type": "c", "value": colour[0]}]} for colour in COLOURS]
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / name)
+
+
+class Notes(Silent):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)

@@ -12,14 +12,15 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from adaptermix import AlignSettings, load_adapter, train_align
 from adaptermix.data import read_pairs
-from adaptermix.models import backbone, keep_blocks, load_base
+from adaptermix.models import BaseModel, backbone, keep_blocks, load_base
 from adaptermix.pooling import masked_mean
 from adaptermix.train.align import AlignLoss
 from adaptermix.train.lora import inject
+from adaptermix.train.modes import evaluating
 from adaptermix.train.objectives import contrastive_loss
 from adaptermix.train.sampler import Sampler
 
-from .data import write_pairs
+from .data import Notes, write_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -101,6 +102,55 @@ def test_the_loss_equals_that_of_a_full_forward(kind: str, tmp_path: Path, reque
         states = backbone(whole)(**batch, output_hidden_states=True).hidden_states[2]
         sides.append(masked_mean(states, batch["attention_mask"]))
     assert float(found) == pytest.approx(float(contrastive_loss(*sides)), rel=1e-5)
+
+
+def rogue_base(folder: Path) -> BaseModel:
+    """A base model with one dimension that is long and alike in all tokens, as language models have them."""
+    base = load_base(str(folder), dtype="float32", device="cpu")
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight[:, 3] = 50.0
+    return base
+
+
+def test_standardised_vectors_are_z_scores_of_the_frozen_base(causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path, dropout=0.0, balance="rows", standardize=True)
+    pairs, _ = read_pairs(settings.pairs)
+    base, frozen = rogue_base(causal), rogue_base(causal)
+
+    def vectors(model: BaseModel, text: str) -> torch.Tensor:
+        batch = model.tokenizer(text, return_tensors="pt")
+        states = backbone(model)(**batch, output_hidden_states=True).hidden_states[2][0].double()
+        return (states / states.norm(dim=-1, keepdim=True)).mean(0)
+
+    with torch.no_grad():
+        every = torch.stack([vectors(frozen, text) for pair in pairs for text in (pair.source, pair.target)])
+    mean, spread = every.mean(0), every.std(0, correction=0)
+    inject(base.model, settings, seed=0)
+    for name, parameter in base.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    objective = AlignLoss(base, pairs, settings, layer=2)  # a resumed run's factors are not at their start
+    rows = Sampler(groups=[range(len(pairs))], batch_size=6, seed=0).batch(0)
+    with torch.no_grad(), evaluating(base.model):
+        found, *_ = objective(0)
+        source, target = (
+            torch.stack([(vectors(base, getattr(pairs[row], side)) - mean) / spread for row in rows])
+            for side in ("source", "target")
+        )
+    assert float(found) == pytest.approx(float(contrastive_loss(source, target)), rel=1e-4)
+
+
+def test_a_base_whose_sentences_all_look_alike_is_told(causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path)
+    pairs, _ = read_pairs(settings.pairs)
+    for base, more, warned in (
+        (load_base(str(causal), dtype="float32", device="cpu"), {}, False),
+        (rogue_base(causal), {}, True),
+        (rogue_base(causal), {"standardize": True}, False),
+    ):
+        notes = Notes()
+        AlignLoss(base, pairs, settings.model_copy(update=more), layer=2, watch=notes)
+        assert any("--standardize takes out what all of them share" in note for note in notes.said) == warned
 
 
 def test_languages_are_drawn_equally_often(causal: Path, tmp_path: Path) -> None:

@@ -20,11 +20,10 @@ from adaptermix import (
 from adaptermix.data import read_pairs
 from adaptermix.errors import AdapterMixError, DataError, PlanError
 from adaptermix.models import load_base
-from adaptermix.progress import Silent
 from adaptermix.train.selection import DevLosses
 from adaptermix.train.task import TaskData
 
-from .data import write_pairs, write_slots
+from .data import Notes, write_pairs, write_slots
 from .test_heads import settings_for as headed
 from .test_joint import values
 
@@ -139,16 +138,6 @@ def test_alignment_on_top_of_an_adapter_with_a_head_and_its_retrieval(encoder: P
 def test_a_header_of_pairs_is_no_pair(tmp_path: Path) -> None:
     (tmp_path / "de-en.csv").write_text("source,target\nrot,red\n")
     assert [pair.source for pair in read_pairs([str(tmp_path / "de-en.csv")])[0]] == ["rot"]
-
-
-class Notes(Silent):
-    """Keeps what a person is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
 
 
 def test_pairs_without_a_side_in_training_too_or_too_long_are_counted(causal: Path, tmp_path: Path) -> None:
