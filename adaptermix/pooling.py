@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,19 @@ class Standard:
         return (vectors - self.mean) / self.spread
 
 
+def standards(way: str, vectors: Mapping[str, Float[Tensor, "rows d"]]) -> dict[str, Standard]:
+    """Return for each language what its vectors are measured by, from some of them; nothing for no z-scores.
+
+    Args:
+        way: "none"; "all", one measure for all languages; "languages", one for each, so that what tells languages apart
+            is no part of the z-scores.
+        vectors: Vectors by language.
+    """
+    if way == "languages":
+        return {language: Standard.of(rows) for language, rows in vectors.items()}
+    return dict.fromkeys(vectors, Standard.of(torch.cat(list(vectors.values())))) if way == "all" else {}
+
+
 class Pooler:
     """How a sentence becomes a vector.
 
@@ -56,12 +69,12 @@ class Pooler:
         tokenizer: Tells special tokens.
         pooling: "mean" over the tokens, or "bos", the first token.
         exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
-        standardize: Take the mean of directions, of states of length 1, since some tokens (the first, mostly) are
-            hundreds of times longer than others. The vectors are then for z-scores, see `Standard`.
+        standardize: "none", or whose z-scores the vectors are for, see `standards`: then it is the mean of directions,
+            of states of length 1, since some tokens (the first, mostly) are hundreds of times longer than others.
     """
 
     def __init__(
-        self, tokenizer: Any, *, pooling: str = "mean", exclude_bos: bool = False, standardize: bool = False
+        self, tokenizer: Any, *, pooling: str = "mean", exclude_bos: bool = False, standardize: str = "none"
     ) -> None:
         self.standardize = standardize
         self._skipped = set(tokenizer.all_special_ids) if exclude_bos else set()
@@ -79,5 +92,5 @@ class Pooler:
         self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows d"]:
         """Return one vector per row, in float32; `mask` says which tokens count."""
-        hidden = torch.nn.functional.normalize(hidden.float(), dim=-1) if self.standardize else hidden
+        hidden = torch.nn.functional.normalize(hidden.float(), dim=-1) if self.standardize != "none" else hidden
         return hidden[:, 0].float() if self._first else masked_mean(hidden, mask)

@@ -20,7 +20,7 @@ from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..errors import PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
-from ..pooling import Pooler, Standard
+from ..pooling import Pooler, standards
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
 from .acting import acting
@@ -162,17 +162,13 @@ def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[Ada
     plans = [source.meta.manifest.get("plan") for source in sources]
     trained = next((plan for plan in plans if isinstance(plan, Mapping) and plan.get("pooling") in ("mean", "bos")), {})
     if settings.pooling != "auto":
-        return Pooler(
-            base.tokenizer,
-            pooling=settings.pooling,
-            exclude_bos=settings.exclude_bos,
-            standardize=settings.standardize,
-        )
+        trained = {**trained, "pooling": settings.pooling, "exclude_bos": False}
+    way = trained.get("standardize") if settings.standardize == "auto" else settings.standardize
     return Pooler(
         base.tokenizer,
         pooling=trained.get("pooling", "mean"),
         exclude_bos=settings.exclude_bos or trained.get("exclude_bos") is True,
-        standardize=settings.standardize or trained.get("standardize") is True,
+        standardize=way if way in ("all", "languages") else "none",
     )
 
 
@@ -201,7 +197,7 @@ def retrieve_with(
             )
             for key, texts in parallel.texts.items()
         }
-        standardize = pool is not None and pool.standardize
+        standardize = pool.standardize if pool else "none"
         layers = _compare(
             base, embedded, parallel.directions, k=settings.neighbours, standardize=standardize, watch=watch
         )
@@ -214,7 +210,7 @@ def _compare(
     directions: Sequence[tuple[str, str, str]],
     *,
     k: int,
-    standardize: bool,
+    standardize: str,
     watch: Watcher,
 ) -> tuple[dict[str, float], ...]:
     """Return the accuracy per direction, for each layer."""
@@ -223,12 +219,14 @@ def _compare(
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
             found: dict[str, float] = {}
-            same = Standard.of(torch.cat([vectors[layer] for vectors in embedded.values()])) if standardize else None
+            scores = standards(standardize, {key: vectors[layer] for key, vectors in embedded.items()})
             for (one, two), name in names.items():
                 if name in found:
                     continue
-                both = (embedded[key][layer] for key in (one, two))
-                x, y = ((same(side) if same else side).to(base.device) for side in both)
+                x, y = (
+                    (scores[key](embedded[key][layer]) if scores else embedded[key][layer]).to(base.device)
+                    for key in (one, two)
+                )
                 found[name], back = accuracies(x, y, k=k)
                 if (two, one) in names:
                     found[names[two, one]] = back

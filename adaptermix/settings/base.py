@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Standardize = Literal["none", "all", "languages"]
 Layer = int | Literal["middle"]
 Positive = Annotated[int, Field(ge=1)]
 Files = Annotated[list[str], Field(min_length=1)]

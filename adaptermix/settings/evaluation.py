@@ -55,8 +55,10 @@ class RetrieveSettings(Placed):
         "auto", description="sentence vector: mean over tokens, first token, or as the adapter's alignment was trained"
     )
     exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
-    standardize: bool = Field(
-        False, description="compare z-scores, over all sentences, of means of unit states; else as trained"
+    standardize: Literal["auto", "none", "all", "languages"] = Field(
+        "auto",
+        description="compare z-scores of means of unit states, over all sentences or those of each language, or as the "
+        "adapter's alignment was trained",
     )
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
     compare: bool = Field(False, description="measure the base model without the adapter too")

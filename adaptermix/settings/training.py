@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from .. import checks
-from .base import TASK, Files, Layer, Placed, Positive, Settings, Written
+from .base import TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
 
 
 class TrainingSettings(Placed, Written):
@@ -83,10 +83,10 @@ class AlignOptions(Settings):
     pooling: Literal["mean", "bos"] = Field("mean", description="sentence vector: mean over tokens, or the first token")
     mask_duplicates: bool = Field(False, description="do not count equal target sentences as negatives")
     exclude_bos: bool = Field(False, description="leave the first special token out of the mean")
-    standardize: bool = Field(
-        False,
-        description="contrast z-scores of means of unit states, over sentences of the frozen base: for models whose "
-        "long tokens and dimensions drown the others (all cosines near 1)",
+    standardize: Standardize = Field(
+        "none",
+        description="contrast z-scores of means of unit states, over all sentences of the frozen base or those of each "
+        "language: for models whose long tokens and dimensions drown the others (all cosines near 1)",
     )
     gather_negatives: bool = Field(
         True,

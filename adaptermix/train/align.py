@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..data.source import DataFile
 from ..errors import DataError, PlanError
 from ..heads.base import told_cut
 from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks
-from ..pooling import Pooler, Standard
+from ..pooling import Pooler, standards
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .lora import check_reach
@@ -54,7 +54,7 @@ class MiddleStates:
         exclude_bos: bool = False,
         pooling: str = "mean",
         chunks: int = CHUNKS,
-        standardize: bool = False,
+        standardize: str = "none",
     ) -> None:
         self._model = base.model
         self._body = backbone(base)
@@ -62,7 +62,6 @@ class MiddleStates:
         self._device = base.device
         self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
         self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
-        self.standard: Standard | None = None
         self._chunks = chunks
         self._caught: list[Tensor] = []
         self._listening = False
@@ -119,16 +118,17 @@ class MiddleStates:
                 tokens.append(states[mask.bool() & wanted[:, None]])
         joined = torch.cat(vectors)
         back = torch.tensor(order, device=joined.device).argsort()
-        joined = self.standard(joined) if self.standard else joined
         return joined[back], torch.cat(tokens) if tokens else joined[:0]
 
 
-def _mean_cosine(vectors: Tensor) -> float:
-    """Return the mean cosine of two sentences that are no translations: rows 2i and 2i+1 are."""
-    unit = torch.nn.functional.normalize(vectors, dim=-1)
-    cosines = unit[::2] @ unit[1::2].T
-    count = len(cosines)
-    return float((cosines.sum() - cosines.trace()) / (count * (count - 1))) if count > 1 else 0.0
+def _mean_cosine(vectors: Mapping[str, Tensor]) -> float:
+    """Return the mean cosine of two sentences of a language, the mean over languages that have two."""
+    found = []
+    for own in vectors.values():
+        unit, count = torch.nn.functional.normalize(own, dim=-1), len(own)
+        if count > 1:
+            found.append(float((unit.sum(0).square().sum() - count) / (count * (count - 1))))
+    return sum(found) / len(found) if found else 0.0
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], most: int, watch: Watcher) -> list[list[int]]:
@@ -212,10 +212,10 @@ class AlignLoss:
                 "--pooling bos needs an encoder: the first token of a language model sees no other token. "
                 "Use --pooling mean."
             )
+        self._languages = [pair.languages for pair in pairs]
         vectors = self._sample(like or pairs, base.tokenizer)
-        if settings.standardize:
-            self._states.standard = Standard.of(vectors)
-        elif (alike := _mean_cosine(vectors)) > CROWDED:
+        self._standards = standards(settings.standardize, vectors)
+        if not self._standards and (alike := _mean_cosine(vectors)) > CROWDED:
             watch.note(
                 f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
                 "them apart, and may do more harm than good. --standardize takes out what all of them share."
@@ -224,17 +224,30 @@ class AlignLoss:
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
         base.model.train()
 
-    def _sample(self, pairs: Sequence[Pair], tokenizer: Any) -> Tensor:
-        """Return the frozen base's vectors of both sides of some of the pairs, evenly spaced.
+    def _sample(self, pairs: Sequence[Pair], tokenizer: Any) -> dict[str, Tensor]:
+        """Return the frozen base's vectors of both sides of some of the pairs, evenly spaced, by language.
 
-        Shapes: [sentences width].
+        Shapes: each [sentences width].
         """
-        count = min(len(pairs), STANDARD_PAIRS if self._settings.standardize else CROWD_PAIRS)
+        count = min(len(pairs), CROWD_PAIRS if self._settings.standardize == "none" else STANDARD_PAIRS)
         chosen = [pairs[number * len(pairs) // count] for number in range(count)]
-        texts = [text for pair in chosen for text in (pair.source, pair.target)]
-        encoded = tokenizer(texts, truncation=True, max_length=self._settings.max_length)["input_ids"]
-        parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
-        return torch.cat([self._of_base(part)[0] for part in parts])
+        texts: dict[str, list[str]] = {}
+        for pair in chosen:
+            for language, text in zip(pair.languages, (pair.source, pair.target), strict=True):
+                texts.setdefault(language, []).append(text)
+        found = {}
+        for language, own in texts.items():
+            encoded = tokenizer(own, truncation=True, max_length=self._settings.max_length)["input_ids"]
+            parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
+            found[language] = torch.cat([self._of_base(part)[0] for part in parts])
+        return found
+
+    def _scored(self, vectors: Tensor, rows: Sequence[int], side: int) -> Tensor:
+        """Return z-scores of the vectors of one side of some pairs, if they are asked for."""
+        if not self._standards:
+            return vectors
+        own = [self._standards[self._languages[row][side]] for row in rows]
+        return (vectors - torch.stack([one.mean for one in own])) / torch.stack([one.spread for one in own])
 
     def _of_base(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Return vectors and token states of the frozen base."""
@@ -267,6 +280,7 @@ class AlignLoss:
         """Return the loss of these pairs; of several processes, this one's part."""
         own = processes.share(rows)
         source, target, kept = self._sides(own, processes)
+        source, target = self._scored(source, own, 0), self._scored(target, own, 1)
         loss = self._contrast(source, target, rows, processes)
         tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own)
         if kept is None:

@@ -89,10 +89,10 @@ def test_retrieve_gives_every_layer_and_both_directions(causal: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("pooling", "exclude", "standardize"),
-    [("bos", False, False), ("mean", True, False), ("mean", False, False), ("mean", False, True)],
+    [("bos", False, "none"), ("mean", True, "none"), ("mean", False, "none"), ("mean", False, "languages")],
 )
 def test_sentence_vectors_are_those_of_training(
-    pooling: str, exclude: bool, standardize: bool, encoder: Path, tmp_path: Path
+    pooling: str, exclude: bool, standardize: str, encoder: Path, tmp_path: Path
 ) -> None:
     base = load_base(str(encoder), dtype="float32", device="cpu")
     texts = ["a longer sentence than the others", "ja", "Grüße"]
@@ -118,12 +118,12 @@ def test_standardised_retrieval_sees_past_a_dimension_that_all_sentences_share(c
     base = load_base(str(causal), dtype="float32", device="cpu")
     with torch.no_grad():
         base.model.get_input_embeddings().weight[:, 3] = 1000.0
-    found = {}
-    for standardize in (False, True):
-        settings = RetrieveSettings(base=str(causal), data=[str(tmp_path / "de-en.tsv")], standardize=standardize)
+    found: dict[str, float] = {}
+    for standardize in ("none", "all", "languages"):
+        settings = RetrieveSettings(base=str(causal), data=[str(tmp_path / "de-en.tsv")], standardize=standardize)  # type: ignore[arg-type]
         found[standardize] = retrieve_with(base, settings, pool=pooler_of(base, settings, [])).mean(0)
-    assert found[True] == 1.0
-    assert found[False] < 1.0
+    assert found["all"] == found["languages"] == 1.0
+    assert found["none"] < 1.0
 
 
 def margins(x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:

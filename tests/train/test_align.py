@@ -112,8 +112,9 @@ def rogue_base(folder: Path) -> BaseModel:
     return base
 
 
-def test_standardised_vectors_are_z_scores_of_the_frozen_base(causal: Path, tmp_path: Path) -> None:
-    settings = settings_for(causal, tmp_path, dropout=0.0, balance="rows", standardize=True)
+@pytest.mark.parametrize("way", ["all", "languages"])
+def test_standardised_vectors_are_z_scores_of_the_frozen_base(way: str, causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path, dropout=0.0, balance="rows", standardize=way)
     pairs, _ = read_pairs(settings.pairs)
     base, frozen = rogue_base(causal), rogue_base(causal)
 
@@ -122,9 +123,17 @@ def test_standardised_vectors_are_z_scores_of_the_frozen_base(causal: Path, tmp_
         states = backbone(model)(**batch, output_hidden_states=True).hidden_states[2][0].double()
         return (states / states.norm(dim=-1, keepdim=True)).mean(0)
 
+    every: dict[str, list[torch.Tensor]] = {}
     with torch.no_grad():
-        every = torch.stack([vectors(frozen, text) for pair in pairs for text in (pair.source, pair.target)])
-    mean, spread = every.mean(0), every.std(0, correction=0)
+        for pair in pairs:
+            for language, text in zip(pair.languages, (pair.source, pair.target), strict=True):
+                every.setdefault(language if way == "languages" else "", []).append(vectors(frozen, text))
+
+    def score(row: int, side: int) -> torch.Tensor:
+        pair = pairs[row]
+        own = torch.stack(every[pair.languages[side] if way == "languages" else ""])
+        return (vectors(base, (pair.source, pair.target)[side]) - own.mean(0)) / own.std(0, correction=0)
+
     inject(base.model, settings, seed=0)
     for name, parameter in base.model.named_parameters():
         if "lora_B" in name:
@@ -133,10 +142,7 @@ def test_standardised_vectors_are_z_scores_of_the_frozen_base(causal: Path, tmp_
     rows = Sampler(groups=[range(len(pairs))], batch_size=6, seed=0).batch(0)
     with torch.no_grad(), evaluating(base.model):
         found, *_ = objective(0)
-        source, target = (
-            torch.stack([(vectors(base, getattr(pairs[row], side)) - mean) / spread for row in rows])
-            for side in ("source", "target")
-        )
+        source, target = (torch.stack([score(row, side) for row in rows]) for side in (0, 1))
     assert float(found) == pytest.approx(float(contrastive_loss(source, target)), rel=1e-4)
 
 
@@ -146,7 +152,7 @@ def test_a_base_whose_sentences_all_look_alike_is_told(causal: Path, tmp_path: P
     for base, more, warned in (
         (load_base(str(causal), dtype="float32", device="cpu"), {}, False),
         (rogue_base(causal), {}, True),
-        (rogue_base(causal), {"standardize": True}, False),
+        (rogue_base(causal), {"standardize": "all"}, False),
     ):
         notes = Notes()
         AlignLoss(base, pairs, settings.model_copy(update=more), layer=2, watch=notes)
