@@ -20,7 +20,7 @@ from ..files import sha256
 _NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
 _GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:-[A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
 _TAG = re.compile(r"[a-z]{2,3}(-([A-Z][a-z]{3}|[A-Z]{2}))+")
-_RANGE = re.compile(r"(?P<start>\d*):(?P<stop>\d*)")
+_RANGE = re.compile(r"(?P<start>\d*):(?P<stop>\d*)(?::(?:0*(?P<step>[1-9]\d*))?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,18 +172,20 @@ def _split_given(argument: str) -> tuple[tuple[str, ...], str]:
 
 
 def parse_rows(rows: str | None) -> slice:
-    """Return the slice for `START:STOP` (each may be missing), which picks rows of every file.
+    """Return the slice for `START:STOP` or `START:STOP:STEP` (each may be missing), which picks rows of every file.
 
     Raises:
         DataError: another form.
 
     Example:
-        >>> parse_rows("500:")
-        slice(500, None, None)
+        >>> parse_rows("500:"), parse_rows("::10")
+        (slice(500, None, None), slice(None, None, 10))
     """
     if rows is None:
         return slice(None)
     match = _RANGE.fullmatch(rows)
     if match is None:
-        raise DataError(f"--rows must be START:STOP with whole numbers, such as 0:300 or 500:, got {rows!r}.")
-    return slice(*(int(part) if part else None for part in (match["start"], match["stop"])))
+        raise DataError(
+            f"--rows must be START:STOP, or with :STEP, in whole numbers, such as 0:300, 500: or ::10, got {rows!r}."
+        )
+    return slice(*(int(match[part]) if match[part] else None for part in ("start", "stop", "step")))

@@ -99,7 +99,7 @@ class SearchSettings(GenerationSettings, Written):
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     task: str = Field(description=TASK)
     dev: Files = Field(description="dev files, one or more languages")
-    rows: str | None = Field(None, description="START:STOP, the rows of each file to use")
+    rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     grid: Annotated[list[float], Field(min_length=1)] = Field(
         description="weights of the first adapter to try; the second gets 1 - w"
     )

@@ -103,6 +103,12 @@ def _pair_counts(row: SlotRow, answer: str) -> Counts:
     return count_pairs(row.slots, parse_slots(answer))
 
 
+def _type_counts(row: SlotRow, answer: str) -> Counts:
+    """Compare the slots' types alone."""
+    found = answer.pairs if isinstance(answer, Tagged) else parse_slots(answer)
+    return count_pairs([(kind, "") for kind, _ in row.slots], [(kind, "") for kind, _ in found])
+
+
 def _span_counts(row: SlotRow, answer: str) -> Counts | None:
     if not row.tokens:
         return None
@@ -116,7 +122,8 @@ class Slots:
 
     `pair_f1` compares (type, value) pairs and works for values that do not occur in the command; `span_f1` compares
     token spans as MASSIVE's scorer does (FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582) and needs annotated
-    tokens.
+    tokens; `type_f1` compares the types alone, so it tells commands that were understood and answered in another
+    language (`time: tomorrow` for `time: morgen`) from those that were not.
     """
 
     name = "slots"
@@ -160,7 +167,10 @@ class Slots:
         return row.language
 
     def metrics(self, rows: Sequence[SlotRow]) -> tuple[Metric, ...]:
-        """Return pair F1 and, where a row has tokens, span F1."""
-        pairs = Metric(name="pair_f1", count=_pair_counts, value=micro_f1)
+        """Return pair F1, type F1 and, where a row has tokens, span F1."""
+        found = (
+            Metric(name="pair_f1", count=_pair_counts, value=micro_f1),
+            Metric(name="type_f1", count=_type_counts, value=micro_f1),
+        )
         spans_too = any(row.tokens for row in rows)
-        return (pairs, Metric(name="span_f1", count=_span_counts, value=micro_f1)) if spans_too else (pairs,)
+        return (*found, Metric(name="span_f1", count=_span_counts, value=micro_f1)) if spans_too else found

@@ -54,13 +54,22 @@ def test_gzip_and_byte_order_marks_and_crlf_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"), [(None, slice(None)), (":3", slice(None, 3)), ("5:", slice(5, None)), ("1:2", slice(1, 2))]
+    ("rows", "expected"),
+    [
+        (None, slice(None)),
+        (":3", slice(None, 3)),
+        ("5:", slice(5, None)),
+        ("1:2", slice(1, 2)),
+        ("::10", slice(None, None, 10)),
+        ("1:9:2", slice(1, 9, 2)),
+        ("4::", slice(4, None)),
+    ],
 )
 def test_rows_are_a_slice(rows: str | None, expected: slice) -> None:
     assert parse_rows(rows) == expected
 
 
-@pytest.mark.parametrize("rows", ["3", "a:b", "-1:", "1:2:3", ""])
+@pytest.mark.parametrize("rows", ["3", "a:b", "-1:", "1:2:3:4", "::0", "::-1", ""])
 def test_other_forms_of_rows_are_refused(rows: str) -> None:
     with pytest.raises(DataError, match="START:STOP"):
         parse_rows(rows)

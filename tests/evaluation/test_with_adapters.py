@@ -86,7 +86,7 @@ def test_the_document_has_what_the_contract_promises(causal: Path, adapter: Path
     assert {language: score["n"] for language, score in document["scores"].items()} == {"en": 3, "de": 2}
     assert set(document["groups"]) == {"supervised", "transfer", "all"}
     assert document["groups"]["transfer"] == document["scores"]["de"]["value"]
-    assert set(document["metrics"]) == {"pair_f1"}
+    assert set(document["metrics"]) == {"pair_f1", "type_f1"}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_span_f1_equals_seqeval(rows: list[list[tuple[str, str]]]) -> None:
 def test_rows_without_tokens_have_no_span_score() -> None:
     task = get_task("slots")
     row = SlotRow(text="morgen", slots=(("date", "tomorrow"),), language="de")
-    assert count(task, row, "date: tomorrow") == {"pair_f1": (1, 0, 0)}
+    assert count(task, row, "date: tomorrow") == {"pair_f1": (1, 0, 0), "type_f1": (1, 0, 0)}
+    # understood, and answered in another language
+    assert count(task, row, "date: morgen") == {"pair_f1": (0, 1, 1), "type_f1": (1, 0, 0)}
     spanned = SlotRow(text="morgen", slots=(("date", "morgen"),), language="de", tokens=("morgen",), tags=("date",))
     assert count(task, spanned, "date: morgen")["span_f1"] == (1, 0, 0)

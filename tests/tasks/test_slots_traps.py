@@ -97,7 +97,11 @@ def test_japanese_and_chinese_values_are_found_by_character() -> None:
 
 def test_phrases_that_do_not_occur_cost_a_pair_but_no_span() -> None:
     row = SlotRow(text="a b", slots=(("x", "a"),), language="en", tokens=("a", "b"), tags=("x", "O"))
-    assert count(get_task("slots"), row, "x: a; y: gone") == {"pair_f1": (1, 1, 0), "span_f1": (1, 0, 0)}
+    assert count(get_task("slots"), row, "x: a; y: gone") == {
+        "pair_f1": (1, 1, 0),
+        "type_f1": (1, 1, 0),
+        "span_f1": (1, 0, 0),
+    }
 
 
 def test_labels_that_the_gold_never_uses_count_as_spurious() -> None:
