@@ -58,9 +58,12 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
         raise ValueError("--dora scales what lies under it, so it cannot be merged with --on-top-of: drop one")
     if settings.init == "orthogonal" and settings.rank % 2:
         raise ValueError(f"--init orthogonal needs an even rank, got {settings.rank}")
+    if settings.init == "orthogonal" and settings.quantize != "none":
+        raise ValueError("--init orthogonal needs plain weights: drop --quantize")
     if settings.init in MOVING:
         own = {"quantize": settings.quantize != "none", "dora": settings.dora, "shard-base": settings.shard_base}
         own |= {"norm-budget": settings.norm_budget is not None, "keeper": getattr(settings, "keeper", 0) > 0}
+        own |= {"standardize": getattr(settings, "standardize", "none") != "none"}
         own |= {"anchor base": getattr(settings, "anchor", "pair") == "base"}
         if clash := next((name for name, given in own.items() if given), None):
             raise ValueError(f"--init {settings.init} takes a part out of the base's weights, so drop --{clash}")

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .errors import DataError
+
 
 def masked_mean(hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows d"]:
     r"""Return the mean of the hidden states over tokens where the mask is 1, in float32.
@@ -49,17 +51,54 @@ class Standard:
         return (vectors - self.mean) / self.spread
 
 
-def standards(way: str, vectors: Mapping[str, Float[Tensor, "rows d"]]) -> dict[str, Standard]:
-    """Return for each language what its vectors are measured by, from some of them; nothing for no z-scores.
+LEAST = 16
+"""Sentences without which a mean and a standard deviation say too little."""
+
+
+class Standards:
+    """What the vectors of each language are measured by; false where there are no z-scores.
 
     Args:
         way: "none"; "all", one measure for all languages; "languages", one for each, so that what tells languages apart
             is no part of the z-scores.
-        vectors: Vectors by language.
+        vectors: Some vectors of each language.
+
+    Raises:
+        DataError: too few vectors.
     """
-    if way == "languages":
-        return {language: Standard.of(rows) for language, rows in vectors.items()}
-    return dict.fromkeys(vectors, Standard.of(torch.cat(list(vectors.values())))) if way == "all" else {}
+
+    def __init__(self, way: str, vectors: Mapping[str, Float[Tensor, "rows d"]]) -> None:
+        self._all, self._own = None, {}
+        if way == "all":
+            self._all = Standard.of(self._enough("all languages", torch.cat(list(vectors.values()))))
+        elif way == "languages":
+            self._own = {language: Standard.of(self._enough(language, rows)) for language, rows in vectors.items()}
+
+    @staticmethod
+    def _enough(whose: str, vectors: Tensor) -> Tensor:
+        if len(vectors) < LEAST:
+            raise DataError(
+                f"--standardize needs at least {LEAST} sentences to measure, and there are {len(vectors)} of {whose}. "
+                "Give more, or use --standardize all or none."
+            )
+        return vectors
+
+    def __bool__(self) -> bool:
+        return bool(self._all or self._own)
+
+    def __getitem__(self, language: str) -> Standard:
+        """Return the measure of a language.
+
+        Raises:
+            DataError: the language was not measured.
+        """
+        found = self._all or self._own.get(language)
+        if found is None:
+            raise DataError(
+                f"--standardize languages measures the languages of the training pairs ({', '.join(self._own)}), and "
+                f"{language} is not among them. Use --standardize all, or leave {language} out."
+            )
+        return found
 
 
 class Pooler:
@@ -69,7 +108,7 @@ class Pooler:
         tokenizer: Tells special tokens.
         pooling: "mean" over the tokens, or "bos", the first token.
         exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
-        standardize: "none", or whose z-scores the vectors are for, see `standards`: then it is the mean of directions,
+        standardize: "none", or whose z-scores the vectors are for, see `Standards`: then it is the mean of directions,
             of states of length 1, since some tokens (the first, mostly) are hundreds of times longer than others.
     """
 

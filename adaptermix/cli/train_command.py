@@ -18,10 +18,10 @@ def _show(report: TrainReport, console: Console) -> None:
         console.say(f"would train {report.steps} steps and write {report.out}")
         if report.rows:
             counts = ", ".join(f"{language} {count}" for language, count in report.rows.languages.items())
-            pairs = "" if report.pairs is None else f"; {report.pairs} pairs"
+            pairs = "" if report.pairs is None else f"; {report.pairs.total} pairs"
             dev = f"; {report.rows.held_out} dev rows" if report.rows.held_out else ""
             console.say(f"  rows: {counts}; {report.rows.repeated} repeated{dev}{pairs}")
-            for note in report.rows.warnings():
+            for note in [*report.rows.warnings(), *(report.pairs.warnings() if report.pairs else [])]:
                 console.say(f"  {note}")
     else:
         losses = document.get("objectives") or {"": document["loss"]}

@@ -69,7 +69,7 @@ def read_classify(arguments: Sequence[str], *, rows: str | None = None) -> tuple
     Args:
         arguments: `FILE` arguments: TSV or CSV with a header (`text`, `label`, maybe `language`; other columns are
             passed over) or of two columns in this order, or JSONL with these fields.
-        rows: `START:STOP` of the rows of each file.
+        rows: `START:STOP[:STEP]` of the rows of each file.
 
     Raises:
         DataError: a file is missing, empty, malformed, or does not tell its language.

@@ -260,7 +260,7 @@ def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
     Args:
         arguments: `FILE` arguments: IOB2, where the last column with tags counts, the token is the first column or
             stands behind its number, and `# text = ` comments give the sentence, else its tokens do; or JSONL.
-        rows: `START:STOP` of the sentences of each file.
+        rows: `START:STOP[:STEP]` of the sentences of each file.
 
     Raises:
         DataError: a file is missing, empty, malformed, or does not tell its language.

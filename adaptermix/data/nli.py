@@ -67,7 +67,7 @@ def read_nli(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         arguments: `FILE` arguments: TSV or CSV with premise, hypothesis and label in this order or under a header
             (also `sentence1`, `sentence2`, `gold_label`, `language`, as in XNLI: Conneau et al., EMNLP 2018,
             arXiv 1809.05053), or JSONL with such fields. Labels are names, or 0, 1, 2 in the order of `LABELS`.
-        rows: `START:STOP` of the rows of each file.
+        rows: `START:STOP[:STEP]` of the rows of each file.
 
     Returns:
         The rows in file order, and the files. Rows labelled "-", where annotators did not agree, are left out as is

@@ -75,7 +75,7 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
 
     Args:
         arguments: `FILE` arguments; languages from names such as `deu-eng.tsv` or given as `de-en=FILE`.
-        rows: `START:STOP` of the rows of each file.
+        rows: `START:STOP[:STEP]` of the rows of each file.
 
     Returns:
         The pairs in file order, and the files. Rows with an empty side are left out and counted in `left_out`; they

@@ -39,7 +39,7 @@ def read_parallel(arguments: Sequence[str], *, rows: str | None = None) -> Paral
 
     Args:
         arguments: `FILE` arguments: pair files (`deu-eng.tsv`), or line-parallel texts (`deu.txt eng.txt`).
-        rows: `START:STOP` of the rows of each file.
+        rows: `START:STOP[:STEP]` of the rows of each file.
 
     Raises:
         DataError: a file is missing or empty, the texts differ in length, or a language or direction occurs twice.

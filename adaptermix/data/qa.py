@@ -146,7 +146,7 @@ def read_qa(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[
     Args:
         arguments: `FILE` arguments: SQuAD JSON of version 1.1 or 2.0, or JSONL with `question`, `context` and
             `answers`.
-        rows: `START:STOP` of the questions of each file.
+        rows: `START:STOP[:STEP]` of the questions of each file.
 
     Raises:
         DataError: a file is missing, empty, malformed, or does not tell its language.

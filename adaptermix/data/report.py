@@ -19,7 +19,7 @@ class RowsReport:
         held_out: Rows of a held-out set.
         overlap: Held-out rows that stand in this set.
         overlap_normalised: The same, judged as above.
-        left_out: Rows that are not in the set since a side of them is empty.
+        left_out: Of pairs, those that are not in the set since a side of them is empty; None where it is not counted.
     """
 
     languages: dict[str, int]
@@ -28,7 +28,12 @@ class RowsReport:
     held_out: int = 0
     overlap: int = 0
     overlap_normalised: int = 0
-    left_out: int = 0
+    left_out: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Count of rows."""
+        return sum(self.languages.values())
 
     def document(self) -> dict[str, object]:
         """Return plain data."""
@@ -43,7 +48,7 @@ class RowsReport:
                 f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
             )
         if self.left_out:
-            rows = self.left_out + sum(self.languages.values())
+            rows = self.left_out + self.total
             found.append(f"{self.left_out} of {rows} rows have an empty side and are left out.")
         return found
 
@@ -60,7 +65,9 @@ def normalised(text: str) -> str:
     return "".join(mark for mark in folded if unicodedata.category(mark)[0] not in "PZC") or text
 
 
-def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int = 0) -> RowsReport:
+def describe(
+    rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int | None = None
+) -> RowsReport:
     """Count rows.
 
     Args:

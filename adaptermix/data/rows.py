@@ -137,7 +137,7 @@ def _checked(file: DataFile, number: int, record: Mapping[str, str], order: Sequ
 def pick_rows(
     files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[Row | None]]
 ) -> list[Row]:
-    """Read the rows of each file that `rows` (`START:STOP`) picks.
+    """Read the rows of each file that `rows` (`START:STOP[:STEP]`) picks.
 
     Args:
         files: Data files.

@@ -100,8 +100,8 @@ def read_sft(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         arguments: `FILE` arguments: JSONL with `messages`, a list of `role` and `content` that ends with the answer; or
             with `prompt` and `answer`, also called `instruction` (with `input` below it) and `output`, `question`,
             `response`, `completion`.
-        rows: `START:STOP` of the rows of each file. Rows with an empty prompt or answer are left out; they count as
-            rows.
+        rows: `START:STOP[:STEP]` of the rows of each file. Rows with an empty prompt or answer are left out; they
+            count as rows.
 
     Raises:
         DataError: a file is missing, empty or malformed.

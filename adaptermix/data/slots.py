@@ -211,7 +211,7 @@ def read_slots(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
 
     Args:
         arguments: `FILE` arguments.
-        rows: `START:STOP` of the rows of each file.
+        rows: `START:STOP[:STEP]` of the rows of each file.
 
     Raises:
         DataError: a file is missing, empty, malformed, or does not tell its language.

@@ -47,7 +47,7 @@ def read_translations(
         arguments: `FILE` arguments of any of three kinds. Pair files (`de-en.tsv`, see `adaptermix.data.pairs`). Texts
             with one language each and equally many lines (`train.de.gz train.en.gz`): each is translated into those
             given after it, a glob giving them by name. Sources and references (`en-de.src.en` and `en-de.ref.de`).
-        rows: `START:STOP` of the rows of each file. Rows with an empty side are left out; they count as rows.
+        rows: `START:STOP[:STEP]` of the rows of each file. Rows with an empty side are left out; they count as rows.
 
     Raises:
         DataError: a file is missing, empty, malformed, lacks its counterpart, or does not tell its languages.

@@ -64,7 +64,7 @@ def generate(
     """Return one greedy continuation per prompt, up to an end token.
 
     In rounds: answers that have not ended after 16 tokens go on together, up to 32, 64, ..., so that a batch does not
-    wait for its longest. A round reads prompts and beginnings anew, which costs less than rows that have ended.
+    wait for its longest. A round reads prompts and beginnings anew, which mostly costs less than rows that have ended.
 
     Args:
         base: A causal language model.
@@ -79,9 +79,10 @@ def generate(
     pad = base.tokenizer.pad_token_id
     found: list[list[int]] = [[] for _ in prompts]
     waiting, length = list(range(len(prompts))), 0
+    first = _FIRST_ROUND if batch_size > 1 else max_new_tokens
     with watch.track(label, len(prompts)) as advance:
         while waiting:
-            more = min(length or _FIRST_ROUND, max_new_tokens - length)
+            more = min(length or first, max_new_tokens - length)
             length += more
             settings = _settings(more, stops, pad)
             going_on = []

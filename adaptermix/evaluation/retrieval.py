@@ -20,7 +20,7 @@ from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..errors import PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
-from ..pooling import Pooler, standards
+from ..pooling import Pooler, Standards
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
 from .acting import acting
@@ -219,7 +219,7 @@ def _compare(
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
             found: dict[str, float] = {}
-            scores = standards(standardize, {key: vectors[layer] for key, vectors in embedded.items()})
+            scores = Standards(standardize, {key: vectors[layer] for key, vectors in embedded.items()})
             for (one, two), name in names.items():
                 if name in found:
                     continue

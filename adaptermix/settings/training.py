@@ -26,8 +26,8 @@ class TrainingSettings(Placed, Written):
     dora: bool = Field(False, description="learn the length of every row of the weights too (DoRA)")
     init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = Field(
         "kaiming",
-        description="how the LoRA begins: with no update (kaiming, gaussian, orthogonal), or with the base's leading "
-        "directions taken out of it (pissa, olora; saved as a plain LoRA of twice the rank)",
+        description="how the LoRA begins: with no update (kaiming, gaussian, orthogonal), or with a part of the base's "
+        "weights (pissa: leading directions; olora: of a QR; both are saved as plain LoRAs of twice the rank)",
     )
     lora_plus: float = Field(
         1.0, gt=0, description="learning rate of B in multiples of that of A (LoRA+; its authors take 16)"

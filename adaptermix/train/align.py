@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import MOVING
 from ..data import Pair, read_pairs
 from ..data.report import RowsReport, describe
 from ..data.source import DataFile
 from ..errors import DataError, PlanError
 from ..heads.base import told_cut
 from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks
-from ..pooling import Pooler, standards
+from ..pooling import Pooler, Standards
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .lora import check_reach
@@ -28,8 +29,8 @@ from .sharding import load_for
 from .trainer import BatchLoss, count_steps
 
 CHUNKS = 4
-STANDARD_PAIRS, CROWD_PAIRS = 256, 32
-"""Pairs that are measured to standardise, and to tell whether it is called for."""
+STANDARD_PAIRS, CROWD_PAIRS = 64, 16
+"""Pairs of each two languages that are measured to standardise, and to tell whether it is called for."""
 CROWDED = 0.98
 """Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
 
@@ -214,8 +215,10 @@ class AlignLoss:
             )
         self._languages = [pair.languages for pair in pairs]
         vectors = self._sample(like or pairs, base.tokenizer)
-        self._standards = standards(settings.standardize, vectors)
-        if not self._standards and (alike := _mean_cosine(vectors)) > CROWDED:
+        self._standards = Standards(settings.standardize, vectors)
+        for language in {language for pair in pairs for language in pair.languages} if self._standards else ():
+            self._standards[language]  # refuses one that was not measured
+        if not self._standards and settings.init not in MOVING and (alike := _mean_cosine(vectors)) > CROWDED:
             watch.note(
                 f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
                 "them apart, and may do more harm than good. --standardize takes out what all of them share."
@@ -225,16 +228,17 @@ class AlignLoss:
         base.model.train()
 
     def _sample(self, pairs: Sequence[Pair], tokenizer: Any) -> dict[str, Tensor]:
-        """Return the frozen base's vectors of both sides of some of the pairs, evenly spaced, by language.
+        """Return the frozen base's vectors of both sides of some pairs, evenly spaced, by language.
 
         Shapes: each [sentences width].
         """
-        count = min(len(pairs), CROWD_PAIRS if self._settings.standardize == "none" else STANDARD_PAIRS)
-        chosen = [pairs[number * len(pairs) // count] for number in range(count)]
+        most = CROWD_PAIRS if self._settings.standardize == "none" else STANDARD_PAIRS
         texts: dict[str, list[str]] = {}
-        for pair in chosen:
-            for language, text in zip(pair.languages, (pair.source, pair.target), strict=True):
-                texts.setdefault(language, []).append(text)
+        for rows in _groups(pairs, "languages"):
+            count = min(len(rows), most)
+            for pair in (pairs[rows[number * len(rows) // count]] for number in range(count)):
+                for language, text in zip(pair.languages, (pair.source, pair.target), strict=True):
+                    texts.setdefault(language, []).append(text)
         found = {}
         for language, own in texts.items():
             encoded = tokenizer(own, truncation=True, max_length=self._settings.max_length)["input_ids"]

@@ -114,7 +114,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
-        return dry_report(settings, steps, rows=data.report, pairs=len(pairs))
+        return dry_report(settings, steps, rows=data.report, pairs=pairs_report)
     for note in [*data.report.warnings(), *pairs_report.warnings()]:
         watch.note(note)
     if processes.count > 1:

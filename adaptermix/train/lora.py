@@ -77,6 +77,13 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
 
     chosen = chosen_blocks(model, settings)
     names = resolve_targets(model, settings.targets, chosen)
+    if settings.init in (*MOVING, "orthogonal") and model.dtype != torch.float32:
+        raise PlanError(
+            f"--init {settings.init} needs --dtype float32, found {str(model.dtype).removeprefix('torch.')}: in half "
+            "precision the LoRA would not begin where the base is."
+        )
+    if settings.init == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
+        raise PlanError("--init olora needs linear layers that are not transposed (GPT-2 has such): use --init pissa.")
     path, _ = blocks(model)
     config = LoraConfig(
         r=settings.rank,

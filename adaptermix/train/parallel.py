@@ -1,9 +1,9 @@
 """Several processes on one run: each takes a share of every batch, and all take the same step.
 
 What must hold: the step is that of the whole batch in one process; no process decides anything alone; one writes and
-speaks; a process that fails, or is killed, ends all of them. What is trained is small, so nothing is wrapped: every
-process holds the base model, and the gradients are summed in one message per step. Without a launcher nothing of this
-is imported, and no number changes.
+speaks; a process that fails, or is killed, ends all of them. What is trained is small, so it is not wrapped: every
+process has all of it, and the gradients are summed in one message per step. The base model is whole in every process
+too, unless `sharding` shares it out. Without a launcher nothing of this is imported, and no number changes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Processes:
 
     def entry(self) -> dict[str, Any]:
         """Return what decides the result beside the settings; nothing for a process that runs alone in one dtype."""
-        shared = {"processes": self.count} if self.count > 1 else {}
+        shared: dict[str, Any] = {"processes": self.count} if self.count > 1 else {}
+        shared |= {"sharded": True} if self.sharded else {}  # other dropout draws
         return shared | ({"mixed_precision": precision()} if self._accelerator and precision() != "no" else {})
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -220,8 +221,8 @@ def _fault_of_settings(settings: TrainingSettings, count: int) -> str | None:
     """Return which setting does not fit so many processes, if so."""
     if settings.shard_base and (count == 1 or settings.quantize != "none" or settings.dora or settings.compile):
         return (
-            f"--shard-base needs several processes ({count} here), and a base model that is neither quantised nor "
-            "compiled; DoRA needs it whole. Start it with torchrun or accelerate launch, or drop --shard-base."
+            f"--shard-base needs several processes, as torchrun or accelerate launch start them ({count} here), and a "
+            "base model that is neither quantised nor compiled; DoRA needs it whole. Drop --shard-base or the other."
         )
     if count > 1 and settings.device.startswith("cuda:"):
         return f"--device must be auto, cpu or cuda where {count} processes take a GPU each, got {settings.device}."

@@ -41,7 +41,7 @@ class TrainReport:
         parameters: Trainable parameters.
         history: One entry per step: loss, rows, tokens, seconds.
         rows: Of a dry run: counts of the training rows.
-        pairs: Of a dry run: number of pairs, where both are trained on.
+        pairs: Of a dry run: counts of the pairs, where both are trained on.
         kept: Step whose factors were kept, where the dev loss chose.
     """
 
@@ -50,7 +50,7 @@ class TrainReport:
     parameters: int
     history: list[dict[str, Any]]
     rows: RowsReport | None = None
-    pairs: int | None = None
+    pairs: RowsReport | None = None
     kept: int | None = None
 
     def _losses(self, steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class TrainReport:
         steps = [entry for entry in self.history if "seconds" in entry]
         if not steps:
             rows = self.rows.document() if self.rows else None
-            pairs = {} if self.pairs is None else {"pairs": self.pairs}
+            pairs = {} if self.pairs is None else {"pairs": self.pairs.total, "pair_rows": self.pairs.document()}
             return {"out": str(self.out), "steps": self.steps, "dry_run": True, "rows": rows} | pairs
         seconds = sum(entry["seconds"] for entry in steps)
         return {
@@ -167,7 +167,9 @@ def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | No
     return source
 
 
-def dry_report(settings: TrainingSettings, steps: int, *, rows: RowsReport, pairs: int | None = None) -> TrainReport:
+def dry_report(
+    settings: TrainingSettings, steps: int, *, rows: RowsReport, pairs: RowsReport | None = None
+) -> TrainReport:
     """Return the report of a run that was only checked."""
     return TrainReport(out=Path(settings.out), steps=steps, parameters=0, history=[], rows=rows, pairs=pairs)
 

@@ -44,6 +44,7 @@ def test_answers_given_in_rounds_are_those_given_at_once(
     free = generate(base, prompts, max_new_tokens=most, batch_size=3)
     # some answers end early, so that a later round has fewer rows
     base.model.generation_config.eos_token_id = base.tokenizer(free[1], add_special_tokens=False)["input_ids"][4]
+    monkeypatch.setattr("adaptermix.evaluation.generate._FIRST_ROUND", most)
     at_once = generate(base, prompts, max_new_tokens=most, batch_size=3)
     run = []
     real = base.model.generate

@@ -11,7 +11,8 @@ from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM
 
 from adaptermix import AlignSettings, load_adapter, train_align
-from adaptermix.data import read_pairs
+from adaptermix.data import Pair, read_pairs
+from adaptermix.errors import DataError
 from adaptermix.models import BaseModel, backbone, keep_blocks, load_base
 from adaptermix.pooling import masked_mean
 from adaptermix.train.align import AlignLoss
@@ -115,6 +116,10 @@ def rogue_base(folder: Path) -> BaseModel:
 @pytest.mark.parametrize("way", ["all", "languages"])
 def test_standardised_vectors_are_z_scores_of_the_frozen_base(way: str, causal: Path, tmp_path: Path) -> None:
     settings = settings_for(causal, tmp_path, dropout=0.0, balance="rows", standardize=way)
+    fr = [f"le {number} chat\tthe {number} cat\n" for number in range(16)]
+    Path(settings.pairs[1]).write_text("".join(fr))
+    de = Path(settings.pairs[0]).read_text() + "".join(f"{number} rot\t{number} red\n" for number in range(4))
+    Path(settings.pairs[0]).write_text(de)
     pairs, _ = read_pairs(settings.pairs)
     base, frozen = rogue_base(causal), rogue_base(causal)
 
@@ -144,6 +149,25 @@ def test_standardised_vectors_are_z_scores_of_the_frozen_base(way: str, causal: 
         found, *_ = objective(0)
         source, target = (torch.stack([score(row, side) for row in rows]) for side in (0, 1))
     assert float(found) == pytest.approx(float(contrastive_loss(source, target)), rel=1e-4)
+
+
+def test_what_was_not_measured_is_refused_and_rare_languages_are_measured(causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path, standardize="languages")
+    base = load_base(str(causal), dtype="float32", device="cpu")
+
+    def made(language: str, count: int) -> list[Pair]:
+        sides = ((f"{language} {n}", f"en {n}") for n in range(count))
+        return [Pair(languages=(language, "en"), source=one, target=two) for one, two in sides]
+
+    many = made("de", 700) + made("fr", 16)
+    measured = AlignLoss(base, many, settings, layer=2)
+    assert measured._standards["fr"] is not measured._standards["de"]
+    everyone = settings.model_copy(update={"standardize": "all"})
+    AlignLoss(base, made("sv", 2), everyone, layer=2, like=many)
+    with pytest.raises(DataError, match="sv is not among them"):
+        AlignLoss(base, made("sv", 2), settings, layer=2, like=many)
+    with pytest.raises(DataError, match="at least 16 sentences to measure, and there are 4 of sv"):
+        AlignLoss(base, made("de", 20) + made("sv", 4), settings, layer=2)
 
 
 def test_a_base_whose_sentences_all_look_alike_is_told(causal: Path, tmp_path: Path) -> None:

@@ -162,7 +162,10 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bytes(
             limit = time.monotonic() + 60
             while process.is_alive() and step_of(out) == before and time.monotonic() < limit:
                 time.sleep(0.001)
-        time.sleep(instants.uniform(0, 0.02 if kill % 4 else 0.5))
+            time.sleep(instants.uniform(0, 0.02))
+        end = time.monotonic() + instants.uniform(0, 0 if kill % 4 else 0.5)
+        while time.monotonic() < end and step_of(out) < before + 5:
+            time.sleep(0.001)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, runs.log.read_text()

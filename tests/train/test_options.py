@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adaptermix import AlignSettings, TaskSettings, load_adapter, merge, train_task
+from adaptermix.errors import PlanError
 from adaptermix.models import load_base
 from adaptermix.train.lora import extract, factors, inject, start_of
 from adaptermix.train.sampler import LengthSampler, Sampler
@@ -145,6 +146,7 @@ class TestKindsOfLora:
         ("more", "message"),
         [
             ({"init": "orthogonal", "rank": 3}, "needs an even rank, got 3"),
+            ({"init": "orthogonal", "quantize": "nf4"}, "orthogonal needs plain weights: drop --quantize"),
             ({"init": "pissa", "quantize": "nf4"}, "takes a part out of the base's weights, so drop --quantize"),
             ({"init": "olora", "norm_budget": 0.1}, "drop --norm-budget"),
         ],
@@ -154,8 +156,11 @@ class TestKindsOfLora:
     ) -> None:
         with pytest.raises(ValidationError, match=message):
             settings_for(causal, tmp_path, **more)
-        with pytest.raises(ValidationError, match="drop --anchor base"):
-            AlignSettings(base="b", pairs=["x"], out="x", init="pissa", anchor="base")
+        for own, name in (({"anchor": "base"}, "anchor base"), ({"standardize": "all"}, "standardize")):
+            with pytest.raises(ValidationError, match=f"drop --{name}"):
+                AlignSettings(base="b", pairs=["x"], out="x", init="pissa", **own)
+        with pytest.raises(PlanError, match="--init pissa needs --dtype float32, found bfloat16"):
+            train_task(settings_for(causal, tmp_path, init="pissa", dtype="bfloat16"))
 
     def test_a_dora_that_is_not_trained_acts_as_the_base(self, causal: Path, tmp_path: Path) -> None:
         base = load_base(str(causal), dtype="float32", device="cpu")

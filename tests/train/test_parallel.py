@@ -136,6 +136,8 @@ def test_a_base_in_shares_gives_the_same_adapter(runs: Runs, kind: str, more: li
     whole, shared = runs.two(kind, "whole", *plain), runs.two(kind, "shared", *plain, "--shard-base")
     assert "2 processes on CPU, the base model in shares" in runs.said
     assert_near(whole, shared)
+    manifest = json.loads((runs.folder / "shared" / "adaptermix.json").read_text())
+    assert manifest["engine"] == {"processes": 2, "sharded": True}
     on_top = [*plain, "--on-top-of", str(runs.folder / "whole")]
     assert_near(runs.two(kind, "a", *on_top), runs.two(kind, "b", *on_top, "--shard-base"))
 
