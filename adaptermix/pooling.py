@@ -101,6 +101,16 @@ class Standards:
         return found
 
 
+def mean_cosine(vectors: Mapping[str, Float[Tensor, "rows d"]]) -> float:
+    """Return the mean cosine of two sentences of a language, the mean over languages that have two."""
+    found = []
+    for own in vectors.values():
+        unit, count = torch.nn.functional.normalize(own, dim=-1), len(own)
+        if count > 1:
+            found.append(float((unit.sum(0).square().sum() - count) / (count * (count - 1))))
+    return sum(found) / len(found) if found else 0.0
+
+
 class Pooler:
     """How a sentence becomes a vector.
 

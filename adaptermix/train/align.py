@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import MOVING
 from ..data import Pair, read_pairs
@@ -15,8 +15,8 @@ from ..data.report import RowsReport, describe
 from ..data.source import DataFile
 from ..errors import DataError, PlanError
 from ..heads.base import told_cut
-from ..models import BaseModel, backbone, block_index, blocks, first_blocks, keep_blocks
-from ..pooling import Pooler, Standards
+from ..models import BaseModel, block_index, keep_blocks
+from ..pooling import Standards, mean_cosine
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .lora import check_reach
@@ -26,110 +26,13 @@ from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import Sampler
 from .sharding import load_for
+from .states import CHUNKS, MiddleStates
 from .trainer import BatchLoss, count_steps
 
-CHUNKS = 4
 STANDARD_PAIRS, CROWD_PAIRS = 64, 16
 """Pairs of each two languages that are measured to standardise, and to tell whether it is called for."""
 CROWDED = 0.98
 """Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
-
-
-class MiddleStates:
-    """The residual stream after block L, before any final norm: HF's `hidden_states[L]` for L < n.
-
-    Args:
-        base: A base model; blocks after L are not run.
-        layer: L; default the last block.
-        exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
-        pooling: "mean" over the tokens, or "bos", the first token.
-        chunks: In how many parts rows are run, by their lengths.
-        standardize: Prepare vectors for z-scores; see `Pooler`.
-    """
-
-    def __init__(
-        self,
-        base: BaseModel,
-        layer: int | None = None,
-        *,
-        exclude_bos: bool = False,
-        pooling: str = "mean",
-        chunks: int = CHUNKS,
-        standardize: str = "none",
-    ) -> None:
-        self._model = base.model
-        self._body = backbone(base)
-        self._tokenizer = base.tokenizer
-        self._device = base.device
-        self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
-        self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
-        self._chunks = chunks
-        self._caught: list[Tensor] = []
-        self._listening = False
-        stack = blocks(base.model)[1]
-        self._layer = layer or len(stack)
-        stack[self._layer - 1].register_forward_hook(self._catch)
-
-    def _catch(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        if self._listening:
-            self._caught = [output if isinstance(output, Tensor) else output[0]]
-
-    def _run(self, batch: Any) -> Tensor:
-        self._listening = True
-        try:
-            with first_blocks(self._model, self._layer):
-                self._body(**batch, **self._extra)
-            return self._caught.pop()
-        finally:
-            self._listening = False
-
-    def _states(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the states of all tokens, and which of them count."""
-        batch = self._tokenizer.pad({"input_ids": list(encoded)}, padding_side="right", return_tensors="pt").to(
-            self._device
-        )
-        return self._run(batch), self._pool.counted(encoded, batch["attention_mask"])
-
-    def pooled(self, encoded: Sequence[list[int]]) -> Tensor:
-        """Return one vector per token list, in float32.
-
-        Rows of like length are run together, since padding is wasted work; the vectors do not depend on it.
-
-        Shapes: [rows width].
-        """
-        return self.read(encoded)[0]
-
-    def read(self, encoded: Sequence[list[int]], tokens_of: range = range(0)) -> tuple[Tensor, Tensor]:
-        """Return one vector per token list, and the states of some lists' tokens: shorter lists first, else in order.
-
-        Args:
-            encoded: The token lists.
-            tokens_of: Numbers of the lists whose tokens are wanted; those that a mean leaves out are left out here too.
-
-        Shapes: [rows width], [tokens width].
-        """
-        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
-        size = -(-len(order) // self._chunks)
-        vectors, tokens = [], []
-        for chunk in (order[start : start + size] for start in range(0, len(order), size)):
-            states, mask = self._states([encoded[row] for row in chunk])
-            vectors.append(self._pool(states, mask))
-            if tokens_of:
-                wanted = torch.tensor([row in tokens_of for row in chunk], device=mask.device)
-                tokens.append(states[mask.bool() & wanted[:, None]])
-        joined = torch.cat(vectors)
-        back = torch.tensor(order, device=joined.device).argsort()
-        return joined[back], torch.cat(tokens) if tokens else joined[:0]
-
-
-def _mean_cosine(vectors: Mapping[str, Tensor]) -> float:
-    """Return the mean cosine of two sentences of a language, the mean over languages that have two."""
-    found = []
-    for own in vectors.values():
-        unit, count = torch.nn.functional.normalize(own, dim=-1), len(own)
-        if count > 1:
-            found.append(float((unit.sum(0).square().sum() - count) / (count * (count - 1))))
-    return sum(found) / len(found) if found else 0.0
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], most: int, watch: Watcher) -> list[list[int]]:
@@ -216,9 +119,10 @@ class AlignLoss:
         self._languages = [pair.languages for pair in pairs]
         vectors = self._sample(like or pairs, base.tokenizer)
         self._standards = Standards(settings.standardize, vectors)
-        for language in {language for pair in pairs for language in pair.languages} if self._standards else ():
-            self._standards[language]  # refuses one that was not measured
-        if not self._standards and settings.init not in MOVING and (alike := _mean_cosine(vectors)) > CROWDED:
+        if self._standards:
+            for language in {language for pair in pairs for language in pair.languages}:
+                self._standards[language]  # refuses one that was not measured
+        elif settings.init not in MOVING and (alike := mean_cosine(vectors)) > CROWDED:
             watch.note(
                 f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
                 "them apart, and may do more harm than good. --standardize takes out what all of them share."
