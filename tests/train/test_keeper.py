@@ -114,6 +114,7 @@ def test_the_base_is_run_once_for_the_teacher_and_the_keeper(causal: Path, tmp_p
     seen: list[int] = []
     base.model.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
     objective = AlignLoss(base, read_pairs(settings.pairs)[0], settings, layer=2)
+    seen.clear()  # the base's sentences were measured
     objective.of_rows(ROWS)
     # both sides of the model in training, the targets of the base
     assert sum(seen) == 3 * len(ROWS)
