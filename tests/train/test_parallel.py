@@ -147,7 +147,7 @@ def test_a_base_in_shares_is_half_the_size_and_needs_another_process(runs: Runs,
     blocks_of = blocks(load_base(str(causal), dtype="float32", device="cpu").model)[1]
     assert f"of the blocks here: {sum(p.numel() for p in blocks_of.parameters()) // 2}" in runs.said
     assert runs.crew.run(runs.command("task", "alone", "--steps", "1", "--shard-base"), count=1) == [1]
-    assert "--shard-base needs several processes (1 here)" in runs.said
+    assert "--shard-base needs several processes, as torchrun or accelerate launch start them (1 here)" in runs.said
 
 
 def test_a_crew_that_is_killed_and_stopped_ends_with_the_same_bytes(runs: Runs) -> None:
