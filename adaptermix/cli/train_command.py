@@ -21,7 +21,7 @@ def _show(report: TrainReport, console: Console) -> None:
             pairs = "" if report.pairs is None else f"; {report.pairs.total} pairs"
             dev = f"; {report.rows.held_out} dev rows" if report.rows.held_out else ""
             console.say(f"  rows: {counts}; {report.rows.repeated} repeated{dev}{pairs}")
-            for note in [*report.rows.warnings(), *(report.pairs.warnings() if report.pairs else [])]:
+            for note in [*report.rows.warnings(), *(report.pairs.warnings("pairs") if report.pairs else [])]:
                 console.say(f"  {note}")
     else:
         losses = document.get("objectives") or {"": document["loss"]}

@@ -39,17 +39,17 @@ class RowsReport:
         """Return plain data."""
         return asdict(self)
 
-    def warnings(self) -> list[str]:
-        """Return what a person should know."""
+    def warnings(self, what: str = "rows") -> list[str]:
+        """Return what a person should know of these rows, or whatever they are called."""
         found = []
         if self.overlap_normalised:
             found.append(
-                f"warning: {self.overlap} of {self.held_out} dev rows stand in the training rows too "
+                f"warning: {self.overlap} of {self.held_out} dev {what} stand in the training {what} too "
                 f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
             )
         if self.left_out:
             rows = self.left_out + self.total
-            found.append(f"{self.left_out} of {rows} rows have an empty side and are left out.")
+            found.append(f"{self.left_out} of {rows} {what} have an empty side and are left out.")
         return found
 
 

@@ -270,7 +270,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     report = describe_pairs(pairs, files)
     if settings.dry_run:
         return dry_report(settings, steps, rows=report)
-    for note in report.warnings():
+    for note in report.warnings("pairs"):
         watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))

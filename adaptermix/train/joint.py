@@ -115,7 +115,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
         return dry_report(settings, steps, rows=data.report, pairs=pairs_report)
-    for note in [*data.report.warnings(), *pairs_report.warnings()]:
+    for note in [*data.report.warnings(), *pairs_report.warnings("pairs")]:
         watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
