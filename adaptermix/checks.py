@@ -61,10 +61,15 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
     if settings.init == "orthogonal" and settings.quantize != "none":
         raise ValueError("--init orthogonal needs plain weights: drop --quantize")
     if settings.init in MOVING:
-        own = {"quantize": settings.quantize != "none", "dora": settings.dora, "shard-base": settings.shard_base}
-        own |= {"norm-budget": settings.norm_budget is not None, "keeper": getattr(settings, "keeper", 0) > 0}
-        own |= {"standardize": getattr(settings, "standardize", "none") != "none"}
-        own |= {"anchor base": getattr(settings, "anchor", "pair") == "base"}
+        own = {
+            "quantize": settings.quantize != "none",
+            "dora": settings.dora,
+            "shard-base": settings.shard_base,
+            "norm-budget": settings.norm_budget is not None,
+            "keeper": getattr(settings, "keeper", 0) > 0,
+            "standardize": getattr(settings, "standardize", "none") != "none",
+            "anchor base": getattr(settings, "anchor", "pair") == "base",
+        }
         if clash := next((name for name, given in own.items() if given), None):
             raise ValueError(f"--init {settings.init} takes a part out of the base's weights, so drop --{clash}")
     return settings

@@ -84,27 +84,28 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
     Raises:
         DataError: a file is missing, empty, has a row of one column, or does not tell its languages.
     """
-    chosen = parse_rows(rows)
     pairs, files = [], []
     for file in find_files(arguments):
-        every = _every_pair(file)
-        kept = _whole(file, every, rows)
+        kept, left_out = _chosen(file, rows)
         pairs += kept
-        files.append(replace(file, left_out=len(every[chosen]) - len(kept)))
+        files.append(replace(file, left_out=left_out))
     return pairs, files
 
 
 def pairs_of_file(file: DataFile, *, rows: str | None = None) -> list[Pair]:
     """Read the pairs of one file; see `read_pairs`."""
-    return _whole(file, _every_pair(file), rows)
+    return _chosen(file, rows)[0]
 
 
-def _whole(file: DataFile, every: Sequence[Pair], rows: str | None) -> list[Pair]:
-    """Return the pairs in a range of rows that have both sides."""
-    kept = [pair for pair in every[parse_rows(rows)] if pair.source and pair.target]
+def _chosen(file: DataFile, rows: str | None) -> tuple[list[Pair], int]:
+    """Return the pairs in a range of rows that have both sides, and the count of those that lack one."""
+    chosen = parse_rows(rows)
+    every = _every_pair(file)
+    asked = every[chosen]
+    kept = [pair for pair in asked if pair.source and pair.target]
     if not kept:
         raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.")
-    return kept
+    return kept, len(asked) - len(kept)
 
 
 def _every_pair(file: DataFile) -> list[Pair]:

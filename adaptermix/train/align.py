@@ -117,12 +117,17 @@ class AlignLoss:
                 "Use --pooling mean."
             )
         self._languages = [pair.languages for pair in pairs]
-        vectors = self._sample(like or pairs, base.tokenizer)
-        self._standards = Standards(settings.standardize, vectors)
+        measured = self._sample(like or pairs, STANDARD_PAIRS, base.tokenizer) if settings.standardize != "none" else {}
+        self._standards = Standards(settings.standardize, measured)
         if self._standards:
             for language in {language for pair in pairs for language in pair.languages}:
                 self._standards[language]  # refuses one that was not measured
-        elif settings.init not in MOVING and (alike := mean_cosine(vectors)) > CROWDED:
+        # the base of a LoRA that took a part out of it is not whole, and dev pairs have nobody to tell
+        elif (
+            settings.init not in MOVING
+            and like is None
+            and (alike := mean_cosine(self._sample(pairs, CROWD_PAIRS, base.tokenizer))) > CROWDED
+        ):
             watch.note(
                 f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
                 "them apart, and may do more harm than good. --standardize takes out what all of them share."
@@ -131,12 +136,11 @@ class AlignLoss:
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
         base.model.train()
 
-    def _sample(self, pairs: Sequence[Pair], tokenizer: Any) -> dict[str, Tensor]:
+    def _sample(self, pairs: Sequence[Pair], most: int, tokenizer: Any) -> dict[str, Tensor]:
         """Return the frozen base's vectors of both sides of some pairs, evenly spaced, by language.
 
         Shapes: each [sentences width].
         """
-        most = CROWD_PAIRS if self._settings.standardize == "none" else STANDARD_PAIRS
         texts: dict[str, list[str]] = {}
         for rows in _groups(pairs, "languages"):
             count = min(len(rows), most)
@@ -154,8 +158,9 @@ class AlignLoss:
         """Return z-scores of the vectors of one side of some pairs, if they are asked for."""
         if not self._standards:
             return vectors
-        own = [self._standards[self._languages[row][side]] for row in rows]
-        return (vectors - torch.stack([one.mean for one in own])) / torch.stack([one.spread for one in own])
+        return torch.stack(
+            [self._standards[self._languages[row][side]](vector) for row, vector in zip(rows, vectors, strict=True)]
+        )
 
     def _of_base(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Return vectors and token states of the frozen base."""
