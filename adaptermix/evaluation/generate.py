@@ -97,6 +97,7 @@ def generate(
                     found[row] += ids[:end]
                     if end is None and length < max_new_tokens:
                         going_on.append(row)
-                advance(len(rows) - len(set(rows) & set(going_on)), "")
+                    else:
+                        advance(1, "")
             waiting = going_on
     return [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
