@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..train.run import TrainReport
 
 
-def _show(report: TrainReport, console: Console) -> None:
+def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
     document = report.document()
     if document.get("dry_run"):
         console.say(f"would train {report.steps} steps and write {report.out}")
@@ -20,8 +20,8 @@ def _show(report: TrainReport, console: Console) -> None:
             counts = ", ".join(f"{language} {count}" for language, count in report.rows.languages.items())
             pairs = "" if report.pairs is None else f"; {report.pairs.total} pairs"
             dev = f"; {report.rows.held_out} dev rows" if report.rows.held_out else ""
-            console.say(f"  rows: {counts}; {report.rows.repeated} repeated{dev}{pairs}")
-            for note in [*report.rows.warnings(), *(report.pairs.warnings("pairs") if report.pairs else [])]:
+            console.say(f"  {unit}: {counts}; {report.rows.repeated} repeated{dev}{pairs}")
+            for note in [*report.rows.warnings(unit), *(report.pairs.warnings("pairs") if report.pairs else [])]:
                 console.say(f"  {note}")
     else:
         losses = document.get("objectives") or {"": document["loss"]}
@@ -48,7 +48,7 @@ def train_align(settings: AlignSettings, console: Console) -> None:
     """Train an alignment LoRA."""
     from ..train import train_align as work
 
-    _show(work(settings, watch=console.watch), console)
+    _show(work(settings, watch=console.watch), console, "pairs")
 
 
 @settings_command(

@@ -75,4 +75,4 @@ def read_classify(arguments: Sequence[str], *, rows: str | None = None) -> tuple
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = [_with_folder(file) for file in find_files(arguments)]
-    return pick_rows(files, rows, _read), files
+    return pick_rows(files, rows, _read)

@@ -266,4 +266,4 @@ def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, lambda file: _spelled_out(file) if is_json(file) else _iob2(file)), files
+    return pick_rows(files, rows, lambda file: _spelled_out(file) if is_json(file) else _iob2(file))

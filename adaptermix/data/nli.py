@@ -77,4 +77,4 @@ def read_nli(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         DataError: a file is missing, empty, malformed, has another label, or does not tell its language.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, _read), files
+    return pick_rows(files, rows, _read)

@@ -86,26 +86,21 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
     """
     pairs, files = [], []
     for file in find_files(arguments):
-        kept, left_out = _chosen(file, rows)
+        kept, counted = pairs_of_file(file, rows=rows)
         pairs += kept
-        files.append(replace(file, left_out=left_out))
+        files.append(counted)
     return pairs, files
 
 
-def pairs_of_file(file: DataFile, *, rows: str | None = None) -> list[Pair]:
+def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair], DataFile]:
     """Read the pairs of one file; see `read_pairs`."""
-    return _chosen(file, rows)[0]
-
-
-def _chosen(file: DataFile, rows: str | None) -> tuple[list[Pair], int]:
-    """Return the pairs in a range of rows that have both sides, and the count of those that lack one."""
     chosen = parse_rows(rows)
     every = _every_pair(file)
     asked = every[chosen]
     kept = [pair for pair in asked if pair.source and pair.target]
     if not kept:
         raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.")
-    return kept, len(asked) - len(kept)
+    return kept, replace(file, left_out=len(asked) - len(kept))
 
 
 def _every_pair(file: DataFile) -> list[Pair]:

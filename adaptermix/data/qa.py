@@ -152,4 +152,4 @@ def read_qa(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, _read), files
+    return pick_rows(files, rows, _read)

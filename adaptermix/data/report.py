@@ -19,7 +19,7 @@ class RowsReport:
         held_out: Rows of a held-out set.
         overlap: Held-out rows that stand in this set.
         overlap_normalised: The same, judged as above.
-        left_out: Of pairs, those that are not in the set since a side of them is empty; None where it is not counted.
+        left_out: Rows that were asked for and are not in the set, since they lack a side, a label or an answer.
     """
 
     languages: dict[str, int]
@@ -28,7 +28,7 @@ class RowsReport:
     held_out: int = 0
     overlap: int = 0
     overlap_normalised: int = 0
-    left_out: int | None = None
+    left_out: int = 0
 
     @property
     def total(self) -> int:
@@ -47,10 +47,14 @@ class RowsReport:
                 f"warning: {self.overlap} of {self.held_out} dev {what} stand in the training {what} too "
                 f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
             )
-        if self.left_out:
-            rows = self.left_out + self.total
-            found.append(f"{self.left_out} of {rows} {what} have an empty side and are left out.")
-        return found
+        return found + told_left_out(self.left_out, self.total, what)
+
+
+def told_left_out(left_out: int, kept: int, what: str = "rows") -> list[str]:
+    """Return the sentence on rows left out, if there are any."""
+    if not left_out:
+        return []
+    return [f"{left_out} of {left_out + kept} {what} lack a side, a label or an answer and are left out."]
 
 
 def normalised(text: str) -> str:
@@ -65,15 +69,13 @@ def normalised(text: str) -> str:
     return "".join(mark for mark in folded if unicodedata.category(mark)[0] not in "PZC") or text
 
 
-def describe(
-    rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int | None = None
-) -> RowsReport:
+def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int = 0) -> RowsReport:
     """Count rows.
 
     Args:
         rows: (language, text) of each row.
         held_out: Texts of a held-out set, such as dev rows.
-        left_out: Rows that are not among them since a side of them is empty.
+        left_out: Rows that are not among them since they lack a side, a label or an answer.
     """
     texts = [text for _, text in rows]
     exact, loose = set(texts), {normalised(text) for text in texts}

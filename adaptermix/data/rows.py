@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import DataError
@@ -136,7 +137,7 @@ def _checked(file: DataFile, number: int, record: Mapping[str, str], order: Sequ
 
 def pick_rows(
     files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[Row | None]]
-) -> list[Row]:
+) -> tuple[list[Row], list[DataFile]]:
     """Read the rows of each file that `rows` (`START:STOP[:STEP]`) picks.
 
     Args:
@@ -144,14 +145,19 @@ def pick_rows(
         rows: Which rows of each file; None for all.
         read: Reads one file; None stands for a row that counts as a row and is left out.
 
+    Returns:
+        The rows, and the files with the count of those left out.
+
     Raises:
         DataError: nothing is left of a file, or it is malformed.
     """
     chosen = parse_rows(rows)
     kept: list[Row] = []
+    counted = []
     for file in files:
         whole = list(read(file))
-        here = [row for row in whole[chosen] if row is not None]
+        asked = whole[chosen]
+        here = [row for row in asked if row is not None]
         if not here:
             omitted = sum(row is None for row in whole)
             without = f", {omitted} of them without a label or an answer" if omitted else ""
@@ -159,4 +165,5 @@ def pick_rows(
                 f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}."
             )
         kept += here
-    return kept
+        counted.append(replace(file, left_out=len(asked) - len(here)))
+    return kept, counted

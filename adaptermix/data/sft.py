@@ -107,4 +107,4 @@ def read_sft(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         DataError: a file is missing, empty or malformed.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, _read), files
+    return pick_rows(files, rows, _read)

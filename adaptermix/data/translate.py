@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 
 from ..errors import DataError
 from .pairs import pairs_of_file
@@ -55,7 +57,8 @@ def read_translations(
     files = find_files(arguments)
     named = {file.path: _WMT.fullmatch(file.path.name) for file in files}
     texts = [file for file in files if not named[file.path] and is_lines(file)]
-    of_texts = _from_texts(texts, rows) if texts else []
+    left_out: Counter[Path] = Counter()
+    of_texts = _from_texts(texts, rows, left_out) if texts else []
     found: list[TranslateRow] = []
     sides: dict[str, dict[str, DataFile]] = {}
     for file in files:
@@ -63,10 +66,12 @@ def read_translations(
         if match:
             _put_side(sides.setdefault(str(file.path.parent / match["set"]), {}), match["side"], file)
         elif file not in texts:
-            found += [_row(pair.languages, pair.source, pair.target) for pair in pairs_of_file(file, rows=rows)]
+            pairs, counted = pairs_of_file(file, rows=rows)
+            left_out[file.path] = counted.left_out
+            found += [_row(pair.languages, pair.source, pair.target) for pair in pairs]
     for together in sides.values():
-        found += _from_sides(together, rows)
-    return found + of_texts, files
+        found += _from_sides(together, rows, left_out)
+    return found + of_texts, [replace(file, left_out=left_out[file.path]) for file in files]
 
 
 def _row(languages: tuple[str, str], source: str, target: str) -> TranslateRow:
@@ -83,8 +88,10 @@ def _lines(file: DataFile) -> list[str]:
     return [line.strip() for _, line in file.lines()]
 
 
-def _joined(languages: tuple[str, str], one: DataFile, two: DataFile, rows: str | None) -> list[TranslateRow]:
-    """Return the rows of two texts, line by line."""
+def _joined(
+    languages: tuple[str, str], one: DataFile, two: DataFile, rows: str | None, left_out: Counter[Path]
+) -> list[TranslateRow]:
+    """Return the rows of two texts, line by line, and count those left out with the first text."""
     if languages[0] == languages[1]:
         raise DataError(f"{two.path}: two texts of different languages are needed, and both are '{languages[0]}'.")
     sources, targets = _lines(one), _lines(two)
@@ -96,16 +103,18 @@ def _joined(languages: tuple[str, str], one: DataFile, two: DataFile, rows: str 
             f"{len(sources)} lines, {two.path} has {len(targets)}."
         )
     chosen = parse_rows(rows)
-    found = [_row(languages, *row) for row in zip(sources[chosen], targets[chosen], strict=True) if all(row)]
+    asked = list(zip(sources[chosen], targets[chosen], strict=True))
+    found = [_row(languages, *row) for row in asked if all(row)]
     if not found:
         raise DataError(
             f"{one.path} and {two.path} must hold lines that are blank in neither, in the rows asked for "
             f"({rows or 'all'}), they have {len(sources)}."
         )
+    left_out[one.path] += len(asked) - len(found)
     return found
 
 
-def _from_texts(files: Sequence[DataFile], rows: str | None) -> list[TranslateRow]:
+def _from_texts(files: Sequence[DataFile], rows: str | None, left_out: Counter[Path]) -> list[TranslateRow]:
     by_language: dict[str, DataFile] = {}
     for file in files:
         language = file.languages[0]
@@ -121,7 +130,7 @@ def _from_texts(files: Sequence[DataFile], rows: str | None) -> list[TranslateRo
             "is alone. Give the other one too, or a file of two columns such as de-en.tsv."
         )
     pairs = combinations(by_language.items(), 2)
-    return [row for (a, one), (b, two) in pairs for row in _joined((a, b), one, two, rows)]
+    return [row for (a, one), (b, two) in pairs for row in _joined((a, b), one, two, rows, left_out)]
 
 
 def _put_side(sides: dict[str, DataFile], side: str, file: DataFile) -> None:
@@ -131,7 +140,7 @@ def _put_side(sides: dict[str, DataFile], side: str, file: DataFile) -> None:
     sides[side] = file
 
 
-def _from_sides(sides: Mapping[str, DataFile], rows: str | None) -> list[TranslateRow]:
+def _from_sides(sides: Mapping[str, DataFile], rows: str | None, left_out: Counter[Path]) -> list[TranslateRow]:
     first = next(iter(sides.values()))
     lacking = next((side for side in ("src", "ref") if side not in sides), None)
     if lacking:
@@ -153,7 +162,7 @@ def _from_sides(sides: Mapping[str, DataFile], rows: str | None) -> list[Transla
                 f"{file.path}: the source must be in the first language of the pair and the reference in the second, "
                 f"here '{language}', and the file's name ends in '{code}'."
             )
-    return _joined(languages, source, target, rows)
+    return _joined(languages, source, target, rows, left_out)
 
 
 def _languages(file: DataFile) -> tuple[str, str]:

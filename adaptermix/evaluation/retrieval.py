@@ -204,6 +204,19 @@ def retrieve_with(
     return Retrieval(layers=layers, n=counts)
 
 
+def _language(key: str) -> str:
+    """Return the language of a list of sentences; see `ParallelText`."""
+    return key.rpartition(":")[2]
+
+
+def _by_language(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join the vectors of a language, whatever file they are of: it is measured once, as in training."""
+    found: dict[str, list[Tensor]] = {}
+    for key, own in vectors.items():
+        found.setdefault(_language(key), []).append(own)
+    return {language: torch.cat(parts) for language, parts in found.items()}
+
+
 def _compare(
     base: BaseModel,
     embedded: Mapping[str, Tensor],
@@ -219,12 +232,12 @@ def _compare(
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
             found: dict[str, float] = {}
-            scores = Standards(standardize, {key: vectors[layer] for key, vectors in embedded.items()})
+            scores = Standards(standardize, _by_language({key: vectors[layer] for key, vectors in embedded.items()}))
             for (one, two), name in names.items():
                 if name in found:
                     continue
                 x, y = (
-                    (scores[key](embedded[key][layer]) if scores else embedded[key][layer]).to(base.device)
+                    (scores[_language(key)](embedded[key][layer]) if scores else embedded[key][layer]).to(base.device)
                     for key in (one, two)
                 )
                 found[name], back = accuracies(x, y, k=k)

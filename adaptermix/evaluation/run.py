@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
+from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
 from ..models import load_base, note_other_base, require_causal
@@ -167,7 +168,9 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     sources = _opened(settings.adapter)
     others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)
     template = template_of(task, sources or others or [], settings.template)
-    rows, _ = task.read(settings.data, rows=settings.rows)
+    rows, files = task.read(settings.data, rows=settings.rows)
+    for note in told_left_out(sum(file.left_out for file in files), len(rows)):
+        watch.note(note)
     task.metrics(rows)  # what they need and is not installed shows before a model is loaded
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]

@@ -180,9 +180,7 @@ class AlignLoss:
             theirs = theirs.detach()
         if not (keeper and of_base):
             return both[:count], theirs, None
-        # a share of squared lengths, so these are what the parts of processes weigh
-        lengths = float(of_base[1].float().square().sum())
-        return both[:count], theirs, processes.weigh(keeper_loss(tokens, of_base[1]), lengths)
+        return both[:count], theirs, processes.weigh(keeper_loss(tokens, of_base[1]), len(tokens))
 
     @property
     def of_rows(self) -> PairsLoss:

@@ -166,7 +166,9 @@ class TaskData:
             "dev": [file.entry() for file in dev_files] or None,
         }
         report = describe(
-            [(task.language(row), _text(task, row)) for row in rows], [_text(task, row) for row in dev_rows]
+            [(task.language(row), _text(task, row)) for row in rows],
+            [_text(task, row) for row in dev_rows],
+            left_out=sum(file.left_out for file in files),
         )
         entries["rows"] = report.document()
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report)

@@ -24,7 +24,7 @@ def test_counts_equal_plain_loops(train: list[tuple[str, str]], dev: list[str]) 
     assert len(found.warnings()) == (found.overlap_normalised > 0)
     with_left_out = describe(train, dev, left_out=2).warnings()
     assert with_left_out[:-1] == found.warnings()
-    assert with_left_out[-1] == f"2 of {len(train) + 2} rows have an empty side and are left out."
+    assert with_left_out[-1] == f"2 of {len(train) + 2} rows lack a side, a label or an answer and are left out."
 
 
 def test_what_counts_as_the_same() -> None:

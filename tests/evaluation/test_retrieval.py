@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from adaptermix import AlignSettings, RetrieveSettings, retrieve, train_align
 from adaptermix.adapters import open_adapter
+from adaptermix.data import read_pairs
 from adaptermix.errors import DataError, OutputError, PlanError
 from adaptermix.evaluation import Retrieval, margin, retrieval
 from adaptermix.evaluation.margin import accuracies, margin_neighbours
 from adaptermix.evaluation.retrieval import embed, pooler_of, retrieve_with
 from adaptermix.evaluation.transfer import correlate, read_scores
 from adaptermix.models import backbone, load_base
+from adaptermix.pooling import Pooler
 from adaptermix.train.align import MiddleStates
 
 from ..train.data import write_pairs
@@ -125,6 +127,30 @@ def test_standardised_retrieval_sees_past_a_dimension_that_all_sentences_share(c
         found[standardize] = retrieve_with(base, settings, pool=pooler_of(base, settings, [])).mean(0)
     assert found["all"] == found["languages"] == 1.0
     assert found["none"] < 1.0
+
+
+def test_a_language_of_several_files_is_measured_once(causal: Path, tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("de-en.tsv", "fr-en.tsv")]
+    for shift, file in enumerate(files):
+        Path(file).write_text("".join(f"{n * n + shift} {n % 7}\t{n * n} is {shift + n % 7}\n" for n in range(20)))
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    settings = RetrieveSettings(base=str(causal), data=files, standardize="languages", neighbours=2)
+    found = retrieve_with(base, settings, pool=pooler_of(base, settings, [])).layers[1]
+    own = {}
+    for file in files:
+        pairs = read_pairs([file])[0]
+        for side, language in enumerate(pairs[0].languages):
+            texts = [(pair.source, pair.target)[side] for pair in pairs]
+            own[Path(file).name, language] = embed(
+                base, texts, batch_size=4, max_length=256, pool=Pooler(base.tokenizer, standardize="languages")
+            )[1]
+    english = torch.cat([vectors for (_, language), vectors in own.items() if language == "en"])
+    assert len(english) > len(next(iter(own.values())))
+    for file in files:
+        (one, x), (_, y) = [(language, vectors) for (name, language), vectors in own.items() if name == Path(file).name]
+        x, y = ((side - like.mean(0)) / like.std(0, correction=0) for side, like in ((x, x), (y, english)))
+        table = margins(x, y, 2)
+        assert found[f"{one}-en"] == sum(int(row.argmax()) == i for i, row in enumerate(table)) / len(table)
 
 
 def margins(x: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:

@@ -10,21 +10,21 @@ from torch import Tensor
 def keeper_loss(states: Float[Tensor, "tokens d"], base: Float[Tensor, "tokens d"]) -> Float[Tensor, ""]:
     r"""Return how far states have moved, as a share of the squared length that the base's have.
 
-    With the adapted states $h_t$ and the base's $h^0_t$ of the same tokens, in float32,
+    With the adapted states $h_t$ and the base's $h^0_t$ of the same $n$ tokens, in float32,
 
-        $L = \frac{\sum_t |h_t - h^0_t|^2}{\sum_t |h^0_t|^2}$
+        $L = \frac{1}{n} \sum_t |h_t - h^0_t|^2 / |h^0_t|^2$
 
-    which is the mean squared distance over the mean squared norm; every token of the batch counts the same, whatever
-    its sentence. 0 where nothing moved, 1 where the states are zero.
+    Every token counts the same, whatever its sentence and its length: the first token of many models is a hundred times
+    longer than the others, and a share of the sum of squares would be its alone. 0 where nothing moved, 1 where the
+    states are zero.
 
     Args:
         states: States of the model in training.
         base: States of the frozen base; no gradient reaches them.
 
     Shapes: both [tokens d]; returns a scalar.
-    Relations: an anchor, where `contrastive_loss` is a pull: translations come to states that stay where they are. The
-    first token of some models is hundreds of times longer than the others and then makes up most of the denominator:
-    leave it out of states and mean (`exclude_bos`).
+    Relations: an anchor, where `contrastive_loss` is a pull: translations come to states that stay where they are.
     """
     base = base.detach().float()
-    return (states.float() - base).square().sum() / base.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    lengths = base.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((states.float() - base).square().sum(-1) / lengths).sum() / max(1, len(base))
