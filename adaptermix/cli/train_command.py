@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
     document = report.document()
     if document.get("dry_run"):
-        console.say(f"would train {report.steps} steps and write {report.out}")
+        console.say(
+            f"would train {report.steps} steps and write {report.out}, a LoRA of {report.parameters:,} parameters"
+        )
         if report.rows:
             counts = ", ".join(f"{language} {count}" for language, count in report.rows.languages.items())
             pairs = "" if report.pairs is None else f"; {report.pairs.total} pairs"

@@ -15,13 +15,13 @@ from ..data.report import RowsReport, describe
 from ..data.source import DataFile
 from ..errors import DataError, PlanError
 from ..heads.base import told_cut
-from ..models import BaseModel, block_index, keep_blocks
+from ..models import BaseModel, keep_blocks
 from ..pooling import Standards, mean_cosine
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
-from .lora import check_reach
 from .modes import evaluating, loras_off
 from .objectives import contrastive_loss, keeper_loss
+from .outline import aligned_layer
 from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .sampler import Sampler
@@ -279,8 +279,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
         watch.note(negatives(settings, processes))
     base = load_for(settings, processes)
     total = base.layers
-    layer = block_index(settings.layer, total)
-    check_reach(settings, layer, whole=False)
+    layer = aligned_layer(base.model, settings, whole=False)
     on = attach_on(base, settings)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data import Pair, read_pairs
-from ..models import block_index
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from .align import AlignLoss, describe_pairs, negatives, require_pairs
-from .lora import check_reach
+from .outline import aligned_layer
 from .parallel import Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
 from .selection import DevLosses, DevWatch, RowsLoss
@@ -114,6 +113,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
+        data.head(settings)
         return dry_report(settings, steps, rows=data.report, pairs=pairs_report)
     for note in [*data.report.warnings(), *pairs_report.warnings("pairs")]:
         watch.note(note)
@@ -123,8 +123,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     on = attach_on(base, settings)
     rows = data.objective(base, data.train, settings.max_length, watch)
     total = base.layers
-    layer = block_index(settings.layer, total)
-    check_reach(settings, layer, whole=True)
+    layer = aligned_layer(base.model, settings, whole=True)
     base.model.train()
 
     def losses() -> JointLoss:

@@ -23,6 +23,7 @@ from ..settings import TrainingSettings
 from .checkpoint import Workplace
 from .compiling import compiled
 from .lora import count_trainable, extract, inject, start_of, state_of
+from .outline import count_lora
 from .parallel import ALONE, Processes
 from .selection import DevWatch
 from .trainer import Loss, Trainer
@@ -38,7 +39,7 @@ class TrainReport:
     Args:
         out: The adapter's folder.
         steps: Optimizer steps.
-        parameters: Trainable parameters.
+        parameters: Trainable parameters; of a dry run those of the LoRA alone.
         history: One entry per step: loss, rows, tokens, seconds.
         rows: Of a dry run: counts of the training rows.
         pairs: Of a dry run: counts of the pairs, where both are trained on.
@@ -67,7 +68,8 @@ class TrainReport:
         if not steps:
             rows = self.rows.document() if self.rows else None
             pairs = {} if self.pairs is None else {"pairs": self.pairs.total, "pair_rows": self.pairs.document()}
-            return {"out": str(self.out), "steps": self.steps, "dry_run": True, "rows": rows} | pairs
+            plan = {"out": str(self.out), "steps": self.steps, "lora_parameters": self.parameters, "dry_run": True}
+            return plan | {"rows": rows} | pairs
         seconds = sum(entry["seconds"] for entry in steps)
         return {
             "out": str(self.out),
@@ -170,8 +172,15 @@ def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | No
 def dry_report(
     settings: TrainingSettings, steps: int, *, rows: RowsReport, pairs: RowsReport | None = None
 ) -> TrainReport:
-    """Return the report of a run that was only checked."""
-    return TrainReport(out=Path(settings.out), steps=steps, parameters=0, history=[], rows=rows, pairs=pairs)
+    """Return the report of a run that was only checked.
+
+    Raises:
+        ModelError: no such model, or a layer that it has not.
+        PlanError: targets or blocks that it has not, or that the loss does not reach.
+    """
+    return TrainReport(
+        out=Path(settings.out), steps=steps, parameters=count_lora(settings), history=[], rows=rows, pairs=pairs
+    )
 
 
 def check_before(settings: TrainingSettings) -> None:

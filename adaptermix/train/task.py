@@ -173,12 +173,12 @@ class TaskData:
         entries["rows"] = report.document()
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report)
 
-    def load(self, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> BaseModel:
-        """Load the base model, with a head if the task is to have one.
+    def head(self, settings: TaskSettings | JointSettings) -> Head | None:
+        """Return the head that is to give the answers, None where they are generated.
 
         Raises:
             DataError: a row lacks what the head reads; a dev row has a label that no training row has.
-            ModelError: no such model, or one that cannot have the head, or that does not generate where it must.
+            ModelError: no such model, or one that does not generate where it must.
             PlanError: a head that does not suit the task, or a setting of one where there is none.
         """
         kind = self._head_kind(settings)
@@ -188,13 +188,20 @@ class TaskData:
                     "--head-learning-rate needs a head, and the answer is generated: add --head or drop it."
                 )
             require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
-            return load_for(settings, processes)
+            return None
         labels = kind.labels(self.task, self.train)
         new = sorted(set(kind.labels(self.task, self.dev)) - set(labels))
         if new and kind.closed:
             raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
-        head = Head(form=kind.form, labels=labels)
-        return load_for(settings, processes, head=head, seed=settings.seed)
+        return Head(form=kind.form, labels=labels)
+
+    def load(self, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> BaseModel:
+        """Load the base model, with a head if the task is to have one.
+
+        Raises:
+            AdapterMixError: see `head`; or the model does not load, or cannot have the head.
+        """
+        return load_for(settings, processes, head=self.head(settings), seed=settings.seed)
 
     def _head_kind(self, settings: TaskSettings | JointSettings) -> HeadKind | None:
         if settings.head == "none":
@@ -247,6 +254,7 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     data = TaskData.read(settings)
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
+        data.head(settings)
         return dry_report(settings, steps, rows=data.report)
     for note in data.report.warnings():
         watch.note(note)

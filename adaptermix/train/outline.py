@@ -1,0 +1,61 @@
+"""What a dry run can tell of a model: its modules, without their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models import block_index, blocks, keep_blocks, model_kind, split_revision
+from ..settings import AlignSettings, JointSettings, TrainingSettings
+from .lora import check_reach, count_trainable, inject
+
+
+def aligned_layer(model: nn.Module, settings: AlignSettings | JointSettings, *, whole: bool) -> int:
+    """Return the number of blocks below the contrastive loss.
+
+    Args:
+        model: The base model.
+        settings: The run's settings.
+        whole: Whether another objective reaches the blocks above.
+
+    Raises:
+        ModelError: the model has not as many.
+        PlanError: blocks are chosen that the loss does not reach.
+    """
+    layer = block_index(settings.layer, len(blocks(model)[1]))
+    check_reach(settings, layer, whole=whole)
+    return layer
+
+
+def outline(reference: str) -> Any:
+    """Return a base model on the meta device, which takes next to no memory or time.
+
+    Raises:
+        ModelError: no such model, or a kind that is not handled.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    kind = model_kind(reference)
+    name, revision = split_revision(reference)
+    config = AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
+    with torch.device("meta"):
+        return (AutoModelForCausalLM if kind == "causal" else AutoModel).from_config(config, dtype=torch.float32)
+
+
+def count_lora(settings: TrainingSettings) -> int:
+    """Return how many parameters the LoRA of a run would have, that of a head not among them.
+
+    Raises:
+        ModelError: no such model, or a layer that it has not.
+        PlanError: targets or blocks that it has not, or that the loss does not reach.
+    """
+    model = outline(settings.base)
+    if isinstance(settings, AlignSettings | JointSettings):
+        whole = isinstance(settings, JointSettings)
+        layer = aligned_layer(model, settings, whole=whole)
+        if not whole:
+            keep_blocks(model, layer)
+    inject(model, settings.model_copy(update={"init": "kaiming", "gradient_checkpointing": False}), seed=0)
+    return count_trainable(model)
