@@ -179,7 +179,7 @@ class Demo:
 
 def difference(
     first: dict[str, Any], second: dict[str, Any], languages: list[str], seed: int
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """Return by how much the second test result exceeds the first over some languages, with its paired interval."""
     sides = [[result["counts"][name] for name in languages] for result in (first, second)]
     return paired_difference(get_task("slots").metrics([])[0], *sides, seed=seed).document()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ class Score:
 
     Args:
         value: The score on all rows.
-        low: Lower end of the interval.
+        low: Lower end of the interval; NaN where it is unknown.
         high: Upper end.
         n: Number of rows.
     """
@@ -31,9 +32,10 @@ class Score:
     high: float
     n: int
 
-    def document(self) -> dict[str, float | int]:
-        """Return plain data."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+    def document(self) -> dict[str, float | int | None]:
+        """Return plain data; what is not known is None."""
+        known = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if math.isnan(value) else value for name, value in known.items()} | {"n": self.n}
 
 
 Statistics = Sequence[Sequence[float]]
@@ -77,7 +79,7 @@ def by_role(languages: Sequence[str], supervised: Collection[str], aligned: Coll
 def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0) -> Score:
     """Return the mean over languages of a metric, with a percentile bootstrap interval (Efron, 1979; 1000 resamples).
 
-    The rows of each language are resampled among themselves.
+    Rows are resampled within each language, see `draws`.
 
     Args:
         metric: The metric.
@@ -89,8 +91,7 @@ def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0
     """
     if not languages or not all(map(len, languages)):
         raise ValueError("a score needs at least one row per language")
-    rng = np.random.default_rng(seed)
-    values = [draws(metric, [counts], rng)[0] for counts in languages]
+    values = [draws(metric, [counts], seed)[0] for counts in languages]
     return with_interval(np.mean(values, axis=0), n=sum(map(len, languages)))
 
 
@@ -112,24 +113,27 @@ def paired_difference(
     """
     if [len(counts) for counts in first] != [len(counts) for counts in second] or not all(map(len, first)):
         raise ValueError("both systems must be scored on the same rows, at least one per language")
-    rng = np.random.default_rng(seed)
-    both = [draws(metric, sides, rng) for sides in zip(first, second, strict=True)]
+    both = [draws(metric, sides, seed) for sides in zip(first, second, strict=True)]
     return with_interval(np.mean([two - one for one, two in both], axis=0), n=sum(map(len, first)))
 
 
-def draws(metric: Metric, runs: Sequence[Statistics], rng: np.random.Generator) -> NDArray[np.float64]:
+def draws(metric: Metric, runs: Sequence[Statistics], seed: int) -> NDArray[np.float64]:
     """Return what a metric gives for the rows of one language, and for its resamples, drawn alike for all runs.
+
+    Languages with as many rows as each other are drawn alike too: test sets in several languages are mostly
+    translations, so that row i is hard or easy in all of them, and a mean over languages is less certain than one of
+    as many independent rows. Where rows are independent after all, drawing them together does no harm.
 
     Args:
         metric: The metric.
         runs: Statistics of the same rows, from several runs or systems.
-        rng: Where the draws come from.
+        seed: Seed of the resampling.
 
     Shapes: returns [runs 1 + resamples], first that of the rows as they are.
     """
     tables = np.array(runs, dtype=np.float64)
     rows = tables.shape[1]
-    drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+    drawn = np.random.default_rng((seed, rows)).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
     weights = np.vstack([np.ones((1, rows)), drawn])
     return metric.value(np.stack([weights @ table for table in tables]))
 

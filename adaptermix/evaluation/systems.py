@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,10 @@ class Systems:
 
 
 def _shown(score: Score, form: str = ".3f") -> str:
-    return f"{score.value:{form}} [{score.low:{form}}, {score.high:{form}}]"
+    if math.isnan(score.value):
+        return "unknown"
+    interval = "unknown" if math.isnan(score.low) else f"{score.low:{form}}, {score.high:{form}}"
+    return f"{score.value:{form}} [{interval}]"
 
 
 def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
@@ -129,6 +134,18 @@ def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
         if not paths:
             raise DataError(f"system '{name}' needs a file of `evaluate --predictions`, and {pattern!r} matches none.")
         found.setdefault(name, []).extend(paths)
+    return found
+
+
+def _keys(arguments: Sequence[str]) -> dict[str, set[str]]:
+    """Return for each system what the wildcards of its arguments stand for, such as the seeds of its runs."""
+    found: dict[str, set[str]] = {}
+    for argument in arguments:
+        name, _, pattern = argument.partition("=")
+        if not Path(pattern).exists():
+            form = re.compile(re.escape(pattern).replace(r"\*", "(.*)").replace(r"\?", "(.)"))
+            matches = (form.fullmatch(path) for path in glob.glob(pattern))
+            found.setdefault(name, set()).update("/".join(match.groups()) for match in matches if match)
     return found
 
 
@@ -160,15 +177,24 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
 
 
 def over_runs(values: NDArray[np.float64], seed: int) -> Draws:
-    """Return the mean over runs, which are resampled too, for every system alike.
+    """Return the mean over runs; its draws vary as the mean of as many other runs would, for every system alike.
+
+    To the mean over runs of each resample of rows is added a draw from Student's t distribution with runs - 1 degrees
+    of freedom, scaled by the standard error of the runs' mean: few runs cannot be resampled, since they hardly show
+    how runs vary. Of one run nothing is known of other runs, and nothing added.
 
     Shapes: values [... runs 1 + resamples]; returns [... 1 + resamples].
     """
     runs = values.shape[-2]
+    mean: Draws = values.mean(-2)
+    if runs == 1:
+        return mean
     rng = np.random.default_rng((seed, 0, runs))
-    drawn = rng.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES) / runs
-    weights = np.vstack([np.full((1, runs), 1 / runs), drawn])
-    mean: Draws = np.einsum("...rb,br->...b", values, weights)
+    normal = rng.standard_normal((RESAMPLES, runs))
+    scale = np.sqrt(rng.chisquare(runs - 1, size=(RESAMPLES, 1)) / (runs - 1))
+    # so weighted, the runs' deviations have the variance of their mean, whatever system they are of
+    weights = (normal - normal.mean(1, keepdims=True)) / (scale * np.sqrt(runs * (runs - 1)))
+    mean[..., 1:] += values[..., 0] @ weights.T
     return mean
 
 
@@ -191,19 +217,13 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
         raise OutputError(f"--markdown must lie in a folder that exists, and {settings.markdown} does not.")
 
 
-def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Systems:
-    """Score systems on the same rows, each the mean of its runs, and hold them against one of them.
+def _scored(
+    files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], seed: int, watch: Watcher
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
+    """Return the scores of each system, and the count of rows by language.
 
-    Intervals are 95 % percentile bootstraps over rows within languages and over runs, drawn alike for all systems.
-    Gap closed is (system - baseline) / (ceiling - baseline), of means over languages.
-
-    Raises:
-        AdapterMixError: a file is missing or was made from other rows, or a name is unknown.
+    Shapes: each [languages runs 1 + resamples]; rows are drawn alike for every system, so all differences are paired.
     """
-    files = _files(settings.systems)
-    _check(settings, files)
-    task = get_task(settings.task)
-    rows, _ = task.read(settings.data, rows=settings.rows)
     metric = task.metrics(rows)[0]
     spoken = [task.language(row) for row in rows]
     values: dict[str, NDArray[np.float64]] = {}
@@ -215,13 +235,25 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows)))
                 advance(1, "")
             sizes = {language: len(counts) for language, counts in runs[0].items()}
-            values[name] = np.stack(
-                [
-                    # by the language's place: rows are drawn alike for every system, so all differences are paired
-                    draws(metric, [run[key] for run in runs], np.random.default_rng((settings.seed, place)))
-                    for place, key in enumerate(sizes)
-                ]
-            )
+            values[name] = np.stack([draws(metric, [run[key] for run in runs], seed) for key in sizes])
+    return values, sizes
+
+
+def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Systems:
+    """Score systems on the same rows, each the mean of its runs, and hold them against one of them.
+
+    Intervals hold 95 % of draws over rows and over runs, see `draws` and `over_runs`, which are alike for all systems.
+    Gap closed is (system - baseline) / (ceiling - baseline), of means over languages; without an interval where that of
+    the gap reaches zero, since any share would then do.
+
+    Raises:
+        AdapterMixError: a file is missing or was made from other rows, or a name is unknown.
+    """
+    files = _files(settings.systems)
+    _check(settings, files)
+    task = get_task(settings.task)
+    rows, _ = task.read(settings.data, rows=settings.rows)
+    values, sizes = _scored(files, task, rows, settings.seed, watch)
     members = _members(list(sizes), settings)
     # [groups runs 1 + resamples]: the mean over a role's languages
     grouped = {name: np.stack([found[m].mean(0) for m in members.values()]) for name, found in values.items()}
@@ -249,7 +281,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
         )
     result = Systems(
         task=task.name,
-        metric=metric.name,
+        metric=task.metrics(rows)[0].name,
         found=found,
         baseline=settings.baseline,
         ceiling=settings.ceiling,
@@ -269,7 +301,11 @@ def _shares(
     if base is None or top is None:
         return {}
     gap = top - base
-    return scores(np.divide(system - base, gap, out=np.zeros_like(gap), where=gap != 0))
+    shares = np.divide(system - base, gap, out=np.full_like(gap, np.nan), where=gap != 0)
+    return {
+        role: share if gained.low > 0 else replace(share, low=np.nan, high=np.nan)
+        for (role, share), gained in zip(scores(shares).items(), scores(gap).values(), strict=True)
+    }
 
 
 def _notes(found: Sequence[System], settings: CompareSettings) -> list[str]:
@@ -277,10 +313,17 @@ def _notes(found: Sequence[System], settings: CompareSettings) -> list[str]:
     counts = sorted({len(system.runs) for system in found})
     if len(counts) > 1:
         notes.append(f"systems have {counts[0]} to {counts[-1]} runs each, so their differences are not paired by run")
+    keys = {name: own for name, own in _keys(settings.systems).items() if own}
+    odd = next((name for name, own in keys.items() if own != next(iter(keys.values()))), None)
+    if odd and len(counts) == 1:
+        first = next(iter(keys))
+        notes.append(f"the runs of '{odd}' are named otherwise than those of '{first}': have both the same seeds?")
+    if counts[0] == 1:
+        notes.append("of a system with one run the intervals know rows alone, not how runs vary")
     ceiling = next((system for system in found if system.name == settings.ceiling), None)
     if ceiling and ceiling.above and ceiling.above["all"].low <= 0:
         gain = _shown(ceiling.above["all"], "+.3f")
         notes.append(
-            f"'{ceiling.name}' does not clearly exceed '{settings.baseline}' ({gain}), so shares of that gap say little"
+            f"'{ceiling.name}' does not clearly exceed '{settings.baseline}' ({gain}), so its shares are unknown"
         )
     return notes

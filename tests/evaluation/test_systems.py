@@ -134,10 +134,22 @@ def test_runs_widen_the_interval_where_they_differ(data: list[str], tmp_path: Pa
     assert wide.high - wide.low > 1.5 * (low.high - low.low)
 
 
-def test_a_ceiling_that_is_none_is_told(data: list[str], systems: dict[str, list[str]]) -> None:
+def test_what_a_reader_should_know_is_told(data: list[str], systems: dict[str, list[str]], tmp_path: Path) -> None:
     found = compare_systems(settings(data, systems, baseline="joint", ceiling="task"))
     assert "does not clearly exceed" in found.notes[0]
     assert compare_systems(settings(data, systems, baseline="task", ceiling="joint")).notes == []
+    none = next(system for system in found.found if system.name == "merged")
+    assert none.gap_closed["all"].value > 0
+    assert none.document()["gap_closed"]["all"]["low"] is None
+    assert "[unknown]" in found.markdown()
+    for row in systems["merged"]:
+        Path(row.replace("merged", "other_")).write_text(Path(row).read_text())
+    globs = CompareSettings(
+        systems=[f"a={tmp_path}/task?.jsonl", f"b={tmp_path}/other_?.jsonl"], task="classify", data=data
+    )
+    assert compare_systems(globs).notes == []
+    (tmp_path / "other_0.jsonl").rename(tmp_path / "other_7.jsonl")
+    assert "have both the same seeds" in compare_systems(globs).notes[0]
     uneven = systems | {"task": systems["task"][:1]}
     assert "not paired by run" in compare_systems(settings(data, uneven)).notes[0]
 
