@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
 
 if TYPE_CHECKING:
-    from .settings import AlignOptions, CompareSettings, JointSettings, SearchSettings, TaskOptions, TrainingSettings
+    from .settings import (
+        AlignOptions,
+        CompareSettings,
+        JointSettings,
+        RetrieveSettings,
+        SearchSettings,
+        TaskOptions,
+        TrainingSettings,
+    )
+
+    Vectors = TypeVar("Vectors", AlignOptions, RetrieveSettings)
 
 MOVING = ("pissa", "olora")
 """Ways to begin a LoRA that move a part of the base's weights into it."""
@@ -75,6 +85,13 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
     return settings
 
 
+def sound_vectors(settings: Vectors) -> Vectors:
+    """Refuse to take a token and to leave it out."""
+    if settings.exclude_bos and settings.pooling == "bos":
+        raise ValueError("--exclude-bos leaves out the token that --pooling bos takes: drop one")
+    return settings
+
+
 def sound_align(settings: AlignOptions) -> AlignOptions:
     """Refuse blocks that the alignment loss does not reach."""
     if isinstance(settings.layer, int) and settings.layer > 0:
@@ -83,8 +100,7 @@ def sound_align(settings: AlignOptions) -> AlignOptions:
         fault = beyond_the_layer(getattr(settings, "blocks", None), settings.layer, whole=whole)
         if fault:
             raise ValueError(fault)
-    if settings.exclude_bos and settings.pooling == "bos":
-        raise ValueError("--exclude-bos leaves out the token that --pooling bos takes: drop one")
+    sound_vectors(settings)
     if settings.stop_gradient and settings.anchor == "base":
         raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
     return settings

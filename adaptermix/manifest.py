@@ -74,16 +74,18 @@ def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
 
 
 def inherit(sources: Sequence[AdapterSource]) -> dict[str, Any]:
-    """Return what a merge takes over from its inputs: languages by role, and the task if there is just one."""
+    """Return what a merge takes over: languages by role, and the task and how sentences become vectors if all agree."""
     languages: dict[str, list[str]] = {}
     for source in sources:
         for role, names in _languages(source.meta.manifest):
             languages[role] = sorted({*languages.get(role, ()), *names})
-    tasks = [task for source in sources if (task := source.meta.manifest.get("task"))]
-    return {
-        "languages": languages or None,
-        "task": tasks[0] if tasks and all(task == tasks[0] for task in tasks) else None,
-    }
+    return {"languages": languages or None, "task": _common(sources, "task"), "vectors": _common(sources, "vectors")}
+
+
+def _common(sources: Sequence[AdapterSource], name: str) -> Any:
+    """Return an entry that is the same wherever there is one."""
+    found = [entry for source in sources if (entry := source.meta.manifest.get(name))]
+    return found[0] if found and all(entry == found[0] for entry in found) else None
 
 
 def _languages(document: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

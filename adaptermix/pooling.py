@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import DataError
+from .errors import DataError, PlanError
 
 
 def masked_mean(hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows d"]:
@@ -109,6 +109,19 @@ def mean_cosine(vectors: Mapping[str, Float[Tensor, "rows d"]]) -> float:
         if count > 1:
             found.append(float((unit.sum(0).square().sum() - count) / (count * (count - 1))))
     return sum(found) / len(found) if found else 0.0
+
+
+def require_pooling(pooling: str, kind: str) -> None:
+    """Refuse vectors of a first token that sees no other.
+
+    Raises:
+        PlanError: "bos" for a language model.
+    """
+    if pooling == "bos" and kind == "causal":
+        raise PlanError(
+            "--pooling bos needs an encoder: the first token of a language model sees no other token. "
+            "Use --pooling mean."
+        )
 
 
 class Pooler:

@@ -166,7 +166,7 @@ def _key(step: Step, folder: Path, made: Mapping[str, str]) -> str:
 
 
 def _files(value: Any, folder: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and time of the files outside the candidate's folder that a setting names."""
+    """Return name, size and time of the files outside the candidate's folder that a setting names, also as a folder."""
     if isinstance(value, dict):
         return [entry for item in value.values() for entry in _files(item, folder)]
     if isinstance(value, list):
@@ -174,7 +174,8 @@ def _files(value: Any, folder: Path) -> list[tuple[str, int, int]]:
     if not isinstance(value, str) or Path(value).is_relative_to(folder):
         return []
     paths = sorted(glob.glob(value)) or sorted(glob.glob(value.partition("=")[2]))
-    found = [(path, os.stat(path)) for path in paths if Path(path).is_file()]
+    inside = [sorted(map(str, Path(path).iterdir())) if Path(path).is_dir() else [path] for path in paths]
+    found = [(path, os.stat(path)) for path in itertools.chain(*inside) if Path(path).is_file()]
     return [(path, status.st_size, status.st_mtime_ns) for path, status in found]
 
 

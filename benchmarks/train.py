@@ -2,6 +2,8 @@
 
 Goals: `train-task` at least as fast as the plain loop, 1.3 times with batches by length on rows of mixed lengths;
 `train-align` at the middle at least 1.8 times a full forward with `output_hidden_states` (see `scripts/bench align`).
+
+Every side trains on the same rows once, so the ratio is that of their times, and each meets its longest batch.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def plain_steps(base: Any, examples: list[Any], settings: Any) -> Any:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
     sampler = Sampler(groups=[range(len(examples))], batch_size=settings.batch_size, seed=0)
 
-    def step(number: int) -> int:
+    def step(number: int, learn: bool = True) -> int:
         rows = [examples[row] for row in sampler.batch(number)]
         width = max(len(prompt) + len(answer) for prompt, answer in rows)
         ids, mask, labels = [], [], []
@@ -55,8 +57,9 @@ def plain_steps(base: Any, examples: list[Any], settings: Any) -> Any:
             for name, x in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))
         }
         model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        if learn:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
         optimizer.zero_grad()
         return sum(map(sum, mask))
 
@@ -75,7 +78,15 @@ def our_steps(base: Any, examples: list[Any], settings: Any) -> Any:
     base.model.train()
     trainer = Trainer(base.model, settings, steps=10_000, workplace=Workplace(Path(settings.out), {}))
     loss = TaskLoss(answers, settings)
-    return lambda _number: trainer._step(loss)["tokens"]
+
+    def step(number: int, learn: bool = True) -> int:
+        if learn:
+            return int(trainer._step(loss)["tokens"])
+        loss(number).loss.backward()
+        base.model.zero_grad()
+        return 0
+
+    return step
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -92,11 +103,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         batch_size=arguments.batch_size,
         group_by_length=arguments.side == SIDES[2],
     )
-    examples = texts(base.tokenizer, 400, arguments.mixed)
+    examples = texts(base.tokenizer, arguments.steps * arguments.batch_size, arguments.mixed)
     step = (plain_steps if arguments.side == SIDES[0] else our_steps)(base, examples, settings)
-    step(0)
+    step(0, learn=False)  # the first batch warms up
     start, tokens = time.perf_counter(), 0
-    for number in range(1, arguments.steps + 1):
+    for number in range(arguments.steps):
         tokens += step(number)
     if base.device.type == "cuda":
         torch.cuda.synchronize()
@@ -115,7 +126,7 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="causal language model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=12, help="batches of the one pass over the rows")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mixed", action="store_true", help="rows of 20 to 212 tokens, else of 42")

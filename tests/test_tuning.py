@@ -98,6 +98,21 @@ def test_what_changed_runs_again_and_the_rest_does_not(recipe: Path, tmp_path: P
     assert third.ran == ["train-align", "search"] * 2
 
 
+def test_a_base_model_that_was_replaced_in_its_place_is_trained_on_anew(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_text("weights")
+    shared: dict[str, Any] = {"data": str(tmp_path), "base": str(tmp_path / "base")}
+    settings: dict[str, Any] = {"vary": {"train-align.layer": [1]}, "out": tmp_path / "out", "overrides": shared}
+    for ran in (["train-task", "train-align", "search"], []):
+        run = Pretended()
+        tune(recipe, run=run, **settings)
+        assert run.ran == ran
+    (tmp_path / "base" / "model.safetensors").write_text("others")
+    last = Pretended()
+    tune(recipe, run=last, **settings)
+    assert last.ran == ["train-task", "train-align", "search"]
+
+
 def test_an_output_without_a_note_is_made_anew(recipe: Path, tmp_path: Path) -> None:
     """The run ended after a step's output and before the record was written."""
     settings: dict[str, Any] = {"out": tmp_path / "out", "overrides": {"data": str(tmp_path)}}

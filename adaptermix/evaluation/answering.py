@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import PlanError
 from ..heads import HEADS, HeadRows
 from ..models import BaseModel
 from ..progress import SILENT, Watcher
@@ -27,6 +28,7 @@ class Answering:
 
     Raises:
         DataError: a row lacks what the model's head reads.
+        PlanError: a prompt template is asked for, and the model has a head.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Answering:
         self._base, self._task, self._settings, self._watch = base, task, settings, watch
         self._encoded: HeadRows | None = None
         if base.head:
+            if settings.template:
+                raise PlanError("the adapter's head reads no prompt: drop --template.")
             places = getattr(base.model.config, "max_position_embeddings", LONGEST)
             longest = min(LONGEST, base.tokenizer.model_max_length, places)
             self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=longest)

@@ -20,7 +20,7 @@ from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..errors import PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
-from ..pooling import Pooler, Standards
+from ..pooling import Pooler, Standards, require_pooling
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
 from .acting import acting
@@ -158,16 +158,27 @@ def _room(shape: tuple[int, ...]) -> Iterator[Callable[[], Tensor]]:
 
 
 def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[AdapterSource]) -> Pooler:
-    """Return what makes sentence vectors: as asked, else as an adapter's alignment was trained, else the mean."""
-    plans = [source.meta.manifest.get("plan") for source in sources]
-    trained = next((plan for plan in plans if isinstance(plan, Mapping) and plan.get("pooling") in ("mean", "bos")), {})
+    """Return what makes sentence vectors: as asked, else as an adapter's alignment was trained, else the mean.
+
+    Raises:
+        PlanError: the first token is asked for, and says nothing or is to be left out.
+    """
+    entries = [source.meta.manifest.get("vectors") for source in sources]
+    # a manifest is a file that people edit, so entries of another form are passed over
+    trained = next((way for way in entries if isinstance(way, Mapping) and way.get("pooling") in ("mean", "bos")), {})
     if settings.pooling != "auto":
         trained = {**trained, "pooling": settings.pooling, "exclude_bos": False}
+    pooling, exclude_bos = trained.get("pooling", "mean"), settings.exclude_bos or trained.get("exclude_bos") is True
+    require_pooling(pooling, base.kind)
+    if exclude_bos and pooling == "bos":
+        raise PlanError(
+            "--exclude-bos leaves out the token that the adapter was trained with --pooling bos on: drop it."
+        )
     way = trained.get("standardize") if settings.standardize == "auto" else settings.standardize
     return Pooler(
         base.tokenizer,
-        pooling=trained.get("pooling", "mean"),
-        exclude_bos=settings.exclude_bos or trained.get("exclude_bos") is True,
+        pooling=pooling,
+        exclude_bos=exclude_bos,
         standardize=way if way in ("all", "languages") else "none",
     )
 

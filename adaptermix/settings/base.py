@@ -56,3 +56,4 @@ class GenerationSettings(Placed):
 
     batch_size: Positive = Field(32, description="rows per batch")
     max_new_tokens: Positive = Field(64, description="most tokens to generate per row")
+    template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")

@@ -18,7 +18,6 @@ class EvaluateSettings(GenerationSettings):
     task: str = Field(description=TASK)
     data: Files = Field(description="data files, one or more languages")
     rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
-    template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
     against: str | None = Field(
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )
@@ -64,3 +63,5 @@ class RetrieveSettings(Placed):
     compare: bool = Field(False, description="measure the base model without the adapter too")
     transfer: str | None = Field(None, description="`evaluate --json`: correlate with its transfer languages' scores")
     plot: str | None = Field(None, description="PNG file: heatmap over layers and directions, mean per layer")
+
+    _sound_vectors = model_validator(mode="after")(checks.sound_vectors)

@@ -103,7 +103,6 @@ class SearchSettings(GenerationSettings, Written):
     grid: Annotated[list[float], Field(min_length=1)] = Field(
         description="weights of the first adapter to try; the second gets 1 - w"
     )
-    template: str | None = Field(None, description="prompt template; default: the task adapter's own")
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
 

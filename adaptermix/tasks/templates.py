@@ -68,10 +68,17 @@ class Template:
         return [*system, {"role": "user", "content": self.prompt.format_map(fields)}]
 
     def encode(self, fields: Mapping[str, Any], tokenizer: Any) -> list[int]:
-        """Return the prompt's token ids, with the tokenizer's special tokens unless the chat template brings them."""
+        """Return the prompt's token ids.
+
+        They begin with the start token where the tokenizer puts one before a text, once, whether the chat template
+        brings it or not.
+        """
         rendered = self.render(fields, tokenizer)
         ids: list[int] = tokenizer(rendered, add_special_tokens=not self.chat)["input_ids"]
-        if not self.chat and ids and ids[-1] == tokenizer.eos_token_id:
+        if self.chat:
+            starts = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+            return [tokenizer.bos_token_id, *ids] if starts and ids[:1] != [tokenizer.bos_token_id] else ids
+        if ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]  # tokenizers that close every text would end the answer before it began
         return ids
 

@@ -13,10 +13,10 @@ from ..checks import MOVING
 from ..data import Pair, read_pairs
 from ..data.report import RowsReport, describe
 from ..data.source import DataFile
-from ..errors import DataError, PlanError
+from ..errors import DataError
 from ..heads.base import told_cut
 from ..models import BaseModel, keep_blocks
-from ..pooling import Standards, mean_cosine
+from ..pooling import Standards, mean_cosine, require_pooling
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .modes import evaluating, loras_off
@@ -111,11 +111,7 @@ class AlignLoss:
         self._targets = [pair.target for pair in pairs]
         self._source_ids = _encoded(base.tokenizer, [pair.source for pair in pairs], settings.max_length, watch)
         self._target_ids = _encoded(base.tokenizer, self._targets, settings.max_length, watch)
-        if settings.pooling == "bos" and base.kind == "causal":
-            raise PlanError(
-                "--pooling bos needs an encoder: the first token of a language model sees no other token. "
-                "Use --pooling mean."
-            )
+        require_pooling(settings.pooling, base.kind)
         self._languages = [pair.languages for pair in pairs]
         measured = self._sample(like or pairs, STANDARD_PAIRS, base.tokenizer) if settings.standardize != "none" else {}
         self._standards = Standards(settings.standardize, measured)
@@ -245,6 +241,11 @@ def require_pairs(pairs: Sequence[Pair]) -> None:
         raise DataError("alignment needs at least two different pairs, since the others are the negatives; found one.")
 
 
+def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
+    """Return the manifest's entry on how sentences become vectors, which merges take over."""
+    return settings.model_dump(include={"pooling", "exclude_bos", "standardize"})
+
+
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
     """Return how many negatives a pair has, for a person."""
     if settings.gather_negatives:
@@ -294,6 +295,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
             "data": [file.entry() for file in files],
             "rows": report.document(),
             "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
+            "vectors": vectors_entry(settings),
         },
         layers=layer if layer < total else None,
         watch=watch,

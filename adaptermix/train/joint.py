@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..data import Pair, read_pairs
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
-from .align import AlignLoss, describe_pairs, negatives, require_pairs
+from .align import AlignLoss, describe_pairs, negatives, require_pairs, vectors_entry
 from .outline import aligned_layer
 from .parallel import Processes, in_processes
 from .run import TrainReport, attach_on, check_before, dry_report, train
@@ -151,6 +151,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
             "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
             "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)}
             | {"rows": pairs_report.document()},
+            "vectors": vectors_entry(settings),
         },
         layers=None,
         watch=watch,

@@ -189,6 +189,8 @@ class TaskData:
                 )
             require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
             return None
+        if settings.template:
+            raise PlanError("a head reads no prompt: drop --template, or --head none has the answers generated.")
         labels = kind.labels(self.task, self.train)
         new = sorted(set(kind.labels(self.task, self.dev)) - set(labels))
         if new and kind.closed:

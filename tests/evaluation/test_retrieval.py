@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix import AlignSettings, RetrieveSettings, retrieve, train_align
+from adaptermix import AlignSettings, RetrieveSettings, merge, retrieve, train_align
 from adaptermix.adapters import open_adapter
 from adaptermix.data import read_pairs
 from adaptermix.errors import DataError, OutputError, PlanError
@@ -109,9 +109,26 @@ def test_sentence_vectors_are_those_of_training(
     pairs = write_pairs(tmp_path)
     own = {"pairs": pairs, "steps": 1, "batch_size": 3} | way
     train_align(AlignSettings(base=str(encoder), out=str(tmp_path / "out"), device="cpu", dtype="float32", **own))
-    pool = pooler_of(base, RetrieveSettings(**settings), [open_adapter(tmp_path / "out")])  # type: ignore[arg-type]
-    assert pool.standardize == standardize
-    torch.testing.assert_close(embed(base, texts, batch_size=3, max_length=64, pool=pool), found)
+    merge([str(tmp_path / "out")] * 2, weights=[0.5, 0.5], out=tmp_path / "merged")
+    for adapter in ("out", "merged"):
+        pool = pooler_of(base, RetrieveSettings(**settings), [open_adapter(tmp_path / adapter)])  # type: ignore[arg-type]
+        assert pool.standardize == standardize
+        torch.testing.assert_close(embed(base, texts, batch_size=3, max_length=64, pool=pool), found)
+
+
+def test_vectors_of_the_first_token_are_refused_where_they_say_nothing(
+    causal: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """A language model's first token sees no other; and a token cannot be taken and left out."""
+    pairs, own = write_pairs(tmp_path), {"device": "cpu", "dtype": "float32"}
+    with pytest.raises(ValueError, match="drop one"):
+        RetrieveSettings(base="x", data=["y"], pooling="bos", exclude_bos=True)
+    with pytest.raises(PlanError, match="--pooling bos needs an encoder"):
+        retrieve(RetrieveSettings(base=str(causal), data=pairs, pooling="bos", **own))  # type: ignore[arg-type]
+    out = str(tmp_path / "out")
+    train_align(AlignSettings(base=str(encoder), pairs=pairs, steps=1, batch_size=3, pooling="bos", out=out, **own))  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="the adapter was trained with that"):
+        retrieve(RetrieveSettings(base=str(encoder), data=pairs, adapter=out, exclude_bos=True, **own))  # type: ignore[arg-type]
 
 
 def test_standardised_retrieval_sees_past_a_dimension_that_all_sentences_share(causal: Path, tmp_path: Path) -> None:

@@ -97,15 +97,26 @@ def test_prompt_and_answer_join_to_the_tokens_of_the_whole(tokenizer: Any, name:
 
 @pytest.mark.parametrize(
     ("single", "chat", "starts"),
-    [("<s> $A", None, 1), ("<s> $A </s>", None, 1), (None, None, 0), ("<s> $A", "<s>", 1), ("<s> $A </s>", "<s>", 1)],
+    [
+        ("<s> $A", None, 1),
+        ("<s> $A </s>", None, 1),
+        (None, None, 0),
+        ("<s> $A", "<s>", 1),
+        ("<s> $A </s>", "<s>", 1),
+        ("<s> $A", "", 1),
+        ("<s> $A </s>", "", 1),
+        ("$A </s>", "", 0),
+        (None, "<s>", 1),
+        (None, "", 0),
+    ],
 )
 def test_there_is_at_most_one_start_token_and_no_end_before_the_answer(
     single: str | None, chat: str | None, starts: int, tmp_path: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_causal(tmp_path / "model", single=single))
-    if chat:
+    if chat is not None:
         tokenizer.chat_template = chat + CHAT
-    template = get_template(SLOTS, "mid-align" if chat else "plain")
+    template = get_template(SLOTS, "plain" if chat is None else "mid-align")
     prompt, answer = template.encode({"text": "wake me"}, tokenizer), template.encode_answer("None", tokenizer)
     assert prompt.count(tokenizer.bos_token_id) == starts
     assert prompt[:1] == [tokenizer.bos_token_id] or not starts

@@ -94,6 +94,16 @@ def test_the_head_is_learned_and_peft_alone_loads_it(base: Path, trained: Path, 
     }
 
 
+def test_a_head_reads_no_prompt(trained: Path, base: Path, encoder: Path, tmp_path: Path) -> None:
+    data = write_labels(tmp_path, "test.de.tsv")
+    asked = evaluated(base, trained, data).model_copy(update={"template": "plain"})
+    with pytest.raises(PlanError, match="drop --template"):
+        evaluate(asked)
+    for dry_run in (True, False):  # an encoder has a head unless it is told not to
+        with pytest.raises(PlanError, match="drop --template"):
+            train_task(settings_for(encoder, tmp_path, head="auto", template="plain", dry_run=dry_run))
+
+
 def test_merged_with_an_alignment_adapter_the_head_stays(base: Path, trained: Path, tmp_path: Path) -> None:
     align = AlignSettings(**values(base, tmp_path, pairs=write_pairs(tmp_path), out=str(tmp_path / "align")))
     train_align(align)
