@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from ..algebra import LowRank, Stack
 from .base import MergeMethod, method
+from .factor_sums import sum_factors
 
 
 @method("peft-linear")
@@ -32,15 +31,9 @@ class PeftLinear(MergeMethod):
         Raises:
             ValueError: updates of other ranks, or dense ones.
         """
-        low = [update for update in stack.updates if isinstance(update, LowRank)]
-        ranks = {update.rank for update in low}
-        if len(low) < len(stack.updates) or len(ranks) != 1:
-            raise ValueError(f"peft-linear adds factors and needs one rank, got {sorted(ranks) or 'dense updates'}")
-        b = torch.zeros(stack.shape[0], low[0].rank, dtype=stack.dtype, device=stack.device)
-        a = torch.zeros(low[0].rank, stack.shape[1], dtype=stack.dtype, device=stack.device)
-        for update, weight in zip(low, stack.weights, strict=True):
-            factor = weight * update.scale
-            root = math.sqrt(abs(factor))
-            b += root * update.b.to(stack.dtype)
-            a += math.copysign(root, factor) * update.a.to(stack.dtype)
-        return LowRank(b=b, a=a)
+
+        def shares(weight: float, scale: float) -> tuple[float, float]:
+            factor = weight * scale
+            return math.sqrt(abs(factor)), math.copysign(math.sqrt(abs(factor)), factor)
+
+        return sum_factors("peft-linear", stack, shares)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
 _BLEU_ORDER, _CHRF_ORDER, _BETA = 4, 6, 2
+_DEFAULT = "13a"
+"""sacrebleu's default tokenizer, which takes a Chinese or Japanese sentence for a word or two."""
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 
 
@@ -25,12 +27,17 @@ def _bleu(language: str) -> BLEU:
 
     try:
         # an effective order is what sacrebleu wants for single sentences; it does not alter their counts
-        return BLEU(tokenize=_TOKENIZERS.get(language, "13a"), effective_order=True)
+        return BLEU(tokenize=_TOKENIZERS.get(language, _DEFAULT), effective_order=True)
     except RuntimeError as error:
         raise PlanError(
             f"BLEU in '{language}' needs the tokenizer {_TOKENIZERS[language]}, which is not installed. "
             "Install adaptermix[mt]."
         ) from error
+
+
+def has_own_tokenizer(language: str) -> bool:
+    """Return whether sacrebleu's default tokenizer does not do for a language."""
+    return language in _TOKENIZERS
 
 
 def require_tokenizers(languages: Sequence[str]) -> None:

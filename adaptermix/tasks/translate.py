@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..data import DataFile, TranslateRow, read_translations
 from ..data.language_names import english_name
 from .metrics import Metric
-from .overlap import bleu, bleu_counts, chrf, chrf_counts, require_tokenizers
+from .overlap import bleu, bleu_counts, chrf, chrf_counts, has_own_tokenizer, require_tokenizers
 from .templates import Template, table
 
 
@@ -18,6 +18,10 @@ def _line(answer: str) -> str:
 
 def _bleu_counts(row: TranslateRow, answer: str) -> Sequence[float]:
     return bleu_counts(row.target, _line(answer), row.target_language)
+
+
+def _default_counts(row: TranslateRow, answer: str) -> Sequence[float]:
+    return bleu_counts(row.target, _line(answer), "en")
 
 
 def _chrf_counts(row: TranslateRow, answer: str) -> Sequence[float]:
@@ -70,13 +74,19 @@ class Translate:
         return f"{row.source_language}-{row.target_language}"
 
     def metrics(self, rows: Sequence[TranslateRow]) -> tuple[Metric, ...]:
-        """Return BLEU and chrF2.
+        """Return BLEU and chrF2, and BLEU by sacrebleu's default tokenizer where that of a language is another.
+
+        The release of Liu and Niehues (ACL 2025) calls sacrebleu with its default, their paper names the others.
 
         Raises:
             PlanError: the tokenizer of a target language is not installed.
         """
-        require_tokenizers(sorted({row.target_language for row in rows}))
-        return (
+        languages = sorted({row.target_language for row in rows})
+        require_tokenizers(languages)
+        found = [
             Metric(name="bleu", count=_bleu_counts, value=bleu),
             Metric(name="chrf", count=_chrf_counts, value=chrf),
-        )
+        ]
+        if any(map(has_own_tokenizer, languages)):
+            found.append(Metric(name="bleu-13a", count=_default_counts, value=bleu))
+        return tuple(found)

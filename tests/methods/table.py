@@ -79,6 +79,7 @@ TABLE: dict[str, Row] = {
     "regmean": Row(name="regmean", laws={"signed": False}),
     "regmean, as is": Row(name="regmean", options={"off_diagonal": 1.0}, laws={"signed": False}),
     "peft-linear": Row(name="peft-linear", laws={"gauge_free": False, "takes_dense": False}),
+    "factor-average": Row(name="factor-average", laws={"gauge_free": False, "takes_dense": False}),
 }
 
 assert {row.name for row in TABLE.values()} <= set(METHODS)

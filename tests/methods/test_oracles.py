@@ -193,6 +193,16 @@ def test_peft_linear_adds_the_factors_with_roots_of_the_weights() -> None:
     check(build("peft-linear", {}), stack, b @ a)
 
 
+def test_factor_average_is_the_scale_times_the_product_of_averaged_factors() -> None:
+    """0.9 and 0.1 give 0.81, 0.01 and the cross terms at 0.09 each."""
+    stack = stack_of((6, 5), (0.9, 0.1))
+    one, two = (replace(update, scale=2.0) for update in stack.updates if isinstance(update, LowRank))
+    found = build("factor-average", {})(replace(stack, updates=(one, two))).dense().numpy()
+    parts = [(0.81, one, one), (0.01, two, two), (0.09, one, two), (0.09, two, one)]
+    expected = sum(share * 2.0 * left.b.numpy() @ right.a.numpy() for share, left, right in parts)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_slerp_of_factors_that_cancel_is_no_error() -> None:
     """B A = 0 with neither zero: rounding may leave the squared norm below 0."""
     for seed in range(30):

@@ -82,7 +82,10 @@ def test_scores_are_those_of_sacrebleu_for_each_pair_with_its_tokenizer() -> Non
         expected = BLEU(tokenize=tokenizer).corpus_score(given, references).score
         assert found.scores[pair].value == pytest.approx(expected)
         assert found.others["chrf"][pair].value == pytest.approx(CHRF().corpus_score(given, references).score)
+        plain = BLEU(tokenize="13a").corpus_score(given, references).score
+        assert found.others["bleu-13a"][pair].value == pytest.approx(plain)
     assert found.overall.value == pytest.approx(sum(score.value for score in found.scores.values()) / 4)
+    assert "bleu-13a" not in score_answers(TASK, rows[:2], answers[:2], {}, seed=0).others
 
 
 def test_only_the_first_line_of_an_answer_counts() -> None:
