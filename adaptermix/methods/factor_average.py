@@ -16,8 +16,8 @@ class FactorAverage(MergeMethod):
     r"""The weighted sum of A times that of B, as one gets who averages adapter files; for reproducing, not for use.
 
     $\Delta = (\sum_i w_i \sqrt{|s_i|} B_i) (\sum_i w_i e_i \sqrt{|s_i|} A_i)$ with $e_i = sgn(s_i)$: each adapter acts
-    by $w_i^2$, and the cross terms $w_i w_j B_i A_j$ belong to none. With one scale s this is s times the product of the
-    averaged factors.
+    by $w_i^2$, and the cross terms $w_i w_j B_i A_j$ belong to none. With one scale s this is s times the product of
+    the averaged factors.
 
     Shapes: k updates [out in] of one rank r give one [out in] of rank r.
     Exact when: there is one adapter, of weight 1.
