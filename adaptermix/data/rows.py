@@ -63,7 +63,7 @@ def records(
         return
     places: dict[str, int] | None = None
     width = len(order)
-    for index, (number, cells) in enumerate(_cells(file)):
+    for index, (number, cells) in enumerate(table_cells(file)):
         if index == 0 and (found := _header(file, number, cells, names, order)):
             places, width = found, len(cells)
             continue
@@ -77,7 +77,14 @@ def records(
         yield number, _checked(file, number, {field: cells[place] for field, place in used.items()}, order)
 
 
-def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+def table_cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+    """Yield the numbered rows of CSV with quotes, or of TSV, where quotes have no meaning; blank ones are passed over.
+
+    A row of several lines has the number of its last one.
+
+    Raises:
+        DataError: quotes are not closed, or not doubled inside.
+    """
     if ".csv" not in file.suffixes:
         yield from ((number, line.split("\t")) for number, line in file.lines() if line.strip())
         return
