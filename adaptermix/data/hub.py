@@ -47,7 +47,9 @@ class HubData(DataFile):
         rows = _load(self.name, self.config, self.split, self.revision)
         classes = {key: kind for key, kind in rows.features.items() if hasattr(kind, "int2str")}
         for number, row in enumerate(rows, start=1):
-            named = {key: classes[key].int2str(value) for key, value in row.items() if key in classes and value >= 0}
+            # a row without a class has the number -1, or none
+            numbers = {key: -1 if row[key] is None else row[key] for key in classes}
+            named = {key: classes[key].int2str(place) if place >= 0 else place for key, place in numbers.items()}
             yield number, json.dumps(row | named, ensure_ascii=False, default=str)
 
     def entry(self) -> dict[str, object]:
