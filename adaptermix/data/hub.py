@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .source import DataFile, canonical_language
+from .source import DataFile, canonical_language, languages_in
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(@(?P<revision>[^:@]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]+))?")
 
@@ -94,8 +94,8 @@ def open_hub(argument: str, given: tuple[str, ...]) -> HubData:
     if match is None:
         raise DataError(f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.")
     config = match["config"] or None
-    code = config and (canonical_language(config) or canonical_language(re.split(r"[-_.]", config)[-1]))
-    found = given or ((code,) if code else ())
+    code = config and canonical_language(config)
+    found = given or (config and languages_in(config)) or ((code,) if code else ())
     return HubData(
         path=Path(argument),
         languages=found,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from .rows import table_cells
-from .source import DataFile, find_files, parse_rows
+from .source import DataFile, find_files, parse_rows, several_languages
 
 _JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
 _HEADERS = (*_JSON_FIELDS, ("src", "tgt"))
@@ -115,5 +115,6 @@ def _pair_languages(file: DataFile) -> tuple[str, str]:
     if file.language and file.language != "en":
         return file.language, "en"
     raise DataError(
-        f"{file.path}: the languages of a pair file must show in its name (de-en.tsv) or be given (de-en=FILE)."
+        f"{file.path}: the languages of a pair file must show in its name (de-en.tsv) or be given (de-en=FILE)"
+        f"{several_languages(file)}."
     )

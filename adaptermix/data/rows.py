@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import DataError
-from .source import DataFile, canonical_language, parse_rows
+from .source import DataFile, canonical_language, parse_rows, several_languages
 
 Row = TypeVar("Row")
 LANGUAGE_NAMES = ("language", "lang", "locale")
@@ -25,7 +25,10 @@ def row_language(file: DataFile, named: object = None) -> str:
         code = str(named)
         return canonical_language(code) or canonical_language(code.split("-", maxsplit=1)[0]) or code
     if file.language is None:
-        raise DataError(f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE).")
+        raise DataError(
+            f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE)"
+            f"{several_languages(file)}."
+        )
     return file.language
 
 

@@ -13,7 +13,7 @@ from .source import DataFile, find_files
 
 _MASSIVE_SLOT = re.compile(r"\[\s*(?P<type>[^\]:]+?)\s*:\s*(?P<value>[^\]]*?)\s*\]")
 # MASSIVE counts these by character (He and Garner's scorer; ja-JP, zh-CN, zh-TW)
-CHARACTER_LANGUAGES = ("ja", "zh")
+CHARACTER_LANGUAGES = ("ja", "zh", "zh-Hant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
 _BLEU_ORDER, _CHRF_ORDER, _BETA = 4, 6, 2
-_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+_TOKENIZERS = {"zh": "zh", "zh-Hant": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 
 
 @cache

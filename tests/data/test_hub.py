@@ -94,3 +94,20 @@ def test_a_row_without_a_class_is_unlabelled_whether_it_has_no_number_or_minus_o
     found, files = read_nli([f"en=hf:{tmp_path / 'set'}"])
     assert [row.label for row in found] == ["contradiction"]
     assert files[0].left_out == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "languages"),
+    [
+        ("en_pud", ("en",)),
+        ("zh-TW", ("zh-Hant",)),
+        ("zho_Hant", ("zh-Hant",)),
+        ("en-de", ("en", "de")),
+        ("mt", ("mt",)),
+        ("20220301.de", ("de",)),
+        ("mlqa.de.en", ()),
+        ("plain_text", ()),
+    ],
+)
+def test_configurations_are_read_as_file_names_are(config: str, languages: tuple[str, ...]) -> None:
+    assert open_hub(f"hf:owner/name:{config}", ()).languages == languages
