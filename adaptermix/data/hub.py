@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .source import DataFile, canonical_language
+from .source import DataFile, canonical_language, languages_in
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(@(?P<revision>[^:@]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]+))?")
 
@@ -47,7 +47,9 @@ class HubData(DataFile):
         rows = _load(self.name, self.config, self.split, self.revision)
         classes = {key: kind for key, kind in rows.features.items() if hasattr(kind, "int2str")}
         for number, row in enumerate(rows, start=1):
-            named = {key: classes[key].int2str(value) for key, value in row.items() if key in classes and value >= 0}
+            # a row without a class has the number -1, or none
+            numbers = {key: -1 if row[key] is None else row[key] for key in classes}
+            named = {key: classes[key].int2str(place) if place >= 0 else place for key, place in numbers.items()}
             yield number, json.dumps(row | named, ensure_ascii=False, default=str)
 
     def entry(self) -> dict[str, object]:
@@ -92,8 +94,8 @@ def open_hub(argument: str, given: tuple[str, ...]) -> HubData:
     if match is None:
         raise DataError(f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.")
     config = match["config"] or None
-    code = config and (canonical_language(config) or canonical_language(re.split(r"[-_.]", config)[-1]))
-    found = given or ((code,) if code else ())
+    code = config and canonical_language(config)
+    found = given or (config and languages_in(config)) or ((code,) if code else ())
     return HubData(
         path=Path(argument),
         languages=found,

@@ -5,7 +5,7 @@ A table rather than `langcodes`, whose names need a further package: a prompt mu
 
 from __future__ import annotations
 
-# ISO 639 codes in their shortest form, names as people commonly write them
+# ISO 639 codes in their shortest form, with the script of varieties kept apart; names as people commonly write them
 _NAMES = {
     "ace": "Acehnese",
     "af": "Afrikaans",
@@ -123,6 +123,7 @@ _NAMES = {
     "yo": "Yoruba",
     "yue": "Cantonese",
     "zh": "Chinese",
+    "zh-Hant": "Traditional Chinese",
     "zu": "Zulu",
 }
 

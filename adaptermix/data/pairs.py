@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError
-from .source import DataFile, find_files, parse_rows
+from .rows import table_cells
+from .source import DataFile, find_files, parse_rows, several_languages
 
 _JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
 _HEADERS = (*_JSON_FIELDS, ("src", "tgt"))
@@ -30,22 +30,7 @@ class Pair:
 
 
 def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    suffixes = file.suffixes
-    if ".jsonl" in suffixes:
-        yield from _json_columns(file)
-    elif ".csv" in suffixes:
-        lines = file.lines()
-        # line numbers of multi-line quoted cells are those of their last line
-        reader = csv.reader((line + "\n" for _, line in lines), strict=True)
-        try:
-            for row in filter(None, reader):
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise DataError(
-                f"{file.path}:{reader.line_num}: quotes must be closed and doubled inside: {error}."
-            ) from error
-    else:
-        yield from ((number, line.split("\t")) for number, line in file.lines() if line.strip())
+    return _json_columns(file) if ".jsonl" in file.suffixes else table_cells(file)
 
 
 def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
@@ -130,5 +115,6 @@ def _pair_languages(file: DataFile) -> tuple[str, str]:
     if file.language and file.language != "en":
         return file.language, "en"
     raise DataError(
-        f"{file.path}: the languages of a pair file must show in its name (de-en.tsv) or be given (de-en=FILE)."
+        f"{file.path}: the languages of a pair file must show in its name (de-en.tsv) or be given (de-en=FILE)"
+        f"{several_languages(file)}."
     )

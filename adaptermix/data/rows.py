@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import DataError
-from .source import DataFile, canonical_language, parse_rows
+from .source import DataFile, canonical_language, parse_rows, several_languages
 
 Row = TypeVar("Row")
 LANGUAGE_NAMES = ("language", "lang", "locale")
@@ -25,7 +25,10 @@ def row_language(file: DataFile, named: object = None) -> str:
         code = str(named)
         return canonical_language(code) or canonical_language(code.split("-", maxsplit=1)[0]) or code
     if file.language is None:
-        raise DataError(f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE).")
+        raise DataError(
+            f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE)"
+            f"{several_languages(file)}."
+        )
     return file.language
 
 
@@ -63,7 +66,7 @@ def records(
         return
     places: dict[str, int] | None = None
     width = len(order)
-    for index, (number, cells) in enumerate(_cells(file)):
+    for index, (number, cells) in enumerate(table_cells(file)):
         if index == 0 and (found := _header(file, number, cells, names, order)):
             places, width = found, len(cells)
             continue
@@ -77,7 +80,14 @@ def records(
         yield number, _checked(file, number, {field: cells[place] for field, place in used.items()}, order)
 
 
-def _cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+def table_cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
+    """Yield the numbered rows of CSV with quotes, or of TSV, where quotes have no meaning; blank ones are passed over.
+
+    A row of several lines has the number of its last one.
+
+    Raises:
+        DataError: quotes are not closed, or not doubled inside.
+    """
     if ".csv" not in file.suffixes:
         yield from ((number, line.split("\t")) for number, line in file.lines() if line.strip())
         return

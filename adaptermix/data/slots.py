@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from ..errors import DataError
-from .rows import row_language
-from .source import DataFile, find_files, parse_rows
+from .rows import pick_rows, row_language
+from .source import DataFile, find_files
 
 _MASSIVE_SLOT = re.compile(r"\[\s*(?P<type>[^\]:]+?)\s*:\s*(?P<value>[^\]]*?)\s*\]")
 # MASSIVE counts these by character (He and Garner's scorer; ja-JP, zh-CN, zh-TW)
-CHARACTER_LANGUAGES = ("ja", "zh")
+CHARACTER_LANGUAGES = ("ja", "zh", "zh-Hant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,15 +213,10 @@ def read_slots(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
         arguments: `FILE` arguments.
         rows: `START:STOP[:STEP]` of the rows of each file.
 
+    Returns:
+        The rows in file order, and the files.
+
     Raises:
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
-    files = find_files(arguments)
-    chosen = parse_rows(rows)
-    found: list[SlotRow] = []
-    for file in files:
-        here = list(_reader(file)(file))
-        if not here[chosen]:
-            raise DataError(f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(here)}.")
-        found += here[chosen]
-    return found, files
+    return pick_rows(find_files(arguments), rows, lambda file: _reader(file)(file))

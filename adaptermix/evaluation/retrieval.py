@@ -18,6 +18,7 @@ from torch import Tensor
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
 from ..data import read_parallel
+from ..data.source import split_pair
 from ..errors import PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
 from ..pooling import Pooler, Standards, require_pooling
@@ -118,7 +119,7 @@ class Retrieval:
         found: dict[str, list[float]] = {}
         for layer in self._even():
             for direction, value in self.layers[layer].items():
-                for language in direction.split("-"):
+                for language in split_pair(direction):
                     found.setdefault(language, []).append(value)
         return {language: sum(values) / len(values) for language, values in found.items()}
 

@@ -37,7 +37,9 @@ def _is_full(document: Mapping[str, Any]) -> bool:
 
 
 def _header(document: Mapping[str, Any]) -> str:
-    languages = sorted({name for names in document.get("languages", {}).values() for name in names})
+    names = {name for names in document.get("languages", {}).values() for name in names}
+    # the Hub takes codes of ISO 639 alone: those of pairs (de-en) one by one, without scripts (zh-Hant)
+    languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
     base = hub_id(document.get("base", {}).get("id"))
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
     header: dict[str, Any] = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _BLEU_ORDER, _CHRF_ORDER, _BETA = 4, 6, 2
 _DEFAULT = "13a"
 """sacrebleu's default tokenizer, which takes a Chinese or Japanese sentence for a word or two."""
-_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+_TOKENIZERS = {"zh": "zh", "zh-Hant": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 
 
 @cache

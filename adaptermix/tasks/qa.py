@@ -26,6 +26,7 @@ _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CHARACTERS = {
     "ja": re.compile(f"([{_IDEOGRAPHS}\u3040-\u30ff\u31f0-\u31ff])"),
     "zh": re.compile(f"([{_IDEOGRAPHS}])"),
+    "zh-Hant": re.compile(f"([{_IDEOGRAPHS}])"),
 }
 
 

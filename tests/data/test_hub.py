@@ -78,3 +78,36 @@ def test_what_is_not_there_is_refused_in_one_sentence(tmp_path: Path) -> None:
     for argument in (f"de={name}::dev", f"de=hf:{tmp_path / 'missing'}"):
         with pytest.raises(DataError, match="must be a data set that can be reached"):
             read_nli([argument])
+
+
+def test_a_row_without_a_class_is_unlabelled_whether_it_has_no_number_or_minus_one(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "premise": datasets.Value("string"),
+            "hypothesis": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["entailment", "neutral", "contradiction"]),
+        }
+    )
+    columns = {"premise": ["a"] * 3, "hypothesis": ["b"] * 3, "label": [None, 2, -1]}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    found, files = read_nli([f"en=hf:{tmp_path / 'set'}"])
+    assert [row.label for row in found] == ["contradiction"]
+    assert files[0].left_out == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "languages"),
+    [
+        ("en_pud", ("en",)),
+        ("zh-TW", ("zh-Hant",)),
+        ("zho_Hant", ("zh-Hant",)),
+        ("en-de", ("en", "de")),
+        ("mt", ("mt",)),
+        ("20220301.de", ("de",)),
+        ("mlqa.de.en", ()),
+        ("plain_text", ()),
+    ],
+)
+def test_configurations_are_read_as_file_names_are(config: str, languages: tuple[str, ...]) -> None:
+    assert open_hub(f"hf:owner/name:{config}", ()).languages == languages

@@ -74,6 +74,12 @@ class TestParallel:
         ]
         assert parallel.texts["de"] == ["de 1", "de 2"]
 
+    def test_both_scripts_of_chinese_are_taken_side_by_side(self, tmp_path: Path) -> None:
+        files = [put(tmp_path, f"{code}.dev", "a\n") for code in ("zho_Hans", "zho_Hant", "eng_Latn")]
+        assert list(read_parallel(files).texts) == ["zh", "zh-Hant", "en"]
+        with pytest.raises(DataError, match="'zh' occurs twice"):
+            read_parallel([*files, put(tmp_path, "zh-CN.txt", "a\n")])
+
     def test_texts_of_different_length_are_refused(self, tmp_path: Path) -> None:
         files = [put(tmp_path, "de.txt", "a\n"), put(tmp_path, "en.txt", "a\nb\n")]
         with pytest.raises(DataError, match="de 1, en 2"):
@@ -114,6 +120,14 @@ class TestSlots:
         assert rows[0].tokens == ("weck", "mich", "um", "fünf")
         assert rows[0].tags == ("O", "O", "time", "time")
         assert rows[0].language == "de"
+
+    def test_chinese_of_taiwan_is_apart_from_that_of_the_mainland(self, tmp_path: Path) -> None:
+        for given in ("", "zh-TW="):
+            rows = [{"locale": code, "annot_utt": "[time : 五點]叫我"} for code in ("zh-TW", "zh-CN")]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            found = read_slots([given + put(tmp_path, "massive.jsonl", text)])[0]
+            assert [row.language for row in found] == ["zh-Hant", "zh-Hant" if given else "zh"]
+            assert all(row.tags == ("time", "time", "O", "O") for row in found)
 
     def test_massive_counts_japanese_and_chinese_by_character(self, tmp_path: Path) -> None:
         row = {"locale": "ja-JP", "utt": "朝5時に", "annot_utt": "[time : 朝5時]に"}

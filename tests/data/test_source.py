@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.data import find_files, parse_rows
+from adaptermix.data import find_files, parse_rows, read_pairs, read_slots
 from adaptermix.data.source import languages_of
 from adaptermix.errors import DataError
 
@@ -31,6 +31,70 @@ from adaptermix.errors import DataError
     ],
 )
 def test_the_language_is_read_from_the_name(name: str, languages: tuple[str, ...]) -> None:
+    assert languages_of(Path(name)) == languages
+
+
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [
+        ("en_pud-ud-test.iob2", "en"),
+        ("ru_pud-ud-test.iob2", "ru"),
+        ("tl_trg-ud-test.iob2", "fil"),
+        ("sk_snk-ud-train.iob2.gz", "sk"),
+        ("ceb_gja-ud-test.iob2", "ceb"),
+        ("gsw_uzh-ud-test.iob2", "gsw"),
+        ("kmr_mg-ud-test.iob2", "ku"),
+        ("de.nlu.tsv", "de"),
+        ("en.pos.tsv", "en"),
+        ("de.bio.tsv", "de"),
+        ("en.intent.fin.csv", "en"),
+        ("deu.trg.tsv", "de"),
+        ("my_data.de.tsv", "de"),
+        ("de.no_dups.tsv", "de"),
+        ("mlqa.de.de.json", "de"),
+    ],
+)
+def test_treebanks_and_words_that_look_like_codes_do_not_hide_the_language(name: str, language: str) -> None:
+    assert languages_of(Path(name)) == (language,)
+
+
+@pytest.mark.parametrize("name", ["de.fr.tsv", "trg.gsw.tsv", "my_de_data.tsv"])
+def test_of_several_codes_of_one_kind_none_is_taken(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("a\tO\n")
+    assert languages_of(Path(name)) == ()
+    with pytest.raises(DataError, match=r"given \(de=FILE\), and its name has '(de|trg|my)' and '(fr|gsw|de)'\.$"):
+        read_slots([str(tmp_path / name)])
+    with pytest.raises(DataError, match=r"given \(de-en=FILE\), and its name has '"):
+        read_pairs([str(tmp_path / name)])
+    assert read_slots([f"de={tmp_path / name}"])[0][0].language == "de"
+
+
+def test_an_unclear_name_does_not_matter_where_rows_tell_their_language(tmp_path: Path) -> None:
+    (tmp_path / "my.it.jsonl").write_text('{"text": "a", "slots": [], "language": "de"}\n')
+    assert read_slots([str(tmp_path / "my.it.jsonl")])[0][0].language == "de"
+
+
+@pytest.mark.parametrize(
+    ("name", "languages"),
+    [
+        ("zh-TW.test.jsonl", ("zh-Hant",)),
+        ("zh_TW.txt", ("zh-Hant",)),
+        ("zh-tw.txt", ("zh-Hant",)),
+        ("zh-hant-tw.txt", ("zh-Hant",)),
+        ("zho_Hant.dev", ("zh-Hant",)),
+        ("zho-TW.txt.gz", ("zh-Hant",)),
+        ("zh_hk-ud-test.iob2", ("zh-Hant",)),
+        ("zh-CN.test.jsonl", ("zh",)),
+        ("zho_Hans.dev", ("zh",)),
+        ("zho-CN.txt.gz", ("zh",)),
+        ("zh-Hans-TW.txt", ("zh",)),
+        ("zho_Hant-eng_Latn.tsv", ("zh-Hant", "en")),
+        ("en-zh_TW.tsv", ("en", "zh-Hant")),
+        ("pt-BR-en.tsv", ("pt", "en")),
+        ("en-tw.tsv", ("en", "ak")),
+    ],
+)
+def test_traditional_chinese_is_a_language_of_its_own(name: str, languages: tuple[str, ...]) -> None:
     assert languages_of(Path(name)) == languages
 
 
@@ -129,6 +193,13 @@ def test_scripts_regions_and_words_of_file_names_are_no_second_language(name: st
         ("sr-Latn", ("sr",)),
         ("pt-BR", ("pt",)),
         ("zh-CN", ("zh",)),
+        ("zh-cn", ("zh",)),
+        ("zh-TW", ("zh-Hant",)),
+        ("zh-tw", ("zh-Hant",)),
+        ("zh-Hant", ("zh-Hant",)),
+        ("zho_Hant", ("zh-Hant",)),
+        ("zh-TW-en", ("zh-Hant", "en")),
+        ("en-zh-Hant", ("en", "zh-Hant")),
     ],
 )
 def test_a_given_script_or_region_belongs_to_one_language(
@@ -148,9 +219,10 @@ def test_a_file_whose_own_name_looks_like_a_glob_or_a_given_language_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("de=x.txt", "[de].txt"):
+    for name in ("de=x.txt", "[de].txt", "my_data=x.txt"):
         Path(name).write_text("x\n")
         assert find_files([name])[0].path == Path(name)
+    assert find_files(["my_data=?.txt"])[0].path == Path("my_data=x.txt")
 
 
 def test_a_glob_without_a_match_and_no_file_at_all_are_refused(tmp_path: Path) -> None:

@@ -280,6 +280,8 @@ def test_languages_are_averaged_over_their_directions() -> None:
     layers = ({"de-en": 0.1, "en-de": 0.1}, {"de-en": 0.2, "en-de": 0.2}, {"de-en": 0.5, "en-de": 0.7, "fr-en": 0.1})
     found = Retrieval(layers=layers, n={}).by_language()
     assert found == {"de": pytest.approx(0.6), "en": pytest.approx((0.5 + 0.7 + 0.1) / 3), "fr": pytest.approx(0.1)}
+    found = Retrieval(layers=({}, {"zh-Hant-zh": 0.2, "zh-zh-Hant": 0.4, "en-zh-Hant": 0.6}), n={}).by_language()
+    assert found == {"zh-Hant": pytest.approx(0.4), "zh": pytest.approx(0.3), "en": pytest.approx(0.6)}
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=9), st.integers(0, 5))

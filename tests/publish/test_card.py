@@ -51,6 +51,13 @@ def test_languages_stay_strings_also_where_yaml_would_read_a_truth_value() -> No
     assert header(card(document(), name="merged"))["language"] == ["de", "en", "no"]
 
 
+def test_languages_of_the_header_are_codes_that_the_hub_takes() -> None:
+    languages = {"supervised": ["en-de", "zh-Hant-en"], "aligned": ["gsw", "zh-Hant"]}
+    text = card(document(languages=languages), name="merged")
+    assert header(text)["language"] == ["de", "en", "gsw", "zh"]
+    assert "zh-Hant" in text
+
+
 def test_a_local_base_is_not_named_in_the_header_for_the_hub_would_refuse_it(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     for name in (str(tmp_path / "model"), "/nowhere/model", "../model", "a/b/c"):

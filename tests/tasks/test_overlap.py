@@ -15,12 +15,13 @@ from adaptermix.evaluation.score import mean_score
 from adaptermix.tasks import Metric, overlap
 from adaptermix.tasks.overlap import bleu, bleu_counts, chrf, chrf_counts, require_tokenizers
 
-TOKENIZERS = {"de": "13a", "zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+TOKENIZERS = {"de": "13a", "zh": "zh", "zh-Hant": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 # few words, so that n-grams of four are right now and then
 words = st.sampled_from(["a", "b", "the cat", "sat,", "on.", "3.5", "&amp;", "x-y"])
 scripts = {
     "de": words,
     "zh": st.sampled_from(["我", "们", "今天", "。", "AI", " ", "去了"]),
+    "zh-Hant": st.sampled_from(["臺北", "我們", "今天", "。", "AI", " ", "五點"]),
     "ja": st.sampled_from(["東京", "に", "行く", "。", "カメラ", " ", "AI"]),
     "ko": st.sampled_from(["나는", " ", "학교에", "간다", ".", "집"]),
 }

@@ -118,6 +118,7 @@ def test_any_text_scores_within_bounds_and_itself_fully(golds: list[str], answer
         ("在2008年，Beijing Games", "zh", ["在", "2008", "年", "beijing", "games"]),  # noqa: RUF001
         ("東京タワー (Tower)", "ja", ["東", "京", "タ", "ワ", "ー", "tower"]),
         ("東京タワー", "zh", ["東", "京", "タワー"]),
+        ("臺北101", "zh-Hant", ["臺", "北", "101"]),
         ("...", "en", []),
     ],
 )

@@ -50,6 +50,14 @@ def test_a_language_without_a_name_is_called_by_its_code() -> None:
     assert TASK.fields(row("a", "b", "bar-de")) == {"text": "a", "source": "bar", "target": "German"}
 
 
+def test_the_prompt_tells_traditional_chinese_from_chinese(tmp_path: Path) -> None:
+    for name in ("zh-TW-en.tsv", "zh-CN-en.tsv"):
+        (tmp_path / name).write_text("a\tb\n")
+    rows, _ = TASK.read([str(tmp_path / "*.tsv")], rows=None)
+    assert [TASK.fields(row)["source"] for row in rows] == ["Chinese", "Traditional Chinese"]
+    assert [TASK.language(row) for row in rows] == ["zh-en", "zh-Hant-en"]
+
+
 def test_codes_with_names_are_those_that_readers_give() -> None:
     assert {code: canonical_language(code) for code in _NAMES if code not in ("no", "tl")} == {
         code: code for code in _NAMES if code not in ("no", "tl")
