@@ -127,7 +127,7 @@ def test_vectors_of_the_first_token_are_refused_where_they_say_nothing(
         retrieve(RetrieveSettings(base=str(causal), data=pairs, pooling="bos", **own))  # type: ignore[arg-type]
     out = str(tmp_path / "out")
     train_align(AlignSettings(base=str(encoder), pairs=pairs, steps=1, batch_size=3, pooling="bos", out=out, **own))  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match="the adapter was trained with that"):
+    with pytest.raises(PlanError, match="the adapter was trained with --pooling bos"):
         retrieve(RetrieveSettings(base=str(encoder), data=pairs, adapter=out, exclude_bos=True, **own))  # type: ignore[arg-type]
 
 
