@@ -74,12 +74,34 @@ def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
 
 
 def inherit(sources: Sequence[AdapterSource]) -> dict[str, Any]:
-    """Return what a merge takes over: languages by role, and the task and how sentences become vectors if all agree."""
+    """Return what a merge takes over: languages by role, training files, task and sentence vectors where all agree."""
     languages: dict[str, list[str]] = {}
     for source in sources:
         for role, names in _languages(source.meta.manifest):
             languages[role] = sorted({*languages.get(role, ()), *names})
-    return {"languages": languages or None, "task": _common(sources, "task"), "vectors": _common(sources, "vectors")}
+    files = {entry["sha256"]: entry for source in sources for entry in _files(source.meta.manifest, "data")}
+    return {
+        "languages": languages or None,
+        "data": list(files.values()) or None,
+        "task": _common(sources, "task"),
+        "vectors": _common(sources, "vectors"),
+    }
+
+
+def seen(sources: Sequence[AdapterSource]) -> set[str]:
+    """Return the SHA-256 of all files that adapters were trained or chosen on, as far as their manifests tell."""
+    return {
+        str(entry["sha256"])
+        for source in sources
+        for name in ("data", "dev")
+        for entry in _files(source.meta.manifest, name)
+    }
+
+
+def _files(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Return the files of an entry; a manifest is a file that people edit, so what has another form is passed over."""
+    found = document.get(name)
+    return [e for e in found if isinstance(e, Mapping) and "sha256" in e] if isinstance(found, list) else []
 
 
 def _common(sources: Sequence[AdapterSource], name: str) -> Any:

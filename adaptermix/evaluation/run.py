@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
+from ..data import DataFile
 from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
@@ -156,6 +157,17 @@ def template_of(task: Task, sources: Sequence[AdapterSource], given: str | None)
     return get_template(task, named).name
 
 
+def note_seen(files: Sequence[DataFile], sources: Sequence[AdapterSource], watch: Watcher) -> None:
+    """Tell a person about files that an adapter was trained or chosen on, by their content."""
+    seen = manifest.seen(sources)
+    for file in files:
+        if file.entry()["sha256"] in seen:
+            watch.note(
+                f"warning: {file.path} is a file that an adapter was trained or chosen on; unless --rows picks other "
+                "rows, scores on it say little."
+            )
+
+
 def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluation:
     """Evaluate a base model on a task, with an adapter or without.
 
@@ -171,6 +183,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     rows, files = task.read(settings.data, rows=settings.rows)
     for note in told_left_out(sum(file.left_out for file in files), len(rows)):
         watch.note(note)
+    note_seen(files, [*sources, *(others or [])], watch)
     task.metrics(rows)  # what they need and is not installed shows before a model is loaded
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]

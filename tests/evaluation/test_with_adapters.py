@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from adaptermix import EvaluateSettings, RetrieveSettings, evaluate, retrieve
+from adaptermix import (
+    AlignSettings,
+    EvaluateSettings,
+    RetrieveSettings,
+    TaskSettings,
+    evaluate,
+    merge,
+    retrieve,
+    train_align,
+    train_task,
+)
 from adaptermix.adapters import open_adapter
 from adaptermix.data import read_slots
 from adaptermix.errors import IncompatibleAdapters, ModelError
@@ -21,6 +32,7 @@ from tests.evaluation.test_retrieval import brute_force
 from tests.factories import load_with_peft, peft_lora
 
 from ..scoring import count, micro_f1
+from ..train.data import Notes, write_pairs, write_slots
 
 TEXTS = {"en": ["wake me", "play some rather long song", "x"], "de": ["weck mich auf", "ja"]}
 
@@ -107,6 +119,25 @@ def test_a_manifest_of_another_form_is_passed_over(
     found = evaluate(evaluated(causal, write_rows(tmp_path), adapter=str(adapter), max_new_tokens=1))
     (adapter / "adaptermix.json").unlink()
     assert set(found.groups) == {"all"}
+
+
+def test_files_that_an_adapter_was_trained_on_are_told_through_merges_too(causal: Path, tmp_path: Path) -> None:
+    pairs, trained = write_pairs(tmp_path), write_slots(tmp_path)
+    held_out = str(Path(write_rows(tmp_path)).parent / "de.jsonl")
+    place: dict[str, Any] = {"base": str(causal), "dtype": "float32", "device": "cpu", "steps": 1, "batch_size": 3}
+    train_task(TaskSettings(task="slots", train=[trained], out=str(tmp_path / "task"), **place))
+    train_align(AlignSettings(pairs=pairs, out=str(tmp_path / "align"), **place))
+    merge([str(tmp_path / "task"), str(tmp_path / "align")], weights=[0.9], out=tmp_path / "merged")
+    copied = tmp_path / "other-name.en.jsonl"
+    copied.write_bytes(Path(trained).read_bytes())
+    for name in ("task", "merged"):
+        for data, told in ((str(copied), 1), (held_out, 0)):
+            notes = Notes()
+            evaluate(evaluated(causal, data, adapter=str(tmp_path / name), rows=":1"), watch=notes)
+            assert sum("was trained or chosen on" in note for note in notes.said) == told
+    for damaged in ({"data": "x"}, {"data": [1, {}]}):
+        (tmp_path / "task" / "adaptermix.json").write_text(json.dumps(damaged))
+        evaluate(evaluated(causal, held_out, adapter=str(tmp_path / "task"), rows=":1"))
 
 
 def test_the_template_is_that_of_the_adapter_unless_given(causal: Path, adapter: Path, tmp_path: Path) -> None:
