@@ -235,14 +235,21 @@ def describe_pairs(pairs: Sequence[Pair], files: Sequence[DataFile], held_out: S
     return describe(rows, list(map(text, held_out)), left_out=sum(file.left_out for file in files))
 
 
-def require_pairs(pairs: Sequence[Pair]) -> None:
+def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
     """Refuse pairs that have no negatives.
+
+    Args:
+        pairs: The pairs.
+        name: What they are called.
 
     Raises:
         DataError: there are fewer than two different ones.
     """
-    if len(set(pairs)) < 2:
-        raise DataError("alignment needs at least two different pairs, since the others are the negatives; found one.")
+    if (count := len(set(pairs))) < 2:
+        raise DataError(
+            f"alignment needs at least two different {name}, since the others are the negatives; found {count}. "
+            "Give more."
+        )
 
 
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
