@@ -197,7 +197,7 @@ class AlignLoss:
         if kept is None:
             return BatchLoss(loss, tokens, rows=len(rows))
         parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
-        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts)
+        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts, rows=len(rows))
 
     def _contrast(self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes) -> Tensor:
         """Return the contrastive loss of the vectors of this process's share."""

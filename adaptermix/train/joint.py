@@ -57,16 +57,16 @@ class JointLoss:
         if self._settings.discard:
             own = number
         found = {name: BatchLoss(*self._losses[name](own)) for name in names}
+        rows = {name: batch.rows or self._settings.batch_size for name, batch in found.items()}
         return BatchLoss(
             sum(self._weights[name] * batch.loss for name, batch in found.items()),  # type: ignore[arg-type]
             sum(batch.tokens for batch in found.values()),
             {
                 part: entry
                 for name, batch in found.items()
-                for part, entry in (
-                    batch.parts or {name: (batch.loss, batch.rows or self._settings.batch_size)}
-                ).items()
+                for part, entry in (batch.parts or {name: (batch.loss, rows[name])}).items()
             },
+            rows=sum(rows.values()),
         )
 
 

@@ -213,6 +213,18 @@ def test_switches_change_the_result_and_stand_in_the_manifest(causal: Path, tmp_
     assert found["plain"] != found["symmetric"]
 
 
+@pytest.mark.parametrize("keeper", [0.0, 0.5])
+def test_the_log_counts_the_pairs_that_were_used(keeper: float, causal: Path, tmp_path: Path) -> None:
+    """Half of each batch are three pairs, so it draws some of them twice, and those are left out."""
+    settings = settings_for(causal, tmp_path, batch_size=10, accumulate=2, steps=3, keeper=keeper)
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    sampler = AlignLoss(base, read_pairs(settings.pairs)[0], settings)._sampler
+    used = [len(set(sampler.batch(number))) for number in range(6)]
+    assert max(used) < 10
+    report = train_align(settings)
+    assert [entry["rows"] for entry in report.history] == [sum(used[n : n + 2]) for n in (0, 2, 4)]
+
+
 def test_a_dry_run_writes_nothing(causal: Path, tmp_path: Path) -> None:
     report = train_align(settings_for(causal, tmp_path, dry_run=True))
     assert report.document()["dry_run"] is True

@@ -81,6 +81,7 @@ def test_the_log_tells_the_rows_of_each_objective(
     report = train_joint(settings_for(causal, tmp_path, accumulate=2, **more))
     rows = [{name: part["rows"] for name, part in entry["objectives"].items()} for entry in report.history]
     assert rows == expected
+    assert [entry["rows"] for entry in report.history] == [sum(part.values()) for part in expected]
     assert all(entry["loss"] > 0 for entry in report.history)
 
 
