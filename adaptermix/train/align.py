@@ -82,7 +82,7 @@ class AlignLoss:
         pairs: The pairs.
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
-        processes: Those that share each batch.
+        processes: Those that share each batch; their precision is that of the sentences that are measured too.
         watch: Told of sentences that are too long, and of vectors that are too much alike.
         like: Pairs whose sentences are measured to standardise; default the pairs.
     """
@@ -151,7 +151,8 @@ class AlignLoss:
         for language, own in texts.items():
             encoded = tokenizer(own, truncation=True, max_length=self._settings.max_length)["input_ids"]
             parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
-            found[language] = torch.cat([self._of_base(part)[0] for part in parts])
+            with self._processes.autocast():  # as in training, or z-scores would be of another model
+                found[language] = torch.cat([self._of_base(part)[0] for part in parts])
         return found
 
     def _scored(self, vectors: Tensor, rows: Sequence[int], side: int) -> Tensor:

@@ -139,12 +139,8 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     if data.dev:
         sides["dev_task_loss"] = data.objective(base, data.dev, settings.max_length, watch)
     if dev_pairs:
-        sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer, like=pairs).of_rows
-    watched = None
-    if sides:
-        key = f"dev_{settings.select}_loss"
-        measure = WithSum(DevLosses(base, sides, settings, processes), settings.align_weight)
-        watched = DevWatch(measure, settings, steps=steps, rows=len(data.train), key=key, turns=_turns(settings))
+        judge = AlignLoss(base, dev_pairs, settings, layer=layer, processes=processes, like=pairs)
+        sides["dev_align_loss"] = judge.of_rows
     return train(
         base,
         settings,
@@ -162,8 +158,20 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         layers=None,
         watch=watch,
         on=on,
-        dev=watched,
+        dev=_watched(DevLosses(base, sides, settings, processes), len(data.train), settings) if sides else None,
         processes=processes,
+    )
+
+
+def _watched(losses: DevLosses, rows: int, settings: JointSettings) -> DevWatch:
+    """Return what looks at the dev losses after each pass over the task's rows."""
+    return DevWatch(
+        WithSum(losses, settings.align_weight),
+        settings,
+        steps=joint_steps(rows, settings),
+        rows=rows,
+        key=f"dev_{settings.select}_loss",
+        turns=_turns(settings),
     )
 
 
