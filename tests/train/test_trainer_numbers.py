@@ -20,7 +20,7 @@ from adaptermix.models import load_base
 from adaptermix.tasks import get_task, get_template
 from adaptermix.train.checkpoint import Workplace
 from adaptermix.train.lora import factors, inject
-from adaptermix.train.task import encode_rows
+from adaptermix.train.task import _shortened, encode_rows
 from adaptermix.train.trainer import Trainer
 
 from ..factories import contents
@@ -239,6 +239,27 @@ class TestTask:
         assert base.tokenizer.decode(answer) == " time: six</s>"
         assert len(prompt) + len(answer) == 30
         assert base.tokenizer.decode(prompt).endswith("x\nSlots:")
+
+    def test_what_opens_a_long_prompt_stays(self, tmp_path: Path) -> None:
+        causal = tiny_causal(tmp_path / "model", single="<s> $A")
+        tokenizer = load_base(str(causal), dtype="float32", device="cpu").tokenizer
+        task, template = get_task("slots"), get_template(get_task("slots"), "plain")
+        write_slots(tmp_path)
+        rows = task.read([str(tmp_path / "train.en.jsonl")], rows=":1")[0]
+        whole = template.encode(task.fields(rows[0]), tokenizer)
+        assert tokenizer.convert_ids_to_tokens(whole[:1]) == ["<s>"]
+        for most in (10**6, len(whole) + 5, 20, 9, 1):
+            [(prompt, answer)] = encode_rows(task, template, rows, tokenizer, max_length=most)
+            room = max(1, most - len(answer))
+            expected = whole if len(whole) <= room else [whole[0], *whole[len(whole) - room + 1 :]]
+            assert prompt == (expected if room > 1 else whole[-1:])
+
+    def test_special_tokens_further_on_are_cut_like_others(self) -> None:
+        special = {0, 1, 2}
+        assert _shortened([1, 2, 7, 0, 8, 9], 4, special) == [1, 2, 8, 9]
+        assert _shortened([7, 0, 8, 9], 2, special) == [8, 9]
+        assert _shortened([1, 2, 0, 2], 2, special) == [1, 2]
+        assert _shortened([1, 2, 8, 9], 1, special) == [9]
 
     def test_a_dry_run_checks_the_data_and_writes_nothing(self, causal: Path, tmp_path: Path) -> None:
         settings: TaskSettings = settings_for(causal, tmp_path, dry_run=True)
