@@ -108,7 +108,8 @@ def sound_align(settings: AlignOptions) -> AlignOptions:
 
 def sound_task(settings: TaskOptions) -> TaskOptions:
     """Refuse looks at a dev loss without dev files."""
-    if not settings.dev and (settings.patience or settings.evaluate_every):
+    measured = settings.dev or getattr(settings, "dev_pairs", [])  # those of joint training
+    if not measured and (settings.patience or settings.evaluate_every):
         raise ValueError("--patience and --evaluate-every need dev files, and none are given: add --dev FILE")
     if settings.template and settings.head not in ("auto", "none"):
         raise ValueError(f"--head {settings.head} reads no prompt: drop --template")
@@ -116,9 +117,19 @@ def sound_task(settings: TaskOptions) -> TaskOptions:
 
 
 def sound_joint(settings: JointSettings) -> JointSettings:
-    """Refuse a choice by a loss that is not measured."""
+    """Refuse a choice by a loss that is not measured, or of nothing."""
     if settings.select != "task" and not settings.dev_pairs:
         raise ValueError(f"--select {settings.select} needs dev pairs, and none are given: add --dev-pairs FILE")
+    if settings.select != "align" and settings.patience and not settings.dev:
+        raise ValueError(
+            f"--select {settings.select} needs dev files of the task, and none are given: add --dev FILE, or --select "
+            "align"
+        )
+    if settings.select != "task" and not settings.patience:
+        raise ValueError(
+            f"--select {settings.select} chooses the dev loss that --patience looks at, and it is not given: add "
+            "--patience N or drop --select"
+        )
     if settings.discard and settings.alternate == "sum":
         raise ValueError("--alternate sum uses every row of both objectives: drop --discard")
     return settings

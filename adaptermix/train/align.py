@@ -82,7 +82,7 @@ class AlignLoss:
         pairs: The pairs.
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
-        processes: Those that share each batch.
+        processes: Those that share each batch; their precision is that of the sentences that are measured too.
         watch: Told of sentences that are too long, and of vectors that are too much alike.
         like: Pairs whose sentences are measured to standardise; default the pairs.
     """
@@ -147,7 +147,8 @@ class AlignLoss:
         for language, own in texts.items():
             encoded = tokenizer(own, truncation=True, max_length=self._settings.max_length)["input_ids"]
             parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
-            found[language] = torch.cat([self._of_base(part)[0] for part in parts])
+            with self._processes.autocast():  # as in training, or z-scores would be of another model
+                found[language] = torch.cat([self._of_base(part)[0] for part in parts])
         return found
 
     def _scored(self, vectors: Tensor, rows: Sequence[int], side: int) -> Tensor:
@@ -193,7 +194,7 @@ class AlignLoss:
         if kept is None:
             return BatchLoss(loss, tokens, rows=len(rows))
         parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
-        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts)
+        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts, rows=len(rows))
 
     def _contrast(self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes) -> Tensor:
         """Return the contrastive loss of the vectors of this process's share."""
@@ -231,14 +232,21 @@ def describe_pairs(pairs: Sequence[Pair], files: Sequence[DataFile], held_out: S
     return describe(rows, list(map(text, held_out)), left_out=sum(file.left_out for file in files))
 
 
-def require_pairs(pairs: Sequence[Pair]) -> None:
+def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
     """Refuse pairs that have no negatives.
+
+    Args:
+        pairs: The pairs.
+        name: What they are called.
 
     Raises:
         DataError: there are fewer than two different ones.
     """
-    if len(set(pairs)) < 2:
-        raise DataError("alignment needs at least two different pairs, since the others are the negatives; found one.")
+    if (count := len(set(pairs))) < 2:
+        raise DataError(
+            f"alignment needs at least two different {name}, since the others are the negatives; found {count}. "
+            "Give more."
+        )
 
 
 def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:

@@ -57,21 +57,21 @@ class JointLoss:
         if self._settings.discard:
             own = number
         found = {name: BatchLoss(*self._losses[name](own)) for name in names}
+        rows = {name: batch.rows or self._settings.batch_size for name, batch in found.items()}
         return BatchLoss(
             sum(self._weights[name] * batch.loss for name, batch in found.items()),  # type: ignore[arg-type]
             sum(batch.tokens for batch in found.values()),
             {
                 part: entry
                 for name, batch in found.items()
-                for part, entry in (
-                    batch.parts or {name: (batch.loss, batch.rows or self._settings.batch_size)}
-                ).items()
+                for part, entry in (batch.parts or {name: (batch.loss, rows[name])}).items()
             },
+            rows=sum(rows.values()),
         )
 
 
 class WithSum:
-    """Dev losses and their sum, weighted as in training."""
+    """Dev losses, and where there are those of both objectives their sum, weighted as in training."""
 
     def __init__(self, losses: DevLosses, align_weight: float) -> None:
         self._losses, self._weights = losses, {"dev_align_loss": align_weight}
@@ -79,6 +79,8 @@ class WithSum:
     def __call__(self) -> dict[str, float]:
         """Measure."""
         found = self._losses()
+        if len(found) < len(OBJECTIVES):
+            return found
         return found | {"dev_sum_loss": sum(self._weights.get(name, 1.0) * loss for name, loss in found.items())}
 
 
@@ -95,8 +97,9 @@ def joint_steps(rows: int, settings: JointSettings) -> int:
 def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainReport:
     """Train one LoRA on a task and on parallel pairs, the objectives taking turns.
 
-    The alignment loss acts at block L, where its batches stop; the task's run through the whole model. The dev loss of
-    the task alone decides about early stopping, unless `select` says otherwise.
+    The alignment loss acts at block L, where its batches stop; the task's run through the whole model. Dev losses are
+    measured of the objectives that have dev data. That of the task alone decides about early stopping, unless `select`
+    says otherwise.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
@@ -110,6 +113,8 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_pairs(settings.dev_pairs) if settings.dev_pairs else ([], [])
+    if settings.dev_pairs:
+        require_pairs(dev_pairs, "dev pairs")
     pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
@@ -130,14 +135,12 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         align = AlignLoss(base, pairs, settings, layer=layer, processes=processes, watch=watch)
         return JointLoss({"task": TaskLoss(rows, settings, processes), "align": align}, settings)
 
-    watched = None
+    sides: dict[str, RowsLoss] = {}
     if data.dev:
-        sides: dict[str, RowsLoss] = {"dev_task_loss": data.objective(base, data.dev, settings.max_length, watch)}
-        if dev_pairs:
-            sides["dev_align_loss"] = AlignLoss(base, dev_pairs, settings, layer=layer, like=pairs).of_rows
-        key = f"dev_{settings.select}_loss"
-        measure = WithSum(DevLosses(base, sides, settings, processes), settings.align_weight)
-        watched = DevWatch(measure, settings, rows=len(data.train), key=key, turns=_turns(settings))
+        sides["dev_task_loss"] = data.objective(base, data.dev, settings.max_length, watch)
+    if dev_pairs:
+        judge = AlignLoss(base, dev_pairs, settings, layer=layer, processes=processes, like=pairs)
+        sides["dev_align_loss"] = judge.of_rows
     return train(
         base,
         settings,
@@ -156,8 +159,20 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         layers=None,
         watch=watch,
         on=on,
-        dev=watched,
+        dev=_watched(DevLosses(base, sides, settings, processes), len(data.train), settings) if sides else None,
         processes=processes,
+    )
+
+
+def _watched(losses: DevLosses, rows: int, settings: JointSettings) -> DevWatch:
+    """Return what looks at the dev losses after each pass over the task's rows."""
+    return DevWatch(
+        WithSum(losses, settings.align_weight),
+        settings,
+        steps=joint_steps(rows, settings),
+        rows=rows,
+        key=f"dev_{settings.select}_loss",
+        turns=_turns(settings),
     )
 
 

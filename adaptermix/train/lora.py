@@ -72,6 +72,15 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
 
     The model's output does not change: the update starts at zero, or the base loses what the factors hold,
     see `start_of`. Only LoRA factors and the modules of `head`, which are trained whole, require a gradient.
+
+    Args:
+        model: The base model, with any head.
+        settings: The run's settings.
+        seed: Seed of the factors.
+        head: Names of the head's modules.
+
+    Raises:
+        PlanError: targets or blocks that the model has not, or an `init` that does not suit its dtype or its layers.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

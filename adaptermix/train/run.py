@@ -20,7 +20,7 @@ from ..models import BaseModel
 from ..output import write_output
 from ..progress import Watcher
 from ..settings import TrainingSettings
-from .checkpoint import Workplace
+from .checkpoint import Checkpoint, Workplace
 from .compiling import compiled
 from .lora import count_trainable, extract, inject, start_of, state_of
 from .outline import count_lora
@@ -103,7 +103,7 @@ def train(
     dev: DevWatch | None = None,
     processes: Processes = ALONE,
 ) -> TrainReport:
-    """Inject a LoRA, train it, write it.
+    """Inject a LoRA, train it, write it; or go on with a run that was interrupted.
 
     Args:
         base: The base model, already cut to the blocks that the objective needs.
@@ -120,17 +120,13 @@ def train(
         processes: Those that share the run; the main one writes.
     """
     out = Path(settings.out)
-    inputs = {"base_fingerprint": base.fingerprint, "on": on and on.digest}
-    inputs |= {"data": entries["data"], "dev": entries.get("dev")}
-    workplace = Workplace(out, plain(settings) | inputs | processes.entry())
+    workplace = Workplace(out, plain(settings) | _inputs(base, entries, on) | processes.entry())
     names = inject(base.model, settings, seed=settings.seed, head=base.head_modules)
     start = start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch, processes=processes)
     if checkpoint:
-        trainer.restore(checkpoint)
-        if dev:
-            dev.decide(trainer)
+        _go_on(trainer, checkpoint, dev)
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
     elif settings.resume:
         watch.note(f"no interrupted run for {out}; starting from the first step")
@@ -140,8 +136,8 @@ def train(
         trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
     state = state_of(base, extract(trainer.masters, settings, start), names, layers)
-    inputs_of = [manifest.input_entry(on, 1.0)] if on else None
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
+    inputs_of = [manifest.input_entry(on, 1.0)] if on else None
     more = {"inputs": inputs_of, "selection": selection, "engine": processes.entry() or None}
     document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **more, **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
@@ -152,6 +148,24 @@ def train(
     return TrainReport(
         out=out, steps=steps, parameters=count_trainable(base.model), history=trainer.history, kept=trainer.kept
     )
+
+
+def _inputs(base: BaseModel, entries: Mapping[str, Any], on: AdapterSource | None) -> dict[str, Any]:
+    """Return what decides the result beside the settings; the dtype that `auto` has become stands in its place."""
+    return {
+        "base_fingerprint": base.fingerprint,
+        "dtype": base.entry()["dtype"],
+        "on": on and on.digest,
+        "data": entries["data"],
+        "dev": entries.get("dev"),
+    }
+
+
+def _go_on(trainer: Trainer, checkpoint: Checkpoint, dev: DevWatch | None) -> None:
+    """Go back to a checkpoint, also in what the dev loss had decided."""
+    trainer.restore(checkpoint)
+    if dev:
+        dev.decide(trainer)
 
 
 def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | None:

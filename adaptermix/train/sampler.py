@@ -51,24 +51,34 @@ _MOST = 50
 class LengthSampler:
     """Batches of rows of like length: of up to 50 batches of a sampler the rows are sorted by length and cut anew.
 
-    Every row still comes once per pass, and the batches of a window come in an order that is drawn. A window is at
-    most as long as a pass, since copies of a row would be of like length indeed; where it reaches into the next pass, a
-    batch may hold a row twice.
+    Windows of batches end where a pass over the rows does, so every row comes once per pass, as with the sampler alone:
+    as many batches as draw k passes hold the same rows as its own. A window that takes the batch in which the next pass
+    begins may hold a few rows twice. The batches of a window come in an order that is drawn.
 
     Args:
-        sampler: Whose rows to take.
+        sampler: Whose rows to take; a pass is as many draws as there are lengths.
         lengths: Length of every row.
     """
 
     sampler: Sampler
     lengths: Sequence[int] = field(repr=False)
 
+    def _window(self, number: int) -> range:
+        """Return the batches that share their rows with batch `number`."""
+        size, rows = self.sampler.batch_size, len(self.lengths)
+        epoch = number * size // rows
+        # those that begin in this pass, in windows of like size
+        first, stop = (-(-one * rows // size) for one in (epoch, epoch + 1))
+        count = stop - first
+        windows = -(-count // _MOST)
+        place = ((number - first + 1) * windows - 1) // count
+        return range(first + place * count // windows, first + (place + 1) * count // windows)
+
     def batch(self, number: int) -> list[int]:
         """Return the rows of batch `number`, from 0."""
-        size = self.sampler.batch_size
-        width = max(1, min(_MOST, len(self.lengths) // size))
-        window, place = divmod(number, width)
-        rows = [row for n in range(window * width, (window + 1) * width) for row in self.sampler.batch(n)]
+        size, window = self.sampler.batch_size, self._window(number)
+        rows = [row for n in window for row in self.sampler.batch(n)]
         rows.sort(key=lambda row: self.lengths[row])  # stable, so a function of the seed alone
-        start = _permutation(self.sampler.seed, -2, window, width)[place] * size
+        order = _permutation(self.sampler.seed, -2, window.start, len(window))
+        start = order[number - window.start] * size
         return rows[start : start + size]

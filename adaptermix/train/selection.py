@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +48,10 @@ class DevLosses:
 
     def _mean(self, loss_of: RowsLoss) -> float:
         count = len(loss_of.lengths)
-        parts = [range(start, min(start + self._size, count)) for start in range(0, count, self._size)]
+        starts = list(range(0, count, self._size))
+        if len(starts) > 1 and count % self._size == 1:
+            starts.pop()  # a pair alone has no negatives, and a loss of 0
+        parts = [range(start, stop) for start, stop in pairwise([*starts, count])]
         total, terms = 0.0, 0.0
         for part in self._processes.turns(parts):
             found = loss_of(part)
@@ -78,6 +82,7 @@ class DevWatch:
     Args:
         measure: Gives the losses by name.
         settings: The run's settings.
+        steps: Optimizer steps of the run; the first look is after the last of them at the latest.
         rows: Training rows; a look is taken after each pass over them unless `evaluate_every` is set.
         key: Name of the loss that decides.
         turns: Objectives that take turns, so that a pass over the rows takes as many times the steps.
@@ -88,13 +93,14 @@ class DevWatch:
         measure: Callable[[], dict[str, float]],
         settings: TaskSettings | JointSettings,
         *,
+        steps: int,
         rows: int,
         key: str,
         turns: int = 1,
     ) -> None:
         self._measure, self._key, self._patience = measure, key, settings.patience
         a_pass = turns * max(1, round(rows / (settings.batch_size * settings.accumulate)))
-        self._every = settings.evaluate_every or a_pass
+        self._every = min(settings.evaluate_every or a_pass, steps)
 
     def __call__(self, trainer: Trainer) -> None:
         """Measure if it is time to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +33,41 @@ Example = tuple[list[int], list[int]]
 def encode_rows(
     task: Task, template: Template, rows: Sequence[Any], tokenizer: Any, *, max_length: int, watch: Watcher = SILENT
 ) -> list[Example]:
-    """Return prompt and answer ids per row; too long a row loses the prompt's beginning, then the answer's end."""
+    """Return prompt and answer ids per row; too long a row loses the prompt's beginning, then the answer's end.
+
+    Special tokens that open a prompt stay, such as the start token. Generation does not cut prompts, so rows that are
+    cut here are asked whole there.
+
+    Args:
+        task: The task.
+        template: How prompts are made.
+        rows: The rows.
+        tokenizer: The base model's tokenizer.
+        max_length: Most tokens of a row.
+        watch: Told of rows that are cut.
+    """
     examples = []
     cut = 0
+    special = set(tokenizer.all_special_ids)
     for row in rows:
         whole = template.encode_answer(task.answer(row), tokenizer)
         answer = whole[:max_length]
         prompt = template.encode(task.fields(row), tokenizer)
         room = max(1, max_length - len(answer))
         cut += len(prompt) > room or len(whole) > max_length
-        examples.append((prompt[-room:], answer))
+        examples.append((_shortened(prompt, room, special), answer))
     if cut:
         watch.note(told_cut(cut, len(rows), max_length, "the beginning of their prompts"))
     return examples
+
+
+def _shortened(prompt: list[int], room: int, special: Set[int]) -> list[int]:
+    """Return a prompt without what is too much after its opening special tokens; its last token stays in any case."""
+    if len(prompt) <= room:
+        return prompt
+    opening = next((place for place, token in enumerate(prompt) if token not in special), len(prompt))
+    opening = min(opening, room - 1)
+    return prompt[:opening] + prompt[opening - room :]
 
 
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
@@ -269,7 +291,7 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     if dev is not None:
         judges = {"dev_loss": dev}
         losses = DevLosses(base, judges, settings, processes)
-        watched = DevWatch(losses, settings, rows=len(data.train), key="dev_loss")
+        watched = DevWatch(losses, settings, steps=steps, rows=len(data.train), key="dev_loss")
     return train(
         base,
         settings,

@@ -27,7 +27,7 @@ class BatchLoss(NamedTuple):
         loss: To be differentiated.
         tokens: Tokens of the batch, without padding.
         parts: Where several objectives take part, loss and rows of each.
-        rows: Rows that were used, where it is not all that were drawn.
+        rows: Rows of the whole batch that were used, of all processes and objectives, where it is not `batch_size`.
         terms: What the loss is a mean over, in number; needed where several processes share a batch.
     """
 
@@ -137,7 +137,8 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(_groups(self.masters, settings), weight_decay=settings.weight_decay)
         warmup = min(math.ceil(settings.warmup * steps), steps - 1)
         self._scheduler = get_scheduler(
-            settings.schedule,
+            # transformers' own "constant" has no warm-up
+            "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
             self._optimizer,
             warmup,
             num_training_steps=steps,
@@ -199,8 +200,8 @@ class Trainer:
         self._workplace.save(Checkpoint(step=self.done, tensors=tensors, history=self.history))
 
     def _step(self, loss_of: Loss) -> dict[str, Any]:
-        """Take one optimizer step; return what is logged: mean loss of its batches, their tokens, their objectives."""
-        total, tokens, parts = 0.0, 0.0, _Parts()
+        """Take one optimizer step; return its log entry: mean loss of its batches, tokens, objectives and rows."""
+        total, tokens, rows, parts = 0.0, 0.0, 0, _Parts()
         for part in range(self._settings.accumulate):
             number = self.done * self._settings.accumulate + part
             torch.manual_seed(self._processes.seed(self._settings.seed, number))
@@ -209,6 +210,8 @@ class Trainer:
             (batch.loss / self._settings.accumulate).backward()  # type: ignore[no-untyped-call]
             total += float(batch.loss.detach()) / self._settings.accumulate
             tokens += batch.tokens
+            # of the whole batch in every process, so there is nothing to add up
+            rows += self._settings.batch_size if batch.rows is None else batch.rows
             parts.add(batch)
         for name, parameter in self._live.items():
             self.masters[name].grad = None if parameter.grad is None else parameter.grad.float()
@@ -222,7 +225,8 @@ class Trainer:
         held = self._budget.hold(self.masters)
         self._publish()
         self.done += 1
-        return {"step": self.done, "loss": total, "tokens": int(tokens)} | parts.entry(self._processes) | held
+        entry = {"step": self.done, "loss": total, "tokens": int(tokens)} | parts.entry(self._processes) | held
+        return entry | {"rows": rows}
 
     def run(
         self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str, unit: str = "rows"
@@ -238,7 +242,6 @@ class Trainer:
         Raises:
             Interrupted: a signal came; the checkpoint of the last whole step is on disk.
         """
-        rows = self._settings.batch_size * self._settings.accumulate
         devices = sorted({p.device.index for p in self._live.values() if p.device.type == "cuda"})
         with (
             torch.random.fork_rng(devices=devices),
@@ -250,10 +253,10 @@ class Trainer:
                 start = time.perf_counter()
                 entry = self._step(loss_of)
                 seconds = time.perf_counter() - start
-                self.history.append(entry | {"rows": rows, "seconds": seconds})
+                self.history.append(entry | {"seconds": seconds})
                 if after_step:
                     after_step(self)
-                advance(1, f"loss {entry['loss']:.3f}, {rows / seconds:.1f} {unit}/s")
+                advance(1, f"loss {entry['loss']:.3f}, {entry['rows'] / seconds:.1f} {unit}/s")
                 last = self.stop_early or self.done == self._steps
                 stopped = self._processes.any(bool(stops))
                 if stopped or last or self.done % self._settings.checkpoint_every == 0:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from adaptermix.train.align import AlignLoss
 from adaptermix.train.lora import inject
 from adaptermix.train.modes import evaluating
 from adaptermix.train.objectives import contrastive_loss
+from adaptermix.train.parallel import Processes
 from adaptermix.train.sampler import Sampler
 
 from .data import Notes, write_pairs
+from .test_joint import values
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -151,6 +155,27 @@ def test_standardised_vectors_are_z_scores_of_the_frozen_base(way: str, causal: 
     assert float(found) == pytest.approx(float(contrastive_loss(source, target)), rel=1e-4)
 
 
+class Mixed(Processes):
+    """A process whose losses are computed in bfloat16."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("way", ["all", "languages"])
+def test_what_is_standardised_is_measured_in_the_precision_of_training(way: str, causal: Path, tmp_path: Path) -> None:
+    """Z-scores of what was measured have mean 0 and variance 1, if they are of the same states."""
+    settings = settings_for(causal, tmp_path, standardize=way, dropout=0.0)
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    pairs = [Pair(languages=("de", "en"), source=f"{n} da", target=f"{n} there") for n in range(16)]
+    objective = AlignLoss(base, pairs, settings, layer=2, processes=Mixed())
+    with torch.no_grad(), evaluating(base.model), Mixed().autocast():
+        source, target, _ = objective._sides(range(16))
+        scores = torch.cat([objective._scored(side, range(16), n) for n, side in enumerate((source, target))])
+    torch.testing.assert_close(scores.mean(0), torch.zeros(scores.shape[1]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores.std(0, correction=0), torch.ones(scores.shape[1]), rtol=0, atol=1e-4)
+
+
 def test_what_was_not_measured_is_refused_and_rare_languages_are_measured(causal: Path, tmp_path: Path) -> None:
     settings = settings_for(causal, tmp_path, standardize="languages")
     base = load_base(str(causal), dtype="float32", device="cpu")
@@ -204,13 +229,31 @@ def test_the_start_token_can_be_left_out_of_the_mean(encoder: Path) -> None:
 
 def test_switches_change_the_result_and_stand_in_the_manifest(causal: Path, tmp_path: Path) -> None:
     found = {}
+    twins = tmp_path / "de-en.tsv"
+    twins.write_text("rot\tred\ndunkelrot\tred\nhellrot\tred\nblau\tblue\n")
     for name, more in [("plain", {}), ("symmetric", {"symmetric": True}), ("masked", {"mask_duplicates": True})]:
-        train_align(settings_for(causal, tmp_path, out=str(tmp_path / name), balance="rows", batch_size=15, **more))
+        own = values(causal, tmp_path, pairs=[str(twins)], out=str(tmp_path / name), batch_size=4)
+        train_align(AlignSettings(**own, **more))
         found[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
         assert json.loads((tmp_path / name / "adaptermix.json").read_text())["plan"]["symmetric"] == (
             name == "symmetric"
         )
-    assert found["plain"] != found["symmetric"]
+        assert json.loads((tmp_path / name / "adaptermix.json").read_text())["plan"]["mask_duplicates"] == (
+            name == "masked"
+        )
+    assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize("keeper", [0.0, 0.5])
+def test_the_log_counts_the_pairs_that_were_used(keeper: float, causal: Path, tmp_path: Path) -> None:
+    """Half of each batch are three pairs, so it draws some of them twice, and those are left out."""
+    settings = settings_for(causal, tmp_path, batch_size=10, accumulate=2, steps=3, keeper=keeper)
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    sampler = AlignLoss(base, read_pairs(settings.pairs)[0], settings)._sampler
+    used = [len(set(sampler.batch(number))) for number in range(6)]
+    assert max(used) < 10
+    report = train_align(settings)
+    assert [entry["rows"] for entry in report.history] == [sum(used[n : n + 2]) for n in (0, 2, 4)]
 
 
 def test_a_dry_run_writes_nothing(causal: Path, tmp_path: Path) -> None:

@@ -62,16 +62,18 @@ def test_an_adapter_on_the_lower_blocks_changes_the_whole_model_when_peft_loads_
     assert (changed - plain).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 5, 50])
-def test_vectors_do_not_depend_on_which_rows_run_together(
-    causal: Path, chunks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("chunks", "sizes"), [(1, [9]), (2, [5, 4]), (5, [2, 2, 2, 2, 1]), (50, [1] * 9)])
+def test_vectors_do_not_depend_on_which_rows_run_together(causal: Path, chunks: int, sizes: list[int]) -> None:
     base = loaded(causal)
-    states, encoded = MiddleStates(base), base.tokenizer(TEXTS)["input_ids"]
+    states, encoded = MiddleStates(base, chunks=chunks), base.tokenizer(TEXTS)["input_ids"]
     with torch.no_grad():
         expected = torch.cat([states.pooled([ids]) for ids in encoded])
-        monkeypatch.setattr("adaptermix.train.align.CHUNKS", chunks)
+        run: list[int] = []
+        backbone(base).register_forward_pre_hook(
+            lambda _module, _args, given: run.append(len(given["input_ids"])), with_kwargs=True
+        )
         torch.testing.assert_close(states.pooled(encoded), expected, rtol=1e-4, atol=1e-5)
+    assert run == sizes
 
 
 class TestFirstToken:

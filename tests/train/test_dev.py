@@ -43,6 +43,17 @@ def test_a_look_is_taken_after_each_pass_over_the_tasks_rows(
     assert [entry["step"] for entry in report.history if "dev_task_loss" in entry] == [every, 2 * every]
 
 
+@pytest.mark.parametrize("every", [None, 5])
+def test_a_run_that_is_shorter_than_a_pass_is_looked_at_when_it_ends(
+    every: int | None, causal: Path, tmp_path: Path
+) -> None:
+    slots = write_slots(tmp_path)
+    own = {"task": "slots", "train": [slots], "dev": [slots], "patience": 1, "evaluate_every": every}
+    report = train_task(TaskSettings(**values(causal, tmp_path, **own, batch_size=2, steps=2)))
+    assert [entry["step"] for entry in report.history if "dev_loss" in entry] == [2]
+    assert report.kept == 2
+
+
 def test_the_sum_weighs_alignment_as_training_does(causal: Path, tmp_path: Path) -> None:
     settings = joint(causal, tmp_path, steps=2, dev_pairs=write_pairs(tmp_path), align_weight=0.1, evaluate_every=2)
     entry = next(entry for entry in train_joint(settings).history if "dev_sum_loss" in entry)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from pydantic import ValidationError
 from adaptermix import AlignSettings, JointSettings, TaskSettings, load_adapter, train_align, train_joint, train_task
 from adaptermix.cli import main
 from adaptermix.data import read_pairs
+from adaptermix.errors import DataError
 from adaptermix.models import first_blocks, keep_blocks, load_base
-from adaptermix.train.align import AlignLoss
+from adaptermix.train.align import AlignLoss, PairsLoss
 from adaptermix.train.joint import joint_steps, turn
 from adaptermix.train.lora import inject
-from adaptermix.train.modes import loras_off
-from adaptermix.train.selection import standing
+from adaptermix.train.modes import evaluating, loras_off
+from adaptermix.train.selection import DevLosses, standing
+from adaptermix.train.trainer import BatchLoss
 
 from .data import write_pairs, write_slots
 
@@ -77,6 +81,7 @@ def test_the_log_tells_the_rows_of_each_objective(
     report = train_joint(settings_for(causal, tmp_path, accumulate=2, **more))
     rows = [{name: part["rows"] for name, part in entry["objectives"].items()} for entry in report.history]
     assert rows == expected
+    assert [entry["rows"] for entry in report.history] == [sum(part.values()) for part in expected]
     assert all(entry["loss"] > 0 for entry in report.history)
 
 
@@ -160,17 +165,81 @@ def test_what_is_written(causal: Path, tmp_path: Path) -> None:
     assert "task and for alignment" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_one_objective_does_not_decide_for_the_other_unless_asked(causal: Path, tmp_path: Path) -> None:
+def test_one_objective_does_not_decide_for_the_other_unless_asked(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dev = [write_slots(tmp_path, "dev.en.jsonl")]
-    report = train_joint(settings_for(causal, tmp_path, dev=dev, dev_pairs=write_pairs(tmp_path), evaluate_every=1))
-    looks = [entry for entry in report.history if "dev_task_loss" in entry]
-    assert len(looks) == 4
-    for look in looks:
-        assert look["dev_sum_loss"] == pytest.approx(look["dev_task_loss"] + look["dev_align_loss"])
-    with pytest.raises(ValidationError, match="--select align needs dev pairs"):
-        settings_for(causal, tmp_path, dev=dev, select="align")
-    with pytest.raises(ValidationError, match="--patience and --evaluate-every need dev files"):
-        settings_for(causal, tmp_path, patience=2)
+    looks = iter(zip([1.0, 2.0, 3.0, 4.0] * 3, [9.0, 5.0, 2.0, 1.5] * 3, strict=True))
+
+    def measure(_self: DevLosses) -> dict[str, float]:
+        return dict(zip(("dev_task_loss", "dev_align_loss"), next(looks), strict=True))
+
+    monkeypatch.setattr(DevLosses, "__call__", measure)
+    kept = {}
+    for select in (None, "align", "sum"):
+        own: dict[str, Any] = {"select": select} if select else {}
+        settings = settings_for(
+            causal, tmp_path, dev=dev, dev_pairs=write_pairs(tmp_path), evaluate_every=1, patience=9, **own
+        )
+        kept[select] = train_joint(settings.model_copy(update={"out": str(tmp_path / str(select))})).kept
+    assert kept == {None: 1, "align": 4, "sum": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "says"),
+    [
+        ("dev", {"select": "align", "patience": 2}, "--select align needs dev pairs"),
+        ("dev", {"select": "sum", "patience": 2}, "--select sum needs dev pairs"),
+        ("dev_pairs", {"patience": 2}, "--select task needs dev files of the task.*or --select align"),
+        ("dev_pairs", {"select": "sum", "patience": 2}, "--select sum needs dev files of the task"),
+        ("dev_pairs", {"select": "align"}, "it is not given: add --patience N or drop --select"),
+        ("", {"patience": 2}, "--patience and --evaluate-every need dev files"),
+        ("", {"evaluate_every": 2}, "--patience and --evaluate-every need dev files"),
+    ],
+)
+def test_a_choice_by_what_is_not_measured_is_refused(
+    given: str, more: dict[str, object], says: str, causal: Path, tmp_path: Path
+) -> None:
+    own: dict[str, object] = {given: ["x"]} if given else {}
+    with pytest.raises(ValidationError, match=says):
+        settings_for(causal, tmp_path, **own, **more)
+
+
+@pytest.mark.parametrize("patience", [None, 9])
+def test_dev_pairs_are_measured_without_dev_files_too(patience: int | None, causal: Path, tmp_path: Path) -> None:
+    chosen: dict[str, object] = {"patience": patience, "select": "align"} if patience else {}
+    report = train_joint(settings_for(causal, tmp_path, dev_pairs=write_pairs(tmp_path), evaluate_every=2, **chosen))
+    looks = {entry["step"]: set(entry) for entry in report.history if "dev_align_loss" in entry}
+    assert looks == {step: {"step", "dev_align_loss"} for step in (2, 4)}
+    assert (report.kept in looks) == bool(patience)
+
+
+def test_dev_pairs_without_negatives_are_refused(causal: Path, tmp_path: Path) -> None:
+    (tmp_path / "sv-en.tsv").write_text("gul\tyellow\n" * 3)
+    for dry_run in (True, False):
+        with pytest.raises(DataError, match=r"at least two different dev pairs, .*found 1"):
+            train_joint(settings_for(causal, tmp_path, dev_pairs=[str(tmp_path / "sv-en.tsv")], dry_run=dry_run))
+
+
+def test_no_dev_pair_is_measured_alone(causal: Path, tmp_path: Path) -> None:
+    """A pair without another has a loss of 0, so seven pairs in batches of six are one batch."""
+    settings = settings_for(causal, tmp_path)
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    for count, parts in ((7, [7]), (6, [6]), (8, [6, 2]), (13, [6, 7]), (1, [1])):
+        pairs = read_pairs(settings.pairs)[0][:count]
+        loss = AlignLoss(base, pairs, settings, layer=2)
+        seen: list[int] = []
+
+        def look(rows: Sequence[int], loss: AlignLoss = loss, seen: list[int] = seen) -> BatchLoss:
+            seen.append(len(rows))
+            return loss._of_rows(rows)
+
+        found = DevLosses(base, {"dev": PairsLoss(look, [1] * count)}, settings)()["dev"]
+        assert seen == parts
+        edges = [sum(parts[:n]) for n in range(len(parts) + 1)]
+        with torch.no_grad(), evaluating(base.model):
+            sums = [float(loss._of_rows(range(one, two)).loss) * (two - one) for one, two in pairwise(edges)]
+        assert found == pytest.approx(sum(sums) / count, rel=1e-5)
 
 
 def test_the_standing_is_read_from_the_log() -> None:

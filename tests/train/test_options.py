@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +211,26 @@ class TestOnTop:
         assert [entry["name"] for entry in manifest["inputs"]] == ["first"]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 7), st.integers(0, 50))
-def test_batches_by_length_hold_every_row_as_often(lengths: list[int], size: int, seed: int) -> None:
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=130), st.integers(1, 7), st.integers(0, 50))
+def test_batches_by_length_hold_every_row_once_per_pass(lengths: list[int], size: int, seed: int) -> None:
     plain = Sampler(groups=[range(len(lengths))], batch_size=size, seed=seed)
     grouped = LengthSampler(sampler=plain, lengths=lengths)
-    width = max(1, min(50, len(lengths) // size))
-    one, two = ([row for n in range(2 * width) for row in s.batch(n)] for s in (plain, grouped))
-    assert sorted(one) == sorted(two)
+    for passes in (1, 2, 3):
+        batches = -(-passes * len(lengths) // size)
+        one, two = ([row for n in range(batches) for row in s.batch(n)] for s in (plain, grouped))
+        assert sorted(one) == sorted(two)
+        assert min(Counter(two)[row] for row in range(len(lengths))) >= passes
     again = LengthSampler(sampler=plain, lengths=lengths)
-    assert [again.batch(n) for n in reversed(range(width))][::-1] == [grouped.batch(n) for n in range(width)]
+    assert [again.batch(n) for n in reversed(range(batches))][::-1] == [grouped.batch(n) for n in range(batches)]
+
+
+def test_a_pass_that_is_no_whole_number_of_windows_holds_every_row_once() -> None:
+    """75 batches make a pass here, and a window at most 50."""
+    plain = Sampler(groups=[range(2400)], batch_size=32, seed=0)
+    grouped = LengthSampler(sampler=plain, lengths=[(7 * row) % 101 + 1 for row in range(2400)])
+    for epoch in (0, 1):
+        rows = [row for number in range(75 * epoch, 75 * (epoch + 1)) for row in grouped.batch(number)]
+        assert sorted(rows) == list(range(2400))
 
 
 def test_batches_by_length_are_padded_less() -> None:

@@ -142,6 +142,13 @@ def test_a_base_in_shares_gives_the_same_adapter(runs: Runs, kind: str, more: li
     assert_near(runs.two(kind, "a", *on_top), runs.two(kind, "b", *on_top, "--shard-base"))
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_part_of_the_base_is_taken_out_alike_in_every_process(runs: Runs, init: str) -> None:
+    for kind in ("task", "align"):
+        plain = ["--steps", "6", "--dropout", "0", "--init", init]
+        assert_near(runs.one(kind, f"{kind}-one", *plain), runs.two(kind, f"{kind}-two", *plain))
+
+
 def test_a_base_in_shares_is_half_the_size_and_needs_another_process(runs: Runs, causal: Path) -> None:
     assert runs.crew.run(runs.command("task", "sizes", "--steps", "1", "--shard-base"), deeds={0: "size"}) == [0, 0]
     blocks_of = blocks(load_base(str(causal), dtype="float32", device="cpu").model)[1]

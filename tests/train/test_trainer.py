@@ -90,6 +90,28 @@ def test_an_interrupted_run_is_neither_lost_nor_mixed_up(causal: Path, tmp_path:
     assert [entry["step"] for entry in report.history] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_does_not_go_on_in_another_dtype_because_of_the_hardware(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--dtype auto` is bfloat16 on most GPUs and float32 on most CPUs."""
+    import adaptermix.train.run as module
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    settings = settings_for(causal, tmp_path, dtype="auto", steps=2)
+    again = settings.model_copy(update={"resume": True})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_output", die)
+        patch.setattr("adaptermix.models.pick_dtype", lambda *_: torch.bfloat16)
+        with pytest.raises(KeyboardInterrupt):
+            train_task(settings)
+    monkeypatch.setattr("adaptermix.models.pick_dtype", lambda name, _: getattr(torch, name.replace("auto", "float32")))
+    with pytest.raises(OutputError, match="dtype was 'bfloat16', now 'float32'"):
+        train_task(again)
+    assert train_task(again.model_copy(update={"dtype": "bfloat16"})).steps == 2
+
+
 def test_a_finished_run_has_nothing_to_resume(causal: Path, tmp_path: Path) -> None:
     settings = settings_for(causal, tmp_path, steps=2)
     train_task(settings)

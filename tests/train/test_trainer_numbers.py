@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import get_scheduler
 
 from adaptermix import EvaluateSettings, TaskSettings, evaluate, train_task
 from adaptermix.errors import AdapterMixError
@@ -19,7 +20,7 @@ from adaptermix.models import load_base
 from adaptermix.tasks import get_task, get_template
 from adaptermix.train.checkpoint import Workplace
 from adaptermix.train.lora import factors, inject
-from adaptermix.train.task import encode_rows
+from adaptermix.train.task import _shortened, encode_rows
 from adaptermix.train.trainer import Trainer
 
 from ..factories import contents
@@ -58,7 +59,7 @@ def test_two_accumulated_batches_give_the_weights_of_one_of_both(causal: Path, t
 
 def test_updates_too_small_for_bfloat16_are_kept_in_the_masters(causal: Path, tmp_path: Path) -> None:
     trainer, live = trainer_for(
-        causal, tmp_path, 20, dtype="bfloat16", learning_rate=1e-5, schedule="constant", weight_decay=0.0
+        causal, tmp_path, 20, dtype="bfloat16", learning_rate=1e-5, schedule="constant", warmup=0.0, weight_decay=0.0
     )
     assert {parameter.dtype for parameter in live} == {torch.bfloat16}
     target = next(p for p in live if p.abs().min() > 0)
@@ -70,6 +71,37 @@ def test_updates_too_small_for_bfloat16_are_kept_in_the_masters(causal: Path, tm
     torch.testing.assert_close(moved, torch.full_like(moved, 20 * 1e-5), rtol=0.05, atol=1e-6)
     assert {master.dtype for master in trainer.masters.values()} == {torch.float32}
     assert {parameter.dtype for parameter in live} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("schedule", get_args(TaskSettings.model_fields["schedule"].annotation))
+@pytest.mark.parametrize(("warmup", "rising"), [(0.0, 0), (0.15, 3), (0.99, 19)])
+def test_learning_rates_are_those_of_transformers(
+    schedule: str, warmup: float, rising: int, causal: Path, tmp_path: Path
+) -> None:
+    trainer, live = trainer_for(causal, tmp_path, 20, schedule=schedule, warmup=warmup)
+    rates = []
+
+    def loss(_number: int) -> tuple[torch.Tensor, int]:
+        rates.append(trainer._optimizer.param_groups[0]["lr"])
+        return (live[0] ** 2).sum(), 1
+
+    trainer.run(loss, label="x")
+    peak = settings_for(causal, tmp_path).learning_rate
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    theirs = get_scheduler(
+        {"constant": "constant_with_warmup"}.get(schedule, schedule),
+        optimizer,
+        rising,
+        20,
+        scheduler_specific_kwargs={"timescale": max(1, rising)} if schedule == "inverse_sqrt" else None,
+    )
+    expected = []
+    for _ in range(20):
+        expected += theirs.get_last_lr()
+        optimizer.step()
+        theirs.step()
+    assert rates == pytest.approx(expected)
+    assert rates[: rising + 1] == pytest.approx([peak * step / max(1, rising) for step in range(rising)] + [peak])
 
 
 def test_the_written_adapter_is_that_of_the_masters(causal: Path, tmp_path: Path) -> None:
@@ -207,6 +239,27 @@ class TestTask:
         assert base.tokenizer.decode(answer) == " time: six</s>"
         assert len(prompt) + len(answer) == 30
         assert base.tokenizer.decode(prompt).endswith("x\nSlots:")
+
+    def test_what_opens_a_long_prompt_stays(self, tmp_path: Path) -> None:
+        causal = tiny_causal(tmp_path / "model", single="<s> $A")
+        tokenizer = load_base(str(causal), dtype="float32", device="cpu").tokenizer
+        task, template = get_task("slots"), get_template(get_task("slots"), "plain")
+        write_slots(tmp_path)
+        rows = task.read([str(tmp_path / "train.en.jsonl")], rows=":1")[0]
+        whole = template.encode(task.fields(rows[0]), tokenizer)
+        assert tokenizer.convert_ids_to_tokens(whole[:1]) == ["<s>"]
+        for most in (10**6, len(whole) + 5, 20, 9, 1):
+            [(prompt, answer)] = encode_rows(task, template, rows, tokenizer, max_length=most)
+            room = max(1, most - len(answer))
+            expected = whole if len(whole) <= room else [whole[0], *whole[len(whole) - room + 1 :]]
+            assert prompt == (expected if room > 1 else whole[-1:])
+
+    def test_special_tokens_further_on_are_cut_like_others(self) -> None:
+        special = {0, 1, 2}
+        assert _shortened([1, 2, 7, 0, 8, 9], 4, special) == [1, 2, 8, 9]
+        assert _shortened([7, 0, 8, 9], 2, special) == [8, 9]
+        assert _shortened([1, 2, 0, 2], 2, special) == [1, 2]
+        assert _shortened([1, 2, 8, 9], 1, special) == [9]
 
     def test_a_dry_run_checks_the_data_and_writes_nothing(self, causal: Path, tmp_path: Path) -> None:
         settings: TaskSettings = settings_for(causal, tmp_path, dry_run=True)
