@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, OutputError, did_you_mean
 from .launcher import process_count
 from .settings import (
     AlignSettings,
@@ -168,30 +168,99 @@ def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any],
     return faults
 
 
+def _written(step: Step) -> Path | None:
+    """Return what a step leaves behind, if there is one thing."""
+    named = getattr(step.settings, "out", None) or getattr(step.settings, "predictions", None)
+    return Path(named) if named else None
+
+
+def _read(step: Step) -> list[Path]:
+    """Return the adapters that a step reads."""
+    values = [getattr(step.settings, name, None) for name in ("adapter", "adapters", "on_top_of", "against")]
+    return [Path(path) for value in values if value for path in ([value] if isinstance(value, str) else value)]
+
+
+def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> None:
+    """Refuse what would fail only when its turn comes.
+
+    Args:
+        path: The recipe.
+        steps: Its steps.
+        resume: Whether what is there already is taken as it is.
+
+    Raises:
+        ConfigError: two steps write the same, or a step reads an adapter that lies beside outputs and that none makes.
+        OutputError: an output is there already.
+    """
+    made: list[Path] = []
+    beside = {out.parent for step in steps if (out := _written(step))}
+    for number, step in enumerate(steps, start=1):
+        for adapter in _read(step):
+            if adapter not in made and adapter.parent in beside and not adapter.exists():
+                near = did_you_mean(str(adapter), list(map(str, made)))
+                raise ConfigError(
+                    f"{path}: step {number} ({step.command}) reads {adapter}, which is not there, and no step before "
+                    f"it makes it.{near}"
+                )
+        out = _written(step)
+        if out is None:
+            continue
+        if out in made:
+            raise ConfigError(f"{path}: step {number} ({step.command}) writes {out}, and so does a step before it.")
+        made.append(out)
+        if out.exists() and not resume and not getattr(step.settings, "overwrite", False):
+            raise OutputError(
+                f"{path}: step {number} ({step.command}) writes {out}, and it exists. Pass --resume to take what is "
+                "there and go on, or give another folder."
+            )
+
+
 Runner = Callable[[Step], dict[str, Any]]
 
 
 def run_recipe(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, *, run: Runner | None = None
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    run: Runner | None = None,
 ) -> list[dict[str, Any]]:
     """Run a recipe and return the JSON document of each step.
 
     Args:
         path: The YAML file.
         overrides: Values of variables, or of settings as `command.setting`.
+        resume: Take outputs that are there already as they are, without looking at their settings, and let training go
+            on where it was interrupted. The document of a step that was passed over says `skipped`.
         run: What runs a step; default the library's own calls.
 
     Raises:
         ConfigError: the recipe has faults; nothing was run.
+        OutputError: an output is there already; nothing was run.
         AdapterMixError: a step failed; those before it are done.
     """
     steps = load_recipe(Path(path), overrides)
+    check_places(Path(path), steps, resume=resume)
     others = sorted({step.command for step in steps if not step.command.startswith("train-")})
     if process_count() > 1 and others:
         raise ConfigError(
             f"several processes can train, and {path} has {', '.join(others)}: run it without a launcher."
         )
-    return [{"command": step.command, **(run or run_step)(step)} for step in steps]
+    documents = []
+    for step in steps:
+        out = _written(step)
+        if resume and out and out.exists():
+            documents.append({"command": step.command, "out": str(out), "skipped": True})
+        else:
+            documents.append({"command": step.command, **(run or run_step)(going_on(step) if resume else step)})
+    return documents
+
+
+def going_on(step: Step) -> Step:
+    """Let training go on where an interrupted one stopped, and answers replace those of an evaluation that was cut."""
+    fields = type(step.settings).model_fields
+    more = {"resume": True} if "resume" in fields else {"overwrite": True} if "predictions" in fields else {}
+    return Step(command=step.command, settings=step.settings.model_copy(update=more))
 
 
 def run_step(step: Step, *, watch: Any = None) -> dict[str, Any]:

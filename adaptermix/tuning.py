@@ -20,7 +20,7 @@ from typing import Any
 from .errors import ConfigError
 from .files import write_whole
 from .progress import SILENT, Watcher
-from .recipes import Runner, Step, load_recipe, run_step
+from .recipes import Runner, Step, going_on, load_recipe, run_step
 
 _JUDGES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
 _WHERE = {"out", "overwrite", "resume", "dry_run"}
@@ -111,7 +111,7 @@ class Steps:
                 made[target] = key
             known = self._done.get(key)
             if known is None or (target and not self._bring(known["out"], target)):
-                document = self._run(_going_on(step))
+                document = self._run(going_on(step))
                 self._done[key] = {"out": target, "document": document}
                 ran += 1
             else:
@@ -144,13 +144,6 @@ class Steps:
         shutil.copytree(there, partial, symlinks=True)
         partial.replace(here)
         return True
-
-
-def _going_on(step: Step) -> Step:
-    """Let training go on where an interrupted one stopped."""
-    if "resume" not in type(step.settings).model_fields:
-        return step
-    return Step(command=step.command, settings=step.settings.model_copy(update={"resume": True}))
 
 
 def _key(step: Step, folder: Path, made: Mapping[str, str]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adaptermix.errors import ConfigError
-from adaptermix.recipes import load_recipe, run_recipe
+from adaptermix.errors import ConfigError, ModelError, OutputError
+from adaptermix.recipes import Step, check_places, load_recipe, run_recipe
 from tests.factories import write_lora
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
@@ -101,3 +102,73 @@ def test_a_recipe_runs_with_overrides_of_variables_and_settings(tmp_path: Path) 
     assert [document["command"] for document in documents] == ["merge", "push"]
     assert documents[0]["weights"] == [0.9, 0.1]
     assert documents[0]["modules"][PATH]["rank"] == 1
+
+
+CHAIN = """
+version: 1
+variables: {{out: {out}}}
+steps:
+  - train-task: {{base: b, task: slots, train: [x], out: "${{out}}/task"}}
+  - train-align: {{base: b, pairs: [x], out: "${{out}}/align"}}
+  - merge: {{adapters: ["${{out}}/task", "${{out}}/{read}"], weights: [0.9], out: "${{out}}/{written}"}}
+  - evaluate: {{base: b, adapter: "${{out}}/merged", task: slots, data: [x], predictions: "${{out}}/answers.jsonl"}}
+"""
+
+
+class Pretended:
+    """Steps that leave their outputs behind; the one asked for fails."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.ran: list[Step] = []
+        self._fails_at = fails_at
+
+    def __call__(self, step: Step) -> dict[str, Any]:
+        if len(self.ran) + 1 == self._fails_at:
+            raise ModelError("as asked")
+        self.ran.append(step)
+        written = getattr(step.settings, "out", None) or step.settings.predictions  # type: ignore[attr-defined]
+        Path(written).parent.mkdir(exist_ok=True)
+        Path(written).write_text("")
+        return {}
+
+
+def chain(folder: Path, *, read: str = "align", written: str = "merged") -> Path:
+    return write(folder, CHAIN.format(out=folder / "out", read=read, written=written))
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+def test_a_recipe_goes_on_where_it_stopped(fails_at: int, tmp_path: Path) -> None:
+    path, first, second = chain(tmp_path), Pretended(fails_at), Pretended()
+    with pytest.raises(ModelError):
+        run_recipe(path, run=first)
+    if fails_at > 1:
+        with pytest.raises(OutputError, match="Pass --resume"):
+            run_recipe(path, run=second)
+    found = run_recipe(path, run=second, resume=True)
+    assert [step.command for step in (*first.ran, *second.ran)] == ["train-task", "train-align", "merge", "evaluate"]
+    assert [bool(document.get("skipped")) for document in found] == [number < fails_at for number in (1, 2, 3, 4)]
+    for step in second.ran:
+        assert getattr(step.settings, "resume", True) is True
+    assert run_recipe(path, run=first, resume=True) == [
+        {"command": document["command"], "out": str(tmp_path / "out" / name), "skipped": True}
+        for document, name in zip(found, ("task", "align", "merged", "answers.jsonl"), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            {"read": "algin"},
+            "step 3 (merge) reads .*algin, which is not there, and no step before it makes it. Did you",
+        ),
+        ({"written": "task"}, "step 3 (merge) writes .*task, and so does a step before it"),
+        ({"written": "other"}, "step 4 (evaluate) reads .*merged, which is not there"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_would_fail_in_its_turn_fails_at_once(more: dict[str, str], words: str, dry: bool, tmp_path: Path) -> None:
+    run, path = Pretended(), chain(tmp_path, **more)
+    with pytest.raises(ConfigError, match=words.replace("(", "[(]").replace(")", "[)]")):
+        check_places(path, load_recipe(path)) if dry else run_recipe(path, run=run)
+    assert run.ran == []

@@ -157,6 +157,16 @@ def template_of(task: Task, sources: Sequence[AdapterSource], given: str | None)
     return get_template(task, named).name
 
 
+def _check_predictions(settings: EvaluateSettings) -> None:
+    path = Path(settings.predictions) if settings.predictions else None
+    if path and not path.absolute().parent.is_dir():
+        raise OutputError(f"--predictions must lie in a folder that exists, and {path} does not.")
+    if path and path.is_dir():
+        raise OutputError(f"--predictions must be a file, and {path} is a folder.")
+    if path and path.exists() and not settings.overwrite:
+        raise OutputError(f"{path} exists. Pass --overwrite to replace it, or choose another file.")
+
+
 def note_seen(files: Sequence[DataFile], sources: Sequence[AdapterSource], watch: Watcher) -> None:
     """Tell a person about files that an adapter was trained or chosen on, by their content."""
     seen = manifest.seen(sources)
@@ -174,8 +184,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     Raises:
         AdapterMixError: the model, the adapter or a data file does not do.
     """
-    if settings.predictions and not Path(settings.predictions).absolute().parent.is_dir():
-        raise OutputError(f"--predictions must lie in a folder that exists, and {settings.predictions} does not.")
+    _check_predictions(settings)
     task = get_task(settings.task)
     sources = _opened(settings.adapter)
     others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)

@@ -22,6 +22,7 @@ class EvaluateSettings(GenerationSettings):
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )
     predictions: str | None = Field(None, description="file for the answers, row by row, as JSONL; `compare` reads it")
+    overwrite: bool = Field(False, description="replace an existing file of answers")
 
 
 class CompareSettings(Settings):

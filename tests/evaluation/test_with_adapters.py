@@ -23,7 +23,7 @@ from adaptermix import (
 )
 from adaptermix.adapters import open_adapter
 from adaptermix.data import read_slots
-from adaptermix.errors import IncompatibleAdapters, ModelError
+from adaptermix.errors import IncompatibleAdapters, ModelError, OutputError
 from adaptermix.evaluation.acting import acting
 from adaptermix.evaluation.retrieval import embed
 from adaptermix.models import load_base
@@ -138,6 +138,18 @@ def test_files_that_an_adapter_was_trained_on_are_told_through_merges_too(causal
     for damaged in ({"data": "x"}, {"data": [1, {}]}):
         (tmp_path / "task" / "adaptermix.json").write_text(json.dumps(damaged))
         evaluate(evaluated(causal, held_out, adapter=str(tmp_path / "task"), rows=":1"))
+
+
+def test_answers_on_disk_are_not_replaced_unasked(causal: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path)
+    kept = tmp_path / "answers"
+    kept.write_text("dear")
+    for path, words in ((kept, "Pass --overwrite"), (tmp_path, "must be a file"), (tmp_path / "a" / "b", "folder")):
+        with pytest.raises(OutputError, match=words):
+            evaluate(evaluated(causal, data, predictions=str(path)))
+    assert kept.read_text() == "dear"
+    evaluate(evaluated(causal, data, predictions=str(kept), overwrite=True))
+    assert len(kept.read_text().splitlines()) == 5
 
 
 def test_the_template_is_that_of_the_adapter_unless_given(causal: Path, adapter: Path, tmp_path: Path) -> None:
