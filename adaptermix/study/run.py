@@ -21,7 +21,7 @@ from ..evaluation.heads import head_of
 from ..evaluation.run import Evaluation, score_answers, template_of
 from ..files import check_not_input, check_output
 from ..methods.base import build
-from ..models import BaseModel, load_base, note_other_base, require_causal
+from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
@@ -138,9 +138,13 @@ def search_dry(settings: SearchSettings) -> dict[str, Any]:
     """Check a search and return its plan.
 
     Raises:
-        AdapterMixError: as `search`, but for the model.
+        AdapterMixError: as `search`, but for the model's weights.
     """
-    _, rows = _prepare(settings)
+    sources, rows = _prepare(settings)
+    if head_of(get_task(settings.task), sources, rows) is None:
+        require_causal(settings.base, f"without a head for it, task '{settings.task}'")
+    else:
+        model_kind(settings.base)
     return {"dry_run": True, "rows": len(rows), "plan": settings.model_dump(mode="json")}
 
 

@@ -21,9 +21,10 @@ from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from .modes import evaluating, loras_off
 from .objectives import contrastive_loss, keeper_loss
+from .on_top import attach_on
 from .outline import aligned_layer
 from .parallel import ALONE, Processes, in_processes
-from .run import TrainReport, attach_on, check_before, dry_report, train
+from .run import TrainReport, check_before, dry_report, train
 from .sampler import Sampler
 from .sharding import load_for
 from .states import CHUNKS, MiddleStates
@@ -289,7 +290,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     base = load_for(settings, processes)
     total = base.layers
     layer = aligned_layer(base.model, settings, whole=False)
-    on = attach_on(base, settings)
+    on = attach_on(base.model, settings, headed=base.head is not None)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})
     return train(

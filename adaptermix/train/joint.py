@@ -8,9 +8,10 @@ from ..data import Pair, read_pairs
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from .align import AlignLoss, describe_pairs, negatives, require_pairs, vectors_entry
+from .on_top import attach_on
 from .outline import aligned_layer
 from .parallel import Processes, in_processes
-from .run import TrainReport, attach_on, check_before, dry_report, train
+from .run import TrainReport, check_before, dry_report, train
 from .selection import DevLosses, DevWatch, RowsLoss
 from .task import TaskData, TaskLoss
 from .trainer import BatchLoss, Loss, count_steps
@@ -125,7 +126,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
-    on = attach_on(base, settings)
+    on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
     total = base.layers
     layer = aligned_layer(base.model, settings, whole=True)

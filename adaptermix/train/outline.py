@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models import block_index, blocks, keep_blocks, model_kind, split_revision
+from ..models import block_index, blocks, keep_blocks, model_kind, pick_device, pick_dtype, split_revision
+from ..quantization import loading_options
 from ..settings import AlignSettings, JointSettings, TrainingSettings
 from .lora import check_reach, count_trainable, inject
+from .on_top import attach_on
 
 
 def aligned_layer(model: nn.Module, settings: AlignSettings | JointSettings, *, whole: bool) -> int:
@@ -48,10 +50,13 @@ def count_lora(settings: TrainingSettings) -> int:
     """Return how many parameters the LoRA of a run would have, that of a head not among them.
 
     Raises:
-        ModelError: no such model, or a layer that it has not.
-        PlanError: targets or blocks that it has not, or that the loss does not reach.
+        AdapterMixError: no such model, device or quantisation; a layer, targets or blocks that the model has not or
+            that the loss does not reach; an adapter to train on top of that is damaged or of another base.
     """
+    device = pick_device(settings.device)
+    loading_options(settings.quantize, device, pick_dtype(settings.dtype, device))
     model = outline(settings.base)
+    attach_on(model, settings, headed=False)
     if isinstance(settings, AlignSettings | JointSettings):
         whole = isinstance(settings, JointSettings)
         layer = aligned_layer(model, settings, whole=whole)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import manifest
-from ..adapters import AdapterSource, open_adapter
-from ..adapters.paths import fitted
-from ..compose.attach import Attachment
+from ..adapters import AdapterSource
 from ..data.report import RowsReport
 from ..files import check_output
 from ..models import BaseModel
@@ -168,29 +166,13 @@ def _go_on(trainer: Trainer, checkpoint: Checkpoint, dev: DevWatch | None) -> No
         dev.decide(trainer)
 
 
-def attach_on(base: BaseModel, settings: TrainingSettings) -> AdapterSource | None:
-    """Attach the frozen adapter that is to be trained on top of, for the life of the model.
-
-    Raises:
-        AdapterMixError: it is damaged, of another base model, or no plain LoRA.
-    """
-    if settings.on_top_of is None:
-        return None
-    source = open_adapter(Path(settings.on_top_of))
-    state = fitted(source, [name for name, _ in base.model.named_modules()]).read()
-    # a head does not act on the states of a model without one
-    Attachment(base.model, [state if base.head else replace(state, saved={})])
-    return source
-
-
 def dry_report(
     settings: TrainingSettings, steps: int, *, rows: RowsReport, pairs: RowsReport | None = None
 ) -> TrainReport:
     """Return the report of a run that was only checked.
 
     Raises:
-        ModelError: no such model, or a layer that it has not.
-        PlanError: targets or blocks that it has not, or that the loss does not reach.
+        AdapterMixError: see `count_lora`.
     """
     return TrainReport(
         out=Path(settings.out), steps=steps, parameters=count_lora(settings), history=[], rows=rows, pairs=pairs

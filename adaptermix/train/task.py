@@ -19,8 +19,9 @@ from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
 from ..tasks import Task, Template, get_task, get_template
 from .objectives import answer_loss, plain_head
+from .on_top import attach_on
 from .parallel import ALONE, Processes, in_processes
-from .run import TrainReport, attach_on, check_before, dry_report, train
+from .run import TrainReport, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
 from .selection import DevLosses, DevWatch, RowsLoss
 from .sharding import load_for
@@ -283,7 +284,7 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     for note in data.report.warnings():
         watch.note(note)
     base = data.load(settings, processes)
-    on = attach_on(base, settings)
+    on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
     dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
     base.model.train()

@@ -10,6 +10,7 @@ import pytest
 from adaptermix import AlignSettings, JointSettings, TaskSettings, train_align, train_joint, train_task
 from adaptermix.errors import AdapterMixError, ModelError, PlanError
 
+from ..factories import write_lora
 from .data import write_pairs, write_slots
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -48,6 +49,9 @@ def test_it_counts_the_parameters_of_the_run(kind: str, more: dict[str, Any], an
         ("joint", {"head_learning_rate": 0.1}, PlanError),
         ("task", {"head": "classes"}, PlanError),
         ("align", {"targets": ["lm_head"]}, PlanError),
+        ("task", {"device": "tpu"}, ModelError),
+        ("align", {"on_top_of": "no/such"}, AdapterMixError),
+        ("task", {"on_top_of": "{other}"}, AdapterMixError),
     ],
     ids=str,
 )
@@ -55,6 +59,8 @@ def test_it_refuses_what_the_run_refuses(
     kind: str, more: dict[str, Any], error: type[AdapterMixError], causal: Path, tmp_path: Path
 ) -> None:
     said = []
+    write_lora(tmp_path / "other", {"encoder.layer.0.attention.self.query": (7, 7, 2)})
+    more = {key: str(tmp_path / "other") if value == "{other}" else value for key, value in more.items()}
     for dry_run in (True, False):
         with pytest.raises(error) as caught:
             run(kind, causal, tmp_path, dry_run=dry_run, **more)
