@@ -150,6 +150,14 @@ def rank_or_auto(value: Any) -> Any:
     raise ValueError("a whole number of at least 1, or auto, is needed")
 
 
+def layer_or_middle(value: Any) -> Any:
+    """Return a layer as a number, also from text; `middle` as it is."""
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if value == "middle" or type(number) is int:
+        return number
+    raise ValueError("a whole number, or middle, is needed")
+
+
 def sound_search(settings: SearchSettings) -> SearchSettings:
     """Refuse grids that cannot be searched."""
     if not all(map(isfinite, settings.grid)):

@@ -125,9 +125,12 @@ class MergePlan:
     def notes(self) -> tuple[str, ...]:
         """Return what a person should know of the result that no number says."""
         sources, _ = self._keepers()
+        apart: tuple[str, ...] = ()
+        if len(self.sources) > 1 and not any(sum(m in s.modules for s in self.sources) > 1 for m in self.modules):
+            apart = ("warning: no module is adapted by two of the adapters: each acts alone, times its weight.",)
         if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
-            return ("fully trained tensors are averaged by the size of the weights.",)
-        return tuple(
+            return (*apart, "fully trained tensors are averaged by the size of the weights.")
+        return apart + tuple(
             f"{len(source.saved_headers)} fully trained tensors of '{source.name}' replace those of the base whole: "
             "weights do not apply to them."
             for source in sources

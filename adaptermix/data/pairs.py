@@ -110,8 +110,12 @@ def _every_pair(file: DataFile) -> list[Pair]:
 
 
 def _pair_languages(file: DataFile) -> tuple[str, str]:
-    if len(file.languages) == 2:
+    if len(set(file.languages)) == 2:
         return file.languages[0], file.languages[1]
+    if len(file.languages) == 2:
+        raise DataError(
+            f"{file.path}: a pair must be of two languages, and both are '{file.languages[0]}'. Give both: de-en=FILE."
+        )
     if file.language and file.language != "en":
         return file.language, "en"
     raise DataError(

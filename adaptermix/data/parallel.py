@@ -45,9 +45,7 @@ def read_parallel(arguments: Sequence[str], *, rows: str | None = None) -> Paral
         DataError: a file is missing or empty, the texts differ in length, or a language or direction occurs twice.
     """
     files = find_files(arguments)
-    if all(is_lines(file) for file in files):
-        return _from_lines(files, rows)
-    return _from_pairs(arguments, rows)
+    return _from_lines(files, rows) if all(is_lines(file) for file in files) else _from_pairs(arguments, rows)
 
 
 def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
@@ -57,7 +55,7 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
         language = file.languages[0]
         if language in texts:
             raise DataError(f"{file.path}: one text per language is needed, and '{language}' occurs twice.")
-        texts[language] = [line.strip() for _, line in file.lines()][chosen]
+        texts[language] = [line.strip() for _, line in file.lines()]
     lengths = {language: len(lines) for language, lines in texts.items()}
     if len(texts) < 2 or len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise DataError(
@@ -66,9 +64,13 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
             + "."
         )
     # as in pair files, rows with an empty side are left out
-    filled = [row for row in zip(*texts.values(), strict=True) if all(row)]
+    asked = list(zip(*texts.values(), strict=True))[chosen]
+    filled = [row for row in asked if all(row)]
     if not filled:
-        raise DataError("retrieval needs at least one line that is blank in no text, found none.")
+        raise DataError(
+            f"retrieval needs lines that are blank in no text, in the rows asked for ({rows or 'all'}), the texts have "
+            f"{next(iter(lengths.values()))}."
+        )
     texts = {language: list(lines) for language, lines in zip(texts, zip(*filled, strict=True), strict=True)}
     directions = [(f"{one}-{two}", one, two) for one, two in permutations(texts, 2)]
     return ParallelText(texts=texts, directions=directions, files=files)

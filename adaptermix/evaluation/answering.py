@@ -55,7 +55,7 @@ class Answering:
         chosen = get_template(task, template)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
 
-    def __call__(self, label: str = "generate") -> list[str]:
+    def __call__(self, label: str = "answer") -> list[str]:
         """Return one answer per row; `label` names the progress bar."""
         size = self._settings.batch_size
         if self._encoded:

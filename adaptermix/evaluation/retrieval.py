@@ -19,7 +19,7 @@ from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..data.source import split_pair
-from ..errors import PlanError
+from ..errors import DataError, PlanError
 from ..models import BaseModel, backbone, load_base, note_other_base
 from ..pooling import Pooler, Standards, require_pooling
 from ..progress import SILENT, Watcher
@@ -260,6 +260,19 @@ def _compare(
     return tuple(layers)
 
 
+def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> None:
+    """Refuse bad data before a model is loaded."""
+    parallel = read_parallel(settings.data, rows=settings.rows)
+    counts = {name: len(parallel.texts[key]) for name, key, _ in parallel.directions}
+    name, least = min(counts.items(), key=lambda item: item[1])
+    if least < 2:
+        raise DataError(f"retrieval needs at least two sentences per direction, to choose among; {name} has {least}.")
+    if least < settings.neighbours:
+        watch.note(
+            f"the margin looks at {settings.neighbours} neighbours, and {name} has {least} sentences: all of them."
+        )
+
+
 def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
     """Measure translation retrieval of a base model, with an adapter or without.
 
@@ -272,7 +285,7 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
         check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
     scores = read_scores(Path(settings.transfer)) if settings.transfer else None
-    read_parallel(settings.data, rows=settings.rows)  # refuse bad data before a model is loaded
+    _check_sentences(settings, watch)
     base = load_base(settings.base, **settings.place())
     note_other_base(base, sources, watch)
     pool = pooler_of(base, settings, sources)

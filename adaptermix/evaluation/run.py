@@ -213,7 +213,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
             answers = answering(label)
         return score_answers(task, rows, answers, roles, seed=settings.seed)
 
-    result = scored(sources, "generate")
+    result = scored(sources, "answer")
     if settings.predictions:
         entries = (
             {"language": task.language(row), "expected": task.answer(row), **to_entry(answer)}
@@ -224,7 +224,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     if others is None:
         return result
     name = others[0].name if others else BASE
-    theirs = scored(others, f"generate with {name}")
+    theirs = scored(others, f"answer with {name}")
     return replace(result, against=compare(task, rows, result, theirs, name=name, seed=settings.seed))
 
 

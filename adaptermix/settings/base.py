@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .. import checks
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Standardize = Literal["none", "all", "languages"]
-Layer = int | Literal["middle"]
+Layer = Annotated[int | Literal["middle"], BeforeValidator(checks.layer_or_middle)]
 Positive = Annotated[int, Field(ge=1)]
 Files = Annotated[list[str], Field(min_length=1)]
 TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"

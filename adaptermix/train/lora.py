@@ -59,7 +59,9 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
         PlanError: a name that occurs in no chosen block.
     """
     known = linear_names(model, chosen)
-    if list(targets) == ["all-linear"]:
+    if "all-linear" in targets:
+        if len(targets) > 1:
+            raise PlanError(f"--targets all-linear stands alone, got {', '.join(targets)}.")
         return known
     missing = sorted(set(targets) - set(known))
     if missing:

@@ -206,7 +206,9 @@ class TestExitCodes:
         monkeypatch.setattr("adaptermix.train.train_align", stop)
         code, out, err = run(ALIGN, base=causal)
         assert (code, out) == (130, "")
-        assert err.strip().startswith("error: interrupted: stopped at step 3 of 9. Training and recipes go on with --resume,")
+        assert err.strip().startswith(
+            "error: interrupted: stopped at step 3 of 9. Training and recipes go on with --resume,"
+        )
         code, out, _ = run(f"{ALIGN} --json", base=causal)
         assert code == 130
         assert json.loads(out)["error"]["kind"] == "Interrupted"
