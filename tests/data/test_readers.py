@@ -112,7 +112,7 @@ class TestParallel:
             read_parallel(files)
 
     def test_two_sides_of_one_language_are_refused_rather_than_mixed(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="both are .de."):
+        with pytest.raises(DataError, match="must be of two languages"):
             read_parallel([pack(tmp_path / "de-de.tsv", "a\tb\n", "plain")])
 
     def test_lines_that_are_blank_in_one_text_are_left_out_of_all(self, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ class TestParallel:
 
     def test_rows_beyond_the_end_are_refused(self, tmp_path: Path) -> None:
         files = [pack(tmp_path / f"{code}.txt", "a\n", "plain") for code in ("de", "en")]
-        with pytest.raises(DataError, match="in the rows asked for [(]5:[)], the texts have 1"):
+        with pytest.raises(DataError, match="the texts have 1"):
             read_parallel(files, rows="5:")
 
     def test_files_of_one_pair_are_joined(self, tmp_path: Path) -> None:
