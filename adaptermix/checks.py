@@ -82,6 +82,10 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
         }
         if clash := next((name for name, given in own.items() if given), None):
             raise ValueError(f"--init {settings.init} takes a part out of the base's weights, so drop --{clash}")
+    measured = {name: getattr(settings, name) for name in ("dev", "dev_pairs") if hasattr(settings, name)}
+    if not any(measured.values()) and (settings.patience or settings.evaluate_every):
+        option = next(iter(measured)).replace("_", "-")
+        raise ValueError(f"--patience and --evaluate-every need dev files, and none are given: add --{option} FILE")
     return settings
 
 
@@ -107,10 +111,7 @@ def sound_align(settings: AlignOptions) -> AlignOptions:
 
 
 def sound_task(settings: TaskOptions) -> TaskOptions:
-    """Refuse looks at a dev loss without dev files."""
-    measured = settings.dev or getattr(settings, "dev_pairs", [])  # those of joint training
-    if not measured and (settings.patience or settings.evaluate_every):
-        raise ValueError("--patience and --evaluate-every need dev files, and none are given: add --dev FILE")
+    """Refuse a prompt that nobody reads."""
     if settings.template and settings.head not in ("auto", "none"):
         raise ValueError(f"--head {settings.head} reads no prompt: drop --template")
     return settings

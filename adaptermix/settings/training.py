@@ -65,6 +65,12 @@ class TrainingSettings(Placed, Written):
         description="of several processes let each hold a share of the frozen base model's blocks, not all (FSDP)",
     )
     checkpoint_every: Positive = Field(25, description="optimizer steps between checkpoints")
+    evaluate_every: Positive | None = Field(
+        None, description="optimizer steps between looks at the dev loss; default after each epoch"
+    )
+    patience: Positive | None = Field(
+        None, description="stop after so many looks at the dev loss without a new best, and keep the best"
+    )
 
     _sound_training = model_validator(mode="after")(checks.sound_training)
 
@@ -73,6 +79,7 @@ class AlignOptions(Settings):
     """The alignment objective."""
 
     pairs: Files = Field(description="parallel pair files, such as de-en.tsv")
+    dev_pairs: list[str] = Field([], description="pair files whose loss is logged")
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
@@ -122,12 +129,6 @@ class TaskOptions(Settings):
         None, gt=0, description="peak learning rate of the head; default that of the LoRA"
     )
     group_by_length: bool = Field(False, description="batch rows of like length together, so that less is padding")
-    evaluate_every: Positive | None = Field(
-        None, description="optimizer steps between looks at the dev loss; default after each epoch"
-    )
-    patience: Positive | None = Field(
-        None, description="stop after so many looks at the dev loss without a new best, and keep the best"
-    )
 
     _sound_task = model_validator(mode="after")(checks.sound_task)
 
@@ -148,7 +149,6 @@ class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
 
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="rows, and pairs, per batch")
     pair_rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
-    dev_pairs: list[str] = Field([], description="pair files whose loss is logged too")
     alternate: Literal["step", "batch", "sum"] = Field(
         "step",
         description="whose turn it is: another objective every optimizer step (paper), every batch (release), or "

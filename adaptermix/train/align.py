@@ -26,6 +26,7 @@ from .outline import aligned_layer
 from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train
 from .sampler import Sampler
+from .selection import DevLosses, DevWatch
 from .sharding import load_for
 from .states import CHUNKS, MiddleStates
 from .trainer import BatchLoss, count_steps
@@ -255,6 +256,19 @@ def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
     return settings.model_dump(include={"pooling", "exclude_bos", "standardize"})
 
 
+def read_dev_pairs(settings: AlignSettings | JointSettings) -> tuple[list[Pair], list[DataFile]]:
+    """Read the pairs whose loss is looked at, none if none are given.
+
+    Raises:
+        DataError: a file does not do, or the pairs have no negatives.
+    """
+    if not settings.dev_pairs:
+        return [], []
+    pairs, files = read_pairs(settings.dev_pairs)
+    require_pairs(pairs, "dev pairs")
+    return pairs, files
+
+
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
     """Return how many negatives a pair has, for a person."""
     if settings.gather_negatives:
@@ -267,7 +281,8 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     """Train an alignment LoRA on parallel pairs.
 
     The contrastive loss acts on mean-pooled states after block L; later blocks and the output layer are neither
-    computed nor adapted, so the LoRA has no weights there.
+    computed nor adapted, so the LoRA has no weights there. The loss of dev pairs is that of their batches, each pair
+    among as many others as in training.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
@@ -279,8 +294,9 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     check_before(settings)
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     require_pairs(pairs)
+    dev_pairs, dev_files = read_dev_pairs(settings)
     steps = count_steps(len(pairs), settings)
-    report = describe_pairs(pairs, files)
+    report = describe_pairs(pairs, files, dev_pairs)
     if settings.dry_run:
         return dry_report(settings, steps, rows=report)
     for note in report.warnings("pairs"):
@@ -293,6 +309,11 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     on = attach_on(base.model, settings, headed=base.head is not None)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})
+    watched = None
+    if dev_pairs:
+        judge = AlignLoss(base, dev_pairs, settings, processes=processes, like=pairs)
+        losses = DevLosses(base, {"dev_loss": judge.of_rows}, settings, processes)
+        watched = DevWatch(losses, settings, steps=steps, rows=len(pairs), key="dev_loss")
     return train(
         base,
         settings,
@@ -302,6 +323,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
         entries={
             "languages": {"aligned": languages},
             "data": [file.entry() for file in files],
+            "dev": [file.entry() for file in dev_files] or None,
             "rows": report.document(),
             "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
             "vectors": vectors_entry(settings),
@@ -309,6 +331,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
         layers=layer if layer < total else None,
         watch=watch,
         on=on,
+        dev=watched,
         unit="pairs",
         processes=processes,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..data import Pair, read_pairs
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
-from .align import AlignLoss, describe_pairs, negatives, require_pairs, vectors_entry
+from .align import AlignLoss, describe_pairs, negatives, read_dev_pairs, require_pairs, vectors_entry
 from .on_top import attach_on
 from .outline import aligned_layer
 from .parallel import Processes, in_processes
@@ -113,9 +113,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     data = TaskData.read(settings)
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
     require_pairs(pairs)
-    dev_pairs, dev_files = read_pairs(settings.dev_pairs) if settings.dev_pairs else ([], [])
-    if settings.dev_pairs:
-        require_pairs(dev_pairs, "dev pairs")
+    dev_pairs, dev_files = read_dev_pairs(settings)
     pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..models import BaseModel
-from ..settings import JointSettings, TaskSettings
+from ..settings import TrainingSettings
 from .modes import evaluating
 from .parallel import ALONE, Processes
 from .trainer import BatchLoss, Trainer
@@ -41,7 +41,7 @@ class DevLosses:
         self,
         base: BaseModel,
         sides: Mapping[str, RowsLoss],
-        settings: TaskSettings | JointSettings,
+        settings: TrainingSettings,
         processes: Processes = ALONE,
     ) -> None:
         self._model, self._sides, self._size, self._processes = base.model, sides, settings.batch_size, processes
@@ -91,7 +91,7 @@ class DevWatch:
     def __init__(
         self,
         measure: Callable[[], dict[str, float]],
-        settings: TaskSettings | JointSettings,
+        settings: TrainingSettings,
         *,
         steps: int,
         rows: int,
