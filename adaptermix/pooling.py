@@ -41,10 +41,14 @@ class Standard:
     spread: Tensor
 
     @classmethod
-    def of(cls, vectors: Float[Tensor, "rows d"]) -> Standard:
-        """Measure vectors; a dimension that does not vary is left as it is."""
-        spread = vectors.std(0, correction=0)
-        return cls(vectors.mean(0), torch.where(spread > 0, spread, 1.0))
+    def of(cls, parts: Sequence[Float[Tensor, "rows d"]]) -> Standard:
+        """Measure vectors, in parts that are never joined; a dimension that does not vary is left as it is."""
+        count = sum(map(len, parts))
+        # in float64, so that the mean of a value that does not vary is that value
+        mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / count
+        squares = torch.stack([(part.double() - mean).square().sum(0) for part in parts]).sum(0) / count
+        spread = torch.where(squares > 0, squares.sqrt(), 1.0)
+        return cls(mean.to(parts[0].dtype), spread.to(parts[0].dtype))
 
     def __call__(self, vectors: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
         """Return z-scores."""
@@ -61,27 +65,30 @@ class Standards:
     Args:
         way: "none"; "all", one measure for all languages; "languages", one for each, so that what tells languages apart
             is no part of the z-scores.
-        vectors: Some vectors of each language.
+        vectors: Some vectors of each language, in parts.
 
     Raises:
         DataError: too few vectors.
     """
 
-    def __init__(self, way: str, vectors: Mapping[str, Float[Tensor, "rows d"]]) -> None:
+    def __init__(self, way: str, vectors: Mapping[str, Sequence[Float[Tensor, "rows d"]]]) -> None:
         self._all, self._own = None, {}
         if way == "all":
-            self._all = Standard.of(self._enough("all languages", torch.cat(list(vectors.values()))))
+            self._all = Standard.of(
+                self._enough("all languages", [part for parts in vectors.values() for part in parts])
+            )
         elif way == "languages":
-            self._own = {language: Standard.of(self._enough(language, rows)) for language, rows in vectors.items()}
+            self._own = {language: Standard.of(self._enough(language, parts)) for language, parts in vectors.items()}
 
     @staticmethod
-    def _enough(whose: str, vectors: Tensor) -> Tensor:
-        if len(vectors) < LEAST:
+    def _enough(whose: str, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        count = sum(map(len, parts))
+        if count < LEAST:
             raise DataError(
-                f"--standardize needs at least {LEAST} sentences to measure, and there are {len(vectors)} of {whose}. "
+                f"--standardize needs at least {LEAST} sentences to measure, and there are {count} of {whose}. "
                 "Give more, or use --standardize all or none."
             )
-        return vectors
+        return parts
 
     def __bool__(self) -> bool:
         return bool(self._all or self._own)

@@ -221,12 +221,12 @@ def _language(key: str) -> str:
     return key.rpartition(":")[2]
 
 
-def _by_language(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join the vectors of a language, whatever file they are of: it is measured once, as in training."""
+def _by_language(vectors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Return the vectors of a language, whatever file they are of: it is measured once, as in training."""
     found: dict[str, list[Tensor]] = {}
     for key, own in vectors.items():
         found.setdefault(_language(key), []).append(own)
-    return {language: torch.cat(parts) for language, parts in found.items()}
+    return found
 
 
 def _compare(

@@ -116,7 +116,7 @@ class AlignLoss:
         require_pooling(settings.pooling, base.kind)
         self._languages = [pair.languages for pair in pairs]
         measured = self._sample(like or pairs, STANDARD_PAIRS, base.tokenizer) if settings.standardize != "none" else {}
-        self._standards = Standards(settings.standardize, measured)
+        self._standards = Standards(settings.standardize, {language: [own] for language, own in measured.items()})
         if self._standards:
             for language in {language for pair in pairs for language in pair.languages}:
                 self._standards[language]  # refuses one that was not measured
