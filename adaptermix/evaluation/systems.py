@@ -93,8 +93,12 @@ class Systems:
             "notes": list(self.notes),
         }
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return titles and rows for a person: groups with intervals, gap closed, then every language."""
+    def table(self, *, wide: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Return titles and rows for a person: groups with intervals, gap closed, then every language.
+
+        Args:
+            wide: Give the intervals of languages too.
+        """
         groups, languages = list(self.found[0].groups), list(self.found[0].languages)
         titles = ["system", "runs", *groups]
         titles += [f"above {self.baseline}"] if self.baseline else []
@@ -106,12 +110,13 @@ class Systems:
                 cells.append(_shown(system.above["all"], "+.3f") if system.above else "")
             if self.ceiling:
                 cells.append(_shown(system.gap_closed["all"], ".2f") if system.gap_closed else "")
-            rows.append([*cells, *(f"{system.languages[name].value:.3f}" for name in languages)])
+            scores = [system.languages[name] for name in languages]
+            rows.append([*cells, *(_shown(score) if wide else f"{score.value:.3f}" for score in scores)])
         return [*titles, *languages], rows
 
     def markdown(self) -> str:
-        """Return the table in Markdown."""
-        titles, rows = self.table()
+        """Return the table in Markdown, with the intervals of languages too."""
+        titles, rows = self.table(wide=True)
         lines = [titles, ["---"] * len(titles), *rows]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -193,6 +193,8 @@ def test_the_command_prints_and_writes_the_table(
     assert "gap closed" in out.err
     table = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in table] == ["| system", "| ---", "| task", "| joint", "| merged"]
+    tr = document["systems"]["merged"]["scores"]["tr"]
+    assert table[-1].endswith(f"{tr['value']:.3f} [{tr['low']:.3f}, {tr['high']:.3f}] |")
     with pytest.raises(SystemExit) as ended:
         main(["compare", *named, *options[:-2], "--ceiling", "task"])
     assert ended.value.code == 2
