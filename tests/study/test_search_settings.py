@@ -109,8 +109,10 @@ def test_equal_searches_write_equal_bytes(
 def test_a_dry_search_checks_and_writes_nothing(
     causal: Path, adapters: tuple[Path, Path], dev: list[str], tmp_path: Path
 ) -> None:
-    plan = search_dry(settings_for(causal, adapters, dev, tmp_path / "out", rows=":1", base="no-such-model"))
+    plan = search_dry(settings_for(causal, adapters, dev, tmp_path / "out", rows=":1"))
     assert (plan["dry_run"], plan["rows"], plan["plan"]["grid"]) == (True, 2, [0.25, 0.9, 1.0])
+    with pytest.raises(ModelError, match="can be reached"):
+        search_dry(settings_for(causal, adapters, dev, tmp_path / "out", rows=":1", base="no-such-model"))
     assert not (tmp_path / "out").exists()
 
 
