@@ -307,6 +307,7 @@ def _shares(
         return {}
     gap = top - base
     shares = np.divide(system - base, gap, out=np.full_like(gap, np.nan), where=gap != 0)
+    shares[gap[:, 0] <= 0] = np.nan  # nothing is gained, so there is nothing to have a share of
     return {
         role: share if gained.low > 0 else replace(share, low=np.nan, high=np.nan)
         for (role, share), gained in zip(scores(shares).items(), scores(gap).values(), strict=True)
