@@ -143,9 +143,14 @@ def sound_compare(settings: CompareSettings) -> CompareSettings:
     return settings
 
 
+def _number(value: Any) -> Any:
+    """Return a whole number that is written as text; anything else as it is."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
 def rank_or_auto(value: Any) -> Any:
     """Return a rank as a number, also from text; `auto` and None as they are."""
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    number = _number(value)
     if value in (None, "auto") or (type(number) is int and number >= 1):
         return number
     raise ValueError("a whole number of at least 1, or auto, is needed")
@@ -153,7 +158,7 @@ def rank_or_auto(value: Any) -> Any:
 
 def layer_or_middle(value: Any) -> Any:
     """Return a layer as a number, also from text; `middle` as it is."""
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    number = _number(value)
     if value == "middle" or type(number) is int:
         return number
     raise ValueError("a whole number, or middle, is needed")

@@ -170,7 +170,7 @@ def _check_predictions(settings: EvaluateSettings) -> None:
 def note_seen(files: Sequence[DataFile], sources: Sequence[AdapterSource], watch: Watcher) -> None:
     """Tell a person about files that an adapter was trained or chosen on, by their content."""
     seen = manifest.seen(sources)
-    for file in files:
+    for file in files if seen else ():  # to hash a file is to read it
         if file.entry()["sha256"] in seen:
             watch.note(
                 f"warning: {file.path} is a file that an adapter was trained or chosen on; unless --rows picks other "
