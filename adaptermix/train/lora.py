@@ -18,6 +18,7 @@ from ..checks import MOVING, beyond_the_layer, block_range
 from ..errors import PlanError
 from ..models import BaseModel, blocks, linear_names
 from ..settings import TrainingSettings
+from .dropout import quicken
 
 _NAME = "default"
 _WHOLE = f".modules_to_save.{_NAME}"
@@ -111,6 +112,7 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    quicken(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or is_head(name))
     if settings.gradient_checkpointing:
