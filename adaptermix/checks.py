@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MOVING = ("pissa", "olora")
 """Ways to begin a LoRA that move a part of the base's weights into it."""
+ROWS = re.compile(r"(?P<start>\d*):(?P<stop>\d*)(?::(?:0*(?P<step>[1-9]\d*))?)?")
+"""`START:STOP` or `START:STOP:STEP`, each of which may be missing."""
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
 
@@ -34,7 +37,21 @@ def _block_text(value: Any) -> Any:
     return None if found is None else f"{int(found[1])}-{int(found[2] or found[1])}"
 
 
+def _rows_text(value: Any) -> Any:
+    if value is not None and not (isinstance(value, str) and ROWS.fullmatch(value)):
+        raise ValueError("START:STOP is needed, or with :STEP, in whole numbers, such as 0:300, 500: or ::10")
+    return value
+
+
+def _device_text(value: Any) -> Any:
+    if not (isinstance(value, str) and _DEVICE.fullmatch(value)):
+        raise ValueError("auto, cpu, cuda or cuda:N is needed")
+    return value
+
+
 Blocks = Annotated[str, BeforeValidator(_block_text)]
+Rows = Annotated[str, BeforeValidator(_rows_text)]
+Device = Annotated[str, BeforeValidator(_device_text)]
 
 
 def block_range(text: str) -> range:

@@ -21,6 +21,10 @@ class PlanError(AdapterMixError):
     """The request contradicts itself (a wrong count of weights, an impossible rank)."""
 
 
+class UsageError(PlanError):
+    """An option has a value that it can never have (an unknown task, weights that are no numbers)."""
+
+
 class IncompatibleAdapters(AdapterMixError):  # noqa: N818  (the field calls it that)
     """The adapters cannot be combined (other bases, other shapes)."""
 

@@ -47,6 +47,18 @@ def loading_options(quantize: str, device: torch.device, dtype: torch.dtype) -> 
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def keep_codes(model: nn.Module) -> None:
+    """Keep 4-bit weights on a CPU as they were loaded.
+
+    On processors with bfloat16 bitsandbytes rewrites them in place at the first pass without gradients: their scales
+    are rounded to bfloat16, no gradient passes any more, and rows shorter than a block fail.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def identity(quantize: str) -> dict[str, Any] | None:
     """Return what a manifest says of the quantiser; None if there is none."""
     if quantize == "none":

@@ -46,6 +46,27 @@ def test_a_lora_is_learned_on_a_quantised_base_and_acts_on_it(quantize: str, cau
     assert evaluate(asked).scores["en"].value == 1.0
 
 
+@pytest.mark.parametrize("quantize", ["nf4", "fp4"])
+def test_a_pass_without_gradients_leaves_codes_and_scales_alone(quantize: str, causal: Path) -> None:
+    """On processors with bfloat16 bitsandbytes would rewrite them; others have nothing to keep."""
+    pytest.importorskip("bitsandbytes")
+    model = load_base(str(causal), device="cpu", dtype="bfloat16", quantize=quantize).model
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert layers
+    before = [(layer.weight.data.clone(), layer.weight.quant_state.absmax.clone()) for layer in layers]
+    tokens = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        plain = model(tokens).logits
+    for layer, (codes, scales) in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight.data, codes)
+        assert torch.equal(layer.weight.quant_state.absmax, scales)
+    states = model.get_input_embeddings()(tokens).detach().requires_grad_()
+    logits = model(inputs_embeds=states).logits
+    logits.float().sum().backward()
+    assert torch.allclose(logits, plain, atol=1e-2)
+    assert states.grad.abs().sum() > 0
+
+
 def test_bitsandbytes_is_asked_for(causal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import adaptermix.quantization as module
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
 from importlib import import_module
@@ -92,6 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
     if "--quiet" in arguments or not sys.stderr.isatty() or not is_main_process():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
+    # On some processors it names a package at every start that nothing here needs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         # outside click's own handling, so that failures are JSON where JSON is asked for
         code = adaptermix.main(arguments, prog_name="adaptermix", standalone_mode=False)

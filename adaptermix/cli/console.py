@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..errors import AdapterMixError, ConfigError, ToldElsewhere
+from ..errors import AdapterMixError, ConfigError, ToldElsewhere, UsageError
 from ..launcher import is_main_process
 
 _LINE_EVERY = 5.0
@@ -142,6 +142,8 @@ def _failure(error: BaseException) -> tuple[int, str, str] | None:
 
 
 def _failed_work(error: BaseException) -> tuple[int, str, str] | None:
+    if isinstance(error, UsageError):
+        return 2, "Usage", str(error)
     if isinstance(error, AdapterMixError):
         return 1, type(error).__name__, str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch for its class would be slow

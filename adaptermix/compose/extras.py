@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..adapters import AdapterMeta, StoredTensor
 from ..adapters.keys import PREFIX, TOKENS, in_modules
-from ..errors import IncompatibleAdapters, PlanError, did_you_mean
+from ..errors import IncompatibleAdapters, PlanError, UsageError, did_you_mean
 
 REFUSE, AVERAGE = "refuse", "average"
 _BIASES = ("none", "lora_only", "all")
@@ -58,7 +58,7 @@ def resolve_policy(names: Sequence[str], policy: str | int) -> str | int:
     if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= len(names):
         return int(text) - 1
     problem = "it is the name of several, so give a number" if places else "it is none of these"
-    raise PlanError(
+    raise UsageError(
         f"fully trained tensors can be merged by 'refuse', 'average', or an adapter ({', '.join(names)}, or 1 to "
         f"{len(names)}), got {policy!r}: {problem}.{did_you_mean(text, [REFUSE, AVERAGE, *names])}"
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import PlanError
+from ..errors import PlanError, UsageError
 from .weights import resolve_weights
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -79,7 +79,7 @@ def _numbers(value: Any, what: str) -> list[float]:
     try:
         return [float(part) for part in parts]
     except (TypeError, ValueError) as error:
-        raise PlanError(f"{what} must be a number, or numbers parted by commas, got {value!r}.") from error
+        raise UsageError(f"{what} must be a number, or numbers parted by commas, got {value!r}.") from error
 
 
 def _layers(text: str | int | None, modules: Sequence[str]) -> tuple[int, int] | None:
@@ -91,7 +91,7 @@ def _layers(text: str | int | None, modules: Sequence[str]) -> tuple[int, int] |
         if text.strip() in ("*", "all"):
             numbers = [n for n in map(layer_of, modules) if n is not None] or [0]
             return min(numbers), max(numbers)
-        raise PlanError(f"layers must be FIRST-LAST, such as 0-15, one number, or all, got {text!r}.")
+        raise UsageError(f"layers must be FIRST-LAST, such as 0-15, one number, or all, got {text!r}.")
     return int(found[1]), int(found[2] or found[1])
 
 
@@ -113,7 +113,7 @@ def make_override(given: Mapping[str, Any], names: Sequence[str], modules: Seque
         points = [resolve_weights(names, _numbers(given["weights"], "weights of a place"))]
     if given.get("curve") is not None:
         if points or not isinstance(given["curve"], list | tuple) or len(given["curve"]) < 2:
-            raise PlanError(f"a curve must be a list of at least two weights, without 'weights', got {dict(given)}.")
+            raise UsageError(f"a curve must be a list of at least two weights, without 'weights', got {dict(given)}.")
         points = [resolve_weights(names, _numbers(point, "points of a curve")) for point in given["curve"]]
         layers = layers or _layers("all", covered)
     override = Override(

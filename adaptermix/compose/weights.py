@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..errors import PlanError
+from ..errors import UsageError
 
 
 def split_weight(weight: float) -> tuple[float, float]:
@@ -23,11 +23,11 @@ def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[flo
     if len(names) == 2 and len(weights) == 1:
         weights = split_weight(weights[0])
     if len(weights) != len(names):
-        raise PlanError(
+        raise UsageError(
             f"one weight per adapter is needed, got {len(weights)} for {len(names)} adapters ({', '.join(names)})."
             + (" With two adapters a single weight w means w and 1 - w." if len(names) == 2 else "")
         )
     for name, weight in zip(names, weights, strict=True):
         if not math.isfinite(weight):
-            raise PlanError(f"weights must be finite numbers, got {weight} for adapter '{name}'.")
+            raise UsageError(f"weights must be finite numbers, got {weight} for adapter '{name}'.")
     return tuple(weights)

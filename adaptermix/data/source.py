@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..checks import ROWS
 from ..errors import DataError
 from ..files import sha256
 
@@ -32,7 +33,6 @@ _SINGLE = re.compile(rf"(?<![^._-])({_TAG})(?![^._-])")
 # Universal Dependencies: sk_snk-ud-test
 _TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_[a-z0-9]+-ud(?![A-Za-z])")
 _GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:[-_][A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
-_RANGE = re.compile(r"(?P<start>\d*):(?P<stop>\d*)(?::(?:0*(?P<step>[1-9]\d*))?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +262,7 @@ def parse_rows(rows: str | None) -> slice:
     """
     if rows is None:
         return slice(None)
-    match = _RANGE.fullmatch(rows)
+    match = ROWS.fullmatch(rows)
     if match is None:
         raise DataError(
             f"--rows must be START:STOP, or with :STEP, in whole numbers, such as 0:300, 500: or ::10, got {rows!r}."

@@ -19,7 +19,7 @@ from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..data.source import split_pair
-from ..errors import DataError, PlanError
+from ..errors import DataError, PlanError, UsageError
 from ..models import BaseModel, backbone, load_base, note_other_base
 from ..pooling import Pooler, Standards, require_pooling
 from ..progress import SILENT, Watcher
@@ -280,7 +280,7 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
         AdapterMixError: the model, the adapter, a data file or a file to write does not do.
     """
     if settings.compare and not settings.adapter:
-        raise PlanError("--compare measures the base model beside an adapter, and none is given: add --adapter DIR.")
+        raise UsageError("--compare measures the base model beside an adapter, and none is given: add --adapter DIR.")
     if settings.plot:
         check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []

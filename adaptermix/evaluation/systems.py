@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.source import canonical_language
-from ..errors import DataError, OutputError, PlanError
+from ..errors import DataError, OutputError, PlanError, UsageError
 from ..files import write_whole
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
@@ -134,7 +134,7 @@ def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
     for argument in arguments:
         name, equals, pattern = argument.partition("=")
         if not equals or not name or not pattern:
-            raise PlanError(f"a system must be given as NAME=FILE, such as task=task.jsonl, got {argument!r}.")
+            raise UsageError(f"a system must be given as NAME=FILE, such as task=task.jsonl, got {argument!r}.")
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(path) for path in glob.glob(pattern))
         if not paths:
             raise DataError(f"system '{name}' needs a file of `evaluate --predictions`, and {pattern!r} matches none.")
@@ -217,7 +217,7 @@ def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, l
 def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> None:
     for option, name in (("baseline", settings.baseline), ("ceiling", settings.ceiling)):
         if name is not None and name not in files:
-            raise PlanError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
+            raise UsageError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
     if settings.markdown and not Path(settings.markdown).absolute().parent.is_dir():
         raise OutputError(f"--markdown must lie in a folder that exists, and {settings.markdown} does not.")
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from ..algebra import Dense, Stack, Update
 from ..algebra.operators import Operator, chain
-from ..errors import PlanError, did_you_mean
+from ..errors import UsageError, did_you_mean
 
 Stacks = Callable[[], Iterable[Stack]]
 """Gives the stacks of all modules, anew each time it is called."""
@@ -141,9 +141,9 @@ def _check_type(cls: type[MergeMethod], key: str, value: object) -> None:
         TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         wanted = getattr(hint, "__name__", str(hint)).replace("typing.", "")
-        raise PlanError(f"option '{key}' of method '{cls.name}' must be {wanted}, got {value!r}.") from error
+        raise UsageError(f"option '{key}' of method '{cls.name}' must be {wanted}, got {value!r}.") from error
     if isinstance(value, float) and not math.isfinite(value):
-        raise PlanError(f"option '{key}' of method '{cls.name}' must be finite, got {value!r}.")
+        raise UsageError(f"option '{key}' of method '{cls.name}' must be finite, got {value!r}.")
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
@@ -170,15 +170,15 @@ def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     if name not in METHODS:
         _load_outside(name)
     if name not in METHODS:
-        raise PlanError(_unknown("merge method", name, sorted(METHODS)))
+        raise UsageError(_unknown("merge method", name, sorted(METHODS)))
     cls = METHODS[name]
     known = list(options_of(cls))
     for key in options:
         if key not in known:
-            raise PlanError(_unknown(f"option of method '{name}'", key, known))
+            raise UsageError(_unknown(f"option of method '{name}'", key, known))
     for key, value in options.items():
         _check_type(cls, key, value)
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"method '{name}': {str(error).rstrip('.')}.") from error
+        raise UsageError(f"method '{name}': {str(error).rstrip('.')}.") from error

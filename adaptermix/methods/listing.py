@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from ..errors import PlanError, did_you_mean
+from ..errors import PlanError, UsageError, did_you_mean
 from .base import ENTRY_POINTS, METHODS, options_of
 from .mergekit import mergekit_methods
 
@@ -70,7 +70,7 @@ def list_methods(names: Sequence[str] = ()) -> list[MethodEntry]:
     known = {entry.name: entry for entry in (*_own(), *_mergekit())}
     for name in names:
         if name not in known:
-            raise PlanError(
+            raise UsageError(
                 f"unknown merge method {name!r}.{did_you_mean(name, known)} `adaptermix methods` lists them all."
             )
     return [known[name] for name in names] or list(known.values())

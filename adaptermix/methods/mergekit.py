@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..algebra import Dense, Stack
-from ..errors import PlanError, did_you_mean
+from ..errors import PlanError, UsageError, did_you_mean
 from .base import FAMILIES, MergeMethod
 
 NEEDED = (0, 1, 5)
@@ -142,18 +142,18 @@ def _second_share(weights: Sequence[float], given: float | None) -> float:
 def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
     known = mergekit_methods()
     if member not in known:
-        raise PlanError(
+        raise UsageError(
             f"unknown method {member!r} of mergekit.{did_you_mean(member, known)} Known: {', '.join(known)}."
         )
     for key in options:
         if key not in known[member]:
-            raise PlanError(
+            raise UsageError(
                 f"unknown option of method 'mergekit:{member}' {key!r}.{did_you_mean(key, known[member])} "
                 f"Known: {', '.join(known[member]) or 'none'}."
             )
     for key, default in known[member].items():
         if default is ... and key not in options and not (key == "t" and member in _INTERPOLATE):
-            raise PlanError(f"method 'mergekit:{member}' needs the option {key!r}: --set {key}=VALUE.")
+            raise UsageError(f"method 'mergekit:{member}' needs the option {key!r}: --set {key}=VALUE.")
     return Mergekit(member=member, options=dict(options))
 
 

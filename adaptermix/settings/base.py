@@ -33,7 +33,7 @@ class Place(TypedDict):
 class Placed(Settings):
     """Where and how to compute."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: checks.Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Dtype = Field("auto", description="dtype of the base model; auto is bfloat16 where the hardware has it")
     quantize: Literal["none", "nf4", "fp4", "int8"] = Field(
         "none", description="load the base model in 4 or 8 bits (bitsandbytes)"

@@ -17,7 +17,7 @@ class EvaluateSettings(GenerationSettings):
     adapter: str | None = Field(None, description="adapter folder; none scores the base model alone")
     task: str = Field(description=TASK)
     data: Files = Field(description="data files, one or more languages")
-    rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     against: str | None = Field(
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )
@@ -31,7 +31,7 @@ class CompareSettings(Settings):
     systems: Files = Field(description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs")
     task: str = Field(description=TASK)
     data: Files = Field(description="data files, as given to `evaluate`")
-    rows: str | None = Field(None, description="START:STOP[:STEP], as given to `evaluate`")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], as given to `evaluate`")
     baseline: str | None = Field(None, description="name of the system that the others are held against")
     ceiling: str | None = Field(None, description="name of the system whose gain over the baseline is the gap")
     supervised: list[str] = Field([], description="languages of the task's training rows")
@@ -48,7 +48,7 @@ class RetrieveSettings(Placed):
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     adapter: str | None = Field(None, description="adapter folder; none measures the base model alone")
     data: Files = Field(description="pair files (de-en.tsv) or one text per language (de.txt en.txt)")
-    rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     batch_size: Positive = Field(64, description="sentences per batch")
     max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
     pooling: Literal["auto", "mean", "bos"] = Field(

@@ -60,7 +60,7 @@ class MergeSettings(Written):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="storage dtype of the result; default float32, or the base's for a checkpoint"
     )
-    device: str = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods")
 
 
@@ -79,7 +79,7 @@ class ExtractSettings(Written):
     max_residual: float | None = Field(
         None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
     )
-    device: str = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
+    device: checks.Device = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
 
     _sound_rank = field_validator("rank", mode="before")(checks.rank_or_auto)
 
@@ -99,7 +99,7 @@ class SearchSettings(GenerationSettings, Written):
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     task: str = Field(description=TASK)
     dev: Files = Field(description="dev files, one or more languages")
-    rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     grid: Annotated[list[float], Field(min_length=1)] = Field(
         description="weights of the first adapter to try; the second gets 1 - w"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from .. import checks
 from .base import Files, Placed, Positive, Settings
 
 
@@ -35,7 +36,7 @@ class SpectrumSettings(Settings):
     include: list[str] = Field([], description="globs of modules to take besides, such as embeddings and heads")
     exclude: list[str] = Field([], description="globs of modules to leave out")
     csv: str | None = Field(None, description="file for a table with one row per module")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: checks.Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
 class DemoInputsSettings(Settings):

@@ -116,7 +116,7 @@ class TaskOptions(Settings):
     task: str = Field(description=TASK)
     train: Files = Field(description="training files")
     dev: list[str] = Field([], description="dev files; their loss is logged")
-    rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each training file to use")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each training file to use")
     template: str | None = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
     )
@@ -137,7 +137,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
     """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
 
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="pairs per step; the others are the negatives")
-    rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
 
 
 class TaskSettings(TaskOptions, TrainingSettings):
@@ -148,7 +148,7 @@ class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
     """Train one LoRA for a task and for alignment, the two taking turns."""
 
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="rows, and pairs, per batch")
-    pair_rows: str | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
+    pair_rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
     alternate: Literal["step", "batch", "sum"] = Field(
         "step",
         description="whose turn it is: another objective every optimizer step (paper), every batch (release), or "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ..data import DataFile
-from ..errors import PlanError
+from ..errors import UsageError
 from .classify import Classify
 from .metrics import Metric
 from .ner_json import NerJson
@@ -119,10 +119,10 @@ def get_task(name: str) -> Task:
     """Return a task by name.
 
     Raises:
-        PlanError: there is none of this name.
+        UsageError: there is none of this name.
     """
     if name not in TASKS:
-        raise PlanError(f"--task must be one of {', '.join(sorted(TASKS))}, got {name!r}.")
+        raise UsageError(f"--task must be one of {', '.join(sorted(TASKS))}, got {name!r}.")
     return TASKS[name]
 
 
@@ -130,10 +130,10 @@ def get_template(task: Task, name: str | None = None) -> Template:
     """Return a task's prompt template by name; default its first.
 
     Raises:
-        PlanError: there is none of this name.
+        UsageError: there is none of this name.
     """
     if name is None:
         return next(iter(task.templates.values()))
     if name not in task.templates:
-        raise PlanError(f"--template must be one of {', '.join(task.templates)} for {task.name}, got {name!r}.")
+        raise UsageError(f"--template must be one of {', '.join(task.templates)} for {task.name}, got {name!r}.")
     return task.templates[name]

@@ -122,9 +122,9 @@ def test_ranks_are_numbers_or_auto(
     ("options", "code", "words"),
     [
         (["--set", "weights@*k_proj=0.5"], 1, "none matches modules '*k_proj'"),
-        (["--set", "weights@*q_proj=1,2,3"], 1, "got 3 for 2 adapters"),
-        (["--set", "gain@*q_proj=2"], 1, "unknown option of method 'exact' 'gain'"),
-        (["--set", "weights@layers:x=1"], 1, "FIRST-LAST"),
+        (["--set", "weights@*q_proj=1,2,3"], 2, "got 3 for 2 adapters"),
+        (["--set", "gain@*q_proj=2"], 2, "unknown option of method 'exact' 'gain'"),
+        (["--set", "weights@layers:x=1"], 2, "FIRST-LAST"),
         (["--rank", "1"], 1, "truncation may lose at most 10%"),
         (["--form", "concat", "--rank", "4"], 1, "--rank goes with --form lowrank"),
         (["--keep", "0.5"], 1, "--keep goes with --rank auto"),

@@ -90,6 +90,6 @@ class TestCommand:
 
     def test_an_unknown_name_is_one_line_and_no_trace(self, capsys: pytest.CaptureFixture[str]) -> None:
         code, out, err = run(capsys, "methods", "tise")
-        assert (code, out) == (1, "")
+        assert (code, out) == (2, "")
         assert "unknown merge method 'tise'. Did you mean 'ties'?" in err
         assert "Traceback" not in err
