@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import DataError
-from .rows import LANGUAGE_NAMES, pick_rows, records, row_language
+from .rows import LANGUAGE_NAMES, is_json, pick_rows, records, row_language, table_cells
 from .source import DataFile, find_files
 
 _NAMES = {
@@ -46,12 +46,37 @@ class ClassifyRow:
     language: str
 
 
-def _read(file: DataFile) -> Iterator[ClassifyRow]:
-    for number, record in records(file, _NAMES, order=("text", "label")):
+def _read(file: DataFile) -> Iterator[ClassifyRow | None]:
+    for number, record in records(file, _NAMES, order=("text", "label"), label="label"):
+        if record is None:
+            yield None
+            continue
         label = record["label"]
         if len(label.splitlines()) != 1:  # an answer ends at its line's end
             raise DataError(f"{file.path}:{number}: a label must be one line, found {label[:60]!r}.")
         yield ClassifyRow(text=record["text"], label=label, language=row_language(file, record.get("language")))
+
+
+def _refuse_header(file: DataFile, rows: Sequence[ClassifyRow | None]) -> None:
+    """Refuse a first row that looks like a header of other names: one word each, and a label that no other row has."""
+    first, others = rows[0], [row.label for row in rows[1:] if row]
+    if is_json(file) or first is None or not (first.text.isidentifier() and first.label.isidentifier()):
+        return
+    _, cells = next(table_cells(file))
+    if [cell.strip() for cell in cells] != [first.text, first.label]:  # below a header
+        return
+    if len(others) > 1 and first.label not in others and len(set(others)) < len(others):
+        raise DataError(
+            f"{file.path}:1: labels must occur more than once, and the first row looks like a header: {first.text!r}, "
+            f"{first.label!r}. Name its columns 'text' and 'label', or put such a header before it if it is data."
+        )
+
+
+def _read_whole(file: DataFile) -> list[ClassifyRow | None]:
+    rows = list(_read(file))
+    if rows:
+        _refuse_header(file, rows)
+    return rows
 
 
 def _with_folder(file: DataFile) -> DataFile:
@@ -71,8 +96,11 @@ def read_classify(arguments: Sequence[str], *, rows: str | None = None) -> tuple
             passed over) or of two columns in this order, or JSONL with these fields.
         rows: `START:STOP[:STEP]` of the rows of each file.
 
+    Returns:
+        The rows in file order, and the files. Rows whose label is null are left out; they count as rows.
+
     Raises:
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = [_with_folder(file) for file in find_files(arguments)]
-    return pick_rows(files, rows, _read)
+    return pick_rows(files, rows, _read_whole)

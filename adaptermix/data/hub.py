@@ -45,11 +45,9 @@ class HubData(DataFile):
             DataError: the data set, the configuration or the split is not to be had, or `datasets` is not installed.
         """
         rows = _load(self.name, self.config, self.split, self.revision)
-        classes = {key: kind for key, kind in rows.features.items() if hasattr(kind, "int2str")}
+        classes = {key: found for key, kind in rows.features.items() if (found := _class_of(kind))}
         for number, row in enumerate(rows, start=1):
-            # a row without a class has the number -1, or none
-            numbers = {key: -1 if row[key] is None else row[key] for key in classes}
-            named = {key: classes[key].int2str(place) if place >= 0 else place for key, place in numbers.items()}
+            named = {key: _named(kind, row[key]) for key, kind in classes.items()}
             yield number, json.dumps(row | named, ensure_ascii=False, default=str)
 
     def entry(self) -> dict[str, object]:
@@ -58,6 +56,19 @@ class HubData(DataFile):
         for _, line in self.lines():
             digest.update(f"{line}\n".encode())
         return {"name": str(self.path), "languages": list(self.languages), "sha256": digest.hexdigest()}
+
+
+def _class_of(kind: Any) -> Any:
+    """Return the class feature of a column, or of each entry of a column of lists; None if there is none."""
+    inner = getattr(kind, "feature", kind)
+    return inner if hasattr(inner, "int2str") else None
+
+
+def _named(kind: Any, value: Any) -> Any:
+    """Return class names for numbers; a row without a class has the number -1, or none."""
+    if isinstance(value, list):
+        return [_named(kind, entry) for entry in value]
+    return None if value is None or value < 0 else kind.int2str(value)
 
 
 @lru_cache(maxsize=16)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from ..errors import DataError
 from .rows import is_json, pick_rows, row_language
@@ -14,6 +15,7 @@ from .source import DataFile, find_files
 
 _TAG = re.compile(r"O|[BI]-\S+")
 _DOCUMENT = "-DOCSTART-"
+_TAG_NAMES = ("ner_tags", "tags")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,9 +224,28 @@ def _blank(language: str) -> str:
     return "" if language in CHARACTER_LANGUAGES else " "
 
 
+def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerRow:
+    """{"tokens", "ner_tags" or "tags", "language"}: data sets of the Hub."""
+    tokens: Any = row.get("tokens")
+    whole = isinstance(tokens, list) and isinstance(tags, list) and tokens and len(tokens) == len(tags)
+    if not whole or not all(isinstance(token, str) and token.strip() for token in tokens):
+        raise DataError(f"{file.path}:{number}: a row must have tokens, none of them empty, and a tag for each.")
+    odd = next((tag for tag in tags if not isinstance(tag, str) or not _TAG.fullmatch(tag)), None)
+    if odd is not None:
+        raise DataError(
+            f"{file.path}:{number}: a tag must be O, B-TYPE or I-TYPE (IOB2), found {odd!r}."
+            + (" Numbers need the names of the classes: read the data set as hf:." if isinstance(odd, int) else "")
+        )
+    return _from_tags(tokens, tags, "", row_language(file, row.get("language")))
+
+
 def _spelled_out(file: DataFile) -> Iterator[NerRow]:
-    """{"text" or "tokens", "entities": [{"type", "text"}], "language"}."""
+    """{"text" or "tokens", "entities": [{"type", "text"}], "language"}; or tags in the place of entities."""
     for number, row in file.json_rows():
+        tags = next((row[name] for name in _TAG_NAMES if name in row), None)
+        if tags is not None and "entities" not in row:
+            yield _tagged(file, number, row, tags)
+            continue
         try:
             entities = tuple((entity["type"], entity["text"]) for entity in row["entities"])
             text, tokens, named = row.get("text", ""), tuple(row.get("tokens", ())), row.get("language")
@@ -259,7 +280,8 @@ def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
 
     Args:
         arguments: `FILE` arguments: IOB2, where the last column with tags counts, the token is the first column or
-            stands behind its number, and `# text = ` comments give the sentence, else its tokens do; or JSONL.
+            stands behind its number, and `# text = ` comments give the sentence, else its tokens do; or
+            JSONL, with entities spelled out or with tokens and their tags.
         rows: `START:STOP[:STEP]` of the sentences of each file.
 
     Raises:

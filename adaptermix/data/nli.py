@@ -42,9 +42,9 @@ class NliRow:
 
 def _read(file: DataFile) -> Iterator[NliRow | None]:
     known = SPELLINGS | _NUMBERS
-    for number, record in records(file, _NAMES, order=("premise", "hypothesis", "label")):
-        written = record["label"].lower()
-        if written in _UNLABELLED:
+    for number, record in records(file, _NAMES, order=("premise", "hypothesis", "label"), label="label"):
+        written = "-" if record is None else record["label"].lower()
+        if record is None or written in _UNLABELLED:
             yield None
             continue
         if written not in known:

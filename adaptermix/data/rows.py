@@ -48,21 +48,27 @@ def is_json(file: DataFile) -> bool:
 
 
 def records(
-    file: DataFile, names: Mapping[str, Sequence[str]], order: Sequence[str]
-) -> Iterator[tuple[int, dict[str, str]]]:
+    file: DataFile, names: Mapping[str, Sequence[str]], order: Sequence[str], *, label: str | None = None
+) -> Iterator[tuple[int, dict[str, str] | None]]:
     """Yield numbered records; a record of several lines has the number of its last one.
+
+    None stands for a record of JSONL whose label is null, as unlabelled rows of data sets of the Hub have it.
 
     Args:
         file: JSONL, CSV with quotes, or TSV, where quotes have no meaning.
         names: For each field the names that a column may have, the best first; case does not count.
         order: The fields that must be there, in the order of the columns where there is no header.
+        label: The field that may be null, if any.
 
     Raises:
         DataError: a record lacks a field, has an empty one, or has other columns than the first.
     """
     if is_json(file):
         for number, row in file.json_rows():
-            yield number, _checked(file, number, _from_json(file, number, row, names), order)
+            if label and _is_null(row, names[label]):
+                yield number, None
+            else:
+                yield number, _checked(file, number, _from_json(file, number, row, names), order)
         return
     places: dict[str, int] | None = None
     width = len(order)
@@ -118,6 +124,11 @@ def _header(
     if twice:
         raise DataError(f"{file.path}:{number}: a header must name a column once, and {twice[0]!r} occurs twice.")
     return places
+
+
+def _is_null(row: Mapping[str, object], known: Sequence[str]) -> bool:
+    found = [value for key, value in row.items() if key.strip().lower() in known]
+    return bool(found) and all(value is None for value in found)
 
 
 def _from_json(

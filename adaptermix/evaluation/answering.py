@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import PlanError
+from ..errors import UsageError
 from ..heads import HEADS, HeadRows
 from ..models import BaseModel
 from ..progress import SILENT, Watcher
@@ -28,7 +28,7 @@ class Answering:
 
     Raises:
         DataError: a row lacks what the model's head reads.
-        PlanError: a prompt template is asked for, and the model has a head.
+        UsageError: how to prompt or to generate is asked for, and the model has a head.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class Answering:
         self._encoded: HeadRows | None = None
         if base.head:
             if settings.template:
-                raise PlanError("the adapter's head reads no prompt: drop --template.")
+                raise UsageError("the adapter's head reads no prompt: drop --template.")
+            if "max_new_tokens" in settings.model_fields_set:
+                raise UsageError("the adapter's head generates nothing: drop --max-new-tokens.")
             places = getattr(base.model.config, "max_position_embeddings", LONGEST)
             longest = min(LONGEST, base.tokenizer.model_max_length, places)
             self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=longest)

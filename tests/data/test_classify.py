@@ -121,7 +121,7 @@ def test_labels_are_text(tmp_path: Path, written: object, label: str) -> None:
         ("de.csv", "text,label\n", r"rows in the range asked for \(all\), it has 0"),
         ("de.csv", "\n \n", "blank lines only"),
         ("de.jsonl", '{"text": "a", "label": "x"}\n{"text": "a"}\n', r"de\.jsonl:2: .*its label is missing"),
-        ("de.jsonl", '{"text": "a", "label": null}\n', r"de\.jsonl:1: .*its label is missing"),
+        ("de.jsonl", '{"text": "a", "label": null}\n', r"de\.jsonl must hold rows .* has 1, 1 of them without a label"),
         ("de.jsonl", '{"text": ["a"], "label": "x"}\n', r"de\.jsonl:1: the text must be text or a number, found list"),
         ("de.jsonl", '{"text": "a", "label": true}\n', r"de\.jsonl:1: the label must be .*found bool"),
         ("de.jsonl", "[1]\n", r"de\.jsonl:1: .*JSON object, found list"),
@@ -134,6 +134,26 @@ def test_malformed_rows_are_refused_in_one_line(tmp_path: Path, name: str, text:
     with pytest.raises(DataError, match=message) as caught:
         read_classify([pack(tmp_path / name, text, "plain")])
     assert "\n" not in str(caught.value)
+
+
+def test_a_first_row_that_looks_like_a_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "en.csv").write_text("comment,target\nfine,good\nso so,bad\nbetter,good\n")
+    with pytest.raises(DataError, match=r"en\.csv:1: labels must occur more than once.*'comment', 'target'"):
+        read_classify([str(tmp_path / "en.csv")])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fine,good\nso so,bad\nbetter,good\n",  # the label occurs again
+        "not fine,odd\nso so,bad\nbetter,bad\n",  # a sentence is no name of a column
+        "fine,a\nso so,b\nbetter,c\n",  # labels are all different
+        "text,label\ncomment,target\nfine,good\nso,good\n".replace("comment,target", "a comment,target"),
+    ],
+)
+def test_rows_that_may_well_be_data_are(tmp_path: Path, text: str) -> None:
+    (tmp_path / "en.csv").write_text(text)
+    assert len(read_classify([str(tmp_path / "en.csv")])[0]) == 3
 
 
 def test_rows_pick_from_each_file_without_its_header(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.data import read_classify, read_nli, read_pairs, read_slots
+from adaptermix.data import read_classify, read_ner, read_nli, read_pairs, read_slots
 from adaptermix.data.hub import open_hub
 from adaptermix.data.source import find_files
 from adaptermix.errors import DataError
@@ -94,6 +94,37 @@ def test_a_row_without_a_class_is_unlabelled_whether_it_has_no_number_or_minus_o
     found, files = read_nli([f"en=hf:{tmp_path / 'set'}"])
     assert [row.label for row in found] == ["contradiction"]
     assert files[0].left_out == 2
+
+
+def test_texts_without_a_class_are_left_out_too_and_minus_one_is_a_label_elsewhere(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    (tmp_path / "set").mkdir()
+    columns = {"text": ["a", "b", "c"], "label": [-1, 1, None]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    found, files = read_classify([f"en=hf:{tmp_path / 'set'}"])
+    assert [(row.text, row.label) for row in found] == [("b", "good")]
+    assert files[0].left_out == 2
+    numbers = write(tmp_path / "numbers", "train", [{"text": "a", "label": -1}, {"text": "b", "label": 1}])
+    assert [row.label for row in read_classify([f"en={numbers}"])[0]] == ["-1", "1"]
+
+
+def test_tags_as_classes_are_read_as_entities(tmp_path: Path) -> None:
+    """As conll2003, wikiann and MasakhaNER have them."""
+    kinds = datasets.ClassLabel(names=["O", "B-PER", "I-PER"])
+    features = datasets.Features(
+        {"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": datasets.Sequence(kinds)}
+    )
+    (tmp_path / "set").mkdir()
+    columns = {"tokens": [["Ada", "Lovelace", "wrote"], ["so"]], "ner_tags": [[1, 2, 0], [0]]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    rows, _ = read_ner([f"en=hf:{tmp_path / 'set'}"])
+    assert [(row.text, row.entities) for row in rows] == [
+        ("Ada Lovelace wrote", (("PER", "Ada Lovelace"),)),
+        ("so", ()),
+    ]
+    assert rows[0].tags == ("B-PER", "I-PER", "O")
 
 
 @pytest.mark.parametrize(

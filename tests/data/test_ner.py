@@ -142,8 +142,20 @@ def test_jsonl_needs_no_tokens_and_entities_need_not_occur(tmp_path: Path) -> No
             '{"tokens": ["a", "b"], "entities": [{"type": "X", "text": "a b"}, {"type": "X", "text": "b"}]}\n',
             r"en\.jsonl:1: each entity must be found in tokens of its own, found 1 of 2",
         ),
+        (
+            "x.en.jsonl",
+            '{"tokens": ["a"], "ner_tags": [0]}',
+            r":1: a tag must be .*found 0\. Numbers need",
+        ),
+        (
+            "x.en.jsonl",
+            '{"tokens": ["a"], "tags": ["B-X", "O"]}',
+            ":1: a row must have tokens, none of them empty, and a tag",
+        ),
+        ("x.en.jsonl", '{"tokens": [" "], "tags": ["O"]}', ":1: a row must have tokens, none of them empty, and a tag"),
+        ("x.en.jsonl", '{"tokens": ["a"], "tags": ["X"]}', r":1: a tag must be .*found 'X'"),
     ],
-    ids=range(24),
+    ids=range(28),
 )
 def test_malformed_rows_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
