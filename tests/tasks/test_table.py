@@ -1,0 +1,24 @@
+"""The table of tasks, and the settings' texts that name what it holds."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from adaptermix.heads import HEADS
+from adaptermix.settings import TASK, TaskOptions
+from adaptermix.tasks import TASKS
+
+
+def test_help_names_every_task_and_no_other():
+    named = TASK.removeprefix("task: ").replace(" or ", ", ").split(", ")
+    assert sorted(named) == sorted(TASKS)
+
+
+def test_the_choices_of_heads_are_those_of_the_table():
+    field = TaskOptions.model_fields["head"]
+    assert set(get_args(field.annotation)) == {"auto", "none", *HEADS}
+    for name, head in HEADS.items():
+        suited = [task for task in TASKS.values() if head.suits(task)]
+        assert suited
+        assert name in field.description
+        assert all(task.name in field.description for task in suited)
