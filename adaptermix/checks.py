@@ -182,9 +182,22 @@ def layer_or_middle(value: Any) -> Any:
 
 
 def sound_search(settings: SearchSettings) -> SearchSettings:
-    """Refuse grids that cannot be searched."""
+    """Refuse searches without an end, and grids and bounds that cannot be searched."""
+    if bool(settings.grid) == (settings.trials is not None):
+        raise ValueError("what to try must be told once: --grid W,W,... or --trials N")
     if not all(map(isfinite, settings.grid)):
         raise ValueError(f"grid must hold finite numbers, got {settings.grid}")
     if len(set(settings.grid)) != len(settings.grid):
         raise ValueError(f"grid must hold each weight once, got {settings.grid}")
+    if settings.grid and settings.sampler != "auto":
+        raise ValueError(f"--sampler {settings.sampler} proposes --trials, and a grid is given: drop one")
+    bounds = settings.bounds
+    if len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] >= bounds[1]:
+        raise ValueError(f"--bounds must be LOW,HIGH with LOW < HIGH, got {','.join(map(str, bounds))}")
+    if len(settings.adapters) == 1 and settings.space == "simplex":
+        raise ValueError("a single adapter has no weight to share with others: add --space free, or another adapter")
+    if settings.grid and (settings.groups or settings.curve):
+        raise ValueError("--grid gives weights for the whole model: --groups and --curve need --trials N")
+    if settings.curve and settings.groups and not settings.groups[0].isdecimal():
+        raise ValueError("--curve goes over the layers: give it alone, or with a number of --groups")
     return settings

@@ -24,7 +24,7 @@ _POSITIONAL = {
     "systems": "NAME=FILE...",
 }
 _METAVARS = {"targets": "NAME...", "layers": "N...", "modules": "GLOB...", "include": "GLOB...", "exclude": "GLOB..."}
-_METAVARS |= {"supervised": "LANG...", "aligned": "LANG..."}
+_METAVARS |= {"supervised": "LANG...", "aligned": "LANG...", "groups": "N|GLOB...", "vary": "KEY=VALUES..."}
 _NAMES = {"options": "--set"}
 _SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
@@ -105,11 +105,19 @@ def _kind(annotation: Any) -> dict[str, Any]:
     return {"type": _SCALARS.get(core, click.STRING)}
 
 
+def _text(default: Any) -> str:
+    """Return a default as a person would type it."""
+    if not isinstance(default, list):
+        return str(default)
+    numbers = all(isinstance(value, float) for value in default)
+    return ",".join(f"{value:g}" for value in default) if numbers else " ".join(default)
+
+
 def _option(name: str, field: FieldInfo) -> click.Option:
     flag = _NAMES.get(name, "--" + name.replace("_", "-"))
     help_text = field.description or ""
     if not field.is_required() and field.default not in (None, False, [], {}):
-        default = " ".join(field.default) if isinstance(field.default, list) else field.default
+        default = _text(field.default)
         help_text += f"  [default: {default}]"
     kind = _kind(field.annotation)
     if field.default is True:
@@ -151,6 +159,23 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise click.BadParameter(f"the value of {key!r} must be YAML: {value!r}.") from error
     return found
+
+
+def key_texts(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the mapping of `KEY=TEXT` arguments.
+
+    Raises:
+        click.BadParameter: an argument without `=`, or a key twice.
+    """
+    found: dict[str, str] = {}
+    for key, equals, text in (pair.partition("=") for pair in pairs):
+        if not (equals and key and text) or key in found:
+            raise click.BadParameter(f"KEY=TEXT is needed, each key once, got {key + equals + text!r}.")
+        found[key] = text
+    return found
+
+
+_MAPPINGS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {"options": key_values, "vary": key_texts}
 
 
 def explain(error: ValidationError) -> str:
@@ -200,8 +225,8 @@ def settings_command(
             for key, value in given.items():
                 if value is None or value == ():
                     continue
-                if key == "options":
-                    values[key] = key_values(value)
+                if key in _MAPPINGS:
+                    values[key] = _MAPPINGS[key](value)
                 else:
                     values[key] = list(value) if isinstance(value, tuple) else value
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
@@ -11,6 +11,11 @@ import yaml
 from ..settings import SearchSettings
 from .console import Console
 from .options import VariadicCommand, console_options, key_values, settings_command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..evaluation.score import Score
 
 
 def _values(arguments: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -106,31 +111,39 @@ class _Search(VariadicCommand):
     SearchSettings,
     name="search",
     text="Example: adaptermix search task align --base MODEL --task slots --dev de.valid.conll nl.valid.conll "
-    "--grid 0.5,0.7,0.9 --out merged\n\nWith a recipe in the place of the adapters, settings of training are searched: "
+    "--grid 0.5,0.7,0.9 --out merged\n\nExample: adaptermix search task align style --base MODEL --task slots --dev "
+    "de.valid.conll --trials 40 --space free --groups 3 --out merged\n\nWith a recipe in the place of the adapters, "
+    "settings of training are searched: "
     "see 'adaptermix search recipe.yaml --help'.",
     cls=_Search,
 )
 def search(settings: SearchSettings, console: Console) -> None:
-    """Find the weight of a pair."""
+    """Find weights."""
     from ..study import search as work
-    from ..study import search_dry
+    from ..study import search_dry, shown
 
     if settings.dry_run:
         document = search_dry(settings)
-        console.say(f"would try {len(settings.grid)} weights on {document['rows']} dev rows and write {settings.out}")
+        console.say(
+            f"would try {document['trials']} candidates on {document['rows']} dev rows and write {settings.out}; "
+            f"searched: {', '.join(document['parameters'])}"
+        )
         console.document(document)
         return
     result = work(settings, watch=console.watch)
-    languages = list(result.chosen.result.scores)
-    rows = [
-        [
-            f"{trial.weights[0]:g} / {trial.weights[1]:g}" + (" *" if trial is result.chosen else ""),
-            f"{trial.value:.3f}",
-            f"{trial.result.overall.low:.3f} to {trial.result.overall.high:.3f}",
-            *(f"{trial.result.scores[language].value:.3f}" for language in languages),
-        ]
-        for trial in result.trials
-    ]
-    console.table(["weights", "mean", "95 % interval", *languages], rows)
-    console.say(f"best on dev: {result.chosen.weights[0]:g} (mean {result.chosen.value:.3f}); wrote {result.out}")
+    trials = zip(result.trials, result.scores, result.languages, strict=True)
+    rows = [_row(shown(t.candidate) + " *" * (t is result.chosen), score, scores) for t, score, scores in trials]
+    alone = "task adapter alone" + " *" * (result.chosen is result.baseline)
+    rows.append(_row(alone, result.baseline_score, result.baseline_languages))
+    console.table(["weights", result.objective, "95 % interval", *result.baseline_languages], rows)
+    console.say(result.sentence())
+    console.say(
+        f"{result.rule} on dev: {shown(result.chosen.candidate)} ({result.objective} {result.chosen_score.value:.3f}); "
+        f"wrote {result.out}"
+    )
     console.document(result.document())
+
+
+def _row(name: str, score: Score, languages: Mapping[str, Score]) -> list[str]:
+    values = [f"{found.value:.3f}" for found in languages.values()]
+    return [name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}", *values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,15 @@ class _Branch:
         self.scales = torch.cat([torch.full((u.rank,), u.scale) for u in updates]).to(like.device)
         self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(like.device)
         self.coefficients = self.scales.to(like.dtype)
+        self.is_idle = False
 
     def weigh(self, weights: Tensor) -> None:
+        self.is_idle = not bool(weights.any())
         self.coefficients = (weights.to(self.scales.device)[self.owner] * self.scales).to(self.a.dtype)
 
     def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self.is_idle:
+            return output
         hidden = nn.functional.linear(inputs[0].to(self.a.dtype), self.a) * self.coefficients
         return output + nn.functional.linear(hidden, self.b).to(output.dtype)
 
@@ -85,9 +89,12 @@ class Attachment:
         """
         if len(weights) != self._count:
             raise ValueError(f"one weight per adapter is needed, got {len(weights)} for {self._count}")
-        values = torch.tensor(list(weights), dtype=torch.float32)
-        for branch in self._branches.values():
-            branch.weigh(values)
+        self.set_weights_by_module(lambda _module: weights)
+
+    def set_weights_by_module(self, weights_of: Callable[[str], Sequence[float]]) -> None:
+        """Set the weights of each module, which a function of its path gives, one per adapter."""
+        for module, branch in self._branches.items():
+            branch.weigh(torch.tensor(list(weights_of(module)), dtype=torch.float32))
 
     def detach(self) -> None:
         """Take the adapters off the model."""

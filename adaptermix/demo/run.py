@@ -22,6 +22,7 @@ from ..files import write_whole
 from ..models import BaseModel, load_base
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, DemoSettings, GenerationSettings, RetrieveSettings, SearchSettings, TaskSettings
+from ..study.preparing import prepare
 from ..study.run import search_with
 from ..tasks import get_task
 from ..train import train_align, train_task
@@ -155,7 +156,7 @@ class Demo:
             **_GENERATION,
             **self._placed,
         )
-        return search_with(self.base, self._adapters("task", "align"), settings, watch=self.watch).document()
+        return search_with(self.base, prepare(settings), settings, watch=self.watch).document()
 
     def test(self, label: str, *adapters: str) -> dict[str, Any]:
         """Score the test rows, with adapters or without."""

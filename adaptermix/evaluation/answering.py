@@ -11,7 +11,7 @@ from ..models import BaseModel
 from ..progress import SILENT, Watcher
 from ..settings import GenerationSettings
 from ..tasks import Task, get_template
-from .generate import generate
+from .generate import generate_ids, in_words
 from .heads import LONGEST, tell
 
 
@@ -43,6 +43,7 @@ class Answering:
     ) -> None:
         self._base, self._task, self._settings, self._watch = base, task, settings, watch
         self._encoded: HeadRows | None = None
+        self._drafts: dict[int, list[int]] = {}
         if base.head:
             if settings.template:
                 raise UsageError("the adapter's head reads no prompt: drop --template.")
@@ -57,17 +58,28 @@ class Answering:
         chosen = get_template(task, template)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
 
-    def __call__(self, label: str = "answer") -> list[str]:
-        """Return one answer per row; `label` names the progress bar."""
+    def __call__(self, label: str = "answer", *, places: Sequence[int] | None = None) -> list[str]:
+        """Return one answer per row.
+
+        Generated ones begin from those of the call before, which they mostly are again; see `generate_ids`.
+
+        Args:
+            label: Name of the progress bar.
+            places: Which rows, in this order; default all.
+        """
         size = self._settings.batch_size
         if self._encoded:
-            return tell(self._encoded, batch_size=size, watch=self._watch, label=label)
-        return generate(
+            return tell(self._encoded, batch_size=size, places=places, watch=self._watch, label=label)
+        chosen = range(len(self._prompts)) if places is None else places
+        answers = generate_ids(
             self._base,
-            self._prompts,
+            [self._prompts[place] for place in chosen],
             max_new_tokens=self._settings.max_new_tokens,
             batch_size=size,
             one_line=self._task.one_line,
+            drafts=[self._drafts.get(place) for place in chosen],
             watch=self._watch,
             label=label,
         )
+        self._drafts |= dict(zip(chosen, answers, strict=True))
+        return in_words(self._base, answers)

@@ -19,24 +19,32 @@ LONGEST = 512
 
 
 @torch.inference_mode()
-def tell(encoded: HeadRows, *, batch_size: int, watch: Watcher = SILENT, label: str = "answer") -> list[str]:
-    """Return the answer to every row.
+def tell(
+    encoded: HeadRows,
+    *,
+    batch_size: int,
+    places: Sequence[int] | None = None,
+    watch: Watcher = SILENT,
+    label: str = "answer",
+) -> list[str]:
+    """Return the answer to every row, or to some.
 
     Args:
         encoded: Rows, encoded for a model with a head.
         batch_size: Rows per batch; rows of like length are run together.
+        places: Which rows, in this order; default all.
         watch: Receives progress.
         label: Name of the progress bar.
     """
-    order = sorted(range(len(encoded.lengths)), key=lambda row: encoded.lengths[row])
-    answers = [""] * len(order)
+    asked = range(len(encoded.lengths)) if places is None else places
+    order = sorted(asked, key=lambda row: encoded.lengths[row])
+    answers: dict[int, str] = {}
     with watch.track(label, len(order)) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for row, answer in zip(rows, encoded.answers(rows), strict=True):
-                answers[row] = answer
+            answers |= zip(rows, encoded.answers(rows), strict=True)
             advance(len(rows), "")
-    return answers
+    return [answers[row] for row in asked]
 
 
 def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -> Head | None:

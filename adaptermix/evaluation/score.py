@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,15 @@ def draws(metric: Metric, runs: Sequence[Statistics], seed: int) -> NDArray[np.f
     """
     tables = np.array(runs, dtype=np.float64)
     rows = tables.shape[1]
-    drawn = np.random.default_rng((seed, rows)).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
-    weights = np.vstack([np.ones((1, rows)), drawn])
+    weights = _resamples(rows, seed)
     return metric.value(np.stack([weights @ table for table in tables]))
+
+
+@lru_cache(maxsize=16)
+def _resamples(rows: int, seed: int) -> NDArray[np.float64]:
+    """Return how often each row counts: once, and in every resample. [1 + resamples rows]."""
+    drawn = np.random.default_rng((seed, rows)).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+    return np.vstack([np.ones((1, rows)), drawn])
 
 
 def with_interval(values: NDArray[np.float64], *, n: int) -> Score:

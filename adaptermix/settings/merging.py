@@ -91,17 +91,42 @@ class MethodsSettings(Settings):
 
 
 class SearchSettings(GenerationSettings, Written):
-    """Find the weight of a pair of adapters on dev data."""
+    """Find merge weights, and options of the merge method, on dev data."""
 
-    adapters: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
-        description="two adapter folders; the weight is that of the first"
+    adapters: Files = Field(
+        description="adapter folders; the first is the task adapter, alone of which every candidate is held against"
     )
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     task: str = Field(description=TASK)
     dev: Files = Field(description="dev files, one or more languages")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
-    grid: Annotated[list[float], Field(min_length=1)] = Field(
-        description="weights of the first adapter to try; the second gets 1 - w"
+    grid: list[float] = Field(
+        [], description="weights to try; of two adapters the second gets 1 - w, of more the last gets what is left"
+    )
+    trials: Positive | None = Field(None, description="candidates that a sampler tries, instead of a grid")
+    sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
+        "auto", description="what proposes candidates (optuna): gp for up to 8 numbers, else tpe"
+    )
+    space: Literal["simplex", "free"] = Field(
+        "simplex", description="weights that are not negative and sum to 1, or each within --bounds"
+    )
+    bounds: list[float] = Field([0.0, 1.5], description="least and largest free weight")
+    groups: list[str] = Field(
+        [], description="places with weights of their own: a number of equal ranges of layers, or globs over modules"
+    )
+    curve: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="let weights change smoothly over the layers, by this many evenly spaced points"
+    )
+    method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
+    options: dict[str, Any] = Field({}, description="options of the method that are fixed")
+    vary: dict[str, str] = Field({}, description="options of the method to search: KEY=LOW:HIGH, or KEY=V,V")
+    objective: Literal["mean", "worst-language"] = Field(
+        "mean", description="what a candidate is worth: mean or minimum of the scores of the languages"
+    )
+    choose: Literal["best", "one-se"] = Field(
+        "best",
+        description="the candidate to take: the best, or of those less than a standard error below it the nearest to "
+        "the task adapter alone",
     )
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")

@@ -1,5 +1,5 @@
-"""Merge weights found on a dev set."""
+"""Merge weights, and options of merge methods, found on a dev set."""
 
-from .run import SearchResult, search, search_dry
+from .run import SearchResult, search, search_dry, shown
 
-__all__ = ["SearchResult", "search", "search_dry"]
+__all__ = ["SearchResult", "search", "search_dry", "shown"]

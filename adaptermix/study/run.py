@@ -1,32 +1,41 @@
-"""`search`: try weights on a live model, merge once at the end."""
+"""`search`: try candidates on a live model, merge once at the end."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import manifest
-from ..adapters import AdapterSource, open_adapters
 from ..compose.execute import execute
-from ..compose.forms import Shape
-from ..compose.plan import MergePlan, check
 from ..compose.report import MergeReport
 from ..errors import PlanError
-from ..evaluation.acting import acting
 from ..evaluation.answering import Answering
 from ..evaluation.heads import head_of
-from ..evaluation.run import Evaluation, score_answers, template_of
-from ..files import check_not_input, check_output
+from ..evaluation.run import Evaluation, score_answers
+from ..evaluation.score import Score
+from ..files import partial_path
 from ..methods.base import build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
-from ..tasks import Task, get_task
-from .trials import Trial, best, grid_search
+from .choice import Board, Verdict
+from .judging import Judge, candidate_plan
+from .ledger import Ledger, Listed
+from .preparing import Prepared, prepare
+from .space import Candidate, Interval, Parameter, alone
+from .trials import Trial
+
+BASELINE = -1
+"""Number of the trial of the first adapter alone."""
+_GP_UP_TO = 8
+_JOURNAL = "trials.log"
+_WHERE = {"out", "overwrite", "dry_run", "device", "batch_size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,104 +43,86 @@ class SearchResult:
     """Trials of a search.
 
     Args:
-        trials: In the order in which they ran; values are means over the dev languages.
-        chosen: The best of them.
-        rows: Dev rows per trial.
+        trials: In the order in which they began.
+        scores: What each is worth on dev, with its interval.
+        languages: Score per language of each.
+        baseline: The first adapter alone.
+        baseline_score: What it is worth.
+        baseline_languages: Its score per language.
+        verdict: Which trial was taken, and whether it is better than the first adapter alone.
+        chosen: The trial that was taken.
+        evaluation: All scores of the chosen one.
+        metric: Name of the headline metric.
+        objective: What is made of the scores of the languages.
+        rule: How the trial was chosen.
         out: The merged adapter's folder.
+        parameters: What was searched.
     """
 
-    trials: list[Trial[Evaluation]]
-    chosen: Trial[Evaluation]
-    rows: int
+    trials: list[Trial]
+    scores: list[Score]
+    languages: list[dict[str, Score]]
+    baseline: Trial
+    baseline_score: Score
+    baseline_languages: dict[str, Score]
+    verdict: Verdict
+    chosen: Trial
+    evaluation: Evaluation
+    metric: str
+    objective: str
+    rule: str
     out: Path
+    parameters: dict[str, Parameter]
+
+    @property
+    def chosen_score(self) -> Score:
+        """Return the score of the chosen trial."""
+        return self.baseline_score if self.chosen is self.baseline else self.scores[self.verdict.chosen]
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix search`."""
         return {
-            "best": {"weights": list(self.chosen.weights), **_interval(self.chosen)},
+            "best": {**self.chosen.candidate.document(), **_interval(self.chosen_score)},
             "trials": [
                 {
-                    "weights": list(trial.weights),
-                    "rows": self.rows,
-                    **_interval(trial),
-                    "scores": trial.result.document()["scores"],
+                    "number": trial.number,
+                    **trial.candidate.document(),
+                    "rows": trial.rows,
+                    **_interval(score),
+                    "scores": _plain(languages),
                 }
-                for trial in self.trials
+                for trial, score, languages in zip(self.trials, self.scores, self.languages, strict=True)
             ],
-            "metric": self.chosen.result.metric,
+            "task_alone": {**_interval(self.baseline_score), "scores": _plain(self.baseline_languages)},
+            "verdict": self.verdict.document(),
+            "scores": self.evaluation.document()["scores"],
+            "metric": self.metric,
+            "objective": self.objective,
+            "rule": self.rule,
             "out": str(self.out),
         }
 
-
-def _interval(trial: Trial[Evaluation]) -> dict[str, float]:
-    overall = trial.result.overall
-    return {"value": overall.value, "low": overall.low, "high": overall.high}
-
-
-def search_with(
-    base: BaseModel,
-    sources: tuple[AdapterSource, ...],
-    settings: SearchSettings,
-    *,
-    watch: Watcher = SILENT,
-) -> SearchResult:
-    """Search with a loaded model: both adapters are attached once, and a trial only sets their weights."""
-    task: Task = get_task(settings.task)
-    template = template_of(task, sources, settings.template)
-    rows, files = task.read(settings.dev, rows=settings.rows)
-    roles = manifest.inherit(sources)["languages"] or {}
-    answering = Answering(base, task, rows, settings, template=template, watch=watch)
-    with acting(base, sources) as attached:
-
-        def score(weights: tuple[float, ...]) -> tuple[float, Evaluation]:
-            attached.set_weights(weights)
-            answers = answering(f"weight {weights[0]:g}")
-            result = score_answers(task, rows, answers, roles, seed=settings.seed)
-            return result.overall.value, result
-
-        trials = grid_search(settings.grid, score)
-    chosen = best(trials)
-    result = SearchResult(trials=trials, chosen=chosen, rows=len(rows), out=Path(settings.out))
-    _write(result, sources, settings, [file.entry() for file in files])
-    return result
+    def sentence(self) -> str:
+        """Return in words whether there was something to find."""
+        gain, honest = self.verdict.difference, self.verdict.honest
+        measured = (
+            f"{gain.value:+.3f} on the dev rows that chose it, {honest.value:+.3f} ({honest.low:+.3f} to "
+            f"{honest.high:+.3f}) by cross-fit; chance {self.verdict.chance:.3f}"
+        )
+        if self.verdict.is_found:
+            return f"better than the task adapter alone: {measured}."
+        return (
+            f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}): the best of "
+            f"{len(self.trials)} is {measured}."
+        )
 
 
-def _write(
-    result: SearchResult, sources: tuple[AdapterSource, ...], settings: SearchSettings, dev: list[dict[str, object]]
-) -> None:
-    plan = MergePlan(
-        sources=sources,
-        weights=result.chosen.weights,
-        method=build("exact", {}),
-        shape=Shape(rank=settings.rank),
-    )
-    state, modules = execute(plan)
-    report = MergeReport(out=result.out, method="exact", weights=plan.weights, modules=modules)
-    document = manifest.manifest(
-        "search",
-        plan=settings.model_dump(mode="json", exclude={"out", "overwrite", "dry_run"})
-        | {"weights": list(plan.weights)},
-        base=manifest.base_entry([source.meta for source in sources]),
-        inputs=[manifest.input_entry(s, w) for s, w in zip(sources, plan.weights, strict=True)],
-        fidelity=report.fidelity(),
-        scores=result.chosen.result.document() | {"split": "dev"},
-        dev=dev,
-        **manifest.inherit(sources),
-    )
-    results = (json.dumps(result.document(), indent=2) + "\n").encode()
-    write_output(result.out, state, document, overwrite=settings.overwrite, extra={"results.json": results})
+def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+    return {name: score.document() for name, score in scores.items()}
 
 
-def _prepare(settings: SearchSettings) -> tuple[tuple[AdapterSource, ...], Sequence[Any]]:
-    """Check everything that can be checked without a model; return the adapters and the dev rows."""
-    check_output(Path(settings.out), overwrite=settings.overwrite)
-    check_not_input(Path(settings.out), settings.adapters)
-    sources = open_adapters(settings.adapters)
-    check(sources, allow_base_mismatch=settings.allow_base_mismatch)
-    task = get_task(settings.task)
-    template_of(task, sources, settings.template)
-    rows, _ = task.read(settings.dev, rows=settings.rows)
-    return sources, rows
+def _interval(score: Score) -> dict[str, float | int | None]:
+    return {key: value for key, value in score.document().items() if key != "n"}
 
 
 def search_dry(settings: SearchSettings) -> dict[str, Any]:
@@ -140,28 +131,172 @@ def search_dry(settings: SearchSettings) -> dict[str, Any]:
     Raises:
         AdapterMixError: as `search`, but for the model's weights.
     """
-    sources, rows = _prepare(settings)
-    if head_of(get_task(settings.task), sources, rows) is None:
+    prepared = prepare(settings)
+    if head_of(prepared.task, prepared.sources, prepared.rows) is None:
         require_causal(settings.base, f"without a head for it, task '{settings.task}'")
     else:
         model_kind(settings.base)
-    return {"dry_run": True, "rows": len(rows), "plan": settings.model_dump(mode="json")}
+    tried = len(prepared.searched.candidates) if isinstance(prepared.searched, Listed) else settings.trials
+    return {
+        "dry_run": True,
+        "rows": len(prepared.rows),
+        "trials": tried,
+        "parameters": _described(prepared.searched.parameters),
+        "plan": settings.model_dump(mode="json"),
+    }
+
+
+def _described(parameters: Any) -> dict[str, Any]:
+    return {
+        name: [p.low, p.high] if isinstance(p, Interval) else {"values": list(p.values)}
+        for name, p in parameters.items()
+    }
 
 
 def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult:
-    """Find the weight of a pair of adapters on dev data, and write the adapter merged at the best.
+    """Find merge weights on dev data, and write the adapter merged with them.
 
-    The objective is the mean over languages of the task's headline score. Nothing is written or merged per trial.
+    The objective is the mean over languages of the task's headline score, or their minimum. Nothing is written or
+    merged per trial of a weighted sum. An interrupted search goes on where it was.
 
     Raises:
         AdapterMixError: the adapters, the model, a data file or the output does not do.
     """
     if settings.dry_run:
         raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
-    sources, rows = _prepare(settings)
-    head = head_of(get_task(settings.task), sources, rows)
+    prepared = prepare(settings)
+    head = head_of(prepared.task, prepared.sources, prepared.rows)
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{settings.task}'")
     base = load_base(settings.base, **settings.place(), head=head)
-    note_other_base(base, sources, watch)
-    return search_with(base, sources, settings, watch=watch)
+    note_other_base(base, prepared.sources, watch)
+    return search_with(base, prepared, settings, watch=watch)
+
+
+def search_with(
+    base: BaseModel, prepared: Prepared, settings: SearchSettings, *, watch: Watcher = SILENT
+) -> SearchResult:
+    """Search with a loaded model: the adapters are attached once, and a trial only sets their weights."""
+    task, rows = prepared.task, prepared.rows
+    folder = partial_path(Path(settings.out).absolute())
+    if settings.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    ledger = _ledger(folder / _JOURNAL, prepared, settings)
+    answering = Answering(base, task, rows, settings, template=prepared.prompt, watch=watch)
+    board = Board(
+        task.metrics(rows)[0],
+        [task.language(row) for row in rows],
+        rows,
+        objective=settings.objective,
+        seed=settings.seed,
+    )
+    judge = Judge(base, answering, prepared.template, dict(settings.options))
+    with judge.at_work(prepared.sources):
+        baseline = Trial(
+            number=BASELINE, candidate=alone(len(prepared.sources)), answers=tuple(judge.alone("task adapter alone"))
+        )
+        while asked := ledger.ask():
+            number, candidate = asked
+            start = time.perf_counter()
+            answers = ledger.known(candidate) or judge(candidate, f"trial {number + 1}: {shown(candidate)}")
+            trial = Trial(number=number, candidate=candidate, answers=tuple(answers))
+            ledger.tell(number, answers, board.exact(board.counts(trial)), time.perf_counter() - start)
+    result = _result(prepared, settings, ledger.trials(), baseline, board)
+    _write(result, prepared, settings)
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _ledger(place: Path, prepared: Prepared, settings: SearchSettings) -> Ledger:
+    searched = prepared.searched
+    listed = isinstance(searched, Listed)
+    numbers = [parameter for parameter in searched.parameters.values() if isinstance(parameter, Interval)]
+    few = len(numbers) == len(searched.parameters) <= _GP_UP_TO
+    sampler = settings.sampler if settings.sampler != "auto" else "random" if listed else "gp" if few else "tpe"
+    asked = settings.model_dump(mode="json", exclude=_WHERE)
+    ledger = Ledger(
+        place,
+        name=Path(settings.out).name,
+        searched=searched,
+        settings=asked
+        | {"inputs": [source.digest for source in prepared.sources], "dev_files": [f.entry() for f in prepared.files]},
+        sampler=sampler,
+        seed=settings.seed,
+        limit=len(searched.candidates) if isinstance(searched, Listed) else settings.trials or 0,
+    )
+    if isinstance(searched, Listed):
+        ledger.enqueue(searched.points())
+    else:
+        middle = {name: _middle(parameter) for name, parameter in searched.options.items()}
+        starts = [searched.point(weights, middle) for weights in searched.starts()]
+        ledger.enqueue([point for point in starts if point is not None])
+    return ledger
+
+
+def _middle(parameter: Parameter) -> Any:
+    return (parameter.low + parameter.high) / 2 if isinstance(parameter, Interval) else parameter.values[0]
+
+
+def shown(candidate: Candidate) -> str:
+    """Return a candidate for a person."""
+    vectors = [point for override in candidate.overrides for point in override.points] or [candidate.weights]
+    weights = " | ".join("/".join(f"{weight:g}" for weight in vector) for vector in vectors)
+    return " ".join(
+        [
+            weights,
+            *(
+                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in candidate.options.items()
+            ),
+        ]
+    )
+
+
+def _result(
+    prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, board: Board
+) -> SearchResult:
+    whole = [trial for trial in trials if trial.is_whole]
+    # with a sampler the task adapter alone is a candidate too; a grid is taken as it is given
+    eligible = whole if settings.grid else [*whole, baseline]
+    verdict = board.verdict(eligible, baseline, rule=settings.choose)
+    chosen = eligible[verdict.chosen]
+    roles = manifest.inherit(prepared.sources)["languages"] or {}
+    answers = [answer or "" for answer in chosen.answers]
+    return SearchResult(
+        trials=trials,
+        scores=[board.score(trial) for trial in trials],
+        languages=[board.languages(trial) for trial in trials],
+        baseline=baseline,
+        baseline_score=board.score(baseline),
+        baseline_languages=board.languages(baseline),
+        verdict=verdict,
+        chosen=chosen,
+        evaluation=score_answers(prepared.task, prepared.rows, answers, roles, seed=settings.seed),
+        metric=prepared.task.metrics(prepared.rows)[0].name,
+        objective=settings.objective,
+        rule=settings.choose,
+        out=Path(settings.out),
+        parameters=dict(prepared.searched.parameters),
+    )
+
+
+def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -> None:
+    candidate = result.chosen.candidate
+    if result.chosen is result.baseline:  # no method touches the task adapter alone
+        plan = replace(prepared.template, weights=candidate.weights, method=build("exact", {}), options={})
+    else:
+        plan = candidate_plan(prepared.template, candidate, fixed=dict(settings.options))
+    state, modules = execute(plan)
+    report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules)
+    document = manifest.manifest(
+        "search",
+        plan=settings.model_dump(mode="json", exclude={"out", "overwrite", "dry_run"}) | candidate.document(),
+        base=manifest.base_entry([source.meta for source in prepared.sources]),
+        inputs=[manifest.input_entry(s, w) for s, w in zip(prepared.sources, plan.weights, strict=True)],
+        fidelity=report.fidelity(),
+        scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
+        dev=[file.entry() for file in prepared.files],
+        **manifest.inherit(prepared.sources),
+    )
+    results = (json.dumps(result.document(), indent=2) + "\n").encode()
+    write_output(result.out, state, document, overwrite=settings.overwrite, extra={"results.json": results})

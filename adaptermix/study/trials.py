@@ -1,45 +1,57 @@
-"""Ask for weights, tell their scores; nothing here knows of models."""
+"""What was tried and what it answered, as plain text that any storage can keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-from ..compose.plan import split_weight
+from .space import Candidate
 
-_R = TypeVar("_R")
+Answers = Sequence[str | None]
+"""One per dev row; None where a row was not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial(Generic[_R]):
-    """One candidate and what it scored.
+class Trial:
+    """A candidate and its answers on dev.
 
     Args:
-        weights: One per adapter.
-        value: The objective, higher is better.
-        result: What the objective was computed from.
+        number: In the order in which trials began.
+        candidate: What was merged.
+        answers: One per dev row; None where the trial was stopped before it.
+        seconds: What it took.
     """
 
-    weights: tuple[float, ...]
-    value: float
-    result: _R
+    number: int
+    candidate: Candidate
+    answers: tuple[str | None, ...]
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows were asked."""
+        return sum(answer is not None for answer in self.answers)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows were asked."""
+        return None not in self.answers
 
 
-def grid_search(grid: Sequence[float], score: Callable[[tuple[float, ...]], tuple[float, _R]]) -> list[Trial[_R]]:
-    """Score every weight w of the grid as (w, 1 - w), in order."""
-    trials = []
-    for weight in grid:
-        weights = split_weight(weight)
-        value, result = score(weights)
-        trials.append(Trial(weights=weights, value=value, result=result))
-    return trials
+def pack(answers: Answers) -> str:
+    r"""Return answers as a short line of text.
 
-
-def best(trials: Sequence[Trial[_R]]) -> Trial[_R]:
-    """Return the trial of the highest value; among equals the one nearest to the first adapter alone.
-
-    Raises:
-        ValueError: no trial.
+    Example:
+        >>> unpack(pack(["a", None, "ä\n"]))
+        ['a', None, 'ä\n']
     """
-    return max(trials, key=lambda trial: (trial.value, -abs(1.0 - trial.weights[0])))
+    return base64.b85encode(zlib.compress(json.dumps(list(answers)).encode(), 9)).decode()
+
+
+def unpack(text: str) -> list[str | None]:
+    """Return the answers that `pack` made a line of."""
+    found: list[str | None] = json.loads(zlib.decompress(base64.b85decode(text)))
+    return found

@@ -141,7 +141,7 @@ def _cases(folder: Path) -> dict[str, tuple[list[Any], str]]:
         ),
         "one adapter to search": (
             ["search", task, "--base", "x", "--task", "slots", "--dev", folder / "train.en.jsonl", "--grid", "1", *out],
-            "ADAPTER...",
+            "--space free",
         ),
         "bad repository": (["push", task, "no slash", "--dry-run"], "owner/name"),
         "missing recipe": (["run", folder / "none.yaml"], "must exist"),

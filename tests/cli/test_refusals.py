@@ -140,7 +140,7 @@ DRY = [
     (MERGE, "would merge 2 adapters", "modules"),
     (ALIGN, "would train 2 steps and write new", "steps"),
     (TASK, "would train 2 steps and write new", "steps"),
-    (SEARCH + " --grid 0.5,0.7,0.9", "would try 3 weights on 6 dev rows", "plan"),
+    (SEARCH + " --grid 0.5,0.7,0.9", "would try 3 candidates on 6 dev rows", "plan"),
 ]
 
 

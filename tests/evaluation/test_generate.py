@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from adaptermix import EvaluateSettings, evaluate
+from adaptermix.data.slots import SlotRow
 from adaptermix.errors import ModelError
-from adaptermix.evaluation.generate import generate
+from adaptermix.evaluation.answering import Answering
+from adaptermix.evaluation.generate import generate, generate_ids
 from adaptermix.models import load_base
+from adaptermix.settings import GenerationSettings
+from adaptermix.tasks import get_task
 from tests.tiny import tiny_causal
 
 PROMPTS = ["a", "what a long prompt this is", "mid length", "b c", "what a long prompt this iz"]
@@ -138,3 +142,51 @@ def test_the_models_own_generation_settings_do_not_interfere(causal: Path) -> No
     own.repetition_penalty = 5.0
     assert generate(base, prompts, max_new_tokens=8, batch_size=8) == plain
     assert base.model.generation_config is own
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+def test_drafts_change_nothing_but_the_work(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(tiny_causal(tmp_path / kind, kind)), dtype="float32", device="cpu")
+    prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
+    options = {"max_new_tokens": 20, "batch_size": 3}
+    free = generate_ids(base, prompts, **options)
+    base.model.generation_config.eos_token_id = free[1][4]  # some end early
+    plain = generate_ids(base, prompts, **options)
+    assert len({len(ids) for ids in plain}) > 1
+    draw = torch.Generator().manual_seed(0)
+    wrong = [[*ids[:cut], 5, *ids[cut + 1 :]] for cut, ids in enumerate(plain)]
+    random = [torch.randint(3, 40, (n,), generator=draw).tolist() for n in (0, 1, 5, 20, 30)]
+    run = []
+    real = base.model.generate
+    monkeypatch.setattr(base.model, "generate", lambda **batch: run.append(batch["input_ids"]) or real(**batch))
+    for drafts in (plain, wrong, random, free, [None, [], *plain[2:]], [ids[:3] for ids in plain], [None] * 5):
+        run.clear()
+        assert generate_ids(base, prompts, drafts=drafts, **options) == plain
+        if drafts is plain:
+            assert not run  # one pass tells that all of it stands
+
+
+def test_answers_of_one_adapter_are_drafts_for_the_next_and_do_not_stick(
+    causal: Path,
+) -> None:
+    """Rows may be asked in part, and in another order."""
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    task = get_task("slots")
+    rows = [SlotRow(text=text, slots=(), language="en") for text in PROMPTS]
+    settings = GenerationSettings(max_new_tokens=12, batch_size=3, dtype="float32", device="cpu")
+
+    def fresh() -> Answering:
+        return Answering(base, task, rows, settings, template="plain")
+
+    head = base.model.get_output_embeddings().weight
+    before = head.detach().clone()
+    asked = fresh()
+    first = asked("one")
+    with torch.no_grad():
+        head.copy_(before.flip(0))
+    second = asked("two", places=[3, 1])
+    assert second == [fresh()("alone")[place] for place in (3, 1)]
+    with torch.no_grad():
+        head.copy_(before)
+    assert asked("again") == first
+    assert second != [first[place] for place in (3, 1)]

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search
 from adaptermix.errors import AdapterMixError, DataError, ModelError, OutputError
 from adaptermix.study import search_dry
-from adaptermix.study.trials import Trial, best, grid_search
 from tests.factories import adapter_deltas, contents, peft_lora
 
 COMMON = {"task": "slots", "max_new_tokens": 4, "dtype": "float32", "device": "cpu"}
@@ -49,16 +48,17 @@ def test_trials_of_foreign_adapters_answer_as_their_merge_does(
 ) -> None:
     before = [contents(folder) for folder in (*adapters, causal)]
     found = search(settings_for(causal, adapters, dev, tmp_path / "out"))
-    assert [trial.weights for trial in found.trials] == [(0.25, 0.75), (0.9, 0.1), (1.0, 0.0)]
-    for trial in found.trials:
-        merged = tmp_path / f"merged-{trial.weights[0]}"
-        merge(adapters, weights=trial.weights, out=merged)
+    assert [trial.candidate.weights for trial in found.trials] == [(0.25, 0.75), (0.9, 0.1), (1.0, 0.0)]
+    for trial, score, languages in zip(found.trials, found.scores, found.languages, strict=True):
+        weights = trial.candidate.weights
+        merged = tmp_path / f"merged-{weights[0]}"
+        merge(adapters, weights=weights, out=merged)
         alone = evaluate(EvaluateSettings(base=str(causal), adapter=str(merged), data=dev, **COMMON))
-        assert trial.result.answers == alone.answers
-        assert trial.result.scores == alone.scores
-        assert trial.value == alone.overall.value
-    assert len({tuple(trial.result.answers) for trial in found.trials}) > 1
-    assert found.chosen == best(found.trials)
+        assert list(trial.answers) == alone.answers
+        assert languages == alone.scores
+        assert score == alone.overall
+    assert len({trial.answers for trial in found.trials}) > 1
+    assert found.chosen_score.value == max(score.value for score in found.scores)
     assert [contents(folder) for folder in (*adapters, causal)] == before
 
 
@@ -68,7 +68,7 @@ def test_the_output_is_the_exact_merge_at_the_best_weight(
     found = search(settings_for(causal, adapters, dev, tmp_path / "out"))
     one, two = map(adapter_deltas, adapters)
     deltas = adapter_deltas(tmp_path / "out")
-    first, second = found.chosen.weights
+    first, second = found.chosen.candidate.weights
     assert set(deltas) == set(one)
     for module, delta in deltas.items():
         expected = first * one[module] + (second * two[module] if module in two else 0)
@@ -85,8 +85,8 @@ def test_the_manifest_holds_the_dev_files_by_hash_and_the_document_the_trials(
         {"name": path.name, "languages": [path.stem], "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in sorted(Path(dev[0]).parent.iterdir())
     ]
-    assert manifest["plan"]["weights"] == list(found.chosen.weights)
-    assert [entry["weight"] for entry in manifest["inputs"]] == list(found.chosen.weights)
+    assert manifest["plan"]["weights"] == list(found.chosen.candidate.weights)
+    assert [entry["weight"] for entry in manifest["inputs"]] == list(found.chosen.candidate.weights)
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert document == json.loads(json.dumps(found.document()))
     assert set(document["best"]) == {"weights", "value", "low", "high"}
@@ -156,28 +156,3 @@ def test_grids_that_are_empty_repeated_or_not_finite_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match="grid"):
         settings_for(causal, adapters, dev, tmp_path / "out", grid=grid)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({0.5: 0.3, 0.7: 0.4, 0.9: 0.2}, 0.7),
-        ({0.5: 0.4, 0.7: 0.4, 0.9: 0.4}, 0.9),
-        ({0.9: 0.4, 0.7: 0.4, 0.5: 0.4}, 0.9),
-        ({0.0: 0.4, 1.5: 0.4}, 1.5),
-        ({-0.2: 0.1, 0.0: 0.1}, 0.0),
-        ({1.0: 0.0, 0.5: 0.1}, 0.5),
-    ],
-)
-def test_the_best_is_the_highest_and_among_equals_nearest_to_the_first_adapter(
-    values: dict[float, float], expected: float
-) -> None:
-    trials = grid_search(list(values), lambda weights: (values[weights[0]], None))
-    assert best(trials).weights[0] == expected
-    assert all(sum(trial.weights) == pytest.approx(1.0, abs=1e-12) for trial in trials)
-
-
-def test_no_trial_has_no_best() -> None:
-    trials: list[Trial[None]] = []
-    with pytest.raises(ValueError, match="empty"):
-        best(trials)

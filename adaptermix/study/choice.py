@@ -1,0 +1,200 @@
+"""Which candidate is taken, and whether there was anything to find: dev scores, resampled alike for all trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluation.score import Score, Statistics, draws, with_interval
+from ..tasks import Metric
+from .trials import Trial
+
+Objective = Literal["mean", "worst-language"]
+Rule = Literal["best", "one-se"]
+Values = NDArray[np.float64]
+
+LEVEL = 0.025
+"""Of chance at which something counts as found: one-sided, as a 95 % interval that lies above 0."""
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a search found.
+
+    Args:
+        chosen: Place of the trial that is taken.
+        difference: By how much it exceeds the first adapter alone on the rows that chose it, which flatters it.
+        honest: The same for the procedure: each fold of the rows is answered by the trial that the others choose.
+        chance: How often as large a difference would come about if no candidate were better (see `chance_of`).
+    """
+
+    chosen: int
+    difference: Score
+    honest: Score
+    chance: float
+
+    @property
+    def is_found(self) -> bool:
+        """Whether some candidate is better than the first adapter alone beyond chance."""
+        return self.chance <= LEVEL
+
+    def document(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "found": self.is_found,
+            "chance": self.chance,
+            "difference": self.difference.document(),
+            "cross_fit": self.honest.document(),
+        }
+
+
+class Board:
+    """Dev scores of trials on the rows they were asked, with the same resamples for all.
+
+    Args:
+        metric: The task's headline metric.
+        languages: Language of each dev row.
+        rows: The dev rows.
+        objective: What is made of the scores of the languages.
+        seed: Seed of the resampling.
+    """
+
+    def __init__(
+        self, metric: Metric, languages: Sequence[str], rows: Sequence[Any], *, objective: Objective, seed: int
+    ) -> None:
+        self._metric, self._rows, self._objective, self._seed = metric, rows, objective, seed
+        self._places: dict[str, list[int]] = {}
+        for place, language in enumerate(languages):
+            self._places.setdefault(language, []).append(place)
+
+    def counts(self, trial: Trial) -> dict[str, list[Sequence[float]]]:
+        """Return the statistics of the rows that were asked and can be scored, by language."""
+        found = {}
+        for language, places in self._places.items():
+            asked = [(self._rows[place], trial.answers[place]) for place in places]
+            counted = [self._metric.count(row, answer) for row, answer in asked if answer is not None]
+            if kept := [count for count in counted if count is not None]:
+                found[language] = kept
+        return found
+
+    def values(self, counts: Mapping[str, Statistics]) -> Values:
+        """Return the objective on these rows, and on their resamples.
+
+        Shapes: returns [1 + resamples].
+        """
+        return self._join([draws(self._metric, [rows], self._seed)[0] for rows in counts.values()])
+
+    def _join(self, values: Sequence[Values]) -> Values:
+        joined: Values = np.min(values, axis=0) if self._objective == "worst-language" else np.mean(values, axis=0)
+        return joined
+
+    def score(self, trial: Trial) -> Score:
+        """Return a trial's objective with its 95 % interval over rows."""
+        counts = self.counts(trial)
+        return with_interval(self.values(counts), n=sum(map(len, counts.values())))
+
+    def languages(self, trial: Trial) -> dict[str, Score]:
+        """Return a trial's score per language."""
+        counts = self.counts(trial)
+        return {name: with_interval(draws(self._metric, [c], self._seed)[0], n=len(c)) for name, c in counts.items()}
+
+    def exact(self, counts: Mapping[str, Statistics]) -> float:
+        """Return the objective on these rows, without resamples."""
+        sums = [np.sum(np.asarray(rows, dtype=np.float64), axis=0)[None] for rows in counts.values()]
+        return float(self._join([self._metric.value(total) for total in sums])[0])
+
+    def verdict(self, trials: Sequence[Trial], baseline: Trial, *, rule: Rule) -> Verdict:
+        """Choose among whole trials, and say whether the choice is better than the baseline.
+
+        Args:
+            trials: All that ran to the end, of which one is chosen.
+            baseline: The first adapter alone.
+            rule: `best`, the highest value (of equals the nearest to the first adapter alone); or `one-se`, the nearest
+                to it of those that are less than one standard error below the best (Breiman et al., 1984, section
+                3.4.3).
+        """
+        counted = [self.counts(trial) for trial in trials]
+        alone = self.counts(baseline)
+        values = np.stack([self.values(counts) for counts in counted])
+        distances = [trial.candidate.distance for trial in trials]
+        chosen = choose(values, distances, rule)
+        gains = values - self.values(alone)
+        honest = self._cross_fit(counted, alone, distances, rule)
+        rows = sum(map(len, alone.values()))
+        return Verdict(
+            chosen=chosen,
+            difference=with_interval(gains[chosen], n=rows),
+            honest=with_interval(honest, n=rows),
+            chance=chance_of(gains),
+        )
+
+    def _cross_fit(
+        self,
+        counted: Sequence[Mapping[str, Statistics]],
+        alone: Mapping[str, Statistics],
+        distances: Sequence[float],
+        rule: Rule,
+    ) -> Values:
+        """Return by how much the procedure exceeds the baseline on rows that have no part in the choice for them."""
+        folds = {language: np.arange(len(rows)) % FOLDS for language, rows in alone.items()}
+        pooled: dict[str, list[Sequence[float]]] = {language: list(rows) for language, rows in alone.items()}
+        for fold in range(FOLDS):
+            rest = [
+                {
+                    name: [row for row, own in zip(rows, folds[name], strict=True) if own != fold]
+                    for name, rows in c.items()
+                }
+                for c in counted
+            ]
+            usable = [{name: rows for name, rows in c.items() if rows} for c in rest]
+            if not all(usable):
+                continue
+            measured = [self.values(c) if rule == "one-se" else np.array([self.exact(c)]) for c in usable]
+            winner = counted[choose(np.stack(measured), distances, rule)]
+            for name, own in folds.items():
+                for place in np.flatnonzero(own == fold).tolist():
+                    pooled[name][place] = winner[name][place]
+        return self.values(pooled) - self.values(alone)
+
+
+def choose(values: Values, distances: Sequence[float], rule: Rule) -> int:
+    """Return the place of the trial that a rule takes.
+
+    Args:
+        values: [trials 1 + resamples], first the values on the rows as they are.
+        distances: How far each trial is from the first adapter alone.
+        rule: See `Board.verdict`.
+    """
+    order = sorted(range(len(values)), key=lambda place: (-values[place, 0], distances[place], place))
+    best = order[0]
+    if rule == "best":
+        return best
+    gaps = values[best] - values
+    errors = gaps[:, 1:].std(axis=1)
+    near = [place for place in order if gaps[place, 0] <= errors[place]]
+    return min(near, key=lambda place: (distances[place], order.index(place)))
+
+
+def chance_of(gains: Values) -> float:
+    r"""Return how often the best of the candidates would look as good if none were better than the baseline.
+
+    Each gain is measured in its own standard error, $t_c = g_c / s_c$, and the largest is held against the largest of
+    $(g^*_c - g_c) / s_c$ in each resample, so that trying more candidates makes chance findings no more likely.
+
+    Args:
+        gains: [trials 1 + resamples], by how much each trial exceeds the baseline.
+
+    Reference: White, A reality check for data snooping, Econometrica 2000; studentised as in Romano and Wolf, 2005.
+    """
+    errors = gains[:, 1:].std(axis=1)
+    moving = errors > 1e-12
+    if not moving.any():
+        return 0.0 if (gains[:, 0] > 0).any() else 1.0
+    found = (gains[moving, 0] / errors[moving]).max()
+    by_chance = ((gains[moving, 1:] - gains[moving, :1]) / errors[moving, None]).max(axis=0)
+    return float((1 + (by_chance >= found).sum()) / (1 + gains.shape[1] - 1))

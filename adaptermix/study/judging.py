@@ -1,0 +1,91 @@
+"""Candidates on a live model: what each answers to the dev rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from ..adapters import AdapterSource
+from ..compose.attach import Attachment
+from ..compose.execute import execute
+from ..compose.plan import MergePlan
+from ..evaluation.acting import acting
+from ..evaluation.answering import Answering
+from ..methods.base import build, is_weighted_sum
+from ..models import BaseModel
+from .space import Candidate
+
+
+def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: dict[str, Any]) -> MergePlan:
+    """Return the merge that a candidate stands for.
+
+    Args:
+        template: Sources, method, form and seed.
+        candidate: Weights, places and options.
+        fixed: Options that are not searched.
+    """
+    options = {**fixed, **candidate.options}
+    return replace(
+        template,
+        weights=candidate.weights,
+        overrides=candidate.overrides,
+        method=build(template.method.title, options),
+        options=options,
+    )
+
+
+class Judge:
+    """Lets candidates answer; of weighted sums a trial only sets coefficients, others are merged module by module.
+
+    Args:
+        base: The model.
+        answering: The dev rows.
+        template: Sources, method, form and seed of the merge.
+        fixed: Options of the method that are not searched.
+    """
+
+    def __init__(self, base: BaseModel, answering: Answering, template: MergePlan, fixed: dict[str, Any]) -> None:
+        self._base, self._answering, self._template, self._fixed = base, answering, template, fixed
+        self._attached: Attachment | None = None
+
+    @contextmanager
+    def at_work(self, sources: Sequence[AdapterSource]) -> Iterator[Judge]:
+        """Attach the adapters for as long as candidates are judged."""
+        with acting(self._base, sources) as attached:
+            self._attached = attached
+            yield self
+
+    def plan(self, candidate: Candidate) -> MergePlan:
+        """Return the merge that a candidate stands for."""
+        return candidate_plan(self._template, candidate, fixed=self._fixed)
+
+    def alone(self, label: str) -> list[str]:
+        """Return the answers of the first adapter alone, which no method has touched."""
+        attached = self._live
+        attached.set_weights([1.0, *[0.0] * (len(self._template.sources) - 1)])
+        return self._answering(label)
+
+    def __call__(self, candidate: Candidate, label: str, *, places: Sequence[int] | None = None) -> list[str]:
+        """Return a candidate's answers.
+
+        Args:
+            candidate: What to merge.
+            label: Name of the progress bar.
+            places: Which dev rows, in this order; default all.
+        """
+        plan, attached = self.plan(candidate), self._live
+        if is_weighted_sum(plan.method) and plan.shape.rank is None:
+            attached.set_weights_by_module(plan.weights_at)
+            return self._answering(label, places=places)
+        attached.set_weights([0.0] * len(plan.sources))
+        state, _ = execute(plan, device=self._base.device)
+        with Attachment(self._base.model, [replace(state, saved={})]):
+            return self._answering(label, places=places)
+
+    @property
+    def _live(self) -> Attachment:
+        if self._attached is None:
+            raise RuntimeError("candidates are judged inside `at_work`")
+        return self._attached

@@ -1,0 +1,114 @@
+"""Choosing among trials, and saying whether there was anything to find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adaptermix.evaluation.score import paired_difference
+from adaptermix.study.choice import LEVEL, Board, chance_of, choose
+from adaptermix.study.space import Candidate, alone
+from adaptermix.study.trials import Trial
+from adaptermix.tasks.metrics import Metric, mean
+
+ACCURACY = Metric(name="accuracy", count=lambda row, answer: (float(answer == row), 1.0), value=mean)
+
+
+def trial(right, number=0, weights=(0.5, 0.5)):
+    answers = tuple("y" if hit else "n" for hit in right)
+    return Trial(number=number, candidate=Candidate(weights=weights), answers=answers)
+
+
+def board(rows, languages=1, objective="mean"):
+    names = [f"l{place * languages // rows}" for place in range(rows)]
+    return Board(ACCURACY, names, ["y"] * rows, objective=objective, seed=0)
+
+
+def test_the_difference_is_that_of_a_paired_bootstrap():
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 60)) < 0.5
+    table = board(60, languages=2)
+    ours, theirs = trial(first), trial(second, weights=(1.0, 0.0))
+    found = table.verdict([ours], theirs, rule="best")
+    expected = paired_difference(
+        ACCURACY, list(table.counts(theirs).values()), list(table.counts(ours).values()), seed=0
+    )
+    for name in ("value", "low", "high"):
+        assert getattr(found.difference, name) == pytest.approx(getattr(expected, name), abs=1e-12)
+
+
+def test_the_worst_language_is_the_minimum():
+    right = [True] * 8 + [True, False] * 4
+    assert board(16, languages=2).score(trial(right)).value == 0.75
+    worst = board(16, languages=2, objective="worst-language")
+    assert worst.score(trial(right)).value == 0.5
+    assert worst.exact(worst.counts(trial(right))) == 0.5
+
+
+def test_rows_that_were_not_asked_do_not_count():
+    half = Trial(number=0, candidate=alone(2), answers=("y", None, "n", None))
+    assert (half.rows, half.is_whole) == (2, False)
+    assert board(4).score(half).value == 0.5
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("best", 1), ("one-se", 2)])
+def test_one_standard_error_goes_to_the_nearest_that_is_no_worse(rule, expected):
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 0.1, (3, 1001))
+    values = np.array([0.30, 0.50, 0.49])[:, None] + noise * (np.arange(1001) > 0)
+    assert choose(values, [0.0, 1.0, 0.2], rule) == expected
+
+
+def test_of_equals_the_nearest_to_the_first_adapter_is_taken():
+    assert choose(np.full((3, 1001), 0.4), [0.4, 0.1, 0.2], "best") == 1
+
+
+def test_pure_noise_is_found_to_be_nothing():
+    """20 candidates, each right or wrong by its own coin: a search says that it found something at most as often as it
+    says it may (2.5 %), here with the slack of 200 tries."""
+    rng = np.random.default_rng(0)
+    table = board(120, languages=3)
+    found = []
+    for _ in range(200):
+        rights = rng.random((21, 120)) < 0.6
+        gains = np.stack([table.values(table.counts(trial(right))) for right in rights[1:]])
+        found.append(chance_of(gains - table.values(table.counts(trial(rights[0])))) <= LEVEL)
+    assert np.mean(found) <= 0.05
+    # without the correction for 20 candidates it would be about 40 %
+    assert np.mean(found) < 0.2
+
+
+def test_what_is_there_is_found_and_measured_without_flattery():
+    rng = np.random.default_rng(0)
+    table = board(300, languages=3)
+    honest, flattered = [], []
+    for _ in range(20):
+        luck = rng.random(300)
+        trials = [trial(luck < 0.5 + gain, n) for n, gain in enumerate([-0.1, 0.0, 0.15, 0.1, -0.05])]
+        found = table.verdict(trials, trial(luck < 0.5), rule="best")
+        assert found.chosen == 2
+        assert found.is_found
+        honest.append(found.honest.value)
+        flattered.append(found.difference.value)
+    assert np.mean(honest) == pytest.approx(0.15, abs=0.03)
+    assert np.mean(flattered) == pytest.approx(0.15, abs=0.03)
+
+
+def test_cross_fit_takes_away_what_choosing_adds():
+    """Of 30 candidates that are all as good as the baseline the best looks better; cross-fit does not."""
+    rng = np.random.default_rng(2)
+    table = board(100)
+    flattered, honest = [], []
+    for _ in range(60):
+        rights = rng.random((31, 100)) < 0.5
+        found = table.verdict([trial(right, n) for n, right in enumerate(rights[1:])], trial(rights[0]), rule="best")
+        flattered.append(found.difference.value)
+        honest.append(found.honest.value)
+    assert np.mean(flattered) > 0.08
+    assert abs(np.mean(honest)) < 0.025
+
+
+def test_a_gain_without_any_doubt_needs_no_chance():
+    gains = np.full((2, 1001), 0.1)
+    assert chance_of(gains) <= LEVEL
+    assert chance_of(np.zeros((2, 1001))) == 1.0
