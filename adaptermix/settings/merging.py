@@ -128,6 +128,16 @@ class SearchSettings(GenerationSettings, Written):
         description="the candidate to take: the best, or of those less than a standard error below it the nearest to "
         "the task adapter alone",
     )
+    race: bool = Field(
+        False, description="stop weak candidates early: successive halving over the dev rows, with paired tests"
+    )
+    workers: Positive = Field(
+        1, description="processes on this machine that share the trials, each with the base model"
+    )
+    storage: str | None = Field(
+        None, description="journal file or database URL of the trials, which processes on other machines can share"
+    )
+    study: str | None = Field(None, description="name of the search in the storage; default that of the output folder")
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
 

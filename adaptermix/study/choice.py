@@ -108,12 +108,15 @@ class Board:
         sums = [np.sum(np.asarray(rows, dtype=np.float64), axis=0)[None] for rows in counts.values()]
         return float(self._join([self._metric.value(total) for total in sums])[0])
 
-    def verdict(self, trials: Sequence[Trial], baseline: Trial, *, rule: Rule) -> Verdict:
+    def verdict(
+        self, trials: Sequence[Trial], baseline: Trial, *, rule: Rule, stopped: Sequence[Trial] = ()
+    ) -> Verdict:
         """Choose among whole trials, and say whether the choice is better than the baseline.
 
         Args:
             trials: All that ran to the end, of which one is chosen.
             baseline: The first adapter alone.
+            stopped: Those that were stopped early; they had their chance to look good too.
             rule: `best`, the highest value (of equals the nearest to the first adapter alone); or `one-se`, the nearest
                 to it of those that are less than one standard error below the best (Breiman et al., 1984, section
                 3.4.3).
@@ -130,8 +133,11 @@ class Board:
             chosen=chosen,
             difference=with_interval(gains[chosen], n=rows),
             honest=with_interval(honest, n=rows),
-            chance=chance_of(gains),
+            chance=chance_of(np.stack([*gains, *(self._gain(trial, baseline) for trial in stopped)])),
         )
+
+    def _gain(self, trial: Trial, baseline: Trial) -> Values:
+        return self.values(self.counts(trial)) - self.values(self.counts(baseline.on_rows_of(trial)))
 
     def _cross_fit(
         self,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,9 +167,24 @@ class Ledger:
         self._open[trial.number] = trial
         return trial.number, self._searched.candidate(trial.params)
 
-    def beat(self, number: int) -> None:
-        """Give a sign of life for a trial that is running."""
-        self._open[number].set_user_attr("beat", time.time())
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Give signs of life for this process's trials while the block runs."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(STALE_AFTER / 4):
+                for trial in list(self._open.values()):
+                    with suppress(Exception):  # the trial has ended, or the storage is away for a while
+                        trial.set_user_attr("beat", time.time())
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def tell(self, number: int, answers: Sequence[str | None], value: float, seconds: float) -> None:
         """Keep what a trial answered."""
@@ -189,6 +206,25 @@ class Ledger:
             )
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         ]
+
+    def baseline(self) -> list[str | None] | None:
+        """Return what the first adapter alone answered, if some process has asked it."""
+        found = self._study.user_attrs.get("baseline")
+        return unpack(found) if found else None
+
+    def keep_baseline(self, answers: Sequence[str | None]) -> None:
+        """Keep what the first adapter alone answered."""
+        if self.baseline() is None:
+            self._study.set_user_attr("baseline", pack(answers))
+
+    def is_busy(self) -> bool:
+        """Whether a trial runs, here or elsewhere, or waits."""
+        from optuna.trial import TrialState
+
+        self.bury()
+        if self._counted() < self._limit:
+            return True
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
     def known(self, candidate: Candidate) -> tuple[str | None, ...] | None:
         """Return the answers of an earlier trial of the same candidate, if there is one."""

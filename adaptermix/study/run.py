@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,18 @@ from .choice import Board, Verdict
 from .judging import Judge, candidate_plan
 from .ledger import Ledger, Listed
 from .preparing import Prepared, prepare
+from .racing import COHORT, Race
 from .space import Candidate, Interval, Parameter, alone
 from .trials import Trial
+from .workers import helped
 
 BASELINE = -1
 """Number of the trial of the first adapter alone."""
 _GP_UP_TO = 8
 _JOURNAL = "trials.log"
-_WHERE = {"out", "overwrite", "dry_run", "device", "batch_size"}
+_WHERE = {"out", "overwrite", "dry_run", "device", "batch_size", "storage", "study", "workers"}
+_POLL = 0.2
+"""Seconds between looks at trials that run elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +162,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     """Find merge weights on dev data, and write the adapter merged with them.
 
     The objective is the mean over languages of the task's headline score, or their minimum. Nothing is written or
-    merged per trial of a weighted sum. An interrupted search goes on where it was.
+    merged per trial of a weighted sum. An interrupted search goes on where it was; several processes can share one.
 
     Raises:
         AdapterMixError: the adapters, the model, a data file or the output does not do.
@@ -165,65 +170,132 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     if settings.dry_run:
         raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
     prepared = prepare(settings)
+    return search_with(_loaded(prepared, settings, watch), prepared, settings, watch=watch)
+
+
+def _loaded(prepared: Prepared, settings: SearchSettings, watch: Watcher) -> BaseModel:
     head = head_of(prepared.task, prepared.sources, prepared.rows)
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{settings.task}'")
     base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, prepared.sources, watch)
-    return search_with(base, prepared, settings, watch=watch)
+    return base
 
 
 def search_with(
     base: BaseModel, prepared: Prepared, settings: SearchSettings, *, watch: Watcher = SILENT
 ) -> SearchResult:
     """Search with a loaded model: the adapters are attached once, and a trial only sets their weights."""
-    task, rows = prepared.task, prepared.rows
     folder = partial_path(Path(settings.out).absolute())
     if settings.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    ledger = _ledger(folder / _JOURNAL, prepared, settings)
-    answering = Answering(base, task, rows, settings, template=prepared.prompt, watch=watch)
-    board = Board(
-        task.metrics(rows)[0],
-        [task.language(row) for row in rows],
-        rows,
-        objective=settings.objective,
-        seed=settings.seed,
-    )
-    judge = Judge(base, answering, prepared.template, dict(settings.options))
-    with judge.at_work(prepared.sources):
-        baseline = Trial(
-            number=BASELINE, candidate=alone(len(prepared.sources)), answers=tuple(judge.alone("task adapter alone"))
-        )
-        while asked := ledger.ask():
-            number, candidate = asked
-            start = time.perf_counter()
-            answers = ledger.known(candidate) or judge(candidate, f"trial {number + 1}: {shown(candidate)}")
-            trial = Trial(number=number, candidate=candidate, answers=tuple(answers))
-            ledger.tell(number, answers, board.exact(board.counts(trial)), time.perf_counter() - start)
-    result = _result(prepared, settings, ledger.trials(), baseline, board)
+    ledger = _ledger(prepared, settings)
+    with _Work(base, prepared, settings, watch) as work:
+        work.measure_alone(ledger)
+        with helped(settings, watch):
+            work.run(ledger)
+    result = _result(prepared, settings, ledger.trials(), work.baseline, work.board)
     _write(result, prepared, settings)
     shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
-def _ledger(place: Path, prepared: Prepared, settings: SearchSettings) -> Ledger:
+def help_with(settings: SearchSettings, *, number: int) -> None:
+    """Run trials of a search that another process has begun and will end.
+
+    Args:
+        settings: Its settings.
+        number: Which of its workers this is, from 1.
+    """
+    prepared = prepare(settings)
+    ledger = _ledger(prepared, settings, number)
+    with _Work(_loaded(prepared, settings, SILENT), prepared, settings, SILENT) as work:
+        work.measure_alone(ledger)
+        work.run(ledger)
+
+
+class _Work:
+    """The trials of a search on a loaded model; the adapters are attached inside its context."""
+
+    def __init__(self, base: BaseModel, prepared: Prepared, settings: SearchSettings, watch: Watcher) -> None:
+        task, rows = prepared.task, prepared.rows
+        self._languages = [task.language(row) for row in rows]
+        self._prepared, self._settings = prepared, settings
+        self.board = Board(
+            task.metrics(rows)[0], self._languages, rows, objective=settings.objective, seed=settings.seed
+        )
+        answering = Answering(base, task, rows, settings, template=prepared.prompt, watch=watch)
+        self._judge = Judge(base, answering, prepared.template, dict(settings.options))
+        self._stack = ExitStack()
+        self.baseline = Trial(number=BASELINE, candidate=alone(len(prepared.sources)), answers=())
+
+    def __enter__(self) -> _Work:
+        self._stack.enter_context(self._judge.at_work(self._prepared.sources))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure_alone(self, ledger: Ledger) -> None:
+        """Have the first adapter alone answer, unless another process has asked it."""
+        answers = ledger.baseline() or self._judge.alone("task adapter alone")
+        ledger.keep_baseline(answers)
+        self.baseline = replace(self.baseline, answers=tuple(answers))
+
+    def _answer(self, trial: Trial, places: Sequence[int] | None = None) -> list[str]:
+        return self._judge(trial.candidate, f"trial {trial.number + 1}: {shown(trial.candidate)}", places=places)
+
+    def run(self, ledger: Ledger) -> None:
+        """Run trials, in turn or as races, until none is left or under way elsewhere."""
+        race = None
+        if self._settings.race:
+            searched = self._prepared.searched
+            size = len(searched.candidates) if isinstance(searched, Listed) else COHORT
+            race = Race(
+                self.board,
+                self._languages,
+                self._answer,
+                baseline=self.baseline,
+                size=-(-size // self._settings.workers),
+            )
+        with ledger.beating():
+            while True:
+                if race:
+                    race.run(ledger)
+                else:
+                    self._run_in_turn(ledger)
+                if not ledger.is_busy():
+                    return
+                time.sleep(_POLL)
+
+    def _run_in_turn(self, ledger: Ledger) -> None:
+        while asked := ledger.ask():
+            trial = Trial(number=asked[0], candidate=asked[1], answers=())
+            start = time.perf_counter()
+            answers = ledger.known(trial.candidate) or tuple(self._answer(trial))
+            value = self.board.exact(self.board.counts(replace(trial, answers=answers)))
+            ledger.tell(trial.number, answers, value, time.perf_counter() - start)
+
+
+def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Ledger:
     searched = prepared.searched
     listed = isinstance(searched, Listed)
     numbers = [parameter for parameter in searched.parameters.values() if isinstance(parameter, Interval)]
     few = len(numbers) == len(searched.parameters) <= _GP_UP_TO
     sampler = settings.sampler if settings.sampler != "auto" else "random" if listed else "gp" if few else "tpe"
     asked = settings.model_dump(mode="json", exclude=_WHERE)
+    files = [file.entry() for file in prepared.files]
     ledger = Ledger(
-        place,
-        name=Path(settings.out).name,
+        settings.storage or partial_path(Path(settings.out).absolute()) / _JOURNAL,
+        name=settings.study or Path(settings.out).name,
         searched=searched,
-        settings=asked
-        | {"inputs": [source.digest for source in prepared.sources], "dev_files": [f.entry() for f in prepared.files]},
+        settings=asked | {"inputs": [source.digest for source in prepared.sources], "dev_files": files},
         sampler=sampler,
-        seed=settings.seed,
+        seed=settings.seed + worker,
         limit=len(searched.candidates) if isinstance(searched, Listed) else settings.trials or 0,
     )
+    if worker:
+        return ledger
     if isinstance(searched, Listed):
         ledger.enqueue(searched.points())
     else:
@@ -258,7 +330,8 @@ def _result(
     whole = [trial for trial in trials if trial.is_whole]
     # with a sampler the task adapter alone is a candidate too; a grid is taken as it is given
     eligible = whole if settings.grid else [*whole, baseline]
-    verdict = board.verdict(eligible, baseline, rule=settings.choose)
+    stopped = [trial for trial in trials if not trial.is_whole]
+    verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped)
     chosen = eligible[verdict.chosen]
     roles = manifest.inherit(prepared.sources)["languages"] or {}
     answers = [answer or "" for answer in chosen.answers]

@@ -6,7 +6,7 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .space import Candidate
 
@@ -29,6 +29,11 @@ class Trial:
     candidate: Candidate
     answers: tuple[str | None, ...]
     seconds: float = 0.0
+
+    def on_rows_of(self, other: Trial) -> Trial:
+        """Return the trial as if it had been asked only the rows that another was."""
+        pairs = zip(self.answers, other.answers, strict=True)
+        return replace(self, answers=tuple(own if theirs is not None else None for own, theirs in pairs))
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,118 @@
+"""Weak candidates stop early: successive halving over the dev rows, with paired tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .choice import Board
+from .ledger import Ledger
+from .trials import Trial
+
+ETA = 3
+"""Each rung has this many times the rows of the one before, and at most one in as many candidates goes on."""
+RUNGS = 3
+COHORT = 9
+"""Candidates of a sampler that race with each other."""
+_LEAST = 24
+"""Rows of the first rung."""
+_DOUBT = 5.0
+"""Per cent: who is worse than the leader on all but as many resamples stops."""
+
+Answer = Callable[[Trial, Sequence[int]], Sequence[str]]
+
+
+def rungs(languages: Sequence[str]) -> list[list[int]]:
+    """Return the rows that each rung adds: every ninth of each language, those that make it every third, the rest.
+
+    With few rows there are fewer rungs, so that the first has enough of them to tell anything.
+
+    Example:
+        >>> [len(places) for places in rungs(["de"] * 270)]
+        [30, 60, 180]
+        >>> [len(places) for places in rungs(["de"] * 40)]
+        [40]
+    """
+    counts: dict[str, int] = {}
+    ranks = []
+    for language in languages:
+        ranks.append(counts.get(language, 0))
+        counts[language] = ranks[-1] + 1
+    steps = [ETA**power for power in range(RUNGS - 1, 0, -1)]
+    while steps and sum(rank % steps[0] == 0 for rank in ranks) < _LEAST:
+        steps.pop(0)
+    found: list[list[int]] = []
+    before: set[int] = set()
+    for step in [*steps, 1]:
+        chosen = {place for place, rank in enumerate(ranks) if rank % step == 0}
+        found.append(sorted(chosen - before))
+        before |= chosen
+    return found
+
+
+class Race:
+    """Runs candidates in cohorts that are halved from rung to rung.
+
+    Args:
+        board: Scores the answers.
+        languages: Language of each dev row.
+        answer: From a trial and rows to answers.
+        baseline: The first adapter alone, whole; who is clearly worse than it stops too.
+        size: Candidates of a cohort; the whole grid, or `COHORT`.
+    """
+
+    def __init__(self, board: Board, languages: Sequence[str], answer: Answer, *, baseline: Trial, size: int) -> None:
+        self._board, self._answer, self._baseline, self._size = board, answer, baseline, size
+        self._rungs = rungs(languages)
+
+    def run(self, ledger: Ledger) -> None:
+        """Run all trials of a ledger."""
+        while cohort := list(self._asked(ledger)):
+            for rung, places in enumerate(self._rungs):
+                cohort = [self._asked_more(trial, places) for trial in cohort]
+                last = rung + 1 == len(self._rungs)
+                going_on = [] if last or not cohort else self._survivors(cohort, ledger.trials())
+                for trial in cohort:
+                    if trial not in going_on:
+                        self._tell(ledger, trial)
+                cohort = going_on
+
+    def _asked(self, ledger: Ledger) -> Iterator[Trial]:
+        asked = 0
+        while asked < self._size and (found := ledger.ask()):
+            number, candidate = found
+            if known := ledger.known(candidate):
+                self._tell(ledger, Trial(number=number, candidate=candidate, answers=known))
+                continue
+            asked += 1
+            yield Trial(number=number, candidate=candidate, answers=(None,) * sum(map(len, self._rungs)))
+
+    def _asked_more(self, trial: Trial, places: Sequence[int]) -> Trial:
+        start = time.perf_counter()
+        answers = list(trial.answers)
+        found = self._answer(trial, places)
+        for place, answer in zip(places, found, strict=True):
+            answers[place] = answer
+        return replace(trial, answers=tuple(answers), seconds=trial.seconds + time.perf_counter() - start)
+
+    def _tell(self, ledger: Ledger, trial: Trial) -> None:
+        value = self._board.exact(self._board.counts(trial))
+        if not trial.is_whole:  # other rows are easier or harder for all alike
+            value += self._board.exact(self._board.counts(self._baseline))
+            value -= self._board.exact(self._board.counts(self._baseline.on_rows_of(trial)))
+        ledger.tell(trial.number, trial.answers, value, trial.seconds)
+
+    def _survivors(self, cohort: Sequence[Trial], earlier: Sequence[Trial]) -> list[Trial]:
+        """Return who goes on: at most a third, and nobody who is clearly worse than the best on the same rows."""
+        values = np.stack([self._board.values(self._board.counts(trial)) for trial in cohort])
+        order = sorted(range(len(cohort)), key=lambda place: (-values[place, 0], cohort[place].candidate.distance))
+        whole = [trial for trial in earlier if trial.is_whole]
+        others = [trial.on_rows_of(cohort[0]) for trial in (*whole, self._baseline)]
+        leaders = [values[order[0]], *(self._board.values(self._board.counts(trial)) for trial in others)]
+        leader = max(leaders, key=lambda row: float(row[0]))
+        most = max(1, -(-len(cohort) // ETA))
+        found = [cohort[place] for place in order[:most] if np.percentile(leader[1:] - values[place, 1:], _DOUBT) <= 0]
+        return found if found or whole else [cohort[order[0]]]  # a search ends with one that ran to the end

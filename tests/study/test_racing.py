@@ -1,0 +1,104 @@
+"""Races: what they save, and that they keep what matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adaptermix.study.choice import Board
+from adaptermix.study.ledger import Ledger, Listed
+from adaptermix.study.racing import COHORT, Race, rungs
+from adaptermix.study.space import Candidate, Space, alone
+from adaptermix.study.trials import Trial
+
+from .test_choice import ACCURACY
+
+ROWS, LANGUAGES = 540, 6
+NAMES = [f"l{place * LANGUAGES // ROWS}" for place in range(ROWS)]
+
+
+class World:
+    """Rows of unlike difficulty; a candidate is right where its skill exceeds it, but for some rows of its own."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        self.difficulty, self.seed, self.asked = rng.random(ROWS), seed, 0
+
+    def answer(self, trial, places=None):
+        places = range(ROWS) if places is None else places
+        self.asked += len(places)
+        weight = trial.candidate.weights[0]
+        own = np.random.default_rng((self.seed, int(weight * 1000))).normal(0, 0.1, ROWS)
+        skill = 0.7 - 1.5 * (weight - 0.7) ** 2
+        return ["y" if self.difficulty[place] + own[place] < skill else "n" for place in places]
+
+
+def board():
+    return Board(ACCURACY, NAMES, ["y"] * ROWS, objective="mean", seed=0)
+
+
+def raced(tmp_path, seed, searched, limit, size, sampler="random"):
+    world, table = World(seed), board()
+    baseline = Trial(
+        number=-1, candidate=alone(2), answers=tuple(world.answer(Trial(number=0, candidate=alone(2), answers=())))
+    )
+    ledger = Ledger(
+        tmp_path / f"{seed}.log", name="s", searched=searched, settings={}, limit=limit, sampler=sampler, seed=seed
+    )
+    if isinstance(searched, Listed):
+        ledger.enqueue(searched.points())
+    Race(table, NAMES, world.answer, baseline=baseline, size=size).run(ledger)
+    return ledger.trials(), table, world
+
+
+def test_rungs_are_nested_spaced_and_cover_all_rows_once():
+    parts = rungs(NAMES)
+    assert [len(part) for part in parts] == [60, 120, 360]
+    assert sorted(place for part in parts for place in part) == list(range(ROWS))
+    for part in (parts[0], parts[0] + parts[1]):
+        assert len({NAMES[place] for place in part}) == LANGUAGES
+    assert rungs(["de"] * 10) == [list(range(10))]
+
+
+def test_a_grid_is_raced_for_a_third_of_the_rows_and_the_best_is_as_good(tmp_path):
+    grid = Listed([Candidate(weights=(w, round(1 - w, 2))) for w in np.linspace(0, 1, 12).round(2).tolist()])
+    for seed in range(20):
+        trials, table, world = raced(tmp_path, seed, grid, 12, 12)
+        assert len(trials) == 12
+        spent = sum(trial.rows for trial in trials)
+        assert spent <= 0.35 * 12 * ROWS
+        assert world.asked == spent + ROWS  # and the baseline
+        found = max((t for t in trials if t.is_whole), key=lambda t: table.score(t).value)
+        every = [
+            Trial(number=0, candidate=c, answers=tuple(world.answer(Trial(number=0, candidate=c, answers=()))))
+            for c in grid.candidates
+        ]
+        best = max(table.score(trial).value for trial in every)
+        assert table.score(found).low <= best <= table.score(found).high
+
+
+def test_samplers_race_in_cohorts_and_learn_from_those_that_stopped(tmp_path):
+    trials, table, _ = raced(tmp_path, 1, Space(count=2), 27, COHORT, sampler="tpe")
+    assert len(trials) == 27
+    assert sum(trial.rows for trial in trials) < 0.4 * 27 * ROWS
+    whole = [trial for trial in trials if trial.is_whole]
+    assert 1 <= len(whole) <= 3
+    assert max(whole, key=lambda t: table.score(t).value).candidate.weights[0] == pytest.approx(0.7, abs=0.2)
+
+
+def test_nobody_who_is_clearly_worse_than_the_task_adapter_runs_to_the_end_but_one(tmp_path):
+    grid = Listed([Candidate(weights=(w, 1 - w)) for w in (0.0, 0.05, 0.1, 0.15)])
+    trials, _, _ = raced(tmp_path, 0, grid, 4, 4)
+    assert sum(trial.is_whole for trial in trials) == 1
+
+
+def test_candidates_that_are_proposed_twice_are_asked_once(tmp_path):
+    grid = Listed([Candidate(weights=(0.7, 0.3)), Candidate(weights=(0.1, 0.9))] * 2)
+    world, table = World(0), board()
+    baseline = Trial(number=-1, candidate=alone(2), answers=("y",) * ROWS)
+    ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=4)
+    ledger.enqueue(grid.points())
+    Race(table, NAMES, world.answer, baseline=baseline, size=2).run(ledger)
+    trials = ledger.trials()
+    assert [t.answers for t in trials[2:]] == [t.answers for t in trials[:2]]
+    assert world.asked == sum(trial.rows for trial in trials[:2])
