@@ -94,7 +94,10 @@ def pick_device(device: str) -> torch.device:
     if picked.type not in ("cpu", "cuda"):
         raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"--device {device} is asked for, and {torch.cuda.device_count()} CUDA devices are there.")
+        raise ModelError(
+            f"--device {device} is asked for, and {torch.cuda.device_count()} CUDA devices are there. "
+            "Take one of those, or --device cpu."
+        )
     return picked
 
 
@@ -188,6 +191,8 @@ def model_kind(reference: str) -> Kind:
 
 
 def _unreachable(reference: str, error: Exception) -> ModelError:
+    if reference.startswith((".", "/", "~")) and not Path(reference).is_dir():
+        return ModelError(f"base model {reference!r} must be a model folder or a Hub id, and there is no such folder.")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(f"base model {reference!r} must be a model folder or a Hub id that can be reached: {reason}")
 
@@ -230,7 +235,8 @@ def load_base(
         config = AutoConfig.from_pretrained(name, **pinned)
         kind = _kind(config, reference)
         wide = pick_dtype(dtype, place)
-        options = loading_options(quantize, place, wide) | pinned
+        whole = head.form.modules if head else () if kind == "encoder" else None
+        options = loading_options(quantize, place, wide, whole=whole) | pinned
         tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
         modules: tuple[str, ...] = ()
         if head is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,13 +15,21 @@ BLOCK = 64
 """Weights that share a scale in 4 bits; bitsandbytes' default."""
 
 
-def loading_options(quantize: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+_POOLER = ("pooler.dense", "pooler")
+"""Of encoders. Many checkpoints lack it, and what is new is not quantised while it is loaded."""
+
+
+def loading_options(
+    quantize: str, device: torch.device, dtype: torch.dtype, *, whole: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return what `from_pretrained` must be told.
 
     Args:
         quantize: "none", "nf4", "fp4" (both with double quantisation, as QLoRA has it) or "int8".
         device: Where the model goes; quantised weights are placed while they are loaded.
         dtype: Of the arithmetic, and of what is not quantised.
+        whole: Names of a head's modules, which are not quantised, empty for encoders without a head; None leaves it to
+            transformers, which keeps the output layer of a language model.
 
     Raises:
         ModelError: bitsandbytes is not installed.
@@ -35,14 +44,17 @@ def loading_options(quantize: str, device: torch.device, dtype: torch.dtype) -> 
         )
     from transformers import BitsAndBytesConfig
 
+    # the name is that of the first of these formats, and counts for all of them
+    skipped: dict[str, Any] = {} if whole is None else {"llm_int8_skip_modules": [*whole, *_POOLER]}
     if quantize == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
+        config = BitsAndBytesConfig(load_in_8bit=True, **skipped)
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantize,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            **skipped,
         )
     return {"quantization_config": config, "device_map": {"": device}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from .errors import ConfigError, OutputError, did_you_mean
+from .files import MANIFEST
 from .launcher import process_count
+from .progress import SILENT, Watcher
 from .settings import (
     AlignSettings,
     CompareSettings,
@@ -63,7 +66,7 @@ class Step:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    return did_you_mean(name, known) or f" Known: {', '.join(known)}."
+    return did_you_mean(name, known) or f" Known: {', '.join(known) or 'none'}."
 
 
 def _fill(value: Any, variables: Mapping[str, Any], faults: list[str]) -> Any:
@@ -224,19 +227,21 @@ def run_recipe(
     *,
     resume: bool = False,
     run: Runner | None = None,
+    watch: Watcher = SILENT,
 ) -> list[dict[str, Any]]:
     """Run a recipe and return the JSON document of each step.
 
     Args:
         path: The YAML file.
         overrides: Values of variables, or of settings as `command.setting`.
-        resume: Take outputs that are there already as they are, without looking at their settings, and let training go
-            on where it was interrupted. The document of a step that was passed over says `skipped`.
+        resume: Take outputs that are there already, if they were made with the same settings, and let training go on
+            where it was interrupted. The document of a step that was passed over says `skipped`.
         run: What runs a step; default the library's own calls.
+        watch: Is told of steps that are passed over.
 
     Raises:
         ConfigError: the recipe has faults; nothing was run.
-        OutputError: an output is there already; nothing was run.
+        OutputError: an output is there already, and nothing was run; or one was made with other settings.
         AdapterMixError: a step failed; those before it are done.
     """
     steps = load_recipe(Path(path), overrides)
@@ -250,10 +255,35 @@ def run_recipe(
     for step in steps:
         out = _written(step)
         if resume and out and out.exists():
+            _check_same(step, out)
+            watch.note(f"{step.command}: {out} is there and is taken")
             documents.append({"command": step.command, "out": str(out), "skipped": True})
         else:
             documents.append({"command": step.command, **(run or run_step)(going_on(step) if resume else step)})
     return documents
+
+
+def _check_same(step: Step, out: Path) -> None:
+    """Refuse what was trained with other settings, as its manifest has them.
+
+    Raises:
+        OutputError: it was.
+    """
+    if not step.command.startswith("train-"):
+        return
+    try:
+        made = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("plan")
+    except (OSError, ValueError, AttributeError):  # made elsewhere
+        return
+    asked = step.settings.model_dump(mode="json", exclude={"device"})
+    made = made if isinstance(made, dict) else {}
+    differs = sorted(key for key, value in asked.items() if key in made and made[key] != value)
+    if differs:
+        shown = ", ".join(f"{key} {made[key]!r}, now {asked[key]!r}" for key in differs[:3])
+        raise OutputError(
+            f"{out} must have the settings of its step to be taken by --resume, and was made with others ({shown}). "
+            "Remove it, or give another folder."
+        )
 
 
 def going_on(step: Step) -> Step:
@@ -263,9 +293,8 @@ def going_on(step: Step) -> Step:
     return Step(command=step.command, settings=step.settings.model_copy(update=more))
 
 
-def run_step(step: Step, *, watch: Any = None) -> dict[str, Any]:
+def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
     """Run one step and return its JSON document."""
     from .dispatch import run_settings
-    from .progress import SILENT
 
-    return run_settings(step.settings, watch=watch or SILENT)
+    return run_settings(step.settings, watch=watch)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, OutputError
 from .files import write_whole
 from .progress import SILENT, Watcher
 from .recipes import Runner, Step, going_on, load_recipe, run_step
@@ -87,16 +87,26 @@ class Steps:
 
     Args:
         out: The folder.
+        vary: What the search varies.
         run: Runs a step.
+
+    Raises:
+        OutputError: the folder holds another search.
     """
 
-    def __init__(self, out: Path, run: Runner) -> None:
+    def __init__(self, out: Path, vary: Mapping[str, Sequence[Any]], run: Runner) -> None:
         self._path, self._run = out / _DONE, run
+        self._vary = vary = json.loads(json.dumps(vary))
         self._done: dict[str, dict[str, Any]] = {}
         self._made: dict[str, str] = {}
         if self._path.exists():
             record = json.loads(self._path.read_text(encoding="utf-8"))
             self._done, self._made = record["steps"], record["outputs"]
+            if record.get("vary", vary) != vary:  # its numbered folders would be given to other candidates
+                raise OutputError(
+                    f"{out} holds the search of {shown(record['vary'])}, and another one is asked for "
+                    f"({shown(vary)}). Go on with that one, or give another --out."
+                )
 
     def run(self, steps: Sequence[Step], folder: Path) -> tuple[dict[str, Any], int]:
         """Run what is missing of a candidate's steps; return the last one's document and the count of those run."""
@@ -122,7 +132,7 @@ class Steps:
         return document, ran
 
     def _save(self) -> None:
-        record = {"steps": self._done, "outputs": self._made}
+        record = {"vary": self._vary, "steps": self._done, "outputs": self._made}
         write_whole(self._path, (json.dumps(record, indent=1) + "\n").encode())
 
     def _clear(self, target: str, key: str) -> None:
@@ -248,7 +258,7 @@ def tune(
     out = Path(out)
     planned = plan(Path(recipe), vary, out, overrides)
     out.mkdir(parents=True, exist_ok=True)
-    steps_of = Steps(out, run or (lambda step: run_step(step, watch=watch)))
+    steps_of = Steps(out, vary, run or (lambda step: run_step(step, watch=watch)))
     found = []
     for number, (settings, folder, steps) in enumerate(planned, start=1):
         watch.note(f"candidate {number} of {len(planned)}: {shown(settings)}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adaptermix import EvaluateSettings, TaskSettings, evaluate, merge, train_task
 from adaptermix.errors import ModelError
+from adaptermix.head_forms import HEAD_FORMS, Head
 from adaptermix.models import load_base
 
 from .train.test_joint import values
@@ -65,6 +68,24 @@ def test_a_pass_without_gradients_leaves_codes_and_scales_alone(quantize: str, c
     logits.float().sum().backward()
     assert torch.allclose(logits, plain, atol=1e-2)
     assert states.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("head", [None, "classes"])
+def test_an_encoder_whose_checkpoint_has_no_pooler_runs(
+    quantize: str, head: str | None, encoder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    shutil.copytree(encoder, tmp_path / "bare")
+    weights = load_file(encoder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"})
+    asked = Head(form=HEAD_FORMS[head], labels=("a", "b")) if head else None
+    base = load_base(str(tmp_path / "bare"), device="cpu", dtype="float32", quantize=quantize, head=asked)
+    output = base.model(torch.arange(3, 9)[None])[0]
+    assert torch.isfinite(output).all()
+    assert type(base.model.base_model.encoder.layer[0].output.dense).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
 def test_bitsandbytes_is_asked_for(causal: Path, monkeypatch: pytest.MonkeyPatch) -> None:

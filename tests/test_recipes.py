@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adaptermix.errors import ConfigError, ModelError, OutputError
+from adaptermix.progress import Silent
 from adaptermix.recipes import Step, check_places, load_recipe, run_recipe
 from tests.factories import write_lora
 
@@ -134,6 +136,26 @@ class Pretended:
 
 def chain(folder: Path, *, read: str = "align", written: str = "merged") -> Path:
     return write(folder, CHAIN.format(out=folder / "out", read=read, written=written))
+
+
+def test_what_was_trained_with_other_settings_is_not_taken(tmp_path: Path) -> None:
+    path = chain(tmp_path)
+
+    def trained(step: Step) -> dict[str, Any]:
+        written = Path(getattr(step.settings, "out", None) or step.settings.predictions)  # type: ignore[attr-defined]
+        written.mkdir(parents=True)
+        (written / "adaptermix.json").write_text(json.dumps({"plan": step.settings.model_dump(mode="json")}))
+        return {}
+
+    run_recipe(path, run=trained)
+    said: list[str] = []
+    watch = type("Notes", (Silent,), {"note": lambda _self, text: said.append(text)})()
+    run_recipe(path, run=trained, resume=True, watch=watch)
+    assert said[0] == f"train-task: {tmp_path / 'out' / 'task'} is there and is taken"
+    assert len(said) == 4
+    with pytest.raises(OutputError, match=r"align must have the settings .*others \(temperature 0.1, now 0.7\)"):
+        run_recipe(path, {"train-align.temperature": 0.7}, run=trained, resume=True)
+    run_recipe(path, {"train-align.device": "cpu"}, run=trained, resume=True)
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adaptermix.cli import main
-from adaptermix.errors import ConfigError, ModelError
+from adaptermix.errors import ConfigError, ModelError, OutputError
 from adaptermix.recipes import Step
 from adaptermix.tuning import candidates, plan, tune
 from tests.train.data import write_pairs, write_slots
@@ -54,6 +54,14 @@ class Pretended:
         align = json.loads((Path(step.settings.adapters[1]) / "settings.json").read_text())  # type: ignore[attr-defined]
         value = 1 - abs(align["temperature"] - 0.2) + (align["layer"] == 2) / 5
         return {"best": {"weights": [0.9, 0.1], "value": value, "low": value - 0.1, "high": value + 0.1}}
+
+
+def test_a_folder_of_another_search_is_refused(recipe: Path, tmp_path: Path) -> None:
+    tune(recipe, VARY, out=tmp_path / "out", run=Pretended())
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    with pytest.raises(OutputError, match=r"holds the search of train-align.temperature .*and another one is asked"):
+        tune(recipe, {"train-align.temperature": [0.1, 0.5]}, out=tmp_path / "out", run=Pretended())
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
 
 
 def test_all_combinations_run_and_shared_steps_run_once(recipe: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from ..adapters import AdapterSource, open_adapter
+from ..adapters import AdapterSource, open_adapters
 from ..algebra import LowRank, sign_conflict
 from ..algebra.subspaces import Frame, chance_overlap, frame, frame_cosine, overlap, share_within
 from ..errors import AdapterFormatError, PlanError
@@ -44,7 +44,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
         raise PlanError("at least one adapter is needed to inspect, got none.")
     if plot is not None:
         check_plot(Path(plot), count=len(adapters))
-    sources = [open_adapter(path) for path in adapters]
+    sources = open_adapters(adapters)  # a head in one of them moves the paths of its encoder
     names = unique_names([source.name for source in sources])
     paths = list(dict.fromkeys(path for source in sources for path in source.modules))
     singles: list[dict[str, ModuleNumbers]] = [{} for _ in sources]

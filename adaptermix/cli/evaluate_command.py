@@ -32,7 +32,8 @@ def show_scores(result: Evaluation, console: Console) -> None:
     )
     console.table(titles, rows)
     groups = ", ".join(f"{role} {value:.3f}" for role, value in result.groups.items() if role != "all")
-    console.say(f"  means: {groups}")
+    if groups:
+        console.say(f"  means: {groups}")
     if result.against:
         _show_comparison(result.against, console)
 

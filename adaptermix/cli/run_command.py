@@ -32,7 +32,9 @@ def _run(*, recipe: str, overrides: tuple[str, ...], dry_run: bool, resume: bool
         console.say(f"   {_summary(document)}")
         return document
 
-    console.document({"recipe": recipe, "steps": run_recipe(recipe, values, resume=resume, run=run)})
+    console.document(
+        {"recipe": recipe, "steps": run_recipe(recipe, values, resume=resume, run=run, watch=console.watch)}
+    )
 
 
 def _summary(document: dict[str, Any]) -> str:

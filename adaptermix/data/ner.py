@@ -234,7 +234,11 @@ def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerR
     if odd is not None:
         raise DataError(
             f"{file.path}:{number}: a tag must be O, B-TYPE or I-TYPE (IOB2), found {odd!r}."
-            + (" Numbers need the names of the classes: read the data set as hf:." if isinstance(odd, int) else "")
+            + (
+                " Numbers need names: write the tags as text, or read a data set whose features name the classes (hf:)."
+                if isinstance(odd, int)
+                else ""
+            )
         )
     return _from_tags(tokens, tags, "", row_language(file, row.get("language")))
 

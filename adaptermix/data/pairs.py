@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError
+from .language_names import english_name
 from .rows import table_cells
-from .source import DataFile, find_files, parse_rows, several_languages
+from .source import DataFile, canonical_language, find_files, parse_rows, several_languages
 
 _JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
 _HEADERS = (*_JSON_FIELDS, ("src", "tgt"))
@@ -36,9 +37,15 @@ def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
 def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
     for number, found in file.json_rows():
         row = _flat(file, found)
-        names = next((pair for pair in _JSON_FIELDS if set(pair) <= set(row)), None)
+        names = next(
+            (pair for pair in (*_JSON_FIELDS, file.languages) if len(pair) == 2 and set(pair) <= set(row)), None
+        )
         if names is None:
-            raise DataError(f"{file.path}:{number}: a pair must have the fields 'source' and 'target'.")
+            known = " and ".join(map(repr, file.languages if len(file.languages) == 2 else ("de", "en")))
+            raise DataError(
+                f"{file.path}:{number}: a pair must have the fields 'source' and 'target', or its languages ({known}), "
+                f"also under 'translation'; found {', '.join(map(repr, found)) or 'none'}."
+            )
         sides = [row[name] for name in names]
         if not all(isinstance(side, str) for side in sides):
             raise DataError(
@@ -92,7 +99,7 @@ def _every_pair(file: DataFile) -> list[Pair]:
     languages = _pair_languages(file)
     found = []
     for index, (number, columns) in enumerate(_columns(file)):
-        if index == 0 and tuple(cell.strip().lower() for cell in columns[:2]) in _HEADERS:
+        if index == 0 and _is_header(columns[:2], languages):
             continue
         if len(columns) < 2:
             raise DataError(
@@ -107,6 +114,18 @@ def _every_pair(file: DataFile) -> list[Pair]:
             )
         found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
     return found
+
+
+def _is_header(cells: list[str], languages: tuple[str, str]) -> bool:
+    """Whether a first row has names of columns: those of the two sides, or of the two languages."""
+    lowered = tuple(cell.strip().lower() for cell in cells)
+    if lowered in _HEADERS:
+        return True
+    named = [{code.lower(), english_name(code).lower()} for code in languages]
+    return len(lowered) == 2 and all(
+        cell in names or canonical_language(cell) == code
+        for cell, names, code in zip(lowered, named, languages, strict=True)
+    )
 
 
 def _pair_languages(file: DataFile) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from ..errors import DataError
 from .rows import pick_rows, row_language
 from .source import DataFile, find_files
 
+# xSID's English training set holds 330 tags such as "Orecurring_datetime", which are outside
+_TAG = re.compile(r"O\S*|[BI]-\S+")
 _MASSIVE_SLOT = re.compile(r"\[\s*(?P<type>[^\]:]+?)\s*:\s*(?P<value>[^\]]*?)\s*\]")
 # MASSIVE counts these by character (He and Garner's scorer; ja-JP, zh-CN, zh-TW)
 CHARACTER_LANGUAGES = ("ja", "zh", "zh-Hant")
@@ -76,9 +78,16 @@ def split_tokens(text: str, language: str) -> tuple[str, ...]:
     return tuple(piece for word in text.split() for piece in re.findall(r"[\x21-\x7e]+|[^\x00-\x7f]", word))
 
 
+def _check_tags(file: DataFile, number: int, tags: Sequence[str]) -> None:
+    """Refuse tags of other schemes, whose slots would be taken for words outside."""
+    odd = next((tag for tag in tags if not _TAG.fullmatch(tag)), None)
+    if odd is not None:
+        raise DataError(f"{file.path}:{number}: a tag must be O, B-TYPE or I-TYPE (IOB2), found {odd[:60]!r}.")
+
+
 def _row_from_bio(tokens: Sequence[str], bio: Sequence[str], text: str, language: str) -> SlotRow:
     tags = tuple(tag[2:] if tag[:2] in ("B-", "I-") else "O" for tag in bio)
-    # by `tags`: xSID's English training set holds 330 tags such as "Orecurring_datetime", which are outside
+    # by `tags`: those that only begin with O are outside
     starts = [i for i, tag in enumerate(tags) if tag != "O" and (bio[i][:2] == "B-" or i == 0 or tags[i - 1] != tag)]
     iob2 = [tag if tag == "O" else f"{'B' if i in starts else 'I'}-{tag}" for i, tag in enumerate(tags)]
     # annotation may be by word where scoring is by character
@@ -113,6 +122,7 @@ def _conll(file: DataFile) -> Iterator[SlotRow]:
             columns = line.split("\t")
             if len(columns) < 4:
                 raise DataError(f"{file.path}:{number}: xSID rows have 4 columns, found {len(columns)}: {line[:60]!r}.")
+            _check_tags(file, number, [columns[3]])
             tokens.append(columns[1])
             tags.append(columns[3])
         if tokens:
@@ -131,6 +141,7 @@ def _tagged_lines(file: DataFile) -> Iterator[SlotRow]:
             raise DataError(
                 f"{file.path}:{number}: one tag per token is needed, found {len(tokens)} tokens and {len(tags)} tags."
             )
+        _check_tags(file, number, tags)
         yield _row_from_bio(tokens, tags, columns[0], language)
 
 

@@ -240,7 +240,15 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
 
 def _split_given(argument: str) -> tuple[tuple[str, ...], str]:
     match = _GIVEN.fullmatch(argument)
-    if match is None or Path(argument).exists():
+    if Path(argument).exists():
+        return (), argument
+    if match is None:
+        left, equals, right = argument.partition("=")
+        if equals and glob.glob(right):
+            raise DataError(
+                f"what stands before = must be a language code, such as de, or de-en for pairs, found {left!r} in "
+                f"{argument!r}."
+            )
         return (), argument
     whole = _spelled(match["language"])
     pair = _PAIR.fullmatch(whole)

@@ -167,7 +167,8 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
             entry = json.loads(line)
             answers.append((from_entry(entry), entry.get("language"), entry.get("expected")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {error!r}.") from error
+        reason = f"a line has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {reason}.") from error
     if len(answers) != len(rows):
         raise DataError(f"{path} must answer the {len(rows)} rows of the data, and has {len(answers)} answers.")
     for number, ((_, language, expected), row) in enumerate(zip(answers, rows, strict=True), start=1):

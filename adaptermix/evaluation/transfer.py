@@ -57,9 +57,10 @@ def correlate(retrieval: Mapping[str, float], scores: Mapping[str, float]) -> Co
     """
     languages = tuple(sorted(set(retrieval) & set(scores)))
     if len(languages) < 3:
+        both, near, far = (", ".join(sorted(names)) or "none" for names in (languages, retrieval, scores))
         raise PlanError(
-            f"a correlation needs three languages with retrieval and a transfer score, found {', '.join(languages)} "
-            f"(retrieval: {', '.join(sorted(retrieval))}; scores: {', '.join(sorted(scores))})."
+            f"a correlation needs three languages with retrieval and a transfer score, found {both} (retrieval: {near}, "
+            f"scores: {far})."
         )
     x, y = (np.array([side[name] for name in languages]) for side in (retrieval, scores))
     if np.ptp(x) == 0 or np.ptp(y) == 0:

@@ -119,7 +119,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     if settings.dry_run:
         data.head(settings)
         return dry_report(settings, steps, rows=data.report, pairs=pairs_report)
-    for note in [*data.report.warnings(), *pairs_report.warnings("pairs")]:
+    for note in [*data.warnings(), *pairs_report.warnings("pairs")]:
         watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))

@@ -196,6 +196,17 @@ class TaskData:
         entries["rows"] = report.document()
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report)
 
+    def warnings(self) -> list[str]:
+        """Return what a person should know of the rows."""
+        found = self.report.warnings()
+        answers = {self.task.answer(row) for row in self.train}
+        if len(answers) == 1 and len(self.train) > 1:
+            found.append(
+                f"warning: all {len(self.train)} training rows have the answer {answers.pop()[:40]!r}: the adapter "
+                "learns to give it to everything."
+            )
+        return found
+
     def head(self, settings: TaskSettings | JointSettings) -> Head | None:
         """Return the head that is to give the answers, None where they are generated.
 
@@ -281,7 +292,7 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     if settings.dry_run:
         data.head(settings)
         return dry_report(settings, steps, rows=data.report)
-    for note in data.report.warnings():
+    for note in data.warnings():
         watch.note(note)
     base = data.load(settings, processes)
     on = attach_on(base.model, settings, headed=base.head is not None)

@@ -224,3 +224,16 @@ def test_faults_are_refused(tmp_path: Path) -> None:
 def test_it_is_public() -> None:
     assert adaptermix.inspect is inspect
     assert callable(adaptermix.spectrum)
+
+
+def test_an_adapter_with_a_head_and_one_of_the_encoder_are_compared(tmp_path: Path) -> None:
+    """The head's model has the encoder under a name of its own, and so have its modules."""
+    inner = "encoder.layer.0.attention.self.query"
+    write_lora(
+        tmp_path / "task", {f"bert.{inner}": (12, 10, 3), "bert.encoder.layer.1.output.dense": (6, 5, 2)}, seed=0
+    )
+    write_lora(tmp_path / "align", {inner: (12, 10, 2)}, seed=1)
+    found = inspect([tmp_path / "task", tmp_path / "align"]).document()
+    (pair,) = found["pairs"].values()
+    assert pair["modules_in_common"] == 1
+    assert pair["cosine"] is not None

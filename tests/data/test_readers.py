@@ -100,6 +100,20 @@ class TestPairs:
             read_pairs([pack(tmp_path / name, text, "plain")])
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("header", ["German,English", "de,en", "deu,eng", "source,target"])
+    def test_a_header_of_the_two_languages_is_no_pair(self, tmp_path: Path, header: str) -> None:
+        path = pack(tmp_path / "de-en.csv", f"{header}\nHallo,Hello\n", "plain")
+        assert [pair.source for pair in read_pairs([path])[0]] == ["Hallo"]
+        other = pack(tmp_path / "fr-en.csv", f"{header}\nHallo,Hello\n", "plain")
+        assert len(read_pairs([other])[0]) == (1 if header == "source,target" else 2)
+
+    def test_sides_may_have_the_names_of_their_languages(self, tmp_path: Path) -> None:
+        path = pack(tmp_path / "de-en.jsonl", '{"en": "Hello", "de": "Hallo"}\n', "plain")
+        assert [(pair.source, pair.target) for pair in read_pairs([path])[0]] == [("Hallo", "Hello")]
+        lacking = pack(tmp_path / "fr-en.jsonl", '{"en": "Hello", "de": "Hallo"}\n', "plain")
+        with pytest.raises(DataError, match=r"or its languages \('fr' and 'en'\), .* found 'en', 'de'"):
+            read_pairs([lacking])
+
     def test_one_foreign_language_in_the_name_stands_for_a_pair_with_english(self, tmp_path: Path) -> None:
         pairs, _ = read_pairs([pack(tmp_path / "swa.tsv", "moja\tone\n", "plain")])
         assert pairs[0].languages == ("sw", "en")
@@ -143,9 +157,20 @@ class TestParallel:
 
 
 class TestSlots:
-    def test_tags_of_another_form_are_outside_and_never_a_slot(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("tag", ["X", "E-when", "S-when", "when", "b-when", "B-"])
+    @pytest.mark.parametrize("form", ["plain", "conll"])
+    def test_tags_of_other_schemes_are_refused(self, tmp_path: Path, tag: str, form: str) -> None:
+        plain = f"a b\tO O\tx\na b\tO {tag}\tx\n"
+        conll = f"# text = a b\n1\ta\tx\tO\n2\tb\tx\t{tag}\n"
+        path = tmp_path / ("en.tsv" if form == "plain" else "en.conll")
+        path.write_text(plain if form == "plain" else conll)
+        line = {"plain": 2, "conll": 3}[form]
+        with pytest.raises(DataError, match=rf":{line}: a tag must be O, B-TYPE or I-TYPE \(IOB2\), found '{tag}'"):
+            read_slots([str(path)])
+
+    def test_tags_that_begin_with_o_are_outside_and_never_a_slot(self, tmp_path: Path) -> None:
         """The English training set of xSID holds `Orecurring_datetime` 330 times, always behind a real span."""
-        text = "at 11pm , every day\tO B-when Owhen O O\tx\nfoo bar\tX B-a\tx\n"
+        text = "at 11pm , every day\tO B-when Owhen O O\tx\nfoo bar\tO B-a\tx\n"
         rows, _ = read_slots([pack(tmp_path / "en.tsv", text, "plain")])
         assert [row.slots for row in rows] == [(("when", "11pm"),), (("a", "bar"),)]
         assert rows[0].tags == ("O", "when", "O", "O", "O")

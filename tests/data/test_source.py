@@ -274,3 +274,11 @@ def test_a_manifest_entry_has_the_hash_of_the_file_as_it_lies_on_disk(tmp_path: 
         "languages": ["de"],
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
+
+
+def test_a_language_before_the_file_must_be_a_code(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("a\tb\n")
+    with pytest.raises(DataError, match=r"what stands before = must be a language code, .* found 'klingon'"):
+        find_files([f"klingon={tmp_path / 'x.tsv'}"])
+    with pytest.raises(DataError, match="must exist"):
+        find_files([f"klingon={tmp_path / 'y.tsv'}"])

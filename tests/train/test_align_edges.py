@@ -146,7 +146,6 @@ class TestBatches:
         ({"layer": -1}, ModelError, "--layer must be from 1 to 4"),
         ({"targets": ["q_proj", "query"]}, PlanError, "--targets must be all-linear or among .*got query"),
         ({"device": "cuda:63"}, ModelError, "--device cuda:63 is asked for"),
-        ({"device": "gpu"}, ModelError, "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_and_nothing_is_written(
