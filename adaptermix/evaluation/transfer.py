@@ -59,8 +59,8 @@ def correlate(retrieval: Mapping[str, float], scores: Mapping[str, float]) -> Co
     if len(languages) < 3:
         both, near, far = (", ".join(sorted(names)) or "none" for names in (languages, retrieval, scores))
         raise PlanError(
-            f"a correlation needs three languages with retrieval and a transfer score, found {both} (retrieval: {near}, "
-            f"scores: {far})."
+            f"a correlation needs three languages with retrieval and a transfer score, found {both} (retrieval: "
+            f"{near}, scores: {far})."
         )
     x, y = (np.array([side[name] for name in languages]) for side in (retrieval, scores))
     if np.ptp(x) == 0 or np.ptp(y) == 0:
