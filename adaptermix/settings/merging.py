@@ -134,6 +134,7 @@ class SearchSettings(GenerationSettings, Written):
     workers: Positive = Field(
         1, description="processes on this machine that share the trials, each with the base model"
     )
+    report: bool = Field(False, description="write report.html, one page with pictures, and these as PNGs")
     storage: str | None = Field(
         None, description="journal file or database URL of the trials, which processes on other machines can share"
     )

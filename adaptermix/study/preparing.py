@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..compose.merging import make_plan
 from ..compose.places import Override, layer_of, make_override
 from ..compose.plan import MergePlan
 from ..data import DataFile
-from ..errors import PlanError, UsageError
+from ..errors import OutputError, PlanError, UsageError
 from ..evaluation.run import template_of
 from ..files import check_not_input, check_output
 from ..methods.base import build
@@ -127,6 +128,8 @@ def prepare(settings: SearchSettings) -> Prepared:
     """Check everything that can be checked without a model."""
     check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), settings.adapters)
+    if settings.report and find_spec("matplotlib") is None:
+        raise OutputError("--report needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'")
     template = make_plan(
         settings.adapters,
         weights=[1.0] * len(settings.adapters),

@@ -30,7 +30,8 @@ from .judging import Judge, candidate_plan
 from .ledger import Ledger, Listed
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
-from .space import Candidate, Interval, Parameter, alone
+from .shown import shown
+from .space import Interval, Parameter, alone
 from .trials import Trial
 from .workers import helped
 
@@ -38,7 +39,7 @@ BASELINE = -1
 """Number of the trial of the first adapter alone."""
 _GP_UP_TO = 8
 _JOURNAL = "trials.log"
-_WHERE = {"out", "overwrite", "dry_run", "device", "batch_size", "storage", "study", "workers"}
+_WHERE = {"out", "overwrite", "dry_run", "device", "batch_size", "storage", "study", "workers", "report"}
 _POLL = 0.2
 """Seconds between looks at trials that run elsewhere."""
 
@@ -309,21 +310,6 @@ def _middle(parameter: Parameter) -> Any:
     return (parameter.low + parameter.high) / 2 if isinstance(parameter, Interval) else parameter.values[0]
 
 
-def shown(candidate: Candidate) -> str:
-    """Return a candidate for a person."""
-    vectors = [point for override in candidate.overrides for point in override.points] or [candidate.weights]
-    weights = " | ".join("/".join(f"{weight:g}" for weight in vector) for vector in vectors)
-    return " ".join(
-        [
-            weights,
-            *(
-                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-                for key, value in candidate.options.items()
-            ),
-        ]
-    )
-
-
 def _result(
     prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, board: Board
 ) -> SearchResult:
@@ -372,4 +358,9 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
         **manifest.inherit(prepared.sources),
     )
     results = (json.dumps(result.document(), indent=2) + "\n").encode()
-    write_output(result.out, state, document, overwrite=settings.overwrite, extra={"results.json": results})
+    extra = {"results.json": results}
+    if settings.report:
+        from .report import report_files
+
+        extra |= report_files(result, name=f"Search of {result.out.name}")
+    write_output(result.out, state, document, overwrite=settings.overwrite, extra=extra)
