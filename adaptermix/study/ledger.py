@@ -186,11 +186,11 @@ class Ledger:
             done.set()
             thread.join()
 
-    def tell(self, number: int, answers: Sequence[str | None], value: float, seconds: float) -> None:
-        """Keep what a trial answered."""
-        trial = self._open.pop(number)
-        trial.set_user_attr("answers", pack(answers))
-        trial.set_user_attr("seconds", seconds)
+    def tell(self, done: Trial, value: float) -> None:
+        """Keep what a trial answered, and what the sampler is to learn from it."""
+        trial = self._open.pop(done.number)
+        trial.set_user_attr("answers", pack(done.answers))
+        trial.set_user_attr("seconds", done.seconds)
         self._study.tell(trial, value, skip_if_finished=True)
 
     def trials(self) -> list[Trial]:

@@ -22,6 +22,7 @@ _LEAST = 24
 _DOUBT = 5.0
 """Per cent: who is worse than the leader on all but as many resamples stops."""
 
+Told = Callable[[Trial, float], None]
 Answer = Callable[[Trial, Sequence[int]], Sequence[str]]
 
 
@@ -62,11 +63,21 @@ class Race:
         answer: From a trial and rows to answers.
         baseline: The first adapter alone, whole; who is clearly worse than it stops too.
         size: Candidates of a cohort; the whole grid, or `COHORT`.
+        told: Called with each trial that has ended and its value.
     """
 
-    def __init__(self, board: Board, languages: Sequence[str], answer: Answer, *, baseline: Trial, size: int) -> None:
+    def __init__(
+        self,
+        board: Board,
+        languages: Sequence[str],
+        answer: Answer,
+        *,
+        baseline: Trial,
+        size: int,
+        told: Told = lambda _trial, _value: None,
+    ) -> None:
         self._board, self._answer, self._baseline, self._size = board, answer, baseline, size
-        self._rungs = rungs(languages)
+        self._rungs, self._told = rungs(languages), told
 
     def run(self, ledger: Ledger) -> None:
         """Run all trials of a ledger."""
@@ -103,7 +114,8 @@ class Race:
         if not trial.is_whole:  # other rows are easier or harder for all alike
             value += self._board.exact(self._board.counts(self._baseline))
             value -= self._board.exact(self._board.counts(self._baseline.on_rows_of(trial)))
-        ledger.tell(trial.number, trial.answers, value, trial.seconds)
+        ledger.tell(trial, value)
+        self._told(trial, value)
 
     def _survivors(self, cohort: Sequence[Trial], earlier: Sequence[Trial]) -> list[Trial]:
         """Return who goes on: at most a third, and nobody who is clearly worse than the best on the same rows."""

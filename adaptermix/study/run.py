@@ -221,7 +221,8 @@ class _Work:
     def __init__(self, base: BaseModel, prepared: Prepared, settings: SearchSettings, watch: Watcher) -> None:
         task, rows = prepared.task, prepared.rows
         self._languages = [task.language(row) for row in rows]
-        self._prepared, self._settings = prepared, settings
+        self._prepared, self._settings, self._watch = prepared, settings, watch
+        self._best: tuple[float, Trial] | None = None
         self.board = Board(
             task.metrics(rows)[0], self._languages, rows, objective=settings.objective, seed=settings.seed
         )
@@ -257,6 +258,7 @@ class _Work:
                 self._languages,
                 self._answer,
                 baseline=self.baseline,
+                told=self._told,
                 size=-(-size // self._settings.workers),
             )
         with ledger.beating():
@@ -274,8 +276,18 @@ class _Work:
             trial = Trial(number=asked[0], candidate=asked[1], answers=())
             start = time.perf_counter()
             answers = ledger.known(trial.candidate) or tuple(self._answer(trial))
-            value = self.board.exact(self.board.counts(replace(trial, answers=answers)))
-            ledger.tell(trial.number, answers, value, time.perf_counter() - start)
+            trial = replace(trial, answers=answers, seconds=time.perf_counter() - start)
+            value = self.board.exact(self.board.counts(trial))
+            ledger.tell(trial, value)
+            self._told(trial, value)
+
+    def _told(self, trial: Trial, value: float) -> None:
+        """Show how a trial went, and the best so far of this process."""
+        if trial.is_whole and (self._best is None or value > self._best[0]):
+            self._best = value, trial
+        stopped = "" if trial.is_whole else f", stopped after {trial.rows} rows"
+        best = f"; best so far {self._best[0]:.3f} at {shown(self._best[1].candidate)}" if self._best else ""
+        self._watch.note(f"trial {trial.number + 1}: {shown(trial.candidate)}  {value:.3f}{stopped}{best}")
 
 
 def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Ledger:

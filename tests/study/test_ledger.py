@@ -11,6 +11,7 @@ import pytest
 from adaptermix.errors import OutputError
 from adaptermix.study.ledger import Ledger, Listed, _is_alive
 from adaptermix.study.space import Candidate, Interval, Space
+from adaptermix.study.trials import Trial
 
 SPACE = Space(count=2)
 
@@ -24,7 +25,7 @@ def run(found, value=lambda candidate: 1 - abs(candidate.weights[0] - 0.7)):
     done = []
     while asked := found.ask():
         number, candidate = asked
-        found.tell(number, ["a", None], value(candidate), 0.5)
+        found.tell(Trial(number=number, candidate=candidate, answers=("a", None), seconds=0.5), value(candidate))
         done.append(candidate)
     return done
 
@@ -52,8 +53,8 @@ def test_what_is_enqueued_comes_first_and_once(tmp_path):
 def test_another_process_goes_on_where_the_first_stopped(tmp_path):
     first = ledger(tmp_path / "log")
     for _ in range(3):
-        number, _ = first.ask()
-        first.tell(number, ["a"], 0.0, 0.0)
+        number, candidate = first.ask()
+        first.tell(Trial(number=number, candidate=candidate, answers=("a",)), 0.0)
     assert len(run(ledger(tmp_path / "log"))) == 2
     assert len(first.trials()) == 5
     assert first.ask() is None
