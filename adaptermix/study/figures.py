@@ -16,26 +16,36 @@ _MOST_AXES = 12
 _CHOSEN, _ALONE, _OTHER = "#c0392b", "#7f8c8d", "#2c6fbb"
 
 
-def coordinates(candidate: Candidate) -> dict[str, Any]:
+def coordinates(candidate: Candidate, *, pairs: bool = False) -> dict[str, Any]:
     """Return what is told of a candidate on the axes of a picture, by name.
 
-    Of two weights that sum to 1 one is enough.
+    Args:
+        candidate: The candidate.
+        pairs: Whether weights are pairs that sum to 1, of which the first is enough.
     """
     found: dict[str, Any] = {}
-    if candidate.overrides:
-        for place in candidate.overrides:
-            where = f"{place.layers[0]}-{place.layers[1]}" if place.layers else place.modules
-            for number, point in enumerate(place.points):
-                knot = f" ({number + 1})" if len(place.points) > 1 else ""
-                found |= {f"{where}{knot}: {name}": weight for name, weight in _told(point).items()}
-    else:
-        found |= _told(candidate.weights)
+    for where, point in _vectors(candidate).items():
+        told = point[:1] if pairs else point
+        found |= {f"{where}weight {number + 1}": weight for number, weight in enumerate(told)}
     return found | dict(candidate.options)
 
 
-def _told(weights: tuple[float, ...]) -> dict[str, float]:
-    told = weights[:1] if len(weights) == 2 and abs(sum(weights) - 1) < 1e-6 else weights
-    return {f"weight {number + 1}": weight for number, weight in enumerate(told)}
+def _vectors(candidate: Candidate) -> dict[str, tuple[float, ...]]:
+    """Return the weights of every place, by its name."""
+    if not candidate.overrides:
+        return {"": candidate.weights}
+    found = {}
+    for place in candidate.overrides:
+        where = f"{place.layers[0]}-{place.layers[1]}" if place.layers else place.modules
+        for number, point in enumerate(place.points):
+            knot = f" ({number + 1})" if len(place.points) > 1 else ""
+            found[f"{where}{knot}: "] = point
+    return found
+
+
+def _are_pairs(result: SearchResult) -> bool:
+    vectors = [vector for trial in result.trials for vector in _vectors(trial.candidate).values()]
+    return all(len(vector) == 2 and abs(sum(vector) - 1) < 1e-6 for vector in vectors)
 
 
 def pictures(result: SearchResult) -> dict[str, bytes]:
@@ -67,7 +77,7 @@ def _png(make: Callable[[Any], bool]) -> bytes | None:
 
 def _numbers(result: SearchResult) -> dict[str, list[float]]:
     """Return the axes that hold numbers, and differ between trials."""
-    rows = [coordinates(trial.candidate) for trial in result.trials]
+    rows = [coordinates(trial.candidate, pairs=_are_pairs(result)) for trial in result.trials]
     axes = {name: [row[name] for row in rows] for name in rows[0]}
     return {
         name: values
