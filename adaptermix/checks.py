@@ -182,22 +182,46 @@ def layer_or_middle(value: Any) -> Any:
 
 
 def sound_search(settings: SearchSettings) -> SearchSettings:
-    """Refuse searches without an end, and grids and bounds that cannot be searched."""
-    if bool(settings.grid) == (settings.trials is not None):
-        raise ValueError("what to try must be told once: --grid W,W,... or --trials N")
-    if not all(map(isfinite, settings.grid)):
-        raise ValueError(f"grid must hold finite numbers, got {settings.grid}")
-    if len(set(settings.grid)) != len(settings.grid):
-        raise ValueError(f"grid must hold each weight once, got {settings.grid}")
-    if settings.grid and settings.sampler != "auto":
-        raise ValueError(f"--sampler {settings.sampler} proposes --trials, and a grid is given: drop one")
-    bounds = settings.bounds
-    if len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] >= bounds[1]:
-        raise ValueError(f"--bounds must be LOW,HIGH with LOW < HIGH, got {','.join(map(str, bounds))}")
-    if len(settings.adapters) == 1 and settings.space == "simplex":
-        raise ValueError("a single adapter has no weight to share with others: add --space free, or another adapter")
-    if settings.grid and (settings.groups or settings.curve):
-        raise ValueError("--grid gives weights for the whole model: --groups and --curve need --trials N")
-    if settings.curve and settings.groups and not settings.groups[0].isdecimal():
-        raise ValueError("--curve goes over the layers: give it alone, or with a number of --groups")
+    """Refuse searches without an end, options that contradict each other, and those that would do nothing."""
+    grid, bounds, groups = settings.grid, settings.bounds, settings.groups
+    free = settings.space == "free"
+    twice = sorted(set(settings.options) & set(settings.vary))
+    faults = (
+        (bool(grid) == (settings.trials is not None), "what to try must be told once: --grid W,W,... or --trials N"),
+        (not all(map(isfinite, grid)), f"grid must hold finite numbers, got {grid}"),
+        (len(set(grid)) != len(grid), f"grid must hold each weight once, got {grid}"),
+        (
+            bool(grid) and settings.sampler != "auto",
+            f"--sampler {settings.sampler} proposes --trials, and a grid is given: drop one",
+        ),
+        (
+            len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] >= bounds[-1],
+            f"--bounds must be LOW,HIGH with LOW < HIGH, got {','.join(map(str, bounds))}",
+        ),
+        (
+            not free and bounds != type(settings).model_fields["bounds"].default,
+            "--bounds are those of free weights: add --space free, or drop them",
+        ),
+        (
+            len(settings.adapters) == 1 and not free,
+            "a single adapter has no weight to share with others: add --space free, or another adapter",
+        ),
+        (
+            bool(grid) and bool(groups or settings.curve),
+            "--grid gives weights for the whole model: --groups and --curve need --trials N",
+        ),
+        (
+            bool(settings.curve and groups) and not groups[0].isdecimal(),
+            "--curve goes over the layers: give it alone, or with a number of --groups",
+        ),
+        (settings.storage == "", "--storage must be a file, or the URL of a database, and is empty"),
+        (
+            bool(settings.study) and not settings.storage,
+            "--study names a search in a storage: add --storage, or drop it",
+        ),
+        (bool(twice), f"{', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: drop one"),
+    )
+    for is_faulty, message in faults:
+        if is_faulty:
+            raise ValueError(message)
     return settings

@@ -42,6 +42,7 @@ class MergePlan:
         statistics: Per adapter the statistics of its modules, for methods that need them.
         saved: What becomes of fully trained tensors; see `extras.merge_saved`.
         options: Method options, for the manifest.
+        keep_heads: Whether fully trained tensors of adapters that weigh 0 count too.
     """
 
     sources: tuple[AdapterSource, ...]
@@ -55,6 +56,7 @@ class MergePlan:
     statistics: tuple[Checkpoint, ...] = ()
     saved: str | int = "refuse"
     options: Mapping[str, Any] = field(default_factory=dict)
+    keep_heads: bool = False
 
     @cached_property
     def modules(self) -> list[str]:
@@ -111,7 +113,8 @@ class MergePlan:
     def _keepers(self) -> tuple[list[AdapterSource], list[float]]:
         """Return the adapters whose fully trained tensors count, with their weights: those that are not left out."""
         pairs = list(zip(self.sources, self.weights, strict=True))
-        pairs = [pair for pair in pairs if pair[1] != 0] or pairs
+        if not self.keep_heads:
+            pairs = [pair for pair in pairs if pair[1] != 0] or pairs
         return [source for source, _ in pairs], [weight for _, weight in pairs]
 
     def merged_saved(self) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ class Answering:
         if base.head:
             if settings.template:
                 raise UsageError("the adapter's head reads no prompt: drop --template.")
-            if "max_new_tokens" in settings.model_fields_set:
+            if settings.max_new_tokens != GenerationSettings.model_fields["max_new_tokens"].default:
                 raise UsageError("the adapter's head generates nothing: drop --max-new-tokens.")
             places = getattr(base.model.config, "max_position_embeddings", LONGEST)
             longest = min(LONGEST, base.tokenizer.model_max_length, places)

@@ -20,6 +20,9 @@ Values = NDArray[np.float64]
 LEVEL = 0.025
 """Of chance at which something counts as found: one-sided, as a 95 % interval that lies above 0."""
 FOLDS = 5
+_FEWEST = 5
+_LEVEL_ERROR = 1e-12
+"""Standard errors below it are those of resamples that are all alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +32,20 @@ class Verdict:
     Args:
         chosen: Place of the trial that is taken.
         difference: By how much it exceeds the first adapter alone on the rows that chose it, which flatters it.
-        honest: The same for the procedure: each fold of the rows is answered by the trial that the others choose.
-        chance: How often as large a difference would come about if no candidate were better (see `chance_of`).
+        honest: The same for the choice among the trials: each fold of the rows is answered by the trial that the others
+            choose. Samplers have seen all rows when they proposed the trials, so it may still flatter a little. None
+            after races, whose survivors all rows have chosen already.
+        chance: How often a trial would look as good if none were better than the first adapter alone; see `chance_of`.
     """
 
     chosen: int
     difference: Score
-    honest: Score
+    honest: Score | None
     chance: float
 
     @property
     def is_found(self) -> bool:
-        """Whether some candidate is better than the first adapter alone beyond chance."""
+        """Whether the chosen trial is better than the first adapter alone beyond chance."""
         return self.chance <= LEVEL
 
     def document(self) -> dict[str, Any]:
@@ -49,7 +54,7 @@ class Verdict:
             "found": self.is_found,
             "chance": self.chance,
             "difference": self.difference.document(),
-            "cross_fit": self.honest.document(),
+            "cross_fit": self.honest.document() if self.honest else None,
         }
 
 
@@ -109,7 +114,13 @@ class Board:
         return float(self._join([self._metric.value(total) for total in sums])[0])
 
     def verdict(
-        self, trials: Sequence[Trial], baseline: Trial, *, rule: Rule, stopped: Sequence[Trial] = ()
+        self,
+        trials: Sequence[Trial],
+        baseline: Trial,
+        *,
+        rule: Rule,
+        stopped: Sequence[Trial] = (),
+        raced: bool = False,
     ) -> Verdict:
         """Choose among whole trials, and say whether the choice is better than the baseline.
 
@@ -119,7 +130,8 @@ class Board:
             stopped: Those that were stopped early; they had their chance to look good too.
             rule: `best`, the highest value (of equals the nearest to the first adapter alone); or `one-se`, the nearest
                 to it of those that are less than one standard error below the best (Breiman et al., 1984, section
-                3.4.3).
+                3.4.3; the error here is that of the paired difference).
+            raced: Whether trials were stopped early, so that those that were not are a choice of all rows.
         """
         counted = [self.counts(trial) for trial in trials]
         alone = self.counts(baseline)
@@ -127,13 +139,14 @@ class Board:
         distances = [trial.candidate.distance for trial in trials]
         chosen = choose(values, distances, rule)
         gains = values - self.values(alone)
-        honest = self._cross_fit(counted, alone, distances, rule)
         rows = sum(map(len, alone.values()))
+        honest = None if raced else with_interval(self._cross_fit(counted, alone, distances, rule), n=rows)
+        every = np.stack([*gains, *(self._gain(trial, baseline) for trial in stopped)])
         return Verdict(
             chosen=chosen,
             difference=with_interval(gains[chosen], n=rows),
-            honest=with_interval(honest, n=rows),
-            chance=chance_of(np.stack([*gains, *(self._gain(trial, baseline) for trial in stopped)])),
+            honest=honest,
+            chance=chance_of(every, chosen, rows=min(map(len, alone.values()))),
         )
 
     def _gain(self, trial: Trial, baseline: Trial) -> Values:
@@ -186,21 +199,28 @@ def choose(values: Values, distances: Sequence[float], rule: Rule) -> int:
     return min(near, key=lambda place: (distances[place], order.index(place)))
 
 
-def chance_of(gains: Values) -> float:
-    r"""Return how often the best of the candidates would look as good if none were better than the baseline.
+def chance_of(gains: Values, chosen: int, *, rows: int) -> float:
+    r"""Return how often some candidate would look as good as the chosen one if none were better than the baseline.
 
-    Each gain is measured in its own standard error, $t_c = g_c / s_c$, and the largest is held against the largest of
-    $(g^*_c - g_c) / s_c$ in each resample, so that trying more candidates makes chance findings no more likely.
+    Each gain is measured in its own standard error, $t_c = g_c / s_c$, and that of the chosen one is held against the
+    largest of $(g^*_c - g_c) / s_c$ in each resample, so that trying more candidates makes chance findings no more
+    likely.
 
     Args:
         gains: [trials 1 + resamples], by how much each trial exceeds the baseline.
+        chosen: Which of them was taken.
+        rows: Rows of the language that has fewest; with fewer than 5 nothing can be told, and chance is 1. Where all
+            resamples are alike, each row has gained as much, which by chance happens once in 2^rows.
 
-    Reference: White, A reality check for data snooping, Econometrica 2000; studentised as in Romano and Wolf, 2005.
+    Reference: White, A reality check for data snooping, Econometrica 2000; studentised and by candidate as in Romano
+    and Wolf, Stepwise multiple testing, Econometrica 2005, section 3.
     """
+    gain = float(gains[chosen, 0])
+    if gain <= 0 or rows < _FEWEST:
+        return 1.0
     errors = gains[:, 1:].std(axis=1)
-    moving = errors > 1e-12
-    if not moving.any():
-        return 0.0 if (gains[:, 0] > 0).any() else 1.0
-    found = (gains[moving, 0] / errors[moving]).max()
+    moving = errors > _LEVEL_ERROR
+    if not moving[chosen]:
+        return min(1.0, len(gains) * 0.5**rows)
     by_chance = ((gains[moving, 1:] - gains[moving, :1]) / errors[moving, None]).max(axis=0)
-    return float((1 + (by_chance >= found).sum()) / (1 + gains.shape[1] - 1))
+    return float((1 + (by_chance >= gain / errors[chosen]).sum()) / gains.shape[1])

@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from ..adapters import AdapterSource
+from ..adapters.paths import fitted
 from ..compose.attach import Attachment
 from ..compose.execute import execute
 from ..compose.plan import MergePlan
 from ..evaluation.acting import acting
 from ..evaluation.answering import Answering
-from ..methods.base import build, is_weighted_sum
+from ..methods.base import build
+from ..methods.exact import Exact
 from ..models import BaseModel
 from .space import Candidate
 
@@ -37,7 +39,7 @@ def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: dict[str
 
 
 class Judge:
-    """Lets candidates answer; of weighted sums a trial only sets coefficients, others are merged module by module.
+    """Lets candidates answer; of exact sums a trial only sets coefficients, others are merged module by module.
 
     Args:
         base: The model.
@@ -53,6 +55,8 @@ class Judge:
     @contextmanager
     def at_work(self, sources: Sequence[AdapterSource]) -> Iterator[Judge]:
         """Attach the adapters for as long as candidates are judged."""
+        names = [name for name, _ in self._base.model.named_modules()]
+        self._template = replace(self._template, sources=tuple(fitted(source, names) for source in sources))
         with acting(self._base, sources) as attached:
             self._attached = attached
             yield self
@@ -76,7 +80,7 @@ class Judge:
             places: Which dev rows, in this order; default all.
         """
         plan, attached = self.plan(candidate), self._live
-        if is_weighted_sum(plan.method) and plan.shape.rank is None:
+        if isinstance(plan.method, Exact) and plan.shape.rank is None:
             attached.set_weights_by_module(plan.weights_at)
             return self._answering(label, places=places)
         attached.set_weights([0.0] * len(plan.sources))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from ..errors import OutputError
 from .space import Candidate, Choice, Parameter, Point
@@ -21,6 +24,7 @@ from .trials import Trial, pack, unpack
 SAMPLERS = ("random", "tpe", "cmaes", "gp")
 STALE_AFTER = 120.0
 """Seconds without a sign of life after which a worker on another machine counts as dead."""
+_PASSWORD = re.compile(r"(://[^:/@]+):[^@]*@")
 
 
 class Searched(Protocol):
@@ -36,7 +40,7 @@ class Searched(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A space of candidates that are given one by one."""
+    """A space of candidates that are given one by one, each to be tried once."""
 
     candidates: Sequence[Candidate]
 
@@ -48,10 +52,6 @@ class Listed:
     def candidate(self, point: Point) -> Candidate:
         """Return the one of this number."""
         return self.candidates[int(point["candidate"])]
-
-    def points(self) -> list[Point]:
-        """Return all points, in order."""
-        return [{"candidate": number} for number in range(len(self.candidates))]
 
 
 def _sampler(name: str, seed: int) -> Any:
@@ -66,22 +66,35 @@ def _sampler(name: str, seed: int) -> Any:
     return makers[name]()
 
 
+def without_password(place: str | Path) -> str:
+    """Return a place for a person: the password of a URL is hidden.
+
+    Example:
+        >>> without_password("postgresql://me:secret@host/db")
+        'postgresql://me:***@host/db'
+    """
+    return _PASSWORD.sub(r"\1:***@", str(place))
+
+
 def _storage(place: str | Path) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    text = str(place)
-    if "://" in text:
-        try:
-            return RDBStorage(text)
-        except Exception as error:  # of many kinds: drivers, networks, permissions
-            reason = " ".join(str(error).split())[:200]
-            raise OutputError(
-                f"--storage must be a database that can be reached, and {text} is not: {reason}"
-            ) from error
-    path = Path(place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        if "://" in str(place):
+            return RDBStorage(str(place))
+        path = Path(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():  # optuna would find out later, in words of its own
+            with path.open(encoding="utf-8") as file:
+                json.loads(file.readline() or "{}")
+        return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:  # of many kinds: drivers, networks, permissions, files that are no journal
+        reason = without_password(" ".join(str(error).split())[:200])
+        raise OutputError(
+            f"--storage must be a journal file of a search, or a database that can be reached, and "
+            f"{without_password(place)} is not: {reason}"
+        ) from error
 
 
 def _distribution(parameter: Parameter) -> Any:
@@ -95,14 +108,19 @@ def _distribution(parameter: Parameter) -> Any:
 class Ledger:
     """Asks for candidates and keeps what they answered.
 
+    A trial belongs to the process that asked for it. If that one dies, its trial counts no more, and its candidate is
+    given to another: a listed one since it is missing, one that a sampler proposed by being queued again.
+
     Args:
         place: Journal file, or the URL of a database.
         name: Name of the study, one per search.
         searched: The space.
         settings: What the search is of; another one under the same name is refused.
         sampler: One of `SAMPLERS`.
-        seed: Seed of the sampler; workers differ in it.
-        limit: Most trials in all.
+        seed: Seed of the sampler. What it proposes depends on the trials that are there too, so that one that goes on
+            does not repeat itself; workers differ in `worker`.
+        worker: What tells this process from others that share the study.
+        limit: Most trials in all; for a list each of it once.
 
     Raises:
         OutputError: the study is of other settings, or the storage cannot be reached.
@@ -117,6 +135,7 @@ class Ledger:
         settings: Mapping[str, Any],
         sampler: str = "random",
         seed: int = 0,
+        worker: str = "",
         limit: int,
     ) -> None:
         import optuna
@@ -125,15 +144,15 @@ class Ledger:
         self._searched, self._limit = searched, limit
         self._open: dict[int, Any] = {}
         self._distributions = {key: _distribution(parameter) for key, parameter in searched.parameters.items()}
+        self._token = uuid4().hex
+        storage = _storage(place)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # optuna's, at parts that it calls experimental
             self._study = optuna.create_study(
-                storage=_storage(place),
-                sampler=_sampler(sampler, seed),
-                study_name=name,
-                direction="maximize",
-                load_if_exists=True,
+                storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
+            begun = len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = _sampler(sampler, (seed + zlib.crc32(f"{worker} {begun}".encode())) % 2**31)
         known = json.loads(json.dumps(settings, sort_keys=True))
         recorded = self._study.user_attrs.get("settings")
         if recorded is None:
@@ -141,8 +160,8 @@ class Ledger:
         elif recorded != known:
             changed = sorted(key for key in {*recorded, *known} if recorded.get(key) != known.get(key))
             raise OutputError(
-                f"study '{name}' in {place} was begun with other settings ({', '.join(changed)}). "
-                "Go on with those, pass --overwrite to begin again, or give another --out or --storage."
+                f"study '{name}' in {without_password(place)} was begun with other settings ({', '.join(changed)}). "
+                "Go on with those, pass --overwrite to begin again, or give another --out or --study."
             )
 
     def enqueue(self, points: Sequence[Point]) -> None:
@@ -155,17 +174,48 @@ class Ledger:
     def ask(self) -> tuple[int, Candidate] | None:
         """Begin a trial and return its number and candidate; None if enough are begun or done."""
         self.bury()
-        if self._counted() >= self._limit:
-            return None
+        while self._missing():
+            trial = self._begun()
+            if trial is not None:
+                return trial.number, self._searched.candidate(self._point(trial))
+        return None
+
+    def _begun(self) -> Any:
+        """Begin a trial, and give it up if other workers were faster: of equals the one that began first counts."""
+        listed = isinstance(self._searched, Listed)
+        missing = self._missing()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial = self._study.ask(self._distributions)
-        if self._counted(before=trial.number) >= self._limit:  # another worker was faster
+            trial = self._study.ask({} if listed else self._distributions)
+        trial.set_user_attr("worker", [socket.gethostname(), os.getpid(), self._token])
+        trial.set_user_attr("beat", time.time())
+        if listed and missing:
+            trial.set_user_attr("candidate", missing[0])
+        self._open[trial.number] = trial
+        earlier = self._earlier(trial.number, all_told=listed)
+        taken = {other.user_attrs.get("candidate") for other in earlier}
+        surplus = missing[0] in taken if listed and missing else len(earlier) >= self._limit
+        if surplus or not missing:
             self._fail(trial.number)
             return None
-        trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
-        self._open[trial.number] = trial
-        return trial.number, self._searched.candidate(trial.params)
+        return trial
+
+    def _earlier(self, number: int, *, all_told: bool) -> list[Any]:
+        """Return the trials that began before; of a list, once each of them has told what it took."""
+        while True:
+            earlier = [other for other in self._counted() if other.number < number]
+            if not all_told or all("candidate" in other.user_attrs for other in earlier):
+                return earlier
+            time.sleep(0.01)
+            self.bury()
+
+    def _missing(self) -> list[int]:
+        """Return what is still to be begun: numbers of a list, or of trials."""
+        counted = self._counted()
+        if isinstance(self._searched, Listed):
+            taken = {trial.user_attrs.get("candidate") for trial in counted}
+            return [number for number in range(len(self._searched.candidates)) if number not in taken]
+        return list(range(len(counted), self._limit))
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -186,12 +236,32 @@ class Ledger:
             done.set()
             thread.join()
 
+    def keep_partial(self, trial: Trial) -> None:
+        """Keep what a trial has answered so far, for whoever goes on with it."""
+        self._open[trial.number].set_user_attr("partial", pack(trial.answers))
+
+    def partial(self, candidate: Candidate) -> tuple[str | None, ...] | None:
+        """Return what a candidate answered in a trial that its worker did not bring to an end, if there is one."""
+        for trial in self._study.get_trials(deepcopy=False):
+            if "partial" in trial.user_attrs and trial.number not in self._open:
+                with suppress(KeyError):
+                    if self._searched.candidate(self._point(trial)) == candidate:
+                        return tuple(unpack(trial.user_attrs["partial"]))
+        return None
+
     def tell(self, done: Trial, value: float) -> None:
-        """Keep what a trial answered, and what the sampler is to learn from it."""
-        trial = self._open.pop(done.number)
-        trial.set_user_attr("answers", pack(done.answers))
-        trial.set_user_attr("seconds", done.seconds)
-        self._study.tell(trial, value, skip_if_finished=True)
+        """Keep what a trial answered, and what the sampler is to learn from it.
+
+        If others took this process for dead, the trial is theirs already, and nothing is kept.
+        """
+        from optuna.exceptions import OptunaError
+
+        trial = self._open[done.number]
+        with suppress(OptunaError, ValueError, RuntimeError):
+            trial.set_user_attr("answers", pack(done.answers))
+            trial.set_user_attr("seconds", done.seconds)
+            self._study.tell(trial, value, skip_if_finished=True)
+        self._open.pop(done.number)
 
     def trials(self) -> list[Trial]:
         """Return the trials that are done, in the order in which they began."""
@@ -200,7 +270,7 @@ class Ledger:
         return [
             Trial(
                 number=trial.number,
-                candidate=self._searched.candidate(trial.params),
+                candidate=self._searched.candidate(self._point(trial)),
                 answers=tuple(unpack(trial.user_attrs["answers"])),
                 seconds=trial.user_attrs["seconds"],
             )
@@ -218,13 +288,11 @@ class Ledger:
             self._study.set_user_attr("baseline", pack(answers))
 
     def is_busy(self) -> bool:
-        """Whether a trial runs, here or elsewhere, or waits."""
+        """Whether a trial runs, here or elsewhere, or is still to be begun."""
         from optuna.trial import TrialState
 
         self.bury()
-        if self._counted() < self._limit:
-            return True
-        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        return bool(self._missing() or self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
     def known(self, candidate: Candidate) -> tuple[str | None, ...] | None:
         """Return the answers of an earlier trial of the same candidate, if there is one."""
@@ -236,31 +304,30 @@ class Ledger:
         from optuna.trial import TrialState
 
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _is_alive(trial.user_attrs, begun=trial.datetime_start.timestamp() if trial.datetime_start else 0.0):
+            if self._lives(trial):
                 continue
             try:
                 self._fail(trial.number)
-            except (OptunaError, ValueError):  # another worker did it, or it was done after all
+            except (OptunaError, ValueError, RuntimeError):  # another worker did it, or it was done after all
                 continue
-            self._study.enqueue_trial(trial.params)
+            if trial.params:  # a list knows what is missing
+                self._study.enqueue_trial(trial.params)
 
-    def _fail(self, number: int) -> None:
-        from optuna.trial import TrialState
+    def _point(self, trial: Any) -> Point:
+        """Return a trial's point; of a list it is what the worker took."""
+        listed = isinstance(self._searched, Listed)
+        return {"candidate": trial.user_attrs["candidate"]} if listed else dict(trial.params)
 
-        self._study.tell(number, state=TrialState.FAIL)
-
-    def _counted(self, before: int | None = None) -> int:
-        from optuna.trial import TrialState
-
-        states = (TrialState.COMPLETE, TrialState.RUNNING)
-        found = self._study.get_trials(deepcopy=False, states=states)
-        return sum(before is None or trial.number < before for trial in found)
-
-
-def _is_alive(attributes: Mapping[str, Any], *, begun: float) -> bool:
-    """Return whether a trial's worker lives: by its process on this machine, by its last sign elsewhere."""
-    host, process = attributes.get("worker", (None, 0))
-    if host == socket.gethostname():
+    def _lives(self, trial: Any) -> bool:
+        """Return whether a trial's worker lives: by its process on this machine, by its last sign elsewhere."""
+        begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        host, process, token = trial.user_attrs.get("worker", (None, 0, None))
+        if token == self._token:
+            return trial.number in self._open
+        if host != socket.gethostname():
+            return time.time() - float(trial.user_attrs.get("beat", begun)) < STALE_AFTER
+        if process == os.getpid():  # of an earlier search here, or before a restart
+            return False
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
@@ -268,4 +335,29 @@ def _is_alive(attributes: Mapping[str, Any], *, begun: float) -> bool:
         except PermissionError:
             return True
         return True
-    return time.time() - float(attributes.get("beat", begun)) < STALE_AFTER
+
+    def _fail(self, number: int) -> None:
+        from optuna.trial import TrialState
+
+        self._study.tell(number, state=TrialState.FAIL)
+        self._open.pop(number, None)
+
+    def _counted(self) -> list[Any]:
+        """Return the trials that run or are done."""
+        from optuna.trial import TrialState
+
+        states = (TrialState.COMPLETE, TrialState.RUNNING)
+        return list(self._study.get_trials(deepcopy=False, states=states))
+
+
+def forget(place: str | Path, name: str) -> None:
+    """Delete a study, if there is one of this name.
+
+    Raises:
+        OutputError: the storage cannot be reached.
+    """
+    import optuna
+
+    with warnings.catch_warnings(), suppress(KeyError):
+        warnings.simplefilter("ignore")
+        optuna.delete_study(study_name=name, storage=_storage(place))

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..adapters import AdapterSource
 from ..compose.merging import make_plan
 from ..compose.places import Override, layer_of, make_override
 from ..compose.plan import MergePlan
 from ..data import DataFile
-from ..errors import OutputError, PlanError, UsageError
+from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..evaluation.run import template_of
 from ..files import check_not_input, check_output
 from ..methods.base import build
@@ -36,6 +35,7 @@ class Prepared:
         rows: The dev rows.
         files: Their files.
         prompt: Name of the prompt template.
+        notes: What a person should know of the space.
     """
 
     template: MergePlan
@@ -44,11 +44,22 @@ class Prepared:
     rows: Sequence[Any]
     files: Sequence[DataFile]
     prompt: str
+    notes: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[AdapterSource, ...]:
         """Return the adapters."""
         return self.template.sources
+
+
+def _value(text: str) -> Any:
+    """Return a number, yes or no, or text as it stands."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _values(name: str, text: str) -> Parameter:
@@ -57,37 +68,39 @@ def _values(name: str, text: str) -> Parameter:
     Raises:
         UsageError: another form.
     """
-    low, colon, high = text.partition(":")
-    try:
-        if colon:
-            bounds = Interval(float(low), float(high))
-            if bounds.low < bounds.high:
-                return bounds
-        else:
-            values = tuple(yaml.safe_load(part) for part in text.split(","))
-            if all(isinstance(value, str | int | float | bool) for value in values) and len(set(values)) == len(values):
-                return Choice(values)
-    except (ValueError, yaml.YAMLError):
-        pass
+    low, colon, high = (part.strip() for part in text.partition(":"))
+    if colon:
+        bounds = _value(low), _value(high)
+        if all(isinstance(bound, int | float) and isfinite(bound) for bound in bounds) and bounds[0] < bounds[1]:
+            return Interval(float(bounds[0]), float(bounds[1]))
+    else:
+        values = tuple(_value(part.strip()) for part in text.split(","))
+        if "" not in values and len(set(values)) == len(values):
+            return Choice(values)
     raise UsageError(f"--vary {name} must be LOW:HIGH with LOW < HIGH, or values parted by commas, got {text!r}.")
 
 
 def _places(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...]:
     """Return the places with weights of their own; they cover all modules."""
     modules = plan.modules
-    numbers = [number for number in map(layer_of, modules) if number is not None]
-    layers = max(numbers, default=-1) + 1
-    count = int(settings.groups[0]) if settings.groups and settings.groups[0].isdecimal() else 0
-    if len(settings.groups) > 1 and any(group.isdecimal() for group in settings.groups):
-        raise UsageError(f"--groups must be one number, or globs, got {' '.join(settings.groups)}.")
-    if settings.curve and not count:
-        count = 1
-    if count:
-        if count > layers:
-            raise PlanError(f"--groups must be at most the number of layers, {layers}, got {count}.")
-        return depth_groups(layers, count)
+    layers = sorted({number for number in map(layer_of, modules) if number is not None})
+    given = settings.groups
+    if len(given) > 1 and any(group.isdecimal() for group in given):
+        raise UsageError(f"--groups must be one number, or globs, got {' '.join(given)}.")
+    count = int(given[0]) if given and given[0].isdecimal() else 1 if settings.curve else None
+    if count is not None:
+        if not 1 <= count <= len(layers):
+            raise UsageError(f"--groups must be from 1 to the number of adapted layers, {len(layers)}, got {count}.")
+        if settings.curve and settings.curve > len(layers) // count:
+            raise UsageError(
+                f"--curve must have at most as many points as each group has layers, {len(layers) // count}, got "
+                f"{settings.curve}."
+            )
+        # what lies outside the layers comes first, so that it has weights too
+        outside = [module for module in modules if layer_of(module) is None]
+        return (*((Override(),) if outside else ()), *depth_groups(layers, count))
     names = [source.name for source in plan.sources]
-    found = tuple(make_override({"modules": glob}, names, modules) for glob in settings.groups)
+    found = tuple(make_override({"modules": glob}, names, modules) for glob in given)
     left = [module for module in modules if not any(place.covers(module) for place in found)]
     # later places win, so what no glob covers comes first
     return (Override(), *found) if found and left else found
@@ -124,10 +137,26 @@ def _combinations(vary: dict[str, Parameter]) -> list[dict[str, Any]]:
     return found
 
 
-def prepare(settings: SearchSettings) -> Prepared:
-    """Check everything that can be checked without a model."""
-    check_output(Path(settings.out), overwrite=settings.overwrite)
-    check_not_input(Path(settings.out), settings.adapters)
+def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
+    """Check everything that can be checked without a model.
+
+    Args:
+        settings: The search.
+        writes: Whether this process is to write the output.
+
+    Raises:
+        AdapterMixError: something does not do.
+    """
+    out = Path(settings.out)
+    if writes:
+        check_output(out, overwrite=settings.overwrite)
+        check_not_input(out, settings.adapters)
+    if settings.storage and "://" not in settings.storage:
+        place = Path(settings.storage).absolute()
+        if place.is_relative_to(out.absolute()):
+            raise UsageError(f"--storage must lie outside --out, which is replaced whole, and {place} lies in it.")
+        if place.is_dir():
+            raise UsageError(f"--storage must be a file, or the URL of a database, and {place} is a folder.")
     if settings.report and find_spec("matplotlib") is None:
         raise OutputError("--report needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'")
     template = make_plan(
@@ -138,13 +167,31 @@ def prepare(settings: SearchSettings) -> Prepared:
         allow_base_mismatch=settings.allow_base_mismatch,
         seed=settings.seed,
     )
+    for source in template.sources:
+        if kinds := replace(source, saved_headers={}).beyond_linear:
+            raise IncompatibleAdapters(
+                f"only plain LoRAs on linear layers can be searched, and '{source.name}' has {', '.join(kinds)}. Merge "
+                "it with weights of your own."
+            )
+    template = replace(template, keep_heads=True)  # a trial has them whatever an adapter weighs
     searched = _space(settings, template)
     for options in _ends(searched):
         template = _with_method(template, settings, options)
     task = get_task(settings.task)
     prompt = template_of(task, template.sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
-    return Prepared(template=template, searched=searched, task=task, rows=rows, files=files, prompt=prompt)
+    notes = _notes(settings, searched)
+    return Prepared(template=template, searched=searched, task=task, rows=rows, files=files, prompt=prompt, notes=notes)
+
+
+def _notes(settings: SearchSettings, searched: Space | Listed) -> tuple[str, ...]:
+    if not isinstance(searched, Listed) or settings.space == "free":
+        return ()
+    kept = len({candidate.weights for candidate in searched.candidates})
+    left_out = len(settings.grid) ** (len(settings.adapters) - 1) - kept
+    return (f"{left_out} rows of the grid leave less than nothing for the last adapter and are left out.",) * bool(
+        left_out
+    )
 
 
 def _ends(searched: Space | Listed) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ ETA = 3
 RUNGS = 3
 COHORT = 9
 """Candidates of a sampler that race with each other."""
-_LEAST = 24
-"""Rows of the first rung."""
+_LEAST, _LEAST_EACH = 24, 5
+"""Rows of the first rung, and of each language in it: what is resampled are the rows of a language."""
 _DOUBT = 5.0
 """Per cent: who is worse than the leader on all but as many resamples stops."""
 
@@ -29,7 +29,7 @@ Answer = Callable[[Trial, Sequence[int]], Sequence[str]]
 def rungs(languages: Sequence[str]) -> list[list[int]]:
     """Return the rows that each rung adds: every ninth of each language, those that make it every third, the rest.
 
-    With few rows there are fewer rungs, so that the first has enough of them to tell anything.
+    With few rows there are fewer rungs, so that the first has enough of them, in every language, to tell anything.
 
     Example:
         >>> [len(places) for places in rungs(["de"] * 270)]
@@ -43,7 +43,8 @@ def rungs(languages: Sequence[str]) -> list[list[int]]:
         ranks.append(counts.get(language, 0))
         counts[language] = ranks[-1] + 1
     steps = [ETA**power for power in range(RUNGS - 1, 0, -1)]
-    while steps and sum(rank % steps[0] == 0 for rank in ranks) < _LEAST:
+    fewest = min(counts.values(), default=0)
+    while steps and (fewest < steps[0] * (_LEAST_EACH - 1) + 1 or sum(r % steps[0] == 0 for r in ranks) < _LEAST):
         steps.pop(0)
     found: list[list[int]] = []
     before: set[int] = set()
@@ -78,12 +79,13 @@ class Race:
     ) -> None:
         self._board, self._answer, self._baseline, self._size = board, answer, baseline, size
         self._rungs, self._told = rungs(languages), told
+        self._before: dict[int, Sequence[str | None]] = {}
 
     def run(self, ledger: Ledger) -> None:
         """Run all trials of a ledger."""
         while cohort := list(self._asked(ledger)):
             for rung, places in enumerate(self._rungs):
-                cohort = [self._asked_more(trial, places) for trial in cohort]
+                cohort = [self._asked_more(ledger, trial, places) for trial in cohort]
                 last = rung + 1 == len(self._rungs)
                 going_on = [] if last or not cohort else self._survivors(cohort, ledger.trials())
                 for trial in cohort:
@@ -99,15 +101,22 @@ class Race:
                 self._tell(ledger, Trial(number=number, candidate=candidate, answers=known))
                 continue
             asked += 1
+            self._before[number] = ledger.partial(candidate) or ()
             yield Trial(number=number, candidate=candidate, answers=(None,) * sum(map(len, self._rungs)))
 
-    def _asked_more(self, trial: Trial, places: Sequence[int]) -> Trial:
+    def _asked_more(self, ledger: Ledger, trial: Trial, places: Sequence[int]) -> Trial:
+        """Ask a trial more rows, but for those that a worker which died has asked it."""
         start = time.perf_counter()
+        before = self._before[trial.number]
         answers = list(trial.answers)
-        found = self._answer(trial, places)
-        for place, answer in zip(places, found, strict=True):
+        for place in places if before else ():
+            answers[place] = before[place]
+        left = [place for place in places if answers[place] is None]
+        for place, answer in zip(left, self._answer(trial, left) if left else (), strict=True):
             answers[place] = answer
-        return replace(trial, answers=tuple(answers), seconds=trial.seconds + time.perf_counter() - start)
+        trial = replace(trial, answers=tuple(answers), seconds=trial.seconds + time.perf_counter() - start)
+        ledger.keep_partial(trial)
+        return trial
 
     def _tell(self, ledger: Ledger, trial: Trial) -> None:
         value = self._board.exact(self._board.counts(trial))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,8 +15,9 @@ from typing import Any
 
 from .. import manifest
 from ..compose.execute import execute
+from ..compose.forms import Shape
 from ..compose.report import MergeReport
-from ..errors import PlanError
+from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
 from ..evaluation.heads import head_of
 from ..evaluation.run import Evaluation, score_answers
@@ -27,7 +30,7 @@ from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from .choice import Board, Verdict
 from .judging import Judge, candidate_plan
-from .ledger import Ledger, Listed
+from .ledger import Ledger, Listed, forget
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
 from .shown import shown
@@ -40,6 +43,9 @@ BASELINE = -1
 _GP_UP_TO = 8
 _JOURNAL = "trials.log"
 _WHERE = {"out", "overwrite", "dry_run", "device", "batch_size", "storage", "study", "workers", "report"}
+"""Settings that do not change what is found."""
+_MORE = {"trials", "choose"}
+"""Settings that a search can go on with changed."""
 _POLL = 0.2
 """Seconds between looks at trials that run elsewhere."""
 
@@ -111,16 +117,15 @@ class SearchResult:
     def sentence(self) -> str:
         """Return in words whether there was something to find."""
         gain, honest = self.verdict.difference, self.verdict.honest
-        measured = (
-            f"{gain.value:+.3f} on the dev rows that chose it, {honest.value:+.3f} ({honest.low:+.3f} to "
-            f"{honest.high:+.3f}) by cross-fit; chance {self.verdict.chance:.3f}"
-        )
+        measured = f"{gain.value:+.3f} on the dev rows that chose it"
+        if honest:
+            measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
+        measured += f"; chance {self.verdict.chance:.3f}"
         if self.verdict.is_found:
             return f"better than the task adapter alone: {measured}."
-        return (
-            f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}): the best of "
-            f"{len(self.trials)} is {measured}."
-        )
+        if self.chosen is self.baseline:
+            return f"no weight is better than the task adapter alone ({self.baseline_score.value:.3f}), which is taken."
+        return f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}): {measured}."
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
@@ -188,9 +193,9 @@ def search_with(
 ) -> SearchResult:
     """Search with a loaded model: the adapters are attached once, and a trial only sets their weights."""
     folder = partial_path(Path(settings.out).absolute())
-    if settings.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    ledger = _ledger(prepared, settings)
+    for note in prepared.notes:
+        watch.note(note)
+    ledger = _opened(prepared, settings)
     with _Work(base, prepared, settings, watch) as work:
         work.measure_alone(ledger)
         with helped(settings, watch):
@@ -208,7 +213,7 @@ def help_with(settings: SearchSettings, *, number: int) -> None:
         settings: Its settings.
         number: Which of its workers this is, from 1.
     """
-    prepared = prepare(settings)
+    prepared = prepare(settings, writes=False)
     ledger = _ledger(prepared, settings, number)
     with _Work(_loaded(prepared, settings, SILENT), prepared, settings, SILENT) as work:
         work.measure_alone(ledger)
@@ -290,28 +295,49 @@ class _Work:
         self._watch.note(f"trial {trial.number + 1}: {shown(trial.candidate)}  {value:.3f}{stopped}{best}")
 
 
+def _place(settings: SearchSettings) -> tuple[str | Path, str]:
+    """Return where trials are kept, and the name of the study there."""
+    out = Path(settings.out).absolute()
+    return settings.storage or partial_path(out) / _JOURNAL, settings.study or out.name
+
+
+def _opened(prepared: Prepared, settings: SearchSettings) -> Ledger:
+    """Open the ledger of the process that leads; with --overwrite one of another search is begun again.
+
+    What lies beside the output is of a search that was interrupted, so the same one goes on with --overwrite too.
+    """
+    if settings.overwrite and settings.storage:
+        forget(*_place(settings))
+    try:
+        return _ledger(prepared, settings)
+    except OutputError:
+        if not settings.overwrite or settings.storage:
+            raise
+        shutil.rmtree(Path(_place(settings)[0]).parent, ignore_errors=True)
+        return _ledger(prepared, settings)
+
+
 def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Ledger:
     searched = prepared.searched
     listed = isinstance(searched, Listed)
     numbers = [parameter for parameter in searched.parameters.values() if isinstance(parameter, Interval)]
     few = len(numbers) == len(searched.parameters) <= _GP_UP_TO
     sampler = settings.sampler if settings.sampler != "auto" else "random" if listed else "gp" if few else "tpe"
-    asked = settings.model_dump(mode="json", exclude=_WHERE)
+    asked = settings.model_dump(mode="json", exclude=_WHERE | _MORE)
     files = [file.entry() for file in prepared.files]
+    place, name = _place(settings)
     ledger = Ledger(
-        settings.storage or partial_path(Path(settings.out).absolute()) / _JOURNAL,
-        name=settings.study or Path(settings.out).name,
+        place,
+        name=name,
         searched=searched,
         settings=asked | {"inputs": [source.digest for source in prepared.sources], "dev_files": files},
         sampler=sampler,
-        seed=settings.seed + worker,
+        seed=settings.seed,
+        # with a storage the leaders of several machines are workers too
+        worker=f"{worker} {socket.gethostname()} {os.getpid()}" if settings.storage else str(worker),
         limit=len(searched.candidates) if isinstance(searched, Listed) else settings.trials or 0,
     )
-    if worker:
-        return ledger
-    if isinstance(searched, Listed):
-        ledger.enqueue(searched.points())
-    else:
+    if not worker and not isinstance(searched, Listed):
         middle = {name: _middle(parameter) for name, parameter in searched.options.items()}
         starts = [searched.point(weights, middle) for weights in searched.starts()]
         ledger.enqueue([point for point in starts if point is not None])
@@ -329,7 +355,7 @@ def _result(
     # with a sampler the task adapter alone is a candidate too; a grid is taken as it is given
     eligible = whole if settings.grid else [*whole, baseline]
     stopped = [trial for trial in trials if not trial.is_whole]
-    verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped)
+    verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)
     chosen = eligible[verdict.chosen]
     roles = manifest.inherit(prepared.sources)["languages"] or {}
     answers = [answer or "" for answer in chosen.answers]
@@ -354,14 +380,18 @@ def _result(
 def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -> None:
     candidate = result.chosen.candidate
     if result.chosen is result.baseline:  # no method touches the task adapter alone
-        plan = replace(prepared.template, weights=candidate.weights, method=build("exact", {}), options={})
+        plan = replace(
+            prepared.template, weights=candidate.weights, method=build("exact", {}), options={}, shape=Shape()
+        )
     else:
         plan = candidate_plan(prepared.template, candidate, fixed=dict(settings.options))
     state, modules = execute(plan)
     report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules)
     document = manifest.manifest(
         "search",
-        plan=settings.model_dump(mode="json", exclude={"out", "overwrite", "dry_run"}) | candidate.document(),
+        plan=settings.model_dump(mode="json", exclude=_WHERE)
+        | candidate.document()
+        | {"method": plan.method.title, "options": dict(plan.options)},
         base=manifest.base_entry([source.meta for source in prepared.sources]),
         inputs=[manifest.input_entry(s, w) for s, w in zip(prepared.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),

@@ -184,12 +184,14 @@ def grid_weights(grid: Sequence[float], count: int, *, simplex: bool) -> list[tu
     return rows if count == 2 else [row for row in rows if row[-1] >= 0]
 
 
-def depth_groups(layers: int, count: int) -> tuple[Override, ...]:
-    """Return places that part the layers 0 to `layers` - 1 into as equal ranges as may be.
+def depth_groups(layers: Sequence[int], count: int) -> tuple[Override, ...]:
+    """Return places that part layers, in order, into ranges of as equal numbers of them as may be.
 
     Example:
-        >>> [place.layers for place in depth_groups(10, 3)]
+        >>> [place.layers for place in depth_groups(range(10), 3)]
         [(0, 2), (3, 5), (6, 9)]
+        >>> [place.layers for place in depth_groups([4, 5, 8, 9], 2)]
+        [(4, 5), (8, 9)]
     """
-    ends = [layers * number // count for number in range(count + 1)]
-    return tuple(Override(layers=(first, last - 1)) for first, last in pairwise(ends))
+    ends = [len(layers) * number // count for number in range(count + 1)]
+    return tuple(Override(layers=(layers[first], layers[last - 1])) for first, last in pairwise(ends))

@@ -72,7 +72,7 @@ def test_pure_noise_is_found_to_be_nothing():
     for _ in range(200):
         rights = rng.random((21, 120)) < 0.6
         gains = np.stack([table.values(table.counts(trial(right))) for right in rights[1:]])
-        found.append(chance_of(gains - table.values(table.counts(trial(rights[0])))) <= LEVEL)
+        found.append(chance_of(gains - table.values(table.counts(trial(rights[0]))), best_of(gains), rows=40) <= LEVEL)
     assert np.mean(found) <= 0.05
     # without the correction for 20 candidates it would be about 40 %
     assert np.mean(found) < 0.2
@@ -108,7 +108,37 @@ def test_cross_fit_takes_away_what_choosing_adds():
     assert abs(np.mean(honest)) < 0.025
 
 
-def test_a_gain_without_any_doubt_needs_no_chance():
+def test_few_rows_tell_nothing_and_resamples_that_are_all_alike_tell_by_their_number():
     gains = np.full((2, 1001), 0.1)
-    assert chance_of(gains) <= LEVEL
-    assert chance_of(np.zeros((2, 1001))) == 1.0
+    assert chance_of(gains, 0, rows=4) == 1.0
+    assert chance_of(gains, 0, rows=5) == 2 / 2**5
+    assert chance_of(np.zeros((2, 1001)), 0, rows=50) == 1.0
+
+
+def test_what_is_said_is_said_of_the_trial_that_is_taken():
+    """A steady small gain is beyond doubt; the larger but noisy one that is taken is not."""
+    rng = np.random.default_rng(0)
+    table = board(400)
+    base = np.array([True] * 200 + [False] * 200)
+    steady, noisy = base.copy(), base.copy()
+    steady[200:212] = True
+    noisy[rng.choice(200, 100, replace=False)] = False
+    noisy[200 + rng.choice(200, 115, replace=False)] = True
+    found = table.verdict([trial(steady), trial(noisy, 1)], trial(base, -1, (1.0, 0.0)), rule="best")
+    assert found.chosen == 1
+    assert not found.is_found
+    assert table.verdict([trial(steady)], trial(base, -1, (1.0, 0.0)), rule="best").is_found
+    baseline = trial(base, -1, (1.0, 0.0))
+    alone_taken = table.verdict([trial(~base), baseline], baseline, rule="best")
+    assert (alone_taken.chosen, alone_taken.chance) == (1, 1.0)
+
+
+def test_after_a_race_there_is_no_cross_fit():
+    baseline = trial([True, False] * 20, -1, (1.0, 0.0))
+    found = board(40).verdict([trial([True] * 40)], baseline, rule="best", raced=True)
+    assert found.honest is None
+    assert found.document()["cross_fit"] is None
+
+
+def best_of(gains):
+    return int(np.argmax(gains[:, 0]))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from adaptermix.errors import OutputError
-from adaptermix.study.ledger import Ledger, Listed, _is_alive
+from adaptermix.study.ledger import Ledger, Listed
 from adaptermix.study.space import Candidate, Interval, Space
 from adaptermix.study.trials import Trial
 
@@ -69,7 +69,6 @@ def test_other_settings_are_refused(tmp_path):
 def test_a_grid_is_tried_in_order(tmp_path):
     listed = Listed([Candidate(weights=(w, 1 - w)) for w in (0.75, 0.25, 0.5)])
     found = ledger(tmp_path / "log", searched=listed, limit=3)
-    found.enqueue(listed.points())
     assert [candidate.weights[0] for candidate in run(found)] == [0.75, 0.25, 0.5]
 
 
@@ -96,13 +95,84 @@ def test_the_trial_of_a_dead_worker_is_given_again_and_counted_once(tmp_path):
     assert str(done[0].weights) == lost.stdout.strip()
 
 
-def test_a_worker_lives_by_its_process_here_and_by_its_signs_elsewhere():
+def trials_of(found):
+    from optuna.trial import TrialState
+
+    return found._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def test_a_worker_lives_by_its_process_here_and_by_its_signs_elsewhere(tmp_path):
     import socket
     import time
 
+    found = ledger(tmp_path / "log")
+    found.ask()
+    (trial,) = trials_of(found)
+    assert found._lives(trial)
     here = socket.gethostname()
-    assert _is_alive({"worker": [here, os.getpid()]}, begun=0.0)
-    assert not _is_alive({"worker": [here, 2**22 + 1]}, begun=time.time())
-    assert _is_alive({"worker": ["elsewhere", 1], "beat": time.time() - 5}, begun=0.0)
-    assert not _is_alive({"worker": ["elsewhere", 1], "beat": time.time() - 500}, begun=0.0)
-    assert not _is_alive({}, begun=time.time() - 500)
+    for worker, beat, lives in (
+        ([here, 2**22 + 1, "x"], time.time(), False),
+        ([here, os.getppid(), "x"], 0.0, True),
+        ([here, os.getpid(), "of another search"], time.time(), False),
+        (["elsewhere", 1, "x"], time.time() - 5, True),
+        (["elsewhere", 1, "x"], time.time() - 500, False),
+    ):
+        trial.user_attrs.update(worker=worker, beat=beat)
+        assert found._lives(trial) is lives, worker
+
+
+def test_a_search_that_was_given_up_in_this_process_does_not_hang(tmp_path):
+    first = ledger(tmp_path / "log")
+    first.ask()
+    again = ledger(tmp_path / "log")
+    assert len(run(again)) == 5
+    assert not again.is_busy()
+
+
+def test_a_trial_that_others_took_for_dead_is_not_kept(tmp_path):
+    found = ledger(tmp_path / "log")
+    number, candidate = found.ask()
+    other = ledger(tmp_path / "log")
+    other._fail(number)
+    found.tell(Trial(number=number, candidate=candidate, answers=("late",)), 1.0)
+    assert found.trials() == []
+    assert len(run(found)) == 5
+
+
+TENTHS = Listed([Candidate(weights=(w / 10, round(1 - w / 10, 1))) for w in range(10)])
+
+
+def test_a_list_is_tried_once_each_by_any_number_of_processes(tmp_path):
+    script = (
+        "import os, sys; sys.path[:0] = [os.getcwd()]\n"
+        "from tests.study.test_ledger import TENTHS, ledger, run\n"
+        "print(len(run(ledger(sys.argv[1], searched=TENTHS, limit=10))))"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "log"]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    done = [int(worker.communicate()[0]) for worker in workers]
+    found = ledger(tmp_path / "log", searched=TENTHS, limit=10)
+    assert sorted(trial.candidate.weights for trial in found.trials()) == [c.weights for c in TENTHS.candidates]
+    assert sum(done) == 10
+    assert not found.is_busy()
+
+
+def test_a_sampler_that_goes_on_does_not_repeat_itself(tmp_path):
+    for limit in (5, 10):
+        run(ledger(tmp_path / "log", limit=limit))
+    weights = [trial.candidate.weights for trial in ledger(tmp_path / "log", limit=10).trials()]
+    assert len(set(weights)) == 10
+
+
+def test_workers_propose_other_points(tmp_path):
+    first = [ledger(tmp_path / worker, worker=worker).ask()[1] for worker in ("0", "1")]
+    assert first[0] != first[1]
+
+
+def test_what_is_no_storage_is_refused_and_no_password_is_shown(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine\n")
+    with pytest.raises(OutputError, match="--storage must be a journal file"):
+        ledger(tmp_path / "notes.txt")
+    with pytest.raises(OutputError, match=r"nosuch://me:\*\*\*@host/db is not") as caught:
+        ledger("nosuch://me:secret@host/db")
+    assert "secret" not in str(caught.value)

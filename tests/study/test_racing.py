@@ -45,8 +45,6 @@ def raced(tmp_path, seed, searched, limit, size, sampler="random"):
     ledger = Ledger(
         tmp_path / f"{seed}.log", name="s", searched=searched, settings={}, limit=limit, sampler=sampler, seed=seed
     )
-    if isinstance(searched, Listed):
-        ledger.enqueue(searched.points())
     Race(table, NAMES, world.answer, baseline=baseline, size=size).run(ledger)
     return ledger.trials(), table, world
 
@@ -97,8 +95,45 @@ def test_candidates_that_are_proposed_twice_are_asked_once(tmp_path):
     world, table = World(0), board()
     baseline = Trial(number=-1, candidate=alone(2), answers=("y",) * ROWS)
     ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=4)
-    ledger.enqueue(grid.points())
     Race(table, NAMES, world.answer, baseline=baseline, size=2).run(ledger)
     trials = ledger.trials()
     assert [t.answers for t in trials[2:]] == [t.answers for t in trials[:2]]
     assert world.asked == sum(trial.rows for trial in trials[:2])
+
+
+def test_a_first_rung_has_rows_enough_of_every_language():
+    """With one row of each nobody could be told from the best."""
+    assert [len(part) for part in rungs([f"l{row % 30}" for row in range(270)])] == [270]
+    assert [len(part) for part in rungs(["de"] * 100 + ["en"] * 13)] == [39, 74]
+
+
+def test_a_race_that_was_killed_asks_no_row_twice(tmp_path):
+    grid = Listed([Candidate(weights=(w, round(1 - w, 2))) for w in (0.2, 0.5, 0.7, 0.9)])
+    baseline = Trial(number=-1, candidate=alone(2), answers=("n",) * ROWS)
+
+    def race(world, answer):
+        ledger = Ledger(tmp_path / f"{world.seed}.log", name="s", searched=grid, settings={}, limit=4)
+        Race(board(), NAMES, answer, baseline=baseline, size=4).run(ledger)
+        return ledger.trials()
+
+    whole = World(0)
+    expected = race(whole, whole.answer)
+    broken = World(1)
+    broken.difficulty = whole.difficulty
+    calls = []
+
+    def answer(trial, places):
+        calls.append(trial)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return whole.answer(trial, places)
+
+    with pytest.raises(KeyboardInterrupt):
+        race(broken, answer)
+    calls.extend([None] * 10)
+    before = whole.asked
+    found = race(broken, lambda trial, places: calls.append(trial) or whole.answer(trial, places))
+    assert {trial.candidate.weights: trial.answers for trial in found} == {
+        trial.candidate.weights: trial.answers for trial in expected
+    }
+    assert whole.asked - before == sum(trial.rows for trial in expected) - 3 * 60

@@ -81,11 +81,11 @@ def test_the_page_holds_its_pictures_and_every_trial(
     trials = json.loads((out / "results.json").read_text())["trials"]
     assert page.count("<tr") == len(trials) + 2
     assert "task adapter alone" in page
-    assert re.search(r"[Nn]o weight is clearly better than the task adapter alone", page)
+    assert re.search(r"No weight is (clearly )?better than the task adapter alone", page)
 
 
 def test_axes_are_named_by_place_and_adapter():
-    places = depth_groups(10, 2)
+    places = depth_groups(range(10), 2)
     found = Space(count=2, places=places).candidate({"place0.0.w0": 0.9, "place1.0.w0": 0.4})
     assert coordinates(found, pairs=True) == {"0-4: weight 1": 0.9, "5-9: weight 1": 0.4}
     free = Candidate(weights=(1.0, 0.5), options={"density": 0.3})

@@ -19,7 +19,7 @@ def spaces(draw):
     return Space(
         count=draw(st.integers(2, 5)),
         simplex=draw(st.booleans()),
-        places=depth_groups(12, layers) if layers else (),
+        places=depth_groups(range(12), layers) if layers else (),
         knots=draw(st.integers(1, 3)) if layers else 1,
         options={"density": Interval(0.1, 0.9)} if draw(st.booleans()) else {},
     )
@@ -45,7 +45,7 @@ def test_every_point_is_a_candidate_of_the_space(space, data):
 @given(st.lists(st.integers(0, 100), min_size=2, max_size=5).filter(any))
 def test_weights_that_hold_everywhere_come_back(parts):
     weights = [part / sum(parts) for part in parts]
-    space = Space(count=len(parts), places=depth_groups(8, 2))
+    space = Space(count=len(parts), places=depth_groups(range(8), 2))
     found = space.candidate(space.point(weights, {}))
     for place in found.overrides:
         assert place.points[0] == pytest.approx(weights, abs=2e-3)
@@ -80,7 +80,7 @@ def test_starts_lie_in_the_space(count, simplex):
 
 
 def test_a_curve_has_its_points_in_order():
-    space = Space(count=2, places=depth_groups(10, 1), knots=3)
+    space = Space(count=2, places=depth_groups(range(10), 1), knots=3)
     point = {"place0.0.w0": 1.0, "place0.1.w0": 0.8, "place0.2.w0": 0.2}
     (place,) = space.candidate(point).overrides
     assert place == Override(layers=(0, 9), points=((1.0, 0.0), (0.8, 0.2), (0.2, 0.8)))
@@ -96,7 +96,7 @@ def test_distance_is_from_the_first_adapter_alone():
 
 @pytest.mark.parametrize(("layers", "count"), [(1, 1), (7, 3), (30, 4), (5, 5)])
 def test_groups_part_the_layers(layers, count):
-    places = depth_groups(layers, count)
+    places = depth_groups(range(layers), count)
     numbers = [number for place in places for number in range(place.layers[0], place.layers[1] + 1)]
     assert numbers == list(range(layers))
     sizes = [place.layers[1] - place.layers[0] + 1 for place in places]

@@ -131,8 +131,8 @@ def test_merged_with_an_alignment_adapter_the_head_stays(base: Path, trained: Pa
             device="cpu",
         )
     )
-    assert list(result.trials[1].result.answers) == list(found.answers)
-    assert result.trials[0].result.answers == evaluate(evaluated(base, trained, data)).answers
+    assert list(result.trials[1].answers) == list(found.answers)
+    assert list(result.trials[0].answers) == list(evaluate(evaluated(base, trained, data)).answers)
 
 
 def test_heads_of_other_labels_are_not_averaged(base: Path, trained: Path, tmp_path: Path) -> None:
