@@ -132,10 +132,22 @@ def search(settings: SearchSettings, console: Console) -> None:
         return
     result = work(settings, watch=console.watch)
     trials = zip(result.trials, result.scores, result.languages, strict=True)
-    rows = [_row(shown(t.candidate) + " *" * (t is result.chosen), score, scores) for t, score, scores in trials]
+    rows = [
+        _row(
+            shown(trial.candidate) + " *" * (trial is result.chosen),
+            score,
+            scores,
+            "" if trial.is_whole else trial.rows,
+        )
+        for trial, score, scores in trials
+    ]
     alone = "task adapter alone" + " *" * (result.chosen is result.baseline)
-    rows.append(_row(alone, result.baseline_score, result.baseline_languages))
-    console.table(["weights", result.objective, "95 % interval", *result.baseline_languages], rows)
+    rows.append(_row(alone, result.baseline_score, result.baseline_languages, ""))
+    titles = ["weights", result.objective, "95 % interval", *result.baseline_languages]
+    if settings.race:
+        console.table([*titles, "stopped after"], rows)
+    else:
+        console.table(titles, [row[:-1] for row in rows])
     console.say(result.sentence())
     console.say(
         f"{result.rule} on dev: {shown(result.chosen.candidate)} ({result.objective} {result.chosen_score.value:.3f}); "
@@ -144,6 +156,6 @@ def search(settings: SearchSettings, console: Console) -> None:
     console.document(result.document())
 
 
-def _row(name: str, score: Score, languages: Mapping[str, Score]) -> list[str]:
+def _row(name: str, score: Score, languages: Mapping[str, Score], rows: int | str) -> list[str]:
     values = [f"{found.value:.3f}" for found in languages.values()]
-    return [name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}", *values]
+    return [name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}", *values, str(rows)]

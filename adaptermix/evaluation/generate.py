@@ -13,6 +13,8 @@ from ..progress import SILENT, Watcher
 
 _FIRST_ROUND = 16
 """Tokens of the first round; each further one doubles the length."""
+_MOST_LOGITS = 2**27
+"""Most logits of a pass over drafts: half a gigabyte in float32."""
 
 
 def _stop_ids(base: BaseModel, *, one_line: bool) -> list[int]:
@@ -103,11 +105,14 @@ class _Work:
         self.found: list[list[int]] = [[] for _ in prompts]
         self.advance: Callable[[int, str], None] = lambda _count, _text: None
 
-    def _batches(self, rows: Iterable[int], more: Mapping[int, list[int]]) -> Iterator[tuple[list[int], Any]]:
+    def _batches(
+        self, rows: Iterable[int], more: Mapping[int, list[int]], size: int | None = None
+    ) -> Iterator[tuple[list[int], Any]]:
         """Yield rows of like length with their prompts, followed by what there is more of each, padded left."""
         order = sorted(rows, key=lambda row: len(self._prompts[row]) + len(more[row]))
-        for start in range(0, len(order), self._batch_size):
-            chosen = order[start : start + self._batch_size]
+        size = size or self._batch_size
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
             texts = [[*self._prompts[row], *more[row]] for row in chosen]
             yield chosen, _pad_left(texts, self._base.tokenizer.pad_token_id, self._base.device)
 
@@ -123,13 +128,17 @@ class _Work:
     def follow(self, drafts: Mapping[int, list[int]]) -> set[int]:
         """Take drafts as far as greedy choice agrees, and one token more; return the rows that have ended."""
         done = set()
-        for rows, batch in self._batches(drafts, drafts):
+        # logits of all places of the drafts are held at once, where generation holds those of one
+        longest = 1 + max(map(len, drafts.values()), default=0)
+        vocabulary = self._base.model.get_output_embeddings().weight.shape[0]
+        size = max(1, min(self._batch_size, _MOST_LOGITS // (longest * vocabulary)))
+        for rows, batch in self._batches(drafts, drafts, size):
             places = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             keep = 1 + max(len(drafts[row]) for row in rows)
             output = self._base.model(**batch, position_ids=places, logits_to_keep=keep, use_cache=False)
             for row, tokens in zip(rows, output.logits.argmax(-1).tolist(), strict=True):
                 draft = drafts[row]
-                greedy = tokens[keep - len(draft) - 1 :]
+                greedy = tokens[len(tokens) - len(draft) - 1 :]
                 agreed = next((i for i, token in enumerate(draft) if greedy[i] != token), len(draft))
                 if self._take(row, [*draft[:agreed], greedy[agreed]]):
                     done.add(row)

@@ -10,10 +10,22 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search
+from adaptermix import (
+    AlignSettings,
+    EvaluateSettings,
+    SearchSettings,
+    TaskSettings,
+    evaluate,
+    merge,
+    search,
+    train_align,
+    train_task,
+)
+from adaptermix.progress import Silent
 from adaptermix.study import workers
 from tests.factories import contents, peft_lora
 
@@ -138,3 +150,64 @@ def test_a_database_is_shared_and_stays(settings: SearchSettings, tmp_path: Path
     again = search(few.model_copy(update={"out": str(tmp_path / "again")}))
     assert [trial.answers for trial in first.trials] == [trial.answers for trial in again.trials]
     assert (tmp_path / "trials.db").exists()
+
+
+def test_workers_take_heads_and_replace_outputs(encoder: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": label} for text, label in (("good day", "a"), ("bad day", "b"))] * 10
+    write(tmp_path / "en.jsonl", rows)
+    common = {"base": str(encoder), "dtype": "float32", "device": "cpu"}
+    data = [str(tmp_path / "en.jsonl")]
+    train_task(TaskSettings(task="classify", train=data, out=str(tmp_path / "task"), steps=3, batch_size=4, **common))
+    (tmp_path / "de-en.tsv").write_text("".join(f"satz {n}\tsentence {n}\n" for n in range(8)))
+    pairs = [str(tmp_path / "de-en.tsv")]
+    train_align(AlignSettings(pairs=pairs, out=str(tmp_path / "align"), steps=2, batch_size=4, **common))
+    asked = SearchSettings(
+        adapters=[str(tmp_path / "task"), str(tmp_path / "align")],
+        task="classify",
+        dev=data,
+        grid=[0.0, 0.5, 0.9],
+        out=str(tmp_path / "out"),
+        **common,
+    )
+    alone = search(asked)
+    said: list[str] = []
+    watch = type("Notes", (Silent,), {"note": lambda _self, text: said.append(text)})()
+    together = search(asked.model_copy(update={"workers": 2, "overwrite": True}), watch=watch)
+    assert not [text for text in said if "warning: worker" in text]
+    answers = {trial.candidate.weights: trial.answers for trial in alone.trials}
+    assert {trial.candidate.weights: trial.answers for trial in together.trials} == answers
+    # a weight of 0 leaves the head, as in the trial
+    lone = search(asked.model_copy(update={"grid": [0.0], "out": str(tmp_path / "zero")}))
+    found = evaluate(EvaluateSettings(adapter=str(tmp_path / "zero"), task="classify", data=data, **common))
+    assert list(found.answers) == list(lone.trials[0].answers)
+
+
+def test_an_interrupted_search_that_replaces_an_output_goes_on(settings: SearchSettings, tmp_path: Path) -> None:
+    few = settings.model_copy(update={"grid": [0.4, 0.9]})
+    search(few)
+    from adaptermix.study import run
+
+    real, asked = run._Work._answer, []
+
+    def answer(*given: Any) -> list[str]:
+        asked.append(given[1].candidate.weights[0])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    again = few.model_copy(update={"overwrite": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run._Work, "_answer", answer)
+        with pytest.raises(KeyboardInterrupt):
+            search(again)
+        assert (tmp_path / "out" / "adapter_config.json").exists()
+        search(again)
+    assert asked == [0.4, 0.9, 0.9]
+    other = again.model_copy(update={"grid": [0.4, 0.5]})
+    assert len(search(other).trials) == 2
+
+
+def test_no_password_reaches_the_manifest(settings: SearchSettings, tmp_path: Path) -> None:
+    few = settings.model_copy(update={"grid": [0.4], "storage": f"sqlite:///{tmp_path / 'secret.db'}"})
+    search(few)
+    assert "secret" not in (tmp_path / "out" / "adaptermix.json").read_text()
