@@ -18,7 +18,7 @@ from .errors import ModelError
 from .head_forms import Head
 from .headed import check_head, load_headed
 from .progress import Watcher
-from .quantization import identity, keep_codes, loading_options
+from .quantization import check_reading, identity, keep_codes, loading_options
 
 Kind = Literal["causal", "encoder"]
 
@@ -253,7 +253,9 @@ def load_base(
             f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
             "Set eos_token and pad_token in tokenizer_config.json."
         )
-    keep_codes(model)
+    if quantize != "none":
+        keep_codes(model)
+        check_reading(model)
     if head:
         model.config.pad_token_id = tokenizer.pad_token_id
     folder = _folder(name, revision)

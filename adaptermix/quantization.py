@@ -59,6 +59,41 @@ def loading_options(
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def check_reading(model: nn.Module) -> None:
+    """Refuse a 4-bit model on a CPU whose weights bitsandbytes reads wrongly.
+
+    On processors with AVX-512 its kernel (0.50) takes each row for whole blocks: of rows of 32 or 96 numbers, say, it
+    reads weights that are off by a quarter. Each length of rows that the model has is tried on a few random ones.
+
+    Raises:
+        ModelError: there are such rows.
+    """
+    module: Any
+    tried: set[tuple[str, int]] = set()
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None or module.weight.device.type != "cpu":
+            continue
+        kind, width = str(state.quant_type), int(state.shape[-1])
+        if (kind, width) not in tried and not _reads(kind, width):
+            raise ModelError(
+                f"bitsandbytes reads 4-bit rows of {width} numbers wrongly on this processor, and the model has such. "
+                "Use --quantize int8 or none, or a GPU."
+            )
+        tried.add((kind, width))
+
+
+def _reads(kind: str, width: int) -> bool:
+    from bitsandbytes import functional
+
+    rows = torch.randn(8, width, generator=torch.Generator().manual_seed(0))
+    codes, state = functional.quantize_4bit(rows, blocksize=BLOCK, quant_type=kind)
+    found = functional.dequantize_4bit(codes, state)
+    pairs = torch.stack([codes.flatten() >> 4, codes.flatten() & 15], dim=1).flatten()[: rows.numel()].long()
+    scales = state.absmax.repeat_interleave(BLOCK)[: rows.numel()]
+    return torch.allclose(found.flatten(), state.code[pairs] * scales, rtol=1e-3, atol=1e-3)
+
+
 def keep_codes(model: nn.Module) -> None:
     """Keep 4-bit weights on a CPU as they were loaded.
 

@@ -42,6 +42,12 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of such a model whose rows are whole blocks of a 4-bit format; never written to."""
+    return tiny_causal(tmp_path_factory.mktemp("models") / "wide", chat=True, hidden=64)
+
+
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random BERT with a byte tokenizer; never written to."""
     return tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")

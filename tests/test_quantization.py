@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,17 @@ from adaptermix.errors import ModelError
 from adaptermix.head_forms import HEAD_FORMS, Head
 from adaptermix.models import load_base
 
+from .tiny import tiny_encoder
 from .train.test_joint import values
 
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
-def test_a_lora_is_learned_on_a_quantised_base_and_acts_on_it(quantize: str, causal: Path, tmp_path: Path) -> None:
+def test_a_lora_is_learned_on_a_quantised_base_and_acts_on_it(quantize: str, wide: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    base = load_base(str(causal), device="cpu", dtype="float32", quantize=quantize)
-    whole = load_base(str(causal), device="cpu", dtype="float32")
+    base = load_base(str(wide), device="cpu", dtype="float32", quantize=quantize)
+    whole = load_base(str(wide), device="cpu", dtype="float32")
     tokens = torch.arange(3, 20)[None]
     with torch.no_grad():
         apart = (base.model(tokens).logits - whole.model(tokens).logits).norm() / whole.model(tokens).logits.norm()
@@ -32,12 +32,12 @@ def test_a_lora_is_learned_on_a_quantised_base_and_acts_on_it(quantize: str, cau
     rows = [{"text": f"go {number}", "slots": [{"type": "c", "value": "x"}]} for number in range(6)]
     (tmp_path / "same.en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = {"task": "slots", "train": [str(tmp_path / "same.en.jsonl")], "quantize": quantize}
-    train_task(TaskSettings(**values(causal, tmp_path, **common, steps=100, learning_rate=5e-3, rank=8)))
+    train_task(TaskSettings(**values(wide, tmp_path, **common, steps=100, learning_rate=5e-3, rank=8)))
     manifest = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
     assert manifest["base"]["quantization"]["format"] == quantize
     merge([tmp_path / "out"], weights=[1.0], out=tmp_path / "merged")
     asked = EvaluateSettings(
-        base=str(causal),
+        base=str(wide),
         adapter=str(tmp_path / "merged"),
         task="slots",
         data=common["train"],
@@ -50,10 +50,10 @@ def test_a_lora_is_learned_on_a_quantised_base_and_acts_on_it(quantize: str, cau
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "fp4"])
-def test_a_pass_without_gradients_leaves_codes_and_scales_alone(quantize: str, causal: Path) -> None:
+def test_a_pass_without_gradients_leaves_codes_and_scales_alone(quantize: str, wide: Path) -> None:
     """On processors with bfloat16 bitsandbytes would rewrite them; others have nothing to keep."""
     pytest.importorskip("bitsandbytes")
-    model = load_base(str(causal), device="cpu", dtype="bfloat16", quantize=quantize).model
+    model = load_base(str(wide), device="cpu", dtype="bfloat16", quantize=quantize).model
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     assert layers
     before = [(layer.weight.data.clone(), layer.weight.quant_state.absmax.clone()) for layer in layers]
@@ -72,12 +72,10 @@ def test_a_pass_without_gradients_leaves_codes_and_scales_alone(quantize: str, c
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 @pytest.mark.parametrize("head", [None, "classes"])
-def test_an_encoder_whose_checkpoint_has_no_pooler_runs(
-    quantize: str, head: str | None, encoder: Path, tmp_path: Path
-) -> None:
+def test_an_encoder_whose_checkpoint_has_no_pooler_runs(quantize: str, head: str | None, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    shutil.copytree(encoder, tmp_path / "bare")
-    weights = load_file(encoder / "model.safetensors")
+    tiny_encoder(tmp_path / "bare", hidden=64)
+    weights = load_file(tmp_path / "bare" / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
     assert len(kept) < len(weights)
     save_file(kept, tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"})
@@ -86,6 +84,16 @@ def test_an_encoder_whose_checkpoint_has_no_pooler_runs(
     output = base.model(torch.arange(3, 9)[None])[0]
     assert torch.isfinite(output).all()
     assert type(base.model.base_model.encoder.layer[0].output.dense).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def test_rows_that_bitsandbytes_reads_wrongly_are_refused(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does on some processors where rows are no whole blocks."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    load_base(str(wide), device="cpu", dtype="float32", quantize="nf4")
+    right = functional.dequantize_4bit
+    monkeypatch.setattr(functional, "dequantize_4bit", lambda *given, **named: right(*given, **named) * 1.5)
+    with pytest.raises(ModelError, match=r"rows of 64 numbers wrongly.*Use --quantize int8"):
+        load_base(str(wide), device="cpu", dtype="float32", quantize="nf4")
 
 
 def test_bitsandbytes_is_asked_for(causal: Path, monkeypatch: pytest.MonkeyPatch) -> None:

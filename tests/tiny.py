@@ -43,9 +43,16 @@ def _bytes(special: list[str]) -> Tokenizer:
 
 
 def tiny_causal(
-    folder: Path, kind: str = "llama", *, layers: int = 4, chat: bool = False, single: str | None = None, seed: int = 0
+    folder: Path,
+    kind: str = "llama",
+    *,
+    layers: int = 4,
+    chat: bool = False,
+    single: str | None = None,
+    seed: int = 0,
+    hidden: int = 32,
 ) -> Path:
-    """Write a random causal language model (hidden 32) with a byte tokenizer.
+    """Write a random causal language model with a byte tokenizer.
 
     Args:
         folder: Where.
@@ -54,6 +61,7 @@ def tiny_causal(
         chat: Give the tokenizer a chat template.
         single: What the tokenizer puts around a text, such as `<s> $A` or `$A </s>`; nothing if not given.
         seed: Seed of the weights.
+        hidden: Width; the inner one is twice as much.
     """
     inner = _bytes(["<pad>", "<s>", "</s>"])
     if single:
@@ -64,8 +72,8 @@ def tiny_causal(
     config_class, model_class, more = _CAUSAL[kind]
     config = config_class(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -79,8 +87,8 @@ def tiny_causal(
     return folder
 
 
-def tiny_encoder(folder: Path, *, layers: int = 4) -> Path:
-    """Write a random BERT (hidden 32) with a byte tokenizer."""
+def tiny_encoder(folder: Path, *, layers: int = 4, hidden: int = 32) -> Path:
+    """Write a random BERT with a byte tokenizer."""
     inner = _bytes(["[PAD]", "[CLS]", "[SEP]"])
     inner.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
@@ -88,8 +96,8 @@ def tiny_encoder(folder: Path, *, layers: int = 4) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         pad_token_id=0,

@@ -50,9 +50,9 @@ def test_the_loss_falls_and_only_blocks_below_the_layer_are_adapted(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     base = request.getfixturevalue(kind)
-    report = train_align(settings_for(base, tmp_path, steps=30))
+    report = train_align(settings_for(base, tmp_path, steps=40))
     losses = [entry["loss"] for entry in report.history]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     adapter = load_adapter(tmp_path / "align")
     blocks = {part for module in adapter.updates for part in module.split(".") if part.isdigit()}
     assert blocks == {"0", "1"}

@@ -142,16 +142,16 @@ def test_a_resumed_run_gives_the_same_bytes(causal: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
-def test_the_norm_of_a_quantised_weight_is_that_of_its_values(quantize: str, causal: Path, tmp_path: Path) -> None:
+def test_the_norm_of_a_quantised_weight_is_that_of_its_values(quantize: str, wide: Path, tmp_path: Path) -> None:
     """Column by column of the identity, the layer itself says what its weight is."""
     pytest.importorskip("bitsandbytes")
-    model = load_base(str(causal), dtype="float32", device="cpu", quantize=quantize).model
+    model = load_base(str(wide), dtype="float32", device="cpu", quantize=quantize).model
     module = model.model.layers[1].mlp.down_proj
     with torch.no_grad():
         dense = module(torch.eye(module.in_features))
     assert weight_norm(module, "down_proj") == pytest.approx(float(dense.double().norm()), rel=5e-3)
-    train_task(settings_for(causal, tmp_path, norm_budget=0.02, quantize=quantize))
-    found = shares(causal, tmp_path / "out")
+    train_task(settings_for(wide, tmp_path, norm_budget=0.02, quantize=quantize))
+    found = shares(wide, tmp_path / "out")
     # the whole weights are a little longer or shorter than the quantised ones
     assert 0.018 < max(found.values()) < 0.022
 
@@ -167,7 +167,19 @@ def test_a_weight_whose_norm_cannot_be_had_is_refused() -> None:
 def test_on_the_command_line(causal: Path, tmp_path: Path) -> None:
     line = f"train-align --base {causal} --pairs {' '.join(write_pairs(tmp_path))} --out {tmp_path}/a --steps 3 --quiet"
     with pytest.raises(SystemExit) as caught:
-        main([*line.split(), "--batch-size", "4", "--learning-rate", "0.05", "--norm-budget", "0.01"])
+        main(
+            [
+                *line.split(),
+                "--batch-size",
+                "4",
+                "--learning-rate",
+                "0.05",
+                "--norm-budget",
+                "0.01",
+                "--dtype",
+                "float32",
+            ]
+        )
     assert not caught.value.code
     assert max(shares(causal, tmp_path / "a").values()) <= 0.01
     log = [json.loads(text) for text in (tmp_path / "a" / "history.jsonl").read_text().splitlines()]

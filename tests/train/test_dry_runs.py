@@ -49,7 +49,7 @@ def test_it_counts_the_parameters_of_the_run(kind: str, more: dict[str, Any], an
         ("joint", {"head_learning_rate": 0.1}, PlanError),
         ("task", {"head": "classes"}, PlanError),
         ("align", {"targets": ["lm_head"]}, PlanError),
-        ("task", {"device": "tpu"}, ModelError),
+        ("task", {"device": "cuda:63"}, ModelError),
         ("align", {"on_top_of": "no/such"}, AdapterMixError),
         ("task", {"on_top_of": "{other}"}, AdapterMixError),
     ],
