@@ -89,7 +89,10 @@ class SearchResult:
     @property
     def chosen_score(self) -> Score:
         """Return the score of the chosen trial."""
-        return self.baseline_score if self.chosen is self.baseline else self.scores[self.verdict.chosen]
+        if self.chosen is self.baseline:
+            return self.baseline_score
+        # the verdict counts whole trials only
+        return next(score for trial, score in zip(self.trials, self.scores, strict=True) if trial is self.chosen)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix search`."""

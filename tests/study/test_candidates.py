@@ -98,6 +98,21 @@ def test_every_trial_answers_as_the_merge_that_it_stands_for(
     )
 
 
+def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, object], tmp_path: Path) -> None:
+    rows = [{"text": f"wake me {n}", "label": "x"} for n in range(60)]
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # right is what one of the candidates answers
+    asked = SearchSettings(**(given | {"grid": [0.2, 0.3, 0.4, 0.8], "adapters": given["adapters"][:2]}))  # type: ignore[arg-type, index]
+    answers = search(asked).trials[2].answers
+    labelled = [row | {"label": answer} for row, answer in zip(rows, answers, strict=True) if answer]
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    found = search(asked.model_copy(update={"race": True, "out": str(tmp_path / "raced")}))
+    assert any(not trial.is_whole for trial in found.trials[:2])
+    assert found.chosen.candidate.weights == (0.4, 0.6)
+    assert found.chosen_score.value == 1.0
+    assert found.document()["best"]["value"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("more", "kind", "words"),
     [
