@@ -99,7 +99,7 @@ def test_every_trial_answers_as_the_merge_that_it_stands_for(
 
 
 def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, object], tmp_path: Path) -> None:
-    rows = [{"text": f"wake me {n}", "label": "x"} for n in range(60)]
+    rows = [{"text": f"wake me {n}", "label": "x"} for n in range(150)]
     (tmp_path / "en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # right is what one of the candidates answers
     asked = SearchSettings(**(given | {"grid": [0.2, 0.3, 0.4, 0.8], "adapters": given["adapters"][:2]}))  # type: ignore[arg-type, index]
