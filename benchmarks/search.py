@@ -168,7 +168,6 @@ def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
             ledger = Ledger(
                 Path(folder) / "log", name="race", searched=prepared.searched, settings={}, limit=len(every)
             )
-            ledger.enqueue(prepared.searched.points())
             Race(board, languages, answer, baseline=baseline, size=len(every)).run(ledger)
             raced = ledger.trials()
         score = {trial.candidate.weights: board.score(trial) for trial in raced if trial.is_whole}
