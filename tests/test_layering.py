@@ -40,6 +40,7 @@ HEAVY_HOMES = (
     "checkpoints",
     "methods.mergekit",
     "analysis",
+    "study",
 )
 
 

@@ -1,6 +1,7 @@
 """Merge weights, and options of merge methods, found on a dev set."""
 
-from .run import SearchResult, search, search_dry
+from .result import SearchResult
+from .run import search, search_dry
 from .shown import shown
 
 __all__ = ["SearchResult", "search", "search_dry", "shown"]

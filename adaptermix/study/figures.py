@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .space import Candidate
 
 if TYPE_CHECKING:
-    from .run import SearchResult
+    from .result import SearchResult
 
 _MOST_AXES = 12
 _CHOSEN, _ALONE, _OTHER = "#c0392b", "#7f8c8d", "#2c6fbb"

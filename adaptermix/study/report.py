@@ -12,7 +12,7 @@ from .shown import shown
 
 if TYPE_CHECKING:
     from ..evaluation.score import Score
-    from .run import SearchResult
+    from .result import SearchResult
 
 _TITLES = {
     "weights": "Weights and scores",

@@ -7,9 +7,9 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,19 @@ from ..compose.report import MergeReport
 from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
 from ..evaluation.heads import head_of
-from ..evaluation.run import Evaluation, score_answers
-from ..evaluation.score import Score
+from ..evaluation.run import score_answers
 from ..files import partial_path
 from ..methods.base import build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
-from .choice import Board, Verdict
+from .choice import Board
 from .judging import Judge, candidate_plan
 from .ledger import Ledger, Listed, forget
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
+from .result import SearchResult
 from .shown import shown
 from .space import Interval, Parameter, alone
 from .trials import Trial
@@ -48,95 +48,6 @@ _MORE = {"trials", "choose"}
 """Settings that a search can go on with changed."""
 _POLL = 0.2
 """Seconds between looks at trials that run elsewhere."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchResult:
-    """Trials of a search.
-
-    Args:
-        trials: In the order in which they began.
-        scores: What each is worth on dev, with its interval.
-        languages: Score per language of each.
-        baseline: The first adapter alone.
-        baseline_score: What it is worth.
-        baseline_languages: Its score per language.
-        verdict: Which trial was taken, and whether it is better than the first adapter alone.
-        chosen: The trial that was taken.
-        evaluation: All scores of the chosen one.
-        metric: Name of the headline metric.
-        objective: What is made of the scores of the languages.
-        rule: How the trial was chosen.
-        out: The merged adapter's folder.
-        parameters: What was searched.
-    """
-
-    trials: list[Trial]
-    scores: list[Score]
-    languages: list[dict[str, Score]]
-    baseline: Trial
-    baseline_score: Score
-    baseline_languages: dict[str, Score]
-    verdict: Verdict
-    chosen: Trial
-    evaluation: Evaluation
-    metric: str
-    objective: str
-    rule: str
-    out: Path
-    parameters: dict[str, Parameter]
-
-    @property
-    def chosen_score(self) -> Score:
-        """Return the score of the chosen trial."""
-        if self.chosen is self.baseline:
-            return self.baseline_score
-        # the verdict counts whole trials only
-        return next(score for trial, score in zip(self.trials, self.scores, strict=True) if trial is self.chosen)
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON document of `adaptermix search`."""
-        return {
-            "best": {**self.chosen.candidate.document(), **_interval(self.chosen_score)},
-            "trials": [
-                {
-                    "number": trial.number,
-                    **trial.candidate.document(),
-                    "rows": trial.rows,
-                    **_interval(score),
-                    "scores": _plain(languages),
-                }
-                for trial, score, languages in zip(self.trials, self.scores, self.languages, strict=True)
-            ],
-            "task_alone": {**_interval(self.baseline_score), "scores": _plain(self.baseline_languages)},
-            "verdict": self.verdict.document(),
-            "scores": self.evaluation.document()["scores"],
-            "metric": self.metric,
-            "objective": self.objective,
-            "rule": self.rule,
-            "out": str(self.out),
-        }
-
-    def sentence(self) -> str:
-        """Return in words whether there was something to find."""
-        gain, honest = self.verdict.difference, self.verdict.honest
-        measured = f"{gain.value:+.3f} on the dev rows that chose it"
-        if honest:
-            measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
-        measured += f"; chance {self.verdict.chance:.3f}"
-        if self.verdict.is_found:
-            return f"better than the task adapter alone: {measured}."
-        if self.chosen is self.baseline:
-            return f"no weight is better than the task adapter alone ({self.baseline_score.value:.3f}), which is taken."
-        return f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}): {measured}."
-
-
-def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-    return {name: score.document() for name, score in scores.items()}
-
-
-def _interval(score: Score) -> dict[str, float | int | None]:
-    return {key: value for key, value in score.document().items() if key != "n"}
 
 
 def search_dry(settings: SearchSettings) -> dict[str, Any]:
