@@ -50,7 +50,7 @@ def step(loss_of: Callable[[int], tuple[Any, int]], model: Any, number: int) -> 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
-    loss, tokens = loss_of(number)
+    loss, tokens = loss_of(number)[:2]
     loss.backward()
     value = float(loss.detach())
     for parameter in factors(model).values():
