@@ -70,8 +70,8 @@ def generate_ids(
     wait for its longest. A round reads prompts and beginnings anew, which mostly costs less than rows that have ended.
 
     With drafts, such as what another adapter answered, one pass over prompt and draft tells how far greedy choice
-    agrees; only what differs is generated. The result is that without drafts, up to rounding where two tokens are
-    level.
+    agrees; only what differs is generated. Drafts of `max_new_tokens` or more are passed over. The result is that
+    without drafts, up to rounding where two tokens are level.
 
     Args:
         base: A causal language model.
@@ -79,7 +79,7 @@ def generate_ids(
         max_new_tokens: Most tokens to generate per row.
         batch_size: Rows per batch.
         one_line: End at a line break too.
-        drafts: Per prompt a guess at the result, or None.
+        drafts: Per prompt a guess at the result, without its end token, or None.
         watch: Receives progress.
         label: Name of the progress bar.
     """
@@ -87,7 +87,12 @@ def generate_ids(
     with watch.track(label, len(prompts)) as work.advance:
         waiting = list(range(len(prompts)))
         if drafts is not None and batch_size > 1:
-            guesses = {row: list(draft)[:max_new_tokens] for row, draft in enumerate(drafts) if draft is not None}
+            # one that never came to an end is babble, which the next adapter will not repeat
+            guesses = {
+                row: list(draft)
+                for row, draft in enumerate(drafts)
+                if draft is not None and len(draft) < max_new_tokens
+            }
             done = work.follow(guesses)
             waiting = [row for row in waiting if row not in done]
         work.go_on(waiting)

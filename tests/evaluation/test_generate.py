@@ -162,8 +162,8 @@ def test_drafts_change_nothing_but_the_work(kind: str, tmp_path: Path, monkeypat
     for drafts in (plain, wrong, random, free, [None, [], *plain[2:]], [ids[:3] for ids in plain], [None] * 5):
         run.clear()
         assert generate_ids(base, prompts, drafts=drafts, **options) == plain
-        if drafts is plain:
-            assert not run  # one pass tells that all of it stands
+        if drafts is plain:  # one pass tells that all of it stands, but for what never came to an end
+            assert sum(map(len, run)) <= sum(len(ids) == 20 for ids in plain) * 2
 
 
 def test_answers_of_one_adapter_are_drafts_for_the_next_and_do_not_stick(
