@@ -30,7 +30,7 @@ def settings_of(arguments: argparse.Namespace, out: str) -> Any:
         task=arguments.task,
         dev=arguments.dev,
         rows=arguments.rows,
-        grid=[round((number + 1) / arguments.trials, 4) for number in range(arguments.trials)],
+        grid=[round(weight, 4) for weight in np.linspace(arguments.least, 1.0, arguments.trials).tolist()],
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
         dtype=arguments.dtype,
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--dev", nargs="+", required=True)
     parser.add_argument("--rows")
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--least", type=float, default=0.5, help="least weight of the first adapter; the most is 1")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--device", default="auto")
