@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..models import BaseModel
 from ..progress import SILENT, Watcher
@@ -66,8 +67,8 @@ def generate_ids(
 ) -> list[list[int]]:
     """Return one greedy continuation per prompt, up to an end token and without it.
 
-    In rounds: answers that have not ended after 16 tokens go on together, up to 32, 64, ..., so that a batch does not
-    wait for its longest. A round reads prompts and beginnings anew, which mostly costs less than rows that have ended.
+    In rounds: answers of a batch that have not ended after 16 tokens go on without the others, up to 32, 64, ..., so
+    that a batch does not carry what has ended to its longest answer.
 
     With drafts, such as what another adapter answered, one pass over prompt and draft tells how far greedy choice
     agrees; only what differs is generated. Drafts of `max_new_tokens` or more are passed over. The result is that
@@ -150,21 +151,40 @@ class _Work:
         return done
 
     def go_on(self, waiting: list[int]) -> None:
-        """Generate what is missing, in rounds."""
+        """Generate what is missing, in rounds; rows that go on keep what the model has made of them."""
+        for rows, batch in self._batches(waiting, dict(enumerate(self.found))):
+            self._rounds(rows, batch["input_ids"], batch["attention_mask"])
+
+    def _rounds(self, rows: list[int], ids: Tensor, mask: Tensor) -> None:
         length = 0
+        kept: dict[str, Any] = {}
         first = _FIRST_ROUND if self._batch_size > 1 else self._most
-        while waiting:
-            more = min(length or first, self._most - min(len(self.found[row]) for row in waiting))
+        while rows:
+            more = min(length or first, self._most - min(len(self.found[row]) for row in rows))
             length += more
-            settings = _settings(more, self._stops, self._base.tokenizer.pad_token_id)
-            going_on = []
-            for rows, batch in self._batches(waiting, dict(enumerate(self.found))):
-                with _plainly(self._base, settings):
-                    output = self._base.model.generate(**batch)
-                for row, ids in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                    if not self._take(row, ids):
-                        going_on.append(row)
-            waiting = going_on
+            with _plainly(self._base, _settings(more, self._stops, self._base.tokenizer.pad_token_id)):
+                output = self._base.model.generate(
+                    input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **kept
+                )
+            answers = output.sequences[:, ids.shape[1] :].tolist()
+            left = [place for place, row in enumerate(rows) if not self._take(row, answers[place])]
+            rows = [rows[place] for place in left]
+            chosen = torch.tensor(left, dtype=torch.long, device=ids.device)
+            ids = output.sequences[chosen]
+            mask = torch.cat([mask[chosen], mask.new_ones(len(left), ids.shape[1] - mask.shape[1])], dim=1)
+            kept = _of_rows(output.past_key_values, chosen) if left else {}
+
+
+def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:
+    """Return what `generate` is given of the rows that go on.
+
+    Nothing, so that it reads them anew, where a model's states cannot be parted (Mamba).
+    """
+    try:
+        cache.batch_select_indices(rows)
+    except (AttributeError, NotImplementedError):
+        return {}
+    return {"past_key_values": cache}
 
 
 def generate(base: BaseModel, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:

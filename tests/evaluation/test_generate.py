@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,9 +72,9 @@ def test_an_answer_ends_at_a_line_break(causal: Path) -> None:
         generation_config = base.model.generation_config
         device = base.model.device
 
-        def generate(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        def generate(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
             tail = torch.tensor([[word, newline, word, word]] * len(input_ids))
-            return torch.cat([input_ids, tail], dim=1)
+            return SimpleNamespace(sequences=torch.cat([input_ids, tail], dim=1), past_key_values=None)
 
     scripted = type(base)(**{**{f: getattr(base, f) for f in base.__dataclass_fields__}, "model": Scripted()})
     assert generate(scripted, [[5, 6], [7]], max_new_tokens=4, batch_size=2) == ["x", "x"]
@@ -190,3 +191,20 @@ def test_answers_of_one_adapter_are_drafts_for_the_next_and_do_not_stick(
         head.copy_(before)
     assert asked("again") == first
     assert second != [first[place] for place in (3, 1)]
+
+
+def test_rows_of_models_whose_states_cannot_be_parted_are_read_anew(
+    causal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import DynamicCache
+
+    base = load_base(str(causal), dtype="float32", device="cpu")
+    prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
+    monkeypatch.setattr("adaptermix.evaluation.generate._FIRST_ROUND", 2)
+    parted = generate_ids(base, prompts, max_new_tokens=9, batch_size=3)
+
+    def refuse(*_: object) -> None:
+        raise AttributeError("as Mamba's")
+
+    monkeypatch.setattr(DynamicCache, "batch_select_indices", refuse)
+    assert generate_ids(base, prompts, max_new_tokens=9, batch_size=3) == parted
