@@ -14,6 +14,9 @@ from ..tasks import Task, get_template
 from .generate import generate_ids, in_words
 from .heads import LONGEST, tell
 
+_WORTH = 0.6
+"""Share of answers that must have stood from one call to the next for drafts to be worth their pass."""
+
 
 class Answering:
     """Rows that a model answers.
@@ -44,6 +47,7 @@ class Answering:
         self._base, self._task, self._settings, self._watch = base, task, settings, watch
         self._encoded: HeadRows | None = None
         self._drafts: dict[int, list[int]] = {}
+        self._stood = 1.0
         if base.head:
             if settings.template:
                 raise UsageError("the adapter's head reads no prompt: drop --template.")
@@ -61,7 +65,7 @@ class Answering:
     def __call__(self, label: str = "answer", *, places: Sequence[int] | None = None) -> list[str]:
         """Return one answer per row.
 
-        Generated ones begin from those of the call before, which they mostly are again; see `generate_ids`.
+        Generated ones begin from those of the call before, if most of them stood the last time; see `generate_ids`.
 
         Args:
             label: Name of the progress bar.
@@ -77,9 +81,14 @@ class Answering:
             max_new_tokens=self._settings.max_new_tokens,
             batch_size=size,
             one_line=self._task.one_line,
-            drafts=[self._drafts.get(place) for place in chosen],
+            drafts=[self._drafts.get(place) for place in chosen] if self._stood >= _WORTH else None,
             watch=self._watch,
             label=label,
         )
+        before = [
+            (self._drafts[place], ids) for place, ids in zip(chosen, answers, strict=True) if place in self._drafts
+        ]
+        if before:
+            self._stood = sum(draft == ids for draft, ids in before) / len(before)
         self._drafts |= dict(zip(chosen, answers, strict=True))
         return in_words(self._base, answers)
