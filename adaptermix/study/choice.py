@@ -73,6 +73,7 @@ class Board:
         self, metric: Metric, languages: Sequence[str], rows: Sequence[Any], *, objective: Objective, seed: int
     ) -> None:
         self._metric, self._rows, self._objective, self._seed = metric, rows, objective, seed
+        self._known: dict[tuple[int, str], Sequence[float] | None] = {}
         self._places: dict[str, list[int]] = {}
         for place, language in enumerate(languages):
             self._places.setdefault(language, []).append(place)
@@ -81,11 +82,17 @@ class Board:
         """Return the statistics of the rows that were asked and can be scored, by language."""
         found = {}
         for language, places in self._places.items():
-            asked = [(self._rows[place], trial.answers[place]) for place in places]
-            counted = [self._metric.count(row, answer) for row, answer in asked if answer is not None]
+            asked = [(place, trial.answers[place]) for place in places]
+            counted = [self._count(place, answer) for place, answer in asked if answer is not None]
             if kept := [count for count in counted if count is not None]:
                 found[language] = kept
         return found
+
+    def _count(self, place: int, answer: str) -> Sequence[float] | None:
+        """Return a row's statistics; most trials answer it as others did, and each is looked at several times."""
+        if (place, answer) not in self._known:
+            self._known[place, answer] = self._metric.count(self._rows[place], answer)
+        return self._known[place, answer]
 
     def values(self, counts: Mapping[str, Statistics]) -> Values:
         """Return the objective on these rows, and on their resamples.

@@ -21,7 +21,6 @@ from ..errors import OutputError
 from .space import Candidate, Choice, Parameter, Point
 from .trials import Trial, pack, unpack
 
-SAMPLERS = ("random", "tpe", "cmaes", "gp")
 STALE_AFTER = 120.0
 """Seconds without a sign of life after which a worker on another machine counts as dead."""
 _PASSWORD = re.compile(r"(://[^:/@]+):[^@]*@")
@@ -116,7 +115,7 @@ class Ledger:
         name: Name of the study, one per search.
         searched: The space.
         settings: What the search is of; another one under the same name is refused.
-        sampler: One of `SAMPLERS`.
+        sampler: `random`, `tpe`, `cmaes` or `gp`.
         seed: Seed of the sampler. What it proposes depends on the trials that are there too, so that one that goes on
             does not repeat itself; workers differ in `worker`.
         worker: What tells this process from others that share the study.
@@ -296,7 +295,12 @@ class Ledger:
 
     def known(self, candidate: Candidate) -> tuple[str | None, ...] | None:
         """Return the answers of an earlier trial of the same candidate, if there is one."""
-        return next((trial.answers for trial in self.trials() if trial.candidate == candidate), None)
+        from optuna.trial import TrialState
+
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if self._searched.candidate(self._point(trial)) == candidate:  # only then is it unpacked
+                return tuple(unpack(trial.user_attrs["answers"]))
+        return None
 
     def bury(self) -> None:
         """Give the candidates of workers that died to others; each trial is given once."""

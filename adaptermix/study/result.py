@@ -10,7 +10,6 @@ from typing import Any
 from ..evaluation.run import Evaluation
 from ..evaluation.score import Score
 from .choice import Verdict
-from .space import Parameter
 from .trials import Trial
 
 
@@ -32,7 +31,6 @@ class SearchResult:
         objective: What is made of the scores of the languages.
         rule: How the trial was chosen.
         out: The merged adapter's folder.
-        parameters: What was searched.
     """
 
     trials: list[Trial]
@@ -48,7 +46,6 @@ class SearchResult:
     objective: str
     rule: str
     out: Path
-    parameters: dict[str, Parameter]
 
     @property
     def chosen_score(self) -> Score:

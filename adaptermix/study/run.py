@@ -22,6 +22,7 @@ from ..evaluation.answering import Answering
 from ..evaluation.heads import head_of
 from ..evaluation.run import score_answers
 from ..files import partial_path
+from ..head_forms import Head
 from ..methods.base import build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
 from ..output import write_output
@@ -57,9 +58,7 @@ def search_dry(settings: SearchSettings) -> dict[str, Any]:
         AdapterMixError: as `search`, but for the model's weights.
     """
     prepared = prepare(settings)
-    if head_of(prepared.task, prepared.sources, prepared.rows) is None:
-        require_causal(settings.base, f"without a head for it, task '{settings.task}'")
-    else:
+    if _head(prepared, settings):
         model_kind(settings.base)
     tried = len(prepared.searched.candidates) if isinstance(prepared.searched, Listed) else settings.trials
     return {
@@ -82,7 +81,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     """Find merge weights on dev data, and write the adapter merged with them.
 
     The objective is the mean over languages of the task's headline score, or their minimum. Nothing is written or
-    merged per trial of a weighted sum. An interrupted search goes on where it was; several processes can share one.
+    merged per trial of an exact sum. An interrupted search goes on where it was; several processes can share one.
 
     Raises:
         AdapterMixError: the adapters, the model, a data file or the output does not do.
@@ -93,11 +92,16 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     return search_with(_loaded(prepared, settings, watch), prepared, settings, watch=watch)
 
 
-def _loaded(prepared: Prepared, settings: SearchSettings, watch: Watcher) -> BaseModel:
+def _head(prepared: Prepared, settings: SearchSettings) -> Head | None:
+    """Return the head that answers; without one the base must generate."""
     head = head_of(prepared.task, prepared.sources, prepared.rows)
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{settings.task}'")
-    base = load_base(settings.base, **settings.place(), head=head)
+    return head
+
+
+def _loaded(prepared: Prepared, settings: SearchSettings, watch: Watcher) -> BaseModel:
+    base = load_base(settings.base, **settings.place(), head=_head(prepared, settings))
     note_other_base(base, prepared.sources, watch)
     return base
 
@@ -287,7 +291,6 @@ def _result(
         objective=settings.objective,
         rule=settings.choose,
         out=Path(settings.out),
-        parameters=dict(prepared.searched.parameters),
     )
 
 
