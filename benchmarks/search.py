@@ -87,7 +87,7 @@ def ours(base: Any, settings: Any) -> dict[str, Any]:
     }
 
 
-def peer(base: Any, settings: Any, prepared: Any) -> dict[str, Any]:
+def peer(base: Any, settings: Any, prepared: Any, batch_size: int) -> dict[str, Any]:
     """What one writes with peft: merge per weight, generate in batches of rows of like length, score."""
     import torch
     from peft import PeftModel
@@ -113,8 +113,8 @@ def peer(base: Any, settings: Any, prepared: Any) -> dict[str, Any]:
         model.add_weighted_adapter([n for n, _ in pairs], [w for _, w in pairs], "merged", combination_type="cat")
         model.set_adapter("merged")
         answers = [""] * len(prompts)
-        for begin in range(0, len(order), settings.batch_size):
-            chosen = order[begin : begin + settings.batch_size]
+        for begin in range(0, len(order), batch_size):
+            chosen = order[begin : begin + batch_size]
             batch = _pad_left([prompts[row] for row in chosen], base.tokenizer.pad_token_id, base.device)
             with torch.inference_mode():
                 output = model.generate(
@@ -161,14 +161,14 @@ def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
             answers=tuple(found["baseline"].answers[place] for place in order),
         )
 
-        def answer(trial: Any, places: Any, answers: Any = answers) -> list[str]:
-            return [answers[trial.candidate.weights][place] for place in places]
+        def answers_of(asked: Any, answers: Any = answers) -> Any:
+            return [[answers[trial.candidate.weights][place] for place in places] for trial, places in asked]
 
         with tempfile.TemporaryDirectory() as folder:
             ledger = Ledger(
                 Path(folder) / "log", name="race", searched=prepared.searched, settings={}, limit=len(every)
             )
-            Race(board, languages, answer, baseline=baseline, size=len(every)).run(ledger)
+            Race(board, languages, answers_of, baseline=baseline, size=len(every)).run(ledger)
             raced = ledger.trials()
         score = {trial.candidate.weights: board.score(trial) for trial in raced if trial.is_whole}
         best = max(score.values(), key=lambda one: one.value)
@@ -201,8 +201,9 @@ def main() -> None:
     parser.add_argument("--rows")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--least", type=float, default=0.5, help="least weight of the first adapter; the most is 1")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, help="rows per pass of ours; default: as many as fit")
+    parser.add_argument("--peer-batch-size", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seeds", type=int, default=20)
@@ -223,7 +224,7 @@ def main() -> None:
             "races": races(found, arguments.seeds),
         }
         if not arguments.no_peer:
-            other = peer(base, settings, found["prepared"])
+            other = peer(base, settings, found["prepared"], arguments.peer_batch_size)
             document["peft, seconds"] = other["seconds"]
             document["ratio"] = other["seconds"] / found["seconds"]
             gaps = [abs(one - two) for one, two in zip(found["scores"], other["scores"], strict=True)]

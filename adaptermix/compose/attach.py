@@ -13,6 +13,10 @@ from ..algebra import LowRank
 from ..errors import IncompatibleAdapters
 
 
+class MixedRowsError(RuntimeError):
+    """A module does not see a batch row by row (experts that tokens are sent to), so rows cannot differ in weights."""
+
+
 class _Branch:
     """The low-rank side path of one module: all adapters' factors side by side, one coefficient per rank."""
 
@@ -24,15 +28,26 @@ class _Branch:
         self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(like.device)
         self.coefficients = self.scales.to(like.dtype)
         self.is_idle = False
+        self._table = self.coefficients
 
     def weigh(self, weights: Tensor) -> None:
+        """Take weights [adapters], or [vectors, adapters], of which `choose` gives each row one."""
         self.is_idle = not bool(weights.any())
-        self.coefficients = (weights.to(self.scales.device)[self.owner] * self.scales).to(self.a.dtype)
+        self._table = (weights.to(self.scales.device)[..., self.owner] * self.scales).to(self.a.dtype)
+        self.coefficients = self._table
+
+    def choose(self, vectors: Tensor) -> None:
+        self.coefficients = self._table[vectors.to(self._table.device)].unsqueeze(1)
 
     def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.is_idle:
             return output
-        hidden = nn.functional.linear(inputs[0].to(self.a.dtype), self.a) * self.coefficients
+        given = inputs[0]
+        if self.coefficients.dim() > 1 and (given.dim() != 3 or len(given) != len(self.coefficients)):
+            raise MixedRowsError(
+                "rows of a batch reach this module in another order, so each cannot have its own weights"
+            )
+        hidden = nn.functional.linear(given.to(self.a.dtype), self.a) * self.coefficients
         return output + nn.functional.linear(hidden, self.b).to(output.dtype)
 
 
@@ -95,6 +110,20 @@ class Attachment:
         """Set the weights of each module, which a function of its path gives, one per adapter."""
         for module, branch in self._branches.items():
             branch.weigh(torch.tensor(list(weights_of(module)), dtype=torch.float32))
+
+    def set_several(self, vectors: Sequence[Callable[[str], Sequence[float]]]) -> None:
+        """Set several weight vectors, each a function of the module's path; `choose` gives each row of a batch one."""
+        for module, branch in self._branches.items():
+            branch.weigh(torch.tensor([list(weights_of(module)) for weights_of in vectors], dtype=torch.float32))
+
+    def choose(self, vectors: Sequence[int]) -> None:
+        """Say which of the vectors set by `set_several` each row of the next passes has.
+
+        The passes raise `MixedRowsError` where a module does not see the batch row by row.
+        """
+        rows = torch.tensor(list(vectors), dtype=torch.long)
+        for branch in self._branches.values():
+            branch.choose(rows)
 
     def detach(self) -> None:
         """Take the adapters off the model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import UsageError
@@ -11,6 +11,7 @@ from ..models import BaseModel
 from ..progress import SILENT, Watcher
 from ..settings import GenerationSettings
 from ..tasks import Task, get_template
+from .fitting import USUAL, rows_that_fit
 from .generate import generate_ids, in_words
 from .heads import LONGEST, tell
 
@@ -62,6 +63,11 @@ class Answering:
         chosen = get_template(task, template)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
 
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated, not given by a head."""
+        return self._encoded is None
+
     def __call__(self, label: str = "answer", *, places: Sequence[int] | None = None) -> list[str]:
         """Return one answer per row.
 
@@ -71,24 +77,39 @@ class Answering:
             label: Name of the progress bar.
             places: Which rows, in this order; default all.
         """
-        size = self._settings.batch_size
         if self._encoded:
+            size = self._settings.batch_size or USUAL
             return tell(self._encoded, batch_size=size, places=places, watch=self._watch, label=label)
-        chosen = range(len(self._prompts)) if places is None else places
+        return self.together([range(len(self._prompts)) if places is None else places], lambda _asked: None, label)[0]
+
+    def together(
+        self, asked: Sequence[Sequence[int]], choose: Callable[[Sequence[int]], None], label: str
+    ) -> list[list[str]]:
+        """Return generated answers for several things that act on the model at once, each on rows of its own.
+
+        Args:
+            asked: The rows that each is asked.
+            choose: Called before passes with which of them each row of the batch is for.
+            label: Name of the progress bar.
+        """
+        owners = [number for number, places in enumerate(asked) for _ in places]
+        rows = [place for places in asked for place in places]
+        prompts = [self._prompts[place] for place in rows]
+        most = self._settings.max_new_tokens
         answers = generate_ids(
             self._base,
-            [self._prompts[place] for place in chosen],
-            max_new_tokens=self._settings.max_new_tokens,
-            batch_size=size,
+            prompts,
+            max_new_tokens=most,
+            batch_size=self._settings.batch_size or rows_that_fit(self._base, most + max(map(len, prompts), default=0)),
             one_line=self._task.one_line,
-            drafts=[self._drafts.get(place) for place in chosen] if self._stood >= _WORTH else None,
+            drafts=[self._drafts.get(place) for place in rows] if self._stood >= _WORTH else None,
+            before=lambda batch: choose([owners[row] for row in batch]),
             watch=self._watch,
             label=label,
         )
-        before = [
-            (self._drafts[place], ids) for place, ids in zip(chosen, answers, strict=True) if place in self._drafts
-        ]
+        before = [(self._drafts[place], ids) for place, ids in zip(rows, answers, strict=True) if place in self._drafts]
         if before:
             self._stood = sum(draft == ids for draft, ids in before) / len(before)
-        self._drafts |= dict(zip(chosen, answers, strict=True))
-        return in_words(self._base, answers)
+        self._drafts |= dict(zip(rows, answers, strict=True))
+        words = iter(in_words(self._base, answers))
+        return [[next(words) for _ in places] for places in asked]

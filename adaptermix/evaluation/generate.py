@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from ..models import BaseModel
 from ..progress import SILENT, Watcher
 
-_FIRST_ROUND = 16
-"""Tokens of the first round; each further one doubles the length."""
+_FIRST_ROUND = 8
+"""Tokens of the first round; each further one makes answers at least half as long again."""
 _MOST_LOGITS = 2**27
 """Most logits of a pass over drafts: half a gigabyte in float32."""
 
@@ -62,13 +63,14 @@ def generate_ids(
     batch_size: int,
     one_line: bool = True,
     drafts: Sequence[Sequence[int] | None] | None = None,
+    before: Callable[[Sequence[int]], None] = lambda _rows: None,
     watch: Watcher = SILENT,
     label: str = "generate",
 ) -> list[list[int]]:
     """Return one greedy continuation per prompt, up to an end token and without it.
 
-    In rounds: answers of a batch that have not ended after 16 tokens go on without the others, up to 32, 64, ..., so
-    that a batch does not carry what has ended to its longest answer.
+    In rounds: answers of a batch that have not ended after 8 tokens go on without the others, up to 16, 24, 36, ...,
+    so that a batch does not carry what has ended to its longest answer.
 
     With drafts, such as what another adapter answered, one pass over prompt and draft tells how far greedy choice
     agrees; only what differs is generated. Drafts of `max_new_tokens` or more are passed over. The result is that
@@ -81,12 +83,21 @@ def generate_ids(
         batch_size: Rows per batch.
         one_line: End at a line break too.
         drafts: Per prompt a guess at the result, without its end token, or None.
+        before: Called before each run of passes with the numbers of the prompts in them, in the order of the batch.
         watch: Receives progress.
         label: Name of the progress bar.
     """
-    work = _Work(base, prompts, set(_stop_ids(base, one_line=one_line)), max_new_tokens, batch_size)
+    work = _Work(
+        base=base,
+        prompts=prompts,
+        stops=set(_stop_ids(base, one_line=one_line)),
+        most=max_new_tokens,
+        batch_size=batch_size,
+        before=before,
+        found=[[] for _ in prompts],
+    )
     with watch.track(label, len(prompts)) as work.advance:
-        waiting = list(range(len(prompts)))
+        guesses: dict[int, list[int]] = {}
         if drafts is not None and batch_size > 1:
             # one that never came to an end is babble, which the next adapter will not repeat
             guesses = {
@@ -94,76 +105,111 @@ def generate_ids(
                 for row, draft in enumerate(drafts)
                 if draft is not None and len(draft) < max_new_tokens
             }
-            done = work.follow(guesses)
-            waiting = [row for row in waiting if row not in done]
-        work.go_on(waiting)
+        left = work.follow(guesses) if guesses else []
+        work.go_on([row for row in range(len(prompts)) if row not in guesses] + left)
     return work.found
 
 
+@dataclass(slots=True, kw_only=True)
 class _Work:
     """Answers that are under way: `found` holds what there is of each."""
 
-    def __init__(
-        self, base: BaseModel, prompts: Sequence[Sequence[int]], stops: set[int], most: int, batch_size: int
-    ) -> None:
-        self._base, self._prompts, self._stops = base, prompts, stops
-        self._most, self._batch_size = most, batch_size
-        self.found: list[list[int]] = [[] for _ in prompts]
-        self.advance: Callable[[int, str], None] = lambda _count, _text: None
+    base: BaseModel
+    prompts: Sequence[Sequence[int]]
+    stops: set[int]
+    most: int
+    batch_size: int
+    before: Callable[[Sequence[int]], None]
+    found: list[list[int]] = field(default_factory=list)
+    advance: Callable[[int, str], None] = lambda _count, _text: None
 
     def _batches(
         self, rows: Iterable[int], more: Mapping[int, list[int]], size: int | None = None
-    ) -> Iterator[tuple[list[int], Any]]:
-        """Yield rows of like length with their prompts, followed by what there is more of each, padded left."""
-        order = sorted(rows, key=lambda row: len(self._prompts[row]) + len(more[row]))
-        size = size or self._batch_size
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Yield rows of like length with ids and mask of their prompts and what there is more of each, padded left."""
+        order = sorted(rows, key=lambda row: len(self.prompts[row]) + len(more[row]))
+        size = size or self.batch_size
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            texts = [[*self._prompts[row], *more[row]] for row in chosen]
-            yield chosen, _pad_left(texts, self._base.tokenizer.pad_token_id, self._base.device)
+            texts = [[*self.prompts[row], *more[row]] for row in chosen]
+            batch = _pad_left(texts, self.base.tokenizer.pad_token_id, self.base.device)
+            yield chosen, batch["input_ids"], batch["attention_mask"]
 
     def _take(self, row: int, ids: Sequence[int]) -> bool:
         """Add tokens to an answer up to an end; return whether it has ended."""
-        end = next((i for i, token in enumerate(ids) if token in self._stops), None)
-        self.found[row] = [*self.found[row], *ids[:end]][: self._most]
-        has_ended = end is not None or len(self.found[row]) >= self._most
+        end = next((i for i, token in enumerate(ids) if token in self.stops), None)
+        self.found[row] = [*self.found[row], *ids[:end]][: self.most]
+        has_ended = end is not None or len(self.found[row]) >= self.most
         if has_ended:
             self.advance(1, "")
         return has_ended
 
-    def follow(self, drafts: Mapping[int, list[int]]) -> set[int]:
-        """Take drafts as far as greedy choice agrees, and one token more; return the rows that have ended."""
-        done = set()
+    def follow(self, drafts: Mapping[int, list[int]]) -> list[int]:
+        """Take drafts as far as greedy choice agrees, and what follows; return the rows that are still to go on."""
+        left = []
         # logits of all places of the drafts are held at once, where generation holds those of one
         longest = 1 + max(map(len, drafts.values()), default=0)
-        vocabulary = self._base.model.get_output_embeddings().weight.shape[0]
-        size = max(1, min(self._batch_size, _MOST_LOGITS // (longest * vocabulary)))
-        for rows, batch in self._batches(drafts, drafts, size):
-            places = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
+        size = max(1, min(self.batch_size, _MOST_LOGITS // (longest * vocabulary)))
+        for rows, ids, mask in self._batches(drafts, drafts, size):
+            places = (mask.cumsum(-1) - 1).clamp(min=0)
             keep = 1 + max(len(drafts[row]) for row in rows)
-            output = self._base.model(**batch, position_ids=places, logits_to_keep=keep, use_cache=False)
-            for row, tokens in zip(rows, output.logits.argmax(-1).tolist(), strict=True):
+            self.before(rows)
+            output = self.base.model(
+                input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=keep, use_cache=True
+            )
+            going_on, following = [], []
+            for place, (row, tokens) in enumerate(zip(rows, output.logits.argmax(-1).tolist(), strict=True)):
                 draft = drafts[row]
                 greedy = tokens[len(tokens) - len(draft) - 1 :]
                 agreed = next((i for i, token in enumerate(draft) if greedy[i] != token), len(draft))
-                if self._take(row, [*draft[:agreed], greedy[agreed]]):
-                    done.add(row)
-        return done
+                mask[place, ids.shape[1] - len(draft) + agreed :] = 0
+                if not self._take(row, [*draft[:agreed], greedy[agreed]]):
+                    going_on.append(place)
+                    following.append(greedy[agreed])
+            left += self._after(rows, (ids, mask), output.past_key_values, going_on, following)
+        return left
+
+    def _after(
+        self, batch: list[int], held: tuple[Tensor, Tensor], cache: Any, places: list[int], following: list[int]
+    ) -> list[int]:
+        """Go on where drafts failed, with what the model made of prompts and drafts, but for what the mask leaves out.
+
+        Args:
+            batch: The rows of the batch.
+            held: Its ids and mask.
+            cache: What the model made of them.
+            places: Where the rows that go on are in it.
+            following: The token that comes next, of each of these.
+
+        Returns:
+            The rows that must be read anew, since the model's states cannot be masked.
+        """
+        ids, mask = held
+        rows = [batch[place] for place in places]
+        if not rows or not _can_mask(cache, ids.shape[1] + self.most):
+            return rows
+        chosen = torch.tensor(places, dtype=torch.long, device=ids.device)
+        cache.batch_select_indices(chosen)
+        ids = torch.cat([ids[chosen], ids.new_tensor(following).unsqueeze(1)], dim=1)
+        mask = torch.cat([mask[chosen], mask.new_ones(len(rows), 1)], dim=1)
+        self._rounds(rows, ids, mask, {"past_key_values": cache})
+        return []
 
     def go_on(self, waiting: list[int]) -> None:
         """Generate what is missing, in rounds; rows that go on keep what the model has made of them."""
-        for rows, batch in self._batches(waiting, dict(enumerate(self.found))):
-            self._rounds(rows, batch["input_ids"], batch["attention_mask"])
+        for rows, ids, mask in self._batches(waiting, dict(enumerate(self.found))):
+            self._rounds(rows, ids, mask, {})
 
-    def _rounds(self, rows: list[int], ids: Tensor, mask: Tensor) -> None:
+    def _rounds(self, rows: list[int], ids: Tensor, mask: Tensor, kept: dict[str, Any]) -> None:
         length = 0
-        kept: dict[str, Any] = {}
-        first = _FIRST_ROUND if self._batch_size > 1 else self._most
         while rows:
-            more = min(length or first, self._most - min(len(self.found[row]) for row in rows))
+            more = max(_FIRST_ROUND, length // 2) if self.batch_size > 1 else self.most
+            more = min(more, self.most - min(len(self.found[row]) for row in rows))
             length += more
-            with _plainly(self._base, _settings(more, self._stops, self._base.tokenizer.pad_token_id)):
-                output = self._base.model.generate(
+            self.before(rows)
+            with _plainly(self.base, _settings(more, self.stops, self.base.tokenizer.pad_token_id)):
+                output = self.base.model.generate(
                     input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **kept
                 )
             answers = output.sequences[:, ids.shape[1] :].tolist()
@@ -173,6 +219,18 @@ class _Work:
             ids = output.sequences[chosen]
             mask = torch.cat([mask[chosen], mask.new_ones(len(left), ids.shape[1] - mask.shape[1])], dim=1)
             kept = _of_rows(output.past_key_values, chosen) if left else {}
+
+
+def _can_mask(cache: Any, length: int) -> bool:
+    """Whether tokens that a cache holds can be left out by a mask: of attention, within every window at this length."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    def reaches(layer: Any) -> bool:
+        return type(layer) is DynamicLayer or (
+            type(layer) is DynamicSlidingWindowLayer and length < layer.sliding_window
+        )
+
+    return all(map(reaches, getattr(cache, "layers", [None])))
 
 
 def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters import AdapterSource
 from ..adapters.paths import fitted
-from ..compose.attach import Attachment
+from ..compose.attach import Attachment, MixedRowsError
 from ..compose.execute import execute
 from ..compose.plan import MergePlan
 from ..evaluation.acting import acting
@@ -51,6 +51,7 @@ class Judge:
     def __init__(self, base: BaseModel, answering: Answering, template: MergePlan, fixed: dict[str, Any]) -> None:
         self._base, self._answering, self._template, self._fixed = base, answering, template, fixed
         self._attached: Attachment | None = None
+        self._mixes = False
 
     @contextmanager
     def at_work(self, sources: Sequence[AdapterSource]) -> Iterator[Judge]:
@@ -71,14 +72,31 @@ class Judge:
         attached.set_weights([1.0, *[0.0] * (len(self._template.sources) - 1)])
         return self._answering(label)
 
-    def __call__(self, candidate: Candidate, label: str, *, places: Sequence[int] | None = None) -> list[str]:
-        """Return a candidate's answers.
+    @property
+    def takes_several(self) -> bool:
+        """Whether candidates can share forward passes: rows with weights of their own, where rows keep their places."""
+        is_sum = isinstance(self._template.method, Exact) and self._template.shape.rank is None
+        return is_sum and self._answering.generates and not self._mixes
+
+    def __call__(self, asked: Sequence[tuple[Candidate, Sequence[int]]], label: str) -> Iterator[list[str]]:
+        """Yield the answers of candidates, each to dev rows of its own, in their order.
 
         Args:
-            candidate: What to merge.
+            asked: What to merge, and the rows that it is asked.
             label: Name of the progress bar.
-            places: Which dev rows, in this order; default all.
         """
+        if len(asked) > 1 and self.takes_several:
+            attached = self._live
+            attached.set_several([self.plan(candidate).weights_at for candidate, _ in asked])
+            try:
+                yield from self._answering.together([places for _, places in asked], attached.choose, label)
+                return
+            except MixedRowsError:
+                self._mixes = True
+        for candidate, places in asked:
+            yield self._one(candidate, places, label)
+
+    def _one(self, candidate: Candidate, places: Sequence[int], label: str) -> list[str]:
         plan, attached = self.plan(candidate), self._live
         if isinstance(plan.method, Exact) and plan.shape.rank is None:
             attached.set_weights_by_module(plan.weights_at)

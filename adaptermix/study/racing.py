@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ _DOUBT = 5.0
 """Per cent: who is worse than the leader on all but as many resamples stops."""
 
 Told = Callable[[Trial, float], None]
-Answer = Callable[[Trial, Sequence[int]], Sequence[str]]
+Answer = Callable[[Sequence[tuple[Trial, Sequence[int]]]], Iterable[Sequence[str]]]
 
 
 def rungs(languages: Sequence[str]) -> list[list[int]]:
@@ -61,7 +61,7 @@ class Race:
     Args:
         board: Scores the answers.
         languages: Language of each dev row.
-        answer: From a trial and rows to answers.
+        answer: From trials, each with the rows it is asked, to their answers.
         baseline: The first adapter alone, whole; who is clearly worse than it stops too.
         size: Candidates of a cohort; the whole grid, or `COHORT`.
         told: Called with each trial that has ended and its value.
@@ -85,7 +85,7 @@ class Race:
         """Run all trials of a ledger."""
         while cohort := list(self._asked(ledger)):
             for rung, places in enumerate(self._rungs):
-                cohort = [self._asked_more(ledger, trial, places) for trial in cohort]
+                cohort = self._asked_more(ledger, cohort, places)
                 last = rung + 1 == len(self._rungs)
                 going_on = [] if last or not cohort else self._survivors(cohort, ledger.trials())
                 for trial in cohort:
@@ -104,19 +104,35 @@ class Race:
             self._before[number] = ledger.partial(candidate) or ()
             yield Trial(number=number, candidate=candidate, answers=(None,) * sum(map(len, self._rungs)))
 
-    def _asked_more(self, ledger: Ledger, trial: Trial, places: Sequence[int]) -> Trial:
-        """Ask a trial more rows, but for those that a worker which died has asked it."""
+    def _asked_more(self, ledger: Ledger, cohort: Sequence[Trial], places: Sequence[int]) -> list[Trial]:
+        """Ask trials more rows, but for those that a worker which died has asked them."""
         start = time.perf_counter()
+        known = [self._known(trial, places) for trial in cohort]
+        asked = [(trial, [place for place in places if trial.answers[place] is None]) for trial in known]
+        new = iter(self._answer([(trial, left) for trial, left in asked if left]))
+        done = []
+        for trial, left in asked:
+            answers = list(trial.answers)
+            for place, answer in zip(left, next(new) if left else (), strict=True):
+                answers[place] = answer
+            done.append(replace(trial, answers=tuple(answers)))
+            ledger.keep_partial(done[-1])
+        each = (time.perf_counter() - start) / max(1, sum(len(left) for _, left in asked))
+        return [
+            replace(trial, seconds=trial.seconds + each * len(left))
+            for trial, (_, left) in zip(done, asked, strict=True)
+        ]
+
+    def _known(self, trial: Trial, places: Sequence[int]) -> Trial:
+        """Return a trial with what is known of these rows from one that was not brought to an end."""
         before = self._before[trial.number]
-        answers = list(trial.answers)
-        for place in places if before else ():
-            answers[place] = before[place]
-        left = [place for place in places if answers[place] is None]
-        for place, answer in zip(left, self._answer(trial, left) if left else (), strict=True):
-            answers[place] = answer
-        trial = replace(trial, answers=tuple(answers), seconds=trial.seconds + time.perf_counter() - start)
-        ledger.keep_partial(trial)
-        return trial
+        if not before:
+            return trial
+        asked = set(places)
+        return replace(
+            trial,
+            answers=tuple(before[place] if place in asked else answer for place, answer in enumerate(trial.answers)),
+        )
 
     def _tell(self, ledger: Ledger, trial: Trial) -> None:
         value = self._board.exact(self._board.counts(trial))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,10 @@ _WHERE = {"out", "overwrite", "dry_run", "device", "batch_size", "storage", "stu
 """Settings that do not change what is found."""
 _MORE = {"trials", "choose"}
 """Settings that a search can go on with changed."""
+_FULL = 512
+"""Rows that trials which run together have in all: as many make passes no faster per row."""
+_PROPOSED = 4
+"""Most trials that a sampler proposes before it has seen how the first of them did."""
 _POLL = 0.2
 """Seconds between looks at trials that run elsewhere."""
 
@@ -167,8 +172,12 @@ class _Work:
         ledger.keep_baseline(answers)
         self.baseline = replace(self.baseline, answers=tuple(answers))
 
-    def _answer(self, trial: Trial, places: Sequence[int] | None = None) -> list[str]:
-        return self._judge(trial.candidate, f"trial {trial.number + 1}: {shown(trial.candidate)}", places=places)
+    def _answer(self, asked: Sequence[tuple[Trial, Sequence[int]]]) -> Iterable[list[str]]:
+        numbers = [trial.number + 1 for trial, _ in asked]
+        label = f"trials {min(numbers)} to {max(numbers)}" if asked else ""
+        if len(asked) == 1:
+            label = f"trial {numbers[0]}: {shown(asked[0][0].candidate)}"
+        return self._judge([(trial.candidate, places) for trial, places in asked], label)
 
     def run(self, ledger: Ledger) -> None:
         """Run trials, in turn or as races, until none is left or under way elsewhere."""
@@ -195,14 +204,27 @@ class _Work:
                 time.sleep(_POLL)
 
     def _run_in_turn(self, ledger: Ledger) -> None:
-        while asked := ledger.ask():
-            trial = Trial(number=asked[0], candidate=asked[1], answers=())
+        places = range(len(self._languages))
+        while trials := self._begun(ledger):
+            known = [ledger.known(trial.candidate) for trial in trials]
             start = time.perf_counter()
-            answers = ledger.known(trial.candidate) or tuple(self._answer(trial))
-            trial = replace(trial, answers=answers, seconds=time.perf_counter() - start)
-            value = self.board.exact(self.board.counts(trial))
-            ledger.tell(trial, value)
-            self._told(trial, value)
+            left = [(trial, places) for trial, answers in zip(trials, known, strict=True) if not answers]
+            found = iter(list(self._answer(left)) if left else ())
+            seconds = (time.perf_counter() - start) / max(1, len(left))
+            for begun, answers in zip(trials, known, strict=True):
+                took = 0.0 if answers else seconds
+                trial = replace(begun, answers=answers or tuple(next(found)), seconds=took)
+                value = self.board.exact(self.board.counts(trial))
+                ledger.tell(trial, value)
+                self._told(trial, value)
+
+    def _begun(self, ledger: Ledger) -> list[Trial]:
+        """Begin trials, several where they can share forward passes and rows are few."""
+        most = -(-_FULL // len(self._languages)) if self._judge.takes_several else 1
+        if not isinstance(self._prepared.searched, Listed):
+            most = min(most, _PROPOSED)
+        asked = itertools.takewhile(bool, (ledger.ask() for _ in range(most)))
+        return [Trial(number=found[0], candidate=found[1], answers=()) for found in asked if found]
 
     def _told(self, trial: Trial, value: float) -> None:
         """Show how a trial went, and the best so far of this process."""

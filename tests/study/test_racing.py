@@ -24,8 +24,10 @@ class World:
         rng = np.random.default_rng(seed)
         self.difficulty, self.seed, self.asked = rng.random(ROWS), seed, 0
 
-    def answer(self, trial, places=None):
-        places = range(ROWS) if places is None else places
+    def answers(self, asked):
+        return [self.answer(trial, places) for trial, places in asked]
+
+    def answer(self, trial, places=range(ROWS)):
         self.asked += len(places)
         weight = trial.candidate.weights[0]
         own = np.random.default_rng((self.seed, int(weight * 1000))).normal(0, 0.1, ROWS)
@@ -45,7 +47,7 @@ def raced(tmp_path, seed, searched, limit, size, sampler="random"):
     ledger = Ledger(
         tmp_path / f"{seed}.log", name="s", searched=searched, settings={}, limit=limit, sampler=sampler, seed=seed
     )
-    Race(table, NAMES, world.answer, baseline=baseline, size=size).run(ledger)
+    Race(table, NAMES, world.answers, baseline=baseline, size=size).run(ledger)
     return ledger.trials(), table, world
 
 
@@ -95,7 +97,7 @@ def test_candidates_that_are_proposed_twice_are_asked_once(tmp_path):
     world, table = World(0), board()
     baseline = Trial(number=-1, candidate=alone(2), answers=("y",) * ROWS)
     ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=4)
-    Race(table, NAMES, world.answer, baseline=baseline, size=2).run(ledger)
+    Race(table, NAMES, world.answers, baseline=baseline, size=2).run(ledger)
     trials = ledger.trials()
     assert [t.answers for t in trials[2:]] == [t.answers for t in trials[:2]]
     assert world.asked == sum(trial.rows for trial in trials[:2])
@@ -117,22 +119,23 @@ def test_a_race_that_was_killed_asks_no_row_twice(tmp_path):
         return ledger.trials()
 
     whole = World(0)
-    expected = race(whole, whole.answer)
+    expected = race(whole, whole.answers)
     broken = World(1)
     broken.difficulty = whole.difficulty
     calls = []
 
-    def answer(trial, places):
-        calls.append(trial)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return whole.answer(trial, places)
+    def answers(asked):
+        for trial, places in asked:
+            calls.append(trial)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            yield whole.answer(trial, places)
 
     with pytest.raises(KeyboardInterrupt):
-        race(broken, answer)
+        race(broken, answers)
     calls.extend([None] * 10)
     before = whole.asked
-    found = race(broken, lambda trial, places: calls.append(trial) or whole.answer(trial, places))
+    found = race(broken, answers)
     assert {trial.candidate.weights: trial.answers for trial in found} == {
         trial.candidate.weights: trial.answers for trial in expected
     }
