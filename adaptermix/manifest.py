@@ -73,29 +73,51 @@ def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
     }
 
 
-def inherit(sources: Sequence[AdapterSource]) -> dict[str, Any]:
-    """Return what a merge takes over: languages by role, training files, task and sentence vectors where all agree."""
+def inherit(
+    sources: Sequence[AdapterSource],
+    *,
+    dev: Sequence[Mapping[str, Any]] = (),
+    tested: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return what a merge takes over: languages by role, files, task and sentence vectors where all agree.
+
+    Args:
+        sources: The adapters.
+        dev: Files that the merge itself is chosen on, beside those that the adapters were chosen on.
+        tested: Those of them that were evaluated as test data before, and allowed.
+    """
     languages: dict[str, list[str]] = {}
     for source in sources:
         for role, names in _languages(source.meta.manifest):
             languages[role] = sorted({*languages.get(role, ()), *names})
-    files = {entry["sha256"]: entry for source in sources for entry in _files(source.meta.manifest, "data")}
     return {
         "languages": languages or None,
-        "data": list(files.values()) or None,
+        "data": _together(sources, "data"),
+        "dev": _together(sources, "dev", dev),
+        "tested": _together(sources, "tested", tested),
         "task": _common(sources, "task"),
         "vectors": _common(sources, "vectors"),
     }
 
 
-def seen(sources: Sequence[AdapterSource]) -> set[str]:
-    """Return the SHA-256 of all files that adapters were trained or chosen on, as far as their manifests tell."""
-    return {
-        str(entry["sha256"])
-        for source in sources
-        for name in ("data", "dev")
-        for entry in _files(source.meta.manifest, name)
-    }
+def _together(
+    sources: Sequence[AdapterSource], name: str, own: Sequence[Mapping[str, Any]] = ()
+) -> list[Mapping[str, Any]] | None:
+    """Return the files of an entry of all adapters after the own ones, each once."""
+    found: dict[Any, Mapping[str, Any]] = {}
+    for entry in (*own, *(entry for source in sources for entry in _files(source.meta.manifest, name))):
+        found.setdefault(entry["sha256"], entry)
+    return list(found.values()) or None
+
+
+def seen(sources: Sequence[AdapterSource], names: Sequence[str] = ("data", "dev")) -> set[str]:
+    """Return the SHA-256 of all files that adapters were trained or chosen on, as far as their manifests tell.
+
+    Args:
+        sources: The adapters.
+        names: Entries to look at: `data` has the training files, `dev` those that something was chosen on.
+    """
+    return {str(e["sha256"]) for source in sources for name in names for e in _files(source.meta.manifest, name)}
 
 
 def _files(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

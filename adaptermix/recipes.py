@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .settings import (
     SpectrumSettings,
     TaskSettings,
 )
+from .splits import DEV, TEST, TRAINING, contents, read_record
 
 STEPS: dict[str, type[Settings]] = {
     "train-align": AlignSettings,
@@ -48,6 +50,7 @@ STEPS: dict[str, type[Settings]] = {
     "push": PushSettings,
     "demo-inputs": DemoInputsSettings,
 }
+_USES = {"train": TRAINING, "pairs": TRAINING, "dev": DEV, "dev_pairs": DEV}
 _TOP = ("version", "variables", "steps")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -124,7 +127,8 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
         overrides: Values of variables by name, or of settings as `command.setting`.
 
     Raises:
-        ConfigError: the file is missing or malformed; all faults are listed at once.
+        ConfigError: the file is missing or malformed; all faults are listed at once. Or it uses test data for
+            something else, see `check_splits`.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -156,7 +160,9 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
     ]
     if faults:
         raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)))
-    return [step for step in checked if step is not None]
+    found = [step for step in checked if step is not None]
+    check_splits(path, found)
+    return found
 
 
 def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any], steps: Sequence[Any]) -> list[str]:
@@ -169,6 +175,44 @@ def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any],
         if command not in known:
             faults.append(f"override {key!r} meets no {'step' if dot else 'variable'}.{_near(command, known)}")
     return faults
+
+
+def _uses(step: Step) -> list[tuple[str, str]]:
+    """Return what a step uses its data for, and the `FILE` arguments."""
+    split = getattr(step.settings, "split", None)
+    uses = _USES | ({"data": f"{split} data"} if split else {})
+    named = [(use, getattr(step.settings, name, None)) for name, use in uses.items()]
+    return [(use, argument) for use, given in named if isinstance(given, list) for argument in given]
+
+
+def check_splits(path: Path, steps: Sequence[Step]) -> None:
+    """Refuse to choose or train on what is test data of another step, or was evaluated as test data before.
+
+    Files are the same by content; those that a step is yet to make, and those of the Hub, by name.
+
+    Args:
+        path: The recipe.
+        steps: Its steps.
+
+    Raises:
+        ConfigError: a step uses a file so; one that was evaluated before is allowed where `allow_tested` is set.
+    """
+    known, found = read_record(), cache(contents)
+    used = [(number, step, use, argument) for number, step in enumerate(steps, 1) for use, argument in _uses(step)]
+    tests = [(key, f"step {number}") for number, _, use, argument in used if use == TEST for key in found(argument)]
+    testing = dict(reversed(tests))
+    for number, step, use, argument in used if testing or known else ():
+        allowed = getattr(step.settings, "allow_tested", None)
+        for key, name in found(argument).items() if use != TEST else ():
+            if key in testing:
+                fault = f"{use} must not be test data, and {name} is test data of {testing[key]}"
+                way_out = f", or drop split: test in {testing[key]}"
+            elif key in known and not allowed:
+                fault = known[key].fault(use, name)
+                way_out = "" if allowed is None else ", or set allow_tested: true there"
+            else:
+                continue
+            raise ConfigError(f"{path}: step {number} ({step.command}): {fault}. Give other data{way_out}.")
 
 
 def _written(step: Step) -> Path | None:

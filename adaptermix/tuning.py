@@ -20,7 +20,8 @@ from typing import Any
 from .errors import ConfigError, OutputError
 from .files import write_whole
 from .progress import SILENT, Watcher
-from .recipes import Runner, Step, going_on, load_recipe, run_step
+from .recipes import Runner, Step, check_splits, going_on, load_recipe, run_step
+from .settings import EvaluateSettings
 
 _JUDGES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
 _WHERE = {"out", "overwrite", "resume", "dry_run"}
@@ -203,7 +204,8 @@ def plan(
     """Check every candidate's recipe and return its settings, its folder and its steps.
 
     Raises:
-        ConfigError: the recipe has faults with some candidate, has no variable `out`, or ends in no step that judges.
+        ConfigError: the recipe has faults with some candidate, has no variable `out`, or ends in no step that judges on
+            dev data.
     """
     if "out" in (overrides or {}):
         raise ConfigError("the variable out is the candidates' own here. Give --out instead.")
@@ -216,6 +218,8 @@ def plan(
                 f"{recipe}: the last step must be {' or '.join(_JUDGES)}, on dev data: its score decides; found "
                 f"{steps[-1].command!r}."
             )
+        steps[-1] = _judge(recipe, steps[-1])
+        check_splits(recipe, steps)
         elsewhere = [step for step in steps if not _within(step, folder)]
         if elsewhere:
             raise ConfigError(
@@ -224,6 +228,15 @@ def plan(
             )
         chosen.append((settings, folder, steps))
     return chosen
+
+
+def _judge(recipe: Path, step: Step) -> Step:
+    """Return the last step, whose data are dev data."""
+    if not isinstance(step.settings, EvaluateSettings):
+        return step
+    if step.settings.split == "test":
+        raise ConfigError(f"{recipe}: the last step must be on dev data: its score decides; found split: test.")
+    return Step(command=step.command, settings=step.settings.model_copy(update={"split": "dev"}))
 
 
 def _within(step: Step, folder: Path) -> bool:

@@ -1,14 +1,17 @@
-"""What every test shares: one thread, no network, and one tiny base model per session."""
+"""What every test shares: one thread, no network, a state folder of its own, and one tiny base model per session."""
 
 from __future__ import annotations
 
 import os
+from itertools import count
 from pathlib import Path
 
 # Before any Hugging Face library is imported: a test that needs the network is a mistake.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What fixtures of a module or session do is recorded nowhere: no folder lies below a file.
+os.environ["ADAPTERMIX_STATE"] = str(Path(__file__) / "nowhere")
 
 import pytest
 import torch
@@ -27,6 +30,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 settings.load_profile("adaptermix")
+
+
+_NUMBERS = count()
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of each test for what is kept between runs; not there before something is."""
+    folder = tmp_path_factory.getbasetemp() / "state" / str(next(_NUMBERS))
+    monkeypatch.setenv("ADAPTERMIX_STATE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ LAYERS = [
     ["methods", "adapters"],
     ["testing"],
     ["manifest", "publish.card"],
-    ["output", "data"],
+    ["output", "data", "splits"],
     ["tasks", "models", "headed", "compose", "checkpointing", "library", "publish.hub", "analysis"],
     ["heads"],
     ["evaluation", "train"],

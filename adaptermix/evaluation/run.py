@@ -10,13 +10,13 @@ from typing import Any
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
-from ..data import DataFile
 from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
 from ..models import load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
+from ..splits import add_to_record, check_split
 from ..tasks import Task, get_task, get_template
 from ..tasks.tagged import to_entry
 from .acting import acting
@@ -83,6 +83,7 @@ class Evaluation:
         answers: The generated answers, row by row.
         counts: For each language the headline metric's statistics, row by row.
         against: The comparison with another system, if one was asked for.
+        split: What the rows are for, dev or test, if it was told.
     """
 
     task: str
@@ -95,6 +96,7 @@ class Evaluation:
     answers: Sequence[str]
     counts: Mapping[str, Statistics]
     against: Comparison | None = None
+    split: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -102,6 +104,7 @@ class Evaluation:
         def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
             return {language: score.document() for language, score in scores.items()}
 
+        more = {"split": self.split, "against": self.against and self.against.document()}
         return {
             "task": self.task,
             "metric": self.metric,
@@ -110,7 +113,7 @@ class Evaluation:
             "overall": self.overall.document(),
             "roles": {role: sorted(names) for role, names in self.roles.items()},
             "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
-        } | ({"against": self.against.document()} if self.against else {})
+        } | {key: value for key, value in more.items() if value is not None}
 
 
 def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -167,17 +170,6 @@ def _check_predictions(settings: EvaluateSettings) -> None:
         raise OutputError(f"{path} exists. Pass --overwrite to replace it, or choose another file.")
 
 
-def note_seen(files: Sequence[DataFile], sources: Sequence[AdapterSource], watch: Watcher) -> None:
-    """Tell a person about files that an adapter was trained or chosen on, by their content."""
-    seen = manifest.seen(sources)
-    for file in files if seen else ():  # to hash a file is to read it
-        if file.entry()["sha256"] in seen:
-            watch.note(
-                f"warning: {file.path} is a file that an adapter was trained or chosen on; unless --rows picks other "
-                "rows, scores on it say little."
-            )
-
-
 def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluation:
     """Evaluate a base model on a task, with an adapter or without.
 
@@ -192,7 +184,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     rows, files = task.read(settings.data, rows=settings.rows)
     for note in told_left_out(sum(file.left_out for file in files), len(rows)):
         watch.note(note)
-    note_seen(files, [*sources, *(others or [])], watch)
+    check_split(files, [*sources, *(others or [])], split=settings.split, watch=watch)
     task.metrics(rows)  # what they need and is not installed shows before a model is loaded
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
@@ -213,19 +205,29 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
             answers = answering(label)
         return score_answers(task, rows, answers, roles, seed=settings.seed)
 
-    result = scored(sources, "answer")
+    result = replace(scored(sources, "answer"), split=settings.split)
     if settings.predictions:
-        entries = (
-            {"language": task.language(row), "expected": task.answer(row), **to_entry(answer)}
-            for row, answer in zip(rows, result.answers, strict=True)
-        )
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
-        write_whole(Path(settings.predictions), "".join(lines).encode())
-    if others is None:
-        return result
-    name = others[0].name if others else BASE
-    theirs = scored(others, f"answer with {name}")
-    return replace(result, against=compare(task, rows, result, theirs, name=name, seed=settings.seed))
+        _write_predictions(Path(settings.predictions), task, rows, result)
+    if others is not None:
+        name = _name(others)
+        theirs = scored(others, f"answer with {name}")
+        result = replace(result, against=compare(task, rows, result, theirs, name=name, seed=settings.seed))
+    if settings.split == "test":
+        add_to_record(files, task=task.name, adapter=_name(sources), watch=watch)
+    return result
+
+
+def _write_predictions(path: Path, task: Task, rows: Sequence[Any], result: Evaluation) -> None:
+    split = {"split": result.split} if result.split else {}
+    entries = (
+        {"language": task.language(row), "expected": task.answer(row), **split, **to_entry(answer)}
+        for row, answer in zip(rows, result.answers, strict=True)
+    )
+    write_whole(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode())
+
+
+def _name(sources: Sequence[AdapterSource]) -> str:
+    return sources[0].name if sources else BASE
 
 
 def _opened(folder: str | None) -> list[AdapterSource]:

@@ -99,6 +99,11 @@ def _languages(document: Mapping[str, Any]) -> str:
     return f"Languages: {'; '.join(parts)}." if parts else ""
 
 
+def _tested(document: Mapping[str, Any]) -> str:
+    names = ", ".join(sorted({f"`{entry['name']}`" for entry in document.get("tested", ())}))
+    return f"Trained or chosen on data that were evaluated as test before: {names}." if names else ""
+
+
 def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
     if document.get("artifact") == "delta":
         lines = (
@@ -150,6 +155,7 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
         f"# {name}",
         f"This is {what}, for the base model `{base}`. Made with adaptermix ({made}).",
         _languages(document),
+        _tested(document),
         _use(document, str(base), reference or name),
         _inputs(document),
         _fidelity(document),

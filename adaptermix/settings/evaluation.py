@@ -18,6 +18,11 @@ class EvaluateSettings(GenerationSettings):
     task: str = Field(description=TASK)
     data: Files = Field(description="data files, one or more languages")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    split: Literal["dev", "test"] | None = Field(
+        None,
+        description="what the data are for; test files are recorded, by content, so that no later command chooses or "
+        "trains on them, and must not be files that an adapter here was trained or chosen on",
+    )
     against: str | None = Field(
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .. import checks
-from .base import TASK, Files, GenerationSettings, Positive, Settings, Written
+from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Settings, Written
 
 
 class PlaceSettings(Settings):
@@ -141,5 +141,6 @@ class SearchSettings(GenerationSettings, Written):
     study: str | None = Field(None, description="name of the search in the storage; default that of the output folder")
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
+    allow_tested: bool = Field(False, description=ALLOW_TESTED)
 
     _sound_search = model_validator(mode="after")(checks.sound_search)

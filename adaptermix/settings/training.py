@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from .. import checks
-from .base import TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
+from .base import ALLOW_TESTED, TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
 
 
 class TrainingSettings(Placed, Written):
@@ -71,6 +71,7 @@ class TrainingSettings(Placed, Written):
     patience: Positive | None = Field(
         None, description="stop after so many looks at the dev loss without a new best, and keep the best"
     )
+    allow_tested: bool = Field(False, description=ALLOW_TESTED)
 
     _sound_training = model_validator(mode="after")(checks.sound_training)
 
@@ -79,7 +80,7 @@ class AlignOptions(Settings):
     """The alignment objective."""
 
     pairs: Files = Field(description="parallel pair files, such as de-en.tsv")
-    dev_pairs: list[str] = Field([], description="pair files whose loss is logged")
+    dev_pairs: list[str] = Field([], description="pair files whose loss is logged, and chooses with --patience")
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
@@ -115,7 +116,7 @@ class TaskOptions(Settings):
 
     task: str = Field(description=TASK)
     train: Files = Field(description="training files")
-    dev: list[str] = Field([], description="dev files; their loss is logged")
+    dev: list[str] = Field([], description="dev files; their loss is logged, and chooses with --patience")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each training file to use")
     template: str | None = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"

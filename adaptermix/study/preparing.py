@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import isfinite
@@ -19,6 +19,7 @@ from ..evaluation.run import template_of
 from ..files import check_not_input, check_output
 from ..methods.base import build
 from ..settings import SearchSettings
+from ..splits import DEV, refuse_tested, told_trained
 from ..tasks import Task, get_task
 from .ledger import Listed
 from .space import Candidate, Choice, Interval, Parameter, Space, depth_groups, grid_weights
@@ -35,7 +36,8 @@ class Prepared:
         rows: The dev rows.
         files: Their files.
         prompt: Name of the prompt template.
-        notes: What a person should know of the space.
+        tested: What the manifest says of files that were evaluated as test data and are allowed.
+        notes: What a person should know of the space and of the files.
     """
 
     template: MergePlan
@@ -44,6 +46,7 @@ class Prepared:
     rows: Sequence[Any]
     files: Sequence[DataFile]
     prompt: str
+    tested: Sequence[Mapping[str, Any]] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -180,8 +183,17 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
     task = get_task(settings.task)
     prompt = template_of(task, template.sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
-    notes = _notes(settings, searched)
-    return Prepared(template=template, searched=searched, task=task, rows=rows, files=files, prompt=prompt, notes=notes)
+    return Prepared(
+        template=template,
+        searched=searched,
+        task=task,
+        rows=rows,
+        files=files,
+        prompt=prompt,
+        # of a search that is under way the process that leads has asked
+        tested=refuse_tested({DEV: files}, allowed=settings.allow_tested) if writes else (),
+        notes=(*_notes(settings, searched), *told_trained(files, template.sources)),
+    )
 
 
 def _notes(settings: SearchSettings, searched: Space | Listed) -> tuple[str, ...]:

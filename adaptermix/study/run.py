@@ -44,7 +44,18 @@ BASELINE = -1
 """Number of the trial of the first adapter alone."""
 _GP_UP_TO = 8
 _JOURNAL = "trials.log"
-_WHERE = {"out", "overwrite", "dry_run", "device", "batch_size", "storage", "study", "workers", "report"}
+_WHERE = {
+    "out",
+    "overwrite",
+    "dry_run",
+    "device",
+    "batch_size",
+    "storage",
+    "study",
+    "workers",
+    "report",
+    "allow_tested",
+}
 """Settings that do not change what is found."""
 _MORE = {"trials", "choose"}
 """Settings that a search can go on with changed."""
@@ -335,8 +346,7 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
         inputs=[manifest.input_entry(s, w) for s, w in zip(prepared.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
         scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
-        dev=[file.entry() for file in prepared.files],
-        **manifest.inherit(prepared.sources),
+        **manifest.inherit(prepared.sources, dev=[file.entry() for file in prepared.files], tested=prepared.tested),
     )
     results = (json.dumps(result.document(), indent=2) + "\n").encode()
     extra = {"results.json": results}

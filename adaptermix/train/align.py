@@ -19,6 +19,7 @@ from ..models import BaseModel, keep_blocks
 from ..pooling import Standards, mean_cosine, require_pooling
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
+from ..splits import DEV, TRAINING, refuse_tested
 from .modes import evaluating, loras_off
 from .objectives import contrastive_loss, keeper_loss
 from .on_top import attach_on
@@ -295,6 +296,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_dev_pairs(settings)
+    tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
     steps = count_steps(len(pairs), settings)
     report = describe_pairs(pairs, files, dev_pairs)
     if settings.dry_run:
@@ -324,6 +326,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
             "languages": {"aligned": languages},
             "data": [file.entry() for file in files],
             "dev": [file.entry() for file in dev_files] or None,
+            "tested": tested or None,
             "rows": report.document(),
             "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
             "vectors": vectors_entry(settings),

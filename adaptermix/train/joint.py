@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..data import Pair, read_pairs
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
+from ..splits import DEV, TRAINING, refuse_tested
 from .align import AlignLoss, describe_pairs, negatives, read_dev_pairs, require_pairs, vectors_entry
 from .on_top import attach_on
 from .outline import aligned_layer
@@ -114,6 +115,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_dev_pairs(settings)
+    tested = refuse_tested({TRAINING: pair_files, DEV: dev_files}, allowed=settings.allow_tested)
     pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
@@ -151,6 +153,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
             "languages": data.entries["languages"] | {"aligned": _languages(pairs)},
             "data": [*data.entries["data"], *(file.entry() for file in pair_files)],
             "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
+            "tested": [*(data.entries["tested"] or []), *tested] or None,
             "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)}
             | {"rows": pairs_report.document()},
             "vectors": vectors_entry(settings),

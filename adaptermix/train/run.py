@@ -27,7 +27,7 @@ from .selection import DevWatch
 from .trainer import Loss, Trainer
 
 # settings that do not change the result
-_CIRCUMSTANCES = {"out", "overwrite", "resume", "dry_run", "checkpoint_every", "shard_base"}
+_CIRCUMSTANCES = {"out", "overwrite", "resume", "dry_run", "checkpoint_every", "shard_base", "allow_tested"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

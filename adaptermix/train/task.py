@@ -17,6 +17,7 @@ from ..heads.base import IGNORED, told_cut
 from ..models import BaseModel, model_kind, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
+from ..splits import DEV, TRAINING, refuse_tested
 from ..tasks import Task, Template, get_task, get_template
 from .objectives import answer_loss, plain_head
 from .on_top import attach_on
@@ -176,7 +177,7 @@ class TaskData:
         """Read the rows.
 
         Raises:
-            AdapterMixError: an unknown task or template, or a data file that does not do.
+            AdapterMixError: an unknown task or template, or a data file that does not do or is test data.
         """
         task = get_task(settings.task)
         template = get_template(task, settings.template)
@@ -187,6 +188,7 @@ class TaskData:
             "task": {"name": task.name, "template": template.name},
             "data": [file.entry() for file in files],
             "dev": [file.entry() for file in dev_files] or None,
+            "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested) or None,
         }
         report = describe(
             [(task.language(row), _text(task, row)) for row in rows],

@@ -1,0 +1,370 @@
+"""Test data stay test data: what was evaluated as such is refused for choosing and training, by content."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptermix import (
+    AlignSettings,
+    EvaluateSettings,
+    JointSettings,
+    SearchSettings,
+    TaskSettings,
+    evaluate,
+    merge,
+    search,
+    train_align,
+    train_joint,
+    train_task,
+)
+from adaptermix.cli import main
+from adaptermix.data.source import find_files
+from adaptermix.errors import AdapterMixError, ConfigError, PlanError
+from adaptermix.recipes import load_recipe, run_recipe
+from adaptermix.splits import add_to_record, read_record, state_folder
+from adaptermix.tuning import plan, tune
+
+from .factories import peft_lora
+from .train.data import Notes, write_pairs, write_slots
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def place(causal: Path) -> dict[str, Any]:
+    return {"base": str(causal), "dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture
+def answering(place: dict[str, Any]) -> dict[str, Any]:
+    return place | {"task": "slots", "max_new_tokens": 2}
+
+
+@pytest.fixture
+def adapters(causal: Path, tmp_path: Path) -> list[str]:
+    return [str(peft_lora(causal, tmp_path / name, r=2, target_modules=["q_proj"])) for name in ("task", "align")]
+
+
+def slots(folder: Path, name: str, *values: str) -> str:
+    rows = [{"text": f"go {value}", "slots": [{"type": "c", "value": value}]} for value in values]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / name)
+
+
+def as_test(*files: str) -> None:
+    add_to_record(find_files(files), task="slots", adapter="merged", watch=Notes())
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "adaptermix.json").read_text())
+    return found
+
+
+def test_what_another_process_evaluated_as_test_is_refused_under_any_name(
+    answering: dict[str, Any],
+    adapters: list[str],
+    tmp_path: Path,
+    state: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = slots(tmp_path, "de.test.jsonl", "rot", "blau")
+    line = f"evaluate --base {answering['base']} --adapter {adapters[0]} --task slots --data {data} --split test --json"
+    line += " --max-new-tokens 2 --device cpu --dtype float32 --rows :1"
+    ran = subprocess.run(
+        [sys.executable, "-m", "adaptermix", *line.split()], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["split"] == "test"
+    assert f"1 of the files are now recorded as test data in {state / 'tested.jsonl'}" in ran.stderr
+    entry = json.loads((state / "tested.jsonl").read_text())
+    assert {key: entry[key] for key in ("name", "task", "adapter")} == {
+        "name": "de.test.jsonl",
+        "task": "slots",
+        "adapter": "task",
+    }
+    copied = shutil.copy(data, tmp_path / "de.valid.jsonl")
+    found = f"search {' '.join(adapters)} --base {answering['base']} --task slots --dev {copied} --grid 0.5"
+    with pytest.raises(SystemExit) as ended:
+        main([*found.split(), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: dev data must not be test data, and {copied} was evaluated as test on {entry['date']} (task 'slots', "
+        "adapter 'task', then named de.test.jsonl). Give other data, or pass --allow-tested to take it all the same.\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_on_test_data_that_is_allowed_says_so_and_so_do_merges_of_it(
+    answering: dict[str, Any], adapters: list[str], tmp_path: Path
+) -> None:
+    new, old = slots(tmp_path, "en.jsonl", "red"), slots(tmp_path, "de.jsonl", "rot")
+    asked: dict[str, Any] = answering | {"adapters": adapters, "dev": [new, old], "grid": [0.5, 1.0]}
+    search(SearchSettings(out=str(tmp_path / "before"), **asked))
+    assert "tested" not in manifest(tmp_path / "before")
+    as_test(old)
+    with pytest.raises(PlanError, match=r"de.jsonl was evaluated as test .*or pass --allow-tested"):
+        search(SearchSettings(out=str(tmp_path / "refused"), **asked))
+    search(SearchSettings(out=str(tmp_path / "after"), allow_tested=True, **asked))
+    document = manifest(tmp_path / "after")
+    assert [entry["name"] for entry in document["tested"]] == ["de.jsonl"]
+    assert document["plan"] == manifest(tmp_path / "before")["plan"]
+    told = "Trained or chosen on data that were evaluated as test before: `de.jsonl`."
+    assert told in (tmp_path / "after" / "README.md").read_text()
+    merge([tmp_path / "after", adapters[1]], weights=[0.5], out=tmp_path / "merged")
+    assert manifest(tmp_path / "merged")["tested"] == document["tested"]
+
+
+@pytest.mark.parametrize("name", ["train", "dev", "pairs", "dev_pairs"])
+def test_training_on_test_data_is_refused_unless_allowed(name: str, place: dict[str, Any], tmp_path: Path) -> None:
+    de, fr = write_pairs(tmp_path)
+    files = {"train": slots(tmp_path, "en.jsonl", "red", "blue"), "dev": slots(tmp_path, "de.jsonl", "rot")}
+    files |= {"pairs": de, "dev_pairs": fr}
+    as_test(files[name])
+    given: dict[str, Any] = place | {key: [file] for key, file in files.items()} | {"steps": 1, "batch_size": 2}
+    of_task: dict[str, Any] = {key: value for key, value in given.items() if "pairs" not in key} | {"task": "slots"}
+    of_pairs: dict[str, Any] = {key: value for key, value in given.items() if key not in ("train", "dev")}
+    out = str(tmp_path / "out")
+    runs = {
+        "joint": lambda **more: train_joint(JointSettings(task="slots", out=out, **given, **more)),
+        "task": lambda **more: train_task(TaskSettings(out=out, **of_task, **more)),
+        "align": lambda **more: train_align(AlignSettings(out=out, **of_pairs, **more)),
+    }
+    use = "dev data" if "dev" in name else "training data"
+    for kind in ("joint", "align" if "pairs" in name else "task"):
+        for more in ({}, {"dry_run": True}):
+            with pytest.raises(PlanError, match=f"{use} must not be test data, and .*{Path(files[name]).name} was"):
+                runs[kind](**more)
+        assert not Path(out).exists()
+        runs[kind](allow_tested=True)
+        document = manifest(Path(out))
+        assert [entry["name"] for entry in document["tested"]] == [Path(files[name]).name]
+        expected = {"joint": ["de.jsonl", "fr-en.tsv"], "task": ["de.jsonl"], "align": ["fr-en.tsv"]}[kind]
+        assert [entry["name"] for entry in document["dev"]] == expected
+        assert "allow_tested" not in document["plan"]  # so that an interrupted run goes on with it or without
+        shutil.rmtree(out)
+
+
+def test_as_test_is_refused_what_an_adapter_was_trained_or_chosen_on_through_merges_too(
+    answering: dict[str, Any], adapters: list[str], tmp_path: Path, state: Path
+) -> None:
+    train, dev = slots(tmp_path, "en.jsonl", "red", "blue"), slots(tmp_path, "dev.jsonl", "grey")
+    new = slots(tmp_path, "new.en.jsonl", "white")
+    place: dict[str, Any] = {key: value for key, value in answering.items() if key not in ("task", "max_new_tokens")}
+    trained = TaskSettings(task="slots", train=[train], dev=[f"en={dev}"], out=str(tmp_path / "own"), steps=1, **place)
+    train_task(trained.model_copy(update={"batch_size": 2}))
+    merge([str(tmp_path / "own"), adapters[1]], weights=[0.9], out=tmp_path / "merged")
+    assert [entry["name"] for entry in manifest(tmp_path / "merged")["dev"]] == ["dev.jsonl"]
+    for adapter in ({"adapter": str(tmp_path / "merged")}, {"adapter": adapters[1], "against": str(tmp_path / "own")}):
+        for data in (train, f"en={dev}"):
+            asked = EvaluateSettings(data=[new, data], **adapter, **answering)
+            notes = Notes()
+            evaluate(asked, watch=notes)
+            assert sum("was trained or chosen on" in note for note in notes.said) == 1
+            with pytest.raises(PlanError, match=r"test data must be new to the adapter, and .*or drop --split test"):
+                evaluate(asked.model_copy(update={"split": "test"}))
+    assert not state.exists()
+    notes = Notes()
+    asked_search: dict[str, Any] = {"adapters": [str(tmp_path / "own"), adapters[1]], "grid": [0.5], **answering}
+    search(SearchSettings(dev=[train, f"en={dev}"], out=str(tmp_path / "found"), **asked_search), watch=notes)
+    assert [note for note in notes.said if "was trained on" in note] == [
+        f"warning: {train} is a file that an adapter was trained on; unless --rows picks other rows, the choice "
+        "favours what it has learned by heart."
+    ]
+    assert {entry["name"] for entry in manifest(tmp_path / "found")["dev"]} == {"en.jsonl", "dev.jsonl"}
+    assert manifest(tmp_path / "found")["scores"]["split"] == "dev"
+
+
+@pytest.mark.parametrize("split", [None, "dev", "test"])
+def test_the_split_is_told_where_it_was_given(
+    split: Any, answering: dict[str, Any], tmp_path: Path, state: Path
+) -> None:
+    data = slots(tmp_path, "en.jsonl", "red", "blue")
+    asked = EvaluateSettings(data=[data], split=split, predictions=str(tmp_path / "answers"), **answering)
+    notes = Notes()
+    found = evaluate(asked, watch=notes)
+    lines = [json.loads(line) for line in (tmp_path / "answers").read_text().splitlines()]
+    told = {"split": split} if split else {}
+    assert {key: value for key, value in found.document().items() if key == "split"} == told
+    assert [{key: value for key, value in line.items() if key == "split"} for line in lines] == [told, told]
+    assert state.exists() == (split == "test") == bool(notes.said)
+    again = Notes()
+    evaluate(asked.model_copy(update={"predictions": None}), watch=again)
+    assert again.said == []
+    if split == "test":
+        assert [entry.adapter for entry in read_record().values()] == ["base"]
+        assert len((state / "tested.jsonl").read_text().splitlines()) == 1
+        with pytest.raises(PlanError, match=r"dev data must not be test data, .*or drop --split dev"):
+            evaluate(EvaluateSettings(data=[data], split="dev", **answering))
+
+
+def test_an_evaluation_that_fails_records_nothing(answering: dict[str, Any], tmp_path: Path, state: Path) -> None:
+    data = slots(tmp_path, "en.jsonl", "red")
+    with pytest.raises(AdapterMixError):
+        evaluate(EvaluateSettings(data=[data], split="test", **answering | {"base": str(tmp_path / "none")}))
+    assert not state.exists()
+
+
+def test_a_record_that_cannot_be_kept_is_a_note(
+    answering: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = slots(tmp_path, "en.jsonl", "red")
+    monkeypatch.setenv("ADAPTERMIX_STATE", str(Path(data) / "below a file"))
+    notes = Notes()
+    assert evaluate(EvaluateSettings(data=[data], split="test", **answering), watch=notes).split == "test"
+    assert [note.split(" (")[0] for note in notes.said] == [
+        "warning: the record of test data must be writable, and is not"
+    ]
+    assert read_record() == {}
+
+
+def test_broken_lines_are_passed_over_and_do_no_harm_to_the_next(tmp_path: Path, state: Path) -> None:
+    one, two = slots(tmp_path, "en.jsonl", "red"), slots(tmp_path, "de.jsonl", "rot")
+    as_test(one)
+    record = state / "tested.jsonl"
+    whole = record.read_text()
+    record.write_bytes(b'\xff\n\n[1]\n{"sha256": "x"}\nnull\n' + whole.encode() + b'{"sha256": "cut')
+    as_test(two)
+    assert [entry.name for entry in read_record().values()] == ["de.jsonl", "en.jsonl"]
+    assert record.read_text(errors="replace").count("\n") == 8
+
+
+def test_lines_of_several_processes_do_not_mix(tmp_path: Path, state: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.en.txt").write_text(str(number))
+    work = (
+        "import sys; from adaptermix.data.source import find_files; from adaptermix.progress import SILENT\n"
+        "from adaptermix.splits import add_to_record\n"
+        "for file in find_files([sys.argv[1]]):\n"
+        "    add_to_record([file] * 20, task='t' * 200, adapter=sys.argv[2], watch=SILENT)\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", work, str(tmp_path / "*.txt"), name], cwd=ROOT) for name in "abc"
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    lines = [json.loads(line) for line in (state / "tested.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * 40 * 20
+    assert len({(line["adapter"], line["name"]) for line in lines}) == 120
+    assert len(read_record()) == 40
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders of another system")
+def test_the_state_folder_is_that_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ADAPTERMIX_STATE")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert state_folder() == tmp_path / ".local" / "state" / "adaptermix"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "states"))
+    assert state_folder() == tmp_path / "states" / "adaptermix"
+    monkeypatch.setenv("ADAPTERMIX_STATE", str(tmp_path / "mine"))
+    assert state_folder() == tmp_path / "mine"
+
+
+RECIPE = """
+version: 1
+variables: {{out: unset}}
+steps:
+  - train-task: {{base: b, task: slots, train: [{train}], dev: [{dev}], out: "${{out}}/task"}}
+  - train-align: {{base: b, pairs: [x-en.tsv], dev_pairs: [{dev_pairs}], out: "${{out}}/align"}}
+  - search: {{adapters: ["${{out}}/task", "${{out}}/align"], base: b, task: slots, dev: [{searched}], grid: [0.5],
+             out: "${{out}}/found"}}
+  - evaluate: {{base: b, adapter: "${{out}}/found", task: slots, data: [{data}], split: test}}
+  - evaluate: {{base: b, adapter: "${{out}}/found", task: slots, data: [{last}], split: {split}}}
+"""
+FREE = {name: f"{name}.jsonl" for name in ("train", "dev", "dev_pairs", "searched", "data", "last")}
+
+
+def recipe(folder: Path, **files: str) -> Path:
+    (folder / "recipe.yaml").write_text(RECIPE.format(**{"split": "dev"} | FREE | files))
+    return folder / "recipe.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "use"),
+    [
+        ("train", "1 (train-task)", "training data"),
+        ("dev", "1 (train-task)", "dev data"),
+        ("dev_pairs", "2 (train-align)", "dev data"),
+        ("searched", "3 (search)", "dev data"),
+        ("last", "5 (evaluate)", "dev data"),
+    ],
+)
+def test_a_recipe_that_uses_its_test_data_for_something_else_is_refused(
+    name: str, step: str, use: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = slots(tmp_path, "de.test.jsonl", "rot")
+    copied = shutil.copy(data, tmp_path / "copy.de.jsonl")
+    path = recipe(tmp_path, data=data, **{name: str(copied)})
+    ran: list[Any] = []
+    with pytest.raises(ConfigError) as caught:
+        run_recipe(path, run=lambda step: ran.append(step) or {})  # type: ignore[func-returns-value]
+    fault = f"{path}: step {step}: {use} must not be test data, and {copied} is test data of step 4."
+    assert str(caught.value) == f"{fault} Give other data, or drop split: test in step 4."
+    assert ran == []
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(path), "--dry-run"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {fault}")
+    yet_to_be_made = recipe(tmp_path, data="made/./de.jsonl", **{name: "de=made/de.jsonl"})
+    with pytest.raises(ConfigError, match=r"made/de\.jsonl is test data of step 4"):
+        load_recipe(yet_to_be_made)
+    on_the_hub = recipe(tmp_path, data='"hf:me/data:de:test"', **{name: '"hf:me/data:de:test"'})
+    with pytest.raises(ConfigError, match="hf:me/data:de:test is test data of step 4"):
+        load_recipe(on_the_hub)
+    load_recipe(recipe(tmp_path, data=data))
+    if name == "last":
+        load_recipe(recipe(tmp_path, data=data, last=str(copied), split="test"))
+
+
+def test_a_recipe_on_what_was_evaluated_before_is_refused_unless_allowed(tmp_path: Path) -> None:
+    data = slots(tmp_path, "de.test.jsonl", "rot")
+    as_test(data)
+    load_recipe(recipe(tmp_path, data=data))
+    with pytest.raises(ConfigError, match=r"step 3 \(search\): .* was evaluated as test .*allow_tested: true there"):
+        load_recipe(recipe(tmp_path, searched=data))
+    load_recipe(recipe(tmp_path, searched=data), {"search.allow_tested": True})
+    with pytest.raises(ConfigError, match=r"step 5 \(evaluate\): .* Give other data\.$"):
+        load_recipe(recipe(tmp_path, last=data))
+
+
+def test_settings_are_not_searched_on_test_data(tmp_path: Path) -> None:
+    data = slots(tmp_path, "de.jsonl", "rot")
+    vary = {"train-align.temperature": [0.1, 0.2]}
+    with pytest.raises(ConfigError, match="the last step must be on dev data: its score decides; found split: test"):
+        plan(recipe(tmp_path, split="test"), vary, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"step 5 \(evaluate\): dev data must not be test data, .* test data of step"):
+        plan(recipe(tmp_path, split="null", data=data, last=data), vary, tmp_path / "out")
+    as_test(data)
+    ran: list[Any] = []
+    with pytest.raises(ConfigError, match="was evaluated as test"):
+        tune(
+            recipe(tmp_path, split="null", last=data),
+            vary,
+            out=tmp_path / "out",
+            run=lambda step: ran.append(step) or {},  # type: ignore[func-returns-value]
+        )
+    assert ran == []
+
+
+def test_a_search_that_was_interrupted_goes_on_where_its_data_were_evaluated_meanwhile(
+    answering: dict[str, Any], adapters: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev = write_slots(tmp_path, "dev.en.jsonl")
+    asked = SearchSettings(adapters=adapters, dev=[dev], grid=[0.5, 1.0], out=str(tmp_path / "out"), **answering)
+    from adaptermix.study import run
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            search(asked)
+    as_test(dev)
+    notes = Notes()
+    search(asked.model_copy(update={"allow_tested": True}), watch=notes)
+    assert [note for note in notes.said if note.startswith("trial")] == []
