@@ -2,7 +2,10 @@
 
 Goals: 20 trials of a pair at least 5 times as fast as `add_weighted_adapter` (its exact `cat`) and generation per
 trial, with the same scores; what a trial does beyond its forward passes at most 2 % of it; a race (20 orders of the
-rows) ends within the best weight's interval for at most 35 % of the row evaluations of the whole grid.
+rows) ends with a weight whose interval holds the best score of the whole grid, for at most 35 % of its row evaluations.
+
+The race over orders of the rows takes the answers that the whole grid gave; `--race` runs and times one on the model.
+The peer may do some of the trials, evenly spaced (`--peer-trials`), and is held against as many of ours.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ from typing import Any
 import numpy as np
 
 
-def settings_of(arguments: argparse.Namespace, out: str) -> Any:
+def settings_of(arguments: argparse.Namespace, out: str, *, race: bool = False) -> Any:
     """Return the settings of the search."""
     from adaptermix.settings import SearchSettings
 
+    spaced = [round(weight, 4) for weight in np.linspace(arguments.least, 1.0, arguments.trials).tolist()]
     return SearchSettings(
         adapters=arguments.adapters,
         base=arguments.base,
         task=arguments.task,
         dev=arguments.dev,
         rows=arguments.rows,
-        grid=[round(weight, 4) for weight in np.linspace(arguments.least, 1.0, arguments.trials).tolist()],
+        grid=arguments.grid or spaced,
+        space=arguments.space,
+        race=race,
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
         dtype=arguments.dtype,
@@ -87,7 +93,7 @@ def ours(base: Any, settings: Any) -> dict[str, Any]:
     }
 
 
-def peer(base: Any, settings: Any, prepared: Any, batch_size: int) -> dict[str, Any]:
+def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size: int) -> dict[str, Any]:
     """What one writes with peft: merge per weight, generate in batches of rows of like length, score."""
     import torch
     from peft import PeftModel
@@ -108,7 +114,7 @@ def peer(base: Any, settings: Any, prepared: Any, batch_size: int) -> dict[str, 
     model = PeftModel.from_pretrained(base.model, settings.adapters[0], adapter_name="first").eval()
     model.load_adapter(settings.adapters[1], adapter_name="second")
     scores = []
-    for weight in settings.grid:
+    for weight in grid:
         pairs = [(n, w) for n, w in (("first", weight), ("second", round(1 - weight, 12))) if w > 0]
         model.add_weighted_adapter([n for n, _ in pairs], [w for _, w in pairs], "merged", combination_type="cat")
         model.set_adapter("merged")
@@ -191,8 +197,8 @@ def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Print one JSON document."""
+def arguments_given() -> argparse.Namespace:
+    """Return what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="causal language model")
     parser.add_argument("--adapters", nargs=2, required=True, help="task adapter and alignment adapter")
@@ -201,36 +207,69 @@ def main() -> None:
     parser.add_argument("--rows")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--least", type=float, default=0.5, help="least weight of the first adapter; the most is 1")
+    parser.add_argument("--grid", type=float, nargs="+", help="weights to try instead")
+    parser.add_argument("--space", default="simplex", help="free: the grid is for each adapter")
     parser.add_argument("--batch-size", type=int, help="rows per pass of ours; default: as many as fit")
-    parser.add_argument("--peer-batch-size", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--no-peer", action="store_true", help="leave the other side out")
-    arguments = parser.parse_args()
-    from adaptermix.models import load_base
+    parser.add_argument("--race", action="store_true", help="also search with a race, and time it")
+    parser.add_argument("--peer-trials", type=int, help="how many of the trials the peer does; 0 for none; default all")
+    parser.add_argument("--peer-batch-size", type=int, default=32)
+    return parser.parse_args()
 
-    base = load_base(arguments.base, device=arguments.device, dtype=arguments.dtype)
+
+def main() -> None:
+    """Print one JSON document."""
+    arguments = arguments_given()
+    from adaptermix.evaluation.heads import head_of
+    from adaptermix.models import load_base
+    from adaptermix.study.preparing import prepare
+
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_of(arguments, f"{folder}/out")
+        prepared = prepare(settings)
+        head = head_of(prepared.task, prepared.sources, prepared.rows)
+        base = load_base(arguments.base, device=arguments.device, dtype=arguments.dtype, head=head)
         found = ours(base, settings)
+        count = len(found["scores"])
         print(f"ours: {found['seconds']:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
         document: dict[str, Any] = {
-            "rows": len(found["prepared"].rows),
-            "trials": arguments.trials,
+            "rows": len(prepared.rows),
+            "trials": count,
             "ours, seconds": found["seconds"],
-            "beyond forward passes": 1 - found["in forward passes"] / found["seconds"],
+            "beyond forward passes": 1 - found["in forward passes"] / found["seconds"] if head is None else None,
             "races": races(found, arguments.seeds),
         }
-        if not arguments.no_peer:
-            other = peer(base, settings, found["prepared"], arguments.peer_batch_size)
-            document["peft, seconds"] = other["seconds"]
-            document["ratio"] = other["seconds"] / found["seconds"]
-            gaps = [abs(one - two) for one, two in zip(found["scores"], other["scores"], strict=True)]
+        if arguments.race:
+            raced = ours(base, settings_of(arguments, f"{folder}/raced", race=True))
+            document["race, seconds"] = raced["seconds"]
+            document["race, share of rows"] = sum(t.rows for t in raced["trials"]) / (count * len(prepared.rows))
+            document["race, largest difference of whole trials"] = differences(found, raced)
+            print(f"race: {raced['seconds']:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+        chosen = np.linspace(0, count - 1, count if arguments.peer_trials is None else arguments.peer_trials)
+        places = sorted({round(place) for place in chosen.tolist()})
+        if places and arguments.space == "simplex" and head is None:
+            grid = [found["trials"][place].candidate.weights[0] for place in places]
+            other = peer(base, settings, prepared, grid, arguments.peer_batch_size)
+            document["peft, trials"] = len(places)
+            document["peft, seconds per trial"] = each = other["seconds"] / len(places)
+            document["ratio"] = each * count / found["seconds"]
+            if arguments.race:
+                document["ratio of the race"] = each * count / document["race, seconds"]
+            scores = [found["scores"][place] for place in places]
+            gaps = [abs(one - two) for one, two in zip(scores, other["scores"], strict=True)]
             document["largest difference of scores"] = max(gaps)
         document["scores"] = found["scores"]
     print(json.dumps(document))  # noqa: T201
+
+
+def differences(found: dict[str, Any], raced: dict[str, Any]) -> float:
+    """Return how far scores of trials that a race ran to the end are from those of the same weights without it."""
+    known = {trial.candidate.weights: score for trial, score in zip(found["trials"], found["scores"], strict=True)}
+    pairs = zip(raced["trials"], raced["scores"], strict=True)
+    return max(abs(score - known[trial.candidate.weights]) for trial, score in pairs if trial.is_whole)
 
 
 if __name__ == "__main__":
