@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
 )
 
 CHAT = (
@@ -29,6 +31,11 @@ CHAT = (
 _CAUSAL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen2_moe": (
+        Qwen2MoeConfig,
+        Qwen2MoeForCausalLM,
+        {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 32},
+    ),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"head_dim": 8, "sliding_window": 64}),
 }
 
@@ -56,7 +63,7 @@ def tiny_causal(
 
     Args:
         folder: Where.
-        kind: `llama`, `qwen2` or `gemma3`.
+        kind: `llama`, `qwen2`, `qwen2_moe` or `gemma3`.
         layers: Number of blocks.
         chat: Give the tokenizer a chat template.
         single: What the tokenizer puts around a text, such as `<s> $A` or `$A </s>`; nothing if not given.
