@@ -208,6 +208,11 @@ class Ledger:
             time.sleep(0.01)
             self.bury()
 
+    def left(self) -> int:
+        """Return how many trials are still to be begun."""
+        self.bury()
+        return len(self._missing())
+
     def _missing(self) -> list[int]:
         """Return what is still to be begun: numbers of a list, or of trials."""
         counted = self._counted()

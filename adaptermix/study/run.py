@@ -234,6 +234,7 @@ class _Work:
         most = -(-_FULL // len(self._languages)) if self._judge.takes_several else 1
         if not isinstance(self._prepared.searched, Listed):
             most = min(most, _PROPOSED)
+        most = min(most, -(-ledger.left() // self._settings.workers))  # something for every worker
         asked = itertools.takewhile(bool, (ledger.ask() for _ in range(most)))
         return [Trial(number=found[0], candidate=found[1], answers=()) for found in asked if found]
 

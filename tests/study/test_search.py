@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,9 +58,9 @@ def test_only_the_journal_is_written_while_trials_run(
     from adaptermix.study import run
 
     class Spy(run.Answering):
-        def __call__(self, label: str = "answer", *, places: Sequence[int] | None = None) -> list[str]:
-            seen.append({path.name for path in tmp_path.iterdir()} - before)
-            return super().__call__(label, places=places)
+        def together(self, asked: Any, choose: Any, label: str) -> list[list[str]]:
+            seen.append((len(asked), {path.name for path in tmp_path.iterdir()} - before))
+            return super().together(asked, choose, label)
 
     monkeypatch.setattr(run, "Answering", Spy)
     settings = {"base": str(causal), "task": "slots", "max_new_tokens": 2, "dtype": "float32", "device": "cpu"}
@@ -69,5 +69,5 @@ def test_only_the_journal_is_written_while_trials_run(
             adapters=[str(p) for p in adapters], dev=[dev], grid=[0.5, 0.9], out=str(tmp_path / "x"), **settings
         )
     )
-    assert seen == [{".x.partial"}] * 3  # the task adapter alone, and two candidates
+    assert seen == [(1, {".x.partial"}), (2, {".x.partial"})]  # the task adapter alone, and two candidates
     assert {path.name for path in tmp_path.iterdir()} - before == {"x"}

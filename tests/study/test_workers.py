@@ -120,6 +120,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_as_an_unbroken_one(settings: 
         "import sys, os, signal\n"
         "from adaptermix import SearchSettings, search\n"
         "from adaptermix.study import run\n"
+        "run._FULL = 1  # trials one by one\n"
         "count = [0]; real = run._Work._answer\n"
         "def answer(*given):\n"
         "    count[0] += 1\n"
@@ -135,7 +136,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_as_an_unbroken_one(settings: 
 
     real = run._Work._answer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run._Work, "_answer", lambda *given: asked.append(given[1].candidate.weights[0]) or real(*given))
+        patch.setattr(run._Work, "_answer", lambda work, trials: asked.extend(trials) or real(work, trials))
         search(settings)
     assert len(asked) == len(GRID) - 3
     first, second = contents(tmp_path / "out"), contents(tmp_path / "whole")
@@ -189,15 +190,16 @@ def test_an_interrupted_search_that_replaces_an_output_goes_on(settings: SearchS
 
     real, asked = run._Work._answer, []
 
-    def answer(*given: Any) -> list[str]:
-        asked.append(given[1].candidate.weights[0])
+    def answer(work: Any, trials: Any) -> Any:
+        asked.extend(trial.candidate.weights[0] for trial, _ in trials)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return real(*given)
+        return real(work, trials)
 
     again = few.model_copy(update={"overwrite": True})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run._Work, "_answer", answer)
+        patch.setattr(run, "_FULL", 1)
         with pytest.raises(KeyboardInterrupt):
             search(again)
         assert (tmp_path / "out" / "adapter_config.json").exists()
