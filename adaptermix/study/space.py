@@ -30,6 +30,9 @@ class Interval:
     log: bool = False
     whole: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.low}:{self.high}" + ":log" * self.log
+
     @property
     def middle(self) -> float:
         """Return what lies halfway.
@@ -47,6 +50,9 @@ class Choice:
     """One of several values."""
 
     values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
 
 
 Parameter = Interval | Choice

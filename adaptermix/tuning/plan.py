@@ -1,0 +1,100 @@
+"""Which candidates there are, and that the recipe takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..recipes import Step, load_recipe
+from ..study.space import Choice, Interval, Parameter
+from ..study.vary import combinations, ends
+
+JUDGES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
+Planned = tuple[dict[str, Any], Path, list[Step]]
+"""A candidate's settings, folder and steps."""
+
+
+def parameters_of(vary: Mapping[str, Sequence[Any] | Parameter]) -> dict[str, Parameter]:
+    """Return what is varied as parameters; a sequence is the values to try."""
+    return {key: given if isinstance(given, Interval | Choice) else Choice(tuple(given)) for key, given in vary.items()}
+
+
+def candidates(vary: Mapping[str, Sequence[Any] | Parameter]) -> list[dict[str, Any]]:
+    """Return all combinations of the values of each setting, the last setting changing fastest.
+
+    Raises:
+        UsageError: a range, which has no end of values.
+
+    Example:
+        >>> candidates({"a": [1, 2], "b": [3]})
+        [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}]
+    """
+    return combinations(parameters_of(vary))
+
+
+def steps_of(recipe: Path, overrides: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> list[Step]:
+    """Check a candidate's recipe and return its steps.
+
+    Raises:
+        ConfigError: the recipe has faults with it, has no variable `out`, or ends in no step that judges.
+    """
+    if "out" in overrides:
+        raise ConfigError("the variable out is the candidates' own here. Give --out instead.")
+    steps = load_recipe(recipe, {**overrides, **settings, "out": str(folder)})
+    if steps[-1].command not in JUDGES:
+        raise ConfigError(
+            f"{recipe}: the last step must be {' or '.join(JUDGES)}, on dev data: its score decides; found "
+            f"{steps[-1].command!r}."
+        )
+    elsewhere = [step for step in steps if not _within(step, folder)]
+    if elsewhere:
+        raise ConfigError(
+            f"{recipe}: every output must lie in ${{out}}, and that of {elsewhere[0].command} does not, so that "
+            "candidates would overwrite each other."
+        )
+    return steps
+
+
+def _within(step: Step, folder: Path) -> bool:
+    target = getattr(step.settings, "out", None)
+    return target is None or Path(target).is_relative_to(folder)
+
+
+def folder_of(out: Path, number: int) -> Path:
+    """Return the folder of a candidate, which are counted from 1."""
+    return out / "trials" / str(number)
+
+
+def plan(
+    recipe: Path,
+    vary: Mapping[str, Sequence[Any] | Parameter],
+    out: Path,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Planned]:
+    """Check every candidate's recipe and return its settings, its folder and its steps.
+
+    Raises:
+        ConfigError: the recipe has faults with some candidate, has no variable `out`, or ends in no step that judges.
+        UsageError: a range, which has no end of values.
+    """
+    found = []
+    for number, settings in enumerate(candidates(vary), start=1):
+        folder = folder_of(out, number)
+        found.append((settings, folder, steps_of(recipe, overrides or {}, settings, folder)))
+    return found
+
+
+def check_ends(
+    recipe: Path,
+    vary: Mapping[str, Sequence[Any] | Parameter],
+    out: Path,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Planned]:
+    """Check the recipe with the ends of every range and each value, and return these candidates.
+
+    Raises:
+        ConfigError: see `plan`.
+    """
+    return plan(recipe, ends(parameters_of(vary)), out, overrides)
