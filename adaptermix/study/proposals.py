@@ -22,7 +22,8 @@ class Proposals:
     """What a sampler proposes, by number from 0.
 
     A proposal is a function of the seed, its number and the trials before it, so a search that goes on proposes what
-    one that was not interrupted would have. What was begun and not told is proposed again.
+    one that was not interrupted would have (but for cmaes, which counts what was interrupted). What was begun and not
+    told is proposed again.
 
     Args:
         place: Journal file.

@@ -37,6 +37,7 @@ def read_parameter(key: str, text: str) -> Parameter:
         >>> read_parameter("rate", "1e-4,3e-4,true").values
         (0.0001, 0.0003, True)
     """
+    text = text.strip()
     is_range = ":" in text and "," not in text and not text.startswith(("[", "'", '"'))
     found = _interval(text) if is_range else _choice(text)
     if found is None:

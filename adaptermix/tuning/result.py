@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import PlanError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
@@ -89,9 +91,18 @@ class Tuning:
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate], out: Path) -> Tuning:
-        """Find the best; candidates that were stopped have no value, and one at least was not."""
-        best = max((found for found in candidates if found.value is not None), key=lambda found: found.value or 0.0)
-        return cls(candidates=candidates, best=best, out=out)
+        """Find the best of the candidates that were not stopped.
+
+        Raises:
+            PlanError: there are none.
+        """
+        whole = [(found.value, -number) for number, found in enumerate(candidates) if found.value is not None]
+        if not whole:
+            raise PlanError(
+                f"a search needs a candidate that is run whole, and every candidate was stopped, behind others that "
+                f"{out} holds. Drop --prune, or give another --out."
+            )
+        return cls(candidates=candidates, best=candidates[-max(whole)[1]], out=out)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document."""

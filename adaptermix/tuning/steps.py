@@ -115,6 +115,10 @@ class Steps:
             if target is not None:
                 shutil.rmtree(partial_path(Path(target).absolute()), ignore_errors=True)
             entry["pruned"] = stopped.pruned.document()
+        if self._prune and len(curve.looks) == 1 and not others:
+            self._watch.note(
+                f"{step.command} looked at dev data once, and its first look stops nothing: set evaluate_every."
+            )
         if curve.looks:
             entry["looks"] = curve.document()
         self._done[key] = entry
