@@ -29,9 +29,11 @@ steps:
   - search: {adapters: ["${out}/task", "${out}/align"], base: "${base}", task: slots, dev: ["${data}/train.en.jsonl"],
              grid: [0.5, 0.9], max_new_tokens: 2, out: "${out}/merged"}
 """
-TEMPERATURE = Interval(0.01, 10.0, log=True)
 LAYERS = Interval(1, 12, whole=True)
-VARY = {"train-align.temperature": TEMPERATURE, "train-align.layer": LAYERS}
+VARY: dict[str, str | list[Any] | Interval | Choice] = {
+    "train-align.temperature": "0.01:10:log",
+    "train-align.layer": LAYERS,
+}
 
 
 @pytest.fixture

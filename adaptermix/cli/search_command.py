@@ -28,17 +28,21 @@ def _tune(
     quiet: bool,
     **how: Any,
 ) -> None:
-    from ..study.vary import described, read_parameter
+    from ..study.vary import described
     from ..tuning import check, shown, tune
 
     console = Console(as_json=as_json, quiet=quiet)
-    chosen = {key: read_parameter(key, text) for key, text in key_texts(vary).items()}
+    chosen = key_texts(vary)
     asked: dict[str, Any] = {"out": out, "overrides": key_values(overrides), **how}
     if dry_run:
         checked = check(recipe, chosen, **asked)
         for note in checked.notes:
             console.say(note)
-        document = {"recipe": recipe, "dry_run": True, "parameters": {key: described(p) for key, p in chosen.items()}}
+        document = {
+            "recipe": recipe,
+            "dry_run": True,
+            "parameters": {key: described(p) for key, p in checked.parameters.items()},
+        }
         if checked.trials is not None:
             console.say(f"would try {checked.trials} candidates that {checked.sampler} proposes: {shown(chosen)}")
             console.document(document | {"trials": checked.trials, "sampler": checked.sampler})

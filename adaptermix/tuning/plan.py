@@ -6,22 +6,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError
 from ..recipes import Step, load_recipe
 from ..study.space import Choice, Interval, Parameter
-from ..study.vary import combinations, ends
+from ..study.vary import combinations, ends, read_parameter
 
 JUDGES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
+Vary = Mapping[str, str | Sequence[Any] | Parameter]
+"""What is varied: `LOW:HIGH` and other texts of `--vary`, values to try, or parameters, by setting."""
 Planned = tuple[dict[str, Any], Path, list[Step]]
 """A candidate's settings, folder and steps."""
 
 
-def parameters_of(vary: Mapping[str, Sequence[Any] | Parameter]) -> dict[str, Parameter]:
-    """Return what is varied as parameters; a sequence is the values to try."""
-    return {key: given if isinstance(given, Interval | Choice) else Choice(tuple(given)) for key, given in vary.items()}
+def parameters_of(vary: Vary) -> dict[str, Parameter]:
+    """Return what is varied as parameters: a text is read as that of `--vary`, other sequences are values to try.
+
+    Raises:
+        UsageError: a text that cannot be read, or no values.
+
+    Example:
+        >>> parameters_of({"layer": "6:12", "rank": [8, 16]})
+        {'layer': Interval(low=6, high=12, log=False, whole=True), 'rank': Choice(values=(8, 16))}
+    """
+    found: dict[str, Parameter] = {}
+    for key, given in vary.items():
+        if not isinstance(given, str | Interval | Choice):
+            found[key] = Choice(tuple(given))
+        else:
+            found[key] = read_parameter(key, given) if isinstance(given, str) else given
+        if found[key] == Choice(()):
+            raise UsageError(f"--vary {key} must have values to try, and has none: give one or more.")
+    return found
 
 
-def candidates(vary: Mapping[str, Sequence[Any] | Parameter]) -> list[dict[str, Any]]:
+def candidates(vary: Vary) -> list[dict[str, Any]]:
     """Return all combinations of the values of each setting, the last setting changing fastest.
 
     Raises:
@@ -69,7 +87,7 @@ def folder_of(out: Path, number: int) -> Path:
 
 def plan(
     recipe: Path,
-    vary: Mapping[str, Sequence[Any] | Parameter],
+    vary: Vary,
     out: Path,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Planned]:
@@ -88,7 +106,7 @@ def plan(
 
 def check_ends(
     recipe: Path,
-    vary: Mapping[str, Sequence[Any] | Parameter],
+    vary: Vary,
     out: Path,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Planned]:

@@ -16,7 +16,7 @@ from ..recipes import Runner, Step, run_step
 from ..study.proposals import Proposals
 from ..study.space import Choice, Parameter
 from ..study.storage import fitting_sampler
-from .plan import JUDGES, Planned, check_ends, folder_of, parameters_of, plan, steps_of
+from .plan import JUDGES, Planned, Vary, check_ends, folder_of, parameters_of, plan, steps_of
 from .pruning import Report, check_looks, unheard
 from .result import Candidate, Tuning, shown
 from .steps import Outcome, Steps, identities
@@ -89,7 +89,7 @@ class Checked:
 
 def check(
     recipe: str | Path,
-    vary: Mapping[str, Sequence[Any] | Parameter],
+    vary: Vary,
     *,
     out: str | Path,
     overrides: Mapping[str, Any] | None = None,
@@ -131,7 +131,7 @@ def check(
 
 def tune(
     recipe: str | Path,
-    vary: Mapping[str, Sequence[Any] | Parameter],
+    vary: Vary,
     *,
     out: str | Path,
     overrides: Mapping[str, Any] | None = None,
@@ -149,7 +149,8 @@ def tune(
 
     Args:
         recipe: The YAML file; its outputs lie in `${out}`, and its last step is `search` or `evaluate` on dev data.
-        vary: Values to try, or `Interval`s, of variables, or of settings as `command.setting`.
+        vary: Values to try, or a text such as "6:12" or "0.02:2:log", of variables, or of settings as
+            `command.setting`.
         out: Folder of all candidates and of `results.json`.
         overrides: Values that all candidates share.
         trials: Candidates that a sampler proposes, each once, instead of all combinations; may be raised to go on.

@@ -107,7 +107,9 @@ class Steps:
     def _work(self, step: Step, key: str, curve: Curve, report: Report) -> dict[str, Any]:
         """Run a step and return its entry; of one that was stopped nothing else stays."""
         target = getattr(step.settings, "out", None)
-        others = [Curve(**entry["looks"]) for entry in self._done.values() if "looks" in entry] if self._prune else []
+        earlier = [Curve(**entry["looks"]) for entry in self._done.values() if "looks" in entry]
+        # what was run whole before, and is gone, is run whole again
+        others = earlier if self._prune and key not in self._done else []
         entry: dict[str, Any] = {"out": target}
         try:
             entry["document"] = self._run(going_on(step), Listener(self._watch, step.command, curve, others, report))
@@ -115,7 +117,7 @@ class Steps:
             if target is not None:
                 shutil.rmtree(partial_path(Path(target).absolute()), ignore_errors=True)
             entry["pruned"] = stopped.pruned.document()
-        if self._prune and len(curve.looks) == 1 and not others:
+        if self._prune and len(curve.looks) == 1 and not earlier:
             self._watch.note(
                 f"{step.command} looked at dev data once, and its first look stops nothing: set evaluate_every."
             )
