@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,18 @@ class TestPruning:
         found = pruned(curve, vary={"train-align.temperature": [0.1, 0.2, 0.3, 0.4, 0.5, 0.05]}, watch=notes)
         assert [bool(trial.pruned) for trial in found.candidates] == [False] * 4 + [True, False]
         assert notes.said[0] == "candidate 1 of 6: train-align.temperature 0.1"
+
+    def test_what_was_run_whole_and_is_gone_is_run_whole_again(
+        self, pruned: Callable[..., Tuning], tmp_path: Path
+    ) -> None:
+        vary = {"train-align.rank": [32, 4, 2, 8, 1]}
+        first = pruned(self.runner(), vary=vary)
+        shutil.rmtree(tmp_path / "out" / "trials" / "1" / "align")
+        run = self.runner()
+        again = pruned(run, vary=vary)
+        assert run.ran == ["train-align"]
+        assert [trial.value for trial in again.candidates] == [trial.value for trial in first.candidates]
+        assert not any(trial.pruned for trial in again.candidates)
 
     def test_equals_are_not_stopped(self, pruned: Callable[..., Tuning]) -> None:
         found = pruned(Pretended(lambda _: 0.5, curve=lambda _: [0.9, 0.9, 0.9]))
