@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 Advance = Callable[[int, str], None]
 """Called with how many units were done and a short text about them (a loss, a speed)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How training stands on dev data, in a number that can be compared with that of other runs.
+
+    Args:
+        step: Optimizer steps done.
+        measure: What was measured.
+        value: How much of it.
+        higher: Whether more is better.
+    """
+
+    step: int
+    measure: str
+    value: float
+    higher: bool
 
 
 class Watcher(Protocol):
@@ -18,6 +36,9 @@ class Watcher(Protocol):
 
     def note(self, message: str) -> None:
         """Show one line that a person should see."""
+
+    def look(self, look: Look) -> None:
+        """Be told how training stands on dev data; what it raises ends the training."""
 
 
 class Silent:
@@ -30,6 +51,9 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Show nothing."""
+
+    def look(self, look: Look) -> None:
+        """Do nothing."""
 
 
 SILENT: Watcher = Silent()

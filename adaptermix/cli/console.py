@@ -14,6 +14,7 @@ import click
 
 from ..errors import AdapterMixError, ConfigError, ToldElsewhere, UsageError
 from ..launcher import is_main_process
+from ..progress import SILENT, Look
 
 _LINE_EVERY = 5.0
 
@@ -33,8 +34,6 @@ class Console:
     @property
     def watch(self) -> Any:
         """Return the watcher for long work."""
-        from ..progress import SILENT
-
         if self.quiet or not is_main_process():
             return SILENT
         return Bars() if sys.stderr.isatty() else Lines()
@@ -93,6 +92,9 @@ class Bars:
         """Show one line."""
         click.echo(message, err=True)
 
+    def look(self, look: Look) -> None:
+        """Show nothing: the log has it."""
+
 
 @dataclass(slots=True)
 class Lines:
@@ -120,6 +122,9 @@ class Lines:
     def note(self, message: str) -> None:
         """Show one line."""
         click.echo(message, err=True)
+
+    def look(self, look: Look) -> None:
+        """Show nothing: the log has it."""
 
 
 def _failure(error: BaseException) -> tuple[int, str, str] | None:

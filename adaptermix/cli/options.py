@@ -162,7 +162,7 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def key_texts(pairs: Sequence[str]) -> dict[str, str]:
-    """Return the mapping of `KEY=TEXT` arguments.
+    """Return the mapping of `KEY=VALUES` arguments, the values as they are written.
 
     Raises:
         click.BadParameter: an argument without `=`, or a key twice.
@@ -170,7 +170,10 @@ def key_texts(pairs: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, equals, text in (pair.partition("=") for pair in pairs):
         if not (equals and key and text) or key in found:
-            raise click.BadParameter(f"KEY=TEXT is needed, each key once, got {key + equals + text!r}.")
+            raise click.BadParameter(
+                "KEY=VALUE[,VALUE...] is needed, or KEY=LOW:HIGH, and a key is given once; got "
+                f"{key + equals + text!r}."
+            )
         found[key] = text
     return found
 

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
 from ..settings import SearchSettings
 from .console import Console
-from .options import VariadicCommand, console_options, key_values, settings_command
+from .options import VariadicCommand, console_options, key_texts, key_values, settings_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..evaluation.score import Score
-
-
-def _values(arguments: tuple[str, ...]) -> dict[str, list[Any]]:
-    """Return the values to try of each `KEY=VALUE[,VALUE...]`."""
-    found = {}
-    for key, text in (argument.partition("=")[::2] for argument in arguments):
-        if not key or not text:
-            raise click.BadParameter(f"KEY=VALUE[,VALUE...] is needed, got {key or text!r}.")
-        try:
-            values = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
-        except yaml.YAMLError as error:
-            raise click.BadParameter(f"the values of {key!r} must be YAML: {text!r}.") from error
-        if not values or key in found:
-            raise click.BadParameter(f"a key is given once, with one value or more; {key!r} is given as {text!r}.")
-        found[key] = values
-    return found
+    from ..tuning import Candidate
 
 
 def _tune(
@@ -43,31 +26,49 @@ def _tune(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    **how: Any,
 ) -> None:
-    from ..tuning import plan, shown, tune
+    from ..study.vary import described
+    from ..tuning import check, shown, tune
 
     console = Console(as_json=as_json, quiet=quiet)
-    chosen, shared = _values(vary), key_values(overrides)
+    chosen = key_texts(vary)
+    asked: dict[str, Any] = {"out": out, "overrides": key_values(overrides), **how}
     if dry_run:
-        planned = plan(Path(recipe), chosen, Path(out), shared)
-        for settings, folder, steps in planned:
+        checked = check(recipe, chosen, **asked)
+        for note in checked.notes:
+            console.say(note)
+        document = {
+            "recipe": recipe,
+            "dry_run": True,
+            "parameters": {key: described(p) for key, p in checked.parameters.items()},
+        }
+        if checked.trials is not None:
+            console.say(f"would try {checked.trials} candidates that {checked.sampler} proposes: {shown(chosen)}")
+            console.document(document | {"trials": checked.trials, "sampler": checked.sampler})
+            return
+        for settings, folder, steps in checked.planned:
             console.say(f"{folder}: {settings}, {len(steps)} steps")
-        trials = [{"settings": settings, "folder": str(folder)} for settings, folder, _ in planned]
-        console.document({"recipe": recipe, "dry_run": True, "trials": trials})
+        trials = [{"settings": settings, "folder": str(folder)} for settings, folder, _ in checked.planned]
+        console.document(document | {"trials": trials})
         return
-    result = tune(recipe, chosen, out=out, overrides=shared, watch=console.watch)
-    rows = [
-        [
-            shown(trial.settings) + (" *" if trial is result.best else ""),
-            f"{trial.value:.3f}",
-            f"{trial.low:.3f} to {trial.high:.3f}",
-            trial.folder.name,
-        ]
-        for trial in result.candidates
-    ]
+    result = tune(recipe, chosen, **asked, watch=console.watch)
+    rows = [_outcome(trial, is_best=trial is result.best) for trial in result.candidates]
     console.table(["settings", "dev", "95 % interval", "trial"], rows)
     console.say(f"best on dev: {result.best.folder}")
     console.document(result.document())
+
+
+def _outcome(trial: Candidate, *, is_best: bool) -> list[str]:
+    from ..tuning import shown
+
+    pruned = trial.pruned
+    scored = (
+        ["stopped", f"{pruned.command} step {pruned.step}"]
+        if pruned
+        else [f"{trial.value:.3f}", f"{trial.low:.3f} to {trial.high:.3f}"]
+    )
+    return [shown(trial.settings) + " *" * is_best, *scored, trial.folder.name]
 
 
 _TUNE = VariadicCommand(
@@ -80,16 +81,42 @@ _TUNE = VariadicCommand(
             ["--vary"],
             multiple=True,
             required=True,
-            metavar="KEY=V[,V...]...",
-            help="values to try, such as train-align.temperature=0.05,0.1 train-align.layer=6,9",
+            metavar="KEY=V[,V...]|LOW:HIGH[:log]...",
+            help="values to try, such as train-align.temperature=0.05,0.1 train-align.layer=6,9; with --trials also "
+            "ranges, train-align.temperature=0.02:2:log train-align.layer=6:12 (whole numbers where both ends are)",
+        ),
+        click.Option(
+            ["--trials"],
+            type=click.IntRange(min=1),
+            help="candidates that a sampler proposes, each once, instead of all combinations",
+        ),
+        click.Option(
+            ["--sampler"],
+            type=click.Choice(["auto", "random", "tpe", "cmaes", "gp"]),
+            default="auto",
+            help="what proposes candidates (optuna): gp for up to 8 ranges, else tpe, also with --prune  "
+            "[default: auto]",
+        ),
+        click.Option(
+            ["--seed"], type=click.IntRange(0, 2**31 - 1), default=0, help="seed of the sampler  [default: 0]"
+        ),
+        click.Option(
+            ["--prune"],
+            is_flag=True,
+            help="stop candidates early whose training is behind the median of four or more earlier ones on dev data: "
+            "the accuracy of train-align's dev_pairs, which no temperature changes, or the dev loss of the task; only "
+            "training of equal layer, batch size and steps is compared",
         ),
         click.Option(["--out"], required=True, help="folder of all candidates; the same call goes on where it stopped"),
         click.Option(["--dry-run"], is_flag=True, help="check every candidate and show them; run nothing"),
         *console_options(),
     ],
-    help="Find settings of a recipe on dev data.\n\nThe recipe is run for every combination of values; its last step, "
-    "search or evaluate, judges, and steps that candidates share are run once.\n\nExample: adaptermix search "
-    "recipe.yaml base=MODEL --vary train-align.temperature=0.05,0.1 train-align.layer=6,9 --out tuned",
+    help="Find settings of a recipe on dev data.\n\nThe recipe is run for every combination of values, or "
+    "for --trials of them; its last step, search or evaluate, judges, and steps that candidates share are run once. "
+    "The same call goes on where it stopped.\n\nExample: adaptermix search recipe.yaml base=MODEL --vary "
+    "train-align.temperature=0.05,0.1 train-align.layer=6,9 --out tuned\n\nExample: adaptermix search recipe.yaml "
+    "base=MODEL --vary train-align.temperature=0.02:2:log train-align.layer=6:12 train-align.rank=8,16,32 --trials 24 "
+    "--prune --out tuned",
 )
 
 

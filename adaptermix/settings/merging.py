@@ -119,7 +119,7 @@ class SearchSettings(GenerationSettings, Written):
     )
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
     options: dict[str, Any] = Field({}, description="options of the method that are fixed")
-    vary: dict[str, str] = Field({}, description="options of the method to search: KEY=LOW:HIGH, or KEY=V,V")
+    vary: dict[str, str] = Field({}, description="options of the method to search: KEY=LOW:HIGH[:log], or KEY=V,V")
     objective: Literal["mean", "worst-language"] = Field(
         "mean", description="what a candidate is worth: mean or minimum of the scores of the languages"
     )

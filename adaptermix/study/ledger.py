@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import threading
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,11 @@ from uuid import uuid4
 
 from ..errors import OutputError
 from .space import Candidate, Choice, Parameter, Point
+from .storage import distribution, make_sampler, open_study, quiet, without_password
 from .trials import Trial, pack, unpack
 
 STALE_AFTER = 120.0
 """Seconds without a sign of life after which a worker on another machine counts as dead."""
-_PASSWORD = re.compile(r"(://[^:/@]+):[^@]*@")
 
 
 class Searched(Protocol):
@@ -51,57 +49,6 @@ class Listed:
     def candidate(self, point: Point) -> Candidate:
         """Return the one of this number."""
         return self.candidates[int(point["candidate"])]
-
-
-def _sampler(name: str, seed: int) -> Any:
-    from optuna import samplers
-
-    makers: dict[str, Callable[[], Any]] = {
-        "random": lambda: samplers.RandomSampler(seed=seed),
-        "tpe": lambda: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=6),
-        "cmaes": lambda: samplers.CmaEsSampler(seed=seed),
-        "gp": lambda: samplers.GPSampler(seed=seed, n_startup_trials=6),
-    }
-    return makers[name]()
-
-
-def without_password(place: str | Path) -> str:
-    """Return a place for a person: the password of a URL is hidden.
-
-    Example:
-        >>> without_password("postgresql://me:secret@host/db")
-        'postgresql://me:***@host/db'
-    """
-    return _PASSWORD.sub(r"\1:***@", str(place))
-
-
-def _storage(place: str | Path) -> Any:
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    try:
-        if "://" in str(place):
-            return RDBStorage(str(place))
-        path = Path(place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():  # optuna would find out later, in words of its own
-            with path.open(encoding="utf-8") as file:
-                json.loads(file.readline() or "{}")
-        return JournalStorage(JournalFileBackend(str(path)))
-    except Exception as error:  # of many kinds: drivers, networks, permissions, files that are no journal
-        reason = without_password(" ".join(str(error).split())[:200])
-        raise OutputError(
-            f"--storage must be a journal file of a search, or a database that can be reached, and "
-            f"{without_password(place)} is not: {reason}"
-        ) from error
-
-
-def _distribution(parameter: Parameter) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if isinstance(parameter, Choice):
-        return CategoricalDistribution(list(parameter.values))
-    return FloatDistribution(parameter.low, parameter.high)
 
 
 class Ledger:
@@ -137,21 +84,13 @@ class Ledger:
         worker: str = "",
         limit: int,
     ) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._searched, self._limit = searched, limit
         self._open: dict[int, Any] = {}
-        self._distributions = {key: _distribution(parameter) for key, parameter in searched.parameters.items()}
+        self._distributions = {key: distribution(parameter) for key, parameter in searched.parameters.items()}
         self._token = uuid4().hex
-        storage = _storage(place)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # optuna's, at parts that it calls experimental
-            self._study = optuna.create_study(
-                storage=storage, study_name=name, direction="maximize", load_if_exists=True
-            )
-            begun = len(self._study.get_trials(deepcopy=False))
-            self._study.sampler = _sampler(sampler, (seed + zlib.crc32(f"{worker} {begun}".encode())) % 2**31)
+        self._study = open_study(place, name)
+        begun = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = make_sampler(sampler, (seed + zlib.crc32(f"{worker} {begun}".encode())) % 2**31)
         known = json.loads(json.dumps(settings, sort_keys=True))
         recorded = self._study.user_attrs.get("settings")
         if recorded is None:
@@ -165,8 +104,7 @@ class Ledger:
 
     def enqueue(self, points: Sequence[Point]) -> None:
         """Have these points tried first; those that are known already are passed over."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             for point in points:
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
@@ -183,8 +121,7 @@ class Ledger:
         """Begin a trial, and give it up if other workers were faster: of equals the one that began first counts."""
         listed = isinstance(self._searched, Listed)
         missing = self._missing()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             trial = self._study.ask({} if listed else self._distributions)
         trial.set_user_attr("worker", [socket.gethostname(), os.getpid(), self._token])
         trial.set_user_attr("beat", time.time())
@@ -357,16 +294,3 @@ class Ledger:
 
         states = (TrialState.COMPLETE, TrialState.RUNNING)
         return list(self._study.get_trials(deepcopy=False, states=states))
-
-
-def forget(place: str | Path, name: str) -> None:
-    """Delete a study, if there is one of this name.
-
-    Raises:
-        OutputError: the storage cannot be reached.
-    """
-    import optuna
-
-    with warnings.catch_warnings(), suppress(KeyError):
-        warnings.simplefilter("ignore")
-        optuna.delete_study(study_name=name, storage=_storage(place))

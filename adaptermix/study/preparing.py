@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, told_trained
 from ..tasks import Task, get_task
 from .ledger import Listed
-from .space import Candidate, Choice, Interval, Parameter, Space, depth_groups, grid_weights
+from .space import Candidate, Space, depth_groups, grid_weights
+from .vary import combinations, ends, read_parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,34 +55,6 @@ class Prepared:
         return self.template.sources
 
 
-def _value(text: str) -> Any:
-    """Return a number, yes or no, or text as it stands."""
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _values(name: str, text: str) -> Parameter:
-    """Return what `LOW:HIGH` or `V,V` stands for.
-
-    Raises:
-        UsageError: another form.
-    """
-    low, colon, high = (part.strip() for part in text.partition(":"))
-    if colon:
-        bounds = _value(low), _value(high)
-        if all(isinstance(bound, int | float) and isfinite(bound) for bound in bounds) and bounds[0] < bounds[1]:
-            return Interval(float(bounds[0]), float(bounds[1]))
-    else:
-        values = tuple(_value(part.strip()) for part in text.split(","))
-        if "" not in values and len(set(values)) == len(values):
-            return Choice(values)
-    raise UsageError(f"--vary {name} must be LOW:HIGH with LOW < HIGH, or values parted by commas, got {text!r}.")
-
-
 def _places(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...]:
     """Return the places with weights of their own; they cover all modules."""
     modules = plan.modules
@@ -111,17 +83,15 @@ def _places(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...]:
 
 def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
     count = len(plan.sources)
-    vary = {name: _values(name, text) for name, text in settings.vary.items()}
+    vary = {name: read_parameter(name, text) for name, text in settings.vary.items()}
     if settings.grid:
-        ranges = [name for name, parameter in vary.items() if isinstance(parameter, Interval)]
-        if ranges:
-            raise UsageError(f"a grid needs values, and --vary {ranges[0]} is a range: give V,V, or --trials N.")
+        options = combinations(vary)
         weights = grid_weights(settings.grid, count, simplex=settings.space == "simplex")
         if not weights:
             raise UsageError(
                 f"a grid must hold weights that leave something for the last adapter, got {settings.grid}."
             )
-        return Listed([Candidate(weights=w, options=o) for w in weights for o in _combinations(vary)])
+        return Listed([Candidate(weights=w, options=o) for w in weights for o in options])
     return Space(
         count=count,
         simplex=settings.space == "simplex",
@@ -130,14 +100,6 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
         knots=settings.curve or 1,
         options=vary,
     )
-
-
-def _combinations(vary: dict[str, Parameter]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{}]
-    for name, parameter in vary.items():
-        values = parameter.values if isinstance(parameter, Choice) else ()
-        found = [{**options, name: value} for options in found for value in values]
-    return found
 
 
 def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
@@ -210,8 +172,7 @@ def _ends(searched: Space | Listed) -> list[dict[str, Any]]:
     """Return options to check: the ends of ranges, each value."""
     if isinstance(searched, Listed):
         return [dict(candidate.options) for candidate in searched.candidates]
-    ends = {name: Choice((p.low, p.high)) if isinstance(p, Interval) else p for name, p in searched.options.items()}
-    return _combinations(dict(ends))
+    return combinations(ends(searched.options))
 
 
 def _with_method(template: MergePlan, settings: SearchSettings, options: dict[str, Any]) -> MergePlan:

@@ -31,18 +31,19 @@ from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from .choice import Board
 from .judging import Judge, candidate_plan
-from .ledger import Ledger, Listed, forget
+from .ledger import Ledger, Listed
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
 from .result import SearchResult
 from .shown import shown
-from .space import Interval, Parameter, alone
+from .space import Interval, alone
+from .storage import fitting_sampler, forget
 from .trials import Trial
+from .vary import described
 from .workers import helped
 
 BASELINE = -1
 """Number of the trial of the first adapter alone."""
-_GP_UP_TO = 8
 _JOURNAL = "trials.log"
 _WHERE = {
     "out",
@@ -81,15 +82,8 @@ def search_dry(settings: SearchSettings) -> dict[str, Any]:
         "dry_run": True,
         "rows": len(prepared.rows),
         "trials": tried,
-        "parameters": _described(prepared.searched.parameters),
+        "parameters": {key: described(found) for key, found in prepared.searched.parameters.items()},
         "plan": settings.model_dump(mode="json"),
-    }
-
-
-def _described(parameters: Any) -> dict[str, Any]:
-    return {
-        name: [p.low, p.high] if isinstance(p, Interval) else {"values": list(p.values)}
-        for name, p in parameters.items()
     }
 
 
@@ -272,9 +266,8 @@ def _opened(prepared: Prepared, settings: SearchSettings) -> Ledger:
 def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Ledger:
     searched = prepared.searched
     listed = isinstance(searched, Listed)
-    numbers = [parameter for parameter in searched.parameters.values() if isinstance(parameter, Interval)]
-    few = len(numbers) == len(searched.parameters) <= _GP_UP_TO
-    sampler = settings.sampler if settings.sampler != "auto" else "random" if listed else "gp" if few else "tpe"
+    fitting = "random" if listed else fitting_sampler(searched.parameters.values())
+    sampler = fitting if settings.sampler == "auto" else settings.sampler
     asked = settings.model_dump(mode="json", exclude=_WHERE | _MORE)
     files = [file.entry() for file in prepared.files]
     place, name = _place(settings)
@@ -290,14 +283,11 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
         limit=len(searched.candidates) if isinstance(searched, Listed) else settings.trials or 0,
     )
     if not worker and not isinstance(searched, Listed):
-        middle = {name: _middle(parameter) for name, parameter in searched.options.items()}
+        options = searched.options.items()
+        middle = {name: p.middle if isinstance(p, Interval) else p.values[0] for name, p in options}
         starts = [searched.point(weights, middle) for weights in searched.starts()]
         ledger.enqueue([point for point in starts if point is not None])
     return ledger
-
-
-def _middle(parameter: Parameter) -> Any:
-    return (parameter.low + parameter.high) / 2 if isinstance(parameter, Interval) else parameter.values[0]
 
 
 def _result(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
+from math import sqrt
 from typing import Any
 
 from ..compose.places import Override
@@ -15,10 +16,33 @@ _DIGITS = 3
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number from `low` to `high`, both included."""
+    """A number from `low` to `high`, both included.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        log: Whether equal ratios count alike, not equal differences; `low` is above 0 then.
+        whole: Whether it is a whole number.
+    """
 
     low: float
     high: float
+    log: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.low}:{self.high}" + ":log" * self.log
+
+    @property
+    def middle(self) -> float:
+        """Return what lies halfway.
+
+        Example:
+            >>> Interval(1, 100, log=True, whole=True).middle, Interval(0.0, 1.0).middle
+            (10, 0.5)
+        """
+        found = sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return round(found) if self.whole else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +50,9 @@ class Choice:
     """One of several values."""
 
     values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
 
 
 Parameter = Interval | Choice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
 from .modes import evaluating, loras_off
-from .objectives import contrastive_loss, keeper_loss
+from .objectives import contrastive_loss, keeper_loss, retrieved
 from .on_top import attach_on
 from .outline import aligned_layer
 from .parallel import ALONE, Processes, in_processes
@@ -184,20 +185,21 @@ class AlignLoss:
 
     @property
     def of_rows(self) -> PairsLoss:
-        """Loss of pairs by their numbers."""
-        return PairsLoss(self._of_rows, [len(ids) for ids in self._source_ids])
+        """Loss of pairs by their numbers, and how many find each other."""
+        return PairsLoss(partial(self._of_rows, looks=True), [len(ids) for ids in self._source_ids])
 
-    def _of_rows(self, rows: Sequence[int], processes: Processes = ALONE) -> BatchLoss:
-        """Return the loss of these pairs; of several processes, this one's part."""
+    def _of_rows(self, rows: Sequence[int], processes: Processes = ALONE, *, looks: bool = False) -> BatchLoss:
+        """Return the loss of these pairs; of several processes, this one's part; with a look also the hits."""
         own = processes.share(rows)
         source, target, kept = self._sides(own, processes)
         source, target = self._scored(source, own, 0), self._scored(target, own, 1)
         loss = self._contrast(source, target, rows, processes)
+        hits = retrieved(source.detach(), target.detach(), self._same(own).to(source.device)) if looks else None
         tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own)
         if kept is None:
-            return BatchLoss(loss, tokens, rows=len(rows))
+            return BatchLoss(loss, tokens, rows=len(rows), hits=hits)
         parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
-        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts, rows=len(rows))
+        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts, rows=len(rows), hits=hits)
 
     def _contrast(self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes) -> Tensor:
         """Return the contrastive loss of the vectors of this process's share."""
@@ -283,7 +285,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
 
     The contrastive loss acts on mean-pooled states after block L; later blocks and the output layer are neither
     computed nor adapted, so the LoRA has no weights there. The loss of dev pairs is that of their batches, each pair
-    among as many others as in training.
+    among as many others as in training, and so is their accuracy, which no temperature changes.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
@@ -315,7 +317,15 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     if dev_pairs:
         judge = AlignLoss(base, dev_pairs, settings, processes=processes, like=pairs)
         losses = DevLosses(base, {"dev_loss": judge.of_rows}, settings, processes)
-        watched = DevWatch(losses, settings, steps=steps, rows=len(pairs), key="dev_loss")
+        watched = DevWatch(
+            losses,
+            settings,
+            steps=steps,
+            rows=len(pairs),
+            key="dev_loss",
+            measure="dev_accuracy",
+            watch=watch,
+        )
     return train(
         base,
         settings,

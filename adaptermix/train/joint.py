@@ -81,9 +81,10 @@ class WithSum:
     def __call__(self) -> dict[str, float]:
         """Measure."""
         found = self._losses()
-        if len(found) < len(OBJECTIVES):
+        losses = {name: value for name, value in found.items() if name.endswith("_loss")}
+        if len(losses) < len(OBJECTIVES):
             return found
-        return found | {"dev_sum_loss": sum(self._weights.get(name, 1.0) * loss for name, loss in found.items())}
+        return found | {"dev_sum_loss": sum(self._weights.get(name, 1.0) * loss for name, loss in losses.items())}
 
 
 def _turns(settings: JointSettings) -> int:
@@ -161,13 +162,14 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         layers=None,
         watch=watch,
         on=on,
-        dev=_watched(DevLosses(base, sides, settings, processes), len(data.train), settings) if sides else None,
+        dev=_watched(DevLosses(base, sides, settings, processes), data, settings, watch) if sides else None,
         processes=processes,
     )
 
 
-def _watched(losses: DevLosses, rows: int, settings: JointSettings) -> DevWatch:
+def _watched(losses: DevLosses, data: TaskData, settings: JointSettings, watch: Watcher) -> DevWatch:
     """Return what looks at the dev losses after each pass over the task's rows."""
+    rows = len(data.train)
     return DevWatch(
         WithSum(losses, settings.align_weight),
         settings,
@@ -175,6 +177,8 @@ def _watched(losses: DevLosses, rows: int, settings: JointSettings) -> DevWatch:
         rows=rows,
         key=f"dev_{settings.select}_loss",
         turns=_turns(settings),
+        measure="dev_task_loss" if data.dev else "dev_align_accuracy",
+        watch=watch,
     )
 
 

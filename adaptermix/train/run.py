@@ -163,7 +163,7 @@ def _go_on(trainer: Trainer, checkpoint: Checkpoint, dev: DevWatch | None) -> No
     """Go back to a checkpoint, also in what the dev loss had decided."""
     trainer.restore(checkpoint)
     if dev:
-        dev.decide(trainer)
+        dev.go_on(trainer)
 
 
 def dry_report(

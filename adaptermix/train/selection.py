@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..models import BaseModel
+from ..progress import SILENT, Look, Watcher
 from ..settings import TrainingSettings
 from .modes import evaluating
 from .parallel import ALONE, Processes
@@ -28,7 +29,7 @@ class RowsLoss(Protocol):
 
 
 class DevLosses:
-    """Mean losses over dev rows, without dropout; several processes share the batches.
+    """Mean losses over dev rows, without dropout, and the share of hits where there are any; processes share batches.
 
     Args:
         base: The base model with its LoRA in.
@@ -46,25 +47,28 @@ class DevLosses:
     ) -> None:
         self._model, self._sides, self._size, self._processes = base.model, sides, settings.batch_size, processes
 
-    def _mean(self, loss_of: RowsLoss) -> float:
+    def _means(self, name: str, loss_of: RowsLoss) -> dict[str, float]:
         count = len(loss_of.lengths)
         starts = list(range(0, count, self._size))
         if len(starts) > 1 and count % self._size == 1:
             starts.pop()  # a pair alone has no negatives, and a loss of 0
         parts = [range(start, stop) for start, stop in pairwise([*starts, count])]
-        total, terms = 0.0, 0.0
+        total, terms, hits, rows = 0.0, 0.0, 0.0, 0.0
         for part in self._processes.turns(parts):
             found = loss_of(part)
             weight = len(part) if found.terms is None else found.terms
             total, terms = total + float(found.loss) * weight, terms + weight
+            hits, rows = hits + (found.hits or 0.0), rows + (len(part) if found.hits is not None else 0)
         # the sums are the same in every process, so all stop early or none
-        total, terms = self._processes.total(total, terms)
-        return total / (terms or 1)
+        total, terms, hits, rows = self._processes.total(total, terms, hits, rows)
+        share = {f"{name.removesuffix('_loss')}_accuracy": hits / rows} if rows else {}
+        return {name: total / (terms or 1)} | share
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
         with torch.no_grad(), evaluating(self._model), self._processes.autocast():
-            return {name: self._mean(loss_of) for name, loss_of in self._sides.items()}
+            found = [self._means(name, loss_of) for name, loss_of in self._sides.items()]
+        return {name: value for means in found for name, value in means.items()}
 
 
 def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int]:
@@ -80,25 +84,30 @@ class DevWatch:
     All that it knows stands in the log, so a resumed run goes on as if it had not been interrupted.
 
     Args:
-        measure: Gives the losses by name.
+        losses: Gives the losses by name.
         settings: The run's settings.
         steps: Optimizer steps of the run; the first look is after the last of them at the latest.
         rows: Training rows; a look is taken after each pass over them unless `evaluate_every` is set.
         key: Name of the loss that decides.
         turns: Objectives that take turns, so that a pass over the rows takes as many times the steps.
+        measure: Name of what can be compared with other runs; default `key`. An accuracy is the better the higher.
+        watch: Is told of it at every look.
     """
 
     def __init__(
         self,
-        measure: Callable[[], dict[str, float]],
+        losses: Callable[[], dict[str, float]],
         settings: TrainingSettings,
         *,
         steps: int,
         rows: int,
         key: str,
         turns: int = 1,
+        measure: str | None = None,
+        watch: Watcher = SILENT,
     ) -> None:
-        self._measure, self._key, self._patience = measure, key, settings.patience
+        self._losses, self._key, self._patience = losses, key, settings.patience
+        self._measure, self._watch = measure or key, watch
         a_pass = turns * max(1, round(rows / (settings.batch_size * settings.accumulate)))
         self._every = min(settings.evaluate_every or a_pass, steps)
 
@@ -106,10 +115,22 @@ class DevWatch:
         """Measure if it is time to."""
         if trainer.done % self._every:
             return
-        trainer.history.append({"step": trainer.done, **self._measure()})
+        trainer.history.append({"step": trainer.done, **self._losses()})
         self.decide(trainer)
         if trainer.kept == trainer.done:
             trainer.keep_best()
+        self._tell(trainer.history[-1])
+
+    def go_on(self, trainer: Trainer) -> None:
+        """Take up a run that was interrupted: decide by its log, and tell its looks."""
+        self.decide(trainer)
+        for entry in trainer.history:
+            self._tell(entry)
+
+    def _tell(self, entry: Mapping[str, Any]) -> None:
+        if self._measure in entry:
+            higher = self._measure.endswith("accuracy")
+            self._watch.look(Look(step=entry["step"], measure=self._measure, value=entry[self._measure], higher=higher))
 
     def decide(self, trainer: Trainer) -> None:
         """Say by the log which step is the best so far, and whether to stop."""

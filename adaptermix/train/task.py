@@ -305,7 +305,7 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     if dev is not None:
         judges = {"dev_loss": dev}
         losses = DevLosses(base, judges, settings, processes)
-        watched = DevWatch(losses, settings, steps=steps, rows=len(data.train), key="dev_loss")
+        watched = DevWatch(losses, settings, steps=steps, rows=len(data.train), key="dev_loss", watch=watch)
     return train(
         base,
         settings,

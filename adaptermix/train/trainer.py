@@ -29,6 +29,7 @@ class BatchLoss(NamedTuple):
         parts: Where several objectives take part, loss and rows of each.
         rows: Rows of the whole batch that were used, of all processes and objectives, where it is not `batch_size`.
         terms: What the loss is a mean over, in number; needed where several processes share a batch.
+        hits: Of a look at pairs: how many find each other.
     """
 
     loss: Tensor
@@ -36,6 +37,7 @@ class BatchLoss(NamedTuple):
     parts: Mapping[str, tuple[Tensor, int]] = {}
     terms: int | None = None
     rows: int | None = None
+    hits: float | None = None
 
 
 Loss = Callable[[int], tuple[Tensor, int] | BatchLoss]

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from adaptermix.checkpointing import merge_checkpoints
 from adaptermix.cli import adaptermix as command
 from adaptermix.errors import ModelError, OutputError, PlanError
-from adaptermix.progress import Advance
+from adaptermix.progress import Advance, Look
 
 from ..analysis.models import write_model
 from ..factories import contents, load_base
@@ -276,6 +276,9 @@ class _Interrupt:
         yield advance
 
     def note(self, message: str) -> None:
+        pass
+
+    def look(self, look: Look) -> None:
         pass
 
 

@@ -14,6 +14,7 @@ from adaptermix.compose.attach import Attachment
 from adaptermix.data import read_pairs
 from adaptermix.errors import DataError
 from adaptermix.models import backbone, load_base
+from adaptermix.progress import Look, Silent
 from adaptermix.train import align
 from adaptermix.train.selection import DevLosses
 
@@ -98,3 +99,57 @@ def test_dev_pairs_are_checked_as_training_pairs_are(causal: Path, tmp_path: Pat
     notes = Notes()
     train_align(settings_for(causal, tmp_path, dev_pairs=write_pairs(tmp_path)[:1]), watch=notes)
     assert any(note.startswith("warning: 12 of 12 dev pairs stand in the training pairs too") for note in notes.said)
+
+
+def test_the_accuracy_of_dev_pairs_is_of_no_temperature(causal: Path, tmp_path: Path) -> None:
+    rows = [("the red", "a red"), ("the blue", "a blue"), ("green", "grey"), ("un", "a red"), ("x", "the white")]
+    (tmp_path / "it-en.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    settings, looks = settings_for(causal, tmp_path, batch_size=5), []
+    for temperature in (0.05, 5.0):
+        at = settings.model_copy(update={"temperature": temperature})
+        base = load_base(str(causal), dtype="float32", device="cpu")
+        objective = align.AlignLoss(base, read_pairs([str(tmp_path / "it-en.tsv")])[0], at, layer=2)
+        looks.append(DevLosses(base, {"dev_loss": objective.of_rows}, at)())
+    assert looks[0]["dev_loss"] != looks[1]["dev_loss"]
+    assert 0 < looks[0]["dev_accuracy"] == looks[1]["dev_accuracy"] < 1
+    assert looks[0]["dev_accuracy"] == _accuracy(objective, range(5))
+
+
+def _accuracy(objective: Any, rows: range) -> float:
+    """Both directions, one pair after the other."""
+    source, target, _ = objective._sides(rows)
+    found = 0
+    for i in rows:
+        there = max(rows, key=lambda j: float(torch.cosine_similarity(source[i], target[j], dim=0)))
+        back = max(rows, key=lambda j: float(torch.cosine_similarity(source[j], target[i], dim=0)))
+        found += (objective._targets[there] == objective._targets[i]) + (
+            objective._targets[back] == objective._targets[i]
+        )
+    return found / 2 / len(rows)
+
+
+class Looks(Silent):
+    """Keeps what it is told of, and may end the run at a step."""
+
+    def __init__(self, ends_at: int | None = None) -> None:
+        self.seen: list[Look] = []
+        self._ends_at = ends_at
+
+    def look(self, look: Look) -> None:
+        self.seen.append(look)
+        if look.step == self._ends_at:
+            raise ZeroDivisionError
+
+
+def test_looks_are_told_and_can_end_the_training_and_a_resumed_one_tells_all(causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path, checkpoint_every=1)
+    whole, ended, rest = Looks(), Looks(ends_at=4), Looks()
+    report = train_align(settings.model_copy(update={"out": str(tmp_path / "whole")}), watch=whole)
+    logged = [(entry["step"], entry["dev_accuracy"]) for entry in report.history if "dev_accuracy" in entry]
+    assert [(look.step, look.value) for look in whole.seen] == logged
+    assert {(look.measure, look.higher) for look in whole.seen} == {("dev_accuracy", True)}
+    with pytest.raises(ZeroDivisionError):
+        train_align(settings, watch=ended)
+    assert not (tmp_path / "out").exists()
+    train_align(settings.model_copy(update={"resume": True}), watch=rest)
+    assert rest.seen == whole.seen

@@ -210,7 +210,7 @@ def test_dev_pairs_are_measured_without_dev_files_too(patience: int | None, caus
     chosen: dict[str, object] = {"patience": patience, "select": "align"} if patience else {}
     report = train_joint(settings_for(causal, tmp_path, dev_pairs=write_pairs(tmp_path), evaluate_every=2, **chosen))
     looks = {entry["step"]: set(entry) for entry in report.history if "dev_align_loss" in entry}
-    assert looks == {step: {"step", "dev_align_loss"} for step in (2, 4)}
+    assert looks == {step: {"step", "dev_align_loss", "dev_align_accuracy"} for step in (2, 4)}
     assert (report.kept in looks) == bool(patience)
 
 

@@ -46,3 +46,27 @@ def contrastive_loss(
     if symmetric:
         loss = (loss + torch.nn.functional.cross_entropy(similarity.T, gold)) / 2
     return loss
+
+
+def retrieved(source: Float[Tensor, "n d"], target: Float[Tensor, "n d"], same: Bool[Tensor, "n n"]) -> float:
+    """Return how many pairs find each other by cosine among the sentences of the batch, the mean of both directions.
+
+    Unlike the loss it is of the same meaning at every temperature.
+
+    Args:
+        source: Row i belongs to row i of `target`.
+        target: Candidates, and in the other direction anchors.
+        same: True where two targets are the same sentence, either of which will do.
+
+    Shapes: source and target [n d], same [n n].
+
+    Example:
+        >>> pairs, apart = torch.eye(3), torch.eye(3, dtype=torch.bool)
+        >>> retrieved(pairs, pairs[[1, 0, 2]], apart), retrieved(pairs, pairs, apart)
+        (1.0, 3.0)
+    """
+    source, target = (torch.nn.functional.normalize(side.float(), dim=1) for side in (source, target))
+    with torch.autocast(source.device.type, enabled=False):
+        similarity = source @ target.T
+    found = [same.gather(1, way.argmax(1, keepdim=True)).sum() for way in (similarity, similarity.T)]
+    return float(sum(found)) / 2
