@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..adapters import AdapterSource
+from ..adapters import AdapterSource, AdapterState
 from ..adapters.paths import fitted
 from ..compose.attach import Attachment, MixedRowsError
 from ..compose.execute import execute
@@ -18,6 +18,9 @@ from ..methods.base import build
 from ..methods.exact import Exact
 from ..models import BaseModel
 from .space import Candidate
+
+_GAIN = "gain"
+"""The option that is a factor on the result in every method that has it."""
 
 
 def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: dict[str, Any]) -> MergePlan:
@@ -52,6 +55,7 @@ class Judge:
         self._base, self._answering, self._template, self._fixed = base, answering, template, fixed
         self._attached: Attachment | None = None
         self._mixes = False
+        self._last: tuple[Candidate, AdapterState] | None = None
 
     @contextmanager
     def at_work(self, sources: Sequence[AdapterSource]) -> Iterator[Judge]:
@@ -102,9 +106,19 @@ class Judge:
             attached.set_weights_by_module(plan.weights_at)
             return self._answering(label, places=places)
         attached.set_weights([0.0] * len(plan.sources))
-        state, _ = execute(plan, device=self._base.device)
-        with Attachment(self._base.model, [replace(state, saved={})]):
+        gain = candidate.options.get(_GAIN, 1.0)
+        with Attachment(self._base.model, [self._merged(candidate)], [gain]):
             return self._answering(label, places=places)
+
+    def _merged(self, candidate: Candidate) -> AdapterState:
+        """Return a candidate's merge before the gain that is searched, which is that of the last one if all else is."""
+        options = {name: value for name, value in candidate.options.items() if name != _GAIN}
+        searched = {_GAIN: 1.0} if _GAIN in candidate.options else {}
+        key = replace(candidate, options={**options, **searched})
+        if self._last is None or self._last[0] != key:
+            state, _ = execute(self.plan(key), device=self._base.device)
+            self._last = key, replace(state, saved={})
+        return self._last[1]
 
     @property
     def _live(self) -> Attachment:

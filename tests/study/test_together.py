@@ -122,3 +122,15 @@ def test_a_pass_has_the_rows_that_fit(tmp_path: Path, monkeypatch: pytest.Monkey
         model=SimpleNamespace(config=SimpleNamespace(get_text_config=SimpleNamespace)), device=base.device
     )
     assert rows_that_fit(silent, 100) == fitting.USUAL  # type: ignore[arg-type]
+
+
+def test_where_only_the_gain_changes_nothing_is_merged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = given(tmp_path) | {"grid": [0.2, 0.6], "method": "ties", "vary": {"gain": "0.0,0.5,2.0"}, "rank": 3}
+    merged: list[object] = []
+    real = judging.execute
+    monkeypatch.setattr(judging, "execute", lambda plan, **more: merged.append(plan.weights) or real(plan, **more))
+    found = search(SearchSettings(**settings))
+    assert merged == [(0.2, 0.8), (0.6, 0.4)]
+    assert len({trial.answers for trial in found.trials}) > 3
+    same = [trial.answers for trial in found.trials if trial.candidate.options == {"gain": 0.0}]
+    assert same[0] == same[1]  # nothing is left of either
