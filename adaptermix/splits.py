@@ -1,11 +1,13 @@
 """Test data stay test data: a record of the files that were evaluated as such, on which nothing is chosen or trained.
 
-A file is known by its content, whatever its name and whichever of its rows are used. The record is this user's, one
+A file is known by its text, whatever its name, its compression and its line ends, and whichever of its rows are used.
+Rows that were moved, added or left out make another text. The record is this user's, one
 JSON object a line; what is broken in it is passed over, and one that cannot be read is as good as empty.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,6 @@ from . import manifest
 from .adapters import AdapterSource
 from .data.source import DataFile, find_files
 from .errors import DataError, PlanError
-from .files import sha256
 from .progress import Watcher
 
 DEV, TEST, TRAINING = "dev data", "test data", "training data"
@@ -31,7 +32,8 @@ class Evaluated:
     """One evaluation of one file as test data.
 
     Args:
-        sha256: Hash of the file's content.
+        sha256: Hash of the file's bytes.
+        text: Hash of its lines.
         name: The file's name then.
         task: The task.
         adapter: Name of the adapter, or `base`.
@@ -39,6 +41,7 @@ class Evaluated:
     """
 
     sha256: str
+    text: str
     name: str
     task: str
     adapter: str
@@ -89,8 +92,23 @@ def _entries(content: bytes) -> list[Evaluated]:
 
 
 def read_record() -> dict[str, Evaluated]:
-    """Return for each file, by its hash, when it was first evaluated as test data."""
-    return {entry.sha256: entry for entry in reversed(_entries(_bytes()))}
+    """Return for each file, by the hash of its lines, when it was first evaluated as test data."""
+    return {entry.text: entry for entry in reversed(_entries(_bytes()))}
+
+
+def text_hash(file: DataFile) -> str:
+    """Return the hash of a file's lines, unpacked, without their ends and without blank ones at its end.
+
+    A data set of the Hub is known by what its entry of a manifest says.
+    """
+    if type(file) is not DataFile:
+        return str(file.entry()["sha256"])
+    digest, blank = hashlib.sha256(), 0
+    for _, line in file.lines():
+        if line.strip():
+            digest.update(b"\n" * blank + line.rstrip().encode() + b"\n")
+        blank = 0 if line.strip() else blank + 1
+    return digest.hexdigest()
 
 
 def add_to_record(files: Sequence[DataFile], *, task: str, adapter: str, watch: Watcher) -> None:
@@ -106,7 +124,14 @@ def add_to_record(files: Sequence[DataFile], *, task: str, adapter: str, watch: 
     known = _entries(content)
     day = datetime.now(UTC).date().isoformat()
     found = [
-        Evaluated(sha256=str(file.entry()["sha256"]), name=file.path.name, task=task, adapter=adapter, date=day)
+        Evaluated(
+            sha256=str(file.entry()["sha256"]),
+            text=text_hash(file),
+            name=file.path.name,
+            task=task,
+            adapter=adapter,
+            date=day,
+        )
         for file in files
     ]
     lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in found if entry not in known]
@@ -125,7 +150,7 @@ def add_to_record(files: Sequence[DataFile], *, task: str, adapter: str, watch: 
             "choosing or training is not refused. Set ADAPTERMIX_STATE to another folder."
         )
         return
-    new = {entry.sha256 for entry in found} - {entry.sha256 for entry in known}
+    new = {entry.text for entry in found} - {entry.text for entry in known}
     if new:
         watch.note(
             f"{len(new)} of the files are now recorded as test data in {folder / _RECORD}; choosing or training on "
@@ -151,12 +176,12 @@ def refuse_tested(
     """
     known = read_record()
     found = [(use, file) for use, files in uses.items() for file in files if known]  # to hash a file is to read it
-    entries = [(use, file, file.entry()) for use, file in found]
-    seen = [(use, file, entry) for use, file, entry in entries if entry["sha256"] in known]
+    keys = [text_hash(file) for _, file in found]
+    seen = [(known[key], use, file) for key, (use, file) in zip(keys, found, strict=True) if key in known]
     if seen and not allowed:
-        use, file, entry = seen[0]
-        raise PlanError(f"{known[str(entry['sha256'])].fault(use, file.path)}. Give other data, or {instead}.")
-    return [entry for _, _, entry in seen]
+        evaluated, use, file = seen[0]
+        raise PlanError(f"{evaluated.fault(use, file.path)}. Give other data, or {instead}.")
+    return [file.entry() for _, _, file in seen]
 
 
 def check_split(
@@ -201,7 +226,7 @@ def _among(files: Sequence[DataFile], hashes: set[str]) -> list[DataFile]:
 
 
 def contents(argument: str) -> dict[str, str]:
-    """Return the paths of a `FILE` argument by the hash of their content.
+    """Return the paths of a `FILE` argument by the hash of their text.
 
     What is not there yet, or lies on the Hub, is known by its name alone, so that nothing is loaded.
     """
@@ -210,4 +235,4 @@ def contents(argument: str) -> dict[str, str]:
     except DataError:
         path = str(Path(argument.rpartition("=")[2]))
         return {path: path}
-    return {sha256(file.path) if type(file) is DataFile else str(file.path): str(file.path) for file in files}
+    return {text_hash(file) if type(file) is DataFile else str(file.path): str(file.path) for file in files}

@@ -11,6 +11,7 @@ The peer may do some of the trials, evenly spaced (`--peer-trials`), and is held
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def settings_of(arguments: argparse.Namespace, out: str, *, race: bool = False) -> Any:
@@ -47,30 +49,25 @@ def settings_of(arguments: argparse.Namespace, out: str, *, race: bool = False) 
 
 @contextmanager
 def timed_passes(model: Any) -> Iterator[list[float]]:
-    """Add up the time inside the model's forward passes, and inside `generate`, which makes most of them."""
-    spent = [0.0, 0.0]
-    depth = [0]
+    """Add up the time inside the model's forward passes."""
+    spent = [0.0]
+    forward = model.forward
 
-    def wrap(function: Any, place: int) -> Any:
-        def run(*given: Any, **named: Any) -> Any:
-            depth[0] += 1
-            start = time.perf_counter()
-            try:
-                return function(*given, **named)
-            finally:
-                depth[0] -= 1
-                spent[place] += time.perf_counter() - start
+    @functools.wraps(forward)  # transformers asks a forward for the names of its arguments
+    def timed(*given: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return forward(*given, **named)
+        finally:
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            spent[0] += time.perf_counter() - start
 
-        return run
-
-    before = {name: getattr(model, name) for name in ("forward", "generate") if hasattr(model, name)}
-    for place, (name, function) in enumerate(before.items()):
-        setattr(model, name, wrap(function, place))
+    model.forward = timed
     try:
         yield spent
     finally:
-        for name, function in before.items():
-            setattr(model, name, function)
+        model.forward = forward
 
 
 def ours(base: Any, settings: Any) -> dict[str, Any]:
@@ -83,7 +80,6 @@ def ours(base: Any, settings: Any) -> dict[str, Any]:
     with timed_passes(base.model) as spent:
         result = search_with(base, prepared, settings)
     seconds = time.perf_counter() - start
-    # forward passes of `generate` count once
     return {
         "seconds": seconds,
         "in forward passes": spent[0],
@@ -97,7 +93,6 @@ def ours(base: Any, settings: Any) -> dict[str, Any]:
 
 def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size: int) -> dict[str, Any]:
     """What one writes with peft: merge per weight, generate in batches of rows of like length, score."""
-    import torch
     from peft import PeftModel
 
     from adaptermix.evaluation.generate import _pad_left, _stop_ids, in_words

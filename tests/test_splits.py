@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -26,10 +27,10 @@ from adaptermix import (
     train_task,
 )
 from adaptermix.cli import main
-from adaptermix.data.source import find_files
+from adaptermix.data.source import DataFile, find_files
 from adaptermix.errors import AdapterMixError, ConfigError, PlanError
 from adaptermix.recipes import load_recipe, run_recipe
-from adaptermix.splits import add_to_record, read_record, state_folder
+from adaptermix.splits import add_to_record, read_record, refuse_tested, state_folder
 from adaptermix.tuning import plan, tune
 
 from .factories import peft_lora
@@ -240,7 +241,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path, state: Path) -> N
     for number in range(40):
         (tmp_path / f"{number}.en.txt").write_text(str(number))
     work = (
-        "import sys; from adaptermix.data.source import find_files; from adaptermix.progress import SILENT\n"
+        "import sys; from adaptermix.data.source import DataFile, find_files; from adaptermix.progress import SILENT\n"
         "from adaptermix.splits import add_to_record\n"
         "for file in find_files([sys.argv[1]]):\n"
         "    add_to_record([file] * 20, task='t' * 200, adapter=sys.argv[2], watch=SILENT)\n"
@@ -275,14 +276,14 @@ steps:
   - train-align: {{base: b, pairs: [x-en.tsv], dev_pairs: [{dev_pairs}], out: "${{out}}/align"}}
   - search: {{adapters: ["${{out}}/task", "${{out}}/align"], base: b, task: slots, dev: [{searched}], grid: [0.5],
              out: "${{out}}/found"}}
-  - evaluate: {{base: b, adapter: "${{out}}/found", task: slots, data: [{data}], split: test}}
+  - evaluate: {{base: b, adapter: "${{out}}/found", task: slots, data: [{data}], split: {middle}}}
   - evaluate: {{base: b, adapter: "${{out}}/found", task: slots, data: [{last}], split: {split}}}
 """
 FREE = {name: f"{name}.jsonl" for name in ("train", "dev", "dev_pairs", "searched", "data", "last")}
 
 
 def recipe(folder: Path, **files: str) -> Path:
-    (folder / "recipe.yaml").write_text(RECIPE.format(**{"split": "dev"} | FREE | files))
+    (folder / "recipe.yaml").write_text(RECIPE.format(**{"split": "dev", "middle": "test"} | FREE | files))
     return folder / "recipe.yaml"
 
 
@@ -338,14 +339,14 @@ def test_settings_are_not_searched_on_test_data(tmp_path: Path) -> None:
     data = slots(tmp_path, "de.jsonl", "rot")
     vary = {"train-align.temperature": [0.1, 0.2]}
     with pytest.raises(ConfigError, match="the last step must be on dev data: its score decides; found split: test"):
-        plan(recipe(tmp_path, split="test"), vary, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"step 5 \(evaluate\): dev data must not be test data, .* test data of step"):
+        plan(recipe(tmp_path, split="test", middle="dev"), vary, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"must not look at test data once per candidate; .* in step 4 \(evaluate\)"):
         plan(recipe(tmp_path, split="null", data=data, last=data), vary, tmp_path / "out")
     as_test(data)
     ran: list[Any] = []
     with pytest.raises(ConfigError, match="was evaluated as test"):
         tune(
-            recipe(tmp_path, split="null", last=data),
+            recipe(tmp_path, split="null", middle="null", last=data),
             vary,
             out=tmp_path / "out",
             run=lambda step: ran.append(step) or {},  # type: ignore[func-returns-value]
@@ -368,3 +369,20 @@ def test_a_search_that_was_interrupted_goes_on_where_its_data_were_evaluated_mea
     notes = Notes()
     search(asked.model_copy(update={"allow_tested": True}), watch=notes)
     assert [note for note in notes.said if note.startswith("trial")] == []
+
+
+def test_a_file_is_known_packed_and_with_other_line_ends_but_not_with_other_rows(tmp_path: Path) -> None:
+    data = Path(slots(tmp_path, "de.jsonl", "rot"))
+    as_test(str(data))
+    text = data.read_bytes().rstrip(b"\n")
+    packed = tmp_path / "packed.de.jsonl.gz"
+    packed.write_bytes(gzip.compress(text))
+    (tmp_path / "ends.de.jsonl").write_bytes(text.replace(b"\n", b"\r\n") + b"\r\n\n")
+    (tmp_path / "more.de.jsonl").write_bytes(text + b"\n" + text.splitlines()[0].replace(b"rot", b"tot"))
+
+    def refused(path: Path) -> list[object]:
+        return refuse_tested({"dev data": [DataFile(path=path, languages=("de",))]}, allowed=True)
+
+    assert refused(packed)
+    assert refused(tmp_path / "ends.de.jsonl")
+    assert not refused(tmp_path / "more.de.jsonl")

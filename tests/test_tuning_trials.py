@@ -154,7 +154,6 @@ class TestRefusals:
 
         fails(UsageError, "a grid needs values, and --vary train-align.temperature is a range")
         fails(UsageError, "without --trials all values are tried", sampler="tpe")
-        fails(UsageError, "without --trials all values are tried", seed=1)
         fails(ConfigError, "looks at dev data, and none does", trials=4, prune=True)
         fails(
             ConfigError,

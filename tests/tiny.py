@@ -16,6 +16,12 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -36,6 +42,10 @@ _CAUSAL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         Qwen2MoeForCausalLM,
         {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 32},
     ),
+    # states that a mask does not undo: of linear attention, of positions in the cache, of a state space
+    "minimax": (MiniMaxConfig, MiniMaxForCausalLM, {"num_local_experts": 2, "block_size": 8, "head_dim": 8}),
+    "mpt": (MptConfig, MptForCausalLM, {"max_seq_len": 512}),
+    "mamba": (MambaConfig, MambaForCausalLM, {"state_size": 4}),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"head_dim": 8, "sliding_window": 64}),
 }
 
@@ -63,7 +73,7 @@ def tiny_causal(
 
     Args:
         folder: Where.
-        kind: `llama`, `qwen2`, `qwen2_moe` or `gemma3`.
+        kind: `llama`, `qwen2`, `qwen2_moe`, `minimax`, `mpt`, `mamba` or `gemma3`.
         layers: Number of blocks.
         chat: Give the tokenizer a chat template.
         single: What the tokenizer puts around a text, such as `<s> $A` or `$A </s>`; nothing if not given.

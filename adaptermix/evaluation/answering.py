@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from ..errors import UsageError
 from ..heads import HEADS, HeadRows
 from ..models import BaseModel
@@ -47,6 +49,7 @@ class Answering:
     ) -> None:
         self._base, self._task, self._settings, self._watch = base, task, settings, watch
         self._encoded: HeadRows | None = None
+        self._size = settings.batch_size
         self._drafts: dict[int, list[int]] = {}
         self._stood = 1.0
         if base.head:
@@ -113,3 +116,16 @@ class Answering:
         self._drafts |= dict(zip(rows, answers, strict=True))
         words = iter(in_words(self._base, answers))
         return [[next(words) for _ in places] for places in asked]
+
+    def _generated(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+        """Generate in passes as large as they may be; where memory ends all the same, in half as large ones."""
+        most = self._settings.max_new_tokens
+        self._size = self._size or rows_that_fit(self._base, max(map(len, self._prompts), default=0) + 2 * most)
+        while True:
+            try:
+                return generate_ids(self._base, prompts, max_new_tokens=most, batch_size=self._size, **options)
+            except torch.OutOfMemoryError:
+                if self._settings.batch_size or self._size == 1:
+                    raise
+            self._size //= 2
+            torch.cuda.empty_cache()

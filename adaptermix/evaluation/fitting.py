@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import psutil
 import torch
 
@@ -17,8 +20,17 @@ _MOST_BYTES_ON_CPU = 4 * 2**30
 
 def _free_bytes(base: BaseModel) -> float:
     if base.device.type == "cuda":
-        return _SHARE_ON_GPU * torch.cuda.mem_get_info(base.device)[0]
-    return min(_MOST_BYTES_ON_CPU, _SHARE_ON_CPU * psutil.virtual_memory().available)
+        # what torch holds and has not given away is free too
+        own = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
+        return _SHARE_ON_GPU * (torch.cuda.mem_get_info(base.device)[0] + own)
+    return float(min(_MOST_BYTES_ON_CPU, _SHARE_ON_CPU * psutil.virtual_memory().available))
+
+
+def _most(config: Any, *names: str) -> int:
+    """Return the largest of what a config says under these names, where each may be one number or one per layer."""
+    found = [getattr(config, name, None) for name in names]
+    numbers = [number for value in found for number in (value if isinstance(value, list | tuple) else [value])]
+    return max((number for number in numbers if isinstance(number, int)), default=0)
 
 
 def bytes_of_row(base: BaseModel, length: int) -> int | None:
@@ -26,26 +38,30 @@ def bytes_of_row(base: BaseModel, length: int) -> int | None:
 
     Keys and values of all layers, the widest states of one layer, logits of one place.
     """
-    config = base.model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
-    layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if not (heads and layers and hidden):
+    try:
+        config = base.model.config.get_text_config()
+        layers, hidden = _most(config, "num_hidden_layers"), _most(config, "hidden_size")
+        heads, vocabulary = _most(config, "num_attention_heads"), _most(config, "vocab_size")
+        each = _most(config, "head_dim", "v_head_dim", "qk_head_dim") or hidden // max(heads, 1)
+        width = each * (_most(config, "num_key_value_heads") or heads)
+        inner = _most(config, "intermediate_size") or 4 * hidden
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # configs that have no one value for all layers
+        return None
+    told = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+    if not (told and layers and hidden and heads and vocabulary):
         return None
     size = base.model.dtype.itemsize
-    key = (getattr(config, "head_dim", None) or hidden // heads) * (
-        getattr(config, "num_key_value_heads", None) or heads
-    )
-    wide = hidden + 2 * (getattr(config, "intermediate_size", None) or 4 * hidden) + heads * length
-    return int(length * size * (2 * layers * key + wide) + config.vocab_size * (size + 4))
+    return int(length * size * (2 * layers * width + hidden + 2 * inner + heads * length) + vocabulary * (size + 4))
 
 
 def rows_that_fit(base: BaseModel, length: int) -> int:
-    """Return rows per pass: as many as make it no faster yet, and fit the free memory.
+    """Return rows per pass, a power of two: as many as make it no faster yet, and fit the free memory.
 
     Args:
         base: The model.
-        length: Tokens of the longest row, prompt and answer.
+        length: Tokens of the longest row: prompt, answer, and a draft that fails.
     """
     each = bytes_of_row(base, length)
     most = _MOST_ON_GPU if base.device.type == "cuda" else _MOST_ON_CPU
-    return USUAL if each is None else max(1, min(most, int(_free_bytes(base) / each)))
+    fitting = USUAL if each is None else max(1, min(most, int(_free_bytes(base) / each)))
+    return int(2 ** (fitting.bit_length() - 1))

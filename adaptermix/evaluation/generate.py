@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from ..progress import SILENT, Watcher
 
 _FIRST_ROUND = 8
 """Tokens of the first round; each further one makes answers at least half as long again."""
+_WORTH = 4
+"""One in so many rows of a batch are enough to go on without those of other batches."""
 _MOST_LOGITS = 2**27
 """Most logits of a pass over drafts: half a gigabyte in float32."""
 
@@ -167,7 +170,8 @@ class _Work:
                 if not self._take(row, [*draft[:agreed], greedy[agreed]]):
                     going_on.append(place)
                     following.append(greedy[agreed])
-            left += self._after(rows, (ids, mask), output.past_key_values, going_on, following)
+            cache = getattr(output, "past_key_values", None)
+            left += self._after(rows, (ids, mask), cache, going_on, following)
         return left
 
     def _after(
@@ -183,11 +187,11 @@ class _Work:
             following: The token that comes next, of each of these.
 
         Returns:
-            The rows that must be read anew, since the model's states cannot be masked.
+            The rows that must be read anew: the model's states cannot be masked, or these are too few for a batch.
         """
         ids, mask = held
         rows = [batch[place] for place in places]
-        if not rows or not _can_mask(cache, ids.shape[1] + self.most):
+        if len(rows) * _WORTH < self.batch_size or not _can_mask(self.base.model, cache, ids.shape[1] + self.most):
             return rows
         chosen = torch.tensor(places, dtype=torch.long, device=ids.device)
         cache.batch_select_indices(chosen)
@@ -221,16 +225,18 @@ class _Work:
             kept = _of_rows(output.past_key_values, chosen) if left else {}
 
 
-def _can_mask(cache: Any, length: int) -> bool:
-    """Whether tokens that a cache holds can be left out by a mask: of attention, within every window at this length."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+def _can_mask(model: Any, cache: Any, length: int) -> bool:
+    """Whether a mask undoes what a cache holds: keys and values alone, positions of their own, no window shorter."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     def reaches(layer: Any) -> bool:
         return type(layer) is DynamicLayer or (
             type(layer) is DynamicSlidingWindowLayer and length < layer.sliding_window
         )
 
-    return all(map(reaches, getattr(cache, "layers", [None])))
+    # models of other positions (ALiBi) count places of the cache, masked ones too
+    has_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return has_positions and type(cache) is DynamicCache and all(map(reaches, cache.layers))
 
 
 def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:

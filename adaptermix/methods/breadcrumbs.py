@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..algebra.operators import Gain, Operator, Total, Trim, Weigh
 from .base import StackMethod, method, require_share
@@ -30,6 +31,8 @@ class Breadcrumbs(StackMethod):
     Exact when: density is 1 and outliers 0.
     Reference: Davari and Belilovsky, Model Breadcrumbs, ECCV 2024, arXiv 2312.06795, section 3.
     """
+
+    factor: ClassVar[str | None] = "gain"
 
     density: float = 0.15
     outliers: float = 0.01

@@ -29,6 +29,7 @@ class DareLinear(StackMethod):
     Reference: Yu et al., Language Models are Super Mario, ICML 2024, arXiv 2311.03099, section 3.
     """
 
+    factor: ClassVar[str | None] = "gain"
     is_random: ClassVar[bool] = True
     density: float = 0.5
     gain: float = 1.0

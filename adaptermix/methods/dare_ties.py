@@ -30,6 +30,7 @@ class DareTies(StackMethod):
     TIES-Merging, NeurIPS 2023, arXiv 2306.01708, section 4.
     """
 
+    factor: ClassVar[str | None] = "gain"
     is_random: ClassVar[bool] = True
     density: float = 0.5
     gain: float = 1.0

@@ -34,6 +34,7 @@ class Della(StackMethod):
     Reference: Deep, Bhardwaj and Poria, DELLA-Merging, 2024, arXiv 2406.11617, section 3.
     """
 
+    factor: ClassVar[str | None] = "gain"
     is_random: ClassVar[bool] = True
     density: float = 0.5
     epsilon: float = 0.15

@@ -29,6 +29,7 @@ class Fisher(StackMethod):
     section 3.
     """
 
+    factor: ClassVar[str | None] = "gain"
     statistics: ClassVar[Literal["out in", "in in"] | None] = "out in"
     gain: float = 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,8 @@ class IsoC(MergeMethod):
     Exact when: all singular values of the sum are equal.
     Reference: Marczak et al., No Task Left Behind, ICML 2025, arXiv 2502.04959, section 4.
     """
+
+    factor: ClassVar[str | None] = "gain"
 
     gain: float = 1.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -35,6 +36,8 @@ class Knots(MergeMethod):
     Exact when: there is one adapter and density is 1.
     Reference: Stoica et al., Model Merging with SVD to Tie the Knots, ICLR 2025, arXiv 2410.19735, section 4.
     """
+
+    factor: ClassVar[str | None] = "gain"
 
     density: float = 0.2
     gain: float = 1.0

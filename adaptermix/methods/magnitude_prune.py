@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..algebra.operators import Gain, Operator, Total, Trim, Weigh
 from .base import StackMethod, method, require_share
@@ -25,6 +26,8 @@ class MagnitudePrune(StackMethod):
     Reference: Han et al., Learning both Weights and Connections, NeurIPS 2015, arXiv 1506.02626, section 3; peft,
     `magnitude_prune_svd`.
     """
+
+    factor: ClassVar[str | None] = "gain"
 
     density: float = 0.2
     gain: float = 1.0

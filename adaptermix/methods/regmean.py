@@ -30,6 +30,7 @@ class RegMean(MergeMethod):
     Reference: Jin et al., Dataless Knowledge Fusion, ICLR 2023, arXiv 2212.09849, section 3.
     """
 
+    factor: ClassVar[str | None] = "gain"
     statistics: ClassVar[Literal["out in", "in in"] | None] = "in in"
     off_diagonal: float = 0.9
     gain: float = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..algebra import Stack
 from .base import LinearMethod, method
@@ -24,6 +25,8 @@ class TaskArithmetic(LinearMethod):
     Exact when: always.
     Reference: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089, section 2.
     """
+
+    factor: ClassVar[str | None] = "gain"
 
     gain: float = 1.0
 

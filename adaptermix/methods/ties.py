@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..algebra.operators import DisjointMean, Elect, Gain, Operator, Total, Trim, Weigh
 from ..algebra.selection import Threshold, model_threshold
@@ -49,6 +49,8 @@ class Ties(StackMethod):
     Exact when: density is 1 and no signs conflict; then it is the mean over the non-zero entries.
     Reference: Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, section 4.
     """
+
+    factor: ClassVar[str | None] = "gain"
 
     density: float = 0.2
     gain: float = 1.0

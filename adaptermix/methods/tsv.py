@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class Tsv(MergeMethod):
     Exact when: there is one adapter, or the adapters' subspaces are orthogonal and share is 1.
     Reference: Gargiulo et al., Task Singular Vectors, CVPR 2025, arXiv 2412.00081, section 3.3.
     """
+
+    factor: ClassVar[str | None] = "gain"
 
     share: float | None = None
     gain: float = 1.0

@@ -57,6 +57,6 @@ class Written(Settings):
 class GenerationSettings(Placed):
     """Greedy generation."""
 
-    batch_size: Positive | None = Field(None, description="rows per batch; default: as many as fit the free memory")
+    batch_size: Positive | None = Field(32, description="rows per batch")
     max_new_tokens: Positive = Field(64, description="most tokens to generate per row")
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")

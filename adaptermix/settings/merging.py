@@ -143,4 +143,8 @@ class SearchSettings(GenerationSettings, Written):
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
     allow_tested: bool = Field(False, description=ALLOW_TESTED)
 
+    batch_size: Positive | None = Field(
+        None, description="rows per batch, of all candidates that share it; default: as many as fit the free memory"
+    )
+
     _sound_search = model_validator(mode="after")(checks.sound_search)

@@ -14,13 +14,14 @@ from ..compose.execute import execute
 from ..compose.plan import MergePlan
 from ..evaluation.acting import acting
 from ..evaluation.answering import Answering
-from ..methods.base import build
+from ..methods.base import MergeMethod, build
 from ..methods.exact import Exact
 from ..models import BaseModel
 from .space import Candidate
 
-_GAIN = "gain"
-"""The option that is a factor on the result in every method that has it."""
+TOGETHER = 512
+"""Rows that candidates which share forward passes have in all: as many make passes no faster per row, and are lost with
+a process that dies."""
 
 
 def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: dict[str, Any]) -> MergePlan:
@@ -106,22 +107,23 @@ class Judge:
             attached.set_weights_by_module(plan.weights_at)
             return self._answering(label, places=places)
         attached.set_weights([0.0] * len(plan.sources))
-        gain = candidate.options.get(_GAIN, 1.0)
-        with Attachment(self._base.model, [self._merged(candidate)], [gain]):
+        rest, factor = _without_factor(candidate, plan.method)
+        if self._last is None or self._last[0] != rest:
+            state, _ = execute(self.plan(rest), device=self._base.device)
+            self._last = rest, replace(state, saved={})
+        with Attachment(self._base.model, [self._last[1]], [factor]):
             return self._answering(label, places=places)
-
-    def _merged(self, candidate: Candidate) -> AdapterState:
-        """Return a candidate's merge before the gain that is searched, which is that of the last one if all else is."""
-        options = {name: value for name, value in candidate.options.items() if name != _GAIN}
-        searched = {_GAIN: 1.0} if _GAIN in candidate.options else {}
-        key = replace(candidate, options={**options, **searched})
-        if self._last is None or self._last[0] != key:
-            state, _ = execute(self.plan(key), device=self._base.device)
-            self._last = key, replace(state, saved={})
-        return self._last[1]
 
     @property
     def _live(self) -> Attachment:
         if self._attached is None:
             raise RuntimeError("candidates are judged inside `at_work`")
         return self._attached
+
+
+def _without_factor(candidate: Candidate, method: MergeMethod) -> tuple[Candidate, float]:
+    """Return a candidate whose searched factor on the result is 1, and that factor."""
+    if method.factor is None or method.factor not in candidate.options:
+        return candidate, 1.0
+    options = {**candidate.options, method.factor: 1.0}
+    return replace(candidate, options=options), float(candidate.options[method.factor])

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from ..errors import OutputError
 from .space import Candidate, Choice, Parameter, Point
-from .storage import distribution, make_sampler, open_study, quiet, without_password
+from .storage import distribution, make_sampler, open_study, proposed_together, quiet, without_password
 from .trials import Trial, pack, unpack
 
 STALE_AFTER = 120.0
@@ -84,7 +84,7 @@ class Ledger:
         worker: str = "",
         limit: int,
     ) -> None:
-        self._searched, self._limit = searched, limit
+        self._searched, self._limit, self._sampler = searched, limit, sampler
         self._open: dict[int, Any] = {}
         self._distributions = {key: distribution(parameter) for key, parameter in searched.parameters.items()}
         self._token = uuid4().hex
@@ -149,6 +149,12 @@ class Ledger:
         """Return how many trials are still to be begun."""
         self.bury()
         return len(self._missing())
+
+    def together(self) -> int:
+        """Return how many trials may be asked for before any of them is told, with no other ones proposed for it."""
+        if isinstance(self._searched, Listed):
+            return len(self._searched.candidates)
+        return proposed_together(self._sampler, len(self._counted()))
 
     def _missing(self) -> list[int]:
         """Return what is still to be begun: numbers of a list, or of trials."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from .choice import Board
+from .judging import TOGETHER
 from .ledger import Ledger
 from .trials import Trial
 
@@ -53,6 +54,18 @@ def rungs(languages: Sequence[str]) -> list[list[int]]:
         found.append(sorted(chosen - before))
         before |= chosen
     return found
+
+
+def _parts(asked: Sequence[tuple[Trial, Sequence[int]]]) -> Iterator[list[tuple[Trial, Sequence[int]]]]:
+    """Yield trials with the rows they are asked, so many at a time that what is lost with a process stays small."""
+    part: list[tuple[Trial, Sequence[int]]] = []
+    for trial, left in asked:
+        if part and sum(len(rows) for _, rows in part) + len(left) > TOGETHER:
+            yield part
+            part = []
+        part.append((trial, left))
+    if part:
+        yield part
 
 
 class Race:
@@ -109,14 +122,15 @@ class Race:
         start = time.perf_counter()
         known = [self._known(trial, places) for trial in cohort]
         asked = [(trial, [place for place in places if trial.answers[place] is None]) for trial in known]
-        new = iter(self._answer([(trial, left) for trial, left in asked if left]))
         done = []
-        for trial, left in asked:
-            answers = list(trial.answers)
-            for place, answer in zip(left, next(new) if left else (), strict=True):
-                answers[place] = answer
-            done.append(replace(trial, answers=tuple(answers)))
-            ledger.keep_partial(done[-1])
+        for part in _parts(asked):
+            new = iter(self._answer([(trial, left) for trial, left in part if left]))
+            for trial, left in part:
+                answers = list(trial.answers)
+                for place, answer in zip(left, next(new) if left else (), strict=True):
+                    answers[place] = answer
+                done.append(replace(trial, answers=tuple(answers)))
+                ledger.keep_partial(done[-1])
         each = (time.perf_counter() - start) / max(1, sum(len(left) for _, left in asked))
         return [
             replace(trial, seconds=trial.seconds + each * len(left))

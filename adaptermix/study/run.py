@@ -30,7 +30,7 @@ from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from .choice import Board
-from .judging import Judge, candidate_plan
+from .judging import TOGETHER, Judge, candidate_plan
 from .ledger import Ledger, Listed
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
@@ -60,10 +60,6 @@ _WHERE = {
 """Settings that do not change what is found."""
 _MORE = {"trials", "choose"}
 """Settings that a search can go on with changed."""
-_FULL = 512
-"""Rows that trials which run together have in all: as many make passes no faster per row."""
-_PROPOSED = 4
-"""Most trials that a sampler proposes before it has seen how the first of them did."""
 _POLL = 0.2
 """Seconds between looks at trials that run elsewhere."""
 
@@ -211,24 +207,26 @@ class _Work:
     def _run_in_turn(self, ledger: Ledger) -> None:
         places = range(len(self._languages))
         while trials := self._begun(ledger):
-            known = [ledger.known(trial.candidate) for trial in trials]
+            candidates = [trial.candidate for trial in trials]
+            answers = [ledger.known(candidate) for candidate in candidates]
+            first = [candidates.index(candidate) for candidate in candidates]
+            new = [place for place, known in enumerate(answers) if not known and first[place] == place]
             start = time.perf_counter()
-            left = [(trial, places) for trial, answers in zip(trials, known, strict=True) if not answers]
-            found = iter(list(self._answer(left)) if left else ())
-            seconds = (time.perf_counter() - start) / max(1, len(left))
-            for begun, answers in zip(trials, known, strict=True):
-                took = 0.0 if answers else seconds
-                trial = replace(begun, answers=answers or tuple(next(found)), seconds=took)
+            found = self._answer([(trials[place], places) for place in new]) if new else ()
+            for place, told in zip(new, found, strict=True):
+                answers[place] = tuple(told)
+            seconds = (time.perf_counter() - start) / max(1, len(new))
+            for place, begun in enumerate(trials):
+                own = answers[first[place]] or ()
+                trial = replace(begun, answers=own, seconds=seconds if place in new else 0.0)
                 value = self.board.exact(self.board.counts(trial))
                 ledger.tell(trial, value)
                 self._told(trial, value)
 
     def _begun(self, ledger: Ledger) -> list[Trial]:
-        """Begin trials, several where they can share forward passes and rows are few."""
-        most = -(-_FULL // len(self._languages)) if self._judge.takes_several else 1
-        if not isinstance(self._prepared.searched, Listed):
-            most = min(most, _PROPOSED)
-        most = min(most, -(-ledger.left() // self._settings.workers))  # something for every worker
+        """Begin trials, several where they can share forward passes, so few that every worker has some."""
+        most = -(-TOGETHER // len(self._languages)) if self._judge.takes_several else 1
+        most = min(most, -(-ledger.left() // self._settings.workers), ledger.together())
         asked = itertools.takewhile(bool, (ledger.ask() for _ in range(most)))
         return [Trial(number=found[0], candidate=found[1], answers=()) for found in asked if found]
 

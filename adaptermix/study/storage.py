@@ -15,6 +15,10 @@ from .space import Choice, Interval, Parameter
 from .vary import label
 
 _GP_UP_TO = 8
+_STARTUP = 6
+"""Trials that TPE and the Gaussian process propose at random, before they look at any."""
+_UNSEEN = {"random": 1_000_000, "cmaes": 4, "tpe": 1, "gp": 1}
+"""Further trials that a sampler proposes without having seen how they did: CMA-ES those of a generation."""
 _PASSWORD = re.compile(r"(://[^:/@]+):[^@]*@")
 
 
@@ -35,12 +39,22 @@ def make_sampler(name: str, seed: int) -> Any:
 
     makers: dict[str, Callable[[], Any]] = {
         "random": lambda: samplers.RandomSampler(seed=seed),
-        "tpe": lambda: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=6),
+        "tpe": lambda: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP),
         "cmaes": lambda: samplers.CmaEsSampler(seed=seed),
-        "gp": lambda: samplers.GPSampler(seed=seed, n_startup_trials=6),
+        "gp": lambda: samplers.GPSampler(seed=seed, n_startup_trials=_STARTUP),
     }
     with quiet():
         return makers[name]()
+
+
+def proposed_together(sampler: str, begun: int) -> int:
+    """Return how many trials to ask a sampler for at once so that it proposes what it would one at a time.
+
+    Args:
+        sampler: Its name.
+        begun: Trials that it has proposed.
+    """
+    return max(_UNSEEN[sampler], _STARTUP - begun)
 
 
 def fitting_sampler(parameters: Iterable[Parameter]) -> str:

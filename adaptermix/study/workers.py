@@ -37,7 +37,7 @@ def _threads(count: int) -> str:
 def helped(settings: SearchSettings, watch: Watcher) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start the other workers of a search, and see them end.
 
-    One that dies is named and loses its trial only, which another one takes.
+    One that dies is named and loses what it was at, which another one takes.
     """
     started: list[tuple[subprocess.Popen[bytes], Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": _threads(settings.workers), "TOKENIZERS_PARALLELISM": "false"}

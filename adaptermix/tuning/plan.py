@@ -67,7 +67,8 @@ def steps_of(recipe: Path, overrides: Mapping[str, Any], settings: Mapping[str, 
             f"{recipe}: the last step must be {' or '.join(JUDGES)}, on dev data: its score decides; found "
             f"{steps[-1].command!r}."
         )
-    steps[-1] = _judge(recipe, steps[-1])
+    _check_no_test(recipe, steps)
+    steps[-1] = _judge(steps[-1])
     check_splits(recipe, steps)
     elsewhere = [step for step in steps if not _within(step, folder)]
     if elsewhere:
@@ -78,12 +79,25 @@ def steps_of(recipe: Path, overrides: Mapping[str, Any], settings: Mapping[str, 
     return steps
 
 
-def _judge(recipe: Path, step: Step) -> Step:
+def _check_no_test(recipe: Path, steps: Sequence[Step]) -> None:
+    """Refuse to look at test data once per candidate."""
+    for number, step in enumerate(steps, start=1):
+        if getattr(step.settings, "split", None) == "test":
+            last = (
+                "the last step must be on dev data: its score decides"
+                if number == len(steps)
+                else "a search must not look at test data once per candidate"
+            )
+            raise ConfigError(
+                f"{recipe}: {last}; found split: test in step {number} ({step.command}). Evaluate the best candidate "
+                "on test data when the search is done."
+            )
+
+
+def _judge(step: Step) -> Step:
     """Return the last step, whose data are dev data."""
     if not isinstance(step.settings, EvaluateSettings):
         return step
-    if step.settings.split == "test":
-        raise ConfigError(f"{recipe}: the last step must be on dev data: its score decides; found split: test.")
     return Step(command=step.command, settings=step.settings.model_copy(update={"split": "dev"}))
 
 

@@ -28,7 +28,7 @@ from .result import Pruned
 EARLIER, WARM_UP = 4, 1
 """Trainings that must have come as far, and looks that stop nothing."""
 SAME = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
-SAME |= {"layer", "pooling", "exclude_bos", "standardize"}
+SAME |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows"}
 SAME |= {"batch_size", "accumulate", "steps", "epochs", "alternate", "discard"}
 """Settings that decide what a look measures, and what had been done by its step."""
 

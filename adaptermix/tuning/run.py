@@ -103,10 +103,10 @@ def check(
     Raises:
         AdapterMixError: the recipe has faults, or options contradict each other.
     """
-    if trials is None and (sampler != "auto" or seed):
+    if trials is None and sampler != "auto":
         raise UsageError(
-            "--sampler and --seed are of what proposes candidates, and without --trials all values are tried: add "
-            "--trials N, or drop them."
+            "--sampler is what proposes candidates, and without --trials all values are tried: add --trials N, or drop "
+            "it."
         )
     if process_count() > 1:
         raise ConfigError(
