@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapters import AdapterState
     from .analysis import Inspection, SpectrumReport, inspect, spectrum
+    from .baking import BakeReport, bake
     from .checkpointing import ExtractReport, extract, merge_checkpoints
     from .compose import MergeReport, merge
     from .errors import AdapterMixError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .recipes import run_recipe
     from .settings import (
         AlignSettings,
+        BakeSettings,
         CompareSettings,
         EvaluateSettings,
         ExtractSettings,
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "adapters": ("AdapterState",),
     "analysis": ("Inspection", "SpectrumReport", "inspect", "spectrum"),
+    "baking": ("BakeReport", "bake"),
     "checkpointing": ("ExtractReport", "extract", "merge_checkpoints"),
     "compose": ("MergeReport", "merge"),
     "errors": ("AdapterMixError",),
@@ -51,6 +54,7 @@ _HOMES = {
     "study": ("SearchResult", "search"),
     "settings": (
         "AlignSettings",
+        "BakeSettings",
         "CompareSettings",
         "EvaluateSettings",
         "ExtractSettings",
@@ -72,6 +76,8 @@ __all__ = [
     "AdapterMixError",
     "AdapterState",
     "AlignSettings",
+    "BakeReport",
+    "BakeSettings",
     "CompareSettings",
     "EvaluateSettings",
     "Evaluation",
@@ -92,6 +98,7 @@ __all__ = [
     "Systems",
     "TaskSettings",
     "Tuning",
+    "bake",
     "compare_systems",
     "evaluate",
     "extract",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ class TensorHeader:
     file: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def size(self) -> int:
+        """Its bytes, of the dtypes that weights have."""
+        bits = int("".join(filter(str.isdigit, self.dtype.partition("_")[0])) or 8)
+        return math.prod(self.shape) * bits // 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 if TYPE_CHECKING:
     from .settings import (
         AlignOptions,
+        BakeSettings,
         CompareSettings,
         JointSettings,
         RetrieveSettings,
@@ -223,5 +224,24 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
     )
     for is_faulty, message in faults:
         if is_faulty:
+            raise ValueError(message)
+    return settings
+
+
+def sound_bake(settings: BakeSettings) -> BakeSettings:
+    """Refuse strategies in 4 bits without a format, and those that choose by inputs without any texts."""
+    chooses = settings.quantize != "none" and settings.strategy in ("auto", "calibrated")
+    faults = (
+        (
+            settings.quantize == "none" and settings.strategy not in ("auto", "merge-16"),
+            f"--strategy {settings.strategy} is about a base in 4 bits: add --quantize nf4, or drop it",
+        ),
+        (
+            chooses and not settings.calibration,
+            f"--strategy {settings.strategy} chooses codes for the inputs that occur: give texts with --calibration",
+        ),
+    )
+    for is_fault, message in faults:
+        if is_fault:
             raise ValueError(message)
     return settings

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .analysis import inspect, spectrum
+from .baking import bake
 from .checkpointing import extract
 from .compose.request import merge_as_asked
 from .demo.inputs import demo_inputs
@@ -14,6 +15,7 @@ from .progress import SILENT, Watcher
 from .publish.hub import push
 from .settings import (
     AlignSettings,
+    BakeSettings,
     CompareSettings,
     DemoInputsSettings,
     EvaluateSettings,
@@ -36,6 +38,7 @@ _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
     JointSettings: lambda settings, watch: train_joint(settings, watch=watch).document(),
     MergeSettings: lambda settings, watch: merge_as_asked(settings, watch=watch).document(),
+    BakeSettings: lambda settings, watch: bake(settings, watch=watch).document(),
     ExtractSettings: lambda settings, watch: extract(**settings.model_dump(), watch=watch).document(),
     SearchSettings: lambda settings, watch: (
         search_dry(settings) if settings.dry_run else search(settings, watch=watch).document()

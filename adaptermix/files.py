@@ -13,6 +13,8 @@ from pathlib import Path
 from .errors import OutputError
 
 MANIFEST = "adaptermix.json"
+LOCK = ".lock"
+"""What a process holds while it works in a folder."""
 _OURS = (MANIFEST, "adapter_config.json")
 
 
@@ -52,6 +54,36 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"the output folder {out} cannot be made: {parent} is not a writable folder.")
+
+
+@contextmanager
+def held(folder: Path, out: Path) -> Iterator[None]:
+    """Hold a folder of work in progress, so that no other process works on the same output.
+
+    Args:
+        folder: The folder; it is made.
+        out: The output, for the message.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"one process at a time may work on {out}, and another one does. Wait for it, or give another --out."
+        ) from error
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made: {error.strerror} ({folder}). Give another --out.") from error
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_not_input(out: Path, inputs: Sequence[str | Path]) -> None:

@@ -19,6 +19,15 @@ _POOLER = ("pooler.dense", "pooler")
 """Of encoders. Many checkpoints lack it, and what is new is not quantised while it is loaded."""
 
 
+def skipped_modules(whole: Sequence[str] | None) -> list[str]:
+    """Return the names of modules that are not quantised, beside the output layer of a language model.
+
+    Args:
+        whole: Names of a head's modules, empty for encoders without a head; None for a language model.
+    """
+    return [] if whole is None else [*whole, *_POOLER]
+
+
 def loading_options(
     quantize: str, device: torch.device, dtype: torch.dtype, *, whole: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -45,7 +54,7 @@ def loading_options(
     from transformers import BitsAndBytesConfig
 
     # the name is that of the first of these formats, and counts for all of them
-    skipped: dict[str, Any] = {} if whole is None else {"llm_int8_skip_modules": [*whole, *_POOLER]}
+    skipped: dict[str, Any] = {} if whole is None else {"llm_int8_skip_modules": skipped_modules(whole)}
     if quantize == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True, **skipped)
     else:

@@ -19,6 +19,7 @@ from .launcher import process_count
 from .progress import SILENT, Watcher
 from .settings import (
     AlignSettings,
+    BakeSettings,
     CompareSettings,
     DemoInputsSettings,
     EvaluateSettings,
@@ -41,6 +42,7 @@ STEPS: dict[str, type[Settings]] = {
     "train-joint": JointSettings,
     "merge": MergeSettings,
     "extract": ExtractSettings,
+    "bake": BakeSettings,
     "search": SearchSettings,
     "evaluate": EvaluateSettings,
     "compare": CompareSettings,
@@ -117,6 +119,16 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
                 message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}."
             faults.append(f"{place} ({command}): {message}")
         return None
+
+
+def variables_of(path: Path) -> Mapping[str, Any]:
+    """Return the variables of a recipe as they stand there; none where `load_recipe` will find fault with it."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {"out": None}
+    found = document.get("variables") if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Step]:

@@ -20,7 +20,7 @@ LAYERS = [
     ["tasks", "models", "headed", "compose", "checkpointing", "library", "publish.hub", "analysis"],
     ["heads"],
     ["evaluation", "train"],
-    ["study"],
+    ["study", "baking"],
     ["demo"],
     ["dispatch"],
     ["recipes", "tuning"],

@@ -1,1 +1,6 @@
 """Adapters written into their base model, in 16 bits or in 4, and what is left of them there."""
+
+from .report import BakedModule, BakeReport
+from .run import bake
+
+__all__ = ["BakeReport", "BakedModule", "bake"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,3 +89,39 @@ def pack(codes: Tensor) -> Integer[Tensor, "bytes 1"]:
     if len(flat) % 2:
         flat = torch.cat([flat, flat.new_zeros(1)])
     return ((flat[0::2] << 4) | flat[1::2]).unsqueeze(1)
+
+
+def with_codes(weight: FourBit, codes: Tensor) -> FourBit:
+    """Return a weight of the same scales and other codes."""
+    return replace(weight, codes=codes.to(torch.uint8))
+
+
+def with_scales(weight: FourBit, scales: Tensor) -> FourBit:
+    """Return a weight of the same codes and the storable scales that are nearest to these.
+
+    Scales that are quantised themselves keep their own scale and offset, so they stay within the range that the weight
+    has had.
+
+    Shapes: `scales` [blocks].
+    """
+    state = copy(weight.state)
+    if not state.nested:
+        state.absmax = scales.to(weight.state.absmax.dtype)
+        return replace(weight, scales=read_scales(state), state=state)
+    each = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: len(scales)]
+    values = state.state2.code.float()
+    middles = (values[1:] + values[:-1]) / 2
+    wanted = (scales - state.offset) / each.clamp(min=torch.finfo(torch.float32).tiny)
+    state.absmax = torch.bucketize(wanted, middles).to(torch.uint8)
+    return replace(weight, scales=read_scales(state), state=state)
+
+
+def stored(name: str, weight: FourBit) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint that transformers and bitsandbytes read a weight from.
+
+    Args:
+        name: Name of the weight, such as `model.layers.0.self_attn.q_proj.weight`.
+        weight: What to store.
+    """
+    parts = weight.state.as_dict(packed=True)
+    return {name: pack(weight.codes)} | {f"{name}.{part}": tensor for part, tensor in parts.items()}

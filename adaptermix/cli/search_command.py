@@ -151,10 +151,13 @@ def search(settings: SearchSettings, console: Console) -> None:
 
     if settings.dry_run:
         document = search_dry(settings)
+        named = document["candidates"] or document["parameters"]
         console.say(
-            f"would try {document['trials']} candidates on {document['rows']} dev rows and write {settings.out}; "
-            f"searched: {', '.join(document['parameters'])}"
+            f"would try {document['trials']} of: {', '.join(named)}, on {document['rows']} dev rows, and write "
+            f"{settings.out}"
         )
+        for note in document["notes"]:
+            console.say(f"note: {note}")
         console.document(document)
         return
     result = work(settings, watch=console.watch)

@@ -63,13 +63,21 @@ def _inputs(document: Mapping[str, Any]) -> str:
         [str(entry["name"]), f"{entry['weight']:g}", f"`{entry['weights_sha256'][:12]}`"]
         for entry in document.get("inputs", ())
     ]
-    return "## Made from\n\n" + _table(["adapter", "weight", "sha256"], rows) if rows else ""
+    mean = bool(document.get("plan", {}).get("places"))
+    title = "weight, mean over the places of the settings below" if mean else "weight"
+    return "## Made from\n\n" + _table(["adapter", title, "sha256"], rows) if rows else ""
 
 
 def _fidelity(document: Mapping[str, Any]) -> str:
     fidelity = document.get("fidelity")
     if not fidelity:
         return ""
+    if "kept" in fidelity:
+        return (
+            f"## Fidelity\n\nKept {fidelity['kept']:.3f} of the adapter's effect on outputs, error "
+            f"{fidelity['error']:.3f} of it, measured on {fidelity['measured_on']}, mean over modules. Per module: "
+            "`adaptermix.json`."
+        )
     more = {
         "sign_conflict": "mean share of sign conflicts {:.1%}",
         "left_out_share": "share of the whole difference that is left out {:.2%}",
@@ -145,7 +153,11 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
     base = document.get("base", {}).get("id") or "BASE MODEL"
     what = _WHAT.get(str(document.get("kind")), "a LoRA adapter")
     if _is_full(document):
-        what = "a full model that was merged"
+        what = (
+            "a full model that an adapter was written into"
+            if document["kind"] == "bake"
+            else "a full model that was merged"
+        )
     if document.get("artifact") == "delta":
         what = "a merged delta as full matrices, which is no PEFT adapter: it is to be added to the weights"
     plan = "## Settings\n\n```json\n" + json.dumps(document.get("plan", {}), indent=2, default=str) + "\n```"

@@ -3,6 +3,7 @@
 Importing this module costs no torch, so `adaptermix --help` stays fast. A field's description is its help text.
 """
 
+from .baking import BakeSettings
 from .base import TASK, Dtype, GenerationSettings, Layer, Place, Placed, Settings, Written
 from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
@@ -13,6 +14,7 @@ __all__ = [
     "TASK",
     "AlignOptions",
     "AlignSettings",
+    "BakeSettings",
     "CompareSettings",
     "DemoInputsSettings",
     "DemoSettings",

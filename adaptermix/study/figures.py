@@ -106,7 +106,12 @@ def _weights(result: SearchResult, figure: Any) -> bool:
     plot.axhline(result.baseline_score.value, color=_ALONE, linestyle="--", label="task adapter alone")
     if name in coordinates(result.chosen.candidate):
         plot.plot(
-            coordinates(result.chosen.candidate)[name], result.chosen_score.value, "o", color=_CHOSEN, label="chosen"
+            coordinates(result.chosen.candidate)[name],
+            result.chosen_score.value,
+            "o",
+            color=_CHOSEN,
+            label="chosen",
+            zorder=5,
         )
     plot.set(xlabel=name, ylabel=f"dev {result.metric}, {result.objective}")
     plot.legend(frameon=False)

@@ -80,8 +80,12 @@ class Judge:
     @property
     def takes_several(self) -> bool:
         """Whether candidates can share forward passes: rows with weights of their own, where rows keep their places."""
-        is_sum = isinstance(self._template.method, Exact) and self._template.shape.rank is None
-        return is_sum and self._answering.generates and not self._mixes
+        return self.is_sum and self._answering.generates and not self._mixes
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether candidates are exact weighted sums, for which nothing is merged."""
+        return isinstance(self._template.method, Exact) and self._template.shape.rank is None
 
     def __call__(self, asked: Sequence[tuple[Candidate, Sequence[int]]], label: str) -> Iterator[list[str]]:
         """Yield the answers of candidates, each to dev rows of its own, in their order.

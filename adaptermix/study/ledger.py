@@ -86,6 +86,7 @@ class Ledger:
     ) -> None:
         self._searched, self._limit, self._sampler = searched, limit, sampler
         self._open: dict[int, Any] = {}
+        self._known: list[tuple[Candidate, tuple[str | None, ...]]] = []
         self._distributions = {key: distribution(parameter) for key, parameter in searched.parameters.items()}
         self._token = uuid4().hex
         self._study = open_study(place, name)
@@ -241,8 +242,15 @@ class Ledger:
         self.bury()
         return bool(self._missing() or self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
+    def keep_known(self, candidate: Candidate, answers: Sequence[str | None]) -> None:
+        """Take answers of a candidate that need no trial."""
+        self._known.append((candidate, tuple(answers)))
+
     def known(self, candidate: Candidate) -> tuple[str | None, ...] | None:
         """Return the answers of an earlier trial of the same candidate, if there is one."""
+        for other, answers in self._known:
+            if other == candidate:
+                return answers
         from optuna.trial import TrialState
 
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
@@ -272,21 +280,8 @@ class Ledger:
 
     def _lives(self, trial: Any) -> bool:
         """Return whether a trial's worker lives: by its process on this machine, by its last sign elsewhere."""
-        begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        host, process, token = trial.user_attrs.get("worker", (None, 0, None))
-        if token == self._token:
-            return trial.number in self._open
-        if host != socket.gethostname():
-            return time.time() - float(trial.user_attrs.get("beat", begun)) < STALE_AFTER
-        if process == os.getpid():  # of an earlier search here, or before a restart
-            return False
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        _, _, token = trial.user_attrs.get("worker", (None, 0, None))
+        return trial.number in self._open if token == self._token else _works(trial)
 
     def _fail(self, number: int) -> None:
         from optuna.trial import TrialState
@@ -300,3 +295,36 @@ class Ledger:
 
         states = (TrialState.COMPLETE, TrialState.RUNNING)
         return list(self._study.get_trials(deepcopy=False, states=states))
+
+
+def _works(trial: Any) -> bool:
+    """Return whether the worker of a trial that another ledger asked for lives."""
+    begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    host, process, _ = trial.user_attrs.get("worker", (None, 0, None))
+    if host != socket.gethostname():
+        return time.time() - float(trial.user_attrs.get("beat", begun)) < STALE_AFTER
+    if process == os.getpid():  # of an earlier search here, or before a restart
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def check_idle(place: str | Path, name: str) -> None:
+    """Refuse to begin a study anew while others work on it.
+
+    Raises:
+        OutputError: a trial of it runs.
+    """
+    from optuna.trial import TrialState
+
+    running = open_study(place, name).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if any(map(_works, running)):
+        raise OutputError(
+            f"study '{name}' in {without_password(place)} must be idle to be begun again, and a process works on it. "
+            "Wait for it, or give another --study."
+        )

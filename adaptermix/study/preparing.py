@@ -18,7 +18,7 @@ from ..evaluation.run import template_of
 from ..files import check_not_input, check_output
 from ..methods.base import build
 from ..settings import SearchSettings
-from ..splits import DEV, refuse_tested, told_trained
+from ..splits import DEV, refuse_tested, text_hash, told_trained
 from ..tasks import Task, get_task
 from .ledger import Listed
 from .space import Candidate, Space, depth_groups, grid_weights
@@ -145,6 +145,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
     task = get_task(settings.task)
     prompt = template_of(task, template.sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
+    _check_each_once(files)
     return Prepared(
         template=template,
         searched=searched,
@@ -154,7 +155,27 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
         prompt=prompt,
         # of a search that is under way the process that leads has asked
         tested=refuse_tested({DEV: files}, allowed=settings.allow_tested) if writes else (),
-        notes=(*_notes(settings, searched), *told_trained(files, template.sources)),
+        notes=(*_notes(settings, searched), *_order(template.sources), *told_trained(files, template.sources)),
+    )
+
+
+def _check_each_once(files: Sequence[DataFile]) -> None:
+    """Refuse rows that count twice, which intervals would take for more of them."""
+    seen: dict[str, Path] = {}
+    for file in files:
+        other = seen.setdefault(text_hash(file), file.path)
+        if other is not file.path:
+            raise UsageError(f"each dev file counts once, and {file.path} holds what {other} does. Give it once.")
+
+
+def _order(sources: Sequence[AdapterSource]) -> tuple[str, ...]:
+    kinds = [source.meta.manifest.get("kind") for source in sources]
+    if kinds[0] != "train-align" or "train-task" not in kinds:
+        return ()
+    name = sources[kinds.index("train-task")].name
+    return (
+        f"warning: the first adapter is the one that candidates are held against, and '{sources[0].name}' is an "
+        f"alignment adapter: give '{name}' first.",
     )
 
 

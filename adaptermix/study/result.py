@@ -89,7 +89,10 @@ class SearchResult:
             return f"better than the task adapter alone: {measured}."
         if self.chosen is self.baseline:
             return f"no weight is better than the task adapter alone ({self.baseline_score.value:.3f}), which is taken."
-        return f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}): {measured}."
+        return (
+            f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}), and the best "
+            f"is written all the same: {measured}."
+        )
 
 
 def _plain(scores: Mapping[str, Score]) -> dict[str, Any]:

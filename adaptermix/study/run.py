@@ -22,7 +22,7 @@ from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
 from ..evaluation.heads import head_of
 from ..evaluation.run import score_answers
-from ..files import partial_path
+from ..files import held, partial_path
 from ..head_forms import Head
 from ..methods.base import build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
@@ -31,12 +31,12 @@ from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from .choice import Board
 from .judging import TOGETHER, Judge, candidate_plan
-from .ledger import Ledger, Listed
+from .ledger import Ledger, Listed, check_idle
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
 from .result import SearchResult
 from .shown import shown
-from .space import Interval, alone
+from .space import Interval, Space, alone
 from .storage import fitting_sampler, forget
 from .trials import Trial
 from .vary import described
@@ -79,8 +79,14 @@ def search_dry(settings: SearchSettings) -> dict[str, Any]:
         "rows": len(prepared.rows),
         "trials": tried,
         "parameters": {key: described(found) for key, found in prepared.searched.parameters.items()},
+        "candidates": _listed(prepared.searched),
+        "notes": list(prepared.notes),
         "plan": settings.model_dump(mode="json"),
     }
+
+
+def _listed(searched: Space | Listed) -> list[str] | None:
+    return [shown(candidate) for candidate in searched.candidates] if isinstance(searched, Listed) else None
 
 
 def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult:
@@ -119,11 +125,13 @@ def search_with(
     folder = partial_path(Path(settings.out).absolute())
     for note in prepared.notes:
         watch.note(note)
-    ledger = _opened(prepared, settings)
-    with _Work(base, prepared, settings, watch) as work:
-        work.measure_alone(ledger)
-        with helped(settings, watch):
-            work.run(ledger)
+    with held(folder, Path(settings.out)):
+        ledger = _opened(prepared, settings)
+        with _Work(base, prepared, settings, watch) as work:
+            work.measure_alone(ledger)
+            work.look_back(ledger)
+            with helped(settings, watch):
+                work.run(ledger)
     result = _result(prepared, settings, ledger.trials(), work.baseline, work.board)
     _write(result, prepared, settings)
     shutil.rmtree(folder, ignore_errors=True)
@@ -172,6 +180,18 @@ class _Work:
         answers = ledger.baseline() or self._judge.alone("task adapter alone")
         ledger.keep_baseline(answers)
         self.baseline = replace(self.baseline, answers=tuple(answers))
+        if self._judge.is_sum:  # a candidate that is the task adapter alone is not asked again
+            ledger.keep_known(self.baseline.candidate, answers)
+
+    def look_back(self, ledger: Ledger) -> None:
+        """Say what trials there are already, and know the best of them."""
+        earlier = ledger.trials()
+        if earlier:
+            self._watch.note(f"going on: {len(earlier)} trials are there")
+        for trial in earlier:
+            value = self.board.exact(self.board.counts(trial))
+            if trial.is_whole and (self._best is None or value > self._best[0]):
+                self._best = value, trial
 
     def _answer(self, asked: Sequence[tuple[Trial, Sequence[int]]]) -> Iterable[list[str]]:
         numbers = [trial.number + 1 for trial, _ in asked]
@@ -251,13 +271,14 @@ def _opened(prepared: Prepared, settings: SearchSettings) -> Ledger:
     What lies beside the output is of a search that was interrupted, so the same one goes on with --overwrite too.
     """
     if settings.overwrite and settings.storage:
+        check_idle(*_place(settings))
         forget(*_place(settings))
     try:
         return _ledger(prepared, settings)
     except OutputError:
         if not settings.overwrite or settings.storage:
             raise
-        shutil.rmtree(Path(_place(settings)[0]).parent, ignore_errors=True)
+        Path(_place(settings)[0]).unlink(missing_ok=True)
         return _ledger(prepared, settings)
 
 

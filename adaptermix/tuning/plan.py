@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UsageError
-from ..recipes import Step, check_splits, load_recipe
+from ..recipes import Step, check_splits, load_recipe, variables_of
 from ..settings import EvaluateSettings
 from ..study.space import Choice, Interval, Parameter
 from ..study.vary import combinations, ends, read_parameter
@@ -61,6 +61,11 @@ def steps_of(recipe: Path, overrides: Mapping[str, Any], settings: Mapping[str, 
     """
     if "out" in overrides:
         raise ConfigError("the variable out is the candidates' own here. Give --out instead.")
+    if "out" not in variables_of(recipe):
+        raise ConfigError(
+            f"{recipe}: a recipe that is searched needs a variable 'out', in which its steps write (as ${{out}}/task), "
+            "and has none."
+        )
     steps = load_recipe(recipe, {**overrides, **settings, "out": str(folder)})
     if steps[-1].command not in JUDGES:
         raise ConfigError(

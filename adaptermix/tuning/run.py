@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import ConfigError, OutputError, UsageError
-from ..files import write_whole
+from ..files import held, write_whole
 from ..launcher import process_count
 from ..progress import SILENT, Watcher
 from ..recipes import Runner, Step, run_step
@@ -19,7 +22,7 @@ from ..study.storage import fitting_sampler
 from .plan import JUDGES, Planned, Vary, check_ends, folder_of, parameters_of, plan, steps_of
 from .pruning import Report, check_looks, unheard
 from .result import Candidate, Tuning, shown
-from .steps import Outcome, Steps, identities
+from .steps import Outcome, StepRunner, Steps, check_place, identities
 
 _TRIALS = "trials.log"
 _LEARNING = ("tpe", "random")
@@ -74,8 +77,16 @@ class Checked:
     def asked(self) -> dict[str, Any]:
         """Return what a folder is of."""
         vary = {key: list(p.values) if isinstance(p, Choice) else str(p) for key, p in self.parameters.items()}
-        proposed = {} if self.trials is None else {"sampler": self.sampler, "seed": self.seed, "prune": self.prune}
-        return {"vary": vary} | proposed
+        proposed: dict[str, Any] = (
+            {} if self.trials is None else {"sampler": self.sampler, "seed": self.seed, "prune": self.prune}
+        )
+        return {"vary": vary, "recipe": self._digest()} | proposed
+
+    def _digest(self) -> str:
+        """Return a hash of what the recipe says, whatever its comments."""
+        document = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        text = json.dumps([document, dict(self.overrides)], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def candidate(self, number: int, settings: Mapping[str, Any]) -> Planned:
         """Return a candidate of these settings.
@@ -113,6 +124,7 @@ def check(
             f"a search over a recipe is one process, and {process_count()} are started: drop the launcher."
         )
     recipe, out, parameters = Path(recipe), Path(out), parameters_of(vary)
+    check_place(out)
     planned = (plan if trials is None else check_ends)(recipe, parameters, out, overrides)
     note = check_looks(recipe, planned) if prune else None
     return Checked(
@@ -168,12 +180,16 @@ def tune(
     checked = check(recipe, vary, out=out, overrides=overrides, trials=trials, sampler=sampler, seed=seed, prune=prune)
     for note in checked.notes:
         watch.note(note)
-    checked.out.mkdir(parents=True, exist_ok=True)
 
     def run_one(step: Step, listener: Watcher) -> dict[str, Any]:
         return run(step) if run else run_step(step, watch=listener)
 
-    steps = Steps(checked.out, checked.asked, run_one, prune=prune, watch=watch)
+    with held(checked.out, checked.out):
+        return _tuned(checked, run_one, watch)
+
+
+def _tuned(checked: Checked, run_one: StepRunner, watch: Watcher) -> Tuning:
+    steps = Steps(checked.out, checked.asked, run_one, prune=checked.prune, watch=watch)
     found = [_candidate(*trial) for trial in _trials(checked, steps, watch)]
     result = Tuning.of(found, checked.out)
     write_whole(checked.out / "results.json", (json.dumps(result.document(), indent=2) + "\n").encode())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..files import partial_path, write_whole
+from ..files import LOCK, partial_path, write_whole
 from ..progress import SILENT, Watcher
 from ..recipes import Step, going_on
 from .pruning import SAME, Curve, Listener, Report, Stopped, unheard
@@ -22,7 +22,7 @@ from .result import Pruned, shown
 
 _WHERE = {"out", "overwrite", "resume", "dry_run"}
 _DONE = "steps.json"
-_ASKED = ("vary", "sampler", "seed", "prune")
+_ASKED = ("vary", "recipe", "sampler", "seed", "prune")
 
 StepRunner = Callable[[Step, Watcher], dict[str, Any]]
 """Runs a step, tells a watcher of it, and returns its document."""
@@ -68,11 +68,17 @@ class Steps:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             self._done, self._made = record["steps"], record["outputs"]
             before = {name: record[name] for name in _ASKED if name in record}
+            if before and before != asked and {**before, "recipe": ""} == {**asked, "recipe": ""}:
+                raise OutputError(
+                    f"{out} was begun with another text of the recipe or other values of its variables, whose results "
+                    "would be mixed. Give another --out."
+                )
             if before and before != asked:  # its numbered folders would be given to other candidates
                 raise OutputError(
                     f"{out} holds the search of {_told(before)}, and another one is asked for ({_told(asked)}). Go on "
                     "with that one, or give another --out."
                 )
+        self._save()
 
     def run(self, steps: Sequence[Step], folder: Path, report: Report = unheard) -> Outcome:
         """Run what is missing of a candidate's steps.
@@ -162,7 +168,21 @@ def _counting_from(start: int, report: Report) -> Report:
 
 
 def _told(asked: Mapping[str, Any]) -> str:
-    return shown({**asked["vary"], **{name: value for name, value in asked.items() if name != "vary"}})
+    more = {name: value for name, value in asked.items() if name not in ("vary", "recipe")}
+    return shown({**asked["vary"], **more})
+
+
+def check_place(out: Path) -> None:
+    """Refuse a folder of something else.
+
+    Raises:
+        OutputError: it holds files, and is not of such a search.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"--out must be a folder, and {out} is a file. Give another.")
+    others = [path for path in out.iterdir() if path.name != LOCK] if out.is_dir() else []
+    if others and not (out / _DONE).exists():
+        raise OutputError(f"--out must be new, or the folder of such a search, and {out} holds other files.")
 
 
 def identities(steps: Sequence[Step], folder: Path) -> list[tuple[str, str]]:

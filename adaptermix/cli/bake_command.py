@@ -1,0 +1,44 @@
+"""`bake`."""
+
+from __future__ import annotations
+
+from ..settings import BakeSettings
+from .console import Console
+from .options import settings_command
+
+_SHOWN = 12
+
+
+@settings_command(
+    BakeSettings,
+    name="bake",
+    text="Example: adaptermix bake --base MODEL --adapter task --out merged   (one rounding, in the base's dtype)\n\n"
+    "Example: adaptermix bake --base MODEL --adapter task --quantize nf4 --calibration texts.txt --out merged-nf4",
+)
+def bake(settings: BakeSettings, console: Console) -> None:
+    """Write adapters into a base model."""
+    from ..baking import bake as work
+
+    report = work(settings, watch=console.watch)
+    worst = sorted(report.modules.items(), key=lambda item: item[1].fidelity.kept)[:_SHOWN]
+    rows = [
+        [path, module.strategy, f"{module.fidelity.kept:.3f}", f"{module.fidelity.error:.3f}", _share(module)]
+        for path, module in worst
+    ]
+    console.table(["module", "strategy", "kept", "error", "codes changed"], rows)
+    if len(report.modules) > len(rows):
+        console.say(
+            f"  and {len(report.modules) - len(rows)} more that keep as much or more; --json lists every module"
+        )
+    ways = ", ".join(f"{count} {name}" for name, count in report.counts().items())
+    console.say(
+        f"kept {report.overall.kept:.3f} of the adapter's effect, error {report.overall.error:.3f} of it, on "
+        f"{report.measured_on} (means over {len(report.modules)} modules: {ways}); {report.bytes / 1e9:.2f} GB"
+    )
+    console.say("wrote nothing" if settings.dry_run else f"wrote {settings.out}")
+    console.document(report.document())
+
+
+def _share(module: object) -> str:
+    changed = getattr(module, "fidelity").codes_changed  # noqa: B009
+    return "" if changed is None else f"{changed:.1%}"

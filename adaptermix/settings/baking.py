@@ -1,0 +1,36 @@
+"""Settings of writing adapters into their base model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from .. import checks
+from .base import Files, Written
+
+
+class BakeSettings(Written):
+    """Write adapters into their base model, in 16 bits or in 4, and measure what is left of them."""
+
+    base: str = Field(description="base model in 16 or 32 bits: folder or Hub id, with @REVISION if wanted")
+    adapter: Files = Field(description="adapter folders; several are added")
+    quantize: Literal["none", "nf4", "fp4"] = Field(
+        "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 bits"
+    )
+    strategy: Literal["auto", "merge-16", "dequant-16", "requantize", "stochastic", "calibrated"] = Field(
+        "auto",
+        description="how; auto takes for each module the cheapest that keeps enough, or merge-16 without --quantize",
+    )
+    calibration: list[str] = Field([], description="text files, as the model will see: lines, JSONL with `text`, TSV")
+    keep_at_least: float = Field(
+        0.9, ge=0, description="refuse if less than this share of the adapter's effect is kept, on held-out texts"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="storage dtype of what is not in 4 bits; default that of each of the base's tensors"
+    )
+    shard_size: str = Field("2GB", description="size that no weight file exceeds, unless a single tensor does")
+    device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    allow_base_mismatch: bool = Field(False, description="bake an adapter that names another base model")
+
+    _sound_bake = model_validator(mode="after")(checks.sound_bake)

@@ -1,0 +1,125 @@
+"""Code search against loops, and what it keeps of a delta."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("bitsandbytes")
+
+from adaptermix.baking.fidelity import fidelity
+from adaptermix.baking.grid import quantize
+from adaptermix.baking.rounding import Inputs, descend, fit, fit_scales, nearest_plane
+from adaptermix.baking.strategies import STRATEGIES, Known
+
+OUT, INTO = 48, 192
+
+
+def inputs(seed: int, rows: int = 4000, into: int = INTO) -> torch.Tensor:
+    """Inputs as layers have them: a few strong directions, many weak ones, a mean."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(into, into, generator=torch.Generator().manual_seed(99)) / into**0.5
+    strength = torch.logspace(0.5, -1.5, into)
+    return (torch.randn(rows, into, generator=generator) * strength) @ mixing + 0.1
+
+
+def case(relative: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(OUT, INTO, generator=generator) * 0.05
+    delta = torch.randn(OUT, 4, generator=generator) @ torch.randn(4, INTO, generator=generator)
+    return weight, delta * (relative * weight.norm() / delta.norm())
+
+
+def moment(rows: torch.Tensor) -> torch.Tensor:
+    return rows.T @ rows / len(rows)
+
+
+def test_nearest_plane_is_the_loop_that_rounds_one_column_after_another() -> None:
+    """In blocks or not, as a loop over single weights in float64 with the conditional optimum of the rest."""
+    weight, delta = case(0.05)
+    base, known = quantize(weight, kind="nf4"), Inputs(moment=moment(inputs(1)))
+    target, scales, table = base.weight() + delta, base.scale_of_each(), base.table
+    found = nearest_plane(target, scales, table, known)
+    order, root = known.order, known.root.double()
+    for row in range(0, OUT, 7):
+        errors = torch.zeros(INTO, dtype=torch.float64)
+        for place in range(INTO - 1, -1, -1):
+            column = int(order[place])
+            shift = float(root[place, place + 1 :] @ errors[place + 1 :]) / float(root[place, place])
+            center = float(target[row, column]) - shift
+            values = table.double() * float(scales[row, column])
+            code = int((values - center).abs().argmin())
+            near = sorted((values - center).abs().tolist())
+            assert int(found[row, column]) == code or near[1] - near[0] < 1e-6
+            errors[place] = values[int(found[row, column])] - float(target[row, column])
+
+
+def test_each_step_lowers_the_error_and_single_moves_cannot_lower_it_further_for_long() -> None:
+    weight, delta = case(0.1)
+    base, known = quantize(weight, kind="nf4"), Inputs(moment=moment(inputs(1)))
+    target, scales = base.weight() + delta, base.scale_of_each()
+    codes, errors = base.codes.long(), [known.error(base.weight() - target)]
+    for _ in range(3):
+        codes = descend(target, codes, scales, base.table, known)
+        errors.append(known.error(base.table[codes] * scales - target))
+        assert (errors[-1] <= errors[-2] * (1 + 1e-5)).all()
+    assert errors[1].sum() < errors[0].sum()
+
+
+def test_scales_are_those_of_least_squares() -> None:
+    weight, delta = case(0.1)
+    base, known = quantize(weight, kind="nf4", double=False), Inputs(moment=moment(inputs(1)))
+    target = base.weight() + delta
+    found = fit_scales(target, base, known).view(OUT, -1)
+    values = base.table[base.codes.long()].double()
+    root = torch.linalg.cholesky(known.moment.double(), upper=True)
+    for row in range(0, OUT, 11):
+        blocks = torch.stack([values[row] * (torch.arange(INTO) // 64 == block) for block in range(INTO // 64)])
+        best = torch.linalg.lstsq(root @ blocks.T, root @ target[row].double()).solution
+        torch.testing.assert_close(found[row].double(), best, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("relative", [0.0, 0.003, 0.03, 0.3])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_the_error_is_never_above_that_of_the_base(relative: float, kind: str) -> None:
+    weight, delta = case(relative)
+    base, known = quantize(weight, kind=kind), Inputs(moment=moment(inputs(1)))
+    target = base.weight() + delta
+    found = fit(base, target, known)
+    assert (known.error(found.weight() - target) <= known.error(base.weight() - target) * (1 + 1e-5)).all()
+    if relative == 0:
+        assert torch.equal(found.codes, base.codes)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_on_rows_that_had_no_part_calibrated_codes_keep_what_plain_rounding_loses(has_bias: bool) -> None:
+    weight, delta = case(0.02)
+    base, seen, held = quantize(weight, kind="nf4"), inputs(1), inputs(2)
+    known = Known(moment=moment(seen), mean=seen.mean(0), held_moment=moment(held), held_mean=held.mean(0))
+    naive = STRATEGIES["requantize"](base, delta, known, has_bias).fidelity
+    found = STRATEGIES["calibrated"](base, delta, known, has_bias)
+    assert naive.kept < 0.2
+    assert found.fidelity.kept > 0.75
+    assert found.fidelity.error <= naive.error * 1.02
+    # as outputs tell it
+    intended = held @ delta.T
+    realised = held @ (found.weight.weight() - base.weight()).T + (0 if found.shift is None else found.shift)
+    assert float((intended * realised).sum() / intended.square().sum()) == pytest.approx(found.fidelity.kept, abs=1e-3)
+    off = (realised - intended).square().sum() / intended.square().sum()
+    assert float(off.sqrt()) == pytest.approx(found.fidelity.error, abs=1e-3)
+    assert (found.shift is None) == (not has_bias)
+
+
+def test_chance_keeps_all_of_it_on_average_with_much_noise() -> None:
+    weight, delta = case(0.02)
+    base = quantize(weight, kind="nf4")
+    found = STRATEGIES["stochastic"](base, delta, None, False)
+    assert found.fidelity.kept == pytest.approx(1.0, abs=0.25)
+    assert found.fidelity.error > 1
+
+
+def test_nothing_intended_is_kept_whole() -> None:
+    zero = torch.zeros(3, 4)
+    assert fidelity(zero, zero, None).kept == 1.0
+    assert fidelity(zero + 1, zero + 1, None).document() == {"kept": 1.0, "error": 0.0, "codes_changed": None}
+    assert fidelity(zero + 1, zero, None).error == 1.0
