@@ -68,17 +68,20 @@ class Steps:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             self._done, self._made = record["steps"], record["outputs"]
             before = {name: record[name] for name in _ASKED if name in record}
-            if before and before != asked and {**before, "recipe": ""} == {**asked, "recipe": ""}:
-                raise OutputError(
-                    f"{out} was begun with another text of the recipe or other values of its variables, whose results "
-                    "would be mixed. Give another --out."
+            if before.pop("recipe", None) not in (None, asked["recipe"]):
+                watch.note(
+                    "warning: the recipe, or values of its variables, changed since this folder was begun: steps that "
+                    "are others now run again, and replace what was there."
                 )
-            if before and before != asked:  # its numbered folders would be given to other candidates
+            if before and before != {
+                key: value for key, value in asked.items() if key != "recipe"
+            }:  # its numbered folders would be given to other candidates
                 raise OutputError(
                     f"{out} holds the search of {_told(before)}, and another one is asked for ({_told(asked)}). Go on "
                     "with that one, or give another --out."
                 )
-        self._save()
+        else:
+            self._save()
 
     def run(self, steps: Sequence[Step], folder: Path, report: Report = unheard) -> Outcome:
         """Run what is missing of a candidate's steps.
@@ -180,7 +183,8 @@ def check_place(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out must be a folder, and {out} is a file. Give another.")
-    others = [path for path in out.iterdir() if path.name != LOCK] if out.is_dir() else []
+    own = {LOCK, "trials", "trials.log"}
+    others = [path for path in out.iterdir() if path.name not in own] if out.is_dir() else []
     if others and not (out / _DONE).exists():
         raise OutputError(f"--out must be new, or the folder of such a search, and {out} holds other files.")
 

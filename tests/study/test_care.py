@@ -1,0 +1,202 @@
+"""Searches that share a place, begin again, or are asked for something that helps nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptermix import SearchSettings, search
+from adaptermix.errors import ConfigError, OutputError, UsageError
+from adaptermix.files import held
+from adaptermix.progress import Silent
+from adaptermix.study import search_dry
+from adaptermix.study.ledger import Ledger, Listed, check_idle
+from adaptermix.study.space import Candidate
+from adaptermix.tuning import tune
+from tests.factories import peft_lora
+from tests.train.data import write_slots
+
+COMMON = {"task": "classify", "max_new_tokens": 6, "dtype": "float32", "device": "cpu"}
+
+
+class Notes(Silent):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def given(causal: Path, tmp_path: Path) -> dict[str, Any]:
+    adapters = [
+        peft_lora(causal, tmp_path / f"a{seed}", seed=seed, r=rank, lora_alpha=24 * rank)
+        for seed, rank in enumerate((4, 2))
+    ]
+    rows = [{"text": f"wake me {n}", "label": "x"} for n in range(12)]
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        **COMMON,
+        "base": str(causal),
+        "adapters": list(map(str, adapters)),
+        "dev": [str(tmp_path / "en.jsonl")],
+        "out": str(tmp_path / "out"),
+    }
+
+
+def test_rows_count_once(given: dict[str, Any], tmp_path: Path) -> None:
+    copied = tmp_path / "copy.en.jsonl"
+    copied.write_bytes(Path(given["dev"][0]).read_bytes())
+    with pytest.raises(UsageError, match=r"each dev file counts once, and .*copy.en.jsonl holds what"):
+        search_dry(SearchSettings(**given | {"dev": [*given["dev"], str(copied)], "grid": [0.5]}))
+
+
+def test_the_task_adapter_alone_is_not_asked_again_as_a_candidate(given: dict[str, Any]) -> None:
+    found = search(SearchSettings(**given, grid=[0.5, 1.0]))
+    assert found.trials[1].answers == found.baseline.answers
+    assert found.trials[1].seconds == 0.0
+
+
+def test_an_alignment_adapter_in_the_first_place_is_told(given: dict[str, Any]) -> None:
+    for path, kind in zip(given["adapters"], ("train-align", "train-task"), strict=True):
+        (Path(path) / "adaptermix.json").write_text(json.dumps({"kind": kind}))
+    document = search_dry(SearchSettings(**given, grid=[0.5]))
+    assert any("is an alignment adapter: give 'a1' first" in note for note in document["notes"])
+    assert document["candidates"] == ["0.5/0.5"]
+    given["adapters"] = given["adapters"][::-1]
+    assert not search_dry(SearchSettings(**given, grid=[0.5]))["notes"]
+
+
+def test_a_search_that_goes_on_says_so_and_knows_the_best(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptermix.study import run
+
+    settings = SearchSettings(**given, grid=[0.3, 0.6, 0.9])
+    monkeypatch.setattr(run, "TOGETHER", 1)
+    real, asked = run._Work._answer, []
+
+    def answer(work: Any, trials: Any) -> Any:
+        asked.append(trials)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return real(work, trials)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run._Work, "_answer", answer)
+        with pytest.raises(KeyboardInterrupt):
+            search(settings)
+    notes = Notes()
+    search(settings, watch=notes)
+    assert "going on: 2 trials are there" in notes.said
+
+
+def test_one_process_at_a_time_works_on_an_output(given: dict[str, Any], tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from adaptermix.files import held\n"
+        "with held(Path(sys.argv[1]), Path('x')): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".out.partial")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match="one process at a time may work on"):
+            search(SearchSettings(**given, grid=[0.5]))
+    finally:
+        other.kill()
+        other.communicate()
+    assert search(SearchSettings(**given, grid=[0.5])).out.exists()
+    with held(tmp_path / "new", tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_study_that_others_work_on_is_not_begun_again(tmp_path: Path) -> None:
+    place = tmp_path / "log"
+    ledger = Ledger(place, name="s", searched=Listed([Candidate(weights=(1.0,))]), settings={}, limit=1)
+    asked = ledger.ask()
+    assert asked is not None
+    check_idle(place, "s")  # this process's own
+    ledger._open[asked[0]].set_user_attr("worker", [socket.gethostname(), os.getppid(), "another"])
+    with pytest.raises(OutputError, match="must be idle to be begun again"):
+        check_idle(place, "s")
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import os, threading, time\\n"
+        "from adaptermix.study.worker import _end_with\\n"
+        "threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()\\n"
+        "time.sleep(60)'])\n"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(5)
+    parent.kill()
+    parent.stdout.close()
+    parent.wait()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            break
+        if Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the worker outlived its parent")
+
+
+RECIPE = """
+version: 1
+variables: {out: unset, note: one}
+steps:
+  - train-task: {base: b, task: slots, train: [train.en.jsonl], out: "${out}/task", steps: 3}
+  - evaluate: {base: b, adapter: "${out}/task", task: slots, data: [train.en.jsonl]}
+"""
+
+
+def test_recipes_are_searched_in_a_place_and_a_text_of_their_own(tmp_path: Path) -> None:
+    write_slots(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("train.en.jsonl", str(tmp_path / "train.en.jsonl")))
+
+    def run(step: Any) -> dict[str, Any]:
+        if step.command == "train-task":
+            Path(step.settings.out).mkdir(parents=True)
+        return {"overall": {"value": 0.5, "low": 0.4, "high": 0.6}}
+
+    def again(out: str = "out", **more: Any) -> Any:
+        return tune(recipe, {"train-task.seed": [1, 2]}, out=tmp_path / out, run=run, **more)
+
+    assert len(again().candidates) == 2
+    recipe.write_text(recipe.read_text() + "# a comment changes nothing\n")
+    again()
+    for change in ({"overrides": {"note": "two"}}, {}):
+        notes = Notes()
+        again(watch=notes, **change)
+        assert any("the recipe, or values of its variables, changed" in note for note in notes.said)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "adapter_config.json").write_text("{}")
+    with pytest.raises(OutputError, match="holds other files"):
+        again("full")
+    with pytest.raises(OutputError, match="must be a folder"):
+        again("recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("out: unset, ", "").replace("${out}", "x"))
+    with pytest.raises(ConfigError, match="needs a variable 'out'"):
+        again("new")
