@@ -41,6 +41,7 @@ HEAVY_HOMES = (
     "methods.mergekit",
     "analysis",
     "study",
+    "baking",
 )
 
 

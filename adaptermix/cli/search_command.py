@@ -153,8 +153,8 @@ def search(settings: SearchSettings, console: Console) -> None:
         document = search_dry(settings)
         named = document["candidates"] or document["parameters"]
         console.say(
-            f"would try {document['trials']} of: {', '.join(named)}, on {document['rows']} dev rows, and write "
-            f"{settings.out}"
+            f"would try {document['trials']} candidates on {document['rows']} dev rows and write {settings.out}; "
+            f"searched: {', '.join(named)}"
         )
         for note in document["notes"]:
             console.say(f"note: {note}")

@@ -161,9 +161,9 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
 
 def _check_each_once(files: Sequence[DataFile]) -> None:
     """Refuse rows that count twice, which intervals would take for more of them."""
-    seen: dict[str, Path] = {}
+    seen: dict[tuple[str, ...], Path] = {}
     for file in files:
-        other = seen.setdefault(text_hash(file), file.path)
+        other = seen.setdefault((text_hash(file), *file.languages), file.path)
         if other is not file.path:
             raise UsageError(f"each dev file counts once, and {file.path} holds what {other} does. Give it once.")
 

@@ -73,9 +73,8 @@ class Steps:
                     "warning: the recipe, or values of its variables, changed since this folder was begun: steps that "
                     "are others now run again, and replace what was there."
                 )
-            if before and before != {
-                key: value for key, value in asked.items() if key != "recipe"
-            }:  # its numbered folders would be given to other candidates
+            rest = {key: value for key, value in asked.items() if key != "recipe"}
+            if before and before != rest:  # its numbered folders would be given to other candidates
                 raise OutputError(
                     f"{out} holds the search of {_told(before)}, and another one is asked for ({_told(asked)}). Go on "
                     "with that one, or give another --out."
