@@ -15,6 +15,8 @@ from .rounding import Inputs, fit
 
 _LARGEST, _HALVINGS = 3.0, 4
 """Largest multiple of a delta to aim at, and how often the way there is halved."""
+_MARGIN = 0.97
+"""Share of the error of plain rounding that is allowed on the rows codes are fitted to, so that it holds on others."""
 _ENOUGH = 0.98
 """Share of the effect that need not be made larger."""
 
@@ -99,7 +101,7 @@ def calibrated(base: FourBit, delta: Tensor, known: Known | None, has_bias: bool
     inputs = Inputs(moment=moment)
     before = base.weight()
     naive = quantize(before + delta, kind=base.state.quant_type, double=base.state.nested).weight() - before
-    limit = fidelity(delta, naive, known.moment).error
+    limit = _MARGIN * fidelity(delta, naive, known.moment).error
 
     def aimed(stretch: float) -> tuple[Fidelity, FourBit, Tensor | None]:
         found = fit(base, before + stretch * delta, inputs)
