@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ from .. import manifest
 from ..adapters.convert import find_weight
 from ..checkpointing.adapters import weight_names
 from ..checkpointing.reading import FLOATS
-from ..checkpointing.writing import DTYPES, copy_companions, parse_size
+from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_shards, write_checkpoint
 from ..checkpoints import Checkpoint
 from ..compose.dense import as_weight, check_dense, is_turned
 from ..compose.execute import merge_module
 from ..compose.merging import make_plan
 from ..compose.plan import MergePlan
-from ..errors import ModelError, OutputError, PlanError
+from ..errors import ModelError, PlanError
 from ..evaluation.acting import acting
 from ..files import check_not_input, check_output, whole_folder
 from ..models import fingerprint, load_base, model_kind, pick_device
@@ -40,6 +42,8 @@ from .writing import bytes_of, write_shards
 
 _WHOLE = ("merge-16", "dequant-16")
 """Strategies whose result is in 16 bits."""
+_SAMPLED = 256
+"""Rows of a weight whose rounding to 16 bits is measured."""
 _CHEAPEST = ("requantize", "calibrated")
 """What `auto` tries, in turn, before it leaves a module in 16 bits."""
 
@@ -85,36 +89,39 @@ class _Bake:
         is_float = self.checkpoint.tensors[name].dtype in FLOATS
         return DTYPES[self.settings.dtype] if self.settings.dtype and is_float else tensor.dtype
 
+    def deltas(self) -> dict[str, Callable[[], Tensor]]:
+        """Return what makes the delta of each tensor of a result in 16 bits."""
+        changed = sorted(set(self.names) | (self.linear if self.strategy == "dequant-16" else set()))
+        return {name: partial(self._delta_whole, name) for name in changed}
+
+    def _delta_whole(self, name: str) -> Tensor:
+        """Return what is added to a tensor: from its own values to those of its 4 bits, if meant, and the delta."""
+        tensor = self.checkpoint.load(name)
+        before = start = tensor.float().to(self.device)
+        if self.strategy == "dequant-16" and name in self.linear:
+            start = quantize(before, kind=self.settings.quantize).weight()
+        if name not in self.names:
+            return start - before
+        delta = self.delta(name)
+        rows = torch.linspace(0, len(delta) - 1, min(len(delta), _SAMPLED)).round().long().to(delta.device)
+        kept = (start[rows] + delta[rows]).to(self.dtype_of(name, tensor)).float() - start[rows]
+        self._report(name, self.strategy, _rounded(delta[rows], kept, self.known.pop(name, None)))
+        return delta if start is before else start - before + delta
+
     def groups(self, watch: Watcher) -> Iterator[dict[str, Tensor]]:
-        """Yield the tensors of the result; biases come after the weights of their modules."""
+        """Yield the tensors of a result in 4 bits; biases come after the weights of their modules."""
         biases = {f"{name.removesuffix('weight')}bias" for name in self.names}
         order = sorted(self.checkpoint.tensors, key=lambda name: (name in biases, name))
         with watch.track("bake", len(order)) as advance:
             for name in order:
                 tensor = self.checkpoint.load(name)
-                if name in self.linear and self.strategy not in _WHOLE:
+                if name in self.linear:
                     yield self._in_four_bits(name, tensor)
                 else:
-                    yield {name: self._whole(name, tensor)}
+                    shift = self.shifts.get(name)
+                    found = tensor if shift is None else tensor.float() + shift.cpu()
+                    yield {name: found.to(self.dtype_of(name, tensor))}
                 advance(1, name)
-
-    def _whole(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor in 16 bits or more, with the delta added in float32 and rounded once."""
-        found = tensor.float().to(self.device) if name in self.names or name in self.linear else tensor
-        if name in self.linear and self.strategy == "dequant-16":
-            found = quantize(found, kind=self.settings.quantize).weight()
-        dtype = self.dtype_of(name, tensor)
-        if name in self.shifts:
-            return (tensor.float() + self.shifts[name].cpu()).to(dtype)
-        if name not in self.names:
-            return found.to(dtype).cpu()
-        delta = self.delta(name)
-        result = (found + delta).to(dtype)
-        if not torch.isfinite(result).all():
-            raise OutputError(f"'{name}' must be finite in {dtype}, and overflows it. Choose a wider --dtype.")
-        held = self.known.pop(name, None)
-        self._report(name, self.strategy, _rounded(delta, result.float() - found, held))
-        return result.cpu()
 
     def _in_four_bits(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         base = quantize(tensor.float().to(self.device), kind=self.settings.quantize)
@@ -258,20 +265,47 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
     found = prepare(settings)
     if settings.calibration:
         _calibrate(found, watch)
-    if settings.dry_run:
-        return found.report(sum(map(bytes_of, found.groups(watch))), None)
     out = Path(settings.out)
+    if settings.dry_run:
+        return found.report(_tried(found, watch), None)
     with whole_folder(out, overwrite=settings.overwrite) as folder:
-        size = write_shards(folder, found.groups(watch), limit=parse_size(settings.shard_size))
-        report = found.report(size, out)
+        report = found.report(_written(found, folder, watch), out)
         _check_kept(report, found)
-        copy_companions(found.checkpoint, folder, dtype=DTYPES[settings.dtype] if settings.dtype else None)
-        if found.linear and found.strategy not in _WHOLE:
-            _name_quantiser(folder, found)
         document = _document(found, report)
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
     return report
+
+
+def _written(found: _Bake, folder: Path, watch: Watcher) -> int:
+    """Write the checkpoint with its config and tokenizer; return the bytes of its tensors."""
+    settings = found.settings
+    dtype = DTYPES[settings.dtype] if settings.dtype else None
+    if found.strategy in _WHOLE:
+        options: dict[str, Any] = {"dtype": dtype, "shard_size": settings.shard_size}
+        write_checkpoint(found.checkpoint, folder, found.deltas(), watch=watch, **options)
+        return _size(found, dtype)
+    size = write_shards(folder, found.groups(watch), limit=parse_size(settings.shard_size))
+    copy_companions(found.checkpoint, folder, dtype=dtype)
+    _name_quantiser(folder, found)
+    return size
+
+
+def _tried(found: _Bake, watch: Watcher) -> int:
+    """Do all but write; return the bytes that there would be."""
+    if found.strategy not in _WHOLE:
+        return sum(map(bytes_of, found.groups(watch)))
+    makers = found.deltas()
+    with watch.track("bake", len(makers)) as advance:
+        for name, make in makers.items():
+            make()
+            advance(1, name)
+    return _size(found, DTYPES[found.settings.dtype] if found.settings.dtype else None)
+
+
+def _size(found: _Bake, dtype: torch.dtype | None) -> int:
+    shards = plan_shards(found.checkpoint, dtype=dtype, shard_size=found.settings.shard_size)
+    return sum(kind.itemsize * math.prod(shape) for shard in shards for kind, shape in shard.headers.values())
 
 
 def _check_kept(report: BakeReport, found: _Bake) -> None:
