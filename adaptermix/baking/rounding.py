@@ -79,7 +79,8 @@ def nearest_plane(
     """
     order, root = inputs.order, inputs.root
     wanted, scales = target[:, order], scales[:, order]
-    middles = (table[1:] + table[:-1]) / 2
+    values, code_of = table.sort()  # that of FP4 is in no order
+    middles = (values[1:] + values[:-1]) / 2
     codes = torch.empty(target.shape, dtype=torch.long, device=target.device)
     pending = torch.zeros_like(wanted)  # what errors so far add, times the root's diagonal
     count = wanted.shape[1]
@@ -92,11 +93,11 @@ def nearest_plane(
             scale = scales[:, column]
             center = wanted[:, column] - local[:, place] / root[column, column]
             codes[:, column] = torch.bucketize(center / scale, middles)
-            errors[:, place] = table[codes[:, column]] * scale - wanted[:, column]
+            errors[:, place] = values[codes[:, column]] * scale - wanted[:, column]
             local[:, :place] += errors[:, place, None] * root[first:column, column]
         pending[:, :first] += errors @ root[:first, first:last].T
     found = torch.empty_like(codes)
-    found[:, order] = codes
+    found[:, order] = code_of[codes]
     return found
 
 
@@ -116,23 +117,25 @@ def descend(
         table: Values of the codes.
         inputs: What is known of the inputs.
     """
-    moment, codes = inputs.moment, codes.clone()
+    moment = inputs.moment
+    values, code_of = table.sort()
+    codes = code_of.argsort()[codes]
     diagonal = moment.diagonal().clamp(min=torch.finfo(moment.dtype).tiny)
-    middles = (table[1:] + table[:-1]) / 2
-    gradient = (table[codes] * scales - target) @ moment
+    middles = (values[1:] + values[:-1]) / 2
+    gradient = (values[codes] * scales - target) @ moment
     count = target.shape[1]
     for first in range(0, count, _COLUMNS):
         last = min(first + _COLUMNS, count)
         local, moves = gradient[:, first:last].clone(), torch.zeros_like(target[:, first:last])
         for column in range(first, last):
             place, scale = column - first, scales[:, column]
-            before = table[codes[:, column]] * scale
+            before = values[codes[:, column]] * scale
             best = torch.bucketize((before - local[:, place] / diagonal[column]) / scale, middles)
-            moves[:, place] = table[best] * scale - before
+            moves[:, place] = values[best] * scale - before
             codes[:, column] = best
             local += moves[:, place, None] * moment[column, first:last]
         gradient += moves @ moment[first:last]
-    return codes
+    return code_of[codes]
 
 
 def fit_scales(target: Float[Tensor, "out in"], weight: FourBit, inputs: Inputs) -> Float[Tensor, " blocks"]:

@@ -76,12 +76,12 @@ def stochastic(base: FourBit, delta: Tensor, known: Known | None, _has_bias: boo
 
     The scales are those of the base. Draws are the same each time.
     """
-    table, scales = base.table, base.scale_of_each()
+    (table, code_of), scales = base.table.sort(), base.scale_of_each()
     wanted = (base.weight() + delta) / scales
     below = (torch.searchsorted(table, wanted, right=True) - 1).clamp(0, len(table) - 2)
     share = (wanted - table[below]) / (table[below + 1] - table[below])
     draw = torch.rand(share.shape, generator=torch.Generator().manual_seed(0)).to(share.device)
-    found = with_codes(base, below + (draw < share))
+    found = with_codes(base, code_of[below + (draw < share)])
     return Baked(weight=found, fidelity=_measured(base, found, delta, known))
 
 
