@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import manifest
 from ..adapters.convert import find_weight
+from ..algebra import LowRank, Update
 from ..checkpointing.adapters import weight_names
 from ..checkpointing.reading import FLOATS
 from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_shards, write_checkpoint
@@ -42,7 +43,7 @@ from .writing import bytes_of, write_shards
 
 _WHOLE = ("merge-16", "dequant-16")
 """Strategies whose result is in 16 bits."""
-_SAMPLED = 256
+_SAMPLED = 64
 """Rows of a weight whose rounding to 16 bits is measured."""
 _CHEAPEST = ("requantize", "calibrated")
 """What `auto` tries, in turn, before it leaves a module in 16 bits."""
@@ -79,34 +80,50 @@ class _Bake:
 
     def delta(self, name: str) -> Tensor:
         """Return the adapters' delta of a weight, as the base stores it, in float32."""
-        module = self.names[name]
-        update = merge_module(self.plan, module, device=self.device).update
         shape = self.checkpoint.tensors[name].shape
-        return as_weight(update.dense(), shape, turned=is_turned(self.plan, module)).float()
+        return as_weight(self.update(name).dense(), shape, turned=self.is_turned(name)).float()
+
+    def update(self, name: str) -> Update:
+        """Return the sum of the adapters' updates of a weight."""
+        return merge_module(self.plan, self.names[name], device=self.device).update
+
+    def is_turned(self, name: str) -> bool:
+        """Whether the base stores a weight as [in out]."""
+        return is_turned(self.plan, self.names[name])
 
     def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:
         """Return the storage dtype of a tensor that is not in 4 bits."""
         is_float = self.checkpoint.tensors[name].dtype in FLOATS
         return DTYPES[self.settings.dtype] if self.settings.dtype and is_float else tensor.dtype
 
-    def deltas(self) -> dict[str, Callable[[], Tensor]]:
+    def deltas(self) -> dict[str, Callable[[], Tensor | LowRank]]:
         """Return what makes the delta of each tensor of a result in 16 bits."""
         changed = sorted(set(self.names) | (self.linear if self.strategy == "dequant-16" else set()))
         return {name: partial(self._delta_whole, name) for name in changed}
 
-    def _delta_whole(self, name: str) -> Tensor:
+    def _delta_whole(self, name: str) -> Tensor | LowRank:
         """Return what is added to a tensor: from its own values to those of its 4 bits, if meant, and the delta."""
         tensor = self.checkpoint.load(name)
-        before = start = tensor.float().to(self.device)
+        moved = None
         if self.strategy == "dequant-16" and name in self.linear:
-            start = quantize(before, kind=self.settings.quantize).weight()
-        if name not in self.names:
-            return start - before
-        delta = self.delta(name)
-        rows = torch.linspace(0, len(delta) - 1, min(len(delta), _SAMPLED)).round().long().to(delta.device)
-        kept = (start[rows] + delta[rows]).to(self.dtype_of(name, tensor)).float() - start[rows]
-        self._report(name, self.strategy, _rounded(delta[rows], kept, self.known.pop(name, None)))
-        return delta if start is before else start - before + delta
+            before = tensor.float().to(self.device)
+            moved = quantize(before, kind=self.settings.quantize).weight() - before
+            if name not in self.names:
+                return moved
+        update = self.update(name)
+        shape = self.checkpoint.tensors[name].shape
+        rows = torch.linspace(0, shape[0] - 1, min(shape[0], _SAMPLED)).round().long()
+        if isinstance(update, LowRank) and not self.is_turned(name) and len(shape) == 2:
+            delta: Tensor | LowRank = update
+            some = (update.b[rows.to(update.b.device)] * update.scale @ update.a).float()
+        else:
+            delta = self.delta(name)
+            some = delta[rows.to(delta.device)]
+        start = tensor[rows].float().to(some.device)
+        start = start if moved is None else start + moved[rows.to(moved.device)]
+        kept = (start + some).to(self.dtype_of(name, tensor)).float() - start
+        self._report(name, self.strategy, _rounded(some, kept, self.known.pop(name, None)))
+        return delta if moved is None else moved + self.delta(name)
 
     def groups(self, watch: Watcher) -> Iterator[dict[str, Tensor]]:
         """Yield the tensors of a result in 4 bits; biases come after the weights of their modules."""
@@ -200,7 +217,6 @@ def prepare(settings: BakeSettings) -> _Bake:
     plan = make_plan(
         settings.adapter,
         weights=[1.0] * len(settings.adapter),
-        form="dense",
         base=settings.base,
         allow_base_mismatch=settings.allow_base_mismatch,
     )

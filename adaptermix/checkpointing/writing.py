@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.writer import DTYPE_NAMES, Headers, file_order, stream_tensors
+from ..algebra import LowRank, all_finite
 from ..checkpoints import INDEX, SINGLE, Checkpoint
 from ..errors import ModelError, OutputError, PlanError
 from ..progress import SILENT, Advance, Watcher
@@ -22,10 +23,10 @@ from .reading import FLOATS, wide
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Storage dtypes by name."""
-Delta = Callable[[], Tensor | None]
-"""Makes what is added to one tensor; None leaves it as it is."""
+Delta = Callable[[], Tensor | LowRank | None]
+"""Makes what is added to one tensor, as a matrix or as factors; None leaves it as it is."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-_BLOCK = 2**22
+_BLOCK = 2**18
 _STORED = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _COMPANIONS = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe"}
 _TEMPLATES = "additional_chat_templates"
@@ -109,19 +110,38 @@ def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int 
     ]
 
 
-def _added(name: str, base: Tensor, delta: Tensor | None, stored: torch.dtype) -> Tensor:
+def _blocks(base: Tensor, delta: Tensor | LowRank | None) -> Iterator[tuple[slice, Tensor | None]]:
+    """Yield parts of a flat tensor that fit a processor's cache, with what is added to each."""
+    count = base.numel()
+    if isinstance(delta, LowRank):
+        b, a = delta.b.cpu() * delta.scale, delta.a.cpu()
+        step = max(1, _BLOCK // a.shape[1])
+        for row in range(0, len(b), step):
+            part = b[row : row + step] @ a
+            yield slice(row * a.shape[1], row * a.shape[1] + part.numel()), part.reshape(-1)
+        return
+    flat = None if delta is None else delta.reshape(-1).cpu()
+    for first in range(0, count, _BLOCK):
+        place = slice(first, first + _BLOCK)
+        yield place, None if flat is None else flat[place]
+
+
+def _added(name: str, base: Tensor, delta: Tensor | LowRank | None, stored: torch.dtype) -> Tensor:
     """Return base plus delta, in the storage dtype: added in float32 or wider, rounded once, a block at a time."""
     if delta is None and base.dtype == stored:
         return base
     result = torch.empty(base.shape, dtype=stored)
     flat, into = base.reshape(-1), result.view(-1)
-    more = None if delta is None else delta.reshape(-1).cpu()
-    dtype = wide(base) if more is None else wide(base, more)
-    for first in range(0, len(flat), _BLOCK):
-        part = slice(first, first + _BLOCK)
-        block = flat[part].to(dtype)
-        into[part] = block if more is None else block + more[part].to(dtype)
-        if not torch.isfinite(into[part]).all() and torch.isfinite(block).all():
+    factor = delta.b if isinstance(delta, LowRank) else delta
+    dtype = wide(base) if factor is None else wide(base, factor)
+    # half floats end long before those of the arithmetic do, bfloat16 does not
+    narrow = not stored.is_floating_point or torch.finfo(stored).max < torch.finfo(torch.bfloat16).max
+    for part, more in _blocks(base, delta):
+        block = flat[part].to(dtype, copy=True)
+        if more is not None:
+            block += more.to(dtype)
+        into[part] = block
+        if not all_finite(into[part] if narrow else block) and all_finite(flat[part]):
             raise OutputError(
                 f"'{name}' must be finite in {str(stored).removeprefix('torch.')}, and overflows it. "
                 "Choose a wider dtype or smaller weights."
