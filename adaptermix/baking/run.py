@@ -23,7 +23,7 @@ from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_sh
 from ..checkpoints import Checkpoint
 from ..compose.dense import as_weight, check_dense, is_turned
 from ..compose.execute import merge_module
-from ..compose.merging import make_plan
+from ..compose.merging import make_plan, merge
 from ..compose.plan import MergePlan
 from ..errors import ModelError, PlanError
 from ..evaluation.acting import acting
@@ -278,6 +278,8 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         AdapterMixError: adapters and base do not fit, too little of the adapter would be kept, or the output cannot
             be written.
     """
+    if settings.strategy == "keep":
+        return _kept_apart(settings, watch)
     found = prepare(settings)
     if settings.calibration:
         _calibrate(found, watch)
@@ -291,6 +293,29 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
     return report
+
+
+def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
+    """Write the sum of the adapters as one LoRA: the base's codes stay, and nothing is lost."""
+    merged = merge(
+        settings.adapter,
+        weights=[1.0] * len(settings.adapter),
+        out=settings.out,
+        overwrite=settings.overwrite,
+        dry_run=settings.dry_run,
+        allow_base_mismatch=settings.allow_base_mismatch,
+        watch=watch,
+    )
+    whole = Fidelity(kept=1.0, error=0.0, codes_changed=0.0, size=1.0)
+    modules = {path: BakedModule(strategy="keep", fidelity=whole) for path in merged.modules}
+    plan = make_plan(settings.adapter, weights=[1.0] * len(settings.adapter), allow_base_mismatch=True)
+    sizes = [
+        4 * source.modules[path].rank * (source.modules[path].out + source.modules[path].into)
+        for source in plan.sources
+        for path in source.modules
+    ]
+    out = None if settings.dry_run else Path(settings.out)
+    return BakeReport(strategy="keep", modules=modules, bytes=sum(sizes), measured_on="weights", out=out)
 
 
 def _written(found: _Bake, folder: Path, watch: Watcher) -> int:

@@ -18,9 +18,10 @@ class BakeSettings(Written):
     quantize: Literal["none", "nf4", "fp4"] = Field(
         "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 bits"
     )
-    strategy: Literal["auto", "merge-16", "dequant-16", "requantize", "stochastic", "calibrated"] = Field(
+    strategy: Literal["auto", "keep", "merge-16", "dequant-16", "requantize", "stochastic", "calibrated"] = Field(
         "auto",
-        description="how; auto takes for each module the cheapest that keeps enough, or merge-16 without --quantize",
+        description="how; auto takes for each module the cheapest that keeps enough, or merge-16 without --quantize; keep writes one "
+        "adapter for a base that stays in 4 bits",
     )
     calibration: list[str] = Field([], description="text files, as the model will see: lines, JSONL with `text`, TSV")
     keep_at_least: float = Field(

@@ -11,13 +11,14 @@ import torch
 
 from adaptermix import BakeSettings, bake, merge
 from adaptermix.baking.grid import quantize
-from adaptermix.checkpoints import open_checkpoint
+from adaptermix.checkpoints import open_checkpoint, open_tensors
 from adaptermix.errors import AdapterMixError, PlanError
 from adaptermix.quantization import keep_codes
 from tests.factories import contents, peft_lora
 from tests.tiny import tiny_encoder
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+WEIGHTS = "adapter_model.safetensors"
 IDS = torch.arange(3, 27).reshape(2, 12)
 
 
@@ -243,3 +244,33 @@ def test_a_dry_run_tells_all_and_writes_nothing(wide: Path, texts: str, tmp_path
     assert len(kept) == len(ALL) * 4
     with pytest.raises(PlanError, match="must be kept"):
         bake(BakeSettings(**common | {"keep_at_least": max(kept) + 1, "out": str(tmp_path / "other")}))  # type: ignore[arg-type]
+
+
+def test_kept_apart_adapters_are_one_lora_and_no_code_is_touched(wide: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from peft import PeftModel
+
+    from adaptermix.models import load_base
+    from tests.factories import peft_noise
+
+    one, two = adapter(wide, tmp_path / "one", alpha=4), adapter(wide, tmp_path / "two", seed=2, alpha=2)
+    report = bake(
+        BakeSettings(
+            base=str(wide),
+            adapter=[str(one), str(two)],
+            quantize="nf4",
+            strategy="keep",
+            out=str(tmp_path / "out"),
+            device="cpu",
+        )
+    )
+    assert (report.overall.kept, report.overall.error) == (1.0, 0.0)
+    assert report.bytes == sum(header.size for header in open_tensors(tmp_path / "out" / WEIGHTS).tensors.values())
+    base = load_base(str(wide), dtype="float32", device="cpu", quantize="nf4")
+    with peft_noise():
+        composed = PeftModel.from_pretrained(base.model, str(tmp_path / "out")).eval()
+        found = logits(composed)
+        plain = PeftModel.from_pretrained(composed.unload(), str(one), adapter_name="one").eval()
+        plain.load_adapter(str(two), adapter_name="two")
+        plain.base_model.set_adapter(["one", "two"])
+        torch.testing.assert_close(found, logits(plain), rtol=1e-4, atol=1e-4)
