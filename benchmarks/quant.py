@@ -33,7 +33,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from adaptermix.adapters.paths import fitted
     from adaptermix.baking.activations import known_inputs, read_texts
     from adaptermix.baking.grid import quantize
-    from adaptermix.baking.strategies import STRATEGIES
+    from adaptermix.baking.strategies import STRATEGIES, Wanted
     from adaptermix.models import load_base
     from adaptermix.progress import SILENT
 
@@ -46,14 +46,18 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         source = fitted(open_adapter(arguments.adapter), linear)
         updates = source.read().updates
     rows = []
-    for name, known in known_inputs(base, read_texts(arguments.texts), {name: name for name in chosen}, SILENT):
+    texts, _ = read_texts(arguments.texts)
+    for name, known in known_inputs(base, texts, {name: name for name in chosen}, SILENT):
         module = linear[name]
         weight = module.weight.detach().float()
         four = quantize(weight, kind=arguments.kind)
         for delta_name, delta in deltas(weight, arguments.relative, updates.get(name)):
+            settle = None if module.bias is None else torch.Tensor.clone
+            wanted = Wanted(base=four, delta=delta.to(weight.device), known=known, settle=settle)
             for title, strategy in STRATEGIES.items():
                 start = time.perf_counter()
-                found = strategy(four, delta.to(weight.device), known, module.bias is not None).fidelity
+                baked = strategy(wanted)
+                found = wanted.measured(baked.weight, known.held, baked.shift)
                 rows.append(
                     {
                         "module": name,
@@ -75,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True)
     parser.add_argument("--adapter", help="one trained on it; beside random ones")
-    parser.add_argument("--texts", nargs="+", required=True, help="calibration texts; every fifth is held out")
+    parser.add_argument("--texts", nargs="+", required=True, help="calibration texts; a fifth is held out")
     parser.add_argument("--relative", type=float, nargs="+", default=[0.005, 0.01, 0.03, 0.1])
     parser.add_argument("--kind", default="nf4")
     parser.add_argument("--every", type=int, default=1, help="take one module in as many")

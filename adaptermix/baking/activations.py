@@ -1,7 +1,8 @@
-"""Second moments of the inputs of a model's modules on calibration texts."""
+"""What calibration texts tell of the inputs of a model's modules."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import find_files
+from ..data import DataFile, find_files
 from ..errors import DataError
 from ..models import BaseModel, backbone
 from ..progress import Watcher
-from .strategies import Known
+from .strategies import Known, Rows
 
-_HELD = 5
-"""Every so manieth text has no part in fitting, and measures it."""
+_PARTS = ("fitted", "fitted", "fitted", "chosen", "held")
+"""Of five texts three are fitted to, by chance."""
+_LEAST = 20
 _LONGEST = 512
 _BATCH = 16
 _BYTES = 4 * 2**30
@@ -25,56 +27,78 @@ _BYTES = 4 * 2**30
 
 @dataclass(slots=True)
 class _Sums:
-    """Running sums over rows of inputs."""
+    """Running sums over rows of inputs, about a point near their mean, so that large means cost no digits."""
 
     moment: Tensor
     total: Tensor
+    center: Tensor | None = None
     rows: int = 0
 
     def add(self, rows: Tensor) -> None:
+        if self.center is None:
+            self.center = rows.mean(0)
+        rows = rows - self.center
         self.moment.addmm_(rows.T, rows)
         self.total += rows.sum(0)
         self.rows += len(rows)
 
-    def means(self) -> tuple[Tensor, Tensor]:
-        return self.moment / max(1, self.rows), self.total / max(1, self.rows)
+    def read(self) -> Rows:
+        count = max(1, self.rows)
+        off = self.total / count
+        mean = off if self.center is None else self.center + off
+        return Rows(spread=self.moment / count - torch.outer(off, off), mean=mean, count=self.rows)
 
 
 @dataclass(slots=True)
 class _Pass:
     """What hooks of one pass over the texts fill."""
 
-    fitted: dict[str, _Sums]
-    held: dict[str, _Sums]
+    sums: dict[str, dict[str, _Sums]]
     mask: Tensor = field(default_factory=lambda: torch.zeros(0))
-    is_held: bool = False
+    part: str = "fitted"
 
     def take(self, name: str, given: Tensor) -> None:
         rows = given[self.mask] if given.shape[:-1] == self.mask.shape else given.reshape(-1, given.shape[-1])
-        (self.held if self.is_held else self.fitted)[name].add(rows.float())
+        if len(rows):
+            self.sums[self.part][name].add(rows.float())
 
 
-def read_texts(files: Sequence[str]) -> list[str]:
-    """Return the texts of calibration files: lines, fields `text` of JSONL, first columns of TSV.
+def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
+    """Return the texts of calibration files, each once, and the files: lines, `text` of JSONL, first columns of TSV.
 
     Raises:
-        DataError: there are fewer than two texts.
+        DataError: there are too few texts.
     """
     texts: list[str] = []
-    for file in find_files(files):
+    files = find_files(arguments)
+    for file in files:
         if ".jsonl" in file.suffixes:
-            rows = (row for _, row in file.json_rows())
-            texts += [
-                str(row.get("text") or " ".join(str(v) for v in row.values() if isinstance(v, str))) for row in rows
-            ]
+            for _, row in file.json_rows():
+                texts.append(
+                    str(row.get("text") or " ".join(value for value in row.values() if isinstance(value, str)))
+                )
         else:
             texts += [line.partition("\t")[0].strip() for _, line in file.lines()]
-    found = [text for text in texts if text]
-    if len(found) < 2 * _HELD:
+    found = list(dict.fromkeys(text for text in texts if text))
+    if len(found) < _LEAST:
         raise DataError(
-            f"--calibration must hold at least {2 * _HELD} texts, and holds {len(found)}. Give some hundred, as the "
-            "model will see."
+            f"--calibration must hold at least {_LEAST} texts that differ, and holds {len(found)}. Give some hundred, "
+            "as the model will see."
         )
+    return found, files
+
+
+def split(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the texts of each part; which one a text is in follows from the text alone.
+
+    Example:
+        >>> {part: len(found) for part, found in split([str(n) for n in range(100)]).items()}
+        {'fitted': 61, 'chosen': 25, 'held': 14}
+    """
+    found: dict[str, list[str]] = {"fitted": [], "chosen": [], "held": []}
+    for text in texts:
+        draw = int(hashlib.sha256(text.encode()).hexdigest(), 16)
+        found[_PARTS[draw % len(_PARTS)]].append(text)
     return found
 
 
@@ -83,7 +107,7 @@ def _groups(widths: Mapping[str, int]) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
     for name, width in widths.items():
-        each = 2 * 4 * width * width
+        each = 3 * 4 * width * width
         if group and size + each > _BYTES:
             yield group
             group, size = [], 0
@@ -100,53 +124,48 @@ def known_inputs(
 
     Args:
         base: The model.
-        texts: Calibration texts; every fifth is held out.
-        modules: Paths in the model, by the name to yield.
+        texts: Calibration texts.
+        modules: Paths of linear layers in the model, by the name to yield.
         watch: Receives progress.
     """
     found: dict[str, Any] = dict(base.model.named_modules())
     widths = {name: int(found[path].in_features) for name, path in modules.items()}
     for group in _groups(widths):
-        yield from _measured(base, texts, {name: found[modules[name]] for name in group}, watch)
+        yield from _measured(base, split(texts), {name: found[modules[name]] for name in group}, watch)
 
 
 @torch.inference_mode()
 def _measured(
-    base: BaseModel, texts: Sequence[str], modules: Mapping[str, Any], watch: Watcher
+    base: BaseModel, texts: Mapping[str, Sequence[str]], modules: Mapping[str, Any], watch: Watcher
 ) -> Iterator[tuple[str, Known]]:
-    def empty() -> dict[str, _Sums]:
-        widths = {name: int(module.in_features) for name, module in modules.items()}
-        return {
-            name: _Sums(torch.zeros(n, n, device=base.device), torch.zeros(n, device=base.device))
-            for name, n in widths.items()
-        }
+    def empty(width: int) -> _Sums:
+        return _Sums(torch.zeros(width, width, device=base.device), torch.zeros(width, device=base.device))
 
-    running = _Pass(fitted=empty(), held=empty())
+    running = _Pass(
+        sums={part: {name: empty(int(module.in_features)) for name, module in modules.items()} for part in texts}
+    )
     handles = [
         module.register_forward_pre_hook(lambda _module, given, name=name: running.take(name, given[0]))
         for name, module in modules.items()
     ]
-    body = backbone(base)
-    extra = {"use_cache": False} if base.kind == "causal" else {}
     try:
-        with watch.track("calibrate", len(texts)) as advance:
-            for is_held in (False, True):
-                part = [text for place, text in enumerate(texts) if (place % _HELD == _HELD - 1) == is_held]
-                running.is_held = is_held
-                for start in range(0, len(part), _BATCH):
-                    batch = base.tokenizer(
-                        part[start : start + _BATCH],
-                        padding=True,
-                        truncation=True,
-                        max_length=_LONGEST,
-                        return_tensors="pt",
-                    ).to(base.device)
+        with watch.track("calibrate", sum(map(len, texts.values()))) as advance:
+            for running.part, own in texts.items():
+                for batch in _batches(base, own):
                     running.mask = batch["attention_mask"].bool()
-                    body(**batch, **extra)
-                    advance(len(part[start : start + _BATCH]), "")
+                    backbone(base)(**batch, **({"use_cache": False} if base.kind == "causal" else {}))
+                    advance(len(running.mask), "")
     finally:
         for handle in handles:
             handle.remove()
     for name in modules:
-        (moment, mean), (held_moment, held_mean) = running.fitted[name].means(), running.held[name].means()
-        yield name, Known(moment=moment, mean=mean, held_moment=held_moment, held_mean=held_mean)
+        yield name, Known(**{part: running.sums[part][name].read() for part in texts})
+
+
+def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:
+    """Yield texts of like length together, so that little is padding."""
+    order = sorted(texts, key=len)
+    for start in range(0, len(order), _BATCH):
+        yield base.tokenizer(
+            order[start : start + _BATCH], padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"
+        ).to(base.device)

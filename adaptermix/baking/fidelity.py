@@ -20,7 +20,7 @@ class Fidelity:
         kept: $\sum a b / \sum a^2$, the share of the effect along the intended one; 1 is all of it.
         error: $\sqrt{\sum (b - a)^2 / \sum a^2}$, how far the rest is off; 1 is as far as doing nothing.
         codes_changed: Share of the codes in 4 bits that are not those of the base; None in 16 bits.
-        size: $\sum a^2$, what the module weighs in a mean over modules.
+        size: $\sum a^2$; 0 where nothing was intended.
     """
 
     kept: float
@@ -66,10 +66,11 @@ def fidelity(
 
 
 def over_modules(found: list[Fidelity]) -> Fidelity:
-    """Return kept and error as means over modules that have an effect; each module counts alike."""
+    """Return kept, at most 1 each, and error as means over modules that have an effect; each counts alike."""
     acting = [one for one in found if one.size > 0]
     if not acting:
         return Fidelity(kept=1.0, error=0.0)
     return Fidelity(
-        kept=sum(one.kept for one in acting) / len(acting), error=sum(one.error for one in acting) / len(acting)
+        kept=sum(min(one.kept, 1.0) for one in acting) / len(acting),
+        error=sum(one.error for one in acting) / len(acting),
     )

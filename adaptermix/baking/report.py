@@ -17,10 +17,12 @@ class BakedModule:
     Args:
         strategy: How it was written.
         fidelity: What is left of the adapter there.
+        on_texts: Whether that was measured on held-out texts; else on the weights.
     """
 
     strategy: str
     fidelity: Fidelity
+    on_texts: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +33,26 @@ class BakeReport:
         strategy: What was asked for.
         modules: By path, those that the adapter acts on.
         bytes: Size of all tensors of the result.
-        measured_on: `held-out texts`, or `weights` where there were no texts.
+        least: Share of the effect that must be kept.
         out: The output folder.
     """
 
     strategy: str
     modules: Mapping[str, BakedModule]
     bytes: int
-    measured_on: str
+    least: float
     out: Path | None
+
+    @property
+    def measured_on(self) -> str:
+        """Where most was measured: `held-out texts`, or `weights` where no text reached a module."""
+        count = sum(module.on_texts for module in self.modules.values())
+        return "held-out texts" if 2 * count > len(self.modules) else "weights"
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether as much is kept as must be; 0 asks for nothing."""
+        return self.least == 0 or self.overall.kept >= self.least
 
     @property
     def overall(self) -> Fidelity:
@@ -60,8 +73,9 @@ class BakeReport:
             "kept": self.overall.kept,
             "error": self.overall.error,
             "measured_on": self.measured_on,
+            "enough": self.is_enough,
             "modules": {
-                path: {"strategy": module.strategy} | module.fidelity.document()
+                path: {"strategy": module.strategy, "on_texts": module.on_texts} | module.fidelity.document()
                 for path, module in self.modules.items()
             },
             "bytes": self.bytes,

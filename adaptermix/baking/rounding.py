@@ -51,11 +51,15 @@ class Inputs:
     @cached_property
     def root(self) -> Float[Tensor, "in in"]:
         r"""Return the upper triangular $R$ with $R^\top R = H$, in the order of `order`."""
-        moment = self.moment[self.order][:, self.order]
-        damp = _DAMP * moment.diagonal().mean().clamp(min=torch.finfo(moment.dtype).tiny)
-        moment = moment + damp * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-        root: Tensor = torch.linalg.cholesky(moment, upper=True)
-        return root
+        moment = self.moment[self.order][:, self.order].double()
+        damp = moment.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        unit = damp * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        for share in (_DAMP, 10 * _DAMP, 100 * _DAMP, 1.0):
+            root, failed = torch.linalg.cholesky_ex(moment + share * unit, upper=True)
+            if not failed and torch.isfinite(root).all():
+                narrowed: Tensor = root.to(self.moment.dtype)
+                return narrowed
+        raise ValueError("the second moment of the inputs must be finite and of no negative direction, and is not")
 
     def error(self, difference: Float[Tensor, "out in"]) -> Float[Tensor, " out"]:
         """Return the mean squared length of each row's outputs under a difference of weights."""
@@ -184,6 +188,7 @@ def fit(base: FourBit, target: Float[Tensor, "out in"], inputs: Inputs) -> FourB
         new = inputs.error(found.weight() - target)
         better = new < error
         codes = torch.where(better[:, None], found.codes, current.codes)
+        codes = torch.where(table[codes.long()] == table[base.codes.long()], base.codes, codes)  # FP4 has two zeros
         if base.codes.shape[1] % BLOCK == 0:
             blocks = base.codes.shape[1] // BLOCK
             each = better.repeat_interleave(blocks)

@@ -19,23 +19,80 @@ _MARGIN = 0.97
 """Share of the error of plain rounding that is allowed on the rows codes are fitted to, so that it holds on others."""
 _ENOUGH = 0.98
 """Share of the effect that need not be made larger."""
+_SETTLED = 0.05
+"""Share of a shift that its bias may round away."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """What is known of rows of a module's inputs.
+
+    Args:
+        spread: Second moment about the mean.
+        mean: Their mean.
+        count: How many there were.
+    """
+
+    spread: Float[Tensor, "in in"]
+    mean: Float[Tensor, " in"]
+    count: int
+
+    @property
+    def moment(self) -> Float[Tensor, "in in"]:
+        r"""Return the mean of $x x^\top$."""
+        return self.spread + torch.outer(self.mean, self.mean)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
-    r"""What calibration texts tell of a module's inputs.
+    """What calibration texts tell of a module's inputs: three parts of them that share no text.
 
     Args:
-        moment: Mean of $x x^\top$ over the rows that codes are fitted to.
-        mean: Mean of x over them.
-        held_moment: The same of rows that had no part in it, on which what is kept is measured.
-        held_mean: Their mean.
+        fitted: Rows that codes are fitted to.
+        chosen: Rows on which results are chosen.
+        held: Rows that have no part in either, on which what is kept is measured.
     """
 
-    moment: Float[Tensor, "in in"]
-    mean: Float[Tensor, " in"]
-    held_moment: Float[Tensor, "in in"]
-    held_mean: Float[Tensor, " in"]
+    fitted: Rows
+    chosen: Rows
+    held: Rows
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether each part has rows."""
+        return min(self.fitted.count, self.chosen.count, self.held.count) > 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wanted:
+    """A delta to write into a weight.
+
+    Args:
+        base: The weight as the base has it.
+        delta: What is to be added.
+        known: What is known of the inputs, if anything.
+        settle: From what is to be added to the module's bias to what will have been, as the bias is stored; None
+            without a bias.
+        seed: Seed of strategies that draw.
+    """
+
+    base: FourBit
+    delta: Float[Tensor, "out in"]
+    known: Known | None = None
+    settle: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+
+    def measured(self, found: FourBit, rows: Rows | None, shift: Tensor | None = None) -> Fidelity:
+        """Return what is left of the delta on some rows, or on weights where none are given."""
+        changed = float((found.codes != self.base.codes).double().mean())
+        return fidelity(
+            self.delta,
+            found.weight() - self.base.weight(),
+            rows.moment if rows else None,
+            shift=shift,
+            mean=rows.mean if rows else None,
+            codes_changed=changed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,70 +101,67 @@ class Baked:
 
     Args:
         weight: Codes and scales.
-        fidelity: What is left of the delta, on rows that had no part in choosing them.
-        shift: What is to be added to the module's bias, if it has one and takes part.
+        shift: What is to be added to the module's bias, if it takes part.
     """
 
     weight: FourBit
-    fidelity: Fidelity
     shift: Float[Tensor, " out"] | None = None
 
 
-Strategy = Callable[[FourBit, Float[Tensor, "out in"], Known | None, bool], Baked]
-"""From the base's weight, the delta, what is known of inputs, and whether there is a bias, to the module."""
+Strategy = Callable[[Wanted], Baked]
 
 
-def _measured(
-    base: FourBit, found: FourBit, delta: Tensor, known: Known | None, shift: Tensor | None = None
-) -> Fidelity:
-    changed = float((found.codes != base.codes).double().mean())
-    moment, mean = (known.held_moment, known.held_mean) if known else (None, None)
-    return fidelity(delta, found.weight() - base.weight(), moment, shift=shift, mean=mean, codes_changed=changed)
-
-
-def requantize(base: FourBit, delta: Tensor, known: Known | None, _has_bias: bool) -> Baked:
+def requantize(wanted: Wanted) -> Baked:
     """Add the delta to what the codes stand for and round to the nearest again, as merging into such a model does."""
-    found = quantize(base.weight() + delta, kind=base.state.quant_type, double=base.state.nested)
-    return Baked(weight=found, fidelity=_measured(base, found, delta, known))
+    state = wanted.base.state
+    found = quantize(wanted.base.weight() + wanted.delta, kind=state.quant_type, double=state.nested)
+    return Baked(weight=found)
 
 
-def stochastic(base: FourBit, delta: Tensor, known: Known | None, _has_bias: bool) -> Baked:
-    """Round each weight up or down by chance, so that on average all of the delta is there; needs no inputs.
+def stochastic(wanted: Wanted) -> Baked:
+    """Round each weight up or down by chance, so that on average the delta is there; needs no inputs.
 
-    The scales are those of the base. Draws are the same each time.
+    The scales are those of the base, so what lies beyond them is cut.
     """
-    (table, code_of), scales = base.table.sort(), base.scale_of_each()
-    wanted = (base.weight() + delta) / scales
-    below = (torch.searchsorted(table, wanted, right=True) - 1).clamp(0, len(table) - 2)
-    share = (wanted - table[below]) / (table[below + 1] - table[below])
-    draw = torch.rand(share.shape, generator=torch.Generator().manual_seed(0)).to(share.device)
-    found = with_codes(base, code_of[below + (draw < share)])
-    return Baked(weight=found, fidelity=_measured(base, found, delta, known))
+    (table, code_of), scales = wanted.base.table.sort(), wanted.base.scale_of_each()
+    aim = (wanted.base.weight() + wanted.delta) / scales
+    below = (torch.searchsorted(table, aim, right=True) - 1).clamp(0, len(table) - 2)
+    share = (aim - table[below]) / (table[below + 1] - table[below])
+    draw = torch.rand(share.shape, generator=torch.Generator().manual_seed(wanted.seed)).to(share.device)
+    return Baked(weight=with_codes(wanted.base, code_of[below + (draw < share)]))
 
 
-def calibrated(base: FourBit, delta: Tensor, known: Known | None, has_bias: bool) -> Baked:
+def calibrated(wanted: Wanted) -> Baked:
     """Choose codes and scales whose outputs carry the delta on the inputs that occur, see `rounding`.
 
     Steps between codes are coarse, so the nearest outputs carry less than the whole delta. A multiple of it is aimed
-    at: that which carries most nearly all of it while the error stays below that of plain rounding. Where there
-    is a bias it takes up the mean.
+    at: that which carries most nearly all of it while the error stays below that of plain rounding. Where there is a
+    bias it takes up the mean. Plain rounding is the result where it is nearer on the rows to choose on.
 
     Raises:
         ValueError: nothing is known of the inputs.
     """
-    if known is None:
+    known = wanted.known
+    if known is None or not known.is_enough:
         raise ValueError("codes are chosen for the inputs that occur, and none are known")
-    moment = known.moment - torch.outer(known.mean, known.mean) if has_bias else known.moment
-    inputs = Inputs(moment=moment)
-    before = base.weight()
-    naive = quantize(before + delta, kind=base.state.quant_type, double=base.state.nested).weight() - before
-    limit = _MARGIN * fidelity(delta, naive, known.moment).error
+    plain = requantize(wanted)
+    limit = _MARGIN * wanted.measured(plain.weight, known.fitted).error
+    found = _nearest(wanted, known, limit)
+    on_choice = wanted.measured(found.weight, known.chosen, found.shift).error
+    return found if on_choice < wanted.measured(plain.weight, known.chosen).error else plain
 
-    def aimed(stretch: float) -> tuple[Fidelity, FourBit, Tensor | None]:
-        found = fit(base, before + stretch * delta, inputs)
-        realised = found.weight() - before
-        shift = (delta - realised) @ known.mean if has_bias else None
-        return fidelity(delta, realised, known.moment, shift=shift, mean=known.mean), found, shift
+
+def _nearest(wanted: Wanted, known: Known, limit: float) -> Baked:
+    before, rows = wanted.base.weight(), known.fitted
+    shifts = wanted.settle is not None and _settles(wanted, rows)
+    inputs = Inputs(moment=rows.spread if shifts else rows.moment)
+
+    def aimed(stretch: float) -> tuple[Fidelity, Baked]:
+        found = fit(wanted.base, before + stretch * wanted.delta, inputs)
+        shift = None
+        if shifts and wanted.settle is not None:
+            shift = wanted.settle((wanted.delta - (found.weight() - before)) @ rows.mean)
+        return wanted.measured(found, rows, shift), Baked(weight=found, shift=shift)
 
     tried = [aimed(1.0)]
     low, high = 1.0, _LARGEST
@@ -117,8 +171,15 @@ def calibrated(base: FourBit, delta: Tensor, known: Known | None, has_bias: bool
         too_far = tried[-1][0].kept > 1 or tried[-1][0].error > limit
         low, high = (low, middle) if too_far else (middle, high)
     within = [one for one in tried if one[0].error <= limit] or tried[:1]
-    _, found, shift = min(within, key=lambda one: abs(one[0].kept - 1))
-    return Baked(weight=found, fidelity=_measured(base, found, delta, known, shift), shift=shift)
+    return min(within, key=lambda one: abs(one[0].kept - 1))[1]
+
+
+def _settles(wanted: Wanted, rows: Rows) -> bool:
+    """Whether the bias, as it is stored, can take up the mean of the delta."""
+    if wanted.settle is None:
+        return False
+    aim = wanted.delta @ rows.mean
+    return float((wanted.settle(aim) - aim).norm()) <= _SETTLED * float(aim.norm())
 
 
 STRATEGIES: dict[str, Strategy] = {"requantize": requantize, "stochastic": stochastic, "calibrated": calibrated}

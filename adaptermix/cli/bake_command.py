@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..settings import BakeSettings
 from .console import Console
 from .options import settings_command
+
+if TYPE_CHECKING:
+    from ..baking import BakedModule
 
 _SHOWN = 12
 
@@ -35,10 +40,13 @@ def bake(settings: BakeSettings, console: Console) -> None:
         f"kept {report.overall.kept:.3f} of the adapter's effect, error {report.overall.error:.3f} of it, on "
         f"{report.measured_on} (means over {len(report.modules)} modules: {ways}); {report.bytes / 1e9:.2f} GB"
     )
-    console.say("wrote nothing" if settings.dry_run else f"wrote {settings.out}")
+    if settings.dry_run:
+        console.say("wrote nothing" + ("" if report.is_enough else f"; less than {report.least:g} is kept: refused"))
+    else:
+        console.say(f"wrote {settings.out}")
     console.document(report.document())
 
 
-def _share(module: object) -> str:
-    changed = getattr(module, "fidelity").codes_changed  # noqa: B009
+def _share(module: BakedModule) -> str:
+    changed = module.fidelity.codes_changed
     return "" if changed is None else f"{changed:.1%}"

@@ -20,18 +20,23 @@ class BakeSettings(Written):
     )
     strategy: Literal["auto", "keep", "merge-16", "dequant-16", "requantize", "stochastic", "calibrated"] = Field(
         "auto",
-        description="how; auto takes for each module the cheapest that keeps enough, or merge-16 without --quantize; keep writes one "
-        "adapter for a base that stays in 4 bits",
+        description="how; auto takes for each module what keeps enough with the least error, else 16 bits, and is "
+        "merge-16 without --quantize; keep writes one adapter for a base that stays in 4 bits",
     )
     calibration: list[str] = Field([], description="text files, as the model will see: lines, JSONL with `text`, TSV")
     keep_at_least: float = Field(
-        0.9, ge=0, description="refuse if less than this share of the adapter's effect is kept, on held-out texts"
+        0.9,
+        ge=0,
+        le=1,
+        description="refuse if less than this share of the adapter's effect is kept: on held-out texts, or on weights "
+        "without --calibration; 0 takes anything",
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="storage dtype of what is not in 4 bits; default that of each of the base's tensors"
     )
     shard_size: str = Field("2GB", description="size that no weight file exceeds, unless a single tensor does")
     device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the stochastic strategy")
     allow_base_mismatch: bool = Field(False, description="bake an adapter that names another base model")
 
     _sound_bake = model_validator(mode="after")(checks.sound_bake)

@@ -10,7 +10,7 @@ pytest.importorskip("bitsandbytes")
 from adaptermix.baking.fidelity import fidelity
 from adaptermix.baking.grid import quantize
 from adaptermix.baking.rounding import Inputs, descend, fit, fit_scales, nearest_plane
-from adaptermix.baking.strategies import STRATEGIES, Known
+from adaptermix.baking.strategies import STRATEGIES, Known, Rows, Wanted
 
 OUT, INTO = 48, 192
 
@@ -28,6 +28,12 @@ def case(relative: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     weight = torch.randn(OUT, INTO, generator=generator) * 0.05
     delta = torch.randn(OUT, 4, generator=generator) @ torch.randn(4, INTO, generator=generator)
     return weight, delta * (relative * weight.norm() / delta.norm())
+
+
+def rows_of(seed: int, rows: int = 4000) -> Rows:
+    found = inputs(seed, rows)
+    mean = found.mean(0)
+    return Rows(spread=moment(found - mean), mean=mean, count=rows)
 
 
 def moment(rows: torch.Tensor) -> torch.Tensor:
@@ -96,29 +102,68 @@ def test_the_error_is_never_above_that_of_the_base(relative: float, kind: str) -
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_on_rows_that_had_no_part_calibrated_codes_keep_what_plain_rounding_loses(has_bias: bool, kind: str) -> None:
     weight, delta = case(0.02)
-    base, seen, held = quantize(weight, kind=kind), inputs(1), inputs(2)
-    known = Known(moment=moment(seen), mean=seen.mean(0), held_moment=moment(held), held_mean=held.mean(0))
-    naive = STRATEGIES["requantize"](base, delta, known, has_bias).fidelity
-    found = STRATEGIES["calibrated"](base, delta, known, has_bias)
+    base, held = quantize(weight, kind=kind), inputs(3)
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    wanted = Wanted(base=base, delta=delta, known=known, settle=torch.Tensor.clone if has_bias else None)
+    naive = wanted.measured(STRATEGIES["requantize"](wanted).weight, known.held)
+    baked = STRATEGIES["calibrated"](wanted)
+    found = wanted.measured(baked.weight, known.held, baked.shift)
     assert naive.kept < 0.2
-    assert found.fidelity.kept > 0.75
-    assert found.fidelity.error <= naive.error * 1.02
+    assert found.kept > 0.75
+    assert found.error <= naive.error
     # as outputs tell it
     intended = held @ delta.T
-    realised = held @ (found.weight.weight() - base.weight()).T + (0 if found.shift is None else found.shift)
-    assert float((intended * realised).sum() / intended.square().sum()) == pytest.approx(found.fidelity.kept, abs=1e-3)
+    realised = held @ (baked.weight.weight() - base.weight()).T + (0 if baked.shift is None else baked.shift)
+    assert float((intended * realised).sum() / intended.square().sum()) == pytest.approx(found.kept, abs=1e-3)
     off = (realised - intended).square().sum() / intended.square().sum()
-    assert float(off.sqrt()) == pytest.approx(found.fidelity.error, abs=1e-3)
-    assert (found.shift is None) == (not has_bias)
+    assert float(off.sqrt()) == pytest.approx(found.error, abs=1e-3)
+    assert (baked.shift is None) == (not has_bias)
+
+
+@pytest.mark.parametrize("relative", [0.01, 0.3, 3.0, 10.0])
+@pytest.mark.parametrize("rows", [30, 4000])
+def test_calibrated_is_not_worse_than_plain_rounding_on_the_rows_to_choose_on(relative: float, rows: int) -> None:
+    """However large the delta is and however few the rows are."""
+    weight, delta = case(relative)
+    known = Known(fitted=rows_of(1, rows), chosen=rows_of(2), held=rows_of(3))
+    wanted = Wanted(base=quantize(weight, kind="nf4"), delta=delta, known=known)
+    plain = wanted.measured(STRATEGIES["requantize"](wanted).weight, known.chosen).error
+    found = STRATEGIES["calibrated"](wanted)
+    assert wanted.measured(found.weight, known.chosen).error <= plain
+    assert wanted.measured(found.weight, known.held).error <= plain * 1.1
+
+
+def test_a_bias_that_rounds_the_shift_away_takes_no_part() -> None:
+    weight, delta = case(0.02)
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    wanted = Wanted(base=quantize(weight, kind="nf4"), delta=delta, known=known, settle=torch.zeros_like)
+    assert STRATEGIES["calibrated"](wanted).shift is None
+
+
+def test_inputs_of_which_one_never_moves_are_no_obstacle() -> None:
+    weight, delta = case(0.02)
+    still = inputs(1)
+    still[:, 5] = 50.0
+    mean = still.mean(0)
+    rows = Rows(spread=moment(still - mean), mean=mean, count=len(still))
+    wanted = Wanted(
+        base=quantize(weight, kind="nf4"),
+        delta=delta,
+        known=Known(fitted=rows, chosen=rows, held=rows),
+        settle=torch.Tensor.clone,
+    )
+    baked = STRATEGIES["calibrated"](wanted)
+    assert wanted.measured(baked.weight, rows, baked.shift).kept > 0.5
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_chance_keeps_all_of_it_on_average_with_much_noise(kind: str) -> None:
     weight, delta = case(0.02)
     base = quantize(weight, kind=kind)
-    found = STRATEGIES["stochastic"](base, delta, None, False)
-    assert found.fidelity.kept == pytest.approx(1.0, abs=0.25)
-    assert found.fidelity.error > 1
+    wanted = Wanted(base=base, delta=delta)
+    found = wanted.measured(STRATEGIES["stochastic"](wanted).weight, None)
+    assert found.kept == pytest.approx(1.0, abs=0.25)
+    assert 1 < found.error < 10
 
 
 def test_nothing_intended_is_kept_whole() -> None:

@@ -1,0 +1,177 @@
+"""A bake, decided from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.convert import find_weight
+from ..algebra import Update
+from ..checkpointing.adapters import weight_names
+from ..checkpointing.reading import FLOATS
+from ..checkpointing.writing import DTYPES, parse_size
+from ..checkpoints import Checkpoint
+from ..compose.dense import as_weight, is_turned
+from ..compose.execute import merge_module
+from ..compose.merging import make_plan
+from ..compose.plan import MergePlan
+from ..errors import ModelError, PlanError
+from ..files import check_not_input, check_output
+from ..models import pick_device
+from ..quantization import skipped_modules
+from ..settings import BakeSettings
+from ..train.outline import outline
+
+WHOLE = ("merge-16", "dequant-16")
+"""Strategies whose result is in 16 bits."""
+_HEADS = ("classifier", "score", "qa_outputs", "cls", "lm_head")
+"""What transformers puts on a model for a task, which must stay whole where it is new."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BakePlan:
+    """What is written into what.
+
+    Args:
+        settings: What was asked for.
+        merge: The sum of the adapters.
+        checkpoint: The base model.
+        device: Where to compute.
+        names: Module of the adapters, by the name of the weight.
+        paths: Path in the model of every linear layer of it, by the name of its weight.
+        linear: Names of the weights that a base in 4 bits has in 4 bits.
+        skipped: Modules that it leaves whole.
+    """
+
+    settings: BakeSettings
+    merge: MergePlan
+    checkpoint: Checkpoint
+    device: torch.device
+    names: Mapping[str, str]
+    paths: Mapping[str, str]
+    linear: frozenset[str]
+    skipped: tuple[str, ...]
+
+    @property
+    def strategy(self) -> str:
+        """What is done: merge-16 where `auto` has no 4 bits to think of."""
+        if self.settings.strategy == "auto" and self.settings.quantize == "none":
+            return "merge-16"
+        return self.settings.strategy
+
+    def update(self, name: str) -> Update:
+        """Return the sum of the adapters' updates of a weight, on the CPU."""
+        return merge_module(self.merge, self.names[name], device=self.device).update
+
+    def delta(self, name: str) -> Tensor:
+        """Return it as the base stores the weight, in float32, where it is computed on."""
+        shape = self.checkpoint.tensors[name].shape
+        return as_weight(self.update(name).dense(), shape, turned=self.is_turned(name)).float().to(self.device)
+
+    def is_turned(self, name: str) -> bool:
+        """Whether the base stores a weight as [in out]."""
+        return is_turned(self.merge, self.names[name])
+
+    def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:
+        """Return the storage dtype of a tensor that is not in 4 bits."""
+        is_float = self.checkpoint.tensors[name].dtype in FLOATS
+        return DTYPES[self.settings.dtype] if self.settings.dtype and is_float else tensor.dtype
+
+    def bias_of(self, name: str) -> str | None:
+        """Return the name of the bias beside a weight, if there is one."""
+        bias = f"{name.removesuffix('weight')}bias"
+        return bias if bias in self.checkpoint.tensors else None
+
+
+def prepare(settings: BakeSettings) -> BakePlan:
+    """Decide a bake from headers alone.
+
+    Raises:
+        AdapterMixError: adapters and base do not fit, or the output cannot be written.
+    """
+    out = Path(settings.out)
+    if not settings.dry_run:
+        check_output(out, overwrite=settings.overwrite)
+        check_not_input(out, [settings.base, *settings.adapter])
+    parse_size(settings.shard_size)
+    merge = make_plan(
+        settings.adapter,
+        weights=[1.0] * len(settings.adapter),
+        base=settings.base,
+        allow_base_mismatch=settings.allow_base_mismatch,
+    )
+    if merge.checkpoint is None:
+        raise PlanError("a base model is needed to bake into, and none is given. Pass --base MODEL.")
+    checkpoint = merge.checkpoint
+    _check_bakeable(merge)
+    if any(".quant_state." in name for name in checkpoint.tensors):
+        raise ModelError(
+            f"the base model must be in 16 or 32 bits, and {checkpoint.path} is in 4 bits already. Give the model that "
+            "it was made from; --quantize rounds it as bitsandbytes does."
+        )
+    names = weight_names(merge, checkpoint)
+    paths, linear, skipped = _layers(settings, checkpoint)
+    beyond = sorted(set(names) - linear)
+    if settings.quantize != "none" and beyond and settings.strategy not in WHOLE:
+        raise PlanError(
+            f"in 4 bits are linear layers, and the adapter acts on '{names[beyond[0]]}', which is none or stays whole. "
+            "Take --strategy merge-16 or dequant-16."
+        )
+    return BakePlan(
+        settings=settings,
+        merge=merge,
+        checkpoint=checkpoint,
+        device=pick_device(settings.device),
+        names=names,
+        paths=paths,
+        linear=frozenset(linear if settings.quantize != "none" else ()),
+        skipped=skipped,
+    )
+
+
+def _check_bakeable(merge: MergePlan) -> None:
+    for source in merge.sources:
+        if source.saved_headers or any(header.bias for header in source.modules.values()):
+            raise PlanError(
+                f"what is baked are deltas of weights, and adapter '{source.name}' has biases or fully trained tensors "
+                "(a head) too, which would be lost. Load it with PEFT beside the base model."
+            )
+
+
+def _layers(settings: BakeSettings, checkpoint: Checkpoint) -> tuple[dict[str, str], set[str], tuple[str, ...]]:
+    """Return the paths of linear layers by weight name, the weights that 4 bits are for, and what is left whole."""
+    if settings.quantize == "none" and not settings.calibration:
+        return {}, set(), ()
+    model: Any = outline(settings.base)
+    head = model.get_output_embeddings() if hasattr(model, "lm_head") or "CausalLM" in type(model).__name__ else None
+    turned = [path for path, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+    if turned and settings.quantize != "none":
+        raise PlanError(
+            f"layers in 4 bits must be of [out in], and '{turned[0]}' of the base is a Conv1D, of [in out]. Leave "
+            "--quantize out."
+        )
+    left = skipped_modules(None if head is not None else ())
+    paths: dict[str, str] = {}
+    linear: set[str] = set()
+    whole: list[str] = []
+    for path, module in model.named_modules():
+        if type(module) is not nn.Linear:
+            continue
+        if module is head or any(path == name or path.startswith(f"{name}.") for name in left):
+            whole.append(path)
+            continue
+        try:
+            name = find_weight(checkpoint, path)
+        except ModelError:  # new where the model is loaded, so nothing of it is written
+            continue
+        paths[name] = path
+        linear.add(name)
+    known = {name.removesuffix(".weight") for name in linear}
+    others = [name.removesuffix(".weight") for name in checkpoint.tensors if name.endswith(".weight")]
+    beside = [name for name in others if name not in known and len(checkpoint.tensors[f"{name}.weight"].shape) == 2]
+    return paths, linear, tuple(dict.fromkeys([*whole, *left, *beside, *_HEADS]))
