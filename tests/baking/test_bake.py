@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from adaptermix import BakeSettings, bake, merge
+from adaptermix.adapters import open_adapter
+from adaptermix.baking.fidelity import fidelity
 from adaptermix.baking.grid import quantize
 from adaptermix.checkpoints import open_checkpoint, open_tensors
 from adaptermix.errors import AdapterMixError, PlanError
 from adaptermix.quantization import keep_codes
 from tests.factories import contents, peft_lora
-from tests.tiny import tiny_encoder
+from tests.tiny import tiny_causal, tiny_encoder
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WEIGHTS = "adapter_model.safetensors"
@@ -274,3 +276,41 @@ def test_kept_apart_adapters_are_one_lora_and_no_code_is_touched(wide: Path, tmp
         plain.load_adapter(str(two), adapter_name="two")
         plain.base_model.set_adapter(["one", "two"])
         torch.testing.assert_close(found, logits(plain), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_reported_is_what_the_files_hold(texts: str, tmp_path: Path) -> None:
+    """Weights and biases as they are stored, on the texts that had no part in it."""
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    from adaptermix.baking.activations import known_inputs, read_texts
+    from adaptermix.evaluation.acting import acting
+    from adaptermix.models import load_base
+    from adaptermix.progress import SILENT
+
+    base = tiny_causal(tmp_path / "base", "qwen2", hidden=64)
+    one = adapter(base, tmp_path / "one", alpha=0.05)
+    common: dict[str, Any] = {"base": str(base), "adapter": [str(one)], "quantize": "nf4", "strategy": "calibrated"}
+    settings = BakeSettings(calibration=[texts], keep_at_least=0.0, out=str(tmp_path / "out"), device="cpu", **common)
+    report = bake(settings)
+    before, after = open_checkpoint(base), open_checkpoint(tmp_path / "out")
+    source = open_adapter(one)
+    loaded = load_base(str(base), device="cpu")
+    paths = {path: path for path in report.modules}
+    with acting(loaded, [source]):
+        known = dict(known_inputs(loaded, read_texts([texts])[0], paths, SILENT))
+    shifted = 0
+    for path, module in report.modules.items():
+        name = f"{path}.weight"
+        parts = {key.removeprefix(f"{path}."): after.load(key) for key in after.tensors if key.startswith(f"{name}.")}
+        read = dequantize_4bit(after.load(name), QuantState.from_dict(parts, device=torch.device("cpu"))).float()
+        realised = read - quantize(before.load(name).float(), kind="nf4").weight()
+        bias = f"{path}.bias"
+        shift = after.load(bias) - before.load(bias) if bias in after.tensors else None
+        shifted += shift is not None and bool(shift.any())
+        delta = source.read().updates[path].dense().float()
+        held = known[path].held
+        found = fidelity(delta, realised, held.moment, shift=shift, mean=held.mean)
+        assert found.kept == pytest.approx(module.fidelity.kept, abs=1e-3), path
+        assert found.error == pytest.approx(module.fidelity.error, abs=1e-3), path
+    assert shifted
