@@ -97,13 +97,8 @@ class Answering:
         """
         owners = [number for number, places in enumerate(asked) for _ in places]
         rows = [place for places in asked for place in places]
-        prompts = [self._prompts[place] for place in rows]
-        most = self._settings.max_new_tokens
-        answers = generate_ids(
-            self._base,
-            prompts,
-            max_new_tokens=most,
-            batch_size=self._settings.batch_size or rows_that_fit(self._base, most + max(map(len, prompts), default=0)),
+        answers = self._generated(
+            [self._prompts[place] for place in rows],
             one_line=self._task.one_line,
             drafts=[self._drafts.get(place) for place in rows] if self._stood >= _WORTH else None,
             before=lambda batch: choose([owners[row] for row in batch]),

@@ -158,3 +158,28 @@ def test_configs_of_every_language_model_tell_a_size_or_are_passed_over() -> Non
         assert rows_that_fit(base, 100) >= 1
         told += bytes_of_row(base, 100) is not None
     assert told > 100
+
+
+def test_where_memory_ends_passes_are_half_as_large_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = given(tmp_path) | {"grid": [0.2, 0.6]}
+    expected = search(SearchSettings(**settings, batch_size=1))
+    monkeypatch.setattr("adaptermix.evaluation.answering.rows_that_fit", lambda _base, _length: 16)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    sizes: list[int] = []
+    real = judging.Answering._generated.__globals__["generate_ids"]
+
+    def generate(base: Any, prompts: Any, *, batch_size: int, **options: Any) -> Any:
+        sizes.append(batch_size)
+        if batch_size > 4:
+            raise torch.OutOfMemoryError("as asked")
+        return real(base, prompts, batch_size=batch_size, **options)
+
+    monkeypatch.setattr("adaptermix.evaluation.answering.generate_ids", generate)
+    found = search(SearchSettings(**settings | {"out": str(tmp_path / "halved")}))
+    assert sizes[:3] == [16, 8, 4]
+    assert set(sizes[3:]) == {4}
+    assert [trial.answers for trial in found.trials] == [trial.answers for trial in expected.trials]
+    with pytest.raises(torch.OutOfMemoryError):
+        search(SearchSettings(**settings, batch_size=8, overwrite=True))
