@@ -98,9 +98,15 @@ def _reads(kind: str, width: int) -> bool:
     rows = torch.randn(8, width, generator=torch.Generator().manual_seed(0))
     codes, state = functional.quantize_4bit(rows, blocksize=BLOCK, quant_type=kind)
     found = functional.dequantize_4bit(codes, state)
-    pairs = torch.stack([codes.flatten() >> 4, codes.flatten() & 15], dim=1).flatten()[: rows.numel()].long()
     scales = state.absmax.repeat_interleave(BLOCK)[: rows.numel()]
-    return torch.allclose(found.flatten(), state.code[pairs] * scales, rtol=1e-3, atol=1e-3)
+    values = state.code[unpack(codes, rows.numel()).long()]
+    return torch.allclose(found.flatten(), values * scales, rtol=1e-3, atol=1e-3)
+
+
+def unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """Return one code per weight in 4 bits; the first of two is in the high half of a byte."""
+    flat = packed.flatten()
+    return torch.stack([flat >> 4, flat & 15], dim=1).flatten()[:count]
 
 
 def keep_codes(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,15 @@ def text_hash(file: DataFile) -> str:
     """
     if type(file) is not DataFile:
         return str(file.entry()["sha256"])
+    status = file.path.stat()
+    return _hash_of_lines(file.path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _hash_of_lines(path: Path, _status: tuple[int, int, int]) -> str:
+    """Return the hash of a file's lines; one that is asked for many times, by each candidate, is read once."""
     digest, blank = hashlib.sha256(), 0
-    for _, line in file.lines():
+    for _, line in DataFile(path=path, languages=()).lines():
         if line.strip():
             digest.update(b"\n" * blank + line.rstrip().encode() + b"\n")
         blank = 0 if line.strip() else blank + 1

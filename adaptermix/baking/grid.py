@@ -10,9 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ..quantization import BLOCK
-
-FORMATS = ("nf4", "fp4")
+from ..quantization import BLOCK, unpack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,12 +73,6 @@ def read_scales(state: Any) -> Float[Tensor, " blocks"]:
 
     found: Tensor = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
     return found.float()
-
-
-def unpack(packed: Tensor, count: int) -> Integer[Tensor, " count"]:
-    """Return one code per weight; the first of two is in the high half of a byte."""
-    flat = packed.flatten()
-    return torch.stack([flat >> 4, flat & 15], dim=1).flatten()[:count]
 
 
 def pack(codes: Tensor) -> Integer[Tensor, "bytes 1"]:

@@ -182,6 +182,8 @@ def fit(base: FourBit, target: Float[Tensor, "out in"], inputs: Inputs) -> FourB
     """
     current, table = base, base.table
     error = inputs.error(base.weight() - target)
+    # of each row; where blocks are parts of two rows scales stay
+    blocks = 0 if target.shape[1] % BLOCK else target.shape[1] // BLOCK
 
     def take(found: FourBit) -> None:
         nonlocal current, error
@@ -189,8 +191,7 @@ def fit(base: FourBit, target: Float[Tensor, "out in"], inputs: Inputs) -> FourB
         better = new < error
         codes = torch.where(better[:, None], found.codes, current.codes)
         codes = torch.where(table[codes.long()] == table[base.codes.long()], base.codes, codes)  # FP4 has two zeros
-        if base.codes.shape[1] % BLOCK == 0:
-            blocks = base.codes.shape[1] // BLOCK
+        if blocks:
             each = better.repeat_interleave(blocks)
             current = with_scales(with_codes(current, codes), torch.where(each, found.scales, current.scales))
         else:
@@ -198,11 +199,11 @@ def fit(base: FourBit, target: Float[Tensor, "out in"], inputs: Inputs) -> FourB
         error = torch.where(better, new, error)
 
     for _ in range(_ROUNDS):
-        if base.codes.shape[1] % BLOCK == 0:  # else blocks are parts of two rows, and scales stay
+        if blocks:
             take(with_scales(current, fit_scales(target, current, inputs)))
         scales = current.scale_of_each()
         take(with_codes(current, nearest_plane(target, scales, table, inputs)))
         take(with_codes(current, descend(target, current.codes.long(), scales, table, inputs)))
-    if base.codes.shape[1] % BLOCK == 0:
+    if blocks:
         take(with_scales(current, fit_scales(target, current, inputs)))
     return current

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import manifest
+from ..adapters import open_adapters
 from ..algebra import LowRank
 from ..checkpointing.reading import base_entry
 from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_shards, write_checkpoint
-from ..compose.merging import make_plan, merge
+from ..compose.merging import merge
 from ..data import DataFile
 from ..errors import OutputError, PlanError
 from ..evaluation.acting import acting
@@ -32,7 +33,7 @@ from .fidelity import Fidelity, fidelity
 from .grid import quantize, stored
 from .planning import WHOLE, BakePlan, prepare
 from .report import BakedModule, BakeReport
-from .strategies import STRATEGIES, Baked, Known, Wanted
+from .strategies import STRATEGIES, Baked, Known, Rows, Wanted
 from .writing import bytes_of, write_shards
 
 _SAMPLED = 64
@@ -122,7 +123,8 @@ class _Work:
             return {name: result}
         if baked.shift is not None and bias is not None:
             self._shifts[bias] = baked.shift
-        self._tell(name, strategy, self._held(name, wanted, baked))
+        rows = self._held(name)
+        self._tell(name, strategy, wanted.measured(baked.weight, rows, baked.shift if rows else None))
         return stored(name, baked.weight)
 
     def _settle(self, bias: str, shift: Tensor) -> Tensor:
@@ -146,34 +148,31 @@ class _Work:
                 "--strategy."
             ) from error
         # both parts must keep enough: the one to choose on, and the one that is told
-        parts = (wanted.known.chosen, wanted.known.held)
-        least = self._plan.settings.keep_at_least
-        enough = {
-            title: baked
-            for title, baked in found.items()
-            if all(wanted.measured(baked.weight, rows, baked.shift).kept >= least for rows in parts)
-        }
-        if not enough:
+        least, known = self._plan.settings.keep_at_least, wanted.known
+        errors = {}
+        for title, baked in found.items():
+            on_choice = wanted.measured(baked.weight, known.chosen, baked.shift)
+            held = wanted.measured(baked.weight, known.held, baked.shift)
+            if min(on_choice.kept, held.kept) >= least:
+                errors[title] = on_choice.error
+        if not errors:
             return "dequant-16", None
-        best = min(enough, key=lambda t: wanted.measured(enough[t].weight, wanted.known.chosen, enough[t].shift).error)  # type: ignore[union-attr]
-        return best, enough[best]
-
-    def _held(self, name: str, wanted: Wanted, baked: Baked) -> BakedModule:
-        known = wanted.known if wanted.known is not None and wanted.known.is_enough else None
-        found = wanted.measured(baked.weight, known.held if known else None, baked.shift if known else None)
-        return BakedModule(strategy=name, fidelity=found, on_texts=known is not None)
+        best = min(errors, key=lambda title: errors[title])
+        return best, found[best]
 
     def _report(self, name: str, strategy: str, delta: Tensor, realised: Tensor) -> None:
         """Keep what rounding to 16 bits leaves of a delta, of some rows of it."""
-        known = self._known.get(name)
-        held = known.held if known is not None and known.is_enough else None
-        found = fidelity(delta, realised, None if held is None else held.moment.to(delta.device))
-        self._tell(name, strategy, BakedModule(strategy=strategy, fidelity=found, on_texts=held is not None))
+        rows = self._held(name)
+        self._tell(name, strategy, fidelity(delta, realised, None if rows is None else rows.moment.to(delta.device)))
 
-    def _tell(self, name: str, strategy: str, found: BakedModule) -> None:
-        self.modules[self._plan.names[name]] = BakedModule(
-            strategy=strategy, fidelity=found.fidelity, on_texts=found.on_texts
-        )
+    def _held(self, name: str) -> Rows | None:
+        """Return the rows to measure a module on, if texts reached it."""
+        known = self._known.get(name)
+        return known.held if known is not None and known.is_enough else None
+
+    def _tell(self, name: str, strategy: str, found: Fidelity) -> None:
+        on_texts = self._held(name) is not None
+        self.modules[self._plan.names[name]] = BakedModule(strategy=strategy, fidelity=found, on_texts=on_texts)
 
 
 def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
@@ -234,23 +233,17 @@ def _calibrate(plan: BakePlan, watch: Watcher) -> tuple[dict[str, Known], list[D
 
 def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
     """Write the sum of the adapters as one LoRA: the base's codes stay, and nothing is lost."""
-    weights = [1.0] * len(settings.adapter)
-    same = settings.allow_base_mismatch
     merged = merge(
         settings.adapter,
-        weights=weights,
+        weights=[1.0] * len(settings.adapter),
         out=settings.out,
         overwrite=settings.overwrite,
         dry_run=settings.dry_run,
-        allow_base_mismatch=same,
+        allow_base_mismatch=settings.allow_base_mismatch,
         watch=watch,
     )
     whole = Fidelity(kept=1.0, error=0.0, codes_changed=0.0, size=1.0)
-    headers = [
-        source.modules[path]
-        for source in make_plan(settings.adapter, weights=weights, allow_base_mismatch=same).sources
-        for path in source.modules
-    ]
+    headers = [header for source in open_adapters(settings.adapter) for header in source.modules.values()]
     return BakeReport(
         strategy="keep",
         modules={path: BakedModule(strategy="keep", fidelity=whole, on_texts=False) for path in merged.modules},

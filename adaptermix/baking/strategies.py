@@ -153,14 +153,12 @@ def calibrated(wanted: Wanted) -> Baked:
 
 def _nearest(wanted: Wanted, known: Known, limit: float) -> Baked:
     before, rows = wanted.base.weight(), known.fitted
-    shifts = wanted.settle is not None and _settles(wanted, rows)
-    inputs = Inputs(moment=rows.spread if shifts else rows.moment)
+    settle = wanted.settle if _settles(wanted, rows) else None
+    inputs = Inputs(moment=rows.spread if settle else rows.moment)
 
     def aimed(stretch: float) -> tuple[Fidelity, Baked]:
         found = fit(wanted.base, before + stretch * wanted.delta, inputs)
-        shift = None
-        if shifts and wanted.settle is not None:
-            shift = wanted.settle((wanted.delta - (found.weight() - before)) @ rows.mean)
+        shift = settle((wanted.delta - (found.weight() - before)) @ rows.mean) if settle else None
         return wanted.measured(found, rows, shift), Baked(weight=found, shift=shift)
 
     tried = [aimed(1.0)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.writer import write_tensors
-from ..checkpoints import INDEX, SINGLE
+from ..adapters.writer import Headers, write_tensors
+from ..checkpointing.writing import named_shards, write_index
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
@@ -27,14 +25,14 @@ def write_shards(folder: Path, groups: Iterator[Mapping[str, Tensor]], *, limit:
         limit: Size that no file exceeds, unless a single group does; as much is in memory.
     """
     files: list[Path] = []
-    where: dict[str, int] = {}
+    headers: list[Headers] = []
     held: dict[str, Tensor] = {}
-    parameters, total = 0, 0
+    total = 0
 
     def flush() -> None:
         files.append(folder / f".part-{len(files):05d}.safetensors")
+        headers.append({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in held.items()})
         write_tensors(files[-1], held, {"format": "pt"})
-        where.update(dict.fromkeys(held, len(files) - 1))
         held.clear()
 
     for group in groups:
@@ -42,19 +40,10 @@ def write_shards(folder: Path, groups: Iterator[Mapping[str, Tensor]], *, limit:
             flush()
         held.update(group)
         total += bytes_of(group)
-        parameters += sum(math.prod(tensor.shape) for tensor in group.values())
     if held:
         flush()
-    if len(files) == 1:
-        files[0].rename(folder / SINGLE)
-        return total
-    stem, ending = SINGLE.split(".", 1)
-    names = [f"{stem}-{number:05d}-of-{len(files):05d}.{ending}" for number in range(1, len(files) + 1)]
-    for path, name in zip(files, names, strict=True):
-        path.rename(folder / name)
-    index = {
-        "metadata": {"total_parameters": parameters, "total_size": total},
-        "weight_map": {name: names[number] for name, number in sorted(where.items())},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    shards = named_shards(headers)
+    for path, shard in zip(files, shards, strict=True):
+        path.rename(folder / shard.file)
+    write_index(folder, shards)
     return total

@@ -101,6 +101,15 @@ def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int 
             filled = 0
         groups[-1][name] = entry
         filled += _bytes(entry)
+    return named_shards(groups)
+
+
+def named_shards(groups: Sequence[Headers]) -> list[Shard]:
+    """Return the files of a checkpoint with their names: one, or numbered ones.
+
+    Args:
+        groups: Headers of the tensors of each file.
+    """
     if len(groups) == 1:
         return [Shard(file=SINGLE, headers=groups[0])]
     stem, ending = SINGLE.split(".", 1)
@@ -214,19 +223,22 @@ def write_checkpoint(
             stream_tensors(
                 out_folder / shard.file, shard.headers, _tensors(base, shard, delta_of, advance), {"format": "pt"}
             )
-    if len(shards) > 1:
-        (out_folder / INDEX).write_bytes(_index(shards))
+    write_index(out_folder, shards)
     copy_companions(base, out_folder, dtype=dtype)
 
 
-def _index(shards: Sequence[Shard]) -> bytes:
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+    """Write which file holds which tensor, if there are several files."""
+    if len(shards) == 1:
+        return
     headers = [header for shard in shards for header in shard.headers.values()]
     where = {name: shard.file for shard in shards for name in shard.headers}
     metadata = {
         "total_parameters": sum(math.prod(shape) for _, shape in headers),
         "total_size": sum(_bytes(header) for header in headers),
     }
-    return (json.dumps({"metadata": metadata, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n").encode()
+    index = json.dumps({"metadata": metadata, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n"
+    (folder / INDEX).write_bytes(index.encode())
 
 
 def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> None:

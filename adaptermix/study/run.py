@@ -189,9 +189,7 @@ class _Work:
         if earlier:
             self._watch.note(f"going on: {len(earlier)} trials are there")
         for trial in earlier:
-            value = self.board.exact(self.board.counts(trial))
-            if trial.is_whole and (self._best is None or value > self._best[0]):
-                self._best = value, trial
+            self._keep_best(trial, self.board.exact(self.board.counts(trial)))
 
     def _answer(self, asked: Sequence[tuple[Trial, Sequence[int]]]) -> Iterable[list[str]]:
         numbers = [trial.number + 1 for trial, _ in asked]
@@ -250,10 +248,13 @@ class _Work:
         asked = itertools.takewhile(bool, (ledger.ask() for _ in range(most)))
         return [Trial(number=found[0], candidate=found[1], answers=()) for found in asked if found]
 
-    def _told(self, trial: Trial, value: float) -> None:
-        """Show how a trial went, and the best so far of this process."""
+    def _keep_best(self, trial: Trial, value: float) -> None:
         if trial.is_whole and (self._best is None or value > self._best[0]):
             self._best = value, trial
+
+    def _told(self, trial: Trial, value: float) -> None:
+        """Show how a trial went, and the best so far of this process."""
+        self._keep_best(trial, value)
         stopped = "" if trial.is_whole else f", stopped after {trial.rows} rows"
         best = f"; best so far {self._best[0]:.3f} at {shown(self._best[1].candidate)}" if self._best else ""
         self._watch.note(f"trial {trial.number + 1}: {shown(trial.candidate)}  {value:.3f}{stopped}{best}")

@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("bitsandbytes")
 from bitsandbytes import functional
 
-from adaptermix.baking.grid import pack, quantize, stored, unpack, with_codes, with_scales
+from adaptermix.baking.grid import pack, quantize, stored, with_codes, with_scales
+from adaptermix.quantization import unpack
 
 
 @pytest.mark.parametrize("double", [True, False])

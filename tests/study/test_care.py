@@ -16,25 +16,14 @@ import pytest
 from adaptermix import SearchSettings, search
 from adaptermix.errors import ConfigError, OutputError, UsageError
 from adaptermix.files import held
-from adaptermix.progress import Silent
 from adaptermix.study import search_dry
 from adaptermix.study.ledger import Ledger, Listed, check_idle
 from adaptermix.study.space import Candidate
 from adaptermix.tuning import tune
 from tests.factories import peft_lora
-from tests.train.data import write_slots
+from tests.train.data import Notes, write_slots
 
 COMMON = {"task": "classify", "max_new_tokens": 6, "dtype": "float32", "device": "cpu"}
-
-
-class Notes(Silent):
-    """Keeps what a person is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture
