@@ -229,12 +229,16 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
 
 
 def sound_bake(settings: BakeSettings) -> BakeSettings:
-    """Refuse strategies in 4 bits without a format, and those that choose by inputs without any texts."""
-    chooses = settings.quantize != "none" and settings.strategy in ("auto", "calibrated")
+    """Refuse strategies of quantised bases without a format, and those that choose by inputs without any texts."""
+    chooses = settings.quantize != "none" and settings.strategy in ("auto", "calibrated", "residual")
     faults = (
         (
-            settings.quantize == "none" and settings.strategy not in ("auto", "merge-16"),
-            f"--strategy {settings.strategy} is about a base in 4 bits: add --quantize nf4, or drop it",
+            settings.quantize == "none" and settings.strategy not in ("auto", "merge-16", "keep"),
+            f"--strategy {settings.strategy} is about a quantised base: add --quantize nf4, or drop it",
+        ),
+        (
+            bool(settings.task) != bool(settings.dev),
+            "a dev score needs a task and its data: give --task and --dev together",
         ),
         (
             chooses and not settings.calibration,

@@ -51,21 +51,32 @@ def loading_options(
         raise ModelError(
             f"--quantize {quantize} needs bitsandbytes, which is not installed. Run: pip install bitsandbytes"
         )
+    skipped = None if whole is None else skipped_modules(whole)
+    config = config_of_format(quantize, dtype=dtype, skipped=skipped)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def config_of_format(quantize: str, *, dtype: torch.dtype | str, skipped: Sequence[str] | None) -> Any:
+    """Return how transformers names a format.
+
+    Args:
+        quantize: "nf4", "fp4" or "int8".
+        dtype: Of the arithmetic, of formats in 4 bits.
+        skipped: Names of modules that are not quantised; None for the output layer of a language model.
+    """
     from transformers import BitsAndBytesConfig
 
     # the name is that of the first of these formats, and counts for all of them
-    skipped: dict[str, Any] = {} if whole is None else {"llm_int8_skip_modules": skipped_modules(whole)}
+    left: dict[str, Any] = {} if skipped is None else {"llm_int8_skip_modules": list(skipped)}
     if quantize == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True, **skipped)
-    else:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantize,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            **skipped,
-        )
-    return {"quantization_config": config, "device_map": {"": device}}
+        return BitsAndBytesConfig(load_in_8bit=True, **left)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        **left,
+    )
 
 
 def check_reading(model: nn.Module) -> None:

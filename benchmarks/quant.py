@@ -32,7 +32,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from adaptermix.adapters import open_adapter
     from adaptermix.adapters.paths import fitted
     from adaptermix.baking.activations import known_inputs, read_texts
-    from adaptermix.baking.grid import quantize
+    from adaptermix.baking.grid import FORMATS
     from adaptermix.baking.strategies import STRATEGIES, Wanted
     from adaptermix.models import load_base
     from adaptermix.progress import SILENT
@@ -50,14 +50,14 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for name, known in known_inputs(base, texts, {name: name for name in chosen}, SILENT):
         module = linear[name]
         weight = module.weight.detach().float()
-        four = quantize(weight, kind=arguments.kind)
+        four = FORMATS[arguments.kind](weight)
         for delta_name, delta in deltas(weight, arguments.relative, updates.get(name)):
             settle = None if module.bias is None else torch.Tensor.clone
             wanted = Wanted(base=four, delta=delta.to(weight.device), known=known, settle=settle)
             for title, strategy in STRATEGIES.items():
                 start = time.perf_counter()
                 baked = strategy(wanted)
-                found = wanted.measured(baked.weight, known.held, baked.shift)
+                found = wanted.measured(baked, known.held)
                 rows.append(
                     {
                         "module": name,

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_every_public_name_is_there() -> None:
 
 def test_no_module_hides_a_public_function() -> None:
     for module in pkgutil.walk_packages(adaptermix.__path__, "adaptermix."):
-        importlib.import_module(module.name)
+        if not module.name.endswith("_triton") or find_spec("triton"):
+            importlib.import_module(module.name)
     for name in ("merge", "search", "evaluate", "retrieve", "push", "train_align", "train_task", "load_adapter"):
         assert callable(getattr(adaptermix, name)), name
 

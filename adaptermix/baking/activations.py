@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +21,10 @@ from .strategies import Known, Rows
 
 _PARTS = ("fitted", "fitted", "fitted", "chosen", "held")
 """Of five texts three are fitted to, by chance."""
+_PARTS_ONCE = tuple(dict.fromkeys(_PARTS))
 _LEAST = 20
 _LONGEST = 512
 _BATCH = 16
-_BYTES = 4 * 2**30
-"""Memory that moments may take at a time; texts are read again for further modules."""
 
 
 @dataclass(slots=True)
@@ -95,71 +97,142 @@ def split(texts: Sequence[str]) -> dict[str, list[str]]:
         >>> {part: len(found) for part, found in split([str(n) for n in range(100)]).items()}
         {'fitted': 61, 'chosen': 25, 'held': 14}
     """
-    found: dict[str, list[str]] = {"fitted": [], "chosen": [], "held": []}
+    found: dict[str, list[str]] = {part: [] for part in _PARTS_ONCE}
     for text in texts:
         draw = int(hashlib.sha256(text.encode()).hexdigest(), 16)
         found[_PARTS[draw % len(_PARTS)]].append(text)
     return found
 
 
-def _groups(widths: Mapping[str, int]) -> Iterator[list[str]]:
-    """Yield modules whose moments fit the memory together."""
-    group: list[str] = []
-    size = 0
-    for name, width in widths.items():
-        each = 3 * 4 * width * width
-        if group and size + each > _BYTES:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += each
-    if group:
-        yield group
+class InputsOfModules:
+    """What texts tell of the inputs of modules, with whatever acts on the model, measured when it is asked for.
 
-
-def known_inputs(
-    base: BaseModel, texts: Sequence[str], modules: Mapping[str, str], watch: Watcher
-) -> Iterator[tuple[str, Known]]:
-    """Yield what texts tell of the inputs of modules, with whatever acts on the model.
-
-    Args:
-        base: The model.
-        texts: Calibration texts.
-        modules: Paths of linear layers in the model, by the name to yield.
-        watch: Receives progress.
+    Moments of as many modules as fit the memory are measured in one pass over the texts, in the order given, and
+    forgotten when a later one is asked for. Modules that read the same tensor share theirs.
     """
-    found: dict[str, Any] = dict(base.model.named_modules())
-    widths = {name: int(found[path].in_features) for name, path in modules.items()}
-    for group in _groups(widths):
-        yield from _measured(base, split(texts), {name: found[modules[name]] for name in group}, watch)
+
+    def __init__(self, base: BaseModel, texts: Sequence[str], modules: Mapping[str, str], watch: Watcher) -> None:
+        """Find which modules read the same.
+
+        Args:
+            base: The model.
+            texts: Calibration texts.
+            modules: Paths of linear layers in the model, by the name to ask for, in the order of asking.
+            watch: Receives progress.
+        """
+        self._base, self._texts, self._watch = base, split(texts), watch
+        found: dict[str, Any] = dict(base.model.named_modules())
+        self._modules = {name: found[path] for name, path in modules.items()}
+        self._first, self._turns = _shared(base, min(texts, key=len), self._modules)
+        self._known: dict[str, Known] = {}
+
+    def of(self, name: str) -> Known | None:
+        """Return what is known of a module's inputs; None for one that was not announced."""
+        first = self._first.get(name)
+        if first is None:
+            return None
+        if first not in self._known:
+            self._known = {}  # before the next ones take the memory
+            self._known = self._measure(self._group(name))
+        return self._known[first]
+
+    def _group(self, name: str) -> list[str]:
+        """Return the modules to measure together, from this one on."""
+        free, size = _memory(self._base.device), 0
+        found: list[str] = []
+        names = list(self._modules)
+        for other in names[names.index(name) :]:
+            first = self._first[other]
+            if first in found:
+                continue
+            size += len(_PARTS_ONCE) * 4 * _width(self._modules[first]) ** 2
+            if found and size > free:
+                break
+            found.append(first)
+        return found
+
+    @torch.inference_mode()
+    def _measure(self, names: Sequence[str]) -> dict[str, Known]:
+        base = self._base
+
+        def empty(width: int) -> _Sums:
+            return _Sums(torch.zeros(width, width, device=base.device), torch.zeros(width, device=base.device))
+
+        modules = {name: self._modules[name] for name in names}
+        running = _Pass(
+            sums={part: {name: empty(_width(module)) for name, module in modules.items()} for part in _PARTS_ONCE}
+        )
+        # where some may have turns that are not foreseen the model reads to its end
+        is_foreseen = all(len(self._turns[name]) == 1 for name in names)
+        last = max(names, key=lambda name: self._turns[name]) if is_foreseen else None
+        handles = [
+            module.register_forward_pre_hook(partial(_take, running, name, name == last))
+            for name, module in modules.items()
+        ]
+        try:
+            with self._watch.track("calibrate", sum(map(len, self._texts.values()))) as advance:
+                for running.part, own in self._texts.items():
+                    for batch in _batches(base, own):
+                        running.mask = batch["attention_mask"].bool()
+                        _read(base, batch)
+                        advance(len(running.mask), "")
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: Known(**{part: running.sums[part][name].read() for part in _PARTS_ONCE}) for name in names}
+
+
+class _EnoughError(Exception):
+    """The model has read as far as it must."""
+
+
+def _take(running: _Pass, name: str, is_last: bool, _module: Any, given: Sequence[Any]) -> None:
+    running.take(name, given[0])
+    if is_last:
+        raise _EnoughError
+
+
+def _read(base: BaseModel, batch: Mapping[str, Any]) -> None:
+    with suppress(_EnoughError):
+        backbone(base)(**batch, **({"use_cache": False} if base.kind == "causal" else {}))
 
 
 @torch.inference_mode()
-def _measured(
-    base: BaseModel, texts: Mapping[str, Sequence[str]], modules: Mapping[str, Any], watch: Watcher
-) -> Iterator[tuple[str, Known]]:
-    def empty(width: int) -> _Sums:
-        return _Sums(torch.zeros(width, width, device=base.device), torch.zeros(width, device=base.device))
+def _shared(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Return, by module, the first one that reads the same tensors, and its turns."""
+    read: dict[str, list[Any]] = {name: [] for name in modules}
+    turns: dict[str, list[int]] = {name: [] for name in modules}
+    count = itertools.count()
 
-    running = _Pass(
-        sums={part: {name: empty(int(module.in_features)) for name, module in modules.items()} for part in texts}
-    )
-    handles = [
-        module.register_forward_pre_hook(lambda _module, given, name=name: running.take(name, given[0]))
-        for name, module in modules.items()
-    ]
+    def note(name: str, _module: Any, given: Sequence[Any]) -> None:
+        read[name].append(given[0])  # held, so that no other tensor takes its place
+        turns[name].append(next(count))
+
+    handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
     try:
-        with watch.track("calibrate", sum(map(len, texts.values()))) as advance:
-            for running.part, own in texts.items():
-                for batch in _batches(base, own):
-                    running.mask = batch["attention_mask"].bool()
-                    backbone(base)(**batch, **({"use_cache": False} if base.kind == "causal" else {}))
-                    advance(len(running.mask), "")
+        _read(base, base.tokenizer([text], truncation=True, max_length=_LONGEST, return_tensors="pt").to(base.device))
     finally:
         for handle in handles:
             handle.remove()
-    for name in modules:
-        yield name, Known(**{part: running.sums[part][name].read() for part in texts})
+    firsts: dict[tuple[int, ...], str] = {}
+    found = {}
+    for name, tensors in read.items():
+        found[name] = firsts.setdefault(tuple(map(id, tensors)), name) if tensors else name
+    return found, turns
+
+
+def _width(module: Any) -> int:
+    """Return the number of inputs of a linear layer, or of GPT-2's, whose weight is [in out]."""
+    return int(module.in_features if hasattr(module, "in_features") else module.weight.shape[0])
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes that moments may take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    import psutil
+
+    return int(psutil.virtual_memory().available) // 3
 
 
 def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..adapters.convert import find_weight
 from ..algebra import Update
 from ..checkpointing.adapters import weight_names
-from ..checkpointing.reading import FLOATS
+from ..checkpointing.reading import FLOATS, config_of
 from ..checkpointing.writing import DTYPES, parse_size
 from ..checkpoints import Checkpoint
-from ..compose.dense import as_weight, is_turned
+from ..compose.dense import as_weight, is_turned, weight_shape
 from ..compose.execute import merge_module
 from ..compose.merging import make_plan
 from ..compose.plan import MergePlan
@@ -26,6 +26,8 @@ from ..models import pick_device
 from ..quantization import skipped_modules
 from ..settings import BakeSettings
 from ..train.outline import outline
+from .base import QuantizedCheckpoint, as_whole
+from .grid import FORMATS, Quantized
 
 WHOLE = ("merge-16", "dequant-16")
 """Strategies whose result is in 16 bits."""
@@ -44,8 +46,9 @@ class BakePlan:
         device: Where to compute.
         names: Module of the adapters, by the name of the weight.
         paths: Path in the model of every linear layer of it, by the name of its weight.
-        linear: Names of the weights that a base in 4 bits has in 4 bits.
+        linear: Names of the weights that a quantised base has quantised.
         skipped: Modules that it leaves whole.
+        turned: Names of weights that lie as [in out], though quantised ones are [out in].
     """
 
     settings: BakeSettings
@@ -56,6 +59,7 @@ class BakePlan:
     paths: Mapping[str, str]
     linear: frozenset[str]
     skipped: tuple[str, ...]
+    turned: frozenset[str]
 
     @property
     def strategy(self) -> str:
@@ -64,9 +68,22 @@ class BakePlan:
             return "merge-16"
         return self.settings.strategy
 
+    @property
+    def is_quantized_base(self) -> bool:
+        """Whether the base is quantised in its files."""
+        return isinstance(self.checkpoint, QuantizedCheckpoint)
+
     def update(self, name: str) -> Update:
         """Return the sum of the adapters' updates of a weight, on the CPU."""
         return merge_module(self.merge, self.names[name], device=self.device).update
+
+    def quantized(self, name: str) -> Quantized:
+        """Return a weight of the base as its quantised form has it: read where that is the base, else rounded."""
+        if isinstance(self.checkpoint, QuantizedCheckpoint) and name in self.checkpoint.readers:
+            return self.checkpoint.readers[name]().to(self.device)
+        tensor = self.checkpoint.load(name).to(self.device)
+        tensor = tensor.T if name in self.turned else tensor
+        return FORMATS[self.settings.quantize](tensor.to(self.dtype_of(name, tensor.dtype)))
 
     def delta(self, name: str) -> Tensor:
         """Return it as the base stores the weight, in float32, where it is computed on."""
@@ -77,10 +94,10 @@ class BakePlan:
         """Whether the base stores a weight as [in out]."""
         return is_turned(self.merge, self.names[name])
 
-    def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:
-        """Return the storage dtype of a tensor that is not in 4 bits."""
+    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Return the storage dtype of a tensor that is not quantised and has this dtype in the base."""
         is_float = self.checkpoint.tensors[name].dtype in FLOATS
-        return DTYPES[self.settings.dtype] if self.settings.dtype and is_float else tensor.dtype
+        return DTYPES[self.settings.dtype] if self.settings.dtype and is_float else dtype
 
     def bias_of(self, name: str) -> str | None:
         """Return the name of the bias beside a weight, if there is one."""
@@ -107,19 +124,18 @@ def prepare(settings: BakeSettings) -> BakePlan:
     )
     if merge.checkpoint is None:
         raise PlanError("a base model is needed to bake into, and none is given. Pass --base MODEL.")
-    checkpoint = merge.checkpoint
+    checkpoint = as_whole(merge.checkpoint)
+    merge = replace(merge, checkpoint=checkpoint)
     _check_bakeable(merge)
-    if any(".quant_state." in name for name in checkpoint.tensors):
-        raise ModelError(
-            f"the base model must be in 16 or 32 bits, and {checkpoint.path} is in 4 bits already. Give the model that "
-            "it was made from; --quantize rounds it as bitsandbytes does."
-        )
+    _check_format(settings, checkpoint)
     names = weight_names(merge, checkpoint)
-    paths, linear, skipped = _layers(settings, checkpoint)
+    _check_shapes(merge, checkpoint, names)
+    paths, linear, skipped, turned = _layers(settings, checkpoint)
     beyond = sorted(set(names) - linear)
     if settings.quantize != "none" and beyond and settings.strategy not in WHOLE:
         raise PlanError(
-            f"in 4 bits are linear layers, and the adapter acts on '{names[beyond[0]]}', which is none or stays whole. "
+            f"what is quantised are linear layers, and the adapter acts on '{names[beyond[0]]}', which is none or "
+            "stays whole. "
             "Take --strategy merge-16 or dequant-16."
         )
     return BakePlan(
@@ -131,6 +147,7 @@ def prepare(settings: BakeSettings) -> BakePlan:
         paths=paths,
         linear=frozenset(linear if settings.quantize != "none" else ()),
         skipped=skipped,
+        turned=frozenset(turned),
     )
 
 
@@ -143,24 +160,46 @@ def _check_bakeable(merge: MergePlan) -> None:
             )
 
 
-def _layers(settings: BakeSettings, checkpoint: Checkpoint) -> tuple[dict[str, str], set[str], tuple[str, ...]]:
-    """Return the paths of linear layers by weight name, the weights that 4 bits are for, and what is left whole."""
+def _check_format(settings: BakeSettings, checkpoint: Checkpoint) -> None:
+    """Refuse a quantised base that is not meant as it is."""
+    if not isinstance(checkpoint, QuantizedCheckpoint):
+        return
+    if settings.quantize != checkpoint.format:
+        raise PlanError(
+            f"the base model {checkpoint.path} is in {checkpoint.format}, and --quantize says {settings.quantize}. "
+            f"Pass --quantize {checkpoint.format}, with --strategy dequant-16 for a result in 16 bits."
+        )
+    if settings.strategy == "merge-16":
+        raise PlanError(
+            f"--strategy merge-16 adds to the weights before they were rounded, and the base model {checkpoint.path} "
+            f"is in {checkpoint.format}. Give the model that it was made from, or take --strategy dequant-16."
+        )
+
+
+def _check_shapes(merge: MergePlan, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    for name, module in names.items():
+        shape, wanted = checkpoint.tensors[name].shape, weight_shape(merge, module)
+        if -1 not in wanted and tuple(wanted) != tuple(shape):
+            raise ModelError(
+                f"the base's weight '{name}' must be {list(wanted)}, as the adapters have it, and is {list(shape)}. "
+                "Give the base model that the adapters were trained on."
+            )
+
+
+def _layers(
+    settings: BakeSettings, checkpoint: Checkpoint
+) -> tuple[dict[str, str], set[str], tuple[str, ...], set[str]]:
+    """Return the paths of linear layers by weight name, the weights to quantise, what is left whole, what is turned."""
     if settings.quantize == "none" and not settings.calibration:
-        return {}, set(), ()
+        return {}, set(), (), set()
     model: Any = outline(settings.base)
     head = model.get_output_embeddings() if hasattr(model, "lm_head") or "CausalLM" in type(model).__name__ else None
-    turned = [path for path, module in model.named_modules() if type(module).__name__ == "Conv1D"]
-    if turned and settings.quantize != "none":
-        raise PlanError(
-            f"layers in 4 bits must be of [out in], and '{turned[0]}' of the base is a Conv1D, of [in out]. Leave "
-            "--quantize out."
-        )
     left = skipped_modules(None if head is not None else ())
     paths: dict[str, str] = {}
-    linear: set[str] = set()
+    turned: set[str] = set()
     whole: list[str] = []
     for path, module in model.named_modules():
-        if type(module) is not nn.Linear:
+        if type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
             continue
         if module is head or any(path == name or path.startswith(f"{name}.") for name in left):
             whole.append(path)
@@ -170,8 +209,19 @@ def _layers(settings: BakeSettings, checkpoint: Checkpoint) -> tuple[dict[str, s
         except ModelError:  # new where the model is loaded, so nothing of it is written
             continue
         paths[name] = path
-        linear.add(name)
+        if type(module) is not nn.Linear:
+            turned.add(name)
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        if turned:
+            raise ModelError(
+                f"the base model {checkpoint.path} has quantised Conv1D layers, which are not read. Give the model "
+                "that it was made from."
+            )
+        own = config_of(checkpoint)["quantization_config"].get("llm_int8_skip_modules")
+        others = [*whole, *(path for name, path in paths.items() if name not in checkpoint.readers)]
+        return paths, set(checkpoint.readers), tuple(own or others), turned
+    linear = set(paths)
     known = {name.removesuffix(".weight") for name in linear}
     others = [name.removesuffix(".weight") for name in checkpoint.tensors if name.endswith(".weight")]
     beside = [name for name in others if name not in known and len(checkpoint.tensors[f"{name}.weight"].shape) == 2]
-    return paths, linear, tuple(dict.fromkeys([*whole, *left, *beside, *_HEADS]))
+    return paths, linear, tuple(dict.fromkeys([*whole, *left, *beside, *_HEADS])), turned

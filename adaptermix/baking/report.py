@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,37 @@ class BakedModule:
         strategy: How it was written.
         fidelity: What is left of the adapter there.
         on_texts: Whether that was measured on held-out texts; else on the weights.
+        size: Bytes that it takes, a LoRA beside it included; 0 where that was not asked for.
+        rank: Rank of a LoRA that stays beside it, if one does.
+        compared: What other strategies leave of it, and the bytes that it takes then.
     """
 
     strategy: str
     fidelity: Fidelity
     on_texts: bool
+    size: int = 0
+    rank: int | None = None
+    compared: Mapping[str, tuple[Fidelity, int]] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return plain data."""
+        found: dict[str, Any] = {"strategy": self.strategy, "on_texts": self.on_texts, **self.fidelity.document()}
+        return found if self.rank is None else found | {"rank": self.rank}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What another strategy would give.
+
+    Args:
+        kept: Mean share of the effect that is left.
+        error: Mean of how far the rest is off.
+        bytes: Size of the result, a LoRA beside it included.
+    """
+
+    kept: float
+    error: float
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +61,8 @@ class BakeReport:
         bytes: Size of all tensors of the result.
         least: Share of the effect that must be kept.
         out: The output folder.
+        lora_bytes: Size of all adapters as one LoRA.
+        task: Dev scores by what was scored: `unmerged`, the base with the adapters beside it, and `baked`.
     """
 
     strategy: str
@@ -42,6 +70,22 @@ class BakeReport:
     bytes: int
     least: float
     out: Path | None
+    lora_bytes: int = 0
+    task: Mapping[str, float] | None = None
+
+    def compared(self) -> dict[str, Compared]:
+        """Return what the strategies that were measured beside this one would give, `keep` among them."""
+        modules = list(self.modules.values())
+        names = {name for module in modules for name in module.compared}
+        common = [name for name in sorted(names) if all(name in module.compared for module in modules)]
+        found = {}
+        for name in common:
+            overall = over_modules([module.compared[name][0] for module in modules])
+            size = self.bytes + sum(module.compared[name][1] - module.size for module in modules)
+            found[name] = Compared(kept=overall.kept, error=overall.error, bytes=size)
+        if "requantize" in found:
+            found["keep"] = Compared(kept=1.0, error=0.0, bytes=found["requantize"].bytes + self.lora_bytes)
+        return dict(sorted(found.items(), key=lambda item: item[1].bytes))
 
     @property
     def measured_on(self) -> str:
@@ -59,6 +103,10 @@ class BakeReport:
         """Means over the modules."""
         return over_modules([module.fidelity for module in self.modules.values()])
 
+    def with_task(self, task: Mapping[str, float]) -> BakeReport:
+        """Return the report with dev scores."""
+        return replace(self, task=task)
+
     def counts(self) -> dict[str, int]:
         """Return how many modules were written in which way."""
         found: dict[str, int] = {}
@@ -74,10 +122,11 @@ class BakeReport:
             "error": self.overall.error,
             "measured_on": self.measured_on,
             "enough": self.is_enough,
-            "modules": {
-                path: {"strategy": module.strategy, "on_texts": module.on_texts} | module.fidelity.document()
-                for path, module in self.modules.items()
-            },
+            "modules": {path: module.document() for path, module in self.modules.items()},
             "bytes": self.bytes,
             "out": None if self.out is None else str(self.out),
+            **(
+                {"strategies": {name: asdict(one) for name, one in found.items()}} if (found := self.compared()) else {}
+            ),
+            **({"task": dict(self.task)} if self.task else {}),
         }

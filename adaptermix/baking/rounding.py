@@ -1,4 +1,4 @@
-r"""Codes and scales in 4 bits that give a layer the outputs that an adapter wants.
+r"""Codes and scales that give a layer the outputs that an adapter wants.
 
 A delta much smaller than the step between codes vanishes when each weight is rounded to the nearest. What counts are
 outputs: with the second moment $H$ of the inputs the error of a row is $e H e^\top$, and errors of single weights can
@@ -14,20 +14,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ..quantization import BLOCK
-from .grid import FourBit, with_codes, with_scales
+from .grid import Quantized
+from .sweep import sweep
 
 _DAMP = 1e-3
 """Share of the mean of H's diagonal that is added to it, as inputs that hardly occur must not decide anything."""
 _RIDGE = 1e-4
 """The same for block scales, towards what they are."""
-_COLUMNS = 128
-_ROWS = 64
+Form = TypeVar("Form", bound=Quantized)
+_NUMBERS = 2**22
+"""Numbers of one product that are in memory at a time."""
 _ROUNDS = 2
 
 
@@ -51,27 +53,38 @@ class Inputs:
     @cached_property
     def root(self) -> Float[Tensor, "in in"]:
         r"""Return the upper triangular $R$ with $R^\top R = H$, in the order of `order`."""
-        moment = self.moment[self.order][:, self.order].double()
+        return self._root(self.moment[self.order][:, self.order])
+
+    @cached_property
+    def unordered_root(self) -> Float[Tensor, "in in"]:
+        r"""Return the lower triangular $S$ with $S S^\top = H$, in the order of the inputs."""
+        return self._root(self.moment).T
+
+    @staticmethod
+    def _root(moment: Tensor) -> Tensor:
+        moment = moment.double()
         damp = moment.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
         unit = damp * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
         for share in (_DAMP, 10 * _DAMP, 100 * _DAMP, 1.0):
             root, failed = torch.linalg.cholesky_ex(moment + share * unit, upper=True)
             if not failed and torch.isfinite(root).all():
-                narrowed: Tensor = root.to(self.moment.dtype)
+                narrowed: Tensor = root.to(torch.float32)
                 return narrowed
         raise ValueError("the second moment of the inputs must be finite and of no negative direction, and is not")
 
-    def error(self, difference: Float[Tensor, "out in"]) -> Float[Tensor, " out"]:
-        """Return the mean squared length of each row's outputs under a difference of weights."""
-        return ((difference @ self.moment) * difference).sum(1)
-
-    def product(self, one: Float[Tensor, "out in"], two: Float[Tensor, "out in"]) -> float:
-        """Return the mean inner product of the outputs of two differences of weights."""
-        return float(((one @ self.moment) * two).sum(dtype=torch.float64))
+    @cached_property
+    def coupling(self) -> Float[Tensor, "in in"]:
+        """Return the moment with a diagonal that can be divided by."""
+        found = self.moment.clone()
+        found.diagonal().clamp_(min=torch.finfo(found.dtype).tiny)
+        return found
 
 
 def nearest_plane(
-    target: Float[Tensor, "out in"], scales: Float[Tensor, "out in"], table: Float[Tensor, " 16"], inputs: Inputs
+    target: Float[Tensor, "out in"],
+    scales: Float[Tensor, "out in"],
+    table: Float[Tensor, " levels"],
+    inputs: Inputs,
 ) -> Integer[Tensor, "out in"]:
     """Round the columns one after another, each allowing for the errors of those before.
 
@@ -81,27 +94,12 @@ def nearest_plane(
         table: Values of the codes.
         inputs: What is known of the inputs.
     """
-    order, root = inputs.order, inputs.root
-    wanted, scales = target[:, order], scales[:, order]
+    order = inputs.order.flip(0)  # the inputs that occur most are rounded first
     values, code_of = table.sort()  # that of FP4 is in no order
-    middles = (values[1:] + values[:-1]) / 2
-    codes = torch.empty(target.shape, dtype=torch.long, device=target.device)
-    pending = torch.zeros_like(wanted)  # what errors so far add, times the root's diagonal
-    count = wanted.shape[1]
-    for last in range(count, 0, -_COLUMNS):
-        first = max(0, last - _COLUMNS)
-        errors = torch.zeros_like(wanted[:, first:last])
-        local = pending[:, first:last].clone()
-        for column in range(last - 1, first - 1, -1):
-            place = column - first
-            scale = scales[:, column]
-            center = wanted[:, column] - local[:, place] / root[column, column]
-            codes[:, column] = torch.bucketize(center / scale, middles)
-            errors[:, place] = values[codes[:, column]] * scale - wanted[:, column]
-            local[:, :place] += errors[:, place, None] * root[first:column, column]
-        pending[:, :first] += errors @ root[:first, first:last].T
-    found = torch.empty_like(codes)
-    found[:, order] = code_of[codes]
+    wanted = target[:, order]
+    places = sweep(wanted, torch.zeros_like(wanted), scales[:, order], inputs.root.flip(0, 1).T.contiguous(), values)
+    found = torch.empty_like(places)
+    found[:, order] = code_of[places]
     return found
 
 
@@ -109,8 +107,10 @@ def descend(
     target: Float[Tensor, "out in"],
     codes: Integer[Tensor, "out in"],
     scales: Float[Tensor, "out in"],
-    table: Float[Tensor, " 16"],
+    table: Float[Tensor, " levels"],
     inputs: Inputs,
+    *,
+    gradient: Float[Tensor, "out in"] | None = None,
 ) -> Integer[Tensor, "out in"]:
     """Move each weight once to the code that is best while the others stay, column by column.
 
@@ -120,29 +120,15 @@ def descend(
         scales: Scale of each weight.
         table: Values of the codes.
         inputs: What is known of the inputs.
+        gradient: The difference of weight and target times the moment, if it is known.
     """
-    moment = inputs.moment
     values, code_of = table.sort()
-    codes = code_of.argsort()[codes]
-    diagonal = moment.diagonal().clamp(min=torch.finfo(moment.dtype).tiny)
-    middles = (values[1:] + values[:-1]) / 2
-    gradient = (values[codes] * scales - target) @ moment
-    count = target.shape[1]
-    for first in range(0, count, _COLUMNS):
-        last = min(first + _COLUMNS, count)
-        local, moves = gradient[:, first:last].clone(), torch.zeros_like(target[:, first:last])
-        for column in range(first, last):
-            place, scale = column - first, scales[:, column]
-            before = values[codes[:, column]] * scale
-            best = torch.bucketize((before - local[:, place] / diagonal[column]) / scale, middles)
-            moves[:, place] = values[best] * scale - before
-            codes[:, column] = best
-            local += moves[:, place, None] * moment[column, first:last]
-        gradient += moves @ moment[first:last]
-    return code_of[codes]
+    weight = table[codes] * scales
+    gradient = (weight - target) @ inputs.moment if gradient is None else gradient
+    return code_of[sweep(weight, gradient, scales, inputs.coupling, values)]
 
 
-def fit_scales(target: Float[Tensor, "out in"], weight: FourBit, inputs: Inputs) -> Float[Tensor, " blocks"]:
+def fit_scales(target: Float[Tensor, "out in"], weight: Quantized, inputs: Inputs) -> Float[Tensor, " blocks"]:
     """Return the block scales that make the error of each row least while the codes stay.
 
     Args:
@@ -151,18 +137,20 @@ def fit_scales(target: Float[Tensor, "out in"], weight: FourBit, inputs: Inputs)
         inputs: What is known of the inputs.
     """
     rows, count = target.shape
-    blocks = count // BLOCK
+    blocks = count // weight.block
     before = weight.scales.view(rows, blocks)
     values = weight.table[weight.codes.long()]
     found = torch.empty_like(before)
-    block_of = torch.arange(count, device=target.device) // BLOCK
-    for first in range(0, rows, _ROWS):
-        part = slice(first, first + _ROWS)
-        spread = torch.zeros(len(target[part]), blocks, count, dtype=target.dtype, device=target.device)
-        spread.scatter_(1, block_of.expand(len(spread), 1, count), values[part].unsqueeze(1))
-        weighted = spread @ inputs.moment
-        system = weighted @ spread.transpose(1, 2)
-        right = (weighted @ target[part].unsqueeze(2)).squeeze(2)
+    step = max(1, _NUMBERS // (blocks * count))
+    for first in range(0, rows, step):
+        part = slice(first, first + step)
+        some = values[part]
+        system, right = (torch.empty(len(some), blocks, *more, device=target.device) for more in ((blocks,), ()))
+        for block in range(blocks):  # each has values in its own columns only
+            own = slice(block * weight.block, (block + 1) * weight.block)
+            weighted = some[:, own] @ inputs.moment[own]
+            system[:, block] = (weighted * some).view(len(some), blocks, -1).sum(2)
+            right[:, block] = (weighted * target[part]).sum(1)
         ridge = _RIDGE * system.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(target.dtype).tiny)
         system = system + ridge[:, None, None] * torch.eye(blocks, dtype=target.dtype, device=target.device)
         found[part] = torch.linalg.solve(system, right + ridge[:, None] * before[part])
@@ -170,8 +158,8 @@ def fit_scales(target: Float[Tensor, "out in"], weight: FourBit, inputs: Inputs)
     return torch.where(found > 0, found, before).flatten()
 
 
-def fit(base: FourBit, target: Float[Tensor, "out in"], inputs: Inputs) -> FourBit:
-    """Return codes and scales near a weight in 4 bits whose outputs are near those of a target.
+def fit(base: Form, target: Float[Tensor, "out in"], inputs: Inputs) -> Form:
+    """Return codes and scales near a quantised weight whose outputs are near those of a target.
 
     Each step is taken row by row where it lowers the error, so the error is never above that of the base itself.
 
@@ -181,29 +169,33 @@ def fit(base: FourBit, target: Float[Tensor, "out in"], inputs: Inputs) -> FourB
         inputs: What is known of the inputs.
     """
     current, table = base, base.table
-    error = inputs.error(base.weight() - target)
+    off = base.weight() - target
+    gradient = off @ inputs.moment
+    error = (gradient * off).sum(1)
     # of each row; where blocks are parts of two rows scales stay
-    blocks = 0 if target.shape[1] % BLOCK else target.shape[1] // BLOCK
+    blocks = 0 if target.shape[1] % base.block else target.shape[1] // base.block
 
-    def take(found: FourBit) -> None:
-        nonlocal current, error
-        new = inputs.error(found.weight() - target)
+    def take(found: Form) -> None:
+        nonlocal current, error, gradient
+        off = found.weight() - target
+        there = off @ inputs.moment
+        new = (there * off).sum(1)
         better = new < error
         codes = torch.where(better[:, None], found.codes, current.codes)
         codes = torch.where(table[codes.long()] == table[base.codes.long()], base.codes, codes)  # FP4 has two zeros
+        current = current.with_codes(codes)
         if blocks:
             each = better.repeat_interleave(blocks)
-            current = with_scales(with_codes(current, codes), torch.where(each, found.scales, current.scales))
-        else:
-            current = with_codes(current, codes)
+            current = current.with_scales(torch.where(each, found.scales, current.scales))
         error = torch.where(better, new, error)
+        gradient = torch.where(better[:, None], there, gradient)
 
     for _ in range(_ROUNDS):
         if blocks:
-            take(with_scales(current, fit_scales(target, current, inputs)))
+            take(current.with_scales(fit_scales(target, current, inputs)))
         scales = current.scale_of_each()
-        take(with_codes(current, nearest_plane(target, scales, table, inputs)))
-        take(with_codes(current, descend(target, current.codes.long(), scales, table, inputs)))
+        take(current.with_codes(nearest_plane(target, scales, table, inputs)))
+        take(current.with_codes(descend(target, current.codes.long(), scales, table, inputs, gradient=gradient)))
     if blocks:
-        take(with_scales(current, fit_scales(target, current, inputs)))
+        take(current.with_scales(fit_scales(target, current, inputs)))
     return current

@@ -1,16 +1,17 @@
-"""Ways to write a delta into a weight in 4 bits, by name."""
+"""Ways to write a delta into a quantised weight, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..algebra import LowRank
 from .fidelity import Fidelity, fidelity
-from .grid import FourBit, quantize, with_codes
+from .grid import Quantized
 from .rounding import Inputs, fit
 
 _LARGEST, _HALVINGS = 3.0, 4
@@ -21,6 +22,10 @@ _ENOUGH = 0.98
 """Share of the effect that need not be made larger."""
 _SETTLED = 0.05
 """Share of a shift that its bias may round away."""
+_REPAID = 0.95
+"""Share of the effect that a LoRA beside the codes makes up for, unless more is asked for."""
+_MORE, _ITERATIONS = 8, 4
+"""Directions beyond those that are wanted, and rounds, of a randomized decomposition."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +69,21 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Baked:
+    """A quantised module with its delta written in.
+
+    Args:
+        weight: Codes and scales.
+        shift: What is to be added to the module's bias, if it takes part.
+        beside: A LoRA that stays beside the module, if there is one.
+    """
+
+    weight: Quantized
+    shift: Float[Tensor, " out"] | None = None
+    beside: LowRank | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Wanted:
     """A delta to write into a weight.
 
@@ -74,38 +94,52 @@ class Wanted:
         settle: From what is to be added to the module's bias to what will have been, as the bias is stored; None
             without a bias.
         seed: Seed of strategies that draw.
+        rank: Rank of the delta; None if it has all.
+        least: Share of the effect that must be kept, for strategies that spend more on more.
+        most: Error that such strategies may leave.
     """
 
-    base: FourBit
+    base: Quantized
     delta: Float[Tensor, "out in"]
     known: Known | None = None
     settle: Callable[[Tensor], Tensor] | None = None
     seed: int = 0
+    rank: int | None = None
+    least: float = 0.0
+    most: float = float("inf")
+    made: dict[str, Baked] = field(default_factory=dict, init=False)
 
-    def measured(self, found: FourBit, rows: Rows | None, shift: Tensor | None = None) -> Fidelity:
+    def by(self, strategy: str) -> Baked:
+        """Return what a strategy gives, worked out once.
+
+        Raises:
+            ValueError: the strategy needs to know the inputs, and nothing is known.
+        """
+        if strategy not in self.made:
+            self.made[strategy] = STRATEGIES[strategy](self)
+        return self.made[strategy]
+
+    def is_enough(self, found: Baked, least: float) -> bool:
+        """Whether a result keeps a share and is not too far off, on the rows to choose on and on the others alike."""
+        parts = (self.known.chosen, self.known.held) if self.known else ()
+        told = [self.measured(found, rows) for rows in parts]
+        return all(one.kept >= least and one.error <= self.most for one in told) and bool(told)
+
+    def realised(self, found: Baked) -> Float[Tensor, "out in"]:
+        """Return by how much a result differs from the base, its LoRA included."""
+        moved = found.weight.weight() - self.base.weight()
+        return moved if found.beside is None else moved + found.beside.dense()
+
+    def measured(self, found: Baked, rows: Rows | None) -> Fidelity:
         """Return what is left of the delta on some rows, or on weights where none are given."""
-        changed = float((found.codes != self.base.codes).double().mean())
         return fidelity(
             self.delta,
-            found.weight() - self.base.weight(),
+            self.realised(found),
             rows.moment if rows else None,
-            shift=shift,
+            shift=found.shift if rows else None,
             mean=rows.mean if rows else None,
-            codes_changed=changed,
+            codes_changed=float((found.weight.codes != self.base.codes).double().mean()),
         )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Baked:
-    """A module in 4 bits with its delta written in.
-
-    Args:
-        weight: Codes and scales.
-        shift: What is to be added to the module's bias, if it takes part.
-    """
-
-    weight: FourBit
-    shift: Float[Tensor, " out"] | None = None
 
 
 Strategy = Callable[[Wanted], Baked]
@@ -113,9 +147,7 @@ Strategy = Callable[[Wanted], Baked]
 
 def requantize(wanted: Wanted) -> Baked:
     """Add the delta to what the codes stand for and round to the nearest again, as merging into such a model does."""
-    state = wanted.base.state
-    found = quantize(wanted.base.weight() + wanted.delta, kind=state.quant_type, double=state.nested)
-    return Baked(weight=found)
+    return Baked(weight=wanted.base.requantized(wanted.base.weight() + wanted.delta))
 
 
 def stochastic(wanted: Wanted) -> Baked:
@@ -128,7 +160,7 @@ def stochastic(wanted: Wanted) -> Baked:
     below = (torch.searchsorted(table, aim, right=True) - 1).clamp(0, len(table) - 2)
     share = (aim - table[below]) / (table[below + 1] - table[below])
     draw = torch.rand(share.shape, generator=torch.Generator().manual_seed(wanted.seed)).to(share.device)
-    return Baked(weight=with_codes(wanted.base, code_of[below + (draw < share)]))
+    return Baked(weight=wanted.base.with_codes(code_of[below + (draw < share)]))
 
 
 def calibrated(wanted: Wanted) -> Baked:
@@ -141,14 +173,78 @@ def calibrated(wanted: Wanted) -> Baked:
     Raises:
         ValueError: nothing is known of the inputs.
     """
-    known = wanted.known
-    if known is None or not known.is_enough:
-        raise ValueError("codes are chosen for the inputs that occur, and none are known")
-    plain = requantize(wanted)
-    limit = _MARGIN * wanted.measured(plain.weight, known.fitted).error
+    known = _known(wanted)
+    plain = wanted.by("requantize")
+    limit = _MARGIN * wanted.measured(plain, known.fitted).error
     found = _nearest(wanted, known, limit)
-    on_choice = wanted.measured(found.weight, known.chosen, found.shift).error
-    return found if on_choice < wanted.measured(plain.weight, known.chosen).error else plain
+    on_choice = wanted.measured(found, known.chosen).error
+    return found if on_choice < wanted.measured(plain, known.chosen).error else plain
+
+
+def residual(wanted: Wanted) -> Baked:
+    """Put a LoRA of small rank beside codes, which carries what they do not.
+
+    The LoRA is the part of largest effect on the inputs that occur (a singular value decomposition after weighting by
+    the root of their second moment): of the delta itself, beside the codes of the base or those that `calibrated`
+    chooses for the rest, or of what the codes of `calibrated` have lost. Ranks double until as much is kept as must be,
+    at least 0.95, and the error is no larger than it may be; of the ways that do that of least error is taken. At the
+    rank of the delta the LoRA is the delta.
+
+    Raises:
+        ValueError: nothing is known of the inputs.
+
+    References: Yao et al., ZeroQuant-V2 (low-rank compensation), 2023, arXiv 2303.08302; Zhang et al., QERA, ICLR 2025,
+    arXiv 2410.06040 (the weighting).
+    """
+    known, aim = _known(wanted), max(wanted.least, _REPAID)
+
+    def enough(ways: Iterable[Baked]) -> list[Baked]:
+        return [way for way in ways if wanted.is_enough(way, aim)]
+
+    base, codes = Baked(weight=wanted.base), wanted.by("calibrated")
+    if enough([codes]):
+        return codes
+    full = wanted.rank or min(wanted.delta.shape)
+    rank = 1
+    while 2 * rank <= full:
+        plain = _repaid(wanted, known, base, rank)
+        found = enough([plain, _repaid(wanted, known, codes, rank)])
+        found = found or enough([_repaid(wanted, known, _around(wanted, plain), rank)])
+        if found:
+            return min(found, key=lambda way: wanted.measured(way, known.chosen).error)
+        rank *= 2
+    return Baked(weight=wanted.base, beside=leading(wanted.delta, known.fitted.moment, full))
+
+
+def _known(wanted: Wanted) -> Known:
+    if wanted.known is None or not wanted.known.is_enough:
+        raise ValueError("codes are chosen for the inputs that occur, and none are known")
+    return wanted.known
+
+
+def _repaid(wanted: Wanted, known: Known, codes: Baked, rank: int) -> Baked:
+    """Return codes with the LoRA that takes up most of their error, and the bias after it."""
+    rows = known.fitted
+    settle = wanted.settle if _settles(wanted, rows) else None
+    rest = wanted.delta - (codes.weight.weight() - wanted.base.weight())
+    beside = leading(rest, rows.spread if settle else rows.moment, rank)
+    shift = settle((rest - beside.dense()) @ rows.mean) if settle else None
+    return Baked(weight=codes.weight, shift=shift, beside=beside)
+
+
+def _around(wanted: Wanted, found: Baked) -> Baked:
+    """Choose the codes for what a LoRA leaves."""
+    return found if found.beside is None else calibrated(replace(wanted, delta=wanted.delta - found.beside.dense()))
+
+
+def leading(matrix: Tensor, moment: Tensor, rank: int) -> LowRank:
+    r"""Return the matrix of a rank that is nearest to another in outputs: $U U^\top M$, with U of the weighted one."""
+    root = Inputs(moment=moment).unordered_root
+    with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(0)  # the decomposition begins with random directions
+        left, _, _ = torch.svd_lowrank(matrix @ root, q=min(rank + _MORE, *matrix.shape), niter=_ITERATIONS)
+    left = left[:, :rank].contiguous()
+    return LowRank(b=left, a=left.T @ matrix)
 
 
 def _nearest(wanted: Wanted, known: Known, limit: float) -> Baked:
@@ -159,7 +255,8 @@ def _nearest(wanted: Wanted, known: Known, limit: float) -> Baked:
     def aimed(stretch: float) -> tuple[Fidelity, Baked]:
         found = fit(wanted.base, before + stretch * wanted.delta, inputs)
         shift = settle((wanted.delta - (found.weight() - before)) @ rows.mean) if settle else None
-        return wanted.measured(found, rows, shift), Baked(weight=found, shift=shift)
+        baked = Baked(weight=found, shift=shift)
+        return wanted.measured(baked, rows), baked
 
     tried = [aimed(1.0)]
     low, high = 1.0, _LARGEST
@@ -180,4 +277,9 @@ def _settles(wanted: Wanted, rows: Rows) -> bool:
     return float((wanted.settle(aim) - aim).norm()) <= _SETTLED * float(aim.norm())
 
 
-STRATEGIES: dict[str, Strategy] = {"requantize": requantize, "stochastic": stochastic, "calibrated": calibrated}
+STRATEGIES: dict[str, Strategy] = {
+    "requantize": requantize,
+    "stochastic": stochastic,
+    "calibrated": calibrated,
+    "residual": residual,
+}

@@ -35,11 +35,23 @@ def bake(settings: BakeSettings, console: Console) -> None:
         console.say(
             f"  and {len(report.modules) - len(rows)} more that keep as much or more; --json lists every module"
         )
-    ways = ", ".join(f"{count} {name}" for name, count in report.counts().items())
+    counts = ", ".join(f"{count} {name}" for name, count in report.counts().items())
     console.say(
         f"kept {report.overall.kept:.3f} of the adapter's effect, error {report.overall.error:.3f} of it, on "
-        f"{report.measured_on} (means over {len(report.modules)} modules: {ways}); {report.bytes / 1e9:.2f} GB"
+        f"{report.measured_on} (means over {len(report.modules)} modules: {counts}); {report.bytes / 1e9:.2f} GB"
     )
+    ways = report.compared()
+    if len(ways) > 1:
+        console.table(
+            ["strategy", "kept", "error", "GB"],
+            [[name, f"{way.kept:.3f}", f"{way.error:.3f}", f"{way.bytes / 1e9:.3f}"] for name, way in ways.items()],
+        )
+    if report.overall.error >= 1:
+        console.say(
+            "the error is as large as the effect: outputs are no nearer to what is meant than without the adapter"
+        )
+    for name, score in (report.task or {}).items():
+        console.say(f"dev score, {name}: {score:.4f}")
     if settings.dry_run:
         console.say("wrote nothing" + ("" if report.is_enough else f"; less than {report.least:g} is kept: refused"))
     else:

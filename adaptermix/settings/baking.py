@@ -15,13 +15,16 @@ class BakeSettings(Written):
 
     base: str = Field(description="base model in 16 or 32 bits: folder or Hub id, with @REVISION if wanted")
     adapter: Files = Field(description="adapter folders; several are added")
-    quantize: Literal["none", "nf4", "fp4"] = Field(
-        "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 bits"
+    quantize: Literal["none", "nf4", "fp4", "int8"] = Field(
+        "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 or 8 bits"
     )
-    strategy: Literal["auto", "keep", "merge-16", "dequant-16", "requantize", "stochastic", "calibrated"] = Field(
+    strategy: Literal[
+        "auto", "keep", "merge-16", "dequant-16", "requantize", "stochastic", "calibrated", "residual"
+    ] = Field(
         "auto",
         description="how; auto takes for each module what keeps enough with the least error, else 16 bits, and is "
-        "merge-16 without --quantize; keep writes one adapter for a base that stays in 4 bits",
+        "merge-16 without --quantize; residual puts a small LoRA beside the codes; keep writes one adapter for a base "
+        "that stays as it is",
     )
     calibration: list[str] = Field([], description="text files, as the model will see: lines, JSONL with `text`, TSV")
     keep_at_least: float = Field(
@@ -31,8 +34,17 @@ class BakeSettings(Written):
         description="refuse if less than this share of the adapter's effect is kept: on held-out texts, or on weights "
         "without --calibration; 0 takes anything",
     )
+    error_at_most: float = Field(
+        0.5,
+        gt=0,
+        description="for auto and residual: how far off a module's change of outputs may be, in units of what is meant",
+    )
+    task: str | None = Field(None, description="task to score the result on, beside the unmerged adapters")
+    dev: list[str] = Field([], description="dev files of the task")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each dev file to use")
+    max_new_tokens: int = Field(64, ge=1, description="most tokens to generate per row of the task")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="storage dtype of what is not in 4 bits; default that of each of the base's tensors"
+        None, description="storage dtype of what is not quantised; default that of each of the base's tensors"
     )
     shard_size: str = Field("2GB", description="size that no weight file exceeds, unless a single tensor does")
     device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")

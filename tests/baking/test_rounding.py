@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 pytest.importorskip("bitsandbytes")
 
 from adaptermix.baking.fidelity import fidelity
-from adaptermix.baking.grid import quantize
+from adaptermix.baking.grid import FORMATS, FourBit
 from adaptermix.baking.rounding import Inputs, descend, fit, fit_scales, nearest_plane
-from adaptermix.baking.strategies import STRATEGIES, Known, Rows, Wanted
+from adaptermix.baking.strategies import STRATEGIES, Known, Rows, Wanted, leading
 
 OUT, INTO = 48, 192
 
@@ -36,6 +40,11 @@ def rows_of(seed: int, rows: int = 4000) -> Rows:
     return Rows(spread=moment(found - mean), mean=mean, count=rows)
 
 
+def error(known: Inputs, difference: torch.Tensor) -> torch.Tensor:
+    """Mean squared length of each row's outputs under a difference of weights."""
+    return ((difference @ known.moment) * difference).sum(1)
+
+
 def moment(rows: torch.Tensor) -> torch.Tensor:
     return rows.T @ rows / len(rows)
 
@@ -44,7 +53,7 @@ def moment(rows: torch.Tensor) -> torch.Tensor:
 def test_nearest_plane_is_the_loop_that_rounds_one_column_after_another(kind: str) -> None:
     """In blocks or not, as a loop over single weights in float64 with the conditional optimum of the rest."""
     weight, delta = case(0.05)
-    base, known = quantize(weight, kind=kind), Inputs(moment=moment(inputs(1)))
+    base, known = FORMATS[kind](weight), Inputs(moment=moment(inputs(1)))
     target, scales, table = base.weight() + delta, base.scale_of_each(), base.table
     found = nearest_plane(target, scales, table, known)
     order, root = known.order, known.root.double()
@@ -63,19 +72,19 @@ def test_nearest_plane_is_the_loop_that_rounds_one_column_after_another(kind: st
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_each_step_lowers_the_error(kind: str) -> None:
     weight, delta = case(0.1)
-    base, known = quantize(weight, kind=kind), Inputs(moment=moment(inputs(1)))
+    base, known = FORMATS[kind](weight), Inputs(moment=moment(inputs(1)))
     target, scales = base.weight() + delta, base.scale_of_each()
-    codes, errors = base.codes.long(), [known.error(base.weight() - target)]
+    codes, errors = base.codes.long(), [error(known, base.weight() - target)]
     for _ in range(3):
         codes = descend(target, codes, scales, base.table, known)
-        errors.append(known.error(base.table[codes] * scales - target))
+        errors.append(error(known, base.table[codes] * scales - target))
         assert (errors[-1] <= errors[-2] * (1 + 1e-5)).all()
     assert errors[1].sum() < errors[0].sum()
 
 
 def test_scales_are_those_of_least_squares() -> None:
     weight, delta = case(0.1)
-    base, known = quantize(weight, kind="nf4", double=False), Inputs(moment=moment(inputs(1)))
+    base, known = FourBit.of(weight, kind="nf4", double=False), Inputs(moment=moment(inputs(1)))
     target = base.weight() + delta
     found = fit_scales(target, base, known).view(OUT, -1)
     values = base.table[base.codes.long()].double()
@@ -90,10 +99,10 @@ def test_scales_are_those_of_least_squares() -> None:
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_the_error_is_never_above_that_of_the_base(relative: float, kind: str) -> None:
     weight, delta = case(relative)
-    base, known = quantize(weight, kind=kind), Inputs(moment=moment(inputs(1)))
+    base, known = FORMATS[kind](weight), Inputs(moment=moment(inputs(1)))
     target = base.weight() + delta
     found = fit(base, target, known)
-    assert (known.error(found.weight() - target) <= known.error(base.weight() - target) * (1 + 1e-5)).all()
+    assert (error(known, found.weight() - target) <= error(known, base.weight() - target) * (1 + 1e-5)).all()
     if relative == 0:
         assert torch.equal(found.codes, base.codes)
 
@@ -102,12 +111,12 @@ def test_the_error_is_never_above_that_of_the_base(relative: float, kind: str) -
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_on_rows_that_had_no_part_calibrated_codes_keep_what_plain_rounding_loses(has_bias: bool, kind: str) -> None:
     weight, delta = case(0.02)
-    base, held = quantize(weight, kind=kind), inputs(3)
+    base, held = FORMATS[kind](weight), inputs(3)
     known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
     wanted = Wanted(base=base, delta=delta, known=known, settle=torch.Tensor.clone if has_bias else None)
-    naive = wanted.measured(STRATEGIES["requantize"](wanted).weight, known.held)
+    naive = wanted.measured(STRATEGIES["requantize"](wanted), known.held)
     baked = STRATEGIES["calibrated"](wanted)
-    found = wanted.measured(baked.weight, known.held, baked.shift)
+    found = wanted.measured(baked, known.held)
     assert naive.kept < 0.2
     assert found.kept > 0.75
     assert found.error <= naive.error
@@ -126,17 +135,17 @@ def test_calibrated_is_not_worse_than_plain_rounding_on_the_rows_to_choose_on(re
     """However large the delta is and however few the rows are."""
     weight, delta = case(relative)
     known = Known(fitted=rows_of(1, rows), chosen=rows_of(2), held=rows_of(3))
-    wanted = Wanted(base=quantize(weight, kind="nf4"), delta=delta, known=known)
-    plain = wanted.measured(STRATEGIES["requantize"](wanted).weight, known.chosen).error
+    wanted = Wanted(base=FORMATS["nf4"](weight), delta=delta, known=known)
+    plain = wanted.measured(STRATEGIES["requantize"](wanted), known.chosen).error
     found = STRATEGIES["calibrated"](wanted)
-    assert wanted.measured(found.weight, known.chosen).error <= plain
-    assert wanted.measured(found.weight, known.held).error <= plain * 1.1
+    assert wanted.measured(found, known.chosen).error <= plain
+    assert wanted.measured(found, known.held).error <= plain * 1.1
 
 
 def test_a_bias_that_rounds_the_shift_away_takes_no_part() -> None:
     weight, delta = case(0.02)
     known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
-    wanted = Wanted(base=quantize(weight, kind="nf4"), delta=delta, known=known, settle=torch.zeros_like)
+    wanted = Wanted(base=FORMATS["nf4"](weight), delta=delta, known=known, settle=torch.zeros_like)
     assert STRATEGIES["calibrated"](wanted).shift is None
 
 
@@ -147,21 +156,21 @@ def test_inputs_of_which_one_never_moves_are_no_obstacle() -> None:
     mean = still.mean(0)
     rows = Rows(spread=moment(still - mean), mean=mean, count=len(still))
     wanted = Wanted(
-        base=quantize(weight, kind="nf4"),
+        base=FORMATS["nf4"](weight),
         delta=delta,
         known=Known(fitted=rows, chosen=rows, held=rows),
         settle=torch.Tensor.clone,
     )
     baked = STRATEGIES["calibrated"](wanted)
-    assert wanted.measured(baked.weight, rows, baked.shift).kept > 0.5
+    assert wanted.measured(baked, rows).kept > 0.5
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_chance_keeps_all_of_it_on_average_with_much_noise(kind: str) -> None:
     weight, delta = case(0.02)
-    base = quantize(weight, kind=kind)
+    base = FORMATS[kind](weight)
     wanted = Wanted(base=base, delta=delta)
-    found = wanted.measured(STRATEGIES["stochastic"](wanted).weight, None)
+    found = wanted.measured(STRATEGIES["stochastic"](wanted), None)
     assert found.kept == pytest.approx(1.0, abs=0.25)
     assert 1 < found.error < 10
 
@@ -171,3 +180,85 @@ def test_nothing_intended_is_kept_whole() -> None:
     assert fidelity(zero, zero, None).kept == 1.0
     assert fidelity(zero + 1, zero + 1, None).document() == {"kept": 1.0, "error": 0.0, "codes_changed": None}
     assert fidelity(zero + 1, zero, None).error == 1.0
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_small_lora_repays_what_codes_lose(has_bias: bool, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(OUT, INTO, generator=generator) * 0.05
+    strength = torch.logspace(0, -2, 16)  # as adapters have it, of which few directions count
+    delta = torch.randn(OUT, 16, generator=generator) * strength @ torch.randn(16, INTO, generator=generator)
+    delta *= 0.005 * weight.norm() / delta.norm()
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    settle = torch.Tensor.clone if has_bias else None
+    wanted = Wanted(base=FORMATS[kind](weight), delta=delta, known=known, settle=settle, rank=16, most=0.5)
+    codes, found = wanted.by("calibrated"), STRATEGIES["residual"](wanted)
+    assert wanted.measured(found, known.held).kept >= 0.95
+    assert wanted.measured(found, known.held).error < wanted.measured(codes, known.held).error
+    root = torch.linalg.cholesky(known.held.moment.double())
+    shares = torch.linalg.svdvals(delta.double() @ root).square().cumsum(0)
+    alone = int((shares < 0.96 * shares[-1]).sum()) + 1  # the rank that cutting the delta takes
+    assert found.beside is not None
+    assert found.beside.rank < 2 * alone
+
+
+def test_where_no_smaller_lora_repays_it_the_lora_is_the_delta() -> None:
+    weight, delta = case(1e-4)
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    wanted = Wanted(base=FORMATS["nf4"](weight), delta=delta, known=known, rank=4, least=1.0)
+    found = STRATEGIES["residual"](wanted)
+    assert found.beside is not None
+    torch.testing.assert_close(found.beside.dense(), delta, rtol=1e-3, atol=1e-6 * float(delta.abs().max()))
+    assert torch.equal(found.weight.codes, wanted.base.codes)
+
+
+def test_the_lora_is_the_best_of_its_rank_in_outputs() -> None:
+    """As the truncated decomposition of the weighted matrix in float64."""
+    _, matrix = case(0.1)
+    full = matrix + 0.01 * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(5))
+    known = rows_of(1).moment
+    found = leading(full, known, 3)
+    root = torch.linalg.cholesky(known.double() + 1e-3 * known.diagonal().mean() * torch.eye(INTO), upper=True).T
+    singular = torch.linalg.svdvals(full.double() @ root)
+    off = ((full - found.dense()).double() @ root).square().sum()
+    assert float(off) == pytest.approx(float(singular[3:].square().sum()), rel=1e-3)
+
+
+_INTERPRETED = """
+import torch
+from adaptermix.baking.sweep import sweep_block
+from adaptermix.baking.sweep_triton import sweep_block as fused
+for rows, columns, levels in ((37, 50, 16), (16, 64, 256), (5, 3, 16)):
+    torch.manual_seed(rows)
+    given = torch.randn(300, columns)
+    weight, gradient = torch.randn(2, rows, columns).unbind()
+    rest = torch.rand(rows, columns) + 0.1, given.T @ given / 300, torch.linspace(-1, 1, levels)
+    (codes, moves), (same, near) = (run(weight, gradient.clone(), *rest) for run in (sweep_block, fused))
+    assert torch.equal(codes, same)
+    torch.testing.assert_close(moves, near)
+"""
+
+
+def test_the_kernel_for_gpus_is_the_loop() -> None:
+    """As Triton's interpreter runs it, where Triton is installed."""
+    pytest.importorskip("triton")
+    subprocess.run([sys.executable, "-c", _INTERPRETED], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_on_a_gpu_it_is_as_on_a_cpu(kind: str) -> None:
+    weight, delta = case(0.02)
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    on_cpu = STRATEGIES["calibrated"](Wanted(base=FORMATS[kind](weight), delta=delta, known=known))
+    told = Wanted(base=FORMATS[kind](weight), delta=delta, known=known).measured(on_cpu, known.held)
+    there = Known(**{part: _there(getattr(known, part)) for part in ("fitted", "chosen", "held")})
+    wanted = Wanted(base=FORMATS[kind](weight.cuda()), delta=delta.cuda(), known=there)
+    found = wanted.measured(STRATEGIES["calibrated"](wanted), there.held)
+    assert found.kept == pytest.approx(told.kept, abs=0.03)
+    assert found.error == pytest.approx(told.error, abs=0.03)
+
+
+def _there(rows: Rows) -> Rows:
+    return Rows(spread=rows.spread.cuda(), mean=rows.mean.cuda(), count=rows.count)

@@ -1,0 +1,79 @@
+"""The sweep over a block of columns as one kernel for GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ROWS = 16
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sweep(  # noqa: PLR0917  (kernels are called by place)
+    weight: Any,
+    gradient: Any,
+    scales: Any,
+    coupling: Any,
+    values: Any,
+    codes: Any,
+    moves: Any,
+    rows: Any,
+    columns: Any,
+    levels: Any,
+    ROWS: tl.constexpr,  # noqa: N803
+    COLUMNS: tl.constexpr,  # noqa: N803
+) -> None:
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    place = row[:, None] * columns + column[None, :]
+    start = tl.load(weight + place, mask=inside, other=0.0)
+    scale = tl.load(scales + place, mask=inside, other=1.0)
+    pending = tl.load(gradient + place, mask=inside, other=0.0)
+    found = tl.zeros((ROWS, COLUMNS), tl.int32)
+    moved = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for current in range(columns):
+        here = column[None, :] == current
+        before = tl.sum(tl.where(here, start, 0.0), 1)
+        unit = tl.sum(tl.where(here, scale, 0.0), 1)
+        diagonal = tl.load(coupling + current * columns + current)
+        center = (before - tl.sum(tl.where(here, pending, 0.0), 1) / diagonal) / unit
+        code = tl.zeros((ROWS,), tl.int32)
+        for level in range(levels - 1):
+            middle = (tl.load(values + level) + tl.load(values + level + 1)) / 2
+            code += (center > middle).to(tl.int32)
+        move = tl.load(values + code) * unit - before
+        behind = (column > current) & (column < columns)
+        factor = tl.load(coupling + current * columns + column, mask=behind, other=0.0)
+        pending += move[:, None] * factor[None, :]
+        found = tl.where(here, code[:, None], found)
+        moved = tl.where(here, move[:, None], moved)
+    tl.store(codes + place, found, mask=inside)
+    tl.store(moves + place, moved, mask=inside)
+
+
+def sweep_block(
+    weight: Tensor, gradient: Tensor, scales: Tensor, coupling: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sweep a block of columns; as `sweep.sweep_block`."""
+    rows, columns = weight.shape
+    codes, moves = torch.empty_like(weight, dtype=torch.int32), torch.empty_like(weight)
+    _sweep[(triton.cdiv(rows, _ROWS),)](
+        weight,
+        gradient,
+        scales,
+        coupling,
+        values,
+        codes,
+        moves,
+        rows,
+        columns,
+        len(values),
+        ROWS=_ROWS,
+        COLUMNS=triton.next_power_of_2(columns),
+    )
+    return codes, moves

@@ -1,0 +1,53 @@
+"""What a bake does to the dev score of a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..compose.merging import merge
+from ..evaluation import evaluate
+from ..evaluation.run import template_of
+from ..progress import Watcher
+from ..settings import EvaluateSettings
+from ..tasks import get_task
+from .planning import BakePlan
+
+
+def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> dict[str, float]:
+    """Return the dev scores (means over languages) of the unmerged adapters and of the result.
+
+    Args:
+        plan: The bake.
+        baked: Folder of the result.
+        beside: Folder of a LoRA that stays beside it, if one does.
+        watch: Receives progress.
+
+    Raises:
+        AdapterMixError: the task, its data or the models do not do.
+    """
+    settings = plan.settings
+    task = get_task(settings.task or "")
+    common: dict[str, Any] = {
+        "task": task.name,
+        "data": settings.dev,
+        "rows": settings.rows,
+        "split": "dev",
+        "max_new_tokens": settings.max_new_tokens,
+        "device": settings.device,
+        "seed": settings.seed,
+        "template": template_of(task, plan.merge.sources, None),
+    }
+    with TemporaryDirectory(prefix="adaptermix-") as folder:
+        adapter = settings.adapter[0]
+        if len(settings.adapter) > 1:
+            adapter = str(Path(folder) / "sum")
+            merge(settings.adapter, weights=[1.0] * len(settings.adapter), out=adapter, allow_base_mismatch=True)
+        quantize = "none" if plan.is_quantized_base or plan.strategy == "merge-16" else settings.quantize
+        unmerged = EvaluateSettings(base=settings.base, adapter=adapter, quantize=quantize, **common)
+        result = EvaluateSettings(base=str(baked), adapter=None if beside is None else str(beside), **common)
+        return {
+            "unmerged": evaluate(unmerged, watch=watch).overall.value,
+            "baked": evaluate(result, watch=watch).overall.value,
+        }

@@ -1,0 +1,224 @@
+"""`bake` onto and into every quantised form: bases in 4 and 8 bits, LoRAs beside them, GPT-2's layers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("bitsandbytes")
+
+from adaptermix import BakeSettings, bake
+from adaptermix.baking.base import QuantizedCheckpoint, as_whole
+from adaptermix.baking.grid import FORMATS
+from adaptermix.checkpoints import open_checkpoint
+from adaptermix.errors import AdapterMixError, PlanError
+from adaptermix.files import partial_path
+from adaptermix.models import load_base
+from adaptermix.quantization import keep_codes
+from tests.baking.test_bake import IDS, adapter, load, logits, texts  # noqa: F401  (a fixture)
+from tests.factories import contents, peft_lora, peft_noise
+
+FORMS = ["nf4", "fp4", "int8"]
+
+
+def quantised_by_transformers(base: Path, folder: Path, kind: str) -> Path:
+    """Write a base as transformers writes it in 4 or 8 bits."""
+    loaded = load_base(str(base), device="cpu", dtype="float32", quantize=kind)
+    keep_codes(loaded.model)
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def settings(base: Path, one: Path, out: Path, **more: Any) -> BakeSettings:
+    common = {"base": str(base), "adapter": [str(one)], "out": str(out), "device": "cpu", "allow_base_mismatch": True}
+    return BakeSettings(**{**common, **more})
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_quantised_base_reads_as_what_its_codes_stand_for(kind: str, wide: Path, tmp_path: Path) -> None:
+    found = as_whole(open_checkpoint(quantised_by_transformers(wide, tmp_path / "base", kind)))
+    assert isinstance(found, QuantizedCheckpoint)
+    assert found.format == kind
+    before = open_checkpoint(wide)
+    assert {name: header.shape for name, header in found.tensors.items()} == {
+        name: header.shape for name, header in before.tensors.items()
+    }
+    for name in found.readers:
+        wanted = FORMATS[kind](before.load(name).float())
+        torch.testing.assert_close(found.load(name).float(), wanted.weight(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("strategy", ["requantize", "calibrated", "residual", "auto", "dequant-16"])
+def test_from_a_quantised_base_it_is_as_from_the_whole_one(
+    kind: str,
+    strategy: str,
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    base = quantised_by_transformers(wide, tmp_path / "base", kind)
+    more: dict[str, Any] = {"quantize": kind, "strategy": strategy, "calibration": [texts], "keep_at_least": 0.0}
+    bake(settings(wide, one, tmp_path / "from-whole", **more, dtype="float32"))
+    report = bake(settings(base, one, tmp_path / "out", **more))
+    model = load(tmp_path / "out", dtype=torch.float32)
+    keep_codes(model)
+    assert report.overall.kept > (0.5 if strategy in ("calibrated", "residual") else 0.0)
+    if strategy in ("dequant-16", "requantize"):
+        # what is known of inputs differs a little, as one model reads the texts in whole precision
+        other = load(tmp_path / "from-whole", dtype=torch.float32)
+        keep_codes(other)
+        torch.testing.assert_close(logits(model), logits(other), rtol=1e-3, atol=1e-3)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert ("quantization_config" in config) == (strategy != "dequant-16")
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_lora_beside_the_codes_loads_with_peft_and_repays_them(
+    kind: str,
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    from peft import PeftModel
+
+    one = adapter(wide, tmp_path / "one", alpha=0.001)
+    out = tmp_path / "out"
+    report = bake(settings(wide, one, out, quantize=kind, strategy="residual", calibration=[texts]))
+    assert all(module.fidelity.kept >= 0.95 for module in report.modules.values())
+    ranks = [module.rank for module in report.modules.values() if module.rank is not None]
+    assert ranks
+    assert max(ranks) <= 4
+    stored = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
+    assert report.bytes == pytest.approx(stored, rel=0.2)  # headers of many small tensors
+    model = load(out, dtype=torch.float32)
+    keep_codes(model)
+    with peft_noise():
+        repaid = PeftModel.from_pretrained(model, str(out / "residual")).eval()
+        found = logits(repaid)
+        # the codes' own base, and the adapter on it
+        plain = load_base(str(wide), device="cpu", dtype="float32", quantize=kind).model.eval()
+        keep_codes(plain)
+        without = logits(plain)
+        intended = logits(PeftModel.from_pretrained(plain, str(one)).eval()) - without
+    if kind != "int8":  # its passes round activations too, by more than this adapter does
+        assert float((found - without - intended).norm() / intended.norm()) < 0.6
+
+
+def test_conv1d_layers_are_quantised_the_right_way_round(texts: str, tmp_path: Path) -> None:  # noqa: F811
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.tiny import tiny_causal
+
+    base = tiny_causal(tmp_path / "tokenizer", hidden=64)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=64, n_layer=2, n_head=4, vocab_size=json.loads((base / "config.json").read_text())["vocab_size"]
+    )
+    for file in base.glob("tokenizer*"):
+        (tmp_path / "gpt2").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "gpt2")
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    one = peft_lora(
+        tmp_path / "gpt2", tmp_path / "one", r=4, lora_alpha=0.5, target_modules=["c_attn"], fan_in_fan_out=True
+    )
+    more: dict[str, Any] = {"quantize": "nf4", "calibration": [texts], "keep_at_least": 0.0}
+    report = bake(settings(tmp_path / "gpt2", one, tmp_path / "out", strategy="calibrated", **more))
+    assert report.overall.kept > 0.5
+    model = load(tmp_path / "out", dtype=torch.float32)
+    keep_codes(model)
+    bake(settings(tmp_path / "gpt2", one, tmp_path / "16", strategy="dequant-16", **more))
+    whole = load(tmp_path / "16", dtype=torch.float32)
+    # of all layers, those without an adapter are the same, and those with one nearly
+    assert float((logits(model) - logits(whole)).norm() / logits(whole).norm()) < 0.1
+
+
+def test_an_interrupted_bake_goes_on(
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adaptermix.baking import work
+
+    one = adapter(wide, tmp_path / "one", alpha=0.05)
+    more: dict[str, Any] = {"quantize": "nf4", "strategy": "residual", "calibration": [texts], "keep_at_least": 0.5}
+    bake(settings(wide, one, tmp_path / "whole", **more))
+    made: list[str] = []
+    finish = work.Work._finish
+
+    def counting(self: Any, name: str) -> Any:
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(name)
+        return finish(self, name)
+
+    monkeypatch.setattr(work.Work, "_finish", counting)
+    with pytest.raises(KeyboardInterrupt):
+        bake(settings(wide, one, tmp_path / "out", **more))
+    assert not (tmp_path / "out").exists()
+    first = list(made)
+    made.clear()
+    monkeypatch.setattr(work.Work, "_finish", lambda self, name: made.append(name) or finish(self, name))
+    report = bake(settings(wide, one, tmp_path / "out", **more))
+    assert not set(made) & set(first)
+    assert len(made) + len(first) == len(report.modules)
+    assert not partial_path(tmp_path / "out").exists()
+    one_way, other = contents(tmp_path / "whole"), contents(tmp_path / "out")
+    for name in ("model.safetensors", "residual/adapter_model.safetensors"):
+        assert one_way[name] == other[name]
+
+
+def test_what_was_worked_out_is_not_lost_when_it_is_refused(
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adaptermix.baking import work
+
+    one = adapter(wide, tmp_path / "one", alpha=0.02)
+    more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts]}
+    with pytest.raises(PlanError, match=r"Enough keep: keep .* dequant-16 \(1\.000.*auto .*residual"):
+        bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=1.0))
+    monkeypatch.setattr(work.Work, "_finish", None)
+    report = bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=0.0))
+    assert report.overall.kept > 0.1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"quantize": "none"}, "--quantize nf4"),
+        ({"quantize": "fp4", "strategy": "requantize"}, "--quantize nf4"),
+        ({"quantize": "nf4", "strategy": "merge-16"}, "was made from"),
+    ],
+)
+def test_a_quantised_base_is_taken_as_it_is_or_not_at_all(
+    more: dict[str, Any], words: str, wide: Path, tmp_path: Path
+) -> None:
+    one = adapter(wide, tmp_path / "one")
+    base = quantised_by_transformers(wide, tmp_path / "base", "nf4")
+    with pytest.raises(AdapterMixError, match=words):
+        bake(settings(base, one, tmp_path / "out", **more))
+
+
+def test_an_adapter_is_not_written_onto_weights_that_it_has_not_seen(wide: Path, tmp_path: Path) -> None:
+    one = adapter(wide, tmp_path / "one")
+    quantiser = {"format": "nf4", "block_size": 64, "double": True}
+    document = {"kind": "task", "base": {"id": str(wide), "quantization": quantiser}}
+    (one / "adaptermix.json").write_text(json.dumps(document))
+    common: dict[str, Any] = {"allow_base_mismatch": False, "keep_at_least": 0.0}
+    with pytest.raises(PlanError, match="trained on a base of format nf4"):
+        bake(settings(wide, one, tmp_path / "out", **common))
+    with pytest.raises(PlanError, match="trained on a base of format nf4"):
+        bake(settings(wide, one, tmp_path / "out", quantize="fp4", strategy="requantize", **common))
+    bake(settings(wide, one, tmp_path / "on-purpose", strategy="merge-16", **common))
+    bake(settings(wide, one, tmp_path / "as-trained", quantize="nf4", strategy="dequant-16", **common))
