@@ -247,6 +247,7 @@ def test_the_kernel_for_gpus_is_the_loop() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_on_a_gpu_it_is_as_on_a_cpu(kind: str) -> None:
     weight, delta = case(0.02)
