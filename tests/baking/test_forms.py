@@ -222,3 +222,41 @@ def test_an_adapter_is_not_written_onto_weights_that_it_has_not_seen(wide: Path,
         bake(settings(wide, one, tmp_path / "out", quantize="fp4", strategy="requantize", **common))
     bake(settings(wide, one, tmp_path / "on-purpose", strategy="merge-16", **common))
     bake(settings(wide, one, tmp_path / "as-trained", quantize="nf4", strategy="dequant-16", **common))
+
+
+@pytest.mark.parametrize(("strategy", "quantize"), [("residual", "nf4"), ("merge-16", "none")])
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_task_is_scored_on_the_result_and_on_the_unmerged_adapters(
+    strategy: str,
+    quantize: str,
+    dry: bool,
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adaptermix.baking import task
+    from tests.train.data import write_slots
+
+    one, two = adapter(wide, tmp_path / "one", alpha=0.01), adapter(wide, tmp_path / "two", seed=2, alpha=0.01)
+    scored: list[Any] = []
+    evaluate = task.evaluate
+
+    def watched(settings: Any, **more: Any) -> Any:
+        found = evaluate(settings, **more)
+        beside = settings.adapter and sorted(path.name for path in Path(settings.adapter).iterdir())
+        scored.append((settings.base, settings.quantize, beside, found.overall.value))
+        return found
+
+    monkeypatch.setattr(task, "evaluate", watched)
+    more: dict[str, Any] = {"quantize": quantize, "strategy": strategy, "task": "slots", "dev": [write_slots(tmp_path)]}
+    more |= {"adapter": [str(one), str(two)], "max_new_tokens": 4, "dry_run": dry}
+    more |= {"calibration": [texts]} if quantize != "none" else {}
+    report = bake(settings(wide, one, tmp_path / "out", **more))
+    (base, form, beside, first), (baked, plain, repaid, second) = scored
+    assert (base, form, plain) == (str(wide), quantize, "none")
+    assert "adapter_model.safetensors" in beside
+    assert (repaid is not None) == (strategy == "residual")
+    assert baked != str(wide)
+    assert report.task == {"unmerged": first, "baked": second}
+    assert (tmp_path / "out").exists() != dry
