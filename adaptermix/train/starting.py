@@ -102,7 +102,12 @@ def _check_given(settings: TrainingSettings, source: AdapterSource, decided: Map
         if name in settings.model_fields_set and values != [getattr(settings, name)]
     ]
     if clashes:
-        raise PlanError(f"with --start-from the adapter '{source.name}' decides, so drop {', '.join(clashes)}.")
+        # a user who trained it with another alpha will wonder
+        scaled = any("--alpha" in clash for clash in clashes) and bool(source.meta.manifest)
+        raise PlanError(
+            f"with --start-from the adapter '{source.name}' decides, so drop {', '.join(clashes)}"
+            f"{'; its alpha is its rank, since its scale lies in its factors' if scaled else ''}."
+        )
 
 
 def fit_start(
