@@ -84,6 +84,10 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
         raise ValueError("--norm-budget bounds the low-rank update, and --dora changes the weights beyond it: drop one")
     if settings.on_top_of and settings.dora:
         raise ValueError("--dora scales what lies under it, so it cannot be merged with --on-top-of: drop one")
+    if settings.start_from and settings.init != "kaiming":
+        raise ValueError(f"--start-from begins with an adapter's own factors: drop --init {settings.init}")
+    if settings.allow_base_mismatch and not settings.start_from:
+        raise ValueError("--allow-base-mismatch is about the adapter of --start-from, and none is given: drop it")
     if settings.init == "orthogonal" and settings.rank % 2:
         raise ValueError(f"--init orthogonal needs an even rank, got {settings.rank}")
     if settings.init == "orthogonal" and settings.quantize != "none":

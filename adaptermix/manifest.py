@@ -11,6 +11,8 @@ from typing import Any
 from .adapters import AdapterMeta, AdapterSource
 from .files import MANIFEST
 
+START = "start"
+"""Use of an input that training began from."""
 _PACKAGES = ("adaptermix", "torch", "transformers", "peft", "safetensors")
 
 
@@ -98,6 +100,23 @@ def inherit(
         "task": _common(sources, "task"),
         "vectors": _common(sources, "vectors"),
     }
+
+
+def carry_on(entries: Mapping[str, Any], start: AdapterSource) -> dict[str, Any]:
+    """Return the entries of a training run with those of the adapter that it began from.
+
+    Languages and files are those of both. Task and sentence vectors are the run's own where it has them.
+
+    Args:
+        entries: The run's entries.
+        start: The adapter.
+    """
+    before = inherit([start], dev=entries.get("dev") or (), tested=entries.get("tested") or ())
+    languages = dict(before["languages"] or {})
+    for role, names in entries["languages"].items():
+        languages[role] = sorted({*languages.get(role, ()), *names})
+    together = {"dev": before["dev"], "tested": before["tested"], "data": _together([start], "data", entries["data"])}
+    return before | dict(entries) | together | {"languages": languages}
 
 
 def _together(

@@ -141,6 +141,12 @@ def fingerprint(folder: Path) -> str | None:
     return digest.hexdigest()
 
 
+def fingerprint_of(reference: str) -> str | None:
+    """Return the fingerprint of a base model, None where its files are not on disk."""
+    folder = _folder(*split_revision(reference))
+    return fingerprint(folder) if folder else None
+
+
 def _folder(name: str, revision: str | None) -> Path | None:
     """Return the folder that holds a model's weights, if it is on disk."""
     if Path(name).is_dir():
@@ -258,11 +264,10 @@ def load_base(
         check_reading(model)
     if head:
         model.config.pad_token_id = tokenizer.pad_token_id
-    folder = _folder(name, revision)
     return BaseModel(
         id=name,
         revision=revision,
-        fingerprint=fingerprint(folder) if folder else None,
+        fingerprint=fingerprint_of(reference),
         kind=kind,
         model=(model.to(place) if quantize == "none" else model).eval().requires_grad_(False),
         tokenizer=tokenizer,

@@ -235,7 +235,9 @@ def _written(step: Step) -> Path | None:
 
 def _read(step: Step) -> list[Path]:
     """Return the adapters that a step reads."""
-    values = [getattr(step.settings, name, None) for name in ("adapter", "adapters", "on_top_of", "against")]
+    values = [
+        getattr(step.settings, name, None) for name in ("adapter", "adapters", "on_top_of", "start_from", "against")
+    ]
     return [Path(path) for value in values if value for path in ([value] if isinstance(value, str) else value)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from adaptermix import TaskSettings
 from adaptermix.errors import ConfigError, ModelError, OutputError
 from adaptermix.progress import Silent
 from adaptermix.recipes import Step, check_places, load_recipe, run_recipe
@@ -194,3 +195,14 @@ def test_what_would_fail_in_its_turn_fails_at_once(more: dict[str, str], words: 
     with pytest.raises(ConfigError, match=words.replace("(", "[(]").replace(")", "[)]")):
         check_places(path, load_recipe(path)) if dry else run_recipe(path, run=run)
     assert run.ran == []
+
+
+def test_an_adapter_to_start_from_must_be_made_before(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"base": "b", "task": "slots", "train": ["x"]}
+    first = Step(command="train-task", settings=TaskSettings(**own, out=str(tmp_path / "one")))
+    on = {
+        name: TaskSettings(**own, out=str(tmp_path / "two"), start_from=str(tmp_path / name)) for name in ("one", "oen")
+    }
+    check_places(tmp_path / "r.yaml", [first, Step(command="train-task", settings=on["one"])])
+    with pytest.raises(ConfigError, match=r"reads .*oen, which is not there"):
+        check_places(tmp_path / "r.yaml", [first, Step(command="train-task", settings=on["oen"])])

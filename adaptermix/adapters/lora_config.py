@@ -98,11 +98,14 @@ class LoraSettings:
         """Return the rank that the settings give to a module."""
         return int(self.rank_pattern.of(module, self.rank))
 
+    def alpha_of(self, module: str) -> float:
+        """Return the alpha that the settings give to a module."""
+        return float(self.alpha_pattern.of(module, self.alpha))
+
     def scale_of(self, module: str) -> float:
         """Return alpha/r, or alpha/sqrt(r) with rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732)."""
         rank = self.rank_of(module)
-        alpha = float(self.alpha_pattern.of(module, self.alpha))
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
 
 
 def _shown(value: object) -> str:

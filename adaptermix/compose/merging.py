@@ -273,10 +273,22 @@ def _check_against_base(plan: MergePlan, reference: str) -> None:
     Raises:
         IncompatibleAdapters: it is another.
     """
-    if plan.checkpoint is None:
-        return
-    given = fingerprint(plan.checkpoint.path)
-    for source in plan.sources:
+    if plan.checkpoint is not None:
+        check_trained_on(plan.sources, fingerprint(plan.checkpoint.path), reference)
+
+
+def check_trained_on(sources: Sequence[AdapterSource], given: str | None, reference: str) -> None:
+    """Refuse a base model that is not the one that adapters were trained on, where files tell.
+
+    Args:
+        sources: The adapters.
+        given: Hash of the base model's files, if they are on disk.
+        reference: What the base model is called.
+
+    Raises:
+        IncompatibleAdapters: it is another.
+    """
+    for source in sources:
         named = source.meta.base
         known = source.meta.base_fingerprint
         if known is None and named and Path(named).is_dir():

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..head_forms import HEAD_FORMS
+from ..manifest import START
 
 _WHAT = {
     "merge": "a weighted merge of LoRA adapters",
@@ -62,10 +63,20 @@ def _inputs(document: Mapping[str, Any]) -> str:
     rows = [
         [str(entry["name"]), f"{entry['weight']:g}", f"`{entry['weights_sha256'][:12]}`"]
         for entry in document.get("inputs", ())
+        if entry.get("use") != START
     ]
     mean = bool(document.get("plan", {}).get("places"))
     title = "weight, mean over the places of the settings below" if mean else "weight"
     return "## Made from\n\n" + _table(["adapter", title, "sha256"], rows) if rows else ""
+
+
+def _begun(document: Mapping[str, Any]) -> str:
+    names = [
+        f"`{entry['name']}` (sha256 `{entry['weights_sha256'][:12]}`)"
+        for entry in document.get("inputs", ())
+        if entry.get("use") == START
+    ]
+    return f"Training began from the adapter {', '.join(names)}." if names else ""
 
 
 def _fidelity(document: Mapping[str, Any]) -> str:
@@ -166,6 +177,7 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
         f"---\n{_header(document)}---",
         f"# {name}",
         f"This is {what}, for the base model `{base}`. Made with adaptermix ({made}).",
+        _begun(document),
         _languages(document),
         _tested(document),
         _use(document, str(base), reference or name),

@@ -20,6 +20,11 @@ class TrainingSettings(Placed, Written):
     on_top_of: str | None = Field(
         None, description="frozen adapter to train on top of; merge both with --weights 1,1 afterwards"
     )
+    start_from: str | None = Field(
+        None,
+        description="adapter to begin from, with its factors, rank, alpha, targets and head, in place of a fresh LoRA",
+    )
+    allow_base_mismatch: bool = Field(False, description="begin from an adapter that was trained on another base model")
     rank: Positive = Field(8, description="rank of the LoRA")
     alpha: float = Field(16.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank) instead (rsLoRA)")

@@ -30,6 +30,7 @@ from .run import TrainReport, check_before, dry_report, train
 from .sampler import Sampler
 from .selection import DevLosses, DevWatch
 from .sharding import load_for
+from .starting import fit_start, open_start
 from .states import CHUNKS, MiddleStates
 from .trainer import BatchLoss, count_steps
 
@@ -78,8 +79,9 @@ class AlignLoss:
     """Loss of a batch of pairs, by batch number: contrastive, and with `keeper` times the keeper's loss added.
 
     What the frozen base makes of the targets is computed once for both uses: as a fixed teacher and for the keeper. It
-    is the model as this LoRA found it, so an adapter that is trained on top of belongs to it. The teacher has no
-    dropout; the model in training does, also that of an encoder's own layers, below which the keeper cannot fall.
+    is the model as this LoRA found it, so an adapter that is trained on top of belongs to it, and one that training
+    begins from does not. The teacher has no dropout; the model in training does, also that of an encoder's own layers,
+    below which the keeper cannot fall.
 
     Args:
         base: The base model with its LoRA in.
@@ -295,6 +297,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
 
 def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
+    settings, start = open_start(settings)
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_dev_pairs(settings)
@@ -302,13 +305,14 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     steps = count_steps(len(pairs), settings)
     report = describe_pairs(pairs, files, dev_pairs)
     if settings.dry_run:
-        return dry_report(settings, steps, rows=report)
+        return dry_report(settings, steps, rows=report, start=start)
     for note in report.warnings("pairs"):
         watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = load_for(settings, processes)
     total = base.layers
+    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     layer = aligned_layer(base.model, settings, whole=False)
     on = attach_on(base.model, settings, headed=base.head is not None)
     keep_blocks(base.model, layer)
@@ -344,6 +348,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
         layers=layer if layer < total else None,
         watch=watch,
         on=on,
+        start=start,
         dev=watched,
         unit="pairs",
         processes=processes,

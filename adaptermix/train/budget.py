@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import PlanError
 from ..quantization import stored_norm
 from ..settings import TrainingSettings
-from .lora import lora_scale
+from .lora import scales
 
 # what rounding a float32 factor may add to a norm is less than this
 _MARGIN = 1e-6
@@ -62,23 +62,22 @@ class NormBudget:
     """
 
     def __init__(self, model: nn.Module, settings: TrainingSettings) -> None:
-        self._scale = lora_scale(settings)
-        self._limits: dict[tuple[str, str], float] = {}
+        self._limits: dict[tuple[str, str], tuple[float, float]] = {}
         if settings.norm_budget is None:
             return
-        modules = dict(model.named_modules())
+        modules, scale_of = dict(model.named_modules()), scales(model)
         for b, _ in model.named_parameters():
             name, found, rest = b.partition(".lora_B.")
             if found:
                 limit = settings.norm_budget * weight_norm(modules[f"{name}.base_layer"], name)
-                self._limits[b, f"{name}.lora_A.{rest}"] = limit
+                self._limits[b, f"{name}.lora_A.{rest}"] = limit, scale_of[name]
 
     @torch.no_grad()
     def hold(self, masters: Mapping[str, Tensor]) -> dict[str, int]:
         """Scale updates back to their bounds, in place; return what is logged: how many were beyond."""
         beyond = []
-        for (b, a), limit in self._limits.items():
-            norm = self._scale * product_norm(masters[b], masters[a])
+        for (b, a), (limit, scale) in self._limits.items():
+            norm = scale * product_norm(masters[b], masters[a])
             over = norm > limit
             masters[b].mul_(torch.where(over, limit * (1 - _MARGIN) / norm, 1.0))
             beyond.append(over)

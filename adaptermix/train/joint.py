@@ -14,6 +14,7 @@ from .outline import aligned_layer
 from .parallel import Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train
 from .selection import DevLosses, DevWatch, RowsLoss
+from .starting import fit_start, open_start
 from .task import TaskData, TaskLoss
 from .trainer import BatchLoss, Loss, count_steps
 
@@ -112,7 +113,8 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
 
 def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
-    data = TaskData.read(settings)
+    settings, start = open_start(settings)
+    data = TaskData.read(settings, start)
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_dev_pairs(settings)
@@ -121,12 +123,13 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
         data.head(settings)
-        return dry_report(settings, steps, rows=data.report, pairs=pairs_report)
+        return dry_report(settings, steps, rows=data.report, pairs=pairs_report, start=start)
     for note in [*data.warnings(), *pairs_report.warnings("pairs")]:
         watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
+    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
     total = base.layers
@@ -162,6 +165,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         layers=None,
         watch=watch,
         on=on,
+        start=start,
         dev=_watched(DevLosses(base, sides, settings, processes), data, settings, watch) if sides else None,
         processes=processes,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import AdapterMeta, AdapterState, TargetSpec
+from ..adapters import AdapterMeta, AdapterSource, AdapterState, TargetSpec
 from ..adapters.keys import PREFIX
 from ..algebra import LowRank, concatenate
 from ..checks import MOVING, beyond_the_layer, block_range
@@ -25,9 +25,11 @@ _WHOLE = f".modules_to_save.{_NAME}"
 _TASK_TYPES = {"causal": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
-def lora_scale(settings: TrainingSettings) -> float:
-    """Return the factor s of the update s*B*A."""
-    return settings.alpha / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
+def scales(model: nn.Module) -> dict[str, float]:
+    """Return the factor s of the update s*B*A of each adapted module."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module.scaling[_NAME] for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def chosen_blocks(model: nn.Module, settings: TrainingSettings) -> range:
@@ -50,7 +52,7 @@ def check_reach(settings: TrainingSettings, layer: int, *, whole: bool) -> None:
         PlanError: there are such blocks.
     """
     if fault := beyond_the_layer(settings.blocks, layer, whole=whole):
-        raise PlanError(f"{fault}.")
+        raise PlanError(f"{fault}{', those of the adapter in --start-from' if settings.start_from else ''}.")
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> list[str]:
@@ -70,17 +72,42 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
     return list(targets)
 
 
-def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[str] = ()) -> list[str]:
+def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, Any]:
+    """Return the places and ranks of an adapter, as PEFT wants to have them.
+
+    Raises:
+        PlanError: other places were asked for.
+    """
+    own = {path.rpartition(".")[2] for path in start.modules}
+    if own != set(names):
+        raise PlanError(
+            f"with --start-from the adapter '{start.name}' decides, so drop --targets {', '.join(names)} (it has "
+            f"{', '.join(sorted(own))})."
+        )
+    ranks = {f"^{re.escape(path)}": header.rank for path, header in start.modules.items()}
+    return {"target_modules": list(start.modules), "rank_pattern": ranks}
+
+
+def inject(
+    model: Any,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    head: Sequence[str] = (),
+    start: AdapterSource | None = None,
+) -> list[str]:
     """Put a fresh LoRA into the model's blocks, or some of them, in place; return the names of the adapted modules.
 
     The model's output does not change: the update starts at zero, or the base loses what the factors hold,
     see `start_of`. Only LoRA factors and the modules of `head`, which are trained whole, require a gradient.
+    For an adapter to begin from places, ranks and scales are made ready here; its factors are `Trainer.begin_at`'s.
 
     Args:
         model: The base model, with any head.
         settings: The run's settings.
         seed: Seed of the factors.
         head: Names of the head's modules.
+        start: The adapter that training begins from, fitted to the model.
 
     Raises:
         PlanError: targets or blocks that the model has not, or an `init` that does not suit its dtype or its layers.
@@ -96,7 +123,8 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
         )
     if settings.init == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
         raise PlanError("--init olora needs linear layers that are not transposed (GPT-2 has such): use --init pissa.")
-    path, _ = blocks(model)
+    layers = {"layers_to_transform": list(chosen), "layers_pattern": blocks(model)[0].rpartition(".")[2]}
+    places = {"target_modules": names, **layers} if start is None else _as_in(start, names)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -104,14 +132,14 @@ def inject(model: Any, settings: TrainingSettings, *, seed: int, head: Sequence[
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         init_lora_weights=True if settings.init == "kaiming" else settings.init,
-        target_modules=names,
         modules_to_save=list(head) or None,
-        layers_to_transform=list(chosen),
-        layers_pattern=path.rpartition(".")[2],
+        **places,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    for path, header in start.modules.items() if start else ():
+        model.get_submodule(path).scaling[_NAME] = header.scale  # to the last digit, whatever its alphas
     quicken(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or is_head(name))
@@ -130,6 +158,16 @@ def factors(model: nn.Module) -> dict[str, Tensor]:
 def is_head(name: str) -> bool:
     """Return whether a parameter belongs to a head, which is trained whole."""
     return _WHOLE in name
+
+
+def stored_name(name: str) -> str:
+    """Return the name in PEFT's file of a head's parameter."""
+    return PREFIX + name.replace(_WHOLE, "")
+
+
+def factor_name(module: str, part: str) -> str:
+    """Return the name of a LoRA's parameter, whose part is "A", "B" or "magnitude_vector"."""
+    return f"{module}.lora_{part}.{_NAME}.weight"
 
 
 def count_trainable(model: nn.Module) -> int:
@@ -159,29 +197,28 @@ def start_of(model: nn.Module, settings: TrainingSettings) -> dict[str, LowRank]
     """
     if settings.init not in MOVING:
         return {}
-    return extract({name: value.clone() for name, value in factors(model).items()}, settings).updates
+    return extract({name: value.clone() for name, value in factors(model).items()}, scales(model)).updates
 
 
 def extract(
-    values: dict[str, Tensor], settings: TrainingSettings, start: Mapping[str, LowRank] = MappingProxyType({})
+    values: dict[str, Tensor], scale_of: Mapping[str, float], start: Mapping[str, LowRank] = MappingProxyType({})
 ) -> Trained:
     """Return what was trained, from parameters by name.
 
     Args:
         values: The parameters.
-        settings: The run's settings.
+        scale_of: Scale of each module's update.
         start: What the LoRA took out of the base when it was put in.
     """
     found: dict[str, dict[str, Tensor]] = {}
     saved = {}
     for name, value in values.items():
         if is_head(name):
-            saved[PREFIX + name.replace(_WHOLE, "")] = value.detach().float().cpu()
+            saved[stored_name(name)] = value.detach().float().cpu()
             continue
         module, _, rest = name.partition(".lora_")
         found.setdefault(module, {})[rest.partition(".")[0]] = value.detach().float().cpu()
-    scale = lora_scale(settings)
-    updates = {module: LowRank(b=parts["B"], a=parts["A"], scale=scale) for module, parts in found.items()}
+    updates = {name: LowRank(b=parts["B"], a=parts["A"], scale=scale_of[name]) for name, parts in found.items()}
     # the base that the adapter is for still has it
     updates |= {module: concatenate([updates[module], taken], [1.0, -1.0]) for module, taken in start.items()}
     magnitudes = {module: parts["magnitude_vector"] for module, parts in found.items() if "magnitude_vector" in parts}
@@ -209,12 +246,26 @@ def state_of(
     # a name such as "dense" may occur outside the blocks too, where nothing was trained
     if layers is not None or len(adapted) < len(stack) or set(ends) & set(names):
         confined = {"layers": tuple(sorted(adapted)), "layers_pattern": (path.rpartition(".")[2],)}
+    targets = TargetSpec(modules=tuple(names), **confined)
+    if _reached(base.model, targets) != set(trained.updates):  # an adapter that training began from may have gaps
+        targets = TargetSpec(modules=tuple(sorted(trained.updates)))
     meta = AdapterMeta(
         base=base.id,
         revision=base.revision,
         task_type=base.head.form.task_type if base.head else _TASK_TYPES[base.kind],
-        targets=TargetSpec(modules=tuple(names), **confined),
+        targets=targets,
         dora=bool(trained.magnitudes),
         saved_modules=base.head_modules,
     )
     return AdapterState(meta=meta, updates=trained.updates, magnitudes=trained.magnitudes, saved=trained.saved)
+
+
+def _reached(model: nn.Module, targets: TargetSpec) -> set[str]:
+    """Return the modules of a model that targets by last names and numbers of blocks mean."""
+    path = blocks(model)[0]
+    inside = tuple(f"{path}.{number}." for number in targets.layers or ())
+    return {
+        name
+        for name, _ in model.named_modules()
+        if name.rpartition(".")[2] in targets.modules and (not inside or name.startswith(inside))
+    }

@@ -7,11 +7,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models import block_index, blocks, keep_blocks, model_kind, pick_device, pick_dtype, split_revision
+from ..adapters import AdapterSource
+from ..models import (
+    block_index,
+    blocks,
+    fingerprint_of,
+    keep_blocks,
+    model_kind,
+    pick_device,
+    pick_dtype,
+    split_revision,
+)
 from ..quantization import loading_options
 from ..settings import AlignSettings, JointSettings, TrainingSettings
 from .lora import check_reach, count_trainable, inject
 from .on_top import attach_on
+from .starting import fit_start
 
 
 def aligned_layer(model: nn.Module, settings: AlignSettings | JointSettings, *, whole: bool) -> int:
@@ -46,21 +57,24 @@ def outline(reference: str) -> Any:
         return (AutoModelForCausalLM if kind == "causal" else AutoModel).from_config(config, dtype=torch.float32)
 
 
-def count_lora(settings: TrainingSettings) -> int:
+def count_lora(settings: TrainingSettings, start: AdapterSource | None = None) -> int:
     """Return how many parameters the LoRA of a run would have, that of a head not among them.
 
     Raises:
         AdapterMixError: no such model, device or quantisation; a layer, targets or blocks that the model has not or
-            that the loss does not reach; an adapter to train on top of that is damaged or of another base.
+            that the loss does not reach; an adapter to train on top of, or to begin from, that is damaged or of
+            another base.
     """
     device = pick_device(settings.device)
     loading_options(settings.quantize, device, pick_dtype(settings.dtype, device))
     model = outline(settings.base)
     attach_on(model, settings, headed=False)
+    start = start and fit_start(model, start, settings, fingerprint=fingerprint_of(settings.base))
     if isinstance(settings, AlignSettings | JointSettings):
         whole = isinstance(settings, JointSettings)
         layer = aligned_layer(model, settings, whole=whole)
         if not whole:
             keep_blocks(model, layer)
-    inject(model, settings.model_copy(update={"init": "kaiming", "gradient_checkpointing": False}), seed=0)
+    bare = settings.model_copy(update={"init": "kaiming", "gradient_checkpointing": False})
+    inject(model, bare, seed=0, start=start)
     return count_trainable(model)

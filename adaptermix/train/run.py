@@ -20,10 +20,11 @@ from ..progress import Watcher
 from ..settings import TrainingSettings
 from .checkpoint import Checkpoint, Workplace
 from .compiling import compiled
-from .lora import count_trainable, extract, inject, start_of, state_of
+from .lora import count_trainable, extract, inject, scales, start_of, state_of
 from .outline import count_lora
 from .parallel import ALONE, Processes
 from .selection import DevWatch
+from .starting import values_of
 from .trainer import Loss, Trainer
 
 # settings that do not change the result
@@ -97,6 +98,7 @@ def train(
     layers: int | None,
     watch: Watcher,
     on: AdapterSource | None = None,
+    start: AdapterSource | None = None,
     unit: str = "rows",
     dev: DevWatch | None = None,
     processes: Processes = ALONE,
@@ -113,16 +115,19 @@ def train(
         layers: Number of adapted blocks if not all.
         watch: Receives progress.
         on: Adapter that is trained on top of, attached already.
+        start: Adapter that training begins from, fitted to the model.
         unit: What a row is called.
         dev: Looks at the dev loss after each step.
         processes: Those that share the run; the main one writes.
     """
     out = Path(settings.out)
-    workplace = Workplace(out, plain(settings) | _inputs(base, entries, on) | processes.entry())
-    names = inject(base.model, settings, seed=settings.seed, head=base.head_modules)
-    start = start_of(base.model, settings)
+    workplace = Workplace(out, plain(settings) | _inputs(base, entries, on, start) | processes.entry())
+    names = inject(base.model, settings, seed=settings.seed, head=base.head_modules, start=start)
+    scale_of, taken = scales(base.model), start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
     trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch, processes=processes)
+    if start:
+        trainer.begin_at(values_of(start, trainer.masters))
     if checkpoint:
         _go_on(trainer, checkpoint, dev)
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
@@ -133,10 +138,10 @@ def train(
     with compiled(base.model, wanted=settings.compile):
         trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
-    state = state_of(base, extract(trainer.masters, settings, start), names, layers)
+    state = state_of(base, extract(trainer.masters, scale_of, taken), names, layers)
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
-    inputs_of = [manifest.input_entry(on, 1.0)] if on else None
-    more = {"inputs": inputs_of, "selection": selection, "engine": processes.entry() or None}
+    more = {"inputs": _input_entries(on, start), "selection": selection, "engine": processes.entry() or None}
+    entries = manifest.carry_on(entries, start) if start else entries
     document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **more, **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
     if processes.main:
@@ -148,12 +153,21 @@ def train(
     )
 
 
-def _inputs(base: BaseModel, entries: Mapping[str, Any], on: AdapterSource | None) -> dict[str, Any]:
+def _input_entries(on: AdapterSource | None, start: AdapterSource | None) -> list[dict[str, Any]] | None:
+    """Return what the manifest says of the adapters that the run was given; how each is used where it is the start."""
+    below = [manifest.input_entry(on, 1.0)] if on else []
+    return below + ([manifest.input_entry(start, 1.0) | {"use": manifest.START}] if start else []) or None
+
+
+def _inputs(
+    base: BaseModel, entries: Mapping[str, Any], on: AdapterSource | None, start: AdapterSource | None
+) -> dict[str, Any]:
     """Return what decides the result beside the settings; the dtype that `auto` has become stands in its place."""
     return {
         "base_fingerprint": base.fingerprint,
         "dtype": base.entry()["dtype"],
         "on": on and on.digest,
+        "start": start and start.digest,
         "data": entries["data"],
         "dev": entries.get("dev"),
     }
@@ -167,16 +181,20 @@ def _go_on(trainer: Trainer, checkpoint: Checkpoint, dev: DevWatch | None) -> No
 
 
 def dry_report(
-    settings: TrainingSettings, steps: int, *, rows: RowsReport, pairs: RowsReport | None = None
+    settings: TrainingSettings,
+    steps: int,
+    *,
+    rows: RowsReport,
+    pairs: RowsReport | None = None,
+    start: AdapterSource | None = None,
 ) -> TrainReport:
     """Return the report of a run that was only checked.
 
     Raises:
         AdapterMixError: see `count_lora`.
     """
-    return TrainReport(
-        out=Path(settings.out), steps=steps, parameters=count_lora(settings), history=[], rows=rows, pairs=pairs
-    )
+    parameters = count_lora(settings, start)
+    return TrainReport(out=Path(settings.out), steps=steps, parameters=parameters, history=[], rows=rows, pairs=pairs)
 
 
 def check_before(settings: TrainingSettings) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..adapters import AdapterSource
 from ..data.report import RowsReport, describe
 from ..errors import DataError, PlanError
+from ..evaluation.heads import head_of
+from ..evaluation.run import template_of
 from ..head_forms import Head
 from ..heads import HEADS, HeadKind, HeadRows, suiting
 from ..heads.base import IGNORED, told_cut
@@ -26,6 +29,7 @@ from .run import TrainReport, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
 from .selection import DevLosses, DevWatch, RowsLoss
 from .sharding import load_for
+from .starting import fit_start, open_start
 from .trainer import BatchLoss, count_steps
 
 Example = tuple[list[int], list[int]]
@@ -163,6 +167,7 @@ class TaskData:
         dev: Dev rows.
         entries: What the manifest says of them.
         report: Counts of the training rows.
+        start: Adapter that training begins from, if it does.
     """
 
     task: Task
@@ -171,16 +176,23 @@ class TaskData:
     dev: Sequence[Any]
     entries: dict[str, Any]
     report: RowsReport
+    start: AdapterSource | None = None
 
     @classmethod
-    def read(cls, settings: TaskSettings | JointSettings) -> TaskData:
+    def read(cls, settings: TaskSettings | JointSettings, start: AdapterSource | None = None) -> TaskData:
         """Read the rows.
+
+        Args:
+            settings: The run's settings.
+            start: Adapter that training begins from; its template of the same task is taken unless one is given.
 
         Raises:
             AdapterMixError: an unknown task or template, or a data file that does not do or is test data.
         """
         task = get_task(settings.task)
-        template = get_template(task, settings.template)
+        known = start.meta.manifest.get("task") if start else None
+        same = [start] if start and isinstance(known, Mapping) and known.get("name") == task.name else []
+        template = get_template(task, template_of(task, same, settings.template))
         rows, files = task.read(settings.train, rows=settings.rows)
         dev_rows, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
         entries = {
@@ -196,7 +208,7 @@ class TaskData:
             left_out=sum(file.left_out for file in files),
         )
         entries["rows"] = report.document()
-        return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report)
+        return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report, start=start)
 
     def warnings(self) -> list[str]:
         """Return what a person should know of the rows."""
@@ -215,9 +227,14 @@ class TaskData:
         Raises:
             DataError: a row lacks what the head reads; a dev row has a label that no training row has.
             ModelError: no such model, or one that does not generate where it must.
-            PlanError: a head that does not suit the task, or a setting of one where there is none.
+            PlanError: a head that does not suit the task, or that of the adapter training begins from; a setting of one
+                where there is none.
         """
-        kind = self._head_kind(settings)
+        rows = [*self.train, *self.dev]
+        brought = head_of(self.task, [self.start], rows) if self.start else None
+        kind = HEADS[brought.form.name] if brought and settings.head == "auto" else self._head_kind(settings)
+        if brought and (kind is None or kind.form is not brought.form):
+            raise PlanError(f"training starts from an adapter with {brought.form.title}: drop --head {settings.head}.")
         if kind is None:
             if settings.head_learning_rate:
                 raise PlanError(
@@ -227,6 +244,8 @@ class TaskData:
             return None
         if settings.template:
             raise PlanError("a head reads no prompt: drop --template, or --head none has the answers generated.")
+        if brought:
+            return brought
         labels = kind.labels(self.task, self.train)
         new = sorted(set(kind.labels(self.task, self.dev)) - set(labels))
         if new and kind.closed:
@@ -289,14 +308,16 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
 
 def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
-    data = TaskData.read(settings)
+    settings, start = open_start(settings)
+    data = TaskData.read(settings, start)
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         data.head(settings)
-        return dry_report(settings, steps, rows=data.report)
+        return dry_report(settings, steps, rows=data.report, start=start)
     for note in data.warnings():
         watch.note(note)
     base = data.load(settings, processes)
+    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
     dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
@@ -316,6 +337,7 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
         layers=None,
         watch=watch,
         on=on,
+        start=start,
         dev=watched,
         processes=processes,
     )

@@ -153,6 +153,12 @@ class Trainer:
         self.kept: int | None = None
         self.stop_early = False
 
+    def begin_at(self, values: Mapping[str, Tensor]) -> None:
+        """Begin from these tensors, by the names of the parameters; others stay as they are."""
+        for name, value in values.items():
+            self.masters[name].copy_(value)
+        self._publish()
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint."""
         self.done = checkpoint.step

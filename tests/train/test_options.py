@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from adaptermix import AlignSettings, TaskSettings, load_adapter, merge, train_task
 from adaptermix.errors import PlanError
 from adaptermix.models import load_base
-from adaptermix.train.lora import extract, factors, inject, start_of
+from adaptermix.train.lora import extract, factors, inject, scales, start_of
 from adaptermix.train.sampler import LengthSampler, Sampler
 from adaptermix.train.trainer import Interrupted
 
@@ -139,7 +139,7 @@ class TestKindsOfLora:
         settings = settings_for(causal, tmp_path, init=init)
         inject(base.model, settings, seed=0)
         torch.testing.assert_close(base.model(tokens).logits, before, rtol=1e-4, atol=1e-5)
-        updates = extract(factors(base.model), settings, start_of(base.model, settings)).updates
+        updates = extract(factors(base.model), scales(base.model), start_of(base.model, settings)).updates
         assert max(float(update.dense().abs().max()) for update in updates.values()) < 1e-5
         assert {update.rank for update in updates.values()} == {8 if init in ("pissa", "olora") else 4}
 
