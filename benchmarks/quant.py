@@ -54,7 +54,7 @@ def ways(wanted: Any, dtype: torch.dtype) -> Iterator[tuple[str, float, float, d
         yield title, found.kept, found.error, more
     loose = replace(wanted, most=float("inf"))
     loose.made.update(wanted.made)
-    del loose.made["residual"]
+    del loose.made["residual"]  # what it has tried stays
     baked = loose.by("residual")
     found = wanted.measured(baked, held)
     rank = 0 if baked.beside is None else baked.beside.rank

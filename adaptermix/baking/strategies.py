@@ -234,7 +234,12 @@ def _repaid(wanted: Wanted, known: Known, codes: Baked, rank: int) -> Baked:
 
 def _around(wanted: Wanted, found: Baked) -> Baked:
     """Choose the codes for what a LoRA leaves."""
-    return found if found.beside is None else calibrated(replace(wanted, delta=wanted.delta - found.beside.dense()))
+    if found.beside is None:
+        return found
+    made = f"codes beside rank {found.beside.rank}"
+    if made not in wanted.made:
+        wanted.made[made] = calibrated(replace(wanted, delta=wanted.delta - found.beside.dense()))
+    return wanted.made[made]
 
 
 def leading(matrix: Tensor, moment: Tensor, rank: int) -> LowRank:
