@@ -23,7 +23,7 @@ from .data.source import DataFile, find_files
 from .errors import DataError, PlanError
 from .progress import Watcher
 
-DEV, TEST, TRAINING = "dev data", "test data", "training data"
+DEV, TEST, TRAINING, CALIBRATION = "dev data", "test data", "training data", "calibration data"
 """What files are used for."""
 _RECORD = "tested.jsonl"
 

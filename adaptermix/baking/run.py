@@ -19,7 +19,6 @@ from ..adapters import AdapterState, TargetSpec, open_adapters, write_adapter
 from ..checkpointing.reading import base_entry
 from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_shards, write_checkpoint
 from ..compose.merging import merge
-from ..data import DataFile
 from ..errors import PlanError
 from ..evaluation.acting import acting
 from ..files import whole_folder
@@ -28,6 +27,7 @@ from ..progress import SILENT, Watcher
 from ..publish.card import card
 from ..quantization import config_of_format, identity
 from ..settings import BakeSettings
+from ..splits import CALIBRATION, refuse_tested
 from .activations import InputsOfModules, read_texts
 from .fidelity import Fidelity
 from .journal import Journal, journal
@@ -42,7 +42,18 @@ BESIDE = "residual"
 """Folder, in that of a result, of the LoRA that stays beside it."""
 _SLOW = ("auto", "calibrated", "residual")
 """Strategies whose modules are kept for an interrupted run."""
-_NOT_OF_RESULT = {"out", "overwrite", "dry_run", "device", "shard_size", "task", "dev", "rows", "max_new_tokens"}
+_NOT_OF_RESULT = {
+    "out",
+    "overwrite",
+    "dry_run",
+    "device",
+    "shard_size",
+    "task",
+    "dev",
+    "rows",
+    "max_new_tokens",
+    "allow_tested",
+}
 
 
 def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
@@ -71,8 +82,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
                 return _report(plan, work, _tried(plan, work, watch))
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="adaptermix-")))
         else:
-            is_slow = plan.strategy in _SLOW and bool(settings.calibration)
-            kept = stack.enter_context(journal(out, _identity(plan, inputs))) if is_slow else Journal(None)
+            kept = stack.enter_context(journal(out, _identity(plan, inputs))) if _is_kept(plan) else Journal(None)
             folder = stack.enter_context(whole_folder(out, overwrite=settings.overwrite))
             work = Work(plan, inputs.of, kept)
         report = _report(plan, work, _written(plan, work, folder, watch), out=None if settings.dry_run else out)
@@ -81,10 +91,15 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         if settings.task:
             beside = folder / BESIDE if work.beside else None
             report = report.with_task(scores(plan, folder, beside, watch))
-        document = _document(plan, report, inputs.files)
+        document = _document(plan, report, inputs)
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
     return report
+
+
+def _is_kept(plan: BakePlan) -> bool:
+    """Whether finished modules are kept for an interrupted run."""
+    return plan.strategy in _SLOW and bool(plan.settings.calibration)
 
 
 def _report(plan: BakePlan, work: Work, size: int, out: Path | None = None) -> BakeReport:
@@ -131,7 +146,9 @@ class _Inputs:
 
     def __init__(self, plan: BakePlan, stack: ExitStack, watch: Watcher) -> None:
         self._plan, self._stack, self._watch = plan, stack, watch
-        self.texts, self.files = read_texts(plan.settings.calibration) if plan.settings.calibration else ([], [])
+        settings = plan.settings
+        self.texts, self.files = read_texts(settings.calibration) if settings.calibration else ([], [])
+        self.tested = refuse_tested({CALIBRATION: self.files}, allowed=settings.allow_tested)
 
     @cached_property
     def _measured(self) -> InputsOfModules:
@@ -248,6 +265,7 @@ def _check_kept(plan: BakePlan, report: BakeReport) -> None:
         f"at least {report.least:g} of the adapter's effect must be kept, and strategy '{report.strategy}' keeps "
         f"{kept:.3f} (on {report.measured_on}; {_gigabytes(report.bytes)}). Enough keep: {'; '.join(ways)}; --dry-run "
         f"measures them. --keep-at-least {max(0, math.floor(kept * 100) / 100):.2f} takes it as it is."
+        + (" The modules are kept for the same call." if _is_kept(plan) else "")
     )
 
 
@@ -280,7 +298,7 @@ def _name_quantiser(folder: Path, quantiser: Mapping[str, Any] | None) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _document(plan: BakePlan, report: BakeReport, files: list[DataFile]) -> dict[str, Any]:
+def _document(plan: BakePlan, report: BakeReport, inputs: _Inputs) -> dict[str, Any]:
     settings, sources = plan.settings, plan.merge.sources
     return manifest.manifest(
         "bake",
@@ -288,8 +306,8 @@ def _document(plan: BakePlan, report: BakeReport, files: list[DataFile]) -> dict
         plan=settings.model_dump(mode="json", exclude={"out", "overwrite", "dry_run", "device"}),
         base=base_entry(settings.base, plan.checkpoint),
         inputs=[manifest.input_entry(source, 1.0) for source in sources],
-        calibration=[file.entry() for file in files] or None,
+        calibration=[file.entry() for file in inputs.files] or None,
         quantization=identity(settings.quantize),
         fidelity=report.document() | {"out": None},
-        **manifest.inherit(sources),
+        **manifest.inherit(sources, tested=inputs.tested),
     )

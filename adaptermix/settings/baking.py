@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from .. import checks
-from .base import Files, Written
+from .base import ALLOW_TESTED, Files, Written
 
 
 class BakeSettings(Written):
@@ -49,6 +49,7 @@ class BakeSettings(Written):
     shard_size: str = Field("2GB", description="size that no weight file exceeds, unless a single tensor does")
     device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the stochastic strategy")
+    allow_tested: bool = Field(False, description=ALLOW_TESTED)
     allow_base_mismatch: bool = Field(False, description="bake an adapter that names another base model")
 
     _sound_bake = model_validator(mode="after")(checks.sound_bake)

@@ -13,7 +13,9 @@ Standardize = Literal["none", "all", "languages"]
 Layer = Annotated[int | Literal["middle"], BeforeValidator(checks.layer_or_middle)]
 Positive = Annotated[int, Field(ge=1)]
 Files = Annotated[list[str], Field(min_length=1)]
-ALLOW_TESTED = "take dev and training files that were evaluated as test, else refused; the manifest says so"
+ALLOW_TESTED = (
+    "take dev, training and calibration files that were evaluated as test, else refused; the manifest says so"
+)
 TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
 
 

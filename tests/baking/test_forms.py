@@ -260,3 +260,21 @@ def test_a_task_is_scored_on_the_result_and_on_the_unmerged_adapters(
     assert baked != str(wide)
     assert report.task == {"unmerged": first, "baked": second}
     assert (tmp_path / "out").exists() != dry
+
+
+def test_texts_that_were_test_data_are_refused(
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    from adaptermix.data import find_files
+    from adaptermix.progress import SILENT
+    from adaptermix.splits import add_to_record
+
+    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    add_to_record(find_files([texts]), task="slots", adapter="a", watch=SILENT)
+    more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts], "keep_at_least": 0.0}
+    with pytest.raises(PlanError, match="--allow-tested"):
+        bake(settings(wide, one, tmp_path / "out", **more))
+    bake(settings(wide, one, tmp_path / "out", allow_tested=True, **more))
+    assert json.loads((tmp_path / "out" / "adaptermix.json").read_text())["tested"]
