@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adaptermix.errors import OutputError
-from adaptermix.files import check_output, partial_path, sha256, whole_folder, write_whole
+from adaptermix.files import WriteBehind, check_output, partial_path, sha256, whole_folder, write_whole
 
 from .factories import contents
 
@@ -216,3 +217,31 @@ def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
 
 def test_unfinished_work_lies_hidden_beside_the_output() -> None:
     assert partial_path(Path("a/out")) == Path("a/.out.partial")
+
+
+class TestWriteBehind:
+    def test_the_disk_begins_with_what_is_there_and_is_not_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[tuple[int, int]] = []
+        busy = threading.Event()
+
+        def hint(file: int, start: int, size: int, advice: int) -> None:
+            told.append((start, size))
+            busy.wait()
+
+        monkeypatch.setattr(os, "posix_fadvise", hint, raising=False)
+        monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+        step = WriteBehind._STEP
+        with (tmp_path / "x").open("wb") as file, WriteBehind(file.fileno()) as behind:
+            behind.reached(step - 1)
+            assert told == []
+            behind.reached(step)
+            behind.reached(3 * step)  # while the disk is busy
+            busy.set()
+        assert told == [(0, step)]
+
+    def test_systems_without_hints_are_left_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "posix_fadvise", raising=False)
+        with (tmp_path / "x").open("wb") as file, WriteBehind(file.fileno()) as behind:
+            behind.reached(WriteBehind._STEP * 9)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
+from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..files import WriteBehind
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -25,6 +31,8 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 _ALIGNMENT = 8
+_CHUNK = 2**20
+"""Bytes that are written at once."""
 
 Headers = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -66,6 +74,70 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+class TensorFile:
+    """A safetensors file being written; parts of tensors come in any order and from any thread.
+
+    Args:
+        file: The file, unbuffered; its header is written here.
+        headers: Dtype and shape per name.
+        metadata: Strings for the file's `__metadata__`.
+        reached: Told how far the file has come.
+    """
+
+    def __init__(
+        self, file: FileIO, headers: Headers, metadata: Mapping[str, str], reached: Callable[[int], None]
+    ) -> None:
+        order = file_order(headers)
+        header = _header(headers, order, metadata)
+        sizes = [math.prod(headers[name][1]) * headers[name][0].itemsize for name in order]
+        self._starts = dict(zip(order, accumulate(sizes[:-1], initial=len(header)), strict=True))
+        self._file, self._lock, self._reached = file, Lock(), reached
+        self._put(memoryview(header), 0)
+
+    def write(self, name: str, part: Tensor, first: int = 0) -> None:
+        """Write entries of a tensor, from the flat place `first` on.
+
+        Args:
+            name: The tensor.
+            part: The entries, of its dtype.
+            first: Place of the first of them.
+        """
+        data, start = _bytes(part), self._starts[name] + first * part.itemsize
+        for place in range(0, len(data), _CHUNK):
+            self._put(data[place : place + _CHUNK], start + place)
+
+    def _put(self, data: memoryview, start: int) -> None:
+        with self._lock:
+            self._file.seek(start)
+            rest = data
+            while rest:  # the system may take less than it is given
+                rest = rest[self._file.write(rest) :]
+        self._reached(start + len(data))
+
+
+@contextmanager
+def tensor_file(path: Path, headers: Headers, metadata: Mapping[str, str] | None = None) -> Iterator[TensorFile]:
+    """Open a safetensors file for writing; none is left where the block ends in an error.
+
+    Args:
+        path: The file.
+        headers: Dtype and shape per name, of all tensors; the block writes each of them whole.
+        metadata: Strings for the file's `__metadata__`.
+
+    Raises:
+        ValueError: a tensor is empty or of a dtype that cannot be stored.
+    """
+    if sys.byteorder != "little":
+        raise ValueError("safetensors files are little-endian, and this machine is not")
+    _check(headers)
+    try:
+        with path.open("wb", buffering=0) as file, WriteBehind(file.fileno()) as behind:
+            yield TensorFile(file, headers, metadata or {}, behind.reached)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def stream_tensors(
     path: Path, headers: Headers, tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -81,29 +153,21 @@ def stream_tensors(
         ValueError: a tensor is empty, of a dtype that cannot be stored, missing, out of order, or not as announced; no
             file is left then.
     """
-    if sys.byteorder != "little":
-        raise ValueError("safetensors files are little-endian, and this machine is not")
-    _check(headers)
-    order = file_order(headers)
-    try:
-        with path.open("wb") as file:
-            file.write(_header(headers, order, metadata or {}))
-            rest = iter(order)
-            for name, tensor in tensors:
-                expected = next(rest, None)
-                if name != expected:
-                    raise ValueError(f"tensors must come in the order of the file: {expected!r} is next, got {name!r}")
-                if (tensor.dtype, tuple(tensor.shape)) != (headers[name][0], tuple(headers[name][1])):
-                    raise ValueError(
-                        f"tensor {name!r} must be as announced, {headers[name]}, got {(tensor.dtype, *tensor.shape)}"
-                    )
-                file.write(_bytes(tensor))
-            missing = next(rest, None)
-            if missing is not None:
-                raise ValueError(f"every announced tensor must be given, and {missing!r} is missing")
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with tensor_file(path, headers, metadata) as file:
+        rest = iter(file_order(headers))
+        for name, tensor in tensors:
+            expected = next(rest, None)
+            if name != expected:
+                raise ValueError(f"tensors must come in the order of the file: {expected!r} is next, got {name!r}")
+            if (tensor.dtype, tuple(tensor.shape)) != (headers[name][0], tuple(headers[name][1])):
+                raise ValueError(
+                    f"tensor {name!r} must be as announced, {headers[name]}, got {(tensor.dtype, *tensor.shape)}"
+                )
+            file.write(name, tensor)
+            del tensor
+        missing = next(rest, None)
+        if missing is not None:
+            raise ValueError(f"every announced tensor must be given, and {missing!r} is missing")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

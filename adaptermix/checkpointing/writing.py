@@ -6,27 +6,28 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..adapters.writer import DTYPE_NAMES, Headers, file_order, stream_tensors
-from ..algebra import LowRank, all_finite
+from ..adapters.writer import DTYPE_NAMES, Headers, file_order, tensor_file
+from ..algebra import LowRank
 from ..checkpoints import INDEX, SINGLE, Checkpoint
-from ..errors import ModelError, OutputError, PlanError
+from ..errors import ModelError, PlanError
 from ..progress import SILENT, Advance, Watcher
-from .reading import FLOATS, wide
+from .adding import Crew, write_sum
+from .reading import FLOATS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Storage dtypes by name."""
 Delta = Callable[[], Tensor | LowRank | None]
 """Makes what is added to one tensor, as a matrix or as factors; None leaves it as it is."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-_BLOCK = 2**18
 _STORED = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _COMPANIONS = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe"}
 _TEMPLATES = "additional_chat_templates"
@@ -119,45 +120,6 @@ def named_shards(groups: Sequence[Headers]) -> list[Shard]:
     ]
 
 
-def _blocks(base: Tensor, delta: Tensor | LowRank | None) -> Iterator[tuple[slice, Tensor | None]]:
-    """Yield parts of a flat tensor that fit a processor's cache, with what is added to each."""
-    count = base.numel()
-    if isinstance(delta, LowRank):
-        b, a = delta.b.cpu() * delta.scale, delta.a.cpu()
-        step = max(1, _BLOCK // a.shape[1])
-        for row in range(0, len(b), step):
-            part = b[row : row + step] @ a
-            yield slice(row * a.shape[1], row * a.shape[1] + part.numel()), part.reshape(-1)
-        return
-    flat = None if delta is None else delta.reshape(-1).cpu()
-    for first in range(0, count, _BLOCK):
-        place = slice(first, first + _BLOCK)
-        yield place, None if flat is None else flat[place]
-
-
-def _added(name: str, base: Tensor, delta: Tensor | LowRank | None, stored: torch.dtype) -> Tensor:
-    """Return base plus delta, in the storage dtype: added in float32 or wider, rounded once, a block at a time."""
-    if delta is None and base.dtype == stored:
-        return base
-    result = torch.empty(base.shape, dtype=stored)
-    flat, into = base.reshape(-1), result.view(-1)
-    factor = delta.b if isinstance(delta, LowRank) else delta
-    dtype = wide(base) if factor is None else wide(base, factor)
-    # half floats end long before those of the arithmetic do, bfloat16 does not
-    narrow = not stored.is_floating_point or torch.finfo(stored).max < torch.finfo(torch.bfloat16).max
-    for part, more in _blocks(base, delta):
-        block = flat[part].to(dtype, copy=True)
-        if more is not None:
-            block += more.to(dtype)
-        into[part] = block
-        if not all_finite(into[part] if narrow else block) and all_finite(flat[part]):
-            raise OutputError(
-                f"'{name}' must be finite in {str(stored).removeprefix('torch.')}, and overflows it. "
-                "Choose a wider dtype or smaller weights."
-            )
-    return result
-
-
 def _check_deltas(base: Checkpoint, names: Sequence[str]) -> None:
     for name in names:
         if name not in base.tensors:
@@ -169,22 +131,20 @@ def _check_deltas(base: Checkpoint, names: Sequence[str]) -> None:
             )
 
 
-def _tensors(
-    base: Checkpoint, shard: Shard, deltas: Mapping[str, Delta], advance: Advance
-) -> Iterator[tuple[str, Tensor]]:
-    for name in file_order(shard.headers):
-        stored, shape = shard.headers[name]
-        delta = deltas[name]() if name in deltas else None
-        if delta is not None and tuple(delta.shape) != tuple(shape):
-            raise ModelError(
-                f"the delta of '{name}' must have the shape of the base's tensor, {list(shape)}, got "
-                f"{list(delta.shape)}. Give the base model that it belongs to."
-            )
-        result = _added(name, base.load(name), delta, stored)
-        del delta
-        yield name, result
-        del result
-        advance(1, name)
+def _write_shard(path: Path, base: Checkpoint, shard: Shard, deltas: Mapping[str, Delta], advance: Advance) -> None:
+    with tensor_file(path, shard.headers, {"format": "pt"}) as file, Crew() as crew:
+        for name in file_order(shard.headers):
+            stored, shape = shard.headers[name]
+            delta = deltas[name]() if name in deltas else None
+            if delta is not None and tuple(delta.shape) != tuple(shape):
+                raise ModelError(
+                    f"the delta of '{name}' must have the shape of the base's tensor, {list(shape)}, got "
+                    f"{list(delta.shape)}. Give the base model that it belongs to."
+                )
+            write_sum(crew, partial(file.write, name), base.load(name), delta, stored=stored, name=name)
+            del delta
+            advance(1, name)
+        crew.finish()
 
 
 def write_checkpoint(
@@ -220,9 +180,7 @@ def write_checkpoint(
     shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
     with watch.track("write", len(base.tensors)) as advance:
         for shard in shards:
-            stream_tensors(
-                out_folder / shard.file, shard.headers, _tensors(base, shard, delta_of, advance), {"format": "pt"}
-            )
+            _write_shard(out_folder / shard.file, base, shard, delta_of, advance)
     write_index(out_folder, shards)
     copy_companions(base, out_folder, dtype=dtype)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from adaptermix.adapters.writer import file_order, stream_tensors, write_tensors
+from adaptermix.adapters.writer import file_order, stream_tensors, tensor_file, write_tensors
 
 DTYPES = [
     torch.float64,
@@ -136,3 +138,20 @@ def test_a_file_of_safetensors_own_writer_is_no_different(tmp_path: Path) -> Non
     write_tensors(tmp_path / "ours", made, {"format": "pt"})
     theirs, ours = load_file(tmp_path / "theirs"), load_file(tmp_path / "ours")
     assert all(torch.equal(theirs[name], ours[name]) for name in made)
+
+
+def test_parts_may_come_in_any_order_and_from_any_thread(tmp_path: Path) -> None:
+    made = {name: tensor.contiguous() for name, tensor in mixed().items()}
+    write_tensors(tmp_path / "whole", made)
+    places = [(name, first) for name, tensor in made.items() for first in range(0, tensor.numel(), 2)]
+    random.Random(0).shuffle(places)
+    headers = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in made.items()}
+    with tensor_file(tmp_path / "parts", headers) as file, ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda at: file.write(at[0], made[at[0]].reshape(-1)[at[1] :][:2], at[1]), places))
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_large_tensors_are_written_whole(tmp_path: Path) -> None:
+    made = {"x": torch.arange(2**20), "y": torch.arange(2**18 + 3, dtype=torch.int16)}
+    write_tensors(tmp_path / "x", made)
+    assert (tmp_path / "x").read_bytes() == save(made)
