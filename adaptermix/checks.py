@@ -241,6 +241,11 @@ def sound_bake(settings: BakeSettings) -> BakeSettings:
             f"--strategy {settings.strategy} is about a quantised base: add --quantize nf4, or drop it",
         ),
         (
+            settings.strategy == "keep" and bool(settings.task or settings.calibration),
+            "--strategy keep loses nothing, so there is nothing to score or to measure: leave --task and --calibration "
+            "out",
+        ),
+        (
             bool(settings.task) != bool(settings.dev),
             "a dev score needs a task and its data: give --task and --dev together",
         ),

@@ -18,7 +18,7 @@ from .errors import ModelError
 from .head_forms import Head
 from .headed import check_head, load_headed
 from .progress import Watcher
-from .quantization import check_reading, identity, keep_codes, loading_options
+from .quantization import check_reading, identity, keep_codes, loading_options, stored_format
 
 Kind = Literal["causal", "encoder"]
 
@@ -259,7 +259,8 @@ def load_base(
             f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
             "Set eos_token and pad_token in tokenizer_config.json."
         )
-    if quantize != "none":
+    quantized = quantize if quantize != "none" else stored_format(config)
+    if quantized != "none":
         keep_codes(model)
         check_reading(model)
     if head:
@@ -269,11 +270,11 @@ def load_base(
         revision=revision,
         fingerprint=fingerprint_of(reference),
         kind=kind,
-        model=(model.to(place) if quantize == "none" else model).eval().requires_grad_(False),
+        model=(model.to(place) if quantized == "none" else model).eval().requires_grad_(False),
         tokenizer=tokenizer,
         head=head,
         head_modules=modules,
-        quantized=quantize,
+        quantized=quantized,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -130,6 +130,19 @@ def keep_codes(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def stored_format(config: Any) -> str:
+    """Return the format that the config of a checkpoint names, such as "nf4"; "none" for weights in whole precision.
+
+    Args:
+        config: A model's config.
+    """
+    found = getattr(config, "quantization_config", None)
+    found = found if isinstance(found, Mapping) or found is None else found.to_dict()
+    if not found or found.get("quant_method") != "bitsandbytes":
+        return "none"
+    return "int8" if found.get("load_in_8bit") else str(found.get("bnb_4bit_quant_type", "fp4"))
 
 
 def identity(quantize: str) -> dict[str, Any] | None:

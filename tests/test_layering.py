@@ -12,7 +12,18 @@ ROOT = Path(__file__).parent.parent / "adaptermix"
 # From the bottom up: a module may import those of its own layer and of layers before it.
 LAYERS = [
     ["errors", "launcher"],
-    ["files", "checks", "settings", "progress", "algebra", "pooling", "checkpoints", "quantization", "head_forms"],
+    [
+        "files",
+        "checks",
+        "settings",
+        "progress",
+        "threads",
+        "algebra",
+        "pooling",
+        "checkpoints",
+        "quantization",
+        "head_forms",
+    ],
     ["methods", "adapters"],
     ["testing"],
     ["manifest", "publish.card"],

@@ -45,10 +45,11 @@ class _Sums:
         self.rows += len(rows)
 
     def read(self) -> Rows:
+        """Return what was summed; the sums are used up, since there is memory for one matrix only."""
         count = max(1, self.rows)
         off = self.total / count
         mean = off if self.center is None else self.center + off
-        return Rows(spread=self.moment / count - torch.outer(off, off), mean=mean, count=self.rows)
+        return Rows(covariance=self.moment.div_(count).addr_(off, off, alpha=-1), mean=mean, count=self.rows)
 
 
 @dataclass(slots=True)
@@ -60,7 +61,9 @@ class _Pass:
     part: str = "fitted"
 
     def take(self, name: str, given: Tensor) -> None:
-        rows = given[self.mask] if given.shape[:-1] == self.mask.shape else given.reshape(-1, given.shape[-1])
+        rows = given.reshape(-1, given.shape[-1])
+        if len(rows) == self.mask.numel():  # some models lay all tokens one after another
+            rows = rows[self.mask.reshape(-1)]
         if len(rows):
             self.sums[self.part][name].add(rows.float())
 
@@ -76,16 +79,16 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
     for file in files:
         if ".jsonl" in file.suffixes:
             for _, row in file.json_rows():
-                texts.append(
-                    str(row.get("text") or " ".join(value for value in row.values() if isinstance(value, str)))
-                )
+                text = row.get("text")
+                strings = [text] if isinstance(text, str) else [v for v in row.values() if isinstance(v, str)]
+                texts.append(" ".join(strings))
         else:
             texts += [line.partition("\t")[0].strip() for _, line in file.lines()]
     found = list(dict.fromkeys(text for text in texts if text))
     if len(found) < _LEAST:
         raise DataError(
-            f"--calibration must hold at least {_LEAST} texts that differ, and holds {len(found)}. Give some hundred, "
-            "as the model will see."
+            f"--calibration must hold at least {_LEAST} texts that differ (lines, `text` of JSONL, first columns of "
+            f"TSV), and holds {len(found)}. Give some hundred, as the model will see."
         )
     return found, files
 
@@ -240,5 +243,10 @@ def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:
     order = sorted(texts, key=len)
     for start in range(0, len(order), _BATCH):
         yield base.tokenizer(
-            order[start : start + _BATCH], padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"
+            order[start : start + _BATCH],
+            padding=True,
+            truncation=True,
+            max_length=_LONGEST,
+            return_tensors="pt",
+            padding_side="right",  # as positions are counted from the left
         ).to(base.device)

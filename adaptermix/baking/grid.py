@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from ..errors import ModelError
 from ..quantization import BLOCK, unpack
 
 _LEVELS = 127
@@ -47,6 +48,10 @@ class Quantized(ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """What a forward pass reads the weight in."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what a manifest says of the format."""
 
     @abstractmethod
     def with_scales(self, scales: Tensor) -> Self:
@@ -144,6 +149,10 @@ class FourBit(Quantized):
         found: torch.dtype = self.state.dtype
         return found
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a manifest says of the format."""
+        return {"format": self.state.quant_type, "block_size": self.block, "double": bool(self.state.nested)}
+
     def with_scales(self, scales: Tensor) -> FourBit:
         """Return a weight of the same codes and the storable scales that are nearest to these.
 
@@ -182,10 +191,10 @@ class FourBit(Quantized):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EightBit(Quantized):
-    """A weight in LLM.int8(): a scale per row, and 255 steps between it and its negative.
+    """A weight in LLM.int8(): a scale per row, and 255 values from its negative to it.
 
     Args:
-        codes: Steps above the least, 0 to 255.
+        codes: Steps above the least, 0 to 254.
         scales: Largest magnitude of each row.
         form: What a forward pass reads the weight in.
 
@@ -210,14 +219,19 @@ class EightBit(Quantized):
             steps: As bitsandbytes stores them, [out in].
             scales: Largest magnitude of each row.
             dtype: What a forward pass reads the weight in.
+
+        Raises:
+            ModelError: there is a step of -128, which bitsandbytes writes nowhere.
         """
-        codes = (steps.to(torch.int16) + _LEVELS + 1).to(torch.uint8)
+        if steps.numel() and int(steps.min()) < -_LEVELS:
+            raise ModelError("weights in 8 bits must be steps from -127 to 127, and one is -128. Quantise them anew.")
+        codes = (steps.to(torch.int16) + _LEVELS).to(torch.uint8)
         return cls(codes=codes, scales=scales.float().flatten(), form=dtype)
 
     @property
-    def table(self) -> Float[Tensor, " 256"]:
-        """The values of the codes: -1 is the second, as bitsandbytes never writes the first."""
-        return torch.arange(-_LEVELS - 1, _LEVELS + 1, device=self.codes.device) / _LEVELS
+    def table(self) -> Float[Tensor, " 255"]:
+        """The values of the codes, from -1 to 1."""
+        return torch.arange(-_LEVELS, _LEVELS + 1, device=self.codes.device) / _LEVELS
 
     @property
     def block(self) -> int:
@@ -228,6 +242,10 @@ class EightBit(Quantized):
     def dtype(self) -> torch.dtype:
         """What a forward pass reads the weight in."""
         return self.form
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a manifest says of the format."""
+        return {"format": "int8"}
 
     def with_scales(self, scales: Tensor) -> EightBit:
         """Return a weight of the same codes and these scales."""
@@ -244,7 +262,7 @@ class EightBit(Quantized):
     def stored(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint that transformers and bitsandbytes read the weight from."""
         stem = name.removesuffix("weight")
-        steps = (self.codes.to(torch.int16) - _LEVELS - 1).to(torch.int8)
+        steps = (self.codes.to(torch.int16) - _LEVELS).to(torch.int8)
         # row after row is the only layout that is left
         return {name: steps, f"{stem}SCB": self.scales, f"{stem}weight_format": torch.tensor(0, dtype=torch.uint8)}
 

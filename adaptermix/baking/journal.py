@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..adapters.writer import write_tensors
 from ..algebra import LowRank
-from ..files import held, partial_path, write_whole
+from ..files import held, write_whole
+from ..progress import Watcher
 from .fidelity import Fidelity
 from .report import BakedModule
 
@@ -93,7 +94,7 @@ def _module(document: Mapping[str, Any]) -> BakedModule:
 
 
 @contextmanager
-def journal(out: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
+def journal(out: Path, identity: Mapping[str, Any], watch: Watcher) -> Iterator[Journal]:
     """Yield the journal of a bake, with what an interrupted one of the same identity has finished.
 
     It vanishes when the block ends well.
@@ -101,17 +102,24 @@ def journal(out: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
     Args:
         out: The output.
         identity: Plain data: what the result depends on.
+        watch: Is told where finished modules cannot be used.
 
     Raises:
         OutputError: another process works on the same output.
     """
-    folder = partial_path(out.absolute())
+    out = out.absolute()
+    folder = out.parent / f".{out.name}.bake"  # not where training into the same output keeps its own
     with held(folder, out):
         plan = json.dumps(identity, sort_keys=True, indent=1).encode()
         done = folder / "modules"
-        if not (folder / _PLAN).is_file() or (folder / _PLAN).read_bytes() != plan:
+        before = (folder / _PLAN).read_bytes() if (folder / _PLAN).is_file() else plan
+        if before != plan:
+            watch.note(f"note: modules that were finished for other settings or files are dropped ({folder}).")
             shutil.rmtree(done, ignore_errors=True)
-            write_whole(folder / _PLAN, plan)
+        write_whole(folder / _PLAN, plan)
         done.mkdir(exist_ok=True)
         yield Journal(done)
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(done)
+        (folder / _PLAN).unlink()
+    with suppress(OSError):  # another process may have begun there
+        folder.rmdir()

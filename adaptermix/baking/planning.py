@@ -23,7 +23,7 @@ from ..compose.plan import MergePlan
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output
 from ..models import pick_device
-from ..quantization import skipped_modules
+from ..quantization import identity, skipped_modules
 from ..settings import BakeSettings
 from ..train.outline import outline
 from .base import QuantizedCheckpoint, as_whole
@@ -49,6 +49,8 @@ class BakePlan:
         linear: Names of the weights that a quantised base has quantised.
         skipped: Modules that it leaves whole.
         turned: Names of weights that lie as [in out], though quantised ones are [out in].
+        rounded_from: Dtype that weights are in before they are quantised, as where the adapters were trained; None for
+            the storage dtype.
     """
 
     settings: BakeSettings
@@ -60,6 +62,7 @@ class BakePlan:
     linear: frozenset[str]
     skipped: tuple[str, ...]
     turned: frozenset[str]
+    rounded_from: torch.dtype | None
 
     @property
     def strategy(self) -> str:
@@ -68,10 +71,23 @@ class BakePlan:
             return "merge-16"
         return self.settings.strategy
 
+    def quantiser(self) -> dict[str, Any] | None:
+        """Return what a manifest says of the quantiser of the result or, in 16 bits, of what it was made from."""
+        if not isinstance(self.checkpoint, QuantizedCheckpoint) or not self.checkpoint.readers:
+            return identity(self.settings.quantize)
+        return next(iter(self.checkpoint.readers.values()))().identity()
+
     @property
     def is_quantized_base(self) -> bool:
         """Whether the base is quantised in its files."""
         return isinstance(self.checkpoint, QuantizedCheckpoint)
+
+    def pass_dtype(self) -> str:
+        """Return the dtype that a base must be loaded in so that its codes are those of this bake."""
+        if self.rounded_from is None:
+            name = next(iter(self.linear))
+            return str(self.dtype_of(name, self.checkpoint.load(name).dtype)).removeprefix("torch.")
+        return str(self.rounded_from).removeprefix("torch.")
 
     def update(self, name: str) -> Update:
         """Return the sum of the adapters' updates of a weight, on the CPU."""
@@ -83,7 +99,7 @@ class BakePlan:
             return self.checkpoint.readers[name]().to(self.device)
         tensor = self.checkpoint.load(name).to(self.device)
         tensor = tensor.T if name in self.turned else tensor
-        return FORMATS[self.settings.quantize](tensor.to(self.dtype_of(name, tensor.dtype)))
+        return FORMATS[self.settings.quantize](tensor.to(self.rounded_from or self.dtype_of(name, tensor.dtype)))
 
     def delta(self, name: str) -> Tensor:
         """Return it as the base stores the weight, in float32, where it is computed on."""
@@ -131,13 +147,6 @@ def prepare(settings: BakeSettings) -> BakePlan:
     names = weight_names(merge, checkpoint)
     _check_shapes(merge, checkpoint, names)
     paths, linear, skipped, turned = _layers(settings, checkpoint)
-    beyond = sorted(set(names) - linear)
-    if settings.quantize != "none" and beyond and settings.strategy not in WHOLE:
-        raise PlanError(
-            f"what is quantised are linear layers, and the adapter acts on '{names[beyond[0]]}', which is none or "
-            "stays whole. "
-            "Take --strategy merge-16 or dequant-16."
-        )
     return BakePlan(
         settings=settings,
         merge=merge,
@@ -148,6 +157,7 @@ def prepare(settings: BakeSettings) -> BakePlan:
         linear=frozenset(linear if settings.quantize != "none" else ()),
         skipped=skipped,
         turned=frozenset(turned),
+        rounded_from=None if settings.dtype else _trained_in(merge, settings.quantize),
     )
 
 
@@ -158,6 +168,16 @@ def _check_bakeable(merge: MergePlan) -> None:
                 f"what is baked are deltas of weights, and adapter '{source.name}' has biases or fully trained tensors "
                 "(a head) too, which would be lost. Load it with PEFT beside the base model."
             )
+
+
+def _trained_in(merge: MergePlan, quantize: str) -> torch.dtype | None:
+    """Return the dtype from which the base was quantised where the adapters were trained, if they tell one."""
+    for source in merge.sources:
+        entry = source.meta.manifest.get("base")
+        quantiser = entry.get("quantization") if isinstance(entry, Mapping) else None
+        if isinstance(entry, Mapping) and isinstance(quantiser, Mapping) and quantiser.get("format") == quantize:
+            return DTYPES.get(str(entry.get("dtype")))
+    return None
 
 
 def _check_format(settings: BakeSettings, checkpoint: Checkpoint) -> None:

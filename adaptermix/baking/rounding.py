@@ -29,7 +29,7 @@ _RIDGE = 1e-4
 """The same for block scales, towards what they are."""
 Form = TypeVar("Form", bound=Quantized)
 _NUMBERS = 2**22
-"""Numbers of one product that are in memory at a time."""
+"""Numbers of one product, or of the systems of some rows, that are in memory at a time."""
 _ROUNDS = 2
 
 
@@ -141,7 +141,7 @@ def fit_scales(target: Float[Tensor, "out in"], weight: Quantized, inputs: Input
     before = weight.scales.view(rows, blocks)
     values = weight.table[weight.codes.long()]
     found = torch.empty_like(before)
-    step = max(1, _NUMBERS // (blocks * count))
+    step = max(1, _NUMBERS // max(count, blocks * blocks))
     for first in range(0, rows, step):
         part = slice(first, first + step)
         some = values[part]

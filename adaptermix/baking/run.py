@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,15 +20,16 @@ from ..adapters import AdapterState, TargetSpec, open_adapters, write_adapter
 from ..checkpointing.reading import base_entry
 from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_shards, write_checkpoint
 from ..compose.merging import merge
+from ..data import find_files
 from ..errors import PlanError
 from ..evaluation.acting import acting
 from ..files import whole_folder
 from ..models import load_base
 from ..progress import SILENT, Watcher
 from ..publish.card import card
-from ..quantization import config_of_format, identity
+from ..quantization import config_of_format
 from ..settings import BakeSettings
-from ..splits import CALIBRATION, refuse_tested
+from ..splits import CALIBRATION, refuse_tested, text_hash
 from .activations import InputsOfModules, read_texts
 from .fidelity import Fidelity
 from .journal import Journal, journal
@@ -42,6 +44,8 @@ BESIDE = "residual"
 """Folder, in that of a result, of the LoRA that stays beside it."""
 _SLOW = ("auto", "calibrated", "residual")
 """Strategies whose modules are kept for an interrupted run."""
+_SPENDING = ("keep_at_least", "error_at_most", "seed")
+"""What strategies with several outcomes choose by, and a seed that others draw with."""
 _NOT_OF_RESULT = {
     "out",
     "overwrite",
@@ -75,19 +79,22 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
     _check_quantiser(plan, watch)
     out = Path(settings.out)
     with ExitStack() as stack:
-        inputs = stack.enter_context(_inputs(plan, watch))
+        inputs = _Inputs(plan, watch)
+        stack.callback(inputs.close)
         if settings.dry_run:
             work = Work(plan, inputs.of, Journal(None), compare=True)
             if not settings.task:
                 return _report(plan, work, _tried(plan, work, watch))
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="adaptermix-")))
         else:
-            kept = stack.enter_context(journal(out, _identity(plan, inputs))) if _is_kept(plan) else Journal(None)
+            notes = journal(out, _identity(plan, inputs), watch) if _is_kept(plan) else nullcontext(Journal(None))
+            kept = stack.enter_context(notes)
             folder = stack.enter_context(whole_folder(out, overwrite=settings.overwrite))
             work = Work(plan, inputs.of, kept)
         report = _report(plan, work, _written(plan, work, folder, watch), out=None if settings.dry_run else out)
         if not settings.dry_run:
             _check_kept(plan, report)
+        inputs.close()
         if settings.task:
             beside = folder / BESIDE if work.beside else None
             report = report.with_task(scores(plan, folder, beside, watch))
@@ -122,7 +129,7 @@ def _lora_bytes(settings: BakeSettings) -> int:
 def _check_quantiser(plan: BakePlan, watch: Watcher) -> None:
     """Refuse to write an adapter into another form of its base than it was trained on, where that is not asked for."""
     settings = plan.settings
-    meant = identity(settings.quantize) or {"format": "none"}
+    meant = plan.quantiser() or {"format": "none"}
     for source in plan.merge.sources:
         entry = source.meta.manifest.get("base")
         trained = (entry.get("quantization") if isinstance(entry, Mapping) else None) or {"format": "none"}
@@ -144,38 +151,48 @@ def _check_quantiser(plan: BakePlan, watch: Watcher) -> None:
 class _Inputs:
     """What calibration texts tell of modules' inputs; the model is loaded when that is first asked for."""
 
-    def __init__(self, plan: BakePlan, stack: ExitStack, watch: Watcher) -> None:
-        self._plan, self._stack, self._watch = plan, stack, watch
+    def __init__(self, plan: BakePlan, watch: Watcher) -> None:
+        self._plan, self._stack, self._watch = plan, ExitStack(), watch
         settings = plan.settings
         self.texts, self.files = read_texts(settings.calibration) if settings.calibration else ([], [])
         self.tested = refuse_tested({CALIBRATION: self.files}, allowed=settings.allow_tested)
+        texts = {text_hash(file) for file in self.files}
+        both = [file for file in find_files(settings.dev) if text_hash(file) in texts] if settings.dev else []
+        if both:
+            raise PlanError(
+                f"a dev score must be of rows that codes were not fitted to, and {both[0].path} is given for "
+                "--calibration too. Give other texts."
+            )
 
     @cached_property
     def _measured(self) -> InputsOfModules:
         plan = self._plan
         base = load_base(plan.settings.base, device=plan.settings.device, dtype="auto")
         self._stack.enter_context(acting(base, plan.merge.sources, heads=False))
-        wanted = {name: plan.paths[name] for name in plan.checkpoint.tensors if name in plan.names}
+        wanted = {
+            name: plan.paths[name] for name in plan.checkpoint.tensors if name in plan.names and name in plan.paths
+        }
         return InputsOfModules(base, self.texts, wanted, self._watch)
 
     def of(self, name: str) -> Known | None:
         """Return what is known of the inputs of a weight's module."""
         return self._measured.of(name) if self.texts and name in self._plan.paths else None
 
-
-@contextmanager
-def _inputs(plan: BakePlan, watch: Watcher) -> Iterator[_Inputs]:
-    with ExitStack() as stack:
-        yield _Inputs(plan, stack, watch)
+    def close(self) -> None:
+        """Let go of the model and of what is known."""
+        self._stack.close()
+        self.__dict__.pop("_measured", None)
 
 
 def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
     """Return what finished modules depend on."""
     settings = plan.settings.model_dump(mode="json", exclude=_NOT_OF_RESULT)
-    if plan.strategy == "calibrated":  # what must be kept changes nothing there
-        settings.pop("keep_at_least")
+    if plan.strategy == "calibrated":  # these change nothing there
+        settings = {name: value for name, value in settings.items() if name not in _SPENDING}
     return {
         "settings": settings,
+        "device": plan.device.type,  # the dtype of a pass depends on it
+        "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
         "base": base_entry(plan.settings.base, plan.checkpoint),
         "adapters": [source.digest for source in plan.merge.sources],
         "calibration": [file.entry() for file in inputs.files],
@@ -187,6 +204,7 @@ def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
     merged = merge(
         settings.adapter,
         weights=[1.0] * len(settings.adapter),
+        base=settings.base,
         out=settings.out,
         overwrite=settings.overwrite,
         dry_run=settings.dry_run,
@@ -209,7 +227,9 @@ def _written(plan: BakePlan, work: Work, folder: Path, watch: Watcher) -> int:
     dtype = DTYPES[settings.dtype] if settings.dtype else None
     if plan.strategy in WHOLE:
         options: dict[str, Any] = {"dtype": dtype, "shard_size": settings.shard_size}
-        write_checkpoint(plan.checkpoint, folder, work.deltas(), watch=watch, **options)
+        # small factors are made beside the threads that add them, of which none should wait for others
+        threads = 1 if plan.strategy == "merge-16" else None
+        write_checkpoint(plan.checkpoint, folder, work.deltas(), maker_threads=threads, watch=watch, **options)
         _name_quantiser(folder, None)
         return _size(plan, dtype)
     size = write_shards(folder, work.groups(watch), limit=parse_size(settings.shard_size))
@@ -254,18 +274,18 @@ def _check_kept(plan: BakePlan, report: BakeReport) -> None:
     if report.is_enough:
         return
     kept, found = report.overall.kept, report.compared()
-    ways = [f"keep (all of it: an adapter of {_gigabytes(report.lora_bytes)} beside the base)"]
-    if "dequant-16" in found:
-        ways.append(f"dequant-16 ({found['dequant-16'].kept:.3f}, {_gigabytes(found['dequant-16'].bytes)})")
-        texts = "" if plan.settings.calibration else "with texts for --calibration "
-        ways.append(
-            f"{texts}auto (what codes cannot hold stays in 16 bits) and residual (a small LoRA beside the codes)"
-        )
+    least = math.floor(kept * 100) / 100
+    ways = [f"keep ({_gigabytes(report.lora_bytes)} beside the base)"]
+    in_16 = found.get("dequant-16")
+    if in_16 and in_16.kept >= report.least:
+        ways.append(f"dequant-16 ({in_16.kept:.3f}, {_gigabytes(in_16.bytes)})")
+        between = f"between {_gigabytes(report.bytes)} and that; --dry-run with --calibration measures them"
+        ways.append(" and ".join(name for name in ("residual", "auto") if name != report.strategy) + f" ({between})")
+    can_go_on = " from what is worked out" if plan.strategy == "calibrated" else ""
     raise PlanError(
         f"at least {report.least:g} of the adapter's effect must be kept, and strategy '{report.strategy}' keeps "
-        f"{kept:.3f} (on {report.measured_on}; {_gigabytes(report.bytes)}). Enough keep: {'; '.join(ways)}; --dry-run "
-        f"measures them. --keep-at-least {max(0, math.floor(kept * 100) / 100):.2f} takes it as it is."
-        + (" The modules are kept for the same call." if _is_kept(plan) else "")
+        f"{kept:.3f} (on {report.measured_on}). What keeps enough: {'; '.join(ways)}."
+        + (f" --keep-at-least {least:.2f} takes it as it is{can_go_on}." if least >= 0 else "")
     )
 
 
@@ -307,7 +327,7 @@ def _document(plan: BakePlan, report: BakeReport, inputs: _Inputs) -> dict[str, 
         base=base_entry(settings.base, plan.checkpoint),
         inputs=[manifest.input_entry(source, 1.0) for source in sources],
         calibration=[file.entry() for file in inputs.files] or None,
-        quantization=identity(settings.quantize),
+        quantization=plan.quantiser(),
         fidelity=report.document() | {"out": None},
         **manifest.inherit(sources, tested=inputs.tested),
     )

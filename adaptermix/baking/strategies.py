@@ -33,19 +33,19 @@ class Rows:
     """What is known of rows of a module's inputs.
 
     Args:
-        spread: Second moment about the mean.
+        covariance: Second moment about the mean.
         mean: Their mean.
         count: How many there were.
     """
 
-    spread: Float[Tensor, "in in"]
+    covariance: Float[Tensor, "in in"]
     mean: Float[Tensor, " in"]
     count: int
 
     @property
     def moment(self) -> Float[Tensor, "in in"]:
         r"""Return the mean of $x x^\top$."""
-        return self.spread + torch.outer(self.mean, self.mean)
+        return self.covariance + torch.outer(self.mean, self.mean)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +55,8 @@ class Known:
     Args:
         fitted: Rows that codes are fitted to.
         chosen: Rows on which results are chosen.
-        held: Rows that have no part in either, on which what is kept is measured.
+        held: Rows that have no part in either, on which what is kept is measured. Where a strategy spends more until
+            enough is kept, these must keep it too.
     """
 
     fitted: Rows
@@ -227,7 +228,7 @@ def _repaid(wanted: Wanted, known: Known, codes: Baked, rank: int) -> Baked:
     rows = known.fitted
     settle = wanted.settle if _settles(wanted, rows) else None
     rest = wanted.delta - (codes.weight.weight() - wanted.base.weight())
-    beside = leading(rest, rows.spread if settle else rows.moment, rank)
+    beside = leading(rest, rows.covariance if settle else rows.moment, rank)
     shift = settle((rest - beside.dense()) @ rows.mean) if settle else None
     return Baked(weight=codes.weight, shift=shift, beside=beside)
 
@@ -249,13 +250,16 @@ def leading(matrix: Tensor, moment: Tensor, rank: int) -> LowRank:
         torch.manual_seed(0)  # the decomposition begins with random directions
         left, _, _ = torch.svd_lowrank(matrix @ root, q=min(rank + _MORE, *matrix.shape), niter=_ITERATIONS)
     left = left[:, :rank].contiguous()
-    return LowRank(b=left, a=left.T @ matrix)
+    right = left.T @ matrix
+    # factors of like size, as half floats have a narrow range
+    size = torch.linalg.vector_norm(right, dim=1).clamp(min=torch.finfo(right.dtype).tiny).sqrt()
+    return LowRank(b=left * size, a=right / size[:, None])
 
 
 def _nearest(wanted: Wanted, known: Known, limit: float) -> Baked:
     before, rows = wanted.base.weight(), known.fitted
     settle = wanted.settle if _settles(wanted, rows) else None
-    inputs = Inputs(moment=rows.spread if settle else rows.moment)
+    inputs = Inputs(moment=rows.covariance if settle else rows.moment)
 
     def aimed(stretch: float) -> tuple[Fidelity, Baked]:
         found = fit(wanted.base, before + stretch * wanted.delta, inputs)

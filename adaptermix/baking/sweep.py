@@ -7,6 +7,7 @@ column j behind it. What a block of columns adds to those behind it is one produ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -52,11 +53,17 @@ def sweep(
 
 @cache
 def _fused() -> _Block:
-    """Return the loop over a block in one kernel, where there is Triton; it comes with PyTorch for CUDA."""
+    """Return the loop over a block in one kernel, where there is Triton and a C compiler that it needs."""
     if find_spec("triton") is None:
         return sweep_block
     from . import sweep_triton
 
+    one = torch.ones(1, 1, device="cuda")
+    try:
+        sweep_triton.sweep_block(one, one.clone(), one, one, torch.arange(2.0, device="cuda"))
+    except Exception as error:  # whatever it is, the loop does the same
+        warnings.warn(f"codes are searched slowly, as Triton makes no kernel here: {error}", stacklevel=2)
+        return sweep_block
     return sweep_triton.sweep_block
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # `sweep` does not use this module then
+    triton = None
+
 _ROWS = 16
+_compiled: Any = triton.jit if triton else lambda function: function
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _sweep(  # noqa: PLR0917  (kernels are called by place)
     weight: Any,
     gradient: Any,
@@ -62,18 +68,20 @@ def sweep_block(
     """Sweep a block of columns; as `sweep.sweep_block`."""
     rows, columns = weight.shape
     codes, moves = torch.empty_like(weight, dtype=torch.int32), torch.empty_like(weight)
-    _sweep[(triton.cdiv(rows, _ROWS),)](
-        weight,
-        gradient,
-        scales,
-        coupling,
-        values,
-        codes,
-        moves,
-        rows,
-        columns,
-        len(values),
-        ROWS=_ROWS,
-        COLUMNS=triton.next_power_of_2(columns),
-    )
+    # kernels start on the current device
+    with torch.cuda.device(weight.device) if weight.is_cuda else nullcontext():
+        _sweep[(triton.cdiv(rows, _ROWS),)](
+            weight,
+            gradient,
+            scales,
+            coupling,
+            values,
+            codes,
+            moves,
+            rows,
+            columns,
+            len(values),
+            ROWS=_ROWS,
+            COLUMNS=triton.next_power_of_2(columns),
+        )
     return codes, moves

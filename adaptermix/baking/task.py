@@ -43,9 +43,11 @@ def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> 
         adapter = settings.adapter[0]
         if len(settings.adapter) > 1:
             adapter = str(Path(folder) / "sum")
-            merge(settings.adapter, weights=[1.0] * len(settings.adapter), out=adapter, allow_base_mismatch=True)
+            weights = [1.0] * len(settings.adapter)
+            merge(settings.adapter, weights=weights, base=settings.base, out=adapter, allow_base_mismatch=True)
         quantize = "none" if plan.is_quantized_base or plan.strategy == "merge-16" else settings.quantize
-        unmerged = EvaluateSettings(base=settings.base, adapter=adapter, quantize=quantize, **common)
+        dtype = "auto" if quantize == "none" else plan.pass_dtype()
+        unmerged = EvaluateSettings(base=settings.base, adapter=adapter, quantize=quantize, dtype=dtype, **common)
         result = EvaluateSettings(base=str(baked), adapter=None if beside is None else str(beside), **common)
         return {
             "unmerged": evaluate(unmerged, watch=watch).overall.value,

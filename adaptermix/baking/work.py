@@ -27,6 +27,7 @@ AUTOMATIC = ("requantize", "calibrated")
 """What `auto` tries before it leaves a module in 16 bits."""
 COMPARED = ("requantize", "calibrated", "residual")
 """What a dry run measures beside what was asked for."""
+_ALL = (*COMPARED, "dequant-16")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +108,9 @@ class Work:
         order = sorted(plan.checkpoint.tensors, key=lambda name: name in biases)
         with watch.track("bake", len(order)) as advance:
             for name in order:
-                if name not in plan.linear:
+                if name not in plan.linear and name in plan.names:
+                    yield {name: self._added(name)}
+                elif name not in plan.linear:
                     tensor = plan.checkpoint.load(name)
                     found = tensor if name not in self._shifts else tensor.float() + self._shifts[name].cpu()
                     yield {name: self._narrowed(name, found, tensor.dtype)}
@@ -123,6 +126,17 @@ class Work:
         """Return the size of the LoRA that stays beside the result."""
         size = sum(update.rank * sum(update.shape) for update in self.beside.values())
         return size * self.beside_dtype.itemsize
+
+    def _added(self, name: str) -> Tensor:
+        """Return a tensor that stays in 16 bits, such as an output layer, with its delta."""
+        tensor = self._plan.checkpoint.load(name)
+        before, delta = tensor.float().to(self._plan.device), self._plan.delta(name)
+        found = self._narrowed(name, before + delta, tensor.dtype)
+        module = _rounded("merge-16", delta, found.float() - before, None)
+        self._tell(
+            name, replace(module, size=_bytes(found), compared=dict.fromkeys(_ALL, (module.fidelity, _bytes(found))))
+        )
+        return found.cpu()
 
     def _keep(self, name: str, finished: Finished) -> None:
         plan, bias = self._plan, self._plan.bias_of(name)

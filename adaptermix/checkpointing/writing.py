@@ -20,6 +20,7 @@ from ..algebra import LowRank
 from ..checkpoints import INDEX, SINGLE, Checkpoint
 from ..errors import ModelError, PlanError
 from ..progress import SILENT, Advance, Watcher
+from ..threads import torch_threads
 from .adding import Crew, write_sum
 from .reading import FLOATS
 
@@ -131,8 +132,10 @@ def _check_deltas(base: Checkpoint, names: Sequence[str]) -> None:
             )
 
 
-def _write_shard(path: Path, base: Checkpoint, shard: Shard, deltas: Mapping[str, Delta], advance: Advance) -> None:
-    with tensor_file(path, shard.headers, {"format": "pt"}) as file, Crew() as crew:
+def _write_shard(
+    path: Path, base: Checkpoint, shard: Shard, deltas: Mapping[str, Delta], advance: Advance, *, threads: int | None
+) -> None:
+    with tensor_file(path, shard.headers, {"format": "pt"}) as file, Crew() as crew, torch_threads(threads):
         for name in file_order(shard.headers):
             stored, shape = shard.headers[name]
             delta = deltas[name]() if name in deltas else None
@@ -154,6 +157,7 @@ def write_checkpoint(
     *,
     dtype: torch.dtype | None = None,
     shard_size: int | str = "5GB",
+    maker_threads: int | None = None,
     watch: Watcher = SILENT,
 ) -> None:
     r"""Write $W_0 + \Delta$ as a full checkpoint beside the base's config, tokenizer and licence files.
@@ -167,6 +171,7 @@ def write_checkpoint(
         delta_of: Per tensor name what makes its delta; called once, in the order of the files.
         dtype: Storage dtype of float tensors; None keeps that of each.
         shard_size: Size that no file exceeds, unless a single tensor does; one file where everything fits.
+        maker_threads: Threads that make a delta, while others add the one before; default as many as torch has.
         watch: Receives progress.
 
     Shapes: each delta has the shape of its tensor.
@@ -180,7 +185,7 @@ def write_checkpoint(
     shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
     with watch.track("write", len(base.tensors)) as advance:
         for shard in shards:
-            _write_shard(out_folder / shard.file, base, shard, delta_of, advance)
+            _write_shard(out_folder / shard.file, base, shard, delta_of, advance, threads=maker_threads)
     write_index(out_folder, shards)
     copy_companions(base, out_folder, dtype=dtype)
 

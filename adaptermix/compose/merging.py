@@ -22,6 +22,7 @@ from ..models import fingerprint, pick_device
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..publish.card import card
+from ..threads import torch_threads
 from .dense import check_dense, write_delta
 from .execute import execute, merged_modules
 from .forms import KEEP, Form, Rank, Shape
@@ -167,7 +168,7 @@ def merge(
     chosen = _DTYPES[dtype or "float32"]
     with (
         _hashing(plan.sources if target is not None else ()),
-        _threads(1 if plan.method.is_linear and plan.checkpoint is None else None),
+        torch_threads(1 if plan.method.is_linear and plan.checkpoint is None else None),
     ):
         if target is not None and can_stream(plan):
             return _merge_streaming(plan, settings, target, chosen, overwrite=overwrite, watch=watch)
@@ -202,17 +203,6 @@ def _hashing(sources: Sequence[AdapterSource]) -> Iterator[None]:
         yield
         for found in hashes:
             found.result()
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Compute with this many threads in the block: for small tensors, waking others costs more than they save."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _report(

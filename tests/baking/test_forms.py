@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("bitsandbytes")
 
@@ -186,7 +187,7 @@ def test_what_was_worked_out_is_not_lost_when_it_is_refused(
 
     one = adapter(wide, tmp_path / "one", alpha=0.02)
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts]}
-    with pytest.raises(PlanError, match=r"Enough keep: keep .* dequant-16 \(1\.000.*auto .*residual"):
+    with pytest.raises(PlanError, match=r"What keeps enough: keep "):
         bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=1.0))
     monkeypatch.setattr(work.Work, "_finish", None)
     report = bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=0.0))
@@ -278,3 +279,92 @@ def test_texts_that_were_test_data_are_refused(
         bake(settings(wide, one, tmp_path / "out", **more))
     bake(settings(wide, one, tmp_path / "out", allow_tested=True, **more))
     assert json.loads((tmp_path / "out" / "adaptermix.json").read_text())["tested"]
+
+
+def test_the_base_is_rounded_from_the_dtype_that_the_adapter_was_trained_in(wide: Path, tmp_path: Path) -> None:
+    """Codes of a float32 checkpoint depend on whether it is loaded in bfloat16 first, as training does."""
+    one = adapter(wide, tmp_path / "one", alpha=4)
+    quantiser = {"format": "nf4", "block_size": 64, "double": True}
+    document = {"kind": "task", "base": {"id": str(wide), "dtype": "bfloat16", "quantization": quantiser}}
+    (one / "adaptermix.json").write_text(json.dumps(document))
+    common: dict[str, Any] = {"allow_base_mismatch": False, "quantize": "nf4", "strategy": "dequant-16"}
+    bake(settings(wide, one, tmp_path / "out", **common))
+    trained = load_base(str(wide), device="cpu", dtype="bfloat16", quantize="nf4").model
+    found = open_checkpoint(tmp_path / "out")
+    from bitsandbytes.functional import dequantize_4bit
+
+    from adaptermix.adapters import open_adapter
+
+    for path, update in open_adapter(one).read().updates.items():
+        weight = trained.get_submodule(path).weight
+        state = weight.quant_state
+        state.dtype = torch.float32
+        wanted = dequantize_4bit(weight.data, state) + update.dense()
+        torch.testing.assert_close(found.load(f"{path}.weight"), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_output_layer_stays_whole_and_gets_its_delta(
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    one = peft_lora(wide, tmp_path / "one", r=4, lora_alpha=4, target_modules=["q_proj", "lm_head"])
+    factors = load_file(one / "adapter_model.safetensors")  # PEFT saves a copy of the output layer too
+    save_file({k: v for k, v in factors.items() if ".lora_" in k}, one / "adapter_model.safetensors")
+    more: dict[str, Any] = {"quantize": "nf4", "strategy": "auto", "calibration": [texts]}
+    report = bake(settings(wide, one, tmp_path / "out", **more))
+    assert report.modules["lm_head"].strategy == "merge-16"
+    from adaptermix.adapters import open_adapter
+
+    delta = open_adapter(one).read().updates["lm_head"].dense()
+    before, after = (
+        open_checkpoint(wide).load("lm_head.weight"),
+        open_checkpoint(tmp_path / "out").load("lm_head.weight"),
+    )
+    torch.testing.assert_close(after - before, delta, rtol=1e-3, atol=1e-5)
+    load(tmp_path / "out")
+    bake(settings(wide, one, tmp_path / "16", strategy="merge-16", calibration=[texts]))
+
+
+def test_a_bake_leaves_the_unfinished_work_of_other_commands_alone(
+    wide: Path,
+    texts: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    training = partial_path(tmp_path / "out")
+    training.mkdir()
+    (training / "checkpoint").write_text("steps")
+    more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts], "keep_at_least": 0.0}
+    bake(settings(wide, one, tmp_path / "out", **more))
+    assert (training / "checkpoint").read_text() == "steps"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".out")) == [training.name]
+
+
+def test_the_manifest_tells_the_quantiser_of_the_base_that_was_read(wide: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=False)
+    loaded = AutoModelForCausalLM.from_pretrained(wide, quantization_config=config, dtype=torch.float32)
+    loaded.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(wide).save_pretrained(tmp_path / "base")
+    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    more: dict[str, Any] = {"quantize": "nf4", "strategy": "requantize", "keep_at_least": 0.0}
+    bake(settings(tmp_path / "base", one, tmp_path / "out", **more))
+    document = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
+    assert document["quantization"] == {"format": "nf4", "block_size": 64, "double": False}
+    assert load_base(str(tmp_path / "out"), device="cpu").quantized == "nf4"
+
+
+def test_a_dev_score_is_not_of_rows_that_codes_were_fitted_to(wide: Path, tmp_path: Path) -> None:
+    from tests.train.data import write_slots
+
+    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    rows = write_slots(tmp_path)
+    Path(rows).write_text(
+        "".join(line.replace("go", f"go {n}") + "\n" for n in range(9) for line in Path(rows).read_text().splitlines())
+    )
+    more: dict[str, Any] = {"quantize": "nf4", "calibration": [rows], "task": "slots", "dev": [rows]}
+    with pytest.raises(PlanError, match="is given for --calibration too"):
+        bake(settings(wide, one, tmp_path / "out", **more))

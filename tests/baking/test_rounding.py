@@ -37,7 +37,7 @@ def case(relative: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def rows_of(seed: int, rows: int = 4000) -> Rows:
     found = inputs(seed, rows)
     mean = found.mean(0)
-    return Rows(spread=moment(found - mean), mean=mean, count=rows)
+    return Rows(covariance=moment(found - mean), mean=mean, count=rows)
 
 
 def error(known: Inputs, difference: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_inputs_of_which_one_never_moves_are_no_obstacle() -> None:
     still = inputs(1)
     still[:, 5] = 50.0
     mean = still.mean(0)
-    rows = Rows(spread=moment(still - mean), mean=mean, count=len(still))
+    rows = Rows(covariance=moment(still - mean), mean=mean, count=len(still))
     wanted = Wanted(
         base=FORMATS["nf4"](weight),
         delta=delta,
@@ -262,4 +262,4 @@ def test_on_a_gpu_it_is_as_on_a_cpu(kind: str) -> None:
 
 
 def _there(rows: Rows) -> Rows:
-    return Rows(spread=rows.spread.cuda(), mean=rows.mean.cuda(), count=rows.count)
+    return Rows(covariance=rows.covariance.cuda(), mean=rows.mean.cuda(), count=rows.count)
