@@ -21,7 +21,7 @@ COMMANDS = {
     "train-task": ("train", "Train a task LoRA."),
     "train-joint": ("train", "Train one LoRA for a task and for alignment."),
     "merge": ("merge", "Merge adapters: files in, one adapter out, no base model."),
-    "bake": ("bake", "Write adapters into their base model, in 16 bits or in 4."),
+    "bake": ("bake", "Write adapters into their base model, in 16, 8 or 4 bits."),
     "methods": ("methods", "List the merge methods with their options."),
     "extract": ("extract", "Turn the difference between two checkpoints into a LoRA."),
     "search": ("search", "Find the merge weight of two adapters on dev data."),

@@ -11,9 +11,11 @@ from .base import ALLOW_TESTED, Files, Written
 
 
 class BakeSettings(Written):
-    """Write adapters into their base model, in 16 bits or in 4, and measure what is left of them."""
+    """Write adapters into their base model, in 16, 8 or 4 bits, and measure what is left of them."""
 
-    base: str = Field(description="base model in 16 or 32 bits: folder or Hub id, with @REVISION if wanted")
+    base: str = Field(
+        description="base model, quantised by bitsandbytes or not: folder or Hub id, with @REVISION if wanted"
+    )
     adapter: Files = Field(description="adapter folders; several are added")
     quantize: Literal["none", "nf4", "fp4", "int8"] = Field(
         "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 or 8 bits"
