@@ -1,0 +1,152 @@
+"""PEFT's LoRA with a fusion in its bottleneck; import this module late, since it imports PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora.layer import Linear, LoraVariant
+from torch import Tensor, nn
+
+from .functions import FUSIONS, Bottleneck, SoftAlignment
+from .sources import ALIGNMENTS
+
+
+@dataclass
+class FusionConfig(LoraConfig):  # type: ignore[misc]
+    """A LoRA whose bottleneck fuses source and target; PEFT alone loads it as a plain LoRA.
+
+    Args:
+        fusion: Name of the fusion.
+        fusion_alignment: `position`, `end`, `index`, or `soft`, which is learned.
+        fusion_norm: Whether sources are taken behind the norm that stands before a module.
+        fusion_offset: 0 for what goes into a block, 1 for what comes out of it.
+        fusion_pads: Whether padding of a source counts as a token, as in the release.
+
+    Raises:
+        ValueError: there is no such fusion or alignment.
+    """
+
+    fusion: str = field(default="add")
+    fusion_alignment: str = field(default="position")
+    fusion_norm: bool = field(default=True)
+    fusion_offset: int = field(default=0)
+    fusion_pads: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in ((self.fusion, FUSIONS), (self.fusion_alignment, {**ALIGNMENTS, "soft": None})):
+            if name not in known:
+                raise ValueError(f"fusions and their alignments must be among {', '.join(known)}, got {name!r}")
+        self._register_custom_module({nn.Linear: FusionLinear})
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> FusionConfig:
+        """Return the config of an adapter's JSON, which names PEFT's own type."""
+        return cls(**{name: value for name, value in kwargs.items() if name in cls.__dataclass_fields__})
+
+    @classmethod
+    def release(cls, **more: Any) -> FusionConfig:
+        """Return a config as the released code has it: raw states before a block, place by place, padding too."""
+        return cls(
+            **{"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index", "fusion_pads": True} | more
+        )
+
+    @classmethod
+    def paper(cls, **more: Any) -> FusionConfig:
+        """Return a config as the paper has it: as the release, and states behind a block."""
+        return cls.release(**{"fusion_offset": 1} | more)
+
+
+class FusionVariant(LoraVariant):  # type: ignore[misc]
+    """What PEFT asks a variant of LoRA to do."""
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, config: FusionConfig, **_: Any) -> None:
+        """Put a fusion beside an adapter's factors."""
+        rank, like = module.r[adapter_name], module.lora_A[adapter_name].weight
+        parts = {"fuse": FUSIONS[config.fusion](rank)}
+        if config.fusion_alignment == "soft":
+            parts["align"] = SoftAlignment(rank)
+        if not hasattr(module, "lora_fusion"):  # PEFT's layer begins anew what stood in it before
+            module.lora_fusion, module.fusion_pads = nn.ModuleDict({}), {}
+        module.lora_fusion[adapter_name] = nn.ModuleDict(parts).to(like.device, like.dtype)
+        module.fusion_pads[adapter_name] = config.fusion_pads
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        """Return the base's output and that of the LoRA, fused where a source is there."""
+        down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        dropout, scale = module.lora_dropout[active_adapter], module.scaling[active_adapter]
+        target = down(dropout(x.to(down.weight.dtype)))
+        if module.fusion_sources is not None and target.dim() == 3:
+            states, mask, start, note = module.fusion_sources
+            if len(states) != len(target):
+                raise ValueError(f"there must be a source for each of {len(target)} rows, and there are {len(states)}")
+            source = down(dropout(states.to(down.weight.dtype)))
+            mask = torch.ones_like(mask) if module.fusion_pads[active_adapter] else mask
+            given = beside(target, source, mask, start, module.fusion_past)
+            parts = module.lora_fusion[active_adapter]
+            target = parts["fuse"](parts["align"](given) if "align" in parts else given)
+            note()
+        found: Tensor = result + (up(target) * scale).to(result.dtype)
+        return found
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # noqa: ARG004
+        """Refuse, as always: a fusion is no change of a weight."""
+        raise ValueError("a fused LoRA depends on a source text, so it cannot be merged into a weight")
+
+    merge_unsafe = unmerge = merge_safe
+
+
+class FusionLinear(Linear):  # type: ignore[misc]
+    """PEFT's LoRA layer with a place for the source states of a pass; for layers in 4 and 8 bits too."""
+
+    adapter_layer_names = (*Linear.adapter_layer_names, "lora_fusion")
+    fusion_sources: tuple[Tensor, Tensor, Tensor, Any] | None = None
+    fusion_past = 0
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
+        """Return the fusion, for adapters that have one."""
+        if isinstance(config, FusionConfig):
+            return FusionVariant()
+        return super().resolve_lora_variant(config=config, **kwargs)
+
+
+def beside(target: Tensor, source: Tensor, mask: Tensor, start: Tensor, past: int) -> Bottleneck:
+    """Put source tokens beside target tokens.
+
+    Args:
+        target: Down-projections of target tokens.
+        source: Those of source tokens.
+        mask: Which source tokens count.
+        start: Place in the target of the first place of the source.
+        past: How many target tokens were read in passes before.
+
+    Shapes: `target` [rows tokens rank], `source` [rows others rank], `mask` [rows others], `start` [rows].
+    """
+    tokens, others = target.shape[1], source.shape[1]
+    places = past + torch.arange(tokens, device=target.device)
+    # which place of the source is beside each token
+    wanted = places[None] - start[:, None]
+    inside = wanted.clamp(0, others - 1)
+    present = (wanted == inside) & mask.gather(1, inside)
+    aligned = source.gather(1, inside[..., None].expand(-1, -1, source.shape[-1]))
+    # sources end where the prompt does or are read whole before, so an answer gives nothing of itself away
+    visible = mask[:, None, :].expand(-1, tokens, -1)
+    return Bottleneck(target=target, source=source, visible=visible, aligned=aligned, present=present)
+
+
+def load_fusion(model: nn.Module, folder: str, *, trainable: bool = False) -> PeftModel:
+    """Load a fused LoRA onto its base model.
+
+    Args:
+        model: The base model.
+        folder: The adapter's folder.
+        trainable: Whether it is to be trained on.
+    """
+    config = FusionConfig.from_pretrained(folder)
+    return PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
