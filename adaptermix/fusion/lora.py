@@ -57,7 +57,8 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
     @classmethod
     def paper(cls, **more: Any) -> FusionConfig:
         """Return a config as the paper has it: as the release, and states behind a block."""
-        return cls.release(**{"fusion_offset": 1} | more)
+        own: dict[str, Any] = {"fusion_offset": 1}
+        return cls.release(**own | more)
 
 
 class FusionVariant(LoraVariant):  # type: ignore[misc]
