@@ -18,7 +18,7 @@ from .errors import ModelError
 from .head_forms import Head
 from .headed import check_head, load_headed
 from .progress import Watcher
-from .quantization import check_reading, identity, keep_codes, loading_options, stored_format
+from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 
 Kind = Literal["causal", "encoder"]
 
@@ -261,6 +261,7 @@ def load_base(
         )
     quantized = quantize if quantize != "none" else stored_format(config)
     if quantized != "none":
+        compute_in(model, wide)
         keep_codes(model)
         check_reading(model)
     if head:

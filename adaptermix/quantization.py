@@ -120,6 +120,14 @@ def unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack([flat >> 4, flat & 15], dim=1).flatten()[:count]
 
 
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let 4-bit layers compute in a dtype, whatever the checkpoint's config says: float16 is slow on CPUs."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "compute_dtype") and hasattr(module, "compute_type_is_set"):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+
+
 def keep_codes(model: nn.Module) -> None:
     """Keep 4-bit weights on a CPU as they were loaded.
 
