@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         AlignOptions,
         BakeSettings,
         CompareSettings,
+        FusionSettings,
         JointSettings,
         RetrieveSettings,
         SearchSettings,
@@ -228,6 +229,29 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
     )
     for is_faulty, message in faults:
         if is_faulty:
+            raise ValueError(message)
+    return settings
+
+
+def sound_fusion(settings: FusionSettings) -> FusionSettings:
+    """Refuse what a fusion cannot have, and dev rows without sources."""
+    faults = (
+        (
+            bool(settings.dev) != bool(settings.dev_source),
+            "dev rows need sources: give --dev and --dev-source together",
+        ),
+        (settings.dora, "--dora changes weights, and a fusion is none: leave one out"),
+        (settings.compile, "--compile does not go with a fusion: leave it out"),
+        (
+            bool(settings.on_top_of or settings.start_from),
+            "a fusion begins anew: leave --on-top-of and --start-from out",
+        ),
+        (settings.norm_budget is not None, "--norm-budget is about changes of weights, and a fusion is none"),
+        (settings.init not in ("kaiming", "gaussian"), "--init must be kaiming or gaussian for a fusion"),
+        (settings.lora_plus != 1, "--lora-plus does not go with a fusion: leave it out"),
+    )
+    for is_fault, message in faults:
+        if is_fault:
             raise ValueError(message)
     return settings
 

@@ -20,6 +20,7 @@ from .settings import (
     DemoInputsSettings,
     EvaluateSettings,
     ExtractSettings,
+    FusionSettings,
     InspectSettings,
     JointSettings,
     MergeSettings,
@@ -31,11 +32,12 @@ from .settings import (
     TaskSettings,
 )
 from .study import search, search_dry
-from .train import train_align, train_joint, train_task
+from .train import train_align, train_fusion, train_joint, train_task
 
 _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     AlignSettings: lambda settings, watch: train_align(settings, watch=watch).document(),
     TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
+    FusionSettings: lambda settings, watch: train_fusion(settings, watch=watch).document(),
     JointSettings: lambda settings, watch: train_joint(settings, watch=watch).document(),
     MergeSettings: lambda settings, watch: merge_as_asked(settings, watch=watch).document(),
     BakeSettings: lambda settings, watch: bake(settings, watch=watch).document(),

@@ -24,6 +24,7 @@ from .settings import (
     DemoInputsSettings,
     EvaluateSettings,
     ExtractSettings,
+    FusionSettings,
     InspectSettings,
     JointSettings,
     MergeSettings,
@@ -39,6 +40,7 @@ from .splits import DEV, TEST, TRAINING, contents, read_record
 STEPS: dict[str, type[Settings]] = {
     "train-align": AlignSettings,
     "train-task": TaskSettings,
+    "train-fusion": FusionSettings,
     "train-joint": JointSettings,
     "merge": MergeSettings,
     "extract": ExtractSettings,

@@ -75,6 +75,8 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
             parts[match["part"]] = key
         elif meta.bias == "all" and key.endswith(_DUPLICATES):
             continue
+        elif meta.fusion and ".lora_fusion." in key:
+            continue  # `fusion` reads them
         elif len(key) <= MAX_KEY and _WHOLE.fullmatch(key) and _expected(key.removeprefix(PREFIX), meta):
             _check_whole(file.path, key, header, meta)
             found.saved[key] = header

@@ -47,6 +47,8 @@ _UNDERSTOOD = {
     "use_dora",
     "ensure_weight_tying",
 }
+_FUSION = ("fusion", "fusion_alignment", "fusion_norm", "fusion_offset", "fusion_pads")
+"""Settings of a LoRA that fuses its input with a source text; see `fusion`."""
 _WITHOUT_EFFECT = {
     "auto_mapping",
     "peft_version",
@@ -137,7 +139,7 @@ def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise AdapterFormatError(f"{path}: {reason}.")
-    known = _UNDERSTOOD | _WITHOUT_EFFECT | set(_REFUSED)
+    known = _UNDERSTOOD | _WITHOUT_EFFECT | set(_REFUSED) | set(_FUSION)
     for key, value in config.items():
         if key not in known and value not in (None, False, {}, []):
             raise AdapterFormatError(
@@ -286,6 +288,7 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
             bias=config.get("bias") or "none",
             trainable_tokens=_tokens(config, path),
             initial=initial,
+            fusion={key: config[key] for key in _FUSION if key in config} if config.get("fusion") else {},
         ),
         rank=_rank(config.get("r"), "r", path),
         alpha=_number(config.get("lora_alpha"), "lora_alpha", path),

@@ -70,6 +70,7 @@ class AdapterMeta:
         bias: Which biases of the base were trained: "none", "all" or "lora_only".
         trainable_tokens: Ids of the tokens whose embeddings were trained, per name of an embedding. PEFT's list form
             stands under the name "" and means the input embeddings.
+        fusion: Settings of a fusion in the bottleneck (FLARE), which is no change of weights; empty for others.
         initial: "pissa" or "olora" where training began from a part of the base weight, so that the factors alone are
             not the delta (see `adapters.convert`); None for plain ones.
     """
@@ -85,6 +86,7 @@ class AdapterMeta:
     bias: str = "none"
     trainable_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     initial: str | None = None
+    fusion: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def base_fingerprint(self) -> str | None:
@@ -106,6 +108,7 @@ def beyond_linear(meta: AdapterMeta, *, biases: bool, saved: bool, layouts: Mapp
     kinds = {layout.kind for layout in layouts.values()}
     found = {
         "DoRA magnitudes (use_dora)": meta.dora,
+        "a fusion with a source text": bool(meta.fusion),
         f"a start from the base weights (init_lora_weights={meta.initial!r})": meta.initial is not None,
         "biases (lora_bias)": biases,
         "fully trained tensors (modules_to_save, bias, trainable_token_indices)": saved,

@@ -1,10 +1,10 @@
-"""`train-align`, `train-task` and `train-joint`."""
+"""`train-align`, `train-task`, `train-joint` and `train-fusion`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import AlignSettings, JointSettings, TaskSettings
+from ..settings import AlignSettings, FusionSettings, JointSettings, TaskSettings
 from .console import Console
 from .options import settings_command
 
@@ -73,5 +73,17 @@ def train_task(settings: TaskSettings, console: Console) -> None:
 def train_joint(settings: JointSettings, console: Console) -> None:
     """Train one LoRA for a task and for alignment."""
     from ..train import train_joint as work
+
+    _show(work(settings, watch=console.watch), console)
+
+
+@settings_command(
+    FusionSettings,
+    name="train-fusion",
+    text="Example: adaptermix train-fusion --base MODEL --task classify --train jv.csv --source en.csv --out fused",
+)
+def train_fusion(settings: FusionSettings, console: Console) -> None:
+    """Train a LoRA that fuses each text with its source."""
+    from ..train import train_fusion as work
 
     _show(work(settings, watch=console.watch), console)

@@ -171,6 +171,12 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
     Raises:
         IncompatibleAdapters: other bases (unless allowed), other shapes of a module, or other weight layouts.
     """
+    for source in sources:
+        if source.meta.fusion:
+            raise IncompatibleAdapters(
+                f"adapter '{source.name}' fuses its input with a source text, so it is no change of weights and cannot "
+                "be merged. Evaluate it with --source, or merge the adapters that it was made from."
+            )
     # Every pair, since an adapter that records less than the others can stand between two that differ.
     for one, other in combinations(sources, 2):
         if not allow_base_mismatch:

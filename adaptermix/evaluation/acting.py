@@ -87,7 +87,12 @@ def _through_peft(base: BaseModel, source: AdapterSource) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers, at PEFT
-            wrapped = PeftModel.from_pretrained(base.model, str(source.path)).eval()
+            if source.meta.fusion:
+                from ..fusion.lora import load_fusion
+
+                wrapped = load_fusion(base.model, str(source.path)).eval()
+            else:
+                wrapped = PeftModel.from_pretrained(base.model, str(source.path)).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IncompatibleAdapters(

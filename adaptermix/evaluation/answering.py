@@ -32,6 +32,9 @@ class Answering:
         template: Name of the prompt template.
         watch: Receives progress, and what a person should know of how rows were encoded.
 
+    Attributes:
+        before: Called before each run of passes with the rows in them, in the order of the batch.
+
     Raises:
         DataError: a row lacks what the model's head reads.
         UsageError: how to prompt or to generate is asked for, and the model has a head.
@@ -52,6 +55,7 @@ class Answering:
         self._size = settings.batch_size
         self._drafts: dict[int, list[int]] = {}
         self._stood = 1.0
+        self.before: Callable[[Sequence[int]], None] = lambda _rows: None
         if base.head:
             if settings.template:
                 raise UsageError("the adapter's head reads no prompt: drop --template.")
@@ -65,6 +69,10 @@ class Answering:
             return
         chosen = get_template(task, template)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
+
+    def prompts(self) -> list[int]:
+        """Return the tokens of each row's prompt, or of its text where a head answers."""
+        return list(map(len, self._prompts)) if self._encoded is None else list(self._encoded.lengths)
 
     @property
     def generates(self) -> bool:
@@ -82,7 +90,9 @@ class Answering:
         """
         if self._encoded:
             size = self._settings.batch_size or USUAL
-            return tell(self._encoded, batch_size=size, places=places, watch=self._watch, label=label)
+            return tell(
+                self._encoded, batch_size=size, places=places, before=self.before, watch=self._watch, label=label
+            )
         return self.together([range(len(self._prompts)) if places is None else places], lambda _asked: None, label)[0]
 
     def together(
@@ -97,11 +107,16 @@ class Answering:
         """
         owners = [number for number, places in enumerate(asked) for _ in places]
         rows = [place for places in asked for place in places]
+
+        def prepare(batch: Sequence[int]) -> None:
+            choose([owners[row] for row in batch])
+            self.before([rows[row] for row in batch])
+
         answers = self._generated(
             [self._prompts[place] for place in rows],
             one_line=self._task.one_line,
             drafts=[self._drafts.get(place) for place in rows] if self._stood >= _WORTH else None,
-            before=lambda batch: choose([owners[row] for row in batch]),
+            before=prepare,
             watch=self._watch,
             label=label,
         )

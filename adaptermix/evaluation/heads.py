@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def tell(
     *,
     batch_size: int,
     places: Sequence[int] | None = None,
+    before: Callable[[Sequence[int]], None] = lambda _rows: None,
     watch: Watcher = SILENT,
     label: str = "answer",
 ) -> list[str]:
@@ -33,6 +34,7 @@ def tell(
         encoded: Rows, encoded for a model with a head.
         batch_size: Rows per batch; rows of like length are run together.
         places: Which rows, in this order; default all.
+        before: Called before each batch with its rows.
         watch: Receives progress.
         label: Name of the progress bar.
     """
@@ -42,6 +44,7 @@ def tell(
     with watch.track(label, len(order)) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
+            before(rows)
             answers |= zip(rows, encoded.answers(rows), strict=True)
             advance(len(rows), "")
     return [answers[row] for row in asked]

@@ -13,6 +13,7 @@ from ..adapters import AdapterSource, open_adapter
 from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
+from ..fusion.rows import read_beside
 from ..models import load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
@@ -21,6 +22,7 @@ from ..tasks import Task, get_task, get_template
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
+from .fusing import fusing
 from .heads import head_of
 from .score import Score, Statistics, by_role, count_rows, mean_score, paired_difference
 
@@ -182,6 +184,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)
     template = template_of(task, sources or others or [], settings.template)
     rows, files = task.read(settings.data, rows=settings.rows)
+    if settings.source and not any(source.meta.fusion for source in [*sources, *(others or [])]):
+        raise PlanError("--source is for adapters that fuse (train-fusion), and none is given. Leave it out.")
     for note in told_left_out(sum(file.left_out for file in files), len(rows)):
         watch.note(note)
     check_split(files, [*sources, *(others or [])], split=settings.split, watch=watch)
@@ -200,8 +204,13 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     roles = manifest.inherit(sources)["languages"] or {}
     answering = Answering(base, task, rows, settings, template=template, watch=watch)
 
+    beside = read_beside(task, settings.source, rows, settings.rows, watch)[0] if settings.source else None
+
     def scored(systems: Sequence[AdapterSource], label: str) -> Evaluation:
-        with acting(base, systems):
+        with (
+            acting(base, systems),
+            fusing(base, systems, answering, task=task, template=template, beside=beside, watch=watch),
+        ):
             answers = answering(label)
         return score_answers(task, rows, answers, roles, seed=settings.seed)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, load_peft_weights
 from peft.tuners.lora.layer import Linear, LoraVariant
 from torch import Tensor, nn
 
 from .functions import FUSIONS, Bottleneck, SoftAlignment
 from .sources import ALIGNMENTS
+
+_MARK = ".lora_fusion."
 
 
 @dataclass
@@ -50,9 +53,8 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
     @classmethod
     def release(cls, **more: Any) -> FusionConfig:
         """Return a config as the released code has it: raw states before a block, place by place, padding too."""
-        return cls(
-            **{"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index", "fusion_pads": True} | more
-        )
+        own: dict[str, Any] = {"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index"}
+        return cls(**own | {"fusion_pads": True} | more)
 
     @classmethod
     def paper(cls, **more: Any) -> FusionConfig:
@@ -148,6 +150,22 @@ def load_fusion(model: nn.Module, folder: str, *, trainable: bool = False) -> Pe
         model: The base model.
         folder: The adapter's folder.
         trainable: Whether it is to be trained on.
+
+    Raises:
+        ValueError: the file lacks a part of a fusion.
     """
     config = FusionConfig.from_pretrained(folder)
-    return PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
+    with warnings.catch_warnings():
+        # of some models PEFT renames what it knows of a LoRA only, and misses the rest
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        loaded = PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
+    stored = load_peft_weights(folder, device="cpu")
+    parts = {name: value for name, value in stored.items() if _MARK in name}
+    own = {name: value for name, value in loaded.named_parameters() if _MARK in name}
+    for name, parameter in own.items():
+        key = name.replace(f"{_MARK}default.", _MARK)
+        if key not in parts:
+            raise ValueError(f"{folder} must hold {key}, and does not")
+        with torch.no_grad():
+            parameter.copy_(parts[key])
+    return loaded

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,16 +24,34 @@ class Sources:
     Args:
         states: By the path of the block that they are for.
         mask: Which tokens count.
-        start: Place in the target of the first place of the source; negative where the source is longer.
+        lead: Place of the first place of the source, counted from the target's first token that is no padding;
+            negative where the source begins before it.
+        counts_padding: Whether it is counted from the first place instead.
     """
 
     states: Mapping[str, Float[Tensor, "rows others width"]]
     mask: Bool[Tensor, "rows others"]
-    start: Integer[Tensor, " rows"]
+    lead: Integer[Tensor, " rows"]
+    counts_padding: bool = False
 
-    def beside(self, start: Tensor) -> Sources:
-        """Return the same beside other targets."""
-        return replace(self, start=start)
+    def beside(self, alignment: str, prompts: Sequence[int]) -> Sources:
+        """Return the same beside targets.
+
+        Args:
+            alignment: Name of an alignment.
+            prompts: Tokens of each target's prompt; those of an answer behind it do not count.
+        """
+        lengths = torch.tensor(list(prompts), device=self.mask.device)
+        lead = ALIGNMENTS[alignment](self.mask, lengths)
+        return replace(self, lead=lead, counts_padding=alignment == "index")
+
+    def start(self, mask: Tensor | None) -> Tensor:
+        """Return the place in each target of the first place of its source.
+
+        Args:
+            mask: Which tokens of a pass count, those of passes before among them; None for all.
+        """
+        return self.lead if mask is None or self.counts_padding else self.lead + _first(mask.bool())
 
 
 def _first(mask: Tensor) -> Tensor:
@@ -44,24 +63,11 @@ def _last(mask: Tensor) -> Tensor:
 
 
 ALIGNMENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "position": lambda source, target: _first(target) - _first(source),
-    "end": lambda source, target: _last(target) - _last(source),
-    "index": lambda source, _target: torch.zeros(len(source), dtype=torch.long, device=source.device),
+    "position": lambda source, _lengths: -_first(source),
+    "end": lambda source, lengths: lengths - 1 - _last(source),
+    "index": lambda source, _lengths: torch.zeros(len(source), dtype=torch.long, device=source.device),
 }
-"""Where a source begins in the target: first tokens together, last tokens together, or place by place, padding too."""
-
-
-def starts(
-    alignment: str, source: Bool[Tensor, "rows others"], target: Bool[Tensor, "rows tokens"]
-) -> Integer[Tensor, " rows"]:
-    """Return the place in each target of the first place of its source.
-
-    Args:
-        alignment: Name of an alignment.
-        source: Which tokens of the source count.
-        target: Which tokens of the target's prompt count; those of an answer behind it do not.
-    """
-    return ALIGNMENTS[alignment](source.bool(), target.bool())
+"""Where a source begins in its target: first tokens together, last tokens together, or place by place, padding too."""
 
 
 def block_of(path: str) -> str:
@@ -137,8 +143,15 @@ def read_sources(
     return Sources(
         states={block: states.detach() for block, states in caught.items()},
         mask=mask,
-        start=torch.zeros(len(mask), dtype=torch.long, device=mask.device),
+        lead=-_first(mask),
     )
+
+
+def _body(model: Any) -> nn.Module:
+    """Return the part of a model that is called with the tokens, whatever head is called or passed over."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body: nn.Module = inner if inner.config.is_encoder_decoder else inner.base_model
+    return body
 
 
 def _readers(model: Any) -> set[nn.Module]:
@@ -178,41 +191,62 @@ def _plain(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def fused(model: nn.Module, sources: Sources | None) -> Iterator[Callable[[], int]]:
-    """Let a model's passes fuse with sources; a backward pass that computes activations anew belongs in the block too.
+class Fuser:
+    """Lets a model's passes fuse with sources, which stay until others take their place.
 
-    Yields what tells in how many modules that happened, since a model whose passes do not reach them learns nothing.
+    Attributes:
+        count: In how many modules that happened: a model whose passes do not reach them learns nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Stand before a model's passes.
+
+        Args:
+            model: A model with fused LoRAs.
+        """
+        self.count = 0
+        self._sources: Sources | None = None
+        self._modules = fused_modules(model)
+        self._handle = _body(model).register_forward_pre_hook(self._begin, with_kwargs=True)
+
+    def use(self, sources: Sources | None) -> None:
+        """Take the sources of the next passes, and of a backward pass that computes activations anew; None for none."""
+        self._sources = sources
+        for module in self._modules.values():
+            module.fusion_sources = None
+
+    def close(self) -> None:
+        """Leave the model alone."""
+        self.use(None)
+        self._handle.remove()
+
+    def _note(self) -> None:
+        self.count += 1
+
+    def _begin(self, inner: nn.Module, given: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+        if (sources := self._sources) is None:
+            return
+        named = signature(inner.forward).bind_partial(*given, **more).arguments
+        cache: Any = named.get("past_key_values")
+        mask = named.get("attention_mask")
+        start = sources.start(mask if mask is not None and mask.dim() == 2 else None)
+        for path, module in self._modules.items():
+            module.fusion_past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+            states = sources.states.get(block_of(path))
+            module.fusion_sources = None if states is None else (states, sources.mask, start, self._note)
+
+
+@contextmanager
+def fused(model: nn.Module, sources: Sources | None) -> Iterator[Fuser]:
+    """Let a model's passes fuse with sources; a backward pass that computes activations anew belongs in the block too.
 
     Args:
         model: A model with fused LoRAs.
         sources: Of the batch; None for plain LoRAs.
     """
-    modules = fused_modules(model)
-    count = 0
-
-    def counted() -> int:
-        return count
-
-    def note() -> None:
-        nonlocal count
-        count += 1
-
-    def begin(_module: nn.Module, _given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        cache = named.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
-        for module in modules.values():
-            module.fusion_past = past
-
-    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
+    fuser = Fuser(model)
     try:
-        for path, module in modules.items():
-            module.fusion_past = 0
-            states = None if sources is None else sources.states.get(block_of(path))
-            if sources is not None and states is not None:
-                module.fusion_sources = (states, sources.mask, sources.start, note)
-        yield counted
+        fuser.use(sources)
+        yield fuser
     finally:
-        handle.remove()
-        for module in modules.values():
-            module.fusion_sources = None
+        fuser.close()

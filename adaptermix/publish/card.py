@@ -19,6 +19,7 @@ _WHAT = {
     "extract": "the difference between a tuned model and its base, as a LoRA",
     "train-align": "an alignment LoRA: it draws translations together in a middle layer",
     "train-task": "a task LoRA",
+    "train-fusion": "a LoRA that fuses each text with its source in another language",
     "train-joint": "a LoRA trained for a task and for alignment",
 }
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")

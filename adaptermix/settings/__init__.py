@@ -6,6 +6,7 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 from .baking import BakeSettings
 from .base import TASK, Dtype, GenerationSettings, Layer, Place, Placed, Settings, Written
 from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
+from .fusion import FusionSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
 from .tools import DemoInputsSettings, DemoSettings, InspectSettings, PushSettings, SpectrumSettings
 from .training import AlignOptions, AlignSettings, JointSettings, TaskOptions, TaskSettings, TrainingSettings
@@ -21,6 +22,7 @@ __all__ = [
     "Dtype",
     "EvaluateSettings",
     "ExtractSettings",
+    "FusionSettings",
     "GenerationSettings",
     "InspectSettings",
     "JointSettings",

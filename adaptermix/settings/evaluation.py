@@ -18,6 +18,9 @@ class EvaluateSettings(GenerationSettings):
     task: str = Field(description=TASK)
     data: Files = Field(description="data files, one or more languages")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    source: list[str] = Field(
+        [], description="the rows in the source language of a fused adapter (train-fusion): row i beside row i"
+    )
     split: Literal["dev", "test"] | None = Field(
         None,
         description="what the data are for; test files are recorded, by content, so that no later command chooses or "

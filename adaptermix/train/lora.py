@@ -17,11 +17,12 @@ from ..algebra import LowRank, concatenate
 from ..checks import MOVING, beyond_the_layer, block_range
 from ..errors import PlanError
 from ..models import BaseModel, blocks, linear_names
-from ..settings import TrainingSettings
+from ..settings import FusionSettings, TrainingSettings
 from .dropout import quicken
 
 _NAME = "default"
 _WHOLE = f".modules_to_save.{_NAME}"
+_QUERIES_AND_VALUES = ("query", "value", "q_proj", "v_proj", "q", "v", "q_lin", "v_lin", "query_proj", "value_proj")
 _TASK_TYPES = {"causal": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
@@ -56,12 +57,21 @@ def check_reach(settings: TrainingSettings, layer: int, *, whole: bool) -> None:
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> list[str]:
-    """Return module names for the `targets` setting; `all-linear` is every linear layer of the chosen blocks.
+    """Return module names for the `targets` setting.
+
+    `all-linear` is every linear layer of the chosen blocks, `auto` what makes queries and values of attention.
 
     Raises:
         PlanError: a name that occurs in no chosen block.
     """
     known = linear_names(model, chosen)
+    if list(targets) == ["auto"]:
+        found = [name for name in known if name in _QUERIES_AND_VALUES]
+        if not found:
+            raise PlanError(
+                f"--targets must name the queries and values of this base model, which has {', '.join(known)}."
+            )
+        return found
     if "all-linear" in targets:
         if len(targets) > 1:
             raise PlanError(f"--targets all-linear stands alone, got {', '.join(targets)}.")
@@ -112,7 +122,7 @@ def inject(
     Raises:
         PlanError: targets or blocks that the model has not, or an `init` that does not suit its dtype or its layers.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     chosen = chosen_blocks(model, settings)
     names = resolve_targets(model, settings.targets, chosen)
@@ -125,16 +135,7 @@ def inject(
         raise PlanError("--init olora needs linear layers that are not transposed (GPT-2 has such): use --init pissa.")
     layers = {"layers_to_transform": list(chosen), "layers_pattern": blocks(model)[0].rpartition(".")[2]}
     places = {"target_modules": names, **layers} if start is None else _as_in(start, names)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        use_rslora=settings.rslora,
-        use_dora=settings.dora,
-        init_lora_weights=True if settings.init == "kaiming" else settings.init,
-        modules_to_save=list(head) or None,
-        **places,
-    )
+    config = _config(settings, modules_to_save=list(head) or None, **places)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
@@ -148,6 +149,45 @@ def inject(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return names
+
+
+def _config(settings: TrainingSettings, **more: Any) -> Any:
+    common: dict[str, Any] = {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
+        "init_lora_weights": True if settings.init == "kaiming" else settings.init,
+    }
+    if isinstance(settings, FusionSettings):
+        from ..fusion.lora import FusionConfig
+
+        return FusionConfig(**common, **settings.peft_settings(), **more)
+    from peft import LoraConfig
+
+    return LoraConfig(**common, **more)
+
+
+def config_of(settings: TrainingSettings, base: BaseModel, names: Sequence[str]) -> Any:
+    """Return PEFT's config of a trained adapter.
+
+    Args:
+        settings: The run's settings.
+        base: The base model it was trained on.
+        names: Names of the adapted modules.
+    """
+    chosen = chosen_blocks(base.model, settings)
+    return _config(
+        settings,
+        modules_to_save=list(base.head_modules) or None,
+        target_modules=list(names),
+        layers_to_transform=list(chosen),
+        layers_pattern=blocks(base.model)[0].rpartition(".")[2],
+        base_model_name_or_path=base.id,
+        revision=base.revision,
+        task_type=base.head.form.task_type if base.head else _TASK_TYPES[base.kind],
+    )
 
 
 def factors(model: nn.Module) -> dict[str, Tensor]:

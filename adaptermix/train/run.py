@@ -20,7 +20,7 @@ from ..progress import Watcher
 from ..settings import TrainingSettings
 from .checkpoint import Checkpoint, Workplace
 from .compiling import compiled
-from .lora import count_trainable, extract, inject, scales, start_of, state_of
+from .lora import config_of, count_trainable, extract, inject, scales, start_of, state_of
 from .outline import count_lora
 from .parallel import ALONE, Processes
 from .selection import DevWatch
@@ -102,6 +102,7 @@ def train(
     unit: str = "rows",
     dev: DevWatch | None = None,
     processes: Processes = ALONE,
+    write: Callable[..., None] | None = None,
 ) -> TrainReport:
     """Inject a LoRA, train it, write it; or go on with a run that was interrupted.
 
@@ -119,6 +120,7 @@ def train(
         unit: What a row is called.
         dev: Looks at the dev loss after each step.
         processes: Those that share the run; the main one writes.
+        write: Writes what is no plain adapter: takes the folder, PEFT's config, what was trained, manifest and history.
     """
     out = Path(settings.out)
     workplace = Workplace(out, plain(settings) | _inputs(base, entries, on, start) | processes.entry())
@@ -138,13 +140,17 @@ def train(
     with compiled(base.model, wanted=settings.compile):
         trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
-    state = state_of(base, extract(trainer.masters, scale_of, taken), names, layers)
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
     more = {"inputs": _input_entries(on, start), "selection": selection, "engine": processes.entry() or None}
     entries = manifest.carry_on(entries, start) if start else entries
     document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **more, **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
-    if processes.main:
+    if processes.main and write:
+        config = config_of(settings, base, names)
+        write(out, config, trainer.masters, document, history, overwrite=settings.overwrite)
+        workplace.clear()
+    elif processes.main:
+        state = state_of(base, extract(trainer.masters, scale_of, taken), names, layers)
         write_output(out, state, document, overwrite=settings.overwrite, extra={"history.jsonl": history})
         workplace.clear()
     processes.wait()

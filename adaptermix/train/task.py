@@ -107,6 +107,7 @@ class Answers:
 
     def __init__(self, base: BaseModel, examples: Sequence[Example]) -> None:
         self._base, self._examples = base, examples
+        self.prompts = [len(prompt) for prompt, _ in examples]
         self._head = plain_head(base.model)
         self.lengths = [len(prompt) + len(answer) for prompt, answer in examples]
 

@@ -1,0 +1,62 @@
+"""Source texts beside a task's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..data import DataFile
+from ..errors import DataError, PlanError
+from ..models import BaseModel
+from ..progress import Watcher
+from ..tasks import LabelTask, Task, get_template
+
+
+def read_beside(
+    task: Task, arguments: Sequence[str], rows: Sequence[Any], chosen: str | None, watch: Watcher
+) -> tuple[list[Any], list[DataFile]]:
+    """Return the source of each row, and the files: row i of the sources is the translation of row i of the data.
+
+    One source file may stand beside several data files that are translations of it.
+
+    Args:
+        task: The task.
+        arguments: Source files, in the order of the data files.
+        rows: The task's rows.
+        chosen: Rows of each file to use.
+        watch: Is told where answers differ.
+
+    Raises:
+        DataError: there is not a source for each row.
+    """
+    found, files = task.read(list(arguments), rows=chosen)
+    times = len(rows) // len(found) if found and len(files) == 1 else 1
+    if not found or len(found) * times != len(rows):
+        raise DataError(
+            f"there must be a source for each row (row i beside row i, or one file beside several), found {len(found)} "
+            f"for {len(rows)} rows. Give the files in one order, with the same --rows."
+        )
+    sources = list(found) * times
+    if isinstance(task, LabelTask):
+        differing = sum(task.answer(a) != task.answer(b) for a, b in zip(rows, sources, strict=True))
+        if differing:
+            watch.note(f"warning: {differing} of {len(rows)} sources have another label than the row beside them.")
+    return sources, files
+
+
+def encode_sources(base: BaseModel, task: Task, template: str, rows: Sequence[Any], max_length: int) -> list[list[int]]:
+    """Return the token ids of source texts: with a head the texts, else prompts without answers.
+
+    Raises:
+        PlanError: the model's head reads windows of a text, which have no source of their own.
+    """
+    if base.head is None:
+        chosen = get_template(task, template)
+        return [chosen.encode(task.fields(row), base.tokenizer)[-max_length:] for row in rows]
+    if not isinstance(task, LabelTask):
+        raise PlanError(
+            "texts are fused for generated answers and for heads that tell classes. Use --task classify or nli."
+        )
+    return [
+        list(base.tokenizer(*task.segments(row), truncation=True, max_length=max_length)["input_ids"]) for row in rows
+    ]

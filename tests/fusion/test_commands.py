@@ -1,0 +1,156 @@
+"""`train-fusion` and `evaluate --source` on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptermix.adapters import open_adapter
+from adaptermix.errors import AdapterMixError
+from adaptermix.evaluation import evaluate
+from adaptermix.fusion import FUSIONS
+from adaptermix.settings import EvaluateSettings, FusionSettings
+from adaptermix.train import train_fusion
+from tests.train.data import Notes
+
+WORDS = ["good", "bad", "fine", "poor", "nice", "weak"]
+
+
+def write_rows(folder: Path, name: str, *, says: bool, count: int = 24) -> str:
+    """Rows whose label only the one side tells: a word of praise, or noise."""
+    lines = ["text,label"]
+    for number in range(count):
+        label = ("positive", "negative")[number % 2]
+        text = f"it is {'good' if number % 2 == 0 else 'bad'}" if says else f"xq {number % 7} zw"
+        lines.append(f"{text},{label}")
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return str(folder / name)
+
+
+def settings(base: Path, folder: Path, **more: Any) -> FusionSettings:
+    common = {
+        "base": str(base),
+        "task": "classify",
+        "train": [write_rows(folder, "jv.csv", says=False)],
+        "source": [write_rows(folder, "en.csv", says=True)],
+        "out": str(folder / "fused"),
+        "device": "cpu",
+        "dtype": "float32",
+        "rank": 4,
+        "dropout": 0.0,
+        "learning_rate": 2e-2,
+        "steps": 40,
+        "batch_size": 8,
+    }
+    return FusionSettings(**{**common, **more})
+
+
+def score(base: Path, folder: Path, **more: Any) -> float:
+    asked = EvaluateSettings(
+        base=str(base),
+        adapter=str(folder / "fused"),
+        task="classify",
+        data=[str(folder / "jv.csv")],
+        device="cpu",
+        dtype="float32",
+        **more,
+    )
+    return evaluate(asked).overall.value
+
+
+@pytest.mark.parametrize("fusion", ["add", "gated", "cross-attention"])
+def test_what_only_the_source_tells_is_learned_and_asked_for(fusion: str, encoder: Path, tmp_path: Path) -> None:
+    report = train_fusion(settings(encoder, tmp_path, fusion=fusion))
+    assert report.steps == 40
+    assert score(encoder, tmp_path, source=[str(tmp_path / "en.csv")]) > 0.95
+    notes = Notes()
+    asked = EvaluateSettings(
+        base=str(encoder),
+        adapter=str(tmp_path / "fused"),
+        task="classify",
+        data=[str(tmp_path / "jv.csv")],
+        device="cpu",
+    )
+    assert evaluate(asked, watch=notes).overall.value < 0.8
+    assert any("plain LoRA without sources" in note for note in notes.said)
+    document = json.loads((tmp_path / "fused" / "adaptermix.json").read_text())
+    assert document["kind"] == "train-fusion"
+    assert document["fusion"]["fusion"] == fusion
+    assert open_adapter(tmp_path / "fused").meta.fusion["fusion"] == fusion
+
+
+def test_generated_answers_learn_from_the_source_too(causal: Path, tmp_path: Path) -> None:
+    train_fusion(
+        settings(
+            causal,
+            tmp_path,
+            steps=80,
+            alignment="end",
+            dev=[str(write_rows(tmp_path, "dev.jv.csv", says=False, count=8))],
+            dev_source=[write_rows(tmp_path, "dev.en.csv", says=True, count=8)],
+        )
+    )
+    with_source = score(causal, tmp_path, source=[str(tmp_path / "en.csv")], max_new_tokens=12)
+    assert with_source > 0.9
+    assert with_source == score(causal, tmp_path, source=[str(tmp_path / "en.csv")], max_new_tokens=12, batch_size=1)
+    assert score(causal, tmp_path, max_new_tokens=12) < 0.8
+
+
+def test_states_that_are_made_anew_are_those_that_are_kept(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptermix.fusion import bank
+
+    train_fusion(settings(encoder, tmp_path, steps=5))
+    kept = (tmp_path / "fused" / "adapter_model.safetensors").read_bytes()
+    monkeypatch.setattr(bank, "_free", lambda: 0)
+    train_fusion(settings(encoder, tmp_path, steps=5, overwrite=True))
+    assert (tmp_path / "fused" / "adapter_model.safetensors").read_bytes() == kept
+
+
+def test_gradient_checkpointing_gives_the_same_adapter(encoder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    train_fusion(settings(encoder, tmp_path, steps=5))
+    once = load_file(tmp_path / "fused" / "adapter_model.safetensors")
+    train_fusion(settings(encoder, tmp_path, steps=5, overwrite=True, gradient_checkpointing=True))
+    twice = load_file(tmp_path / "fused" / "adapter_model.safetensors")
+    assert once.keys() == twice.keys()
+    for name, tensor in once.items():
+        torch.testing.assert_close(twice[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_is_trained_and_read(fusion: str, encoder: Path, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"alignment": "index", "source_pads": True} if fusion == "cross-attention-paper" else {}
+    same = [str(write_rows(tmp_path, "same.en.csv", says=True))]  # equation 3 needs sides of one length
+    train_fusion(settings(encoder, tmp_path, fusion=fusion, steps=2, train=same, source=same, **more))
+    assert 0 <= score(encoder, tmp_path, source=[str(tmp_path / "jv.csv")]) <= 1 if not more else True
+
+
+def test_a_fused_adapter_is_not_merged_or_fed_in_silence(encoder: Path, tmp_path: Path) -> None:
+    from adaptermix import merge
+
+    train_fusion(settings(encoder, tmp_path, steps=1))
+    with pytest.raises(AdapterMixError, match="cannot be merged"):
+        merge([tmp_path / "fused", tmp_path / "fused"], weights=[0.5, 0.5])
+    with pytest.raises(AdapterMixError, match="a source for each row"):
+        score(encoder, tmp_path, source=[write_rows(tmp_path, "few.en.csv", says=True, count=5)])
+    with pytest.raises(AdapterMixError, match="a source for each row"):
+        train_fusion(settings(encoder, tmp_path, source=[str(tmp_path / "few.en.csv")], overwrite=True))
+    with pytest.raises(AdapterMixError, match="heads that tell classes"):
+        train_fusion(
+            settings(
+                encoder, tmp_path, task="slots", train=[_slots(tmp_path)], source=[_slots(tmp_path)], overwrite=True
+            )
+        )
+
+
+def _slots(folder: Path) -> str:
+    from tests.train.data import write_slots
+
+    return write_slots(folder)
