@@ -8,7 +8,7 @@ from typing import Any
 
 from ..compose.merging import merge
 from ..evaluation import evaluate
-from ..evaluation.run import template_of
+from ..heads.brought import template_of
 from ..progress import Watcher
 from ..settings import EvaluateSettings
 from ..tasks import get_task

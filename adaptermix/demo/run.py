@@ -16,9 +16,10 @@ from ..compose.attach import Attachment
 from ..errors import OutputError
 from ..evaluation.answering import Answering
 from ..evaluation.retrieval import retrieve_with
-from ..evaluation.run import Evaluation, score_answers, template_of
+from ..evaluation.run import Evaluation, score_answers
 from ..evaluation.score import paired_difference
 from ..files import write_whole
+from ..heads.brought import template_of
 from ..models import BaseModel, load_base
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, DemoSettings, GenerationSettings, RetrieveSettings, SearchSettings, TaskSettings

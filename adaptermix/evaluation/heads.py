@@ -1,18 +1,13 @@
-"""Answers of heads, and the head that adapters bring."""
+"""Answers of heads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
-from ..adapters import AdapterSource
-from ..errors import PlanError
-from ..head_forms import Head, HeadForm, form_of
-from ..heads import HEADS, HeadRows
+from ..heads import HeadRows
 from ..progress import SILENT, Watcher
-from ..tasks import Task
 
 LONGEST = 512
 """Most tokens that a model sees at once; there texts are cut, or read in windows where a question is on them."""
@@ -48,55 +43,3 @@ def tell(
             answers |= zip(rows, encoded.answers(rows), strict=True)
             advance(len(rows), "")
     return [answers[row] for row in asked]
-
-
-def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -> Head | None:
-    """Return the head that adapters bring, None if they bring none.
-
-    Its labels are those of the adapter's manifest; for adapters made elsewhere those that the task has fixed.
-
-    Raises:
-        PlanError: the head was trained for another task or other labels than those of the rows, adapters differ in
-            their heads, or the labels are not known.
-    """
-    forms = [(source, form) for source in sources if (form := form_of(source.meta.task_type))]
-    heads = {source.name: _head(task, source, form) for source, form in forms}
-    if not heads:
-        return None
-    kinds = sorted({head.form.name for head in heads.values()})
-    if len(kinds) > 1:
-        raise PlanError(
-            f"adapters must have heads of one kind to be compared or searched, found {' and '.join(kinds)}."
-        )
-    found = {head.labels for head in heads.values()}
-    if len(found) > 1:
-        raise PlanError(f"adapters with heads must have the same labels, found {sorted(map(list, found))}.")
-    name, head = next(iter(heads.items()))
-    kind = HEADS[head.form.name]
-    new = sorted(set(kind.labels(task, rows)) - set(head.labels))
-    if new and kind.closed:
-        raise PlanError(
-            f"rows must have labels of the head of '{name}' ({', '.join(head.labels)}), found {new[0]!r}. "
-            "Give data of the task that it was trained for."
-        )
-    return head
-
-
-def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:
-    entry = source.meta.manifest.get("task")
-    entry = entry if isinstance(entry, Mapping) else {}
-    kind = HEADS[form.name]
-    if not kind.suits(task) or entry.get("name", task.name) != task.name:
-        raise PlanError(
-            f"adapter '{source.name}' ends in {form.title}"
-            + (f" for task '{entry['name']}'" if "name" in entry else "")
-            + f", and task '{task.name}' is asked for. Give the task that it was trained for."
-        )
-    named = entry.get("labels")
-    labels = tuple(map(str, named)) if isinstance(named, list) else kind.labels(task, [])
-    if not labels:
-        raise PlanError(
-            f"the labels of the head of '{source.name}' must be known, and neither its adaptermix.json nor the task "
-            "tells them."
-        )
-    return Head(form=form, labels=labels)

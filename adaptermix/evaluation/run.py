@@ -14,16 +14,16 @@ from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
 from ..fusion.rows import read_beside
+from ..heads.brought import head_of, template_of
 from ..models import load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
-from ..tasks import Task, get_task, get_template
+from ..tasks import Task, get_task
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
 from .fusing import fusing
-from .heads import head_of
 from .score import Score, Statistics, by_role, count_rows, mean_score, paired_difference
 
 BASE = "base"
@@ -147,19 +147,6 @@ def score_answers(
         answers=answers,
         counts=counts[headline.name],
     )
-
-
-def template_of(task: Task, sources: Sequence[AdapterSource], given: str | None) -> str:
-    """Return the prompt template: as given, else the one an adapter was trained with for this task, else the default.
-
-    Raises:
-        PlanError: the task has none of this name.
-    """
-    entries = [source.meta.manifest.get("task") for source in sources]
-    # a manifest is a file that people edit, so entries of another form are passed over
-    trained = [entry.get("template") for entry in entries if isinstance(entry, Mapping)]
-    named = given or next((name for name in trained if name and isinstance(name, str)), None)
-    return get_template(task, named).name
 
 
 def _check_predictions(settings: EvaluateSettings) -> None:

@@ -14,6 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
+ATTENTION = {
+    "query": ("query", "q_proj", "q", "q_lin", "query_proj"),
+    "key": ("key", "k_proj", "k", "k_lin", "key_proj"),
+    "value": ("value", "v_proj", "v", "v_lin", "value_proj"),
+}
+"""Names of the linear layers of attention that read a block's states, by what they make."""
+_READERS = frozenset(name for names in ATTENTION.values() for name in names)
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -87,8 +94,15 @@ def block_of(path: str) -> str:
 
 
 def fused_modules(model: nn.Module) -> dict[str, Any]:
-    """Return the modules of a model that can fuse, by path."""
-    return {path: module for path, module in model.named_modules() if hasattr(module, "fusion_sources")}
+    """Return the modules of a model that can fuse, by path: those of attention that read a block's states.
+
+    Others read something else than a source has; they are plain LoRAs, as in the release.
+    """
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if hasattr(module, "fusion_sources") and path.rpartition(".")[2] in _READERS
+    }
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from ..compose.places import Override, layer_of, make_override
 from ..compose.plan import MergePlan
 from ..data import DataFile
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
-from ..evaluation.run import template_of
 from ..files import check_not_input, check_output
+from ..heads.brought import template_of
 from ..methods.base import build
 from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, text_hash, told_trained

@@ -20,10 +20,10 @@ from ..compose.forms import Shape
 from ..compose.report import MergeReport
 from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
-from ..evaluation.heads import head_of
 from ..evaluation.run import score_answers
 from ..files import held, partial_path
 from ..head_forms import Head
+from ..heads.brought import head_of
 from ..methods.base import build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
 from ..output import write_output

@@ -16,13 +16,13 @@ from ..adapters.keys import PREFIX
 from ..algebra import LowRank, concatenate
 from ..checks import MOVING, beyond_the_layer, block_range
 from ..errors import PlanError
+from ..fusion.sources import ATTENTION
 from ..models import BaseModel, blocks, linear_names
 from ..settings import FusionSettings, TrainingSettings
 from .dropout import quicken
 
 _NAME = "default"
 _WHOLE = f".modules_to_save.{_NAME}"
-_QUERIES_AND_VALUES = ("query", "value", "q_proj", "v_proj", "q", "v", "q_lin", "v_lin", "query_proj", "value_proj")
 _TASK_TYPES = {"causal": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
@@ -66,7 +66,7 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
     """
     known = linear_names(model, chosen)
     if list(targets) == ["auto"]:
-        found = [name for name in known if name in _QUERIES_AND_VALUES]
+        found = [name for name in known if name in (*ATTENTION["query"], *ATTENTION["value"])]
         if not found:
             raise PlanError(
                 f"--targets must name the queries and values of this base model, which has {', '.join(known)}."

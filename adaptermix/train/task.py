@@ -12,11 +12,10 @@ from torch import Tensor
 from ..adapters import AdapterSource
 from ..data.report import RowsReport, describe
 from ..errors import DataError, PlanError
-from ..evaluation.heads import head_of
-from ..evaluation.run import template_of
 from ..head_forms import Head
 from ..heads import HEADS, HeadKind, HeadRows, suiting
 from ..heads.base import IGNORED, told_cut
+from ..heads.brought import head_of, template_of
 from ..models import BaseModel, model_kind, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings

@@ -88,8 +88,11 @@ def test_generated_answers_learn_from_the_source_too(causal: Path, tmp_path: Pat
         settings(
             causal,
             tmp_path,
-            steps=80,
+            steps=60,
             alignment="end",
+            targets=["all-linear"],
+            rank=16,
+            learning_rate=1e-2,
             dev=[str(write_rows(tmp_path, "dev.jv.csv", says=False, count=8))],
             dev_source=[write_rows(tmp_path, "dev.en.csv", says=True, count=8)],
         )
@@ -150,7 +153,7 @@ def test_a_fused_adapter_is_not_merged_or_fed_in_silence(encoder: Path, tmp_path
         )
 
 
-def _slots(folder: Path) -> str:
-    from tests.train.data import write_slots
+def _slots(folder: Path, name: str) -> str:
+    from tests.train.test_token_and_span_heads import write_slots
 
-    return write_slots(folder)
+    return write_slots(folder, name)
