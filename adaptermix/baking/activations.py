@@ -69,7 +69,9 @@ class _Pass:
 
 
 def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
-    """Return the texts of calibration files, each once, and the files: lines, `text` of JSONL, first columns of TSV.
+    """Return the texts of calibration files, each once, and the files.
+
+    Lines, first columns of TSV, and of JSONL `text`, or all strings of a row.
 
     Raises:
         DataError: there are too few texts.
@@ -83,7 +85,12 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
                 strings = [text] if isinstance(text, str) else [v for v in row.values() if isinstance(v, str)]
                 texts.append(" ".join(strings))
         else:
-            texts += [line.partition("\t")[0].strip() for _, line in file.lines()]
+            lines = [line.partition("\t")[0].strip() for _, line in file.lines()]
+            if lines and lines[0].startswith("{"):
+                raise DataError(
+                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'."
+                )
+            texts += lines
     found = list(dict.fromkeys(text for text in texts if text))
     if len(found) < _LEAST:
         raise DataError(

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.convert import find_weight
-from ..algebra import Update
+from ..adapters.convert import dora_delta, find_weight
+from ..algebra import Dense, LowRank, Update
 from ..checkpointing.adapters import weight_names
 from ..checkpointing.reading import FLOATS, config_of
 from ..checkpointing.writing import DTYPES, parse_size
 from ..checkpoints import Checkpoint
 from ..compose.dense import as_weight, is_turned, weight_shape
 from ..compose.execute import merge_module
-from ..compose.merging import make_plan
+from ..compose.merging import check_trained_on, make_plan
 from ..compose.plan import MergePlan
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output
-from ..models import pick_device
+from ..models import fingerprint, pick_device
 from ..quantization import identity, skipped_modules
 from ..settings import BakeSettings
 from ..train.outline import outline
@@ -90,8 +90,16 @@ class BakePlan:
         return str(self.rounded_from).removeprefix("torch.")
 
     def update(self, name: str) -> Update:
-        """Return the sum of the adapters' updates of a weight, on the CPU."""
-        return merge_module(self.merge, self.names[name], device=self.device).update
+        """Return the sum of the adapters' updates of a weight, on the CPU; that of a DoRA depends on the weight."""
+        found = merge_module(self.merge, self.names[name], device=self.device)
+        if found.magnitude is None or not isinstance(found.update, LowRank):
+            return found.update
+        if name in self.linear and self.strategy != "merge-16":
+            weight = self.quantized(name).weight().cpu()
+        else:
+            stored = self.checkpoint.load(name).float()
+            weight = stored.T if self.is_turned(name) else stored
+        return Dense(w=dora_delta(weight, found.update, found.magnitude))
 
     def quantized(self, name: str) -> Quantized:
         """Return a weight of the base as its quantised form has it: read where that is the base, else rounded."""
@@ -141,6 +149,8 @@ def prepare(settings: BakeSettings) -> BakePlan:
     if merge.checkpoint is None:
         raise PlanError("a base model is needed to bake into, and none is given. Pass --base MODEL.")
     checkpoint = as_whole(merge.checkpoint)
+    if not settings.allow_base_mismatch and not isinstance(checkpoint, QuantizedCheckpoint):  # whose files are others
+        check_trained_on(merge.sources, fingerprint(checkpoint.path), settings.base)
     merge = replace(merge, checkpoint=checkpoint)
     _check_bakeable(merge)
     _check_format(settings, checkpoint)

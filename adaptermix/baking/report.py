@@ -62,6 +62,7 @@ class BakeReport:
         least: Share of the effect that must be kept.
         out: The output folder.
         lora_bytes: Size of all adapters as one LoRA.
+        whole_bytes: Size of the whole model in 16 bits.
         task: Dev scores by what was scored: `unmerged`, the base with the adapters beside it, and `baked`.
     """
 
@@ -71,6 +72,7 @@ class BakeReport:
     least: float
     out: Path | None
     lora_bytes: int = 0
+    whole_bytes: int = 0
     task: Mapping[str, float] | None = None
 
     def compared(self) -> dict[str, Compared]:
@@ -82,6 +84,7 @@ class BakeReport:
         for name in common:
             overall = over_modules([module.compared[name][0] for module in modules])
             size = self.bytes + sum(module.compared[name][1] - module.size for module in modules)
+            size = self.whole_bytes if name == "dequant-16" else size
             found[name] = Compared(kept=overall.kept, error=overall.error, bytes=size)
         if "requantize" in found:
             found["keep"] = Compared(kept=1.0, error=0.0, bytes=found["requantize"].bytes + self.lora_bytes)

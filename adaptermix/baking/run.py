@@ -17,7 +17,7 @@ import torch
 
 from .. import manifest
 from ..adapters import AdapterState, TargetSpec, open_adapters, write_adapter
-from ..checkpointing.reading import base_entry
+from ..checkpointing.reading import base_entry, open_model
 from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_shards, write_checkpoint
 from ..compose.merging import merge
 from ..data import find_files
@@ -31,12 +31,13 @@ from ..quantization import config_of_format
 from ..settings import BakeSettings
 from ..splits import CALIBRATION, refuse_tested, text_hash
 from .activations import InputsOfModules, read_texts
+from .base import QuantizedCheckpoint, as_whole
 from .fidelity import Fidelity
 from .journal import Journal, journal
 from .planning import WHOLE, BakePlan, prepare
 from .report import BakedModule, BakeReport
 from .strategies import Known
-from .task import scores
+from .task import check_task, scores
 from .work import Work
 from .writing import bytes_of, write_shards
 
@@ -77,6 +78,8 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         return _kept_apart(settings, watch)
     plan = prepare(settings)
     _check_quantiser(plan, watch)
+    if settings.task:
+        check_task(plan)
     out = Path(settings.out)
     with ExitStack() as stack:
         inputs = _Inputs(plan, watch)
@@ -101,6 +104,8 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         document = _document(plan, report, inputs)
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
+        if work.beside:
+            manifest.write(folder / BESIDE, document | {"artifact": "adapter"})
     return report
 
 
@@ -117,6 +122,7 @@ def _report(plan: BakePlan, work: Work, size: int, out: Path | None = None) -> B
         least=plan.settings.keep_at_least,
         out=out,
         lora_bytes=_lora_bytes(plan.settings),
+        whole_bytes=_size(plan, DTYPES[plan.settings.dtype] if plan.settings.dtype else None),
     )
 
 
@@ -201,6 +207,7 @@ def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
 
 def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
     """Write the sum of the adapters as one LoRA: the base's codes stay, and nothing is lost."""
+    is_quantized = isinstance(as_whole(open_model(settings.base)), QuantizedCheckpoint)
     merged = merge(
         settings.adapter,
         weights=[1.0] * len(settings.adapter),
@@ -208,7 +215,8 @@ def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
         out=settings.out,
         overwrite=settings.overwrite,
         dry_run=settings.dry_run,
-        allow_base_mismatch=settings.allow_base_mismatch,
+        # the files of a quantised base are others than those that it was made from
+        allow_base_mismatch=settings.allow_base_mismatch or is_quantized,
         watch=watch,
     )
     whole = Fidelity(kept=1.0, error=0.0, codes_changed=0.0, size=1.0)
@@ -244,7 +252,7 @@ def _write_beside(folder: Path, plan: BakePlan, work: Work) -> None:
     folder.mkdir()
     meta = replace(
         plan.merge.meta(),
-        base=plan.settings.out,
+        base=str(Path(plan.settings.out).absolute()),
         revision=None,
         dora=False,
         targets=TargetSpec(modules=tuple(sorted(work.beside))),

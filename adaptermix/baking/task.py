@@ -11,8 +11,20 @@ from ..evaluation import evaluate
 from ..heads.brought import template_of
 from ..progress import Watcher
 from ..settings import EvaluateSettings
+from ..splits import DEV, refuse_tested
 from ..tasks import get_task
 from .planning import BakePlan
+
+
+def check_task(plan: BakePlan) -> None:
+    """Refuse a task or dev data that will not do, before anything slow is done.
+
+    Raises:
+        AdapterMixError: there is no such task, or the data do not do or are test data.
+    """
+    settings = plan.settings
+    _, files = get_task(settings.task or "").read(settings.dev, rows=settings.rows)
+    refuse_tested({DEV: files}, allowed=settings.allow_tested)
 
 
 def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> dict[str, float]:
@@ -33,7 +45,7 @@ def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> 
         "task": task.name,
         "data": settings.dev,
         "rows": settings.rows,
-        "split": "dev",
+        "split": None if settings.allow_tested else "dev",
         "max_new_tokens": settings.max_new_tokens,
         "device": settings.device,
         "seed": settings.seed,

@@ -212,8 +212,9 @@ def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None
         folder: Where to.
         dtype: Storage dtype to name in the config; None leaves the config as it is.
     """
+    parts = _parts_of(base.path)
     for path in sorted(base.path.iterdir()):
-        if path.is_dir() and path.name == _TEMPLATES:
+        if path.is_dir() and (path.name == _TEMPLATES or path.name in parts):
             shutil.copytree(path, folder / path.name, copy_function=shutil.copyfile)
         if not path.is_file() or path.name in _NOT_COPIED or path.name.endswith(".index.json"):
             continue
@@ -222,6 +223,15 @@ def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None
     config = folder / "config.json"
     if dtype is not None and config.is_file():
         _name_dtype(config, str(dtype).removeprefix("torch."))
+
+
+def _parts_of(folder: Path) -> set[str]:
+    """Return the folders that sentence-transformers keeps what comes behind a model in, such as its pooling."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return {str(module["path"]) for module in modules if module["path"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def _name_dtype(path: Path, name: str) -> None:

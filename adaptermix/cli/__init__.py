@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -85,6 +86,8 @@ def adaptermix() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # what is half-written is cleared away then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Importing makes many objects and no garbage: looking for it less often starts about a tenth faster.
     gc.set_threshold(100_000, 50, 50)
     # The process ends and takes everything with it: a last search through all of torch would cost a quarter second.

@@ -136,8 +136,8 @@ def _failure(error: BaseException) -> tuple[int, str, str] | None:
         return (
             130,
             "Interrupted",
-            f"interrupted: {reason}. Training and recipes go on with --resume, searches and the demo with the same "
-            "command.",
+            f"interrupted: {reason}. Training and recipes go on with --resume, searches, bakes and the demo with the "
+            "same command.",
         )
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return 2, "Usage", error.format_message()

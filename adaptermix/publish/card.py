@@ -151,6 +151,10 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
         lines += "" if form.outputs else f"\nlabels = {list(labels)!r}  # in the order of the logits"
     elif document.get("base", {}).get("class") == "encoder":
         lines = lines.replace("AutoModelForCausalLM", "AutoModel")
+    modules = (document.get("fidelity") or {}).get("modules", {})
+    if document.get("kind") == "bake" and any("rank" in module for module in modules.values()):
+        beside = f"model = PeftModel.from_pretrained(model, {f'{reference}/residual'!r})"
+        lines = f"from peft import PeftModel\n{lines}\n{beside}"
     return f"## Use\n\n```python\n{lines}\n```"
 
 

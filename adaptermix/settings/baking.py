@@ -28,7 +28,9 @@ class BakeSettings(Written):
         "merge-16 without --quantize; residual puts a small LoRA beside the codes; keep writes one adapter for a base "
         "that stays as it is",
     )
-    calibration: list[str] = Field([], description="text files, as the model will see: lines, JSONL with `text`, TSV")
+    calibration: list[str] = Field(
+        [], description="text files, as the model will see: lines, TSV, JSONL with `text` or strings"
+    )
     keep_at_least: float = Field(
         0.9,
         ge=0,

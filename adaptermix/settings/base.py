@@ -52,7 +52,7 @@ class Written(Settings):
     """What is written where."""
 
     out: str = Field(description="output folder; appears whole or not at all")
-    overwrite: bool = Field(False, description="replace an existing adapter folder")
+    overwrite: bool = Field(False, description="replace an existing output of this toolkit")
     dry_run: bool = Field(False, description="check everything and show the plan; write nothing")
 
 

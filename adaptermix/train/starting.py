@@ -17,6 +17,7 @@ from ..checks import sound_training
 from ..compose.merging import check_trained_on
 from ..compose.places import layer_of
 from ..errors import IncompatibleAdapters, PlanError
+from ..files import check_not_input
 from ..head_forms import form_of
 from ..settings import TrainingSettings
 from .lora import factor_name, is_head, stored_name
@@ -33,10 +34,12 @@ def open_start(settings: Own) -> tuple[Own, AdapterSource | None]:
 
     Raises:
         AdapterFormatError: the adapter is damaged.
+        OutputError: it would be replaced.
         PlanError: it holds what is not trained here, lies under the LoRA too, or is contradicted by the settings.
     """
     if settings.start_from is None:
         return settings, None
+    check_not_input(Path(settings.out), [settings.start_from])
     source = open_adapter(Path(settings.start_from))
     _check_kind(source)
     if source.saved_headers and not hasattr(settings, "task"):

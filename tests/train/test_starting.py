@@ -254,7 +254,7 @@ def test_options_that_contradict_the_adapter_are_refused(causal: Path, tmp_path:
             with pytest.raises(PlanError, match=message):
                 train_task(settings_for(causal, tmp_path, start_from=start, dry_run=dry_run, **more))
     train_task(settings_for(causal, tmp_path, start_from=start, targets=["v_proj", "q_proj"], blocks="0-3"))
-    again = settings_for(causal, tmp_path, start_from=str(tmp_path / "out"), alpha=8.0, overwrite=True)
+    again = settings_for(causal, tmp_path, start_from=str(tmp_path / "out"), alpha=8.0, out=str(tmp_path / "again"))
     with pytest.raises(PlanError, match="its alpha is its rank, since its scale lies in its factors"):
         train_task(again)
 
