@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         CompareSettings,
         EvaluateSettings,
         ExtractSettings,
+        FusionSettings,
         InspectSettings,
         JointSettings,
         MergeSettings,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         TaskSettings,
     )
     from .study import SearchResult, search
-    from .train import train_align, train_joint, train_task
+    from .train import train_align, train_fusion, train_joint, train_task
     from .tuning import Tuning, tune
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _HOMES = {
         "CompareSettings",
         "EvaluateSettings",
         "ExtractSettings",
+        "FusionSettings",
         "InspectSettings",
         "JointSettings",
         "MergeSettings",
@@ -68,7 +70,7 @@ _HOMES = {
         "TaskSettings",
     ),
     "tuning": ("Tuning", "tune"),
-    "train": ("train_align", "train_joint", "train_task"),
+    "train": ("train_align", "train_fusion", "train_joint", "train_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -83,6 +85,7 @@ __all__ = [
     "Evaluation",
     "ExtractReport",
     "ExtractSettings",
+    "FusionSettings",
     "InspectSettings",
     "Inspection",
     "JointSettings",
@@ -112,6 +115,7 @@ __all__ = [
     "search",
     "spectrum",
     "train_align",
+    "train_fusion",
     "train_joint",
     "train_task",
     "tune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from .functions import FUSIONS, Bottleneck, SoftAlignment
 from .sources import ALIGNMENTS
 
-_MARK = ".lora_fusion."
+_PART = re.compile(r"\.lora_fusion\.(?:[^.]+\.)?(fuse|align)\.")
 
 
 @dataclass
@@ -160,10 +161,12 @@ def load_fusion(model: nn.Module, folder: str, *, trainable: bool = False) -> Pe
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         loaded = PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
     stored = load_peft_weights(folder, device="cpu")
-    parts = {name: value for name, value in stored.items() if _MARK in name}
-    own = {name: value for name, value in loaded.named_parameters() if _MARK in name}
-    for name, parameter in own.items():
-        key = name.replace(f"{_MARK}default.", _MARK)
+    # PEFT leaves the name of an adapter in names that it does not know
+    parts = {_PART.sub(r".lora_fusion.\1.", name): value for name, value in stored.items()}
+    for name, parameter in loaded.named_parameters():
+        if ".lora_fusion." not in name:
+            continue
+        key = _PART.sub(r".lora_fusion.\1.", name)
         if key not in parts:
             raise ValueError(f"{folder} must hold {key}, and does not")
         with torch.no_grad():

@@ -148,7 +148,12 @@ def test_a_fused_adapter_is_not_merged_or_fed_in_silence(encoder: Path, tmp_path
     with pytest.raises(AdapterMixError, match="heads that tell classes"):
         train_fusion(
             settings(
-                encoder, tmp_path, task="slots", train=[_slots(tmp_path)], source=[_slots(tmp_path)], overwrite=True
+                encoder,
+                tmp_path,
+                task="slots",
+                train=[_slots(tmp_path, "a.jv.tsv")],
+                source=[_slots(tmp_path, "a.en.tsv")],
+                overwrite=True,
             )
         )
 
