@@ -21,7 +21,7 @@ COMMANDS = {
     "train-align": ("train", "Train a stand-alone alignment LoRA: contrastive, at a middle layer."),
     "train-task": ("train", "Train a task LoRA."),
     "train-joint": ("train", "Train one LoRA for a task and for alignment."),
-    "train-fusion": ("train", "Train a LoRA that fuses each text with its source in another language."),
+    "train-fusion": ("train", "Train a LoRA that fuses each text with its source."),
     "merge": ("merge", "Merge adapters: files in, one adapter out, no base model."),
     "bake": ("bake", "Write adapters into their base model, in 16, 8 or 4 bits."),
     "methods": ("methods", "List the merge methods with their options."),
