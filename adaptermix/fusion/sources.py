@@ -238,7 +238,9 @@ class Fuser:
         self.count += 1
 
     def _begin(self, inner: nn.Module, given: tuple[Any, ...], more: Mapping[str, Any]) -> None:
-        if (sources := self._sources) is None:
+        # the base alone reads sources, while those of the batch before are still here
+        sources = None if any(module.disable_adapters for module in self._modules.values()) else self._sources
+        if sources is None:
             return
         named = signature(inner.forward).bind_partial(*given, **more).arguments
         cache: Any = named.get("past_key_values")

@@ -103,6 +103,14 @@ def test_generated_answers_learn_from_the_source_too(causal: Path, tmp_path: Pat
     assert score(causal, tmp_path, max_new_tokens=12) < 0.8
 
 
+def test_batches_of_which_some_sources_are_known_and_of_other_sizes_are_read(encoder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path, "more.jv.csv", says=False, count=23)
+    source = write_rows(tmp_path, "more.en.csv", says=True, count=23)
+    train_fusion(settings(encoder, tmp_path, steps=9, batch_size=5, train=[rows], source=[source]))
+    found = score(encoder, tmp_path, source=[str(tmp_path / "en.csv")], batch_size=7)
+    assert found == score(encoder, tmp_path, source=[str(tmp_path / "en.csv")], batch_size=24)
+
+
 def test_states_that_are_made_anew_are_those_that_are_kept(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
