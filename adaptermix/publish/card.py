@@ -151,6 +151,13 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
         lines += "" if form.outputs else f"\nlabels = {list(labels)!r}  # in the order of the logits"
     elif document.get("base", {}).get("class") == "encoder":
         lines = lines.replace("AutoModelForCausalLM", "AutoModel")
+    if document.get("kind") == "train-fusion":
+        lines = lines.replace("from peft import PeftModel", "from adaptermix.fusion.lora import load_fusion")
+        lines = lines.replace("PeftModel.from_pretrained(", "load_fusion(")
+        lines += (
+            "\n# for each batch: with adaptermix.fusion.fused(model, sources): model(...), see adaptermix.fusion"
+            "\n# PEFT alone loads a plain LoRA, which does not see the sources"
+        )
     modules = (document.get("fidelity") or {}).get("modules", {})
     if document.get("kind") == "bake" and any("rank" in module for module in modules.values()):
         beside = f"model = PeftModel.from_pretrained(model, {f'{reference}/residual'!r})"

@@ -81,6 +81,9 @@ def test_what_only_the_source_tells_is_learned_and_asked_for(fusion: str, encode
     assert document["kind"] == "train-fusion"
     assert document["fusion"]["fusion"] == fusion
     assert open_adapter(tmp_path / "fused").meta.fusion["fusion"] == fusion
+    card = (tmp_path / "fused" / "README.md").read_text()
+    assert "load_fusion(base, " in card
+    assert "PEFT alone loads a plain LoRA" in card
 
 
 def test_generated_answers_learn_from_the_source_too(causal: Path, tmp_path: Path) -> None:
