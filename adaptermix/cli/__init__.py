@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 
 import click
@@ -87,7 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # what is half-written is cleared away then too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Importing makes many objects and no garbage: looking for it less often starts about a tenth faster.
     gc.set_threshold(100_000, 50, 50)
     # The process ends and takes everything with it: a last search through all of torch would cost a quarter second.
