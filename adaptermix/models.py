@@ -354,6 +354,11 @@ def backbone(base: BaseModel) -> nn.Module:
     return module
 
 
+def reading(base: BaseModel) -> dict[str, Any]:
+    """Return what a pass that only reads is told: a language model keeps nothing to go on from."""
+    return {"use_cache": False} if base.kind == "causal" else {}
+
+
 def require_causal(reference: str, what: str) -> None:
     """Refuse a model that does not generate, before it is loaded.
 

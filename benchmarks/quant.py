@@ -59,8 +59,7 @@ def ways(wanted: Any, dtype: torch.dtype) -> Iterator[tuple[str, float, float, d
     found = wanted.measured(baked, held)
     rank = 0 if baked.beside is None else baked.beside.rank
     yield "residual, any error", found.kept, found.error, {"rank": rank}
-    enough = [title for title in ("requantize", "calibrated") if wanted.is_enough(wanted.by(title), 0.9)]
-    best = min(enough, key=lambda title: wanted.measured(wanted.by(title), wanted.known.chosen).error, default=None)
+    best = wanted.automatic()
     found = fidelity(wanted.delta, whole.to(dtype).float() - wanted.base.weight(), held.moment)
     found = found if best is None else wanted.measured(wanted.by(best), held)
     yield "auto", found.kept, found.error, {"in 16 bits": float(best is None)}
@@ -96,6 +95,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 known=inputs.of(name),
                 settle=None if module.bias is None else torch.Tensor.clone,
                 rank=rank,
+                least=0.9,
                 most=arguments.error_at_most,
             )
             start = {"module": name, "delta": delta_name, "norm": float(delta.norm() / weight.norm()), "full": rank}

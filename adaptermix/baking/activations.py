@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data import DataFile, find_files
 from ..errors import DataError
-from ..models import BaseModel, backbone
+from ..models import BaseModel, backbone, reading
 from ..progress import Watcher
 from .strategies import Known, Rows
 
@@ -204,7 +204,7 @@ def _take(running: _Pass, name: str, is_last: bool, _module: Any, given: Sequenc
 
 def _read(base: BaseModel, batch: Mapping[str, Any]) -> None:
     with suppress(_EnoughError):
-        backbone(base)(**batch, **({"use_cache": False} if base.kind == "causal" else {}))
+        backbone(base)(**batch, **reading(base))
 
 
 @torch.inference_mode()

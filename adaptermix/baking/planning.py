@@ -109,19 +109,24 @@ class BakePlan:
         tensor = tensor.T if name in self.turned else tensor
         return FORMATS[self.settings.quantize](tensor.to(self.rounded_from or self.dtype_of(name, tensor.dtype)))
 
-    def delta(self, name: str) -> Tensor:
-        """Return it as the base stores the weight, in float32, where it is computed on."""
+    def delta(self, name: str, update: Update) -> Tensor:
+        """Return an update as the base stores the weight, in float32, where it is computed on."""
         shape = self.checkpoint.tensors[name].shape
-        return as_weight(self.update(name).dense(), shape, turned=self.is_turned(name)).float().to(self.device)
+        return as_weight(update.dense(), shape, turned=self.is_turned(name)).float().to(self.device)
 
     def is_turned(self, name: str) -> bool:
         """Whether the base stores a weight as [in out]."""
         return is_turned(self.merge, self.names[name])
 
+    @property
+    def asked_dtype(self) -> torch.dtype | None:
+        """Storage dtype of float tensors that are not quantised, if one was asked for."""
+        return DTYPES[self.settings.dtype] if self.settings.dtype else None
+
     def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """Return the storage dtype of a tensor that is not quantised and has this dtype in the base."""
         is_float = self.checkpoint.tensors[name].dtype in FLOATS
-        return DTYPES[self.settings.dtype] if self.settings.dtype and is_float else dtype
+        return self.asked_dtype or dtype if is_float else dtype
 
     def bias_of(self, name: str) -> str | None:
         """Return the name of the bias beside a weight, if there is one."""

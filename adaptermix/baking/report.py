@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,6 @@ class BakeReport:
     def overall(self) -> Fidelity:
         """Means over the modules."""
         return over_modules([module.fidelity for module in self.modules.values()])
-
-    def with_task(self, task: Mapping[str, float]) -> BakeReport:
-        """Return the report with dev scores."""
-        return replace(self, task=task)
 
     def counts(self) -> dict[str, int]:
         """Return how many modules were written in which way."""

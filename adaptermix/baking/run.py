@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -13,12 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from .. import manifest
-from ..adapters import AdapterState, TargetSpec, open_adapters, write_adapter
+from ..adapters import AdapterSource, AdapterState, TargetSpec, open_adapters, write_adapter
 from ..checkpointing.reading import base_entry, open_model
-from ..checkpointing.writing import DTYPES, copy_companions, parse_size, plan_shards, write_checkpoint
+from ..checkpointing.writing import copy_companions, parse_size, plan_shards, write_checkpoint
 from ..compose.merging import merge
 from ..data import find_files
 from ..errors import PlanError
@@ -100,7 +98,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         inputs.close()
         if settings.task:
             beside = folder / BESIDE if work.beside else None
-            report = report.with_task(scores(plan, folder, beside, watch))
+            report = replace(report, task=scores(plan, folder, beside, watch))
         document = _document(plan, report, inputs)
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
@@ -121,14 +119,14 @@ def _report(plan: BakePlan, work: Work, size: int, out: Path | None = None) -> B
         bytes=size,
         least=plan.settings.keep_at_least,
         out=out,
-        lora_bytes=_lora_bytes(plan.settings),
-        whole_bytes=_size(plan, DTYPES[plan.settings.dtype] if plan.settings.dtype else None),
+        lora_bytes=_lora_bytes(plan.merge.sources),
+        whole_bytes=_size(plan),
     )
 
 
-def _lora_bytes(settings: BakeSettings) -> int:
+def _lora_bytes(sources: Iterable[AdapterSource]) -> int:
     """Return the size of the adapters as one LoRA, in float32 as merges write it."""
-    headers = [header for source in open_adapters(settings.adapter) for header in source.modules.values()]
+    headers = [header for source in sources for header in source.modules.values()]
     return sum(4 * header.rank * (header.out + header.into) for header in headers)
 
 
@@ -223,7 +221,7 @@ def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
     return BakeReport(
         strategy="keep",
         modules={path: BakedModule(strategy="keep", fidelity=whole, on_texts=False) for path in merged.modules},
-        bytes=_lora_bytes(settings),
+        bytes=_lora_bytes(open_adapters(settings.adapter)),
         least=0.0,
         out=None if settings.dry_run else Path(settings.out),
     )
@@ -232,16 +230,15 @@ def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
 def _written(plan: BakePlan, work: Work, folder: Path, watch: Watcher) -> int:
     """Write the checkpoint with its config and tokenizer; return the bytes of its tensors."""
     settings = plan.settings
-    dtype = DTYPES[settings.dtype] if settings.dtype else None
     if plan.strategy in WHOLE:
-        options: dict[str, Any] = {"dtype": dtype, "shard_size": settings.shard_size}
+        options: dict[str, Any] = {"dtype": plan.asked_dtype, "shard_size": settings.shard_size}
         # small factors are made beside the threads that add them, of which none should wait for others
         threads = 1 if plan.strategy == "merge-16" else None
         write_checkpoint(plan.checkpoint, folder, work.deltas(), maker_threads=threads, watch=watch, **options)
         _name_quantiser(folder, None)
-        return _size(plan, dtype)
+        return _size(plan)
     size = write_shards(folder, work.groups(watch), limit=parse_size(settings.shard_size))
-    copy_companions(plan.checkpoint, folder, dtype=dtype)
+    copy_companions(plan.checkpoint, folder, dtype=plan.asked_dtype)
     _name_quantiser(folder, _quantiser(folder, plan, work.whole))
     if work.beside:
         _write_beside(folder / BESIDE, plan, work)
@@ -269,11 +266,12 @@ def _tried(plan: BakePlan, work: Work, watch: Watcher) -> int:
         for name, make in makers.items():
             make()
             advance(1, name)
-    return _size(plan, DTYPES[plan.settings.dtype] if plan.settings.dtype else None)
+    return _size(plan)
 
 
-def _size(plan: BakePlan, dtype: torch.dtype | None) -> int:
-    shards = plan_shards(plan.checkpoint, dtype=dtype, shard_size=plan.settings.shard_size)
+def _size(plan: BakePlan) -> int:
+    """Return the bytes of the whole model in 16 bits."""
+    shards = plan_shards(plan.checkpoint, dtype=plan.asked_dtype, shard_size=plan.settings.shard_size)
     return sum(kind.itemsize * math.prod(shape) for shard in shards for kind, shape in shard.headers.values())
 
 

@@ -24,6 +24,8 @@ _SETTLED = 0.05
 """Share of a shift that its bias may round away."""
 _REPAID = 0.95
 """Share of the effect that a LoRA beside the codes makes up for, unless more is asked for."""
+AUTOMATIC = ("requantize", "calibrated")
+"""What `auto` tries before it leaves a module in 16 bits."""
 _MORE, _ITERATIONS = 8, 4
 """Directions beyond those that are wanted, and rounds, of a randomized decomposition."""
 
@@ -119,6 +121,14 @@ class Wanted:
         if strategy not in self.made:
             self.made[strategy] = STRATEGIES[strategy](self)
         return self.made[strategy]
+
+    def automatic(self) -> str | None:
+        """Return which of the ways that keep enough in codes alone has the least error; None where none does."""
+        if self.known is None or not self.known.is_enough:
+            return None
+        rows = self.known.chosen
+        ways = {title: self.by(title) for title in AUTOMATIC if self.is_enough(self.by(title), self.least)}
+        return min(ways, key=lambda title: self.measured(ways[title], rows).error, default=None)
 
     def is_enough(self, found: Baked, least: float) -> bool:
         """Whether a result keeps a share and is not too far off, on the rows to choose on and on the others alike."""

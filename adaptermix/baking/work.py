@@ -17,15 +17,14 @@ from .fidelity import Fidelity, fidelity
 from .journal import Journal
 from .planning import BakePlan
 from .report import BakedModule
-from .strategies import Baked, Known, Rows, Wanted
+from .strategies import AUTOMATIC, Baked, Known, Rows, Wanted
+from .writing import bytes_of
 
 KnownInputs = Callable[[str], Known | None]
 """Returns what is known of the inputs of a weight's module, if anything."""
 _SAMPLED = 64
 """Rows of a weight whose rounding to 16 bits is measured."""
-AUTOMATIC = ("requantize", "calibrated")
-"""What `auto` tries before it leaves a module in 16 bits."""
-COMPARED = ("requantize", "calibrated", "residual")
+COMPARED = (*AUTOMATIC, "residual")
 """What a dry run measures beside what was asked for."""
 _ALL = (*COMPARED, "dequant-16")
 
@@ -92,14 +91,14 @@ class Work:
             delta: Tensor | LowRank = update
             some = (update.b[rows.to(update.b.device)] * update.scale @ update.a).float().cpu()
         else:
-            delta = plan.delta(name)
+            delta = plan.delta(name, update)
             some = delta[rows.to(delta.device)].cpu()
         start = tensor[rows].float()
         start = start if moved is None else start + moved[rows.to(moved.device)].cpu()
         kept = (start + some).to(plan.dtype_of(name, tensor.dtype)).float() - start
         held = None if plan.is_turned(name) else self._held(name)
         self._tell(name, _rounded(plan.strategy, some, kept, held))
-        return delta if moved is None else moved + plan.delta(name)
+        return delta if moved is None else moved + plan.delta(name, update)
 
     def groups(self, watch: Watcher) -> Iterator[dict[str, Tensor]]:
         """Yield the tensors of a quantised result; biases come after the weights of their modules."""
@@ -124,17 +123,16 @@ class Work:
 
     def beside_bytes(self) -> int:
         """Return the size of the LoRA that stays beside the result."""
-        size = sum(update.rank * sum(update.shape) for update in self.beside.values())
-        return size * self.beside_dtype.itemsize
+        return sum(_factor_bytes(update, self.beside_dtype) for update in self.beside.values())
 
     def _added(self, name: str) -> Tensor:
         """Return a tensor that stays in 16 bits, such as an output layer, with its delta."""
         tensor = self._plan.checkpoint.load(name)
-        before, delta = tensor.float().to(self._plan.device), self._plan.delta(name)
+        before, delta = tensor.float().to(self._plan.device), self._plan.delta(name, self._plan.update(name))
         found = self._narrowed(name, before + delta, tensor.dtype)
         module = _rounded("merge-16", delta, found.float() - before, None)
         self._tell(
-            name, replace(module, size=_bytes(found), compared=dict.fromkeys(_ALL, (module.fidelity, _bytes(found))))
+            name, replace(module, size=found.nbytes, compared=dict.fromkeys(_ALL, (module.fidelity, found.nbytes)))
         )
         return found.cpu()
 
@@ -179,7 +177,7 @@ class Work:
                 f"module '{plan.names[name]}': {error}. Give other texts with --calibration, or another --strategy."
             ) from error
         if baked is None:
-            module = replace(in_16, strategy=strategy, size=_bytes(kept), compared=compared)
+            module = replace(in_16, strategy=strategy, size=kept.nbytes, compared=compared)
             stored = kept.T.contiguous() if name in plan.turned else kept
             finished = Finished(tensors=_on_cpu({name: stored}), module=module, is_whole=True)
         else:
@@ -202,7 +200,7 @@ class Work:
 
     def _compared(self, name: str, wanted: Wanted, in_16: BakedModule, kept: Tensor) -> dict[str, tuple[Fidelity, int]]:
         """Return what other strategies leave of the module, and the bytes it takes."""
-        found = {"dequant-16": (in_16.fidelity, _bytes(kept))}
+        found = {"dequant-16": (in_16.fidelity, kept.nbytes)}
         has_texts = wanted.known is not None and wanted.known.is_enough
         for title in (COMPARED if has_texts else COMPARED[:1]) if self._compares else ():
             baked = _storable(wanted.by(title), kept.dtype)
@@ -217,16 +215,9 @@ class Work:
 
     def _baked(self, wanted: Wanted) -> tuple[str, Baked | None]:
         """Return what a strategy gives; with `auto` the one of least error of those that keep enough, if any does."""
-        asked, known = self._plan.strategy, wanted.known
-        if asked != "auto":
-            return asked, wanted.by(asked)
-        if known is None or not known.is_enough:
-            return "dequant-16", None
-        ways = {title: wanted.by(title) for title in AUTOMATIC if wanted.is_enough(wanted.by(title), wanted.least)}
-        if not ways:
-            return "dequant-16", None
-        best = min(ways, key=lambda title: wanted.measured(ways[title], known.chosen).error)
-        return best, ways[best]
+        asked = self._plan.strategy
+        chosen = wanted.automatic() if asked == "auto" else asked
+        return ("dequant-16", None) if chosen is None else (chosen, wanted.by(chosen))
 
     def _held(self, name: str) -> Rows | None:
         """Return the rows to measure a module on, if texts reached it."""
@@ -251,14 +242,14 @@ def _storable(baked: Baked, dtype: torch.dtype) -> Baked:
     return replace(baked, beside=LowRank(b=beside.b.to(dtype).float(), a=(beside.scale * beside.a).to(dtype).float()))
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _factor_bytes(update: LowRank | None, dtype: torch.dtype) -> int:
+    """Return the bytes of a LoRA's factors, none of no LoRA."""
+    return 0 if update is None else update.rank * sum(update.shape) * dtype.itemsize
 
 
 def _size(name: str, baked: Baked, dtype: torch.dtype) -> int:
     """Return the bytes of a module, its LoRA included."""
-    beside = 0 if baked.beside is None else baked.beside.rank * sum(baked.beside.shape) * dtype.itemsize
-    return sum(map(_bytes, baked.weight.stored(name).values())) + beside
+    return bytes_of(baked.weight.stored(name)) + _factor_bytes(baked.beside, dtype)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from ..checkpointing.writing import named_shards, write_index
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
     """Return what tensors take in a file."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def write_shards(folder: Path, groups: Iterator[Mapping[str, Tensor]], *, limit: int) -> int:

@@ -20,7 +20,7 @@ from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..data.source import split_pair
 from ..errors import DataError, PlanError, UsageError
-from ..models import BaseModel, backbone, load_base, note_other_base
+from ..models import BaseModel, backbone, load_base, note_other_base, reading
 from ..pooling import Pooler, Standards, require_pooling
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
@@ -71,8 +71,7 @@ def embed(
             batch = base.tokenizer.pad(
                 {"input_ids": [encoded[row] for row in rows]}, padding_side="right", return_tensors="pt"
             ).to(base.device)
-            extra = {"use_cache": False} if base.kind == "causal" else {}
-            states = body(**batch, output_hidden_states=True, **extra).hidden_states
+            states = body(**batch, output_hidden_states=True, **reading(base)).hidden_states
             mask = pool.counted([encoded[row] for row in rows], batch["attention_mask"])
             means = torch.stack([pool(state, mask) for state in states]).cpu()
             if pooled is None:

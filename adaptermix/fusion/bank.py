@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import BaseModel, backbone
+from ..models import BaseModel, backbone, reading
 from .sources import Sources, read_sources
 
 _SHARE = 4
@@ -23,7 +23,6 @@ class SourceBank:
         texts: Token ids of each row's source.
         prompts: Tokens of each row's target, an answer behind it not counted.
         settings: The fusion's settings, by PEFT's names (`fusion_alignment` and so on).
-        memory: Bytes that states may take; default a share of what is free.
     """
 
     def __init__(
@@ -32,11 +31,9 @@ class SourceBank:
         texts: Sequence[Sequence[int]],
         prompts: Sequence[int],
         settings: Mapping[str, Any],
-        *,
-        memory: int | None = None,
     ) -> None:
         self._base, self._texts, self._prompts, self._settings = base, texts, prompts, settings
-        self._left = _free() // _SHARE if memory is None else memory
+        self._left = _free() // _SHARE
         self._held: dict[int, dict[str, Tensor]] = {}
 
     def of(self, rows: Sequence[int]) -> Sources:
@@ -49,7 +46,7 @@ class SourceBank:
         fresh = self._read(missing) if missing else {}
         known = {**{row: self._held[row] for row in rows if row in self._held}, **fresh}
         for row, states in fresh.items():
-            size = sum(tensor.numel() * tensor.element_size() for tensor in states.values())
+            size = sum(tensor.nbytes for tensor in states.values())
             if size <= self._left:
                 self._held[row] = {block: tensor.cpu() for block, tensor in states.items()}
                 self._left -= size
@@ -70,13 +67,12 @@ class SourceBank:
         batch = base.tokenizer.pad(
             {"input_ids": [list(self._texts[row]) for row in rows]}, padding_side="right", return_tensors="pt"
         ).to(base.device)
-        more = {"use_cache": False} if base.kind == "causal" else {}
         found = read_sources(
             base.model,
             batch,
             norm=self._settings["fusion_norm"],
             offset=self._settings["fusion_offset"],
-            run=lambda: backbone(base)(**batch, **more),
+            run=lambda: backbone(base)(**batch, **reading(base)),
         )
         return {
             row: {block: states[place, : len(self._texts[row])].clone() for block, states in found.states.items()}

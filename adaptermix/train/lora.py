@@ -82,6 +82,12 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
     return list(targets)
 
 
+def _in_blocks(model: nn.Module, names: Sequence[str], chosen: range) -> dict[str, Any]:
+    """Return modules of blocks, as PEFT wants to have them."""
+    pattern = blocks(model)[0].rpartition(".")[2]
+    return {"target_modules": list(names), "layers_to_transform": list(chosen), "layers_pattern": pattern}
+
+
 def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, Any]:
     """Return the places and ranks of an adapter, as PEFT wants to have them.
 
@@ -133,8 +139,7 @@ def inject(
         )
     if settings.init == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
         raise PlanError("--init olora needs linear layers that are not transposed (GPT-2 has such): use --init pissa.")
-    layers = {"layers_to_transform": list(chosen), "layers_pattern": blocks(model)[0].rpartition(".")[2]}
-    places = {"target_modules": names, **layers} if start is None else _as_in(start, names)
+    places = _in_blocks(model, names, chosen) if start is None else _as_in(start, names)
     config = _config(settings, modules_to_save=list(head) or None, **places)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -177,13 +182,10 @@ def config_of(settings: TrainingSettings, base: BaseModel, names: Sequence[str])
         base: The base model it was trained on.
         names: Names of the adapted modules.
     """
-    chosen = chosen_blocks(base.model, settings)
     return _config(
         settings,
         modules_to_save=list(base.head_modules) or None,
-        target_modules=list(names),
-        layers_to_transform=list(chosen),
-        layers_pattern=blocks(base.model)[0].rpartition(".")[2],
+        **_in_blocks(base.model, names, chosen_blocks(base.model, settings)),
         base_model_name_or_path=base.id,
         revision=base.revision,
         task_type=base.head.form.task_type if base.head else _TASK_TYPES[base.kind],

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import BaseModel, backbone, blocks, first_blocks
+from ..models import BaseModel, backbone, blocks, first_blocks, reading
 from ..pooling import Pooler
 
 CHUNKS = 4
@@ -40,7 +40,7 @@ class MiddleStates:
         self._body = backbone(base)
         self._tokenizer = base.tokenizer
         self._device = base.device
-        self._extra: dict[str, Any] = {"use_cache": False} if base.kind == "causal" else {}
+        self._extra = reading(base)
         self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
         self._chunks = chunks
         self._caught: list[Tensor] = []

@@ -28,14 +28,6 @@ def adapter(base: Path, folder: Path, seed: int = 1, **more: Any) -> Path:
     return peft_lora(base, folder, seed=seed, r=4, lora_alpha=more.pop("alpha", 1), target_modules=ALL, **more)
 
 
-@pytest.fixture
-def texts(tmp_path: Path) -> str:
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "wizards", "mix", "potions"]
-    lines = [" ".join(words[(n * k) % len(words)] for k in range(1, 9)) + f" {n}" for n in range(60)]
-    (tmp_path / "texts.txt").write_text("\n".join(lines))
-    return str(tmp_path / "texts.txt")
-
-
 def load(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 

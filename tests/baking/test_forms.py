@@ -21,7 +21,7 @@ from adaptermix.errors import AdapterMixError, PlanError
 from adaptermix.files import partial_path
 from adaptermix.models import load_base
 from adaptermix.quantization import keep_codes
-from tests.baking.test_bake import IDS, adapter, load, logits, texts  # noqa: F401  (a fixture)
+from tests.baking.test_bake import adapter, load, logits
 from tests.factories import contents, peft_lora, peft_noise
 
 FORMS = ["nf4", "fp4", "int8"]
@@ -58,11 +58,7 @@ def test_a_quantised_base_reads_as_what_its_codes_stand_for(kind: str, wide: Pat
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("strategy", ["requantize", "calibrated", "residual", "auto", "dequant-16"])
 def test_from_a_quantised_base_it_is_as_from_the_whole_one(
-    kind: str,
-    strategy: str,
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
+    kind: str, strategy: str, wide: Path, texts: str, tmp_path: Path
 ) -> None:
     one = adapter(wide, tmp_path / "one", alpha=0.5)
     base = quantised_by_transformers(wide, tmp_path / "base", kind)
@@ -83,10 +79,7 @@ def test_from_a_quantised_base_it_is_as_from_the_whole_one(
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_lora_beside_the_codes_loads_with_peft_and_repays_them(
-    kind: str,
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
+    kind: str, wide: Path, texts: str, tmp_path: Path
 ) -> None:
     from peft import PeftModel
 
@@ -113,7 +106,7 @@ def test_a_lora_beside_the_codes_loads_with_peft_and_repays_them(
         assert float((found - without - intended).norm() / intended.norm()) < 0.6
 
 
-def test_conv1d_layers_are_quantised_the_right_way_round(texts: str, tmp_path: Path) -> None:  # noqa: F811
+def test_conv1d_layers_are_quantised_the_right_way_round(texts: str, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from tests.tiny import tiny_causal
@@ -141,12 +134,7 @@ def test_conv1d_layers_are_quantised_the_right_way_round(texts: str, tmp_path: P
     assert float((logits(model) - logits(whole)).norm() / logits(whole).norm()) < 0.1
 
 
-def test_an_interrupted_bake_goes_on(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_interrupted_bake_goes_on(wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptermix.baking import work
 
     one = adapter(wide, tmp_path / "one", alpha=0.05)
@@ -178,10 +166,7 @@ def test_an_interrupted_bake_goes_on(
 
 
 def test_what_was_worked_out_is_not_lost_when_it_is_refused(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from adaptermix.baking import work
 
@@ -228,13 +213,7 @@ def test_an_adapter_is_not_written_onto_weights_that_it_has_not_seen(wide: Path,
 @pytest.mark.parametrize(("strategy", "quantize"), [("residual", "nf4"), ("merge-16", "none")])
 @pytest.mark.parametrize("dry", [True, False])
 def test_a_task_is_scored_on_the_result_and_on_the_unmerged_adapters(
-    strategy: str,
-    quantize: str,
-    dry: bool,
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    strategy: str, quantize: str, dry: bool, wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from adaptermix.baking import task
     from tests.train.data import write_slots
@@ -263,11 +242,7 @@ def test_a_task_is_scored_on_the_result_and_on_the_unmerged_adapters(
     assert (tmp_path / "out").exists() != dry
 
 
-def test_texts_that_were_test_data_are_refused(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_texts_that_were_test_data_are_refused(wide: Path, texts: str, tmp_path: Path) -> None:
     from adaptermix.data import find_files
     from adaptermix.progress import SILENT
     from adaptermix.splits import add_to_record
@@ -304,11 +279,7 @@ def test_the_base_is_rounded_from_the_dtype_that_the_adapter_was_trained_in(wide
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
-def test_an_output_layer_stays_whole_and_gets_its_delta(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_an_output_layer_stays_whole_and_gets_its_delta(wide: Path, texts: str, tmp_path: Path) -> None:
     one = peft_lora(wide, tmp_path / "one", r=4, lora_alpha=4, target_modules=["q_proj", "lm_head"])
     factors = load_file(one / "adapter_model.safetensors")  # PEFT saves a copy of the output layer too
     save_file({k: v for k, v in factors.items() if ".lora_" in k}, one / "adapter_model.safetensors")
@@ -327,11 +298,7 @@ def test_an_output_layer_stays_whole_and_gets_its_delta(
     bake(settings(wide, one, tmp_path / "16", strategy="merge-16", calibration=[texts]))
 
 
-def test_a_bake_leaves_the_unfinished_work_of_other_commands_alone(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_a_bake_leaves_the_unfinished_work_of_other_commands_alone(wide: Path, texts: str, tmp_path: Path) -> None:
     one = adapter(wide, tmp_path / "one", alpha=0.5)
     training = partial_path(tmp_path / "out")
     training.mkdir()

@@ -17,7 +17,7 @@ from adaptermix.checkpoints import open_checkpoint
 from adaptermix.errors import AdapterMixError, DataError
 from adaptermix.models import load_base
 from adaptermix.quantization import keep_codes
-from tests.baking.test_bake import adapter, load, logits, texts  # noqa: F401  (a fixture)
+from tests.baking.test_bake import adapter, load, logits
 from tests.baking.test_forms import quantised_by_transformers, settings
 from tests.factories import peft_lora, peft_noise
 
@@ -59,10 +59,7 @@ def test_another_base_is_refused_and_so_is_one_that_has_the_adapter_already(wide
 
 
 def test_a_wrong_task_shows_before_codes_are_chosen(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from adaptermix.baking import work
 
@@ -76,11 +73,7 @@ def test_a_wrong_task_shows_before_codes_are_chosen(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "texts.txt"]
 
 
-def test_a_result_with_a_lora_beside_it_says_how_to_load_both(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_a_result_with_a_lora_beside_it_says_how_to_load_both(wide: Path, texts: str, tmp_path: Path) -> None:
     one = adapter(wide, tmp_path / "one", alpha=0.02)
     out = tmp_path / "out"
     report = bake(settings(wide, one, out, quantize="nf4", strategy="residual", calibration=[texts]))
@@ -91,11 +84,7 @@ def test_a_result_with_a_lora_beside_it_says_how_to_load_both(
     assert (out / "residual" / "adaptermix.json").exists()
 
 
-def test_sizes_of_strategies_are_those_of_their_files(
-    wide: Path,
-    texts: str,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_sizes_of_strategies_are_those_of_their_files(wide: Path, texts: str, tmp_path: Path) -> None:
     one = adapter(wide, tmp_path / "one", alpha=0.5)
     more: dict[str, Any] = {"quantize": "nf4", "calibration": [texts], "keep_at_least": 0.0}
     dry = bake(settings(wide, one, tmp_path / "x", strategy="requantize", dry_run=True, **more)).compared()
@@ -105,7 +94,7 @@ def test_sizes_of_strategies_are_those_of_their_files(
         assert dry[strategy].kept == pytest.approx(wet.overall.kept, abs=1e-6)
 
 
-def test_json_under_another_name_is_no_text(wide: Path, texts: str, tmp_path: Path) -> None:  # noqa: F811
+def test_json_under_another_name_is_no_text(wide: Path, texts: str, tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"a {n}", "completion": "b"}) for n in range(60)]
     (tmp_path / "rows.json").write_text("\n".join(rows))
     one = adapter(wide, tmp_path / "one", alpha=0.5)
