@@ -157,6 +157,8 @@ def prepare(settings: BakeSettings) -> BakePlan:
     if not settings.allow_base_mismatch and not isinstance(checkpoint, QuantizedCheckpoint):  # whose files are others
         check_trained_on(merge.sources, fingerprint(checkpoint.path), settings.base)
     merge = replace(merge, checkpoint=checkpoint)
+    if settings.without_heads:
+        merge = replace(merge, sources=tuple(replace(source, saved_headers={}) for source in merge.sources))
     _check_bakeable(merge)
     _check_format(settings, checkpoint)
     names = weight_names(merge, checkpoint)
@@ -181,7 +183,8 @@ def _check_bakeable(merge: MergePlan) -> None:
         if source.saved_headers or any(header.bias for header in source.modules.values()):
             raise PlanError(
                 f"what is baked are deltas of weights, and adapter '{source.name}' has biases or fully trained tensors "
-                "(a head) too, which would be lost. Load it with PEFT beside the base model."
+                "(a head) too, which would be lost. Load it with PEFT beside the base model, or pass --without-heads "
+                "for a base that further adapters are trained on."
             )
 
 

@@ -54,6 +54,9 @@ class BakeSettings(Written):
     device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the stochastic strategy")
     allow_tested: bool = Field(False, description=ALLOW_TESTED)
+    without_heads: bool = Field(
+        False, description="leave heads (fully trained tensors) out: for a base that further adapters are trained on"
+    )
     allow_base_mismatch: bool = Field(False, description="bake an adapter that names another base model")
 
     _sound_bake = model_validator(mode="after")(checks.sound_bake)
