@@ -233,18 +233,42 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
     return settings
 
 
+_OF_BOTTLENECK = (
+    *("alignment", "source_norm", "source_offset", "source_pads", "source_dropout"),
+    *("source_encoder", "source_tag"),
+)
+
+
 def sound_fusion(settings: FusionSettings) -> FusionSettings:
-    """Refuse what a fusion cannot have, and dev rows without sources."""
+    """Refuse what a fusion cannot have, and rows without sources."""
+    read = bool(settings.source_encoder)  # it can read the rows themselves
+    whole = settings.fusion in ("input", "x-mixup")
+    moved = [name for name in _OF_BOTTLENECK if getattr(settings, name) != type(settings).model_fields[name].default]
     faults = (
         (
-            bool(settings.dev) != bool(settings.dev_source),
-            "dev rows need sources: give --dev and --dev-source together",
+            not settings.source and not read,
+            "rows need sources: give --source, or --source-encoder for an encoder that reads the rows themselves",
+        ),
+        (
+            bool(settings.dev_source) != bool(settings.dev and settings.source),
+            "dev rows need sources as training rows do: give --dev and --dev-source together",
+        ),
+        (bool(settings.source_tag) and not read, "--source-tag is about --source-encoder: leave it out"),
+        (
+            whole and bool(moved),
+            f"--fusion {settings.fusion} knows no --{(moved or [''])[0].replace('_', '-')}: drop it",
+        ),
+        (settings.mixup_layer != "middle" and settings.fusion != "x-mixup", "--mixup-layer is about --fusion x-mixup"),
+        (
+            settings.gradient_checkpointing and settings.fusion == "x-mixup",
+            "--gradient-checkpointing does not go with --fusion x-mixup: leave it out",
         ),
         (settings.dora, "--dora changes weights, and a fusion is none: leave one out"),
         (settings.compile, "--compile does not go with a fusion: leave it out"),
         (
             bool(settings.on_top_of or settings.start_from),
-            "a fusion begins anew: leave --on-top-of and --start-from out",
+            "a fusion begins anew: leave --on-top-of and --start-from out, and bake an earlier stage into the base "
+            "(bake --without-heads)",
         ),
         (settings.norm_budget is not None, "--norm-budget is about changes of weights, and a fusion is none"),
         (settings.init not in ("kaiming", "gaussian"), "--init must be kaiming or gaussian for a fusion"),

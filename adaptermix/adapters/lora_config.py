@@ -47,7 +47,10 @@ _UNDERSTOOD = {
     "use_dora",
     "ensure_weight_tying",
 }
-_FUSION = ("fusion", "fusion_alignment", "fusion_norm", "fusion_offset", "fusion_pads")
+_FUSION = (
+    *("fusion", "fusion_alignment", "fusion_norm", "fusion_offset", "fusion_pads"),
+    *("fusion_dropout", "fusion_encoder", "fusion_tag", "fusion_layer"),
+)
 """Settings of a LoRA that fuses its input with a source text; see `fusion`."""
 _WITHOUT_EFFECT = {
     "auto_mapping",

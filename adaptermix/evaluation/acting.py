@@ -16,6 +16,7 @@ from ..adapters.paths import fitted
 from ..compose.attach import Attachment
 from ..compose.extras import merge_saved
 from ..errors import IncompatibleAdapters
+from ..fusion.parts import remove_parts
 from ..models import BaseModel
 
 
@@ -103,3 +104,4 @@ def _through_peft(base: BaseModel, source: AdapterSource) -> Iterator[None]:
         yield
     finally:
         wrapped.unload()
+        remove_parts(base.model)

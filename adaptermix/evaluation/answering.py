@@ -34,6 +34,7 @@ class Answering:
 
     Attributes:
         before: Called before each run of passes with the rows in them, in the order of the batch.
+        longest: Most tokens of a row where a head answers.
 
     Raises:
         DataError: a row lacks what the model's head reads.
@@ -55,6 +56,7 @@ class Answering:
         self._size = settings.batch_size
         self._drafts: dict[int, list[int]] = {}
         self._stood = 1.0
+        self.longest = LONGEST
         self.before: Callable[[Sequence[int]], None] = lambda _rows: None
         if base.head:
             if settings.template:
@@ -62,8 +64,8 @@ class Answering:
             if settings.max_new_tokens != GenerationSettings.model_fields["max_new_tokens"].default:
                 raise UsageError("the adapter's head generates nothing: drop --max-new-tokens.")
             places = getattr(base.model.config, "max_position_embeddings", LONGEST)
-            longest = min(LONGEST, base.tokenizer.model_max_length, places)
-            self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=longest)
+            self.longest = min(LONGEST, base.tokenizer.model_max_length, places)
+            self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=self.longest)
             for note in self._encoded.notes:
                 watch.note(note)
             return

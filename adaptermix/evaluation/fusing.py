@@ -2,56 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from ..adapters import AdapterSource
+from ..errors import PlanError
 from ..fusion.bank import SourceBank
-from ..fusion.rows import encode_sources
+from ..fusion.latents import Latents
+from ..fusion.mixup import MIXUP, Mixer
+from ..fusion.parts import MIXING
+from ..fusion.rows import INPUT, encode_latents, encode_sources
 from ..fusion.sources import Fuser
+from ..heads import HEADS
 from ..models import BaseModel
-from ..progress import Watcher
+from ..settings import EvaluateSettings
 from ..tasks import Task
 from .answering import Answering
 from .heads import LONGEST
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionSource:
+    """What an adapter was trained to see beside the rows.
+
+    Args:
+        fusion: Settings of its fusion, by PEFT's names; empty for others.
+        task: The task.
+        rows: Source of each row, if there are any; without them a fused adapter is a plain LoRA.
+        template: Name of the prompt template.
+    """
+
+    fusion: Mapping[str, Any]
+    task: Task
+    rows: Sequence[Any] | None
+    template: str
+
+
 @contextmanager
-def fusing(
-    base: BaseModel,
-    systems: Sequence[AdapterSource],
-    answering: Answering,
-    *,
-    task: Task,
-    template: str,
-    beside: Sequence[Any] | None,
-    watch: Watcher,
-) -> Iterator[None]:
-    """Let passes fuse with the sources of their rows where the adapter that acts does.
+def fusing(base: BaseModel, answering: Answering, source: FusionSource, settings: EvaluateSettings) -> Iterator[None]:
+    """Let passes fuse with the sources of their rows, until the context ends.
 
     Args:
         base: The model with the adapter in it.
-        systems: What acts.
         answering: The rows that are answered.
-        task: The task.
-        template: Name of the prompt template.
-        beside: Source of each row, if there are any; a fused adapter is a plain LoRA without.
-        watch: Is told where sources are missing.
+        source: What the adapter was trained to see beside them.
+        settings: Of the evaluation.
+
+    Raises:
+        AdapterMixError: the encoder of the sources does not load.
     """
-    settings = next((system.meta.fusion for system in systems if system.meta.fusion), None)
-    if settings is None or beside is None:
-        if settings is not None:
-            watch.note(
-                "warning: a fused adapter is a plain LoRA without sources: give the rows' sources with --source."
-            )
+    if source.rows is None or source.fusion["fusion"] == INPUT:
         yield
         return
-    encoded = encode_sources(base, task, template, beside, LONGEST)
-    bank, fuser = SourceBank(base, encoded, answering.prompts(), settings), Fuser(base.model)
-    answering.before = lambda rows: fuser.use(bank.of(rows))
+    way = _mixed if source.fusion["fusion"] == MIXUP else _fused
+    before, close = way(base, answering, source, source.rows, settings)
+    answering.before = before
     try:
         yield
     finally:
         answering.before = lambda _rows: None
-        fuser.close()
+        close()
+
+
+_Before = tuple[Callable[[Sequence[int]], None], Callable[[], None]]
+"""What makes ready for passes over rows, and what ends it."""
+
+
+def _fused(
+    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], settings: EvaluateSettings
+) -> _Before:
+    """Let LoRAs fuse."""
+    latents = None
+    if encoder := settings.source_encoder or source.fusion.get("fusion_encoder"):
+        place = settings.place()
+        tag = source.fusion.get("fusion_tag")
+        latents = Latents(encoder, device=place["device"], dtype=place["dtype"], tag=tag)
+        texts = encode_latents(latents, source.task, rows)
+    else:
+        texts = encode_sources(base, source.task, source.template, rows, LONGEST)
+    asked = {"fusion_alignment": settings.source_alignment} if settings.source_alignment else {}
+    bank = SourceBank(base, texts, answering.prompts(), {**source.fusion, **asked}, latents)
+    fuser = Fuser(base.model)
+    return (lambda asked: fuser.use(bank.of(asked))), fuser.close
+
+
+def _mixed(
+    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], _settings: EvaluateSettings
+) -> _Before:
+    """Let passes mix with those of their sources, which the model with the adapter reads before each.
+
+    Raises:
+        PlanError: the model has no head.
+    """
+    if base.head is None:
+        raise PlanError(f"an adapter of --fusion {MIXUP} has a head that tells classes, and this one has none.")
+    sources = HEADS[base.head.form.name].encode(base, source.task, rows, max_length=answering.longest)
+    mixer = Mixer(base, source.fusion["fusion_layer"], MIXING)
+
+    def before(asked: Sequence[int]) -> None:
+        mixer.use(None)
+        sources.answers(asked)
+        mixer.use(mixer.passed())
+
+    return before, mixer.close

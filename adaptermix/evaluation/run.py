@@ -13,9 +13,9 @@ from ..adapters import AdapterSource, open_adapter
 from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
-from ..fusion.rows import read_beside
+from ..fusion.rows import INPUT, fusion_of, joined, read_beside
 from ..heads.brought import head_of, template_of
-from ..models import load_base, note_other_base, require_causal
+from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
@@ -23,7 +23,7 @@ from ..tasks import Task, get_task
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
-from .fusing import fusing
+from .fusing import FusionSource, fusing
 from .score import Score, Statistics, by_role, count_rows, mean_score, paired_difference
 
 BASE = "base"
@@ -159,6 +159,13 @@ def _check_predictions(settings: EvaluateSettings) -> None:
         raise OutputError(f"{path} exists. Pass --overwrite to replace it, or choose another file.")
 
 
+def _check_fusion(settings: EvaluateSettings, systems: Sequence[AdapterSource]) -> None:
+    if settings.source and not fusion_of(systems):
+        raise PlanError("--source is for adapters that fuse (train-fusion), and none is given. Leave it out.")
+    if settings.source_encoder and not fusion_of(systems).get("fusion_encoder"):
+        raise PlanError("--source-encoder is for adapters that were trained with one, and none is given. Leave it out.")
+
+
 def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluation:
     """Evaluate a base model on a task, with an adapter or without.
 
@@ -171,8 +178,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     others = None if settings.against is None else _opened(None if settings.against == BASE else settings.against)
     template = template_of(task, sources or others or [], settings.template)
     rows, files = task.read(settings.data, rows=settings.rows)
-    if settings.source and not any(source.meta.fusion for source in [*sources, *(others or [])]):
-        raise PlanError("--source is for adapters that fuse (train-fusion), and none is given. Leave it out.")
+    _check_fusion(settings, [*sources, *(others or [])])
     for note in told_left_out(sum(file.left_out for file in files), len(rows)):
         watch.note(note)
     check_split(files, [*sources, *(others or [])], split=settings.split, watch=watch)
@@ -189,18 +195,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
-    answering = Answering(base, task, rows, settings, template=template, watch=watch)
-
-    beside = read_beside(task, settings.source, rows, settings.rows, watch)[0] if settings.source else None
-
-    def scored(systems: Sequence[AdapterSource], label: str) -> Evaluation:
-        with (
-            acting(base, systems),
-            fusing(base, systems, answering, task=task, template=template, beside=beside, watch=watch),
-        ):
-            answers = answering(label)
-        return score_answers(task, rows, answers, roles, seed=settings.seed)
-
+    given = read_beside(task, settings.source, rows, settings.rows, watch)[0] if settings.source else None
+    scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
     result = replace(scored(sources, "answer"), split=settings.split)
     if settings.predictions:
         _write_predictions(Path(settings.predictions), task, rows, result)
@@ -211,6 +207,46 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     if settings.split == "test":
         add_to_record(files, task=task.name, adapter=_name(sources), watch=watch)
     return result
+
+
+class _Scoring:
+    """Scores adapters that act on a model in turn, on the same rows, each beside what it was trained to see."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        task: Task,
+        rows: Sequence[Any],
+        beside: Sequence[Any] | None,
+        settings: EvaluateSettings,
+        *,
+        template: str,
+        roles: Mapping[str, Sequence[str]],
+        watch: Watcher,
+    ) -> None:
+        self._base, self._task, self._rows, self._beside = base, task, rows, beside
+        self._settings, self._template, self._roles, self._watch = settings, template, roles, watch
+        self._asked: dict[bool, Answering] = {}
+
+    def _answering(self, *, is_joined: bool) -> Answering:
+        """Return the rows, with their sources in them if these are to be there; drafts of answers stay with them."""
+        if is_joined not in self._asked:
+            rows = joined(self._task, self._rows, self._beside) if is_joined and self._beside else self._rows
+            self._asked[is_joined] = Answering(
+                self._base, self._task, rows, self._settings, template=self._template, watch=self._watch
+            )
+        return self._asked[is_joined]
+
+    def __call__(self, systems: Sequence[AdapterSource], label: str) -> Evaluation:
+        fusion = fusion_of(systems)
+        beside = self._rows if self._beside is None and fusion.get("fusion_encoder") else self._beside
+        if fusion and beside is None:
+            self._watch.note("warning: a fused adapter is a plain LoRA without sources: give the rows' with --source.")
+        answering = self._answering(is_joined=fusion.get("fusion") == INPUT)
+        source = FusionSource(fusion=fusion, task=self._task, rows=beside if fusion else None, template=self._template)
+        with acting(self._base, systems), fusing(self._base, answering, source, self._settings):
+            answers = answering(label)
+        return score_answers(self._task, self._rows, answers, self._roles, seed=self._settings.seed)
 
 
 def _write_predictions(path: Path, task: Task, rows: Sequence[Any], result: Evaluation) -> None:

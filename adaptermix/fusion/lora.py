@@ -12,8 +12,11 @@ from peft import LoraConfig, PeftModel, load_peft_weights
 from peft.tuners.lora.layer import Linear, LoraVariant
 from torch import Tensor, nn
 
+from ..adapters.keys import PREFIX
 from .functions import FUSIONS, Bottleneck, SoftAlignment
-from .sources import ALIGNMENTS
+from .mixup import MIXUP
+from .parts import PROJECTION, add_parts
+from .sources import ALIGNMENTS, LAST
 
 _PART = re.compile(r"\.lora_fusion\.(?:[^.]+\.)?(fuse|align)\.")
 
@@ -23,11 +26,15 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
     """A LoRA whose bottleneck fuses source and target; PEFT alone loads it as a plain LoRA.
 
     Args:
-        fusion: Name of the fusion.
-        fusion_alignment: `position`, `end`, `index`, or `soft`, which is learned.
+        fusion: Name of the fusion; `x-mixup` mixes in one block and leaves the LoRAs as they are.
+        fusion_alignment: `position`, `end`, `row-end`, `last`, `index`, or `soft`, which is learned.
         fusion_norm: Whether sources are taken behind the norm that stands before a module.
         fusion_offset: 0 for what goes into a block, 1 for what comes out of it.
         fusion_pads: Whether padding of a source counts as a token, as in the release.
+        fusion_dropout: Whether sources are read with the base's dropout in training, as in the release.
+        fusion_encoder: Encoder whose states are the sources, if not the base's own.
+        fusion_tag: Language tag of all texts that this encoder reads; default that of each text's language.
+        fusion_layer: Number of the block where `x-mixup` mixes.
 
     Raises:
         ValueError: there is no such fusion or alignment.
@@ -38,13 +45,21 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
     fusion_norm: bool = field(default=True)
     fusion_offset: int = field(default=0)
     fusion_pads: bool = field(default=False)
+    fusion_dropout: bool = field(default=False)
+    fusion_encoder: str | None = field(default=None)
+    fusion_tag: str | None = field(default=None)
+    fusion_layer: int | None = field(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in ((self.fusion, FUSIONS), (self.fusion_alignment, {**ALIGNMENTS, "soft": None})):
+        for name, known in (
+            (self.fusion, {**FUSIONS, MIXUP: None}),
+            (self.fusion_alignment, {**ALIGNMENTS, LAST: None, "soft": None}),
+        ):
             if name not in known:
                 raise ValueError(f"fusions and their alignments must be among {', '.join(known)}, got {name!r}")
-        self._register_custom_module({nn.Linear: FusionLinear})
+        if self.fusion in FUSIONS:
+            self._register_custom_module({nn.Linear: FusionLinear})
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> FusionConfig:
@@ -53,9 +68,13 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
 
     @classmethod
     def release(cls, **more: Any) -> FusionConfig:
-        """Return a config as the released code has it: raw states before a block, place by place, padding too."""
+        """Return a config as the released code has it: raw states before a block, place by place, padding too.
+
+        That is how it is for encoders; its decoders, padded on the left, train with `fusion_alignment="row-end"` and
+        answer with `"last"`.
+        """
         own: dict[str, Any] = {"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index"}
-        return cls(**own | {"fusion_pads": True} | more)
+        return cls(**own | {"fusion_pads": True, "fusion_dropout": True} | more)
 
     @classmethod
     def paper(cls, **more: Any) -> FusionConfig:
@@ -115,7 +134,7 @@ class FusionLinear(Linear):  # type: ignore[misc]
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         """Return the fusion, for adapters that have one."""
-        if isinstance(config, FusionConfig):
+        if isinstance(config, FusionConfig) and config.fusion in FUSIONS:
             return FusionVariant()
         return super().resolve_lora_variant(config=config, **kwargs)
 
@@ -156,11 +175,13 @@ def load_fusion(model: nn.Module, folder: str, *, trainable: bool = False) -> Pe
         ValueError: the file lacks a part of a fusion.
     """
     config = FusionConfig.from_pretrained(folder)
+    stored = load_peft_weights(folder, device="cpu")
+    projection = stored.get(f"{PREFIX}{PROJECTION}.weight")
+    add_parts(model, vars(config), latent=0 if projection is None else projection.shape[1])
     with warnings.catch_warnings():
         # of some models PEFT renames what it knows of a LoRA only, and misses the rest
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         loaded = PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
-    stored = load_peft_weights(folder, device="cpu")
     # PEFT leaves the name of an adapter in names that it does not know
     parts = {_PART.sub(r".lora_fusion.\1.", name): value for name, value in stored.items()}
     for name, parameter in loaded.named_parameters():

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..adapters import AdapterSource
 from ..data import DataFile
 from ..errors import DataError, PlanError
 from ..models import BaseModel
 from ..progress import Watcher
-from ..tasks import LabelTask, Task, get_template
+from ..tasks import JoinableTask, LabelTask, Task, TokenTask, get_template
+from .latents import Latents
+
+INPUT = "input"
+"""The fusion that puts a source before its text: a plain LoRA, as PEFT sees it."""
+
+
+def fusion_of(systems: Sequence[AdapterSource]) -> Mapping[str, Any]:
+    """Return the settings of the fusion that one of some adapters has, empty if none has one."""
+    entries = [system.meta.fusion or system.meta.manifest.get("fusion") for system in systems]
+    return next((entry for entry in entries if isinstance(entry, Mapping) and entry), {})
+
+
+def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]:
+    """Return rows that hold their sources too.
+
+    Raises:
+        PlanError: rows of this task cannot.
+    """
+    if not isinstance(task, JoinableTask):
+        raise PlanError(f"--fusion {INPUT} is for classify, nli and qa, and the task is {task.name}.")
+    return [task.joined(row, source) for row, source in zip(rows, sources, strict=True)]
+
+
+def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> list[list[int]]:
+    """Return the token ids that another encoder reads of rows: their texts, without any prompt."""
+    texts: list[tuple[str, ...]]
+    if isinstance(task, LabelTask):
+        texts = [task.segments(row) for row in rows]
+    elif isinstance(task, TokenTask):
+        texts = [(" ".join(task.words(row)),) for row in rows]
+    else:
+        texts = [("\n".join(map(str, task.fields(row).values())),) for row in rows]
+    return latents.encode(texts, [task.language(row) for row in rows])
 
 
 def read_beside(

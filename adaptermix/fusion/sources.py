@@ -20,7 +20,8 @@ ATTENTION = {
     "value": ("value", "v_proj", "v", "v_lin", "value_proj"),
 }
 """Names of the linear layers of attention that read a block's states, by what they make."""
-_READERS = frozenset(name for names in ATTENTION.values() for name in names)
+_READERS = frozenset((*ATTENTION["query"], *ATTENTION["value"]))
+"""Those that fuse, as in the paper and in the release, whatever else has a LoRA."""
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -49,8 +50,19 @@ class Sources:
             prompts: Tokens of each target's prompt; those of an answer behind it do not count.
         """
         lengths = torch.tensor(list(prompts), device=self.mask.device)
+        if alignment == LAST:
+            return self._last_beside_all(lengths)
         lead = ALIGNMENTS[alignment](self.mask, lengths)
         return replace(self, lead=lead, counts_padding=alignment == "index")
+
+    def _last_beside_all(self, lengths: Tensor) -> Sources:
+        longest = int(lengths.max())
+        rows, ends = torch.arange(len(self.mask), device=self.mask.device), _last(self.mask)
+        return Sources(
+            states={path: states[rows, ends, None].expand(-1, longest, -1) for path, states in self.states.items()},
+            mask=torch.arange(longest, device=self.mask.device)[None] < lengths[:, None],
+            lead=torch.zeros_like(lengths),
+        )
 
     def start(self, mask: Tensor | None) -> Tensor:
         """Return the place in each target of the first place of its source.
@@ -69,12 +81,17 @@ def _last(mask: Tensor) -> Tensor:
     return mask.shape[-1] - 1 - mask.flip(-1).long().argmax(-1)
 
 
+LAST = "last"
+"""The alignment that puts the last source token beside all of the prompt, as the release does when it generates."""
+
 ALIGNMENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "position": lambda source, _lengths: -_first(source),
     "end": lambda source, lengths: lengths - 1 - _last(source),
+    "row-end": lambda source, lengths: lengths - 1 - _last(source),
     "index": lambda source, _lengths: torch.zeros(len(source), dtype=torch.long, device=source.device),
 }
-"""Where a source begins in its target: first tokens together, last tokens together, or place by place, padding too."""
+"""Where a source begins in its target: first tokens together, last tokens together (of the prompt, or of the whole row,
+whose lengths are given then), or place by place, padding too."""
 
 
 def block_of(path: str) -> str:
@@ -112,6 +129,7 @@ def read_sources(
     *,
     norm: bool = True,
     offset: int = 0,
+    dropout: bool = False,
     run: Callable[[], Any] | None = None,
 ) -> Sources:
     """Let the model without its adapters read source texts, in evaluation mode, and keep what its blocks see.
@@ -123,6 +141,7 @@ def read_sources(
             stream, as the release has them (in models without such a norm both are one).
         offset: 0 for what goes into a block, as the release has it; 1 for what comes out of it, as the paper says (with
             `norm` what the next block's modules see, and of the last block its plain output).
+        dropout: Leave the model in the mode that it is in, so that in training its dropout acts, as in the release.
         run: Runs the model, if not by `model(**batch)`.
 
     Raises:
@@ -151,7 +170,7 @@ def read_sources(
                 where = firsts[paths[place + offset]] if norm else named[block]
                 handle = where.register_forward_pre_hook(partial(_catch_input, caught, block), with_kwargs=True)
             stack.callback(handle.remove)
-        stack.enter_context(_plain(model))
+        stack.enter_context(_plain(model, evaluating=not dropout))
         (run or (lambda: model(**batch)))()
     mask = batch["attention_mask"].bool()
     return Sources(
@@ -186,15 +205,16 @@ def _catch_output(caught: dict[str, Tensor], block: str, _module: nn.Module, _gi
 
 
 @contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """Let a model be without its adapters and in evaluation mode."""
+def _plain(model: nn.Module, *, evaluating: bool) -> Iterator[None]:
+    """Let a model be without its adapters, and in evaluation mode if that is asked for."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     enabled = [layer for layer in layers if not layer.disable_adapters]
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        if evaluating:
+            model.eval()
         for layer in enabled:
             layer._disable_adapters = True
         yield

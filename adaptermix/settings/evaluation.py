@@ -21,6 +21,12 @@ class EvaluateSettings(GenerationSettings):
     source: list[str] = Field(
         [], description="the rows in the source language of a fused adapter (train-fusion): row i beside row i"
     )
+    source_encoder: str | None = Field(
+        None, description="where the encoder lies now from which an adapter was trained to take its sources"
+    )
+    source_alignment: Literal["position", "end", "row-end", "last", "index", "soft"] | None = Field(
+        None, description="put sources beside texts otherwise than in training; last is how the release generates"
+    )
     split: Literal["dev", "test"] | None = Field(
         None,
         description="what the data are for; test files are recorded, by content, so that no later command chooses or "

@@ -1,12 +1,13 @@
 """Tasks: rows to prompts and answers, and answers to scores. Training and evaluation use the same."""
 
-from .base import TASKS, LabelTask, SpanTask, Task, TokenTask, get_task, get_template
+from .base import TASKS, JoinableTask, LabelTask, SpanTask, Task, TokenTask, get_task, get_template
 from .metrics import Counts, Metric
 from .templates import Template
 
 __all__ = [
     "TASKS",
     "Counts",
+    "JoinableTask",
     "LabelTask",
     "Metric",
     "SpanTask",

@@ -17,7 +17,7 @@ from .slots import Slots
 from .templates import Template
 from .translate import Translate
 
-__all__ = ["TASKS", "LabelTask", "SpanTask", "Task", "TokenTask", "get_task", "get_template"]
+__all__ = ["TASKS", "JoinableTask", "LabelTask", "SpanTask", "Task", "TokenTask", "get_task", "get_template"]
 
 
 class Task(Protocol):
@@ -71,6 +71,14 @@ class LabelTask(Task, Protocol):
 
     def labels(self, rows: Sequence[Any]) -> tuple[str, ...]:
         """Return the classes, in the order of a head's outputs."""
+
+
+@runtime_checkable
+class JoinableTask(Task, Protocol):
+    """A task whose rows can hold their source in another language too (input-level fusion)."""
+
+    def joined(self, row: Any, source: Any) -> Any:
+        """Return a row whose texts begin with those of its source."""
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..data import ClassifyRow, DataFile, read_classify
 from .labels import label_metrics, label_reader
@@ -39,6 +40,10 @@ class Classify:
     def segments(self, row: ClassifyRow) -> tuple[str, ...]:
         """Return the text."""
         return (row.text,)
+
+    def joined(self, row: ClassifyRow, source: ClassifyRow) -> ClassifyRow:
+        """Return a row whose text begins with that of its source."""
+        return replace(row, text=f"{source.text} {row.text}")
 
     def labels(self, rows: Sequence[ClassifyRow]) -> tuple[str, ...]:
         """Return the labels of these rows, sorted."""

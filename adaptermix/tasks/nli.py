@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..data import DataFile, NliRow, read_nli
 from ..data.nli import LABELS, SPELLINGS
@@ -41,6 +42,14 @@ class Nli:
     def segments(self, row: NliRow) -> tuple[str, ...]:
         """Return premise and hypothesis."""
         return row.premise, row.hypothesis
+
+    def joined(self, row: NliRow, source: NliRow) -> NliRow:
+        """Return a row whose sentences begin with those of its source."""
+        return replace(
+            row,
+            premise=f"{source.premise} {row.premise}",
+            hypothesis=f"{source.hypothesis} {row.hypothesis}",
+        )
 
     def labels(self, rows: Sequence[NliRow]) -> tuple[str, ...]:  # noqa: ARG002  (they are fixed)
         """Return the three relations."""

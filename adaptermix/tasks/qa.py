@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ..data import DataFile, QaRow, read_qa
 from .metrics import Metric, mean
@@ -128,6 +129,13 @@ class Qa:
     def pointed(self, row: QaRow, span: tuple[int, int] | None) -> str:
         """Return a part of the text in one line, or that there is no answer."""
         return " ".join(row.context[slice(*span)].split()) if span else UNANSWERABLE
+
+    def joined(self, row: QaRow, source: QaRow) -> QaRow:
+        """Return a row whose question and text begin with those of its source; the answers stand in its own text."""
+        before = f"{source.context}\n"
+        places = tuple(place and (place[0] + len(before), place[1] + len(before)) for place in row.places)
+        question = f"{source.question} {row.question}"
+        return replace(row, question=question, context=before + row.context, places=places)
 
     def answer(self, row: QaRow) -> str:
         """Return the first right answer, or that there is none."""

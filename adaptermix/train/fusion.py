@@ -1,9 +1,10 @@
-"""`train-fusion`: a task LoRA whose bottleneck fuses each text with its source in another language."""
+"""`train-fusion`: a task LoRA that sees each text beside its source in another language."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from torch import Tensor
 
 from ..adapters.keys import PREFIX
 from ..adapters.writer import write_tensors
+from ..data import DataFile
+from ..errors import PlanError
 from ..files import whole_folder, write_whole
 from ..fusion.bank import SourceBank
-from ..fusion.rows import encode_sources, read_beside
+from ..fusion.latents import Latents
+from ..fusion.mixup import MIXUP, Mixer, consistency
+from ..fusion.parts import MIXING, add_parts
+from ..fusion.rows import INPUT, encode_latents, encode_sources, joined, read_beside
 from ..fusion.sources import Fuser
-from ..models import BaseModel
+from ..models import BaseModel, block_index
 from ..progress import SILENT, Watcher
 from ..settings import FusionSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -28,32 +34,65 @@ from .task import Answers, TaskData, TaskLoss
 from .trainer import BatchLoss, count_steps
 
 _WEIGHTS = "adapter_model.safetensors"
+_OF_SOURCE = 0.4
+"""Weight of the source's own loss in X-Mixup; the target's has the rest."""
 
 
+@dataclass(kw_only=True)
 class _Fusing:
-    """What fuses on a model; its LoRA comes after the losses are made."""
+    """A model that is to fuse, and what stands before its passes; its LoRA comes after the losses are made.
 
-    def __init__(self, base: BaseModel) -> None:
-        self._base = base
+    Args:
+        base: The model.
+        data: What it is trained on.
+        settings: The run's settings.
+        settings_of: The fusion's settings, by PEFT's names.
+        latents: Encoder whose states are the sources, if not the base's own.
+        watch: Receives progress.
+    """
+
+    base: BaseModel
+    data: TaskData
+    settings: FusionSettings
+    settings_of: Mapping[str, Any]
+    latents: Latents | None
+    watch: Watcher
 
     @cached_property
     def fuser(self) -> Fuser:
-        """What stands before the model's passes."""
-        return Fuser(self._base.model)
+        """What lets LoRAs fuse."""
+        return Fuser(self.base.model)
+
+    @cached_property
+    def mixer(self) -> Mixer:
+        """What mixes states in one block."""
+        return Mixer(self.base, self.settings_of["fusion_layer"], MIXING)
+
+    def rows(self, rows: Sequence[Any], times: int = 1) -> RowsLoss:
+        """Return the loss of rows, which may be as many times as long as usual."""
+        return self.data.objective(self.base, rows, times * self.settings.max_length, self.watch)
 
 
 class FusedRows:
-    """The loss of rows beside their sources.
+    """The loss of rows whose LoRAs fuse them with their sources.
 
     Args:
-        rows: The loss of rows by their numbers.
-        bank: Their sources.
-        fusing: What fuses on the model.
+        fusing: The model.
+        rows: The rows.
+        sources: Their sources.
     """
 
-    def __init__(self, rows: RowsLoss, bank: SourceBank, fusing: _Fusing) -> None:
-        self._rows, self._bank, self._fusing = rows, bank, fusing
-        self.lengths = rows.lengths
+    def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
+        settings, base, data = fusing.settings, fusing.base, fusing.data
+        self._fusing, self._rows = fusing, fusing.rows(rows)
+        self.lengths = self._rows.lengths
+        whole = not isinstance(self._rows, Answers) or settings.alignment == "row-end"
+        prompts = self.lengths if whole else self._rows.prompts  # type: ignore[attr-defined]
+        if fusing.latents:
+            texts = encode_latents(fusing.latents, data.task, sources)
+        else:
+            texts = encode_sources(base, data.task, data.template.name, sources, settings.max_length)
+        self._bank = SourceBank(base, texts, prompts, fusing.settings_of, fusing.latents)
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows and their count of tokens.
@@ -70,10 +109,93 @@ class FusedRows:
         return found
 
 
-def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainReport:
-    """Train a LoRA that fuses each text with its source.
+class MixedRows:
+    """The loss of rows and of their sources, mixed in one block, and that of their disagreement in training.
 
-    The sources are read by the base model without the LoRA, in evaluation mode.
+    Args:
+        fusing: A model with a head that tells classes.
+        rows: The rows.
+        sources: Their sources.
+
+    Raises:
+        PlanError: the model has no such head.
+
+    Reference: Yang et al., X-Mixup, ICLR 2022, section 3.3.
+    """
+
+    def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
+        head = fusing.base.head
+        if head is None or head.form.name != "classes":
+            raise PlanError(f"--fusion {MIXUP} is for heads that tell classes: use --head classes, or another fusion.")
+        self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)
+        self.lengths = self._rows.lengths
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these rows and their count of tokens, sources included; without training the rows' own."""
+        mixer = self._fusing.mixer
+        mixer.use(None)
+        own = self._sources(rows)
+        source = mixer.passed()
+        mixer.use(source)
+        found = self._rows(rows)
+        mixer.use(None)
+        if not self._fusing.base.model.training:
+            return found
+        loss = _OF_SOURCE * own.loss + (1 - _OF_SOURCE) * found.loss + consistency(source, mixer.passed())
+        return found._replace(loss=loss, tokens=own.tokens + found.tokens)
+
+
+def _joined_rows(fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> RowsLoss:
+    return fusing.rows(joined(fusing.data.task, rows, sources), times=2)
+
+
+_LOSSES: Mapping[str, Callable[[_Fusing, Sequence[Any], Sequence[Any]], RowsLoss]] = {
+    MIXUP: MixedRows,
+    INPUT: _joined_rows,
+}
+"""Losses of fusions that are not in the bottleneck."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beside:
+    """Sources of the rows.
+
+    Args:
+        train: Of the training rows.
+        dev: Of the dev rows.
+        files: Their files, those of the training rows first.
+        entries: What the manifest says, of rows and sources.
+    """
+
+    train: Sequence[Any]
+    dev: Sequence[Any]
+    files: Sequence[DataFile]
+    entries: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, settings: FusionSettings, data: TaskData, watch: Watcher) -> _Beside:
+        """Read them; where another encoder reads the rows themselves these are their own sources.
+
+        Raises:
+            DataError: there is not a source for each row, or a file is test data.
+        """
+        if not settings.source:
+            return cls(train=data.train, dev=data.dev, files=(), entries=data.entries)
+        train, files = read_beside(data.task, settings.source, data.train, settings.rows, watch)
+        dev, dev_files = read_beside(data.task, settings.dev_source, data.dev, None, watch) if data.dev else ([], [])
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+        entries = data.entries | {
+            "data": [*data.entries["data"], *(file.entry() for file in files)],
+            "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
+            "tested": [*(data.entries["tested"] or []), *tested] or None,
+        }
+        return cls(train=train, dev=dev, files=files, entries=entries)
+
+
+def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainReport:
+    """Train a LoRA that sees each text beside its source.
+
+    The base's states of sources are those without the LoRA, in evaluation mode.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.
@@ -86,32 +208,25 @@ def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainR
 def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     data = TaskData.read(settings)
-    sources, files = read_beside(data.task, settings.source, data.train, settings.rows, watch)
-    dev_sources, dev_files = (
-        read_beside(data.task, settings.dev_source, data.dev, None, watch) if data.dev else ([], [])
-    )
-    refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+    beside = _Beside.read(settings, data, watch)
+    data = replace(data, entries=dict(beside.entries))
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         data.head(settings)
         return dry_report(settings, steps, rows=data.report)
+    for note in data.warnings():
+        watch.note(note)
     base = data.load(settings, processes)
-    fusing = _Fusing(base)
-
-    def beside(rows: Sequence[Any], texts: Sequence[Any]) -> FusedRows:
-        loss = data.objective(base, rows, settings.max_length, watch)
-        prompts = loss.prompts if isinstance(loss, Answers) else loss.lengths
-        encoded = encode_sources(base, data.task, data.template.name, texts, settings.max_length)
-        return FusedRows(loss, SourceBank(base, encoded, prompts, settings.peft_settings()), fusing)
-
-    rows = beside(data.train, sources)
+    fusing = _fusing(base, data, settings, watch)
+    base = fusing.base
+    make = _LOSSES.get(settings.fusion, FusedRows)
+    rows = make(fusing, data.train, beside.train)
     base.model.train()
     watched = None
     if data.dev:
-        losses = DevLosses(base, {"dev_loss": beside(data.dev, dev_sources)}, settings, processes)
+        losses = DevLosses(base, {"dev_loss": make(fusing, data.dev, beside.dev)}, settings, processes)
         watched = DevWatch(losses, settings, steps=steps, rows=len(data.train), key="dev_loss", watch=watch)
-    entries = data.manifest(base)
-    entries["fusion"] = {"sources": [file.entry() for file in files], **settings.peft_settings()}
+    entries = data.manifest(base) | {"fusion": _entry(fusing, beside)}
     return train(
         base,
         settings,
@@ -123,8 +238,34 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
         watch=watch,
         dev=watched,
         processes=processes,
-        write=write_fusion,
+        write=write_fusion if settings.peft_settings() else None,
     )
+
+
+def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Watcher) -> _Fusing:
+    """Give the base what a fusion has beside its LoRAs, and load another encoder where it is asked for.
+
+    Raises:
+        AdapterMixError: there is no such encoder, or no such block.
+    """
+    latents = None
+    if settings.source_encoder:
+        place = settings.place()
+        latents = Latents(
+            settings.source_encoder, device=place["device"], dtype=place["dtype"], tag=settings.source_tag
+        )
+    found: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
+    if settings.fusion == MIXUP:
+        found["fusion_layer"] = block_index(settings.mixup_layer, base.layers)
+    parts = add_parts(base.model, found, latent=latents.width if latents else 0, seed=settings.seed)
+    base = replace(base, head_modules=(*base.head_modules, *parts))
+    return _Fusing(base=base, data=data, settings=settings, settings_of=found, latents=latents, watch=watch)
+
+
+def _entry(fusing: _Fusing, beside: _Beside) -> dict[str, Any]:
+    """Return what the manifest says of the fusion."""
+    encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
+    return {"sources": [file.entry() for file in beside.files], **fusing.settings_of, **encoder}
 
 
 def write_fusion(
@@ -155,8 +296,9 @@ def write_fusion(
     }
     with whole_folder(out, overwrite=overwrite) as folder:
         write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
+        known = document["fusion"]  # which block is the middle one, say
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-        plain |= {"inference_mode": True}
+        plain |= {"inference_mode": True} | {key: known[key] for key in plain if key in known}
         write_whole(folder / "adapter_config.json", (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")

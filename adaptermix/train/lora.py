@@ -165,7 +165,7 @@ def _config(settings: TrainingSettings, **more: Any) -> Any:
         "use_dora": settings.dora,
         "init_lora_weights": True if settings.init == "kaiming" else settings.init,
     }
-    if isinstance(settings, FusionSettings):
+    if isinstance(settings, FusionSettings) and settings.peft_settings():
         from ..fusion.lora import FusionConfig
 
         return FusionConfig(**common, **settings.peft_settings(), **more)

@@ -1,0 +1,112 @@
+"""States of another encoder, such as that of a translation model, as sources (FLARE-MT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.source import canonical_language
+from ..errors import ModelError, PlanError
+from ..models import fingerprint_of, pick_device, pick_dtype, split_revision
+
+
+class Latents:
+    """An encoder whose last states of a text are its source.
+
+    Args:
+        reference: Folder or Hub id of any encoder, or of an encoder-decoder (NLLB, M2M100, mT5), whose decoder is left
+            out; with `@REVISION` if wanted.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        tag: Language tag of all texts, for encoders that read one; default that of each text's language.
+
+    Attributes:
+        width: Width of the states.
+        fingerprint: Hash of its weight files, None where they are not on disk.
+
+    Raises:
+        ModelError: no such model, or a decoder.
+
+    Reference: FLARE, section 3.1 (FLARE MT).
+    """
+
+    def __init__(self, reference: str, *, device: str = "auto", dtype: str = "auto", tag: str | None = None) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        name, revision = split_revision(reference)
+        pinned = {"revision": revision} if revision else {}
+        place = pick_device(device)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
+            model = AutoModel.from_pretrained(name, dtype=pick_dtype(dtype, place), **pinned)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(
+                f"source encoder {reference!r} must be a model folder or a Hub id that can be reached: {reason}"
+            ) from error
+        encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+        self._model: Any = encoder.to(place).eval().requires_grad_(False)
+        config = model.config.get_text_config()
+        self.width: int = getattr(config, "d_model", None) or config.hidden_size
+        self.fingerprint = fingerprint_of(reference)
+        self._longest = min(self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512), 512)
+        self._tags = self._tags_of(reference, tag)
+
+    def _tags_of(self, reference: str, tag: str | None) -> dict[str, str]:
+        """Return the tags of languages that the tokenizer knows, by language; "" stands for all."""
+        if not hasattr(self._tokenizer, "src_lang"):
+            if tag:
+                raise PlanError(f"--source-tag is for encoders that read a language tag, and {reference!r} reads none.")
+            return {}
+        known = [token.strip("_") for token in self._tokenizer.all_special_tokens]
+        if tag:
+            if tag not in known:
+                raise PlanError(f"--source-tag must be a language tag of {reference!r}, got {tag!r}.")
+            return {"": tag}
+        found: dict[str, str] = {}
+        for token in sorted(known, key=_is_rare):
+            if language := canonical_language(token):
+                found.setdefault(language, token)
+        return found
+
+    def encode(self, texts: Sequence[tuple[str, ...]], languages: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of texts, or of pairs of them.
+
+        Raises:
+            ModelError: the encoder reads a tag, and has none for a language.
+        """
+        found = []
+        for text, language in zip(texts, languages, strict=True):
+            if self._tags:
+                tag = self._tags.get("", self._tags.get(language))
+                if tag is None:
+                    raise ModelError(
+                        f"the source encoder must know the language of every text, and has no tag for {language!r}: "
+                        "give that of a near one with --source-tag."
+                    )
+                self._tokenizer.src_lang = tag
+            found.append(list(self._tokenizer(*text, truncation=True, max_length=self._longest)["input_ids"]))
+        return found
+
+    @torch.no_grad()
+    def read(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Return the states of texts, padded on the right.
+
+        Shapes: [rows tokens width].
+        """
+        batch = self._tokenizer.pad(
+            {"input_ids": [list(row) for row in ids]}, padding_side="right", return_tensors="pt"
+        ).to(self._model.device)
+        states: Tensor = self._model(**batch).last_hidden_state
+        return states
+
+
+def _is_rare(tag: str) -> bool:
+    """Whether a tag names a script that its language is not mostly written in (`ace_Arab`)."""
+    import langcodes
+
+    language, _, script = tag.partition("_")
+    return bool(script) and langcodes.Language.get(language).maximize().script != script

@@ -1,0 +1,163 @@
+r"""Mixing of a target's states with its source's in one block, X-Mixup's way; a baseline of FLARE.
+
+At the mixing block a target state $h_t$ becomes $\lambda h_t + (1 - \lambda) h_{t|s}$, where $h_{t|s}$ is what it finds
+by attention in the source's states at the same block, and $\lambda = \lambda_0\,\sigma(w H + b)$ grows with the entropy
+$H$ of that attention, both ways: the worse a translation fits, the less is taken from it.
+
+Reference: Yang et al., Enhancing Cross-lingual Transfer by Manifold Mixup, ICLR 2022, arXiv 2205.04182, section 3.
+There the attention is the block's own, and all weights are trained; here it is a module of its own that begins as
+plain attention among states, so that any architecture will do, and the rest of the model learns by a LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..models import BaseModel, backbone, blocks
+
+MIXUP = "x-mixup"
+"""Its name among the fusions."""
+_MOST = 0.5
+"""The most that a target keeps of its own, lambda_0 of the paper."""
+
+
+class Mixup(nn.Module):
+    """What is trained of it: attention of one head, and how much its entropy counts.
+
+    Args:
+        width: Width of the states.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.entropy = nn.Linear(1, 1)
+        with torch.no_grad():
+            for projection in (self.query, self.key, self.value):
+                projection.weight.copy_(torch.eye(width))
+                projection.bias.zero_()
+            self.entropy.weight.fill_(1)
+            self.entropy.bias.zero_()
+
+    def forward(
+        self,
+        target: Float[Tensor, "rows tokens width"],
+        source: Float[Tensor, "rows others width"],
+        reads: Bool[Tensor, "rows tokens"],
+        mask: Bool[Tensor, "rows others"],
+    ) -> Float[Tensor, "rows tokens width"]:
+        """Mix.
+
+        Args:
+            target: States of the target.
+            source: States of the source at the same block.
+            reads: Which target tokens count.
+            mask: Which source tokens count.
+        """
+        scores = self.query(target) @ self.key(source).transpose(-1, -2) / target.shape[-1] ** 0.5
+        scores = scores.float()
+        least = torch.finfo(scores.dtype).min
+        looking = scores.masked_fill(~mask[:, None], least).softmax(-1)
+        looked_at = scores.transpose(-1, -2).masked_fill(~reads[:, None], least).softmax(-1)
+        both = _entropy(looking, reads) + _entropy(looked_at, mask)
+        share = _MOST * self.entropy(both[:, None].to(target.dtype)).sigmoid()[..., None]
+        mixed: Tensor = share * target + (1 - share) * (looking.to(target.dtype) @ self.value(source))
+        return mixed
+
+
+def _entropy(weights: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean entropy of attention over the tokens that count. [rows]."""
+    least = torch.finfo(weights.dtype).tiny  # the slope of the entropy has no end at 0
+    each = -(weights * weights.clamp_min(least).log()).sum(-1)
+    found: Tensor = (each * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Passed:
+    """What a pass gave.
+
+    Args:
+        states: Of the mixing block.
+        mask: Which tokens count.
+        logits: Of the head.
+        first: The last state of the first token, which the head reads.
+    """
+
+    states: Float[Tensor, "rows tokens width"]
+    mask: Bool[Tensor, "rows tokens"]
+    logits: Float[Tensor, "rows outputs"]
+    first: Float[Tensor, "rows width"]
+
+
+class Mixer:
+    """Mixes what a pass has at the mixing block with a source, and keeps what the pass gave.
+
+    Args:
+        base: A model with a head, and with a `Mixup`.
+        layer: Number of the mixing block, 1 to n.
+        module: Name of the `Mixup` in the model.
+    """
+
+    def __init__(self, base: BaseModel, layer: int, module: str) -> None:
+        self._mixup = base.model.get_submodule(module)
+        self._source: Passed | None = None
+        self._held: dict[str, Tensor] = {}
+        body, block = backbone(base), blocks(base.model)[1][layer - 1]
+        self._handles = [
+            body.register_forward_pre_hook(self._begin, with_kwargs=True),
+            block.register_forward_hook(self._mix),
+            body.register_forward_hook(self._end),
+            base.model.register_forward_hook(self._answered),
+        ]
+
+    def use(self, source: Passed | None) -> None:
+        """Take the source of the next pass; None for a pass without one."""
+        self._source = source
+
+    def passed(self) -> Passed:
+        """Return what the last pass gave."""
+        return Passed(**self._held)
+
+    def close(self) -> None:
+        """Leave the model alone."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, body: nn.Module, given: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+        named = signature(body.forward).bind_partial(*given, **more).arguments
+        self._held["mask"] = named["attention_mask"].bool()
+
+    def _mix(self, _block: nn.Module, _given: Any, output: Any) -> Any:
+        states = output if isinstance(output, Tensor) else output[0]
+        if self._source is not None:
+            states = self._mixup(states, self._source.states, self._held["mask"], self._source.mask)
+        self._held["states"] = states
+        return states if isinstance(output, Tensor) else (states, *output[1:])
+
+    def _end(self, _body: nn.Module, _given: Any, output: Any) -> None:
+        self._held["first"] = output[0][:, 0]
+
+    def _answered(self, _model: nn.Module, _given: Any, output: Any) -> None:
+        self._held["logits"] = output.logits
+
+
+def consistency(source: Passed, target: Passed) -> Tensor:
+    """Return by how much the two sides differ: KL divergence of the classes, and squared distance of what is read.
+
+    Reference: the release of X-Mixup; both are means, over rows and over rows and width.
+    """
+    kl = nn.functional.kl_div(
+        target.logits.float().log_softmax(-1),
+        source.logits.float().log_softmax(-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return kl + nn.functional.mse_loss(target.first.float(), source.first.float())
