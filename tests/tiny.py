@@ -27,6 +27,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 CHAT = (
@@ -46,6 +48,7 @@ _CAUSAL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "minimax": (MiniMaxConfig, MiniMaxForCausalLM, {"num_local_experts": 2, "block_size": 8, "head_dim": 8}),
     "mpt": (MptConfig, MptForCausalLM, {"max_seq_len": 512}),
     "mamba": (MambaConfig, MambaForCausalLM, {"state_size": 4}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"head_dim": 8, "sliding_window": 64}),
 }
 
@@ -73,7 +76,7 @@ def tiny_causal(
 
     Args:
         folder: Where.
-        kind: `llama`, `qwen2`, `qwen2_moe`, `minimax`, `mpt`, `mamba` or `gemma3`.
+        kind: `llama`, `qwen2`, `qwen2_moe`, `minimax`, `mpt`, `mamba`, `qwen3` or `gemma3`.
         layers: Number of blocks.
         chat: Give the tokenizer a chat template.
         single: What the tokenizer puts around a text, such as `<s> $A` or `$A </s>`; nothing if not given.

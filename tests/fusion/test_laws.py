@@ -16,21 +16,27 @@ from tests.tiny import tiny_causal, tiny_encoder
 # PEFT uses the older name
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
 
-KINDS = ["llama", "qwen2", "gemma3", "bert", "t5"]
+DECODERS = ["llama", "qwen2", "qwen3", "gemma3"]
+ENCODERS = ["bert", "xlm-roberta"]
+BOTH = ["t5", "mt5"]
+KINDS = [*DECODERS, *ENCODERS, *BOTH]
 SMOOTH = [name for name in FUSIONS if name != "cross-attention-paper"]
 IDS = torch.arange(3, 27).reshape(2, 12)
 SOURCE = torch.arange(30, 48).reshape(2, 9)
 
 
 def model_of(kind: str, folder: Path, **options: Any) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    if kind == "t5":
-        torch.manual_seed(0)
-        config = T5Config(
-            vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4, decoder_start_token_id=0
-        )
-        return T5ForConditionalGeneration(config).eval()
+    torch.manual_seed(0)
+    if kind in BOTH:
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}
+        config = AutoConfig.for_model(kind, vocab_size=64, decoder_start_token_id=0, **sizes)
+        return AutoModelForSeq2SeqLM.from_config(config).eval()
+    if kind == "xlm-roberta":
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+        config = AutoConfig.for_model(kind, vocab_size=64, max_position_embeddings=64, pad_token_id=1, **sizes)
+        return AutoModel.from_config(config, **options).eval()
     if kind == "bert":
         return AutoModel.from_pretrained(tiny_encoder(folder), **options).eval()
     return AutoModelForCausalLM.from_pretrained(tiny_causal(folder, kind), **options).eval()
@@ -43,7 +49,7 @@ def fuse(model: Any, fusion: str = "add", *, seed: int = 0, name: str = "default
     from adaptermix.fusion.lora import FusionConfig
 
     kind = model.config.model_type
-    targets = {"bert": ["query", "value"], "t5": ["q", "v"]}.get(kind, ["q_proj", "v_proj"])
+    targets = ["query", "value"] if kind in ENCODERS else ["q", "v"] if kind in BOTH else ["q_proj", "v_proj"]
     config = FusionConfig(r=4, lora_alpha=8, target_modules=targets, fusion=fusion, **more)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
@@ -63,7 +69,7 @@ def batch(ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
 
 def out(model: Any, given: dict[str, Tensor], sources: Sources | None) -> Tensor:
     """Return logits, or states of an encoder."""
-    more = {"decoder_input_ids": given["input_ids"][:, :5]} if model.config.model_type == "t5" else {}
+    more = {"decoder_input_ids": given["input_ids"][:, :5]} if model.config.model_type in BOTH else {}
     with fused(model, sources) as fuser:
         found = model(**given, **more)
     assert (fuser.count > 0) == (sources is not None)
@@ -73,7 +79,7 @@ def out(model: Any, given: dict[str, Tensor], sources: Sources | None) -> Tensor
 def sources_of(
     model: Any, given: dict[str, Tensor], target: dict[str, Tensor], alignment: str = "position", **more: Any
 ) -> Sources:
-    extra = {"decoder_input_ids": given["input_ids"][:, :1]} if model.config.model_type == "t5" else {}
+    extra = {"decoder_input_ids": given["input_ids"][:, :1]} if model.config.model_type in BOTH else {}
     found = read_sources(model, given, run=(lambda: model(**given, **extra)), **more)
     return found.beside(alignment, target["attention_mask"].sum(-1).tolist())
 
@@ -123,14 +129,14 @@ def test_padding_and_the_rows_beside_it_change_nothing(kind: str, fusion: str, a
     padded, both = batch(longer, mask), batch(IDS)
     found = out(model, both, sources_of(model, padded, both, place))
     torch.testing.assert_close(found[:1], wanted, rtol=1e-3, atol=1e-4)
-    if kind in ("llama", "qwen2", "gemma3"):  # a target that is padded on the left, as prompts are
+    if kind in DECODERS:  # a target that is padded on the left, as prompts are
         ids, mask = torch.nn.functional.pad(IDS[:1], (3, 0)), torch.tensor([[0] * 3 + [1] * 12])
         shifted = batch(ids, mask) | {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
         found = out(model, shifted, sources_of(model, alone, target, place))
         torch.testing.assert_close(found[:, 3:], wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "bert"])
+@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
 @torch.no_grad()
 def test_how_attention_is_computed_does_not_matter(kind: str, tmp_path: Path) -> None:
     found = []
@@ -141,7 +147,49 @@ def test_how_attention_is_computed_does_not_matter(kind: str, tmp_path: Path) ->
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@torch.no_grad()
+def test_the_flash_kernel_gives_the_same(kind: str, tmp_path: Path) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    model = fuse(model_of(kind, tmp_path / "m", attn_implementation="sdpa"))
+    target, found = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, []
+    for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(kernel):
+            found.append(out(model, target, sources_of(model, batch(SOURCE), target)))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_near_and_learns(kind: str, tmp_path: Path) -> None:
+    """A base in bfloat16 with factors in float32, and a base in float32 under autocast."""
+    target, whole = batch(IDS), fuse(model_of(kind, tmp_path / "m"))
+    wanted = out(whole, target, sources_of(whole, batch(SOURCE), target)).detach()
+    half = fuse(model_of(kind, tmp_path / "m").to(torch.bfloat16))
+    assert {p.dtype for name, p in half.named_parameters() if "lora_A" in name} == {torch.float32}
+    for model, is_mixed in ((half, False), (whole, True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
+            found = out(model, target, sources_of(model, batch(SOURCE), target))
+            found.float().square().mean().backward()
+        assert float((found.detach().float() - wanted).norm() / wanted.norm()) < 0.1
+        gradients = [p.grad for name, p in model.named_parameters() if "lora_A" in name and p.grad is not None]
+        assert gradients
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+@torch.no_grad()
+def test_queries_and_values_fuse_whatever_else_has_a_lora(tmp_path: Path) -> None:
+    """As in the release, whose decoders have LoRAs on all linear layers."""
+    from peft import get_peft_model
+
+    from adaptermix.fusion.lora import FusionConfig
+
+    model = get_peft_model(model_of("llama", tmp_path / "m"), FusionConfig.release(r=4, target_modules="all-linear"))
+    ends = {path.rpartition(".")[2] for path in fused_modules(model)}
+    assert ends == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("fusion", SMOOTH)
 @pytest.mark.parametrize("alignment", ["position", "end"])
 @torch.no_grad()
