@@ -72,11 +72,12 @@ def compare(settings: CompareSettings, console: Console) -> None:
     from ..evaluation import compare_systems as work
 
     result = work(settings, watch=console.watch)
-    console.table(*result.table())
+    for table in result.tables():
+        console.table(*table)
     for note in result.notes:
         console.say(f"  note: {note}")
-    if settings.markdown:
-        console.say(f"wrote {settings.markdown}")
+    for path in filter(None, (settings.markdown, settings.document)):
+        console.say(f"wrote {path}")
     console.document(result.document())
 
 

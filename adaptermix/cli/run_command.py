@@ -30,6 +30,8 @@ def _run(*, recipe: str, overrides: tuple[str, ...], dry_run: bool, resume: bool
         console.say(f"== {step.command}")
         document = run_step(step, watch=console.watch)
         console.say(f"   {_summary(document)}")
+        for titles, *rows in document.get("tables", ()):
+            console.table(titles, rows)
         return document
 
     console.document(

@@ -195,7 +195,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
-    given = read_beside(task, settings.source, rows, settings.rows, watch)[0] if settings.source else None
+    given, beside = read_beside(task, settings.source, rows, settings.rows, watch) if settings.source else (None, [])
     scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
     result = replace(scored(sources, "answer"), split=settings.split)
     if settings.predictions:
@@ -205,7 +205,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         theirs = scored(others, f"answer with {name}")
         result = replace(result, against=compare(task, rows, result, theirs, name=name, seed=settings.seed))
     if settings.split == "test":
-        add_to_record(files, task=task.name, adapter=_name(sources), watch=watch)
+        add_to_record([*files, *beside], task=task.name, adapter=_name(sources), watch=watch)
     return result
 
 

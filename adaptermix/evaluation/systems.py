@@ -21,6 +21,7 @@ from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
 from ..tasks import Task, get_task
 from ..tasks.tagged import from_entry
+from .data_sets import column_of, read_columns, side_by_side
 from .score import RESAMPLES, Score, by_role, count_rows, draws, with_interval
 
 Draws = NDArray[np.float64]
@@ -73,6 +74,7 @@ class Systems:
         baseline: Name of the one that the others are held against, if any.
         ceiling: Name of the one whose gain over the baseline is the gap, if any.
         notes: What to know before reading the figures.
+        data_sets: Titles and rows of the table with other data sets, if there are any.
     """
 
     task: str
@@ -81,6 +83,7 @@ class Systems:
     baseline: str | None
     ceiling: str | None
     notes: Sequence[str]
+    data_sets: tuple[list[str], list[list[str]]] | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix compare`."""
@@ -91,7 +94,12 @@ class Systems:
             "ceiling": self.ceiling,
             "systems": {system.name: system.document() for system in self.found},
             "notes": list(self.notes),
+            "tables": [[titles, *rows] for titles, rows in self.tables()],
         }
+
+    def tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Return titles and rows of what is to be shown."""
+        return [self.table(), *([self.data_sets] if self.data_sets else [])]
 
     def table(self, *, wide: bool = False) -> tuple[list[str], list[list[str]]]:
         """Return titles and rows for a person: groups with intervals, gap closed, then every language.
@@ -116,9 +124,11 @@ class Systems:
 
     def markdown(self) -> str:
         """Return the table in Markdown, with the intervals of languages too."""
-        titles, rows = self.table(wide=True)
-        lines = [titles, ["---"] * len(titles), *rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        tables = [self.table(wide=True), *([self.data_sets] if self.data_sets else [])]
+        return "\n".join(
+            "".join(f"| {' | '.join(line)} |\n" for line in [titles, ["---"] * len(titles), *rows])
+            for titles, rows in tables
+        )
 
 
 def _shown(score: Score, form: str = ".3f") -> str:
@@ -219,8 +229,9 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
     for option, name in (("baseline", settings.baseline), ("ceiling", settings.ceiling)):
         if name is not None and name not in files:
             raise UsageError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
-    if settings.markdown and not Path(settings.markdown).absolute().parent.is_dir():
-        raise OutputError(f"--markdown must lie in a folder that exists, and {settings.markdown} does not.")
+    for option, path in (("markdown", settings.markdown), ("document", settings.document)):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise OutputError(f"--{option} must lie in a folder that exists, and {path} does not.")
 
 
 def _scored(
@@ -255,7 +266,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     Raises:
         AdapterMixError: a file is missing or was made from other rows, or a name is unknown.
     """
-    files = _files(settings.systems)
+    files, others = _files(settings.systems), read_columns(settings.beside)
     _check(settings, files)
     task = get_task(settings.task)
     rows, _ = task.read(settings.data, rows=settings.rows)
@@ -293,8 +304,15 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
         ceiling=settings.ceiling,
         notes=_notes(found, settings),
     )
+    if others:
+        name = settings.name or task.name
+        if name in others:
+            raise UsageError(f"data sets must have names of their own, and two are called {name!r}: pass --name.")
+        result = replace(result, data_sets=side_by_side({name: column_of(result.document()), **others}))
     if settings.markdown:
         write_whole(Path(settings.markdown), result.markdown().encode())
+    if settings.document:
+        write_whole(Path(settings.document), (json.dumps(result.document(), indent=2) + "\n").encode())
     return result
 
 

@@ -51,6 +51,11 @@ class CompareSettings(Settings):
     supervised: list[str] = Field([], description="languages of the task's training rows")
     aligned: list[str] = Field([], description="languages of the alignment pairs")
     markdown: str | None = Field(None, description="file for the table in Markdown")
+    document: str | None = Field(None, description="file for the JSON document, for --beside of another data set's")
+    beside: list[str] = Field(
+        [], description="NAME=FILE of --document: other data sets whose means stand beside these, with the mean of all"
+    )
+    name: str | None = Field(None, description="what this data set is called beside others; default the task")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the resampling")
 
     _sound_compare = model_validator(mode="after")(checks.sound_compare)

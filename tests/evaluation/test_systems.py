@@ -198,3 +198,21 @@ def test_the_command_prints_and_writes_the_table(
         main(["compare", *named, *options[:-2], "--ceiling", "task"])
     assert ended.value.code == 2
     assert "--ceiling needs another system as --baseline" in capsys.readouterr().err
+
+
+def test_data_sets_stand_beside_each_other(data: list[str], systems: dict[str, list[str]], tmp_path: Path) -> None:
+    first = str(tmp_path / "first.json")
+    compare_systems(settings(data, {"task": systems["task"], "joint": systems["joint"]}, document=first))
+    both = compare_systems(settings(data, systems, beside=[f"other={first}"]))
+    assert both.data_sets is not None
+    titles, rows = both.data_sets
+    assert titles == ["system", "classify", "other", "mean"]
+    assert [row[0] for row in rows] == ["task", "joint", "merged"]
+    assert rows[2][2:] == ["", ""]  # the other data set knows no merged system
+    score = both.found[0].groups["all"]
+    half = (score.value - score.low) / 2**0.5
+    assert rows[0][3].startswith(f"{score.value:.3f} [{score.value - half:.3f}, ")
+    assert "| system | classify | other | mean |" in both.markdown()
+    for wrong, says in ((f"classify={first}", "pass --name"), ("x", "NAME=FILE"), (f"o={data[0]}", "--document")):
+        with pytest.raises(AdapterMixError, match=says):
+            compare_systems(settings(data, systems, beside=[wrong]))

@@ -1,0 +1,72 @@
+"""Systems over several data sets: one column for each, from the documents of `compare`, and their mean."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError
+
+Column = Mapping[str, Mapping[str, Any]]
+"""Mean over languages of each system, as `Score.document` has it."""
+
+
+def column_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mean over languages of each system of a document of `compare`."""
+    return {name: system["groups"]["all"] for name, system in document["systems"].items()}
+
+
+def read_columns(arguments: Sequence[str]) -> dict[str, Column]:
+    """Read documents of `compare`, given as `NAME=FILE`, by name.
+
+    Raises:
+        UsageError: an argument is of another form, or a name stands twice.
+        DataError: a file is no such document.
+    """
+    found: dict[str, Column] = {}
+    for argument in arguments:
+        name, equals, file = argument.partition("=")
+        if not equals or not name or name in found:
+            raise UsageError(f"a data set must be given once, as NAME=FILE, such as xnli=xnli.json, got {argument!r}.")
+        try:
+            found[name] = column_of(json.loads(Path(file).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} must be a document of `compare` (--document), and is not: {error!r}.") from error
+    return found
+
+
+def side_by_side(columns: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
+    """Return titles and rows of a table of systems over data sets, with the mean of those that have all.
+
+    Data sets are taken for independent: the half-widths of the mean's interval are the root of the sum of squares of
+    theirs over their number.
+
+    Reference: the form of table 1 of the FLARE paper, which gives standard deviations over seeds.
+    """
+    systems = dict.fromkeys(system for column in columns.values() for system in column)
+    rows = []
+    for system in systems:
+        scores = [column.get(system) for column in columns.values()]
+        known = [score for score in scores if score]
+        mean = _shown(*_mean(known)) if len(known) == len(scores) else ""
+        cells = [_shown(score["value"], score["low"], score["high"]) if score else "" for score in scores]
+        rows.append([system, *cells, mean])
+    return ["system", *columns, "mean"], rows
+
+
+def _mean(scores: Sequence[Mapping[str, Any]]) -> tuple[float, float | None, float | None]:
+    count = len(scores)
+    value = sum(score["value"] for score in scores) / count
+    if any(score["low"] is None for score in scores):
+        return value, None, None
+    below, above = (
+        math.sqrt(sum((score[end] - score["value"]) ** 2 for score in scores)) / count for end in ("low", "high")
+    )
+    return value, value - below, value + above
+
+
+def _shown(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
