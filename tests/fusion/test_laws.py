@@ -243,7 +243,7 @@ def test_passes_that_share_sources_take_them_in_turn(kind: str, tmp_path: Path) 
     sources = sources_of(model, batch(SOURCE[[0, 1, 1]]), target, "end")
     wanted = out(model, target, sources)
     parts = [batch(IDS[[0, 1]]), batch(IDS[[0]])]
-    more = {"decoder_input_ids": IDS[:2, :5]} if kind == "t5" else {}
+    more = {"decoder_input_ids": IDS[:2, :5]} if kind in BOTH else {}
     with fused(model, sources):
         for _ in range(2):  # and begin again
             outputs = [
