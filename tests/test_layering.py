@@ -18,6 +18,7 @@ LAYERS = [
         "settings",
         "progress",
         "threads",
+        "memory",
         "algebra",
         "pooling",
         "checkpoints",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import DataFile, find_files
 from ..errors import DataError
+from ..memory import free_memory
 from ..models import BaseModel, backbone, reading
 from ..progress import Watcher
 from .strategies import Known, Rows
@@ -238,11 +239,7 @@ def _width(module: Any) -> int:
 
 def _memory(device: torch.device) -> int:
     """Return the bytes that moments may take."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    import psutil
-
-    return int(psutil.virtual_memory().available) // 3
+    return free_memory(device) // (2 if device.type == "cuda" else 3)
 
 
 def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:

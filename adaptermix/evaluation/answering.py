@@ -9,6 +9,7 @@ import torch
 
 from ..errors import UsageError
 from ..heads import HEADS, HeadRows
+from ..heads.base import tokens_of
 from ..models import BaseModel
 from ..progress import SILENT, Watcher
 from ..settings import GenerationSettings
@@ -72,9 +73,9 @@ class Answering:
         chosen = get_template(task, template)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
 
-    def prompts(self) -> list[int]:
-        """Return the tokens of each row's prompt, or of its text where a head answers."""
-        return list(map(len, self._prompts)) if self._encoded is None else list(self._encoded.lengths)
+    def prompts(self) -> list[list[int]]:
+        """Return the tokens of each row's prompt, or of its texts where a head answers, which may be several."""
+        return [[len(prompt)] for prompt in self._prompts] if self._encoded is None else tokens_of(self._encoded)
 
     @property
     def generates(self) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import psutil
-import torch
-
+from ..memory import free_memory
 from ..models import BaseModel
 
 USUAL = 32
@@ -19,11 +17,8 @@ _MOST_BYTES_ON_CPU = 4 * 2**30
 
 
 def _free_bytes(base: BaseModel) -> float:
-    if base.device.type == "cuda":
-        # what torch holds and has not given away is free too
-        own = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-        return _SHARE_ON_GPU * (torch.cuda.mem_get_info(base.device)[0] + own)
-    return float(min(_MOST_BYTES_ON_CPU, _SHARE_ON_CPU * psutil.virtual_memory().available))
+    free = free_memory(base.device)
+    return _SHARE_ON_GPU * free if base.device.type == "cuda" else min(_MOST_BYTES_ON_CPU, _SHARE_ON_CPU * free)
 
 
 def _most(config: Any, *names: str) -> int:

@@ -19,7 +19,6 @@ from ..models import BaseModel
 from ..settings import EvaluateSettings
 from ..tasks import Task
 from .answering import Answering
-from .heads import LONGEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +79,16 @@ def _fused(
         latents = Latents(encoder, device=place["device"], dtype=place["dtype"], tag=tag)
         texts = encode_latents(latents, source.task, rows)
     else:
-        texts = encode_sources(base, source.task, source.template, rows, LONGEST)
+        texts = encode_sources(base, source.task, source.template, rows, answering.longest)
     asked = {"fusion_alignment": settings.source_alignment} if settings.source_alignment else {}
     bank = SourceBank(base, texts, answering.prompts(), {**source.fusion, **asked}, latents)
     fuser = Fuser(base.model)
-    return (lambda asked: fuser.use(bank.of(asked))), fuser.close
+
+    def before(batch: Sequence[int]) -> None:
+        fuser.check()
+        fuser.use(bank.of(batch))
+
+    return before, fuser.close
 
 
 def _mixed(

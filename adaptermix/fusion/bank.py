@@ -1,76 +1,107 @@
-"""Source states of a task's rows, made once where memory allows."""
+"""Source states of a task's rows, made once where memory or disk allow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..heads.base import Features, pad_to
 from ..models import BaseModel, backbone, reading
+from .kept import Kept
 from .latents import Latents
 from .parts import PROJECTION
 from .sources import Sources, block_of, fused_modules, read_sources
 
-_LATENT = "latent"
-"""Name of the states of another encoder, which are the same for all blocks."""
-_SHARE = 4
-"""States may take one part in so many of the memory that is free."""
-
 
 class SourceBank:
-    """What the base makes of each row's source text.
+    """What the base, or another encoder, makes of each row's source.
+
+    A row may be read in several passes, as windows of a text are, and its source may be several texts. Where the counts
+    differ they stand beside each other in proportion: beside pass k of n stands text k m / n of m, rounded down.
 
     Args:
         base: A base model with fused LoRAs in it.
-        texts: Token ids of each row's source.
-        prompts: Tokens of each row's target, an answer behind it not counted.
+        texts: What is read of each row's source.
+        prompts: Tokens of each pass of each row's target, an answer behind it not counted.
         settings: The fusion's settings, by PEFT's names (`fusion_alignment` and so on).
-        latents: Encoder whose states are the sources, if not the base's own; `texts` are its token ids then.
+        latents: Encoder whose states are the sources, if not the base's own; `texts` are of its tokenizer then.
     """
 
     def __init__(
         self,
         base: BaseModel,
-        texts: Sequence[Sequence[int]],
-        prompts: Sequence[int],
+        texts: Sequence[Sequence[Features]],
+        prompts: Sequence[Sequence[int]],
         settings: Mapping[str, Any],
         latents: Latents | None = None,
     ) -> None:
-        self._latents = latents
-        self._base, self._texts, self._prompts, self._settings = base, texts, prompts, settings
-        self._left = _free() // _SHARE
-        self._held: dict[int, dict[str, Tensor]] = {}
+        self._base, self._prompts, self._settings, self._latents = base, prompts, settings, latents
+        # a text that stands beside several rows or passes is one
+        numbers: dict[tuple[Any, ...], int] = {}
+        self._texts: list[Features] = []
+        self._beside: list[list[int]] = []
+        for own, passes in zip(texts, prompts, strict=True):
+            chosen = [own[place * len(own) // len(passes)] for place in range(len(passes))]
+            keys = [tuple((name, *values) for name, values in text.items()) for text in chosen]
+            for key, text in zip(keys, chosen, strict=True):
+                if numbers.setdefault(key, len(numbers)) == len(self._texts):
+                    self._texts.append(text)
+            self._beside.append([numbers[key] for key in keys])
+        self._lengths = [len(text["input_ids"]) for text in self._texts]
+        self._longest = max(self._lengths, default=0)  # models may have no more places
+        self._blocks: tuple[str, ...] = ()
+        self._kept = Kept()
 
     def of(self, rows: Sequence[int]) -> Sources:
-        """Return the sources of a batch, padded on the right.
+        """Return the sources of a batch, padded on the right: of all passes of the first row, then of the next.
 
         Args:
             rows: Numbers of the rows, in the order of the batch.
         """
-        missing = [row for row in dict.fromkeys(rows) if row not in self._held]
-        fresh = self._read(missing) if missing else {}
-        known = {**{row: self._held[row] for row in rows if row in self._held}, **fresh}
-        is_once = bool(self._settings.get("fusion_dropout")) and self._base.model.training
-        for row, states in {} if is_once else fresh.items():
-            size = sum(tensor.nbytes for tensor in states.values())
-            if size <= self._left:
-                self._held[row] = {block: tensor.cpu() for block, tensor in states.items()}
-                self._left -= size
-        longest = max(len(self._texts[row]) for row in rows)
-        device = self._base.device
-        states = {
-            block: torch.stack([_padded(known[row][block].to(device), longest) for row in rows])
-            for block in known[rows[0]]
-        }
-        lengths = torch.tensor([len(self._texts[row]) for row in rows], device=device)
-        mask = torch.arange(longest, device=device)[None] < lengths[:, None]
-        if self._latents:
-            states = self._projected(states[_LATENT])
-        found = Sources(states=states, mask=mask, lead=torch.zeros_like(lengths))
+        numbers = [number for row in rows for number in self._beside[row]]
+        states = self._padded(numbers, self._fresh(numbers, len(rows)))
+        lengths = torch.tensor([self._lengths[number] for number in numbers], device=states.device)
+        found = Sources(
+            states=self._projected(states[0]) if self._latents else dict(zip(self._blocks, states, strict=True)),
+            mask=torch.arange(states.shape[2], device=states.device)[None] < lengths[:, None],
+            lead=torch.zeros_like(lengths),
+        )
         alignment = self._settings["fusion_alignment"]
-        return found.beside("position" if alignment == "soft" else alignment, [self._prompts[row] for row in rows])
+        prompts = [tokens for row in rows for tokens in self._prompts[row]]
+        return found.beside("position" if alignment == "soft" else alignment, prompts)
+
+    def _fresh(self, numbers: Sequence[int], most: int) -> dict[int, Tensor]:
+        """Return states of texts that were not kept before: a tensor [blocks tokens width] of each.
+
+        Args:
+            numbers: Numbers of texts.
+            most: Texts of a pass: no more than the passes over targets have rows.
+        """
+        found: dict[int, Tensor] = {}
+        missing = [number for number in dict.fromkeys(numbers) if number not in self._kept]
+        for start in range(0, len(missing), most):
+            found |= self._read(missing[start : start + most])
+        is_once = bool(self._settings.get("fusion_dropout")) and self._base.model.training
+        for number, states in {} if is_once else found.items():
+            self._kept.add(number, states)
+        return found
+
+    def _padded(self, numbers: Sequence[int], fresh: Mapping[int, Tensor]) -> Tensor:
+        """Return states of texts where the model is. [blocks texts tokens width]."""
+
+        def states_of(number: int) -> Tensor:
+            return fresh[number] if number in fresh else self._kept[number]
+
+        first = states_of(numbers[0])
+        shape = len(first), len(numbers), max(self._lengths[number] for number in numbers), first.shape[-1]
+        found = torch.zeros(shape, dtype=first.dtype, device=self._base.device)
+        for place, number in enumerate(numbers):
+            found[:, place, : self._lengths[number]] = states_of(number)
+        return found
 
     def _projected(self, latents: Tensor) -> dict[str, Tensor]:
         """Return the same projected states for every block; the projection learns."""
@@ -78,14 +109,31 @@ class SourceBank:
         states = model.get_submodule(PROJECTION)(latents.to(model.dtype))
         return dict.fromkeys(map(block_of, fused_modules(model)), states)
 
-    def _read(self, rows: Sequence[int]) -> dict[int, dict[str, Tensor]]:
+    def _read(self, numbers: Sequence[int]) -> dict[int, Tensor]:
+        """Return states of texts, read together where they are about as long.
+
+        Each is padded to a length that follows from its own, so its states do not depend on the texts beside it (where
+        the hardware's products do not depend on their number).
+        """
+        padded = {number: min(_rounded(self._lengths[number]), self._longest) for number in numbers}
+        return {
+            number: states
+            for length in sorted(set(padded.values()))
+            for number, states in self._read_together([n for n in numbers if padded[n] == length], length)
+        }
+
+    def _read_together(self, numbers: Sequence[int], length: int) -> Iterator[tuple[int, Tensor]]:
+        texts = [self._texts[number] for number in numbers]
+        whole = [self._latents.read(texts, length)] if self._latents else self._read_by_base(texts, length)
+        # behind a norm states may be wider than what comes out of the last block
+        dtype = reduce(torch.promote_types, (states.dtype for states in whole))
+        for place, number in enumerate(numbers):
+            count = self._lengths[number]
+            yield number, torch.stack([states[place, :count].to(dtype) for states in whole])
+
+    def _read_by_base(self, texts: Sequence[Features], length: int) -> list[Tensor]:
         base = self._base
-        if self._latents:
-            read = self._latents.read([self._texts[row] for row in rows])
-            return {row: {_LATENT: read[n, : len(self._texts[row])].clone()} for n, row in enumerate(rows)}
-        batch = base.tokenizer.pad(
-            {"input_ids": [list(self._texts[row]) for row in rows]}, padding_side="right", return_tensors="pt"
-        ).to(base.device)
+        batch = pad_to(base.tokenizer, texts, length).to(base.device)
         found = read_sources(
             base.model,
             batch,
@@ -94,17 +142,16 @@ class SourceBank:
             dropout=bool(self._settings.get("fusion_dropout")),
             run=lambda: backbone(base)(**batch, **reading(base)),
         )
-        return {
-            row: {block: states[place, : len(self._texts[row])].clone() for block, states in found.states.items()}
-            for place, row in enumerate(rows)
-        }
+        self._blocks = tuple(found.states)
+        return list(found.states.values())
 
 
-def _padded(states: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(states, (0, 0, 0, length - len(states)))
+def _rounded(length: int) -> int:
+    """Return the next power of two, or three quarters of it if that is enough.
 
-
-def _free() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    Example:
+        >>> [_rounded(length) for length in (1, 5, 6, 7, 8, 9, 13, 40)]
+        [1, 6, 6, 8, 8, 12, 16, 48]
+    """
+    whole = 1 << (length - 1).bit_length()
+    return 3 * whole // 4 if whole >= 4 and length <= 3 * whole // 4 else whole

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.source import canonical_language
 from ..errors import ModelError, PlanError
+from ..heads.base import Features, pad_to
 from ..models import fingerprint_of, pick_device, pick_dtype, split_revision
 
 
@@ -72,13 +73,13 @@ class Latents:
                 found.setdefault(language, token)
         return found
 
-    def encode(self, texts: Sequence[tuple[str, ...]], languages: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of texts, or of pairs of them.
+    def encode(self, texts: Sequence[tuple[str, ...]], languages: Sequence[str]) -> list[Features]:
+        """Return what the encoder is given of texts, or of pairs of them.
 
         Raises:
             ModelError: the encoder reads a tag, and has none for a language.
         """
-        found = []
+        found: list[Features] = []
         for text, language in zip(texts, languages, strict=True):
             if self._tags:
                 tag = self._tags.get("", self._tags.get(language))
@@ -88,18 +89,16 @@ class Latents:
                         "give that of a near one with --source-tag."
                     )
                 self._tokenizer.src_lang = tag
-            found.append(list(self._tokenizer(*text, truncation=True, max_length=self._longest)["input_ids"]))
+            found.append(self._tokenizer(*text, truncation=True, max_length=self._longest))
         return found
 
     @torch.no_grad()
-    def read(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Return the states of texts, padded on the right.
+    def read(self, texts: Sequence[Features], length: int | None = None) -> Tensor:
+        """Return the states of texts, padded on the right to a length, or to that of the longest.
 
         Shapes: [rows tokens width].
         """
-        batch = self._tokenizer.pad(
-            {"input_ids": [list(row) for row in ids]}, padding_side="right", return_tensors="pt"
-        ).to(self._model.device)
+        batch = pad_to(self._tokenizer, texts, length).to(self._model.device)
         states: Tensor = self._model(**batch).last_hidden_state
         return states
 

@@ -8,6 +8,8 @@ from typing import Any
 from ..adapters import AdapterSource
 from ..data import DataFile
 from ..errors import DataError, PlanError
+from ..heads import HEADS
+from ..heads.base import Features
 from ..models import BaseModel
 from ..progress import Watcher
 from ..tasks import JoinableTask, LabelTask, Task, TokenTask, get_template
@@ -34,8 +36,8 @@ def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]
     return [task.joined(row, source) for row, source in zip(rows, sources, strict=True)]
 
 
-def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> list[list[int]]:
-    """Return the token ids that another encoder reads of rows: their texts, without any prompt."""
+def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> Sequence[Sequence[Features]]:
+    """Return what another encoder reads of each row: one text, without any prompt."""
     texts: list[tuple[str, ...]]
     if isinstance(task, LabelTask):
         texts = [task.segments(row) for row in rows]
@@ -43,7 +45,7 @@ def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> list[li
         texts = [(" ".join(task.words(row)),) for row in rows]
     else:
         texts = [("\n".join(map(str, task.fields(row).values())),) for row in rows]
-    return latents.encode(texts, [task.language(row) for row in rows])
+    return [[text] for text in latents.encode(texts, [task.language(row) for row in rows])]
 
 
 def read_beside(
@@ -78,19 +80,22 @@ def read_beside(
     return sources, files
 
 
-def encode_sources(base: BaseModel, task: Task, template: str, rows: Sequence[Any], max_length: int) -> list[list[int]]:
-    """Return the token ids of source texts: with a head the texts, else prompts without answers.
+def encode_sources(
+    base: BaseModel, task: Task, template: str, rows: Sequence[Any], max_length: int
+) -> Sequence[Sequence[Features]]:
+    """Return the texts of each source: with a head those that it would read of the row, else the prompt alone.
+
+    Args:
+        base: The model.
+        task: The task.
+        template: Name of the prompt template.
+        rows: The sources' rows.
+        max_length: Most tokens of a text: that of the targets, so that windows of both are alike.
 
     Raises:
-        PlanError: the model's head reads windows of a text, which have no source of their own.
+        DataError: a row lacks what the model's head reads.
     """
-    if base.head is None:
-        chosen = get_template(task, template)
-        return [chosen.encode(task.fields(row), base.tokenizer)[-max_length:] for row in rows]
-    if not isinstance(task, LabelTask):
-        raise PlanError(
-            "texts are fused for generated answers and for heads that tell classes. Use --task classify or nli."
-        )
-    return [
-        list(base.tokenizer(*task.segments(row), truncation=True, max_length=max_length)["input_ids"]) for row in rows
-    ]
+    if base.head:
+        return HEADS[base.head.form.name].encode(base, task, rows, max_length=max_length).texts
+    chosen = get_template(task, template)
+    return [[{"input_ids": chosen.encode(task.fields(row), base.tokenizer)[-max_length:]}] for row in rows]

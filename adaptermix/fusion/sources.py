@@ -64,6 +64,16 @@ class Sources:
             lead=torch.zeros_like(lengths),
         )
 
+    def part(self, first: int, count: int) -> Sources:
+        """Return those of `count` rows from `first` on."""
+        rows = slice(first, first + count)
+        return replace(
+            self,
+            states={block: states[rows] for block, states in self.states.items()},
+            mask=self.mask[rows],
+            lead=self.lead[rows],
+        )
+
     def start(self, mask: Tensor | None) -> Tensor:
         """Return the place in each target of the first place of its source.
 
@@ -228,8 +238,13 @@ def _plain(model: nn.Module, *, evaluating: bool) -> Iterator[None]:
 class Fuser:
     """Lets a model's passes fuse with sources, which stay until others take their place.
 
+    Each pass takes the sources of as many rows as it has, and after the last of them the first ones again: so one pass
+    may have all rows, as passes of generation do, or several may share them. Activations may be computed anew of the
+    last pass only.
+
     Attributes:
         count: In how many modules that happened: a model whose passes do not reach them learns nothing.
+        taken: How many rows' sources passes have taken since all were.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -238,16 +253,27 @@ class Fuser:
         Args:
             model: A model with fused LoRAs.
         """
-        self.count = 0
+        self.count = self.taken = 0
         self._sources: Sources | None = None
         self._modules = fused_modules(model)
         self._handle = _body(model).register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def use(self, sources: Sources | None) -> None:
         """Take the sources of the next passes, and of a backward pass that computes activations anew; None for none."""
-        self._sources = sources
+        self._sources, self.taken = sources, 0
         for module in self._modules.values():
             module.fusion_sources = None
+
+    def check(self) -> None:
+        """Look whether passes have had all sources.
+
+        Raises:
+            ValueError: some are left.
+        """
+        if self.taken and self._sources:
+            raise ValueError(
+                f"passes must take the sources of all {len(self._sources.mask)} rows, and took those of {self.taken}"
+            )
 
     def close(self) -> None:
         """Leave the model alone."""
@@ -257,12 +283,25 @@ class Fuser:
     def _note(self) -> None:
         self.count += 1
 
+    def _take(self, sources: Sources, given: Tensor | None) -> Sources:
+        """Return the sources of the next rows: as many as there are in what a pass is given."""
+        total = len(sources.mask)
+        count = total if given is None else len(given)  # a decoder that goes on reads no text
+        if self.taken + count > total:
+            raise ValueError(
+                f"there must be a source for each of {count} rows, and there are {total - self.taken} of {total} left"
+            )
+        first, self.taken = self.taken, (self.taken + count) % total
+        return sources if count == total else sources.part(first, count)
+
     def _begin(self, inner: nn.Module, given: tuple[Any, ...], more: Mapping[str, Any]) -> None:
         # the base alone reads sources, while those of the batch before are still here
-        sources = None if any(module.disable_adapters for module in self._modules.values()) else self._sources
-        if sources is None:
+        all_sources = None if any(module.disable_adapters for module in self._modules.values()) else self._sources
+        if all_sources is None:
             return
         named = signature(inner.forward).bind_partial(*given, **more).arguments
+        text = named.get("input_ids")
+        sources = self._take(all_sources, named.get("inputs_embeds") if text is None else text)
         cache: Any = named.get("past_key_values")
         mask = named.get("attention_mask")
         start = sources.start(mask if mask is not None and mask.dim() == 2 else None)
@@ -279,10 +318,14 @@ def fused(model: nn.Module, sources: Sources | None) -> Iterator[Fuser]:
     Args:
         model: A model with fused LoRAs.
         sources: Of the batch; None for plain LoRAs.
+
+    Raises:
+        ValueError: passes had no rows for some of them.
     """
     fuser = Fuser(model)
     try:
         fuser.use(sources)
         yield fuser
+        fuser.check()
     finally:
         fuser.close()

@@ -13,6 +13,8 @@ from ..models import BaseModel
 from ..tasks import Task
 
 IGNORED = -100
+Features = Mapping[str, list[int]]
+"""What a model is given of a text, by the names of the tokenizer."""
 
 
 class HeadRows(Protocol):
@@ -21,6 +23,10 @@ class HeadRows(Protocol):
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
+
+    @property
+    def texts(self) -> Sequence[Sequence[Features]]:
+        """What the model is given of each row: one or several texts, in the order in which its passes have them."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,9 +81,20 @@ class HeadKind(Protocol):
         """
 
 
-def pad(base: BaseModel, features: Sequence[Mapping[str, list[int]]]) -> Any:
+def pad(base: BaseModel, features: Sequence[Features]) -> Any:
     """Return a batch of what the tokenizer gave, padded on the right, where the model is."""
-    return base.tokenizer.pad(list(features), padding_side="right", return_tensors="pt").to(base.device)
+    return pad_to(base.tokenizer, features, None).to(base.device)
+
+
+def pad_to(tokenizer: Any, features: Sequence[Features], length: int | None) -> Any:
+    """Return a batch of what a tokenizer gave, padded on the right to a length, None for that of the longest."""
+    to: dict[str, Any] = {"padding": "max_length", "max_length": length} if length else {}
+    return tokenizer.pad(list(features), padding_side="right", return_tensors="pt", **to)
+
+
+def tokens_of(rows: HeadRows) -> list[list[int]]:
+    """Return the tokens of each text of each row."""
+    return [[len(text["input_ids"]) for text in texts] for texts in rows.texts]
 
 
 def told_cut(cut: int, rows: int, max_length: int, lost: str) -> str:

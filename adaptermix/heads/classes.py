@@ -33,6 +33,7 @@ class ClassRows:
         self.notes = (told_cut(cut, len(rows), max_length, "their ends"),) if cut else ()
         self._gold = [task.answer(row) for row in rows]
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
+        self.texts = [[row] for row in self._encoded]
 
     def _logits(self, rows: Sequence[int]) -> Tensor:
         logits: Tensor = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits

@@ -125,6 +125,7 @@ class SpanRows:
         self._base, self._task, self._rows = base, task, rows
         self._windows = [cut_windows(base.tokenizer, *task.asked(row), max_length) for row in rows]
         self.lengths = [sum(len(window.places) for window in windows) for windows in self._windows]
+        self.texts = [[window.features for window in windows] for windows in self._windows]
         self.notes = tuple(filter(None, [self._astray() if teach else None]))
 
     def _astray(self) -> str | None:
@@ -140,7 +141,8 @@ class SpanRows:
     def loss(self, rows: Sequence[int]) -> Tensor:
         """Return the mean over these rows' windows of the cross-entropies of first and last token, halved.
 
-        A window without the answer is taught to point at its null token.
+        A window without the answer is taught to point at its null token. All windows are in one pass, which is then the
+        one whose activations may be computed anew.
         """
         gold = [
             (IGNORED, IGNORED) if self._task.is_astray(self._rows[row]) else window.tokens_of(self._span(row))

@@ -84,6 +84,7 @@ class TokenRows:
         ]
         self._places = [first_places(row.word_ids(), len(each)) for row, each in zip(self._encoded, words, strict=True)]
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
+        self.texts = [[row] for row in self._encoded]
         self.notes = tuple(filter(None, [self._cut(max_length), self._unknown() if teach else None]))
         self._gold = [self._labelled(row) for row in range(len(rows))] if teach else []
 

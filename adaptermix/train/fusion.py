@@ -30,7 +30,7 @@ from .lora import is_head, stored_name
 from .parallel import Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train
 from .selection import DevLosses, DevWatch, RowsLoss
-from .task import Answers, TaskData, TaskLoss
+from .task import Answers, OfHead, TaskData, TaskLoss
 from .trainer import BatchLoss, count_steps
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -68,7 +68,7 @@ class _Fusing:
         """What mixes states in one block."""
         return Mixer(self.base, self.settings_of["fusion_layer"], MIXING)
 
-    def rows(self, rows: Sequence[Any], times: int = 1) -> RowsLoss:
+    def rows(self, rows: Sequence[Any], times: int = 1) -> Answers | OfHead:
         """Return the loss of rows, which may be as many times as long as usual."""
         return self.data.objective(self.base, rows, times * self.settings.max_length, self.watch)
 
@@ -86,8 +86,8 @@ class FusedRows:
         settings, base, data = fusing.settings, fusing.base, fusing.data
         self._fusing, self._rows = fusing, fusing.rows(rows)
         self.lengths = self._rows.lengths
-        whole = not isinstance(self._rows, Answers) or settings.alignment == "row-end"
-        prompts = self.lengths if whole else self._rows.prompts  # type: ignore[attr-defined]
+        is_whole = base.head is None and settings.alignment == "row-end"
+        prompts = [[length] for length in self.lengths] if is_whole else self._rows.prompts
         if fusing.latents:
             texts = encode_latents(fusing.latents, data.task, sources)
         else:
@@ -99,11 +99,13 @@ class FusedRows:
 
         Raises:
             RuntimeError: nothing was fused.
+            ValueError: some sources were not.
         """
         fuser = self._fusing.fuser
         before = fuser.count
         fuser.use(self._bank.of(rows))
         found = self._rows(rows)
+        fuser.check()
         if fuser.count == before:
             raise RuntimeError("a pass must reach the fused modules, and reached none")
         return found

@@ -14,7 +14,7 @@ from ..data.report import RowsReport, describe
 from ..errors import DataError, PlanError
 from ..head_forms import Head
 from ..heads import HEADS, HeadKind, HeadRows, suiting
-from ..heads.base import IGNORED, told_cut
+from ..heads.base import IGNORED, tokens_of, told_cut
 from ..heads.brought import head_of, template_of
 from ..models import BaseModel, model_kind, require_causal
 from ..progress import SILENT, Watcher
@@ -102,11 +102,14 @@ class Answers:
     Args:
         base: The base model with its LoRA in.
         examples: Encoded rows.
+
+    Attributes:
+        prompts: Tokens of each row's prompt, by pass: there is one.
     """
 
     def __init__(self, base: BaseModel, examples: Sequence[Example]) -> None:
         self._base, self._examples = base, examples
-        self.prompts = [len(prompt) for prompt, _ in examples]
+        self.prompts = [[len(prompt)] for prompt, _ in examples]
         self._head = plain_head(base.model)
         self.lengths = [len(prompt) + len(answer) for prompt, answer in examples]
 
@@ -123,11 +126,15 @@ class OfHead:
 
     Args:
         rows: Encoded rows.
+
+    Attributes:
+        prompts: Tokens of each row's texts.
     """
 
     def __init__(self, rows: HeadRows) -> None:
         self._rows = rows
         self.lengths = rows.lengths
+        self.prompts = tokens_of(rows)
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the head's loss of these rows and their count of tokens."""
@@ -270,7 +277,9 @@ class TaskData:
             raise PlanError(f"--head {settings.head} needs {kind.needs}, and {self.task.name} has none.")
         return kind
 
-    def objective(self, base: BaseModel, rows: Sequence[Any], max_length: int, watch: Watcher = SILENT) -> RowsLoss:
+    def objective(
+        self, base: BaseModel, rows: Sequence[Any], max_length: int, watch: Watcher = SILENT
+    ) -> Answers | OfHead:
         """Return the loss of rows by their numbers.
 
         Raises:

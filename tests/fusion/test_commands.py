@@ -114,18 +114,6 @@ def test_batches_of_which_some_sources_are_known_and_of_other_sizes_are_read(enc
     assert found == score(encoder, tmp_path, source=[str(tmp_path / "en.csv")], batch_size=24)
 
 
-def test_states_that_are_made_anew_are_those_that_are_kept(
-    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from adaptermix.fusion import bank
-
-    train_fusion(settings(encoder, tmp_path, steps=5))
-    kept = (tmp_path / "fused" / "adapter_model.safetensors").read_bytes()
-    monkeypatch.setattr(bank, "_free", lambda: 0)
-    train_fusion(settings(encoder, tmp_path, steps=5, overwrite=True))
-    assert (tmp_path / "fused" / "adapter_model.safetensors").read_bytes() == kept
-
-
 def test_gradient_checkpointing_gives_the_same_adapter(encoder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -156,20 +144,3 @@ def test_a_fused_adapter_is_not_merged_or_fed_in_silence(encoder: Path, tmp_path
         score(encoder, tmp_path, source=[write_rows(tmp_path, "few.en.csv", says=True, count=5)])
     with pytest.raises(AdapterMixError, match="a source for each row"):
         train_fusion(settings(encoder, tmp_path, source=[str(tmp_path / "few.en.csv")], overwrite=True))
-    with pytest.raises(AdapterMixError, match="heads that tell classes"):
-        train_fusion(
-            settings(
-                encoder,
-                tmp_path,
-                task="slots",
-                train=[_slots(tmp_path, "a.jv.tsv")],
-                source=[_slots(tmp_path, "a.en.tsv")],
-                overwrite=True,
-            )
-        )
-
-
-def _slots(folder: Path, name: str) -> str:
-    from tests.train.test_token_and_span_heads import write_slots
-
-    return write_slots(folder, name)

@@ -235,6 +235,24 @@ def test_activations_that_are_computed_twice_give_the_same_gradients(kind: str, 
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_passes_that_share_sources_take_them_in_turn(kind: str, tmp_path: Path) -> None:
+    model = fuse(model_of(kind, tmp_path / "m"))
+    target = batch(IDS[[0, 1, 0]])
+    sources = sources_of(model, batch(SOURCE[[0, 1, 1]]), target, "end")
+    wanted = out(model, target, sources)
+    parts = [batch(IDS[[0, 1]]), batch(IDS[[0]])]
+    more = {"decoder_input_ids": IDS[:2, :5]} if kind in BOTH else {}
+    with fused(model, sources):
+        for _ in range(2):  # and begin again
+            outputs = [
+                model(**part, **{key: ids[: len(part["input_ids"])] for key, ids in more.items()}) for part in parts
+            ]
+            found = [each.logits if hasattr(each, "logits") else each.last_hidden_state for each in outputs]
+            torch.testing.assert_close(torch.cat(found), wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 @torch.no_grad()
 def test_adapters_are_saved_loaded_and_kept_apart(fusion: str, tmp_path: Path) -> None:
@@ -342,7 +360,12 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         read_sources(model, batch(SOURCE))
     model = fuse(model)
     sources = read_sources(model, batch(SOURCE))
-    with pytest.raises(ValueError, match="a source for each of 1 rows"), fused(model, sources):
+    with (
+        pytest.raises(ValueError, match="a source for each of 3 rows, and there are 2 of 2 left"),
+        fused(model, sources),
+    ):
+        model(**batch(IDS[[0, 1, 1]]))
+    with pytest.raises(ValueError, match="the sources of all 2 rows, and took those of 1"), fused(model, sources):
         model(**batch(IDS[:1]))
     release, paper = FusionConfig.release(), FusionConfig.paper()
     assert (release.fusion_offset, paper.fusion_offset) == (0, 1)

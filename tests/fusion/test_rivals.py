@@ -152,9 +152,10 @@ def test_an_encoder_decoder_gives_its_encoder_and_reads_language_tags(tmp_path: 
         def pad(self, batch: Any, **_: Any) -> Any:
             from transformers import BatchEncoding
 
-            longest = max(map(len, batch["input_ids"]))
-            ids = [row + [1] * (longest - len(row)) for row in batch["input_ids"]]
-            mask = [[1] * len(row) + [0] * (longest - len(row)) for row in batch["input_ids"]]
+            rows = [text["input_ids"] for text in batch]
+            longest = max(map(len, rows))
+            ids = [row + [1] * (longest - len(row)) for row in rows]
+            mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
             return BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
 
     sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "vocab_size": 40, "max_position_embeddings": 64}
@@ -168,12 +169,12 @@ def test_an_encoder_decoder_gives_its_encoder_and_reads_language_tags(tmp_path: 
     with pytest.raises(AdapterMixError, match="no tag for 'min'"):
         latents.encode([("a",)], ["min"])
     found = latents.encode([("abc",), ("abc", "de")], ["jv", "ace"])
-    assert found == [[1, 3], [4, 3, 2]]  # Acehnese in its usual script
-    states = latents.read([[2, 5, 6], [2, 5]])
+    assert [text["input_ids"] for text in found] == [[1, 3], [4, 3, 2]]  # Acehnese in its usual script
+    states = latents.read([{"input_ids": [2, 5, 6]}, {"input_ids": [2, 5]}])
     assert states.shape == (2, 3, 16)
-    torch.testing.assert_close(latents.read([[2, 5]])[0], states[1, :2])
+    torch.testing.assert_close(latents.read([{"input_ids": [2, 5]}])[0], states[1, :2])
     latents._tags = latents._tags_of("mt", "eng_Latn")  # as the release reads every text
-    assert latents.encode([("abc",)], ["ace"]) == [[2, 3]]
+    assert latents.encode([("abc",)], ["ace"]) == [{"input_ids": [2, 3]}]
     with pytest.raises(AdapterMixError, match="must be a language tag"):
         latents._tags_of("mt", "xx")
 
