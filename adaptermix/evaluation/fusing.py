@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ..errors import PlanError
 from ..fusion.bank import SourceBank
 from ..fusion.latents import Latents
 from ..fusion.mixup import MIXUP, Mixer
 from ..fusion.parts import MIXING
-from ..fusion.rows import INPUT, encode_latents, encode_sources
+from ..fusion.rows import INPUT, encode_latents, encode_sources, is_missing
 from ..fusion.sources import Fuser
 from ..heads import HEADS
 from ..models import BaseModel
@@ -102,11 +104,14 @@ def _mixed(
     if base.head is None:
         raise PlanError(f"an adapter of --fusion {MIXUP} has a head that tells classes, and this one has none.")
     sources = HEADS[base.head.form.name].encode(base, source.task, rows, max_length=answering.longest)
+    there = [not is_missing(source.task, row) for row in rows]
     mixer = Mixer(base, source.fusion["fusion_layer"], MIXING)
 
     def before(asked: Sequence[int]) -> None:
         mixer.use(None)
         sources.answers(asked)
-        mixer.use(mixer.passed())
+        passed = mixer.passed()
+        found = torch.tensor([there[row] for row in asked], device=base.device)
+        mixer.use(replace(passed, mask=passed.mask & found[:, None]))
 
     return before, mixer.close

@@ -13,7 +13,7 @@ from ..adapters import AdapterSource, open_adapter
 from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
-from ..fusion.rows import INPUT, fusion_of, joined, read_beside
+from ..fusion.rows import INPUT, fusion_of, is_missing, joined, read_beside
 from ..heads.brought import head_of, template_of
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
@@ -86,6 +86,7 @@ class Evaluation:
         counts: For each language the headline metric's statistics, row by row.
         against: The comparison with another system, if one was asked for.
         split: What the rows are for, dev or test, if it was told.
+        without_source: How many rows have no source, where others have one.
     """
 
     task: str
@@ -99,6 +100,7 @@ class Evaluation:
     counts: Mapping[str, Statistics]
     against: Comparison | None = None
     split: str | None = None
+    without_source: int | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -106,7 +108,11 @@ class Evaluation:
         def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
             return {language: score.document() for language, score in scores.items()}
 
-        more = {"split": self.split, "against": self.against and self.against.document()}
+        more = {
+            "split": self.split,
+            "without_source": self.without_source,
+            "against": self.against and self.against.document(),
+        }
         return {
             "task": self.task,
             "metric": self.metric,
@@ -197,7 +203,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     roles = manifest.inherit(sources)["languages"] or {}
     given, beside = read_beside(task, settings.source, rows, settings.rows, watch) if settings.source else (None, [])
     scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
-    result = replace(scored(sources, "answer"), split=settings.split)
+    missing = sum(is_missing(task, source) for source in given or ()) or None
+    result = replace(scored(sources, "answer"), split=settings.split, without_source=missing)
     if settings.predictions:
         _write_predictions(Path(settings.predictions), task, rows, result)
     if others is not None:

@@ -16,6 +16,9 @@ from .latents import Latents
 from .parts import PROJECTION
 from .sources import Sources, block_of, fused_modules, read_sources
 
+_NONE = -1
+"""Number of a text that is missing."""
+
 
 class SourceBank:
     """What the base, or another encoder, makes of each row's source.
@@ -25,7 +28,7 @@ class SourceBank:
 
     Args:
         base: A base model with fused LoRAs in it.
-        texts: What is read of each row's source.
+        texts: What is read of each row's source; nothing of one that is missing.
         prompts: Tokens of each pass of each row's target, an answer behind it not counted.
         settings: The fusion's settings, by PEFT's names (`fusion_alignment` and so on).
         latents: Encoder whose states are the sources, if not the base's own; `texts` are of its tokenizer then.
@@ -45,26 +48,31 @@ class SourceBank:
         self._texts: list[Features] = []
         self._beside: list[list[int]] = []
         for own, passes in zip(texts, prompts, strict=True):
-            chosen = [own[place * len(own) // len(passes)] for place in range(len(passes))]
+            chosen = [own[place * len(own) // len(passes)] for place in range(len(passes))] if own else []
             keys = [tuple((name, *values) for name, values in text.items()) for text in chosen]
             for key, text in zip(keys, chosen, strict=True):
                 if numbers.setdefault(key, len(numbers)) == len(self._texts):
                     self._texts.append(text)
-            self._beside.append([numbers[key] for key in keys])
+            self._beside.append([numbers[key] for key in keys] or [_NONE] * len(passes))
         self._lengths = [len(text["input_ids"]) for text in self._texts]
         self._longest = max(self._lengths, default=0)  # models may have no more places
         self._blocks: tuple[str, ...] = ()
         self._kept = Kept()
 
-    def of(self, rows: Sequence[int]) -> Sources:
+    def of(self, rows: Sequence[int]) -> Sources | None:
         """Return the sources of a batch, padded on the right: of all passes of the first row, then of the next.
+
+        None if no row has a source.
 
         Args:
             rows: Numbers of the rows, in the order of the batch.
         """
         numbers = [number for row in rows for number in self._beside[row]]
-        states = self._padded(numbers, self._fresh(numbers, len(rows)))
-        lengths = torch.tensor([self._lengths[number] for number in numbers], device=states.device)
+        there = [number for number in numbers if number != _NONE]
+        if not there:
+            return None
+        states = self._padded(numbers, self._fresh(there, len(rows)))
+        lengths = torch.tensor([self._length(number) for number in numbers], device=states.device)
         found = Sources(
             states=self._projected(states[0]) if self._latents else dict(zip(self._blocks, states, strict=True)),
             mask=torch.arange(states.shape[2], device=states.device)[None] < lengths[:, None],
@@ -96,12 +104,16 @@ class SourceBank:
         def states_of(number: int) -> Tensor:
             return fresh[number] if number in fresh else self._kept[number]
 
-        first = states_of(numbers[0])
-        shape = len(first), len(numbers), max(self._lengths[number] for number in numbers), first.shape[-1]
+        first = states_of(next(number for number in numbers if number != _NONE))
+        shape = len(first), len(numbers), max(map(self._length, numbers)), first.shape[-1]
         found = torch.zeros(shape, dtype=first.dtype, device=self._base.device)
         for place, number in enumerate(numbers):
-            found[:, place, : self._lengths[number]] = states_of(number)
+            if number != _NONE:
+                found[:, place, : self._lengths[number]] = states_of(number)
         return found
+
+    def _length(self, number: int) -> int:
+        return 0 if number == _NONE else self._lengths[number]
 
     def _projected(self, latents: Tensor) -> dict[str, Tensor]:
         """Return the same projected states for every block; the projection learns."""

@@ -109,7 +109,8 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
             if len(states) != len(target):
                 raise ValueError(f"there must be a source for each of {len(target)} rows, and there are {len(states)}")
             source = down(dropout(states.to(down.weight.dtype)))
-            mask = torch.ones_like(mask) if module.fusion_pads[active_adapter] else mask
+            if module.fusion_pads[active_adapter]:  # of sources that are there
+                mask = mask.any(-1, keepdim=True).expand_as(mask)
             given = beside(target, source, mask, start, module.fusion_past)
             parts = module.lora_fusion[active_adapter]
             target = parts["fuse"](parts["align"](given) if "align" in parts else given)

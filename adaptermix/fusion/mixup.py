@@ -68,8 +68,8 @@ class Mixup(nn.Module):
         looked_at = scores.transpose(-1, -2).masked_fill(~reads[:, None], least).softmax(-1)
         both = _entropy(looking, reads) + _entropy(looked_at, mask)
         share = _MOST * self.entropy(both[:, None].to(target.dtype)).sigmoid()[..., None]
-        mixed: Tensor = share * target + (1 - share) * (looking.to(target.dtype) @ self.value(source))
-        return mixed
+        mixed = share * target + (1 - share) * (looking.to(target.dtype) @ self.value(source))
+        return torch.where(mask.any(-1)[:, None, None], mixed, target)  # a source may be missing
 
 
 def _entropy(weights: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..adapters import AdapterSource
@@ -17,6 +17,8 @@ from .latents import Latents
 
 INPUT = "input"
 """The fusion that puts a source before its text: a plain LoRA, as PEFT sees it."""
+MISSING = "-"
+"""What stands in a source file for a text that is not there."""
 
 
 def fusion_of(systems: Sequence[AdapterSource]) -> Mapping[str, Any]:
@@ -33,19 +35,30 @@ def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]
     """
     if not isinstance(task, JoinableTask):
         raise PlanError(f"--fusion {INPUT} is for classify, nli and qa, and the task is {task.name}.")
-    return [task.joined(row, source) for row, source in zip(rows, sources, strict=True)]
+    pairs = zip(rows, sources, strict=True)
+    return [row if is_missing(task, source) else task.joined(row, source) for row, source in pairs]
 
 
 def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> Sequence[Sequence[Features]]:
-    """Return what another encoder reads of each row: one text, without any prompt."""
-    texts: list[tuple[str, ...]]
+    """Return what another encoder reads of each row: one text, without any prompt; none of one that is missing."""
+    there = [row for row in rows if not is_missing(task, row)]
+    encoded = iter(latents.encode([_texts(task, row) for row in there], [task.language(row) for row in there]))
+    return [[] if is_missing(task, row) else [next(encoded)] for row in rows]
+
+
+def is_missing(task: Task, source: Any) -> bool:
+    """Return whether a source row stands for none, as one does whose texts are all `-`."""
+    return set(_texts(task, source)) == {MISSING}
+
+
+def _texts(task: Task, row: Any) -> tuple[str, ...]:
+    """Return a row's texts, without any prompt."""
     if isinstance(task, LabelTask):
-        texts = [task.segments(row) for row in rows]
-    elif isinstance(task, TokenTask):
-        texts = [(" ".join(task.words(row)),) for row in rows]
-    else:
-        texts = [("\n".join(map(str, task.fields(row).values())),) for row in rows]
-    return [[text] for text in latents.encode(texts, [task.language(row) for row in rows])]
+        return task.segments(row)
+    if isinstance(task, TokenTask):
+        return (" ".join(task.words(row)),)
+    found = tuple(map(str, task.fields(row).values()))
+    return found if set(found) == {MISSING} else ("\n".join(found),)
 
 
 def read_beside(
@@ -53,14 +66,15 @@ def read_beside(
 ) -> tuple[list[Any], list[DataFile]]:
     """Return the source of each row, and the files: row i of the sources is the translation of row i of the data.
 
-    One source file may stand beside several data files that are translations of it.
+    One source file may stand beside several data files that are translations of it. A row of `-` stands for a source
+    that is missing.
 
     Args:
         task: The task.
         arguments: Source files, in the order of the data files.
         rows: The task's rows.
         chosen: Rows of each file to use.
-        watch: Is told where answers differ.
+        watch: Is told where answers differ, and how many sources are missing.
 
     Raises:
         DataError: there is not a source for each row.
@@ -73,6 +87,8 @@ def read_beside(
             f"for {len(rows)} rows. Give the files in one order, with the same --rows."
         )
     sources = list(found) * times
+    if missing := sum(is_missing(task, source) for source in sources):
+        watch.note(f"{missing} of {len(rows)} rows have no source ({MISSING}): the LoRA is a plain one there.")
     if isinstance(task, LabelTask):
         differing = sum(task.answer(a) != task.answer(b) for a, b in zip(rows, sources, strict=True))
         if differing:
@@ -85,6 +101,8 @@ def encode_sources(
 ) -> Sequence[Sequence[Features]]:
     """Return the texts of each source: with a head those that it would read of the row, else the prompt alone.
 
+    None of a source that is missing.
+
     Args:
         base: The model.
         task: The task.
@@ -95,7 +113,12 @@ def encode_sources(
     Raises:
         DataError: a row lacks what the model's head reads.
     """
+    there = [row for row in rows if not is_missing(task, row)]
+    encoded: Iterator[Sequence[Features]]
     if base.head:
-        return HEADS[base.head.form.name].encode(base, task, rows, max_length=max_length).texts
-    chosen = get_template(task, template)
-    return [[{"input_ids": chosen.encode(task.fields(row), base.tokenizer)[-max_length:]}] for row in rows]
+        encoded = iter(HEADS[base.head.form.name].encode(base, task, there, max_length=max_length).texts)
+    else:
+        chosen = get_template(task, template)
+        prompts = (chosen.encode(task.fields(row), base.tokenizer) for row in there)
+        encoded = ([{"input_ids": prompt[-max_length:]}] for prompt in prompts)
+    return [[] if is_missing(task, row) else next(encoded) for row in rows]

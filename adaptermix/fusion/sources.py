@@ -60,7 +60,7 @@ class Sources:
         rows, ends = torch.arange(len(self.mask), device=self.mask.device), _last(self.mask)
         return Sources(
             states={path: states[rows, ends, None].expand(-1, longest, -1) for path, states in self.states.items()},
-            mask=torch.arange(longest, device=self.mask.device)[None] < lengths[:, None],
+            mask=(torch.arange(longest, device=self.mask.device)[None] < lengths[:, None]) & self.mask.any(-1)[:, None],
             lead=torch.zeros_like(lengths),
         )
 

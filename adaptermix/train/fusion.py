@@ -20,7 +20,7 @@ from ..fusion.bank import SourceBank
 from ..fusion.latents import Latents
 from ..fusion.mixup import MIXUP, Mixer, consistency
 from ..fusion.parts import MIXING, add_parts
-from ..fusion.rows import INPUT, encode_latents, encode_sources, joined, read_beside
+from ..fusion.rows import INPUT, encode_latents, encode_sources, is_missing, joined, read_beside
 from ..fusion.sources import Fuser
 from ..models import BaseModel, block_index
 from ..progress import SILENT, Watcher
@@ -103,10 +103,11 @@ class FusedRows:
         """
         fuser = self._fusing.fuser
         before = fuser.count
-        fuser.use(self._bank.of(rows))
+        sources = self._bank.of(rows)
+        fuser.use(sources)
         found = self._rows(rows)
         fuser.check()
-        if fuser.count == before:
+        if sources and fuser.count == before:
             raise RuntimeError("a pass must reach the fused modules, and reached none")
         return found
 
@@ -120,7 +121,7 @@ class MixedRows:
         sources: Their sources.
 
     Raises:
-        PlanError: the model has no such head.
+        PlanError: the model has no such head, or a source is missing.
 
     Reference: Yang et al., X-Mixup, ICLR 2022, section 3.3.
     """
@@ -129,6 +130,8 @@ class MixedRows:
         head = fusing.base.head
         if head is None or head.form.name != "classes":
             raise PlanError(f"--fusion {MIXUP} is for heads that tell classes: use --head classes, or another fusion.")
+        if any(is_missing(fusing.data.task, source) for source in sources):
+            raise PlanError(f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.")
         self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)
         self.lengths = self._rows.lengths
 
@@ -267,7 +270,9 @@ def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Wa
 def _entry(fusing: _Fusing, beside: _Beside) -> dict[str, Any]:
     """Return what the manifest says of the fusion."""
     encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
-    return {"sources": [file.entry() for file in beside.files], **fusing.settings_of, **encoder}
+    missing = sum(is_missing(fusing.data.task, source) for source in beside.train)
+    without = {"rows_without_source": missing} if missing else {}
+    return {"sources": [file.entry() for file in beside.files], **fusing.settings_of, **encoder, **without}
 
 
 def write_fusion(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,14 @@ import pytest
 import torch
 
 from adaptermix import memory
+from adaptermix.evaluation import evaluate
 from adaptermix.fusion import bank, kept
 from adaptermix.fusion.kept import Kept
+from adaptermix.settings import EvaluateSettings
 from adaptermix.train import train_fusion
+from tests.train.data import Notes
 
-from .test_commands import settings
+from .test_commands import settings, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -126,3 +130,44 @@ def test_the_same_adapter_comes_of_states_in_memory_on_disk_and_read_anew(
     counts = {name: count for name, (_, count) in found.items()}
     assert counts["memory"] == counts["disk"] == counts["both"] < counts["neither"] / 2  # of three times
     assert len({adapter for adapter, _ in found.values()}) == 1
+
+
+@pytest.mark.parametrize("fusion", ["add", "mul", "input"])
+def test_rows_without_a_source_have_a_plain_lora_and_are_counted(fusion: str, encoder: Path, tmp_path: Path) -> None:
+    gaps = Path(write_rows(tmp_path, "gaps.en.csv", says=True))
+    lines = gaps.read_text().splitlines()
+    gaps.write_text(
+        "\n".join(line if number % 3 else f"-,{line.split(',')[1]}" for number, line in enumerate(lines, 2))
+    )
+    lines = gaps.read_text().splitlines()
+    gaps.write_text("\n".join(["text,label", *lines[1:]]) + "\n")
+    none = tmp_path / "none.en.csv"
+    none.write_text("\n".join(["text,label", *(f"-,{line.split(',')[1]}" for line in lines[1:])]) + "\n")
+    notes = Notes()
+    train_fusion(settings(encoder, tmp_path, fusion=fusion, source=[str(gaps)], steps=12), watch=notes)
+    assert any("8 of 24 rows have no source" in note for note in notes.said)
+    document = json.loads((tmp_path / "fused" / "adaptermix.json").read_text())
+    assert document["fusion"]["rows_without_source"] == 8
+
+    def answers(source: list[str], size: int = 32) -> tuple[list[str], int | None]:
+        asked = EvaluateSettings(
+            base=str(encoder),
+            adapter=str(tmp_path / "fused"),
+            task="classify",
+            data=[str(tmp_path / "jv.csv")],
+            source=source,
+            device="cpu",
+            dtype="float32",
+            batch_size=size,
+        )
+        found = evaluate(asked)
+        return list(found.answers), found.without_source
+
+    some, count = answers([str(gaps)])
+    assert count == 8
+    assert answers([str(gaps)], size=1) == (some, 8)  # a batch of which no row has a source too
+    alone = answers([])[0]
+    assert answers([str(none)])[0] == alone
+    whole = answers([str(tmp_path / "en.csv")])[0] if write_rows(tmp_path, "en.csv", says=True) else []
+    missing = [line.startswith("-,") for line in gaps.read_text().splitlines()[1:]]
+    assert some == [alone[row] if is_missing else whole[row] for row, is_missing in enumerate(missing)]
