@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         SpectrumSettings,
         TaskSettings,
     )
-    from .study import SearchResult, search
+    from .study import SearchResult, merge_learned, search
     from .train import train_align, train_fusion, train_joint, train_task
     from .tuning import Tuning, tune
 
@@ -52,7 +52,7 @@ _HOMES = {
     "library": ("load_adapter",),
     "publish.hub": ("push",),
     "recipes": ("run_recipe",),
-    "study": ("SearchResult", "search"),
+    "study": ("SearchResult", "merge_learned", "search"),
     "settings": (
         "AlignSettings",
         "BakeSettings",
@@ -109,6 +109,7 @@ __all__ = [
     "load_adapter",
     "merge",
     "merge_checkpoints",
+    "merge_learned",
     "push",
     "retrieve",
     "run_recipe",

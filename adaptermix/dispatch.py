@@ -8,7 +8,6 @@ from typing import Any
 from .analysis import inspect, spectrum
 from .baking import bake
 from .checkpointing import extract
-from .compose.request import merge_as_asked
 from .demo.inputs import demo_inputs
 from .evaluation import compare_systems, evaluate, retrieve
 from .progress import SILENT, Watcher
@@ -31,7 +30,7 @@ from .settings import (
     SpectrumSettings,
     TaskSettings,
 )
-from .study import search, search_dry
+from .study import merge_learned, search, search_dry
 from .train import train_align, train_fusion, train_joint, train_task
 
 _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
@@ -39,7 +38,7 @@ _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
     FusionSettings: lambda settings, watch: train_fusion(settings, watch=watch).document(),
     JointSettings: lambda settings, watch: train_joint(settings, watch=watch).document(),
-    MergeSettings: lambda settings, watch: merge_as_asked(settings, watch=watch).document(),
+    MergeSettings: lambda settings, watch: merge_learned(settings, watch=watch).document(),
     BakeSettings: lambda settings, watch: bake(settings, watch=watch).document(),
     ExtractSettings: lambda settings, watch: extract(**settings.model_dump(), watch=watch).document(),
     SearchSettings: lambda settings, watch: (

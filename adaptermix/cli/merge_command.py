@@ -17,9 +17,9 @@ from .options import settings_command
 )
 def merge(settings: MergeSettings, console: Console) -> None:
     """Merge adapters."""
-    from ..compose.request import merge_as_asked
+    from ..study import merge_learned
 
-    report = merge_as_asked(settings, watch=console.watch)
+    report = merge_learned(settings, watch=console.watch)
     weights = ", ".join(f"{weight:g}" for weight in report.weights)
     console.say(
         f"{'would merge' if settings.dry_run else 'merged'} {len(settings.adapters)} {_what(settings)}, "

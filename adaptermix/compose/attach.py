@@ -28,6 +28,7 @@ class _Branch:
         self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(like.device)
         self.coefficients = self.scales.to(like.dtype)
         self.is_idle = False
+        self.gate: Tensor | None = None
         self._table = self.coefficients
 
     def weigh(self, weights: Tensor) -> None:
@@ -40,14 +41,16 @@ class _Branch:
         self.coefficients = self._table[vectors.to(self._table.device)].unsqueeze(1)
 
     def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if self.is_idle:
+        if self.is_idle and self.gate is None:
             return output
-        given = inputs[0]
-        if self.coefficients.dim() > 1 and (given.dim() != 3 or len(given) != len(self.coefficients)):
+        given, coefficients = inputs[0], self.coefficients
+        if self.gate is not None:
+            coefficients = (self.gate[self.owner] * self.scales).to(self.a.dtype)
+        elif coefficients.dim() > 1 and (given.dim() != 3 or len(given) != len(coefficients)):
             raise MixedRowsError(
                 "rows of a batch reach this module in another order, so each cannot have its own weights"
             )
-        hidden = nn.functional.linear(given.to(self.a.dtype), self.a) * self.coefficients
+        hidden = nn.functional.linear(given.to(self.a.dtype), self.a) * coefficients
         return output + nn.functional.linear(hidden, self.b).to(output.dtype)
 
 
@@ -124,6 +127,26 @@ class Attachment:
         rows = torch.tensor(list(vectors), dtype=torch.long)
         for branch in self._branches.values():
             branch.choose(rows)
+
+    def learn(self, group_of: Callable[[str], str], weights: Sequence[float]) -> dict[str, nn.Parameter]:
+        """Let gates that can be learned take the place of the weights, and return them by group.
+
+        Args:
+            group_of: The group of a module, whose modules share a gate per adapter, by its path.
+            weights: Where the gates begin, one per adapter.
+
+        Shapes: each gate [adapters], in float32.
+        """
+        gates: dict[str, nn.Parameter] = {}
+        for module, branch in self._branches.items():
+            start = torch.tensor(list(weights), dtype=torch.float32, device=branch.scales.device)
+            branch.gate = gates.setdefault(group_of(module), nn.Parameter(start))
+        return gates
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the adapted modules."""
+        return tuple(self._branches)
 
     def detach(self) -> None:
         """Take the adapters off the model."""

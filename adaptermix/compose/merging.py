@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def merge(
     overwrite: bool = False,
     dry_run: bool = False,
     watch: Watcher = SILENT,
+    learned: Mapping[str, Any] | None = None,
     **plan_settings: Any,
 ) -> MergeReport:
     r"""Merge PEFT LoRA folders into one, in delta space: $\Delta = \sum_i w_i s_i B_i A_i$ for the default method.
@@ -126,6 +128,7 @@ def merge(
         overwrite: Replace an existing output folder.
         dry_run: Do everything but write.
         watch: Receives progress.
+        learned: Entries of the manifest of a method whose weights are learned, from what learned them.
         plan_settings: `method`: name of a merge method. `options`: its hyper-parameters; `KEY@GLOB` and
             `KEY@layers:FIRST-LAST` hold at a place only, KEY also being `weights` or `curve`. `places`: the same as a
             list of mappings. `fill`: "one" gives an adapter that acts alone on a module the weight 1. `form`, `rank`,
@@ -155,7 +158,12 @@ def merge(
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
         check_not_input(Path(out), [*adapters, *filter(None, [plan_settings.get("base")])])
-    plan = make_plan(adapters, weights=weights, **plan_settings)
+    plan = replace(make_plan(adapters, weights=weights, **plan_settings), entries=learned or {})
+    if plan.method.is_learned and learned is None:
+        raise PlanError(
+            f"method '{plan.method.title}' must learn its weights on rows of a task first: call "
+            "adaptermix.merge_learned(MergeSettings(...)) with base, task and train."
+        )
     if not plan_settings.get("allow_base_mismatch"):
         _check_against_base(plan, str(plan_settings.get("base")))
     # A weighted sum of factors is read and written; a GPU would only add copies.
@@ -345,5 +353,5 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **manifest.inherit(plan.sources),
+        **{**manifest.inherit(plan.sources), **plan.entries},
     )

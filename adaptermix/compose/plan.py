@@ -43,6 +43,7 @@ class MergePlan:
         saved: What becomes of fully trained tensors; see `extras.merge_saved`.
         options: Method options, for the manifest.
         keep_heads: Whether fully trained tensors of adapters that weigh 0 count too.
+        entries: Entries of the manifest that what learned the weights has to say.
     """
 
     sources: tuple[AdapterSource, ...]
@@ -57,6 +58,7 @@ class MergePlan:
     saved: str | int = "refuse"
     options: Mapping[str, Any] = field(default_factory=dict)
     keep_heads: bool = False
+    entries: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> list[str]:

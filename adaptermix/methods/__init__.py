@@ -8,6 +8,7 @@ from . import (  # importing registers
     exact,
     factor_average,
     fisher,
+    fuse,
     iso_c,
     karcher,
     knots,
@@ -23,9 +24,11 @@ from . import (  # importing registers
     tsv,
 )
 from .base import METHODS, LinearMethod, MergeMethod, StackMethod, method
+from .fuse import Fuse
 
 __all__ = [
     "METHODS",
+    "Fuse",
     "LinearMethod",
     "MergeMethod",
     "StackMethod",
@@ -36,6 +39,7 @@ __all__ = [
     "exact",
     "factor_average",
     "fisher",
+    "fuse",
     "iso_c",
     "karcher",
     "knots",

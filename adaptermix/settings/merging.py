@@ -61,7 +61,12 @@ class MergeSettings(Written):
         None, description="storage dtype of the result; default float32, or the base's for a checkpoint"
     )
     device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods, and of the rows that weights learn from")
+    task: str | None = Field(None, description="of methods that learn their weights (fuse): the task")
+    train: list[str] = Field([], description="of methods that learn: the task's rows to learn from")
+    dev: list[str] = Field([], description="of methods that learn: rows whose loss says when the weights are best")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each --train file to use")
+    allow_tested: bool = Field(False, description=ALLOW_TESTED)
 
 
 class ExtractSettings(Written):

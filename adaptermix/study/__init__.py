@@ -1,7 +1,8 @@
 """Merge weights, and options of merge methods, found on a dev set."""
 
+from .gates import merge_learned
 from .result import SearchResult
 from .run import search, search_dry
 from .shown import shown
 
-__all__ = ["SearchResult", "search", "search_dry", "shown"]
+__all__ = ["SearchResult", "merge_learned", "search", "search_dry", "shown"]

@@ -36,6 +36,7 @@ TABLE: dict[str, Row] = {
     "svd": Row(name="svd", laws=ADDS | {"linear": True}),
     "task-arithmetic": Row(name="task-arithmetic", laws=ADDS | {"linear": True}),
     "task-arithmetic, gain": Row(name="task-arithmetic", options={"gain": -0.5}, neutral={"gain": 1.0}, laws=ADDS),
+    "fuse": Row(name="fuse", laws=ADDS | {"linear": True}),
     "ties": Row(name="ties", options={"density": 0.4}, neutral=FULL),
     "ties, scale first": Row(name="ties", options={"density": 0.4, "order": "scale-first"}, neutral=FULL),
     "ties, summed": Row(name="ties", options={"density": 0.4, "normalize": False}, neutral=FULL),

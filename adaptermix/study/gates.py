@@ -1,0 +1,280 @@
+"""`merge --method fuse`: weights per place that are learned on rows of a task, then an ordinary exact merge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapters import AdapterSource, open_adapters
+from ..compose.attach import Attachment
+from ..compose.merging import merge
+from ..compose.places import layer_of
+from ..compose.plan import check
+from ..compose.report import MergeReport
+from ..compose.request import merge_as_asked
+from ..compose.weights import resolve_weights
+from ..data import DataFile
+from ..errors import PlanError, UsageError
+from ..evaluation.acting import acting
+from ..files import check_not_input, check_output
+from ..heads import HEADS
+from ..heads.brought import head_of, template_of
+from ..manifest import inherit
+from ..methods import Fuse
+from ..methods.base import MergeMethod, build
+from ..models import BaseModel, load_base, note_other_base, require_causal
+from ..progress import SILENT, Watcher
+from ..settings import MergeSettings
+from ..splits import DEV, TRAINING, refuse_tested
+from ..tasks import Task, get_task, get_template
+from ..train.sampler import Sampler
+from ..train.selection import RowsLoss
+from ..train.task import Answers, OfHead, encode_rows
+
+_LOOKS = 10
+_DIGITS = 4
+"""Of gates: what is learned can be typed again."""
+_LONGEST = 256
+_ROWS_AT_ONCE = 16
+_ADAPTERS_ONLY = ("task", "train", "dev", "rows", "allow_tested")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """What was learned.
+
+    Args:
+        values: One gate per adapter, by group: `layer 3`, a module's path, or `all`.
+        losses: First and last training loss, and with dev rows the dev loss at the start and of what was taken.
+        taken: The step whose gates were taken.
+    """
+
+    values: Mapping[str, tuple[float, ...]]
+    losses: Mapping[str, float]
+    taken: int
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Return the mean over groups."""
+        columns = zip(*self.values.values(), strict=True)
+        return tuple(round(sum(column) / len(self.values), _DIGITS) for column in columns)
+
+    def places(self) -> list[dict[str, Any]]:
+        """Return them as places of a merge, which cover every module."""
+        return [{**_place(group), "weights": list(gate)} for group, gate in self.values.items()]
+
+    def document(self) -> dict[str, Any]:
+        """Return plain data."""
+        values = {group: list(gate) for group, gate in self.values.items()}
+        return {"gates": values, "losses": dict(self.losses), "taken_step": self.taken}
+
+
+_LAYER = "layer "
+
+
+def group_of(per: str, module: str) -> str:
+    """Return the group of gates that a module belongs to.
+
+    Example:
+        >>> [group_of(per, "model.layers.3.mlp.up_proj") for per in ("layer", "module", "adapter")]
+        ['layer 3', 'model.layers.3.mlp.up_proj', 'all']
+    """
+    if per == "adapter":
+        return "all"
+    number = layer_of(module) if per == "layer" else None
+    return module if number is None else f"{_LAYER}{number}"
+
+
+def _place(group: str) -> dict[str, Any]:
+    if group == "all":
+        return {}
+    if group.startswith(_LAYER):
+        number = group.removeprefix(_LAYER)
+        return {"layers": f"{number}-{number}"}
+    return {"modules": group}
+
+
+def learn_gates(
+    attached: Attachment,
+    method: Fuse,
+    weights: Sequence[float],
+    rows: RowsLoss,
+    dev: RowsLoss | None = None,
+    *,
+    seed: int = 0,
+    watch: Watcher = SILENT,
+) -> Gates:
+    """Learn gates of adapters on a live model.
+
+    Args:
+        attached: The adapters on the model.
+        method: How to learn.
+        weights: Where gates begin, one per adapter.
+        rows: Loss of the rows to learn from.
+        dev: Loss of rows that say when gates are best.
+        seed: Seed of the order of rows.
+        watch: Receives progress.
+
+    Raises:
+        PlanError: the loss is not finite.
+    """
+    gates = attached.learn(lambda module: group_of(method.per, module), weights)
+    start = torch.tensor(list(weights), dtype=torch.float32)
+    optimizer = torch.optim.Adam(gates.values(), lr=method.rate)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
+    sampler = Sampler(groups=[range(len(rows.lengths))], batch_size=method.batch, seed=seed)
+    best, losses, taken = _values(gates), {}, 0
+    if dev:
+        losses["dev_start"] = losses["dev"] = _mean_loss(dev)
+    with watch.track("learn gates", method.steps) as advance:
+        for step in range(1, method.steps + 1):
+            loss = rows(sampler.batch(step - 1)).loss
+            now = float(loss.detach())
+            if not math.isfinite(now):
+                raise PlanError(f"the loss must stay finite, and is {now} at step {step}: lower --set rate=.")
+            drift = torch.stack([(gate - start.to(gate.device)).square().mean() for gate in gates.values()]).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward([loss + method.decay * drift])
+            optimizer.step()
+            falling.step()
+            losses.setdefault("first", now)
+            losses["last"] = now
+            advance(1, f"loss {now:.3f}")
+            is_look = step == method.steps or step % max(1, method.steps // _LOOKS) == 0
+            if dev and is_look and (found := _mean_loss(dev)) < losses["dev"]:
+                losses["dev"], best, taken = found, _values(gates), step
+    chosen = best if dev else _values(gates)
+    return Gates(values=chosen, losses=losses, taken=taken if dev else method.steps)
+
+
+def _values(gates: Mapping[str, nn.Parameter]) -> dict[str, tuple[float, ...]]:
+    return {group: tuple(round(value, _DIGITS) for value in gate.tolist()) for group, gate in gates.items()}
+
+
+@torch.no_grad()
+def _mean_loss(rows: RowsLoss) -> float:
+    total, count = torch.zeros(()), 0
+    places = list(range(len(rows.lengths)))
+    for first in range(0, len(places), _ROWS_AT_ONCE):
+        found = rows(places[first : first + _ROWS_AT_ONCE])
+        terms = found.terms or 0
+        total, count = total + found.loss.cpu() * terms, count + terms
+    return float(total) / max(1, count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A merge whose weights are to be learned, checked but for the model."""
+
+    sources: tuple[AdapterSource, ...]
+    weights: tuple[float, ...]
+    method: Fuse
+    task: Task
+    rows: Sequence[Any]
+    dev: Sequence[Any]
+    files: Sequence[DataFile]
+    dev_files: Sequence[DataFile]
+    tested: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, settings: MergeSettings, method: MergeMethod) -> _Asked:
+        lacking = [name for name in ("base", "task", "train") if not getattr(settings, name)]
+        if lacking or not isinstance(method, Fuse):
+            raise UsageError(
+                f"method '{method.title}' learns its weights on rows of a task: pass --{' and --'.join(lacking)}."
+            )
+        if settings.places or any("@" in key for key in settings.options):
+            raise UsageError(f"method '{method.title}' learns what holds at each place: leave places out.")
+        sources = open_adapters(settings.adapters, allow_pickle=settings.allow_pickle)
+        check(sources, allow_base_mismatch=settings.allow_base_mismatch)
+        task = get_task(str(settings.task))
+        rows, files = task.read(settings.train, rows=settings.rows)
+        dev, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
+        return cls(
+            sources=sources,
+            weights=resolve_weights([source.name for source in sources], settings.weights),
+            method=method,
+            task=task,
+            rows=rows,
+            dev=dev,
+            files=files,
+            dev_files=dev_files,
+            tested=refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested),
+        )
+
+    def load(self, settings: MergeSettings, watch: Watcher) -> BaseModel:
+        """Load the base with the head that the adapters bring."""
+        head = head_of(self.task, self.sources, [*self.rows, *self.dev])
+        if head is None:
+            require_causal(str(settings.base), f"without a head for it, task '{self.task.name}'")
+        base = load_base(str(settings.base), device=settings.device, head=head)
+        note_other_base(base, self.sources, watch)
+        return base
+
+    def loss(self, base: BaseModel, rows: Sequence[Any], watch: Watcher) -> RowsLoss:
+        """Return the task's loss of rows."""
+        if base.head:
+            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=_LONGEST, teach=True)
+            for note in encoded.notes:
+                watch.note(note)
+            return OfHead(encoded)
+        template = get_template(self.task, template_of(self.task, self.sources, None))
+        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=_LONGEST, watch=watch))
+
+    def entries(self, gates: Gates) -> dict[str, Any]:
+        """Return what the manifest says of what was learned, and on what."""
+        seen = [file.entry() for file in (*self.files, *self.dev_files)]
+        told = {"learned_on": [file.entry() for file in self.files], **gates.document()}
+        inherited = inherit(self.sources, dev=seen, tested=self.tested)
+        return {**inherited, "fuse": {"task": self.task.name, **told}}
+
+
+def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
+    """Merge as the settings ask for it; a method that learns its weights learns them first.
+
+    Raises:
+        AdapterMixError: as `merge`; the model or a data file does not do.
+    """
+    method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
+    if not method.is_learned:
+        given = [name for name in _ADAPTERS_ONLY if getattr(settings, name)]
+        if given:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
+                f"method '{method.title}' is none. Leave it out."
+            )
+        return merge_as_asked(settings, watch=watch)
+    return _merge_with_gates(settings, method, watch)
+
+
+def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watcher) -> MergeReport:
+    if not settings.dry_run:
+        check_output(Path(settings.out), overwrite=settings.overwrite)
+    check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
+    asked = _Asked.read(settings, method)
+    given = settings.model_dump(exclude={"adapters", "weights", "places", *_ADAPTERS_ONLY})
+    # the base is for learning; a weighted sum of plain LoRAs needs none
+    given |= {"base": settings.base if settings.form == "dense" else None}
+    if settings.dry_run:
+        return merge(settings.adapters, weights=asked.weights, learned={}, watch=watch, **given)
+    base = asked.load(settings, watch)
+    rows = asked.loss(base, asked.rows, watch)
+    dev = asked.loss(base, asked.dev, watch) if asked.dev else None
+    with acting(base, asked.sources) as attached:
+        gates = learn_gates(attached, asked.method, asked.weights, rows, dev, seed=settings.seed, watch=watch)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in gates.losses.items())
+    watch.note(f"gates of step {gates.taken}; losses: {told}")
+    return merge(
+        settings.adapters,
+        weights=gates.mean,
+        places=gates.places(),
+        learned=asked.entries(gates),
+        watch=watch,
+        **given,
+    )

@@ -1,0 +1,209 @@
+"""`merge --method fuse`: gates that are learned, and written as a plain adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaptermix import merge, train_align
+from adaptermix.adapters import AdapterSource, open_adapter
+from adaptermix.cli import main
+from adaptermix.compose.attach import Attachment
+from adaptermix.errors import AdapterMixError
+from adaptermix.evaluation import evaluate
+from adaptermix.evaluation.acting import acting
+from adaptermix.heads.brought import head_of
+from adaptermix.methods import Fuse
+from adaptermix.models import BaseModel, load_base
+from adaptermix.settings import AlignSettings, EvaluateSettings, MergeSettings, TaskSettings
+from adaptermix.study import merge_learned
+from adaptermix.study.gates import group_of, learn_gates
+from adaptermix.tasks import get_task
+from adaptermix.train import train_task
+from adaptermix.train.trainer import BatchLoss
+from tests.fusion.test_commands import write_rows
+from tests.train.data import Notes
+
+
+@pytest.fixture(scope="module")
+def folder(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task LoRA with a head, and one that was trained to the contrary."""
+    into = tmp_path_factory.mktemp("gates")
+    rows = write_rows(into, "en.csv", says=True)
+    turned = Path(rows).read_text().replace("positive", "?").replace("negative", "positive").replace("?", "negative")
+    (into / "turned.en.csv").write_text(turned)
+    common: dict[str, Any] = {"base": str(encoder), "device": "cpu", "dtype": "float32", "rank": 4, "dropout": 0.0}
+    more = {"task": "classify", "learning_rate": 1e-2, "batch_size": 8}
+    train_task(TaskSettings(**common, **more, train=[rows], steps=40, out=str(into / "task")))
+    pairs = into / "de-en.tsv"
+    pairs.write_text("".join(f"wort {n}\tword {n}\n" for n in range(20)))
+    train_align(AlignSettings(**common, pairs=[str(pairs)], steps=5, batch_size=4, out=str(into / "align")))
+    return into
+
+
+def settings(encoder: Path, folder: Path, out: Path, **more: Any) -> MergeSettings:
+    asked: dict[str, Any] = {
+        "adapters": [str(folder / "task"), str(folder / "align")],
+        "weights": [0.5],
+        "method": "fuse",
+        "base": str(encoder),
+        "task": "classify",
+        "train": [str(folder / "en.csv")],
+        "device": "cpu",
+        "out": str(out),
+    }
+    return MergeSettings(**asked | more)
+
+
+def headed(encoder: Path, folder: Path) -> tuple[BaseModel, list[AdapterSource]]:
+    sources = [open_adapter(folder / name) for name in ("task", "align")]
+    rows = get_task("classify").read([str(folder / "en.csv")], rows=None)[0]
+    head = head_of(get_task("classify"), sources, rows)
+    return load_base(str(encoder), device="cpu", dtype="float32", head=head), sources
+
+
+def test_gates_have_the_slope_of_the_loss(encoder: Path, folder: Path) -> None:
+    base, sources = headed(encoder, folder)
+    ids = torch.arange(5, 25).reshape(2, 10)
+
+    def loss() -> Tensor:
+        return base.model(input_ids=ids).logits.double().square().mean()
+
+    with acting(base, sources) as attached:
+        gates = attached.learn(lambda module: group_of("layer", module), [0.6, 0.4])
+        assert set(gates) == {f"layer {number}" for number in range(4)}
+        loss().backward()
+        for gate in gates.values():
+            slope = gate.grad
+            assert slope is not None
+            for place in range(2):
+                with torch.no_grad():
+                    gate[place] += 1e-2
+                    above = float(loss())
+                    gate[place] -= 2e-2
+                    below = float(loss())
+                    gate[place] += 1e-2
+                assert float(slope[place]) == pytest.approx((above - below) / 2e-2, rel=0.05, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("per", ["layer", "module", "adapter"])
+def test_what_is_written_is_the_gated_model_as_a_plain_adapter(
+    per: str, encoder: Path, folder: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    options = {"per": per, "steps": 8, "rate": 0.1}
+    report = merge_learned(settings(encoder, folder, tmp_path / "fused", options=options))
+    document = json.loads((tmp_path / "fused" / "adaptermix.json").read_text())
+    gates = document["fuse"]["gates"]
+    assert len(gates) == {"layer": 4, "module": len(report.modules), "adapter": 1}[per]
+    assert any(gate != [0.5, 0.5] for gate in gates.values())
+    assert document["plan"]["method"] == "fuse"
+    assert document["fuse"]["learned_on"][0]["name"] == "en.csv"
+    base, sources = headed(encoder, folder)
+    ids = torch.arange(5, 25).reshape(2, 10)
+    with torch.no_grad(), acting(base, sources) as attached:
+        attached.set_weights_by_module(lambda module: gates[group_of(per, module)])
+        wanted = base.model(input_ids=ids).logits
+        plain = AutoModelForSequenceClassification.from_pretrained(str(encoder), num_labels=2)
+        loaded = PeftModel.from_pretrained(plain, str(tmp_path / "fused")).eval()
+        found = loaded(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def _turned(folder: Path) -> dict[str, Any]:
+    """Rows whose labels are the other way round, so that the task adapter must be weighed against itself."""
+    return {"train": [str(folder / "turned.en.csv")]}
+
+
+def test_the_loss_falls_and_dev_decides(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    options = {"steps": 40, "rate": 0.1}
+    merge_learned(settings(encoder, folder, tmp_path / "fused", options=options))
+    losses = json.loads((tmp_path / "fused" / "adaptermix.json").read_text())["fuse"]["losses"]
+    assert losses["last"] < losses["first"]
+    # learned from rows that say the contrary of dev, nothing is better than the start
+    dev = {"dev": [str(folder / "en.csv")]}
+    notes = Notes()
+    asked = settings(encoder, folder, tmp_path / "kept", options=options, **_turned(folder), **dev)
+    merge_learned(asked, watch=notes)
+    fused = json.loads((tmp_path / "kept" / "adaptermix.json").read_text())["fuse"]
+    assert fused["taken_step"] == 0
+    assert set(map(tuple, fused["gates"].values())) == {(0.5, 0.5)}
+    assert any("gates of step 0" in note for note in notes.said)
+    average = merge([folder / "task", folder / "align"], weights=[0.5], out=tmp_path / "average")
+    assert average.norm == pytest.approx(
+        merge_learned(settings(encoder, folder, tmp_path / "none", options={"steps": 0})).norm
+    )
+
+
+def test_the_same_seed_gives_the_same_adapter_and_a_card(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        merge_learned(settings(encoder, folder, tmp_path / name, options={"steps": 5}))
+    one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert "a weighted merge" in (tmp_path / "one" / "README.md").read_text()
+    asked = EvaluateSettings(
+        base=str(encoder),
+        adapter=str(tmp_path / "one"),
+        task="classify",
+        data=[str(folder / "en.csv")],
+        device="cpu",
+        split="test",
+    )
+    with pytest.raises(AdapterMixError, match="trained or chosen on"):
+        evaluate(asked)
+
+
+def test_what_does_not_do_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    for more, says in (
+        ({"task": None}, "pass --task"),
+        ({"base": None, "train": []}, "pass --base and --train"),
+        ({"options": {"weights@*": 0.3}}, "leave places out"),
+        ({"options": {"rate": 0.0}}, "rate above 0"),
+        ({"options": {"per": "head"}}, "per"),
+        ({"method": "exact"}, "--task is for methods that learn"),
+    ):
+        with pytest.raises(AdapterMixError, match=says):
+            merge_learned(settings(encoder, folder, tmp_path / "no", **more))  # type: ignore[arg-type]
+    with pytest.raises(AdapterMixError, match="must learn its weights"):
+        merge([folder / "task", folder / "align"], weights=[0.5], method="fuse")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_it(encoder: Path, folder: Path) -> None:
+    base = load_base(str(encoder), device="cpu", dtype="float32")
+
+    class Rows:
+        lengths: ClassVar[list[int]] = [1, 1]
+
+        def __call__(self, rows: Any) -> BatchLoss:
+            return BatchLoss(torch.tensor(float("nan"), requires_grad=True), 1, terms=len(rows))
+
+    with (
+        Attachment(base.model, [open_adapter(folder / "align").read()]) as attached,
+        pytest.raises(AdapterMixError, match="must stay finite"),
+    ):
+        learn_gates(attached, Fuse(), [1.0], Rows())
+
+
+def test_the_command_learns_and_says_so(
+    encoder: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["merge", str(folder / "task"), str(folder / "align"), "--method", "fuse", "--weights", "0.9"]
+    words += ["--base", str(encoder), "--task", "classify", "--train", str(folder / "en.csv"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--set", "steps=3", "--out", str(tmp_path / "fused"), "--json"])
+    assert ended.value.code in (0, None)
+    out = capsys.readouterr()
+    assert "gates of step 3" in out.err
+    assert json.loads(out.out)["method"] == "fuse"
+    with pytest.raises(SystemExit) as ended:
+        main([*words[:-6], "--set", "steps=3", "--out", str(tmp_path / "no")])
+    assert ended.value.code == 2
