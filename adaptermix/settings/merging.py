@@ -112,8 +112,14 @@ class SearchSettings(GenerationSettings, Written):
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
         "auto", description="what proposes candidates (optuna): gp for up to 8 numbers, else tpe"
     )
-    space: Literal["simplex", "free"] = Field(
-        "simplex", description="weights that are not negative and sum to 1, or each within --bounds"
+    space: Literal["simplex", "free", "both"] = Field(
+        "simplex",
+        description="weights that are not negative and sum to 1, or each within --bounds; both: of a grid the "
+        "averages, and the sums of the whole first adapter and shares of the others",
+    )
+    candidates: list[str] = Field(
+        [],
+        description="merges of these adapters that are candidates beside a grid, such as of merge --method fuse",
     )
     bounds: list[float] = Field([0.0, 1.5], description="least and largest free weight")
     groups: list[str] = Field(

@@ -21,7 +21,8 @@ from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, text_hash, told_trained
 from ..tasks import Task, get_task
 from .ledger import Listed
-from .space import Candidate, Space, depth_groups, grid_weights
+from .ready import candidate_of, chosen_on
+from .space import Candidate, Space, depth_groups, grid_weights, sums_of_grid
 from .vary import combinations, ends, read_parameter
 
 
@@ -86,12 +87,15 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
     vary = {name: read_parameter(name, text) for name, text in settings.vary.items()}
     if settings.grid:
         options = combinations(vary)
-        weights = grid_weights(settings.grid, count, simplex=settings.space == "simplex")
+        weights = grid_weights(settings.grid, count, simplex=settings.space != "free")
+        if settings.space == "both":
+            weights = list(dict.fromkeys([*weights, *sums_of_grid(settings.grid, count)]))
         if not weights:
             raise UsageError(
                 f"a grid must hold weights that leave something for the last adapter, got {settings.grid}."
             )
-        return Listed([Candidate(weights=w, options=o) for w in weights for o in options])
+        merges = [candidate_of(Path(folder), plan) for folder in settings.candidates]
+        return Listed([*(Candidate(weights=w, options=o) for w in weights for o in options), *merges])
     return Space(
         count=count,
         simplex=settings.space == "simplex",
@@ -155,7 +159,12 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
         prompt=prompt,
         # of a search that is under way the process that leads has asked
         tested=refuse_tested({DEV: files}, allowed=settings.allow_tested) if writes else (),
-        notes=(*_notes(settings, searched), *_order(template.sources), *told_trained(files, template.sources)),
+        notes=(
+            *_notes(settings, searched),
+            *_order(template.sources),
+            *told_trained(files, template.sources),
+            *chosen_on(files, settings.candidates),
+        ),
     )
 
 
@@ -180,9 +189,9 @@ def _order(sources: Sequence[AdapterSource]) -> tuple[str, ...]:
 
 
 def _notes(settings: SearchSettings, searched: Space | Listed) -> tuple[str, ...]:
-    if not isinstance(searched, Listed) or settings.space == "free":
+    if not isinstance(searched, Listed) or settings.space != "simplex":
         return ()
-    kept = len({candidate.weights for candidate in searched.candidates})
+    kept = len({candidate.weights for candidate in searched.candidates if not candidate.name})
     left_out = len(settings.grid) ** (len(settings.adapters) - 1) - kept
     return (f"{left_out} rows of the grid leave less than nothing for the last adapter and are left out.",) * bool(
         left_out

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import manifest
+from ..adapters import open_adapter
 from ..compose.execute import execute
 from ..compose.forms import Shape
 from ..compose.report import MergeReport
@@ -34,6 +35,7 @@ from .judging import TOGETHER, Judge, candidate_plan
 from .ledger import Ledger, Listed, check_idle
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
+from .ready import learned_on
 from .result import SearchResult
 from .shown import shown
 from .space import Interval, Space, alone
@@ -295,7 +297,13 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
         place,
         name=name,
         searched=searched,
-        settings=asked | {"inputs": [source.digest for source in prepared.sources], "dev_files": files},
+        settings=asked
+        | {"inputs": [source.digest for source in prepared.sources], "dev_files": files}
+        | (
+            {"merges": [open_adapter(Path(folder)).digest for folder in settings.candidates]}
+            if settings.candidates
+            else {}
+        ),
         sampler=sampler,
         seed=settings.seed,
         # with a storage the leaders of several machines are workers too
@@ -357,7 +365,11 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
         inputs=[manifest.input_entry(s, w) for s, w in zip(prepared.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
         scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
-        **manifest.inherit(prepared.sources, dev=[file.entry() for file in prepared.files], tested=prepared.tested),
+        **manifest.inherit(
+            prepared.sources,
+            dev=[*(file.entry() for file in prepared.files), *learned_on(candidate)],
+            tested=prepared.tested,
+        ),
     )
     results = (json.dumps(result.document(), indent=2) + "\n").encode()
     extra = {"results.json": results}

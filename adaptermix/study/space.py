@@ -68,11 +68,13 @@ class Candidate:
         weights: One per adapter; where they differ by place, their mean over the places.
         overrides: What holds at the places.
         options: Options of the method that were searched.
+        name: What a person knows it by, where it is a merge that was there before.
     """
 
     weights: tuple[float, ...]
     overrides: tuple[Override, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""
@@ -81,6 +83,8 @@ class Candidate:
             document["places"] = [override.entry() for override in self.overrides]
         if self.options:
             document["options"] = dict(self.options)
+        if self.name:
+            document["name"] = self.name
         return document
 
     @property
@@ -209,6 +213,16 @@ def grid_weights(grid: Sequence[float], count: int, *, simplex: bool) -> list[tu
         return [tuple(weights) for weights in product(grid, repeat=count)]
     rows = [(*weights, round(1.0 - sum(weights), 12)) for weights in product(grid, repeat=count - 1)]
     return rows if count == 2 else [row for row in rows if row[-1] >= 0]
+
+
+def sums_of_grid(grid: Sequence[float], count: int) -> list[tuple[float, ...]]:
+    """Return sums of the whole first adapter and shares of the others.
+
+    Example:
+        >>> sums_of_grid([0.5, 1.0], 2)
+        [(1.0, 0.5), (1.0, 1.0)]
+    """
+    return [(1.0, *shares) for shares in product(grid, repeat=count - 1)]
 
 
 def depth_groups(layers: Sequence[int], count: int) -> tuple[Override, ...]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptermix import merge, train_align
+from adaptermix import merge, search, train_align
 from adaptermix.adapters import AdapterSource, open_adapter
 from adaptermix.cli import main
 from adaptermix.compose.attach import Attachment
@@ -20,7 +20,7 @@ from adaptermix.evaluation.acting import acting
 from adaptermix.heads.brought import head_of
 from adaptermix.methods import Fuse
 from adaptermix.models import BaseModel, load_base
-from adaptermix.settings import AlignSettings, EvaluateSettings, MergeSettings, TaskSettings
+from adaptermix.settings import AlignSettings, EvaluateSettings, MergeSettings, SearchSettings, TaskSettings
 from adaptermix.study import merge_learned
 from adaptermix.study.gates import group_of, learn_gates
 from adaptermix.tasks import get_task
@@ -207,3 +207,40 @@ def test_the_command_learns_and_says_so(
     with pytest.raises(SystemExit) as ended:
         main([*words[:-6], "--set", "steps=3", "--out", str(tmp_path / "no")])
     assert ended.value.code == 2
+
+
+def test_a_search_chooses_among_averages_sums_and_gates(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    """Rows whose labels are turned round want the task adapter against itself, which gates can learn."""
+    turned = _turned(folder)
+    options = {"steps": 60, "rate": 0.2, "per": "adapter"}
+    merge_learned(settings(encoder, folder, tmp_path / "gated", options=options, **turned))
+    asked: dict[str, Any] = {
+        "adapters": [str(folder / "task"), str(folder / "align")],
+        "base": str(encoder),
+        "task": "classify",
+        "dev": turned["train"],
+        "grid": [0.5, 0.9],
+        "space": "both",
+        "candidates": [str(tmp_path / "gated")],
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    notes = Notes()
+    found = search(SearchSettings(**asked, out=str(tmp_path / "best")), watch=notes)
+    names = [trial.candidate.name or trial.candidate.weights for trial in found.trials]
+    assert names == [(0.5, 0.5), (0.9, 0.1), (1.0, 0.5), (1.0, 0.9), str(tmp_path / "gated")]
+    assert found.chosen.candidate.name == str(tmp_path / "gated")
+    assert found.chosen_score.value > found.baseline_score.value
+    assert any("a candidate's weights were learned on" in note for note in notes.said)
+    one, two = (open_adapter(tmp_path / name).read() for name in ("gated", "best"))
+    for module, update in one.updates.items():
+        torch.testing.assert_close(two.updates[module].dense(), update.dense())
+    document = json.loads((tmp_path / "best" / "adaptermix.json").read_text())
+    assert "turned.en.csv" in {entry["name"] for entry in document["dev"]}
+    merge([folder / "align", folder / "task"], weights=[0.5], out=tmp_path / "other")
+    merge([folder / "task", folder / "align"], weights=[0.5], method="slerp", out=tmp_path / "slerp")
+    for candidate, says in (("other", "in this order"), ("slerp", "must be weighted sums")):
+        with pytest.raises(AdapterMixError, match=says):
+            search(SearchSettings(**asked | {"candidates": [str(tmp_path / candidate)]}, out=str(tmp_path / "no")))
+    with pytest.raises(ValueError, match="add --grid"):
+        SearchSettings(**asked | {"grid": [], "trials": 3}, out="no")

@@ -1,0 +1,66 @@
+"""Merges that are there already as candidates of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import manifest
+from ..adapters import AdapterSource, open_adapter
+from ..compose.places import make_override
+from ..compose.plan import MergePlan
+from ..data import DataFile
+from ..errors import PlanError
+from ..methods.base import METHODS, LinearMethod
+from .space import Candidate
+
+
+def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
+    """Return what a merged adapter is as a candidate: its weights, and what holds at its places.
+
+    Args:
+        folder: Output of `merge`.
+        plan: The search's adapters.
+
+    Raises:
+        PlanError: it is no weighted sum of these adapters in this order.
+    """
+    made = open_adapter(folder)
+    document, inputs = made.meta.manifest, [source.digest.split("+")[0] for source in plan.sources]
+    known = document.get("plan") if document.get("kind") == "merge" else None
+    if not isinstance(known, dict) or [entry.get("weights_sha256") for entry in document.get("inputs", ())] != inputs:
+        asked = ", ".join(source.name for source in plan.sources)
+        raise PlanError(f"--candidates must be merges of {asked} in this order, and {folder} is none.")
+    method = METHODS.get(str(known.get("method")))
+    # of others the weights alone do not tell the result
+    if method is None or not issubclass(method, LinearMethod) or method.depends_on_deltas or method.factor:
+        raise PlanError(f"--candidates must be weighted sums (exact, fuse), and {folder} is of method {method}.")
+    if known.get("rank") or known.get("form") == "lowrank":
+        raise PlanError(f"--candidates must be whole sums, and {folder} was cut to a rank.")
+    names = [source.name for source in plan.sources]
+    overrides = tuple(make_override(place, names, plan.modules) for place in known.get("places", ()))
+    return Candidate(weights=tuple(map(float, known["weights"])), overrides=overrides, name=str(folder))
+
+
+def learned_on(candidate: Candidate) -> list[dict[str, Any]]:
+    """Return what the manifest of a candidate that was there already says of the files that it was chosen on."""
+    found = open_adapter(Path(candidate.name)).meta.manifest.get("dev") if candidate.name else None
+    return list(found) if isinstance(found, list) else []
+
+
+def chosen_on(files: Sequence[DataFile], folders: Sequence[str]) -> list[str]:
+    """Return what a person should know of dev files that candidates learned from.
+
+    Args:
+        files: The dev files.
+        folders: The candidates.
+    """
+    sources: list[AdapterSource] = [open_adapter(Path(folder)) for folder in folders]
+    seen = manifest.seen(sources, ("dev",))
+    return [
+        f"warning: {file.path} is a file that a candidate's weights were learned on; unless --rows picks other rows, "
+        "the choice favours it."
+        for file in files
+        if seen and file.entry()["sha256"] in seen
+    ]
