@@ -17,7 +17,7 @@ _ADAPTERS_ONLY = (
     *("statistics", "allow_pickle", "allow_base_mismatch"),
 )
 
-_OF_LEARNING = {"task", "train", "dev", "rows", "allow_tested"}
+OF_LEARNING = {"task", "train", "dev", "rows", "allow_tested"}
 """Settings of methods that learn their weights before they merge."""
 
 
@@ -35,7 +35,7 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     """
     full = [is_checkpoint(path) for path in settings.adapters]
     if not any(full):
-        given = settings.model_dump(exclude=_OF_LEARNING)
+        given = settings.model_dump(exclude=OF_LEARNING)
         return merge(given.pop("adapters"), watch=watch, **given)
     if not all(full):
         raise PlanError(

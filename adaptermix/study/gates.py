@@ -17,7 +17,7 @@ from ..compose.merging import merge
 from ..compose.places import layer_of
 from ..compose.plan import check
 from ..compose.report import MergeReport
-from ..compose.request import merge_as_asked
+from ..compose.request import OF_LEARNING, merge_as_asked
 from ..compose.weights import resolve_weights
 from ..data import DataFile
 from ..errors import PlanError, UsageError
@@ -42,7 +42,6 @@ _DIGITS = 4
 """Of gates: what is learned can be typed again."""
 _LONGEST = 256
 _ROWS_AT_ONCE = 16
-_ADAPTERS_ONLY = ("task", "train", "dev", "rows", "allow_tested")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +242,7 @@ def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     """
     method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
     if not method.is_learned:
-        given = [name for name in _ADAPTERS_ONLY if getattr(settings, name)]
+        given = [name for name in sorted(OF_LEARNING) if getattr(settings, name)]
         if given:
             raise UsageError(
                 f"--{given[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
@@ -258,7 +257,7 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
         check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
     asked = _Asked.read(settings, method)
-    given = settings.model_dump(exclude={"adapters", "weights", "places", *_ADAPTERS_ONLY})
+    given = settings.model_dump(exclude={"adapters", "weights", "places", *OF_LEARNING})
     # the base is for learning; a weighted sum of plain LoRAs needs none
     given |= {"base": settings.base if settings.form == "dense" else None}
     if settings.dry_run:

@@ -29,7 +29,7 @@ from ..splits import DEV, TRAINING, refuse_tested
 from .lora import is_head, stored_name
 from .parallel import Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train
-from .selection import DevLosses, DevWatch, RowsLoss
+from .selection import RowsLoss, watch_rows
 from .task import Answers, OfHead, TaskData, TaskLoss
 from .trainer import BatchLoss, count_steps
 
@@ -227,10 +227,7 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
     make = _LOSSES.get(settings.fusion, FusedRows)
     rows = make(fusing, data.train, beside.train)
     base.model.train()
-    watched = None
-    if data.dev:
-        losses = DevLosses(base, {"dev_loss": make(fusing, data.dev, beside.dev)}, settings, processes)
-        watched = DevWatch(losses, settings, steps=steps, rows=len(data.train), key="dev_loss", watch=watch)
+    dev = make(fusing, data.dev, beside.dev) if data.dev else None
     entries = data.manifest(base) | {"fusion": _entry(fusing, beside)}
     return train(
         base,
@@ -241,7 +238,7 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
         entries=entries,
         layers=None,
         watch=watch,
-        dev=watched,
+        dev=watch_rows(base, settings, dev, steps=steps, rows=len(data.train), processes=processes, watch=watch),
         processes=processes,
         write=write_fusion if settings.peft_settings() else None,
     )

@@ -26,7 +26,7 @@ from .on_top import attach_on
 from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train
 from .sampler import LengthSampler, Sampler
-from .selection import DevLosses, DevWatch, RowsLoss
+from .selection import RowsLoss, watch_rows
 from .sharding import load_for
 from .starting import fit_start, open_start
 from .trainer import BatchLoss, count_steps
@@ -331,11 +331,6 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     rows = data.objective(base, data.train, settings.max_length, watch)
     dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
     base.model.train()
-    watched = None
-    if dev is not None:
-        judges = {"dev_loss": dev}
-        losses = DevLosses(base, judges, settings, processes)
-        watched = DevWatch(losses, settings, steps=steps, rows=len(data.train), key="dev_loss", watch=watch)
     return train(
         base,
         settings,
@@ -347,6 +342,6 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
         watch=watch,
         on=on,
         start=start,
-        dev=watched,
+        dev=watch_rows(base, settings, dev, steps=steps, rows=len(data.train), processes=processes, watch=watch),
         processes=processes,
     )
