@@ -78,6 +78,7 @@ def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
 def inherit(
     sources: Sequence[AdapterSource],
     *,
+    data: Sequence[Mapping[str, Any]] = (),
     dev: Sequence[Mapping[str, Any]] = (),
     tested: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def inherit(
 
     Args:
         sources: The adapters.
+        data: Files that the merge itself learned from, beside those that the adapters were trained on.
         dev: Files that the merge itself is chosen on, beside those that the adapters were chosen on.
         tested: Those of them that were evaluated as test data before, and allowed.
     """
@@ -94,7 +96,7 @@ def inherit(
             languages[role] = sorted({*languages.get(role, ()), *names})
     return {
         "languages": languages or None,
-        "data": _together(sources, "data"),
+        "data": _together(sources, "data", data),
         "dev": _together(sources, "dev", dev),
         "tested": _together(sources, "tested", tested),
         "task": _common(sources, "task"),

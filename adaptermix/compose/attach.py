@@ -33,7 +33,7 @@ class _Branch:
 
     def weigh(self, weights: Tensor) -> None:
         """Take weights [adapters], or [vectors, adapters], of which `choose` gives each row one."""
-        self.is_idle = not bool(weights.any())
+        self.is_idle, self.gate = not bool(weights.any()), None
         self._table = (weights.to(self.scales.device)[..., self.owner] * self.scales).to(self.a.dtype)
         self.coefficients = self._table
 

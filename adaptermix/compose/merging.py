@@ -158,7 +158,9 @@ def merge(
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
         check_not_input(Path(out), [*adapters, *filter(None, [plan_settings.get("base")])])
-    plan = replace(make_plan(adapters, weights=weights, **plan_settings), entries=learned or {})
+    plan = make_plan(adapters, weights=weights, **plan_settings)
+    # of a gate that has become 0 the head stays
+    plan = replace(plan, entries=learned or {}, keep_heads=plan.method.is_learned)
     if plan.method.is_learned and learned is None:
         raise PlanError(
             f"method '{plan.method.title}' must learn its weights on rows of a task first: call "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,14 @@ def _are_pairs(result: SearchResult) -> bool:
 
 def pictures(result: SearchResult) -> dict[str, bytes]:
     """Return PNGs by name; those that would show nothing are not there."""
+    # a merge that was there before has axes of its own
+    weighed = [place for place, trial in enumerate(result.trials) if not trial.candidate.name]
+    plain = replace(
+        result,
+        trials=[result.trials[place] for place in weighed],
+        scores=[result.scores[place] for place in weighed],
+        languages=[result.languages[place] for place in weighed],
+    )
     makers: Mapping[str, Callable[[SearchResult, Any], bool]] = {
         "weights": _weights,
         "languages": _languages,
@@ -59,7 +68,7 @@ def pictures(result: SearchResult) -> dict[str, bytes]:
     }
     found = {}
     for name, make in makers.items():
-        if content := _png(partial(make, result)):
+        if content := _png(partial(make, plain if make in (_weights, _parameters) else result)):
             found[name] = content
     return found
 
@@ -78,7 +87,7 @@ def _png(make: Callable[[Any], bool]) -> bytes | None:
 def _numbers(result: SearchResult) -> dict[str, list[float]]:
     """Return the axes that hold numbers, and differ between trials."""
     rows = [coordinates(trial.candidate, pairs=_are_pairs(result)) for trial in result.trials]
-    axes = {name: [row[name] for row in rows] for name in rows[0]}
+    axes = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     return {
         name: values
         for name, values in axes.items()
@@ -104,7 +113,7 @@ def _weights(result: SearchResult, figure: Any) -> bool:
     high = [score.high - score.value for score in result.scores]
     plot.errorbar(x, values, yerr=(low, high), fmt="o", color=_OTHER, capsize=3, label="trials, 95 % interval")
     plot.axhline(result.baseline_score.value, color=_ALONE, linestyle="--", label="task adapter alone")
-    if name in coordinates(result.chosen.candidate):
+    if name in coordinates(result.chosen.candidate) and not result.chosen.candidate.name:
         plot.plot(
             coordinates(result.chosen.candidate)[name],
             result.chosen_score.value,

@@ -20,6 +20,7 @@ from ..compose.report import MergeReport
 from ..compose.request import OF_LEARNING, merge_as_asked
 from ..compose.weights import resolve_weights
 from ..data import DataFile
+from ..data.report import describe
 from ..errors import PlanError, UsageError
 from ..evaluation.acting import acting
 from ..files import check_not_input, check_output
@@ -35,7 +36,7 @@ from ..splits import DEV, TRAINING, refuse_tested
 from ..tasks import Task, get_task, get_template
 from ..train.sampler import Sampler
 from ..train.selection import RowsLoss
-from ..train.task import Answers, OfHead, encode_rows
+from ..train.task import Answers, OfHead, encode_rows, text_of
 
 _LOOKS = 10
 _DIGITS = 4
@@ -121,14 +122,16 @@ def learn_gates(
         watch: Receives progress.
 
     Raises:
-        PlanError: the loss is not finite.
+        PlanError: there is nothing to weigh, or the loss is not finite.
     """
     gates = attached.learn(lambda module: group_of(method.per, module), weights)
+    if not gates:
+        raise PlanError("gates are learned of plain LoRAs on linear layers, and no adapter here is one.")
     start = torch.tensor(list(weights), dtype=torch.float32)
     optimizer = torch.optim.Adam(gates.values(), lr=method.rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
     sampler = Sampler(groups=[range(len(rows.lengths))], batch_size=method.batch, seed=seed)
-    best, losses, taken = _values(gates), {}, 0
+    best, losses, taken = {group: tuple(map(float, weights)) for group in gates}, {}, 0
     if dev:
         losses["dev_start"] = losses["dev"] = _mean_loss(dev)
     with watch.track("learn gates", method.steps) as advance:
@@ -148,7 +151,7 @@ def learn_gates(
             is_look = step == method.steps or step % max(1, method.steps // _LOOKS) == 0
             if dev and is_look and (found := _mean_loss(dev)) < losses["dev"]:
                 losses["dev"], best, taken = found, _values(gates), step
-    chosen = best if dev else _values(gates)
+    chosen = best if dev or not method.steps else _values(gates)
     return Gates(values=chosen, losses=losses, taken=taken if dev else method.steps)
 
 
@@ -188,8 +191,8 @@ class _Asked:
             raise UsageError(
                 f"method '{method.title}' learns its weights on rows of a task: pass --{' and --'.join(lacking)}."
             )
-        if settings.places or any("@" in key for key in settings.options):
-            raise UsageError(f"method '{method.title}' learns what holds at each place: leave places out.")
+        if settings.places or any("@" in key for key in settings.options) or settings.fill != "weight":
+            raise UsageError(f"method '{method.title}' learns what holds at each place: leave places and --fill out.")
         sources = open_adapters(settings.adapters, allow_pickle=settings.allow_pickle)
         check(sources, allow_base_mismatch=settings.allow_base_mismatch)
         task = get_task(str(settings.task))
@@ -226,12 +229,21 @@ class _Asked:
         template = get_template(self.task, template_of(self.task, self.sources, None))
         return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=_LONGEST, watch=watch))
 
-    def entries(self, gates: Gates) -> dict[str, Any]:
-        """Return what the manifest says of what was learned, and on what."""
-        seen = [file.entry() for file in (*self.files, *self.dev_files)]
-        told = {"learned_on": [file.entry() for file in self.files], **gates.document()}
-        inherited = inherit(self.sources, dev=seen, tested=self.tested)
-        return {**inherited, "fuse": {"task": self.task.name, **told}}
+    def notes(self) -> list[str]:
+        """Return what a person should know of the rows."""
+        texts = [(self.task.language(row), text_of(self.task, row)) for row in self.rows]
+        return describe(texts, [text_of(self.task, row) for row in self.dev]).warnings()
+
+    def entries(self, gates: Gates, base: BaseModel, settings: MergeSettings) -> dict[str, Any]:
+        """Return what the manifest says of what was learned, how, and on what."""
+        data, dev = ([file.entry() for file in files] for files in (self.files, self.dev_files))
+        inherited = inherit(self.sources, data=data, dev=dev, tested=self.tested)
+        languages = dict(inherited["languages"] or {})
+        spoken = {self.task.language(row) for row in self.rows}
+        languages["supervised"] = sorted({*languages.get("supervised", ()), *spoken})
+        how = {"task": self.task.name, "start": list(self.weights), "seed": settings.seed, "rows": settings.rows}
+        fuse = {**how, "base": base.entry(), "learned_on": data, **gates.document()}
+        return {**inherited, "languages": languages, "fuse": fuse}
 
 
 def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
@@ -260,12 +272,16 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
     given = settings.model_dump(exclude={"adapters", "weights", "places", *OF_LEARNING})
     # the base is for learning; a weighted sum of plain LoRAs needs none
     given |= {"base": settings.base if settings.form == "dense" else None}
+    for note in asked.notes():
+        watch.note(note)
     if settings.dry_run:
+        head_of(asked.task, asked.sources, [*asked.rows, *asked.dev])
         return merge(settings.adapters, weights=asked.weights, learned={}, watch=watch, **given)
     base = asked.load(settings, watch)
-    rows = asked.loss(base, asked.rows, watch)
-    dev = asked.loss(base, asked.dev, watch) if asked.dev else None
     with acting(base, asked.sources) as attached:
+        # within: an output layer that an adapter acts on is run whole
+        rows = asked.loss(base, asked.rows, watch)
+        dev = asked.loss(base, asked.dev, watch) if asked.dev else None
         gates = learn_gates(attached, asked.method, asked.weights, rows, dev, seed=settings.seed, watch=watch)
     told = ", ".join(f"{name} {value:.3f}" for name, value in gates.losses.items())
     watch.note(f"gates of step {gates.taken}; losses: {told}")
@@ -273,7 +289,7 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
         settings.adapters,
         weights=gates.mean,
         places=gates.places(),
-        learned=asked.entries(gates),
+        learned=asked.entries(gates, base, settings),
         watch=watch,
         **given,
     )

@@ -21,7 +21,7 @@ from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, text_hash, told_trained
 from ..tasks import Task, get_task
 from .ledger import Listed
-from .ready import candidate_of, chosen_on
+from .ready import candidate_of, chosen_on, entries_of
 from .space import Candidate, Space, depth_groups, grid_weights, sums_of_grid
 from .vary import combinations, ends, read_parameter
 
@@ -158,12 +158,15 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
         files=files,
         prompt=prompt,
         # of a search that is under way the process that leads has asked
-        tested=refuse_tested({DEV: files}, allowed=settings.allow_tested) if writes else (),
+        tested=[
+            *(refuse_tested({DEV: files}, allowed=settings.allow_tested) if writes else ()),
+            *entries_of(settings.candidates, "tested"),
+        ],
         notes=(
             *_notes(settings, searched),
             *_order(template.sources),
             *told_trained(files, template.sources),
-            *chosen_on(files, settings.candidates),
+            *chosen_on(files, settings.candidates, template.sources),
         ),
     )
 
@@ -208,6 +211,11 @@ def _ends(searched: Space | Listed) -> list[dict[str, Any]]:
 def _with_method(template: MergePlan, settings: SearchSettings, options: dict[str, Any]) -> MergePlan:
     fixed = {**settings.options, **options}
     method = build(settings.method, fixed)
+    if method.is_learned:
+        raise PlanError(
+            f"method '{settings.method}' learns its weights, so there is nothing to search: merge with it, and give "
+            "the result as one of --candidates."
+        )
     if method.statistics is not None:
         raise PlanError(f"method '{settings.method}' needs statistics files, which a search does not take.")
     return replace(template, method=method, options=fixed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +38,29 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
         raise PlanError(f"--candidates must be weighted sums (exact, fuse), and {folder} is of method {method}.")
     if known.get("rank") or known.get("form") == "lowrank":
         raise PlanError(f"--candidates must be whole sums, and {folder} was cut to a rank.")
+    if known.get("fill", "weight") != "weight":
+        raise PlanError(f"--candidates must weigh adapters alike where they act alone, and {folder} has --fill one.")
     names = [source.name for source in plan.sources]
     overrides = tuple(make_override(place, names, plan.modules) for place in known.get("places", ()))
     return Candidate(weights=tuple(map(float, known["weights"])), overrides=overrides, name=str(folder))
 
 
-def learned_on(candidate: Candidate) -> list[dict[str, Any]]:
-    """Return what the manifest of a candidate that was there already says of the files that it was chosen on."""
-    found = open_adapter(Path(candidate.name)).meta.manifest.get("dev") if candidate.name else None
-    return list(found) if isinstance(found, list) else []
+def entries_of(folders: Iterable[str], name: str) -> list[dict[str, Any]]:
+    """Return what manifests of candidates say of files, under a name such as `data` or `dev`."""
+    found = [open_adapter(Path(folder)).meta.manifest.get(name) for folder in folders if folder]
+    return [entry for entries in found if isinstance(entries, list) for entry in entries]
 
 
-def chosen_on(files: Sequence[DataFile], folders: Sequence[str]) -> list[str]:
+def chosen_on(files: Sequence[DataFile], folders: Sequence[str], sources: Sequence[AdapterSource]) -> list[str]:
     """Return what a person should know of dev files that candidates learned from.
 
     Args:
         files: The dev files.
         folders: The candidates.
+        sources: The search's adapters, of whose own data is told elsewhere.
     """
-    sources: list[AdapterSource] = [open_adapter(Path(folder)) for folder in folders]
-    seen = manifest.seen(sources, ("dev",))
+    made = [open_adapter(Path(folder)) for folder in folders]
+    seen = manifest.seen(made) - manifest.seen(sources) if made else set()
     return [
         f"warning: {file.path} is a file that a candidate's weights were learned on; unless --rows picks other rows, "
         "the choice favours it."

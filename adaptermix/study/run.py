@@ -35,7 +35,7 @@ from .judging import TOGETHER, Judge, candidate_plan
 from .ledger import Ledger, Listed, check_idle
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
-from .ready import learned_on
+from .ready import entries_of
 from .result import SearchResult
 from .shown import shown
 from .space import Interval, Space, alone
@@ -356,6 +356,7 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
         plan = candidate_plan(prepared.template, candidate, fixed=dict(settings.options))
     state, modules = execute(plan)
     report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules)
+    own = [candidate.name]  # of a merge that was there before
     document = manifest.manifest(
         "search",
         plan=settings.model_dump(mode="json", exclude=_WHERE)
@@ -367,9 +368,11 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
         scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
         **manifest.inherit(
             prepared.sources,
-            dev=[*(file.entry() for file in prepared.files), *learned_on(candidate)],
+            data=entries_of(own, "data"),
+            dev=[*(file.entry() for file in prepared.files), *entries_of(own, "dev")],
             tested=prepared.tested,
         ),
+        fuse=next((open_adapter(Path(name)).meta.manifest.get("fuse") for name in own if name), None),
     )
     results = (json.dumps(result.document(), indent=2) + "\n").encode()
     extra = {"results.json": results}

@@ -210,8 +210,8 @@ class TaskData:
             "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested) or None,
         }
         report = describe(
-            [(task.language(row), _text(task, row)) for row in rows],
-            [_text(task, row) for row in dev_rows],
+            [(task.language(row), text_of(task, row)) for row in rows],
+            [text_of(task, row) for row in dev_rows],
             left_out=sum(file.left_out for file in files),
         )
         entries["rows"] = report.document()
@@ -301,7 +301,7 @@ class TaskData:
         return self.entries | {"task": task}
 
 
-def _text(task: Task, row: Any) -> str:
+def text_of(task: Task, row: Any) -> str:
     """Return what a row asks, to compare it with others."""
     return "\n".join(str(value) for value in task.fields(row).values())
 

@@ -15,6 +15,7 @@ from adaptermix.evaluation import evaluate
 from adaptermix.fusion import FUSIONS
 from adaptermix.settings import EvaluateSettings, FusionSettings
 from adaptermix.train import train_fusion
+from tests.tiny import tiny_encoder
 from tests.train.data import Notes
 
 WORDS = ["good", "bad", "fine", "poor", "nice", "weak"]
@@ -144,3 +145,29 @@ def test_a_fused_adapter_is_not_merged_or_fed_in_silence(encoder: Path, tmp_path
         score(encoder, tmp_path, source=[write_rows(tmp_path, "few.en.csv", says=True, count=5)])
     with pytest.raises(AdapterMixError, match="a source for each row"):
         train_fusion(settings(encoder, tmp_path, source=[str(tmp_path / "few.en.csv")], overwrite=True))
+
+
+@pytest.mark.parametrize("more", [{}, {"fusion": "x-mixup"}, {"fusion": "cross-attention", "source_encoder": "mt"}])
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    more: dict[str, Any], encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptermix.train.trainer import Interrupted, Trainer
+
+    if "source_encoder" in more:
+        more = more | {"source_encoder": str(tiny_encoder(tmp_path / "mt", layers=2, hidden=24))}
+    asked = {"steps": 6, "checkpoint_every": 1, **more}
+    train_fusion(settings(encoder, tmp_path, out=str(tmp_path / "whole"), **asked))
+    before = Trainer._step
+
+    def step(self: Trainer, loss_of: Any) -> Any:
+        if self.done == 3:
+            raise Interrupted
+        return before(self, loss_of)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    with pytest.raises(Interrupted):
+        train_fusion(settings(encoder, tmp_path, **asked))
+    monkeypatch.setattr(Trainer, "_step", before)
+    train_fusion(settings(encoder, tmp_path, resume=True, **asked))
+    whole, gone_on = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "fused"))
+    assert whole == gone_on

@@ -165,7 +165,8 @@ def test_what_does_not_do_is_refused(encoder: Path, folder: Path, tmp_path: Path
     for more, says in (
         ({"task": None}, "pass --task"),
         ({"base": None, "train": []}, "pass --base and --train"),
-        ({"options": {"weights@*": 0.3}}, "leave places out"),
+        ({"options": {"weights@*": 0.3}}, "leave places and --fill out"),
+        ({"fill": "one"}, "leave places and --fill out"),
         ({"options": {"rate": 0.0}}, "rate above 0"),
         ({"options": {"per": "head"}}, "per"),
         ({"method": "exact"}, "--task is for methods that learn"),
@@ -236,7 +237,12 @@ def test_a_search_chooses_among_averages_sums_and_gates(encoder: Path, folder: P
     for module, update in one.updates.items():
         torch.testing.assert_close(two.updates[module].dense(), update.dense())
     document = json.loads((tmp_path / "best" / "adaptermix.json").read_text())
-    assert "turned.en.csv" in {entry["name"] for entry in document["dev"]}
+    assert "turned.en.csv" in {entry["name"] for entry in document["data"]}
+    assert document["fuse"]["start"] == [0.5, 0.5]
+    report = search(SearchSettings(**asked, out=str(tmp_path / "told"), report=True))
+    assert report.chosen.candidate == found.chosen.candidate
+    with pytest.raises(AdapterMixError, match="as one of --candidates"):
+        search(SearchSettings(**asked | {"candidates": [], "method": "fuse"}, out=str(tmp_path / "no")))
     merge([folder / "align", folder / "task"], weights=[0.5], out=tmp_path / "other")
     merge([folder / "task", folder / "align"], weights=[0.5], method="slerp", out=tmp_path / "slerp")
     for candidate, says in (("other", "in this order"), ("slerp", "must be weighted sums")):
@@ -244,3 +250,69 @@ def test_a_search_chooses_among_averages_sums_and_gates(encoder: Path, folder: P
             search(SearchSettings(**asked | {"candidates": [str(tmp_path / candidate)]}, out=str(tmp_path / "no")))
     with pytest.raises(ValueError, match="add --grid"):
         SearchSettings(**asked | {"grid": [], "trials": 3}, out="no")
+
+
+def test_test_data_that_gates_learned_from_stay_known(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    data = [write_rows(tmp_path, "seen.en.csv", says=True, count=8)]
+    asked = EvaluateSettings(
+        base=str(encoder), adapter=str(folder / "task"), task="classify", data=data, device="cpu", split="test"
+    )
+    evaluate(asked)
+    with pytest.raises(AdapterMixError, match="must not be test data"):
+        merge_learned(settings(encoder, folder, tmp_path / "gated", train=data))
+    gated = settings(encoder, folder, tmp_path / "gated", train=data, options={"steps": 2}, allow_tested=True)
+    merge_learned(gated)
+    common: dict[str, Any] = {"base": str(encoder), "task": "classify", "device": "cpu", "dtype": "float32"}
+    search(
+        SearchSettings(
+            **common,
+            adapters=gated.adapters,
+            dev=[str(folder / "en.csv")],
+            grid=[0.9],
+            candidates=[str(tmp_path / "gated")],
+            out=str(tmp_path / "best"),
+        )
+    )
+    for name in ("gated", "best"):
+        tested = json.loads((tmp_path / name / "adaptermix.json").read_text())["tested"]
+        assert [entry["name"] for entry in tested] == ["seen.en.csv"]
+
+
+def test_gates_of_nothing_keep_the_start_and_the_head(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    asked = settings(encoder, folder, tmp_path / "gated", weights=[0.0, 1 / 3], options={"steps": 0})
+    report = merge_learned(asked)
+    # where the alignment adapter has no module its weight counts for nothing
+    assert {module.weights for module in report.modules.values()} <= {(0.0, 1 / 3), (0.0, 0.0)}
+    assert open_adapter(tmp_path / "gated").saved_headers
+    notes = Notes()
+    both = settings(encoder, folder, tmp_path / "both", dev=[str(folder / "en.csv")], options={"steps": 1})
+    merge_learned(both, watch=notes)
+    assert any("dev" in note and "training" in note for note in notes.said)
+
+
+def test_a_gate_on_the_output_layer_learns(causal: Path, tmp_path: Path) -> None:
+    rows = [write_rows(tmp_path, "en.csv", says=True, count=8)]
+    common: dict[str, Any] = {"base": str(causal), "device": "cpu", "dtype": "float32", "rank": 4, "dropout": 0.0}
+    more = {"task": "classify", "train": rows, "batch_size": 4, "steps": 6, "learning_rate": 1e-2}
+    train_task(TaskSettings(**common, **more, out=str(tmp_path / "task")))
+    train_task(TaskSettings(**common, **more, seed=1, out=str(tmp_path / "other")))
+    for name in ("task", "other"):
+        _adapt_output(tmp_path / name)
+    gates = settings(causal, tmp_path, tmp_path / "gated", train=rows, options={"steps": 4, "rate": 0.1})
+    merge_learned(gates.model_copy(update={"adapters": [str(tmp_path / "task"), str(tmp_path / "other")]}))
+    document = json.loads((tmp_path / "gated" / "adaptermix.json").read_text())
+    assert document["fuse"]["gates"]["lm_head"] != [0.5, 0.5]
+
+
+def _adapt_output(folder: Path) -> None:
+    """Give an adapter a LoRA on the output layer too."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    generator = torch.Generator().manual_seed(len(folder.name))
+    a, b = torch.randn(4, 32, generator=generator), torch.randn(259, 4, generator=generator)
+    tensors |= {f"base_model.model.lm_head.lora_{name}.weight": value * 0.1 for name, value in (("A", a), ("B", b))}
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"] = [*config["target_modules"], "lm_head"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
