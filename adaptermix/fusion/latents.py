@@ -19,7 +19,7 @@ class Latents:
 
     Args:
         reference: Folder or Hub id of any encoder, or of an encoder-decoder (NLLB, M2M100, mT5), whose decoder is left
-            out; with `@REVISION` if wanted.
+            out; of a decoder its last states are taken. With `@REVISION` if wanted.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         tag: Language tag of all texts, for encoders that read one; default that of each text's language.
@@ -29,7 +29,8 @@ class Latents:
         fingerprint: Hash of its weight files, None where they are not on disk.
 
     Raises:
-        ModelError: no such model, or a decoder.
+        ModelError: no such model.
+        PlanError: a tag that the encoder does not know, or none that it reads.
 
     Reference: FLARE, section 3.1 (FLARE MT).
     """
