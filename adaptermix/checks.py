@@ -258,6 +258,19 @@ def sound_fusion(settings: FusionSettings) -> FusionSettings:
             bool(settings.dev_source) != bool(settings.dev and settings.source),
             "dev rows need sources as training rows do: give --dev and --dev-source together",
         ),
+        (
+            settings.shard_base,
+            "--shard-base wants every process to read as often, and those that fuse read sources as they come: drop it",
+        ),
+        (
+            read and not (settings.source_norm and settings.source_offset == 0 and not settings.source_dropout),
+            "--source-norm, --source-offset and --source-dropout are about the base's own states: drop them, or "
+            "--source-encoder",
+        ),
+        (
+            settings.fusion.startswith("cross-attention") and settings.alignment != "position",
+            f"--fusion {settings.fusion} looks at all of the source, so --alignment means nothing to it: drop it",
+        ),
         (bool(settings.source_tag) and not read, "--source-tag is about --source-encoder: leave it out"),
         (
             whole and bool(moved),

@@ -14,14 +14,16 @@ from ..adapters import AdapterSource
 from ..adapters.keys import PREFIX
 from ..adapters.paths import fitted
 from ..compose.attach import Attachment
-from ..compose.extras import merge_saved
+from ..compose.extras import REFUSE, merge_saved
 from ..errors import IncompatibleAdapters
 from ..fusion.parts import remove_parts
 from ..models import BaseModel
 
 
 @contextmanager
-def acting(base: BaseModel, sources: Sequence[AdapterSource], *, heads: bool = True) -> Iterator[Attachment]:
+def acting(
+    base: BaseModel, sources: Sequence[AdapterSource], *, heads: bool = True, saved: str | int = REFUSE
+) -> Iterator[Attachment]:
     """Let adapters act on the model until the context ends, and yield what sets their weights.
 
     LoRAs on linear layers, with a head or without, are attached; a single adapter of another kind acts through PEFT,
@@ -30,6 +32,7 @@ def acting(base: BaseModel, sources: Sequence[AdapterSource], *, heads: bool = T
     Args:
         base: The model.
         sources: The adapters.
+        saved: What becomes of fully trained tensors that differ; see `merge_saved`.
         heads: Whether fully trained tensors must be in the model; else those that are not, of a head, are left out.
 
     Raises:
@@ -44,7 +47,7 @@ def acting(base: BaseModel, sources: Sequence[AdapterSource], *, heads: bool = T
         with _through_peft(base, sources[0]):
             yield Attachment(base.model, [])
         return
-    with Attachment(base.model, [source.read() for source in bare]) as attached, _whole_tensors(base, fitting):
+    with Attachment(base.model, [source.read() for source in bare]) as attached, _whole_tensors(base, fitting, saved):
         yield attached
 
 
@@ -55,9 +58,9 @@ def _headless(source: AdapterSource, base: BaseModel) -> AdapterSource:
 
 
 @contextmanager
-def _whole_tensors(base: BaseModel, sources: Sequence[AdapterSource]) -> Iterator[None]:
+def _whole_tensors(base: BaseModel, sources: Sequence[AdapterSource], saved: str | int) -> Iterator[None]:
     """Put fully trained tensors, such as those of a head, in the place of the model's own."""
-    tensors = merge_saved(sources, [1.0] * len(sources))
+    tensors = merge_saved(sources, [1.0] * len(sources), saved)
     own = dict(base.model.named_parameters()) | dict(base.model.named_buffers())
     places: dict[str, Any] = {}
     for key in tensors:
@@ -95,6 +98,7 @@ def _through_peft(base: BaseModel, source: AdapterSource) -> Iterator[None]:
             else:
                 wrapped = PeftModel.from_pretrained(base.model, str(source.path)).eval()
     except (RuntimeError, ValueError, KeyError) as error:
+        remove_parts(base.model)
         reason = " ".join(str(error).split())[:200]
         raise IncompatibleAdapters(
             f"adapter '{source.name}' must fit base model '{base.id}', and PEFT says: {reason}. "

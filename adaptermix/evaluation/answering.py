@@ -9,14 +9,14 @@ import torch
 
 from ..errors import UsageError
 from ..heads import HEADS, HeadRows
-from ..heads.base import tokens_of
+from ..heads.base import LONGEST, longest, tokens_of
 from ..models import BaseModel
 from ..progress import SILENT, Watcher
 from ..settings import GenerationSettings
 from ..tasks import Task, get_template
 from .fitting import USUAL, rows_that_fit
 from .generate import generate_ids, in_words
-from .heads import LONGEST, tell
+from .heads import tell
 
 _WORTH = 0.6
 """Share of answers that must have stood from one call to the next for drafts to be worth their pass."""
@@ -64,8 +64,7 @@ class Answering:
                 raise UsageError("the adapter's head reads no prompt: drop --template.")
             if settings.max_new_tokens != GenerationSettings.model_fields["max_new_tokens"].default:
                 raise UsageError("the adapter's head generates nothing: drop --max-new-tokens.")
-            places = getattr(base.model.config, "max_position_embeddings", LONGEST)
-            self.longest = min(LONGEST, base.tokenizer.model_max_length, places)
+            self.longest = longest(base)
             self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=self.longest)
             for note in self._encoded.notes:
                 watch.note(note)

@@ -32,12 +32,14 @@ class FusionSource:
         task: The task.
         rows: Source of each row, if there are any; without them a fused adapter is a plain LoRA.
         template: Name of the prompt template.
+        fingerprint: Hash of the weight files of the encoder that it was trained with, if it is known.
     """
 
     fusion: Mapping[str, Any]
     task: Task
     rows: Sequence[Any] | None
     template: str
+    fingerprint: str | None = None
 
 
 @contextmanager
@@ -57,17 +59,18 @@ def fusing(base: BaseModel, answering: Answering, source: FusionSource, settings
         yield
         return
     way = _mixed if source.fusion["fusion"] == MIXUP else _fused
-    before, close = way(base, answering, source, source.rows, settings)
+    before, check, close = way(base, answering, source, source.rows, settings)
     answering.before = before
     try:
         yield
+        check()
     finally:
         answering.before = lambda _rows: None
         close()
 
 
-_Before = tuple[Callable[[Sequence[int]], None], Callable[[], None]]
-"""What makes ready for passes over rows, and what ends it."""
+_Before = tuple[Callable[[Sequence[int]], None], Callable[[], None], Callable[[], None]]
+"""What makes ready for passes over rows, what looks whether all was used, and what ends it."""
 
 
 def _fused(
@@ -75,14 +78,21 @@ def _fused(
 ) -> _Before:
     """Let LoRAs fuse."""
     latents = None
-    if encoder := settings.source_encoder or source.fusion.get("fusion_encoder"):
+    known = source.fusion.get("fusion_encoder")
+    if encoder := known and (settings.source_encoder or known):
         place = settings.place()
         tag = source.fusion.get("fusion_tag")
         latents = Latents(encoder, device=place["device"], dtype=place["dtype"], tag=tag)
+        if source.fingerprint and latents.fingerprint and source.fingerprint != latents.fingerprint:
+            raise PlanError(
+                f"the source encoder must be the one that the adapter was trained with, and the weight files of "
+                f"{encoder!r} differ from its. Give where that one lies with --source-encoder."
+            )
         texts = encode_latents(latents, source.task, rows)
     else:
-        texts = encode_sources(base, source.task, source.template, rows, answering.longest)
-    asked = {"fusion_alignment": settings.source_alignment} if settings.source_alignment else {}
+        texts = encode_sources(base, source.task, source.template, rows, answering.longest, cut_prompts=False)
+    moves = settings.source_alignment and source.fusion["fusion_alignment"] != "soft"
+    asked = {"fusion_alignment": settings.source_alignment} if moves else {}
     bank = SourceBank(base, texts, answering.prompts(), {**source.fusion, **asked}, latents)
     fuser = Fuser(base.model)
 
@@ -90,7 +100,7 @@ def _fused(
         fuser.check()
         fuser.use(bank.of(batch))
 
-    return before, fuser.close
+    return before, fuser.check, fuser.close
 
 
 def _mixed(
@@ -114,4 +124,4 @@ def _mixed(
         found = torch.tensor([there[row] for row in asked], device=base.device)
         mixer.use(replace(passed, mask=passed.mask & found[:, None]))
 
-    return before, mixer.close
+    return before, lambda: None, mixer.close

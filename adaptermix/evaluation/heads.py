@@ -9,9 +9,6 @@ import torch
 from ..heads import HeadRows
 from ..progress import SILENT, Watcher
 
-LONGEST = 512
-"""Most tokens that a model sees at once; there texts are cut, or read in windows where a question is on them."""
-
 
 @torch.inference_mode()
 def tell(

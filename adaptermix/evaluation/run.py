@@ -13,7 +13,8 @@ from ..adapters import AdapterSource, open_adapter
 from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
 from ..files import write_whole
-from ..fusion.rows import INPUT, fusion_of, is_missing, joined, read_beside
+from ..fusion import FUSIONS
+from ..fusion.rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
 from ..heads.brought import head_of, template_of
 from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
@@ -166,10 +167,26 @@ def _check_predictions(settings: EvaluateSettings) -> None:
 
 
 def _check_fusion(settings: EvaluateSettings, systems: Sequence[AdapterSource]) -> None:
-    if settings.source and not fusion_of(systems):
-        raise PlanError("--source is for adapters that fuse (train-fusion), and none is given. Leave it out.")
-    if settings.source_encoder and not fusion_of(systems).get("fusion_encoder"):
-        raise PlanError("--source-encoder is for adapters that were trained with one, and none is given. Leave it out.")
+    """Refuse options about sources that none of the adapters looks at."""
+    fusions = [(fusion_of([system]), reads_itself([system])) for system in systems]
+    inside = [fusion for fusion, _ in fusions if fusion.get("fusion_alignment", "soft") != "soft"]
+    faults = (
+        (
+            settings.source and all(not fusion or own for fusion, own in fusions),
+            "--source is for adapters that fuse (train-fusion) with sources, and none is given",
+        ),
+        (
+            settings.source_encoder and not any(fusion.get("fusion_encoder") for fusion, _ in fusions),
+            "--source-encoder is for adapters that were trained with one, and none is given",
+        ),
+        (
+            settings.source_alignment and not any(fusion["fusion"] in FUSIONS for fusion in inside),
+            "--source-alignment is for adapters that fuse token by token, and none is given",
+        ),
+    )
+    for is_fault, message in faults:
+        if is_fault:
+            raise PlanError(f"{message}. Leave it out.")
 
 
 def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluation:
@@ -201,7 +218,11 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
-    given, beside = read_beside(task, settings.source, rows, settings.rows, watch) if settings.source else (None, [])
+    given, beside = (
+        read_beside(task, settings.source, rows, data=settings.data, chosen=settings.rows, watch=watch)
+        if settings.source
+        else (None, [])
+    )
     scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
     missing = sum(is_missing(task, source) for source in given or ()) or None
     result = replace(scored(sources, "answer"), split=settings.split, without_source=missing)
@@ -246,11 +267,18 @@ class _Scoring:
 
     def __call__(self, systems: Sequence[AdapterSource], label: str) -> Evaluation:
         fusion = fusion_of(systems)
-        beside = self._rows if self._beside is None and fusion.get("fusion_encoder") else self._beside
+        beside = self._rows if reads_itself(systems) else self._beside
         if fusion and beside is None:
             self._watch.note("warning: a fused adapter is a plain LoRA without sources: give the rows' with --source.")
         answering = self._answering(is_joined=fusion.get("fusion") == INPUT)
-        source = FusionSource(fusion=fusion, task=self._task, rows=beside if fusion else None, template=self._template)
+        entry = [system.meta.manifest.get("fusion") or {} for system in systems]
+        source = FusionSource(
+            fusion=fusion,
+            task=self._task,
+            rows=beside if fusion else None,
+            template=self._template,
+            fingerprint=next((known.get("encoder_fingerprint") for known in entry), None),
+        )
         with acting(self._base, systems), fusing(self._base, answering, source, self._settings):
             answers = answering(label)
         return score_answers(self._task, self._rows, answers, self._roles, seed=self._settings.seed)

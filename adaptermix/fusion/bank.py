@@ -56,6 +56,8 @@ class SourceBank:
             self._beside.append([numbers[key] for key in keys] or [_NONE] * len(passes))
         self._lengths = [len(text["input_ids"]) for text in self._texts]
         self._longest = max(self._lengths, default=0)  # models may have no more places
+        if settings.get("fusion_pads"):  # states of padding are kept too, up to one length, as the release has it
+            self._lengths = [self._longest] * len(self._texts)
         self._blocks: tuple[str, ...] = ()
         self._kept = Kept()
 

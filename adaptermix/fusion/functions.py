@@ -71,8 +71,8 @@ class CrossAttention(nn.Module):
 
     Args:
         rank: Width of the bottleneck.
-        reversed_: Let the source ask the target, with nothing added, as equation 3 of the paper has it: rows of both
-            sides must be of one length, and a decoder sees tokens to come.
+        reversed_: Let the source ask the target, with nothing added, as equation 3 of the paper has it. The shorter
+            side is padded with zeros, and padding takes part; a decoder sees tokens to come.
     """
 
     def __init__(self, rank: int, *, reversed_: bool = False) -> None:
@@ -81,15 +81,13 @@ class CrossAttention(nn.Module):
         self._reversed = reversed_
 
     def forward(self, given: Bottleneck) -> Tensor:
-        """Attend.
-
-        Raises:
-            ValueError: reversed, and the lengths differ.
-        """
+        """Attend."""
         if self._reversed:
-            if given.source.shape != given.target.shape:
-                raise ValueError("a source that asks the target must be as long as it is")
-            return _attend(self.query(given.source), self.key(given.target), self.value(given.target), None)
+            longest = max(given.source.shape[1], given.target.shape[1])
+            source, target = (_lengthened(side, longest) for side in (given.source, given.target))
+            found = _attend(self.query(source), self.key(target), self.value(target), None)
+            there = given.visible.any(-1, keepdim=True)  # a source may be missing
+            return torch.where(there, found[:, : given.target.shape[1]], given.target)
         found = _attend(self.query(given.target), self.key(given.source), self.value(given.source), given.visible)
         return given.target + torch.where(given.visible.any(-1, keepdim=True), found, 0)
 
@@ -115,6 +113,10 @@ class SoftAlignment(nn.Module):
             aligned=found,
             present=given.visible.any(-1),
         )
+
+
+def _lengthened(side: Tensor, length: int) -> Tensor:
+    return nn.functional.pad(side, (0, 0, 0, length - side.shape[1]))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, load_peft_weights
+from peft import LoraConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora.layer import Linear, LoraVariant
 from torch import Tensor, nn
 
@@ -52,6 +52,8 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.use_dora:
+            raise ValueError("a fused LoRA must have no magnitudes: use_dora changes weights, and a fusion is none")
         for name, known in (
             (self.fusion, {**FUSIONS, MIXUP: None}),
             (self.fusion_alignment, {**ALIGNMENTS, LAST: None, "soft": None}),
@@ -105,13 +107,13 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
         dropout, scale = module.lora_dropout[active_adapter], module.scaling[active_adapter]
         target = down(dropout(x.to(down.weight.dtype)))
         if module.fusion_sources is not None and target.dim() == 3:
-            states, mask, start, note = module.fusion_sources
+            states, mask, places, note = module.fusion_sources
             if len(states) != len(target):
                 raise ValueError(f"there must be a source for each of {len(target)} rows, and there are {len(states)}")
             source = down(dropout(states.to(down.weight.dtype)))
             if module.fusion_pads[active_adapter]:  # of sources that are there
                 mask = mask.any(-1, keepdim=True).expand_as(mask)
-            given = beside(target, source, mask, start, module.fusion_past)
+            given = beside(target, source, mask, places)
             parts = module.lora_fusion[active_adapter]
             target = parts["fuse"](parts["align"](given) if "align" in parts else given)
             note()
@@ -131,7 +133,6 @@ class FusionLinear(Linear):  # type: ignore[misc]
 
     adapter_layer_names = (*Linear.adapter_layer_names, "lora_fusion")
     fusion_sources: tuple[Tensor, Tensor, Tensor, Any] | None = None
-    fusion_past = 0
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         """Return the fusion, for adapters that have one."""
@@ -140,57 +141,63 @@ class FusionLinear(Linear):  # type: ignore[misc]
         return super().resolve_lora_variant(config=config, **kwargs)
 
 
-def beside(target: Tensor, source: Tensor, mask: Tensor, start: Tensor, past: int) -> Bottleneck:
+def beside(target: Tensor, source: Tensor, mask: Tensor, places: Tensor) -> Bottleneck:
     """Put source tokens beside target tokens.
 
     Args:
         target: Down-projections of target tokens.
         source: Those of source tokens.
         mask: Which source tokens count.
-        start: Place in the target of the first place of the source.
-        past: How many target tokens were read in passes before.
+        places: Which place of the source is beside each target token; there may be none of that number.
 
-    Shapes: `target` [rows tokens rank], `source` [rows others rank], `mask` [rows others], `start` [rows].
+    Shapes: `target` [rows tokens rank], `source` [rows others rank], `mask` [rows others], `places` [rows tokens].
     """
     tokens, others = target.shape[1], source.shape[1]
-    places = past + torch.arange(tokens, device=target.device)
-    # which place of the source is beside each token
-    wanted = places[None] - start[:, None]
-    inside = wanted.clamp(0, others - 1)
-    present = (wanted == inside) & mask.gather(1, inside)
+    inside = places.clamp(0, others - 1)
+    present = (places == inside) & mask.gather(1, inside)
     aligned = source.gather(1, inside[..., None].expand(-1, -1, source.shape[-1]))
     # sources end where the prompt does or are read whole before, so an answer gives nothing of itself away
     visible = mask[:, None, :].expand(-1, tokens, -1)
     return Bottleneck(target=target, source=source, visible=visible, aligned=aligned, present=present)
 
 
-def load_fusion(model: nn.Module, folder: str, *, trainable: bool = False) -> PeftModel:
-    """Load a fused LoRA onto its base model.
+def load_fusion(model: nn.Module, folder: str, *, name: str = "default", trainable: bool = False) -> PeftModel:
+    """Load a fused LoRA onto its base model, or beside those that it has.
 
     Args:
-        model: The base model.
+        model: The base model, or a model of PEFT with fused LoRAs in it.
         folder: The adapter's folder.
+        name: What the adapter is called there.
         trainable: Whether it is to be trained on.
 
     Raises:
-        ValueError: the file lacks a part of a fusion.
+        ValueError: the file lacks a part of a fusion, or the model has LoRAs in place that cannot fuse.
     """
     config = FusionConfig.from_pretrained(folder)
+    config.inference_mode = not trainable
     stored = load_peft_weights(folder, device="cpu")
     projection = stored.get(f"{PREFIX}{PROJECTION}.weight")
-    add_parts(model, vars(config), latent=0 if projection is None else projection.shape[1])
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    add_parts(bare, vars(config), latent=0 if projection is None else projection.shape[1])
     with warnings.catch_warnings():
         # of some models PEFT renames what it knows of a LoRA only, and misses the rest
         warnings.filterwarnings("ignore", "Found missing adapter keys")
-        loaded = PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
+        if isinstance(model, PeftModel):
+            loaded = model
+            loaded.add_adapter(name, config)
+            set_peft_model_state_dict(loaded, stored, adapter_name=name)
+        else:
+            loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, config=config, is_trainable=trainable)
     # PEFT leaves the name of an adapter in names that it does not know
-    parts = {_PART.sub(r".lora_fusion.\1.", name): value for name, value in stored.items()}
-    for name, parameter in loaded.named_parameters():
-        if ".lora_fusion." not in name:
-            continue
-        key = _PART.sub(r".lora_fusion.\1.", name)
+    parts = {_PART.sub(r".lora_fusion.\1.", key): value for key, value in stored.items()}
+    own = {path: parameter for path, parameter in loaded.named_parameters() if f".lora_fusion.{name}." in path}
+    if len({_PART.sub(r".lora_fusion.\1.", path) for path in own}) < sum(".lora_fusion." in key for key in parts):
+        raise ValueError(f"fused LoRAs must be loaded before plain ones, and this model has such: load {folder} first")
+    for path, parameter in own.items():
+        key = _PART.sub(r".lora_fusion.\1.", path)
         if key not in parts:
             raise ValueError(f"{folder} must hold {key}, and does not")
         with torch.no_grad():
             parameter.copy_(parts[key])
+        parameter.requires_grad_(trainable)
     return loaded

@@ -12,7 +12,8 @@ from ..heads import HEADS
 from ..heads.base import Features
 from ..models import BaseModel
 from ..progress import Watcher
-from ..tasks import JoinableTask, LabelTask, Task, TokenTask, get_template
+from ..tasks import JoinableTask, LabelTask, Task, get_template
+from ..tasks.templates import shortened
 from .latents import Latents
 
 INPUT = "input"
@@ -25,6 +26,12 @@ def fusion_of(systems: Sequence[AdapterSource]) -> Mapping[str, Any]:
     """Return the settings of the fusion that one of some adapters has, empty if none has one."""
     entries = [system.meta.fusion or system.meta.manifest.get("fusion") for system in systems]
     return next((entry for entry in entries if isinstance(entry, Mapping) and entry), {})
+
+
+def reads_itself(systems: Sequence[AdapterSource]) -> bool:
+    """Return whether an adapter takes sources from another encoder, which in training read the rows themselves."""
+    entries = [system.meta.manifest.get("fusion") for system in systems if system.meta.fusion.get("fusion_encoder")]
+    return any(isinstance(entry, Mapping) and not entry.get("sources") for entry in entries)
 
 
 def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]:
@@ -42,27 +49,23 @@ def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]
 def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> Sequence[Sequence[Features]]:
     """Return what another encoder reads of each row: one text, without any prompt; none of one that is missing."""
     there = [row for row in rows if not is_missing(task, row)]
-    encoded = iter(latents.encode([_texts(task, row) for row in there], [task.language(row) for row in there]))
+    encoded = iter(latents.encode(list(map(task.texts, there)), [task.language(row) for row in there]))
     return [[] if is_missing(task, row) else [next(encoded)] for row in rows]
 
 
 def is_missing(task: Task, source: Any) -> bool:
     """Return whether a source row stands for none, as one does whose texts are all `-`."""
-    return set(_texts(task, source)) == {MISSING}
-
-
-def _texts(task: Task, row: Any) -> tuple[str, ...]:
-    """Return a row's texts, without any prompt."""
-    if isinstance(task, LabelTask):
-        return task.segments(row)
-    if isinstance(task, TokenTask):
-        return (" ".join(task.words(row)),)
-    found = tuple(map(str, task.fields(row).values()))
-    return found if set(found) == {MISSING} else ("\n".join(found),)
+    return {text.strip() for text in task.texts(source)} == {MISSING}
 
 
 def read_beside(
-    task: Task, arguments: Sequence[str], rows: Sequence[Any], chosen: str | None, watch: Watcher
+    task: Task,
+    arguments: Sequence[str],
+    rows: Sequence[Any],
+    *,
+    data: Sequence[str],
+    chosen: str | None,
+    watch: Watcher,
 ) -> tuple[list[Any], list[DataFile]]:
     """Return the source of each row, and the files: row i of the sources is the translation of row i of the data.
 
@@ -73,6 +76,7 @@ def read_beside(
         task: The task.
         arguments: Source files, in the order of the data files.
         rows: The task's rows.
+        data: Their files, as they were given.
         chosen: Rows of each file to use.
         watch: Is told where answers differ, and how many sources are missing.
 
@@ -80,8 +84,16 @@ def read_beside(
         DataError: there is not a source for each row.
     """
     found, files = task.read(list(arguments), rows=chosen)
+    counts = [_counted(task, argument, chosen) for argument in data]
+    for file in [*files, *(file for _, of_data in counts for file in of_data)]:
+        if file.left_out:
+            raise DataError(
+                f"rows beside sources must all be labelled, or they would slip: {file.left_out} of {file.path} are "
+                "left out. Take them out of both sides, or label them."
+            )
     times = len(rows) // len(found) if found and len(files) == 1 else 1
-    if not found or len(found) * times != len(rows):
+    alike = len(files) == 1 and all(count % len(found) == 0 for count, _ in counts)
+    if len(found) * times != len(rows) or not (alike or len(files) > 1):
         raise DataError(
             f"there must be a source for each row (row i beside row i, or one file beside several), found {len(found)} "
             f"for {len(rows)} rows. Give the files in one order, with the same --rows."
@@ -96,8 +108,13 @@ def read_beside(
     return sources, files
 
 
+def _counted(task: Task, argument: str, chosen: str | None) -> tuple[int, list[DataFile]]:
+    rows, files = task.read([argument], rows=chosen)
+    return len(rows), files
+
+
 def encode_sources(
-    base: BaseModel, task: Task, template: str, rows: Sequence[Any], max_length: int
+    base: BaseModel, task: Task, template: str, rows: Sequence[Any], max_length: int, *, cut_prompts: bool = True
 ) -> Sequence[Sequence[Features]]:
     """Return the texts of each source: with a head those that it would read of the row, else the prompt alone.
 
@@ -109,6 +126,7 @@ def encode_sources(
         template: Name of the prompt template.
         rows: The sources' rows.
         max_length: Most tokens of a text: that of the targets, so that windows of both are alike.
+        cut_prompts: Whether prompts are cut as well, as those of training rows are.
 
     Raises:
         DataError: a row lacks what the model's head reads.
@@ -120,5 +138,7 @@ def encode_sources(
     else:
         chosen = get_template(task, template)
         prompts = (chosen.encode(task.fields(row), base.tokenizer) for row in there)
-        encoded = ([{"input_ids": prompt[-max_length:]}] for prompt in prompts)
+        special = set(base.tokenizer.all_special_ids)
+        cut = (shortened(prompt, max_length, special) if cut_prompts else prompt for prompt in prompts)
+        encoded = ([{"input_ids": prompt}] for prompt in cut)
     return [[] if is_missing(task, row) else next(encoded) for row in rows]

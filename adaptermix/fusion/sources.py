@@ -74,13 +74,28 @@ class Sources:
             lead=self.lead[rows],
         )
 
-    def start(self, mask: Tensor | None) -> Tensor:
-        """Return the place in each target of the first place of its source.
+    def places(self, tokens: int, past: int, mask: Tensor | None) -> Tensor:
+        """Return for each token of a pass which place of the source is beside it; there may be none of that number.
+
+        Counted are the tokens that count, so that what a cache holds but a mask leaves out moves nothing.
 
         Args:
-            mask: Which tokens of a pass count, those of passes before among them; None for all.
+            tokens: How many tokens the pass reads.
+            past: How many were read in passes before.
+            mask: Which tokens count, those of passes before among them; None for all.
+
+        Shapes: `mask` [rows past + tokens]; returns [rows tokens].
         """
-        return self.lead if mask is None or self.counts_padding else self.lead + _first(mask.bool())
+        every = past + torch.arange(tokens, device=self.lead.device)
+        if mask is None or self.counts_padding or mask.shape[1] < tokens:
+            return every[None] - self.lead[:, None]
+        counts = mask.bool()
+        numbers = counts.long().cumsum(-1) - 1 - self.lead[:, None]
+        return torch.where(counts, numbers, _NOWHERE)[:, -tokens:]
+
+
+_NOWHERE = -(2**40)
+"""Place of a source beside padding of a target."""
 
 
 def _first(mask: Tensor) -> Tensor:
@@ -169,15 +184,16 @@ def read_sources(
     for path, module in modules.items():
         if module in readers:
             firsts.setdefault(block_of(path), module)
-    named, paths = dict(model.named_modules()), list(firsts)
+    named, paths = dict(model.named_modules()), {module: path for path, module in modules.items()}
     caught: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        for place, block in enumerate(paths):
-            is_last = place + 1 == len(paths)
-            if offset and (is_last or not norm):
+        for block, first in firsts.items():
+            where = first if norm else named[block]
+            if offset:
+                where = named.get(_in_next_block(paths[first])) if norm else None
+            if where is None:
                 handle = named[block].register_forward_hook(partial(_catch_output, caught, block))
             else:
-                where = firsts[paths[place + offset]] if norm else named[block]
                 handle = where.register_forward_pre_hook(partial(_catch_input, caught, block), with_kwargs=True)
             stack.callback(handle.remove)
         stack.enter_context(_plain(model, evaluating=not dropout))
@@ -188,6 +204,17 @@ def read_sources(
         mask=mask,
         lead=-_first(mask),
     )
+
+
+def _in_next_block(path: str) -> str:
+    """Return the path of the like module in the next block.
+
+    Example:
+        >>> _in_next_block("model.layers.3.self_attn.q_proj")
+        'model.layers.4.self_attn.q_proj'
+    """
+    head, _, number = block_of(path).rpartition(".")
+    return f"{head}.{int(number) + 1}{path.removeprefix(block_of(path))}"
 
 
 def _body(model: Any) -> nn.Module:
@@ -304,11 +331,15 @@ class Fuser:
         sources = self._take(all_sources, named.get("inputs_embeds") if text is None else text)
         cache: Any = named.get("past_key_values")
         mask = named.get("attention_mask")
-        start = sources.start(mask if mask is not None and mask.dim() == 2 else None)
+        past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        mask = mask if mask is not None and mask.dim() == 2 else None
+        embedded = named.get("inputs_embeds")
+        read = next((given for given in (text, embedded, mask) if given is not None), None)
+        tokens = 0 if read is None else read.shape[1] - (past if read is mask else 0)
+        places = sources.places(tokens, past, mask)
         for path, module in self._modules.items():
-            module.fusion_past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
             states = sources.states.get(block_of(path))
-            module.fusion_sources = None if states is None else (states, sources.mask, start, self._note)
+            module.fusion_sources = None if states is None else (states, sources.mask, places, self._note)
 
 
 @contextmanager

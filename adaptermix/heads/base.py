@@ -97,6 +97,16 @@ def tokens_of(rows: HeadRows) -> list[list[int]]:
     return [[len(text["input_ids"]) for text in texts] for texts in rows.texts]
 
 
+LONGEST = 512
+"""Most tokens that a model with a head sees at once; there texts are cut, or read in windows."""
+
+
+def longest(base: BaseModel) -> int:
+    """Return the most tokens that a model with a head reads at once."""
+    places = getattr(base.model.config, "max_position_embeddings", LONGEST)
+    return int(min(LONGEST, base.tokenizer.model_max_length, places))
+
+
 def told_cut(cut: int, rows: int, max_length: int, lost: str) -> str:
     """Return that rows were too long, for a person."""
     return f"{cut} of {rows} rows are longer than {max_length} tokens (--max-length) and lose {lost}."

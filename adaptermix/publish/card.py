@@ -154,6 +154,11 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
     if document.get("kind") == "train-fusion":
         lines = lines.replace("from peft import PeftModel", "from adaptermix.fusion.lora import load_fusion")
         lines = lines.replace("PeftModel.from_pretrained(", "load_fusion(")
+        fusion = document.get("fusion")
+        encoder = fusion.get("fusion_encoder") if isinstance(fusion, Mapping) else None
+        lines += f"\n# its sources are states of another encoder, {hub_id(encoder) or 'see the settings'}" * bool(
+            encoder
+        )
         lines += (
             "\n# for each batch: with adaptermix.fusion.fused(model, sources): model(...), see adaptermix.fusion"
             "\n# PEFT alone loads a plain LoRA, which does not see the sources"

@@ -24,7 +24,7 @@ class EvaluateSettings(GenerationSettings):
     source_encoder: str | None = Field(
         None, description="where the encoder lies now from which an adapter was trained to take its sources"
     )
-    source_alignment: Literal["position", "end", "row-end", "last", "index", "soft"] | None = Field(
+    source_alignment: Literal["position", "end", "row-end", "last", "index"] | None = Field(
         None, description="put sources beside texts otherwise than in training; last is how the release generates"
     )
     split: Literal["dev", "test"] | None = Field(

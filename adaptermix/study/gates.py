@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..compose.request import OF_LEARNING, merge_as_asked
 from ..compose.weights import resolve_weights
 from ..data import DataFile
 from ..data.report import describe
-from ..errors import PlanError, UsageError
+from ..errors import IncompatibleAdapters, PlanError, UsageError
 from ..evaluation.acting import acting
 from ..files import check_not_input, check_output
 from ..heads import HEADS
@@ -29,7 +29,7 @@ from ..heads.brought import head_of, template_of
 from ..manifest import inherit
 from ..methods import Fuse
 from ..methods.base import MergeMethod, build
-from ..models import BaseModel, load_base, note_other_base, require_causal
+from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -195,6 +195,11 @@ class _Asked:
             raise UsageError(f"method '{method.title}' learns what holds at each place: leave places and --fill out.")
         sources = open_adapters(settings.adapters, allow_pickle=settings.allow_pickle)
         check(sources, allow_base_mismatch=settings.allow_base_mismatch)
+        for source in sources:
+            if kinds := replace(source, saved_headers={}).beyond_linear:
+                raise IncompatibleAdapters(
+                    f"gates are learned of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}."
+                )
         task = get_task(str(settings.task))
         rows, files = task.read(settings.train, rows=settings.rows)
         dev, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
@@ -276,9 +281,10 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
         watch.note(note)
     if settings.dry_run:
         head_of(asked.task, asked.sources, [*asked.rows, *asked.dev])
+        model_kind(str(settings.base))
         return merge(settings.adapters, weights=asked.weights, learned={}, watch=watch, **given)
     base = asked.load(settings, watch)
-    with acting(base, asked.sources) as attached:
+    with acting(base, asked.sources, saved=settings.saved) as attached:
         # within: an output layer that an adapter acts on is run whole
         rows = asked.loss(base, asked.rows, watch)
         dev = asked.loss(base, asked.dev, watch) if asked.dev else None

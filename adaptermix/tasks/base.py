@@ -41,6 +41,9 @@ class Task(Protocol):
     def fields(self, row: Any) -> Mapping[str, object]:
         """Return what the templates' placeholders stand for, and what else they use by name."""
 
+    def texts(self, row: Any) -> tuple[str, ...]:
+        """Return the texts that a row is about, without any prompt; for sft the turns as one text."""
+
     def answer(self, row: Any) -> str:
         """Return the answer that training teaches."""
 

@@ -49,6 +49,10 @@ class Classify:
         """Return the labels of these rows, sorted."""
         return tuple(sorted({row.label for row in rows}))
 
+    def texts(self, row: ClassifyRow) -> tuple[str, ...]:
+        """Return the text."""
+        return (row.text,)
+
     def answer(self, row: ClassifyRow) -> str:
         """Return the label."""
         return row.label

@@ -133,6 +133,10 @@ class NerJson:
         """Return the sentence."""
         return {"text": row.text}
 
+    def texts(self, row: NerRow) -> tuple[str, ...]:
+        """Return the sentence."""
+        return (row.text,)
+
     def answer(self, row: NerRow) -> str:
         """Return the entities as JSON."""
         return format_entities(row.entities)

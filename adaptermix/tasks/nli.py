@@ -55,6 +55,10 @@ class Nli:
         """Return the three relations."""
         return tuple(LABELS)
 
+    def texts(self, row: NliRow) -> tuple[str, ...]:
+        """Return premise and hypothesis."""
+        return (row.premise, row.hypothesis)
+
     def answer(self, row: NliRow) -> str:
         """Return the relation."""
         return row.label

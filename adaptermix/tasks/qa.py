@@ -137,6 +137,10 @@ class Qa:
         question = f"{source.question} {row.question}"
         return replace(row, question=question, context=before + row.context, places=places)
 
+    def texts(self, row: QaRow) -> tuple[str, ...]:
+        """Return question and text."""
+        return (row.question, row.context)
+
     def answer(self, row: QaRow) -> str:
         """Return the first right answer, or that there is none."""
         return row.answers[0] if row.answers else UNANSWERABLE

@@ -59,6 +59,10 @@ class Sft:
         """Return the turns, and as `prompt` their text."""
         return {"prompt": format_turns(row.turns), "turns": row.turns}
 
+    def texts(self, row: SftRow) -> tuple[str, ...]:
+        """Return the turns."""
+        return (format_turns(row.turns),)
+
     def answer(self, row: SftRow) -> str:
         """Return the answer."""
         return row.answer

@@ -144,6 +144,10 @@ class Slots:
         """Return the command."""
         return {"text": row.text}
 
+    def texts(self, row: SlotRow) -> tuple[str, ...]:
+        """Return the command."""
+        return (row.text,)
+
     def answer(self, row: SlotRow) -> str:
         """Return the slots as text."""
         return format_slots(row.slots)

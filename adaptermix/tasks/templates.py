@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,3 +110,12 @@ def _chat(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> str:
 def table(*templates: Template) -> Mapping[str, Template]:
     """Return templates by name, the default first."""
     return {template.name: template for template in templates}
+
+
+def shortened(prompt: list[int], room: int, special: Set[int]) -> list[int]:
+    """Return a prompt without what is too much after its opening special tokens; its last token stays in any case."""
+    if len(prompt) <= room:
+        return prompt
+    opening = next((place for place, token in enumerate(prompt) if token not in special), len(prompt))
+    opening = min(opening, room - 1)
+    return prompt[:opening] + prompt[opening - room :]

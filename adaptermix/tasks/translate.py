@@ -65,6 +65,10 @@ class Translate:
             "target": english_name(row.target_language),
         }
 
+    def texts(self, row: TranslateRow) -> tuple[str, ...]:
+        """Return the text to translate."""
+        return (row.source,)
+
     def answer(self, row: TranslateRow) -> str:
         """Return the translation."""
         return row.target

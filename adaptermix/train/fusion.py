@@ -21,8 +21,10 @@ from ..fusion.latents import Latents
 from ..fusion.mixup import MIXUP, Mixer, consistency
 from ..fusion.parts import MIXING, add_parts
 from ..fusion.rows import INPUT, encode_latents, encode_sources, is_missing, joined, read_beside
-from ..fusion.sources import Fuser
-from ..models import BaseModel, block_index
+from ..fusion.sources import Fuser, fused_modules
+from ..head_forms import Head
+from ..heads.base import longest
+from ..models import BaseModel, block_index, model_kind
 from ..progress import SILENT, Watcher
 from ..settings import FusionSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -60,7 +62,13 @@ class _Fusing:
 
     @cached_property
     def fuser(self) -> Fuser:
-        """What lets LoRAs fuse."""
+        """What lets LoRAs fuse.
+
+        Raises:
+            PlanError: none is where it could.
+        """
+        if not fused_modules(self.base.model):
+            raise PlanError("--targets must hold queries or values, which fuse: leave it out to adapt both.")
         return Fuser(self.base.model)
 
     @cached_property
@@ -69,8 +77,11 @@ class _Fusing:
         return Mixer(self.base, self.settings_of["fusion_layer"], MIXING)
 
     def rows(self, rows: Sequence[Any], times: int = 1) -> Answers | OfHead:
-        """Return the loss of rows, which may be as many times as long as usual."""
-        return self.data.objective(self.base, rows, times * self.settings.max_length, self.watch)
+        """Return the loss of rows, which may be as many times as long as usual, but no longer than a head reads."""
+        most = self.settings.max_length
+        if times > 1:
+            most = max(most, min(times * most, longest(self.base))) if self.base.head else times * most
+        return self.data.objective(self.base, rows, most, self.watch)
 
 
 class FusedRows:
@@ -127,9 +138,7 @@ class MixedRows:
     """
 
     def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
-        head = fusing.base.head
-        if head is None or head.form.name != "classes":
-            raise PlanError(f"--fusion {MIXUP} is for heads that tell classes: use --head classes, or another fusion.")
+        _check_head(MIXUP, fusing.base.head, fusing.base.kind)
         if any(is_missing(fusing.data.task, source) for source in sources):
             raise PlanError(f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.")
         self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)
@@ -148,6 +157,20 @@ class MixedRows:
             return found
         loss = _OF_SOURCE * own.loss + (1 - _OF_SOURCE) * found.loss + consistency(source, mixer.passed())
         return found._replace(loss=loss, tokens=own.tokens + found.tokens)
+
+
+def _check_head(fusion: str, head: Head | None, kind: str) -> None:
+    """Refuse a fusion that a model with such a head cannot have.
+
+    Raises:
+        PlanError: it is one.
+    """
+    if fusion == MIXUP and (head is None or head.form.name != "classes" or kind != "encoder"):
+        raise PlanError(f"--fusion {MIXUP} is for encoders with a head that tells classes: take another fusion.")
+    if fusion == "cross-attention-paper" and kind != "encoder":
+        raise PlanError(
+            f"--fusion {fusion} lets tokens see those to come, so it is for encoders: take cross-attention."
+        )
 
 
 def _joined_rows(fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> RowsLoss:
@@ -186,8 +209,15 @@ class _Beside:
         """
         if not settings.source:
             return cls(train=data.train, dev=data.dev, files=(), entries=data.entries)
-        train, files = read_beside(data.task, settings.source, data.train, settings.rows, watch)
-        dev, dev_files = read_beside(data.task, settings.dev_source, data.dev, None, watch) if data.dev else ([], [])
+        task = data.task
+        train, files = read_beside(
+            task, settings.source, data.train, data=settings.train, chosen=settings.rows, watch=watch
+        )
+        dev, dev_files = (
+            read_beside(task, settings.dev_source, data.dev, data=settings.dev, chosen=None, watch=watch)
+            if data.dev
+            else ([], [])
+        )
         tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
         entries = data.entries | {
             "data": [*data.entries["data"], *(file.entry() for file in files)],
@@ -217,11 +247,12 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
     data = replace(data, entries=dict(beside.entries))
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
-        data.head(settings)
+        _check_head(settings.fusion, data.head(settings), model_kind(settings.base))
         return dry_report(settings, steps, rows=data.report)
     for note in data.warnings():
         watch.note(note)
     base = data.load(settings, processes)
+    _check_head(settings.fusion, base.head, base.kind)
     fusing = _fusing(base, data, settings, watch)
     base = fusing.base
     make = _LOSSES.get(settings.fusion, FusedRows)

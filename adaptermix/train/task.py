@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
 from ..splits import DEV, TRAINING, refuse_tested
 from ..tasks import Task, Template, get_task, get_template
+from ..tasks.templates import shortened
 from .objectives import answer_loss, plain_head
 from .on_top import attach_on
 from .parallel import ALONE, Processes, in_processes
@@ -60,19 +61,10 @@ def encode_rows(
         prompt = template.encode(task.fields(row), tokenizer)
         room = max(1, max_length - len(answer))
         cut += len(prompt) > room or len(whole) > max_length
-        examples.append((_shortened(prompt, room, special), answer))
+        examples.append((shortened(prompt, room, special), answer))
     if cut:
         watch.note(told_cut(cut, len(rows), max_length, "the beginning of their prompts"))
     return examples
-
-
-def _shortened(prompt: list[int], room: int, special: Set[int]) -> list[int]:
-    """Return a prompt without what is too much after its opening special tokens; its last token stays in any case."""
-    if len(prompt) <= room:
-        return prompt
-    opening = next((place for place, token in enumerate(prompt) if token not in special), len(prompt))
-    opening = min(opening, room - 1)
-    return prompt[:opening] + prompt[opening - room :]
 
 
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:

@@ -224,6 +224,9 @@ class Trainer:
         for name, parameter in self._live.items():
             self.masters[name].grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
+        if self._processes.count > 1:  # what this process's part did not reach others may have
+            for master in self.masters.values():
+                master.grad = torch.zeros_like(master) if master.grad is None else master.grad
         self._processes.add([master.grad for master in self.masters.values() if master.grad is not None])
         total, tokens = self._processes.total(total, tokens)
         length = torch.nn.utils.clip_grad_norm_(self.masters.values(), self._settings.max_grad_norm)

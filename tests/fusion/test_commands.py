@@ -129,10 +129,10 @@ def test_gradient_checkpointing_gives_the_same_adapter(encoder: Path, tmp_path: 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_is_trained_and_read(fusion: str, encoder: Path, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"alignment": "index", "source_pads": True} if fusion == "cross-attention-paper" else {}
-    same = [str(write_rows(tmp_path, "same.en.csv", says=True))]  # equation 3 needs sides of one length
-    train_fusion(settings(encoder, tmp_path, fusion=fusion, steps=2, train=same, source=same, **more))
-    assert 0 <= score(encoder, tmp_path, source=[str(tmp_path / "jv.csv")]) <= 1 if not more else True
+    report = train_fusion(settings(encoder, tmp_path, fusion=fusion, steps=40))
+    found = score(encoder, tmp_path, source=[str(tmp_path / "en.csv")])
+    # in equation 3 the source has no values, so it alone cannot tell the answer
+    assert report.history[-1]["loss"] < 1 if fusion == "cross-attention-paper" else found > 0.9
 
 
 def test_a_fused_adapter_is_not_merged_or_fed_in_silence(encoder: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def answers(case: Case, base: Path, folder: Path, *, sources: bool = True, **mor
 def test_what_only_the_source_tells_is_found_on_other_rows(
     case: Case, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptermix.evaluation.answering.LONGEST", 64)
+    monkeypatch.setattr("adaptermix.heads.base.LONGEST", 64)
     case.write(tmp_path)
     train_fusion(settings(case, encoder, tmp_path))
     case.write(tmp_path, seed=1)

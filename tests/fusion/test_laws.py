@@ -339,13 +339,17 @@ def test_the_release_fuses_place_by_place_padding_too(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     target, source = (torch.randn(2, 6, 4, generator=generator) for _ in range(2))
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
-    start = torch.zeros(2, dtype=torch.long)
-    given = beside(target, source, torch.ones_like(mask), start, 0)
+    places = torch.arange(6).expand(2, -1)
+    given = beside(target, source, torch.ones_like(mask), places)
     release = {"add": source + target, "mul": source * target, "add-relu": source.relu() + target.relu()}
     for name, wanted in release.items():
         torch.testing.assert_close(FUSIONS[name](4)(given), wanted)
-    with pytest.raises(ValueError, match="as long as it is"):
-        FUSIONS["cross-attention-paper"](4)(beside(target[:, :5], source, mask, start, 0))
+    # equation 3: the source asks, of the longer side's length
+    fuse = FUSIONS["cross-attention-paper"](4)
+    asked = fuse(beside(target[:, :5], source, torch.ones_like(mask), places[:, :5]))
+    longer = torch.nn.functional.pad(target[:, :5], (0, 0, 0, 1))
+    wanted = torch.nn.functional.scaled_dot_product_attention(fuse.query(source), fuse.key(longer), fuse.value(longer))
+    torch.testing.assert_close(asked, wanted[:, :5])
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -192,18 +192,30 @@ def test_what_does_not_go_together_is_refused(encoder: Path, causal: Path, tmp_p
         ({"mixup_layer": 2}, "about --fusion x-mixup"),
         ({"fusion": "x-mixup", "gradient_checkpointing": True}, "does not go with"),
         ({"source_tag": "eng_Latn"}, "about --source-encoder"),
+        ({"source_encoder": "x", "source_offset": 1}, "base's own states"),
+        ({"fusion": "cross-attention", "alignment": "end"}, "looks at all of the source"),
+        ({"shard_base": True}, "read sources as they come"),
     ):
         with pytest.raises(ValueError, match=said):
             settings(encoder, tmp_path, **more)  # type: ignore[arg-type]
     with pytest.raises(AdapterMixError, match="must be from 1 to 4"):
         train_fusion(settings(encoder, tmp_path, fusion="x-mixup", mixup_layer=9))
-    with pytest.raises(AdapterMixError, match="heads that tell classes"):
-        train_fusion(settings(causal, tmp_path, fusion="x-mixup"))
+    for dry_run in (False, True):
+        with pytest.raises(AdapterMixError, match="encoders with a head that tells classes"):
+            train_fusion(settings(causal, tmp_path, fusion="x-mixup", dry_run=dry_run))
+    with pytest.raises(AdapterMixError, match="it is for encoders"):
+        train_fusion(settings(causal, tmp_path, fusion="cross-attention-paper"))
+    with pytest.raises(AdapterMixError, match="queries or values"):
+        train_fusion(settings(encoder, tmp_path, targets=["dense"]))
     with pytest.raises(AdapterMixError, match="reads none"):
         train_fusion(settings(encoder, tmp_path, source_encoder=str(encoder), source_tag="eng_Latn"))
     train_fusion(settings(encoder, tmp_path, steps=1))
     with pytest.raises(AdapterMixError, match="trained with one"):
         score(encoder, tmp_path, source_encoder=str(encoder))
+    train_fusion(settings(encoder, tmp_path, steps=1, fusion="cross-attention", overwrite=True, alignment="position"))
+    train_fusion(settings(encoder, tmp_path, steps=1, fusion="input", overwrite=True))
+    with pytest.raises(AdapterMixError, match="fuse token by token"):
+        score(encoder, tmp_path, source=[str(tmp_path / "en.csv")], source_alignment="last")
 
 
 def test_a_base_with_a_stage_before_in_it(encoder: Path, tmp_path: Path) -> None:
