@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +14,13 @@ from torch import nn
 
 from .adapters import AdapterSource
 from .errors import ModelError
+from .fingerprints import fingerprint
 from .head_forms import Head
 from .headed import check_head, load_headed
 from .progress import Watcher
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 
 Kind = Literal["causal", "encoder"]
-
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
-_SAMPLES, _SAMPLE_BYTES = 64, 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,23 +119,6 @@ def split_revision(reference: str) -> tuple[str, str | None]:
         return reference, None
     name, revision = reference.rsplit("@", 1)
     return name, revision
-
-
-def fingerprint(folder: Path) -> str | None:
-    """Return a hash of a model folder's weight files: names, sizes, and 64 evenly spaced samples of each."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            last = max(0, size - _SAMPLE_BYTES)
-            for number in range(_SAMPLES):
-                file.seek(last * number // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def fingerprint_of(reference: str) -> str | None:
@@ -297,7 +277,7 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return min(found, key=lambda item: item[0].count("."))
 
 
-def block_index(layer: int | Literal["middle"], count: int) -> int:
+def block_index(layer: int | Literal["middle"], count: int, *, option: str = "--layer") -> int:
     """Return the number of blocks to run, 1 to n, for a layer given by number or as `middle` (n/2, rounded down).
 
     Raises:
@@ -305,7 +285,7 @@ def block_index(layer: int | Literal["middle"], count: int) -> int:
     """
     number = max(1, count // 2) if layer == "middle" else layer
     if not 1 <= number <= count:
-        raise ModelError(f"--layer must be from 1 to {count} for this base model, got {number}.")
+        raise ModelError(f"{option} must be from 1 to {count} for this base model, got {number}.")
     return number
 
 

@@ -24,6 +24,7 @@ LAYERS = [
         "checkpoints",
         "quantization",
         "head_forms",
+        "fingerprints",
     ],
     ["methods", "adapters"],
     ["testing"],

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from adaptermix.errors import ModelError
+from adaptermix.fingerprints import fingerprint
 from adaptermix.models import (
     backbone,
     block_index,
     blocks,
-    fingerprint,
     keep_blocks,
     linear_names,
     load_base,

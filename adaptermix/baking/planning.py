@@ -22,7 +22,8 @@ from ..compose.merging import check_trained_on, make_plan
 from ..compose.plan import MergePlan
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output
-from ..models import fingerprint, pick_device
+from ..fingerprints import fingerprint
+from ..models import pick_device
 from ..quantization import identity, skipped_modules
 from ..settings import BakeSettings
 from ..train.outline import outline

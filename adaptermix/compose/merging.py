@@ -18,8 +18,9 @@ from ..adapters import AdapterSource, open_adapters
 from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
 from ..errors import IncompatibleAdapters, PlanError, did_you_mean
 from ..files import check_not_input, check_output, whole_folder
+from ..fingerprints import fingerprint
 from ..methods.base import build
-from ..models import fingerprint, pick_device
+from ..models import pick_device
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..publish.card import card

@@ -33,8 +33,10 @@ def read_columns(arguments: Sequence[str]) -> dict[str, Column]:
             raise UsageError(f"a data set must be given once, as NAME=FILE, such as xnli=xnli.json, got {argument!r}.")
         try:
             found[name] = column_of(json.loads(Path(file).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{file} must be a document of `compare` (--document), and is not: {error!r}.") from error
+        except OSError as error:
+            raise DataError(f"{file} must be a document of `compare` (--document): {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} must be a document of `compare` (--document), and is something else.") from error
     return found
 
 

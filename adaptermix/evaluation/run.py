@@ -223,6 +223,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         if settings.source
         else (None, [])
     )
+    check_split(beside, [*sources, *(others or [])], split=settings.split, watch=watch)
     scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
     missing = sum(is_missing(task, source) for source in given or ()) or None
     result = replace(scored(sources, "answer"), split=settings.split, without_source=missing)

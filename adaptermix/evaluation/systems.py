@@ -180,7 +180,10 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
         reason = f"a line has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {reason}.") from error
     if len(answers) != len(rows):
-        raise DataError(f"{path} must answer the {len(rows)} rows of the data, and has {len(answers)} answers.")
+        raise DataError(
+            f"{path} must answer the {len(rows)} rows of the data, and has {len(answers)} answers. Give the same "
+            "--data and --rows as to `evaluate`."
+        )
     for number, ((_, language, expected), row) in enumerate(zip(answers, rows, strict=True), start=1):
         # older files have the answer alone
         same = language in (None, task.language(row)) and expected in (None, task.answer(row))

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..algebra import Dense, Stack, Update
 from ..algebra.operators import Operator, chain
@@ -145,6 +145,8 @@ def _check_type(cls: type[MergeMethod], key: str, value: object) -> None:
         TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         wanted = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+        if get_origin(hint) is Literal:
+            wanted = " or ".join(map(str, get_args(hint)))
         raise UsageError(f"option '{key}' of method '{cls.name}' must be {wanted}, got {value!r}.") from error
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"option '{key}' of method '{cls.name}' must be finite, got {value!r}.")

@@ -124,6 +124,39 @@ def _tested(document: Mapping[str, Any]) -> str:
     return f"Trained or chosen on data that were evaluated as test before: {names}." if names else ""
 
 
+_FUSED = {
+    "input": '\n# a text\'s source stands before it: f"{source} {text}", of a pair before each of its texts',
+    "x-mixup": "\n# its sources are mixed in by `adaptermix evaluate --source`, or adaptermix.fusion.mixup.Mixer",
+}
+"""How adapters that do not fuse in their bottleneck see their sources."""
+
+
+def _fused(document: Mapping[str, Any], lines: str) -> str:
+    """Return how an adapter is loaded that sees texts beside their sources."""
+    entry = document.get("fusion")
+    fusion = entry if isinstance(entry, Mapping) else {}
+    name = str(fusion.get("fusion"))
+    if name != "input":
+        lines = lines.replace("from peft import PeftModel", "from adaptermix.fusion.lora import load_fusion")
+        lines = lines.replace("PeftModel.from_pretrained(", "load_fusion(")
+    if name in _FUSED:
+        return lines + _FUSED[name]
+    plain = "\n# PEFT alone loads a plain LoRA, which does not see the sources"
+    if encoder := fusion.get("fusion_encoder"):
+        known = hub_id(encoder) or "see the settings"
+        return (
+            f"{lines}\n# its sources are states of another encoder ({known}): `adaptermix evaluate` reads them{plain}"
+        )
+    settings = f"norm={fusion.get('fusion_norm', True)}, offset={fusion.get('fusion_offset', 0)}"
+    return (
+        f"from adaptermix.fusion import fused, read_sources\n{lines}"
+        f"\nsources = read_sources(model, tokenizer(source_texts, padding=True, return_tensors='pt'), {settings})"
+        "\nwith fused(model, sources):"
+        "\n    output = model(**tokenizer(texts, padding=True, return_tensors='pt'))"
+        f"{plain}"
+    )
+
+
 def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
     if document.get("artifact") == "delta":
         lines = (
@@ -152,17 +185,7 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
     elif document.get("base", {}).get("class") == "encoder":
         lines = lines.replace("AutoModelForCausalLM", "AutoModel")
     if document.get("kind") == "train-fusion":
-        lines = lines.replace("from peft import PeftModel", "from adaptermix.fusion.lora import load_fusion")
-        lines = lines.replace("PeftModel.from_pretrained(", "load_fusion(")
-        fusion = document.get("fusion")
-        encoder = fusion.get("fusion_encoder") if isinstance(fusion, Mapping) else None
-        lines += f"\n# its sources are states of another encoder, {hub_id(encoder) or 'see the settings'}" * bool(
-            encoder
-        )
-        lines += (
-            "\n# for each batch: with adaptermix.fusion.fused(model, sources): model(...), see adaptermix.fusion"
-            "\n# PEFT alone loads a plain LoRA, which does not see the sources"
-        )
+        lines = _fused(document, lines)
     modules = (document.get("fidelity") or {}).get("modules", {})
     if document.get("kind") == "bake" and any("rank" in module for module in modules.values()):
         beside = f"model = PeftModel.from_pretrained(model, {f'{reference}/residual'!r})"

@@ -54,8 +54,8 @@ class FusionSettings(TaskSettings):
     source_norm: bool = Field(
         True, description="take source states behind the norm that stands before a module; off: the residual stream"
     )
-    source_offset: Literal[0, 1] = Field(
-        0, description="states that go into a block (0, release) or come out (1, paper)"
+    source_offset: int = Field(
+        0, ge=0, le=1, description="states that go into a block (0, release) or come out (1, paper)"
     )
     source_pads: bool = Field(False, description="fuse padding of sources too, as the release does")
     source_dropout: bool = Field(

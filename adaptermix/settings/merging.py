@@ -23,7 +23,7 @@ class PlaceSettings(Settings):
 
 
 class MergeSettings(Written):
-    """Merge adapters; no base model is loaded."""
+    """Merge adapters; no base model is loaded, but by methods that learn their weights."""
 
     adapters: Files = Field(description="adapter folders, or checkpoint folders with --base")
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
@@ -46,7 +46,9 @@ class MergeSettings(Written):
         0.1, ge=0, le=1, description="refuse if truncation loses more than this share of the delta's norm"
     )
     base: str | None = Field(
-        None, description="base model, where deltas depend on it (DoRA, PiSSA) or the result is to be a full checkpoint"
+        None,
+        description="base model, where deltas depend on it (DoRA, PiSSA), weights are learned on it (fuse), or the "
+        "result is to be a full checkpoint",
     )
     saved: str = Field(
         "refuse",

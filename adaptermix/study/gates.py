@@ -282,6 +282,7 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
     if settings.dry_run:
         head_of(asked.task, asked.sources, [*asked.rows, *asked.dev])
         model_kind(str(settings.base))
+        watch.note(f"gates would be learned on {len(asked.rows)} rows in {asked.method.steps} steps from these weights")
         return merge(settings.adapters, weights=asked.weights, learned={}, watch=watch, **given)
     base = asked.load(settings, watch)
     with acting(base, asked.sources, saved=settings.saved) as attached:
@@ -289,8 +290,12 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
         rows = asked.loss(base, asked.rows, watch)
         dev = asked.loss(base, asked.dev, watch) if asked.dev else None
         gates = learn_gates(attached, asked.method, asked.weights, rows, dev, seed=settings.seed, watch=watch)
-    told = ", ".join(f"{name} {value:.3f}" for name, value in gates.losses.items())
-    watch.note(f"gates of step {gates.taken}; losses: {told}")
+    told = (
+        "nothing was learned"
+        if not gates.losses
+        else ", ".join(f"{name} loss {value:.3f}" for name, value in gates.losses.items())
+    )
+    watch.note(f"gates of step {gates.taken}: {told}")
     return merge(
         settings.adapters,
         weights=gates.mean,

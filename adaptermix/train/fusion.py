@@ -14,10 +14,10 @@ from torch import Tensor
 from ..adapters.keys import PREFIX
 from ..adapters.writer import write_tensors
 from ..data import DataFile
-from ..errors import PlanError
+from ..errors import DataError, PlanError
 from ..files import whole_folder, write_whole
 from ..fusion.bank import SourceBank
-from ..fusion.latents import Latents
+from ..fusion.latents import Latents, check_encoder
 from ..fusion.mixup import MIXUP, Mixer, consistency
 from ..fusion.parts import MIXING, add_parts
 from ..fusion.rows import INPUT, encode_latents, encode_sources, is_missing, joined, read_beside
@@ -218,6 +218,8 @@ class _Beside:
             if data.dev
             else ([], [])
         )
+        if all(is_missing(task, source) for source in train):
+            raise DataError("at least one training row must have a source, and all are missing (-).")
         tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
         entries = data.entries | {
             "data": [*data.entries["data"], *(file.entry() for file in files)],
@@ -248,6 +250,8 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         _check_head(settings.fusion, data.head(settings), model_kind(settings.base))
+        if settings.source_encoder:
+            check_encoder(settings.source_encoder)
         return dry_report(settings, steps, rows=data.report)
     for note in data.warnings():
         watch.note(note)
@@ -289,7 +293,7 @@ def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Wa
         )
     found: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
     if settings.fusion == MIXUP:
-        found["fusion_layer"] = block_index(settings.mixup_layer, base.layers)
+        found["fusion_layer"] = block_index(settings.mixup_layer, base.layers, option="--mixup-layer")
     parts = add_parts(base.model, found, latent=latents.width if latents else 0, seed=settings.seed)
     base = replace(base, head_modules=(*base.head_modules, *parts))
     return _Fusing(base=base, data=data, settings=settings, settings_of=found, latents=latents, watch=watch)

@@ -190,3 +190,51 @@ def test_an_encoder_that_reads_the_rows_goes_on_to_read_them(encoder: Path, tmp_
     with pytest.raises(AdapterMixError, match="weight files of"):
         score(encoder, tmp_path, source_encoder=str(changed))
     assert score(encoder, tmp_path) > 0.4
+
+
+def test_a_base_that_an_adapter_was_written_into_is_another(tmp_path: Path) -> None:
+    """Few of its tensors differ, none of which evenly spaced samples need meet."""
+    from safetensors.torch import save_file
+
+    from adaptermix.fingerprints import fingerprint
+
+    found = []
+    for value in (0.0, 1.0):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        large = {f"embedding.{n}": torch.zeros(2**20) for n in range(20)}
+        save_file({**large, "layer.q": torch.full((64, 64), value)}, folder / "model.safetensors")
+        found.append(fingerprint(folder))
+    assert found[0] != found[1]
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert fingerprint(tmp_path / "damaged")
+
+
+def test_sources_that_are_all_missing_are_refused_and_offsets_are_numbers(encoder: Path, tmp_path: Path) -> None:
+    from adaptermix.cli import main
+
+    (tmp_path / "none.en.csv").write_text("text,label\n" + "-,positive\n-,negative\n" * 12)
+    with pytest.raises(AdapterMixError, match="at least one training row must have a source"):
+        train_fusion(settings(encoder, tmp_path, source=[str(tmp_path / "none.en.csv")]))
+    rows, source = write_rows(tmp_path, "jv.csv", says=False), write_rows(tmp_path, "en.csv", says=True)
+    words = ["train-fusion", "--base", str(encoder), "--task", "classify", "--train", rows, "--source", source]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                *words,
+                "--source-offset",
+                "1",
+                "--steps",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "fused"),
+                "--quiet",
+            ]
+        )
+    assert ended.value.code in (0, None)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--source-encoder", "/nope", "--dry-run", "--out", str(tmp_path / "no"), "--quiet"])
+    assert ended.value.code == 1

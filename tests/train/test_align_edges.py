@@ -170,7 +170,7 @@ def test_a_refused_setting_does_not_cost_an_interrupted_run(causal: Path, tmp_pa
 
 def test_the_manifest_names_base_data_and_settings_and_no_place(causal: Path, tmp_path: Path) -> None:
     from adaptermix.files import sha256
-    from adaptermix.models import fingerprint
+    from adaptermix.fingerprints import fingerprint
 
     report = train_align(settings_for(causal, tmp_path, rows=":6"))
     from adaptermix import load_adapter
