@@ -287,6 +287,8 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     _check_sentences(settings, watch)
     base = load_base(settings.base, **settings.place())
     note_other_base(base, sources, watch)
+    if any(source.meta.fusion for source in sources):
+        watch.note("warning: a fused adapter is measured as a plain LoRA: texts of pairs have no sources.")
     pool = pooler_of(base, settings, sources)
     with acting(base, sources, heads=False):
         result = retrieve_with(base, settings, pool=pool, watch=watch)
