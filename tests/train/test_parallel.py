@@ -41,7 +41,11 @@ class Runs:
         task = ["--task", "slots", "--train", str(folder / "train.en.jsonl")]
         pairs = ["--pairs", *write_pairs(folder)]
         dev = ["--dev", str(folder / "dev.en.jsonl"), "--dev-pairs", str(folder / "fr-en.tsv"), "--evaluate-every", "2"]
-        self._kinds = {"task": task, "align": pairs, "joint": [*task, *pairs, *dev]}
+        # so many sources are missing that now and then a process has none in its part of a batch
+        sources = [{"text": "-" if n % 2 else f"en {c}", "slots": []} for n, c in enumerate(COLOURS)]
+        (folder / "source.fr.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sources))
+        fusion = [*task, "--source", str(folder / "source.fr.jsonl"), "--fusion", "gated"]
+        self._kinds = {"task": task, "align": pairs, "joint": [*task, *pairs, *dev], "fusion": fusion}
         self._common = [
             "--base",
             str(base),
@@ -98,6 +102,7 @@ def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     ("kind", "more"),
     [
         ("task", ["--accumulate", "2"]),
+        ("fusion", ["--batch-size", "4"]),
         ("align", ["--symmetric", "--mask-duplicates", "--keeper", "0.5"]),
         ("joint", ["--alternate", "sum", "--patience", "9", "--select", "sum"]),
     ],
@@ -109,7 +114,7 @@ def test_two_processes_give_the_adapter_of_one(runs: Runs, kind: str, more: list
     said = runs.said
     assert len([line for line in said.splitlines() if line.startswith("{")]) == 1
     assert said.count("2 processes on CPU") == 1
-    assert ("4 negatives per pair, of all processes" in said) == (kind != "task")
+    assert ("4 negatives per pair, of all processes" in said) == (kind in ("align", "joint"))
     logs = [(runs.folder / name / "history.jsonl").read_text().splitlines() for name in ("one", "two")]
     for ours, theirs in zip(*(map(json.loads, log) for log in logs), strict=True):
         for entry in (ours, theirs):
