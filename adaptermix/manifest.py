@@ -101,6 +101,8 @@ def inherit(
         "tested": _together(sources, "tested", tested),
         "task": _common(sources, "task"),
         "vectors": _common(sources, "vectors"),
+        # only plain LoRAs, which see sources in their texts, are merged
+        "fusion": _common(sources, "fusion"),
     }
 
 

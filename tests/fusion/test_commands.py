@@ -50,10 +50,10 @@ def settings(base: Path, folder: Path, **more: Any) -> FusionSettings:
     return FusionSettings(**{**common, **more})
 
 
-def score(base: Path, folder: Path, **more: Any) -> float:
+def score(base: Path, folder: Path, *, name: str = "fused", **more: Any) -> float:
     asked = EvaluateSettings(
         base=str(base),
-        adapter=str(folder / "fused"),
+        adapter=str(folder / name),
         task="classify",
         data=[str(folder / "jv.csv")],
         device="cpu",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from adaptermix import merge
 from adaptermix.adapters import open_adapter
 from adaptermix.errors import AdapterMixError
 from adaptermix.evaluation import evaluate
@@ -51,10 +52,13 @@ def test_what_only_the_source_tells_is_learned(fusion: str, encoder: Path, tmp_p
 def test_sources_in_the_text_give_a_plain_adapter(encoder: Path, tmp_path: Path) -> None:
     train_fusion(settings(encoder, tmp_path, fusion="input", steps=2))
     assert not open_adapter(tmp_path / "fused").meta.fusion
+    merge([tmp_path / "fused", tmp_path / "fused"], weights=[0.5, 0.5], out=tmp_path / "merged")
+    source = [str(tmp_path / "en.csv")]
+    assert score(encoder, tmp_path, name="merged", source=source) == score(encoder, tmp_path, source=source)
     task = get_task("qa")
-    row, source = task.read([_qa(tmp_path, "q.jv.jsonl", "cat")], rows=None)[0][0], None
-    source = replace(row, context="a dog sat", answers=("dog",), places=((2, 5),))
-    both = task.joined(row, source)  # type: ignore[attr-defined]
+    row = task.read([_qa(tmp_path, "q.jv.jsonl", "cat")], rows=None)[0][0]
+    other = replace(row, context="a dog sat", answers=("dog",), places=((2, 5),))
+    both = task.joined(row, other)  # type: ignore[attr-defined]
     assert [both.context[slice(*place)] for place in both.places] == ["cat"]
 
 
