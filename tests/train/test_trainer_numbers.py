@@ -18,9 +18,10 @@ from adaptermix.errors import AdapterMixError
 from adaptermix.files import partial_path
 from adaptermix.models import load_base
 from adaptermix.tasks import get_task, get_template
+from adaptermix.tasks.templates import shortened
 from adaptermix.train.checkpoint import Workplace
 from adaptermix.train.lora import factors, inject
-from adaptermix.train.task import _shortened, encode_rows
+from adaptermix.train.task import encode_rows
 from adaptermix.train.trainer import Trainer
 
 from ..factories import contents
@@ -256,10 +257,10 @@ class TestTask:
 
     def test_special_tokens_further_on_are_cut_like_others(self) -> None:
         special = {0, 1, 2}
-        assert _shortened([1, 2, 7, 0, 8, 9], 4, special) == [1, 2, 8, 9]
-        assert _shortened([7, 0, 8, 9], 2, special) == [8, 9]
-        assert _shortened([1, 2, 0, 2], 2, special) == [1, 2]
-        assert _shortened([1, 2, 8, 9], 1, special) == [9]
+        assert shortened([1, 2, 7, 0, 8, 9], 4, special) == [1, 2, 8, 9]
+        assert shortened([7, 0, 8, 9], 2, special) == [8, 9]
+        assert shortened([1, 2, 0, 2], 2, special) == [1, 2]
+        assert shortened([1, 2, 8, 9], 1, special) == [9]
 
     def test_a_dry_run_checks_the_data_and_writes_nothing(self, causal: Path, tmp_path: Path) -> None:
         settings: TaskSettings = settings_for(causal, tmp_path, dry_run=True)
