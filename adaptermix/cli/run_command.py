@@ -29,7 +29,8 @@ def _run(*, recipe: str, overrides: tuple[str, ...], dry_run: bool, resume: bool
     def run(step: Step) -> dict[str, Any]:
         console.say(f"== {step.command}")
         document = run_step(step, watch=console.watch)
-        console.say(f"   {_summary(document)}")
+        if summary := _summary(document):
+            console.say(f"   {summary}")
         for titles, *rows in document.get("tables", ()):
             console.table(titles, rows)
         return document
