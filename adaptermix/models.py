@@ -172,15 +172,16 @@ def model_kind(reference: str) -> Kind:
     try:
         config = AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(reference, error) from error
+        raise unreachable(reference, error) from error
     return _kind(config, reference)
 
 
-def _unreachable(reference: str, error: Exception) -> ModelError:
+def unreachable(reference: str, error: Exception, what: str = "base model") -> ModelError:
+    """Return why a model is not there, for a person."""
     if reference.startswith((".", "/", "~")) and not Path(reference).is_dir():
-        return ModelError(f"base model {reference!r} must be a model folder or a Hub id, and there is no such folder.")
+        return ModelError(f"{what} {reference!r} must be a model folder or a Hub id, and there is no such folder.")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(f"base model {reference!r} must be a model folder or a Hub id that can be reached: {reason}")
+    return ModelError(f"{what} {reference!r} must be a model folder or a Hub id that can be reached: {reason}")
 
 
 def _load_plain(name: str, kind: Kind, **options: Any) -> Any:
@@ -231,7 +232,7 @@ def load_base(
             check_head(reference, config, tokenizer, head)
             model, modules = load_headed(name, head, seed=seed, dtype=wide, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unreachable(reference, error) from error
+        raise unreachable(reference, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):

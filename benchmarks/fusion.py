@@ -26,13 +26,13 @@ def make(arguments: argparse.Namespace, way: str) -> Any:
 
     from adaptermix.fusion.lora import FusionConfig
     from adaptermix.fusion.parts import add_parts
-    from adaptermix.fusion.sources import ATTENTION
+    from adaptermix.fusion.sources import FUSING
     from adaptermix.head_forms import HEAD_FORMS, Head
     from adaptermix.models import linear_names, load_base
 
     head = Head(form=HEAD_FORMS["classes"], labels=("a", "b", "c"))
     base = load_base(arguments.base, device=arguments.device, dtype=arguments.dtype, head=head)
-    names = [name for name in linear_names(base.model) if name in (*ATTENTION["query"], *ATTENTION["value"])]
+    names = [name for name in linear_names(base.model) if name in FUSING]
     settings = {"fusion": "x-mixup" if way == "X-Mixup" else "add"}
     width = base.model.config.get_text_config().hidden_size
     parts = add_parts(base.model, settings, latent=width if way.endswith("MT)") else 0)

@@ -204,7 +204,12 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     _check_fusion(settings, [*sources, *(others or [])])
     for note in told_left_out(sum(file.left_out for file in files), len(rows)):
         watch.note(note)
-    check_split(files, [*sources, *(others or [])], split=settings.split, watch=watch)
+    given, beside = (
+        read_beside(task, settings.source, rows, data=settings.data, chosen=settings.rows, watch=watch)
+        if settings.source
+        else (None, [])
+    )
+    check_split([*files, *beside], [*sources, *(others or [])], split=settings.split, watch=watch)
     task.metrics(rows)  # what they need and is not installed shows before a model is loaded
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
@@ -218,12 +223,6 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
-    given, beside = (
-        read_beside(task, settings.source, rows, data=settings.data, chosen=settings.rows, watch=watch)
-        if settings.source
-        else (None, [])
-    )
-    check_split(beside, [*sources, *(others or [])], split=settings.split, watch=watch)
     scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
     missing = sum(is_missing(task, source) for source in given or ()) or None
     result = replace(scored(sources, "answer"), split=settings.split, without_source=missing)

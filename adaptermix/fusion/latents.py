@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..data.source import canonical_language
 from ..errors import ModelError, PlanError
 from ..heads.base import Features, pad_to
-from ..models import fingerprint_of, pick_device, pick_dtype, split_revision
+from ..models import fingerprint_of, pick_device, pick_dtype, split_revision, unreachable
 
 
 def check_encoder(reference: str) -> None:
@@ -27,14 +26,7 @@ def check_encoder(reference: str) -> None:
     try:
         AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(reference, error) from error
-
-
-def _unreachable(reference: str, error: Exception) -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if reference.startswith((".", "/", "~")) and not Path(reference).is_dir():
-        reason = "there is no such folder"
-    return ModelError(f"source encoder {reference!r} must be a model folder or a Hub id that can be reached: {reason}")
+        raise unreachable(reference, error, "source encoder") from error
 
 
 class Latents:
@@ -68,7 +60,7 @@ class Latents:
             self._tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
             model = AutoModel.from_pretrained(name, dtype=pick_dtype(dtype, place), **pinned)
         except (OSError, ValueError, KeyError) as error:
-            raise _unreachable(reference, error) from error
+            raise unreachable(reference, error, "source encoder") from error
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
         self._model: Any = encoder.to(place).eval().requires_grad_(False)
         config = model.config.get_text_config()

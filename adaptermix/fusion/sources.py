@@ -14,14 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-ATTENTION = {
-    "query": ("query", "q_proj", "q", "q_lin", "query_proj"),
-    "key": ("key", "k_proj", "k", "k_lin", "key_proj"),
-    "value": ("value", "v_proj", "v", "v_lin", "value_proj"),
-}
-"""Names of the linear layers of attention that read a block's states, by what they make."""
-_READERS = frozenset((*ATTENTION["query"], *ATTENTION["value"]))
-"""Those that fuse, as in the paper and in the release, whatever else has a LoRA."""
+FUSING = frozenset(
+    (
+        *("query", "q_proj", "q", "q_lin", "query_proj"),
+        *("value", "v_proj", "v", "v_lin", "value_proj"),
+    )
+)
+"""Names of the linear layers that fuse, those of queries and values, as in the paper and in the release."""
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -143,7 +142,7 @@ def fused_modules(model: nn.Module) -> dict[str, Any]:
     return {
         path: module
         for path, module in model.named_modules()
-        if hasattr(module, "fusion_sources") and path.rpartition(".")[2] in _READERS
+        if hasattr(module, "fusion_sources") and path.rpartition(".")[2] in FUSING
     }
 
 

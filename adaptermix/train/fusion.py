@@ -132,13 +132,12 @@ class MixedRows:
         sources: Their sources.
 
     Raises:
-        PlanError: the model has no such head, or a source is missing.
+        PlanError: a source is missing.
 
     Reference: Yang et al., X-Mixup, ICLR 2022, section 3.3.
     """
 
     def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
-        _check_head(MIXUP, fusing.base.head, fusing.base.kind)
         if any(is_missing(fusing.data.task, source) for source in sources):
             raise PlanError(f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.")
         self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)

@@ -16,7 +16,7 @@ from ..adapters.keys import PREFIX
 from ..algebra import LowRank, concatenate
 from ..checks import MOVING, beyond_the_layer, block_range
 from ..errors import PlanError
-from ..fusion.sources import ATTENTION
+from ..fusion.sources import FUSING
 from ..models import BaseModel, blocks, linear_names
 from ..settings import FusionSettings, TrainingSettings
 from .dropout import quicken
@@ -66,7 +66,7 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
     """
     known = linear_names(model, chosen)
     if list(targets) == ["auto"]:
-        found = [name for name in known if name in (*ATTENTION["query"], *ATTENTION["value"])]
+        found = [name for name in known if name in FUSING]
         if not found:
             raise PlanError(
                 f"--targets must name the queries and values of this base model, which has {', '.join(known)}."

@@ -50,17 +50,16 @@ def settings(base: Path, folder: Path, **more: Any) -> FusionSettings:
     return FusionSettings(**{**common, **more})
 
 
-def score(base: Path, folder: Path, *, name: str = "fused", **more: Any) -> float:
-    asked = EvaluateSettings(
-        base=str(base),
-        adapter=str(folder / name),
-        task="classify",
-        data=[str(folder / "jv.csv")],
-        device="cpu",
-        dtype="float32",
-        **more,
+def asked(base: Path, folder: Path, *, name: str = "fused", **more: Any) -> EvaluateSettings:
+    data = [str(folder / "jv.csv")]
+    adapter = str(folder / name)
+    return EvaluateSettings(
+        base=str(base), adapter=adapter, task="classify", data=data, device="cpu", dtype="float32", **more
     )
-    return evaluate(asked).overall.value
+
+
+def score(base: Path, folder: Path, **more: Any) -> float:
+    return evaluate(asked(base, folder, **more)).overall.value
 
 
 @pytest.mark.parametrize("fusion", ["add", "gated", "cross-attention"])
@@ -69,14 +68,7 @@ def test_what_only_the_source_tells_is_learned_and_asked_for(fusion: str, encode
     assert report.steps == 40
     assert score(encoder, tmp_path, source=[str(tmp_path / "en.csv")]) > 0.95
     notes = Notes()
-    asked = EvaluateSettings(
-        base=str(encoder),
-        adapter=str(tmp_path / "fused"),
-        task="classify",
-        data=[str(tmp_path / "jv.csv")],
-        device="cpu",
-    )
-    assert evaluate(asked, watch=notes).overall.value < 0.8
+    assert evaluate(asked(encoder, tmp_path), watch=notes).overall.value < 0.8
     assert any("plain LoRA without sources" in note for note in notes.said)
     document = json.loads((tmp_path / "fused" / "adaptermix.json").read_text())
     assert document["kind"] == "train-fusion"
@@ -155,8 +147,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
     if "source_encoder" in more:
         more = more | {"source_encoder": str(tiny_encoder(tmp_path / "mt", layers=2, hidden=24))}
-    asked = {"steps": 6, "checkpoint_every": 1, **more}
-    train_fusion(settings(encoder, tmp_path, out=str(tmp_path / "whole"), **asked))
+    given = {"steps": 6, "checkpoint_every": 1, **more}
+    train_fusion(settings(encoder, tmp_path, out=str(tmp_path / "whole"), **given))
     before = Trainer._step
 
     def step(self: Trainer, loss_of: Any) -> Any:
@@ -166,8 +158,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
     monkeypatch.setattr(Trainer, "_step", step)
     with pytest.raises(Interrupted):
-        train_fusion(settings(encoder, tmp_path, **asked))
+        train_fusion(settings(encoder, tmp_path, **given))
     monkeypatch.setattr(Trainer, "_step", before)
-    train_fusion(settings(encoder, tmp_path, resume=True, **asked))
+    train_fusion(settings(encoder, tmp_path, resume=True, **given))
     whole, gone_on = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "fused"))
     assert whole == gone_on

@@ -16,10 +16,9 @@ from adaptermix.errors import AdapterMixError
 from adaptermix.evaluation import evaluate
 from adaptermix.fusion.latents import Latents
 from adaptermix.fusion.mixup import Mixup, Passed, consistency
-from adaptermix.settings import EvaluateSettings
 from adaptermix.tasks import get_task
 from adaptermix.train import train_fusion
-from tests.fusion.test_commands import score, settings, write_rows
+from tests.fusion.test_commands import asked, score, settings, write_rows
 from tests.tiny import tiny_encoder
 from tests.train.data import Notes
 
@@ -35,14 +34,7 @@ def test_what_only_the_source_tells_is_learned(fusion: str, encoder: Path, tmp_p
     assert score(encoder, tmp_path, source=source) > 0.95
     assert score(encoder, tmp_path, source=source, batch_size=5) > 0.95
     notes = Notes()
-    asked = EvaluateSettings(
-        base=str(encoder),
-        adapter=str(tmp_path / "fused"),
-        task="classify",
-        data=[str(tmp_path / "jv.csv")],
-        device="cpu",
-    )
-    assert evaluate(asked, watch=notes).overall.value < 0.8
+    assert evaluate(asked(encoder, tmp_path), watch=notes).overall.value < 0.8
     assert any("without sources" in note for note in notes.said)
     document = json.loads((tmp_path / "fused" / "adaptermix.json").read_text())
     assert document["fusion"]["fusion"] == fusion
