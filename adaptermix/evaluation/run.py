@@ -20,7 +20,7 @@ from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
-from ..tasks import Task, get_task
+from ..tasks import Task, clusters_of, get_task
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
@@ -137,7 +137,8 @@ def score_answers(
     """Score generated answers per language."""
     metrics = task.metrics(rows)
     languages = [task.language(row) for row in rows]
-    counts = {metric.name: count_rows(metric, languages, rows, answers) for metric in metrics}
+    clusters = clusters_of(task, rows)
+    counts = {metric.name: count_rows(metric, languages, rows, answers, clusters) for metric in metrics}
     scores = {
         metric.name: {name: mean_score(metric, [rows], seed=seed) for name, rows in counts[metric.name].items()}
         for metric in metrics

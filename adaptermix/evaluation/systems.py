@@ -19,7 +19,7 @@ from ..errors import DataError, OutputError, PlanError, UsageError
 from ..files import write_whole
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
-from ..tasks import Task, get_task
+from ..tasks import Task, clusters_of, get_task
 from ..tasks.tagged import from_entry
 from .data_sets import column_of, read_columns, side_by_side
 from .score import RESAMPLES, Score, by_role, count_rows, draws, with_interval
@@ -245,14 +245,14 @@ def _scored(
     Shapes: each [languages runs 1 + resamples]; rows are drawn alike for every system, so all differences are paired.
     """
     metric = task.metrics(rows)[0]
-    spoken = [task.language(row) for row in rows]
+    spoken, clusters = [task.language(row) for row in rows], clusters_of(task, rows)
     values: dict[str, NDArray[np.float64]] = {}
     sizes: dict[str, int] = {}
     with watch.track("compare", sum(map(len, files.values()))) as advance:
         for name, paths in files.items():
             runs = []
             for path in paths:
-                runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows)))
+                runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows), clusters))
                 advance(1, "")
             sizes = {language: len(counts) for language, counts in runs[0].items()}
             values[name] = np.stack([draws(metric, [run[key] for run in runs], seed) for key in sizes])

@@ -30,6 +30,7 @@ from ..models import BaseModel, load_base, model_kind, note_other_base, require_
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
+from ..tasks import clusters_of
 from .choice import Board
 from .judging import TOGETHER, Judge, candidate_plan
 from .ledger import Ledger, Listed, check_idle
@@ -163,7 +164,12 @@ class _Work:
         self._prepared, self._settings, self._watch = prepared, settings, watch
         self._best: tuple[float, Trial] | None = None
         self.board = Board(
-            task.metrics(rows)[0], self._languages, rows, objective=settings.objective, seed=settings.seed
+            task.metrics(rows)[0],
+            self._languages,
+            rows,
+            objective=settings.objective,
+            seed=settings.seed,
+            clusters=clusters_of(task, rows),
         )
         answering = Answering(base, task, rows, settings, template=prepared.prompt, watch=watch)
         self._judge = Judge(base, answering, prepared.template, dict(settings.options))

@@ -17,7 +17,17 @@ from .slots import Slots
 from .templates import Template
 from .translate import Translate
 
-__all__ = ["TASKS", "JoinableTask", "LabelTask", "SpanTask", "Task", "TokenTask", "get_task", "get_template"]
+__all__ = [
+    "TASKS",
+    "JoinableTask",
+    "LabelTask",
+    "SpanTask",
+    "Task",
+    "TokenTask",
+    "clusters_of",
+    "get_task",
+    "get_template",
+]
 
 
 class Task(Protocol):
@@ -121,6 +131,23 @@ class SpanTask(Task, Protocol):
 
     def pointed(self, row: Any, span: tuple[int, int] | None) -> str:
         """Return the answer that these characters of the text are, or that there is none."""
+
+
+def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
+    """Return the cluster of each row, such as the text that several questions are about; None where each is one.
+
+    Rows of one cluster are easy or hard together, so intervals resample them together. A row says its cluster itself
+    (`row.cluster`, from a column of the data), or its task does (`task.cluster(row)`).
+    """
+    by_task = getattr(task, "cluster", None)
+    named = [
+        getattr(row, "cluster", "") or (by_task(row) if by_task else "") or f"row {number}"
+        for number, row in enumerate(rows)
+    ]
+    # the same text in two languages is two clusters: resamples are drawn within a language
+    return (
+        named if len({(task.language(row), name) for row, name in zip(rows, named, strict=True)}) < len(rows) else None
+    )
 
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

@@ -67,6 +67,10 @@ class Nli:
         """Return the sentences' language."""
         return row.language
 
+    def cluster(self, row: NliRow) -> str:
+        """Return the premise, which XNLI has with three hypotheses."""
+        return row.premise
+
     def metrics(self, rows: Sequence[NliRow]) -> tuple[Metric, ...]:  # noqa: ARG002  (the labels are fixed)
         """Return accuracy and macro F1."""
         return label_metrics(LABELS, label_reader(LABELS, SPELLINGS))

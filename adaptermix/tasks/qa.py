@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ..data import DataFile, QaRow, read_qa
-from .metrics import Metric, mean
+from .metrics import Metric, mean, mean_ends
 from .templates import Template, table
 
 UNANSWERABLE = "unanswerable"
@@ -149,9 +149,13 @@ class Qa:
         """Return the answers' language."""
         return row.language
 
+    def cluster(self, row: QaRow) -> str:
+        """Return the text: questions on one text are easy or hard together."""
+        return row.context
+
     def metrics(self, rows: Sequence[QaRow]) -> tuple[Metric, ...]:  # noqa: ARG002
         """Return F1 and exact match."""
         return (
-            Metric(name="f1", count=_f1_counts, value=mean),
-            Metric(name="exact_match", count=_exact_counts, value=mean),
+            Metric(name="f1", count=_f1_counts, value=mean, ends=mean_ends),
+            Metric(name="exact_match", count=_exact_counts, value=mean, ends=mean_ends),
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..data import DataFile, SftRow, read_sft
 from ..data.sft import Turn
-from .metrics import Metric, mean
+from .metrics import Metric, mean, mean_ends
 from .overlap import chrf, chrf_counts
 from .templates import Template, table
 
@@ -74,6 +74,6 @@ class Sft:
     def metrics(self, rows: Sequence[SftRow]) -> tuple[Metric, ...]:  # noqa: ARG002
         """Return exact match and chrF2."""
         return (
-            Metric(name="exact_match", count=_exact_counts, value=mean),
+            Metric(name="exact_match", count=_exact_counts, value=mean, ends=mean_ends),
             Metric(name="chrf", count=_chrf_counts, value=chrf),
         )

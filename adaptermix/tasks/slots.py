@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ..data import DataFile, SlotRow, read_slots
 from ..data.slots import iob2_tags, slots_in, split_tokens
-from .metrics import Counts, Metric, micro_f1
+from .metrics import Counts, Metric, f1_ends, micro_f1
 from .tagged import Tagged, require_tokens
 from .templates import Template, table
 
@@ -173,8 +173,10 @@ class Slots:
     def metrics(self, rows: Sequence[SlotRow]) -> tuple[Metric, ...]:
         """Return pair F1, type F1 and, where a row has tokens, span F1."""
         found = (
-            Metric(name="pair_f1", count=_pair_counts, value=micro_f1),
-            Metric(name="type_f1", count=_type_counts, value=micro_f1),
+            Metric(name="pair_f1", count=_pair_counts, value=micro_f1, ends=f1_ends),
+            Metric(name="type_f1", count=_type_counts, value=micro_f1, ends=f1_ends),
         )
         spans_too = any(row.tokens for row in rows)
-        return (*found, Metric(name="span_f1", count=_span_counts, value=micro_f1)) if spans_too else found
+        return (
+            (*found, Metric(name="span_f1", count=_span_counts, value=micro_f1, ends=f1_ends)) if spans_too else found
+        )

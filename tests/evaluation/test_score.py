@@ -58,7 +58,13 @@ def test_no_rows_are_refused() -> None:
 
 def test_a_system_does_not_differ_from_itself() -> None:
     rows = [[Counts(1, 0, 1), Counts(0, 2, 1), Counts(3, 0, 0)]]
-    assert paired_difference(rows, rows) == Score(value=0.0, low=0.0, high=0.0, n=3)
+    found = paired_difference(rows, rows)
+    assert (found.value, found.n) == (0.0, 3)
+    # three rows that happen to agree leave doubt, in both directions alike; three hundred leave little
+    assert found.low < 0 < found.high
+    assert found.high == pytest.approx(-found.low, rel=0.2)
+    many = paired_difference([rows[0] * 100], [rows[0] * 100])
+    assert -0.02 < many.low <= 0 <= many.high < 0.02
 
 
 def test_a_better_system_is_told_from_a_worse_one() -> None:
@@ -100,7 +106,11 @@ def test_other_seeds_draw_other_rows() -> None:
 )
 def test_one_row_scores_as_it_is(row: tuple[int, int, int], value: float) -> None:
     """(0, 0, 0): nothing was to be found and nothing was."""
-    assert micro_f1([Counts(*row)]) == Score(value=value, low=value, high=value, n=1)
+    score = micro_f1([Counts(*row)])
+    assert (score.value, score.n) == (value, 1)
+    # one row says next to nothing
+    assert score.low <= value <= score.high
+    assert score.high - score.low > 0.5
 
 
 def test_the_interval_is_that_of_resampled_rows() -> None:
