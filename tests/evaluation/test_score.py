@@ -108,9 +108,9 @@ def test_one_row_scores_as_it_is(row: tuple[int, int, int], value: float) -> Non
     """(0, 0, 0): nothing was to be found and nothing was."""
     score = micro_f1([Counts(*row)])
     assert (score.value, score.n) == (value, 1)
-    # one row says next to nothing
+    # one row says little
     assert score.low <= value <= score.high
-    assert score.high - score.low > 0.5
+    assert score.high - score.low > 0.15
 
 
 def test_the_interval_is_that_of_resampled_rows() -> None:
