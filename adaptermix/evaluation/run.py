@@ -20,7 +20,7 @@ from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
-from ..tasks import Task, clusters_of, get_task
+from ..tasks import Task, clusters_of, get_task, metrics_of
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
@@ -61,7 +61,7 @@ def compare(
     task: Task, rows: Sequence[Any], ours: Evaluation, theirs: Evaluation, *, name: str, seed: int
 ) -> Comparison:
     """Compare two evaluations on the same rows."""
-    headline = task.metrics(rows)[0]
+    headline = metrics_of(task, rows, metric=ours.metric, scorer=ours.scorer)[0]
     first, second = theirs.counts, ours.counts
     return Comparison(
         name=name,
@@ -88,6 +88,7 @@ class Evaluation:
         against: The comparison with another system, if one was asked for.
         split: What the rows are for, dev or test, if it was told.
         without_source: How many rows have no source, where others have one.
+        scorer: Whose script was followed, if one was named.
     """
 
     task: str
@@ -102,6 +103,7 @@ class Evaluation:
     against: Comparison | None = None
     split: str | None = None
     without_source: int | None = None
+    scorer: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -112,6 +114,7 @@ class Evaluation:
         more = {
             "split": self.split,
             "without_source": self.without_source,
+            "scorer": self.scorer,
             "against": self.against and self.against.document(),
         }
         return {
@@ -132,10 +135,17 @@ def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]])
 
 
 def score_answers(
-    task: Task, rows: Sequence[Any], answers: Sequence[str], roles: Mapping[str, Sequence[str]], *, seed: int
+    task: Task,
+    rows: Sequence[Any],
+    answers: Sequence[str],
+    roles: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
+    metric: str | None = None,
+    scorer: str | None = None,
 ) -> Evaluation:
-    """Score generated answers per language."""
-    metrics = task.metrics(rows)
+    """Score generated answers per language; see `metrics_of`."""
+    metrics = metrics_of(task, rows, metric=metric, scorer=scorer)
     languages = [task.language(row) for row in rows]
     clusters = clusters_of(task, rows)
     counts = {metric.name: count_rows(metric, languages, rows, answers, clusters) for metric in metrics}
@@ -154,6 +164,7 @@ def score_answers(
         roles=roles,
         answers=answers,
         counts=counts[headline.name],
+        scorer=scorer,
     )
 
 
@@ -211,7 +222,9 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         else (None, [])
     )
     check_split([*files, *beside], [*sources, *(others or [])], split=settings.split, watch=watch)
-    task.metrics(rows)  # what they need and is not installed shows before a model is loaded
+    metrics_of(
+        task, rows, metric=settings.metric, scorer=settings.scorer
+    )  # what they need and is not installed shows before a model is loaded
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
     if head and headless:
@@ -282,7 +295,10 @@ class _Scoring:
         )
         with acting(self._base, systems), fusing(self._base, answering, source, self._settings):
             answers = answering(label)
-        return score_answers(self._task, self._rows, answers, self._roles, seed=self._settings.seed)
+        given = self._settings
+        return score_answers(
+            self._task, self._rows, answers, self._roles, seed=given.seed, metric=given.metric, scorer=given.scorer
+        )
 
 
 def _write_predictions(path: Path, task: Task, rows: Sequence[Any], result: Evaluation) -> None:

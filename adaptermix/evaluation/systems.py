@@ -19,7 +19,7 @@ from ..errors import DataError, OutputError, PlanError, UsageError
 from ..files import write_whole
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
-from ..tasks import Task, clusters_of, get_task
+from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.tagged import from_entry
 from .data_sets import column_of, read_columns, side_by_side
 from .score import RESAMPLES, Score, by_role, count_rows, draws, with_interval
@@ -238,13 +238,12 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
 
 
 def _scored(
-    files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], seed: int, watch: Watcher
+    files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], *, metric: Metric, seed: int, watch: Watcher
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
     """Return the scores of each system, and the count of rows by language.
 
     Shapes: each [languages runs 1 + resamples]; rows are drawn alike for every system, so all differences are paired.
     """
-    metric = task.metrics(rows)[0]
     spoken, clusters = [task.language(row) for row in rows], clusters_of(task, rows)
     values: dict[str, NDArray[np.float64]] = {}
     sizes: dict[str, int] = {}
@@ -273,7 +272,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     _check(settings, files)
     task = get_task(settings.task)
     rows, _ = task.read(settings.data, rows=settings.rows)
-    values, sizes = _scored(files, task, rows, settings.seed, watch)
+    metric = metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0]
+    values, sizes = _scored(files, task, rows, metric=metric, seed=settings.seed, watch=watch)
     members = _members(list(sizes), settings)
     # [groups runs 1 + resamples]: the mean over a role's languages
     grouped = {name: np.stack([found[m].mean(0) for m in members.values()]) for name, found in values.items()}
@@ -301,7 +301,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
         )
     result = Systems(
         task=task.name,
-        metric=task.metrics(rows)[0].name,
+        metric=metric.name,
         found=found,
         baseline=settings.baseline,
         ceiling=settings.ceiling,

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from .. import checks
-from .base import ALLOW_TESTED, Files, Written
+from .base import ALLOW_TESTED, Files, Scored, Written
 
 
-class BakeSettings(Written):
+class BakeSettings(Scored, Written):
     """Write adapters into their base model, in 16, 8 or 4 bits, and measure what is left of them."""
 
     base: str = Field(

@@ -48,6 +48,17 @@ class Placed(Settings):
         return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
 
 
+class Scored(Settings):
+    """How answers are scored."""
+
+    metric: str | None = Field(
+        None, description="headline metric of the task, by which systems and candidates are compared; default its first"
+    )
+    scorer: str | None = Field(
+        None, description="whose script is followed: mlqa or squad for qa, merged (MASSIVE) or strict (xSID) for slots"
+    )
+
+
 class Written(Settings):
     """What is written where."""
 

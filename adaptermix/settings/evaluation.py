@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from .. import checks
-from .base import TASK, Files, GenerationSettings, Placed, Positive, Settings
+from .base import TASK, Files, GenerationSettings, Placed, Positive, Scored
 
 
-class EvaluateSettings(GenerationSettings):
+class EvaluateSettings(GenerationSettings, Scored):
     """Score a base model, with an adapter or without, per language."""
 
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
@@ -39,7 +39,7 @@ class EvaluateSettings(GenerationSettings):
     overwrite: bool = Field(False, description="replace an existing file of answers")
 
 
-class CompareSettings(Settings):
+class CompareSettings(Scored):
     """Put systems side by side, each with one run per seed: scores, differences, share of a gap that is closed."""
 
     systems: Files = Field(description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs")

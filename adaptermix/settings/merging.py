@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .. import checks
-from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Settings, Written
+from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Scored, Settings, Written
 
 
 class PlaceSettings(Settings):
@@ -97,7 +97,7 @@ class MethodsSettings(Settings):
     names: list[str] = Field([], description="methods to show; default all")
 
 
-class SearchSettings(GenerationSettings, Written):
+class SearchSettings(GenerationSettings, Scored, Written):
     """Find merge weights, and options of the merge method, on dev data."""
 
     adapters: Files = Field(

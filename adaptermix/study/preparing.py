@@ -19,7 +19,7 @@ from ..heads.brought import template_of
 from ..methods.base import build
 from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, text_hash, told_trained
-from ..tasks import Task, get_task
+from ..tasks import Task, get_task, metrics_of
 from .ledger import Listed
 from .ready import candidate_of, chosen_on, entries_of
 from .space import Candidate, Space, depth_groups, grid_weights, sums_of_grid
@@ -150,6 +150,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
     prompt = template_of(task, template.sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
     _check_each_once(files)
+    metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
     return Prepared(
         template=template,
         searched=searched,

@@ -84,10 +84,10 @@ class SearchResult:
         measured = f"{gain.value:+.3f} on the dev rows that chose it"
         if honest:
             measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
-        measured += f"; chance {self.verdict.chance:.3f}"
+        measured += f"; p-value {self.verdict.chance:.3f}, corrected for the number of candidates"
         if self.verdict.is_found:
             return f"better than the task adapter alone: {measured}."
-        if self.chosen is self.baseline:
+        if self.chosen.candidate == self.baseline.candidate:
             return f"no weight is better than the task adapter alone ({self.baseline_score.value:.3f}), which is taken."
         return (
             f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}), and the best "

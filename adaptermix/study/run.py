@@ -30,7 +30,7 @@ from ..models import BaseModel, load_base, model_kind, note_other_base, require_
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
-from ..tasks import clusters_of
+from ..tasks import clusters_of, metrics_of
 from .choice import Board
 from .judging import TOGETHER, Judge, candidate_plan
 from .ledger import Ledger, Listed, check_idle
@@ -164,7 +164,7 @@ class _Work:
         self._prepared, self._settings, self._watch = prepared, settings, watch
         self._best: tuple[float, Trial] | None = None
         self.board = Board(
-            task.metrics(rows)[0],
+            metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0],
             self._languages,
             rows,
             objective=settings.objective,
@@ -335,6 +335,15 @@ def _result(
     chosen = eligible[verdict.chosen]
     roles = manifest.inherit(prepared.sources)["languages"] or {}
     answers = [answer or "" for answer in chosen.answers]
+    evaluation = score_answers(
+        prepared.task,
+        prepared.rows,
+        answers,
+        roles,
+        seed=settings.seed,
+        metric=settings.metric,
+        scorer=settings.scorer,
+    )
     return SearchResult(
         trials=trials,
         scores=[board.score(trial) for trial in trials],
@@ -344,8 +353,8 @@ def _result(
         baseline_languages=board.languages(baseline),
         verdict=verdict,
         chosen=chosen,
-        evaluation=score_answers(prepared.task, prepared.rows, answers, roles, seed=settings.seed),
-        metric=prepared.task.metrics(prepared.rows)[0].name,
+        evaluation=evaluation,
+        metric=evaluation.metric,
         objective=settings.objective,
         rule=settings.choose,
         out=Path(settings.out),

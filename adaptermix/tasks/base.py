@@ -164,6 +164,32 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
+def metrics_of(
+    task: Task, rows: Sequence[Any], *, metric: str | None = None, scorer: str | None = None
+) -> tuple[Metric, ...]:
+    """Return how rows are scored, the headline metric first.
+
+    Args:
+        task: The task.
+        rows: The rows.
+        metric: Name of the headline metric; default the task's first.
+        scorer: Whose script is followed where tasks of this kind are scored differently; default the task's first.
+
+    Raises:
+        UsageError: the task has no such metric or scorer.
+    """
+    scorers: Sequence[str] = getattr(task, "scorers", ())
+    if scorer is not None and scorer not in scorers:
+        known = f"one of {', '.join(scorers)}" if scorers else "left out"
+        raise UsageError(f"--scorer must be {known} for task '{task.name}', got {scorer!r}.")
+    found = task.metrics(rows) if scorer is None else task.metrics(rows, scorer=scorer)  # type: ignore[call-arg]
+    named = {each.name: each for each in found}
+    if metric is not None and metric not in named:
+        raise UsageError(f"--metric must be one of {', '.join(named)} for these rows of {task.name}, got {metric!r}.")
+    headline = found[0] if metric is None else named[metric]
+    return (headline, *(each for each in found if each is not headline))
+
+
 def get_template(task: Task, name: str | None = None) -> Template:
     """Return a task's prompt template by name; default its first.
 

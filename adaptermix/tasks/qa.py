@@ -54,6 +54,20 @@ def answer_tokens(text: str, language: str) -> list[str]:
     return bare.split()
 
 
+def squad_tokens(text: str, _: str = "") -> list[str]:
+    """Return the words of an answer that count in SQuAD's script, which treats every language as English.
+
+    Lower case, without ASCII punctuation and English articles, split at blanks (Rajpurkar et al., EMNLP 2016; XQuAD,
+    Artetxe et al., ACL 2020, is published with this script).
+
+    Example:
+        >>> squad_tokens("The (old) house!"), squad_tokens("2008年。")
+        (['old', 'house'], ['2008年。'])
+    """
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
 def token_f1(gold: Sequence[str], answer: Sequence[str]) -> float:
     """Return F1 over bags of tokens; where one has none, whether the other has none either, as SQuAD 2.0 does."""
     if not gold or not answer:
@@ -66,21 +80,22 @@ def _same(gold: Sequence[str], answer: Sequence[str]) -> float:
     return float(list(gold) == list(answer))
 
 
-def _best(row: QaRow, answer: str, score: Callable[[Sequence[str], Sequence[str]], float]) -> Sequence[float]:
-    """Return the best score over right answers, and 1 for the count."""
-    # tokens that hold a full stop and a line break let a model run past the end of its line
-    found = answer_tokens(answer.strip().split("\n", maxsplit=1)[0], row.language)
-    if not row.answers:
-        return float(not found or found == [UNANSWERABLE]), 1
-    return max(score(answer_tokens(gold, row.language), found) for gold in row.answers), 1
+def _counts(
+    tokens: Callable[[str, str], Sequence[str]], score: Callable[[Sequence[str], Sequence[str]], float]
+) -> Callable[[QaRow, str], Sequence[float]]:
+    """Return what counts an answer: its best score over the right answers, and 1 for the row."""
+
+    def count(row: QaRow, answer: str) -> Sequence[float]:
+        # tokens that hold a full stop and a line break let a model run past the end of its line
+        found = tokens(answer.strip().split("\n", maxsplit=1)[0], row.language)
+        if not row.answers:
+            return float(not found or found == [UNANSWERABLE]), 1
+        return max(score(tokens(gold, row.language), found) for gold in row.answers), 1
+
+    return count
 
 
-def _f1_counts(row: QaRow, answer: str) -> Sequence[float]:
-    return _best(row, answer, token_f1)
-
-
-def _exact_counts(row: QaRow, answer: str) -> Sequence[float]:
-    return _best(row, answer, _same)
+_SCORERS = {"mlqa": answer_tokens, "squad": squad_tokens}
 
 
 class Qa:
@@ -88,10 +103,11 @@ class Qa:
 
     The best score over all right answers counts, as in SQuAD (Rajpurkar et al., EMNLP 2016, arXiv 1606.05250). What
     the text does not answer (SQuAD 2.0, arXiv 1806.03822) is answered by `unanswerable`, or by nothing. Only the first
-    line of an answer counts.
+    line of an answer counts. Words are those of MLQA's script (`answer_tokens`), or of SQuAD's (`squad_tokens`).
     """
 
     name = "qa"
+    scorers = tuple(_SCORERS)
     one_line = True
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Context: {context}\nQuestion: {question}\nAnswer:", lead=" "),
@@ -153,9 +169,10 @@ class Qa:
         """Return the text: questions on one text are easy or hard together."""
         return row.context
 
-    def metrics(self, rows: Sequence[QaRow]) -> tuple[Metric, ...]:  # noqa: ARG002
+    def metrics(self, rows: Sequence[QaRow], scorer: str = "mlqa") -> tuple[Metric, ...]:  # noqa: ARG002
         """Return F1 and exact match."""
+        tokens = _SCORERS[scorer]
         return (
-            Metric(name="f1", count=_f1_counts, value=mean, ends=mean_ends),
-            Metric(name="exact_match", count=_exact_counts, value=mean, ends=mean_ends),
+            Metric(name="f1", count=_counts(tokens, token_f1), value=mean, ends=mean_ends),
+            Metric(name="exact_match", count=_counts(tokens, _same), value=mean, ends=mean_ends),
         )
