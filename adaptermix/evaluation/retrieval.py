@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..adapters import AdapterSource, open_adapter
@@ -24,9 +27,12 @@ from ..models import BaseModel, backbone, load_base, note_other_base, reading
 from ..pooling import Pooler, Standards, require_pooling
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
+from ..tasks import Metric
+from ..tasks.metrics import mean, mean_ends
 from .acting import acting
-from .margin import accuracies
+from .margin import hits
 from .retrieval_figures import draw
+from .score import Score, draws, hedged_interval, mean_score, with_interval
 from .transfer import Correlation, correlate, read_scores
 
 _MEMORY = 2 * 2**30
@@ -83,21 +89,34 @@ def embed(
     return pooled
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+Hits = tuple[float, ...]
+"""For each sentence 1 if it found its translation, else 0."""
+_ACCURACY = Metric(name="accuracy", count=lambda _, answer: (float(answer == "right"), 1.0), value=mean, ends=mean_ends)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Retrieval:
     """Accuracy per layer and direction.
 
     Args:
-        layers: For each layer (0 is the embeddings) the accuracy per direction, such as `de-en`.
+        hits: For each layer (0 is the embeddings) and direction, such as `de-en`, which sentences found their
+            translation.
         n: Sentences per direction.
         base: The same of the base model alone, if it was asked for.
         correlation: Of retrieval with task scores, if they were given.
+        seed: Seed of the resampling for the intervals.
     """
 
-    layers: tuple[Mapping[str, float], ...]
+    hits: tuple[Mapping[str, Hits], ...]
     n: Mapping[str, int]
     base: Retrieval | None = None
     correlation: Correlation | None = None
+    seed: int = 0
+
+    @cached_property
+    def layers(self) -> tuple[Mapping[str, float], ...]:
+        """Return for each layer the accuracy per direction."""
+        return tuple({name: sum(right) / len(right) for name, right in layer.items()} for layer in self.hits)
 
     def mean(self, layer: int) -> float:
         """Return the mean over directions at a layer."""
@@ -122,23 +141,61 @@ class Retrieval:
                     found.setdefault(language, []).append(value)
         return {language: sum(values) / len(values) for language, values in found.items()}
 
+    def direction_scores(self, layer: int) -> dict[str, Score]:
+        """Return for each direction the accuracy at a layer, with its interval over sentences."""
+        return {name: mean_score(_ACCURACY, [_rows(right)], seed=self.seed) for name, right in self.hits[layer].items()}
+
+    def score(self, layers: Sequence[int] | None = None) -> Score:
+        """Return the mean over directions and layers, with its interval over sentences; default even layers.
+
+        Sentences are resampled alike for all directions and layers of as many sentences, see `draws`.
+        """
+        values = self._draws(self._even() if layers is None else layers, hedge="each")
+        return hedged_interval(_ACCURACY, values, n=sum(self.n.values()))
+
+    def above_base(self) -> Score | None:
+        """Return by how much the mean of even layers exceeds that of the base model, paired by sentence."""
+        if self.base is None:
+            return None
+        gain = self._draws(self._even()) - self.base._draws(self.base._even())
+        return with_interval(gain, n=sum(self.n.values()))
+
+    def _draws(self, layers: Sequence[int], hedge: Literal["each"] | None = None) -> NDArray[np.float64]:
+        """Return the mean over layers and directions, on the sentences and on resamples. [1 + resamples]."""
+        # a mean over layers is one over sentences first: each counts with the share of layers in which it was right
+        shares = {name: np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist() for name in self.n}
+        values = [draws(_ACCURACY, [_rows(share)], self.seed, hedge=hedge)[0] for share in shares.values()]
+        return np.asarray(np.mean(values, axis=0))
+
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix retrieve`."""
         layers = {
-            str(number): {"mean": self.mean(number), "directions": dict(directions)}
+            str(number): {
+                "mean": self.mean(number),
+                "directions": dict(directions),
+                "score": self.score([number]).document(),
+                "scores": {name: score.document() for name, score in self.direction_scores(number).items()},
+            }
             for number, directions in enumerate(self.layers)
         }
         document: dict[str, Any] = {
             "layers": layers,
             "headline": self.headline(),
+            "score": self.score().document(),
             "languages": self.by_language(),
             "n": dict(self.n),
         }
         if self.base:
             document["base"] = self.base.document()
+        if above := self.above_base():
+            document["above_base"] = above.document()
         if self.correlation:
             document["correlation"] = asdict(self.correlation)
         return document
+
+
+def _rows(right: Sequence[float]) -> list[tuple[float, float]]:
+    return [(value, 1.0) for value in right]
 
 
 @contextmanager
@@ -212,7 +269,7 @@ def retrieve_with(
         layers = _compare(
             base, embedded, parallel.directions, k=settings.neighbours, standardize=standardize, watch=watch
         )
-    return Retrieval(layers=layers, n=counts)
+    return Retrieval(hits=layers, n=counts, seed=settings.seed)
 
 
 def _language(key: str) -> str:
@@ -236,13 +293,13 @@ def _compare(
     k: int,
     standardize: str,
     watch: Watcher,
-) -> tuple[dict[str, float], ...]:
-    """Return the accuracy per direction, for each layer."""
+) -> tuple[dict[str, Hits], ...]:
+    """Return for each layer and direction which sentences found their translation."""
     names = {(one, two): name for name, one, two in directions}
     layers = []
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
-            found: dict[str, float] = {}
+            found: dict[str, Hits] = {}
             scores = Standards(standardize, _by_language({key: vectors[layer] for key, vectors in embedded.items()}))
             for (one, two), name in names.items():
                 if name in found:
@@ -251,7 +308,7 @@ def _compare(
                     (scores[_language(key)](embedded[key][layer]) if scores else embedded[key][layer]).to(base.device)
                     for key in (one, two)
                 )
-                found[name], back = accuracies(x, y, k=k)
+                found[name], back = (tuple(right.double().tolist()) for right in hits(x, y, k=k))
                 if (two, one) in names:
                     found[names[two, one]] = back
             layers.append({name: found[name] for name in names.values()})

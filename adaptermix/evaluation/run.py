@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
@@ -20,12 +22,12 @@ from ..models import BaseModel, load_base, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
-from ..tasks import Task, clusters_of, get_task, metrics_of
+from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
 from .fusing import FusionSource, fusing
-from .score import Score, Statistics, by_role, count_rows, mean_score, paired_difference
+from .score import Score, Statistics, by_role, count_rows, draws, mean_score, paired_difference
 
 BASE = "base"
 """Name of the base model alone in `--against`."""
@@ -89,6 +91,8 @@ class Evaluation:
         split: What the rows are for, dev or test, if it was told.
         without_source: How many rows have no source, where others have one.
         scorer: Whose script was followed, if one was named.
+        group_scores: `groups` with their intervals.
+        resamples: The mean over languages on the rows, then on resamples of them, alike for all systems of one seed.
     """
 
     task: str
@@ -104,6 +108,8 @@ class Evaluation:
     split: str | None = None
     without_source: int | None = None
     scorer: str | None = None
+    group_scores: Mapping[str, Score] = field(default_factory=dict)
+    resamples: Sequence[float] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -122,16 +128,19 @@ class Evaluation:
             "metric": self.metric,
             "scores": plain(self.scores),
             "groups": dict(self.groups),
+            "group_scores": plain(self.group_scores),
             "overall": self.overall.document(),
             "roles": {role: sorted(names) for role, names in self.roles.items()},
             "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
         } | {key: value for key, value in more.items() if value is not None}
 
 
-def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return the mean score of the languages in each role; see `by_role`."""
-    members = by_role(list(scores), roles.get("supervised", ()), roles.get("aligned", ()))
-    return {role: sum(scores[n].value for n in names) / len(names) for role, names in members.items()}
+def group_scores(
+    metric: Metric, counts: Mapping[str, Statistics], roles: Mapping[str, Sequence[str]], *, seed: int
+) -> dict[str, Score]:
+    """Return the mean score of the languages in each role, with its interval; see `by_role`."""
+    members = by_role(list(counts), roles.get("supervised", ()), roles.get("aligned", ()))
+    return {role: mean_score(metric, [counts[name] for name in names], seed=seed) for role, names in members.items()}
 
 
 def score_answers(
@@ -154,17 +163,21 @@ def score_answers(
         for metric in metrics
     }
     headline = metrics[0]
+    own = counts[headline.name]
+    groups = group_scores(headline, own, roles, seed=seed)
     return Evaluation(
         task=task.name,
         metric=headline.name,
         scores=scores[headline.name],
         others={metric.name: scores[metric.name] for metric in metrics[1:]},
-        overall=mean_score(headline, list(counts[headline.name].values()), seed=seed),
-        groups=group_means(scores[headline.name], roles),
+        overall=mean_score(headline, list(own.values()), seed=seed),
+        groups={role: score.value for role, score in groups.items()},
+        group_scores=groups,
         roles=roles,
         answers=answers,
-        counts=counts[headline.name],
+        counts=own,
         scorer=scorer,
+        resamples=np.mean([draws(headline, [rows], seed)[0] for rows in own.values()], axis=0).tolist(),
     )
 
 

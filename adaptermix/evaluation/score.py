@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 NORMAL = 1.959963984540054
 """97.5 % point of the standard normal distribution."""
-_ONE_SYSTEM = (2.0, 2.0)
+_EACH = (2.0, 2.0)
 """How many invented clusters are perfect and wrong (Agresti and Coull, 1998: two successes and two failures)."""
-_TWO_SYSTEMS = (0.5, 0.5, 0.5, 0.5)
+_PAIR = (0.5, 0.5, 0.5, 0.5)
 """The same for pairs: both perfect, the first alone, the second alone, neither (Agresti and Min, 2005)."""
 
 
@@ -139,7 +139,7 @@ def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0
     """
     if not languages or not all(map(len, languages)):
         raise ValueError("a score needs at least one row per language")
-    values = [draws(metric, [counts], seed, is_hedged=True)[0] for counts in languages]
+    values = [draws(metric, [counts], seed, hedge="each")[0] for counts in languages]
     return hedged_interval(metric, np.mean(values, axis=0), n=sum(map(len, languages)))
 
 
@@ -163,12 +163,14 @@ def paired_difference(
     """
     if [len(counts) for counts in first] != [len(counts) for counts in second] or not all(map(len, first)):
         raise ValueError("both systems must be scored on the same rows, at least one per language")
-    both = [draws(metric, sides, seed, is_hedged=True) for sides in zip(first, second, strict=True)]
+    both = [draws(metric, sides, seed, hedge="pair") for sides in zip(first, second, strict=True)]
     gains = np.mean([two - one for one, two in both], axis=0)
     return hedged_interval(metric, gains, n=sum(map(len, first)), least=-1.0)
 
 
-def draws(metric: Metric, runs: Sequence[Statistics], seed: int, *, is_hedged: bool = False) -> NDArray[np.float64]:
+def draws(
+    metric: Metric, runs: Sequence[Statistics], seed: int, *, hedge: Literal["each", "pair"] | None = None
+) -> NDArray[np.float64]:
     """Return what a metric gives for the rows of one language, and for its resamples, drawn alike for all runs.
 
     Clusters of rows are drawn with replacement; a row without a cluster is one of its own. Languages with as many
@@ -180,16 +182,17 @@ def draws(metric: Metric, runs: Sequence[Statistics], seed: int, *, is_hedged: b
         metric: The metric.
         runs: Statistics of the same rows, from several runs or systems.
         seed: Seed of the resampling.
-        is_hedged: Add perfect and wrong clusters in the resamples, for one run or for a pair; see `mean_score`.
+        hedge: Add invented clusters in the resamples: perfect and wrong ones for `each` run, see `mean_score`, or for
+            a `pair` of runs those that it can differ in, see `paired_difference`.
 
     Shapes: returns [runs 1 + resamples], first that of the rows as they are.
     """
     tables = cluster_sums(runs)
     extra: tuple[float, ...] = ()
-    if is_hedged and metric.ends:
-        extra = _ONE_SYSTEM if len(runs) == 1 else _TWO_SYSTEMS
+    if hedge and metric.ends:
         best, worst = metric.ends(tables.mean((0, 1)))
-        invented = [[best, worst]] if len(runs) == 1 else [[best, best, worst, worst], [best, worst, best, worst]]
+        pairs = [[best, best, worst, worst], [best, worst, best, worst]]
+        extra, invented = (_EACH, [[best, worst]] * len(runs)) if hedge == "each" else (_PAIR, pairs)
         tables = np.concatenate([tables, np.array(invented)], axis=1)
     weights = _resamples(tables.shape[1] - len(extra), seed, extra)
     return metric.value(np.stack([weights @ table for table in tables]))
@@ -241,7 +244,7 @@ def hedged_interval(metric: Metric, values: NDArray[np.float64], *, n: int, leas
 
     Args:
         metric: The metric; one without ends has a percentile interval.
-        values: From `draws` with `is_hedged`. [1 + resamples]
+        values: From `draws` with `hedge`. [1 + resamples]
         n: Number of rows.
         least: The lowest value there is; the highest is 1.
     """

@@ -22,7 +22,8 @@ from ..settings import CompareSettings
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.tagged import from_entry
 from .data_sets import column_of, read_columns, side_by_side
-from .score import RESAMPLES, Score, by_role, count_rows, draws, with_interval
+from .score import CONFIDENCE, RESAMPLES, Score, by_role, count_rows, draws, with_interval
+from .significance import against_baseline
 
 Draws = NDArray[np.float64]
 """Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
@@ -38,6 +39,9 @@ class System:
         languages: Score per language, the mean over runs.
         groups: Mean over the languages of each role, the mean over runs: supervised, aligned, transfer, all.
         above: By how much the groups exceed those of the baseline.
+        above_languages: The same for each language.
+        p_values: Of the gains of the mean over all languages (`all`) and of each language, corrected by Holm: `all` for
+            the number of systems, languages for the number of systems times languages.
         gap_closed: `above` as a share of what the ceiling gains over the baseline.
     """
 
@@ -46,6 +50,8 @@ class System:
     languages: Mapping[str, Score]
     groups: Mapping[str, Score]
     above: Mapping[str, Score] = field(default_factory=dict)
+    above_languages: Mapping[str, Score] = field(default_factory=dict)
+    p_values: Mapping[str, float] = field(default_factory=dict)
     gap_closed: Mapping[str, Score] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
@@ -59,6 +65,8 @@ class System:
             "scores": plain(self.languages),
             "groups": plain(self.groups),
             "above": plain(self.above),
+            "above_languages": plain(self.above_languages),
+            "p_values": dict(self.p_values),
             "gap_closed": plain(self.gap_closed),
         }
 
@@ -109,17 +117,20 @@ class Systems:
         """
         groups, languages = list(self.found[0].groups), list(self.found[0].languages)
         titles = ["system", "runs", *groups]
-        titles += [f"above {self.baseline}"] if self.baseline else []
+        titles += [f"above {self.baseline}", "p"] if self.baseline else []
         titles += ["gap closed"] if self.ceiling else []
         rows = []
         for system in self.found:
             cells = [system.name, str(len(system.runs)), *(_shown(system.groups[name]) for name in groups)]
             if self.baseline:
                 cells.append(_shown(system.above["all"], "+.3f") if system.above else "")
+                cells.append(f"{system.p_values['all']:.3f}" if system.p_values else "")
             if self.ceiling:
                 cells.append(_shown(system.gap_closed["all"], ".2f") if system.gap_closed else "")
-            scores = [system.languages[name] for name in languages]
-            rows.append([*cells, *(_shown(score) if wide else f"{score.value:.3f}" for score in scores)])
+            marks = {name: "*" if value < 1 - CONFIDENCE else "" for name, value in system.p_values.items()}
+            scores = [(system.languages[name], marks.get(name, "")) for name in languages]
+            cells += [(_shown(score) if wide else f"{score.value:.3f}") + mark for score, mark in scores]
+            rows.append(cells)
         return [*titles, *languages], rows
 
     def markdown(self) -> str:
@@ -283,19 +294,22 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     def scores(values: NDArray[np.float64]) -> dict[str, Score]:
         return {role: with_interval(values[place], n=count[place]) for place, role in enumerate(members)}
 
+    spoken = {name: over_runs(found, settings.seed) for name, found in values.items()}
+    gains, chances = against_baseline(spoken, means, list(members).index("all"), sizes, settings.baseline)
     base = means.get(settings.baseline or "")
     top = means.get(settings.ceiling or "")
     found = []
     for name, group in grouped.items():
-        languages = over_runs(values[name], settings.seed)
         against = base is not None and name != settings.baseline
         found.append(
             System(
                 name=name,
                 runs=[float(run) for run in group[-1, :, 0]],
-                languages={key: with_interval(languages[i], n=n) for i, (key, n) in enumerate(sizes.items())},
+                languages={key: with_interval(spoken[name][i], n=n) for i, (key, n) in enumerate(sizes.items())},
                 groups=scores(means[name]),
                 above=scores(means[name] - base) if against and base is not None else {},
+                above_languages=gains.get(name, {}),
+                p_values=chances.get(name, {}),
                 gap_closed=_shares(means[name], base, top, scores) if against else {},
             )
         )

@@ -124,7 +124,7 @@ class Board:
         return hedged_interval(self._metric, self._join(values), n=sum(map(len, counts.values())))
 
     def _hedged(self, rows: Statistics) -> Values:
-        return draws(self._metric, [rows], self._seed, is_hedged=True)[0]
+        return draws(self._metric, [rows], self._seed, hedge="each")[0]
 
     def languages(self, trial: Trial) -> dict[str, Score]:
         """Return a trial's score per language."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix.evaluation.run import group_means
+from adaptermix.evaluation.run import group_scores
 from adaptermix.evaluation.score import Score, mean_score
 from adaptermix.evaluation.score import paired_difference as difference
 from adaptermix.tasks import Counts
@@ -81,9 +81,14 @@ def test_other_rows_are_refused() -> None:
 
 
 def test_groups_put_every_language_in_one_role() -> None:
-    scores = {name: Score(value=value, low=0, high=1, n=1) for name, value in [("en", 1.0), ("de", 0.5), ("tr", 0.0)]}
-    found = group_means(scores, {"supervised": ["en"], "aligned": ["de", "en"]})
-    assert found == {"supervised": 1.0, "aligned": 0.5, "transfer": 0.0, "all": 0.5}
+    right, wrong = Counts(1, 0, 0), Counts(0, 1, 1)
+    rows = {"en": [right] * 2, "de": [right, wrong], "tr": [wrong] * 2}
+    found = group_scores(F1, rows, {"supervised": ["en"], "aligned": ["de", "en"]}, seed=0)
+    values = {role: score.value for role, score in found.items()}
+    assert values == {"supervised": 1.0, "aligned": 0.5, "transfer": 0.0, "all": 0.5}
+    assert {role: score.n for role, score in found.items()} == {"supervised": 2, "aligned": 2, "transfer": 2, "all": 6}
+    # the mean of three languages is surer than one of them
+    assert found["all"].high - found["all"].low < found["aligned"].high - found["aligned"].low
 
 
 @given(counts, st.integers(0, 100))
@@ -135,6 +140,6 @@ def test_a_document_is_plain_data() -> None:
 
 
 def test_groups_without_languages_are_left_out() -> None:
-    scores = {"tr": Score(value=0.25, low=0, high=1, n=1)}
-    assert group_means(scores, {}) == {"all": 0.25}
-    assert group_means(scores, {"aligned": ["de"], "supervised": ["tr"]}) == {"supervised": 0.25, "all": 0.25}
+    rows = {"tr": [Counts(1, 0, 0)]}
+    assert list(group_scores(F1, rows, {}, seed=0)) == ["all"]
+    assert list(group_scores(F1, rows, {"aligned": ["de"], "supervised": ["tr"]}, seed=0)) == ["supervised", "all"]
