@@ -208,9 +208,9 @@ def cluster_sums(runs: Sequence[Statistics]) -> NDArray[np.float64]:
     count = int(numbers.max()) + 1
     if count == len(numbers):
         return tables
-    sums = np.zeros((len(runs), count, tables.shape[2]))
-    np.add.at(sums, (slice(None), numbers), tables)
-    return sums
+    sums = np.zeros((count, len(runs), tables.shape[2]))
+    np.add.at(sums, numbers, tables.swapaxes(0, 1))
+    return sums.swapaxes(0, 1)
 
 
 @lru_cache(maxsize=16)

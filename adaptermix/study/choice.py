@@ -124,7 +124,8 @@ class Board:
         return hedged_interval(self._metric, self._join(values), n=sum(map(len, counts.values())))
 
     def _hedged(self, rows: Statistics) -> Values:
-        return draws(self._metric, [rows], self._seed, hedge="each")[0]
+        values: Values = draws(self._metric, [rows], self._seed, hedge="each")[0]
+        return values
 
     def languages(self, trial: Trial) -> dict[str, Score]:
         """Return a trial's score per language."""

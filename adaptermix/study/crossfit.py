@@ -112,9 +112,9 @@ def _units(table: Values) -> Values:
     clusters = table.shape[1]
     if clusters <= _UNITS:
         return table
-    sums = np.zeros((table.shape[0], _UNITS, table.shape[2]))
-    np.add.at(sums, (slice(None), np.arange(clusters) % _UNITS), table)
-    return sums
+    sums = np.zeros((_UNITS, table.shape[0], table.shape[2]))
+    np.add.at(sums, np.arange(clusters) % _UNITS, table.swapaxes(0, 1))
+    return sums.swapaxes(0, 1)
 
 
 def _draws(units: int, seed: int) -> Values:

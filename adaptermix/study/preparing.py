@@ -82,6 +82,14 @@ def _places(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...]:
     return (Override(), *found) if found and left else found
 
 
+def _idle(place: Override, later: Sequence[Override], plan: MergePlan) -> frozenset[int]:
+    """Return the numbers of the adapters that adapt no module of a place; where places overlap the later one counts."""
+    own = [name for name in plan.modules if place.covers(name) and not any(other.covers(name) for other in later)]
+    return frozenset(
+        number for number, source in enumerate(plan.sources) if own and not any(name in source.modules for name in own)
+    )
+
+
 def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
     count = len(plan.sources)
     vary = {name: read_parameter(name, text) for name, text in settings.vary.items()}
@@ -96,11 +104,13 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
             )
         merges = [candidate_of(Path(folder), plan) for folder in settings.candidates]
         return Listed([*(Candidate(weights=w, options=o) for w in weights for o in options), *merges])
+    places = _places(settings, plan)
     return Space(
         count=count,
         simplex=settings.space == "simplex",
         reach=(settings.bounds[0], settings.bounds[1]),
-        places=_places(settings, plan),
+        places=places,
+        idle=tuple(_idle(place, places[number + 1 :], plan) for number, place in enumerate(places)),
         knots=settings.curve or 1,
         options=vary,
     )

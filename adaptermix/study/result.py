@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class SearchResult:
         objective: What is made of the scores of the languages.
         rule: How the trial was chosen.
         out: The merged adapter's folder.
+        resamples: The objective of the chosen trial on the dev rows, then on resamples of them.
     """
 
     trials: list[Trial]
@@ -46,6 +47,7 @@ class SearchResult:
     objective: str
     rule: str
     out: Path
+    resamples: Sequence[float] = ()
 
     @property
     def chosen_score(self) -> Score:

@@ -358,6 +358,7 @@ def _result(
         objective=settings.objective,
         rule=settings.choose,
         out=Path(settings.out),
+        resamples=board.values(board.counts(chosen)).tolist(),
     )
 
 

@@ -95,7 +95,7 @@ def _counts(
     return count
 
 
-_SCORERS = {"mlqa": answer_tokens, "squad": squad_tokens}
+_SCORERS: dict[str, Callable[[str, str], list[str]]] = {"mlqa": answer_tokens, "squad": squad_tokens}
 
 
 class Qa:
