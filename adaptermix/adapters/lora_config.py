@@ -20,6 +20,7 @@ from ..errors import AdapterFormatError
 from .patterns import PatternMap, read_patterns
 from .reader import one_line
 from .state import INPUT_EMBEDDINGS, AdapterMeta, TargetSpec
+from .targets import written_targets
 
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_RANK = 2**20
@@ -226,6 +227,7 @@ def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
         layers=tuple(layers) if layers else None,
         layers_pattern=((pattern,) if isinstance(pattern, str) else pattern) or None,
         exclude=_strings(config.get("exclude_modules"), "exclude_modules", path) or None,
+        tied=_flag(config, "ensure_weight_tying", path),
     )
 
 
@@ -326,7 +328,7 @@ def dump_config(meta: AdapterMeta, ranks: Mapping[str, int], *, lora_bias: bool 
     common = Counter(sorted(ranks.values())).most_common(1)[0][0]
     # A path is a regular expression to PEFT, which matches the end of a path: dots are escaped, the start is anchored.
     others = {"^" + re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != common}
-    spec = meta.targets
+    spec = written_targets(meta, ranks)
     config = {
         "alpha_pattern": others,
         "base_model_name_or_path": meta.base,

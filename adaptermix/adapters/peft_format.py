@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from torch import Tensor
 from ..algebra import LowRank, all_finite
 from ..errors import AdapterFormatError
 from ..files import MANIFEST, sha256
-from .keys import Inventory, take_inventory
+from .keys import PREFIX, Inventory, plain_names, take_inventory
 from .lora_config import LoraSettings, read_config
-from .reader import WEIGHTS, StoredTensor, WeightsFile, one_line, open_weights
+from .reader import WEIGHTS, Renamed, StoredTensor, WeightsFile, one_line, open_weights
 from .state import LINEAR, AdapterMeta, AdapterState, Layout, beyond_linear
+from .targets import selecting
 
 CONFIG = "adapter_config.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -289,6 +290,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
+def _selecting(settings: LoraSettings, file: WeightsFile, inventory: Inventory) -> LoraSettings:
+    """Return settings that select every module of the file, or refuse them."""
+    stored = {module: next(iter(parts.values())) for module, parts in sorted(inventory.parts.items())}
+    if isinstance(file, Renamed):
+        stored = {module: file.stored(key) for module, key in stored.items()}
+    names = {module: key.removeprefix(PREFIX).partition(".lora_")[0] for module, key in stored.items()}
+    targets = selecting(settings.meta, names, file.path)
+    return replace(settings, meta=replace(settings.meta, targets=targets))
+
+
 def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
     """Open a PEFT LoRA folder and check its headers; no tensor is read.
 
@@ -310,12 +321,13 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
     if not (folder / CONFIG).is_file():
         raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.")
     settings = read_config(folder / CONFIG, _manifest(folder))
-    file = open_weights(folder, allow_pickle=allow_pickle)
+    file = plain_names(open_weights(folder, allow_pickle=allow_pickle))
     inventory = take_inventory(file, settings.meta)
+    modules = _modules(file, inventory, settings)
     return AdapterSource(
         path=folder,
-        settings=settings,
-        modules=_modules(file, inventory, settings),
+        settings=_selecting(settings, file, inventory),
+        modules=modules,
         file=file,
         parts=inventory.parts,
         saved_headers=inventory.saved,

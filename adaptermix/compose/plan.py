@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
+from ..adapters.paths import two_roots
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
 from ..head_forms import form_of
@@ -188,6 +189,18 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
                 f"adapters '{one.name}' and '{other.name}' must agree on fan_in_fan_out, and do not."
             )
     _check_modules(sources)
+    _check_roots(sources)
+
+
+def _check_roots(sources: Sequence[AdapterSource]) -> None:
+    """Refuse adapters whose modules no one class of the base model has: PEFT would load a part of them only."""
+    clash = two_roots(module for source in sources for module in source.modules)
+    if clash is not None:
+        owners = [next(source.name for source in sources if module in source.modules) for module in clash]
+        raise IncompatibleAdapters(
+            f"all modules must be those of one model class, and '{clash[0]}' ('{owners[0]}') and '{clash[1]}' "
+            f"('{owners[1]}') are of two, which cannot be matched. Save the adapters from one class of the base model."
+        )
 
 
 def _check_modules(sources: Sequence[AdapterSource]) -> None:
