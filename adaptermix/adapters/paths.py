@@ -160,24 +160,23 @@ def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def _moved_spec(source: AdapterSource, rename: Rename) -> TargetSpec:
-    """Return the target modules of an adapter whose paths change; suffixes could reach other parts of the new class."""
-    return TargetSpec(modules=tuple(sorted(map(rename, source.modules))))
-
-
 def _entry(name: str, rename: Rename) -> str:
     """Return an entry of `modules_to_save` or the like: a name stays, a path that is no longer one is renamed."""
     new = rename(name)
     return name if "." not in name or new.endswith(f".{name}") else new
 
 
-def _renamed(source: AdapterSource, rename: Rename, rename_whole: Rename | None = None) -> AdapterSource:
+def _renamed(
+    source: AdapterSource, rename: Rename, rename_whole: Rename | None = None, *, keeps_old: bool = False
+) -> AdapterSource:
     """Return an adapter with other paths; as it is where nothing changes or two modules would have one path.
 
     Args:
         source: The adapter.
         rename: New path of a module.
         rename_whole: New name of a whole tensor, without PEFT's prefix; default as a module.
+        keeps_old: Whether the target modules list the old paths too, so that PEFT can build the LoRA on the other class
+            and report the keys that it misses there.
     """
     whole = rename_whole or rename
     paths = {path: rename(path) for path in source.modules}
@@ -187,7 +186,8 @@ def _renamed(source: AdapterSource, rename: Rename, rename_whole: Rename | None 
         return source
     meta = replace(
         source.meta,
-        targets=_moved_spec(source, rename),
+        # Full paths, since a suffix could reach other parts of the new class.
+        targets=TargetSpec(modules=tuple(sorted({*paths.values(), *(paths if keeps_old else ())}))),
         saved_modules=tuple(_entry(name, whole) for name in source.meta.saved_modules),
         trainable_tokens={_entry(name, whole): ids for name, ids in source.meta.trainable_tokens.items()},
     )
@@ -199,6 +199,7 @@ def _renamed(source: AdapterSource, rename: Rename, rename_whole: Rename | None 
         parts={paths[path]: parts for path, parts in source.parts.items()},
         file=Renamed(source.file, kept | {new: old for old, new in saved.items()}),
         saved_headers={saved[key]: header for key, header in source.saved_headers.items()},
+        was_moved=True,
     )
 
 
@@ -219,7 +220,7 @@ def _swap(path: str, old: str, new: str) -> str:
 
 def _is_class_part(prefix: str) -> bool:
     """Whether a prefix is made of names that classes give to the model inside."""
-    return all(name in _INSIDE or name in _TEXT for name in prefix.split(".")[:-1])
+    return all(name in _CLASSES for name in prefix.split(".")[:-1])
 
 
 def _swap_into(paths: Collection[str], known: Collection[str]) -> tuple[str, str] | None:
@@ -316,4 +317,4 @@ def _in_one_text_class(sources: Sequence[AdapterSource]) -> list[AdapterSource]:
             return rest if chosen.startswith("model.") else f"{chosen.partition('.')[0]}.{rest}"
         return path
 
-    return [_renamed(source, rename) for source in sources]
+    return [_renamed(source, rename, keeps_old=True) for source in sources]

@@ -60,6 +60,7 @@ class AdapterSource:
         file: The file of its weights.
         parts: Name in the file of each part of each module.
         saved_headers: Dtype and shape of the tensors that are kept whole, by their name in the file.
+        was_moved: Whether its modules have other paths here than in the folder; its targets are listed by path then.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class AdapterSource:
     file: WeightsFile
     parts: Mapping[str, Mapping[str, str]]
     saved_headers: Mapping[str, StoredTensor] = field(default_factory=dict)
+    was_moved: bool = False
 
     @property
     def meta(self) -> AdapterMeta:

@@ -162,10 +162,11 @@ class MergePlan:
     def _targets(self) -> TargetSpec:
         """An input that covers every module lends its targets; otherwise they are listed by full path."""
         modules = self.modules
+        listed = {path for source in self.sources if source.was_moved for path in source.meta.targets.modules}
         for source in self.sources:
-            if len(source.modules) == len(modules):
+            if not listed and len(source.modules) == len(modules):
                 return source.meta.targets
-        return TargetSpec(modules=tuple(modules))
+        return TargetSpec(modules=tuple(sorted({*modules, *listed})))
 
 
 def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False) -> None:
