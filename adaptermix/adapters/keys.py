@@ -180,10 +180,14 @@ def _expected(name: str, meta: AdapterMeta) -> bool:
     if last == "bias" and meta.bias != "none":
         return True
     # PEFT stores a copy of an embedding or head that is adapted, or whose vocabulary was resized.
-    place = module.removesuffix(".base_layer").rsplit(".", 1)[-1]
-    if place in _EMBEDDINGS and last in ("weight", "bias"):
+    if is_embedding(module.removesuffix(".base_layer")) and last in ("weight", "bias"):
         return True
     return in_modules(name, (*meta.saved_modules, *_HEADS.get(meta.task_type or "", ())))
+
+
+def is_embedding(module: str) -> bool:
+    """Return whether a module is a table of embeddings or an output head, of which PEFT stores copies."""
+    return module.rpartition(".")[2] in _EMBEDDINGS
 
 
 def in_modules(name: str, modules: tuple[str, ...]) -> bool:

@@ -15,6 +15,7 @@ import torch
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapters
+from ..adapters.convert import without_copies
 from ..adapters.paths import fitted
 from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
 from ..errors import IncompatibleAdapters, PlanError, did_you_mean
@@ -328,10 +329,13 @@ def _merge_dense(
     overwrite: bool,
     watch: Watcher,
 ) -> MergeReport:
+    if plan.checkpoint is not None:
+        from ..checkpointing.adapters import untied, weight_names
+
+        base = untied(plan.checkpoint, plan)
+        plan = replace(plan, checkpoint=base, sources=tuple(without_copies(source, base) for source in plan.sources))
     check_dense(plan)
     if plan.checkpoint is not None:
-        from ..checkpointing.adapters import weight_names
-
         weight_names(plan, plan.checkpoint)
     if target is None:
         modules = {module: found.report for module, found in merged_modules(plan, device=device, watch=watch)}

@@ -136,11 +136,15 @@ class MergePlan:
             apart = ("warning: no module is adapted by two of the adapters: each acts alone, times its weight.",)
         if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
             return (*apart, "fully trained tensors are averaged by the size of the weights.")
-        return apart + tuple(
-            f"{len(source.saved_headers)} fully trained tensors of '{source.name}' replace those of the base whole: "
-            "weights do not apply to them."
+        # PEFT stores the weight under a LoRA as it was, so it is not trained.
+        trained = [
+            (source.name, sum(not key.endswith(".base_layer.weight") for key in source.saved_headers))
             for source in sources
-            if source.saved_headers
+        ]
+        return apart + tuple(
+            f"{count} fully trained tensors of '{name}' replace those of the base whole: weights do not apply to them."
+            for name, count in trained
+            if count
         )
 
     def meta(self) -> AdapterMeta:

@@ -143,7 +143,7 @@ def test_a_module_that_is_adapted_and_fully_trained_is_not_written(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of tied weights
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_an_adapter_of_tied_weights_stays_what_it_is(tmp_path: Path, target: str) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
