@@ -151,9 +151,14 @@ def _check_factor(path: Path, key: str, header: StoredTensor) -> None:
 
 
 def _check_shape(path: Path, key: str, shape: tuple[int, ...]) -> None:
-    if 0 in shape or len(shape) > MAX_AXES:
+    if 0 in shape:
         raise AdapterFormatError(
-            f"{path}: {key} must not be empty and have at most {MAX_AXES} axes, found shape {str(list(shape))[:80]}."
+            f"{path}: {key} must not be empty, found shape {str(list(shape))[:80]}. DeepSpeed ZeRO-3 leaves tensors "
+            "empty where they are saved without being gathered; save the adapter again with the parameters gathered."
+        )
+    if len(shape) > MAX_AXES:
+        raise AdapterFormatError(
+            f"{path}: {key} must have at most {MAX_AXES} axes, found shape {str(list(shape))[:80]}."
         )
 
 

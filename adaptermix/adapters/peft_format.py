@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from .targets import selecting
 
 CONFIG = "adapter_config.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +304,16 @@ def _selecting(settings: LoraSettings, file: WeightsFile, inventory: Inventory) 
     return replace(settings, meta=replace(settings.meta, targets=targets))
 
 
+def _below(folder: Path) -> str:
+    """Return a sentence on the adapters in the folders of a folder; empty where there are none."""
+    try:
+        found = sorted(path.name for path in folder.iterdir() if (path / CONFIG).is_file())
+    except OSError:
+        return ""
+    names = ", ".join(name[:80] for name in found[:5])
+    return f" Its folders hold adapters: {names}. Give one of these." if found else ""
+
+
 def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
     """Open a PEFT LoRA folder and check its headers; no tensor is read.
 
@@ -319,9 +331,16 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
     except OSError:  # a name that is too long
         found = False
     if not found:
-        raise AdapterFormatError(f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.")
+        fetch = (
+            f" Fetch an adapter of the Hub first: hf download {path} --local-dir FOLDER."
+            if _HUB_ID.fullmatch(str(path))
+            else ""
+        )
+        raise AdapterFormatError(
+            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.{fetch}"
+        )
     if not (folder / CONFIG).is_file():
-        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.")
+        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}")
     settings = read_config(folder / CONFIG, _manifest(folder))
     file = plain_names(open_weights(folder, allow_pickle=allow_pickle))
     inventory = take_inventory(file, settings.meta)

@@ -205,6 +205,16 @@ def open_weights(folder: Path, *, allow_pickle: bool) -> WeightsFile:
     """
     if (folder / WEIGHTS).is_file():
         return Safetensors(folder / WEIGHTS)
+    if (folder / f"{WEIGHTS}.index.json").is_file():
+        raise AdapterFormatError(
+            f"{folder} has its weights in several files with an index, which peft does not load either. Join them into "
+            f"one {WEIGHTS}."
+        )
+    if (folder / "adapters.safetensors").is_file():
+        raise AdapterFormatError(
+            f"an adapter folder must hold {WEIGHTS}, and {folder} holds adapters.safetensors, the form of MLX. Convert "
+            "it to a PEFT adapter."
+        )
     if not (folder / PICKLE).is_file():
         raise AdapterFormatError(f"an adapter folder must hold {WEIGHTS}, and {folder} does not.")
     if not allow_pickle:

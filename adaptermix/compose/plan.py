@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -24,6 +26,7 @@ from .weights import resolve_weights, split_weight
 __all__ = ["MergePlan", "check", "resolve_weights", "split_weight"]
 
 Fill = Literal["weight", "one"]
+_CACHED = re.compile(r"models--(?P<owner>[^/]+)--(?P<name>[^/]+)/snapshots/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +230,7 @@ def _check_modules(sources: Sequence[AdapterSource]) -> None:
 
 def _check_base(one: AdapterSource, other: AdapterSource) -> None:
     marks = one.meta.base_fingerprint, other.meta.base_fingerprint
-    if None not in marks:
-        same = marks[0] == marks[1]
-    else:
-        same = (one.meta.base, one.meta.revision) == (other.meta.base, other.meta.revision)
+    same = marks[0] == marks[1] if None not in marks else _base_key(one) == _base_key(other)
     if not same:
         raise IncompatibleAdapters(
             f"adapters '{one.name}' and '{other.name}' must come from one base model, found {_base(one)} and "
@@ -238,7 +238,22 @@ def _check_base(one: AdapterSource, other: AdapterSource) -> None:
         )
 
 
+def _base_key(source: AdapterSource) -> tuple[str | None, str | None]:
+    """Return what is equal for two spellings of one base model: a Hub id, its folder in the cache, a local folder."""
+    name, revision = source.meta.base, source.meta.revision
+    if name is None:
+        return None, revision
+    cached = _CACHED.search(name)
+    if cached is not None:
+        name = f"{cached['owner']}/{cached['name']}"
+    elif Path(name).is_dir():
+        return str(Path(name).resolve()), revision
+    return name.rstrip("/").casefold(), None if revision == "main" else revision
+
+
 def _base(source: AdapterSource) -> str:
+    if source.meta.base is None:
+        return "none named"
     revision = f"@{source.meta.revision}" if source.meta.revision else ""
     return f"'{source.meta.base}{revision}'"
 

@@ -155,7 +155,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "loftq": (setting(init_lora_weights="loftq"), ("init_lora_weights='loftq'",)),
     "bias-unknown": (setting(bias="some"), ("bias must be one of none, all, lora_only", "'some'")),
     "unknown-setting": (setting(use_mora=True), ("unknown setting 'use_mora'", "might change the delta")),
-    "unknown-object": (setting(corda_config={"rank": 4}), ("unknown setting 'corda_config'",)),
+    "unknown-object": (setting(some_new_config={"rank": 4}), ("unknown setting 'some_new_config'",)),
     # what is no LoRA
     "ia3": (setting(peft_type="IA3"), ("peft_type 'LORA'", "'IA3'")),
     "no-peft-type": (without("peft_type"), ("peft_type 'LORA'", "None")),
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "alpha-overflows": (raw_setting("lora_alpha", "1" + "0" * 400), ("lora_alpha must be a finite number",)),
     "alpha-bool": (setting(lora_alpha=True), ("lora_alpha must be a finite number", "True")),
     "alpha-string": (setting(lora_alpha="8"), ("lora_alpha must be a finite number", "'8'")),
-    "alpha-missing": (without("lora_alpha"), ("lora_alpha must be a finite number", "None")),
+    "alpha-null": (setting(lora_alpha=None), ("lora_alpha must be a finite number", "None")),
     "rslora-string": (setting(use_rslora="false"), ("use_rslora must be true or false", "'false'")),
     "fan-string": (setting(fan_in_fan_out="false"), ("fan_in_fan_out must be true or false", "'false'")),
     # patterns

@@ -18,7 +18,7 @@ from adaptermix import merge
 from adaptermix.adapters import AdapterMeta, AdapterState, TargetSpec, open_adapter, write_adapter
 from adaptermix.adapters.targets import Selection
 from adaptermix.algebra import LowRank
-from adaptermix.errors import AdapterFormatError, OutputError
+from adaptermix.errors import AdapterFormatError, IncompatibleAdapters, OutputError
 
 from ..factories import CONFIG, peft_noise, write_lora
 
@@ -175,3 +175,51 @@ def test_an_adapter_of_tied_weights_stays_what_it_is(tmp_path: Path, target: str
         again = PeftModel.from_pretrained(base(), tmp_path / "out").eval()
     assert float((logits(live) - logits(base())).abs().max()) > 0.1
     torch.testing.assert_close(logits(again), logits(live), rtol=0, atol=1e-5)
+
+
+def test_a_missing_alpha_is_the_one_that_peft_takes(tmp_path: Path) -> None:
+    write_lora(tmp_path, {Q[0]: (4, 4, 2)})
+    config = json.loads((tmp_path / CONFIG).read_text())
+    del config["lora_alpha"]
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert open_adapter(tmp_path).modules[Q[0]].scale == LoraConfig().lora_alpha / 2 == 4
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train/adapter_config.json": "{}", "checkpoint-500/adapter_config.json": "{}"},
+        {"adapter_config.json": '{"fine_tune_type": "lora"}', "adapters.safetensors": ""},
+        {"adapter_config.json": None, "adapter_model.safetensors.index.json": "{}"},
+    ],
+    ids=["below", "mlx", "shards"],
+)
+def test_folders_of_other_forms_are_named(tmp_path: Path, files: dict[str, str | None], request: Any) -> None:
+    write_lora(tmp_path / "a", {Q[0]: (4, 4, 2)})
+    for name, text in files.items():
+        (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "b" / name).write_text((tmp_path / "a" / name).read_text() if text is None else text)
+    words = {"below": "checkpoint-500, train. Give one", "mlx": "MLX adapter", "shards": "several files with an index"}
+    with pytest.raises(AdapterFormatError, match=words[request.node.callspec.id]):
+        open_adapter(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Qwen/Qwen2-7B", "qwen/qwen2-7b/", True),
+        ("Qwen/Qwen2-7B", "/x/hub/models--Qwen--Qwen2-7B/snapshots/0123abc", True),
+        ("Qwen/Qwen2-7B", "Qwen/Qwen2-8B", False),
+        ("Qwen/Qwen2-7B", None, False),
+        (None, None, True),
+    ],
+)
+def test_spellings_of_one_base_model(tmp_path: Path, one: str | None, other: str | None, same: bool) -> None:
+    write_lora(tmp_path / "a", {Q[0]: (4, 4, 2)}, base=one)
+    write_lora(tmp_path / "b", {Q[0]: (4, 4, 2)}, base=other)
+    if same:
+        assert merge([tmp_path / "a", tmp_path / "b"], weights=[1, 1]).residual == 0
+        return
+    found = f"'{other}'" if other else "none named"
+    with pytest.raises(IncompatibleAdapters, match=rf"must come from one base model, found '{one}' and {found}"):
+        merge([tmp_path / "a", tmp_path / "b"], weights=[1, 1])
