@@ -243,6 +243,18 @@ def _swap_into(paths: Collection[str], known: Collection[str]) -> tuple[str, str
     return found if votes[found] > len(known & set(paths)) else None
 
 
+def in_model(paths: Collection[str], modules: Iterable[str]) -> dict[str, str]:
+    """Return the path in a model of each module; its own where no change helps.
+
+    Args:
+        paths: Paths of modules, such as those that a checkpoint's files have.
+        modules: Paths of all modules of the model.
+    """
+    known = set(modules)
+    swap = None if known.issuperset(paths) else _swap_into(paths, known)
+    return {path: path if swap is None or path in known else _swap(path, *swap) for path in paths}
+
+
 def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
     """Return an adapter with the paths that a model has; as it is where they agree, or where no change helps.
 

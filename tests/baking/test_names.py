@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adaptermix import BakeSettings, bake, merge
+from adaptermix import BakeSettings, bake, extract, merge
 from adaptermix.errors import AdapterMixError
 
 from ..adapters.test_paths import save, seeing
@@ -47,6 +47,22 @@ def test_a_vision_language_model_takes_its_own_adapter(tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+
+
+def test_an_extracted_adapter_has_the_paths_of_the_class(tmp_path: Path) -> None:
+    from transformers import Gemma3ForConditionalGeneration as Model
+
+    seeing().save_pretrained(tmp_path / "base")
+    tuned = seeing()
+    with torch.no_grad():
+        for name, value in tuned.named_parameters():
+            if "language_model" in name and "q_proj" in name:
+                value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    tuned.save_pretrained(tmp_path / "tuned")
+    extract(tmp_path / "base", tmp_path / "tuned", out=tmp_path / "out", rank=32)
+    found = with_peft(Model.from_pretrained(tmp_path / "base"), tmp_path / "out").merge_and_unload().state_dict()
+    for name, value in tuned.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
 
 
 def llama(folder: Path, *, tied: bool) -> Any:
