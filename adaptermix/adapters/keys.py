@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,6 +193,17 @@ def _expected(name: str, meta: AdapterMeta) -> bool:
 def is_embedding(module: str) -> bool:
     """Return whether a module is a table of embeddings or an output head, of which PEFT stores copies."""
     return module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def lacks_head(task_type: str | None, saved: Iterable[str]) -> bool:
+    """Return whether PEFT adds a head for a task type whose tensors are not there, so that it could not load the rest.
+
+    Args:
+        task_type: PEFT's task type.
+        saved: Names in the file of the whole tensors.
+    """
+    heads = _HEADS.get(task_type or "", ())
+    return bool(heads) and not any(in_modules(key.removeprefix(PREFIX), heads) for key in saved)
 
 
 def in_modules(name: str, modules: tuple[str, ...]) -> bool:

@@ -22,13 +22,15 @@ from .state import TargetSpec
 Rename = Callable[[str], str]
 
 _ENCODERS = (
-    *("albert", "bert", "camembert", "convbert", "deberta", "electra", "ernie", "esm", "flaubert", "ibert", "layoutlm"),
+    *("albert", "bert", "camembert", "convbert", "ernie", "esm", "ibert", "layoutlm"),
     *("longformer", "luke", "mobilebert", "mpnet", "mra", "nezha", "new", "nystromformer", "rembert", "roberta"),
     *("roberta_prelayernorm", "roformer", "squeezebert", "xlm_roberta", "yoso"),
 )
 # What lies directly inside the model that a class with a head keeps under this name (its `base_model_prefix`).
 _INSIDE: dict[str, frozenset[str]] = {
     **dict.fromkeys(_ENCODERS, frozenset({"embeddings", "embeddings_project", "encoder", "pooler"})),
+    # Their classes with a head have a pooler outside.
+    **dict.fromkeys(("deberta", "electra"), frozenset({"embeddings", "embeddings_project", "encoder"})),
     "backbone": frozenset({"embeddings", "layers", "norm_f"}),
     "distilbert": frozenset({"embeddings", "transformer"}),
     "gpt_neox": frozenset({"embed_in", "final_layer_norm", "layers"}),
@@ -40,7 +42,17 @@ _INSIDE: dict[str, frozenset[str]] = {
     ),
 }
 _HEADS = frozenset(
-    {"classification_head", "classifier", "cls", "embed_out", "lm_head", "pre_classifier", "qa_outputs", "score"}
+    {
+        "classification_head",
+        "classifier",
+        "cls",
+        "embed_out",
+        "head",
+        "lm_head",
+        "pre_classifier",
+        "qa_outputs",
+        "score",
+    }
 )
 # Names that vision-language classes give their text part, and what lies in it.
 _TEXT = frozenset({"language_model", "text_model"})
@@ -145,7 +157,9 @@ def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
     firsts: dict[str, str] = {}
     lists: dict[str, dict[str, str]] = defaultdict(dict)
     for path in sorted(paths):
-        firsts.setdefault(path.partition(".")[0], path)
+        first, _, rest = path.partition(".")
+        if rest or first not in ("decoder", "encoder"):  # a single layer of this name is an output head
+            firsts.setdefault(first, path)
         found = _blocks(path)
         if found:
             stem, rest = _cut(found, _CLASSES)

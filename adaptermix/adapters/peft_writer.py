@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..algebra import LowRank, all_finite
 from ..errors import OutputError
-from .keys import PREFIX
+from .keys import PREFIX, lacks_head
 from .lora_config import dump_config
 from .paths import two_roots
 from .peft_format import CONFIG
@@ -158,4 +158,6 @@ def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = tor
     }
     stream_tensors(folder / WEIGHTS, headers, _tensors(makers, headers), {"format": "pt"})
     ranks = {module: update.rank for module, update in state.updates.items()}
-    (folder / CONFIG).write_bytes(dump_config(state.meta, ranks, lora_bias=bool(state.biases)))
+    # Without a task type PEFT loads the LoRA alone, on a model with a head or without.
+    meta = replace(state.meta, task_type=None) if lacks_head(state.meta.task_type, state.saved) else state.meta
+    (folder / CONFIG).write_bytes(dump_config(meta, ranks, lora_bias=bool(state.biases)))

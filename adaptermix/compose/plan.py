@@ -159,7 +159,8 @@ class MergePlan:
         return AdapterMeta(
             base=first.base,
             revision=first.revision,
-            task_type=_task_type(metas),
+            # PEFT wants the head of a task type, so an adapter whose head is left out does not name one.
+            task_type=_task_type([source.meta for source in keepers]),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
             dora=self.gives_dora,

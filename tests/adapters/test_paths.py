@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,22 @@ def replaced(name: str, settings: dict[str, Any]) -> bool:
     return name.endswith("bias") or f"{saved}." in name or tokens
 
 
+def test_an_adapter_whose_head_is_left_out_is_loaded_by_peft(tmp_path: Path) -> None:
+    inner = save(inner_model("bert"), tmp_path / "inner", seed=1, target_modules=["query"])
+    outer = save(head_model("bert"), tmp_path / "outer", seed=2, target_modules=["query"], task_type="SEQ_CLS")
+    merge([outer, inner], weights=[0.0, 0.5], out=tmp_path / "out")
+    assert_sums(head_model("bert"), tmp_path / "out", [(0.5, under("bert", loaded(inner_model("bert"), inner)[0]))])
+
+
+def test_a_task_type_without_its_head_is_not_written(tmp_path: Path) -> None:
+    save(head_model("bert"), tmp_path / "one", seed=1, target_modules=["query"])
+    state = open_adapter(tmp_path / "one").read()
+    (tmp_path / "out").mkdir()
+    write_adapter(tmp_path / "out", replace(state, meta=replace(state.meta, task_type="SEQ_CLS")))
+    added, _ = loaded(head_model("bert"), tmp_path / "one")
+    assert_sums(head_model("bert"), tmp_path / "out", [(1.0, added)])
+
+
 def test_three_adapters_with_three_prefixes(tmp_path: Path) -> None:
     names = ["encoder.layer.0.a", "bert.encoder.layer.0.b", "model.bert.encoder.layer.1.c"]
     for number, path in enumerate(names):
@@ -291,6 +308,9 @@ def test_a_text_class_and_a_vision_language_class(tmp_path: Path, targets: list[
         (["encoder.block.0.q", "decoder.block.0.q", "lm_head"], False),
         (["model.layers.0.q", "model.vision_tower.encoder.layers.0.q", "lm_head"], False),
         (["embeddings.word_embeddings", "transformer.layer.0.q"], False),
+        (["deberta.encoder.layer.0.q", "pooler.dense", "classifier"], False),
+        (["model.layers.0.q", "head.dense", "decoder"], False),
+        (["bert.encoder.layer.0.q", "bert.pooler.dense", "cls.predictions.decoder"], False),
         (["text_model.encoder.layers.0.q", "vision_model.encoder.layers.0.q"], False),
     ],
 )
