@@ -6,7 +6,7 @@ PEFT builds a LoRA on the modules that the settings select, and ignores tensors 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,8 @@ class Selection:
 
     def __init__(self, spec: TargetSpec, saved: Iterable[str] = ()) -> None:
         self._spec, self._saved = spec, tuple(saved)
+        self._names = frozenset(() if isinstance(spec.modules, str) else spec.modules)
+        self._left_out = frozenset(() if isinstance(spec.exclude, str) else spec.exclude or ())
 
     @property
     def is_known(self) -> bool:
@@ -68,13 +70,12 @@ class Selection:
         wanted = self._spec.modules
         if isinstance(wanted, str):
             return wanted.lower() in _EVERY or self._matches is None or self._matches(module)
-        return module in wanted or (_ends_with(module, wanted) and self._is_in_layers(module))
+        return module in self._names or (_ends_with(module, self._names) and self._is_in_layers(module))
 
     def _is_excluded(self, module: str) -> bool:
-        names = self._spec.exclude
-        if isinstance(names, str):
+        if isinstance(self._spec.exclude, str):
             return self._excludes is not None and self._excludes(module)
-        return bool(names) and _ends_with(module, names or ())
+        return _ends_with(module, self._left_out)
 
     def _is_in_layers(self, module: str) -> bool:
         if not self._spec.layers or self._has_regular_layers:
@@ -87,8 +88,15 @@ class Selection:
         return found is not None and int(found["index"]) in self._spec.layers
 
 
-def _ends_with(module: str, names: Iterable[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def _ends_with(module: str, names: Collection[str]) -> bool:
+    """Return whether a path is one of some names or ends in one after a dot; adapters may name thousands."""
+    start = 0
+    while True:
+        if module[start:] in names:
+            return True
+        start = module.find(".", start) + 1
+        if not start:
+            return False
 
 
 def unreached(meta: AdapterMeta, modules: Iterable[str]) -> list[str]:
