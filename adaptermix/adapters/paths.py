@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,7 +222,7 @@ def _under(prefix: str) -> Rename:
     return lambda path: path if path.partition(".")[0] in _HEADS else prefix + path
 
 
-def _without_data_parallel(source: AdapterSource, known: Collection[str]) -> AdapterSource:
+def _without_data_parallel(source: AdapterSource, known: Set[str]) -> AdapterSource:
     """Return an adapter without `module` inside its paths where others have the same paths without it."""
     plain = _renamed(source, lambda path: path.replace(".module.", "."))
     return plain if plain is not source and known & plain.modules.keys() > known & source.modules.keys() else source
@@ -254,7 +254,7 @@ def _swap_into(paths: Collection[str], known: Collection[str]) -> tuple[str, str
     if not votes:
         return None
     found = max(votes, key=lambda swap: (votes[swap], bool(_TEXT & set(swap[1].split("."))), -len("".join(swap)), swap))
-    return found if votes[found] > len(known & set(paths)) else None
+    return found if votes[found] > len(set(paths).intersection(known)) else None
 
 
 def in_model(paths: Collection[str], modules: Iterable[str]) -> dict[str, str]:
@@ -309,8 +309,8 @@ def aligned(sources: Sequence[AdapterSource]) -> tuple[AdapterSource, ...]:
     """
     found = list(sources)
     for at, source in enumerate(found):
-        others = set().union(*(other.modules for place, other in enumerate(found) if place != at))
-        found[at] = _without_data_parallel(source, others)
+        paths = {path for place, other in enumerate(found) if place != at for path in other.modules}
+        found[at] = _without_data_parallel(source, paths)
     found = _in_one_text_class(found)
     for _ in found:
         for at, source in enumerate(found):

@@ -137,6 +137,11 @@ class MergePlan:
         apart: tuple[str, ...] = ()
         if len(self.sources) > 1 and not any(sum(m in s.modules for s in self.sources) > 1 for m in self.modules):
             apart = ("warning: no module is adapted by two of the adapters: each acts alone, times its weight.",)
+        apart += tuple(
+            f"modules of '{source.name}' get the paths of the vision-language class, so load the merge with that class."
+            for source in self.sources
+            if source.was_moved and len(source.meta.targets.modules) > len(source.modules)
+        )
         if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
             return (*apart, "fully trained tensors are averaged by the size of the weights.")
         # PEFT stores the weight under a LoRA as it was, so it is not trained.
