@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import AdapterFormatError
 from .keys import PREFIX, TOKENS
 from .peft_format import AdapterSource, open_adapter
 from .reader import Renamed
@@ -172,6 +173,22 @@ def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
             one, other, *_ = stems.values()
             return one, other
     return None
+
+
+def check_stored_names(source: AdapterSource) -> None:
+    """Refuse an adapter folder of which PEFT alone would load a part only, though it can be read and merged here.
+
+    Raises:
+        AdapterFormatError: names of wrapper modules are stored with it, or modules are of two model classes.
+    """
+    clash = two_roots(source.modules)
+    if isinstance(source.file, Renamed) or clash is not None:
+        what = f"are of two model classes ('{clash[0]}', '{clash[1]}')" if clash else "have names of wrapper modules"
+        rewrite = f" Rewrite it: adaptermix merge {source.path} --weights 1 --out NEW." if clash is None else ""
+        raise AdapterFormatError(
+            f"{source.path} must have the tensor names that PEFT gives, and its tensors {what}, so PEFT would not load "
+            f"all of it.{rewrite}"
+        )
 
 
 def _entry(name: str, rename: Rename) -> str:
