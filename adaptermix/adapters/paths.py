@@ -23,9 +23,10 @@ from .state import TargetSpec
 Rename = Callable[[str], str]
 
 _ENCODERS = (
-    *("albert", "bert", "camembert", "convbert", "ernie", "esm", "ibert", "layoutlm"),
-    *("longformer", "luke", "mobilebert", "mpnet", "mra", "nezha", "new", "nystromformer", "rembert", "roberta"),
-    *("roberta_prelayernorm", "roformer", "squeezebert", "xlm_roberta", "yoso"),
+    *("albert", "bert", "bros", "camembert", "canine", "convbert", "data2vec_text", "ernie", "esm", "fnet", "gte"),
+    *("ibert", "layoutlm", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mobilebert", "mpnet", "mra"),
+    *("new", "nezha", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta_prelayernorm", "roc_bert"),
+    *("roformer", "splinter", "squeezebert", "tapas", "xlm_roberta", "yoso"),
 )
 # What lies directly inside the model that a class with a head keeps under this name (its `base_model_prefix`).
 _INSIDE: dict[str, frozenset[str]] = {
@@ -159,7 +160,8 @@ def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
     lists: dict[str, dict[str, str]] = defaultdict(dict)
     for path in sorted(paths):
         first, _, rest = path.partition(".")
-        if rest or first not in ("decoder", "encoder"):  # a single layer of this name is an output head
+        # A single layer of these names is an output head.
+        if first not in ("decoder", "encoder") or rest not in ("", "bias", "weight"):
             firsts.setdefault(first, path)
         found = _blocks(path)
         if found:
