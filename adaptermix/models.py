@@ -176,6 +176,22 @@ def model_kind(reference: str) -> Kind:
     return _kind(config, reference)
 
 
+def class_modules(folder: Path) -> list[str]:
+    """Return the paths of all modules of the class that a model folder's config names; none where it is not known.
+
+    Files of a checkpoint may have other names, which transformers converts when it loads them.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        made: Any = getattr(transformers, str((config.architectures or [""])[0]))
+        with torch.device("meta"):
+            return [name for name, _ in made(config).named_modules()]
+    except Exception:  # a class of another release, or of the model's own code
+        return []
+
+
 def unreachable(reference: str, error: Exception, what: str = "base model") -> ModelError:
     """Return why a model is not there, for a person."""
     if reference.startswith((".", "/", "~")) and not Path(reference).is_dir():

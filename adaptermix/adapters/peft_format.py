@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from torch import Tensor
 from ..algebra import LowRank, all_finite
 from ..errors import AdapterFormatError
 from ..files import MANIFEST, sha256
-from .keys import Inventory, take_inventory
+from .keys import PREFIX, Inventory, plain_names, take_inventory
 from .lora_config import LoraSettings, read_config
-from .reader import WEIGHTS, StoredTensor, WeightsFile, one_line, open_weights
+from .reader import WEIGHTS, Renamed, StoredTensor, WeightsFile, one_line, open_weights
 from .state import LINEAR, AdapterMeta, AdapterState, Layout, beyond_linear
+from .targets import selecting
 
 CONFIG = "adapter_config.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class AdapterSource:
         file: The file of its weights.
         parts: Name in the file of each part of each module.
         saved_headers: Dtype and shape of the tensors that are kept whole, by their name in the file.
+        was_moved: Whether its modules have other paths here than in the folder; its targets are listed by path then.
     """
 
     path: Path
@@ -67,6 +71,7 @@ class AdapterSource:
     file: WeightsFile
     parts: Mapping[str, Mapping[str, str]]
     saved_headers: Mapping[str, StoredTensor] = field(default_factory=dict)
+    was_moved: bool = False
 
     @property
     def meta(self) -> AdapterMeta:
@@ -289,6 +294,26 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
+def _selecting(settings: LoraSettings, file: WeightsFile, inventory: Inventory) -> LoraSettings:
+    """Return settings that select every module of the file, or refuse them."""
+    stored = {module: next(iter(parts.values())) for module, parts in sorted(inventory.parts.items())}
+    if isinstance(file, Renamed):
+        stored = {module: file.stored(key) for module, key in stored.items()}
+    names = {module: key.removeprefix(PREFIX).partition(".lora_")[0] for module, key in stored.items()}
+    targets = selecting(settings.meta, names, file.path)
+    return replace(settings, meta=replace(settings.meta, targets=targets))
+
+
+def _below(folder: Path) -> str:
+    """Return a sentence on the adapters in the folders of a folder; empty where there are none."""
+    try:
+        found = sorted(path.name for path in folder.iterdir() if (path / CONFIG).is_file())
+    except OSError:
+        return ""
+    names = ", ".join(name[:80] for name in found[:5])
+    return f" Its folders hold adapters: {names}. Give one of these." if found else ""
+
+
 def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
     """Open a PEFT LoRA folder and check its headers; no tensor is read.
 
@@ -306,16 +331,24 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
     except OSError:  # a name that is too long
         found = False
     if not found:
-        raise AdapterFormatError(f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.")
+        fetch = (
+            f" Fetch an adapter of the Hub first: hf download {path} --local-dir FOLDER."
+            if _HUB_ID.fullmatch(str(path))
+            else ""
+        )
+        raise AdapterFormatError(
+            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.{fetch}"
+        )
     if not (folder / CONFIG).is_file():
-        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.")
+        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}")
     settings = read_config(folder / CONFIG, _manifest(folder))
-    file = open_weights(folder, allow_pickle=allow_pickle)
+    file = plain_names(open_weights(folder, allow_pickle=allow_pickle))
     inventory = take_inventory(file, settings.meta)
+    modules = _modules(file, inventory, settings)
     return AdapterSource(
         path=folder,
-        settings=settings,
-        modules=_modules(file, inventory, settings),
+        settings=_selecting(settings, file, inventory),
+        modules=modules,
         file=file,
         parts=inventory.parts,
         saved_headers=inventory.saved,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from ..algebra import LowRank, all_finite
 from ..errors import OutputError
-from .keys import PREFIX
+from .keys import PREFIX, lacks_head
 from .lora_config import dump_config
+from .paths import two_roots
 from .peft_format import CONFIG
 from .reader import WEIGHTS
 from .state import LINEAR, AdapterState, Layout
+from .targets import unreached, written_targets
 from .writer import Headers, file_order, stream_tensors
 
 Makers = dict[str, tuple[tuple[int, ...], torch.dtype, Callable[[], Tensor]]]
@@ -75,6 +78,22 @@ def _vectors(state: AdapterState, dtype: torch.dtype) -> Makers:
     return found
 
 
+def _check_loads(state: AdapterState) -> None:
+    """Refuse an adapter of which PEFT would load a part only: module paths of two classes, or modules left out."""
+    clash = two_roots([*state.updates, *(key.removeprefix(PREFIX) for key in state.saved)])
+    if clash is not None:
+        raise OutputError(
+            f"all modules of an adapter must be those of one model class, and '{clash[0]}' and '{clash[1]}' are of "
+            "two. Save the adapters that it is made from with one class of the base model."
+        )
+    left_out = unreached(replace(state.meta, targets=written_targets(state.meta, state.updates)), state.updates)
+    if left_out:
+        raise OutputError(
+            f"module '{left_out[0]}' has a LoRA, so it must not belong to the fully trained modules "
+            f"({', '.join(state.meta.saved_modules)}), which PEFT never adapts. Leave one of the adapters out."
+        )
+
+
 def _check(state: AdapterState) -> None:
     if state.meta.initial is not None:
         raise OutputError(
@@ -128,6 +147,7 @@ def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = tor
             delta; a combination that PEFT cannot load.
     """
     _check(state)
+    _check_loads(state)
     makers: Makers = {}
     for module, update in state.updates.items():
         makers |= _factors(module, update, state.layouts.get(module, LINEAR), dtype)
@@ -138,4 +158,6 @@ def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = tor
     }
     stream_tensors(folder / WEIGHTS, headers, _tensors(makers, headers), {"format": "pt"})
     ranks = {module: update.rank for module, update in state.updates.items()}
-    (folder / CONFIG).write_bytes(dump_config(state.meta, ranks, lora_bias=bool(state.biases)))
+    # Without a task type PEFT loads the LoRA alone, on a model with a head or without.
+    meta = replace(state.meta, task_type=None) if lacks_head(state.meta.task_type, state.saved) else state.meta
+    (folder / CONFIG).write_bytes(dump_config(meta, ranks, lora_bias=bool(state.biases)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import manifest
 from ..adapters import AdapterMeta, AdapterState, Layout, TargetSpec
+from ..adapters.paths import in_model
 from ..algebra import Dense, LowRank, least_rank
 from ..algebra.lowrank import balanced
 from ..algebra.randomised import decompose_exactly, frobenius
@@ -22,7 +23,7 @@ from ..checkpoints import Checkpoint
 from ..compose.forms import Shape
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output
-from ..models import pick_device, split_revision
+from ..models import class_modules, pick_device, split_revision
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from .reading import FLOATS, base_entry, check_shapes, config_of, difference, input_entry, open_model, task_type
@@ -253,7 +254,6 @@ def extract(
         targets=_targets(updates, first),
         fan_in_fan_out=transposed,
     )
-    layouts = {path: Layout(kind="embedding") for path in updates if _is_table(path)}
     settings = {"rank": rank, "keep": keep if rank == "auto" else None, "exact": exact, "dtype": dtype}
     plan = {**settings, "modules": list(modules) or None, "max_residual": max_residual}
     document = manifest.manifest(
@@ -263,9 +263,20 @@ def extract(
         inputs=[input_entry(tuned, second, 1.0, watch=watch)],
         fidelity=report.fidelity(),
     )
-    state = AdapterState(meta=meta, updates=updates, layouts=layouts)
-    write_output(folder, state, document, dtype=DTYPES[dtype], overwrite=overwrite)
+    write_output(folder, _named(meta, updates, first), document, dtype=DTYPES[dtype], overwrite=overwrite)
     return report
+
+
+def _named(meta: AdapterMeta, updates: Mapping[str, LowRank], base: Checkpoint) -> AdapterState:
+    """Return the adapter with the paths of the class that PEFT adapts, where the base's files have other names."""
+    names = in_model(updates, class_modules(base.path))
+    if any(old != new for old, new in names.items()):
+        meta = replace(meta, targets=TargetSpec(modules=tuple(sorted(names.values()))))
+    return AdapterState(
+        meta=meta,
+        updates={names[path]: update for path, update in updates.items()},
+        layouts={names[path]: Layout(kind="embedding") for path in updates if _is_table(path)},
+    )
 
 
 def _check_numbers(rank: Any, keep: float, dtype: str, max_residual: float | None) -> None:

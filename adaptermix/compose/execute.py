@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adapters import LINEAR, AdapterSource, AdapterState
 from ..adapters.convert import base_weight, dora_delta, dora_row_norms, load_delta, merge_dora
+from ..adapters.paths import in_model
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, norm, sign_conflict
 from ..checkpoints import Checkpoint
 from ..errors import PlanError
@@ -110,13 +111,15 @@ def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, 
     found = []
     for place in inputs.places:
         file = plan.statistics[place]
-        if module not in file.tensors or file.tensors[module].shape != wanted:
-            got = list(file.tensors[module].shape) if module in file.tensors else "nothing"
+        # A statistics file has the paths of the class that its adapter was trained in.
+        name = module if module in file.tensors else in_model([module], file.tensors)[module]
+        if name not in file.tensors or file.tensors[name].shape != wanted:
+            got = list(file.tensors[name].shape) if name in file.tensors else "nothing"
             raise PlanError(
                 f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
                 f"{_path(file)}, found {got}."
             )
-        tensor = file.load(module)
+        tensor = file.load(name)
         if not (tensor.is_floating_point() and all_finite(tensor)):
             raise PlanError(f"statistics must be finite floats, and '{module}' in {_path(file)} holds others.")
         found.append(tensor)

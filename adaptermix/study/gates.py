@@ -300,6 +300,7 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
         settings.adapters,
         weights=gates.mean,
         places=gates.places(),
+        model_modules=[name for name, _ in base.model.named_modules()],
         learned=asked.entries(gates, base, settings),
         watch=watch,
         **given,

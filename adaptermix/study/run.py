@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import manifest
 from ..adapters import open_adapter
+from ..adapters.paths import fitted
 from ..compose.execute import execute
 from ..compose.forms import Shape
 from ..compose.report import MergeReport
@@ -126,6 +127,10 @@ def search_with(
 ) -> SearchResult:
     """Search with a loaded model: the adapters are attached once, and a trial only sets their weights."""
     folder = partial_path(Path(settings.out).absolute())
+    # What is written has the paths of the model that scored it.
+    names = [name for name, _ in base.model.named_modules()]
+    sources = tuple(fitted(source, names) for source in prepared.sources)
+    prepared = replace(prepared, template=replace(prepared.template, sources=sources))
     for note in prepared.notes:
         watch.note(note)
     with held(folder, Path(settings.out)):
