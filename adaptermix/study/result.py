@@ -31,6 +31,8 @@ class SearchResult:
         objective: What is made of the scores of the languages.
         rule: How the trial was chosen.
         out: The merged adapter's folder.
+        rank: Rank of the merged adapter, the largest of a compact one; None before it is merged.
+        bytes: Size of its weights file.
     """
 
     trials: list[Trial]
@@ -46,6 +48,8 @@ class SearchResult:
     objective: str
     rule: str
     out: Path
+    rank: int | None = None
+    bytes: int | None = None
 
     @property
     def chosen_score(self) -> Score:
@@ -76,6 +80,8 @@ class SearchResult:
             "objective": self.objective,
             "rule": self.rule,
             "out": str(self.out),
+            "rank": self.rank,
+            "bytes": self.bytes,
         }
 
     def sentence(self) -> str:
