@@ -24,11 +24,11 @@ def check_residual(plan: MergePlan, report: MergeReport, limit: float) -> None:
     Raises:
         PlanError: it has.
     """
-    if report.residual <= limit:
+    if report.residual <= limit or limit == 1:
         return
     worst = max(report.modules, key=lambda module: report.modules[module].residual)
     found = report.modules[worst]
-    accept = f"or accept it with --max-residual {math.ceil(report.residual * 100) / 100:.2f}"
+    accept = f"or accept it with --max-residual {min(1.0, math.ceil(report.residual * 100) / 100):.2f}"
     if report.rounding > 0.5 * report.residual:
         raise PlanError(
             f"rounding to {report.plan['dtype'] if report.plan else 'the dtype'} may lose at most {limit:.0%} of the "
