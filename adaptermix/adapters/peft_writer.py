@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..algebra import LowRank, all_finite
-from ..algebra.storage import scaled, to_half
+from ..algebra.storage import scaled, to_storage
 from ..errors import OutputError
 from .keys import PREFIX
 from .lora_config import dump_config
@@ -36,7 +36,7 @@ class _Halves:
             self._last = None  # before the next one is made
             found = LowRank(b=update.b, a=update.a, scale=update.scale)
             if found.scale != 1 or {found.a.dtype, found.b.dtype} != {self._dtype}:
-                found, _ = to_half(found, self._dtype)
+                found, _ = to_storage(found, self._dtype)
             self._last = module, found
         return self._last[1]
 

@@ -1,4 +1,4 @@
-"""Factors in 16-bit dtypes, rounded so that their product loses little, with the loss measured."""
+"""Factors in their storage dtype, rounded so that their product loses little, with the loss measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from .geometry import norm
 from .lowrank import balanced, decompose, working_dtype
 from .updates import LowRank, all_finite
 
+_CANCELLED = 100.0
+"""Rank-one terms that are so many times as long as their sum have lost two digits in it."""
+
 
 def scaled(a: Float[Tensor, "r in"], scale: float) -> Float[Tensor, "r in"]:
     """Return a factor times a scale, in float32 or wider."""
@@ -20,8 +23,21 @@ def scaled(a: Float[Tensor, "r in"], scale: float) -> Float[Tensor, "r in"]:
     return wide if scale == 1 else scale * wide
 
 
-def to_half(update: LowRank, dtype: torch.dtype) -> tuple[LowRank, float]:
-    r"""Return an update with factors in a 16-bit dtype, and the Frobenius norm of what the rounding changes.
+def cancels(update: LowRank, length: float) -> bool:
+    r"""Return whether rounding the factors to float32 changes the product by more than about 1e-5 of its norm.
+
+    Rounding $b_i a_i^T$ costs about $\epsilon \|b_i\| \|a_i\|$ per rank.
+
+    Args:
+        update: The update.
+        length: Its Frobenius norm.
+    """
+    terms = torch.linalg.vector_norm(update.b, dim=0) * torch.linalg.vector_norm(update.a, dim=1)
+    return abs(update.scale) * float(torch.linalg.vector_norm(terms)) > _CANCELLED * length
+
+
+def to_storage(update: LowRank, dtype: torch.dtype) -> tuple[LowRank, float]:
+    r"""Return an update with factors in a storage dtype, and the Frobenius norm of what the rounding changes.
 
     The factors are rounded as they are if this costs no more than rounding costs anywhere. Factors that are long and
     whose product is short (a difference of two adapters, PiSSA less its start) would lose far more: these are replaced
@@ -29,7 +45,7 @@ def to_half(update: LowRank, dtype: torch.dtype) -> tuple[LowRank, float]:
 
     Args:
         update: The update, in float32 or float64.
-        dtype: `torch.bfloat16` or `torch.float16`.
+        dtype: The storage dtype, of 16 bits, or `torch.float32` for an update in float64.
 
     Shapes: [out in] of rank r in and out, scale 1.
 

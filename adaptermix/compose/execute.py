@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from ..adapters import LINEAR, AdapterSource, AdapterState
 from ..adapters.convert import base_weight, dora_delta, dora_row_norms, load_delta, merge_dora
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, norm, sign_conflict
+from ..algebra.storage import cancels
 from ..checkpoints import Checkpoint
 from ..errors import PlanError
 from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
@@ -248,6 +249,10 @@ def merge_module(
             f"{', '.join(f'{update.scale:g}' for update in inputs.updates)}. "
             "Choose smaller weights, or check the adapters' lora_alpha."
         )
+    if plan.shape.dtype is None and plan.method.is_linear and isinstance(merged, LowRank) and cancels(merged, length):
+        # The rounding of float32 factors would show in what is left: once more, in float64.
+        careful = replace(plan, shape=replace(plan.shape, dtype=torch.float32))
+        return merge_module(careful, module, method=method, device=device)
     formed = _shaped(plan, inputs, merged)
     formed = plan.shape.rounded(formed, module, length)
     if magnitude is not None and isinstance(merged, LowRank):

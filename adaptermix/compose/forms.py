@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..algebra import Dense, LowRank, Update, least_rank, singular_values, truncate
 from ..algebra.lowrank import balanced, decompose, lost_share, working_dtype
-from ..algebra.storage import to_half
+from ..algebra.storage import to_storage
 from ..algebra.subspaces import numerical_rank
 from ..errors import OutputError, PlanError
 
@@ -49,7 +49,7 @@ class Shape:
             "lowrank" where a rank is given or the method's result is dense, else "concat".
         rank: Rank of "lowrank", or "auto" for the least that keeps `keep`.
         keep: Share of the squared norm of each module that an automatic rank keeps.
-        dtype: 16-bit dtype that factors are rounded to; None leaves them in the dtype of the arithmetic.
+        dtype: Dtype that factors are rounded to, with care for their product; None leaves them as the arithmetic is.
 
     Raises:
         PlanError: the parts contradict each other.
@@ -103,7 +103,7 @@ class Shape:
         return _cut(update, rank, self.keep)
 
     def rounded(self, formed: Formed, module: str, length: float) -> Formed:
-        """Round factors to the 16-bit dtype, if there is one, and count what that loses.
+        """Round factors to the storage dtype, if there is one, and count what that loses.
 
         Args:
             formed: The result of `apply`.
@@ -115,7 +115,7 @@ class Shape:
         """
         if self.dtype is None or not isinstance(formed.update, LowRank):
             return formed
-        update, lost = to_half(formed.update, self.dtype)
+        update, lost = to_storage(formed.update, self.dtype)
         if math.isinf(lost):
             name = str(self.dtype).removeprefix("torch.")
             raise OutputError(

@@ -1,4 +1,4 @@
-"""What 16 bits cost is little, is what the files have lost, and is in the report; nothing infinite is written."""
+"""What storage costs is little, is what the files have lost, and is in the report; nothing infinite is written."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ from ..loaders import check_one_meaning, deltas_by, distance
 
 Q, V = "layers.0.q", "layers.0.v"
 HALVES = ["bfloat16", "float16"]
+DTYPES = ["float32", *HALVES]
 OUT, INTO, RANK = 48, 40, 4
 
 
 def bound(dtype: str) -> float:
-    """Half a unit in the last place: rounding two well-conditioned factors loses less of their product."""
-    return torch.finfo(getattr(torch, dtype)).eps / 2
+    """Half a unit in the last place: rounding two well-conditioned factors loses less of their product.
+
+    In float32 factors that cancel little are left as they are.
+    """
+    return torch.finfo(getattr(torch, dtype)).eps / 2 if dtype in HALVES else 1e-5
 
 
 def write(folder: Path, a: Tensor, b: Tensor, *, alpha: float = float(RANK), module: str = Q) -> Tensor:
@@ -57,12 +61,13 @@ def check(out: Path, expected: Tensor, report: Any, dtype: str, module: str = Q)
     """Check that what was written lost no more than well-conditioned factors lose, and that the report says what."""
     lost = float((check_one_meaning(out)[module] - expected).norm() / expected.norm())
     assert lost < bound(dtype)
-    assert report.modules[module].residual == pytest.approx(lost, rel=1e-2)
-    assert report.residual == report.rounding == pytest.approx(lost, rel=1e-2)
+    near = pytest.approx(lost, rel=1e-2, abs=0 if dtype in HALVES else 1e-6)
+    assert report.modules[module].residual == near
+    assert report.residual == report.rounding == near
     assert json.loads((out / "adaptermix.json").read_text())["fidelity"]["residual"] == report.residual
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", DTYPES)
 class TestFactorsThatCancel:
     @pytest.mark.parametrize("form", [{}, {"form": "lowrank", "rank": 64}, {"rank": "auto", "keep": 1.0}], ids=str)
     @pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-4])
