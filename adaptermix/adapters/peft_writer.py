@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .writer import Headers, file_order, file_size, stream_tensors
 
 Makers = dict[str, tuple[tuple[int, ...], torch.dtype, Callable[[], Tensor]]]
 METADATA = {"format": "pt"}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 class _Halves:
@@ -128,7 +130,8 @@ def _owner(name: str) -> str:
 def _ranks(state: AdapterState, *, compact: bool) -> dict[str, int]:
     """Return the rank that each module has in the file."""
     own = {module: update.rank for module, update in state.updates.items()}
-    return own if compact else dict.fromkeys(own, max(own.values()))
+    # PEFT joins the experts of a layer into one module, whose rank it takes from `r`.
+    return {m: rank if compact and not _EXPERT.search(m) else max(own.values()) for m, rank in own.items()}
 
 
 def _makers(state: AdapterState, dtype: torch.dtype, *, compact: bool) -> Makers:
@@ -164,7 +167,7 @@ def write_adapter(
         state: The adapter. Modules without a bias get one of zeros where others have one, as PEFT has them on all or
             none.
         dtype: Storage dtype of factors and biases; magnitudes are float32 or wider, tensors kept whole keep theirs.
-        compact: Keep each module's own rank, in `rank_pattern` and `alpha_pattern`.
+        compact: Keep each module's own rank, in `rank_pattern` and `alpha_pattern`, but for experts.
 
     Raises:
         OutputError: a factor overflows the storage dtype; magnitudes for some modules only; factors that are not the

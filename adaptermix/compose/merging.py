@@ -20,7 +20,7 @@ from ..files import check_not_input, check_output, whole_folder
 from ..fingerprints import fingerprint
 from ..methods.base import build
 from ..models import pick_device
-from ..output import OutputForm, OutputSize, output_size, size_notes, weight_bytes, write_output
+from ..output import OutputForm, output_size, weight_bytes, write_output
 from ..progress import SILENT, Watcher
 from ..publish.card import card
 from ..threads import torch_threads
@@ -30,6 +30,7 @@ from .forms import KEEP, Form, Rank, Shape
 from .limits import check_residual, check_rounding, limit_of
 from .places import make_override, split_settings
 from .plan import Fill, MergePlan, check, resolve_weights
+from .recorded import merge_report, merge_settings
 from .report import MergeReport, ModuleReport
 from .streaming import can_stream, stream
 
@@ -171,7 +172,7 @@ def merge(
         _check_against_base(plan, str(plan_settings.get("base")))
     # A weighted sum of factors is read and written; a GPU would only add copies.
     place = torch.device("cpu") if device == "auto" and plan.method.is_linear else place
-    settings = _settings(plan, plan_settings, dtype=dtype, max_residual=max_residual, compact=compact)
+    settings = merge_settings(plan, plan_settings, dtype=dtype, max_residual=max_residual, compact=compact)
     folder = None if out is None else Path(out)
     target = None if dry_run else folder
     if plan.shape.form == "dense":
@@ -195,7 +196,7 @@ def _merge_factors(
 
     def report_of(state: AdapterState, modules: Mapping[str, ModuleReport]) -> MergeReport:
         size = output_size(state, dtype=dtype, compact=stored["compact"])
-        found = _report(plan, out, modules, settings, size)
+        found = merge_report(plan, out, modules, settings, size)
         check_residual(plan, found, limit_of(plan, settings["max_residual"]))
         return found
 
@@ -239,61 +240,6 @@ def _hashing(sources: Sequence[AdapterSource]) -> Iterator[None]:
         yield
         for found in hashes:
             found.result()
-
-
-def _report(
-    plan: MergePlan,
-    out: Path | None,
-    modules: Mapping[str, ModuleReport],
-    settings: Mapping[str, Any],
-    size: OutputSize | None = None,
-) -> MergeReport:
-    large = () if size is None else size_notes(size["bytes"], _base_folder(plan))
-    name = str(settings["method"])
-    return MergeReport(
-        out=out,
-        method=name,
-        weights=plan.weights,
-        modules=modules,
-        plan=settings,
-        notes=(*plan.notes(), *large),
-        rank=size and size["rank"],
-        bytes=size and size["bytes"],
-    )
-
-
-def _base_folder(plan: MergePlan) -> Path | None:
-    """Return the folder of the base model, if it is known and on disk."""
-    if plan.checkpoint is not None:
-        return plan.checkpoint.path
-    base = plan.sources[0].meta.base
-    return Path(base) if base and Path(base).is_dir() else None
-
-
-def _settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the resolved settings, for the manifest; what is at its default and unused is left out."""
-    found: dict[str, Any] = {
-        "method": given.get("method", "exact"),
-        "weights": list(plan.weights),
-        "options": dict(plan.options),
-        "rank": plan.shape.rank,
-        "form": plan.shape.form,
-        "fill": plan.fill,
-        "saved": plan.saved,
-        "dtype": more["dtype"] or (None if into_base(plan) else "float32"),
-        "max_residual": more["max_residual"],
-        "compact": more["compact"] or None,
-        "allow_base_mismatch": bool(given.get("allow_base_mismatch")),
-        "allow_pickle": bool(given.get("allow_pickle")),
-        "places": [override.entry() for override in plan.overrides],
-        "base": given.get("base"),
-        "statistics": [str(path) for path in given.get("statistics") or ()],
-    }
-    if plan.shape.rank == "auto":
-        found["keep"] = plan.shape.keep
-    if plan.method.is_random:
-        found["seed"] = plan.seed
-    return {key: value for key, value in found.items() if value not in (None, [], {})}
 
 
 def _check_storage(dtype: str | None, max_residual: float, *, compact: bool, form: Any) -> None:
@@ -364,7 +310,7 @@ def _merge_dense(
     limit = limit_of(plan, settings["max_residual"])
     if target is None:
         modules = dense_reports(plan, chosen, device, watch)
-        report = _report(plan, out, modules, settings)
+        report = merge_report(plan, out, modules, settings)
         check_rounding(plan, report, limit)
         return report
     with whole_folder(target, overwrite=overwrite) as folder:
@@ -374,7 +320,7 @@ def _merge_dense(
             from ..checkpointing.adapters import write_into_base
 
             modules = write_into_base(folder, plan, dtype=chosen, device=device, watch=watch)
-        report = replace(_report(plan, out, modules, settings), bytes=weight_bytes(folder))
+        report = replace(merge_report(plan, out, modules, settings), bytes=weight_bytes(folder))
         check_rounding(plan, report, limit)
         document = _document(plan, report) | {"artifact": "checkpoint" if into_base(plan) else "delta"}
         manifest.write(folder, document)

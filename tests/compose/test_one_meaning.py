@@ -187,3 +187,48 @@ class TestOnModels:
         merge([one, other], weights=[1.0, -0.5], out=tmp_path / "out")
         expected = mixed((1.0, -0.5), [deltas_by("peft", one), deltas_by("peft", other)])
         assert distance(check_one_meaning(tmp_path / "out"), expected) < 1e-6
+
+
+EXPERT = "model.layers.0.mlp.experts.{}.{}"
+
+
+# PEFT adds patterns for the joined experts, and then warns of them.
+@pytest.mark.filterwarnings(r"ignore:.*_pattern keys did not match any targeted module.*gate_up_proj:RuntimeWarning")
+class TestExperts:
+    """PEFT joins the experts of a layer into one module of one rank, so they must have that of `r`."""
+
+    def base(self, folder: Path) -> Path:
+        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+        sizes = {"hidden_size": 32, "intermediate_size": 24, "moe_intermediate_size": 16, "head_dim": 8}
+        heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = Qwen3MoeConfig(vocab_size=101, num_experts=4, num_experts_per_tok=2, **sizes, **heads)
+            Qwen3MoeForCausalLM(config).save_pretrained(folder)
+        return folder
+
+    @pytest.mark.parametrize("compact", [False, True])
+    @pytest.mark.parametrize("attention", [2, 9])
+    def test_unequal_ranks_load_in_peft_and_act_as_the_sum(self, tmp_path: Path, compact: bool, attention: int) -> None:
+        moe = self.base(tmp_path / "moe")
+        shapes = {"gate_proj": (16, 32), "up_proj": (16, 32), "down_proj": (32, 16)}
+        every = {EXPERT.format(e, name): (*shape, 4) for e in range(4) for name, shape in shapes.items()}
+        some = {EXPERT.format(e, name): (*shape, 2) for e in (0, 2) for name, shape in shapes.items()}
+        some["model.layers.0.self_attn.q_proj"] = (32, 32, attention)
+        exact = [
+            write_lora(tmp_path / name, modules, seed=seed, base=str(moe), target_modules=sorted(modules))
+            for seed, (name, modules) in enumerate({"every": every, "some": some}.items())
+        ]
+        merge([tmp_path / "every", tmp_path / "some"], weights=[1.0, -0.5], compact=compact, out=tmp_path / "out")
+        model, expected = load_base(moe), mixed((1.0, -0.5), exact)
+        with torch.no_grad():
+            layer = model.model.layers[0]
+            layer.self_attn.q_proj.weight += expected["model.layers.0.self_attn.q_proj"]
+            for e in range(4):
+                gate, up, down = (expected[EXPERT.format(e, name)] for name in shapes)
+                layer.mlp.experts.gate_up_proj[e] += torch.cat([gate, up])
+                layer.mlp.experts.down_proj[e] += down
+        got = logits(wrap_with_peft(load_base(moe), tmp_path / "out"))
+        torch.testing.assert_close(got, logits(model), rtol=1e-4, atol=1e-4)
+        assert (got - logits(load_base(moe))).abs().max() > 0.01
