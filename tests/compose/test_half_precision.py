@@ -19,8 +19,8 @@ from adaptermix.compose import merge
 from adaptermix.errors import AdapterMixError, OutputError, PlanError
 
 from ..checkpointing.models import linear_only, tune
-from ..factories import WEIGHTS, key, load_base, peft_kind, peft_noise, write_lora, write_raw
-from ..loaders import check_one_meaning, deltas_by, distance
+from ..factories import WEIGHTS, key, load_base, peft_kind, peft_noise, wrap_with_peft, write_lora, write_raw
+from ..loaders import PREFIX, check_one_meaning, deltas_by, distance
 
 Q, V = "layers.0.q", "layers.0.v"
 HALVES = ["bfloat16", "float16"]
@@ -186,6 +186,38 @@ class TestSizes:
         write_adapter(tmp_path, state, dtype=getattr(torch, dtype))
         exact = -2.0 * (update.b @ update.a)
         assert float((check_one_meaning(tmp_path)[Q] - exact).norm() / exact.norm()) < bound(dtype)
+
+
+class TestDora:
+    """A DoRA's delta is a small difference of long rows, so its magnitudes must not be rounded to 16 bits."""
+
+    def weights(self, base: Path, folder: Path) -> dict[str, Tensor]:
+        """What PEFT adds to the weights that were adapted."""
+        was, got = load_base(base).state_dict(), wrap_with_peft(load_base(base), folder).merge_and_unload().state_dict()
+        found = {name: (got[name] - was[name]).double() for name in was}
+        return {name: delta for name, delta in found.items() if delta.any()}
+
+    @pytest.mark.parametrize("dtype", HALVES)
+    def test_little_is_lost_and_the_report_says_what(self, base: Path, tmp_path: Path, dtype: str) -> None:
+        settings: dict[str, Any] = {"r": 4, "use_dora": True, "target_modules": ["q_proj", "down_proj"]}
+        was = load_base(base).state_dict()
+        folders = []
+        for seed, alpha in ((1, 0.2), (2, 0.1)):
+            folders.append(peft_kind(load_base(base), tmp_path / str(seed), seed=seed, lora_alpha=alpha, **settings))
+            tensors = load_file(folders[-1] / WEIGHTS)
+            for name in (name for name in tensors if "magnitude" in name):
+                weight = was[name.removeprefix(PREFIX).split(".lora_")[0] + ".weight"]
+                tensors[name] = weight.norm(dim=1) * (1 + 1e-3 * torch.linspace(-1, 1, len(weight)))
+            save_file(tensors, folders[-1] / WEIGHTS, metadata={"format": "pt"})
+        common: dict[str, Any] = {"weights": [0.6, 0.5], "base": str(base)}
+        merge(folders, out=tmp_path / "whole", **common)
+        report = merge(folders, dtype=dtype, out=tmp_path / "half", **common)
+        lost = distance(self.weights(base, tmp_path / "half"), self.weights(base, tmp_path / "whole"))
+        assert lost < bound(dtype)
+        assert report.residual == pytest.approx(lost, rel=2e-2)
+        check_one_meaning(tmp_path / "half")
+        stored = load_file(tmp_path / "half" / WEIGHTS)
+        assert {str(tensor.dtype) for name, tensor in stored.items() if "magnitude" in name} == {"torch.float32"}
 
 
 class TestIntoBase:
