@@ -4,14 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from . import manifest
-from .adapters import AdapterState, write_adapter
+from .adapters import AdapterState, adapter_size, write_adapter
 from .files import whole_folder, write_whole
 from .publish.card import card
+
+_LARGE = 0.5
+"""Share of the base model's size above which an adapter is called large."""
+
+
+class OutputForm(TypedDict):
+    """How `write_output` writes."""
+
+    dtype: torch.dtype
+    compact: bool
+    overwrite: bool
+
+
+class OutputSize(TypedDict):
+    """Rank of an adapter, the largest of a compact one, and bytes of its weights file."""
+
+    rank: int
+    bytes: int
+
+
+def output_size(state: AdapterState, *, dtype: torch.dtype = torch.float32, compact: bool = False) -> OutputSize:
+    """Return the rank and the size that `write_output` gives an adapter; nothing is computed."""
+    rank = max(update.rank for update in state.updates.values())
+    return {"rank": rank, "bytes": adapter_size(state, dtype=dtype, compact=compact)}
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a folder's weight files."""
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    return sum(path.stat().st_size for path in files)
+
+
+def size_notes(size: int, base: Path | None) -> tuple[str, ...]:
+    """Return a warning if an adapter is large beside its base model, else nothing.
+
+    Args:
+        size: Bytes of the adapter.
+        base: Folder of the base model, if it is known.
+    """
+    whole = 0 if base is None else weight_bytes(base)
+    if not whole or size <= _LARGE * whole:
+        return ()
+    return (
+        f"warning: the adapter takes {megabytes(size)}, {size / whole:.0%} of the base model's {megabytes(whole)}. "
+        "A smaller --rank, --compact or a 16-bit --dtype makes it smaller.",
+    )
+
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM's --max-lora-rank takes; an adapter needs one of at least its rank."""
+
+
+def size_sentence(rank: int, size: int) -> str:
+    """Return rank and size of an adapter in words, with the limit on ranks that vLLM must be started with.
+
+    Example:
+        >>> size_sentence(24, 14_708_168)
+        'rank 24, 14.7 MB; vLLM needs --max-lora-rank 32'
+    """
+    limit = next((most for most in VLLM_RANKS if most >= rank), None)
+    vllm = f"vLLM takes ranks up to {VLLM_RANKS[-1]} only" if limit is None else f"vLLM needs --max-lora-rank {limit}"
+    return f"rank {rank}, {megabytes(size)}; {vllm}"
+
+
+def megabytes(size: int) -> str:
+    """Return a number of bytes in words.
+
+    Example:
+        >>> megabytes(14_708_168)
+        '14.7 MB'
+    """
+    return f"{size / 1e6:.3g} MB"
 
 
 def write_output(
@@ -20,6 +92,7 @@ def write_output(
     document: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     *,
     dtype: torch.dtype = torch.float32,
+    compact: bool = False,
     overwrite: bool = False,
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
@@ -30,6 +103,7 @@ def write_output(
         state: The adapter.
         document: Its manifest, or what makes it once the adapter is written.
         dtype: Storage dtype of the factors.
+        compact: Keep each module's own rank; default is one rank for all.
         overwrite: Replace an existing adapter folder.
         extra: Further files by name (loss history, plots).
 
@@ -37,7 +111,7 @@ def write_output(
         OutputError: the folder exists or cannot be written.
     """
     with whole_folder(out, overwrite=overwrite) as folder:
-        write_adapter(folder, state, dtype=dtype)
+        write_adapter(folder, state, dtype=dtype, compact=compact)
         made = document() if callable(document) else document
         manifest.write(folder, made)
         (folder / "README.md").write_text(card(made, name=out.name), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from .paths import open_adapters
 from .peft_format import AdapterSource, ModuleHeader, open_adapter
-from .peft_writer import write_adapter
+from .peft_writer import adapter_size, write_adapter
 from .reader import StoredTensor
 from .state import LINEAR, AdapterMeta, AdapterState, Layout, TargetSpec
 
@@ -15,6 +15,7 @@ __all__ = [
     "ModuleHeader",
     "StoredTensor",
     "TargetSpec",
+    "adapter_size",
     "open_adapter",
     "open_adapters",
     "write_adapter",

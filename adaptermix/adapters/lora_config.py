@@ -10,7 +10,6 @@ import json
 import math
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -329,12 +328,13 @@ def dump_config(meta: AdapterMeta, ranks: Mapping[str, int], *, lora_bias: bool 
 
     Args:
         meta: Base, task type and targets.
-        ranks: Rank of each module path; the commonest becomes `r`, the others stand in the patterns.
+        ranks: Rank of each module path; the largest becomes `r`, others go into the patterns.
         lora_bias: Whether each module has a bias inside its LoRA.
     """
-    common = Counter(sorted(ranks.values())).most_common(1)[0][0]
+    # The largest: servers admit an adapter and size their buffers by `r` alone.
+    largest = max(ranks.values())
     # A path is a regular expression to PEFT, which matches the end of a path: dots are escaped, the start is anchored.
-    others = {"^" + re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != common}
+    others = {"^" + re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != largest}
     spec = written_targets(meta, ranks)
     config = {
         "alpha_pattern": others,
@@ -346,10 +346,10 @@ def dump_config(meta: AdapterMeta, ranks: Mapping[str, int], *, lora_bias: bool 
         "init_lora_weights": True,
         "layers_pattern": spec.layers_pattern,
         "layers_to_transform": spec.layers,
-        "lora_alpha": common,
+        "lora_alpha": largest,
         "lora_dropout": 0.0,
         "peft_type": "LORA",
-        "r": common,
+        "r": largest,
         "rank_pattern": others,
         "revision": meta.revision,
         "target_modules": spec.modules if isinstance(spec.modules, str) else sorted(spec.modules),

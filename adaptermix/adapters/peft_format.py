@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,28 +111,45 @@ class AdapterSource:
     def load(self, module: str) -> LowRank:
         """Read the update of one module; a convolution's factors are flattened to matrices.
 
+        Ranks at the end that are zero in both factors, with which a file fills up its modules to one rank, are left
+        out, so that methods that look at ranks see those of the adapter.
+
         Raises:
             AdapterFormatError: a factor holds NaN or infinity.
         """
-        header = self.modules[module]
-        a, b = map(self._read, self._factor_keys(module))
-        return LowRank(a=a.reshape(header.rank, header.into), b=b.reshape(header.out, header.rank), scale=header.scale)
-
-    @cached_property
-    def _zero(self) -> dict[str, bool]:
-        """Answers of `is_zero` so far."""
-        return {}
+        a, b = self._factors(module, self._read)
+        rank = self._known(module, a, b).rank
+        return LowRank(a=a[:rank], b=b[:, :rank], scale=self.modules[module].scale)
 
     def is_zero(self, module: str) -> bool:
         """Return whether the update of a module is exactly zero; reads next to nothing where it is not."""
-        if module not in self._zero:
-            self._zero[module] = self.modules[module].scale == 0 or any(map(self._all_zero, self._factor_keys(module)))
-        return self._zero[module]
+        return self.modules[module].scale == 0 or self._known(module).zero
 
-    def _all_zero(self, key: str) -> bool:
-        factor = self.file.read(key)
-        # The first row settles it for all but zeros.
-        return not bool(factor[:1].any()) and not bool(factor.any())
+    def rank(self, module: str) -> int:
+        """Return the rank of a module without ranks at the end that are zero in both factors, at least 1."""
+        return self._known(module).rank
+
+    @cached_property
+    def _seen(self) -> dict[str, _Zeros]:
+        """What `_known` found so far."""
+        return {}
+
+    def _known(self, module: str, *factors: Tensor) -> _Zeros:
+        if module not in self._seen:
+            found = _zeros(*(factors or self._factors(module, self.file.read)))
+            # A start from the base depends on the rank that training had.
+            whole = self.meta.initial is not None
+            self._seen[module] = found._replace(rank=self.modules[module].rank) if whole else found
+        return self._seen[module]
+
+    def _factors(self, module: str, read: Callable[[str], Tensor]) -> tuple[Tensor, Tensor]:
+        """Read A and B of a module as matrices.
+
+        Shapes: [r in] and [out r].
+        """
+        header = self.modules[module]
+        a, b = map(read, self._factor_keys(module))
+        return a.reshape(header.rank, header.into), b.reshape(header.out, header.rank)
 
     def _factor_keys(self, module: str) -> tuple[str, str]:
         first, second = _FACTORS[self.modules[module].layout.kind]
@@ -185,6 +202,27 @@ class AdapterSource:
             saved={key: self.load_saved(key) for key in self.saved_headers},
             layouts=self.layouts,
         )
+
+
+class _Zeros(NamedTuple):
+    """Where the factors of a module are zero.
+
+    Args:
+        zero: Whether one of them is zero everywhere.
+        rank: Ranks up to the last that is not zero in both, at least 1.
+    """
+
+    zero: bool
+    rank: int
+
+
+def _zeros(a: Tensor, b: Tensor) -> _Zeros:
+    # The first and the last rank settle it for all but zeros.
+    zero = any(not bool(part[:1].any()) and not bool(part.any()) for part in (a, b.T))
+    rank = a.shape[0]
+    while rank > 1 and not bool(a[rank - 1].any()) and not bool(b[:, rank - 1].any()):
+        rank -= 1
+    return _Zeros(zero, rank)
 
 
 _FACTORS = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..algebra import LowRank, all_finite
+from ..algebra.storage import scaled, to_storage
 from ..errors import OutputError
 from .keys import PREFIX, lacks_head
 from .lora_config import dump_config
@@ -18,28 +21,33 @@ from .peft_format import CONFIG
 from .reader import WEIGHTS
 from .state import LINEAR, AdapterState, Layout
 from .targets import unreached, written_targets
-from .writer import Headers, file_order, stream_tensors
+from .writer import Headers, file_order, file_size, stream_tensors
 
 Makers = dict[str, tuple[tuple[int, ...], torch.dtype, Callable[[], Tensor]]]
+METADATA = {"format": "pt"}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
-def _scaled(update: LowRank) -> Tensor:
-    a = update.a.to(torch.promote_types(update.a.dtype, torch.float32))
-    return a if update.scale == 1 else update.scale * a
+class _Halves:
+    """Rounds factors to a 16-bit dtype, and keeps the last module's, whose two factors are written in turn."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._last: tuple[str, LowRank] | None = None
+
+    def of(self, module: str, update: LowRank) -> LowRank:
+        """Return the update of a module as it is stored."""
+        if self._last is None or self._last[0] != module:
+            self._last = None  # before the next one is made
+            found = LowRank(b=update.b, a=update.a, scale=update.scale)
+            if found.scale != 1 or {found.a.dtype, found.b.dtype} != {self._dtype}:
+                found, _ = to_storage(found, self._dtype)
+            self._last = module, found
+        return self._last[1]
 
 
-def _for_half(update: LowRank) -> LowRank:
-    """Give both factors equal lengths per rank, so that neither leaves the range of half precision before the other."""
-    a, b = _scaled(update), update.b.to(torch.promote_types(update.b.dtype, torch.float32))
-    right, left = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=0)
-    there = (left > 0) & (right > 0)
-    exponent = torch.where(there, 0.5 * (right.double().log2() - left.double().log2()), 0.0)
-    share = torch.exp2(exponent.round()).to(a.dtype)  # powers of two, so that nothing is rounded here
-    return LowRank(b=b * share, a=a / share[:, None])
-
-
-def _factors(module: str, update: LowRank, layout: Layout, dtype: torch.dtype) -> Makers:
-    """Return names, shapes and makers of a module's two factors in its layout."""
+def _factors(module: str, update: LowRank, layout: Layout, *, rank: int, dtype: torch.dtype, halves: _Halves) -> Makers:
+    """Return names, shapes and makers of a module's two factors in its layout, with zeros up to the rank."""
     out, into = update.shape
     ones = (1,) * len(layout.kernel)
     if layout.kind == "embedding":
@@ -47,11 +55,14 @@ def _factors(module: str, update: LowRank, layout: Layout, dtype: torch.dtype) -
     else:
         names = "lora_A.weight", "lora_B.weight"
     channels = into // torch.Size(layout.kernel).numel()
-    shapes = (update.rank, channels, *layout.kernel), (out, update.rank, *ones)
+    shapes = (rank, channels, *layout.kernel), (out, rank, *ones)
 
     def factor(which: int) -> Tensor:
-        found = _for_half(update) if dtype.itemsize < 4 else update
-        return (_scaled(found) if which == 0 else found.b).reshape(shapes[which])
+        found = halves.of(module, update) if dtype.itemsize < 4 else update
+        tensor = scaled(found.a, found.scale) if which == 0 else found.b
+        missing = rank - tensor.shape[which]
+        padded = pad(tensor, (0, 0, 0, missing) if which == 0 else (0, missing)) if missing else tensor
+        return padded.reshape(shapes[which])
 
     def make(which: int) -> Callable[[], Tensor]:
         return lambda: factor(which)
@@ -71,7 +82,9 @@ def _vectors(state: AdapterState, dtype: torch.dtype) -> Makers:
     for module, update in state.updates.items():
         out = update.shape[0]
         if state.magnitudes:
-            found[f"{PREFIX}{module}.lora_magnitude_vector"] = ((out,), dtype, state.magnitudes[module].clone)
+            # The delta is a small difference of rows this long, and 16 bits would round it away.
+            wide = torch.promote_types(dtype, torch.float32)
+            found[f"{PREFIX}{module}.lora_magnitude_vector"] = ((out,), wide, state.magnitudes[module].clone)
         if state.biases:
             zero = torch.zeros(out)
             found[f"{PREFIX}{module}.lora_B.bias"] = ((out,), dtype, state.biases.get(module, zero).clone)
@@ -133,14 +146,47 @@ def _owner(name: str) -> str:
     return f"the factors of module '{module}'" if mark else f"the entries of '{name}'"
 
 
-def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = torch.float32) -> None:
+def _ranks(state: AdapterState, *, compact: bool) -> dict[str, int]:
+    """Return the rank that each module has in the file."""
+    own = {module: update.rank for module, update in state.updates.items()}
+    # PEFT joins the experts of a layer into one module, whose rank it takes from `r`.
+    return {m: rank if compact and not _EXPERT.search(m) else max(own.values()) for m, rank in own.items()}
+
+
+def _makers(state: AdapterState, dtype: torch.dtype, *, compact: bool) -> Makers:
+    """Return shape, dtype and maker of every tensor of the file."""
+    makers: Makers = {}
+    halves = _Halves(dtype)
+    for module, rank in _ranks(state, compact=compact).items():
+        layout = state.layouts.get(module, LINEAR)
+        makers |= _factors(module, state.updates[module], layout, rank=rank, dtype=dtype, halves=halves)
+    makers |= _vectors(state, dtype)
+    return makers | {key: (tuple(tensor.shape), tensor.dtype, tensor.detach) for key, tensor in state.saved.items()}
+
+
+def _headers(makers: Makers) -> Headers:
+    return {name: (made, shape) for name, (shape, made, _) in makers.items()}
+
+
+def adapter_size(state: AdapterState, *, dtype: torch.dtype = torch.float32, compact: bool = False) -> int:
+    """Return the size in bytes of the weights file that `write_adapter` writes; no factor is made."""
+    return file_size(_headers(_makers(state, dtype, compact=compact)), METADATA)
+
+
+def write_adapter(
+    folder: Path, state: AdapterState, *, dtype: torch.dtype = torch.float32, compact: bool = False
+) -> None:
     """Write a PEFT LoRA folder with scale 1: alpha equals rank, and each update's scale lies in its A.
+
+    Every module gets the largest rank, by zeros in its factors: many programs apply one alpha and one rank to all
+    modules and ignore the patterns, so only this form means the same to each of them.
 
     Args:
         folder: An existing folder.
         state: The adapter. Modules without a bias get one of zeros where others have one, as PEFT has them on all or
             none.
-        dtype: Storage dtype of factors, biases and magnitudes; tensors kept whole keep theirs.
+        dtype: Storage dtype of factors and biases; magnitudes are float32 or wider, tensors kept whole keep theirs.
+        compact: Keep each module's own rank, in `rank_pattern` and `alpha_pattern`, but for experts.
 
     Raises:
         OutputError: a factor overflows the storage dtype; magnitudes for some modules only; factors that are not the
@@ -148,16 +194,10 @@ def write_adapter(folder: Path, state: AdapterState, *, dtype: torch.dtype = tor
     """
     _check(state)
     _check_loads(state)
-    makers: Makers = {}
-    for module, update in state.updates.items():
-        makers |= _factors(module, update, state.layouts.get(module, LINEAR), dtype)
-    makers |= _vectors(state, dtype)
-    makers |= {key: (tuple(tensor.shape), tensor.dtype, tensor.detach) for key, tensor in state.saved.items()}
-    headers: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        name: (made, shape) for name, (shape, made, _) in makers.items()
-    }
-    stream_tensors(folder / WEIGHTS, headers, _tensors(makers, headers), {"format": "pt"})
-    ranks = {module: update.rank for module, update in state.updates.items()}
+    makers = _makers(state, dtype, compact=compact)
+    headers = _headers(makers)
+    stream_tensors(folder / WEIGHTS, headers, _tensors(makers, headers), METADATA)
+    ranks = _ranks(state, compact=compact)
     # Without a task type PEFT loads the LoRA alone, on a model with a head or without.
     meta = replace(state.meta, task_type=None) if lacks_head(state.meta.task_type, state.saved) else state.meta
     (folder / CONFIG).write_bytes(dump_config(meta, ranks, lora_bias=bool(state.biases)))

@@ -68,6 +68,12 @@ def _header(headers: Headers, order: list[str], metadata: Mapping[str, str]) -> 
     return len(text).to_bytes(8, "little") + text
 
 
+def file_size(headers: Headers, metadata: Mapping[str, str] | None = None) -> int:
+    """Return the size in bytes of the file that `stream_tensors` writes for these headers."""
+    content = sum(math.prod(shape) * dtype.itemsize for dtype, shape in headers.values())
+    return len(_header(headers, file_order(headers), metadata or {})) + content
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     """View a tensor's content as bytes; only what is not contiguous is copied."""
     # As bytes, since NumPy knows no bfloat16.

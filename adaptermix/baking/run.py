@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -125,9 +126,14 @@ def _report(plan: BakePlan, work: Work, size: int, out: Path | None = None) -> B
 
 
 def _lora_bytes(sources: Iterable[AdapterSource]) -> int:
-    """Return the size of the adapters as one LoRA, in float32 as merges write it."""
-    headers = [header for source in sources for header in source.modules.values()]
-    return sum(4 * header.rank * (header.out + header.into) for header in headers)
+    """Return the size of the adapters as one LoRA, in float32 and of one rank as merges write it."""
+    ranks: Counter[str] = Counter()
+    sides = {}
+    for source in sources:
+        for module, header in source.modules.items():
+            ranks[module] += source.rank(module)
+            sides[module] = header.out + header.into
+    return 4 * max(ranks.values()) * sum(sides.values())
 
 
 def _check_quantiser(plan: BakePlan, watch: Watcher) -> None:
@@ -254,7 +260,8 @@ def _write_beside(folder: Path, plan: BakePlan, work: Work) -> None:
         dora=False,
         targets=TargetSpec(modules=tuple(sorted(work.beside))),
     )
-    write_adapter(folder, AdapterState(meta=meta, updates=work.beside), dtype=work.beside_dtype)
+    # Beside a quantised base the size is what counts, so each module keeps the rank that it needs.
+    write_adapter(folder, AdapterState(meta=meta, updates=work.beside), dtype=work.beside_dtype, compact=True)
 
 
 def _tried(plan: BakePlan, work: Work, watch: Watcher) -> int:

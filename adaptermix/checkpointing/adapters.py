@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..adapters.convert import find_weight
-from ..compose.dense import as_weight, is_turned
+from ..compose.dense import as_weight, is_turned, with_rounding
 from ..compose.execute import fitted_methods, merge_module
 from ..errors import ModelError, PlanError
 from ..progress import SILENT, Watcher
+from .adding import rounding_share
 from .writing import write_checkpoint
 
 _HEADS = ("lm_head", "embed_out")
@@ -23,6 +24,7 @@ _TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddi
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
+    from ..compose.execute import MergedModule
     from ..compose.plan import MergePlan
     from ..compose.report import ModuleReport
 
@@ -87,6 +89,23 @@ def _tied_rows(base: Checkpoint) -> int | None:
     return rows if heads and config.get("tie_word_embeddings") is True and isinstance(rows, int) else None
 
 
+def _rounded(
+    report: ModuleReport, base: Checkpoint, name: str, delta: Tensor, dtype: torch.dtype | None
+) -> ModuleReport:
+    weight = base.load(name)
+    return with_rounding(report, rounding_share(weight, delta, weight.dtype if dtype is None else dtype, name=name))
+
+
+def into_base_report(plan: MergePlan, module: str, merged: MergedModule, dtype: torch.dtype | None) -> ModuleReport:
+    """Return the report of a module as `write_into_base` gives it; nothing is written."""
+    if plan.checkpoint is None:
+        return merged.report
+    name = find_weight(plan.checkpoint, module)
+    shape = plan.checkpoint.tensors[name].shape
+    delta = as_weight(merged.update.dense(), shape, turned=is_turned(plan, module))
+    return _rounded(merged.report, plan.checkpoint, name, delta, dtype)
+
+
 def write_into_base(
     folder: Path,
     plan: MergePlan,
@@ -117,8 +136,9 @@ def write_into_base(
     def maker(name: str, module: str) -> Callable[[], Tensor]:
         def make() -> Tensor:
             found = merge_module(plan, module, method=methods[repr(plan.method_at(module))], device=device)
-            reports[module] = found.report
-            return as_weight(found.update.dense(), base.tensors[name].shape, turned=is_turned(plan, module))
+            delta = as_weight(found.update.dense(), base.tensors[name].shape, turned=is_turned(plan, module))
+            reports[module] = _rounded(found.report, base, name, delta, dtype)
+            return delta
 
         return make
 

@@ -16,6 +16,7 @@ from ..errors import OutputError
 from .reading import wide
 
 _BLOCK = 2**18
+_SAMPLE = 256
 _MOST = 8
 """Threads beyond which the file that all write into is what they wait for."""
 
@@ -138,16 +139,48 @@ def write_sum(
             new.add_(part)
         if dtype != stored:
             new = _buffers.flat("stored", stored, len(old)).copy_(new)
-        if not _is_finite(new) and all_finite(old):
-            raise OutputError(
-                f"'{name}' must be finite in {str(stored).removeprefix('torch.')}, and overflows it. "
-                "Choose a wider dtype or smaller weights."
-            )
+        _refuse_overflow(new, old, name)
         write(new, place.start)
 
     crew.begin(work, places)
     if isinstance(delta, Tensor):
         crew.finish()
+
+
+def _refuse_overflow(new: Tensor, old: Tensor, name: str) -> None:
+    if not _is_finite(new.reshape(-1)) and all_finite(old):
+        raise OutputError(
+            f"'{name}' must be finite in {str(new.dtype).removeprefix('torch.')}, and overflows it. "
+            "Choose a wider dtype or smaller weights."
+        )
+
+
+def rounding_share(base: Tensor, delta: Tensor, stored: torch.dtype, *, name: str) -> float:
+    """Return the share of a delta's norm that rounding base plus delta to the storage dtype loses.
+
+    Measured on at most 256 evenly spaced rows.
+
+    Args:
+        base: The tensor of the base model.
+        delta: What is added.
+        stored: The storage dtype.
+        name: Name of the tensor, for the message.
+
+    Shapes: base and delta alike.
+
+    Raises:
+        OutputError: a sum overflows the storage dtype.
+    """
+    if stored.itemsize >= wide(base, delta).itemsize:
+        return 0.0
+    rows = torch.linspace(0, len(base) - 1, min(len(base), _SAMPLE)).round().long() if base.ndim else slice(None)
+    old, some = base[rows].to(wide(base, delta)), delta[rows].to(wide(base, delta))
+    new = (old + some).to(stored)
+    _refuse_overflow(new, old, name)
+    kept = new.to(old.dtype) - old
+    length = float(torch.linalg.vector_norm(some, dtype=torch.float64))
+    lost = float(torch.linalg.vector_norm(kept - some, dtype=torch.float64))
+    return lost / length if length > 0 else 0.0
 
 
 def _is_finite(values: Tensor) -> bool:

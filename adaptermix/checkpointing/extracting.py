@@ -14,17 +14,17 @@ from torch import Tensor
 from .. import manifest
 from ..adapters import AdapterMeta, AdapterState, Layout, TargetSpec
 from ..adapters.paths import in_model
-from ..algebra import Dense, LowRank, least_rank
+from ..algebra import Dense, LowRank, all_finite, least_rank
 from ..algebra.lowrank import balanced
 from ..algebra.randomised import decompose_exactly, frobenius
 from ..analysis.places import OUTSIDE, places
 from ..analysis.selection import match_names, select
 from ..checkpoints import Checkpoint
 from ..compose.forms import Shape
-from ..errors import ModelError, PlanError
+from ..errors import ModelError, OutputError, PlanError
 from ..files import check_not_input, check_output
 from ..models import class_modules, pick_device, split_revision
-from ..output import write_output
+from ..output import output_size, size_notes, write_output
 from ..progress import SILENT, Watcher
 from .reading import FLOATS, base_entry, check_shapes, config_of, difference, input_entry, open_model, task_type
 from .report import ExtractedModule, ExtractReport
@@ -151,6 +151,11 @@ class _Request:
         turned = (delta.T.contiguous() if conv or _is_table(path) else delta).to(self.device)
         low, excess = _factors(turned, self.rank, self.keep, exact=self.exact)
         low = low.to(self.dtype)
+        if not (all_finite(low.a) and all_finite(low.b)):
+            raise OutputError(
+                f"the factors of module '{path}' must be finite in {str(self.dtype).removeprefix('torch.')}, and "
+                "overflow it. Choose a wider dtype."
+            )
         norm = frobenius(turned)
         report = ExtractedModule(rank=low.rank, norm=norm, residual=_lost(turned, low) / norm, excess=excess)
         return LowRank(b=low.b.cpu(), a=low.a.cpu()), report
@@ -192,6 +197,7 @@ def extract(
     modules: Sequence[str] = (),
     exact: bool = False,
     dtype: str = "float32",
+    compact: bool = False,
     max_residual: float | None = None,
     device: str = "cpu",
     overwrite: bool = False,
@@ -213,6 +219,7 @@ def extract(
             heads are taken where a glob names them.
         exact: Take the exact SVD in place of the verified randomised one, whose residual is at most 1 % larger.
         dtype: Storage dtype of the factors; differences are in float32, or in float64 where a file is.
+        compact: Keep each module's own rank; default is the largest rank for all, by zeros.
         max_residual: Refuse to write if more than this share of the norm is lost over the modules of the adapter.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; where to decompose.
         overwrite: Replace an existing output folder.
@@ -244,18 +251,21 @@ def extract(
     notes = (*pairing.notes, *_tied_note(updates, first))
     report = ExtractReport(out=folder, rank=rank, modules=reports, left_out=left_out, notes=notes)
     _check_result(report, max_residual)
-    if dry_run:
-        return report
-    name, revision = split_revision(str(base))
     meta = AdapterMeta(
-        base=name,
-        revision=revision,
+        base=split_revision(str(base))[0],
+        revision=split_revision(str(base))[1],
         task_type=task_type(config),
         targets=_targets(updates, first),
         fan_in_fan_out=transposed,
     )
+    state = _named(meta, updates, first)
+    size = output_size(state, dtype=DTYPES[dtype], compact=compact)["bytes"]
+    report = replace(report, bytes=size, notes=(*notes, *size_notes(size, first.path)))
+    if dry_run:
+        return report
     settings = {"rank": rank, "keep": keep if rank == "auto" else None, "exact": exact, "dtype": dtype}
     plan = {**settings, "modules": list(modules) or None, "max_residual": max_residual}
+    plan |= {"compact": compact or None}
     document = manifest.manifest(
         "extract",
         plan={key: value for key, value in plan.items() if value is not None},
@@ -263,7 +273,7 @@ def extract(
         inputs=[input_entry(tuned, second, 1.0, watch=watch)],
         fidelity=report.fidelity(),
     )
-    write_output(folder, _named(meta, updates, first), document, dtype=DTYPES[dtype], overwrite=overwrite)
+    write_output(folder, state, document, dtype=DTYPES[dtype], compact=compact, overwrite=overwrite)
     return report
 
 

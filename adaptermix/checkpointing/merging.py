@@ -16,6 +16,7 @@ from .. import manifest
 from ..algebra import Dense, Stack, norm, sign_conflict
 from ..analysis.places import unique_names
 from ..checkpoints import Checkpoint
+from ..compose.dense import with_rounding
 from ..compose.report import MergeReport, ModuleReport
 from ..compose.weights import resolve_weights
 from ..errors import ModelError, PlanError
@@ -24,6 +25,7 @@ from ..methods.base import MergeMethod, build
 from ..models import pick_device
 from ..progress import SILENT, Watcher
 from ..publish.card import card
+from .adding import rounding_share
 from .reading import FLOATS, base_entry, check_shapes, difference, input_entry, open_model
 from .writing import DTYPES, parse_size, write_checkpoint
 
@@ -123,6 +125,7 @@ class _Merge:
     identities: tuple[str, ...]
     seed: int
     device: torch.device
+    stored: torch.dtype | None = None
 
     @property
     def names(self) -> list[str]:
@@ -179,7 +182,10 @@ class _Merge:
         if len(stack.updates) > 1:
             conflict = sign_conflict([u * w for u, w in zip(_sampled(stack), stack.weights, strict=True)])
         report = ModuleReport(rank=None, norm=length, residual=0.0, sign_conflict=conflict, weights=self.weights)
-        return merged.reshape(self.base.tensors[key].shape).cpu(), report
+        whole = merged.reshape(self.base.tensors[key].shape).cpu()
+        base = self.base.load(key)
+        share = rounding_share(base, whole, base.dtype if self.stored is None else self.stored, name=key)
+        return whole, with_rounding(report, share)
 
 
 def _sampled(stack: Stack) -> list[Dense]:
@@ -277,6 +283,7 @@ def merge_checkpoints(
         identities=_identities(opened, built),
         seed=seed,
         device=pick_device(device),
+        stored=None if dtype is None else DTYPES[dtype],
     )
     _check_buffers(merge)
     settings: dict[str, Any] = {
@@ -294,7 +301,7 @@ def merge_checkpoints(
     if folder is None:
         return _report(None, settings, _dry(merge, watch))
     with whole_folder(folder, overwrite=overwrite) as target:
-        modules = _write(merge, target, dtype=dtype, shard_size=shard_size, watch=watch)
+        modules = _write(merge, target, shard_size=shard_size, watch=watch)
         report = _report(folder, settings, modules)
         document = _document(merge, report, base, models, watch)
         manifest.write(target, document)
@@ -312,9 +319,7 @@ def _dry(merge: _Merge, watch: Watcher) -> dict[str, ModuleReport]:
     return found
 
 
-def _write(
-    merge: _Merge, target: Path, *, dtype: str | None, shard_size: int | str, watch: Watcher
-) -> dict[str, ModuleReport]:
+def _write(merge: _Merge, target: Path, *, shard_size: int | str, watch: Watcher) -> dict[str, ModuleReport]:
     fitted = merge.fitted()
     reports: dict[str, ModuleReport] = {}
 
@@ -325,9 +330,8 @@ def _write(
 
         return make
 
-    stored = None if dtype is None else DTYPES[dtype]
     deltas = {key: maker(key) for key in merge.names}
-    write_checkpoint(merge.base, target, deltas, dtype=stored, shard_size=shard_size, watch=watch)
+    write_checkpoint(merge.base, target, deltas, dtype=merge.stored, shard_size=shard_size, watch=watch)
     return {key: reports[key] for key in merge.names}
 
 

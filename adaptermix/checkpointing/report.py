@@ -37,6 +37,7 @@ class ExtractReport:
         modules: Report per module path.
         left_out: Norm of the difference per tensor that differs and is not in the adapter.
         notes: What a person should know besides.
+        bytes: Size of the weights file.
     """
 
     out: Path
@@ -44,6 +45,7 @@ class ExtractReport:
     modules: Mapping[str, ExtractedModule]
     left_out: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    bytes: int | None = None
 
     @property
     def norm(self) -> float:
@@ -73,6 +75,7 @@ class ExtractReport:
             "norm": self.norm,
             "residual": self.residual,
             "excess": self.excess,
+            "bytes": self.bytes,
             "modules": {path: asdict(module) for path, module in self.modules.items()},
             "left_out": dict(self.left_out),
             "left_out_share": self.left_out_share,

@@ -30,6 +30,8 @@ def extract(settings: ExtractSettings, console: Console) -> None:
 
 
 def _show(report: ExtractReport, console: Console) -> None:
+    from ..output import size_sentence
+
     ranks = sorted(module.rank for module in report.modules.values())
     console.say(
         f"{len(report.modules)} modules of rank {ranks[0]}"
@@ -37,6 +39,8 @@ def _show(report: ExtractReport, console: Console) -> None:
         + f", norm {report.norm:.4g}: {report.residual:.2%} of it lost to truncation, at most {report.excess:.2%} more "
         "than the least possible of a module"
     )
+    if report.bytes is not None:
+        console.say(size_sentence(ranks[-1], report.bytes))
     if report.left_out:
         most = max(report.left_out, key=lambda key: report.left_out[key])
         console.say(

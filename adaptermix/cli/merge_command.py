@@ -17,16 +17,22 @@ from .options import settings_command
 )
 def merge(settings: MergeSettings, console: Console) -> None:
     """Merge adapters."""
+    from ..output import megabytes, size_sentence
     from ..study import merge_learned
 
     report = merge_learned(settings, watch=console.watch)
     weights = ", ".join(f"{weight:g}" for weight in report.weights)
+    lost = "truncation and rounding" if report.rounding else "truncation"
     console.say(
         f"{'would merge' if settings.dry_run else 'merged'} {len(settings.adapters)} {_what(settings)}, "
         f"weights {weights}, "
         f"method {report.method}: {len(report.modules)} modules, norm {report.norm:.4g}, "
-        f"lost to truncation {report.residual:.2%}, sign conflicts {report.sign_conflict:.1%}"
+        f"lost to {lost} {report.residual:.2%}, sign conflicts {report.sign_conflict:.1%}"
     )
+    if report.rank is not None:
+        console.say(size_sentence(report.rank, report.bytes))
+    elif report.bytes is not None:
+        console.say(megabytes(report.bytes))
     for note in getattr(report, "notes", ()):
         console.say(f"note: {note}")
     _show_places(report, console)

@@ -148,6 +148,7 @@ class _Search(VariadicCommand):
 )
 def search(settings: SearchSettings, console: Console) -> None:
     """Find weights."""
+    from ..output import size_sentence
     from ..study import search as work
     from ..study import search_dry, shown
 
@@ -185,6 +186,8 @@ def search(settings: SearchSettings, console: Console) -> None:
         f"{result.rule} on dev: {shown(result.chosen.candidate)} ({result.objective} {result.chosen_score.value:.3f}); "
         f"wrote {result.out}"
     )
+    if result.rank is not None and result.bytes is not None:
+        console.say(size_sentence(result.rank, result.bytes))
     console.document(result.document())
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..adapters.writer import file_order, stream_tensors
-from ..errors import ModelError, PlanError
+from ..algebra import all_finite
+from ..errors import ModelError, OutputError, PlanError
 from ..progress import SILENT, Watcher
-from .execute import fitted_methods, merge_module
+from .execute import fitted_methods, merge_module, merged_modules
 from .plan import MergePlan
 from .report import ModuleReport
 
 DELTA = "delta.safetensors"
+_ROWS = 256
 
 
 def check_dense(plan: MergePlan) -> None:
@@ -30,6 +34,11 @@ def check_dense(plan: MergePlan) -> None:
                 f"--form dense holds weight matrices only, and '{source.name}' has biases or fully trained tensors "
                 "too. Use another form."
             )
+
+
+def into_base(plan: MergePlan) -> bool:
+    """Whether the result is a full checkpoint."""
+    return plan.shape.form == "dense" and plan.checkpoint is not None
 
 
 def weight_shape(plan: MergePlan, module: str) -> tuple[int, ...]:
@@ -59,6 +68,31 @@ def as_weight(delta: Tensor, shape: tuple[int, ...], *, turned: bool) -> Tensor:
     return delta.T.contiguous() if turned else delta
 
 
+def rounded_report(report: ModuleReport, module: str, delta: Tensor, dtype: torch.dtype) -> ModuleReport:
+    """Return the report of a module with what storing its matrix in a 16-bit dtype loses.
+
+    Raises:
+        OutputError: the matrix overflows the dtype.
+    """
+    if dtype.itemsize >= 4:
+        return report
+    lost = []
+    for rows in torch.split(delta, _ROWS):
+        stored = rows.to(dtype)
+        if not all_finite(stored):
+            raise OutputError(
+                f"the delta of module '{module}' must be finite in {str(dtype).removeprefix('torch.')}, and overflows "
+                "it. Choose a wider dtype or smaller weights."
+            )
+        lost.append(float(torch.linalg.vector_norm(rows - stored.to(rows.dtype), dtype=torch.float64)))
+    return with_rounding(report, math.hypot(*lost) / report.norm if report.norm > 0 else 0.0)
+
+
+def with_rounding(report: ModuleReport, share: float) -> ModuleReport:
+    """Return the report of a module that also loses this share of its norm to rounding."""
+    return replace(report, residual=math.hypot(report.residual, share), rounding=share)
+
+
 def write_delta(
     folder: Path, plan: MergePlan, *, dtype: torch.dtype, device: torch.device, watch: Watcher = SILENT
 ) -> dict[str, ModuleReport]:
@@ -70,6 +104,9 @@ def write_delta(
         dtype: Storage dtype.
         device: Where to compute.
         watch: Receives progress.
+
+    Raises:
+        OutputError: a delta overflows the storage dtype.
     """
     check_dense(plan)
     names = {f"{module}.weight": module for module in plan.modules}
@@ -88,10 +125,26 @@ def write_delta(
             for name in file_order(headers):
                 module = names[name]
                 found = merge_module(plan, module, method=fitted[repr(plan.method_at(module))], device=device)
-                reports[module] = found.report
                 delta = as_weight(found.update.dense(), headers[name][1], turned=is_turned(plan, module))
+                reports[module] = rounded_report(found.report, module, delta, dtype)
                 yield name, delta.to(dtype)
                 advance(1, module)
 
     stream_tensors(folder / DELTA, headers, tensors(), {"format": "pt"})
     return {module: reports[module] for module in plan.modules}
+
+
+def dense_reports(
+    plan: MergePlan, dtype: torch.dtype | None, device: torch.device, watch: Watcher
+) -> dict[str, ModuleReport]:
+    """Return what a merge to full matrices would report."""
+    found = {}
+    for module, merged in merged_modules(plan, device=device, watch=watch):
+        found[module] = merged.report
+        if into_base(plan):
+            from ..checkpointing.adapters import into_base_report
+
+            found[module] = into_base_report(plan, module, merged, dtype)
+        elif dtype is not None:
+            found[module] = rounded_report(merged.report, module, merged.update.dense(), dtype)
+    return found

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..adapters import LINEAR, AdapterSource, AdapterState
 from ..adapters.convert import base_weight, dora_delta, dora_row_norms, load_delta, merge_dora
 from ..adapters.paths import in_model
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, norm, sign_conflict
+from ..algebra.storage import cancels
 from ..checkpoints import Checkpoint
 from ..errors import PlanError
 from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
@@ -100,6 +102,19 @@ def _has_more(source: AdapterSource, module: str) -> bool:
 def _path(file: Checkpoint) -> Path:
     """Return the path of a checkpoint that is one file; its folder where the file holds nothing."""
     return next((file.path / header.file for header in file.tensors.values()), file.path)
+
+
+def _prepared(plan: MergePlan, inputs: _Inputs, module: str) -> Iterator[LowRank]:
+    """Yield the updates as the method and the storage dtype need them."""
+    for source, update in zip(inputs.sources, inputs.updates, strict=True):
+        found = update
+        if plan.method.takes_factors and module in source.modules:
+            missing = source.modules[module].rank - update.rank
+            found = LowRank(b=pad(found.b, (0, missing)), a=pad(found.a, (0, 0, 0, missing)), scale=found.scale)
+        if plan.shape.dtype is not None and plan.method.is_linear:
+            # The weights are multiplied into the factors, and where these cancel the rounding in float32 would show.
+            found = found.to(torch.float64)
+        yield found
 
 
 def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, ...]:
@@ -218,9 +233,11 @@ def merge_module(
 
     Raises:
         AdapterFormatError: a factor holds NaN or infinity.
+        OutputError: a factor overflows the 16-bit dtype of the plan.
         PlanError: the sum overflows, the method refuses the updates, or the base model is needed.
     """
     inputs, weights = _inputs(plan, module)
+    inputs = replace(inputs, updates=tuple(_prepared(plan, inputs, module)))
     method = method or plan.method_at(module)
     try:
         merged, magnitude = _merged(plan, method, inputs, module, device or torch.device("cpu"))
@@ -235,7 +252,12 @@ def merge_module(
             f"{', '.join(f'{update.scale:g}' for update in inputs.updates)}. "
             "Choose smaller weights, or check the adapters' lora_alpha."
         )
+    if plan.shape.dtype is None and plan.method.is_linear and isinstance(merged, LowRank) and cancels(merged, length):
+        # The rounding of float32 factors would show in what is left: once more, in float64.
+        careful = replace(plan, shape=replace(plan.shape, dtype=torch.float32))
+        return merge_module(careful, module, method=method, device=device)
     formed = _shaped(plan, inputs, merged)
+    formed = plan.shape.rounded(formed, module, length)
     if magnitude is not None and isinstance(merged, LowRank):
         length, formed, magnitude = _judge_dora(plan, module, merged, formed, magnitude)
     conflict = 0.0
@@ -248,6 +270,7 @@ def merge_module(
         sign_conflict=conflict,
         weights=weights,
         excess=formed.excess,
+        rounding=formed.rounding,
     )
     return MergedModule(update=_to_cpu(formed.update), report=report, bias=bias, magnitude=magnitude)
 
@@ -267,7 +290,9 @@ def _judge_dora(
     gains = magnitude / dora_row_norms(weight, merged)
     magnitude = (gains * dora_row_norms(weight, formed.update)).to(magnitude.dtype)
     lost = norm(Dense(w=whole - dora_delta(weight, formed.update, magnitude)))
-    return length, replace(formed, residual=lost / length if length > 0 else 0.0), magnitude
+    share = lost / length if length > 0 else 0.0
+    only_rounding = formed.rounding == formed.residual
+    return length, replace(formed, residual=share, rounding=share if only_rounding else formed.rounding), magnitude
 
 
 def _to_cpu(update: Update) -> Update:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ..algebra import Dense, LowRank, Update, least_rank, singular_values, truncate
 from ..algebra.lowrank import balanced, decompose, lost_share, working_dtype
+from ..algebra.storage import to_storage
 from ..algebra.subspaces import numerical_rank
-from ..errors import PlanError
+from ..errors import OutputError, PlanError
 
 Form = Literal["concat", "lowrank", "dense"]
 Rank = int | Literal["auto"]
@@ -25,15 +27,17 @@ class Formed:
 
     Args:
         update: The update.
-        residual: Share of the norm lost to truncation, in [0, 1].
+        residual: Share of the norm lost to truncation and to rounding, in [0, 1].
         excess: Bound on how far the residual is above the least possible for the rank, as a share of it.
         sigma: Singular values before truncation, where they are all known.
+        rounding: Share of the norm lost to rounding alone.
     """
 
     update: Update
     residual: float = 0.0
     excess: float = 0.0
     sigma: Tensor | None = None
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Shape:
             "lowrank" where a rank is given or the method's result is dense, else "concat".
         rank: Rank of "lowrank", or "auto" for the least that keeps `keep`.
         keep: Share of the squared norm of each module that an automatic rank keeps.
+        dtype: Dtype that factors are rounded to, with care for their product; None leaves them as the arithmetic is.
 
     Raises:
         PlanError: the parts contradict each other.
@@ -53,6 +58,7 @@ class Shape:
     form: Form | None = None
     rank: Rank | None = None
     keep: float = KEEP
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.form not in (None, "concat", "lowrank", "dense"):
@@ -95,6 +101,30 @@ class Shape:
         if rank is None or (rank != "auto" and rank >= update.rank):
             return Formed(update=update)
         return _cut(update, rank, self.keep)
+
+    def rounded(self, formed: Formed, module: str, length: float) -> Formed:
+        """Round factors to the storage dtype, if there is one, and count what that loses.
+
+        Args:
+            formed: The result of `apply`.
+            module: Path of the module, for the message.
+            length: Norm of the whole update.
+
+        Raises:
+            OutputError: a factor overflows the dtype.
+        """
+        if self.dtype is None or not isinstance(formed.update, LowRank):
+            return formed
+        update, lost = to_storage(formed.update, self.dtype)
+        if math.isinf(lost):
+            name = str(self.dtype).removeprefix("torch.")
+            raise OutputError(
+                f"the factors of module '{module}' must be finite in {name}, and overflow it. "
+                "Choose a wider dtype or smaller weights."
+            )
+        share = lost / length if length > 0 else 0.0
+        # What rounding changes lies in the rows and columns that are kept, and what was cut does not.
+        return replace(formed, update=update, residual=math.hypot(formed.residual, share), rounding=share)
 
 
 def _cut(update: LowRank, rank: Rank, keep: float) -> Formed:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import manifest
-from ..adapters import AdapterSource, open_adapters
+from ..adapters import AdapterSource, AdapterState, open_adapters
 from ..adapters.convert import without_copies
 from ..adapters.paths import fitted
 from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
@@ -23,15 +22,17 @@ from ..files import check_not_input, check_output, whole_folder
 from ..fingerprints import fingerprint
 from ..methods.base import build
 from ..models import pick_device
-from ..output import write_output
+from ..output import OutputForm, output_size, weight_bytes, write_output
 from ..progress import SILENT, Watcher
 from ..publish.card import card
 from ..threads import torch_threads
-from .dense import check_dense, write_delta
-from .execute import execute, merged_modules
+from .dense import check_dense, dense_reports, into_base, write_delta
+from .execute import execute
 from .forms import KEEP, Form, Rank, Shape
+from .limits import check_residual, check_rounding, limit_of
 from .places import make_override, split_settings
 from .plan import Fill, MergePlan, check, resolve_weights
+from .recorded import merge_report, merge_settings
 from .report import MergeReport, ModuleReport
 from .streaming import can_stream, stream
 
@@ -115,6 +116,7 @@ def merge(
     out: str | Path | None = None,
     max_residual: float = 0.1,
     dtype: str | None = None,
+    compact: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     dry_run: bool = False,
@@ -128,8 +130,10 @@ def merge(
         adapters: Adapter folders. Rank, alpha, rsLoRA and target modules may differ.
         weights: One per adapter; a single weight w for two adapters means w and 1 - w. Not normalised.
         out: Folder to write; None computes and reports only.
-        max_residual: Refuse to write if truncation loses more than this share of the whole delta's norm.
+        max_residual: Refuse to write if truncation and rounding lose more than this share of the whole delta's norm.
         dtype: Storage dtype; default float32. Arithmetic is in float32 or wider, SVDs of factors in float64.
+        compact: Keep each module's own rank (`rank_pattern`); default is one rank for all modules, by zeros, which
+            programs that ignore patterns read rightly too.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; where methods compute.
         overwrite: Replace an existing output folder.
         dry_run: Do everything but write.
@@ -154,10 +158,7 @@ def merge(
         PlanError: a wrong count of weights, an unknown method or option, a truncation beyond the limit.
         OutputError: the output folder exists or cannot be written.
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise PlanError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
-    if not 0 <= max_residual <= 1:
-        raise PlanError(f"--max-residual must be in [0, 1], got {max_residual:g}.")
+    _check_storage(dtype, max_residual, compact=compact, form=plan_settings.get("form"))
     place = pick_device(device)
     _check_names(plan_settings)
     if isinstance(weights, int | float):
@@ -177,38 +178,63 @@ def merge(
         _check_against_base(plan, str(plan_settings.get("base")))
     # A weighted sum of factors is read and written; a GPU would only add copies.
     place = torch.device("cpu") if device == "auto" and plan.method.is_linear else place
-    settings = _settings(plan, plan_settings, dtype=dtype, max_residual=max_residual)
+    settings = merge_settings(plan, plan_settings, dtype=dtype, max_residual=max_residual, compact=compact)
     folder = None if out is None else Path(out)
     target = None if dry_run else folder
     if plan.shape.form == "dense":
         return _merge_dense(plan, settings, folder, target, place, overwrite=overwrite, watch=watch)
-    chosen = _DTYPES[dtype or "float32"]
+    stored = OutputForm(dtype=_DTYPES[dtype or "float32"], compact=compact, overwrite=overwrite)
+    return _merge_factors(plan, settings, folder, target, place, stored=stored, watch=watch)
+
+
+def _merge_factors(
+    plan: MergePlan,
+    settings: Mapping[str, Any],
+    out: Path | None,
+    target: Path | None,
+    device: torch.device,
+    *,
+    stored: OutputForm,
+    watch: Watcher,
+) -> MergeReport:
+    dtype = stored["dtype"]
+    plan = replace(plan, shape=replace(plan.shape, dtype=dtype if dtype.itemsize < 4 else None))
+
+    def report_of(state: AdapterState, modules: Mapping[str, ModuleReport]) -> MergeReport:
+        size = output_size(state, dtype=dtype, compact=stored["compact"])
+        found = merge_report(plan, out, modules, settings, size)
+        check_residual(plan, found, limit_of(plan, settings["max_residual"]))
+        return found
+
     with (
         _hashing(plan.sources if target is not None else ()),
         torch_threads(1 if plan.method.is_linear and plan.checkpoint is None else None),
     ):
         if target is not None and can_stream(plan):
-            return _merge_streaming(plan, settings, target, chosen, overwrite=overwrite, watch=watch)
-        state, modules = execute(plan, device=place, watch=watch)
-    report = _report(plan, folder, modules, settings)
-    _check_residual(report, _limit(plan, max_residual))
+            return _merge_streaming(plan, target, report_of, stored, watch)
+        state, modules = execute(plan, device=device, watch=watch)
+    report = report_of(state, modules)
     if target is not None:
-        write_output(target, state, _document(plan, report), dtype=chosen, overwrite=overwrite)
+        write_output(target, state, _document(plan, report), **stored)
     return report
 
 
 def _merge_streaming(
-    plan: MergePlan, settings: Mapping[str, Any], out: Path, dtype: torch.dtype, *, overwrite: bool, watch: Watcher
+    plan: MergePlan,
+    out: Path,
+    report_of: Callable[[AdapterState, Mapping[str, ModuleReport]], MergeReport],
+    stored: OutputForm,
+    watch: Watcher,
 ) -> MergeReport:
-    """Write while merging; nothing is truncated, so there is nothing to refuse afterwards."""
+    """Write while merging; what rounding loses is known before the folder appears."""
     modules: dict[str, ModuleReport] = {}
 
     def report() -> MergeReport:
-        return _report(plan, out, {module: modules[module] for module in plan.modules}, settings)
+        return report_of(state, {module: modules[module] for module in plan.modules})
 
     with watch.track("merge", len(plan.modules)) as advance:
         state = stream(plan, modules, advance)
-        write_output(out, state, lambda: _document(plan, report()), dtype=dtype, overwrite=overwrite)
+        write_output(out, state, lambda: _document(plan, report()), **stored)
     return report()
 
 
@@ -222,49 +248,13 @@ def _hashing(sources: Sequence[AdapterSource]) -> Iterator[None]:
             found.result()
 
 
-def _report(
-    plan: MergePlan, out: Path | None, modules: Mapping[str, ModuleReport], settings: Mapping[str, Any]
-) -> MergeReport:
-    name = str(settings["method"])
-    return MergeReport(out=out, method=name, weights=plan.weights, modules=modules, plan=settings, notes=plan.notes())
-
-
-def _into_base(plan: MergePlan) -> bool:
-    """Whether the result is a full checkpoint."""
-    return plan.shape.form == "dense" and plan.checkpoint is not None
-
-
-def _settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the resolved settings, for the manifest; what is at its default and unused is left out."""
-    found: dict[str, Any] = {
-        "method": given.get("method", "exact"),
-        "weights": list(plan.weights),
-        "options": dict(plan.options),
-        "rank": plan.shape.rank,
-        "form": plan.shape.form,
-        "fill": plan.fill,
-        "saved": plan.saved,
-        "dtype": more["dtype"] or (None if _into_base(plan) else "float32"),
-        "max_residual": more["max_residual"],
-        "allow_base_mismatch": bool(given.get("allow_base_mismatch")),
-        "allow_pickle": bool(given.get("allow_pickle")),
-        "places": [override.entry() for override in plan.overrides],
-        "base": given.get("base"),
-        "statistics": [str(path) for path in given.get("statistics") or ()],
-    }
-    if plan.shape.rank == "auto":
-        found["keep"] = plan.shape.keep
-    if plan.method.is_random:
-        found["seed"] = plan.seed
-    return {key: value for key, value in found.items() if value not in (None, [], {})}
-
-
-def _limit(plan: MergePlan, max_residual: float) -> float:
-    """Return the residual that is allowed: a share to keep that was asked for allows what it implies."""
-    if plan.shape.rank != "auto":
-        return max_residual
-    # a hair above, since the residual is rounded
-    return max(max_residual, math.sqrt(1 - plan.shape.keep) + 1e-9)
+def _check_storage(dtype: str | None, max_residual: float, *, compact: bool, form: Any) -> None:
+    if dtype is not None and dtype not in _DTYPES:
+        raise PlanError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+    if not 0 <= max_residual <= 1:
+        raise PlanError(f"--max-residual must be in [0, 1], got {max_residual:g}.")
+    if compact and form == "dense":
+        raise PlanError("--compact is about the ranks of an adapter, and --form dense has none. Leave one of them out.")
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
@@ -307,18 +297,6 @@ def check_trained_on(sources: Sequence[AdapterSource], given: str | None, refere
             )
 
 
-def _check_residual(report: MergeReport, limit: float) -> None:
-    if report.residual <= limit:
-        return
-    worst = max(report.modules, key=lambda module: report.modules[module].residual)
-    found = report.modules[worst]
-    raise PlanError(
-        f"truncation may lose at most {limit:.0%} of the delta's norm, and loses {report.residual:.0%} (most at "
-        f"'{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with --keep, "
-        f"--form concat or dense, or accept it with --max-residual {math.ceil(report.residual * 100) / 100:.2f}."
-    )
-
-
 def _merge_dense(
     plan: MergePlan,
     settings: Mapping[str, Any],
@@ -337,19 +315,23 @@ def _merge_dense(
     check_dense(plan)
     if plan.checkpoint is not None:
         weight_names(plan, plan.checkpoint)
-    if target is None:
-        modules = {module: found.report for module, found in merged_modules(plan, device=device, watch=watch)}
-        return _report(plan, out, modules, settings)
     chosen = _DTYPES.get(str(settings.get("dtype")))
+    limit = limit_of(plan, settings["max_residual"])
+    if target is None:
+        modules = dense_reports(plan, chosen, device, watch)
+        report = merge_report(plan, out, modules, settings)
+        check_rounding(plan, report, limit)
+        return report
     with whole_folder(target, overwrite=overwrite) as folder:
-        if not _into_base(plan):
+        if not into_base(plan):
             modules = write_delta(folder, plan, dtype=chosen or torch.float32, device=device, watch=watch)
         else:
             from ..checkpointing.adapters import write_into_base
 
             modules = write_into_base(folder, plan, dtype=chosen, device=device, watch=watch)
-        report = _report(plan, out, modules, settings)
-        document = _document(plan, report) | {"artifact": "checkpoint" if _into_base(plan) else "delta"}
+        report = replace(merge_report(plan, out, modules, settings), bytes=weight_bytes(folder))
+        check_rounding(plan, report, limit)
+        document = _document(plan, report) | {"artifact": "checkpoint" if into_base(plan) else "delta"}
         manifest.write(folder, document)
         (folder / "README.md").write_text(card(document, name=target.name), encoding="utf-8")
     return report

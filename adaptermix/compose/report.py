@@ -16,10 +16,11 @@ class ModuleReport:
     Args:
         rank: Rank of the result; None for a dense one.
         norm: Frobenius norm of the merged delta, before any truncation.
-        residual: Share of that norm lost to truncation, in [0, 1].
+        residual: Share of that norm lost to truncation and to rounding to 16 bits.
         sign_conflict: Share of entries at which two weighted deltas pull in opposite directions.
         weights: Weight of each adapter here; 0 for one that lacks the module or is left out.
         excess: Bound on how far the residual lies above the least possible of this rank, as a share of it.
+        rounding: Share of that norm lost to rounding alone.
     """
 
     rank: int | None
@@ -28,6 +29,7 @@ class ModuleReport:
     sign_conflict: float
     weights: tuple[float, ...] = ()
     excess: float = 0.0
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,9 @@ class MergeReport:
         modules: Report per module path.
         plan: The resolved settings.
         notes: What a person should know besides.
+        rank: Rank of the written adapter, the same in all modules; the largest of a compact one; None if not an
+            adapter.
+        bytes: Size of the weight files.
     """
 
     out: Path | None
@@ -49,6 +54,8 @@ class MergeReport:
     modules: Mapping[str, ModuleReport]
     plan: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    rank: int | None = None
+    bytes: int | None = None
 
     @property
     def norm(self) -> float:
@@ -57,8 +64,16 @@ class MergeReport:
 
     @property
     def residual(self) -> float:
-        """Share of the norm of the whole delta lost to truncation, in [0, 1]."""
-        lost = math.hypot(*(module.norm * module.residual for module in self.modules.values()))
+        """Share of the norm of the whole delta lost to truncation and to rounding to 16 bits."""
+        return self._share("residual")
+
+    @property
+    def rounding(self) -> float:
+        """Share of the norm of the whole delta lost to rounding alone."""
+        return self._share("rounding")
+
+    def _share(self, loss: str) -> float:
+        lost = math.hypot(*(module.norm * getattr(module, loss) for module in self.modules.values()))
         return lost / self.norm if self.norm > 0 else 0.0
 
     @property
@@ -72,6 +87,9 @@ class MergeReport:
         return {
             "norm": self.norm,
             "residual": self.residual,
+            "rounding": self.rounding,
+            "rank": self.rank,
+            "bytes": self.bytes,
             "sign_conflict": self.sign_conflict,
             "modules": {module: asdict(report) for module, report in self.modules.items()},
         }

@@ -13,7 +13,7 @@ from ..settings import MergeSettings
 from .merging import merge
 
 _ADAPTERS_ONLY = (
-    *("places", "fill", "form", "rank", "keep", "max_residual", "saved"),
+    *("places", "fill", "form", "rank", "keep", "max_residual", "compact", "saved"),
     *("statistics", "allow_pickle", "allow_base_mismatch"),
 )
 

@@ -79,7 +79,7 @@ def _rank(plan: MergePlan, module: str) -> int:
     """Return the rank that `merge_module` will give."""
     present = [place for place, source in enumerate(plan.sources) if module in source.modules]
     weights = acting_weights(plan, module, {place for place in present if plan.sources[place].is_zero(module)})
-    ranks = {place: plan.sources[place].modules[module].rank for place in present}
+    ranks = {place: plan.sources[place].rank(module) for place in present}
     chosen = [place for place in present if weights[place] != 0] or present[:1]
     # The coefficients need no delta (`can_stream`), so any will do.
     nothing = LowRank(b=torch.zeros(1, 1), a=torch.zeros(1, 1))

@@ -29,6 +29,8 @@ class MergeMethod(ABC):
     """Whether the result is a linear combination of the updates, so of low rank if they are."""
     cuts_to_largest_rank: ClassVar[bool] = False
     """Whether the result is cut to the largest rank of the inputs where no other is asked for."""
+    takes_factors: ClassVar[bool] = False
+    """Whether it works on the factors themselves, whose ranks must then be those of the files."""
     is_learned: ClassVar[bool] = False
     """Whether its weights are learned on rows of a task before anything is merged."""
     factor: ClassVar[str | None] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..algebra import LowRank, Stack
 from .base import MergeMethod, method
@@ -24,6 +25,8 @@ class FactorAverage(MergeMethod):
     Reference: one reading of "weighted average" in Liu and Niehues, ACL 2025, arXiv 2502.14830, section 5; `exact` is
     another.
     """
+
+    takes_factors: ClassVar[bool] = True
 
     def __call__(self, stack: Stack) -> LowRank:
         """Average the factors.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..algebra import LowRank, Stack
 from .base import MergeMethod, method
@@ -24,6 +25,8 @@ class PeftLinear(MergeMethod):
     Exact when: there is one adapter.
     Reference: peft 0.21, `add_weighted_adapter` with `combination_type="linear"`.
     """
+
+    takes_factors: ClassVar[bool] = True
 
     def __call__(self, stack: Stack) -> LowRank:
         """Add the factors.

@@ -96,7 +96,7 @@ def _fidelity(document: Mapping[str, Any]) -> str:
     }
     parts = [
         f"Norm of the {'merged ' if 'sign_conflict' in fidelity else ''}delta {fidelity['norm']:.4g}",
-        f"lost to truncation {fidelity['residual']:.2%} of it",
+        f"lost to truncation{' and rounding' if fidelity.get('rounding') else ''} {fidelity['residual']:.2%} of it",
         *(text.format(fidelity[key]) for key, text in more.items() if key in fidelity),
     ]
     return f"## Fidelity\n\n{'; '.join(parts)}. Per module: `adaptermix.json`."

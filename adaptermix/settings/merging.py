@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from .. import checks
 from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Scored, Settings, Written
 
+COMPACT = "keep each module's own rank (rank_pattern); default: one rank for all, which every program reads rightly"
+
 
 class PlaceSettings(Settings):
     """Weights or method options that hold at some modules only."""
@@ -43,8 +45,9 @@ class MergeSettings(Written):
     )
     keep: float = Field(0.999, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
     max_residual: float = Field(
-        0.1, ge=0, le=1, description="refuse if truncation loses more than this share of the delta's norm"
+        0.1, ge=0, le=1, description="refuse if truncation and rounding lose more than this share of the delta's norm"
     )
+    compact: bool = Field(False, description=COMPACT)
     base: str | None = Field(
         None,
         description="base model, where deltas depend on it (DoRA, PiSSA), weights are learned on it (fuse), or the "
@@ -83,6 +86,7 @@ class ExtractSettings(Written):
     )
     exact: bool = Field(False, description="take the exact SVD, not the verified randomised one")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage dtype of the factors")
+    compact: bool = Field(False, description=COMPACT)
     max_residual: float | None = Field(
         None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
     )
@@ -153,6 +157,7 @@ class SearchSettings(GenerationSettings, Scored, Written):
     )
     study: str | None = Field(None, description="name of the search in the storage; default that of the output folder")
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
+    compact: bool = Field(False, description=COMPACT)
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
     allow_tested: bool = Field(False, description=ALLOW_TESTED)
 

@@ -32,6 +32,8 @@ class SearchResult:
         rule: How the trial was chosen.
         out: The merged adapter's folder.
         resamples: The objective of the chosen trial on the dev rows, then on resamples of them.
+        rank: Rank of the merged adapter, the largest of a compact one; None before it is merged.
+        bytes: Size of its weights file.
     """
 
     trials: list[Trial]
@@ -48,6 +50,8 @@ class SearchResult:
     rule: str
     out: Path
     resamples: Sequence[float] = ()
+    rank: int | None = None
+    bytes: int | None = None
 
     @property
     def chosen_score(self) -> Score:
@@ -78,6 +82,8 @@ class SearchResult:
             "objective": self.objective,
             "rule": self.rule,
             "out": str(self.out),
+            "rank": self.rank,
+            "bytes": self.bytes,
         }
 
     def sentence(self) -> str:

@@ -28,7 +28,7 @@ from ..head_forms import Head
 from ..heads.brought import head_of
 from ..methods.base import build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
-from ..output import write_output
+from ..output import output_size, write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from ..tasks import clusters_of, metrics_of
@@ -62,7 +62,7 @@ _WHERE = {
     "allow_tested",
 }
 """Settings that do not change what is found."""
-_MORE = {"trials", "choose"}
+_MORE = {"trials", "choose", "compact"}
 """Settings that a search can go on with changed."""
 _POLL = 0.2
 """Seconds between looks at trials that run elsewhere."""
@@ -141,7 +141,7 @@ def search_with(
             with helped(settings, watch):
                 work.run(ledger)
     result = _result(prepared, settings, ledger.trials(), work.baseline, work.board)
-    _write(result, prepared, settings)
+    result = _write(result, prepared, settings)
     shutil.rmtree(folder, ignore_errors=True)
     return result
 
@@ -367,7 +367,8 @@ def _result(
     )
 
 
-def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -> None:
+def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -> SearchResult:
+    """Write the merged adapter, and return the result with its rank and size."""
     candidate = result.chosen.candidate
     if result.chosen is result.baseline:  # no method touches the task adapter alone
         plan = replace(
@@ -376,7 +377,9 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
     else:
         plan = candidate_plan(prepared.template, candidate, fixed=dict(settings.options))
     state, modules = execute(plan)
-    report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules)
+    size = output_size(state, compact=settings.compact)
+    result = replace(result, **size)
+    report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules, **size)
     own = [candidate.name]  # of a merge that was there before
     document = manifest.manifest(
         "search",
@@ -401,4 +404,5 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
         from .report import report_files
 
         extra |= report_files(result, name=f"Search of {result.out.name}")
-    write_output(result.out, state, document, overwrite=settings.overwrite, extra=extra)
+    write_output(result.out, state, document, compact=settings.compact, overwrite=settings.overwrite, extra=extra)
+    return result

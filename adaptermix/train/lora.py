@@ -100,7 +100,7 @@ def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, Any]:
             f"with --start-from the adapter '{start.name}' decides, so drop --targets {', '.join(names)} (it has "
             f"{', '.join(sorted(own))})."
         )
-    ranks = {f"^{re.escape(path)}": header.rank for path, header in start.modules.items()}
+    ranks = {f"^{re.escape(path)}": start.rank(path) for path in start.modules}
     return {"target_modules": list(start.modules), "rank_pattern": ranks}
 
 

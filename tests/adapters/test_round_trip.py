@@ -79,8 +79,27 @@ def small(*, dtype: torch.dtype = torch.float32, reverse: bool = False) -> Adapt
 
 
 def test_the_settings_file_is_this_text_to_the_byte(tmp_path: Path) -> None:
-    write_adapter(tmp_path, small())
+    write_adapter(tmp_path, small(), compact=True)
     assert (tmp_path / CONFIG).read_text(encoding="utf-8") == GOLDEN
+
+
+def test_without_compact_it_has_one_rank_and_no_patterns(tmp_path: Path) -> None:
+    write_adapter(tmp_path, small())
+    one_rank = json.loads(GOLDEN) | {"rank_pattern": {}, "alpha_pattern": {}}
+    assert json.loads((tmp_path / CONFIG).read_text(encoding="utf-8")) == one_rank
+    assert {header.rank for header in open_adapter(tmp_path).modules.values()} == {2}
+
+
+def test_the_largest_rank_becomes_r_where_the_others_are_more_common(tmp_path: Path) -> None:
+    ranks = {"layers.0.q": 1, "layers.1.q": 3, "layers.2.q": 1}
+    state = AdapterState(
+        meta=AdapterMeta(base=None, targets=TargetSpec(modules=("q",))),
+        updates={m: LowRank(b=torch.ones(3, r), a=torch.ones(r, 3)) for m, r in ranks.items()},
+    )
+    write_adapter(tmp_path, state, compact=True)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 3)
+    assert set(config["rank_pattern"].values()) == set(config["alpha_pattern"].values()) == {1}
 
 
 def test_writing_twice_in_any_order_gives_equal_bytes(tmp_path: Path) -> None:
@@ -137,7 +156,7 @@ def test_any_update_survives_the_round_trip(tmp_path_factory: pytest.TempPathFac
     back = open_adapter(folder).read()
     assert back.meta == state.meta
     for module, update in state.updates.items():
-        assert back.updates[module].rank == update.rank
+        assert back.updates[module].rank <= update.rank  # zeros at the end are taken for padding
         error = (back.updates[module].to(torch.float64).dense() - update.to(torch.float64).dense()).norm()
         assert error <= 1e-6 * abs(update.scale) * float(update.a.norm() * update.b.norm())
 
@@ -211,7 +230,7 @@ def test_a_module_whose_path_ends_like_another_keeps_its_own_rank(tmp_path: Path
         meta=AdapterMeta(base=None, targets=TargetSpec(modules=("q",))),
         updates={m: LowRank(b=torch.ones(3, r), a=torch.ones(r, 3)) for m, r in ranks.items()},
     )
-    write_adapter(tmp_path, state)
+    write_adapter(tmp_path, state, compact=True)
     assert {m: header.rank for m, header in open_adapter(tmp_path).modules.items()} == ranks
     from peft.utils.other import get_pattern_key
 

@@ -87,7 +87,8 @@ class TestForms:
     def test_an_automatic_rank_is_the_least_that_keeps_the_share(
         self, pair: Adapters, tmp_path: Path, keep: float
     ) -> None:
-        report = merge(pair[0], weights=[0.5], rank="auto", keep=keep, max_residual=1.0, out=tmp_path / "out")
+        settings: dict[str, Any] = {"weights": [0.5], "rank": "auto", "keep": keep, "max_residual": 1.0}
+        report = merge(pair[0], compact=True, out=tmp_path / "out", **settings)
         for module, delta in mixed(pair[1], (0.5, 0.5)).items():
             lost = tails(delta)
             least = next(rank for rank in range(1, len(lost)) if 1 - lost[rank] ** 2 >= keep * (1 - 1e-9))
@@ -95,15 +96,17 @@ class TestForms:
             assert report.modules[module].residual == pytest.approx(float(lost[least]), abs=1e-6)
         got = {module: header.rank for module, header in open_adapter(tmp_path / "out").modules.items()}
         assert got == {module: found.rank for module, found in report.modules.items()}
+        assert report.rank == max(got.values())
         plan = json.loads((tmp_path / "out" / "adaptermix.json").read_text())["plan"]
-        assert (plan["rank"], plan["keep"]) == ("auto", keep)
+        assert (plan["rank"], plan["keep"], plan["compact"]) == ("auto", keep, True)
 
     def test_unequal_ranks_stand_in_the_rank_pattern_and_load_in_peft(self, base: Path, tmp_path: Path) -> None:
         targets = ["q_proj", "v_proj", "down_proj"]
         paths = [
             peft_kind(load_base(base), tmp_path / n, seed=s, r=4, target_modules=targets) for s, n in enumerate(NAMES)
         ]
-        report = merge(paths, weights=[0.7, 0.6], rank="auto", keep=0.9, max_residual=0.4, out=tmp_path / "out")
+        settings: dict[str, Any] = {"weights": [0.7, 0.6], "rank": "auto", "keep": 0.9, "max_residual": 0.4}
+        report = merge(paths, compact=True, out=tmp_path / "out", **settings)
         ranks = {found.rank for found in report.modules.values()}
         assert len(ranks) > 1
         config = json.loads((tmp_path / "out" / CONFIG).read_text())
