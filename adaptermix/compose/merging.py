@@ -185,7 +185,7 @@ def merge(
             return _merge_streaming(plan, settings, target, chosen, overwrite=overwrite, watch=watch)
         state, modules = execute(plan, device=place, watch=watch)
     report = _report(plan, folder, modules, settings)
-    _check_residual(report, _limit(plan, max_residual))
+    _check_residual(report, _limit(plan, max_residual), gives_dense=plan.method.gives_dense)
     if target is not None:
         write_output(target, state, _document(plan, report), dtype=chosen, overwrite=overwrite)
     return report
@@ -301,15 +301,16 @@ def check_trained_on(sources: Sequence[AdapterSource], given: str | None, refere
             )
 
 
-def _check_residual(report: MergeReport, limit: float) -> None:
+def _check_residual(report: MergeReport, limit: float, *, gives_dense: bool) -> None:
     if report.residual <= limit:
         return
+    forms = "dense" if gives_dense else "concat or dense"
     worst = max(report.modules, key=lambda module: report.modules[module].residual)
     found = report.modules[worst]
     raise PlanError(
         f"truncation may lose at most {limit:.0%} of the delta's norm, and loses {report.residual:.0%} (most at "
         f"'{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with --keep, "
-        f"--form concat or dense, or accept it with --max-residual {math.ceil(report.residual * 100) / 100:.2f}."
+        f"--form {forms}, or accept it with --max-residual {math.ceil(report.residual * 100) / 100:.2f}."
     )
 
 
