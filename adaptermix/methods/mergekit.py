@@ -123,6 +123,8 @@ class Mergekit(MergeMethod):
         _check_count(entry, stack)
         parameters = self._parameters(entry, stack)
         order = self._order(stack)
+        if not any(norm(update) > 0 for update in stack.updates):
+            return Dense(w=torch.zeros(stack.shape, dtype=stack.dtype, device=stack.device))
         if self.member not in _ANGLES:
             return Dense(w=self._run(entry, stack, order, parameters))
         # A list of one adapter is that of a pair whose other adapter weighs 0.
@@ -169,13 +171,19 @@ class Mergekit(MergeMethod):
             _check_equal(weights)
         return found
 
+    @staticmethod
+    def _drops(parameters: Mapping[str, Any]) -> bool:
+        density = parameters.get("density", 1.0)
+        return min(density if isinstance(density, list) else [density]) < 1
+
     def _run(self, entry: Any, stack: Stack, chosen: Sequence[int], parameters: Mapping[str, Any]) -> Tensor:
         """Return mergekit's merge of some of the updates, as [out in]."""
         from mergekit.merge_methods.api import merge_tensors
 
         shape = stack.tensor_shape or stack.shape
         deltas = [stack.updates[place].to(stack.dtype).dense().reshape(shape) for place in chosen]
-        _check_rows(self.member, shape)
+        if self.member.startswith("della") and self._drops(parameters):
+            _check_rows(shape)
         ids = [f"adapter {place + 1}" for place in chosen]
         base = _base_index(entry)
         if base is not None and self.member not in _FIRST_IS_BASE:
@@ -237,13 +245,13 @@ def _check_count(entry: Any, stack: Stack) -> None:
     raise ValueError(f"it merges {wanted} adapter{'s' * (wanted[-1] != '1')}, got {count}{more}")
 
 
-def _check_rows(member: str, shape: Sequence[int]) -> None:
-    """Refuse rows of one entry for methods that rank the entries of a row.
+def _check_rows(shape: Sequence[int]) -> None:
+    """Refuse rows of one entry, which have no ranks by size.
 
     Raises:
         ValueError: mergekit would divide by zero.
     """
-    if member.startswith("della") and (shape[0] if len(shape) == 1 else shape[1]) == 1:
+    if (shape[0] if len(shape) == 1 else shape[1]) == 1:
         raise ValueError(f"it ranks the entries of a row, and rows of {list(shape)} have one entry")
 
 
