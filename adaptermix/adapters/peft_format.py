@@ -105,7 +105,7 @@ class AdapterSource:
             for tensor in tensors:
                 if tensor is not None:
                     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
-                    digest.update(memoryview(wide.numpy()).cast("B"))
+                    digest.update(wide.numpy().tobytes())
         return digest.hexdigest()
 
     def _read(self, key: str) -> Tensor:

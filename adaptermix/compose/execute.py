@@ -130,6 +130,8 @@ def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: Inputs, module: st
     if method.statistics is not None:
         raise PlanError(f"method '{method.name}' has no statistics for biases (lora_bias). Use another method.")
     out = inputs.updates[0].shape[0]
+    if not any(inputs.weights):
+        return torch.zeros(out)
     columns = [Dense(w=(torch.zeros(out) if bias is None else bias)[:, None]) for bias in biases]
     merged = method(_stack(plan, inputs, f"{module}.bias", columns, tensor_shape=(out,)))
     return merged.dense()[:, 0]

@@ -10,6 +10,7 @@ import torch
 from ..adapters import AdapterSource
 from ..adapters.convert import load_delta
 from ..algebra import LowRank, norm
+from ..errors import PlanError
 from ..methods.base import is_weighted_sum
 from .plan import MergePlan
 
@@ -79,11 +80,13 @@ def inputs_of(plan: MergePlan, module: str) -> tuple[Inputs, tuple[float, ...]]:
     # Without an active adapter, one of weight 0 gives the shape.
     chosen = chosen or [next(iter(found))]
     like = next(iter(found.values()))
+    # Factors that cancel leave rounding, which would count as entries.
+    nothing = {p for p in zero if p not in found or not plan.sources[p].is_zero(module)}
     return (
         Inputs(
             places=tuple(chosen),
             sources=tuple(plan.sources[place] for place in chosen),
-            updates=tuple(found[place] if place in found else _nothing(like) for place in chosen),
+            updates=tuple(_nothing(like) if place in nothing else found[place] for place in chosen),
             weights=tuple(entering[place] for place in chosen),
             zero=tuple(place in zero for place in chosen),
             share=share,
@@ -114,10 +117,19 @@ def _is_zero(source: AdapterSource, module: str, update: LowRank | None) -> bool
 def _measured(
     plan: MergePlan, module: str, counted: list[int], zero: Collection[int], weights: Sequence[float]
 ) -> list[int]:
-    """Return the adapters without those whose delta is zero and that have no statistics of the module."""
-    if plan.method.statistics is None or min(weights) < 0:
+    """Return the adapters without those whose delta is zero and that have no statistics of the module.
+
+    Raises:
+        PlanError: a weight is negative, so that there is no share of the weights.
+    """
+    if plan.method.statistics is None:
         return counted
-    return [place for place in counted if place not in zero or module in plan.statistics[place].tensors]
+    kept = [place for place in counted if place not in zero or module in plan.statistics[place].tensors]
+    if len(kept) < len(counted) and min(weights) < 0:
+        raise PlanError(
+            f"method '{plan.method.title}', module '{module}': weights must be at least 0, got {list(weights)}."
+        )
+    return kept
 
 
 def _has_more(source: AdapterSource, module: str) -> bool:

@@ -156,8 +156,8 @@ class MergePlan:
         if self.method.statistics != "in in" or not files:
             return ()
         return (
-            f"warning: {', '.join(sorted(files))} holds statistics in 16 bits. Directions with few inputs are lost in "
-            f"their rounding and get the weighted mean. Store them in float32.",
+            f"warning: the statistics in {', '.join(sorted(files))} have 16 bits. Directions with few inputs are "
+            "lost in their rounding and get the weighted mean. Store them in float32.",
         )
 
     def meta(self) -> AdapterMeta:

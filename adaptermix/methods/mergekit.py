@@ -25,7 +25,17 @@ _ANGLES = ("slerp", "nuslerp", "model_stock")
 """Methods of the angles between the deltas: a zero delta has none."""
 _DIVIDE = {"linear": "normalize", "multislerp": "normalize_weights"}
 """Methods that divide by the sum of the weights whatever it is, and the option that says so."""
-_SEEDLESS = ("linear", "slerp", "nuslerp", "multislerp", "nearswap", "passthrough", "model_stock", "karcher", "ram")
+_SEEDLESS: tuple[str, ...] = (
+    "linear",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "nearswap",
+    "passthrough",
+    "model_stock",
+    "karcher",
+    "ram",
+)
 _SEEDLESS += ("ramplus_tl", "sce", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties")
 """Methods known to draw no random numbers."""
 _REFUSED = {
@@ -149,7 +159,7 @@ class Mergekit(MergeMethod):
 
     def _parameters(self, entry: Any, stack: Stack) -> dict[str, Any]:
         """Return the parameters, with those of single adapters as lists in the order of the stack."""
-        found = {
+        found: dict[str, Any] = {
             name: per_adapter(name, value, stack) if _is_per_adapter(entry, name) else value
             for name, value in self.options.items()
         }
@@ -174,7 +184,7 @@ class Mergekit(MergeMethod):
     @staticmethod
     def _drops(parameters: Mapping[str, Any]) -> bool:
         density = parameters.get("density", 1.0)
-        return min(density if isinstance(density, list) else [density]) < 1
+        return any(value < 1 for value in (density if isinstance(density, list) else [density]))
 
     def _run(self, entry: Any, stack: Stack, chosen: Sequence[int], parameters: Mapping[str, Any]) -> Tensor:
         """Return mergekit's merge of some of the updates, as [out in]."""
@@ -199,7 +209,7 @@ class Mergekit(MergeMethod):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int.from_bytes(digest[:7], "little"))
             try:
-                merged = merge_tensors(deltas, entry, parameters=own, ids=ids, base_index=base)
+                merged: Tensor = merge_tensors(deltas, entry, parameters=own, ids=ids, base_index=base)
             except (RuntimeError, TypeError, KeyError, AssertionError, ValueError, IndexError) as error:
                 raise ValueError(f"mergekit refuses the deltas: {' '.join(str(error).split())}") from error
         if not bool(torch.isfinite(merged).all()):

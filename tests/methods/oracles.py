@@ -96,7 +96,9 @@ def knots(deltas: Sequence[Matrix], weights: Sequence[float], density: float, or
     u, sigma, vh = np.linalg.svd(np.concatenate(deltas, axis=1), full_matrices=False)
     rank = int((sigma > 1e-10 * sigma[0]).sum())
     u, rows = u[:, :rank], sigma[:rank, None] * vh[:rank]
-    parts = [trim(part, density) for part in np.split(rows, len(deltas), axis=1)]
+    # The part of a zero delta is zero, not the rounding of the joint SVD, which would count as entries.
+    parts = [part * delta.any() for part, delta in zip(np.split(rows, len(deltas), axis=1), deltas, strict=True)]
+    parts = [trim(part, density) for part in parts]
     return u @ consensus(parts, weights, order, normalize=True)
 
 

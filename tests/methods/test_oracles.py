@@ -183,7 +183,7 @@ def test_tsv_by_default_cuts_no_lora_whose_rank_times_the_count_fits(k: int) -> 
 
 @pytest.mark.parametrize(("options", "side"), [({"share": 0.5}, 64), ({}, 24)])
 def test_tsv_tells_what_it_cuts(options: dict[str, Any], side: int) -> None:
-    """Four adapters of rank 6: half of it cut, or 24 / 4 = 6 kept; in a module of 24 only one more adapter cuts."""
+    """Four adapters of rank 6: half of it is cut where that is asked for, and nothing of 24 / 4 = 6."""
     stack = orthogonal(4, 6, side)
     merged, cut = build("tsv", options).measured(stack)
     expected = stack.combined(stack.weights).dense()
