@@ -52,7 +52,8 @@ def inner(x: Update, y: Update) -> float:
         if math.isfinite(size) and abs(total) > 0.1 * size:
             return x.scale * y.scale * total
     total, size = _products(x, y, torch.float64)
-    return x.scale * y.scale * total if abs(total) > _ROUNDING * size else 0.0
+    is_rounding = math.isfinite(size) and abs(total) <= _ROUNDING * size
+    return 0.0 if is_rounding else x.scale * y.scale * total
 
 
 def _products(x: LowRank, y: LowRank, dtype: torch.dtype) -> tuple[float, float]:
@@ -75,12 +76,28 @@ def cosine(x: Update, y: Update) -> float:
 
 
 def inner_products(updates: Sequence[Update]) -> Float[Tensor, "k k"]:
-    """Return all inner products of the updates, in float64."""
+    """Return all inner products of the updates, in float64; exactly 0 where the terms cancel up to rounding."""
+    low = [update for update in updates if isinstance(update, LowRank)]
+    if len(low) == len(updates):
+        return _all_products(low)
     products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     for i, x in enumerate(updates):
         for j, y in enumerate(updates[: i + 1]):
             products[i, j] = products[j, i] = inner(x, y)
     return products
+
+
+def _all_products(updates: Sequence[LowRank]) -> Float[Tensor, "k k"]:
+    """Return all inner products from two products of the factors side by side, not two for every pair."""
+    b = torch.cat([update.b.double() for update in updates], dim=1)
+    a = torch.cat([update.a.double() for update in updates])
+    products = ((b.T @ b) * (a @ a.T)).cpu()
+    ranks = torch.tensor([update.rank for update in updates])
+    owner = torch.nn.functional.one_hot(torch.arange(len(updates)).repeat_interleave(ranks), len(updates)).double()
+    totals, sizes = owner.T @ products @ owner, owner.T @ products.abs() @ owner
+    scales = torch.tensor([update.scale for update in updates], dtype=torch.float64)
+    is_rounding = torch.isfinite(sizes) & (totals.abs() <= _ROUNDING * sizes)
+    return torch.where(is_rounding, 0.0, totals * scales.outer(scales))
 
 
 @lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from adaptermix.algebra import Dense, LowRank, cosine, inner, norm, sign_conflict
+from adaptermix.algebra import Dense, LowRank, cosine, inner, inner_products, norm, sign_conflict
 from adaptermix.algebra.geometry import SAMPLE
 
 from ..strategies import stacks, updates
@@ -138,6 +138,23 @@ def test_an_inner_product_that_cancels_is_zero_not_rounding() -> None:
     assert norm(nothing) == 0.0
     close = LowRank(b=torch.cat([b, b], dim=1).double(), a=torch.cat([a, -(1 + 1e-6) * a.double()]))
     assert norm(close) == pytest.approx(1e-6 * float((b.double() @ a.double()).norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_what_is_not_finite_is_not_taken_for_rounding(value: float) -> None:
+    one = LowRank(b=torch.tensor([[value], [1.0]]), a=torch.ones(1, 3))
+    assert not math.isfinite(inner(one, one))
+    assert not torch.isfinite(inner_products([one, one])).any()
+
+
+def test_all_inner_products_are_those_of_the_pairs() -> None:
+    generator = torch.Generator().manual_seed(8)
+    updates = [
+        LowRank(b=torch.randn(9, r, generator=generator), a=torch.randn(r, 7, generator=generator), scale=s)
+        for r, s in ((1, 2.0), (3, -0.5), (2, 0.0), (4, 1.0))
+    ]
+    expected = [[float((x.dense().double() * y.dense().double()).sum()) for y in updates] for x in updates]
+    assert inner_products(updates).tolist() == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in expected]
 
 
 def dense_matmul(update: LowRank) -> torch.Tensor:
