@@ -89,6 +89,14 @@ def _stack(
     )
 
 
+def _tensor_shape(plan: MergePlan, module: str) -> tuple[int, ...]:
+    """Return the shape of a kernel; empty for a matrix."""
+    header = next(source.modules[module] for source in plan.sources if module in source.modules)
+    if header.layout.kind != "convolution":
+        return ()
+    return (header.out, header.into // math.prod(header.layout.kernel), *header.layout.kernel)
+
+
 def _base_weight(plan: MergePlan, module: str, shape: tuple[int, int]) -> Tensor:
     if plan.checkpoint is None:
         names = ", ".join(f"'{source.name}'" for source in plan.sources if source.meta.dora)
@@ -156,7 +164,8 @@ def _merged(
     if not is_weighted_sum(method) and (all(inputs.zero) or not any(inputs.weights)):
         out, into = inputs.updates[0].shape
         return LowRank(b=torch.zeros(out, 1), a=torch.zeros(1, into)), None, 0.0
-    stack = _on(_stack(plan, inputs, module, _dense_inputs(plan, inputs, module)), device)
+    updates = _dense_inputs(plan, inputs, module)
+    stack = _on(_stack(plan, inputs, module, updates, tensor_shape=_tensor_shape(plan, module)), device)
     if isinstance(method, LinearMethod):
         pairs = zip(method.coefficients(stack), inputs.zero, strict=True)
         # Zero factors beside the others would only raise the rank.

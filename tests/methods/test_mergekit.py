@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adaptermix import merge
@@ -19,7 +20,7 @@ from adaptermix.methods.mergekit import mergekit_methods
 from adaptermix.testing import MergeMethodLaws
 from adaptermix.testing.stacks import generic
 
-from ..factories import adapter_deltas, write_lora
+from ..factories import WEIGHTS, adapter_deltas, key, write_lora
 
 mergekit = pytest.importorskip("mergekit.merge_methods")
 
@@ -154,6 +155,26 @@ def test_kernels_have_their_own_shape() -> None:
     expected = by_mergekit("nuslerp", deltas, base=False, weight=[0.6, 0.4], **options).reshape(6, 12)
     found = build("mergekit:nuslerp", options)(replace(stack, tensor_shape=(6, 4, 3))).dense()
     torch.testing.assert_close(found, expected)
+
+
+def test_loras_of_convolutions_are_kernels_to_mergekit(tmp_path: Path) -> None:
+    module, deltas = "layers.0.conv", []
+    for seed, name in enumerate(("task", "align")):
+        delta = write_lora(tmp_path / name, {module: (6, 12, 2)}, seed=seed)[module]
+        deltas.append(delta.float().reshape(6, 4, 3))
+        tensors = load_file(tmp_path / name / WEIGHTS)
+        tensors[key(module, "A")] = tensors[key(module, "A")].reshape(2, 4, 3)
+        tensors[key(module, "B")] = tensors[key(module, "B")].reshape(6, 2, 1)
+        save_file(tensors, tmp_path / name / WEIGHTS, metadata={"format": "pt"})
+    options = {"nuslerp_flatten": False}
+    report = merge(
+        [tmp_path / "task", tmp_path / "align"], weights=[0.6, 0.4], method="mergekit:nuslerp", options=options,
+        max_residual=1.0,
+    )  # fmt: skip
+    expected = by_mergekit("nuslerp", deltas, base=False, weight=[0.6, 0.4], **options)
+    assert report.modules[module].norm == pytest.approx(float(expected.norm()), rel=1e-5)
+    flat = by_mergekit("nuslerp", [d.reshape(6, 12) for d in deltas], base=False, weight=[0.6, 0.4], **options)
+    assert report.modules[module].norm != pytest.approx(float(flat.norm()), rel=1e-4)
 
 
 class TestZeros:
