@@ -225,3 +225,43 @@ def test_biases_inside_loras_merge_alike(tmp_path: Path) -> None:
     torch.testing.assert_close(found[0], found[1])
     own = load_file(tmp_path / "absent0" / WEIGHTS)[f"base_model.model.{UPPER}.lora_B.bias"]
     torch.testing.assert_close(found[0], 0.6 * own)
+
+
+@pytest.mark.parametrize(
+    "method", ["mergekit:linear", "mergekit:multislerp", "karcher", "model-stock", "tsv", "fisher"]
+)
+def test_of_three_adapters_one_lacks_the_module(tmp_path: Path, method: str) -> None:
+    """Means divide by all three weights; a paper's count of models is that of the two that have a direction."""
+    if method not in NAMES:
+        pytest.skip("mergekit is not installed")
+    deltas, weights = [], [0.5, 0.3, 0.2]
+    for seed, name in enumerate("abc"):
+        modules = (LOWER,) if name == "c" else (LOWER, UPPER)
+        deltas.append(write_lora(tmp_path / name, dict.fromkeys(modules, SHAPE), alpha=4, seed=seed).get(UPPER))
+        ones = {module: torch.ones(12, 10) * (seed + 1) for module in modules}
+        save_file(ones, tmp_path / f"{name}.safetensors")
+    files = [tmp_path / f"{name}.safetensors" for name in "abc"] if method == "fisher" else ()
+    report = merge(
+        [tmp_path / name for name in "abc"],
+        weights=weights,
+        method=method,
+        statistics=files,
+        rank=10,
+        max_residual=1.0,
+        out=tmp_path / "out",
+    )
+    one, other = (delta.numpy() for delta in deltas[:2] if delta is not None)
+    if method in ("mergekit:linear", "mergekit:multislerp"):
+        api = pytest.importorskip("mergekit.merge_methods.api")
+        tensors = [torch.from_numpy(one), torch.from_numpy(other), torch.zeros(12, 10, dtype=torch.float64)]
+        expected = api.merge_tensors(tensors, method.removeprefix("mergekit:"), parameters={"weight": weights}).numpy()
+    elif method == "karcher":
+        expected = oracles.karcher([one, other], weights[:2])
+    elif method == "model-stock":
+        expected = oracles.model_stock([one, other], weights[:2])
+    elif method == "tsv":
+        expected = oracles.tsv([one, other], weights[:2], None)
+    else:  # the third has no statistics of the module: the mean of the two, times 0.8
+        expected = (0.5 * one + 0.3 * 2 * other) / (0.5 + 0.6) * 0.8
+    assert close(adapter_deltas(tmp_path / "out")[UPPER], torch.from_numpy(expected), 1e-4)
+    assert report.modules[UPPER].weights == (0.5, 0.3, 0.0)
