@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -98,6 +99,19 @@ class AdapterSource:
     def digest(self) -> str:
         """Hash of the weights and the settings."""
         return f"{sha256(self.file.path)}+{sha256(self.path / CONFIG)}"
+
+    @cached_property
+    def values_digest(self) -> str:
+        """Hash of the updates alone: the same however names, settings and dtypes of the same values are written."""
+        digest = hashlib.sha256()
+        for module, header in self.modules.items():
+            tensors = [*map(self._read, self._factor_keys(module)), self.bias(module), self.magnitude(module)]
+            digest.update(f"{header.out} {header.into} {header.rank} {header.scale!r}".encode())
+            for tensor in tensors:
+                if tensor is not None:
+                    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
+                    digest.update(wide.numpy().tobytes())
+        return digest.hexdigest()
 
     def _read(self, key: str) -> Tensor:
         tensor = self.file.read(key)

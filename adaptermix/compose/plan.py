@@ -21,12 +21,13 @@ from ..methods.base import MergeMethod, build, is_weighted_sum
 from .extras import AVERAGE, merge_extras, merge_saved
 from .forms import Shape
 from .places import Override
-from .weights import resolve_weights, split_weight
+from .weights import numbered, resolve_weights, split_weight
 
 __all__ = ["MergePlan", "check", "resolve_weights", "split_weight"]
 
 Fill = Literal["weight", "one"]
 _CACHED = re.compile(r"models--(?P<owner>[^/]+)--(?P<name>[^/]+)/snapshots/")
+HALF = ("F16", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +72,17 @@ class MergePlan:
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
-        """What random draws are keyed by: the content of each adapter, so that renaming a folder changes nothing."""
+        """What random draws are keyed by: the values of each adapter, however they are stored, named and ordered.
+
+        Adapters of the same values are numbered by their weights, so that their order does not matter either.
+        """
         if not self.method.is_random:
             return tuple(str(place) for place in range(len(self.sources)))
-        digests = [source.digest for source in self.sources]
-        return tuple(f"{digest}#{digests[:i].count(digest)}" for i, digest in enumerate(digests))
+        points = [self.weights, *(point for override in self.overrides for point in override.points)]
+        return numbered(
+            [source.values_digest for source in self.sources],
+            [tuple(point[place] for point in points) for place in range(len(self.sources))],
+        )
 
     @cached_property
     def gives_dora(self) -> bool:
@@ -142,6 +149,7 @@ class MergePlan:
             for source in self.sources
             if source.was_moved and len(source.meta.targets.modules) > len(source.modules)
         )
+        apart += self._coarse_statistics()
         if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
             return (*apart, "fully trained tensors are averaged by the size of the weights.")
         # PEFT stores the weight under a LoRA as it was, so it is not trained.
@@ -153,6 +161,16 @@ class MergePlan:
             f"{count} fully trained tensors of '{name}' replace those of the base whole: weights do not apply to them."
             for name, count in trained
             if count
+        )
+
+    def _coarse_statistics(self) -> tuple[str, ...]:
+        """Return a warning where statistics that are to be inverted were rounded to 16 bits."""
+        files = {header.file for file in self.statistics for header in file.tensors.values() if header.dtype in HALF}
+        if self.method.statistics != "in in" or not files:
+            return ()
+        return (
+            f"warning: the statistics in {', '.join(sorted(files))} have 16 bits. Directions with few inputs are "
+            "lost in their rounding and get the weighted mean. Store them in float32.",
         )
 
     def meta(self) -> AdapterMeta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from .. import checks
 
@@ -12,7 +12,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Standardize = Literal["none", "all", "languages"]
 Layer = Annotated[int | Literal["middle"], BeforeValidator(checks.layer_or_middle)]
 Positive = Annotated[int, Field(ge=1)]
-Files = Annotated[list[str], Field(min_length=1)]
+Files = Annotated[list[str], Field(min_length=1), AfterValidator(checks.no_numbers)]
 ALLOW_TESTED = (
     "take dev, training and calibration files that were evaluated as test, else refused; the manifest says so"
 )
