@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..data.report import by_language
 from ..head_forms import HeadForm
 from ..models import BaseModel
 from ..tasks import Task
@@ -107,9 +108,9 @@ def longest(base: BaseModel) -> int:
     return int(min(LONGEST, base.tokenizer.model_max_length, places))
 
 
-def told_cut(cut: int, rows: int, max_length: int, lost: str) -> str:
-    """Return that rows were too long, for a person."""
-    return f"{cut} of {rows} rows are longer than {max_length} tokens (--max-length) and lose {lost}."
+def told_cut(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
+    """Return the note on rows, or whatever they are called, that were too long; one language for each of these."""
+    return f"{by_language(languages, rows)} {what} are longer than {max_length} tokens (--max-length) and lose {lost}."
 
 
 def cross_entropy(logits: Tensor, gold: Tensor) -> Tensor:

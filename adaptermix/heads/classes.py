@@ -29,7 +29,11 @@ class ClassRows:
         texts = [task.segments(row) for row in rows]
         self._encoded = [base.tokenizer(*each, truncation=True, max_length=max_length) for each in texts]
         full = [place for place, row in enumerate(self._encoded) if len(row["input_ids"]) == max_length]
-        cut = sum(len(base.tokenizer(*texts[place])["input_ids"]) > max_length for place in full)
+        cut = [
+            task.language(rows[place])
+            for place in full
+            if len(base.tokenizer(*texts[place], verbose=False)["input_ids"]) > max_length
+        ]
         self.notes = (told_cut(cut, len(rows), max_length, "their ends"),) if cut else ()
         self._gold = [task.answer(row) for row in rows]
         self.lengths = [len(row["input_ids"]) for row in self._encoded]

@@ -34,9 +34,10 @@ from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from ..splits import DEV, TRAINING, refuse_tested
 from ..tasks import Task, get_task, get_template
+from ..train.encoding import encode_rows
 from ..train.sampler import Sampler
 from ..train.selection import RowsLoss
-from ..train.task import Answers, OfHead, encode_rows, text_of
+from ..train.task import Answers, OfHead, text_of
 
 _LOOKS = 10
 _DIGITS = 4
@@ -130,7 +131,7 @@ def learn_gates(
     start = torch.tensor(list(weights), dtype=torch.float32)
     optimizer = torch.optim.Adam(gates.values(), lr=method.rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
-    sampler = Sampler(groups=[range(len(rows.lengths))], batch_size=method.batch, seed=seed)
+    sampler = Sampler(groups=[rows.taught], batch_size=method.batch, seed=seed)
     best, losses, taken = {group: tuple(map(float, weights)) for group in gates}, {}, 0
     if dev:
         losses["dev_start"] = losses["dev"] = _mean_loss(dev)
@@ -162,7 +163,7 @@ def _values(gates: Mapping[str, nn.Parameter]) -> dict[str, tuple[float, ...]]:
 @torch.no_grad()
 def _mean_loss(rows: RowsLoss) -> float:
     total, count = torch.zeros(()), 0
-    places = list(range(len(rows.lengths)))
+    places = rows.taught
     for first in range(0, len(places), _ROWS_AT_ONCE):
         found = rows(places[first : first + _ROWS_AT_ONCE])
         terms = found.terms or 0

@@ -35,6 +35,10 @@ class Task(Protocol):
     def one_line(self) -> bool:
         """Whether a line break ends an answer."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer may be taught without its end."""
+
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[Sequence[Any], list[DataFile]]:
         """Read rows from `FILE` arguments."""
 
@@ -46,6 +50,9 @@ class Task(Protocol):
 
     def answer(self, row: Any) -> str:
         """Return the answer that training teaches."""
+
+    def evidence(self, row: Any) -> tuple[str, ...]:
+        """Return parts of the row's text that must stand in the prompt for the answer to follow from it."""
 
     def language(self, row: Any) -> str:
         """Return the row's language; for translation the pair, such as `de-en`."""
@@ -118,6 +125,9 @@ class SpanTask(Task, Protocol):
 
     def is_astray(self, row: Any) -> bool:
         """Whether the row has answers, and none of them stands in the text."""
+
+    def around(self, row: Any, size: int) -> Any:
+        """Return the row with a part of its text: the right answer and about `size` characters around it."""
 
     def pointed(self, row: Any, span: tuple[int, int] | None) -> str:
         """Return the answer that these characters of the text are, or that there is none."""

@@ -40,6 +40,7 @@ class Translate:
 
     name = "translate"
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Translate from {source} to {target}.\n{source}: {text}\n{target}:", lead=" "),
         # the system turn of Liu and Niehues (ACL 2025), appendix D; the wording is theirs
@@ -72,6 +73,10 @@ class Translate:
     def answer(self, row: TranslateRow) -> str:
         """Return the translation."""
         return row.target
+
+    def evidence(self, row: TranslateRow) -> tuple[str, ...]:
+        """Return the text to translate."""
+        return (row.source,)
 
     def language(self, row: TranslateRow) -> str:
         """Return the pair, such as `de-en`."""

@@ -96,7 +96,7 @@ class FusedRows:
     def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
         settings, base, data = fusing.settings, fusing.base, fusing.data
         self._fusing, self._rows = fusing, fusing.rows(rows)
-        self.lengths = self._rows.lengths
+        self.lengths, self.taught = self._rows.lengths, self._rows.taught
         is_whole = base.head is None and settings.alignment == "row-end"
         prompts = [[length] for length in self.lengths] if is_whole else self._rows.prompts
         if fusing.latents:
@@ -122,6 +122,10 @@ class FusedRows:
             raise RuntimeError("a pass must reach the fused modules, and reached none")
         return found
 
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many terms the loss of these rows is a mean over."""
+        return self._rows.terms(rows)
+
 
 class MixedRows:
     """The loss of rows and of their sources, mixed in one block, and that of their disagreement in training.
@@ -141,7 +145,7 @@ class MixedRows:
         if any(is_missing(fusing.data.task, source) for source in sources):
             raise PlanError(f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.")
         self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)
-        self.lengths = self._rows.lengths
+        self.lengths, self.taught = self._rows.lengths, self._rows.taught
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows and their count of tokens, sources included; without training the rows' own."""
@@ -156,6 +160,10 @@ class MixedRows:
             return found
         loss = _OF_SOURCE * own.loss + (1 - _OF_SOURCE) * found.loss + consistency(source, mixer.passed())
         return found._replace(loss=loss, tokens=own.tokens + found.tokens)
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many rows the loss is a mean over, as all three of its parts are."""
+        return self._rows.terms(rows)
 
 
 def _check_head(fusion: str, head: Head | None, kind: str) -> None:
@@ -262,7 +270,8 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
     rows = make(fusing, data.train, beside.train)
     base.model.train()
     dev = make(fusing, data.dev, beside.dev) if data.dev else None
-    entries = data.manifest(base) | {"fusion": _entry(fusing, beside)}
+    steps = count_steps(len(rows.taught), settings)
+    entries = data.manifest(base, rows) | {"fusion": _entry(fusing, beside)}
     return train(
         base,
         settings,
@@ -272,7 +281,7 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
         entries=entries,
         layers=None,
         watch=watch,
-        dev=watch_rows(base, settings, dev, steps=steps, rows=len(data.train), processes=processes, watch=watch),
+        dev=watch_rows(base, settings, dev, steps=steps, rows=len(rows.taught), processes=processes, watch=watch),
         processes=processes,
         write=write_fusion if settings.peft_settings() else None,
     )
