@@ -70,6 +70,7 @@ class Answering:
                 watch.note(note)
             return
         chosen = get_template(task, template)
+        self._end = chosen.end(base.tokenizer)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
 
     def prompts(self) -> list[list[int]]:
@@ -117,6 +118,7 @@ class Answering:
         answers = self._generated(
             [self._prompts[place] for place in rows],
             one_line=self._task.one_line,
+            ends=[self._end],
             drafts=[self._drafts.get(place) for place in rows] if self._stood >= _WORTH else None,
             before=prepare,
             watch=self._watch,
