@@ -170,8 +170,6 @@ def _iob2(file: DataFile) -> Iterator[NerRow]:
     language = row_language(file)
     lines = list(file.lines())
     layout = _layout(file, lines)
-    begun = 0
-    strays: list[int] = []
     for filled, block in groupby(lines, key=lambda item: bool(item[1].strip())):
         text = ""
         tokens: list[str] = []
@@ -184,17 +182,31 @@ def _iob2(file: DataFile) -> Iterator[NerRow]:
             token, tag = layout.read(file, number, line)
             if token == _DOCUMENT:
                 continue
-            if tag[0] == "I" and (not tags or tags[-1] not in (f"B-{tag[2:]}", tag)):
-                strays.append(number)
-            begun += tag[0] == "B"
             tokens.append(token)
             tags.append(tag)
         if tokens:
             yield _from_tags(tokens, tags, text, language)
-    if len(strays) > begun:  # a few occur in UNER
+
+
+def _require_iob2(file: DataFile) -> Iterator[NerRow]:
+    """Yield the rows of a file, and at its end refuse tags of another scheme, whose entities would be lost.
+
+    Raises:
+        DataError: more entities begin with I- than with B-.
+    """
+    begun, strays = 0, 0
+    where = ""
+    for number, row in enumerate(_spelled_out(file) if is_json(file) else _iob2(file), start=1):
+        for before, tag in zip(("O", *row.tags), row.tags, strict=False):
+            begun += tag.startswith("B-")
+            if tag.startswith("I-") and before not in (f"B-{tag[2:]}", tag):
+                strays += 1
+                where = where or f"row {number}, {' '.join(row.tokens)[:60]!r}"
+        yield row
+    if strays > begun:  # a few occur in UNER
         raise DataError(
-            f"{file.path}:{strays[0]}: the first tag of an entity must be B- (IOB2), found {len(strays)} entities that "
-            f"begin with I- and {begun} with B-. Convert IOB1 to IOB2."
+            f"{file.path}: the first tag of an entity must be B- (IOB2), found {strays} entities that begin with I- "
+            f"({where}) and {begun} with B-. Convert IOB1 to IOB2."
         )
 
 
@@ -292,4 +304,4 @@ def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, lambda file: _spelled_out(file) if is_json(file) else _iob2(file))
+    return pick_rows(files, rows, _require_iob2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.report import by_language
 from ..head_forms import HeadForm
 from ..models import BaseModel
+from ..positions import readable
 from ..tasks import Task
 
 IGNORED = -100
@@ -104,8 +105,7 @@ LONGEST = 512
 
 def longest(base: BaseModel) -> int:
     """Return the most tokens that a model with a head reads at once."""
-    places = getattr(base.model.config, "max_position_embeddings", LONGEST)
-    return int(min(LONGEST, base.tokenizer.model_max_length, places))
+    return readable(base, int(min(LONGEST, base.tokenizer.model_max_length)))
 
 
 def told_cut(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:

@@ -30,6 +30,7 @@ from ..manifest import inherit
 from ..methods import Fuse
 from ..methods.base import MergeMethod, build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
+from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -227,13 +228,14 @@ class _Asked:
 
     def loss(self, base: BaseModel, rows: Sequence[Any], watch: Watcher) -> RowsLoss:
         """Return the task's loss of rows."""
+        most = readable(base, _LONGEST)
         if base.head:
-            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=_LONGEST, teach=True)
+            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=most, teach=True)
             for note in encoded.notes:
                 watch.note(note)
             return OfHead(encoded)
         template = get_template(self.task, template_of(self.task, self.sources, None))
-        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=_LONGEST, watch=watch))
+        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=most, watch=watch))
 
     def notes(self) -> list[str]:
         """Return what a person should know of the rows."""

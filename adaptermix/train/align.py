@@ -14,6 +14,7 @@ from ..checks import MOVING
 from ..data import Pair, read_pairs
 from ..models import BaseModel, keep_blocks
 from ..pooling import Standards, mean_cosine, require_pooling
+from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -303,6 +304,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = load_for(settings, processes)
+    settings = within_positions(base, settings, watch)
     total = base.layers
     start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     layer = aligned_layer(base.model, settings, whole=False)

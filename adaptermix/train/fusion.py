@@ -25,6 +25,7 @@ from ..fusion.sources import Fuser, fused_modules
 from ..head_forms import Head
 from ..heads.base import longest
 from ..models import BaseModel, block_index, model_kind
+from ..positions import readable, within_positions
 from ..progress import SILENT, Watcher
 from ..settings import FusionSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -80,7 +81,11 @@ class _Fusing:
         """Return the loss of rows, which may be as many times as long as usual, but no longer than a head reads."""
         most = self.settings.max_length
         if times > 1:
-            most = max(most, min(times * most, longest(self.base))) if self.base.head else times * most
+            most = (
+                max(most, min(times * most, longest(self.base)))
+                if self.base.head
+                else readable(self.base, times * most)
+            )
         return self.data.objective(self.base, rows, most, self.watch)
 
 
@@ -263,6 +268,7 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
     for note in data.warnings():
         watch.note(note)
     base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
     _check_head(settings.fusion, base.head, base.kind)
     fusing = _fusing(base, data, settings, watch)
     base = fusing.base

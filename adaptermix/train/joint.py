@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ..data import Pair, read_pairs
+from ..data import DataFile, Pair, read_pairs
+from ..data.report import RowsReport
+from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -138,24 +142,59 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
     return in_processes(_train_joint, settings, watch)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pairs:
+    """Pairs to train on and to look at, their files, and what the manifest says of test data among them."""
+
+    train: Sequence[Pair]
+    dev: Sequence[Pair]
+    files: Sequence[DataFile]
+    dev_files: Sequence[DataFile]
+    tested: Sequence[Mapping[str, Any]]
+    report: RowsReport
+
+    @classmethod
+    def read(cls, settings: JointSettings) -> _Pairs:
+        pairs, files = read_pairs(settings.pairs, rows=settings.pair_rows)
+        require_pairs(pairs)
+        dev, dev_files = read_dev_pairs(settings)
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+        report = describe_pairs(pairs, files, dev)
+        return cls(train=pairs, dev=dev, files=files, dev_files=dev_files, tested=tested, report=report)
+
+
+def _entries(
+    of_task: Mapping[str, Any], pairs: _Pairs, settings: JointSettings, blocks: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the manifest's entries; `blocks` are those below the contrastive loss and those of the model."""
+    contrastive = {"name": "contrastive", "layer": blocks[0], "layers": blocks[1], "pairs": len(pairs.train)}
+    return {
+        **of_task,
+        "languages": of_task["languages"] | {"aligned": _languages(pairs.train)},
+        "data": [*of_task["data"], *(file.entry() for file in pairs.files)],
+        "dev": [*(of_task["dev"] or []), *(file.entry() for file in pairs.dev_files)] or None,
+        "tested": [*(of_task["tested"] or []), *pairs.tested] or None,
+        "objective": contrastive | {"rows": pairs.report.document()},
+        "vectors": vectors_entry(settings),
+    }
+
+
 def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     settings, start = open_start(settings)
     data = TaskData.read(settings, start)
-    pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
-    require_pairs(pairs)
-    dev_pairs, dev_files = read_dev_pairs(settings)
-    tested = refuse_tested({TRAINING: pair_files, DEV: dev_files}, allowed=settings.allow_tested)
-    pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
+    read = _Pairs.read(settings)
+    pairs, dev_pairs = read.train, read.dev
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
         data.head(settings)
-        return dry_report(settings, steps, rows=data.report, pairs=pairs_report, start=start)
-    for note in [*data.warnings(), *pairs_report.warnings("pairs")]:
+        return dry_report(settings, steps, rows=data.report, pairs=read.report, start=start)
+    for note in [*data.warnings(), *read.report.warnings("pairs")]:
         watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
     start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
@@ -189,16 +228,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         losses,
         steps=steps,
         kind="train-joint",
-        entries=data.manifest(base, rows)
-        | {
-            "languages": data.entries["languages"] | {"aligned": _languages(pairs)},
-            "data": [*data.entries["data"], *(file.entry() for file in pair_files)],
-            "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
-            "tested": [*(data.entries["tested"] or []), *tested] or None,
-            "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)}
-            | {"rows": pairs_report.document()},
-            "vectors": vectors_entry(settings),
-        },
+        entries=_entries(data.manifest(base, rows), read, settings, (layer, total)),
         layers=None,
         watch=watch,
         on=on,

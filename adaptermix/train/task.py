@@ -17,6 +17,7 @@ from ..heads import HEADS, HeadKind, HeadRows, suiting
 from ..heads.base import IGNORED, tokens_of
 from ..heads.brought import head_of, template_of
 from ..models import BaseModel, model_kind, require_causal
+from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -327,6 +328,7 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     for note in data.warnings():
         watch.note(note)
     base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
     start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
