@@ -165,7 +165,33 @@ def _layout(file: DataFile, lines: Sequence[tuple[int, str]]) -> _Layout:
     raise DataError(f"a data file must hold rows, and {file.path} has none.")
 
 
-def _iob2(file: DataFile) -> Iterator[NerRow]:
+class _Scheme:
+    """Counts how the entities of a file begin, to tell IOB2 from schemes in which they would be lost."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._file, self._begun, self._strays = file, 0, list[int]()
+
+    def add(self, numbers: Sequence[int], tags: Sequence[str]) -> None:
+        """Count the entities of a sentence, whose tokens stand in these lines."""
+        for number, before, tag in zip(numbers, ("O", *tags), tags, strict=False):
+            self._begun += tag[0] == "B"
+            if tag[0] == "I" and before not in (f"B-{tag[2:]}", tag):
+                self._strays.append(number)
+
+    def check(self) -> None:
+        """Refuse a file of another scheme; a few strays occur in UNER.
+
+        Raises:
+            DataError: more entities begin with I- than with B-.
+        """
+        if len(self._strays) > self._begun:
+            raise DataError(
+                f"{self._file.path}:{self._strays[0]}: the first tag of an entity must be B- (IOB2), found "
+                f"{len(self._strays)} entities that begin with I- and {self._begun} with B-. Convert IOB1 to IOB2."
+            )
+
+
+def _iob2(file: DataFile, scheme: _Scheme) -> Iterator[NerRow]:
     """`# key = value` comments, then one token a line; sentences parted by blank lines."""
     language = row_language(file)
     lines = list(file.lines())
@@ -174,6 +200,7 @@ def _iob2(file: DataFile) -> Iterator[NerRow]:
         text = ""
         tokens: list[str] = []
         tags: list[str] = []
+        numbers: list[int] = []
         for number, line in block if filled else ():
             if layout.is_comment(line):
                 key, _, value = line[1:].partition("=")
@@ -184,30 +211,10 @@ def _iob2(file: DataFile) -> Iterator[NerRow]:
                 continue
             tokens.append(token)
             tags.append(tag)
+            numbers.append(number)
         if tokens:
+            scheme.add(numbers, tags)
             yield _from_tags(tokens, tags, text, language)
-
-
-def _require_iob2(file: DataFile) -> Iterator[NerRow]:
-    """Yield the rows of a file, and at its end refuse tags of another scheme, whose entities would be lost.
-
-    Raises:
-        DataError: more entities begin with I- than with B-.
-    """
-    begun, strays = 0, 0
-    where = ""
-    for number, row in enumerate(_spelled_out(file) if is_json(file) else _iob2(file), start=1):
-        for before, tag in zip(("O", *row.tags), row.tags, strict=False):
-            begun += tag.startswith("B-")
-            if tag.startswith("I-") and before not in (f"B-{tag[2:]}", tag):
-                strays += 1
-                where = where or f"row {number}, {' '.join(row.tokens)[:60]!r}"
-        yield row
-    if strays > begun:  # a few occur in UNER
-        raise DataError(
-            f"{file.path}: the first tag of an entity must be B- (IOB2), found {strays} entities that begin with I- "
-            f"({where}) and {begun} with B-. Convert IOB1 to IOB2."
-        )
 
 
 def entities_in(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> list[tuple[str, str]]:
@@ -255,12 +262,14 @@ def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerR
     return _from_tags(tokens, tags, "", row_language(file, row.get("language")))
 
 
-def _spelled_out(file: DataFile) -> Iterator[NerRow]:
+def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow]:
     """{"text" or "tokens", "entities": [{"type", "text"}], "language"}; or tags in the place of entities."""
     for number, row in file.json_rows():
         tags = next((row[name] for name in _TAG_NAMES if name in row), None)
         if tags is not None and "entities" not in row:
-            yield _tagged(file, number, row, tags)
+            found = _tagged(file, number, row, tags)
+            scheme.add([number] * len(found.tags), found.tags)
+            yield found
             continue
         try:
             entities = tuple((entity["type"], entity["text"]) for entity in row["entities"])
@@ -291,6 +300,12 @@ def _spelled_out(file: DataFile) -> Iterator[NerRow]:
         )
 
 
+def _read(file: DataFile) -> Iterator[NerRow]:
+    scheme = _Scheme(file)
+    yield from (_spelled_out if is_json(file) else _iob2)(file, scheme)
+    scheme.check()
+
+
 def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[NerRow], list[DataFile]]:
     """Read sentences with named entities.
 
@@ -304,4 +319,4 @@ def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, _require_iob2)
+    return pick_rows(files, rows, _read)

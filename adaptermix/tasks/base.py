@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,11 +10,11 @@ from ..data import DataFile
 from ..errors import UsageError
 from .classify import Classify
 from .metrics import Metric
-from .ner_json import NerJson
+from .ner_json import NerJson, format_entities
 from .nli import Nli
-from .qa import Qa
+from .qa import UNANSWERABLE, Qa
 from .sft import Sft
-from .slots import Slots
+from .slots import NO_SLOTS, Slots
 from .templates import Template
 from .translate import Translate
 
@@ -133,7 +134,26 @@ class SpanTask(Task, Protocol):
         """Return the answer that these characters of the text are, or that there is none."""
 
 
+_NOTHING = (format_entities([]), NO_SLOTS, UNANSWERABLE)
+"""Answers that say that there is nothing to find."""
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+
+def remarks(task: Task, rows: Sequence[Any]) -> list[str]:
+    """Return what a reader of scores on these rows should know.
+
+    A language may have one answer for all its rows; a model that always gives it has them all right.
+    """
+    own = task.remarks(rows) if isinstance(task, Translate) else []
+    answers: dict[str, Counter[str]] = {}
+    for row in rows:
+        answers.setdefault(task.language(row), Counter())[task.answer(row)] += 1
+    return own + [
+        f"warning: all {found.total()} rows of '{language}' have the answer {next(iter(found))[:40]!r}: a model that "
+        "gives no other one scores perfectly there."
+        for language, found in answers.items()
+        if len(found) == 1 and (found.total() > 1 or next(iter(found)) in _NOTHING)
+    ]
 
 
 def get_task(name: str) -> Task:

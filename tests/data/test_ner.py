@@ -104,6 +104,19 @@ def test_iob1_is_refused_rather_than_read_as_empty(tmp_path: Path) -> None:
         read_ner([pack(tmp_path / "en.iob2", "a\tO\nb\tI-PER\nc\tB-PER\nd\tO\ne\tI-LOC\n", "plain")])
 
 
+@pytest.mark.parametrize("field", ["ner_tags", "tags"])
+def test_iob1_in_jsonl_is_refused_as_in_columns(field: str, tmp_path: Path) -> None:
+    rows = [{"tokens": ["EU", "says"], field: ["I-ORG", "O"]}, {"tokens": ["Ada", "B"], field: ["I-PER", "I-PER"]}]
+    rows.insert(1, {"tokens": ["a", "b"], field: ["B-LOC", "O"]})
+    path = tmp_path / "en.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"en\.jsonl:1: .*found 2 entities that begin with I- and 1 with B-"):
+        read_ner([str(path)])
+    # few of many are strays, which are outside
+    path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], rows[1]]))
+    assert [row.entities for row in read_ner([str(path)])[0]] == [(), (("LOC", "a"),)]
+
+
 def test_jsonl_needs_no_tokens_and_entities_need_not_occur(tmp_path: Path) -> None:
     row = {"text": "in München", "entities": [{"type": "LOC", "text": "Munich"}], "language": "deu"}
     path = pack(tmp_path / "x.jsonl", json.dumps(row) + "\n", "plain")
