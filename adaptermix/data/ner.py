@@ -243,9 +243,11 @@ def _blank(language: str) -> str:
     return "" if language in CHARACTER_LANGUAGES else " "
 
 
-def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerRow:
+def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerRow | None:
     """{"tokens", "ner_tags" or "tags", "language"}: data sets of the Hub."""
     tokens: Any = row.get("tokens")
+    if tokens == tags == []:
+        return None
     whole = isinstance(tokens, list) and isinstance(tags, list) and tokens and len(tokens) == len(tags)
     if not whole or not all(isinstance(token, str) and token.strip() for token in tokens):
         raise DataError(f"{file.path}:{number}: a row must have tokens, none of them empty, and a tag for each.")
@@ -262,13 +264,14 @@ def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerR
     return _from_tags(tokens, tags, "", row_language(file, row.get("language")))
 
 
-def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow]:
+def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
     """{"text" or "tokens", "entities": [{"type", "text"}], "language"}; or tags in the place of entities."""
     for number, row in file.json_rows():
         tags = next((row[name] for name in _TAG_NAMES if name in row), None)
         if tags is not None and "entities" not in row:
             found = _tagged(file, number, row, tags)
-            scheme.add([number] * len(found.tags), found.tags)
+            if found:
+                scheme.add([number] * len(found.tags), found.tags)
             yield found
             continue
         try:
@@ -277,13 +280,16 @@ def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow]:
             words = [text, *tokens, *(part for entity in entities for part in entity), named or ""]
             if not isinstance(row.get("tokens", []), list) or not all(isinstance(word, str) for word in words):
                 raise TypeError("not text")
-            if not (text.strip() or tokens) or not all(part.strip() for part in words[1:-1]):
+            if not all(part.strip() for part in words[1:-1]):
                 raise KeyError("empty")
         except (KeyError, TypeError) as error:
             raise DataError(
                 f'{file.path}:{number}: a row must be {{"text": ... or "tokens": [...], '
                 '"entities": [{"type": ..., "text": ...}]}, all of them text.'
             ) from error
+        if not (text.strip() or tokens):
+            yield None
+            continue
         language = row_language(file, named)
         tags = tag_entities(tokens, entities)
         if tokens and len(entity_spans(tags)) != len(entities):
@@ -300,7 +306,7 @@ def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow]:
         )
 
 
-def _read(file: DataFile) -> Iterator[NerRow]:
+def _read(file: DataFile) -> Iterator[NerRow | None]:
     scheme = _Scheme(file)
     yield from (_spelled_out if is_json(file) else _iob2)(file, scheme)
     scheme.check()

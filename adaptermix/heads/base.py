@@ -57,7 +57,7 @@ class HeadKind(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether rows with labels that the head does not have are refused."""
+        """Whether rows are refused if the head has none of their labels."""
 
     def suits(self, task: Task) -> bool:
         """Whether it can give the task's answers."""
