@@ -65,15 +65,15 @@ class DevLosses:
         sums = [[0.0, 0.0], [0.0, 0.0]]  # of the loss and its terms; the second pair is for a second mean
         for part in self._processes.turns(parts):
             found = loss_of(part)
-            terms = len(part) if found.terms is None else found.terms
+            terms: float = len(part) if found.terms is None else found.terms
             for own, (mean, count) in zip(sums, found.means or ((found.loss, terms),), strict=False):
                 own[0] += float(mean) * count
                 own[1] += count
             hits, rows = hits + (found.hits or 0.0), rows + (len(part) if found.hits is not None else 0)
         # the sums are the same in every process, so all stop early or none
-        total, terms, other, others, hits, rows = self._processes.total(*sums[0], *sums[1], hits, rows)
+        total, whole, other, others, hits, rows = self._processes.total(*sums[0], *sums[1], hits, rows)
         share = {f"{name.removesuffix('_loss')}_accuracy": hits / rows} if rows else {}
-        return {name: total / (terms or 1) + other / (others or 1)} | share
+        return {name: total / (whole or 1) + other / (others or 1)} | share
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
