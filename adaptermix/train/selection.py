@@ -66,9 +66,9 @@ class DevLosses:
         for part in self._processes.turns(parts):
             found = loss_of(part)
             terms: float = len(part) if found.terms is None else found.terms
-            for own, (mean, count) in zip(sums, found.means or ((found.loss, terms),), strict=False):
-                own[0] += float(mean) * count
-                own[1] += count
+            for own, (mean, number) in zip(sums, found.means or ((found.loss, terms),), strict=False):
+                own[0] += float(mean) * number
+                own[1] += number
             hits, rows = hits + (found.hits or 0.0), rows + (len(part) if found.hits is not None else 0)
         # the sums are the same in every process, so all stop early or none
         total, whole, other, others, hits, rows = self._processes.total(*sums[0], *sums[1], hits, rows)
