@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -328,7 +328,7 @@ def first_blocks(model: nn.Module, count: int) -> Iterator[None]:
     finally:
         _set_blocks(model, path, stack)
         if types:
-            text.layer_types = types
+            _set_types(text, types)
 
 
 def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
@@ -337,8 +337,14 @@ def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
     config: Any = model.config
     text = config.get_text_config()
     text.num_hidden_layers = len(stack)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: len(stack)]
+    if types := getattr(text, "layer_types", None):
+        _set_types(text, types[: len(stack)])
+
+
+def _set_types(text: Any, types: Sequence[str]) -> None:
+    # Mamba, Falcon-H1 and Bamba compute the list from the number of blocks, and it cannot be set
+    with suppress(AttributeError):
+        text.layer_types = types
 
 
 def backbone(base: BaseModel) -> nn.Module:

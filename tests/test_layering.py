@@ -30,7 +30,7 @@ LAYERS = [
     ["testing"],
     ["manifest", "publish.card"],
     ["output", "data", "splits"],
-    ["tasks", "models", "headed", "compose", "checkpointing", "library", "publish.hub", "analysis"],
+    ["tasks", "models", "headed", "positions", "compose", "checkpointing", "library", "publish.hub", "analysis"],
     ["heads", "fusion"],
     ["evaluation", "train"],
     ["study", "baking"],

@@ -17,6 +17,7 @@ from ..data import DataFile, find_files
 from ..errors import DataError
 from ..memory import free_memory
 from ..models import BaseModel, backbone, reading
+from ..positions import readable
 from ..progress import Watcher
 from .strategies import Known, Rows
 
@@ -221,7 +222,8 @@ def _shared(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dic
 
     handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
     try:
-        _read(base, base.tokenizer([text], truncation=True, max_length=_LONGEST, return_tensors="pt").to(base.device))
+        most = readable(base, _LONGEST)
+        _read(base, base.tokenizer([text], truncation=True, max_length=most, return_tensors="pt").to(base.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -250,7 +252,7 @@ def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:
             order[start : start + _BATCH],
             padding=True,
             truncation=True,
-            max_length=_LONGEST,
+            max_length=readable(base, _LONGEST),
             return_tensors="pt",
             padding_side="right",  # as positions are counted from the left
         ).to(base.device)

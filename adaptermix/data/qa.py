@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DataError
 from .rows import LANGUAGE_NAMES, pick_rows, row_language
-from .source import DataFile, find_files
+from .source import DataFile, find_files, sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +69,14 @@ def _place(context: str, answer: str, begin: object) -> tuple[int, int] | None:
     return min(spans, key=lambda span: abs(span[0] - near), default=None)
 
 
-def _row(file: DataFile, where: str, question: Mapping[str, Any], context: object) -> QaRow:
+def _row(file: DataFile, where: str, question: Mapping[str, Any], context: object) -> QaRow | None:
+    """Return a question; None for one whose question or text is empty."""
     asked = question.get("question")
     for name, value in (("question", asked), ("context", context)):
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str):
             raise DataError(f"{where}: a row must have its {name!r} as text, found {str(value)[:60]!r}.")
+    if not str(asked).strip() or not str(context).strip():
+        return None
     named = next((str(question[name]) for name in LANGUAGE_NAMES if question.get(name)), None)
     key = question.get("id")
     answers = _answers(where, question)
@@ -97,9 +100,9 @@ def _items(where: str, value: object, name: str) -> list[tuple[str, Mapping[str,
     return [(f"{name}[{place}]", item) for place, item in enumerate(value)]
 
 
-def _squad(file: DataFile, text: str) -> Iterator[QaRow]:
+def _squad(file: DataFile, text: str) -> Iterator[QaRow | None]:
     try:
-        document = json.loads(text)
+        document = sound(json.loads(text))
     except json.JSONDecodeError as error:
         found = text.splitlines()[error.lineno - 1 :][:1]
         raise DataError(
@@ -129,7 +132,7 @@ def _has_rows(file: DataFile) -> bool:
     return isinstance(row, dict) and "data" not in row
 
 
-def _read(file: DataFile) -> Iterator[QaRow]:
+def _read(file: DataFile) -> Iterator[QaRow | None]:
     if not _has_rows(file):
         yield from _squad(file, "\n".join(line for _, line in file.lines()))
         return

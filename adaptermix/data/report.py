@@ -57,6 +57,17 @@ def told_left_out(left_out: int, kept: int, what: str = "rows") -> list[str]:
     return [f"{left_out} of {left_out + kept} {what} lack a side, a label or an answer and are left out."]
 
 
+def by_language(languages: Sequence[str], total: int) -> str:
+    """Return how many of `total` there are, by language.
+
+    Example:
+        >>> by_language(["zh", "de", "zh"], 9)
+        '3 of 9 (de 1, zh 2)'
+    """
+    counts = ", ".join(f"{language} {count}" for language, count in sorted(Counter(languages).items()))
+    return f"{len(languages)} of {total} ({counts})"
+
+
 def normalised(text: str) -> str:
     """Return a text without case, width, punctuation and blanks, to find rows that say the same.
 

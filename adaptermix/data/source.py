@@ -80,7 +80,7 @@ class DataFile:
             raise DataError(f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.") from error
 
     def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield numbered JSON objects, one a line; blank lines are passed over.
+        """Yield numbered JSON objects, one a line, without halves of characters; blank lines are passed over.
 
         Raises:
             DataError: a line is no JSON object.
@@ -96,11 +96,30 @@ class DataFile:
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
-            yield number, row
+            yield number, sound(row) if "\\u" in line else row
 
     def entry(self) -> dict[str, object]:
         """Return what a manifest records of the file."""
         return {"name": self.path.name, "languages": list(self.languages), "sha256": sha256(self.path)}
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def sound(value: Any) -> Any:
+    r"""Return JSON data with U+FFFD in the place of halves of surrogate pairs, which no tokenizer and no file takes.
+
+    Example:
+        >>> sound({"text": ["a\ud83d", 1]}) == {"text": ["a\ufffd", 1]}
+        True
+    """
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [sound(item) for item in value]
+    if isinstance(value, dict):
+        return {sound(key): sound(item) for key, item in value.items()}
+    return value
 
 
 @cache

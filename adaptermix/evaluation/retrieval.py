@@ -23,8 +23,10 @@ from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..data.source import split_pair
 from ..errors import DataError, PlanError, UsageError
+from ..heads.base import told_cut
 from ..models import BaseModel, backbone, load_base, note_other_base, reading
 from ..pooling import Pooler, Standards, require_pooling
+from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
 from ..tasks import Metric
@@ -50,6 +52,7 @@ def embed(
     into: Tensor | None = None,
     watch: Watcher = SILENT,
     label: str = "",
+    language: str = "",
 ) -> Float[Tensor, "layers n d"]:
     """Return one vector per sentence of every layer's hidden states, in float32 on the CPU.
 
@@ -64,10 +67,15 @@ def embed(
         into: Where to put them, with room for at least as many sentences; default memory of its own.
         watch: Receives progress.
         label: Name of the progress bar.
+        language: Language of the sentences, for the note on those that are cut.
 
     Shapes: [n+1 sentences width].
     """
     encoded = [base.tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
+    full = [text for text, ids in zip(texts, encoded, strict=True) if len(ids) == max_length]
+    cut = [language for text in full if len(base.tokenizer(text, verbose=False)["input_ids"]) > max_length]
+    if cut:
+        watch.note(told_cut(cut, len(texts), max_length, "their ends", "sentences"))
     order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
     pooled = None if into is None else into[:, : len(texts)]
     body, pool = backbone(base), pool or Pooler(base.tokenizer)
@@ -249,6 +257,7 @@ def retrieve_with(
     """
     parallel = read_parallel(settings.data, rows=settings.rows)
     longest = max(map(len, parallel.texts.values()))
+    max_length = readable(base, settings.max_length)
     width = base.model.config.get_text_config().hidden_size
     counts = {name: len(parallel.texts[one]) for name, one, _ in parallel.directions}
     with _room((base.layers + 1, longest, width)) as make:
@@ -257,11 +266,12 @@ def retrieve_with(
                 base,
                 texts,
                 batch_size=settings.batch_size,
-                max_length=settings.max_length,
+                max_length=max_length,
                 pool=pool,
                 into=make(),
                 watch=watch,
                 label=f"embed {key}",
+                language=_language(key),
             )
             for key, texts in parallel.texts.items()
         }

@@ -23,6 +23,7 @@ from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
+from ..tasks.base import remarks
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
@@ -227,7 +228,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     template = template_of(task, sources or others or [], settings.template)
     rows, files = task.read(settings.data, rows=settings.rows)
     _check_fusion(settings, [*sources, *(others or [])])
-    for note in told_left_out(sum(file.left_out for file in files), len(rows)):
+    for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
         watch.note(note)
     given, beside = (
         read_beside(task, settings.source, rows, data=settings.data, chosen=settings.rows, watch=watch)

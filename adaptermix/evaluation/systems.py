@@ -20,6 +20,7 @@ from ..files import write_whole
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
+from ..tasks.base import remarks
 from ..tasks.tagged import from_entry
 from .data_sets import column_of, read_columns, side_by_side
 from .score import CONFIDENCE, RESAMPLES, Score, by_role, count_rows, draws, with_interval
@@ -284,6 +285,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     task = get_task(settings.task)
     rows, _ = task.read(settings.data, rows=settings.rows)
     metric = metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0]
+    for note in remarks(task, rows):
+        watch.note(note)
     values, sizes = _scored(files, task, rows, metric=metric, seed=settings.seed, watch=watch)
     members = _members(list(sizes), settings)
     # [groups runs 1 + resamples]: the mean over a role's languages

@@ -30,13 +30,15 @@ from ..manifest import inherit
 from ..methods import Fuse
 from ..methods.base import MergeMethod, build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
+from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from ..splits import DEV, TRAINING, refuse_tested
 from ..tasks import Task, get_task, get_template
+from ..train.encoding import encode_rows
 from ..train.sampler import Sampler
 from ..train.selection import RowsLoss
-from ..train.task import Answers, OfHead, encode_rows, text_of
+from ..train.task import Answers, OfHead, text_of
 
 _LOOKS = 10
 _DIGITS = 4
@@ -130,7 +132,7 @@ def learn_gates(
     start = torch.tensor(list(weights), dtype=torch.float32)
     optimizer = torch.optim.Adam(gates.values(), lr=method.rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
-    sampler = Sampler(groups=[range(len(rows.lengths))], batch_size=method.batch, seed=seed)
+    sampler = Sampler(groups=[rows.taught], batch_size=method.batch, seed=seed)
     best, losses, taken = {group: tuple(map(float, weights)) for group in gates}, {}, 0
     if dev:
         losses["dev_start"] = losses["dev"] = _mean_loss(dev)
@@ -162,7 +164,7 @@ def _values(gates: Mapping[str, nn.Parameter]) -> dict[str, tuple[float, ...]]:
 @torch.no_grad()
 def _mean_loss(rows: RowsLoss) -> float:
     total, count = torch.zeros(()), 0
-    places = list(range(len(rows.lengths)))
+    places = rows.taught
     for first in range(0, len(places), _ROWS_AT_ONCE):
         found = rows(places[first : first + _ROWS_AT_ONCE])
         terms = found.terms or 0
@@ -226,13 +228,14 @@ class _Asked:
 
     def loss(self, base: BaseModel, rows: Sequence[Any], watch: Watcher) -> RowsLoss:
         """Return the task's loss of rows."""
+        most = readable(base, _LONGEST)
         if base.head:
-            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=_LONGEST, teach=True)
+            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=most, teach=True)
             for note in encoded.notes:
                 watch.note(note)
             return OfHead(encoded)
         template = get_template(self.task, template_of(self.task, self.sources, None))
-        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=_LONGEST, watch=watch))
+        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=most, watch=watch))
 
     def notes(self) -> list[str]:
         """Return what a person should know of the rows."""

@@ -13,6 +13,7 @@ from ..compose.merging import make_plan
 from ..compose.places import Override, layer_of, make_override
 from ..compose.plan import MergePlan
 from ..data import DataFile
+from ..data.report import told_left_out
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..files import check_not_input, check_output
 from ..heads.brought import template_of
@@ -20,6 +21,7 @@ from ..methods.base import build
 from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, text_hash, told_trained
 from ..tasks import Task, get_task, metrics_of
+from ..tasks.base import remarks
 from .ledger import Listed
 from .ready import candidate_of, chosen_on, entries_of
 from .space import Candidate, Space, depth_groups, grid_weights, sums_of_grid
@@ -176,6 +178,8 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
         notes=(
             *_notes(settings, searched),
             *_order(template.sources),
+            *told_left_out(sum(file.left_out for file in files), len(rows)),
+            *remarks(task, rows),
             *told_trained(files, template.sources),
             *chosen_on(files, settings.candidates, template.sources),
         ),

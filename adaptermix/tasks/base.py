@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,11 +10,11 @@ from ..data import DataFile
 from ..errors import UsageError
 from .classify import Classify
 from .metrics import Metric
-from .ner_json import NerJson
+from .ner_json import NerJson, format_entities
 from .nli import Nli
-from .qa import Qa
+from .qa import UNANSWERABLE, Qa
 from .sft import Sft
-from .slots import Slots
+from .slots import NO_SLOTS, Slots
 from .templates import Template
 from .translate import Translate
 
@@ -45,6 +46,10 @@ class Task(Protocol):
     def one_line(self) -> bool:
         """Whether a line break ends an answer."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer may be taught without its end."""
+
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[Sequence[Any], list[DataFile]]:
         """Read rows from `FILE` arguments."""
 
@@ -56,6 +61,9 @@ class Task(Protocol):
 
     def answer(self, row: Any) -> str:
         """Return the answer that training teaches."""
+
+    def evidence(self, row: Any) -> tuple[str, ...]:
+        """Return parts of the row's text that must stand in the prompt for the answer to follow from it."""
 
     def language(self, row: Any) -> str:
         """Return the row's language; for translation the pair, such as `de-en`."""
@@ -129,8 +137,15 @@ class SpanTask(Task, Protocol):
     def is_astray(self, row: Any) -> bool:
         """Whether the row has answers, and none of them stands in the text."""
 
+    def around(self, row: Any, size: int) -> Any:
+        """Return the row with a part of its text: the right answer and about `size` characters around it."""
+
     def pointed(self, row: Any, span: tuple[int, int] | None) -> str:
         """Return the answer that these characters of the text are, or that there is none."""
+
+
+_NOTHING = (format_entities([]), NO_SLOTS, UNANSWERABLE)
+"""Answers that say that there is nothing to find."""
 
 
 def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
@@ -151,6 +166,23 @@ def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
 
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+
+def remarks(task: Task, rows: Sequence[Any]) -> list[str]:
+    """Return what a reader of scores on these rows should know.
+
+    A language may have one answer for all its rows; a model that always gives it has them all right.
+    """
+    own = task.remarks(rows) if isinstance(task, Translate) else []
+    answers: dict[str, Counter[str]] = {}
+    for row in rows:
+        answers.setdefault(task.language(row), Counter())[task.answer(row)] += 1
+    return own + [
+        f"warning: all {found.total()} rows of '{language}' have the answer {next(iter(found))[:40]!r}: a model that "
+        "gives no other one scores perfectly there."
+        for language, found in answers.items()
+        if len(found) == 1 and (found.total() > 1 or next(iter(found)) in _NOTHING)
+    ]
 
 
 def get_task(name: str) -> Task:

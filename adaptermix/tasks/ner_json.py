@@ -111,6 +111,7 @@ class NerJson:
 
     name = "ner-json"
     one_line = False  # chat models like to spread JSON over lines
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Text: {text}\nEntities:", lead=" "),
         # the form of the answer is that of Liu and Niehues, the wording of the system turn is ours
@@ -154,6 +155,10 @@ class NerJson:
         """Return the entities that are tagged, as text and by place."""
         entities = entities_in(row.tokens, tags, row.text, row.language)
         return Tagged(format_entities(entities), tags=tags, pairs=entities)
+
+    def evidence(self, row: NerRow) -> tuple[str, ...]:
+        """Return the entities."""
+        return tuple(value for _, value in row.entities)
 
     def language(self, row: NerRow) -> str:
         """Return the sentence's language."""

@@ -21,6 +21,7 @@ class Nli:
 
     name = "nli"
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Premise: {premise}\nHypothesis: {hypothesis}\nRelation:", lead=" "),
         Template(
@@ -62,6 +63,10 @@ class Nli:
     def answer(self, row: NliRow) -> str:
         """Return the relation."""
         return row.label
+
+    def evidence(self, row: NliRow) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: a part of the text may be enough for the answer."""
+        return ()
 
     def language(self, row: NliRow) -> str:
         """Return the sentences' language."""

@@ -14,6 +14,8 @@ from .metrics import Metric, mean, mean_ends
 from .templates import Template, table
 
 UNANSWERABLE = "unanswerable"
+_WORD = 24
+"""Characters of the longest word that is left out whole where a text is cut."""
 # those of MLQA's scorer
 _ARTICLES = {
     "ar": re.compile("ال"),  # the article is part of the word; MLQA takes these letters out wherever they stand
@@ -109,6 +111,7 @@ class Qa:
     name = "qa"
     scorers = tuple(_SCORERS)
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Context: {context}\nQuestion: {question}\nAnswer:", lead=" "),
         Template(
@@ -142,6 +145,25 @@ class Qa:
         """Whether there are answers, and none of them stands in the text."""
         return bool(row.answers) and self.span(row) is None
 
+    def around(self, row: QaRow, size: int) -> QaRow:
+        """Return the row with its right answer and `size` characters of the text around it, or less at whole words.
+
+        Without a right answer it is the beginning of the text.
+        """
+        start, stop = self.span(row) or (0, 0)
+        before = min(start, max(size // 2, size - (len(row.context) - stop)))
+        first, last = start - before, min(len(row.context), stop + size - before)
+        # a word that is cut is another word; long runs without a blank have to be cut
+        if first and not row.context[first - 1].isspace():
+            first = next((at for at in range(first, min(start, first + _WORD)) if row.context[at].isspace()), first)
+        if last < len(row.context) and not row.context[last].isspace():
+            last = next((at for at in range(last, max(stop, last - _WORD), -1) if row.context[at - 1].isspace()), last)
+        part = row.context[first:last]
+        first += len(part) - len(part.lstrip())
+        places = tuple(place and (place[0] - first, place[1] - first) for place in row.places)
+        inside = tuple(place if place and place[0] >= 0 and place[1] <= len(part.strip()) else None for place in places)
+        return replace(row, context=part.strip(), places=inside)
+
     def pointed(self, row: QaRow, span: tuple[int, int] | None) -> str:
         """Return a part of the text in one line, or that there is no answer."""
         return " ".join(row.context[slice(*span)].split()) if span else UNANSWERABLE
@@ -160,6 +182,10 @@ class Qa:
     def answer(self, row: QaRow) -> str:
         """Return the first right answer, or that there is none."""
         return row.answers[0] if row.answers else UNANSWERABLE
+
+    def evidence(self, row: QaRow) -> tuple[str, ...]:
+        """Return the right answer."""
+        return row.answers[:1]
 
     def language(self, row: QaRow) -> str:
         """Return the answers' language."""

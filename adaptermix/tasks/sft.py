@@ -46,6 +46,7 @@ class Sft:
 
     name = "sft"
     one_line = False
+    is_open = True
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="{prompt}\n"),
         Template(name="chat", prompt="{prompt}", chat=True, turns="turns"),
@@ -66,6 +67,10 @@ class Sft:
     def answer(self, row: SftRow) -> str:
         """Return the answer."""
         return row.answer
+
+    def evidence(self, row: SftRow) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: a part of the text may be enough for the answer."""
+        return ()
 
     def language(self, row: SftRow) -> str:
         """Return the row's language, `und` where nothing tells it."""

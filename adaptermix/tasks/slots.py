@@ -172,6 +172,7 @@ class Slots:
     name = "slots"
     scorers = tuple(_SCORERS)
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Command: {text}\nSlots:", lead=" "),
         # Appendix D.2 of Liu and Niehues (ACL 2025), after He and Garner (2023); the wording is theirs
@@ -209,6 +210,10 @@ class Slots:
         """Return the slots that are tagged, as text and by place."""
         slots = slots_in(row.tokens, tags, row.text)
         return Tagged(format_slots(slots), tags=tags, pairs=slots)
+
+    def evidence(self, row: SlotRow) -> tuple[str, ...]:
+        """Return the values, of which those that stand in the command must stay there."""
+        return tuple(value for _, value in row.slots)
 
     def language(self, row: SlotRow) -> str:
         """Return the command's language."""

@@ -183,9 +183,13 @@ def test_a_loss_that_is_not_finite_ends_it(encoder: Path, folder: Path) -> None:
 
     class Rows:
         lengths: ClassVar[list[int]] = [1, 1]
+        taught: ClassVar[list[int]] = [0, 1]
 
         def __call__(self, rows: Any) -> BatchLoss:
-            return BatchLoss(torch.tensor(float("nan"), requires_grad=True), 1, terms=len(rows))
+            return BatchLoss(torch.tensor(float("nan"), requires_grad=True), 1, terms=self.terms(rows))
+
+        def terms(self, rows: Any) -> int:
+            return len(rows)
 
     with (
         Attachment(base.model, [open_adapter(folder / "align").read()]) as attached,
