@@ -262,6 +262,7 @@ def extract(
         base=base_entry(base, first),
         inputs=[input_entry(tuned, second, 1.0, watch=watch)],
         fidelity=report.fidelity(),
+        **manifest.inherit((), models=[second.path]),
     )
     state = AdapterState(meta=meta, updates=updates, layouts=layouts)
     write_output(folder, state, document, dtype=DTYPES[dtype], overwrite=overwrite)

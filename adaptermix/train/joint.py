@@ -114,11 +114,11 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
 def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     settings, start = open_start(settings)
-    data = TaskData.read(settings, start)
+    data = TaskData.read(settings, start, watch)
     pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_dev_pairs(settings)
-    tested = refuse_tested({TRAINING: pair_files, DEV: dev_files}, allowed=settings.allow_tested)
+    tested = refuse_tested({TRAINING: pair_files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
     pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
