@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from .data.source import DataFile, parse_rows
 from .errors import PlanError
+from .files import ROWS_FILE
 from .manifest import Origin, SeenFile, seen_files
 from .progress import SILENT, Watcher
 from .row_hashes import Overlap, RowHashes
@@ -200,7 +201,13 @@ def check_split(files: Sequence[DataFile], origins: Sequence[Origin], *, split: 
     """
     if split == "dev":
         refuse_tested({DEV: files}, allowed=False, instead="drop --split dev", watch=watch)
-    for found in _seen(files, seen_files(origins)):
+    known = seen_files(origins)
+    if lost := sorted({one.name for one in known if one.hashes is None and "row_hashes" in one.entry}):
+        watch.note(
+            f"warning: {ROWS_FILE} of an adapter or model is missing or damaged: rows of {', '.join(lost)}, which it "
+            "was trained or chosen on, are recognised only where a whole file is the same."
+        )
+    for found in _seen(files, known):
         what = f"{found} {found.verb} seen before: an adapter or model was trained or chosen on {found.first.name}"
         if split == "test" and found.rows.matters:
             raise PlanError(
