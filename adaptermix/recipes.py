@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from .data import DataFile
 from .errors import ConfigError, OutputError, did_you_mean
 from .files import MANIFEST
 from .launcher import process_count
@@ -35,7 +36,7 @@ from .settings import (
     TaskSettings,
 )
 from .settings.roles import SCORED, TEST, used_for
-from .splits import overlap_of, read_record, tested_fault
+from .splits import overlaps_of, read_record, tested_fault
 from .step_data import TestFile, data_files
 
 STEPS: dict[str, type[Settings]] = {
@@ -207,16 +208,22 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
     known = read_record().entries
     if not known and all(use != TEST for step in steps for use in used_for(step.settings)):
         return
-    used = [(number, step, *found) for number, step in enumerate(steps, 1) for found in data_files(step.settings)]
-    tests = [TestFile(step=number, file=file) for number, _, use, file in used if use == TEST]
-    for number, step, use, file in used:
+    used: dict[tuple[int, str], list[DataFile]] = {}
+    for number, step in enumerate(steps, start=1):
+        for use, file in data_files(step.settings):
+            used.setdefault((number, use), []).append(file)
+    tests = [TestFile(step=number, file=file) for (number, use), files in used.items() for file in files if use == TEST]
+    for (number, use), files in used.items():
         if use in (TEST, SCORED):
             continue
+        step = steps[number - 1]
         allowed = getattr(step.settings, "allow_tested", None)
-        if (own := overlap_of(file, tests)) and own.rows.matters:
+        if own := next((found for found in overlaps_of(files, tests) if found.rows.matters), None):
             fault = f"{use} must not be test data, and {own} {own.verb_now} test data of step {own.first.step}"
             way_out = f", or drop split: test in step {own.first.step}"
-        elif not allowed and (before := overlap_of(file, known)) and before.rows.matters:
+        elif not allowed and (
+            before := next((found for found in overlaps_of(files, known) if found.rows.matters), None)
+        ):
             fault = tested_fault(use, before)
             way_out = "" if allowed is None else ", or set allow_tested: true there"
         else:

@@ -197,6 +197,17 @@ class ListedRows:
             is_side=np.array(columns[2], dtype=bool),
         )
 
+    @classmethod
+    def joined(cls, several: Sequence[ListedRows]) -> ListedRows:
+        """Return the rows of several files, of which there is at least one, as those of one."""
+        starts = np.cumsum([0, *(len(one.whole) for one in several[:-1])])
+        return cls(
+            whole=np.concatenate([one.whole for one in several]),
+            pieces=np.concatenate([one.pieces for one in several]),
+            row_of=np.concatenate([one.row_of + start for one, start in zip(several, starts, strict=True)]),
+            is_side=np.concatenate([one.is_side for one in several]),
+        )
+
     @cached_property
     def hashes(self) -> RowHashes:
         """Return the set of these rows."""

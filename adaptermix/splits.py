@@ -7,8 +7,8 @@ line ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from .data.source import DataFile, parse_rows
@@ -16,7 +16,7 @@ from .errors import PlanError
 from .files import ROWS_FILE
 from .manifest import Origin, SeenFile, seen_files
 from .progress import SILENT, Watcher
-from .row_hashes import Overlap, RowHashes
+from .row_hashes import ListedRows, Overlap, RowHashes
 from .settings.roles import CALIBRATION, DEV, TEST, TRAINING
 from .tested import Evaluated, add_to_record, read_record, state_folder
 
@@ -29,6 +29,7 @@ __all__ = [
     "add_to_record",
     "check_split",
     "overlap_of",
+    "overlaps_of",
     "read_record",
     "refuse_tested",
     "state_folder",
@@ -70,16 +71,19 @@ class Found(Generic[K]):
         file: The file.
         rows: How many they are, and whether they are more than chance.
         first: The first file that has some of them.
+        others: Count of further files whose rows are counted together with these.
     """
 
     file: DataFile
     rows: Overlap
     first: K
+    others: int = 0
 
     def __str__(self) -> str:
         """Return `n of m rows of FILE`."""
         count = f"{self.rows.same} of {self.rows.total} rows of " if self.rows.total else ""
-        return f"{count}{self.file.path}"
+        more = f" and {self.others} other file{'s' * (self.others > 1)}" if self.others else ""
+        return f"{count}{self.file.path}{more}"
 
     @property
     def verb(self) -> str:
@@ -121,6 +125,24 @@ def overlap_of(file: DataFile, known: Sequence[K]) -> Found[K] | None:
     return Found(file=file, rows=rows, first=whole[0] if whole else next(having))
 
 
+def overlaps_of(files: Sequence[DataFile], known: Sequence[K]) -> list[Found[K]]:
+    """Return which rows of some files are known, by file.
+
+    Where there is no file of which they are more than chance they may be so of all files together, as when rows are
+    spread over many files. Then all are returned as one.
+
+    Args:
+        files: The files.
+        known: Files that are known.
+    """
+    found = [one for file in files if (one := overlap_of(file, known))]
+    if len(found) < 2 or any(one.rows.matters for one in found):
+        return found
+    sets = {one.hashes.key: one.hashes for one in known if one.hashes is not None}
+    rows = ListedRows.joined([file.used.listed for file in files if file.used]).overlap(list(sets.values()))
+    return [replace(found[0], rows=rows, others=len(files) - 1)] if rows.matters else found
+
+
 def _meets(file: DataFile, known: Known) -> bool:
     """Whether rows of a file that were used are among those that are used here, or which they were is not known."""
     return file.used is None or known.hashes is None or _meet(known.picked, file.used.picked)
@@ -159,16 +181,15 @@ def refuse_tested(
     record = read_record()
     record.announce(watch)
     entries = []
-    for use, file in ((use, file) for use, files in uses.items() for file in files):
-        found = overlap_of(file, record.entries)
-        if found is None:
-            continue
+    for use, found in ((use, found) for use, files in uses.items() for found in overlaps_of(files, record.entries)):
         if not found.rows.matters:
             watch.note(f"warning: {found} were evaluated as test data before{found.by_chance}; they are used.")
             continue
         if not allowed:
             raise PlanError(f"{tested_fault(use, found)}. Give other data or other --rows, or {instead}.")
-        entries.append(file.entry() | ({"tested_rows": found.rows.same} if found.rows.total else {}))
+        more = {"tested_rows": found.rows.same} if found.rows.total else {}
+        # rows that are spread over all files count with the first of them
+        entries.append(found.file.entry() | more)
     return entries
 
 
@@ -207,7 +228,7 @@ def check_split(files: Sequence[DataFile], origins: Sequence[Origin], *, split: 
             f"warning: {ROWS_FILE} of an adapter or model is missing or damaged: rows of {', '.join(lost)}, which it "
             "was trained or chosen on, are recognised only where a whole file is the same."
         )
-    for found in _seen(files, known):
+    for found in overlaps_of(files, known):
         what = f"{found} {found.verb} seen before: an adapter or model was trained or chosen on {found.first.name}"
         if split == "test" and found.rows.matters:
             raise PlanError(
@@ -241,9 +262,5 @@ def warn_of_seen(files: Sequence[DataFile], known: Sequence[SeenFile], who: str)
     return [
         f"warning: {found} {found.verb} seen before: {who} {found.first.name}{found.by_chance}; the choice favours "
         "what it has learned."
-        for found in _seen(files, known)
+        for found in overlaps_of(files, known)
     ]
-
-
-def _seen(files: Iterable[DataFile], known: Sequence[SeenFile]) -> list[Found[SeenFile]]:
-    return [found for file in files if (found := overlap_of(file, known))]

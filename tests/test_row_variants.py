@@ -112,6 +112,20 @@ def test_rows_are_recognised_among_those_of_many_files(tmp_path: Path) -> None:
     assert refused(read("classify", str(tmp_path / "part*.tsv"))) == "16 of 16"
 
 
+def test_rows_that_are_spread_over_many_files_count_together(tmp_path: Path) -> None:
+    record(read("classify", put(tmp_path / "test.de.tsv", tsv(ROWS))))
+    for number in range(10):
+        others = [(f"Zeile {number} {place} handelt vom Wetter auf dem Land.", "gut") for place in range(30)]
+        put(tmp_path / f"part{number}.de.tsv", tsv([*others, *ROWS[2 * number : 2 * number + 2]]))
+    assert not refused(read("classify", str(tmp_path / "part0*.tsv")))
+    files = read("classify", str(tmp_path / "part*.tsv"))
+    assert refused(files) == "20 of 320"
+    with pytest.raises(PlanError, match=r"20 of 320 rows of .*part0\.de\.tsv and 9 other files were evaluated as test"):
+        refuse_tested({TRAINING: files}, allowed=False)
+    (entry,) = refuse_tested({TRAINING: files}, allowed=True)
+    assert entry["tested_rows"] == 20
+
+
 @pytest.mark.parametrize(
     ("as_test", "as_training", "counts"),
     [
