@@ -36,7 +36,7 @@ from .settings import (
     TaskSettings,
 )
 from .settings.roles import SCORED, TEST, used_for
-from .splits import overlaps_of, read_record, tested_fault
+from .splits import fault_of_tested, overlaps_of, read_record
 from .step_data import TestFile, data_files
 
 STEPS: dict[str, type[Settings]] = {
@@ -224,7 +224,7 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
         elif not allowed and (
             before := next((found for found in overlaps_of(files, known) if found.rows.matters), None)
         ):
-            fault = tested_fault(use, before)
+            fault = fault_of_tested(use, before)
             way_out = "" if allowed is None else ", or set allow_tested: true there"
         else:
             continue

@@ -186,14 +186,14 @@ def refuse_tested(
             watch.note(f"warning: {found} were evaluated as test data before{found.by_chance}; they are used.")
             continue
         if not allowed:
-            raise PlanError(f"{tested_fault(use, found)}. Give other data or other --rows, or {instead}.")
+            raise PlanError(f"{fault_of_tested(use, found)}. Give other data or other --rows, or {instead}.")
         more = {"tested_rows": found.rows.same} if found.rows.total else {}
         # rows that are spread over all files count with the first of them
         entries.append(found.file.entry() | more)
     return entries
 
 
-def tested_fault(use: str, found: Found[Evaluated]) -> str:
+def fault_of_tested(use: str, found: Found[Evaluated]) -> str:
     """Return in words that rows were evaluated as test data, without what to do.
 
     Args:
