@@ -179,8 +179,8 @@ def test_as_test_is_refused_what_an_adapter_was_trained_or_chosen_on_through_mer
     asked_search: dict[str, Any] = {"adapters": [str(tmp_path / "own"), adapters[1]], "grid": [0.5], **answering}
     search(SearchSettings(dev=[train, f"en={dev}"], out=str(tmp_path / "found"), **asked_search), watch=notes)
     assert [note for note in notes.said if "was trained on" in note] == [
-        f"warning: 2 of 2 rows of {train} were seen before: an adapter was trained on en.jsonl; the choice favours what "
-        "it has learned."
+        f"warning: 2 of 2 rows of {train} were seen before: an adapter was trained on en.jsonl; the choice favours "
+        "what it has learned."
     ]
     assert {entry["name"] for entry in manifest(tmp_path / "found")["dev"]} == {"en.jsonl", "dev.jsonl"}
     assert manifest(tmp_path / "found")["scores"]["split"] == "dev"
