@@ -17,6 +17,7 @@ from .errors import ModelError
 from .fingerprints import fingerprint
 from .head_forms import Head
 from .headed import check_head, load_headed
+from .manifest import Origin, origin_of
 from .progress import Watcher
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 
@@ -123,8 +124,21 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 
 def fingerprint_of(reference: str) -> str | None:
     """Return the fingerprint of a base model, None where its files are not on disk."""
-    folder = _folder(*split_revision(reference))
+    folder = model_folder(reference)
     return fingerprint(folder) if folder else None
+
+
+def model_folder(reference: str) -> Path | None:
+    """Return the folder of a model, with @REVISION if wanted; None where its weights are not on disk."""
+    return _folder(*split_revision(reference))
+
+
+def model_origins(reference: str) -> list[Origin]:
+    """Return a base model's folder with its manifest, if it is on disk: one that `bake` wrote has seen data files."""
+    with suppress(ValueError):  # a name that the Hub does not allow is refused when the model is loaded
+        folder = model_folder(reference)
+        return [origin_of(folder)] if folder else []
+    return []
 
 
 def _folder(name: str, revision: str | None) -> Path | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data import DataFile, find_files
+from ..data.rows import lines_used
 from ..errors import DataError
 from ..memory import free_memory
 from ..models import BaseModel, backbone, reading
@@ -79,8 +80,9 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
         DataError: there are too few texts.
     """
     texts: list[str] = []
-    files = find_files(arguments)
-    for file in files:
+    files = []
+    for file in find_files(arguments):
+        before = len(texts)
         if ".jsonl" in file.suffixes:
             for _, row in file.json_rows():
                 text = row.get("text")
@@ -93,6 +95,7 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
                     f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'."
                 )
             texts += lines
+        files.append(lines_used(file, list(filter(None, texts[before:])), None))
     found = list(dict.fromkeys(text for text in texts if text))
     if len(found) < _LEAST:
         raise DataError(

@@ -16,8 +16,12 @@ from ..tasks import get_task, metrics_of
 from .planning import BakePlan
 
 
-def check_task(plan: BakePlan) -> None:
+def check_task(plan: BakePlan, watch: Watcher) -> None:
     """Refuse a task or dev data that will not do, before anything slow is done.
+
+    Args:
+        plan: The bake.
+        watch: Receives what cannot be read of the record of test data.
 
     Raises:
         AdapterMixError: there is no such task, or the data do not do or are test data.
@@ -26,7 +30,7 @@ def check_task(plan: BakePlan) -> None:
     task = get_task(settings.task or "")
     rows, files = task.read(settings.dev, rows=settings.rows)
     metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
-    refuse_tested({DEV: files}, allowed=settings.allow_tested)
+    refuse_tested({DEV: files}, allowed=settings.allow_tested, watch=watch)
 
 
 def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> dict[str, float]:

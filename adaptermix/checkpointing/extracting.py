@@ -272,6 +272,7 @@ def extract(
         base=base_entry(base, first),
         inputs=[input_entry(tuned, second, 1.0, watch=watch)],
         fidelity=report.fidelity(),
+        **manifest.inherit((), models=[second.path]),
     )
     write_output(folder, state, document, dtype=DTYPES[dtype], compact=compact, overwrite=overwrite)
     return report

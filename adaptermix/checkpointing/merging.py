@@ -354,4 +354,5 @@ def _document(
             for reference, model, weight in zip(models, merge.models, merge.weights, strict=True)
         ],
         fidelity=report.fidelity(),
+        **manifest.inherit((), models=[merge.base.path, *(model.checkpoint.path for model in merge.models)]),
     )

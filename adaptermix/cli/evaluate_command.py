@@ -52,6 +52,11 @@ def _show_comparison(found: Comparison, console: Console) -> None:
     console.table(["language", f"less '{found.name}'", "95 % interval"], rows)
 
 
+def _say_without_split(split: str | None, console: Console) -> None:
+    if split is None:
+        console.say("  note: without --split nothing is recorded; --split test keeps these rows out of later training.")
+
+
 @settings_command(
     EvaluateSettings,
     name="evaluate",
@@ -63,6 +68,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
 
     result = work(settings, watch=console.watch)
     show_scores(result, console)
+    _say_without_split(settings.split, console)
     console.document(result.document())
 
 
@@ -122,6 +128,7 @@ def retrieve(settings: RetrieveSettings, console: Console) -> None:
         )
     if settings.plot:
         console.say(f"wrote {settings.plot}")
+    _say_without_split(settings.split, console)
     console.document(result.document())
 
 

@@ -337,6 +337,11 @@ def _merge_dense(
     return report
 
 
+def _models(plan: MergePlan) -> list[Path]:
+    """Return the folder of the base model, if it goes into the result."""
+    return [plan.checkpoint.path] if plan.checkpoint is not None and _into_base(plan) else []
+
+
 def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
     base = manifest.base_entry([source.meta for source in plan.sources])
     if plan.checkpoint is not None:
@@ -347,5 +352,5 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **{**manifest.inherit(plan.sources), **plan.entries},
+        **{**manifest.inherit(plan.sources, models=_models(plan)), **plan.entries},
     )

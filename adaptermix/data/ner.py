@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import is_json, pick_rows, row_language
 from .slots import CHARACTER_LANGUAGES
 from .source import DataFile, find_files
@@ -35,6 +36,11 @@ class NerRow:
     language: str
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.text,))
 
 
 def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import LANGUAGE_NAMES, pick_rows, row_language
 from .source import DataFile, find_files, sound
 
@@ -32,6 +33,11 @@ class QaRow:
     language: str
     id: str = ""
     places: tuple[tuple[int, int] | None, ...] = ()
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.question, self.context))
 
 
 def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:

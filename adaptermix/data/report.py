@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from ..row_hashes import normalised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +67,6 @@ def by_language(languages: Sequence[str], total: int) -> str:
     """
     counts = ", ".join(f"{language} {count}" for language, count in sorted(Counter(languages).items()))
     return f"{len(languages)} of {total} ({counts})"
-
-
-def normalised(text: str) -> str:
-    """Return a text without case, width, punctuation and blanks, to find rows that say the same.
-
-    Example:
-        >>> normalised("Hello,  World!") == normalised("hello world")
-        True
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # P punctuation, Z blanks, C controls
-    return "".join(mark for mark in folded if unicodedata.category(mark)[0] not in "PZC") or text
 
 
 def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int = 0) -> RowsReport:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .source import DataFile, canonical_language, parse_rows, several_languages
 
-Row = TypeVar("Row")
+
+class Recognisable(Protocol):
+    """A row of data."""
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+
+
+Row = TypeVar("Row", bound=Recognisable)
 LANGUAGE_NAMES = ("language", "lang", "locale")
 _TABLES = {".tsv", ".csv", ".txt", ".iob2", ".conll"}
 
@@ -196,5 +206,15 @@ def pick_rows(
                 f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}."
             )
         kept += here
-        counted.append(replace(file, left_out=len(asked) - len(here)))
+        counted.append(file.using(partial(texts_of, here), rows, len(asked) - len(here)))
     return kept, counted
+
+
+def texts_of(rows: Iterable[Recognisable]) -> Iterator[RowTexts]:
+    """Yield the texts by which rows are recognised."""
+    return (row.row_texts for row in rows)
+
+
+def lines_used(file: DataFile, lines: Sequence[str], rows: str | None, left_out: int = 0) -> DataFile:
+    """Return a file of one sentence a line with the lines of it that are used; see `DataFile.using`."""
+    return file.using(lambda: (RowTexts((line,)) for line in lines), rows, left_out)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import LANGUAGE_NAMES, pick_rows, row_language
 from .source import DataFile, find_files
 
@@ -32,6 +33,15 @@ class SftRow:
     turns: tuple[Turn, ...]
     answer: str
     language: str
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files: the turns, and apart from them the answer.
+
+        System turns do not count, since they are often the same in all rows and differ by format.
+        """
+        turns = [content for role, content in self.turns if role != "system"]
+        return RowTexts(("\n".join(turns),), further=(*(turns if len(turns) > 1 else ()), self.answer))
 
 
 def _text(where: str, row: Mapping[str, object], name: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import pick_rows, row_language
 from .source import DataFile, find_files
 
@@ -37,6 +38,11 @@ class SlotRow:
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     begins: tuple[int, ...] = ()
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.text,))
 
 
 def iob2_tags(row: SlotRow) -> tuple[str, ...]:

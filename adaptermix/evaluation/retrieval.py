@@ -18,17 +18,19 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
-from ..data import read_parallel
+from ..data import DataFile, read_parallel
 from ..data.source import split_pair
 from ..errors import DataError, PlanError, UsageError
 from ..heads.base import told_cut
-from ..models import BaseModel, backbone, load_base, note_other_base, reading
+from ..models import BaseModel, backbone, load_base, model_origins, note_other_base, reading
 from ..pooling import Pooler, Standards, require_pooling
 from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
+from ..splits import add_to_record, check_split
 from ..tasks import Metric
 from ..tasks.metrics import mean, mean_ends
 from .acting import acting
@@ -113,6 +115,7 @@ class Retrieval:
         base: The same of the base model alone, if it was asked for.
         correlation: Of retrieval with task scores, if they were given.
         seed: Seed of the resampling for the intervals.
+        split: What the sentences are for, dev or test, if it was given.
     """
 
     hits: tuple[Mapping[str, Hits], ...]
@@ -120,6 +123,7 @@ class Retrieval:
     base: Retrieval | None = None
     correlation: Correlation | None = None
     seed: int = 0
+    split: str | None = None
 
     @cached_property
     def layers(self) -> tuple[Mapping[str, float], ...]:
@@ -199,6 +203,8 @@ class Retrieval:
             document["above_base"] = above.document()
         if self.correlation:
             document["correlation"] = asdict(self.correlation)
+        if self.split:
+            document["split"] = self.split
         return document
 
 
@@ -326,8 +332,8 @@ def _compare(
     return tuple(layers)
 
 
-def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> None:
-    """Refuse bad data before a model is loaded."""
+def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> Sequence[DataFile]:
+    """Refuse bad data before a model is loaded, and return the files."""
     parallel = read_parallel(settings.data, rows=settings.rows)
     counts = {name: len(parallel.texts[key]) for name, key, _ in parallel.directions}
     name, least = min(counts.items(), key=lambda item: item[1])
@@ -337,6 +343,7 @@ def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> None:
         watch.note(
             f"the margin looks at {settings.neighbours} neighbours, and {name} has {least} sentences: all of them."
         )
+    return parallel.files
 
 
 def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
@@ -351,18 +358,23 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
         check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
     scores = read_scores(Path(settings.transfer)) if settings.transfer else None
-    _check_sentences(settings, watch)
+    files = _check_sentences(settings, watch)
+    origins = [*map(manifest.origin, sources), *model_origins(settings.base)]
+    check_split(files, origins, split=settings.split, watch=watch)
     base = load_base(settings.base, **settings.place())
     note_other_base(base, sources, watch)
     if any(source.meta.fusion for source in sources):
         watch.note("warning: a fused adapter is measured as a plain LoRA: texts of pairs have no sources.")
     pool = pooler_of(base, settings, sources)
     with acting(base, sources, heads=False):
-        result = retrieve_with(base, settings, pool=pool, watch=watch)
+        result = replace(retrieve_with(base, settings, pool=pool, watch=watch), split=settings.split)
     if sources and settings.compare:
         result = replace(result, base=retrieve_with(base, settings, pool=pool, watch=watch))
     if scores is not None:
         result = replace(result, correlation=correlate(result.by_language(), scores))
     if settings.plot:
         draw(result, Path(settings.plot))
+    if settings.split == "test":
+        name = sources[0].name if sources else "base"
+        add_to_record(files, task="retrieve", adapter=name, watch=watch)
     return result

@@ -18,7 +18,7 @@ from ..files import write_whole
 from ..fusion import FUSIONS
 from ..fusion.rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
 from ..heads.brought import head_of, template_of
-from ..models import BaseModel, load_base, note_other_base, require_causal
+from ..models import BaseModel, load_base, model_origins, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
@@ -235,10 +235,10 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         if settings.source
         else (None, [])
     )
-    check_split([*files, *beside], [*sources, *(others or [])], split=settings.split, watch=watch)
-    metrics_of(
-        task, rows, metric=settings.metric, scorer=settings.scorer
-    )  # what they need and is not installed shows before a model is loaded
+    origins = [*map(manifest.origin, [*sources, *(others or [])]), *model_origins(settings.base)]
+    check_split([*files, *beside], origins, split=settings.split, watch=watch)
+    # what they need and is not installed shows before a model is loaded
+    metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
     if head and headless:

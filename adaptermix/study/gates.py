@@ -29,7 +29,7 @@ from ..heads.brought import head_of, template_of
 from ..manifest import inherit
 from ..methods import Fuse
 from ..methods.base import MergeMethod, build
-from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
+from ..models import BaseModel, load_base, model_kind, model_origins, note_other_base, require_causal
 from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
@@ -187,7 +187,7 @@ class _Asked:
     tested: Sequence[Mapping[str, Any]]
 
     @classmethod
-    def read(cls, settings: MergeSettings, method: MergeMethod) -> _Asked:
+    def read(cls, settings: MergeSettings, method: MergeMethod, watch: Watcher) -> _Asked:
         lacking = [name for name in ("base", "task", "train") if not getattr(settings, name)]
         if lacking or not isinstance(method, Fuse):
             raise UsageError(
@@ -214,7 +214,7 @@ class _Asked:
             dev=dev,
             files=files,
             dev_files=dev_files,
-            tested=refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested),
+            tested=refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch),
         )
 
     def load(self, settings: MergeSettings, watch: Watcher) -> BaseModel:
@@ -245,7 +245,9 @@ class _Asked:
     def entries(self, gates: Gates, base: BaseModel, settings: MergeSettings) -> dict[str, Any]:
         """Return what the manifest says of what was learned, how, and on what."""
         data, dev = ([file.entry() for file in files] for files in (self.files, self.dev_files))
-        inherited = inherit(self.sources, data=data, dev=dev, tested=self.tested)
+        # a full checkpoint holds what its base has seen
+        models = [own.path for own in model_origins(str(settings.base))] if settings.form == "dense" else []
+        inherited = inherit(self.sources, models=models, data=data, dev=dev, tested=self.tested)
         languages = dict(inherited["languages"] or {})
         spoken = {self.task.language(row) for row in self.rows}
         languages["supervised"] = sorted({*languages.get("supervised", ()), *spoken})
@@ -276,7 +278,7 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
     if not settings.dry_run:
         check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
-    asked = _Asked.read(settings, method)
+    asked = _Asked.read(settings, method, watch)
     given = settings.model_dump(exclude={"adapters", "weights", "places", *OF_LEARNING})
     # the base is for learning; a weighted sum of plain LoRAs needs none
     given |= {"base": settings.base if settings.form == "dense" else None}

@@ -8,18 +8,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .. import manifest
 from ..adapters import AdapterSource
 from ..compose.merging import make_plan
 from ..compose.places import Override, layer_of, make_override
 from ..compose.plan import MergePlan
 from ..data import DataFile
 from ..data.report import told_left_out
+from ..data.source import text_hash
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..files import check_not_input, check_output
 from ..heads.brought import template_of
 from ..methods.base import build
+from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
-from ..splits import DEV, refuse_tested, text_hash, told_trained
+from ..splits import DEV, refuse_tested, told_trained
 from ..tasks import Task, get_task, metrics_of
 from ..tasks.base import remarks
 from .ledger import Listed
@@ -118,12 +121,13 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
     )
 
 
-def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
+def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = SILENT) -> Prepared:
     """Check everything that can be checked without a model.
 
     Args:
         settings: The search.
         writes: Whether this process is to write the output.
+        watch: Receives what cannot be read of the record of test data.
 
     Raises:
         AdapterMixError: something does not do.
@@ -172,7 +176,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
         prompt=prompt,
         # of a search that is under way the process that leads has asked
         tested=[
-            *(refuse_tested({DEV: files}, allowed=settings.allow_tested) if writes else ()),
+            *(refuse_tested({DEV: files}, allowed=settings.allow_tested, watch=watch) if writes else ()),
             *entries_of(settings.candidates, "tested"),
         ],
         notes=(
@@ -180,7 +184,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
             *_order(template.sources),
             *told_left_out(sum(file.left_out for file in files), len(rows)),
             *remarks(task, rows),
-            *told_trained(files, template.sources),
+            *told_trained(files, [manifest.origin(source) for source in template.sources]),
             *chosen_on(files, settings.candidates, template.sources),
         ),
     )
@@ -190,7 +194,8 @@ def _check_each_once(files: Sequence[DataFile]) -> None:
     """Refuse rows that count twice, which intervals would take for more of them."""
     seen: dict[tuple[str, ...], Path] = {}
     for file in files:
-        other = seen.setdefault((text_hash(file), *file.languages), file.path)
+        rows = file.used.listed.hashes.key if file.used else text_hash(file)
+        other = seen.setdefault((rows, *file.languages), file.path)
         if other is not file.path:
             raise UsageError(f"each dev file counts once, and {file.path} holds what {other} does. Give it once.")
 

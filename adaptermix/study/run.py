@@ -104,7 +104,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     """
     if settings.dry_run:
         raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
-    prepared = prepare(settings)
+    prepared = prepare(settings, watch=watch)
     return search_with(_loaded(prepared, settings, watch), prepared, settings, watch=watch)
 
 

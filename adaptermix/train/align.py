@@ -294,7 +294,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_dev_pairs(settings)
-    tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+    tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
     steps = count_steps(len(pairs), settings)
     report = describe_pairs(pairs, files, dev_pairs)
     if settings.dry_run:

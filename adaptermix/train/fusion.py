@@ -232,7 +232,7 @@ class _Beside:
         )
         if all(is_missing(task, source) for source in train):
             raise DataError("at least one training row must have a source, and all are missing (-).")
-        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
         entries = data.entries | {
             "data": [*data.entries["data"], *(file.entry() for file in files)],
             "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
@@ -256,7 +256,7 @@ def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainR
 
 def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
-    data = TaskData.read(settings)
+    data = TaskData.read(settings, watch=watch)
     beside = _Beside.read(settings, data, watch)
     data = replace(data, entries=dict(beside.entries))
     steps = count_steps(len(data.train), settings)

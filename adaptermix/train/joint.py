@@ -154,11 +154,11 @@ class _Pairs:
     report: RowsReport
 
     @classmethod
-    def read(cls, settings: JointSettings) -> _Pairs:
+    def read(cls, settings: JointSettings, watch: Watcher) -> _Pairs:
         pairs, files = read_pairs(settings.pairs, rows=settings.pair_rows)
         require_pairs(pairs)
         dev, dev_files = read_dev_pairs(settings)
-        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
         report = describe_pairs(pairs, files, dev)
         return cls(train=pairs, dev=dev, files=files, dev_files=dev_files, tested=tested, report=report)
 
@@ -182,8 +182,8 @@ def _entries(
 def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     settings, start = open_start(settings)
-    data = TaskData.read(settings, start)
-    read = _Pairs.read(settings)
+    data = TaskData.read(settings, start, watch)
+    read = _Pairs.read(settings, watch)
     pairs, dev_pairs = read.train, read.dev
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:

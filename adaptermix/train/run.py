@@ -151,7 +151,7 @@ def train(
     trainer.finish()
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
     more = {"inputs": _input_entries(on, start), "selection": selection, "engine": processes.entry() or None}
-    entries = manifest.carry_on(entries, start) if start else entries
+    entries = manifest.carry_on(entries, start, on)
     document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **more, **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
     if processes.main and write:

@@ -187,12 +187,15 @@ class TaskData:
     start: AdapterSource | None = None
 
     @classmethod
-    def read(cls, settings: TaskSettings | JointSettings, start: AdapterSource | None = None) -> TaskData:
+    def read(
+        cls, settings: TaskSettings | JointSettings, start: AdapterSource | None = None, watch: Watcher = SILENT
+    ) -> TaskData:
         """Read the rows.
 
         Args:
             settings: The run's settings.
             start: Adapter that training begins from; its template of the same task is taken unless one is given.
+            watch: Receives what cannot be read of the record of test data.
 
         Raises:
             AdapterMixError: an unknown task or template, or a data file that does not do or is test data.
@@ -208,7 +211,8 @@ class TaskData:
             "task": {"name": task.name, "template": template.name},
             "data": [file.entry() for file in files],
             "dev": [file.entry() for file in dev_files] or None,
-            "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested) or None,
+            "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
+            or None,
         }
         report = describe(
             [(task.language(row), text_of(task, row)) for row in rows],
@@ -321,7 +325,7 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
 def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     settings, start = open_start(settings)
-    data = TaskData.read(settings, start)
+    data = TaskData.read(settings, start, watch)
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         data.head(settings)

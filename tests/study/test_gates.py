@@ -258,6 +258,8 @@ def test_a_search_chooses_among_averages_sums_and_gates(encoder: Path, folder: P
 
 def test_test_data_that_gates_learned_from_stay_known(encoder: Path, folder: Path, tmp_path: Path) -> None:
     data = [write_rows(tmp_path, "seen.en.csv", says=True, count=8)]
+    # rows that the adapters were not trained on
+    Path(data[0]).write_text(Path(data[0]).read_text().replace(",", " indeed so,").replace("text indeed so", "text", 1))
     asked = EvaluateSettings(
         base=str(encoder), adapter=str(folder / "task"), task="classify", data=data, device="cpu", split="test"
     )
