@@ -13,11 +13,11 @@ from torch import Tensor
 from ..algebra import LowRank
 from ..errors import OutputError, PlanError
 from ..progress import Watcher
-from .fidelity import Fidelity, fidelity
+from .fidelity import Fidelity
 from .journal import Journal
 from .planning import BakePlan
 from .report import BakedModule
-from .strategies import AUTOMATIC, Baked, Known, Rows, Wanted
+from .strategies import AUTOMATIC, Baked, Known, Rows, Wanted, on_rows
 from .writing import bytes_of
 
 KnownInputs = Callable[[str], Known | None]
@@ -230,8 +230,7 @@ class Work:
 
 def _rounded(strategy: str, delta: Tensor, realised: Tensor, rows: Rows | None) -> BakedModule:
     """Return what rounding to 16 bits leaves of a delta, or of some rows of it."""
-    moment = None if rows is None else rows.moment.to(delta.device)
-    return BakedModule(strategy=strategy, fidelity=fidelity(delta, realised, moment), on_texts=rows is not None)
+    return BakedModule(strategy=strategy, fidelity=on_rows(delta, realised, rows), on_texts=rows is not None)
 
 
 def _storable(baked: Baked, dtype: torch.dtype) -> Baked:
