@@ -7,7 +7,9 @@ weight plus update to a trained length, so its delta needs the weight; a weighte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -27,7 +29,8 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
     Args:
         checkpoint: The base model.
         module: Path of the module. The path or the name may have a prefix that the other lacks, as encoders are saved
-            with and without one (`bert.`), as long as no numbered block is lost and only one weight fits.
+            with and without one (`bert.`), as long as no numbered block is lost and only one weight fits. Names that
+            transformers changes on loading, as of vision-language models, may be those of the file or of the model.
 
     Raises:
         ModelError: there is none, or there are several.
@@ -43,12 +46,48 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
         found = [key for key in checkpoint.tensors if key == tail or (not start and key.endswith(f".{tail}"))]
         if found:
             break
+    if not found:
+        found = _renamed_on_loading(checkpoint, module)
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} weights end like it ({', '.join(found[:3])})" if found else "no weight ends like it"
     raise ModelError(
         f"the base model {checkpoint.path} must hold one weight for module '{module}', but {what}. "
         "Give the base model that the adapter was trained on, in whole precision and with its parts unfused."
+    )
+
+
+def _renamed_on_loading(checkpoint: Checkpoint, module: str) -> list[str]:
+    """Return the name in the files of a weight that has another one in the model that transformers makes of them."""
+    rename, names = _loaded_names(checkpoint.path, tuple(checkpoint.tensors))
+    wanted = f"{module}.weight"
+    return [names[name] for name in dict.fromkeys((wanted, rename(wanted))) if name in names][:1]
+
+
+@lru_cache(maxsize=2)
+def _loaded_names(folder: Path, names: tuple[str, ...]) -> tuple[Callable[[str], str], dict[str, str]]:
+    """Return what renames tensors on loading, and the name in the files by that in the model.
+
+    Tensors that are made from several ones are left out. Nothing is renamed where transformers does not know the model.
+    """
+    try:
+        import transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"):
+            model = getattr(transformers, (config.architectures or [""])[0])(config)
+        steps = get_model_conversion_mapping(model)
+        renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+        converters = [step for step in steps if isinstance(step, WeightConverter)]
+        prefix, state = model.base_model_prefix, model.state_dict()
+        found = {name: rename_source_key(name, renamings, converters, prefix, state) for name in names}
+    except Exception:  # functions of another library's inside: without them a name is found as it is, or refused
+        return str, {}
+    return (
+        lambda name: str(rename_source_key(name, renamings, converters, prefix, state)[0]),
+        {new: name for name, (new, converter) in found.items() if converter is None},
     )
 
 
