@@ -127,7 +127,7 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
     Lines, first columns of TSV, and of JSONL `text`, or all strings of a row.
 
     Raises:
-        DataError: there are too few texts.
+        DataError: there are too few texts, or one of the parts that they are split into is empty.
     """
     texts: list[str] = []
     files = find_files(arguments)
@@ -149,6 +149,11 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
         raise DataError(
             f"--calibration must hold at least {_LEAST} texts that differ (lines, `text` of JSONL, first columns of "
             f"TSV), and holds {len(found)}. Give some hundred, as the model will see."
+        )
+    if not all(split(found).values()):
+        raise DataError(
+            f"--calibration must hold texts for three parts (to fit to, to choose on, to measure on), into which each "
+            f"text falls by chance, and its {len(found)} texts leave one part empty. Give more texts, some hundred."
         )
     return found, files
 

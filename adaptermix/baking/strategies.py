@@ -255,7 +255,10 @@ def residual(wanted: Wanted) -> Baked:
 
 def _known(wanted: Wanted) -> Known:
     if wanted.known is None or not wanted.known.is_enough:
-        raise ValueError("codes are chosen for the inputs that occur, and none are known")
+        raise ValueError(
+            "codes are chosen for the inputs that occur, so texts of all three parts (to fit to, to choose on, to "
+            "measure on) must reach the module, and do not"
+        )
     return wanted.known
 
 
