@@ -45,7 +45,7 @@ def told(found: Any) -> dict[str, Any]:
     return {key: value for key, value in found.document().items() if value is not None}
 
 
-def ways(wanted: Any, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any], Any]]:
+def ways(wanted: Any, dtype: torch.dtype, strategies: list[str]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """Yield per strategy what is told of it, and the weight and the shift of the bias that it gives."""
     from adaptermix.baking.strategies import STRATEGIES, on_rows
 
@@ -61,14 +61,15 @@ def ways(wanted: Any, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any],
         written = (base + wanted.realised(found), found.shift)
         return title, told(wanted.measured(found, held)) | {"rank": rank} | more, written
 
-    for title in STRATEGIES:
+    for title in (one for one in STRATEGIES if one in strategies):
         start = time.perf_counter()
         made = wanted.by(title)
         yield baked(title, made, seconds=time.perf_counter() - start)
-    loose = replace(wanted, most=float("inf"))
-    loose.made.update(wanted.made)
-    del loose.made["residual"]  # what it has tried stays
-    yield baked("residual, any error", loose.by("residual"))
+    if "residual" in strategies:
+        loose = replace(wanted, most=float("inf"))
+        loose.made.update(wanted.made)
+        del loose.made["residual"]  # what it has tried stays
+        yield baked("residual, any error", loose.by("residual"))
     best = wanted.automatic()
     if best is None:
         yield "auto", told(on_rows(wanted.delta, in_16 - base, held)) | {"in 16 bits": 1.0}, (in_16, None)
@@ -153,7 +154,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 most=arguments.error_at_most,
             )
             start = {"module": name, "delta": delta_name, "norm": float(delta.norm() / weight.norm()), "full": rank}
-            found = list(ways(wanted, torch.bfloat16))
+            found = list(ways(wanted, torch.bfloat16, arguments.strategies))
             written = {title: made for title, _, made in found} if unseen else {}
             others = {title: written[title] for title in ("requantize", "calibrated", "auto") if title in written}
             others |= {"left out": (four.weight(), None)} if unseen else {}
@@ -161,7 +162,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for title, more, _ in found:
                 own = {"divergence": off[title], "divergence left out": off["left out"]} if title in off else {}
                 yield start | {"strategy": title} | more | own
-        print(name, file=sys.stderr, flush=True)  # noqa: T201
+                print(name, title, cell(more | own), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def summary(found: list[dict[str, Any]], naive: dict[tuple[str, str], float]) -> dict[str, Any]:
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of random deltas")
     parser.add_argument("--unseen", nargs="+", help="texts for divergences of predictions, other than --texts")
     parser.add_argument("--only", nargs="+", help="take modules whose names end so, instead of --every")
+    parser.add_argument("--strategies", nargs="+", default=["requantize", "stochastic", "calibrated", "residual"])
     parser.add_argument("--kind", default="nf4", help="nf4, fp4 or int8")
     parser.add_argument("--every", type=int, default=1, help="take one module in as many")
     parser.add_argument("--error-at-most", type=float, default=0.5, help="for residual and auto")

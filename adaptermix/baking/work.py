@@ -174,7 +174,8 @@ class Work:
             compared = self._compared(name, wanted, in_16, kept)
         except ValueError as error:
             raise PlanError(
-                f"module '{plan.names[name]}': {error}. Give more or other texts with --calibration, or another --strategy."
+                f"module '{plan.names[name]}': {error}. Give more or other texts with --calibration, or another "
+                "--strategy."
             ) from error
         if baked is None:
             module = replace(in_16, strategy=strategy, size=kept.nbytes, compared=compared)
