@@ -186,7 +186,9 @@ def summary(found: list[dict[str, Any]], naive: dict[tuple[str, str], float]) ->
         "worse than left out": sum(row["divergence"] > row["divergence left out"] for row in found)
         if all("divergence" in row for row in found)
         else None,
-        "above plain rounding": max(row["error"] - naive[row["module"], row["delta"]] for row in found),
+        "above plain rounding": max(row["error"] - naive[row["module"], row["delta"]] for row in found)
+        if naive
+        else None,
         "rank": mean("rank"),
         "largest rank": max((row["rank"] for row in found if "rank" in row), default=None),
         "rank is a quarter or less": sum(4 * row.get("rank", 0) <= row["full"] for row in found) / len(found),

@@ -196,6 +196,7 @@ def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if name not in _SPENDING}
     return {
         "settings": settings,
+        "measured": 2,  # raised where modules are measured or chosen in another way
         "device": plan.device.type,  # the dtype of a pass depends on it
         "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
         "base": base_entry(plan.settings.base, plan.checkpoint),
