@@ -7,16 +7,14 @@ weight plus update to a trained length, so its delta needs the weight; a weighte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..algebra import LowRank
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, loaded_names
 from ..errors import ModelError, PlanError
 from .peft_format import AdapterSource
 
@@ -59,36 +57,9 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
 
 def _renamed_on_loading(checkpoint: Checkpoint, module: str) -> list[str]:
     """Return the name in the files of a weight that has another one in the model that transformers makes of them."""
-    rename, names = _loaded_names(checkpoint.path, tuple(checkpoint.tensors))
+    rename, names = loaded_names(checkpoint.path, tuple(checkpoint.tensors))
     wanted = f"{module}.weight"
-    return [names[name] for name in dict.fromkeys((wanted, rename(wanted))) if name in names][:1]
-
-
-@lru_cache(maxsize=2)
-def _loaded_names(folder: Path, names: tuple[str, ...]) -> tuple[Callable[[str], str], dict[str, str]]:
-    """Return what renames tensors on loading, and the name in the files by that in the model.
-
-    Tensors that are made from several ones are left out. Nothing is renamed where transformers does not know the model.
-    """
-    try:
-        import transformers
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        with torch.device("meta"):
-            model = getattr(transformers, (config.architectures or [""])[0])(config)
-        steps = get_model_conversion_mapping(model)
-        renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-        converters = [step for step in steps if isinstance(step, WeightConverter)]
-        prefix, state = model.base_model_prefix, model.state_dict()
-        found = {name: rename_source_key(name, renamings, converters, prefix, state) for name in names}
-    except Exception:  # functions of another library's inside: without them a name is found as it is, or refused
-        return str, {}
-    return (
-        lambda name: str(rename_source_key(name, renamings, converters, prefix, state)[0]),
-        {new: name for name, (new, converter) in found.items() if converter is None},
-    )
+    return [names[name] for name in (wanted, rename(wanted)) if name in names][:1]
 
 
 def base_weight(
