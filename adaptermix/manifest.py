@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .adapters import AdapterMeta, AdapterSource
-from .files import MANIFEST
+from .files import MANIFEST, manifest_bytes
 
 START = "start"
 """Use of an input that training began from."""
@@ -169,7 +168,7 @@ def _languages(document: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def dump(document: Mapping[str, Any]) -> bytes:
     """Return a manifest's bytes: sorted keys, two spaces, a final newline."""
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
+    return manifest_bytes(document)
 
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from .errors import ConfigError, OutputError, did_you_mean
-from .files import MANIFEST
+from .files import real_path
 from .launcher import process_count
 from .progress import SILENT, Watcher
 from .settings import (
@@ -36,6 +36,7 @@ from .settings import (
     TaskSettings,
 )
 from .splits import DEV, TEST, TRAINING, contents, read_record
+from .step_record import check_same, recorded
 
 STEPS: dict[str, type[Settings]] = {
     "train-align": AlignSettings,
@@ -232,7 +233,7 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
 def _written(step: Step) -> Path | None:
     """Return what a step leaves behind, if there is one thing."""
     named = getattr(step.settings, "out", None) or getattr(step.settings, "predictions", None)
-    return Path(named) if named else None
+    return Path(named) if named and not getattr(step.settings, "dry_run", False) else None
 
 
 def _read(step: Step) -> list[Path]:
@@ -259,7 +260,8 @@ def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> 
     beside = {out.parent for step in steps if (out := _written(step))}
     for number, step in enumerate(steps, start=1):
         for adapter in _read(step):
-            if adapter not in made and adapter.parent in beside and not adapter.exists():
+            is_made = real_path(adapter) in map(real_path, made)
+            if not is_made and adapter.parent in beside and not adapter.exists():
                 near = did_you_mean(str(adapter), list(map(str, made)))
                 raise ConfigError(
                     f"{path}: step {number} ({step.command}) reads {adapter}, which is not there, and no step before "
@@ -268,7 +270,7 @@ def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> 
         out = _written(step)
         if out is None:
             continue
-        if out in made:
+        if real_path(out) in map(real_path, made):
             raise ConfigError(f"{path}: step {number} ({step.command}) writes {out}, and so does a step before it.")
         made.append(out)
         if out.exists() and not resume and not getattr(step.settings, "overwrite", False):
@@ -294,14 +296,14 @@ def run_recipe(
     Args:
         path: The YAML file.
         overrides: Values of variables, or of settings as `command.setting`.
-        resume: Take outputs that are there already, if they were made with the same settings, and let training go on
-            where it was interrupted. The document of a step that was passed over says `skipped`.
+        resume: Take outputs that are there already, if they were made with the same settings and from the same files,
+            and let training go on where it was interrupted. The document of a step that was passed over says `skipped`.
         run: What runs a step; default the library's own calls.
         watch: Is told of steps that are passed over.
 
     Raises:
         ConfigError: the recipe has faults; nothing was run.
-        OutputError: an output is there already, and nothing was run; or one was made with other settings.
+        OutputError: an output is there already, and nothing was run; or one was made with other settings or files.
         AdapterMixError: a step failed; those before it are done.
     """
     steps = load_recipe(Path(path), overrides)
@@ -314,36 +316,13 @@ def run_recipe(
     documents = []
     for step in steps:
         out = _written(step)
-        if resume and out and out.exists():
-            _check_same(step, out)
+        if resume and out and out.exists() and check_same(step.command, step.settings, out):
             watch.note(f"{step.command}: {out} is there and is taken")
             documents.append({"command": step.command, "out": str(out), "skipped": True})
         else:
-            documents.append({"command": step.command, **(run or run_step)(going_on(step) if resume else step)})
+            with recorded(step.command, step.settings, out) if out else nullcontext():
+                documents.append({"command": step.command, **(run or run_step)(going_on(step) if resume else step)})
     return documents
-
-
-def _check_same(step: Step, out: Path) -> None:
-    """Refuse what was trained with other settings, as its manifest has them.
-
-    Raises:
-        OutputError: it was.
-    """
-    if not step.command.startswith("train-"):
-        return
-    try:
-        made = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("plan")
-    except (OSError, ValueError, AttributeError):  # made elsewhere
-        return
-    asked = step.settings.model_dump(mode="json", exclude={"device"})
-    made = made if isinstance(made, dict) else {}
-    differs = sorted(key for key, value in asked.items() if key in made and made[key] != value)
-    if differs:
-        shown = ", ".join(f"{key} {made[key]!r}, now {asked[key]!r}" for key in differs[:3])
-        raise OutputError(
-            f"{out} must have the settings of its step to be taken by --resume, and was made with others ({shown}). "
-            "Remove it, or give another folder."
-        )
 
 
 def going_on(step: Step) -> Step:

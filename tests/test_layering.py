@@ -11,9 +11,10 @@ ROOT = Path(__file__).parent.parent / "adaptermix"
 
 # From the bottom up: a module may import those of its own layer and of layers before it.
 LAYERS = [
-    ["errors", "launcher"],
+    ["errors", "launcher", "disk"],
     [
         "files",
+        "inputs",
         "checks",
         "settings",
         "progress",
@@ -36,7 +37,7 @@ LAYERS = [
     ["study", "baking"],
     ["demo"],
     ["dispatch"],
-    ["recipes", "tuning"],
+    ["step_record", "recipes", "tuning"],
     ["cli", "__main__"],
 ]
 

@@ -22,6 +22,7 @@ from ..data import find_files
 from ..errors import PlanError
 from ..evaluation.acting import acting
 from ..files import whole_folder
+from ..inputs import holds_output
 from ..models import load_base
 from ..progress import SILENT, Watcher
 from ..publish.card import card
@@ -59,6 +60,7 @@ _NOT_OF_RESULT = {
 }
 
 
+@holds_output
 def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
     """Write adapters into their base model, and measure what is left of them.
 

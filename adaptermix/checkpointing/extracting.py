@@ -22,6 +22,7 @@ from ..checkpoints import Checkpoint
 from ..compose.forms import Shape
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output
+from ..inputs import locks_out
 from ..models import pick_device, split_revision
 from ..output import write_output
 from ..progress import SILENT, Watcher
@@ -181,6 +182,7 @@ def _walk(
     return updates, reports, left_out
 
 
+@locks_out
 def extract(
     base: str | Path,
     tuned: str | Path,

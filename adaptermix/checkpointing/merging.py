@@ -20,6 +20,7 @@ from ..compose.report import MergeReport, ModuleReport
 from ..compose.weights import resolve_weights
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output, whole_folder
+from ..inputs import locks_out
 from ..methods.base import MergeMethod, build
 from ..models import pick_device
 from ..progress import SILENT, Watcher
@@ -214,6 +215,7 @@ def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
     return method
 
 
+@locks_out
 def merge_checkpoints(
     base: str | Path,
     models: Sequence[str | Path],

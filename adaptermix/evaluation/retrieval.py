@@ -20,6 +20,7 @@ from ..analysis.figures import check_png
 from ..data import read_parallel
 from ..data.source import split_pair
 from ..errors import DataError, PlanError, UsageError
+from ..inputs import holds_output
 from ..models import BaseModel, backbone, load_base, note_other_base, reading
 from ..pooling import Pooler, Standards, require_pooling
 from ..progress import SILENT, Watcher
@@ -272,6 +273,7 @@ def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> None:
         )
 
 
+@holds_output
 def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
     """Measure translation retrieval of a base model, with an adapter or without.
 

@@ -25,6 +25,7 @@ from ..evaluation.run import score_answers
 from ..files import held, partial_path
 from ..head_forms import Head
 from ..heads.brought import head_of
+from ..inputs import holds_output
 from ..methods.base import build
 from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
 from ..output import write_output
@@ -91,6 +92,7 @@ def _listed(searched: Space | Listed) -> list[str] | None:
     return [shown(candidate) for candidate in searched.candidates] if isinstance(searched, Listed) else None
 
 
+@holds_output
 def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult:
     """Find merge weights on dev data, and write the adapter merged with them.
 

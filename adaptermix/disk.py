@@ -1,0 +1,110 @@
+"""What the system must do with files so that neither a crash nor another process loses any: sync, swap, lock."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk when this returns.
+
+    Without it a power cut after a rename may leave the new name with an empty file. File systems that cannot sync a
+    folder are left alone.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows syncs names by itself
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Sync all files below a folder, and the folders themselves.
+
+    Raises:
+        OSError: as `sync`.
+    """
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if not (Path(place) / name).is_symlink():
+                sync(Path(place) / name)
+        sync(Path(place))
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; return False where the system cannot, and nothing has changed.
+
+    Raises:
+        OSError: the system can, and failed.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # an old kernel, or a file system without it
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _take(path: Path) -> int:
+    """Return the descriptor of a lock file that this process now holds."""
+    import fcntl
+
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the process that held it before may have removed the file since, and a third one could make another
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the system releases it when the process ends, however it ends.
+
+    The file is removed at the end. One that a killed process left behind is taken over.
+
+    Raises:
+        BlockingIOError: another process, or another thread of this one, holds it.
+        OSError: the file cannot be made.
+    """
+    if sys.platform == "win32":
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(path, timeout=0):
+                yield
+        except Timeout as error:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path)) from error
+        return
+    handle = _take(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
