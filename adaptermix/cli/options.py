@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
 import yaml
@@ -63,7 +63,13 @@ def _is_number(text: str) -> bool:
     return True
 
 
-class Numbers(click.ParamType[list[float]]):
+if TYPE_CHECKING:
+    _NumbersType = click.ParamType[list[float]]
+else:  # generic since click 8.4 only
+    _NumbersType = click.ParamType
+
+
+class Numbers(_NumbersType):
     """`0.5,0.7,0.9`."""
 
     name = "W[,W...]"

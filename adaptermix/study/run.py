@@ -311,6 +311,7 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
         # with a storage the leaders of several machines are workers too
         worker=f"{worker} {socket.gethostname()} {os.getpid()}" if settings.storage else str(worker),
         limit=len(searched.candidates) if isinstance(searched, Listed) else settings.trials or 0,
+        rows=len(prepared.rows),
     )
     if not worker and not isinstance(searched, Listed):
         options = searched.options.items()
