@@ -68,6 +68,8 @@ def check_written(settings: Settings) -> None:
     """
     inputs = input_paths(settings)
     for path in written_paths(settings):
+        if path.exists() and not getattr(settings, "overwrite", True):
+            continue  # an existing output is refused in any case
         if path.is_dir() or path == Path(getattr(settings, "out", "")):
             check_not_input(path, inputs)
         elif path.exists() and any(path.samefile(given) for given in inputs):
