@@ -13,20 +13,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .errors import OutputError
 from .files import check_not_input, listed_files, output_lock, sha256
-from .settings import Settings
+from .settings import READ, WRITTEN, Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Asked = TypeVar("Asked", bound=Settings)
-
-READ = {
-    *("adapter", "adapters", "against", "base", "beside", "calibration", "candidates", "data", "dev", "dev_pairs"),
-    *("dev_source", "folder", "model_a", "model_b", "on_top_of", "pairs", "source", "source_encoder", "start_from"),
-    *("statistics", "systems", "train", "transfer", "tuned"),
-}
-"""Settings that name what a command reads: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids."""
-WRITTEN = {"out", "predictions", "plot", "csv", "markdown", "document"}
-"""Settings that name what a command writes."""
 
 
 def _values(settings: Settings, names: set[str]) -> list[str]:

@@ -14,6 +14,7 @@ LAYERS = [
     ["errors", "launcher", "disk"],
     [
         "files",
+        "limited_yaml",
         "inputs",
         "checks",
         "settings",
