@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,5 +108,28 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        with uninterrupted():
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keep SIGINT and SIGTERM back while the block, which must be short, clears up; they act after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def remember(number: int, _frame: object) -> None:
+        caught.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # of a program that is not Python
+                signal.signal(number, handler)
+        for number in caught:
+            os.kill(os.getpid(), number)

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
-from .disk import exchange, locked, sync, sync_tree
+from .disk import exchange, locked, sync, sync_tree, uninterrupted
 from .errors import OutputError
 from .launcher import is_main_process
 
@@ -274,10 +274,12 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
                     path.chmod(0o666 & ~_umask())
             _list_files(temporary)
             sync_tree(temporary)
-            check_output(place, overwrite=overwrite)  # another program may have put something there
-            _put(temporary, place)
+            with uninterrupted():
+                check_output(place, overwrite=overwrite)  # another program may have put something there
+                _put(temporary, place)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with uninterrupted():
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _list_files(folder: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from .errors import OutputError
 from .files import RECORDED, beside, listed_files, real_path, write_whole
-from .inputs import READ, WRITTEN, digest, paths_of
+from .inputs import digest, paths_of
 from .launcher import is_main_process
 from .models import fingerprint_of
-from .settings import Settings
+from .settings import READ, WRITTEN, Settings
 
 _CIRCUMSTANCES = {
     *("overwrite", "resume", "dry_run", "device", "checkpoint_every", "shard_base", "workers", "allow_tested"),

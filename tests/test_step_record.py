@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from adaptermix import merge
 from adaptermix.errors import OutputError
-from adaptermix.inputs import READ, WRITTEN
 from adaptermix.recipes import STEPS, Step, run_recipe
+from adaptermix.settings import READ, WRITTEN
 
 from .factories import WEIGHTS, write_lora
 

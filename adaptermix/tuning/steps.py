@@ -14,10 +14,10 @@ from typing import Any
 from ..disk import sync, sync_tree
 from ..errors import OutputError
 from ..files import beside, listed_files, partial_path, real_path, write_whole
-from ..inputs import READ, digest, paths_of, written_paths
+from ..inputs import digest, paths_of, written_paths
 from ..progress import SILENT, Watcher
 from ..recipes import Step, going_on
-from ..settings import Settings
+from ..settings import READ, Settings
 from ..step_record import fingerprint_of_id
 from .pruning import SAME, Curve, Listener, Report, Stopped, unheard
 from .result import Pruned, shown
