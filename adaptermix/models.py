@@ -14,7 +14,7 @@ from torch import nn
 
 from .adapters import AdapterSource
 from .errors import ModelError
-from .fingerprints import fingerprint
+from .fingerprints import companions, fingerprint
 from .head_forms import Head
 from .headed import check_head, load_headed
 from .progress import Watcher
@@ -125,6 +125,12 @@ def fingerprint_of(reference: str) -> str | None:
     """Return the fingerprint of a base model, None where its files are not on disk."""
     folder = _folder(*split_revision(reference))
     return fingerprint(folder) if folder else None
+
+
+def files_of(reference: str) -> list[str] | None:
+    """Return hashes of a base model's weights, and of its configuration and tokenizer, if they are on disk."""
+    folder = _folder(*split_revision(reference))
+    return [fingerprint(folder) or "", companions(folder)] if folder else None
 
 
 def _folder(name: str, revision: str | None) -> Path | None:

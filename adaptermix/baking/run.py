@@ -22,6 +22,7 @@ from ..data import find_files
 from ..errors import PlanError
 from ..evaluation.acting import acting
 from ..files import whole_folder
+from ..fingerprints import companions
 from ..inputs import holds_output
 from ..models import load_base
 from ..progress import SILENT, Watcher
@@ -200,6 +201,7 @@ def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
         "device": plan.device.type,  # the dtype of a pass depends on it
         "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
         "base": base_entry(plan.settings.base, plan.checkpoint),
+        "base_files": companions(plan.checkpoint.path),
         "adapters": [source.digest for source in plan.merge.sources],
         "calibration": [file.entry() for file in inputs.files],
     }

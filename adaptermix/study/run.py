@@ -27,7 +27,7 @@ from ..head_forms import Head
 from ..heads.brought import head_of
 from ..inputs import holds_output
 from ..methods.base import build
-from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
+from ..models import BaseModel, files_of, load_base, model_kind, note_other_base, require_causal
 from ..output import write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
@@ -301,6 +301,7 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
         searched=searched,
         settings=asked
         | {"inputs": [source.digest for source in prepared.sources], "dev_files": files}
+        | {"base_files": files_of(settings.base)}
         | (
             {"merges": [open_adapter(Path(folder)).digest for folder in settings.candidates]}
             if settings.candidates
