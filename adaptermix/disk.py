@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import OutputError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -111,6 +114,24 @@ def locked(path: Path) -> Iterator[None]:
         with uninterrupted():
             path.unlink(missing_ok=True)
             os.close(handle)
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: An existing folder on it.
+        size: Bytes that are to be written.
+
+    Raises:
+        OutputError: less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OutputError(
+            f"the disk of {folder.parent} must have room for {size / 1e9:.2f} GB, and has {free / 1e9:.2f} GB. Make "
+            "room, or give an --out on another disk."
+        )
 
 
 @contextmanager

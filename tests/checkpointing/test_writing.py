@@ -88,3 +88,16 @@ class TestRefusals:
         base = open_checkpoint(write_model(tmp_path / "base", {"x": torch.ones(2), "y": torch.ones(0, 3)}))
         with pytest.raises(ModelError, match=r"'y' must be .* not be empty"):
             write_checkpoint(base, tmp_path, {})
+
+
+def test_a_disk_without_room_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    from adaptermix.disk import check_space
+    from adaptermix.errors import OutputError
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000_000_000))
+    check_space(tmp_path, 3_000_000_000)
+    with pytest.raises(OutputError, match=r"must have room for 3\.01 GB, and has 3\.00 GB"):
+        check_space(tmp_path, 3_010_000_000)
