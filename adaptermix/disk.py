@@ -152,5 +152,5 @@ def uninterrupted() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # of a program that is not Python
                 signal.signal(number, handler)
-        for number in caught:
-            os.kill(os.getpid(), number)
+        for late in caught:
+            os.kill(os.getpid(), late)

@@ -11,8 +11,10 @@ from typing import BinaryIO
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 _SAMPLES, _SAMPLE_BYTES, _TENSOR_BYTES = 64, 2**16, 64
 _MOST_HEADER = 2**27
-_COMPANIONS = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
-_COMPANIONS += ("vocab*", "merges.txt", "chat_template*", "*.jinja", "*.model", "*.tiktoken")
+_COMPANIONS = (
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "chat_template*", "*.jinja", "*.model", "*.tiktoken"),
+)
 
 
 def fingerprint(folder: Path) -> str | None:
