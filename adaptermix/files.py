@@ -127,6 +127,17 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"the output folder {out} cannot be made: {parent} is not a writable folder.")
 
 
+def remove_output(out: Path) -> None:
+    """Remove an output, if it is there and holds nothing else.
+
+    Raises:
+        OutputError: it holds what this toolkit did not write.
+    """
+    _check_replaceable(out)
+    if out.exists():
+        shutil.rmtree(out)
+
+
 @contextmanager
 def output_lock(out: Path) -> Iterator[None]:
     """Hold an output while the block runs, so that no other process or thread writes it.
