@@ -15,6 +15,8 @@ from pathlib import Path
 
 from .errors import OutputError
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""What file systems without locks answer."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -69,14 +71,23 @@ def exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(second))
 
 
-def _take(path: Path) -> int:
-    """Return the descriptor of a lock file that this process now holds."""
+def _flock(handle: int) -> None:
+    """Lock an open file, or do nothing on a file system without locks, where work must be possible too."""
     import fcntl
 
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _take(path: Path) -> int:
+    """Return the descriptor of a lock file that this process now holds."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(handle)
             # the process that held it before may have removed the file since, and a third one could make another
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
                 return handle

@@ -394,3 +394,16 @@ class TestWriteBehind:
         monkeypatch.delattr(os, "posix_fadvise", raising=False)
         with (tmp_path / "x").open("wb") as file, WriteBehind(file.fileno()) as behind:
             behind.reached(WriteBehind._STEP * 9)
+
+
+def test_a_file_system_without_locks_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import fcntl
+
+    def none(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("new")
+    assert contents(tmp_path) == {"out": None, "out/file": b"new"}

@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..disk import NO_LOCKS
+
 _BLOCK = 2**20
 
 
@@ -75,6 +77,11 @@ def open_journal(path: Path) -> Any:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = JournalFileOpenLock(str(path)) if sys.platform == "win32" else JournalLock(path)
-    lock.acquire()  # an unfinished line goes before it is read
-    lock.release()
+    try:
+        lock.acquire()  # an unfinished line goes before it is read
+        lock.release()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        lock = JournalFileOpenLock(str(path))
     return JournalFileBackend(str(path), lock_obj=lock)
