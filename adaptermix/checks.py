@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator
 
@@ -28,8 +29,31 @@ MOVING = ("pissa", "olora")
 """Ways to begin a LoRA that move a part of the base's weights into it."""
 ROWS = re.compile(r"(?P<start>\d*):(?P<stop>\d*)(?::(?:0*(?P<step>[1-9]\d*))?)?")
 """`START:STOP` or `START:STOP:STEP`, each of which may be missing."""
+_HOME = re.compile(r"((?:[^/=]*=)?)((?:~[\w.-]*|\$HOME)(?=/|$))?(.*)", re.DOTALL)
+"""The name before `=` if there is one, the home folder, and the rest."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+
+
+def text(value: str, *, kind: Literal["text", "read", "written"]) -> str:
+    """Return a text of the settings; in a path that begins with `~` or `$HOME` these are the home folder.
+
+    Raises:
+        ValueError: no file name can hold it, or another variable of the shell stands where nothing replaces it.
+    """
+    try:
+        if b"\0" in os.fsencode(value):
+            raise ValueError("must not hold a NUL character")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"must be text, and holds a lone surrogate ({error.object[error.start]!a})") from error
+    if kind == "text":
+        return value
+    found = _HOME.fullmatch(value)
+    if found and found[2]:
+        value = f"{found[1]}{os.path.expanduser(found[2].replace('$HOME', '~'))}{found[3]}"
+    if kind == "written" and re.match(r"\$\w", value):
+        raise ValueError("must be a path, and variables of the shell other than $HOME are not replaced here")
+    return value
 
 
 def _block_text(value: Any) -> Any:

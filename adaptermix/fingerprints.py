@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 _SAMPLES, _SAMPLE_BYTES, _TENSOR_BYTES = 64, 2**16, 64
 _MOST_HEADER = 2**27
+_COMPANIONS = (
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "chat_template*", "*.jinja", "*.model", "*.tiktoken"),
+)
 
 
 def fingerprint(folder: Path) -> str | None:
@@ -32,6 +37,15 @@ def fingerprint(folder: Path) -> str | None:
             for place in _tensor_places(file) if path.suffix == ".safetensors" else ():
                 file.seek(place)
                 digest.update(file.read(_TENSOR_BYTES))
+    return digest.hexdigest()
+
+
+def companion_digest(folder: Path) -> str:
+    """Return a hash of what else decides what a model computes: its configuration and its tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _COMPANIONS):
+            digest.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapters import AdapterMeta, AdapterSource
-from .files import MANIFEST, ROWS_FILE
+from .files import MANIFEST, ROWS_FILE, manifest_bytes
 from .row_hashes import RowHashes, read_sets, remembered, write_sets
 
 START = "start"
@@ -250,7 +250,7 @@ def _languages(document: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def dump(document: Mapping[str, Any]) -> bytes:
     """Return a manifest's bytes: sorted keys, two spaces, a final newline."""
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
+    return manifest_bytes(document)
 
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .adapters import AdapterSource
 from .errors import ModelError
-from .fingerprints import fingerprint
+from .fingerprints import companion_digest, fingerprint
 from .head_forms import Head
 from .headed import check_head, load_headed
 from .manifest import Origin, origin_of
@@ -139,6 +139,12 @@ def model_origins(reference: str) -> list[Origin]:
         folder = model_folder(reference)
         return [origin_of(folder)] if folder else []
     return []
+
+
+def files_of(reference: str) -> list[str] | None:
+    """Return hashes of a base model's weights, and of its configuration and tokenizer, if they are on disk."""
+    folder = model_folder(reference)
+    return [fingerprint(folder) or "", companion_digest(folder)] if folder else None
 
 
 def _folder(name: str, revision: str | None) -> Path | None:

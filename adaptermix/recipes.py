@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from .data import DataFile
 from .errors import ConfigError, OutputError, did_you_mean
-from .files import MANIFEST
+from .files import real_path
 from .launcher import process_count
+from .limited_yaml import Filling, read_yaml, shown
 from .progress import SILENT, Watcher
 from .settings import (
     AlignSettings,
@@ -38,6 +37,7 @@ from .settings import (
 from .settings.roles import SCORED, TEST, used_for
 from .splits import fault_of_tested, overlaps_of, read_record
 from .step_data import TestFile, data_files
+from .step_record import check_same, recorded
 
 STEPS: dict[str, type[Settings]] = {
     "train-align": AlignSettings,
@@ -57,7 +57,6 @@ STEPS: dict[str, type[Settings]] = {
     "demo-inputs": DemoInputsSettings,
 }
 _TOP = ("version", "variables", "steps")
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,36 +76,18 @@ def _near(name: str, known: Sequence[str]) -> str:
     return did_you_mean(name, known) or f" Known: {', '.join(known) or 'none'}."
 
 
-def _fill(value: Any, variables: Mapping[str, Any], faults: list[str]) -> Any:
-    """Replace `${name}` in strings, everywhere; a string that is one variable takes its value and type."""
-    if isinstance(value, dict):
-        return {key: _fill(item, variables, faults) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill(item, variables, faults) for item in value]
-    if not isinstance(value, str):
-        return value
-    for name in _VARIABLE.findall(value):
-        if name not in variables:
-            faults.append(f"unknown variable ${{{name}}}.{_near(name, list(variables))}")
-            return value
-    whole = _VARIABLE.fullmatch(value)
-    if whole:
-        return variables[whole[1]]
-    return _VARIABLE.sub(lambda found: str(variables[found[1]]), value)
-
-
 def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[str]) -> Step | None:
     """Check one entry of `steps`; faults are collected, not raised."""
     place = f"step {number}"
     if not isinstance(entry, dict) or len(entry) != 1:
-        faults.append(f"{place} must be one command with its settings, such as 'merge: {{...}}', found {entry!r}.")
+        faults.append(f"{place} must be one command with its settings, such as 'merge: {{...}}', found {shown(entry)}.")
         return None
     command, given = next(iter(entry.items()))
     if command not in STEPS:
-        faults.append(f"{place}: unknown command {command!r}.{_near(str(command), list(STEPS))}")
+        faults.append(f"{place}: unknown command {shown(command)}.{_near(str(command), list(STEPS))}")
         return None
     if not isinstance(given, dict):
-        faults.append(f"{place} ({command}): settings must be a mapping, found {given!r}.")
+        faults.append(f"{place} ({command}): settings must be a mapping, found {shown(given)}.")
         return None
     schema = STEPS[command]
     given = {str(key): value for key, value in given.items()}
@@ -119,7 +100,7 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
             if fault["type"] == "extra_forbidden":
                 message = f"unknown key {path!r}.{_near(path, list(schema.model_fields))}"
             else:
-                message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}."
+                message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {shown(fault['input'])}."
             faults.append(f"{place} ({command}): {message}")
         return None
 
@@ -127,8 +108,8 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
 def variables_of(path: Path) -> Mapping[str, Any]:
     """Return the variables of a recipe as they stand there; none where `load_recipe` will find fault with it."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        document = read_yaml(path)
+    except ConfigError:
         return {"out": None}
     found = document.get("variables") if isinstance(document, dict) else None
     return found if isinstance(found, dict) else {}
@@ -145,34 +126,29 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
         ConfigError: the file is missing or malformed; all faults are listed at once. Or it uses test data for
             something else, see `check_splits`.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"a recipe file must exist, and {path} does not.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.")
-    faults = [f"unknown key {key!r}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
+    faults = [f"unknown key {shown(key)}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
     if document.get("version") != 1:
-        faults.append(f"version must be 1, found {document.get('version')!r}.")
+        faults.append(f"version must be 1, found {shown(document.get('version'))}.")
     steps = document.get("steps")
     if not isinstance(steps, list) or not steps:
         faults.append("steps must be a list of at least one command.")
         steps = []
     variables = document.get("variables") or {}
     if not isinstance(variables, dict):
-        faults.append(f"variables must be a mapping, found {variables!r}.")
+        faults.append(f"variables must be a mapping, found {shown(variables)}.")
         variables = {}
     variables = {str(name): value for name, value in variables.items()}
     overrides = dict(overrides or {})
     faults += _check_overrides(overrides, variables, steps)
     variables |= {key: value for key, value in overrides.items() if "." not in key}
     # a variable may hold others, which hold none
-    variables = {name: _fill(value, variables, faults) for name, value in variables.items()}
-    checked = [
-        _step(number, _fill(entry, variables, faults), overrides, faults) for number, entry in enumerate(steps, start=1)
-    ]
+    fill = Filling(variables, faults)
+    variables = {name: fill(value) for name, value in variables.items()}
+    fill = Filling(variables, faults)
+    checked = [_step(number, fill(entry), overrides, faults) for number, entry in enumerate(steps, start=1)]
     if faults:
         raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)))
     found = [step for step in checked if step is not None]
@@ -234,7 +210,7 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
 def _written(step: Step) -> Path | None:
     """Return what a step leaves behind, if there is one thing."""
     named = getattr(step.settings, "out", None) or getattr(step.settings, "predictions", None)
-    return Path(named) if named else None
+    return Path(named) if named and not getattr(step.settings, "dry_run", False) else None
 
 
 def _read(step: Step) -> list[Path]:
@@ -261,7 +237,8 @@ def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> 
     beside = {out.parent for step in steps if (out := _written(step))}
     for number, step in enumerate(steps, start=1):
         for adapter in _read(step):
-            if adapter not in made and adapter.parent in beside and not adapter.exists():
+            is_made = real_path(adapter) in map(real_path, made)
+            if not is_made and adapter.parent in beside and not adapter.exists():
                 near = did_you_mean(str(adapter), list(map(str, made)))
                 raise ConfigError(
                     f"{path}: step {number} ({step.command}) reads {adapter}, which is not there, and no step before "
@@ -270,7 +247,7 @@ def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> 
         out = _written(step)
         if out is None:
             continue
-        if out in made:
+        if real_path(out) in map(real_path, made):
             raise ConfigError(f"{path}: step {number} ({step.command}) writes {out}, and so does a step before it.")
         made.append(out)
         if out.exists() and not resume and not getattr(step.settings, "overwrite", False):
@@ -296,14 +273,14 @@ def run_recipe(
     Args:
         path: The YAML file.
         overrides: Values of variables, or of settings as `command.setting`.
-        resume: Take outputs that are there already, if they were made with the same settings, and let training go on
-            where it was interrupted. The document of a step that was passed over says `skipped`.
+        resume: Take outputs that are there already, if they were made with the same settings and from the same files,
+            and let training go on where it was interrupted. The document of a step that was passed over says `skipped`.
         run: What runs a step; default the library's own calls.
         watch: Is told of steps that are passed over.
 
     Raises:
         ConfigError: the recipe has faults; nothing was run.
-        OutputError: an output is there already, and nothing was run; or one was made with other settings.
+        OutputError: an output is there already, and nothing was run; or one was made with other settings or files.
         AdapterMixError: a step failed; those before it are done.
     """
     steps = load_recipe(Path(path), overrides)
@@ -316,36 +293,13 @@ def run_recipe(
     documents = []
     for step in steps:
         out = _written(step)
-        if resume and out and out.exists():
-            _check_same(step, out)
+        if resume and out and out.exists() and check_same(step.command, step.settings, out):
             watch.note(f"{step.command}: {out} is there and is taken")
             documents.append({"command": step.command, "out": str(out), "skipped": True})
         else:
-            documents.append({"command": step.command, **(run or run_step)(going_on(step) if resume else step)})
+            with recorded(step.command, step.settings, out) if out else nullcontext():
+                documents.append({"command": step.command, **(run or run_step)(going_on(step) if resume else step)})
     return documents
-
-
-def _check_same(step: Step, out: Path) -> None:
-    """Refuse what was trained with other settings, as its manifest has them.
-
-    Raises:
-        OutputError: it was.
-    """
-    if not step.command.startswith("train-"):
-        return
-    try:
-        made = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("plan")
-    except (OSError, ValueError, AttributeError):  # made elsewhere
-        return
-    asked = step.settings.model_dump(mode="json", exclude={"device"})
-    made = made if isinstance(made, dict) else {}
-    differs = sorted(key for key, value in asked.items() if key in made and made[key] != value)
-    if differs:
-        shown = ", ".join(f"{key} {made[key]!r}, now {asked[key]!r}" for key in differs[:3])
-        raise OutputError(
-            f"{out} must have the settings of its step to be taken by --resume, and was made with others ({shown}). "
-            "Remove it, or give another folder."
-        )
 
 
 def going_on(step: Step) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import threading
@@ -11,8 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from adaptermix import files
 from adaptermix.errors import OutputError
-from adaptermix.files import WriteBehind, check_output, partial_path, sha256, whole_folder, write_whole
+from adaptermix.files import (
+    WriteBehind,
+    check_not_input,
+    check_output,
+    output_lock,
+    partial_path,
+    sha256,
+    whole_folder,
+    write_whole,
+)
 
 from .factories import contents
 
@@ -25,8 +36,9 @@ def umask_022() -> Iterator[None]:
 
 
 def adapter(folder: Path, text: str = "old") -> Path:
-    """A folder that may be overwritten, with something nested in it."""
+    """A folder that may be overwritten, with something nested in it that its manifest lists."""
     (folder / "nested").mkdir(parents=True)
+    (folder / "adaptermix.json").write_text(json.dumps({"files": ["adapter_config.json", "nested/file"]}))
     (folder / "adapter_config.json").write_text(text)
     (folder / "nested" / "file").write_text(text)
     return folder
@@ -83,6 +95,16 @@ class TestWholeFolder:
             fail_inside(out, error, overwrite=True)
         assert contents(tmp_path) == before
 
+    @pytest.mark.parametrize("can_exchange", [True, False])
+    def test_the_old_folder_is_replaced_with_and_without_an_exchange_in_one_step(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+    ) -> None:
+        if not can_exchange:
+            monkeypatch.setattr(files, "exchange", lambda first, second: False)
+        with whole_folder(adapter(tmp_path / "out"), overwrite=True) as folder:
+            (folder / "file").write_text("new")
+        assert contents(tmp_path) == {"out": None, "out/file": b"new"}
+
     def test_a_failure_of_the_last_rename_puts_the_old_folder_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -96,11 +118,43 @@ class TestWholeFolder:
                 raise OSError("no space left")
             rename(source, target)  # type: ignore[arg-type]
 
+        monkeypatch.setattr(files, "exchange", lambda first, second: False)
         monkeypatch.setattr(os, "replace", second_fails)
         with pytest.raises(OSError, match="no space left"), whole_folder(out, overwrite=True):
             pass
         assert len(calls) == 3
         assert contents(tmp_path) == before
+
+    def test_an_output_that_a_killed_process_had_moved_away_comes_back(self, tmp_path: Path) -> None:
+        adapter(tmp_path / ".out.adaptermix-old")
+        (tmp_path / ".out.adaptermix-new").mkdir()
+        with pytest.raises(OutputError, match="exists"), whole_folder(tmp_path / "out"):
+            pytest.fail("the block ran")
+        assert sorted(contents(tmp_path)) == sorted(
+            ["out", "out/adapter_config.json", "out/adaptermix.json", "out/nested", "out/nested/file"]
+        )
+
+    def test_what_appears_while_the_block_runs_is_kept(self, tmp_path: Path) -> None:
+        def write() -> None:
+            with whole_folder(tmp_path / "out") as folder:
+                (folder / "file").write_text("new")
+                (tmp_path / "out").mkdir()
+                (tmp_path / "out" / "thesis.tex").write_text("years of work")
+
+        with pytest.raises(OutputError, match="exists"):
+            write()
+        assert contents(tmp_path) == {"out": None, "out/thesis.tex": b"years of work"}
+
+    def test_the_manifest_lists_the_files(self, tmp_path: Path) -> None:
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "inner").mkdir()
+            for path in (folder / "adaptermix.json", folder / "inner" / "adaptermix.json"):
+                path.write_text('{"kind": "merge"}')
+            (folder / "inner" / "x").write_text("x")
+        found = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
+        assert found == {"kind": "merge", "files": ["inner/adaptermix.json", "inner/x"]}
+        inner = json.loads((tmp_path / "out" / "inner" / "adaptermix.json").read_text())
+        assert inner == {"kind": "merge", "files": ["x"]}
 
     def test_an_existing_folder_is_refused_before_the_block(self, tmp_path: Path) -> None:
         out = adapter(tmp_path / "out")
@@ -109,15 +163,13 @@ class TestWholeFolder:
             pytest.fail("the block ran")
         assert contents(tmp_path) == before
 
-    def test_overwriting_a_link_replaces_the_link_and_not_what_it_points_to(self, tmp_path: Path) -> None:
+    def test_a_link_is_refused_and_not_replaced(self, tmp_path: Path) -> None:
         target = adapter(tmp_path / "target")
         (tmp_path / "out").symlink_to(target)
-        before = contents(target)
-        with whole_folder(tmp_path / "out", overwrite=True) as folder:
-            (folder / "file").write_text("new")
-        assert not (tmp_path / "out").is_symlink()
-        assert contents(tmp_path / "out") == {"file": b"new"}
-        assert contents(target) == before
+        before = contents(tmp_path)
+        with pytest.raises(OutputError, match="is a link to"), whole_folder(tmp_path / "out", overwrite=True):
+            pytest.fail("the block ran")
+        assert contents(tmp_path) == before
 
     @pytest.mark.usefixtures("umask_022")
     def test_others_may_read_what_was_written(self, tmp_path: Path) -> None:
@@ -159,6 +211,29 @@ class TestCheckOutput:
         with pytest.raises(OutputError, match=r"only an adapter folder .* adaptermix.json nor adapter_config"):
             check_output(tmp_path, overwrite=True)
 
+    @pytest.mark.parametrize("other", ["thesis.tex", "nested/notes", "empty/", "link", ".hidden"])
+    def test_a_folder_with_a_file_that_its_manifest_does_not_list_is_refused_by_name(
+        self, tmp_path: Path, other: str
+    ) -> None:
+        out = adapter(tmp_path / "out")
+        if other == "link":
+            (out / other).symlink_to(out / "nested" / "file")
+        elif other.endswith("/"):
+            (out / other).mkdir()
+        else:
+            (out / other).write_text("years of work")
+        with pytest.raises(OutputError, match=f"also holds '{other}'"):
+            check_output(out, overwrite=True)
+
+    @pytest.mark.parametrize("out", [".", "..", "../here/..", "inside/.."])
+    def test_the_current_folder_and_its_parents_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+    ) -> None:
+        adapter(tmp_path / "here" / "inside")
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(OutputError, match="the current folder or a parent of it"):
+            check_output(Path(out), overwrite=True)
+
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_a_file_is_refused(self, tmp_path: Path, overwrite: bool) -> None:
         (tmp_path / "out").write_text("a file")
@@ -179,6 +254,80 @@ class TestCheckOutput:
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root
         with pytest.raises(OutputError, match="is not a writable folder"):
             check_output(tmp_path / "out", overwrite=False)
+
+
+class TestCheckNotInput:
+    @pytest.fixture
+    def farm(self, tmp_path: Path) -> Path:
+        """Two adapters, one inside the other's folder, and links to them."""
+        adapter(tmp_path / "outer")
+        adapter(tmp_path / "outer" / "inner")
+        (tmp_path / "to-outer").symlink_to("outer")
+        (tmp_path / "to-inner").symlink_to(tmp_path / "outer" / "inner")
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked" / "adapter_config.json").symlink_to(tmp_path / "outer" / "inner" / "adapter_config.json")
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("out", "given", "match"),
+        [
+            ("outer", "outer", "must not be one of the inputs"),
+            ("outer/", "to-outer", "must not be one of the inputs"),
+            ("to-outer", "outer", "must not be one of the inputs"),
+            ("outer/inner/..", "outer", "must not be one of the inputs"),
+            ("outer", "outer/inner", "must not hold an input"),
+            ("outer", "to-inner", "must not hold an input"),
+            ("outer", "to-outer/inner/nested/../nested/file", "must not hold an input"),
+            ("outer", "linked", "must not hold an input"),
+            ("to-outer", "linked", "must not hold an input"),
+            ("outer/inner", "outer", "must not be part of an input"),
+            ("new", "./new", "must not be one of the inputs"),
+        ],
+    )
+    def test_an_input_is_found_by_whatever_path(
+        self, farm: Path, monkeypatch: pytest.MonkeyPatch, out: str, given: str, match: str
+    ) -> None:
+        monkeypatch.chdir(farm)
+        with pytest.raises(OutputError, match=match):
+            check_not_input(Path(out), [given])
+
+    @pytest.mark.parametrize(("out", "given"), [("outer-2", "outer"), ("outer/new", "outer"), ("outer", "org/outer")])
+    def test_other_folders_are_accepted(
+        self, farm: Path, monkeypatch: pytest.MonkeyPatch, out: str, given: str
+    ) -> None:
+        monkeypatch.chdir(farm)
+        check_not_input(Path(out), [given])
+
+
+class TestOutputLock:
+    def test_another_thread_is_refused_until_the_block_ends(self, tmp_path: Path) -> None:
+        out = tmp_path / "a" / "b" / "out"
+        errors: list[str] = []
+
+        def other() -> None:
+            try:
+                with output_lock(out.parent / ".." / "b" / "out"):
+                    errors.append("none")
+            except OutputError as error:
+                errors.append(str(error))
+
+        def run_other() -> None:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+
+        with output_lock(out), output_lock(out):
+            run_other()
+        run_other()
+        assert errors[0].startswith("one process at a time may work on")
+        assert errors[1] == "none"
+        assert contents(tmp_path) == {}
+
+    def test_a_lock_file_of_a_killed_process_is_taken_over(self, tmp_path: Path) -> None:
+        (tmp_path / ".out.adaptermix-lock").write_text("")
+        with output_lock(tmp_path / "out"):
+            pass
+        assert contents(tmp_path) == {}
 
 
 class TestWriteWhole:
@@ -245,3 +394,16 @@ class TestWriteBehind:
         monkeypatch.delattr(os, "posix_fadvise", raising=False)
         with (tmp_path / "x").open("wb") as file, WriteBehind(file.fileno()) as behind:
             behind.reached(WriteBehind._STEP * 9)
+
+
+def test_a_file_system_without_locks_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import fcntl
+
+    def none(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("new")
+    assert contents(tmp_path) == {"out": None, "out/file": b"new"}

@@ -11,9 +11,11 @@ ROOT = Path(__file__).parent.parent / "adaptermix"
 
 # From the bottom up: a module may import those of its own layer and of layers before it.
 LAYERS = [
-    ["errors", "launcher"],
+    ["errors", "launcher", "disk"],
     [
         "files",
+        "limited_yaml",
+        "inputs",
         "checks",
         "settings",
         "progress",
@@ -37,7 +39,7 @@ LAYERS = [
     ["study", "baking"],
     ["demo"],
     ["dispatch"],
-    ["recipes", "tuning", "step_data"],
+    ["step_record", "recipes", "tuning", "step_data"],
     ["cli", "__main__"],
 ]
 

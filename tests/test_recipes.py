@@ -206,3 +206,86 @@ def test_an_adapter_to_start_from_must_be_made_before(tmp_path: Path) -> None:
     check_places(tmp_path / "r.yaml", [first, Step(command="train-task", settings=on["one"])])
     with pytest.raises(ConfigError, match=r"reads .*oen, which is not there"):
         check_places(tmp_path / "r.yaml", [first, Step(command="train-task", settings=on["oen"])])
+
+
+MERGE = "version: 1\nsteps:\n  - merge: {{adapters: [a, b], weights: [0.5], out: {out}}}\n"
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+STRINGS = (
+    "version: 1\nvariables:\n  a: '" + "x" * 10000 + "'\n  b: '" + "${a}" * 5000 + "'\nsteps: [merge: {out: '${b}'}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (LAUGHS, "aliases may stand for at most"),
+        (MERGES, "aliases may stand for at most"),
+        ("version: 1\nvariables: &v {x: [*v]}\nsteps: []\n", "must not stand for what it lies in"),
+        ("a: &a [*a]\n", "must not stand for what it lies in"),
+        ("steps: " + "[" * 60 + "]" * 60, "nest at most 40 deep"),
+        ("steps: " + "[" * 5000, "nest at most|must be YAML"),
+        ("steps: " + "{a: " * 3000, "nest at most|must be YAML"),
+        ("- " * 3000 + "x", "nest at most|must be YAML"),
+        ("version: " + "9" * 5000, "must be YAML"),
+        ("version: 2001-99-99", "must be YAML"),
+        ("version: !!bool x", "a value cannot be read"),
+        ("version: !!int ''", "must be YAML|a value cannot be read"),
+        ("version: !!timestamp x", "a value cannot be read"),
+        ("version: !!python/object/apply:os.system [true]", "must be YAML"),
+        ("x" * 2**21, "at most 1 MiB"),
+        ("version: 1\0", "must be YAML"),
+        (STRINGS, "variables may stand for at most"),
+        (MERGE.format(out='"a\\0b"'), "out: must not hold a NUL character"),
+        (MERGE.format(out='"a\\ud800"'), "must be YAML|lone surrogate"),
+        (MERGE.format(out="$SCRATCH/x"), "variables of the shell"),
+        (MERGE.format(out="x, seed: 1" + "0" * 4000), "seed: "),
+    ],
+    ids=range(21),
+)
+def test_a_recipe_that_stands_for_too_much_is_told_in_one_short_sentence(text: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode("utf-8"))
+    with pytest.raises(ConfigError, match=match) as told:
+        load_recipe(path)
+    assert len(str(told.value)) < 1500
+    assert "\n" not in str(told.value)
+
+
+def test_aliases_of_a_usual_size_are_taken(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "version: 1\nvariables: {w: &w [0.5]}\nsteps:\n"
+        "  - merge: &m {adapters: [a, b], weights: *w, out: one}\n  - merge: {<<: *m, out: two}\n",
+    )
+    assert [step.settings.out for step in load_recipe(path)] == ["one", "two"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("~/x", "/home/me/x"),
+        ("~", "/home/me"),
+        ("$HOME/x", "/home/me/x"),
+        ("a~/x", "a~/x"),
+        ("x/~", "x/~"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name/x"),
+    ],
+)
+def test_the_home_folder_is_put_into_paths(
+    given: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = MERGE.format(out=f"'{given}'").replace("[a, b]", f"['{given}', b]")
+    (step,) = load_recipe(write(tmp_path, text))
+    assert step.settings.out == found  # type: ignore[attr-defined]
+    assert step.settings.adapters == [found, "b"]  # type: ignore[attr-defined]
+    own = {"base": "b", "task": "slots", "out": "o", "train": [f"de={given}"]}
+    assert TaskSettings(**own).train == [f"de={found}"]  # type: ignore[arg-type]
+
+
+def test_a_recipe_that_is_a_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be a file"):
+        load_recipe(Path("/dev/zero"))

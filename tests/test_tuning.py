@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from adaptermix.cli import main
 from adaptermix.errors import ConfigError, ModelError, OutputError
 from adaptermix.recipes import Step
 from adaptermix.tuning import candidates, plan, tune
+from tests.factories import contents
 from tests.train.data import write_pairs, write_slots
 
 RECIPE = """
@@ -180,3 +183,55 @@ def test_a_wrong_use_is_told(recipe: Path, tmp_path: Path, capsys: pytest.Captur
             main(["search", str(recipe), "--out", str(tmp_path / "out"), *arguments])
         assert ended.value.code == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["${out}/../../../victim", "${out}/../victim", "${out}/link/victim", "victim"])
+def test_an_output_that_leaves_the_candidate_is_refused_and_nothing_is_removed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("victim", "out/victim", "out/trials/victim", "elsewhere/victim"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "thesis.tex").write_text("years of work")
+    (tmp_path / "out" / "trials" / "1").mkdir()
+    (tmp_path / "out" / "trials" / "1" / "link").symlink_to(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "out" / "victim")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"every output must lie in \$\{out\}"):
+        tune(recipe, VARY, out="out", overrides={"train-task.out": out}, run=Pretended())
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "deep/notes.txt"])
+def test_a_file_that_no_step_wrote_is_kept(recipe: Path, tmp_path: Path, name: str) -> None:
+    settings: dict[str, Any] = {"vary": {"train-align.temperature": [0.1]}, "out": tmp_path / "out"}
+    tune(recipe, run=Pretended(), **settings)
+    notes = tmp_path / "out" / "trials" / "1" / "align" / name
+    notes.parent.mkdir(exist_ok=True)
+    notes.write_text("mine")
+    with pytest.raises(OutputError, match=rf"replaces only outputs of its own steps, .*holds '{name}'"):
+        tune(recipe, run=Pretended(), overrides={"train-align.rank": 4}, **settings)
+    assert notes.read_text() == "mine"
+
+
+def test_data_of_the_same_size_and_time_run_again(recipe: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"vary": {"train-align.temperature": [0.1]}, "out": tmp_path / "out"}
+    tune(recipe, run=Pretended(), overrides={"data": str(tmp_path)}, **settings)
+    pairs = next(tmp_path.glob("*-en.tsv"))
+    status = pairs.stat()
+    pairs.write_bytes(pairs.read_bytes().swapcase())
+    os.utime(pairs, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert pairs.stat().st_size == status.st_size
+    again = Pretended()
+    tune(recipe, run=again, overrides={"data": str(tmp_path)}, **settings)
+    assert again.ran == ["train-align", "search"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{}", '{"steps": {"x": 1}, "outputs": {}, "files": {}}', "[" * 9999]
+)
+def test_a_record_of_another_form_is_told(recipe: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "steps.json").write_text(text)
+    with pytest.raises(OutputError, match="must be the record of a search over a recipe"):
+        tune(recipe, VARY, out=tmp_path / "out", run=Pretended())

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from ..adapters.writer import write_tensors
 from ..algebra import LowRank
+from ..checkpointing.writing import DTYPES
+from ..disk import sync
 from ..files import held, write_whole
 from ..progress import Watcher
 from .fidelity import Fidelity
@@ -53,19 +54,19 @@ class Journal:
             with safe_open(path, framework="pt") as file:
                 document = json.loads(file.metadata()["module"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-            return None  # it was being written
-        if document["name"] != name:
-            return None
-        shift, a, b = (tensors.pop(key, None) for key in (_SHIFT, _A, _B))
-        return Finished(
-            tensors=tensors,
-            module=_module(document["module"]),
-            is_whole=document["is_whole"],
-            shift=shift,
-            beside=None if a is None or b is None else LowRank(b=b, a=a),
-            beside_dtype=getattr(torch, document["beside_dtype"]),
-        )
+            if document["name"] != name:
+                return None
+            shift, a, b = (tensors.pop(key, None) for key in (_SHIFT, _A, _B))
+            return Finished(
+                tensors=tensors,
+                module=_module(document["module"]),
+                is_whole=bool(document["is_whole"]),
+                shift=shift,
+                beside=None if a is None or b is None else LowRank(b=b, a=a),
+                beside_dtype=DTYPES[document["beside_dtype"]],
+            )
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # it was being written, or somebody has changed it
 
     def write(self, name: str, finished: Finished) -> None:
         """Keep a finished module."""
@@ -85,6 +86,7 @@ class Journal:
         path = self._file(self._folder, name)
         # a half-written file has another name
         write_tensors(path.with_suffix(".part"), tensors, {"module": json.dumps(document)})
+        sync(path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
 

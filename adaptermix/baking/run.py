@@ -22,6 +22,8 @@ from ..compose.merging import merge
 from ..errors import PlanError
 from ..evaluation.acting import acting
 from ..files import whole_folder
+from ..fingerprints import companion_digest
+from ..inputs import holds_output
 from ..manifest import SeenFile
 from ..models import load_base
 from ..progress import SILENT, Watcher
@@ -61,6 +63,7 @@ _NOT_OF_RESULT = {
 }
 
 
+@holds_output
 def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
     """Write adapters into their base model, and measure what is left of them.
 
@@ -208,6 +211,7 @@ def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
         "device": plan.device.type,  # the dtype of a pass depends on it
         "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
         "base": base_entry(plan.settings.base, plan.checkpoint),
+        "base_files": companion_digest(plan.checkpoint.path),
         "adapters": [source.digest for source in plan.merge.sources],
         "calibration": [file.entry() for file in inputs.files],
     }

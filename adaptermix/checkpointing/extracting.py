@@ -23,6 +23,7 @@ from ..checkpoints import Checkpoint
 from ..compose.forms import Shape
 from ..errors import ModelError, OutputError, PlanError
 from ..files import check_not_input, check_output
+from ..inputs import locks_out
 from ..models import class_modules, pick_device, split_revision
 from ..output import output_size, size_notes, write_output
 from ..progress import SILENT, Watcher
@@ -187,6 +188,7 @@ def _walk(
     return updates, reports, left_out
 
 
+@locks_out
 def extract(
     base: str | Path,
     tuned: str | Path,

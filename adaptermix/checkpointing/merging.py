@@ -21,6 +21,7 @@ from ..compose.report import MergeReport, ModuleReport
 from ..compose.weights import numbered, resolve_weights
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output, whole_folder
+from ..inputs import locks_out
 from ..methods.base import MergeMethod, build
 from ..models import pick_device
 from ..progress import SILENT, Watcher
@@ -218,6 +219,7 @@ def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
     return method
 
 
+@locks_out
 def merge_checkpoints(
     base: str | Path,
     models: Sequence[str | Path],

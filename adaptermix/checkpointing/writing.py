@@ -18,6 +18,7 @@ from torch import Tensor
 from ..adapters.writer import DTYPE_NAMES, Headers, file_order, tensor_file
 from ..algebra import LowRank
 from ..checkpoints import INDEX, SINGLE, Checkpoint
+from ..disk import check_space
 from ..errors import ModelError, PlanError
 from ..progress import SILENT, Advance, Watcher
 from ..threads import torch_threads
@@ -178,12 +179,13 @@ def write_checkpoint(
 
     Raises:
         ModelError: a delta fits no tensor of the base, a tensor cannot be stored, or a link leads out of the base.
-        OutputError: a sum overflows the storage dtype.
+        OutputError: a sum overflows the storage dtype, or the disk has no room for the result.
         PlanError: the shard size is none.
     """
     _check_deltas(base, list(delta_of))
     companions(base.path)
     shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
+    check_space(out_folder, sum(kind.itemsize * math.prod(shape) for s in shards for kind, shape in s.headers.values()))
     with watch.track("write", len(base.tensors)) as advance:
         for shard in shards:
             _write_shard(out_folder / shard.file, base, shard, delta_of, advance, threads=maker_threads)

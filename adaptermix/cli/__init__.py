@@ -6,9 +6,7 @@ import atexit
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
 from importlib import import_module
 
 import click
@@ -16,6 +14,7 @@ import click
 from ..errors import did_you_mean
 from ..launcher import is_main_process, process_count
 from .console import fail
+from .signals import Interrupts
 
 # name, module, what it does; the text stands here so that --help imports no command
 COMMANDS = {
@@ -84,12 +83,8 @@ def adaptermix() -> None:
     """
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    # what is half-written is cleared away then too
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def _prepare(arguments: list[str]) -> None:
+    """Set what must be set before torch and transformers are imported."""
     # Importing makes many objects and no garbage: looking for it less often starts about a tenth faster.
     gc.set_threshold(100_000, 50, 50)
     # The process ends and takes everything with it: a last search through all of torch would cost a quarter second.
@@ -102,9 +97,20 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     # On some processors it names a package at every start that nothing here needs.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
+    is_called = arguments is not None  # by a program that goes on afterwards
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupts = Interrupts()
     try:
+        interrupts.install()
+        _prepare(arguments)
         # outside click's own handling, so that failures are JSON where JSON is asked for
         code = adaptermix.main(arguments, prog_name="adaptermix", standalone_mode=False)
+        interrupts.end(restore=is_called)
     except BaseException as error:  # turned into exit codes, or raised again
+        interrupts.end(restore=is_called)
         code = fail(error, as_json="--json" in arguments)
     sys.exit(code if isinstance(code, int) else 0)

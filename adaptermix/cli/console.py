@@ -156,6 +156,19 @@ def _failed_work(error: BaseException) -> tuple[int, str, str] | None:
         return 1, "OutOfMemoryError", "the device's memory must hold the work, and does not. Lower --batch-size."
     if isinstance(error, OSError):
         return 1, "OSError", f"the disk or the network failed: {error}."
+    return _exhausted(error)
+
+
+def _exhausted(error: BaseException) -> tuple[int, str, str] | None:
+    """Return the failure if memory, threads or the disk of the machine did not do."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    if type(error).__name__ == "SafetensorError":  # a full disk too; importing safetensors here would be slow
+        return 1, "OSError", f"a safetensors file could not be read or written: {first}."
+    if isinstance(error, MemoryError) or "allocate memory" in first:
+        return 1, "OutOfMemoryError", "the memory must hold the work, and does not. Free some, or lower --batch-size."
+    if isinstance(error, RuntimeError) and "can't start new thread" in first:
+        reason = "the system allows no further thread (memory or the limit of processes, ulimit -u)"
+        return 1, "OutOfMemoryError", f"{reason}. Raise the limit, or set OMP_NUM_THREADS=1."
     return None
 
 

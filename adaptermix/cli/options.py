@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
-import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from ..limited_yaml import parse_yaml
 from ..settings import Settings
 from .console import Console
 
@@ -63,7 +63,13 @@ def _is_number(text: str) -> bool:
     return True
 
 
-class Numbers(click.ParamType[list[float]]):
+if TYPE_CHECKING:
+    _NumbersType = click.ParamType[list[float]]
+else:  # generic since click 8.4 only
+    _NumbersType = click.ParamType
+
+
+class Numbers(_NumbersType):
     """`0.5,0.7,0.9`."""
 
     name = "W[,W...]"
@@ -155,8 +161,8 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise click.BadParameter(f"KEY=VALUE is needed, got {pair!r}.")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            found[key] = parse_yaml(value)
+        except ValueError as error:
             raise click.BadParameter(f"the value of {key!r} must be YAML: {value!r}.") from error
     return found
 

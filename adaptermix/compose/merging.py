@@ -20,6 +20,7 @@ from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_che
 from ..errors import IncompatibleAdapters, PlanError, did_you_mean
 from ..files import check_not_input, check_output, whole_folder
 from ..fingerprints import fingerprint
+from ..inputs import locks_out
 from ..methods.base import build
 from ..models import pick_device
 from ..output import OutputForm, output_size, weight_bytes, write_output
@@ -109,6 +110,7 @@ def _checkpoint(base: str | None) -> Checkpoint | None:
     return None if base is None else open_checkpoint(resolve_checkpoint(base))
 
 
+@locks_out
 def merge(
     adapters: Sequence[str | Path],
     *,
@@ -165,7 +167,9 @@ def merge(
         weights = [weights]
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
-        check_not_input(Path(out), [*adapters, *filter(None, [plan_settings.get("base")])])
+        check_not_input(
+            Path(out), [*adapters, *filter(None, [plan_settings.get("base")]), *(plan_settings.get("statistics") or ())]
+        )
     plan = make_plan(adapters, weights=weights, **plan_settings)
     # of a gate that has become 0 the head stays
     plan = replace(plan, entries=learned or {}, keep_heads=plan.method.is_learned)

@@ -18,7 +18,7 @@ from ..evaluation.answering import Answering
 from ..evaluation.retrieval import retrieve_with
 from ..evaluation.run import Evaluation, score_answers
 from ..evaluation.score import paired_difference
-from ..files import write_whole
+from ..files import output_lock, partial_path, remove_output, write_whole
 from ..heads.brought import template_of
 from ..models import BaseModel, load_base
 from ..progress import SILENT, Watcher
@@ -55,8 +55,11 @@ class Demo:
                 f"the demo needs a folder of its own, and {self.out} holds other things. Choose another --out."
             )
         if self.settings.fresh and (self.out / "stages").exists():
-            for part in ("stages", "align", "task", "merged", ".align.partial", ".task.partial"):
-                shutil.rmtree(self.out / part, ignore_errors=True)
+            for part in ("align", "task", "merged"):
+                remove_output(self.out / part)
+                shutil.rmtree(partial_path(self.out / part), ignore_errors=True)
+            for stage in (self.out / "stages").glob("*.json"):
+                stage.unlink()
         self.stages = self.out / "stages"
         self.stages.mkdir(parents=True, exist_ok=True)
 
@@ -126,16 +129,14 @@ class Demo:
 
     def align(self) -> dict[str, Any]:
         """Train the alignment adapter."""
-        if (self.out / "align").exists():
-            shutil.rmtree(self.out / "align")
+        remove_output(self.out / "align")
         files, rows = self.plan.pairs
         settings = AlignSettings(pairs=files, rows=rows, steps=_ALIGN_STEPS, batch_size=24, **self._training("align"))
         return train_align(settings, watch=self.watch).document()
 
     def task(self) -> dict[str, Any]:
         """Train the task adapter."""
-        if (self.out / "task").exists():
-            shutil.rmtree(self.out / "task")
+        remove_output(self.out / "task")
         files, rows = self.plan.train
         settings = TaskSettings(
             task="slots", train=files, rows=rows, steps=_TASK_STEPS, batch_size=16, **self._training("task")
@@ -191,8 +192,13 @@ def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> dict[str, An
     """Run the demo and return its results; also written as `results.json`, `layers.png` and `weights.png`.
 
     Raises:
-        AdapterMixError: the model or the data cannot be had.
+        AdapterMixError: the model or the data cannot be had, or another process works in the folder.
     """
+    with output_lock(Path(settings.out)):
+        return _run(settings, watch)
+
+
+def _run(settings: DemoSettings, watch: Watcher) -> dict[str, Any]:
     from .figures import draw
 
     demo = Demo(settings=settings, watch=watch)

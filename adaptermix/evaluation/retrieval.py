@@ -25,6 +25,7 @@ from ..data import DataFile, read_parallel
 from ..data.source import split_pair
 from ..errors import DataError, PlanError, UsageError
 from ..heads.base import told_cut
+from ..inputs import holds_output
 from ..models import BaseModel, backbone, load_base, model_origins, note_other_base, reading
 from ..pooling import Pooler, Standards, require_pooling
 from ..positions import readable
@@ -346,6 +347,7 @@ def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> Sequence[Dat
     return parallel.files
 
 
+@holds_output
 def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
     """Measure translation retrieval of a base model, with an adapter or without.
 

@@ -18,6 +18,7 @@ from ..files import write_whole
 from ..fusion import FUSIONS
 from ..fusion.rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
 from ..heads.brought import head_of, template_of
+from ..inputs import holds_output
 from ..models import BaseModel, load_base, model_origins, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
@@ -215,6 +216,7 @@ def _check_fusion(settings: EvaluateSettings, systems: Sequence[AdapterSource]) 
             raise PlanError(f"{message}. Leave it out.")
 
 
+@holds_output
 def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluation:
     """Evaluate a base model on a task, with an adapter or without.
 

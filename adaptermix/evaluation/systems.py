@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..data.source import canonical_language
 from ..errors import DataError, OutputError, PlanError, UsageError
 from ..files import write_whole
+from ..inputs import holds_output
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
@@ -270,6 +271,7 @@ def _scored(
     return values, sizes
 
 
+@holds_output
 def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Systems:
     """Score systems on the same rows, each the mean of its runs, and hold them against one of them.
 

@@ -4,7 +4,7 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 """
 
 from .baking import BakeSettings
-from .base import TASK, Dtype, GenerationSettings, Layer, Place, Placed, Settings, Written
+from .base import READ, TASK, WRITTEN, Dtype, GenerationSettings, Layer, Place, Placed, Settings, Written
 from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
 from .fusion import FusionSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
@@ -12,7 +12,9 @@ from .tools import DemoInputsSettings, DemoSettings, InspectSettings, PushSettin
 from .training import AlignOptions, AlignSettings, JointSettings, TaskOptions, TaskSettings, TrainingSettings
 
 __all__ = [
+    "READ",
     "TASK",
+    "WRITTEN",
     "AlignOptions",
     "AlignSettings",
     "BakeSettings",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from .. import checks
 
@@ -19,10 +19,32 @@ ALLOW_TESTED = (
 TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
 
 
+READ = {
+    *("adapter", "adapters", "against", "base", "beside", "calibration", "candidates", "data", "dev", "dev_pairs"),
+    *("dev_source", "folder", "model_a", "model_b", "on_top_of", "pairs", "source", "source_encoder", "start_from"),
+    *("statistics", "systems", "train", "transfer", "tuned"),
+}
+"""Settings that name what a command reads: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids."""
+WRITTEN = {"out", "predictions", "plot", "csv", "markdown", "document"}
+"""Settings that name what a command writes."""
+
+
 class Settings(BaseModel):
-    """Frozen, and strict about names."""
+    """Frozen, and strict about names; in paths `~` and `$HOME` are the home folder, as in a shell."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
+
+    @field_validator("*")
+    @classmethod
+    def _text(cls, value: Any, info: ValidationInfo) -> Any:
+        kind: Literal["text", "read", "written"] = "text"
+        if info.field_name in READ or info.field_name in WRITTEN:
+            kind = "read" if info.field_name in READ else "written"
+        if isinstance(value, str):
+            return checks.text(value, kind=kind)
+        if isinstance(value, list):
+            return [checks.text(item, kind=kind) if isinstance(item, str) else item for item in value]
+        return value
 
 
 class Place(TypedDict):

@@ -26,6 +26,7 @@ from ..evaluation.acting import acting
 from ..files import check_not_input, check_output
 from ..heads import HEADS
 from ..heads.brought import head_of, template_of
+from ..inputs import holds_output
 from ..manifest import inherit
 from ..methods import Fuse
 from ..methods.base import MergeMethod, build
@@ -256,6 +257,7 @@ class _Asked:
         return {**inherited, "languages": languages, "fuse": fuse}
 
 
+@holds_output
 def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     """Merge as the settings ask for it; a method that learns its weights learns them first.
 

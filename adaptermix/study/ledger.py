@@ -16,12 +16,19 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from ..errors import OutputError
+from .liveness import STALE_AFTER, started, worker_of, works
 from .space import Candidate, Choice, Parameter, Point
-from .storage import distribution, make_sampler, open_study, proposed_together, quiet, without_password
+from .storage import (
+    distribution,
+    is_number,
+    make_sampler,
+    open_study,
+    proposed_together,
+    quiet,
+    value_of,
+    without_password,
+)
 from .trials import Trial, pack, unpack
-
-STALE_AFTER = 120.0
-"""Seconds without a sign of life after which a worker on another machine counts as dead."""
 
 
 class Searched(Protocol):
@@ -67,9 +74,10 @@ class Ledger:
             does not repeat itself; workers differ in `worker`.
         worker: What tells this process from others that share the study.
         limit: Most trials in all; for a list each of it once.
+        rows: Dev rows, which every trial answers; None if that is not known.
 
     Raises:
-        OutputError: the study is of other settings, or the storage cannot be reached.
+        OutputError: the study is of other settings or is damaged, or the storage cannot be reached.
     """
 
     def __init__(
@@ -83,7 +91,9 @@ class Ledger:
         seed: int = 0,
         worker: str = "",
         limit: int,
+        rows: int | None = None,
     ) -> None:
+        self._place, self._rows = place, rows
         self._searched, self._limit, self._sampler = searched, limit, sampler
         self._open: dict[int, Any] = {}
         self._known: list[tuple[Candidate, tuple[str | None, ...]]] = []
@@ -97,11 +107,39 @@ class Ledger:
         if recorded is None:
             self._study.set_user_attr("settings", known)
         elif recorded != known:
-            changed = sorted(key for key in {*recorded, *known} if recorded.get(key) != known.get(key))
+            before = recorded if isinstance(recorded, dict) else {}
+            changed = sorted(key for key in {*before, *known} if before.get(key) != known.get(key))
             raise OutputError(
                 f"study '{name}' in {without_password(place)} was begun with other settings ({', '.join(changed)}). "
                 "Go on with those, pass --overwrite to begin again, or give another --out or --study."
             )
+
+        self._check()
+
+    def _check(self) -> None:
+        """Check what is read later on: a storage is a file, or a database, that others can write to.
+
+        Raises:
+            OutputError: a trial or the baseline has another form.
+        """
+        for trial in self._done():
+            try:
+                self._searched.candidate(self._point(trial))
+                unpack(trial.user_attrs.get("answers"), self._rows)
+                if not all(is_number(found) for found in (trial.user_attrs.get("seconds"), *(trial.values or [None]))):
+                    raise ValueError("its value and its seconds must be numbers")
+            except (ValueError, LookupError, TypeError) as error:
+                raise self._damaged(f"trial {trial.number + 1}", error) from error
+        try:
+            self.baseline()
+        except ValueError as error:
+            raise self._damaged("the baseline", error) from error
+
+    def _damaged(self, what: str, error: Exception) -> OutputError:
+        return OutputError(
+            f"{without_password(self._place)} must be as a search left it, and {what} in it is damaged: {error}. Pass "
+            "--overwrite to begin again, or give another --storage."
+        )
 
     def enqueue(self, points: Sequence[Point]) -> None:
         """Have these points tried first; those that are known already are passed over."""
@@ -122,19 +160,36 @@ class Ledger:
         """Begin a trial, and give it up if other workers were faster: of equals the one that began first counts."""
         listed = isinstance(self._searched, Listed)
         missing = self._missing()
-        with quiet():
-            trial = self._study.ask({} if listed else self._distributions)
-        trial.set_user_attr("worker", [socket.gethostname(), os.getpid(), self._token])
-        trial.set_user_attr("beat", time.time())
-        if listed and missing:
-            trial.set_user_attr("candidate", missing[0])
-        self._open[trial.number] = trial
+        trial = self._signed(missing[0] if listed and missing else None)
+        if trial is None:
+            return None
         earlier = self._earlier(trial.number, all_told=listed)
         taken = {other.user_attrs.get("candidate") for other in earlier}
         surplus = missing[0] in taken if listed and missing else len(earlier) >= self._limit
         if surplus or not missing:
             self._fail(trial.number)
             return None
+        return trial
+
+    def _signed(self, candidate: int | None) -> Any:
+        """Begin a trial and note whose it is; None if others took it for nobody's before that."""
+        from optuna.exceptions import OptunaError
+
+        with quiet():
+            trial = self._study.ask({} if isinstance(self._searched, Listed) else self._distributions)
+        try:
+            worker = [socket.gethostname(), os.getpid(), self._token, started(os.getpid())]
+            trial.set_user_attr("worker", worker)
+            trial.set_user_attr("beat", time.time())
+            if candidate is not None:
+                trial.set_user_attr("candidate", candidate)
+        except OptunaError:
+            return None
+        except BaseException:
+            with suppress(Exception):  # else others would wait for it
+                self._fail(trial.number)
+            raise
+        self._open[trial.number] = trial
         return trial
 
     def _earlier(self, number: int, *, all_told: bool) -> list[Any]:
@@ -192,9 +247,9 @@ class Ledger:
         """Return what a candidate answered in a trial that its worker did not bring to an end, if there is one."""
         for trial in self._study.get_trials(deepcopy=False):
             if "partial" in trial.user_attrs and trial.number not in self._open:
-                with suppress(KeyError):
+                with suppress(ValueError, LookupError, TypeError):  # what is damaged is asked again
                     if self._searched.candidate(self._point(trial)) == candidate:
-                        return tuple(unpack(trial.user_attrs["partial"]))
+                        return tuple(unpack(trial.user_attrs["partial"], self._rows))
         return None
 
     def tell(self, done: Trial, value: float) -> None:
@@ -213,22 +268,25 @@ class Ledger:
 
     def trials(self) -> list[Trial]:
         """Return the trials that are done, in the order in which they began."""
-        from optuna.trial import TrialState
-
         return [
             Trial(
                 number=trial.number,
                 candidate=self._searched.candidate(self._point(trial)),
-                answers=tuple(unpack(trial.user_attrs["answers"])),
+                answers=tuple(unpack(trial.user_attrs["answers"], self._rows)),
                 seconds=trial.user_attrs["seconds"],
             )
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            for trial in self._done()
         ]
+
+    def _done(self) -> list[Any]:
+        from optuna.trial import TrialState
+
+        return list(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
     def baseline(self) -> list[str | None] | None:
         """Return what the first adapter alone answered, if some process has asked it."""
         found = self._study.user_attrs.get("baseline")
-        return unpack(found) if found else None
+        return unpack(found, self._rows) if found is not None else None
 
     def keep_baseline(self, answers: Sequence[str | None]) -> None:
         """Keep what the first adapter alone answered."""
@@ -251,11 +309,9 @@ class Ledger:
         for other, answers in self._known:
             if other == candidate:
                 return answers
-        from optuna.trial import TrialState
-
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        for trial in self._done():
             if self._searched.candidate(self._point(trial)) == candidate:  # only then is it unpacked
-                return tuple(unpack(trial.user_attrs["answers"]))
+                return tuple(unpack(trial.user_attrs["answers"], self._rows))
         return None
 
     def bury(self) -> None:
@@ -275,13 +331,17 @@ class Ledger:
 
     def _point(self, trial: Any) -> Point:
         """Return a trial's point; of a list it is what the worker took."""
-        listed = isinstance(self._searched, Listed)
-        return {"candidate": trial.user_attrs["candidate"]} if listed else dict(trial.params)
+        if not isinstance(self._searched, Listed):
+            return {key: value_of(parameter, trial.params[key]) for key, parameter in self._searched.parameters.items()}
+        number, count = trial.user_attrs["candidate"], len(self._searched.candidates)
+        if type(number) is not int or not 0 <= number < count:
+            raise ValueError(f"its candidate must be a number below {count}, found {number!r}")
+        return {"candidate": number}
 
     def _lives(self, trial: Any) -> bool:
         """Return whether a trial's worker lives: by its process on this machine, by its last sign elsewhere."""
-        _, _, token = trial.user_attrs.get("worker", (None, 0, None))
-        return trial.number in self._open if token == self._token else _works(trial)
+        token = worker_of(trial)[2]
+        return trial.number in self._open if token == self._token else works(trial)
 
     def _fail(self, number: int) -> None:
         from optuna.trial import TrialState
@@ -297,23 +357,6 @@ class Ledger:
         return list(self._study.get_trials(deepcopy=False, states=states))
 
 
-def _works(trial: Any) -> bool:
-    """Return whether the worker of a trial that another ledger asked for lives."""
-    begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-    host, process, _ = trial.user_attrs.get("worker", (None, 0, None))
-    if host != socket.gethostname():
-        return time.time() - float(trial.user_attrs.get("beat", begun)) < STALE_AFTER
-    if process == os.getpid():  # of an earlier search here, or before a restart
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def check_idle(place: str | Path, name: str) -> None:
     """Refuse to begin a study anew while others work on it.
 
@@ -323,7 +366,7 @@ def check_idle(place: str | Path, name: str) -> None:
     from optuna.trial import TrialState
 
     running = open_study(place, name).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if any(map(_works, running)):
+    if any(map(works, running)):
         raise OutputError(
             f"study '{name}' in {without_password(place)} must be idle to be begun again, and a process works on it. "
             "Wait for it, or give another --study."

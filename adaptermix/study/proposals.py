@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
 from .space import Choice, Parameter, Point
-from .storage import distribution, make_sampler, open_study, quiet
+from .storage import distribution, is_number, make_sampler, open_study, quiet, value_of
 from .vary import label
 
 _STUDY = "candidates"
@@ -49,10 +50,29 @@ class Proposals:
         self._count = math.prod(map(_count, parameters.values()))
         self._told = (TrialState.COMPLETE, TrialState.PRUNED)
         self._open: Any = None
+        self._check(place, parameters)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._give_up(trial.number)
             with quiet():
                 self._study.enqueue_trial(trial.params)
+
+    def _check(self, place: Path, parameters: Mapping[str, Parameter]) -> None:
+        """Check what is read later on: a journal is a file that others can write to.
+
+        Raises:
+            OutputError: a proposal has another form.
+        """
+        for trial in self._done():
+            try:
+                for key, parameter in parameters.items():
+                    value_of(parameter, trial.params[key])
+                if not all(map(is_number, trial.values or ())):
+                    raise ValueError("its value must be a number")
+            except (LookupError, ValueError, TypeError) as error:
+                raise OutputError(
+                    f"{place} must be a journal of this search, and candidate {trial.number + 1} in it is damaged: "
+                    f"{error}. Give another --out."
+                ) from error
 
     def __len__(self) -> int:
         return len(self._done())

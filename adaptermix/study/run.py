@@ -26,8 +26,9 @@ from ..evaluation.run import score_answers
 from ..files import held, partial_path
 from ..head_forms import Head
 from ..heads.brought import head_of
+from ..inputs import holds_output
 from ..methods.base import build
-from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
+from ..models import BaseModel, files_of, load_base, model_kind, note_other_base, require_causal
 from ..output import output_size, write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
@@ -93,6 +94,7 @@ def _listed(searched: Space | Listed) -> list[str] | None:
     return [shown(candidate) for candidate in searched.candidates] if isinstance(searched, Listed) else None
 
 
+@holds_output
 def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult:
     """Find merge weights on dev data, and write the adapter merged with them.
 
@@ -310,6 +312,7 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
         searched=searched,
         settings=asked
         | {"inputs": [source.digest for source in prepared.sources], "dev_files": files}
+        | {"base_files": files_of(settings.base)}
         | (
             {"merges": [open_adapter(Path(folder)).digest for folder in settings.candidates]}
             if settings.candidates
@@ -320,6 +323,7 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
         # with a storage the leaders of several machines are workers too
         worker=f"{worker} {socket.gethostname()} {os.getpid()}" if settings.storage else str(worker),
         limit=len(searched.candidates) if isinstance(searched, Listed) else settings.trials or 0,
+        rows=len(prepared.rows),
     )
     if not worker and not isinstance(searched, Listed):
         options = searched.options.items()

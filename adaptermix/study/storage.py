@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import OutputError
+from .journal import open_journal
 from .space import Choice, Interval, Parameter
 from .vary import label
 
@@ -19,7 +22,11 @@ _STARTUP = 6
 """Trials that TPE and the Gaussian process propose at random, before they look at any."""
 _UNSEEN = {"random": 1_000_000, "cmaes": 4, "tpe": 1, "gp": 1}
 """Further trials that a sampler proposes without having seen how they did: CMA-ES those of a generation."""
-_PASSWORD = re.compile(r"(://[^:/@]+):[^@]*@")
+_PASSWORD = re.compile(
+    r"(://[^:/@\s]*:)(\S*)(?=@)|([?&;](?:password|passwd|pwd|sslpassword|pass)=)([^&;#\s]*)", re.IGNORECASE
+)
+_LONGEST_FIRST = 2**20
+"""Bytes of a journal's first line that are looked at; those of optuna are short."""
 
 
 @contextmanager
@@ -74,35 +81,76 @@ def distribution(parameter: Parameter) -> Any:
     return kind(parameter.low, parameter.high, log=parameter.log)
 
 
+def is_number(found: object) -> bool:
+    """Return whether something read from a storage is a finite number."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+
+
+def value_of(parameter: Parameter, value: Any) -> Any:
+    """Return a value of a parameter.
+
+    Raises:
+        ValueError: it can have no such value.
+    """
+    if isinstance(parameter, Choice):
+        is_one = value in [label(choice) for choice in parameter.values]
+    else:
+        is_one = is_number(value) and parameter.low <= value <= parameter.high
+    if not is_one:
+        raise ValueError(f"a parameter has the value {value!r}, which it cannot have")
+    return value
+
+
 def without_password(place: str | Path) -> str:
     """Return a place for a person: the password of a URL is hidden.
 
     Example:
         >>> without_password("postgresql://me:secret@host/db")
         'postgresql://me:***@host/db'
+        >>> without_password("mysql://host/db?user=me&password=secret")
+        'mysql://host/db?user=me&password=***'
     """
-    return _PASSWORD.sub(r"\1:***@", str(place))
+    return _PASSWORD.sub(lambda found: f"{found[1] or found[3]}***", str(place))
+
+
+def hidden(place: str | Path, text: str) -> str:
+    """Return a text of a driver without the passwords of a storage, decoded or not."""
+    found = _PASSWORD.findall(str(place)) if "://" in str(place) else []
+    secrets = {secret for _, user, _, named in found for secret in (user, unquote(user), named, unquote(named))}
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return without_password(text)
 
 
 def _storage(place: str | Path) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
 
     try:
         if "://" in str(place):
             return RDBStorage(str(place))
         path = Path(place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():  # optuna would find out later, in words of its own
-            with path.open(encoding="utf-8") as file:
-                json.loads(file.readline() or "{}")
-        return JournalStorage(JournalFileBackend(str(path)))
+        if path.exists():  # a file of something else is not to be changed
+            _check_first_line(path)
+        return JournalStorage(open_journal(path))
     except Exception as error:  # of many kinds: drivers, networks, permissions, files that are no journal
-        reason = without_password(" ".join(str(error).split())[:200])
-        raise OutputError(
-            f"--storage must be a journal file of a search, or a database that can be reached, and "
-            f"{without_password(place)} is not: {reason}"
-        ) from error
+        raise _refused(place, error) from error
+
+
+def _check_first_line(path: Path) -> None:
+    with path.open("rb") as file:
+        line = file.readline(_LONGEST_FIRST)
+    if line.endswith(b"\n") and not (isinstance(found := json.loads(line), dict) and "op_code" in found):
+        raise ValueError("its first line is not that of a journal")
+    if line and not line.endswith(b"\n") and not b'{"op_code":'.startswith(line[:11]):
+        raise ValueError("its first line is not that of a journal")
+
+
+def _refused(place: str | Path, error: Exception) -> OutputError:
+    reason = hidden(place, " ".join(str(error).split())[:200]) or type(error).__name__
+    return OutputError(
+        f"--storage must be a journal file of a search, or a database that can be reached, and "
+        f"{without_password(place)} is not: {reason}. Give another one, or remove it."
+    )
 
 
 def open_study(place: str | Path, name: str) -> Any:
@@ -118,7 +166,11 @@ def open_study(place: str | Path, name: str) -> Any:
     import optuna
 
     with quiet():
-        return optuna.create_study(storage=_storage(place), study_name=name, direction="maximize", load_if_exists=True)
+        storage = _storage(place)
+        try:
+            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        except Exception as error:  # a journal is read here, whatever somebody has written into it
+            raise _refused(place, error) from error
 
 
 def forget(place: str | Path, name: str) -> None:
@@ -130,4 +182,10 @@ def forget(place: str | Path, name: str) -> None:
     import optuna
 
     with quiet(), suppress(KeyError):
-        optuna.delete_study(study_name=name, storage=_storage(place))
+        storage = _storage(place)
+        try:
+            optuna.delete_study(study_name=name, storage=storage)
+        except KeyError:
+            raise
+        except Exception as error:
+            raise _refused(place, error) from error

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 
 from .space import Candidate
 
+_MOST_BYTES = 2**28
+"""Size of the answers of one trial that no search comes near; a few bytes can stand for more than a memory holds."""
+
 Answers = Sequence[str | None]
 """One per dev row; None where a row was not asked."""
 
@@ -56,7 +59,26 @@ def pack(answers: Answers) -> str:
     return base64.b85encode(zlib.compress(json.dumps(list(answers)).encode(), 9)).decode()
 
 
-def unpack(text: str) -> list[str | None]:
-    """Return the answers that `pack` made a line of."""
-    found: list[str | None] = json.loads(zlib.decompress(base64.b85decode(text)))
+def unpack(text: object, rows: int | None = None) -> list[str | None]:
+    """Return the answers that `pack` made a line of.
+
+    Args:
+        text: The line, from a storage that others can write to.
+        rows: How many answers there must be, if that is known.
+
+    Raises:
+        ValueError: it is no such line, or has another number of answers, or is larger than any answers are.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"answers must be text, found {type(text).__name__}")
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(base64.b85decode(text), _MOST_BYTES)
+        found = json.loads(content) if unpacker.eof else None
+    except (zlib.error, RecursionError) as error:
+        raise ValueError(f"answers cannot be unpacked ({error})") from error
+    if not isinstance(found, list) or not all(answer is None or isinstance(answer, str) for answer in found):
+        raise ValueError(f"answers must be a list of texts of at most {_MOST_BYTES >> 20} MiB")
+    if rows is not None and len(found) != rows:
+        raise ValueError(f"there must be {rows} answers, found {len(found)}")
     return found

@@ -8,9 +8,8 @@ from itertools import product
 from math import isfinite
 from typing import Any
 
-import yaml
-
 from ..errors import UsageError
+from ..limited_yaml import parse_yaml
 from .space import Choice, Interval, Parameter
 
 
@@ -70,8 +69,8 @@ def _number(text: str) -> int | float | None:
 
 def _choice(text: str) -> Choice | None:
     try:
-        values = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
-    except yaml.YAMLError:
+        values = parse_yaml(text if text.startswith("[") else f"[{text}]")
+    except ValueError:
         return None
     if not isinstance(values, list) or not values or None in values or "" in values:
         return None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..disk import sync
 from ..errors import OutputError
 from ..files import check_output, partial_path
 
@@ -96,12 +97,25 @@ class Workplace:
         return Checkpoint(step=step, tensors=tensors, history=history)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint.
+
+        Raises:
+            OutputError: it cannot be written; the one before stays.
+        """
         header = {"step": checkpoint.step, "history": checkpoint.history, "settings": self._settings}
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{_FILE}.new"
-        save_file(dict(checkpoint.tensors), temporary, metadata={"adaptermix": json.dumps(header)})
-        os.replace(temporary, self.folder / _FILE)
+        try:
+            save_file(dict(checkpoint.tensors), temporary, metadata={"adaptermix": json.dumps(header)})
+            sync(temporary)
+            os.replace(temporary, self.folder / _FILE)
+            sync(self.folder)
+        except (SafetensorError, OSError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(
+                f"the checkpoint of step {checkpoint.step} must fit on the disk, and could not be written to "
+                f"{self.folder} ({error}). Make room, and go on from the one before with --resume."
+            ) from error
 
     def clear(self) -> None:
         """Remove the folder, once the output is written."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterMixError, PlanError, ToldElsewhere
+from ..inputs import writing
 from ..launcher import asks_for, is_launched, is_main_process, precision, process_count
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings, Place, TrainingSettings
@@ -278,14 +279,16 @@ def in_processes(work: Callable[[S, Watcher, Processes], T], settings: S, watch:
         ToldElsewhere: the work failed here, and in another process before.
     """
     if not is_launched() and not settings.shard_base:
-        return work(settings, watch, ALONE)
+        with writing(settings):
+            return work(settings, watch, ALONE)
     processes = _join(settings)
     key = f"adaptermix/told/{next(_RUNS)}"
     watch = watch if processes.main else SILENT
     if note := processes.told():
         watch.note(note)
     try:
-        return work(settings, watch, processes)
+        with writing(settings):  # only the main process locks
+            return work(settings, watch, processes)
     except BaseException as error:
         if processes.count == 1 or _first_to_tell(key):
             raise

@@ -15,7 +15,7 @@ from .. import manifest
 from ..adapters import AdapterSource
 from ..data.report import RowsReport
 from ..files import check_output
-from ..models import BaseModel
+from ..models import BaseModel, files_of
 from ..output import write_output
 from ..progress import Watcher
 from ..settings import TrainingSettings
@@ -132,7 +132,7 @@ def train(
         write: Writes what is no plain adapter: takes the folder, PEFT's config, what was trained, manifest and history.
     """
     out = Path(settings.out)
-    workplace = Workplace(out, plain(settings) | _inputs(base, entries, on, start) | processes.entry())
+    workplace = Workplace(out, plain(settings) | _inputs(settings, base, entries, on, start) | processes.entry())
     names = inject(base.model, settings, seed=first_draw(settings.seed, kind), head=base.head_modules, start=start)
     scale_of, taken = scales(base.model), start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
@@ -175,11 +175,17 @@ def _input_entries(on: AdapterSource | None, start: AdapterSource | None) -> lis
 
 
 def _inputs(
-    base: BaseModel, entries: Mapping[str, Any], on: AdapterSource | None, start: AdapterSource | None
+    settings: TrainingSettings,
+    base: BaseModel,
+    entries: Mapping[str, Any],
+    on: AdapterSource | None,
+    start: AdapterSource | None,
 ) -> dict[str, Any]:
     """Return what decides the result beside the settings; the dtype that `auto` has become stands in its place."""
     return {
         "base_fingerprint": base.fingerprint,
+        "base_files": files_of(settings.base),
+        "encoder": (entries.get("fusion") or {}).get("encoder_fingerprint"),
         "dtype": base.entry()["dtype"],
         "on": on and on.digest,
         "start": start and start.digest,

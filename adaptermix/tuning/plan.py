@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UsageError
+from ..files import real_path
+from ..inputs import written_paths
 from ..recipes import Step, check_splits, load_recipe, variables_of
 from ..settings import EvaluateSettings
 from ..study.space import Choice, Interval, Parameter
@@ -107,8 +109,8 @@ def _judge(step: Step) -> Step:
 
 
 def _within(step: Step, folder: Path) -> bool:
-    target = getattr(step.settings, "out", None)
-    return target is None or Path(target).is_relative_to(folder)
+    """Return whether all that a step writes lies in a folder, links and `..` resolved."""
+    return all(real_path(path).is_relative_to(real_path(folder)) for path in written_paths(step.settings))
 
 
 def folder_of(out: Path, number: int) -> Path:

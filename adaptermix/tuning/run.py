@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import ConfigError, OutputError, UsageError
 from ..files import held, write_whole
 from ..launcher import process_count
+from ..limited_yaml import read_yaml
 from ..progress import SILENT, Watcher
 from ..recipes import Runner, Step
 from ..settings import EvaluateSettings, SearchSettings
@@ -85,7 +84,7 @@ class Checked:
 
     def _digest(self) -> str:
         """Return a hash of what the recipe says, whatever its comments."""
-        document = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        document = read_yaml(self.recipe)
         text = json.dumps([document, dict(self.overrides)], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

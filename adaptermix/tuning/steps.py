@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -13,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..disk import sync, sync_tree
 from ..errors import OutputError
-from ..files import LOCK, partial_path, write_whole
+from ..files import beside, listed_files, partial_path, real_path, write_whole
+from ..inputs import digest, paths_of, written_paths
 from ..progress import SILENT, Watcher
 from ..recipes import Step, going_on
+from ..settings import READ, Settings
+from ..step_record import fingerprint_of_id
 from .pruning import SAME, Curve, Listener, Report, Stopped, unheard
 from .result import Pruned, shown
 
@@ -64,9 +66,10 @@ class Steps:
         self._asked = asked = json.loads(json.dumps(asked))
         self._done: dict[str, dict[str, Any]] = {}
         self._made: dict[str, str] = {}
+        self._left: dict[str, list[str]] = {}
         if self._path.exists():
-            record = json.loads(self._path.read_text(encoding="utf-8"))
-            self._done, self._made = record["steps"], record["outputs"]
+            record = _record(self._path)
+            self._done, self._made, self._left = record["steps"], record["outputs"], record["files"]
             before = {name: record[name] for name in _ASKED if name in record}
             if before.pop("recipe", None) not in (None, asked["recipe"]):
                 watch.note(
@@ -95,7 +98,7 @@ class Steps:
         for step, (key, like) in zip(steps, identities(steps, folder), strict=True):
             target = getattr(step.settings, "out", None)
             if target is not None:
-                self._clear(target, key)
+                self._clear(target, key, steps)
             known = self._done.get(key)
             onward = _counting_from(start, report)
             if known is None or not self._serves(known, target):
@@ -105,6 +108,7 @@ class Steps:
                 Curve(**known["looks"]).tell(onward)
             if target is not None:
                 self._made[target] = key
+                self._left[target] = _names(Path(target))
             self._save()
             if "pruned" in known:
                 return Outcome(document={}, ran=ran, pruned=Pruned(**known["pruned"]))
@@ -141,28 +145,47 @@ class Steps:
         return target is None or self._bring(known["out"], target)
 
     def _save(self) -> None:
-        record = {**self._asked, "steps": self._done, "outputs": self._made}
+        record = {**self._asked, "steps": self._done, "outputs": self._made, "files": self._left}
         write_whole(self._path, (json.dumps(record, indent=1) + "\n").encode())
 
-    def _clear(self, target: str, key: str) -> None:
-        """Remove what stands in the place of this step's output: of other settings, or not in the record yet."""
-        if self._made.get(target) != key:
-            shutil.rmtree(target, ignore_errors=True)
+    def _clear(self, target: str, key: str, steps: Sequence[Step]) -> None:
+        """Remove what stands in the place of this step's output: of other settings, or not in the record yet.
 
-    @staticmethod
-    def _bring(source: str, target: str) -> bool:
-        """Put an earlier output where this candidate expects it; tell whether it was still there."""
+        Raises:
+            OutputError: it is no output of this search, or holds a file that no step wrote.
+        """
+        place = Path(target)
+        if self._made.get(target) == key or not os.path.lexists(place):
+            return
+        written = {str(real_path(path)) for step in steps for path in written_paths(step.settings)}
+        own = {*self._left.get(target, ()), *(listed_files(place) or ())}
+        others = [name for name in _names(place) if name not in own and str(real_path(place / name)) not in written]
+        if place.is_symlink() or not place.is_dir() or others:
+            raise OutputError(
+                f"a search replaces only outputs of its own steps, and {target} {'holds' if others else 'is'} "
+                f"{repr(others[0]) if others else 'a file or a link'}. Move it away, or give another --out."
+            )
+        shutil.rmtree(place)
+
+    def _bring(self, source: str, target: str) -> bool:
+        """Put an earlier output where this candidate expects it; return whether it was still there, as it was made."""
         here, there = Path(target), Path(source)
         if here.exists():
-            return True
-        if not there.exists():
+            return self._is_whole(target)
+        if not there.exists() or not self._is_whole(source):
             return False
         here.parent.mkdir(parents=True, exist_ok=True)
-        partial = here.with_name(f".{here.name}.copy")
+        partial = beside(here, "copy")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(there, partial, symlinks=True)
+        sync_tree(partial)
         partial.replace(here)
+        sync(here.parent)
         return True
+
+    def _is_whole(self, target: str) -> bool:
+        """Return whether all files of an output are there still."""
+        return set(self._left.get(target, ())) <= set(_names(Path(target)))
 
 
 def _counting_from(start: int, report: Report) -> Report:
@@ -182,7 +205,7 @@ def check_place(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out must be a folder, and {out} is a file. Give another.")
-    own = {LOCK, "trials", "trials.log"}
+    own = {"trials", "trials.log"}
     others = [path for path in out.iterdir() if path.name not in own] if out.is_dir() else []
     if others and not (out / _DONE).exists():
         raise OutputError(f"--out must be new, or the folder of such a search, and {out} holds other files.")
@@ -204,6 +227,32 @@ def identities(steps: Sequence[Step], folder: Path) -> list[tuple[str, str]]:
     return found
 
 
+def _names(folder: Path) -> list[str]:
+    """Return all files in a folder, and the links, by relative path."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Read the record of a search.
+
+    Raises:
+        OutputError: it is none.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = {**record, **{name: dict(record[name]) for name in ("steps", "outputs", "files")}}
+        if not all(
+            isinstance(entry, dict) and ("document" in entry or "pruned" in entry) for entry in found["steps"].values()
+        ):
+            raise ValueError("a step has no document")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise OutputError(
+            f"{path} must be the record of a search over a recipe, and is not ({error}). Give another --out."
+        ) from error
+    return found
+
+
 def _key(step: Step, folder: Path, made: Mapping[str, str], only: set[str] | None = None) -> str:
     """Return what decides a step's result: its settings, the files it reads, the keys of the steps it builds on."""
     settings = step.settings.model_dump(mode="json", include=only, exclude=_WHERE)
@@ -213,18 +262,19 @@ def _key(step: Step, folder: Path, made: Mapping[str, str], only: set[str] | Non
     # files beside an adapter are not copied from another candidate, so such a step is the candidate's own
     if not any(settings.get(name) for name in ("predictions", "plot", "csv", "markdown")):
         text = text.replace(json.dumps(str(folder))[1:-1], "${out}")
-    return hashlib.sha256(f"{step.command} {text} {_files(settings, folder)}".encode()).hexdigest()
+    files = _files(step.settings, folder, only)
+    return hashlib.sha256(f"{step.command} {text} {files}".encode()).hexdigest()
 
 
-def _files(value: Any, folder: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and time of the files outside the candidate's folder that a setting names, also as a folder."""
-    if isinstance(value, dict):
-        return [entry for item in value.values() for entry in _files(item, folder)]
-    if isinstance(value, list):
-        return [entry for item in value for entry in _files(item, folder)]
-    if not isinstance(value, str) or Path(value).is_relative_to(folder):
-        return []
-    paths = sorted(glob.glob(value)) or sorted(glob.glob(value.partition("=")[2]))
-    inside = [sorted(map(str, Path(path).iterdir())) if Path(path).is_dir() else [path] for path in paths]
-    found = [(path, os.stat(path)) for path in itertools.chain(*inside) if Path(path).is_file()]
-    return [(path, status.st_size, status.st_mtime_ns) for path, status in found]
+def _files(settings: Settings, folder: Path, only: set[str] | None) -> list[tuple[str, str | None]]:
+    """Return name and content hash of the files and folders outside the candidate's folder that a step reads."""
+    found: list[tuple[str, str | None]] = []
+    for name in sorted(READ & set(type(settings).model_fields) & (only or READ)):
+        value: Any = getattr(settings, name)
+        for argument in value if isinstance(value, list) else [value]:
+            paths = paths_of(str(argument)) if argument is not None else []
+            outside = [path for path in paths if not real_path(path).is_relative_to(real_path(folder))]
+            found += [(str(path), digest(path)) for path in outside]
+            if not paths and (weights := fingerprint_of_id(str(argument))):
+                found.append((str(argument), weights))
+    return found

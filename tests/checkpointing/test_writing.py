@@ -134,3 +134,16 @@ def test_links_of_the_hubs_cache_and_inside_a_folder_are_followed(tmp_path: Path
     (snapshot / "README.txt").symlink_to("../../secret")
     with pytest.raises(ModelError, match="is a link"):
         write_checkpoint(open_checkpoint(snapshot), out, {})
+
+
+def test_a_disk_without_room_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    from adaptermix.disk import check_space
+    from adaptermix.errors import OutputError
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000_000_000))
+    check_space(tmp_path, 3_000_000_000)
+    with pytest.raises(OutputError, match=r"must have room for 3\.01 GB, and has 3\.00 GB"):
+        check_space(tmp_path, 3_010_000_000)

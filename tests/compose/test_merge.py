@@ -345,10 +345,18 @@ class TestOverwriting:
     def test_an_adapter_folder_is_replaced_whole(self, tmp_path: Path) -> None:
         paths = pair(tmp_path)
         write_lora(tmp_path / "out", {Q0: (2, 2, 1)})
-        (tmp_path / "out" / "stale.txt").write_text("old")
         merge(paths, weights=[0.9], out=tmp_path / "out", overwrite=True)
         assert set(contents(tmp_path / "out")) == {CONFIG, WEIGHTS, "adaptermix.json", "README.md"}
         assert sorted(path.name for path in tmp_path.iterdir()) == ["align", "out", "task"]
+
+    def test_a_file_that_is_not_the_adapters_is_kept(self, tmp_path: Path) -> None:
+        paths = pair(tmp_path)
+        write_lora(tmp_path / "out", {Q0: (2, 2, 1)})
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        before = contents(tmp_path)
+        with pytest.raises(OutputError, match=r"also holds 'notes.txt'. Move them away"):
+            merge(paths, weights=[0.9], out=tmp_path / "out", overwrite=True)
+        assert contents(tmp_path) == before
 
     @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
     def test_a_failure_while_writing_keeps_the_old_folder(

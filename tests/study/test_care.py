@@ -92,10 +92,12 @@ def test_a_search_that_goes_on_says_so_and_knows_the_best(
 def test_one_process_at_a_time_works_on_an_output(given: dict[str, Any], tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from adaptermix.files import held\n"
-        "with held(Path(sys.argv[1]), Path('x')): print('held', flush=True); time.sleep(60)"
+        "with held(Path(sys.argv[1]), Path(sys.argv[2])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / ".out.partial")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tmp_path / ".out.partial"), str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert other.stdout is not None

@@ -1,0 +1,75 @@
+"""Interrupts: the first one ends the work and lets it clear up, wherever it arrives; a third one ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+_AGAIN = 0.5
+"""Seconds after which an interrupt that some code has swallowed is raised again."""
+_GIVE_UP = 3
+"""Interrupts after which the process ends without clearing up."""
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into exceptions: KeyboardInterrupt, and SystemExit with 143.
+
+    A second interrupt while the work clears up is ignored, so that what is half-written goes. Where an exception is
+    lost, as in a finaliser, it is raised again.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._is_over = 0, False
+        self._error: BaseException | None = None
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Handle signals from here on; nothing outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handlers: dict[int, Any] = {signal.SIGTERM: self._handle, signal.SIGINT: self._handle}
+        if hasattr(signal, "setitimer"):
+            handlers[signal.SIGALRM] = self._raise_again
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+    def end(self, *, restore: bool) -> None:
+        """Ignore signals from here on: the work is done, or its failure is about to be shown.
+
+        Args:
+            restore: Give signals back to whoever had them before, where the process does not end now.
+        """
+        self._is_over = True
+        if self._before and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if restore:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count >= _GIVE_UP:
+            os._exit(128 + number)
+        if self._is_over or self._error:
+            return
+        self._error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+        self._arm()
+        raise self._error
+
+    def _arm(self) -> None:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+    def _raise_again(self, _number: int, _frame: FrameType | None) -> None:
+        if self._is_over or self._error is None:
+            return
+        self._arm()
+        handled: BaseException | None = sys.exception()
+        while handled is not None:
+            if isinstance(handled, KeyboardInterrupt | SystemExit):
+                return  # the work is clearing up
+            handled = handled.__cause__ or handled.__context__
+        raise self._error

@@ -1,0 +1,140 @@
+"""The files and folders that a command reads and writes, told from its settings."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from .errors import OutputError
+from .files import check_not_input, listed_files, output_lock, sha256
+from .settings import READ, WRITTEN, Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Asked = TypeVar("Asked", bound=Settings)
+
+
+def _values(settings: Settings, names: set[str]) -> list[str]:
+    found: list[str] = []
+    for name in sorted(names & set(type(settings).model_fields)):
+        value: Any = getattr(settings, name)
+        found += [str(item) for item in (value if isinstance(value, list) else [value]) if item is not None]
+    return found
+
+
+def paths_of(argument: str) -> list[Path]:
+    """Return the existing files and folders that an argument names: a path, a glob, or one of these after `=`.
+
+    A revision after `@` is left out.
+    """
+    for text in (argument, argument.partition("=")[2], argument.rpartition("@")[0]):
+        if text and "\0" not in text:
+            found = [text] if os.path.exists(text) else sorted(glob.glob(text))
+            if found:
+                return [Path(path) for path in found]
+    return []
+
+
+def input_paths(settings: Settings) -> list[Path]:
+    """Return the existing files and folders that a command with these settings reads."""
+    return [path for value in _values(settings, READ) for path in paths_of(value)]
+
+
+def written_paths(settings: Settings) -> list[Path]:
+    """Return the files and folders that a command with these settings writes."""
+    return [Path(value) for value in _values(settings, WRITTEN)]
+
+
+def check_written(settings: Settings) -> None:
+    """Refuse settings whose outputs would replace what the command reads.
+
+    Raises:
+        OutputError: an output is an input, or a folder that holds one.
+    """
+    inputs = input_paths(settings)
+    for path in written_paths(settings):
+        if path.exists() and not getattr(settings, "overwrite", True):
+            continue  # an existing output is refused in any case
+        if path.is_dir() or path == Path(getattr(settings, "out", "")):
+            check_not_input(path, inputs)
+        elif path.exists() and any(path.samefile(given) for given in inputs):
+            raise OutputError(f"an output must not be one of the inputs, and {path} is. Give another file.")
+
+
+@contextmanager
+def writing(settings: Settings) -> Iterator[None]:
+    """Hold the output folder of a command from its start to its end; a dry run holds nothing.
+
+    Raises:
+        OutputError: the output would replace an input, or another process works on it.
+    """
+    if getattr(settings, "dry_run", False):
+        yield
+        return
+    check_written(settings)
+    out = getattr(settings, "out", None)
+    with output_lock(Path(out)) if out else nullcontext():
+        yield
+
+
+def holds_output(work: Callable[Concatenate[Asked, P], T]) -> Callable[Concatenate[Asked, P], T]:
+    """Let a function of settings run inside `writing`."""
+
+    @wraps(work)
+    def held(settings: Asked, /, *args: P.args, **more: P.kwargs) -> T:
+        with writing(settings):
+            return work(settings, *args, **more)
+
+    return held
+
+
+def locks_out(work: Callable[P, T]) -> Callable[P, T]:
+    """Let a function with a keyword `out` hold that folder from start to end, unless `dry_run` is set."""
+
+    @wraps(work)
+    def held(*args: P.args, **more: P.kwargs) -> T:
+        out = more.get("out")
+        with nullcontext() if out is None or more.get("dry_run") else output_lock(Path(str(out))):
+            return work(*args, **more)
+
+    return held
+
+
+def digest(path: Path) -> str:
+    """Return a hash of all that a file or a folder holds.
+
+    Of an output of this toolkit those files count that its manifest lists, of other folders all but hidden ones;
+    README.md, which decides nothing, is left out.
+    """
+    if path.is_file():
+        return _hash(path)
+    listed = listed_files(path)
+    files = [path / name for name in listed] if listed is not None else list(_visible(path))
+    names = sorted(file for file in files if file.name != "README.md" and file.is_file())
+    text = "".join(f"{file.relative_to(path).as_posix()}:{_hash(file)}\n" for file in names)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in names if not name.startswith("."))
+
+
+def _hash(path: Path) -> str:
+    status = path.stat()
+    # the time of the last change of any kind cannot be set back, unlike that of the last edit
+    return _hash_of(
+        path.resolve(), (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, _status: Sequence[int]) -> str:
+    return sha256(path)
