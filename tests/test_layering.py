@@ -25,6 +25,8 @@ LAYERS = [
         "quantization",
         "head_forms",
         "fingerprints",
+        "base_files",
+        "pretrained",
     ],
     ["methods", "adapters"],
     ["testing"],
@@ -44,8 +46,9 @@ HEAVY = {"transformers", "peft", "huggingface_hub", "matplotlib", "gguf", "optun
 LATE = {"fusion.lora"}
 """Modules whose classes are heavy libraries' own, and that are themselves imported late."""
 HEAVY_HOMES = (
-    "models",
+    "pretrained",
     "headed",
+    "models",
     "quantization",
     "train",
     "evaluation",

@@ -22,8 +22,9 @@ from ..checkpoints import Checkpoint
 from ..compose.forms import Shape
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output
-from ..models import pick_device, split_revision
+from ..models import pick_device
 from ..output import write_output
+from ..pretrained import split_revision
 from ..progress import SILENT, Watcher
 from .reading import FLOATS, base_entry, check_shapes, config_of, difference, input_entry, open_model, task_type
 from .report import ExtractedModule, ExtractReport
