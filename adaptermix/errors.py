@@ -36,6 +36,19 @@ def shown(text: object, limit: int = 200) -> str:
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
+def cut(text: str, limit: int = 3000) -> str:
+    """Return a text that keeps its beginning and its end, where a message says what to do, if it is too long.
+
+    Args:
+        text: Any text.
+        limit: Most characters.
+    """
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 5]} ... {text[-end:]}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, or nothing if none is near."""
     from difflib import get_close_matches

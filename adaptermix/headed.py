@@ -65,7 +65,10 @@ def load_headed(reference: str, head: Head, *, seed: int, **options: Any) -> tup
         ModelError: the checkpoint lacks weights of the base model itself.
     """
     labels = head.labels if head.form.outputs is None else [f"LABEL_{number}" for number in range(head.outputs)]
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: n for n, label in enumerate(labels)},
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a new head is random
         model, info = load_model(

@@ -78,6 +78,7 @@ def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
 def inherit(
     sources: Sequence[AdapterSource],
     *,
+    acting: Sequence[bool] | None = None,
     data: Sequence[Mapping[str, Any]] = (),
     dev: Sequence[Mapping[str, Any]] = (),
     tested: Sequence[Mapping[str, Any]] = (),
@@ -86,13 +87,14 @@ def inherit(
 
     Args:
         sources: The adapters.
+        acting: Whether each has a weight other than 0; languages of the others are left out. Default all of them.
         data: Files that the merge itself learned from, beside those that the adapters were trained on.
         dev: Files that the merge itself is chosen on, beside those that the adapters were chosen on.
         tested: Those of them that were evaluated as test data before, and allowed.
     """
     languages: dict[str, list[str]] = {}
-    for source in sources:
-        for role, names in _languages(source.meta.manifest):
+    for source, acts in zip(sources, acting or [True] * len(sources), strict=True):
+        for role, names in _languages(source.meta.manifest) if acts else ():
             languages[role] = sorted({*languages.get(role, ()), *names})
     return {
         "languages": languages or None,

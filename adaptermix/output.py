@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,19 @@ from . import manifest
 from .adapters import AdapterState, write_adapter
 from .files import whole_folder, write_whole
 from .publish.card import card
+
+
+def write_documents(folder: Path, document: Mapping[str, Any], *, name: str) -> None:
+    """Write manifest and model card; the manifest has the card's hash, which tells later whether somebody edited it.
+
+    Args:
+        folder: The output folder.
+        document: The manifest.
+        name: Title of the card.
+    """
+    text = card(document, name=name)
+    manifest.write(folder, {**document, "card_sha256": hashlib.sha256(text.encode()).hexdigest()})
+    (folder / "README.md").write_bytes(text.encode())
 
 
 def write_output(
@@ -39,7 +53,6 @@ def write_output(
     with whole_folder(out, overwrite=overwrite) as folder:
         write_adapter(folder, state, dtype=dtype)
         made = document() if callable(document) else document
-        manifest.write(folder, made)
-        (folder / "README.md").write_text(card(made, name=out.name), encoding="utf-8")
+        write_documents(folder, made, name=out.name)
         for name, content in (extra or {}).items():
             write_whole(folder / name, content)

@@ -23,8 +23,8 @@ from ..errors import PlanError
 from ..evaluation.acting import acting
 from ..files import whole_folder
 from ..models import load_base
+from ..output import write_documents
 from ..progress import SILENT, Watcher
-from ..publish.card import card
 from ..quantization import config_of_format
 from ..settings import BakeSettings
 from ..splits import CALIBRATION, refuse_tested, text_hash
@@ -100,8 +100,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
             beside = folder / BESIDE if work.beside else None
             report = replace(report, task=scores(plan, folder, beside, watch))
         document = _document(plan, report, inputs)
-        manifest.write(folder, document)
-        (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
+        write_documents(folder, document, name=out.name)
         if work.beside:
             manifest.write(folder / BESIDE, document | {"artifact": "adapter"})
     return report

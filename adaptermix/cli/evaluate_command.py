@@ -75,7 +75,7 @@ def compare(settings: CompareSettings, console: Console) -> None:
     for table in result.tables():
         console.table(*table)
     for note in result.notes:
-        console.say(f"  note: {note}")
+        console.note(note, "  ")
     for path in filter(None, (settings.markdown, settings.document)):
         console.say(f"wrote {path}")
     console.document(result.document())

@@ -81,7 +81,7 @@ def _show_pairs(result: Inspection, console: Console) -> None:
     console.table(["pair", "modules", *(title for _, title in forms.values())], rows)
     for pair in result.pairs:
         for note in pair.notes:
-            console.say(f"  note: {note}.")
+            console.note(f"{note}.", "  ")
     shown = [pair for pair in result.pairs if pair.modules]
     if len(shown) > _MOST_PAIRS:
         console.say("  Per layer and module: --json or --plot.")

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from ..errors import shown
 from ..settings import Settings
 from .console import Console
 
@@ -192,7 +193,7 @@ def explain(error: ValidationError) -> str:
         elif not fault["loc"]:  # of several options, whose values would be all of them
             faults.append(fault["msg"].removeprefix("Value error, "))
         else:
-            faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}")
+            faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {shown(repr(fault['input']))}")
     return "; ".join(dict.fromkeys(faults)) + "."
 
 

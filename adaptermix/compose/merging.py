@@ -21,9 +21,8 @@ from ..files import check_not_input, check_output, whole_folder
 from ..fingerprints import fingerprint
 from ..methods.base import build
 from ..models import pick_device
-from ..output import write_output
+from ..output import write_documents, write_output
 from ..progress import SILENT, Watcher
-from ..publish.card import card
 from ..threads import torch_threads
 from .dense import check_dense, write_delta
 from .execute import execute, merged_modules
@@ -341,8 +340,7 @@ def _merge_dense(
             modules = write_into_base(folder, plan, dtype=chosen, device=device, watch=watch)
         report = _report(plan, out, modules, settings)
         document = _document(plan, report) | {"artifact": "checkpoint" if _into_base(plan) else "delta"}
-        manifest.write(folder, document)
-        (folder / "README.md").write_text(card(document, name=target.name), encoding="utf-8")
+        write_documents(folder, document, name=target.name)
     return report
 
 
@@ -356,5 +354,5 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **{**manifest.inherit(plan.sources), **plan.entries},
+        **{**manifest.inherit(plan.sources, acting=report.acting), **plan.entries},
     )
