@@ -179,11 +179,11 @@ class _Push:
             self._step, self._there = "making the repository", "It is not known whether the repository was made"
             private = self._settings.private or None
             try:
-                repeatedly(lambda: api.create_repo(self._repo, private=private, exist_ok=True), self._step, self._watch)
+                repeatedly(lambda: api.create_repo(self._repo, private=private), self._step, self._watch)
             except Exception as error:
-                if not is_passing(error):
-                    self._there = "No repository was made"
-                raise
+                if status_of(error) != 409:  # else it was made after all, and the answer was lost
+                    self._there = self._there if is_passing(error) else "No repository was made"
+                    raise
             kind = "private" if self._settings.private else "public"
             self._there = f"The {kind} repository was made and is empty: push again, or delete it on the Hub"
             if self._settings.private:

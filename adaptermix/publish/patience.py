@@ -61,9 +61,11 @@ def bounded() -> Iterator[None]:
     def make() -> Any:
         client = before()
         http = import_module(type(client).__module__.partition(".")[0])
-        client.timeout = http.Timeout(SILENT_SECONDS, connect=CONNECT_SECONDS)
         hooks = client.event_hooks
-        client.event_hooks = hooks | {"response": [*hooks.get("response", []), lambda r: _look(r, http, waited)]}
+        client.event_hooks = hooks | {
+            "request": [*hooks.get("request", []), _limit],
+            "response": [*hooks.get("response", []), lambda r: _look(r, http, waited)],
+        }
         return client
 
     set_client_factory(make)
@@ -71,6 +73,13 @@ def bounded() -> Iterator[None]:
         yield
     finally:
         set_client_factory(before)
+
+
+def _limit(request: Any) -> None:
+    """Give a request time limits; some calls of huggingface_hub switch those of the client off."""
+    limits = {"connect": CONNECT_SECONDS, "read": SILENT_SECONDS, "write": SILENT_SECONDS, "pool": SILENT_SECONDS}
+    own = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = {name: own.get(name) or limit for name, limit in limits.items()}
 
 
 def _look(response: Any, http: Any, waited: list[float]) -> None:
