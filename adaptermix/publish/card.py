@@ -38,8 +38,9 @@ def plain(text: object, limit: int = 200) -> str:
 
 
 def _code(text: object, limit: int = 200) -> str:
-    """Return foreign text as inline code."""
-    return f"`{shown(text, limit).replace('`', chr(39))}`"
+    """Return foreign text as inline code, or escaped where it holds markup."""
+    line = shown(text, limit)
+    return plain(text, limit) if _MARKUP.search(line) else f"`{line}`"
 
 
 def _is_full(document: Mapping[str, Any]) -> bool:

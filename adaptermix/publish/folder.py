@@ -47,7 +47,6 @@ _ALWAYS = (MANIFEST, README, "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", 
 _TEXTS = (".json", ".jsonl", ".html")
 _MODEL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file")
 _MOST_TEXT = 2**26
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,9 +262,3 @@ def _config(document: dict[str, Any], base: Mapping[str, Any], local: str = "") 
         if document.get("revision") != base.get("revision"):
             cleaned["revision"] = base.get("revision")
     return cleaned
-
-
-def named(names: list[str]) -> str:
-    """Return names for a message, the first few of them."""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(shown(name, 80) for name in names[:_MOST_NAMED]) + more

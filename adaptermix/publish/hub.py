@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import AdapterFormatError, PublishError, shown
 from ..progress import SILENT, Watcher
 from ..settings import PushSettings
-from .folder import Published, named, prepare
+from .folder import Published, prepare
 from .patience import WaitTooLongError, bounded, is_passing, reason_of, repeatedly, status_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -101,7 +101,8 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
         raise AdapterFormatError(f"an output folder or an adapter is needed, and {shown(folder)} is no folder.")
     published = prepare(folder, settings.repo, base_id=settings.base_id)
     if published.left_out:
-        published.notes.append(f"not published: {named(published.left_out)}")
+        count = len(published.left_out)
+        published.notes.append(f"{count} other {'file' if count == 1 else 'files'} in the folder: not published.")
     for note in published.notes:
         watch.note(note)
     url = None if settings.dry_run else _Push(settings, published, watch).run()

@@ -90,7 +90,7 @@ def test_only_what_belongs_to_the_adapter_arrives_in_one_commit_and_the_folder_s
         *("adapter_config.json", "adapter_model.safetensors", "adaptermix.json", "README.md")
     }
     assert sorted(report.left_out) == sorted(PRIVATE)
-    assert "not published: .cache/x" in report.notes[-1]
+    assert report.notes[-1] == f"{len(PRIVATE)} other files in the folder: not published."
     assert not any(b"private" in content for name, content in repository.files.items() if name != "README.md")
     assert repository.private is True
     assert [commit["summary"] for commit in repository.commits] == ["First"]
