@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOVING = ("pissa", "olora")
 """Ways to begin a LoRA that move a part of the base's weights into it."""
-ROWS = re.compile(r"(?P<start>\d*):(?P<stop>\d*)(?::(?:0*(?P<step>[1-9]\d*))?)?")
+ROWS = re.compile(r"(?P<start>\d{0,18}):(?P<stop>\d{0,18})(?::(?:0{0,18}(?P<step>[1-9]\d{0,17}))?)?")
 """`START:STOP` or `START:STOP:STEP`, each of which may be missing."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")

@@ -87,7 +87,7 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
 def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair], DataFile]:
     """Read the pairs of one file; see `read_pairs`."""
     chosen = parse_rows(rows)
-    every = _every_pair(file)
+    every = _every_pair(file, chosen.stop)
     asked = every[chosen]
     kept = [pair for pair in asked if pair.source and pair.target]
     if not kept:
@@ -95,12 +95,14 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair
     return kept, replace(file, left_out=len(asked) - len(kept))
 
 
-def _every_pair(file: DataFile) -> list[Pair]:
+def _every_pair(file: DataFile, stop: int | None) -> list[Pair]:
     languages = _pair_languages(file)
     found = []
     for index, (number, columns) in enumerate(_columns(file)):
         if index == 0 and _is_header(columns[:2], languages):
             continue
+        if len(found) == stop:
+            break
         if len(columns) < 2:
             raise DataError(
                 f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "

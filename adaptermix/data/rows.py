@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TypeVar
 
 from ..errors import DataError
@@ -176,7 +177,7 @@ def pick_rows(
     kept: list[Row] = []
     counted = []
     for file in files:
-        whole = list(read(file))
+        whole = list(islice(read(file), chosen.stop))  # rows behind the last one asked for are not read
         asked = whole[chosen]
         here = [row for row in asked if row is not None]
         if not here:
