@@ -101,8 +101,6 @@ def _every_pair(file: DataFile, stop: int | None) -> list[Pair]:
     for index, (number, columns) in enumerate(_columns(file)):
         if index == 0 and _is_header(columns[:2], languages):
             continue
-        if len(found) == stop:
-            break
         if len(columns) < 2:
             raise DataError(
                 f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "
@@ -115,6 +113,8 @@ def _every_pair(file: DataFile, stop: int | None) -> list[Pair]:
                 "Keep the two, in this order."
             )
         found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
+        if len(found) == stop:
+            break
     return found
 
 

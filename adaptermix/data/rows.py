@@ -177,10 +177,12 @@ def pick_rows(
     kept: list[Row] = []
     counted = []
     for file in files:
-        whole = list(islice(read(file), chosen.stop))  # rows behind the last one asked for are not read
+        every = iter(read(file))
+        whole = list(islice(every, chosen.stop))  # rows behind the last one asked for are not read
         asked = whole[chosen]
         here = [row for row in asked if row is not None]
         if not here:
+            whole += every
             omitted = sum(row is None for row in whole)
             without = f", {omitted} of them without a label or an answer" if omitted else ""
             raise DataError(
