@@ -14,7 +14,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .base_files import check_base_files
 from .errors import ModelError
+from .pretrained import unreachable
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -133,11 +135,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model folder and read its headers; no tensor is read.
 
     Raises:
-        ModelError: no such folder, no safetensors in it, or a damaged file.
+        ModelError: no such folder, no safetensors in it, or a damaged file or config.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ModelError(f"a checkpoint is a folder with {SINGLE} or {INDEX}, and {folder} is no folder.")
+    check_base_files(folder, "config")
     tensors: dict[str, TensorHeader] = {}
     for file in _files(folder):
         tensors |= _headers(folder / file)
@@ -172,8 +175,7 @@ def resolve_checkpoint(reference: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FETCHED))
     except Exception as error:  # the Hub client's many kinds: network, login, names
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{reference!r} must be a model folder or a Hub id that can be reached: {reason}") from error
+        raise unreachable(reference, error, "model") from error
 
 
 @lru_cache(maxsize=2)

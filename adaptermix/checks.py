@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MOVING = ("pissa", "olora")
 """Ways to begin a LoRA that move a part of the base's weights into it."""
-ROWS = re.compile(r"(?P<start>\d*):(?P<stop>\d*)(?::(?:0*(?P<step>[1-9]\d*))?)?")
+ROWS = re.compile(r"(?P<start>\d{0,18}):(?P<stop>\d{0,18})(?::(?:0{0,18}(?P<step>[1-9]\d{0,17}))?)?")
 """`START:STOP` or `START:STOP:STEP`, each of which may be missing."""
 _HOME = re.compile(r"((?:[^/=]*=)?)((?:~[\w.-]*|\$HOME)(?=/|$))?(.*)", re.DOTALL)
 """The name before `=` if there is one, the home folder, and the rest."""

@@ -49,7 +49,7 @@ _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     RetrieveSettings: lambda settings, watch: retrieve(settings, watch=watch).document(),
     InspectSettings: lambda settings, watch: inspect(**settings.model_dump(), watch=watch).document(),
     SpectrumSettings: lambda settings, watch: spectrum(**settings.model_dump(), watch=watch).document(),
-    PushSettings: lambda settings, _watch: push(settings).document(),
+    PushSettings: lambda settings, watch: push(settings, watch=watch).document(),
     DemoInputsSettings: lambda settings, watch: demo_inputs(settings, watch=watch),
 }
 

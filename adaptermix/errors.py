@@ -2,7 +2,51 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+# Controls, marks of text direction, line separators and lone surrogates: they act on a terminal, or cannot be encoded.
+# The two joiners (U+200C, U+200D) stay, since words of Persian and of Indic languages hold them.
+UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def escaped(text: str, *, keep: str = "") -> str:
+    r"""Return a text with its control characters and the like written as in Python, such as `\x1b`.
+
+    Args:
+        text: Any text.
+        keep: Characters to leave as they are, such as line ends.
+    """
+    return UNSAFE.sub(
+        lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode("ascii"), text
+    )
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Return text from a file or another program as a message may hold it: one line, escaped, and cut to a length.
+
+    Args:
+        text: Any object; its `str` is shown.
+        limit: Most characters.
+    """
+    line = escaped(" ".join(str(text).split()))
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def cut(text: str, limit: int = 3000) -> str:
+    """Return a text that keeps its beginning and its end, where a message says what to do, if it is too long.
+
+    Args:
+        text: Any text.
+        limit: Most characters.
+    """
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 5]} ... {text[-end:]}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from .errors import ModelError
 from .head_forms import Head
+from .pretrained import load_model
 
 
 def _prefix(auto: Any, config: Any) -> str | None:
@@ -51,11 +52,11 @@ def _is_causal(config: Any) -> bool:
     return "ForCausalLM" in named or "LMHead" in named
 
 
-def load_headed(name: str, head: Head, *, seed: int, **options: Any) -> tuple[Any, tuple[str, ...]]:
+def load_headed(reference: str, head: Head, *, seed: int, **options: Any) -> tuple[Any, tuple[str, ...]]:
     """Load a base model with a head, and return it with the names of the head's modules.
 
     Args:
-        name: Folder or Hub id.
+        reference: Folder or Hub id, with `@REVISION` if wanted.
         head: The head.
         seed: Seed of the weights of a head that the checkpoint does not have.
         options: Further arguments of `from_pretrained`.
@@ -63,21 +64,22 @@ def load_headed(name: str, head: Head, *, seed: int, **options: Any) -> tuple[An
     Raises:
         ModelError: the checkpoint lacks weights of the base model itself.
     """
-    import transformers
-
     labels = head.labels if head.form.outputs is None else [f"LABEL_{number}" for number in range(head.outputs)]
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: n for n, label in enumerate(labels)},
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a new head is random
-        model, info = getattr(transformers, head.form.auto_class).from_pretrained(
-            name, output_loading_info=True, num_labels=head.outputs, **names, **options
+        model, info = load_model(
+            reference, head.form.auto_class, output_loading_info=True, num_labels=head.outputs, **names, **options
         )
     inner = f"{model.base_model_prefix}."
     new = {key.removeprefix(inner).split(".")[0] for key in info["missing_keys"]}
     strange = sorted(new & {part for part, _ in model.base_model.named_children()} - {"pooler"})
     if strange:
         raise ModelError(
-            f"the checkpoint {name!r} must hold the weights of its base model, and {', '.join(strange)} would be "
+            f"the checkpoint {reference!r} must hold the weights of its base model, and {', '.join(strange)} would be "
             f"random under {head.form.auto_class}. Give a checkpoint of this architecture."
         )
     return model, tuple(sorted(new | {module for module in head.form.modules if hasattr(model, module)}))

@@ -83,19 +83,24 @@ def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
 
 
 def inherit(
-    sources: Sequence[AdapterSource], *, models: Sequence[Path] = (), **own: Sequence[Mapping[str, Any]]
+    sources: Sequence[AdapterSource],
+    *,
+    models: Sequence[Path] = (),
+    acting: Sequence[bool] | None = None,
+    **own: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return what a merge takes over: languages by role, files, task and sentence vectors where all agree.
 
     Args:
         sources: The adapters.
         models: Folders of models that go into the result; those that this toolkit wrote name files too.
+        acting: Whether each adapter has a weight other than 0; languages of the others are left out. Default all.
         own: Files of the merge itself, in addition to those of its inputs: `data` that it learned from, `dev` that it
             was chosen on, `calibration` that it was fitted to, and those of them that were `tested` before.
     """
     languages: dict[str, list[str]] = {}
-    for source in sources:
-        for role, names in _languages(source.meta.manifest):
+    for source, acts in zip(sources, acting or [True] * len(sources), strict=True):
+        for role, names in _languages(source.meta.manifest) if acts else ():
             languages[role] = sorted({*languages.get(role, ()), *names})
     return {
         "languages": languages or None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,10 +17,13 @@ from .fingerprints import companion_digest, fingerprint
 from .head_forms import Head
 from .headed import check_head, load_headed
 from .manifest import Origin, origin_of
+from .pretrained import cached_file, load_config, load_model, load_tokenizer, split_revision
 from .progress import Watcher
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 
 Kind = Literal["causal", "encoder"]
+AUTO_CLASSES: dict[Kind, str] = {"causal": "AutoModelForCausalLM", "encoder": "AutoModel"}
+"""Class of transformers that loads each kind without a head for a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +116,6 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def split_revision(reference: str) -> tuple[str, str | None]:
-    """Return (id, revision) of `MODEL` or `MODEL@REVISION`; a folder that exists is taken as it is."""
-    if Path(reference).exists() or "@" not in reference:
-        return reference, None
-    name, revision = reference.rsplit("@", 1)
-    return name, revision
-
-
 def fingerprint_of(reference: str) -> str | None:
     """Return the fingerprint of a base model, None where its files are not on disk."""
     folder = model_folder(reference)
@@ -151,12 +145,9 @@ def _folder(name: str, revision: str | None) -> Path | None:
     """Return the folder that holds a model's weights, if it is on disk."""
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-
     for file in ("model.safetensors", "model.safetensors.index.json"):
-        found = try_to_load_from_cache(name, file, revision=revision)
-        if isinstance(found, str | os.PathLike):
-            return Path(found).parent
+        if found := cached_file(name, file, revision):
+            return found.parent
     return None
 
 
@@ -186,14 +177,7 @@ def model_kind(reference: str) -> Kind:
     Raises:
         ModelError: no such model, or a kind that is not handled.
     """
-    from transformers import AutoConfig
-
-    name, revision = split_revision(reference)
-    try:
-        config = AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise unreachable(reference, error) from error
-    return _kind(config, reference)
+    return _kind(load_config(reference), reference)
 
 
 def class_modules(folder: Path) -> list[str]:
@@ -204,26 +188,12 @@ def class_modules(folder: Path) -> list[str]:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = load_config(str(folder))
         made: Any = getattr(transformers, str((config.architectures or [""])[0]))
         with torch.device("meta"):
             return [name for name, _ in made(config).named_modules()]
     except Exception:  # a class of another release, or of the model's own code
         return []
-
-
-def unreachable(reference: str, error: Exception, what: str = "base model") -> ModelError:
-    """Return why a model is not there, for a person."""
-    if reference.startswith((".", "/", "~")) and not Path(reference).is_dir():
-        return ModelError(f"{what} {reference!r} must be a model folder or a Hub id, and there is no such folder.")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(f"{what} {reference!r} must be a model folder or a Hub id that can be reached: {reason}")
-
-
-def _load_plain(name: str, kind: Kind, **options: Any) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    return (AutoModelForCausalLM if kind == "causal" else AutoModel).from_pretrained(name, **options)
 
 
 def load_base(
@@ -248,27 +218,20 @@ def load_base(
     Raises:
         ModelError: no such model, a kind that is not handled, or files that do not load.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
-
     name, revision = split_revision(reference)
     place = pick_device(device)
-    pinned = {"revision": revision} if revision else {}
-    try:
-        config = AutoConfig.from_pretrained(name, **pinned)
-        kind = _kind(config, reference)
-        wide = pick_dtype(dtype, place)
-        whole = head.form.modules if head else () if kind == "encoder" else None
-        options = loading_options(quantize, place, wide, whole=whole) | pinned
-        tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
-        modules: tuple[str, ...] = ()
-        if head is None:
-            model = _load_plain(name, kind, dtype=wide, **options)
-        else:
-            check_head(reference, config, tokenizer, head)
-            model, modules = load_headed(name, head, seed=seed, dtype=wide, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise unreachable(reference, error) from error
+    config = load_config(reference)
+    kind = _kind(config, reference)
+    wide = pick_dtype(dtype, place)
+    whole = head.form.modules if head else () if kind == "encoder" else None
+    options = loading_options(quantize, place, wide, whole=whole)
+    tokenizer = load_tokenizer(reference)
+    modules: tuple[str, ...] = ()
+    if head is None:
+        model = load_model(reference, AUTO_CLASSES[kind], dtype=wide, **options)
+    else:
+        check_head(reference, config, tokenizer, head)
+        model, modules = load_headed(reference, head, seed=seed, dtype=wide, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -86,6 +87,19 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.3g} MB"
 
 
+def write_documents(folder: Path, document: Mapping[str, Any], *, name: str) -> None:
+    """Write manifest and model card; the manifest has the card's hash, which tells later whether somebody edited it.
+
+    Args:
+        folder: The output folder.
+        document: The manifest.
+        name: Title of the card.
+    """
+    text = card(document, name=name)
+    manifest.write(folder, {**document, "card_sha256": hashlib.sha256(text.encode()).hexdigest()})
+    (folder / "README.md").write_bytes(text.encode())
+
+
 def write_output(
     out: Path,
     state: AdapterState,
@@ -113,7 +127,6 @@ def write_output(
     with whole_folder(out, overwrite=overwrite) as folder:
         write_adapter(folder, state, dtype=dtype, compact=compact)
         made = document() if callable(document) else document
-        manifest.write(folder, made)
-        (folder / "README.md").write_text(card(made, name=out.name), encoding="utf-8")
+        write_documents(folder, made, name=out.name)
         for name, content in (extra or {}).items():
             write_whole(folder / name, content)

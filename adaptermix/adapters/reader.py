@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import AdapterFormatError
+from ..errors import AdapterFormatError, shown
 from .writer import DTYPE_NAMES
 
 WEIGHTS = "adapter_model.safetensors"
@@ -47,7 +47,7 @@ class WeightsFile(Protocol):
 
 def one_line(error: object, limit: int = 300) -> str:
     """Return a foreign message on one line, cut to a length."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    return shown(error, limit) or type(error).__name__
 
 
 def _damaged(path: Path, error: object) -> AdapterFormatError:

@@ -1,6 +1,6 @@
 """Pure tensor algebra of adapter updates: no files, no models, no global state."""
 
-from .geometry import cosine, inner, inner_products, norm, sign_conflict
+from .geometry import cosine, inner, inner_products, norm, sign_conflict, sign_conflict_by_chance
 from .lowrank import concatenate, factored, recompress, singular_values
 from .randomised import least_rank, truncate
 from .stack import Stack
@@ -21,6 +21,7 @@ __all__ = [
     "norm",
     "recompress",
     "sign_conflict",
+    "sign_conflict_by_chance",
     "singular_values",
     "truncate",
 ]

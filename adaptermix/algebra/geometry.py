@@ -130,6 +130,15 @@ def _sampled(update: Update, rows: Tensor, columns: Tensor) -> Tensor:
     return values * math.copysign(1.0, update.scale) if update.scale else torch.zeros_like(values)
 
 
+def sign_conflict_by_chance(count: int) -> float:
+    """Return the share of sign conflicts of independent updates whose signs are even: 1/2 of two, 3/4 of three.
+
+    Args:
+        count: Number of updates; of fewer than two that of two is returned.
+    """
+    return 1 - 0.5 ** (max(count, 2) - 1)
+
+
 def sign_conflict(updates: Sequence[Update], weights: Sequence[float] | None = None) -> float:
     """Return the share of entries at which two of the updates, times their weights, pull in opposite directions.
 

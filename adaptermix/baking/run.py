@@ -26,8 +26,8 @@ from ..fingerprints import companion_digest
 from ..inputs import holds_output
 from ..manifest import SeenFile
 from ..models import load_base
+from ..output import write_documents
 from ..progress import SILENT, Watcher
-from ..publish.card import card
 from ..quantization import config_of_format
 from ..settings import BakeSettings
 from ..splits import CALIBRATION, overlap_of, refuse_tested
@@ -106,8 +106,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
             beside = folder / BESIDE if work.beside else None
             report = replace(report, task=scores(plan, folder, beside, watch))
         document = _document(plan, report, inputs)
-        manifest.write(folder, document)
-        (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
+        write_documents(folder, document, name=out.name)
         if work.beside:
             manifest.write(folder / BESIDE, document | {"artifact": "adapter"})
     return report

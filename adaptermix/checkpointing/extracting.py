@@ -24,8 +24,9 @@ from ..compose.forms import Shape
 from ..errors import ModelError, OutputError, PlanError
 from ..files import check_not_input, check_output
 from ..inputs import locks_out
-from ..models import class_modules, pick_device, split_revision
+from ..models import class_modules, pick_device
 from ..output import output_size, size_notes, write_output
+from ..pretrained import split_revision
 from ..progress import SILENT, Watcher
 from .reading import FLOATS, base_entry, check_shapes, config_of, difference, input_entry, open_model, task_type
 from .report import ExtractedModule, ExtractReport

@@ -24,8 +24,8 @@ from ..files import check_not_input, check_output, whole_folder
 from ..inputs import locks_out
 from ..methods.base import MergeMethod, build
 from ..models import pick_device
+from ..output import write_documents
 from ..progress import SILENT, Watcher
-from ..publish.card import card
 from .adding import rounding_share
 from .reading import FLOATS, base_entry, check_shapes, difference, input_entry, open_model
 from .writing import DTYPES, parse_size, write_checkpoint
@@ -307,8 +307,7 @@ def merge_checkpoints(
         modules = _write(merge, target, shard_size=shard_size, watch=watch)
         report = _report(folder, settings, modules)
         document = _document(merge, report, base, models, watch)
-        manifest.write(target, document)
-        (target / "README.md").write_text(card(document, name=folder.name), encoding="utf-8")
+        write_documents(target, document, name=folder.name)
     return report
 
 

@@ -15,7 +15,7 @@ from ..checkpoints import Checkpoint, open_checkpoint, resolve_checkpoint
 from ..errors import ModelError
 from ..files import sha256
 from ..fingerprints import fingerprint
-from ..models import split_revision
+from ..pretrained import split_revision
 from ..progress import SILENT, Watcher
 
 FLOATS = {"F64", "F32", "F16", "BF16"}

@@ -12,11 +12,13 @@ from typing import Any
 
 import click
 
-from ..errors import AdapterMixError, ConfigError, ToldElsewhere, UsageError
+from ..errors import UNSAFE, AdapterMixError, ConfigError, ToldElsewhere, UsageError, cut, escaped, shown
 from ..launcher import is_main_process
 from ..progress import SILENT, Look
 
 _LINE_EVERY = 5.0
+_WIDEST = 120
+"""Most characters of a table's cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +41,18 @@ class Console:
         return Bars() if sys.stderr.isatty() else Lines()
 
     def say(self, text: str) -> None:
-        """Show text to a person."""
+        """Show text to a person; characters that would act on a terminal are escaped."""
         if not self.quiet and is_main_process():
-            click.echo(text, err=True)
+            click.echo(escaped(text, keep="\n\t"), err=True)
+
+    def note(self, text: str, indent: str = "") -> None:
+        """Show a note, or a warning, on one line."""
+        mark = "" if text.startswith(("warning:", "note:")) else "note: "
+        self.say(f"{indent}{mark}{one_line(text)}")
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a table to a person: first column left, others right."""
-        lines = [list(titles), *(list(row) for row in rows)]
+        lines = [[shown(cell, _WIDEST) for cell in line] for line in (titles, *rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
         for line in lines:
             cells = [
@@ -56,7 +63,17 @@ class Console:
     def document(self, document: dict[str, Any]) -> None:
         """Print the JSON document, if asked for."""
         if self.as_json and is_main_process():
-            click.echo(json.dumps(document, ensure_ascii=False))
+            click.echo(json_line(document))
+
+
+def json_line(document: Any) -> str:
+    """Return a JSON document on one line; characters that would act on a terminal are escaped, as JSON escapes them."""
+    return UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(document, ensure_ascii=False))
+
+
+def one_line(text: str) -> str:
+    """Return a message on one line, escaped, and cut in the middle if it is very long."""
+    return cut(escaped(text))
 
 
 class Bars:
@@ -76,21 +93,21 @@ class Bars:
         )
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Rich(stderr=True)) as progress:
-            task = progress.add_task(label, total=total, text="")
-            yield lambda done, text: progress.update(task, advance=done, text=text)
+            task = progress.add_task(shown(label), total=total, text="")
+            yield lambda done, text: progress.update(task, advance=done, text=shown(text))
 
     def note(self, message: str) -> None:
         """Show one line."""
-        click.echo(message, err=True)
+        click.echo(one_line(message), err=True)
 
     def look(self, look: Look) -> None:
         """Show nothing: the log has it."""
@@ -115,13 +132,14 @@ class Lines:
             if now - self._last >= _LINE_EVERY or (done >= total and now - start >= 2):
                 self._last = now
                 left = (now - start) / max(done, 1) * (total - done)
-                click.echo(f"{label}: {done}/{total}  {text}  {now - start:.0f} s, {left:.0f} s left", err=True)
+                line = f"{shown(label)}: {done}/{total}  {shown(text)}  {now - start:.0f} s, {left:.0f} s left"
+                click.echo(line, err=True)
 
         yield advance
 
     def note(self, message: str) -> None:
         """Show one line."""
-        click.echo(message, err=True)
+        click.echo(one_line(message), err=True)
 
     def look(self, look: Look) -> None:
         """Show nothing: the log has it."""
@@ -185,12 +203,14 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     if found is None:
         raise error
     code, kind, message = found
+    if not isinstance(error, click.exceptions.NoArgsIsHelpError):
+        message = one_line(message)
     if isinstance(error, ToldElsewhere):
         return 130 if error.interrupted else code
     if not is_main_process() and isinstance(error, click.ClickException | ConfigError):  # every process finds it
         return code
     if as_json:
-        click.echo(json.dumps({"error": {"kind": kind, "message": message}}, ensure_ascii=False))
+        click.echo(json_line({"error": {"kind": kind, "message": message}}))
     elif isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(message, err=True)
     else:

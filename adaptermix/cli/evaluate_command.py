@@ -91,7 +91,7 @@ def compare(settings: CompareSettings, console: Console) -> None:
             f"'{result.baseline}' at 5 %, corrected for systems times languages"
         )
     for note in result.notes:
-        console.say(f"  note: {note}")
+        console.note(note, "  ")
     for path in filter(None, (settings.markdown, settings.document)):
         console.say(f"wrote {path}")
     console.document(result.document())

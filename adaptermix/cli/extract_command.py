@@ -48,4 +48,4 @@ def _show(report: ExtractReport, console: Console) -> None:
             f"whole difference, most of it in {most}"
         )
     for note in report.notes:
-        console.say(f"  note: {note}")
+        console.note(note, "  ")

@@ -20,7 +20,7 @@ _MOST_PAIRS = 3
     text="Adapters are named after their folders; a second 'task' becomes 'task#2'.\n\n"
     "Overlap is the mean squared cosine of the principal angles between the subspaces of two deltas: left where they "
     "write (columns of B), right what they read (rows of A). Sign conflicts are counted on a grid of at most 128 x 128 "
-    "entries per module.\n\n"
+    "entries per module; independent adapters have 50%.\n\n"
     "Example: adaptermix inspect task align --plot interference.png",
 )
 def inspect(settings: InspectSettings, console: Console) -> None:
@@ -65,7 +65,7 @@ def _show_adapters(result: Inspection, console: Console) -> None:
 def _show_pairs(result: Inspection, console: Console) -> None:
     forms = {
         "cosine": (".4f", "cosine"),
-        "sign_conflict": (".1%", "sign conflict"),
+        "sign_conflict": (".1%", "sign conflict (50% is chance)"),
         "overlap": (".4f", "overlap"),
         "overlap_left": (".4f", "left"),
         "overlap_right": (".4f", "right"),
@@ -81,7 +81,7 @@ def _show_pairs(result: Inspection, console: Console) -> None:
     console.table(["pair", "modules", *(title for _, title in forms.values())], rows)
     for pair in result.pairs:
         for note in pair.notes:
-            console.say(f"  note: {note}.")
+            console.note(f"{note}.", "  ")
     shown = [pair for pair in result.pairs if pair.modules]
     if len(shown) > _MOST_PAIRS:
         console.say("  Per layer and module: --json or --plot.")

@@ -17,6 +17,7 @@ from .options import settings_command
 )
 def merge(settings: MergeSettings, console: Console) -> None:
     """Merge adapters."""
+    from ..algebra import sign_conflict_by_chance
     from ..output import megabytes, size_sentence
     from ..study import merge_learned
 
@@ -27,14 +28,15 @@ def merge(settings: MergeSettings, console: Console) -> None:
         f"{'would merge' if settings.dry_run else 'merged'} {len(settings.adapters)} {_what(settings)}, "
         f"weights {weights}, "
         f"method {report.method}: {len(report.modules)} modules, norm {report.norm:.4g}, "
-        f"lost to {lost} {report.residual:.2%}, sign conflicts {report.sign_conflict:.1%}"
+        f"lost to {lost} {report.residual:.2%}, sign conflicts {report.sign_conflict:.1%} "
+        f"({sign_conflict_by_chance(sum(map(bool, report.weights))):.0%} is chance)"
     )
     if report.rank is not None:
         console.say(size_sentence(report.rank, report.bytes))
     elif report.bytes is not None:
         console.say(megabytes(report.bytes))
     for note in getattr(report, "notes", ()):
-        console.say(f"note: {note}")
+        console.note(note)
     _show_places(report, console)
     if not settings.dry_run:
         console.say(f"wrote {settings.out}")

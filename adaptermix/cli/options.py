@@ -10,6 +10,7 @@ import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from ..errors import shown
 from ..limited_yaml import parse_yaml
 from ..settings import Settings
 from .console import Console
@@ -198,7 +199,7 @@ def explain(error: ValidationError) -> str:
         elif not fault["loc"]:  # of several options, whose values would be all of them
             faults.append(fault["msg"].removeprefix("Value error, "))
         else:
-            faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}")
+            faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}, got {shown(repr(fault['input']))}")
     return "; ".join(dict.fromkeys(faults)) + "."
 
 

@@ -12,7 +12,9 @@ def push(settings: PushSettings, console: Console) -> None:
     """Publish an adapter."""
     from ..publish.hub import push as work
 
-    report = work(settings)
+    report = work(settings, watch=console.watch)
+    if settings.dry_run:
+        console.say(report.card)
     console.say(f"{'would push' if report.url is None else 'pushed'} {len(report.files)} files to {report.repo}:")
     console.table(["file", "bytes"], [[name, f"{size:,}"] for name, size in report.files])
     if report.url:

@@ -160,7 +160,7 @@ def search(settings: SearchSettings, console: Console) -> None:
             f"searched: {', '.join(named)}"
         )
         for note in document["notes"]:
-            console.say(f"note: {note}")
+            console.note(note)
         console.document(document)
         return
     result = work(settings, watch=console.watch)

@@ -55,4 +55,4 @@ def _show(report: SpectrumReport, console: Console) -> None:
         rows.append([kind, *("-" if value is None else f"{value:.4g}" for value in means)])
     console.table(["module", "ratio B/A", "d", "d / norm A"], rows)
     for note in report.notes:
-        console.say(f"  note: {note}.")
+        console.note(f"{note}.", "  ")

@@ -31,8 +31,8 @@ def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
             f"{name} loss {found['first']:.3f} -> {found['last']:.3f}".strip() for name, found in losses.items()
         )
         console.say(
-            f"trained {document['parameters']:,} parameters in {document['steps']} steps of "
-            f"{document['seconds_per_step']:.2f} s ({document['tokens_per_second']:.0f} tokens/s): {told}"
+            f"trained {document['parameters']:,} parameters in {document['steps']} steps, "
+            f"{document['seconds_per_step']:.2f} s per step ({document['tokens_per_second']:.0f} tokens/s): {told}"
         )
         if report.kept:
             early = "" if document["steps"] == report.steps else f" (stopped early, of {report.steps})"

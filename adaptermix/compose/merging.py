@@ -23,9 +23,8 @@ from ..fingerprints import fingerprint
 from ..inputs import locks_out
 from ..methods.base import build
 from ..models import pick_device
-from ..output import OutputForm, output_size, weight_bytes, write_output
+from ..output import OutputForm, output_size, weight_bytes, write_documents, write_output
 from ..progress import SILENT, Watcher
-from ..publish.card import card
 from ..threads import torch_threads
 from .dense import check_dense, dense_reports, into_base, write_delta
 from .execute import execute
@@ -336,8 +335,7 @@ def _merge_dense(
         report = replace(merge_report(plan, out, modules, settings), bytes=weight_bytes(folder))
         check_rounding(plan, report, limit)
         document = _document(plan, report) | {"artifact": "checkpoint" if into_base(plan) else "delta"}
-        manifest.write(folder, document)
-        (folder / "README.md").write_text(card(document, name=target.name), encoding="utf-8")
+        write_documents(folder, document, name=target.name)
     return report
 
 
@@ -356,5 +354,5 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **{**manifest.inherit(plan.sources, models=_models(plan)), **plan.entries},
+        **{**manifest.inherit(plan.sources, models=_models(plan), acting=report.acting), **plan.entries},
     )

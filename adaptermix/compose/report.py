@@ -83,6 +83,12 @@ class MergeReport:
         shared = [m.sign_conflict for m in self.modules.values() if sum(weight != 0 for weight in m.weights) > 1]
         return sum(shared) / len(shared) if shared else 0.0
 
+    @property
+    def acting(self) -> tuple[bool, ...]:
+        """Whether each adapter has a weight other than 0 in some module."""
+        weights = [m.weights for m in self.modules.values() if len(m.weights) == len(self.weights)] or [self.weights]
+        return tuple(any(column) for column in zip(*weights, strict=True))
+
     def fidelity(self) -> dict[str, Any]:
         """Return the fidelity report as plain data, for manifests."""
         return {

@@ -63,14 +63,17 @@ def _read(file: DataFile) -> Iterator[ClassifyRow | None]:
         yield ClassifyRow(text=record["text"], label=label, language=row_language(file, record.get("language")))
 
 
-def _refuse_header(file: DataFile, rows: Sequence[ClassifyRow | None]) -> None:
-    """Refuse a first row that looks like a header of other names: one word each, and a label that no other row has."""
-    first, others = rows[0], [row.label for row in rows[1:] if row]
+def _may_be_header(file: DataFile, first: ClassifyRow | None) -> bool:
+    """Return whether a first row has one word in each of its two columns."""
     if is_json(file) or first is None or not (first.text.isidentifier() and first.label.isidentifier()):
-        return
+        return False
     _, cells = next(table_cells(file))
-    if [cell.strip() for cell in cells] != [first.text, first.label]:  # below a header
-        return
+    return [cell.strip() for cell in cells] == [first.text, first.label]  # else it stands below a header
+
+
+def _refuse_header(file: DataFile, first: ClassifyRow, rows: Sequence[ClassifyRow | None]) -> None:
+    """Refuse a first row that looks like a header of other names: its label is that of no other row."""
+    others = [row.label for row in rows if row]
     if len(others) > 1 and first.label not in others and len(set(others)) < len(others):
         raise DataError(
             f"{file.path}:1: labels must occur more than once, and the first row looks like a header: {first.text!r}, "
@@ -78,11 +81,17 @@ def _refuse_header(file: DataFile, rows: Sequence[ClassifyRow | None]) -> None:
         )
 
 
-def _read_whole(file: DataFile) -> list[ClassifyRow | None]:
-    rows = list(_read(file))
-    if rows:
-        _refuse_header(file, rows)
-    return rows
+def _read_checked(file: DataFile) -> Iterator[ClassifyRow | None]:
+    """Yield the rows; the whole file is read at once only if its first row may be a header."""
+    rows = _read(file)
+    for first in rows:
+        if first and _may_be_header(file, first):
+            others = list(rows)
+            _refuse_header(file, first, others)
+            yield from (first, *others)
+        else:
+            yield first
+            yield from rows
 
 
 def _with_folder(file: DataFile) -> DataFile:
@@ -109,4 +118,4 @@ def read_classify(arguments: Sequence[str], *, rows: str | None = None) -> tuple
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = [_with_folder(file) for file in find_files(arguments)]
-    return pick_rows(files, rows, _read_whole)
+    return pick_rows(files, rows, _read_checked)

@@ -94,7 +94,7 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
 def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair], DataFile]:
     """Read the pairs of one file; see `read_pairs`."""
     chosen = parse_rows(rows)
-    every = _every_pair(file)
+    every = _every_pair(file, chosen.stop)
     asked = every[chosen]
     kept = [pair for pair in asked if pair.source and pair.target]
     if not kept:
@@ -102,7 +102,7 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair
     return kept, file.using(partial(texts_of, kept), rows, len(asked) - len(kept))
 
 
-def _every_pair(file: DataFile) -> list[Pair]:
+def _every_pair(file: DataFile, stop: int | None) -> list[Pair]:
     languages = _pair_languages(file)
     found = []
     for index, (number, columns) in enumerate(_columns(file)):
@@ -120,6 +120,8 @@ def _every_pair(file: DataFile) -> list[Pair]:
                 "Keep the two, in this order."
             )
         found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
+        if len(found) == stop:
+            break
     return found
 
 

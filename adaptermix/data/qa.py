@@ -115,8 +115,11 @@ def _squad(file: DataFile, text: str) -> Iterator[QaRow | None]:
             f"{file.path}:{error.lineno}: question data must be SQuAD JSON, or JSONL with one question a line, found "
             f"{''.join(found).strip()[:60]!r}."
         ) from error
-    except RecursionError as error:
-        raise DataError(f"{file.path}:1: question data must be SQuAD JSON, and this is nested too deep.") from error
+    except (RecursionError, ValueError) as error:  # nesting, or numbers of thousands of digits
+        raise DataError(
+            f"{file.path}:1: question data must be SQuAD JSON, and this is nested too deep, or holds a number of "
+            "thousands of digits."
+        ) from error
     if not isinstance(document, dict) or "data" not in document:
         raise DataError(f"{file.path}:1: SQuAD JSON must be an object with 'data', found {text.strip()[:60]!r}.")
     for article, value in _items(str(file.path), document["data"], "data"):

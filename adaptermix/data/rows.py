@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from ..errors import DataError
@@ -196,10 +197,12 @@ def pick_rows(
     kept: list[Row] = []
     counted = []
     for file in files:
-        whole = list(read(file))
+        every = iter(read(file))
+        whole = list(islice(every, chosen.stop))  # rows behind the last one asked for are not read
         asked = whole[chosen]
         here = [row for row in asked if row is not None]
         if not here:
+            whole += every
             omitted = sum(row is None for row in whole)
             without = f", {omitted} of them without a label, an answer or a text" if omitted else ""
             raise DataError(

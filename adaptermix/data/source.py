@@ -37,6 +37,12 @@ _TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_[a-z0-9]+-ud(?![A-Za-z])")
 _GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:[-_][A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
 
 
+MOST_LINE = 2**27
+"""Bytes of a line at most: some sets of questions are one JSON document on one line."""
+MOST_EXPANSION, FEW_BYTES = 200, 2**24
+"""How many times as long as its file a compressed text may be (text is 3 to 20 times); short texts may be any."""
+
+
 class UsedRows:
     """The rows of a file that a reader returned.
 
@@ -91,19 +97,39 @@ class DataFile:
         """Yield numbered lines without their ends, from 1.
 
         Raises:
-            DataError: the file is not UTF-8 or its compression is broken.
+            DataError: the file is not UTF-8, its compression is broken or hides far more than a text can, or a line is
+                longer than `MOST_LINE` bytes.
         """
         opener = gzip.open if self.path.suffix == ".gz" else open
         number = 0
         try:
             # decoded line by line, so that a fault is reported at its own line
             with opener(self.path, "rb") as file:
-                for raw in file:
+                for raw in self._raw_lines(file):
                     line = raw.decode("utf-8-sig" if number == 0 else "utf-8")
                     number += 1
                     yield number, line.rstrip("\r\n")
         except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
             raise DataError(f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.") from error
+
+    def _raw_lines(self, file: Any) -> Iterator[bytes]:
+        """Yield the lines of an open file, and stop before an absurd one fills the memory."""
+        most = max(FEW_BYTES, MOST_EXPANSION * self.path.stat().st_size)
+        total = number = 0
+        while raw := file.readline(MOST_LINE + 1):
+            number += 1
+            total += len(raw)
+            if len(raw) > MOST_LINE:
+                raise DataError(
+                    f"{self.path}:{number}: a line must have at most {MOST_LINE:,} bytes, and this one is longer. Give "
+                    "a file with one row a line."
+                )
+            if total > most:
+                raise DataError(
+                    f"{self.path}:{number}: a compressed text must not be more than {MOST_EXPANSION} times as long as "
+                    "its file, and this one is. Unpack it, and look at what it holds."
+                )
+            yield raw
 
     def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield numbered JSON objects, one a line, without halves of characters; blank lines are passed over.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..files import whole_folder
+from ..pretrained import load_model, load_tokenizer
 from ..progress import SILENT, Watcher
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -66,11 +67,10 @@ def _downloaded_gguf(folder: Path) -> Path:
 def _convert(gguf: Path, out: Path) -> None:
     """Write a GGUF file's dequantised weights as a Hugging Face folder, in float16 with tied embeddings."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
+    tokenizer = load_tokenizer(str(gguf.parent), **place)
+    loaded = load_model(str(gguf.parent), "AutoModelForCausalLM", dtype=torch.float32, **place)
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     model = type(loaded)(type(loaded.config)(**settings))

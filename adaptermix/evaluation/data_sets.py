@@ -35,7 +35,7 @@ def read_columns(arguments: Sequence[str]) -> dict[str, Column]:
             found[name] = column_of(json.loads(Path(file).read_text(encoding="utf-8")))
         except OSError as error:
             raise DataError(f"{file} must be a document of `compare` (--document): {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} must be a document of `compare` (--document), and is something else.") from error
     return found
 

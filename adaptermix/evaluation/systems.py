@@ -189,7 +189,7 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
         for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
             entry = json.loads(line)
             answers.append((from_entry(entry), entry.get("language"), entry.get("expected")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"a line has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {reason}.") from error
     if len(answers) != len(rows):

@@ -42,7 +42,7 @@ def read_scores(path: Path) -> dict[str, float]:
         document = json.loads(path.read_text(encoding="utf-8"))
         supervised = set(document.get("roles", {}).get("supervised", ()))
         scores = {name: float(score["value"]) for name, score in document["scores"].items() if name not in supervised}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} must be what 'adaptermix evaluate --json' prints, with the scores of languages, and is not."
         ) from error

@@ -11,8 +11,11 @@ from torch import Tensor
 from ..data.source import canonical_language
 from ..errors import ModelError, PlanError
 from ..heads.base import LONGEST, Features, pad_to
-from ..models import fingerprint_of, pick_device, pick_dtype, split_revision, unreachable
+from ..models import fingerprint_of, pick_device, pick_dtype
 from ..positions import positions_of
+from ..pretrained import load_config, load_model, load_tokenizer
+
+_WHAT = "source encoder"
 
 
 def check_encoder(reference: str) -> None:
@@ -21,13 +24,7 @@ def check_encoder(reference: str) -> None:
     Raises:
         ModelError: there is none.
     """
-    from transformers import AutoConfig
-
-    name, revision = split_revision(reference)
-    try:
-        AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise unreachable(reference, error, "source encoder") from error
+    load_config(reference, what=_WHAT)
 
 
 class Latents:
@@ -52,16 +49,9 @@ class Latents:
     """
 
     def __init__(self, reference: str, *, device: str = "auto", dtype: str = "auto", tag: str | None = None) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        name, revision = split_revision(reference)
-        pinned = {"revision": revision} if revision else {}
         place = pick_device(device)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
-            model = AutoModel.from_pretrained(name, dtype=pick_dtype(dtype, place), **pinned)
-        except (OSError, ValueError, KeyError) as error:
-            raise unreachable(reference, error, "source encoder") from error
+        self._tokenizer = load_tokenizer(reference, what=_WHAT)
+        model = load_model(reference, "AutoModel", what=_WHAT, dtype=pick_dtype(dtype, place))
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
         self._model: Any = encoder.to(place).eval().requires_grad_(False)
         config = model.config.get_text_config()

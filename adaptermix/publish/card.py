@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..algebra import sign_conflict_by_chance
+from ..errors import shown
 from ..head_forms import HEAD_FORMS
 from ..manifest import START
+from .private import hub_id, last_part, without_paths
+
+__all__ = ["card", "hub_id"]
+
+_PLACEHOLDER = "BASE MODEL"
+"""Stands in the lines of use for a base model that has no id on the Hub."""
 
 _WHAT = {
     "merge": "a weighted merge of LoRA adapters",
@@ -22,15 +29,18 @@ _WHAT = {
     "train-fusion": "a LoRA that fuses each text with its source in another language",
     "train-joint": "a LoRA trained for a task and for alignment",
 }
-_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
-_ROLES = {"supervised": "trained on the task in", "aligned": "aligned with English in"}
+_MARKUP = re.compile(r"[\\`*\[\]<>|#~&]")
 
 
-def hub_id(base: object) -> str | None:
-    """Return the base model's id if it can be one on the Hub; a local path is not, and would make the card invalid."""
-    if not isinstance(base, str) or not _HUB_ID.fullmatch(base) or Path(base).exists():
-        return None
-    return base
+def plain(text: object, limit: int = 200) -> str:
+    """Return foreign text for the body of a card: one line, without effect as Markdown or HTML, cut to a length."""
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shown(text, limit))
+
+
+def _code(text: object, limit: int = 200) -> str:
+    """Return foreign text as inline code, or escaped where it holds markup."""
+    line = shown(text, limit)
+    return plain(text, limit) if _MARKUP.search(line) else f"`{line}`"
 
 
 def _is_full(document: Mapping[str, Any]) -> bool:
@@ -38,15 +48,14 @@ def _is_full(document: Mapping[str, Any]) -> bool:
     return document.get("artifact") == "checkpoint"
 
 
-def _header(document: Mapping[str, Any]) -> str:
+def _header(document: Mapping[str, Any], base: str | None) -> str:
     names = {name for names in document.get("languages", {}).values() for name in names}
     # the Hub takes codes of ISO 639 alone: those of pairs (de-en) one by one, without scripts (zh-Hant)
     languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
-    base = hub_id(document.get("base", {}).get("id"))
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
     header: dict[str, Any] = {
         "library_name": library,
-        "tags": [kind, "adaptermix", str(document.get("kind"))],
+        "tags": [kind, "adaptermix", str(document.get("kind"))] if document.get("versions") else [kind],
     }
     if base:
         header |= {"base_model": base, "base_model_relation": relation}
@@ -62,7 +71,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 def _inputs(document: Mapping[str, Any]) -> str:
     rows = [
-        [str(entry["name"]), f"{entry['weight']:g}", f"`{entry['weights_sha256'][:12]}`"]
+        [plain(entry["name"]), f"{entry['weight']:g}", _code(entry["weights_sha256"][:12])]
         for entry in document.get("inputs", ())
         if entry.get("use") != START
     ]
@@ -73,7 +82,7 @@ def _inputs(document: Mapping[str, Any]) -> str:
 
 def _begun(document: Mapping[str, Any]) -> str:
     names = [
-        f"`{entry['name']}` (sha256 `{entry['weights_sha256'][:12]}`)"
+        f"{_code(entry['name'])} (sha256 {_code(entry['weights_sha256'][:12])})"
         for entry in document.get("inputs", ())
         if entry.get("use") == START
     ]
@@ -93,11 +102,12 @@ def _fidelity(document: Mapping[str, Any]) -> str:
             )
         return (
             f"## Fidelity\n\nKept {fidelity['kept']:.3f} of the adapter's effect on outputs, error "
-            f"{fidelity['error']:.3f} of it, measured on {fidelity['measured_on']}, mean over modules.{rest} Per "
-            "module: `adaptermix.json`."
+            f"{fidelity['error']:.3f} of it, measured on {plain(fidelity['measured_on'])}, mean over modules.{rest} "
+            "Per module: `adaptermix.json`."
         )
+    acting = sum(bool(entry.get("weight", 1)) for entry in document.get("inputs", ()))
     more = {
-        "sign_conflict": "mean share of sign conflicts {:.1%}",
+        "sign_conflict": f"mean share of sign conflicts {{:.1%}} ({sign_conflict_by_chance(acting):.0%} is chance)",
         "left_out_share": "share of the whole difference that is left out {:.2%}",
     }
     parts = [
@@ -113,20 +123,42 @@ def _scores(document: Mapping[str, Any]) -> str:
     if not scores:
         return ""
     rows = [
-        [name, f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}", str(score["n"])]
+        [plain(name), f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}", str(score["n"])]
         for name, score in scores["scores"].items()
     ]
-    title = f"## Scores\n\n{scores['task']}, {scores['metric']} on {scores.get('split', 'dev')}\n\n"
+    title = (
+        f"## Scores\n\n{plain(scores['task'])}, {plain(scores['metric'])} on {plain(scores.get('split', 'dev'))}\n\n"
+    )
     return title + _table(["language", "value", "95 % interval", "rows"], rows)
 
 
 def _languages(document: Mapping[str, Any]) -> str:
-    parts = [f"{_ROLES.get(role, role)} {', '.join(names)}" for role, names in document.get("languages", {}).items()]
+    parts = []
+    for role, names in document.get("languages", {}).items():
+        if role == "supervised":
+            parts.append(f"trained on the task in {', '.join(map(plain, names))}")
+        elif role == "aligned":
+            parts.append(_aligned([str(name) for name in names], document))
+        else:
+            parts.append(f"{plain(role)}: {', '.join(map(plain, names))}")
     return f"Languages: {'; '.join(parts)}." if parts else ""
 
 
+def _aligned(names: list[str], document: Mapping[str, Any]) -> str:
+    """Return which languages were aligned with which, as far as the training files tell."""
+    files = [entry.get("languages") for entry in document.get("data", ()) if isinstance(entry, Mapping)]
+    pairs = sorted(
+        {tuple(pair) for pair in files if isinstance(pair, list) and len(pair) == 2 and set(pair) <= {*names}}
+    )
+    if not pairs or {name for pair in pairs for name in pair} != set(names):
+        return f"aligned in {', '.join(map(plain, names))}"
+    if all("en" in pair for pair in pairs):
+        return f"aligned with English in {', '.join(plain(name) for name in names if name != 'en')}"
+    return f"aligned in the pairs {', '.join(plain('-'.join(pair)) for pair in pairs)}"
+
+
 def _tested(document: Mapping[str, Any]) -> str:
-    names = ", ".join(sorted({f"`{entry['name']}`" for entry in document.get("tested", ())}))
+    names = ", ".join(sorted({_code(entry["name"]) for entry in document.get("tested", ())}))
     return f"Trained or chosen on data that were evaluated as test before: {names}." if names else ""
 
 
@@ -153,7 +185,7 @@ def _fused(document: Mapping[str, Any], lines: str) -> str:
         return (
             f"{lines}\n# its sources are states of another encoder ({known}): `adaptermix evaluate` reads them{plain}"
         )
-    settings = f"norm={fusion.get('fusion_norm', True)}, offset={fusion.get('fusion_offset', 0)}"
+    settings = f"norm={fusion.get('fusion_norm', True)!r}, offset={fusion.get('fusion_offset', 0)!r}"
     return (
         f"from adaptermix.fusion import fused, read_sources\n{lines}"
         f"\nsources = read_sources(model, tokenizer(source_texts, padding=True, return_tensors='pt'), {settings})"
@@ -163,22 +195,29 @@ def _fused(document: Mapping[str, Any], lines: str) -> str:
     )
 
 
+def _quoted(text: str) -> str:
+    """Return a text as a literal of Python in double quotes."""
+    return json.dumps(text)
+
+
 def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
+    revision = document.get("base", {}).get("revision")
+    pinned = f", revision={revision!r}" if revision and base != _PLACEHOLDER else ""
     if document.get("artifact") == "delta":
         lines = (
             "from safetensors.torch import load_file\n\n"
-            f'delta = load_file("{reference}/delta.safetensors")  # add each to the weight of its name'
+            f"delta = load_file({_quoted(f'{reference}/delta.safetensors')})  # add each to the weight of its name"
         )
     elif _is_full(document):
         lines = (
             "from transformers import AutoModelForCausalLM\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{reference}")'
+            f"model = AutoModelForCausalLM.from_pretrained({_quoted(reference)})"
         )
     else:
         lines = (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
-            f'model = PeftModel.from_pretrained(base, "{reference}")'
+            f"base = AutoModelForCausalLM.from_pretrained({base!r}{pinned})\n"
+            f"model = PeftModel.from_pretrained(base, {_quoted(reference)})"
         )
     task = document.get("task")
     labels = task.get("labels") if isinstance(task, Mapping) else None
@@ -186,7 +225,7 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
         form = HEAD_FORMS.get(str(task.get("head")), HEAD_FORMS["classes"])
         lines = lines.replace("AutoModelForCausalLM", form.auto_class)
         outputs = form.outputs or len(labels)
-        lines = lines.replace(f"pretrained({base!r})", f"pretrained({base!r}, num_labels={outputs})")
+        lines = lines.replace(f"pretrained({base!r}", f"pretrained({base!r}, num_labels={outputs}")
         lines += "" if form.outputs else f"\nlabels = {list(labels)!r}  # in the order of the logits"
     elif document.get("base", {}).get("class") == "encoder":
         lines = lines.replace("AutoModelForCausalLM", "AutoModel")
@@ -199,15 +238,20 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
     return f"## Use\n\n```python\n{lines}\n```"
 
 
-def card(document: Mapping[str, Any], *, name: str, reference: str | None = None) -> str:
+def card(document: Mapping[str, Any], *, name: str, reference: str | None = None, base: str | None = None) -> str:
     """Return the README of an output adapter.
 
     Args:
         document: Its manifest.
         name: Title.
         reference: Where the adapter will be loaded from; default the title.
+        base: Id of the base model on the Hub; default what the manifest names, unless that is a local folder.
     """
-    base = document.get("base", {}).get("id") or "BASE MODEL"
+    named = document.get("base", {}).get("id")
+    base = base or hub_id(named)
+    which = f"the base model {_code(base)}" if base else "a base model that is not named here"
+    if named and not base:
+        which = f"a base model in the local folder {_code(last_part(str(named)))}"
     what = _WHAT.get(str(document.get("kind")), "a LoRA adapter")
     if _is_full(document):
         what = (
@@ -217,16 +261,20 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
         )
     if document.get("artifact") == "delta":
         what = "a merged delta as full matrices, which is no PEFT adapter: it is to be added to the weights"
-    plan = "## Settings\n\n```json\n" + json.dumps(document.get("plan", {}), indent=2, default=str) + "\n```"
-    made = ", ".join(f"{package} {number}" for package, number in document.get("versions", {}).items())
+    settings = without_paths(document.get("plan", {}))
+    plan = f"## Settings\n\n```json\n{json.dumps(settings, indent=2, default=str)}\n```" if settings else ""
+    packages = ", ".join(
+        f"{plain(package)} {plain(number)}" for package, number in document.get("versions", {}).items()
+    )
+    made = f" Made with adaptermix ({packages})." if packages else ""
     sections = [
-        f"---\n{_header(document)}---",
-        f"# {name}",
-        f"This is {what}, for the base model `{base}`. Made with adaptermix ({made}).",
+        f"---\n{_header(document, base)}---",
+        f"# {plain(name)}",
+        f"This is {what}, for {which}.{made}",
         _begun(document),
         _languages(document),
         _tested(document),
-        _use(document, str(base), reference or name),
+        _use(document, base or _PLACEHOLDER, reference or name),
         _inputs(document),
         _fidelity(document),
         _scores(document),

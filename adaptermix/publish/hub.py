@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from .. import manifest as manifests
-from ..adapters import open_adapter
-from ..adapters.paths import check_stored_names
-from ..errors import PublishError
-from ..files import MANIFEST, write_whole
+from ..errors import AdapterFormatError, PublishError, shown
+from ..progress import SILENT, Watcher
 from ..settings import PushSettings
-from .card import card
+from .folder import Published, prepare
+from .patience import WaitTooLongError, bounded, is_passing, reason_of, repeatedly, status_of
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PRIVATE = (".*", "*/.*", "*.partial", "*__pycache__*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ADVICE = {
+    401: "Log in with `hf auth login`",
+    403: "Log in with a token that may write there (`hf auth login`), or choose another repository",
+    404: "Look at the name, and log in with `hf auth login` if the repository is private",
+    409: "Something else changes the repository at the moment; push again",
+    412: "Somebody else changed the repository meanwhile; look at it, then push again",
+    413: "The Hub takes no files that large",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +33,17 @@ class PushReport:
         repo: Repository.
         files: (name, bytes) of each file.
         url: Where it is now; None after a dry run.
+        card: The model card.
+        left_out: Names of files in the folder that are not published.
+        notes: What a person should know.
     """
 
     repo: str
     files: list[tuple[str, int]]
     url: str | None
+    card: str = ""
+    left_out: list[str] | tuple[str, ...] = ()
+    notes: list[str] | tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix push`."""
@@ -42,82 +52,222 @@ class PushReport:
             "files": [{"name": name, "bytes": size} for name, size in self.files],
             "url": self.url,
             "dry_run": self.url is None,
+            "card": self.card,
+            "left_out": list(self.left_out),
+            "notes": list(self.notes),
         }
 
 
-def _card(folder: Path, repo: str) -> bytes:
-    """Return the card from the folder's manifest, or from the config alone for adapters made elsewhere."""
-    source = open_adapter(folder)
-    check_stored_names(source)
-    meta = source.meta
-    document: Mapping[str, Any] = meta.manifest or manifests.manifest(
-        "adapter", plan={}, base=manifests.base_entry([meta])
-    )
+def check_id(repo: str, what: str) -> None:
+    """Refuse a name that no repository on the Hub can have, by the rules of huggingface_hub.
+
+    Raises:
+        PublishError: it is no such name.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     try:
-        return card(document, name=repo.split("/")[1], reference=repo).encode()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PublishError(
-            f"{folder / MANIFEST} must be as adaptermix wrote it, and a card cannot be made from it "
-            f"({type(error).__name__}: {error}). Remove it to publish the adapter without it."
-        ) from error
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise PublishError(f"{what} {shown(repo)!r} is no name that the Hub takes: {shown(error, 300)}") from error
 
 
-def _replaceable(path: Path) -> bool:
-    """Return whether a card may be written: none is there, or ours, or PEFT's form that nobody filled in."""
-    if not path.exists():
-        return True
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return "Made with adaptermix" in text or "[More Information Needed]" in text
+def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
+    """Publish an output folder, or any PEFT adapter, with a model card made from its manifest, in one commit.
 
-
-def _files(folder: Path) -> list[tuple[str, int]]:
-    """Return name and size of what is published; the upload leaves out the same."""
-    found = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        (name, path.stat().st_size) for name, path in found if not any(fnmatch(name, mark) for mark in _PRIVATE)
-    )
-
-
-def push(settings: PushSettings) -> PushReport:
-    """Publish an adapter folder with a model card made from its manifest.
-
-    A `README.md` written by hand is kept. With `dry_run` the card is written, the files are listed, and nothing leaves
+    Only files that the manifest lists, or whose names adapters have, are sent, without paths of this machine. A
+    `README.md` that somebody wrote or edited is sent as it is. The folder is only read. With `dry_run` nothing leaves
     the machine.
+
+    Args:
+        settings: What to push, and where.
+        watch: Receives notes on retries.
 
     Raises:
         AdapterFormatError: the folder holds no adapter that loads.
-        PublishError: a name that is no repository, or the Hub refuses.
+        PublishError: a name that is no repository, a base model that is a local folder, a link among the files, a
+            public repository where a private one is wanted, or the Hub refuses.
     """
     folder = Path(settings.folder)
-    if not _REPO.fullmatch(settings.repo):
-        raise PublishError(f"a repository must be named owner/name, got {settings.repo!r}.")
-    made = _card(folder, settings.repo)
-    if _replaceable(folder / "README.md"):
-        write_whole(folder / "README.md", made)
-    files = _files(folder)
-    url = None if settings.dry_run else _upload(folder, settings)
-    return PushReport(repo=settings.repo, files=files, url=url)
+    if settings.repo.count("/") != 1 or not all(settings.repo.split("/")):
+        raise PublishError(f"a repository must be named owner/name, got {shown(settings.repo)!r}.")
+    check_id(settings.repo, "the repository")
+    if settings.base_id is not None:
+        check_id(settings.base_id.partition("@")[0], "--base-id")
+    if not settings.message.strip():
+        raise PublishError("a commit needs a message, and --message is empty. Leave it out, or write one.")
+    if not folder.is_dir():
+        raise AdapterFormatError(f"an output folder or an adapter is needed, and {shown(folder)} is no folder.")
+    published = prepare(folder, settings.repo, base_id=settings.base_id)
+    if published.left_out:
+        count = len(published.left_out)
+        published.notes.append(f"{count} other {'file' if count == 1 else 'files'} in the folder: not published.")
+    for note in published.notes:
+        watch.note(note)
+    url = None if settings.dry_run else _Push(settings, published, watch).run()
+    return PushReport(
+        repo=settings.repo,
+        files=published.sizes(),
+        url=url,
+        card=published.card,
+        left_out=published.left_out,
+        notes=published.notes,
+    )
 
 
-def _upload(folder: Path, settings: PushSettings) -> str:
-    from huggingface_hub import HfApi
+class _Push:
+    """One push: looks, makes the repository if there is none, and commits once."""
 
-    api = HfApi()
-    try:
-        api.create_repo(settings.repo, private=settings.private, exist_ok=True)
-        if settings.revision:
-            api.create_branch(settings.repo, branch=settings.revision, exist_ok=True)
-        api.upload_folder(
-            repo_id=settings.repo,
-            folder_path=folder,
-            commit_message=settings.message,
-            revision=settings.revision,
-            ignore_patterns=list(_PRIVATE),
-        )
-    except Exception as error:  # its HTTP library, and so the class of a network error, differs by version
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    def __init__(self, settings: PushSettings, published: Published, watch: Watcher) -> None:
+        self._settings, self._published, self._watch = settings, published, watch
+        self._repo = settings.repo
+        self._step, self._there = "looking for the repository", "No repository was made"
+
+    def run(self) -> str:
+        """Push, and return the address.
+
+        Raises:
+            PublishError: the Hub refuses, or cannot be reached.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        try:
+            with bounded(), warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                self._make(api)
+                self._commit(api)
+        except PublishError:
+            raise
+        except Exception as error:  # its HTTP library, and so the class of a network error, differs by version
+            raise self._failure(error) from error
+        for warning in said:
+            if "README" in str(warning.message):
+                self._watch.note(shown(warning.message, 500))
+        return f"{api.endpoint}/{self._repo}"
+
+    def _failure(self, error: Exception) -> PublishError:
+        reason = reason_of(error)
+        if isinstance(error, WaitTooLongError):
+            reason, advice = f"the Hub answered {error}", None
+        elif is_passing(error):
+            advice = "Check the network, or push again later"
+        else:
+            advice = _ADVICE.get(status_of(error) or 0, "Check the network, and log in with `hf auth login`")
+        parts = [reason, advice, self._there, "The folder on disk is unchanged"]
+        text = ". ".join(part.rstrip(". ") for part in parts if part)
+        return PublishError(f"pushing to {self._repo} failed while {self._step}: {text}.")
+
+    def _look(self, api: Any, revision: str | None = None) -> Any:
+        """Return what the Hub says of the repository, None if there is none that this user may see."""
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        try:
+            return repeatedly(lambda: api.repo_info(self._repo, revision=revision), self._step, self._watch)
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            return None
+
+    def _make(self, api: Any) -> None:
+        """Make the repository if there is none, and check that it is private where that is wanted."""
+        found = self._look(api)
+        if found is not None:
+            self._there = "The repository was there before, and nothing was committed to it"
+            self._check_private(found, made=False)
+        else:
+            self._step, self._there = "making the repository", "It is not known whether the repository was made"
+            private = self._settings.private or None
+            try:
+                repeatedly(lambda: api.create_repo(self._repo, private=private), self._step, self._watch)
+            except Exception as error:
+                if status_of(error) != 409:  # else it was made after all, and the answer was lost
+                    self._there = self._there if is_passing(error) else "No repository was made"
+                    raise
+            kind = "private" if self._settings.private else "public"
+            self._there = f"The {kind} repository was made and is empty: push again, or delete it on the Hub"
+            if self._settings.private:
+                self._step = "checking that the repository is private"
+                self._check_private(self._look(api), made=True)
+        if self._settings.revision:
+            self._step = "making the branch"
+            repeatedly(
+                lambda: api.create_branch(self._repo, branch=self._settings.revision, exist_ok=True),
+                self._step,
+                self._watch,
+            )
+
+    def _check_private(self, found: Any, *, made: bool) -> None:
+        if not self._settings.private or getattr(found, "private", None) is True:
+            return
         raise PublishError(
-            f"pushing to {settings.repo} failed: {reason}. Check the network, and log in with `hf auth login`. "
-            "Then push again; on disk only README.md was written."
-        ) from error
-    return f"https://huggingface.co/{settings.repo}"
+            f"--private is given, and the repository {self._repo} is public{' although it was just made' * made}. "
+            "Nothing was sent. Make it private on the Hub, choose another name, or leave --private out."
+        )
+
+    def _commit(self, api: Any) -> None:
+        """Commit all files at once; where an answer was lost, look whether the commit arrived before it is repeated."""
+        self._step = "looking at the newest commit"
+        head = self._head(api)
+        self._step = "committing"
+        before = self._there
+
+        def commit() -> None:
+            now = self._head(api) if self._there != before else head
+            if now != head:
+                if self._arrived(api):
+                    return
+                raise PublishError(
+                    f"{self._repo} was changed by somebody else during the push, and nothing was committed to it. Look "
+                    "at it, then push again."
+                )
+            self._there = "It is not known whether the commit arrived: look at the repository before you push again"
+            try:
+                api.create_commit(
+                    self._repo,
+                    self._operations(),
+                    commit_message=self._settings.message,
+                    revision=self._settings.revision,
+                    parent_commit=head if head and _COMMIT.fullmatch(head) else None,
+                )
+            except Exception as error:
+                if status_of(error) is not None and not is_passing(error):
+                    self._there = before
+                raise
+
+        repeatedly(commit, self._step, self._watch)
+
+    def _head(self, api: Any) -> str | None:
+        found = self._look(api, self._settings.revision)
+        return getattr(found, "sha", None)
+
+    def _operations(self) -> list[Any]:
+        from huggingface_hub import CommitOperationAdd
+
+        return [
+            CommitOperationAdd(
+                path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else str(content)
+            )
+            for name, content in self._published.files.items()
+        ]
+
+    def _arrived(self, api: Any) -> bool:
+        """Return whether the newest commit holds just these files."""
+        there = api.get_paths_info(self._repo, list(self._published.files), revision=self._settings.revision)
+        hashes = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in there}
+        return all(
+            hashes.get(operation.path_in_repo) in (_blob_id(operation), operation.upload_info.sha256.hex())
+            for operation in self._operations()
+        )
+
+
+def _blob_id(operation: Any) -> str:
+    """Return the hash that Git gives a file."""
+    from hashlib import sha1
+
+    with operation.as_file() as file:
+        digest = sha1(b"blob %d\0" % operation.upload_info.size, usedforsecurity=False)
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -13,10 +13,11 @@ class PushSettings(Settings):
 
     folder: str = Field(description="output folder of adaptermix, or any PEFT adapter")
     repo: str = Field(description="repository, as owner/name")
-    private: bool = Field(False, description="make the repository private")
+    base_id: str | None = Field(None, description="base model on the Hub, OWNER/NAME[@REVISION]; needed if it is local")
+    private: bool = Field(False, description="make the repository private; one that is public is refused")
     revision: str | None = Field(None, description="branch to push to")
     message: str = Field("Upload adapter", description="commit message")
-    dry_run: bool = Field(False, description="write the card and list the files; no network")
+    dry_run: bool = Field(False, description="show the card and list the files; write nothing, no network")
 
 
 class InspectSettings(Settings):

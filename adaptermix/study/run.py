@@ -396,6 +396,7 @@ def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -
         scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
         **manifest.inherit(
             prepared.sources,
+            acting=report.acting,
             data=entries_of(own, "data"),
             dev=[*(file.entry() for file in prepared.files), *entries_of(own, "dev")],
             tested=prepared.tested,

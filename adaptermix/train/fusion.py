@@ -340,8 +340,7 @@ def write_fusion(
         history: The history file.
         overwrite: Replace an existing folder.
     """
-    from .. import manifest
-    from ..publish.card import card
+    from ..output import write_documents
 
     tensors = {
         stored_name(name) if is_head(name) else PREFIX + name.replace(".default", "", 1): value.detach().float().cpu()
@@ -353,6 +352,5 @@ def write_fusion(
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
         plain |= {"inference_mode": True} | {key: known[key] for key in plain if key in known}
         write_whole(folder / "adapter_config.json", (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
-        manifest.write(folder, document)
-        (folder / "README.md").write_text(card(document, name=out.name), encoding="utf-8")
+        write_documents(folder, document, name=out.name)
         write_whole(folder / "history.jsonl", history)

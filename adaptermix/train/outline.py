@@ -9,6 +9,7 @@ from torch import nn
 
 from ..adapters import AdapterSource
 from ..models import (
+    AUTO_CLASSES,
     block_index,
     blocks,
     fingerprint_of,
@@ -16,8 +17,8 @@ from ..models import (
     model_kind,
     pick_device,
     pick_dtype,
-    split_revision,
 )
+from ..pretrained import load_config, model_of_config
 from ..quantization import loading_options
 from ..settings import AlignSettings, JointSettings, TrainingSettings
 from .lora import check_reach, count_trainable, inject
@@ -48,13 +49,10 @@ def outline(reference: str) -> Any:
     Raises:
         ModelError: no such model, or a kind that is not handled.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
     kind = model_kind(reference)
-    name, revision = split_revision(reference)
-    config = AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
+    config = load_config(reference)
     with torch.device("meta"):
-        return (AutoModelForCausalLM if kind == "causal" else AutoModel).from_config(config, dtype=torch.float32)
+        return model_of_config(config, AUTO_CLASSES[kind], reference=reference, dtype=torch.float32)
 
 
 def count_lora(settings: TrainingSettings, start: AdapterSource | None = None) -> int:

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from adaptermix.cli import main
-from adaptermix.cli.console import Console, fail
+from adaptermix.cli.console import Bars, Console, Lines, fail
 from adaptermix.cli.options import VariadicCommand
 from adaptermix.errors import AdapterMixError
 from adaptermix.train.trainer import Interrupted
@@ -249,15 +249,58 @@ class TestExitCodes:
 
     def test_a_hub_that_refuses_is_one_line(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         class Refusing:
-            def create_repo(self, *_: object, **__: object) -> None:
-                raise ConnectionError("403 Forbidden")
+            def repo_info(self, *_: object, **__: object) -> None:
+                raise ValueError("403 Forbidden")
 
         monkeypatch.setattr("huggingface_hub.HfApi", Refusing)
         code, out, err = run("push task me/x")
         assert (code, out) == (1, "")
-        assert err.startswith("error: pushing to me/x failed: 403 Forbidden.")
+        assert err.startswith("error: pushing to me/x failed while looking for the repository: 403 Forbidden.")
         code, out, _ = run("push task me/x --json")
         assert json.loads(out)["error"]["kind"] == "PublishError"
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202egnp\x00\x9b31m\nerror: no\ud800"
+
+
+def test_characters_that_act_on_a_terminal_are_escaped_wherever_text_is_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console(as_json=True)
+    console.say(HOSTILE)
+    console.note(HOSTILE)
+    console.table([HOSTILE, "n"], [[HOSTILE, "1"], ["y" * 10_000, "2"]])
+    console.document({HOSTILE: [HOSTILE]})
+    for watch in (Lines(), Bars()):
+        watch.note(HOSTILE)
+        with watch.track(HOSTILE, 2) as advance:
+            advance(2, HOSTILE)
+    fail(AdapterMixError(HOSTILE + "x" * 100_000 + " Do this."), as_json=False)
+    fail(AdapterMixError(HOSTILE), as_json=True)
+    streams = capsys.readouterr()
+    for text in (streams.out, streams.err):
+        assert not set(text) & set("\x1b\x07\x00\x9b\u202e\ud800")
+        text.encode()
+    assert r"\x1b]0;owned\x07\x1b[2J\u202egnp\x00\x9b31m\nerror: no\ud800" in streams.err
+    assert max(map(len, streams.err.splitlines())) < 3_200
+    assert " Do this." in streams.err
+    assert json.loads(streams.out.splitlines()[0]) == {HOSTILE: [HOSTILE]}
+
+
+@pytest.mark.parametrize(
+    ("note", "shown"), [("warning: a", "warning: a"), ("note: a", "note: a"), ("a", "note: a"), ("a\nb", r"note: a\nb")]
+)
+def test_a_note_has_one_mark(note: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Console().note(note)
+    assert capsys.readouterr().err == f"{shown}\n"
+
+
+def test_persian_and_emoji_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u0939\u093f\u0928\u094d\u200d\u0926\u0940 \U0001f600 \u00e9"
+    )
+    Console().say(text)
+    assert capsys.readouterr().err == f"{text}\n"
 
 
 def test_numbers_in_a_table_stand_under_their_titles(capsys: pytest.CaptureFixture[str]) -> None:

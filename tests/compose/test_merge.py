@@ -581,7 +581,15 @@ class TestCard:
         assert self.header(tmp_path / "out")["language"] == ["en", "no", "sw"]
         text = (tmp_path / "out" / "README.md").read_text()
         assert "trained on the task in en" in text
-        assert "aligned with English in no, sw" in text
+        assert "aligned in no, sw" in text  # nothing says that English was the other side
+
+    def test_an_adapter_of_weight_zero_gives_the_card_no_language(self, tmp_path: Path) -> None:
+        paths = pair(tmp_path)
+        for path, role, name in zip(paths, ("supervised", "aligned"), ("en", "sw"), strict=True):
+            (path / "adaptermix.json").write_text(json.dumps({"languages": {role: [name]}}))
+        for weights, languages in (([1.0, 0.0], ["en"]), ([0.0, 1.0], ["sw"]), ([1.0, 1e-3], ["en", "sw"])):
+            merge(paths, weights=weights, out=tmp_path / "out", overwrite=True)
+            assert self.header(tmp_path / "out")["language"] == languages
 
     def test_the_text_names_inputs_weights_and_losses(self, tmp_path: Path) -> None:
         report = merge(pair(tmp_path), weights=[0.9], rank=1, max_residual=1.0, out=tmp_path / "my-merge")

@@ -63,7 +63,8 @@ def test_a_local_base_is_not_named_in_the_header_for_the_hub_would_refuse_it(tmp
     for name in (str(tmp_path / "model"), "/nowhere/model", "../model", "a/b/c"):
         text = card(document(base={"id": name}), name="merged")
         assert "base_model" not in header(text)
-        assert name in text
+        assert name not in text  # it may hold a user's name, and nobody else has it
+        assert f"a base model in the local folder `{name.rsplit('/', 1)[1]}`" in text
 
 
 def test_a_relative_folder_that_looks_like_an_id_is_not_taken_for_one(
@@ -116,3 +117,51 @@ def test_the_lines_of_use_name_the_right_class_and_are_python() -> None:
 
 def test_equal_manifests_give_equal_cards() -> None:
     assert card(document(scores=SCORES), name="x") == card(document(scores=SCORES), name="x")
+
+
+def test_english_is_named_as_a_side_only_where_it_was_one() -> None:
+    def text_of(names: list[str], *pairs: list[str]) -> str:
+        files = [{"name": "x", "languages": pair, "sha256": str(number)} for number, pair in enumerate(pairs)]
+        return card(document(languages={"aligned": names}, data=files), name="x")
+
+    assert "Languages: aligned with English in de, jv." in text_of(["de", "en", "jv"], ["de", "en"], ["en", "jv"])
+    assert "Languages: aligned in the pairs de-fr." in text_of(["de", "fr"], ["de", "fr"])
+    assert "aligned in the pairs de-en, fr-it." in text_of(["de", "en", "fr", "it"], ["de", "en"], ["fr", "it"])
+    assert "Languages: aligned in de, en." in text_of(["de", "en"])  # files of another tool: the sides are not known
+
+
+@pytest.mark.parametrize(("weights", "chance"), [([0.5, 0.5], "50%"), ([1, 1, 1], "75%"), ([1, 0, 1], "50%")])
+def test_sign_conflicts_stand_beside_their_chance(weights: list[float], chance: str) -> None:
+    inputs = [{"name": "a", "weight": weight, "weights_sha256": "f" * 64} for weight in weights]
+    text = card(document(inputs=inputs, fidelity={"norm": 1.0, "residual": 0.0, "sign_conflict": 0.5}), name="x")
+    assert f"mean share of sign conflicts 50.0% ({chance} is chance)" in text
+
+
+HOSTILE = "x\n# Owned\n<script>alert(1)</script> [a](http://b) `c` | d \u202e\x1b[31m"
+
+
+def test_foreign_text_has_no_effect_in_the_body() -> None:
+    text = card(
+        document(
+            languages={"supervised": [HOSTILE], HOSTILE: ["de"]},
+            inputs=[{"name": HOSTILE, "weight": 1, "weights_sha256": HOSTILE}],
+            tested=[{"name": HOSTILE}],
+            scores={"task": HOSTILE, "metric": HOSTILE, "split": HOSTILE, "scores": {HOSTILE: SCORES["scores"]["de"]}},
+            base={"id": HOSTILE},
+            plan={"template": f"```\n{HOSTILE}"},
+            task={"name": "classify", "labels": [HOSTILE, "```"]},
+        ),
+        name=HOSTILE,
+        reference=f'me/x")\n```\n{HOSTILE}',
+    )
+    body = text.split("---\n", 2)[2]
+    prose = "".join(part for number, part in enumerate(body.split("\n```")) if number % 2 == 0)
+    assert "<script>" not in prose
+    assert "](http" not in prose
+    headings = [line for line in prose.splitlines() if line.startswith("#")]
+    assert headings[0].startswith("# x &#35; Owned &#60;script&#62;")
+    assert set(headings[1:]) <= {"## Use", "## Made from", "## Scores", "## Settings"}
+    assert not set(text) & set("\x1b\u202e")
+    assert body.count("\n```") % 2 == 0
+    code = body.split("```python\n")[1].split("\n```")[0]
+    compile(code, "card", "exec")

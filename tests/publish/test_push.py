@@ -1,10 +1,10 @@
-"""Pushing to a Hub that is a folder, and to no Hub at all."""
+"""What a push sends, and what it leaves alone: the folder, edited cards, private files."""
 
 from __future__ import annotations
 
-import fnmatch
+import hashlib
 import json
-import shutil
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,9 @@ import yaml
 from adaptermix import PushSettings, merge, push
 from adaptermix.errors import AdapterFormatError, PublishError
 
-from ..factories import contents, write_lora
-
-MODULES = {"model.layers.0.q_proj": (6, 4, 2)}
-
-
-@pytest.fixture
-def merged(tmp_path: Path) -> Path:
-    for seed, name in enumerate(("task", "align")):
-        write_lora(tmp_path / name, MODULES, seed=seed)
-    merge([tmp_path / "task", tmp_path / "align"], weights=[0.9], out=tmp_path / "merged")
-    return tmp_path / "merged"
+from ..factories import contents, peft_lora, tiny_llama, write_lora
+from .conftest import MODULES
+from .loopback import Hub, Repository
 
 
 @pytest.fixture
@@ -37,125 +29,286 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-class FolderHub:
-    """Does what `HfApi` does with a folder, and remembers how it was asked."""
-
-    root: Path
-    calls: list[tuple[str, dict[str, Any]]]
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_repo", options))
-        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
-
-    def create_branch(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_branch", options))
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str], **options: Any) -> None:
-        self.calls.append(("upload_folder", options))
-        for path in folder_path.rglob("*"):
-            name = path.relative_to(folder_path).as_posix()
-            # as huggingface_hub's filter_repo_objects does
-            if path.is_file() and not any(fnmatch.fnmatch(name, pattern) for pattern in ignore_patterns):
-                (self.root / repo_id / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, self.root / repo_id / name)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FolderHub]:
-    class Here(FolderHub):
-        root = tmp_path / "hub"
-        calls: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Here)
-    return Here
+def settings(folder: Path, **more: Any) -> PushSettings:
+    return PushSettings(**({"folder": str(folder), "repo": "me/slots-merged"} | more))
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_dry_run_writes_the_card_and_lists_the_files_without_a_network(merged: Path) -> None:
+def test_a_dry_run_shows_the_card_and_the_files_and_writes_nothing(merged: Path) -> None:
     before = contents(merged)
-    report = push(PushSettings(folder=str(merged), repo="me/slots-merged", dry_run=True)).document()
-    after = contents(merged)
-    assert {name for name in after if after[name] != before.get(name)} <= {"README.md"}
-    assert (merged / "README.md").read_text().split("---\n")[2].startswith("\n# slots-merged")
+    report = push(settings(merged, dry_run=True)).document()
+    assert contents(merged) == before
     assert report["dry_run"] is True
     assert report["url"] is None
+    assert report["card"].split("---\n")[2].startswith("\n# slots-merged")
     listed = {entry["name"]: entry["bytes"] for entry in report["files"]}
-    assert listed == {name: len(content) for name, content in after.items() if content is not None}
-    assert {"adapter_config.json", "adapter_model.safetensors", "adaptermix.json", "README.md"} <= set(listed)
+    assert set(listed) == {"adapter_config.json", "adapter_model.safetensors", "adaptermix.json", "README.md"}
+    assert listed["adapter_model.safetensors"] == (merged / "adapter_model.safetensors").stat().st_size
+    assert listed["README.md"] == len(report["card"].encode())
 
 
-def test_what_arrives_is_what_was_listed(merged: Path, hub: type[FolderHub]) -> None:
-    (merged / ".cache").mkdir()
-    (merged / ".cache" / "x").write_text("private")
-    (merged / ".token").write_text("private")
-    (merged / "plots").mkdir()
-    (merged / "plots" / "a.png").write_text("public")
-    (merged / "plots" / ".hidden").write_text("private")
-    (merged / "plots" / "__pycache__").mkdir()
-    (merged / "plots" / "__pycache__" / "x.pyc").write_text("private")
-    (merged / "old.partial").write_text("private")
-    report = push(PushSettings(folder=str(merged), repo="me/slots-merged", private=True, message="First"))
-    there = {name for name, content in contents(hub.root / "me" / "slots-merged").items() if content is not None}
-    assert there == {name for name, _ in report.files}
-    assert "plots/a.png" in there
-    assert not any("private" in (hub.root / "me/slots-merged" / name).read_text(errors="replace") for name in there)
-    assert report.url == "https://huggingface.co/me/slots-merged"
-    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
-    assert hub.calls[0][1]["private"] is True
-    assert hub.calls[1][1]["commit_message"] == "First"
+PRIVATE = (
+    *(
+        "notes.md",
+        "notes.txt",
+        ".env",
+        ".token",
+        "id_rsa",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "secrets.json",
+    ),
+    *(
+        "training_args.bin",
+        "trainer_state.json",
+        "checkpoint-10/optimizer.pt",
+        "checkpoint-10/adapter_model.safetensors",
+    ),
+    *(
+        "runs/x/events.out.tfevents.1",
+        "global_step10/zero.pt",
+        "plots/a.png",
+        ".cache/x",
+        "old.partial",
+        "README.md.bak",
+    ),
+    *("adapter_config.json~", "__pycache__/x.pyc", "model.safetensors", "predictions.jsonl", "sub/README.md"),
+)
 
 
-def test_a_branch_is_made_before_it_is_pushed_to(merged: Path, hub: type[FolderHub]) -> None:
-    push(PushSettings(folder=str(merged), repo="me/x", revision="v2"))
-    assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "upload_folder"]
-    assert hub.calls[2][1]["revision"] == "v2"
+def test_only_what_belongs_to_the_adapter_arrives_in_one_commit_and_the_folder_stays(merged: Path, hub: Hub) -> None:
+    for name in PRIVATE:
+        (merged / name).parent.mkdir(exist_ok=True, parents=True)
+        (merged / name).write_text("private")
+    before = contents(merged)
+    report = push(settings(merged, private=True, message="First"))
+    assert contents(merged) == before
+    repository = hub.repositories["me/slots-merged"]
+    assert set(repository.files) == {name for name, _ in report.files}
+    assert set(repository.files) == {
+        *("adapter_config.json", "adapter_model.safetensors", "adaptermix.json", "README.md")
+    }
+    assert sorted(report.left_out) == sorted(PRIVATE)
+    assert report.notes[-1] == f"{len(PRIVATE)} other files in the folder: not published."
+    assert not any(b"private" in content for name, content in repository.files.items() if name != "README.md")
+    assert repository.private is True
+    assert [commit["summary"] for commit in repository.commits] == ["First"]
+    assert report.url == f"{hub.url}/me/slots-merged"
+    assert repository.files["adapter_model.safetensors"] == (merged / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_manifest_that_lists_files_decides_and_cannot_ask_for_others(merged: Path, hub: Hub) -> None:
+    document = json.loads((merged / "adaptermix.json").read_text())
+    files = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+        "notes.txt",
+        ".env",
+        "../task/x",
+        "/etc/passwd",
+    ]
+    (merged / "adaptermix.json").write_text(json.dumps(document | {"files": files}))
+    for name in ("notes.txt", ".env", "tokenizer.json", "results.json", "LICENSE"):
+        (merged / name).write_text("{}")
+    report = push(settings(merged))
+    assert {name for name, _ in report.files} == {
+        *("adapter_config.json", "adapter_model.safetensors", "adaptermix.json", "README.md", "LICENSE")
+    }
+    assert report.left_out == [".env", "notes.txt", "results.json", "tokenizer.json"]
+    assert len(hub.repositories["me/slots-merged"].files) == 5
+
+
+@pytest.mark.parametrize("name", ["README.md", "adapter_model.safetensors", "LICENSE", "tokenizer.json", "a_folder"])
+def test_links_are_refused_by_name_before_anything_is_sent(name: str, merged: Path, hub: Hub) -> None:
+    target = merged / name
+    elsewhere = merged.parent / "elsewhere"
+    if target.exists():
+        target.rename(elsewhere)
+    elif name == "a_folder":
+        elsewhere.mkdir()
+    else:
+        elsewhere.write_text("of the system")
+    target.symlink_to(elsewhere)
+    with pytest.raises(PublishError, match=f"{name} is a symbolic link"):
+        push(settings(merged))
+    assert hub.requests == []
+
+
+def test_a_link_of_another_name_is_left_out(merged: Path, hub: Hub) -> None:
+    (merged / "hosts").symlink_to("/etc/hosts")
+    assert push(settings(merged)).left_out == ["hosts"]
+    assert "hosts" not in hub.repositories["me/slots-merged"].files
+
+
+@pytest.mark.parametrize("edit", ["license", "appended", "rewritten"])
+def test_a_card_that_somebody_edited_is_sent_as_it_is(edit: str, merged: Path, hub: Hub) -> None:
+    text = (merged / "README.md").read_text()
+    changed = {
+        "license": text.replace("library_name: peft", "library_name: peft\nlicense: mit"),
+        "appended": text + "\nI trained it on my own data. [More Information Needed]\n",
+        "rewritten": "# Mine\n\nMade with adaptermix, and by hand.\n",
+    }[edit]
+    (merged / "README.md").write_text(changed)
+    for dry_run in (True, False):
+        report = push(settings(merged, dry_run=dry_run))
+        assert report.card == changed
+        assert (merged / "README.md").read_text() == changed
+    assert hub.repositories["me/slots-merged"].files["README.md"].decode() == changed
+    assert any("edited" in note for note in report.notes)
+
+
+def test_the_manifest_has_the_hash_of_the_card_on_disk_and_of_the_one_that_is_sent(merged: Path, hub: Hub) -> None:
+    stored = json.loads((merged / "adaptermix.json").read_text())
+    assert stored["card_sha256"] == hashlib.sha256((merged / "README.md").read_bytes()).hexdigest()
+    push(settings(merged))
+    files = hub.repositories["me/slots-merged"].files
+    assert json.loads(files["adaptermix.json"])["card_sha256"] == hashlib.sha256(files["README.md"]).hexdigest()
+    assert b"# slots-merged" in files["README.md"]
+
+
+def test_pefts_untouched_template_gives_way_to_a_card_that_claims_nothing(tmp_path: Path, hub: Hub) -> None:
+    adapter = peft_lora(tiny_llama(tmp_path / "base"), tmp_path / "plain", r=2, target_modules=["q_proj"])
+    template = (adapter / "README.md").read_text()
+    assert "[More Information Needed]" in template
+    card = push(settings(adapter, base_id="org/base")).card
+    assert "adaptermix" not in card
+    assert "[More Information Needed]" not in card
+    assert "This is a LoRA adapter, for the base model `org/base`." in card
+    assert set(hub.repositories["me/slots-merged"].files) == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors")
+    }
+    edited = template.replace("Provide a quick summary", "A summary of mine").replace(
+        str(tmp_path / "base"), "org/base"
+    )
+    assert edited != template
+    (adapter / "README.md").write_text(edited)
+    assert push(settings(adapter, base_id="org/base", dry_run=True)).card == edited
+
+
+@pytest.fixture
+def of_jane(tmp_path: Path) -> Path:
+    """Make a merge of adapters and base in a private folder, of which two levels have telling names."""
+    home = tmp_path / "home" / "jane.doe" / "secret-project"
+    tiny_llama(home / "base")
+    for seed, name in enumerate("ab"):
+        write_lora(home / name, MODULES, seed=seed, base=str(home / "base"))
+    merge([home / "a", home / "b"], weights=[0.7], out=home / "m")
+    return home / "m"
+
+
+def test_a_local_base_is_refused_without_its_id_on_the_hub(of_jane: Path, hub: Hub) -> None:
+    before = contents(of_jane)
+    for dry_run in (True, False):
+        with pytest.raises(PublishError, match=r"local folder \('base'\).*Give --base-id OWNER/NAME"):
+            push(settings(of_jane, dry_run=dry_run))
+    assert contents(of_jane) == before
+    assert hub.requests == []
+
+
+def test_nothing_that_is_sent_names_a_folder_of_this_machine(of_jane: Path, hub: Hub) -> None:
+    push(settings(of_jane, base_id="org/base@v1"))
+    files = hub.repositories["me/slots-merged"].files
+    for name, content in files.items():
+        assert not any(
+            word in content for word in (b"secret-project", b"jane.doe", str(of_jane.parents[3]).encode())
+        ), name
+    config = json.loads(files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "v1")
+    manifest = json.loads(files["adaptermix.json"])
+    assert (manifest["base"]["id"], manifest["base"]["revision"]) == ("org/base", "v1")
+    assert [entry["path"] for entry in manifest["inputs"]] == ["a", "b"]
+    front = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert front["base_model"] == "org/base"
+    assert b"from_pretrained('org/base', revision='v1')" in files["README.md"]
+
+
+def test_the_card_on_disk_names_no_folder_either_so_that_an_edited_one_can_be_sent(of_jane: Path, hub: Hub) -> None:
+    text = (of_jane / "README.md").read_text()
+    assert "secret-project" not in text
+    assert "local folder `base`" in text
+    (of_jane / "README.md").write_text(text + "\nAnd more.\n")
+    push(settings(of_jane, base_id="org/base"))
+    (of_jane / "README.md").write_text(text + f"\nFrom {of_jane}.\n")
+    with pytest.raises(PublishError, match=r"README.md:\d+ names a path of this machine"):
+        push(settings(of_jane, base_id="org/base"))
+    assert len(hub.repositories["me/slots-merged"].commits) == 1
+
+
+def test_relative_folders_are_not_taken_for_ids_of_the_hub(of_jane: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(of_jane.parents[1])
+    write_lora(Path("secret-project/c"), MODULES, base="secret-project/base")
+    with pytest.raises(PublishError, match="local folder"):
+        push(settings(Path("secret-project/c"), dry_run=True))
 
 
 def test_an_adapter_made_elsewhere_gets_a_card_from_its_config(tmp_path: Path) -> None:
     write_lora(tmp_path / "foreign", MODULES, base="org/base")
-    push(PushSettings(folder=str(tmp_path / "foreign"), repo="me/foreign", dry_run=True))
-    front = yaml.safe_load((tmp_path / "foreign" / "README.md").read_text().split("---\n")[1])
+    front = yaml.safe_load(push(settings(tmp_path / "foreign", dry_run=True)).card.split("---\n")[1])
     assert front["base_model"] == "org/base"
+    assert front["tags"] == ["lora"]
 
 
-def test_a_hub_that_refuses_is_a_publish_error_with_its_reason(
-    merged: Path, hub: type[FolderHub], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise ConnectionError("403 Forbidden\nand much more")
-
-    monkeypatch.setattr(hub, "upload_folder", refuse)
-    before = set(contents(merged))
-    with pytest.raises(PublishError, match=r"pushing to me/x failed: 403 Forbidden\. Check the network") as caught:
-        push(PushSettings(folder=str(merged), repo="me/x"))
-    assert "\n" not in str(caught.value)
-    assert set(contents(merged)) == before
+def test_an_adapter_that_names_no_base_is_sent_with_a_warning(tmp_path: Path) -> None:
+    write_lora(tmp_path / "foreign", MODULES, base=None)
+    report = push(settings(tmp_path / "foreign", dry_run=True))
+    assert any("--base-id" in note for note in report.notes)
+    assert "base_model" not in report.card.split("---\n")[1]
 
 
-def test_an_error_without_words_is_named_by_its_class(
-    merged: Path, hub: type[FolderHub], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise TimeoutError
-
-    monkeypatch.setattr(hub, "create_repo", refuse)
-    with pytest.raises(PublishError, match="failed: TimeoutError"):
-        push(PushSettings(folder=str(merged), repo="me/x"))
-
-
-@pytest.mark.parametrize("repo", ["merged", "a/b/c", "me/", "/x", "me/a b", "../x", "me/-x", "https://hf.co/me/x", ""])
-def test_a_name_that_is_no_repository_is_refused_before_anything_is_written(merged: Path, repo: str) -> None:
-    before = contents(merged)
+@pytest.mark.parametrize("repo", ["merged", "a/b/c", "me/", "/x", "", "https://hf.co/me/x"])
+def test_a_name_without_an_owner_is_refused(merged: Path, repo: str) -> None:
     with pytest.raises(PublishError, match="must be named owner/name"):
-        push(PushSettings(folder=str(merged), repo=repo, dry_run=True))
+        push(settings(merged, repo=repo, dry_run=True))
+
+
+@pytest.mark.parametrize(
+    "repo", ["me/a b", "../x", "me/-x", "me/a--b..c", "me/a--b", "me/a..b", "me/model.git", "me/x.", "me/" + "x" * 100]
+)
+def test_names_that_the_hub_refuses_are_refused_in_the_dry_run_too(merged: Path, repo: str) -> None:
+    before = contents(merged)
+    with pytest.raises(PublishError, match="is no name that the Hub takes") as caught:
+        push(settings(merged, repo=repo, dry_run=True))
     assert contents(merged) == before
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PublishError, match="--base-id"):
+        push(settings(merged, base_id=repo, dry_run=True))
 
 
 def test_a_folder_without_an_adapter_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AdapterFormatError):
-        push(PushSettings(folder=str(tmp_path / "empty"), repo="me/x", dry_run=True))
+    for name in ("empty", "missing"):
+        with pytest.raises(AdapterFormatError):
+            push(settings(tmp_path / name, dry_run=True))
     assert contents(tmp_path / "empty") == {}
+
+
+def test_more_than_250_files_are_one_commit_too(merged: Path, hub: Hub) -> None:
+    (merged / "additional_chat_templates").mkdir()
+    for number in range(300):
+        (merged / "additional_chat_templates" / f"t{number}.jinja").write_text(str(number))
+    report = push(settings(merged))
+    repository = hub.repositories["me/slots-merged"]
+    assert len(report.files) == len(repository.files) == 304
+    assert len(repository.commits) == 1
+
+
+def test_private_on_a_public_repository_stops_before_anything_is_sent(merged: Path, hub: Hub) -> None:
+    hub.repositories["me/slots-merged"] = Repository(private=False)
+    with pytest.raises(PublishError, match="--private is given, and the repository me/slots-merged is public"):
+        push(settings(merged, private=True))
+    assert hub.repositories["me/slots-merged"].files == {}
+    assert {method for method, _ in hub.requests} == {"GET"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders that cannot be written")
+def test_a_folder_that_is_read_only_can_be_pushed(merged: Path, hub: Hub) -> None:
+    (merged / "README.md").unlink()
+    merged.chmod(0o555)
+    push(settings(merged))
+    merged.chmod(0o755)
+    assert "README.md" in hub.repositories["me/slots-merged"].files
 
 
 @pytest.mark.parametrize(
@@ -167,10 +320,10 @@ def test_a_manifest_that_someone_edited_is_refused_by_name_or_passed_over(merged
     (merged / "adaptermix.json").write_text(json.dumps(entries))
     before = contents(merged)
     try:
-        push(PushSettings(folder=str(merged), repo="me/x", dry_run=True))
+        push(settings(merged, dry_run=True))
     except PublishError as error:
         assert "adaptermix.json" in str(error)  # noqa: PT017  (either outcome is right)
-        assert contents(merged) == before
+    assert contents(merged) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,278 @@
+"""What of an output folder is published, and with which content; the folder itself is only read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .. import manifest as manifests
+from ..adapters import AdapterMeta, open_adapter
+from ..adapters.paths import check_stored_names
+from ..checkpoints import open_checkpoint, open_tensors
+from ..errors import PublishError, shown
+from ..files import MANIFEST, ROWS_FILE
+from .card import card, hub_id
+from .private import last_part, text_without_paths, without_paths
+from .template import is_untouched
+
+README = "README.md"
+CONFIG = "adapter_config.json"
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+)
+_MODEL = (
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json"),
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors"),
+    *(f"residual/{CONFIG}", "residual/adapter_model.safetensors", f"residual/{MANIFEST}"),
+)
+_OF_KIND = {
+    "adapter": (CONFIG, "adapter_model.safetensors", *_TOKENIZER),
+    "checkpoint": (*_MODEL, *_TOKENIZER),
+    "delta": ("delta.safetensors",),
+}
+_RECORDS = (
+    *("history.jsonl", "results.json", "report.html"),
+    *("weights.png", "languages.png", "parameters.png", "layers.png", "cost.png"),
+)
+_ALWAYS = (
+    MANIFEST,
+    ROWS_FILE,
+    README,
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "LICENCE",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+)
+"""Names that a person may add to an output whose manifest lists its files."""
+_TEXTS = (".json", ".jsonl", ".html")
+_MODEL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file")
+_MOST_TEXT = 2**26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What is sent of a folder.
+
+    Args:
+        files: By name in the repository: the content where it differs from that on disk, else the file.
+        card: The model card that is sent.
+        left_out: Names that are in the folder and not sent.
+        notes: What a person should know.
+    """
+
+    files: Mapping[str, bytes | Path]
+    card: str
+    left_out: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def sizes(self) -> list[tuple[str, int]]:
+        """Return name and bytes of each file."""
+        return [
+            (name, len(content) if isinstance(content, bytes) else content.stat().st_size)
+            for name, content in self.files.items()
+        ]
+
+
+def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published:
+    """Return what is published of an output folder or of any PEFT adapter.
+
+    Only files whose names outputs and adapters have are sent, and only those that the manifest lists if it lists any.
+
+    Args:
+        folder: The folder.
+        repo: Repository, as owner/name.
+        base_id: Id of the base model on the Hub, with `@REVISION` if wanted; default what the folder names.
+
+    Raises:
+        AdapterFormatError: the folder holds no adapter that loads.
+        PublishError: a link among the files, a base model that is a local folder, a card with local paths.
+    """
+    meta, document = _contents(folder)
+    public = _public(folder, meta, document, base_id)
+    chosen, left_out = _chosen(folder, document)
+    local = str(document.get("base", {}).get("id") or "") if isinstance(document.get("base"), Mapping) else ""
+    notes = []
+    if not public["base"].get("id"):
+        notes.append("warning: the card names no base model; name it with --base-id OWNER/NAME.")
+    text, is_made = _card(folder, repo, document, public)
+    if not is_made:
+        notes.append("README.md was edited and is sent as it is.")
+        if base_id:
+            notes.append(f"warning: --base-id does not change it: look that it names {base_id}.")
+    files: dict[str, bytes | Path] = {}
+    for name in chosen:
+        path = folder / name
+        files[name] = _content(path, name, public, base=public["base"].get("id"), local=local, repo=repo)
+    if (folder / MANIFEST).is_file():
+        public["card_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        files[MANIFEST] = manifests.dump(public)
+    files[README] = text.encode()
+    return Published(files=dict(sorted(files.items())), card=text, left_out=left_out, notes=notes)
+
+
+def _contents(folder: Path) -> tuple[AdapterMeta | None, Mapping[str, Any]]:
+    """Return what an adapter's config says, if the folder is an adapter, and the manifest, or what stands for it."""
+    document = _manifest(folder)
+    if document.get("artifact") == "checkpoint" and not (folder / CONFIG).exists():
+        open_checkpoint(folder)
+        return None, document
+    if document.get("artifact") == "delta" and not (folder / CONFIG).exists():
+        open_tensors(folder / "delta.safetensors")
+        return None, document
+    source = open_adapter(folder)
+    check_stored_names(source)
+    meta = source.meta
+    return meta, document or {"kind": "adapter", "plan": {}, "base": manifests.base_entry([meta])}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PublishError(
+            f"{path} must be JSON: {shown(error)}. Remove it to publish the folder without it."
+        ) from error
+    if not isinstance(found, dict):
+        raise _edited(path, "it is not a JSON object")
+    return found
+
+
+def _edited(path: Path, reason: object) -> PublishError:
+    return PublishError(
+        f"{path} must be as adaptermix wrote it, and a card cannot be made from it ({shown(reason)}). Remove it to "
+        "publish the folder without it."
+    )
+
+
+def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any], base_id: str | None) -> dict[str, Any]:
+    """Return the manifest as it is published: without local paths, and with the base model's id on the Hub."""
+    entry = document.get("base", {})
+    if not isinstance(entry, Mapping):
+        raise _edited(folder / MANIFEST, "its base is not a JSON object")
+    local = str(entry.get("id") or (meta.base if meta else None) or "")
+    known = hub_id(local) if not (folder.parent / local).is_dir() else None
+    name, _, revision = (base_id or known or "").partition("@")
+    if meta and local and not name:
+        raise PublishError(
+            f"the base model must be named by its id on the Hub, and this adapter's is a local folder "
+            f"({shown(last_part(local))!r}), which nobody else can load. Give --base-id OWNER/NAME."
+        )
+    base = dict(entry) | {"id": name or None}
+    if base_id:
+        base["revision"] = revision or (entry.get("revision") if known == name else None)
+    cleaned: dict[str, Any] = without_paths(
+        {key: value for key, value in document.items() if key != "base"}, base=name or last_part(local), local=local
+    )
+    return cleaned | {"base": base}
+
+
+def _chosen(folder: Path, document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of the files that are published, and of what is left out.
+
+    Raises:
+        PublishError: one of the files is a link, or lies in a linked folder.
+    """
+    listed = document.get("files")
+    named = {str(name) for name in listed} if isinstance(listed, list | dict) else None
+    kind = str(document.get("artifact")) if document.get("artifact") in _OF_KIND else "adapter"
+    records = _RECORDS if (folder / MANIFEST).exists() else ()
+    patterns = (*_ALWAYS, *_OF_KIND[kind], *records)
+    chosen: list[str] = []
+    left_out: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_allowed = any(fnmatchcase(name, one) and name.count("/") == one.count("/") for one in patterns)
+        is_listed = named is None or name in named or name in _ALWAYS
+        if path.is_symlink():
+            if is_allowed or path.is_dir():
+                raise PublishError(
+                    f"{path} is a symbolic link, and links are not published. Put the file itself there, or remove it."
+                )
+            left_out.append(name)
+        elif path.is_file():
+            (chosen if is_allowed and is_listed else left_out).append(name)
+    return chosen, left_out
+
+
+def _card(folder: Path, repo: str, document: Mapping[str, Any], public: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the card to send, and whether it is made from the manifest; one that somebody edited is sent as it is."""
+    path = folder / README
+    if path.is_file():
+        kept = path.read_bytes()
+        is_ours = hashlib.sha256(kept).hexdigest() == document.get("card_sha256")
+        text = kept.decode(errors="replace")
+        if not is_ours and not is_untouched(text):
+            _check_card(path, text)
+            return text, False
+    try:
+        return card(public, name=repo.split("/")[1], reference=repo, base=public["base"].get("id")), True
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _edited(folder / MANIFEST, f"{type(error).__name__}: {error}") from error
+
+
+def _check_card(path: Path, text: str) -> None:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if text_without_paths(line) != line:
+            raise PublishError(
+                f"{path}:{number} names a path of this machine, and was edited, so it is not replaced. Take the path "
+                "out, or remove README.md to have a new one made."
+            )
+
+
+def _content(
+    path: Path, name: str, public: Mapping[str, Any], *, base: str | None, local: str, repo: str
+) -> bytes | Path:
+    """Return what is sent of a file: the file, or its content without local paths."""
+    if path.suffix not in _TEXTS or name in (MANIFEST, README) or path.stat().st_size > _MOST_TEXT:
+        return path
+    if path.suffix == ".html":
+        text = path.read_text(encoding="utf-8", errors="replace")
+        cleaned = text_without_paths(text)
+        return path if cleaned == text else cleaned.encode()
+    try:
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            cleaned_rows = without_paths(rows, base=base, local=local)
+            return path if cleaned_rows == rows else "".join(json.dumps(row) + "\n" for row in cleaned_rows).encode()
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PublishError(f"{path} must be JSON: {shown(error)}. Write it again, or remove it.") from error
+    if not isinstance(document, dict):
+        return path
+    cleaned_document: dict[str, Any]
+    if path.name == CONFIG:
+        cleaned_document = (
+            _config(document, public["base"], local) if name == CONFIG else _config(document, {"id": repo})
+        )
+    elif name in (MANIFEST, "results.json") or path.name == MANIFEST:
+        cleaned_document = without_paths(document, base=base, local=local)
+    else:  # of a model: other entries, such as chat templates and tokens, may look like paths
+        found = {key: document[key] for key in _MODEL_PATHS if isinstance(document.get(key), str)}
+        cleaned_document = document | without_paths(found, base=base, local=local)
+    return path if cleaned_document == document else (json.dumps(cleaned_document, indent=2) + "\n").encode()
+
+
+def _config(document: dict[str, Any], base: Mapping[str, Any], local: str = "") -> dict[str, Any]:
+    """Return an adapter's config that names its base model by its id on the Hub."""
+    paths = {key: value for key, value in document.items() if key == "fusion_encoder" and isinstance(value, str)}
+    cleaned: dict[str, Any] = document | without_paths(paths, base=base.get("id"), local=local)
+    if base.get("id"):
+        cleaned["base_model_name_or_path"] = base["id"]
+        if document.get("revision") != base.get("revision"):
+            cleaned["revision"] = base.get("revision")
+    return cleaned

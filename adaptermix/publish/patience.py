@@ -1,0 +1,177 @@
+"""Talking to the Hub within bounds: retries with growing pauses, time limits, a limit to the waits asked for."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from importlib import import_module
+from typing import Any, TypeVar
+
+from ..errors import shown
+from ..progress import Watcher
+
+Result = TypeVar("Result")
+TRIES = 4
+FIRST_PAUSE = 1.0
+CONNECT_SECONDS, SILENT_SECONDS, ANSWER_SECONDS = 10.0, 60.0, 120.0
+"""Limits: for a connection, for a server that sends nothing, and for a whole answer."""
+MOST_WAIT = 120.0
+"""Seconds that a server may ask a push to wait, in all."""
+_RATE = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,12})")
+"""The Hub's header when no request is left: seconds until there are some again."""
+_AGAIN = (408, 429, 500, 502, 503, 504)
+_CONNECTION = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ConnectionError", "TimeoutError"}
+_INNER = ("/preupload/", "/info/lfs/", "/xet-")
+"""In addresses of requests that huggingface_hub repeats by itself."""
+
+
+class WaitTooLongError(Exception):
+    """A server asked for a longer wait than a push takes."""
+
+
+def asked_wait(headers: Any) -> float | None:
+    """Return the seconds that an answer asks to wait, None if it asks for none.
+
+    Args:
+        headers: Headers of the answer: `Retry-After` as seconds or as a date, or `ratelimit` of the Hub.
+    """
+    if limit := _RATE.search(str(headers.get("ratelimit") or "")):
+        return float(limit[1])
+    text = str(headers.get("retry-after") or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:12])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time()) if text else None
+    except (ValueError, OverflowError):
+        return None
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Let huggingface_hub use time limits and refuse long waits until the context ends."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    before = _http._GLOBAL_CLIENT_FACTORY
+    waited = [0.0]
+
+    def make() -> Any:
+        client = before()
+        http = import_module(type(client).__module__.partition(".")[0])
+        hooks = client.event_hooks
+        client.event_hooks = hooks | {
+            "request": [*hooks.get("request", []), _limit],
+            "response": [*hooks.get("response", []), lambda r: _look(r, http, waited)],
+        }
+        return client
+
+    set_client_factory(make)
+    try:
+        yield
+    finally:
+        set_client_factory(before)
+
+
+def _limit(request: Any) -> None:
+    """Give a request time limits; some calls of huggingface_hub switch those of the client off."""
+    limits = {"connect": CONNECT_SECONDS, "read": SILENT_SECONDS, "write": SILENT_SECONDS, "pool": SILENT_SECONDS}
+    own = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = {name: own.get(name) or limit for name, limit in limits.items()}
+
+
+def _look(response: Any, http: Any, waited: list[float]) -> None:
+    """Refuse an answer that asks for a long wait, and limit the time that the rest of an answer may take.
+
+    Raises:
+        WaitTooLongError: the waits asked for are too long.
+    """
+    if response.status_code in _AGAIN and (seconds := asked_wait(response.headers)):
+        waited[0] += seconds
+        if waited[0] > MOST_WAIT:
+            raise WaitTooLongError(
+                f"{response.status_code} and asked to wait {seconds:,.0f} s; a push waits at most {MOST_WAIT:.0f} s in "
+                f"all. Push again {'later' if seconds > 3600 else f'in {seconds / 60:.0f} minutes'}"
+            )
+    end = time.monotonic() + ANSWER_SECONDS
+    stream = response.stream
+
+    class Limited(http.SyncByteStream):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            for part in stream:
+                if time.monotonic() > end:
+                    raise http.ReadTimeout(f"an answer took more than {ANSWER_SECONDS:.0f} s")
+                yield part
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Limited()
+    if response.status_code in _AGAIN and response.request.url.path.endswith("/validate-yaml"):
+        from huggingface_hub.utils import _http
+
+        response.read()  # huggingface_hub would take the page of a proxy for JSON
+        _http.hf_raise_for_status(response)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the Hub or the network said, on one line: a status with its own message, or the kind of failure."""
+    status = status_of(error)
+    message = shown(getattr(error, "server_message", None) or "", 300)
+    if status is not None:
+        phrase = shown(getattr(getattr(error, "response", None), "reason_phrase", "") or "", 60)
+        return f"{status} {phrase}{f': {message}' if message else ''}".strip()
+    lines = str(error).strip().splitlines()
+    name = type(error).__name__
+    if not lines:
+        return name
+    return f"{name}: {shown(lines[0], 300)}" if _is_connection(error) else shown(" ".join(lines), 300)
+
+
+def status_of(error: Exception) -> int | None:
+    """Return the HTTP status of an error, None if it has none."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _is_connection(error: Exception) -> bool:
+    return any(kind.__name__ in _CONNECTION for kind in type(error).__mro__)
+
+
+def is_passing(error: Exception) -> bool:
+    """Return whether the same request may succeed later: a busy or failing server, a lost connection."""
+    status = status_of(error)
+    return status in _AGAIN if status is not None else _is_connection(error)
+
+
+def repeatedly(call: Callable[[], Result], step: str, watch: Watcher) -> Result:
+    """Return the result of a call, made again after failures that may pass: pauses of 1, 2 and 4 s, or as asked.
+
+    Args:
+        call: Makes the request.
+        step: What is done, for messages.
+        watch: Hears of each pause.
+
+    Raises:
+        Exception: what the last call raised.
+    """
+    pause = FIRST_PAUSE
+    for number in range(1, TRIES + 1):
+        try:
+            return call()
+        except Exception as error:
+            if number == TRIES or not is_passing(error) or _was_repeated(error):
+                raise
+            headers = getattr(getattr(error, "response", None), "headers", {})
+            seconds = max(pause, asked_wait(headers) or 0.0)
+            watch.note(f"{step}: {reason_of(error)}; trying again in {seconds:.0f} s")
+            time.sleep(seconds)
+            pause *= 2
+    raise AssertionError("the last try returns or raises")
+
+
+def _was_repeated(error: Exception) -> bool:
+    made = getattr(error, "response", None) or vars(error).get("_request")
+    return any(part in str(getattr(made, "url", "")) for part in _INNER)

@@ -1,0 +1,40 @@
+"""PEFT's own model card, which nobody has filled in."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+_FILLED_BY_PEFT = {"base_model", "library_name", "pipeline_tag", "tags"}
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n?", re.DOTALL)
+_QUANTIZED = re.compile(r"\n## Training procedure\n\nThe following `bitsandbytes`.*?(?=\n#|\Z)", re.DOTALL)
+_VERSIONS = re.compile(r"### Framework versions\n\n(- PEFT \S+\n?)+")
+
+
+def is_untouched(text: str) -> bool:
+    """Return whether a card is the template that PEFT writes beside an adapter, as PEFT left it.
+
+    A card of a version whose template differs counts as written by hand, so that it is kept.
+
+    Args:
+        text: The README.
+    """
+    if "[More Information Needed]" not in text:
+        return False
+    from huggingface_hub import ModelCard, ModelCardData
+
+    front = _FRONT.match(text)
+    try:
+        entries = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        return False
+    if entries is not None and not (isinstance(entries, dict) and set(entries) <= _FILLED_BY_PEFT):
+        return False
+    template = ModelCard.from_template(ModelCardData()).text
+    return _body(text[front.end() :] if front else text) == _body(template)
+
+
+def _body(text: str) -> list[str]:
+    """Return the lines of a card that are not blank and that PEFT does not add itself."""
+    return [line.strip() for line in _VERSIONS.sub("", _QUANTIZED.sub("", text)).splitlines() if line.strip()]

@@ -1,0 +1,201 @@
+"""Base models are loaded in one place, which runs none of their code and checks the form of their files first."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adaptermix
+from adaptermix.base_files import FILES
+from adaptermix.checkpoints import open_checkpoint
+from adaptermix.errors import ModelError
+from adaptermix.fusion.latents import Latents, check_encoder
+from adaptermix.head_forms import HEAD_FORMS, Head
+from adaptermix.models import load_base, model_kind
+from adaptermix.train.outline import outline
+from tests.tiny import tiny_causal, tiny_encoder
+
+ROOT = Path(adaptermix.__file__).parent
+LOADERS = {"from_pretrained", "from_config", "load_dataset", "pipeline", "SentenceTransformer"}
+OWN_CODE = {"PeftModel", "FusionConfig"}
+"""Classes whose `from_pretrained` reads an adapter's own files; PEFT runs no code of theirs."""
+
+
+def test_every_loader_is_in_one_module_and_refuses_code() -> None:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+            if name not in LOADERS or (isinstance(owner, ast.Name) and owner.id in OWN_CODE):
+                continue
+            assert path.name in ("pretrained.py", "hub.py"), f"{path}:{node.lineno} loads beside pretrained.py"
+            refusals = [word.value for word in node.keywords if word.arg == "trust_remote_code"]
+            assert [ast.literal_eval(value) for value in refusals] == [False], f"{path}:{node.lineno}"
+            found.append(path.name)
+    assert sorted(found) == ["hub.py", "pretrained.py", "pretrained.py"]
+
+
+def with_code(folder: Path, part: str, mark: Path) -> Path:
+    """Make a model folder whose Python file leaves a mark when it runs, and which asks for that file."""
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass C: pass\nclass M: pass\nclass T: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    if part == "tokenizer":
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["own.T", "own.T"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    else:
+        config["auto_map"] = {"AutoConfig": "own.C", "AutoModel": "own.M", "AutoModelForCausalLM": "own.M"}
+        config["model_type"] = "of_its_own"
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+WAYS: dict[str, Callable[[str], Any]] = {
+    "kind": model_kind,
+    "load": lambda reference: load_base(reference, device="cpu"),
+    "outline": outline,
+    "encoder": check_encoder,
+    "latents": lambda reference: Latents(reference, device="cpu"),
+    "head": lambda reference: load_base(
+        reference, device="cpu", head=Head(form=HEAD_FORMS["classes"], labels=("a", "b"))
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_base_that_needs_its_own_code_is_refused_by_name_and_nobody_is_asked(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "it_ran"
+    folder = with_code(tiny_encoder(tmp_path / "model"), "config", mark)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("code was asked for"))
+    with pytest.raises(ModelError, match=r"model' needs Python code of its own .* never run") as caught:
+        WAYS[way](str(folder))
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("way", ["load", "latents", "head"])
+def test_a_tokenizer_with_code_does_not_run_it(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "it_ran"
+    folder = with_code(tiny_encoder(tmp_path / "model"), "tokenizer", mark)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("code was asked for"))
+    try:
+        WAYS[way](str(folder))
+    except ModelError as error:
+        assert "\n" not in str(error)  # noqa: PT017  (a tokenizer that loads without the code is right too)
+    assert not mark.exists()
+
+
+def test_attention_of_the_hub_is_code_too(tmp_path: Path) -> None:
+    folder = tiny_causal(tmp_path / "model")
+    change(folder / "config.json", attn_implementation="someone/kernel")
+    with pytest.raises(ModelError, match="is code of the Hub, and that is never run"):
+        load_base(str(folder), device="cpu")
+
+
+def change(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def deep(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_causal(tmp_path_factory.mktemp("base") / "model")
+    (folder / "generation_config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("file", sorted({name for names in FILES.values() for name in names}))
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("null", "must be a JSON object, found null"),
+        ("[]", "must be a JSON object, found a list"),
+        ('"x"', "must be a JSON object, found a text"),
+        ("5", "must be a JSON object, found a number"),
+        ("{", "must be JSON in UTF-8"),
+        ("", "must be JSON in UTF-8"),
+        ("\ud800", "must be JSON in UTF-8"),
+        ('{"a": ' + "9" * 5000 + "}", "must be JSON in UTF-8"),
+        (deep(100_000), "must be nested at most 64 levels deep"),
+    ],
+    ids=["null", "list", "text", "number", "cut", "empty", "surrogate", "digits", "deep"],
+)
+def test_every_json_file_of_a_base_must_be_an_object(
+    file: str, content: str, found: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    (folder / file).write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ModelError, match=found) as caught:
+        load_base(str(folder), device="cpu")
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{", deep(100_000)], ids=["null", "list", "cut", "deep"])
+def test_commands_that_only_read_weights_check_the_config_too(content: str, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json must be"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "32"),
+        ("hidden_size", None),
+        ("hidden_size", -1),
+        ("hidden_size", 1.5),
+        ("hidden_size", [32]),
+        ("hidden_size", 10**12),
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", True),
+        ("num_attention_heads", {}),
+        ("num_attention_heads", 0),
+        ("vocab_size", 10**9),
+        ("vocab_size", 10**8),
+        ("vocab_size", "many"),
+        ("intermediate_size", None),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", [None]),
+        ("model_type", None),
+        ("model_type", ["llama"]),
+        ("model_type", {}),
+        ("rope_parameters", [1]),
+        ("quantization_config", "nf4"),
+        ("quantization_config", {"quant_method": ["x"]}),
+        ("auto_map", []),
+        ("id2label", 3),
+        ("text_config", []),
+        ("dtype", 16),
+        ("dtype", "no_such_dtype"),
+        ("hidden_act", 7),
+        ("pad_token_id", "x"),
+        ("rms_norm_eps", "small"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_fields_of_wrong_types_and_sizes_are_refused_in_one_sentence(
+    field: str, value: Any, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    change(folder / "config.json", **{field: value})
+    with pytest.raises(ModelError) as caught:
+        load_base(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
