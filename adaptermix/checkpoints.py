@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,12 @@ class Checkpoint:
     Args:
         path: The folder.
         tensors: Header per tensor, sorted by name.
+        aliases: Name in the files of tensors that have another one there, such as a head that is tied to embeddings.
     """
 
     path: Path
     tensors: Mapping[str, TensorHeader]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ class Checkpoint:
         if key not in self.tensors:
             raise ModelError(f"the checkpoint {self.path} must hold {key!r}, and does not.")
         with self.open(self.tensors[key].file) as handle:
-            tensor: Tensor = handle.get_tensor(key)
+            tensor: Tensor = handle.get_tensor(self.aliases.get(key, key))
             return tensor
 
 

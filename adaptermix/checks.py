@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
@@ -164,6 +165,21 @@ def sound_compare(settings: CompareSettings) -> CompareSettings:
     if settings.ceiling and (not settings.baseline or settings.baseline == settings.ceiling):
         raise ValueError("--ceiling needs another system as --baseline: the gap is from that one to the ceiling")
     return settings
+
+
+def no_numbers(files: list[str]) -> list[str]:
+    """Refuse numbers where files or folders are wanted: `--weights 0.5 0.5` leaves the second one over."""
+    for name in files:
+        try:
+            float(name)
+        except ValueError:
+            continue
+        if not Path(name).exists():
+            raise ValueError(
+                f"{name!r} is neither a file nor a folder; the numbers of one option are separated by commas, "
+                "such as --weights 0.5,0.5"
+            )
+    return files
 
 
 def _number(value: Any) -> Any:

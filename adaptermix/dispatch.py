@@ -61,3 +61,15 @@ def run_settings(settings: Settings, *, watch: Watcher = SILENT) -> dict[str, An
         AdapterMixError: the work could not be done.
     """
     return _CALLS[type(settings)](settings, watch)
+
+
+def run_judge(settings: EvaluateSettings | SearchSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
+    """Score on dev data and return the command's document, with `resamples`: the score on resamples of the rows.
+
+    Resamples of the same rows are drawn alike, so that those of several calls can be compared pair by pair.
+
+    Raises:
+        AdapterMixError: the work could not be done.
+    """
+    result = search(settings, watch=watch) if isinstance(settings, SearchSettings) else evaluate(settings, watch=watch)
+    return {**result.document(), "resamples": [round(value, 6) for value in result.resamples]}

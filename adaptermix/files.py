@@ -16,6 +16,8 @@ from typing import Self
 from .errors import OutputError
 
 MANIFEST = "adaptermix.json"
+ROWS_FILE = "adaptermix.rows"
+"""Hashes of the data rows that the manifest beside it names."""
 LOCK = ".lock"
 """What a process holds while it works in a folder."""
 _OURS = (MANIFEST, "adapter_config.json")

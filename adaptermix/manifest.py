@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from .adapters import AdapterMeta, AdapterSource
-from .files import MANIFEST
+from .files import MANIFEST, ROWS_FILE
+from .row_hashes import RowHashes, read_sets, remembered, write_sets
 
 START = "start"
 """Use of an input that training began from."""
+_ROLES = ("data", "dev", "calibration", "tested")
+"""Entries that list data files."""
+SEEN = ("data", "dev", "calibration")
+"""Those of them whose files a result has seen: trained on, chosen on, or fitted to."""
 _PACKAGES = ("adaptermix", "torch", "transformers", "peft", "safetensors")
 
 
@@ -76,19 +83,15 @@ def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
 
 
 def inherit(
-    sources: Sequence[AdapterSource],
-    *,
-    data: Sequence[Mapping[str, Any]] = (),
-    dev: Sequence[Mapping[str, Any]] = (),
-    tested: Sequence[Mapping[str, Any]] = (),
+    sources: Sequence[AdapterSource], *, models: Sequence[Path] = (), **own: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return what a merge takes over: languages by role, files, task and sentence vectors where all agree.
 
     Args:
         sources: The adapters.
-        data: Files that the merge itself learned from, beside those that the adapters were trained on.
-        dev: Files that the merge itself is chosen on, beside those that the adapters were chosen on.
-        tested: Those of them that were evaluated as test data before, and allowed.
+        models: Folders of models that go into the result; those that this toolkit wrote name files too.
+        own: Files of the merge itself, in addition to those of its inputs: `data` that it learned from, `dev` that it
+            was chosen on, `calibration` that it was fitted to, and those of them that were `tested` before.
     """
     languages: dict[str, list[str]] = {}
     for source in sources:
@@ -96,9 +99,7 @@ def inherit(
             languages[role] = sorted({*languages.get(role, ()), *names})
     return {
         "languages": languages or None,
-        "data": _together(sources, "data", data),
-        "dev": _together(sources, "dev", dev),
-        "tested": _together(sources, "tested", tested),
+        **files_of([*map(origin, sources), *map(origin_of, models)], own),
         "task": _common(sources, "task"),
         "vectors": _common(sources, "vectors"),
         # only plain LoRAs, which see sources in their texts, are merged
@@ -106,41 +107,121 @@ def inherit(
     }
 
 
-def carry_on(entries: Mapping[str, Any], start: AdapterSource) -> dict[str, Any]:
+def carry_on(
+    entries: Mapping[str, Any], start: AdapterSource | None, on: AdapterSource | None = None
+) -> dict[str, Any]:
     """Return the entries of a training run with those of the adapter that it began from.
 
     Languages and files are those of both. Task and sentence vectors are the run's own where it has them.
 
     Args:
         entries: The run's entries.
-        start: The adapter.
+        start: The adapter that training began from, if any.
+        on: The adapter that training was on top of, if any, whose files count as seen too.
     """
-    before = inherit([start], dev=entries.get("dev") or (), tested=entries.get("tested") or ())
+    together = files_of([origin(source) for source in (start, on) if source], entries)
+    if start is None:
+        return dict(entries) | together
+    before = inherit([start])
     languages = dict(before["languages"] or {})
     for role, names in entries["languages"].items():
         languages[role] = sorted({*languages.get(role, ()), *names})
-    together = {"dev": before["dev"], "tested": before["tested"], "data": _together([start], "data", entries["data"])}
     return before | dict(entries) | together | {"languages": languages}
 
 
-def _together(
-    sources: Sequence[AdapterSource], name: str, own: Sequence[Mapping[str, Any]] = ()
-) -> list[Mapping[str, Any]] | None:
-    """Return the files of an entry of all adapters after the own ones, each once."""
-    found: dict[Any, Mapping[str, Any]] = {}
-    for entry in (*own, *(entry for source in sources for entry in _files(source.meta.manifest, name))):
-        found.setdefault(entry["sha256"], entry)
-    return list(found.values()) or None
-
-
-def seen(sources: Sequence[AdapterSource], names: Sequence[str] = ("data", "dev")) -> set[str]:
-    """Return the SHA-256 of all files that adapters were trained or chosen on, as far as their manifests tell.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A folder that this toolkit may have written, and its manifest.
 
     Args:
-        sources: The adapters.
+        path: The folder.
+        manifest: The manifest, empty where there is none.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+
+def origin(source: AdapterSource) -> Origin:
+    """Return an adapter's folder with its manifest."""
+    return Origin(path=source.path, manifest=source.meta.manifest)
+
+
+def origin_of(folder: Path) -> Origin:
+    """Return a folder with its manifest; one without a manifest, or with a damaged one, has an empty one."""
+    document = None
+    with suppress(OSError, ValueError, RecursionError):
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return Origin(path=folder, manifest=document if isinstance(document, dict) else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenFile:
+    """A data file that a manifest names, with the rows that were used.
+
+    Args:
+        entry: What the manifest says.
+        hashes: The rows; None where they are not known, as in older manifests.
+    """
+
+    entry: Mapping[str, Any]
+    hashes: RowHashes | None
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return str(self.entry.get("name"))
+
+    @property
+    def file_hashes(self) -> set[str]:
+        """Hashes of the file as a whole: of its bytes, and of its lines where the manifest has it."""
+        return {str(self.entry[name]) for name in ("sha256", "text") if name in self.entry}
+
+    @property
+    def picked(self) -> str | None:
+        """The rows that were used, as `START:STOP[:STEP]`; None for all."""
+        found = self.entry.get("picked")
+        return found if isinstance(found, str) else None
+
+
+def seen_files(origins: Sequence[Origin], names: Sequence[str] = SEEN) -> list[SeenFile]:
+    """Return the data files that adapters and models have seen, as far as their manifests name them.
+
+    Args:
+        origins: Their folders.
         names: Entries to look at: `data` has the training files, `dev` those that something was chosen on.
     """
-    return {str(e["sha256"]) for source in sources for name in names for e in _files(source.meta.manifest, name)}
+    return [
+        SeenFile(entry=entry, hashes=remembered(entry.get("row_hashes")))
+        for own in origins
+        for name in names
+        for entry in _own_files(own, name)
+    ]
+
+
+def files_of(origins: Sequence[Origin], own: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]] | None]:
+    """Return the entries that list data files: the own ones and those of folders, each once; None where there is none.
+
+    Args:
+        origins: The folders.
+        own: A document with own entries.
+    """
+    together: dict[str, list[Mapping[str, Any]] | None] = {}
+    for name in _ROLES:
+        found: dict[Any, Mapping[str, Any]] = {}
+        for entry in (*(own.get(name) or ()), *(entry for one in origins for entry in _own_files(one, name))):
+            found.setdefault((str(entry["sha256"]), str(entry.get("row_hashes"))), entry)
+        together[name] = list(found.values()) or None
+    return together
+
+
+def _own_files(own: Origin, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the files of an entry, once the rows in the folder are read; damaged ones count as not known."""
+    files = _files(own.manifest, name)
+    if any("row_hashes" in entry for entry in files):
+        with suppress(OSError, ValueError):
+            read_sets(own.path / ROWS_FILE)
+    yield from files
 
 
 def _files(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -173,5 +254,6 @@ def dump(document: Mapping[str, Any]) -> bytes:
 
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:
-    """Write the manifest into an output folder."""
+    """Write the manifest into an output folder, and next to it the rows of the data files that it names."""
+    write_sets(folder, [entry.get("row_hashes") for name in _ROLES for entry in _files(document, name)])
     (folder / MANIFEST).write_bytes(dump(document))

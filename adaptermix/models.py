@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from .errors import ModelError
 from .fingerprints import fingerprint
 from .head_forms import Head
 from .headed import check_head, load_headed
+from .manifest import Origin, origin_of
 from .progress import Watcher
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 
@@ -123,8 +124,21 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 
 def fingerprint_of(reference: str) -> str | None:
     """Return the fingerprint of a base model, None where its files are not on disk."""
-    folder = _folder(*split_revision(reference))
+    folder = model_folder(reference)
     return fingerprint(folder) if folder else None
+
+
+def model_folder(reference: str) -> Path | None:
+    """Return the folder of a model, with @REVISION if wanted; None where its weights are not on disk."""
+    return _folder(*split_revision(reference))
+
+
+def model_origins(reference: str) -> list[Origin]:
+    """Return a base model's folder with its manifest, if it is on disk: one that `bake` wrote has seen data files."""
+    with suppress(ValueError):  # a name that the Hub does not allow is refused when the model is loaded
+        folder = model_folder(reference)
+        return [origin_of(folder)] if folder else []
+    return []
 
 
 def _folder(name: str, revision: str | None) -> Path | None:
@@ -174,6 +188,22 @@ def model_kind(reference: str) -> Kind:
     except (OSError, ValueError, KeyError) as error:
         raise unreachable(reference, error) from error
     return _kind(config, reference)
+
+
+def class_modules(folder: Path) -> list[str]:
+    """Return the paths of all modules of the class that a model folder's config names; none where it is not known.
+
+    Files of a checkpoint may have other names, which transformers converts when it loads them.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        made: Any = getattr(transformers, str((config.architectures or [""])[0]))
+        with torch.device("meta"):
+            return [name for name, _ in made(config).named_modules()]
+    except Exception:  # a class of another release, or of the model's own code
+        return []
 
 
 def unreachable(reference: str, error: Exception, what: str = "base model") -> ModelError:
@@ -312,7 +342,7 @@ def first_blocks(model: nn.Module, count: int) -> Iterator[None]:
     finally:
         _set_blocks(model, path, stack)
         if types:
-            text.layer_types = types
+            _set_types(text, types)
 
 
 def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
@@ -321,8 +351,14 @@ def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
     config: Any = model.config
     text = config.get_text_config()
     text.num_hidden_layers = len(stack)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: len(stack)]
+    if types := getattr(text, "layer_types", None):
+        _set_types(text, types[: len(stack)])
+
+
+def _set_types(text: Any, types: Sequence[str]) -> None:
+    # Mamba, Falcon-H1 and Bamba compute the list from the number of blocks, and it cannot be set
+    with suppress(AttributeError):
+        text.layer_types = types
 
 
 def backbone(base: BaseModel) -> nn.Module:

@@ -157,6 +157,10 @@ class Pooler:
         mask[[row for row, ids in enumerate(encoded) if ids[0] in self._skipped], 0] = 0
         return mask
 
+    def count(self, ids: Sequence[int]) -> int:
+        """Return how many tokens of a sentence count."""
+        return len(ids) - (ids[0] in self._skipped if ids else 0)
+
     def __call__(
         self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows d"]:

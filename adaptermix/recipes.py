@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from .data import DataFile
 from .errors import ConfigError, OutputError, did_you_mean
 from .files import MANIFEST
 from .launcher import process_count
@@ -35,7 +35,9 @@ from .settings import (
     SpectrumSettings,
     TaskSettings,
 )
-from .splits import DEV, TEST, TRAINING, contents, read_record
+from .settings.roles import SCORED, TEST, used_for
+from .splits import fault_of_tested, overlaps_of, read_record
+from .step_data import TestFile, data_files
 
 STEPS: dict[str, type[Settings]] = {
     "train-align": AlignSettings,
@@ -54,7 +56,6 @@ STEPS: dict[str, type[Settings]] = {
     "push": PushSettings,
     "demo-inputs": DemoInputsSettings,
 }
-_USES = {"train": TRAINING, "pairs": TRAINING, "dev": DEV, "dev_pairs": DEV}
 _TOP = ("version", "variables", "steps")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -191,42 +192,43 @@ def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any],
     return faults
 
 
-def _uses(step: Step) -> list[tuple[str, str]]:
-    """Return what a step uses its data for, and the `FILE` arguments."""
-    split = getattr(step.settings, "split", None)
-    uses = _USES | ({"data": f"{split} data"} if split else {})
-    named = [(use, getattr(step.settings, name, None)) for name, use in uses.items()]
-    return [(use, argument) for use, given in named if isinstance(given, list) for argument in given]
-
-
 def check_splits(path: Path, steps: Sequence[Step]) -> None:
     """Refuse to choose or train on what is test data of another step, or was evaluated as test data before.
 
-    Files are the same by content; those that a step is yet to make, and those of the Hub, by name.
+    Rows are recognised by their texts, see `adaptermix.splits`; in files that a step is yet to make, and in those of
+    the Hub, by the file's name and their numbers.
 
     Args:
         path: The recipe.
         steps: Its steps.
 
     Raises:
-        ConfigError: a step uses a file so; one that was evaluated before is allowed where `allow_tested` is set.
+        ConfigError: a step uses rows so; those that were evaluated before are allowed where `allow_tested` is set.
     """
-    known, found = read_record(), cache(contents)
-    used = [(number, step, use, argument) for number, step in enumerate(steps, 1) for use, argument in _uses(step)]
-    tests = [(key, f"step {number}") for number, _, use, argument in used if use == TEST for key in found(argument)]
-    testing = dict(reversed(tests))
-    for number, step, use, argument in used if testing or known else ():
+    known = read_record().entries
+    if not known and all(use != TEST for step in steps for use in used_for(step.settings)):
+        return
+    used: dict[tuple[int, str], list[DataFile]] = {}
+    for number, step in enumerate(steps, start=1):
+        for use, file in data_files(step.settings):
+            used.setdefault((number, use), []).append(file)
+    tests = [TestFile(step=number, file=file) for (number, use), files in used.items() for file in files if use == TEST]
+    for (number, use), files in used.items():
+        if use in (TEST, SCORED):
+            continue
+        step = steps[number - 1]
         allowed = getattr(step.settings, "allow_tested", None)
-        for key, name in found(argument).items() if use != TEST else ():
-            if key in testing:
-                fault = f"{use} must not be test data, and {name} is test data of {testing[key]}"
-                way_out = f", or drop split: test in {testing[key]}"
-            elif key in known and not allowed:
-                fault = known[key].fault(use, name)
-                way_out = "" if allowed is None else ", or set allow_tested: true there"
-            else:
-                continue
-            raise ConfigError(f"{path}: step {number} ({step.command}): {fault}. Give other data{way_out}.")
+        if own := next((found for found in overlaps_of(files, tests) if found.rows.matters), None):
+            fault = f"{use} must not be test data, and {own} {own.verb_now} test data of step {own.first.step}"
+            way_out = f", or drop split: test in step {own.first.step}"
+        elif not allowed and (
+            before := next((found for found in overlaps_of(files, known) if found.rows.matters), None)
+        ):
+            fault = fault_of_tested(use, before)
+            way_out = "" if allowed is None else ", or set allow_tested: true there"
+        else:
+            continue
+        raise ConfigError(f"{path}: step {number} ({step.command}): {fault}. Give other data or other rows{way_out}.")
 
 
 def _written(step: Step) -> Path | None:

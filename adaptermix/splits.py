@@ -1,169 +1,162 @@
-"""Test data stay test data: a record of the files that were evaluated as such, on which nothing is chosen or trained.
+"""Test data stay test data: rows that were evaluated as such are not chosen or trained on, and the other way round.
 
-A file is known by its text, whatever its name, its compression and its line ends, and whichever of its rows are used.
-Rows that were moved, added or left out make another text. The record is this user's, one
-JSON object a line; what is broken in it is passed over, and one that cannot be read is as good as empty.
+Rows are recognised by their texts, in any file, order and format; see `adaptermix.row_hashes`. Where only the hash of a
+file is known, as in older records, the file counts as a whole: by its text, whatever its name, its compression and its
+line ends.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
-from . import manifest
-from .adapters import AdapterSource
-from .data.source import DataFile, find_files
-from .errors import DataError, PlanError
-from .progress import Watcher
+from .data.source import DataFile, parse_rows
+from .errors import PlanError
+from .files import ROWS_FILE
+from .manifest import Origin, SeenFile, seen_files
+from .progress import SILENT, Watcher
+from .row_hashes import ListedRows, Overlap, RowHashes
+from .settings.roles import CALIBRATION, DEV, TEST, TRAINING
+from .tested import Evaluated, add_to_record, read_record, state_folder
 
-DEV, TEST, TRAINING, CALIBRATION = "dev data", "test data", "training data", "calibration data"
-"""What files are used for."""
-_RECORD = "tested.jsonl"
+__all__ = [
+    "CALIBRATION",
+    "DEV",
+    "TEST",
+    "TRAINING",
+    "Evaluated",
+    "add_to_record",
+    "check_split",
+    "overlap_of",
+    "overlaps_of",
+    "read_record",
+    "refuse_tested",
+    "state_folder",
+    "told_trained",
+]
+
+_ROWS_LOOKED_AT = 2**17
+"""Of two choices of rows of one file so many are compared."""
+
+
+class Known(Protocol):
+    """A data file that was used before, see `SeenFile` and `Evaluated`."""
+
+    @property
+    def name(self) -> str:
+        """Its name then."""
+
+    @property
+    def file_hashes(self) -> set[str]:
+        """Hashes of the file as a whole."""
+
+    @property
+    def picked(self) -> str | None:
+        """The rows that were used, as `START:STOP[:STEP]`; None for all."""
+
+    @property
+    def hashes(self) -> RowHashes | None:
+        """Their hashes; None where only the file is known."""
+
+
+K = TypeVar("K", bound=Known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """One evaluation of one file as test data.
+class Found(Generic[K]):
+    """Rows of a file that are known.
 
     Args:
-        sha256: Hash of the file's bytes.
-        text: Hash of its lines.
-        name: The file's name then.
-        task: The task.
-        adapter: Name of the adapter, or `base`.
-        date: The day (UTC).
+        file: The file.
+        rows: How many they are, and whether they are more than chance.
+        first: The first file that has some of them.
+        others: Count of further files whose rows are counted together with these.
     """
 
-    sha256: str
-    text: str
-    name: str
-    task: str
-    adapter: str
-    date: str
+    file: DataFile
+    rows: Overlap
+    first: K
+    others: int = 0
 
-    def fault(self, use: str, path: object) -> str:
-        """Return what is wrong with using the file for something else, without what to do.
+    def __str__(self) -> str:
+        """Return `n of m rows of FILE`."""
+        count = f"{self.rows.same} of {self.rows.total} rows of " if self.rows.total else ""
+        more = f" and {self.others} other file{'s' * (self.others > 1)}" if self.others else ""
+        return f"{count}{self.file.path}{more}"
 
-        Args:
-            use: What it is to be, such as `DEV`.
-            path: Where it is now.
-        """
-        then = "" if str(path).endswith(self.name) else f", then named {self.name}"
-        return (
-            f"{use} must not be test data, and {path} was evaluated as test on {self.date} (task '{self.task}', "
-            f"adapter '{self.adapter}'{then})"
-        )
+    @property
+    def verb(self) -> str:
+        """The verb for it."""
+        return "were" if self.rows.total else "was"
+
+    @property
+    def verb_now(self) -> str:
+        """The verb for it in the present."""
+        return "are" if self.rows.total else "is"
+
+    @property
+    def by_chance(self) -> str:
+        """What to add where the rows are too few to be refused."""
+        return "" if self.rows.matters else " (so few may be the same by chance)"
 
 
-def state_folder() -> Path:
-    """Return this user's folder for what is kept between runs.
+def overlap_of(file: DataFile, known: Sequence[K]) -> Found[K] | None:
+    """Return which rows of a file are known, None if none is.
 
-    Raises:
-        RuntimeError: the user has no home.
+    Args:
+        file: The file, read or not; of one that is not only the whole text is compared.
+        known: Files that are known.
     """
-    if own := os.environ.get("ADAPTERMIX_STATE"):
-        return Path(own)
-    name, usual = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_STATE_HOME", ".local/state")
-    return Path(os.environ.get(name) or Path.home() / usual) / "adaptermix"
+    if not known:
+        return None
+    listed = file.used.listed if file.used else None
+    sets = {one.hashes.key: one.hashes for one in known if one.hashes is not None}
+    rows = listed.overlap(list(sets.values())) if listed else Overlap(same=0, total=0, matters=False)
+    own = set(file.hashes().values())
+    whole = [one for one in known if not own.isdisjoint(one.file_hashes) and _meets(file, one)]
+    if whole:
+        # of a file of the same text whose rows are not known every row counts
+        every = listed is None or any(one.hashes is None for one in whole)
+        rows = Overlap(same=rows.total if every else rows.same, total=rows.total, matters=True)
+    if not rows.matters and not rows.same:
+        return None
+    having = (one for one in known if one.hashes is not None and listed and listed.overlap([one.hashes]).same)
+    return Found(file=file, rows=rows, first=whole[0] if whole else next(having))
 
 
-def _bytes() -> bytes:
-    try:
-        return (state_folder() / _RECORD).read_bytes()
-    except (OSError, RuntimeError):
-        return b""
+def overlaps_of(files: Sequence[DataFile], known: Sequence[K]) -> list[Found[K]]:
+    """Return which rows of some files are known, by file.
 
-
-def _entries(content: bytes) -> list[Evaluated]:
-    found = []
-    for line in content.splitlines():
-        try:
-            entry = json.loads(line)
-            found.append(Evaluated(**{field.name: str(entry[field.name]) for field in fields(Evaluated)}))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return found
-
-
-def read_record() -> dict[str, Evaluated]:
-    """Return for each file, by the hash of its lines, when it was first evaluated as test data."""
-    return {entry.text: entry for entry in reversed(_entries(_bytes()))}
-
-
-def text_hash(file: DataFile) -> str:
-    """Return the hash of a file's lines, unpacked, without their ends and without blank ones at its end.
-
-    A data set of the Hub is known by what its entry of a manifest says.
-    """
-    if type(file) is not DataFile:
-        return str(file.entry()["sha256"])
-    status = file.path.stat()
-    return _hash_of_lines(file.path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns))
-
-
-@lru_cache(maxsize=1024)
-def _hash_of_lines(path: Path, _status: tuple[int, int, int]) -> str:
-    """Return the hash of a file's lines; one that is asked for many times, by each candidate, is read once."""
-    digest, blank = hashlib.sha256(), 0
-    for _, line in DataFile(path=path, languages=()).lines():
-        if line.strip():
-            digest.update(b"\n" * blank + line.rstrip().encode() + b"\n")
-        blank = 0 if line.strip() else blank + 1
-    return digest.hexdigest()
-
-
-def add_to_record(files: Sequence[DataFile], *, task: str, adapter: str, watch: Watcher) -> None:
-    """Record files that were evaluated as test data; where the record cannot be written a person is told.
+    Where there is no file of which they are more than chance they may be so of all files together, as when rows are
+    spread over many files. Then all are returned as one.
 
     Args:
         files: The files.
-        task: Name of the task.
-        adapter: Name of the adapter, or `base`.
-        watch: Told where the record is when it gets new files, and of a failure.
+        known: Files that are known.
     """
-    content = _bytes()
-    known = _entries(content)
-    day = datetime.now(UTC).date().isoformat()
-    found = [
-        Evaluated(
-            sha256=str(file.entry()["sha256"]),
-            text=text_hash(file),
-            name=file.path.name,
-            task=task,
-            adapter=adapter,
-            date=day,
-        )
-        for file in files
-    ]
-    lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in found if entry not in known]
-    if not lines:
-        return
-    text = "\n" * (content[-1:] not in (b"", b"\n")) + "".join(lines)  # a line that was cut stays by itself
-    try:
-        folder = state_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        # one write at the file's end, so that lines of several processes do not mix
-        with (folder / _RECORD).open("ab", buffering=0) as file:
-            file.write(text.encode())
-    except (OSError, RuntimeError) as error:
-        watch.note(
-            f"warning: the record of test data must be writable, and is not ({error}): later use of these files for "
-            "choosing or training is not refused. Set ADAPTERMIX_STATE to another folder."
-        )
-        return
-    new = {entry.text for entry in found} - {entry.text for entry in known}
-    if new:
-        watch.note(
-            f"{len(new)} of the files are now recorded as test data in {folder / _RECORD}; choosing or training on "
-            "them is refused from here on."
-        )
+    found = [one for file in files if (one := overlap_of(file, known))]
+    if len(found) < 2 or any(one.rows.matters for one in found):
+        return found
+    sets = {one.hashes.key: one.hashes for one in known if one.hashes is not None}
+    rows = ListedRows.joined([file.used.listed for file in files if file.used]).overlap(list(sets.values()))
+    return [replace(found[0], rows=rows, others=len(files) - 1)] if rows.matters else found
+
+
+def _meets(file: DataFile, known: Known) -> bool:
+    """Whether rows of a file that were used are among those that are used here, or which they were is not known."""
+    return file.used is None or known.hashes is None or _meet(known.picked, file.used.picked)
+
+
+def _meet(one: str | None, other: str | None) -> bool:
+    """Whether two choices of rows of a file have a row in common.
+
+    Example:
+        >>> _meet(":30", "30:"), _meet(":30", "29:"), _meet("::2", "1::2"), _meet(None, "5:")
+        (False, True, False, True)
+    """
+    first, second = (range(*parse_rows(rows).indices(_ROWS_LOOKED_AT)) for rows in (one, other))
+    return any(row in second for row in first)
 
 
 def refuse_tested(
@@ -171,76 +164,103 @@ def refuse_tested(
     *,
     allowed: bool,
     instead: str = "pass --allow-tested to take it all the same",
+    watch: Watcher = SILENT,
 ) -> list[dict[str, Any]]:
-    """Refuse files that were evaluated as test data, or return what a manifest says of them where they are allowed.
+    """Refuse rows that were evaluated as test data, or return what a manifest says of them where they are allowed.
 
     Args:
         uses: Files by what they are to be, such as `DEV`.
         allowed: Whether they are taken all the same.
         instead: What else a person can do than give other data.
+        watch: Receives what cannot be read of the record, and how many rows are test data where that is no more than
+            chance.
 
     Raises:
-        PlanError: a file was evaluated as test data, and is not allowed.
+        PlanError: a file holds rows that were evaluated as test data, and this is not allowed.
     """
-    known = read_record()
-    found = [(use, file) for use, files in uses.items() for file in files if known]  # to hash a file is to read it
-    keys = [text_hash(file) for _, file in found]
-    seen = [(known[key], use, file) for key, (use, file) in zip(keys, found, strict=True) if key in known]
-    if seen and not allowed:
-        evaluated, use, file = seen[0]
-        raise PlanError(f"{evaluated.fault(use, file.path)}. Give other data, or {instead}.")
-    return [file.entry() for _, _, file in seen]
+    record = read_record()
+    record.announce(watch)
+    entries = []
+    for use, found in ((use, found) for use, files in uses.items() for found in overlaps_of(files, record.entries)):
+        if not found.rows.matters:
+            watch.note(f"warning: {found} were evaluated as test data before{found.by_chance}; they are used.")
+            continue
+        if not allowed:
+            raise PlanError(f"{fault_of_tested(use, found)}. Give other data or other --rows, or {instead}.")
+        more = {"tested_rows": found.rows.same} if found.rows.total else {}
+        # rows that are spread over all files count with the first of them
+        entries.append(found.file.entry() | more)
+    return entries
 
 
-def check_split(
-    files: Sequence[DataFile], sources: Sequence[AdapterSource], *, split: str | None, watch: Watcher
-) -> None:
-    """Check what the files of an evaluation are for, against the record and what the adapters have seen.
+def fault_of_tested(use: str, found: Found[Evaluated]) -> str:
+    """Return in words that rows were evaluated as test data, without what to do.
+
+    Args:
+        use: What they are to be, such as `DEV`.
+        found: The rows.
+    """
+    entry = found.first
+    then = "" if str(found.file.path).endswith(entry.name) else f", then named {entry.name}"
+    return (
+        f"{use} must not be test data, and {found} {found.verb} evaluated as test on {entry.date} "
+        f"(task '{entry.task}', adapter '{entry.adapter}'{then})"
+    )
+
+
+def check_split(files: Sequence[DataFile], origins: Sequence[Origin], *, split: str | None, watch: Watcher) -> None:
+    """Check what the files of an evaluation are for, against the record and what adapters and models have seen.
 
     Args:
         files: The files.
-        sources: The adapters.
-        split: What they are for: dev, test, or not told; then a person is warned where test data would be refused.
-        watch: Told of files that an adapter was trained or chosen on.
+        origins: Folders of the adapters and of the base model.
+        split: What they are for: dev, test, or not given; then a warning takes the place of a refusal.
+        watch: Receives which files an adapter was trained or chosen on.
 
     Raises:
         PlanError: dev data were evaluated as test data before, or an adapter was trained or chosen on test data.
     """
     if split == "dev":
-        refuse_tested({DEV: files}, allowed=False, instead="drop --split dev")
-    for file in _among(files, manifest.seen(sources)):
-        if split == "test":
-            raise PlanError(
-                f"test data must be new to the adapter, and {file.path} is a file that one here was trained or chosen "
-                "on (by its content, whichever rows). Give other data, or drop --split test."
-            )
+        refuse_tested({DEV: files}, allowed=False, instead="drop --split dev", watch=watch)
+    known = seen_files(origins)
+    if lost := sorted({one.name for one in known if one.hashes is None and "row_hashes" in one.entry}):
         watch.note(
-            f"warning: {file.path} is a file that an adapter was trained or chosen on; unless --rows picks other "
-            "rows, scores on it say little."
+            f"warning: {ROWS_FILE} of an adapter or model is missing or damaged: rows of {', '.join(lost)}, which it "
+            "was trained or chosen on, are recognised only where a whole file is the same."
         )
+    for found in overlaps_of(files, known):
+        what = f"{found} {found.verb} seen before: an adapter or model was trained or chosen on {found.first.name}"
+        if split == "test" and found.rows.matters:
+            raise PlanError(
+                f"test data must be new to the adapter, and {what}. Give other data or other --rows, or drop --split "
+                "test."
+            )
+        watch.note(f"warning: {what}{found.by_chance}; scores on them say little.")
 
 
-def told_trained(files: Sequence[DataFile], sources: Sequence[AdapterSource]) -> list[str]:
-    """Return what a person should know of dev files that an adapter was trained on."""
-    return [
-        f"warning: {file.path} is a file that an adapter was trained on; unless --rows picks other rows, the choice "
-        "favours what it has learned by heart."
-        for file in _among(files, manifest.seen(sources, ("data",)))
-    ]
+def told_trained(
+    files: Sequence[DataFile], origins: Sequence[Origin], *, names: Sequence[str] = ("data",)
+) -> list[str]:
+    """Return warnings about rows of dev files that adapters were trained on.
 
-
-def _among(files: Sequence[DataFile], hashes: set[str]) -> list[DataFile]:
-    return [file for file in files if file.entry()["sha256"] in hashes] if hashes else []
-
-
-def contents(argument: str) -> dict[str, str]:
-    """Return the paths of a `FILE` argument by the hash of their text.
-
-    What is not there yet, or lies on the Hub, is known by its name alone, so that nothing is loaded.
+    Args:
+        files: The files.
+        origins: Folders of the adapters.
+        names: Entries of their manifests to look at.
     """
-    try:
-        files = find_files([argument])
-    except DataError:
-        path = str(Path(argument.rpartition("=")[2]))
-        return {path: path}
-    return {text_hash(file) if type(file) is DataFile else str(file.path): str(file.path) for file in files}
+    return warn_of_seen(files, seen_files(origins, names), "an adapter was trained on")
+
+
+def warn_of_seen(files: Sequence[DataFile], known: Sequence[SeenFile], who: str) -> list[str]:
+    """Return warnings about rows of dev files that are known.
+
+    Args:
+        files: The files.
+        known: Files that were seen.
+        who: What was done with their rows, before the name of the file.
+    """
+    return [
+        f"warning: {found} {found.verb} seen before: {who} {found.first.name}{found.by_chance}; the choice favours "
+        "what it has learned."
+        for found in overlaps_of(files, known)
+    ]

@@ -97,8 +97,9 @@ def test_what_another_process_evaluated_as_test_is_refused_under_any_name(
         main([*found.split(), "--out", str(tmp_path / "out")])
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
-        f"error: dev data must not be test data, and {copied} was evaluated as test on {entry['date']} (task 'slots', "
-        "adapter 'task', then named de.test.jsonl). Give other data, or pass --allow-tested to take it all the same.\n"
+        f"error: dev data must not be test data, and 1 of 2 rows of {copied} were evaluated as test on {entry['date']} "
+        "(task 'slots', adapter 'task', then named de.test.jsonl). Give other data or other --rows, or pass "
+        "--allow-tested to take it all the same.\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -111,7 +112,7 @@ def test_a_search_on_test_data_that_is_allowed_says_so_and_so_do_merges_of_it(
     search(SearchSettings(out=str(tmp_path / "before"), **asked))
     assert "tested" not in manifest(tmp_path / "before")
     as_test(old)
-    with pytest.raises(PlanError, match=r"de.jsonl was evaluated as test .*or pass --allow-tested"):
+    with pytest.raises(PlanError, match=r"1 of 1 rows of .*de.jsonl were evaluated as test .*or pass --allow-tested"):
         search(SearchSettings(out=str(tmp_path / "refused"), **asked))
     search(SearchSettings(out=str(tmp_path / "after"), allow_tested=True, **asked))
     document = manifest(tmp_path / "after")
@@ -141,7 +142,9 @@ def test_training_on_test_data_is_refused_unless_allowed(name: str, place: dict[
     use = "dev data" if "dev" in name else "training data"
     for kind in ("joint", "align" if "pairs" in name else "task"):
         for more in ({}, {"dry_run": True}):
-            with pytest.raises(PlanError, match=f"{use} must not be test data, and .*{Path(files[name]).name} was"):
+            with pytest.raises(
+                PlanError, match=f"{use} must not be test data, and .* rows of .*{Path(files[name]).name} were"
+            ):
                 runs[kind](**more)
         assert not Path(out).exists()
         runs[kind](allow_tested=True)
@@ -176,8 +179,8 @@ def test_as_test_is_refused_what_an_adapter_was_trained_or_chosen_on_through_mer
     asked_search: dict[str, Any] = {"adapters": [str(tmp_path / "own"), adapters[1]], "grid": [0.5], **answering}
     search(SearchSettings(dev=[train, f"en={dev}"], out=str(tmp_path / "found"), **asked_search), watch=notes)
     assert [note for note in notes.said if "was trained on" in note] == [
-        f"warning: {train} is a file that an adapter was trained on; unless --rows picks other rows, the choice "
-        "favours what it has learned by heart."
+        f"warning: 2 of 2 rows of {train} were seen before: an adapter was trained on en.jsonl; the choice favours "
+        "what it has learned."
     ]
     assert {entry["name"] for entry in manifest(tmp_path / "found")["dev"]} == {"en.jsonl", "dev.jsonl"}
     assert manifest(tmp_path / "found")["scores"]["split"] == "dev"
@@ -200,7 +203,7 @@ def test_the_split_is_told_where_it_was_given(
     evaluate(asked.model_copy(update={"predictions": None}), watch=again)
     assert again.said == []
     if split == "test":
-        assert [entry.adapter for entry in read_record().values()] == ["base"]
+        assert [entry.adapter for entry in read_record().entries] == ["base"]
         assert len((state / "tested.jsonl").read_text().splitlines()) == 1
         with pytest.raises(PlanError, match=r"dev data must not be test data, .*or drop --split dev"):
             evaluate(EvaluateSettings(data=[data], split="dev", **answering))
@@ -223,7 +226,7 @@ def test_a_record_that_cannot_be_kept_is_a_note(
     assert [note.split(" (")[0] for note in notes.said] == [
         "warning: the record of test data must be writable, and is not"
     ]
-    assert read_record() == {}
+    assert read_record().entries == ()
 
 
 def test_broken_lines_are_passed_over_and_do_no_harm_to_the_next(tmp_path: Path, state: Path) -> None:
@@ -233,7 +236,9 @@ def test_broken_lines_are_passed_over_and_do_no_harm_to_the_next(tmp_path: Path,
     whole = record.read_text()
     record.write_bytes(b'\xff\n\n[1]\n{"sha256": "x"}\nnull\n' + whole.encode() + b'{"sha256": "cut')
     as_test(two)
-    assert [entry.name for entry in read_record().values()] == ["de.jsonl", "en.jsonl"]
+    found = read_record()
+    assert [entry.name for entry in found.entries] == ["en.jsonl", "de.jsonl"]
+    assert found.faults == (f"{record} is damaged in line 1, 3, 4, 5, 7, which is skipped: delete it, or restore it.",)
     assert record.read_text(errors="replace").count("\n") == 8
 
 
@@ -253,7 +258,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path, state: Path) -> N
     lines = [json.loads(line) for line in (state / "tested.jsonl").read_text().splitlines()]
     assert len(lines) == 3 * 40 * 20
     assert len({(line["adapter"], line["name"]) for line in lines}) == 120
-    assert len(read_record()) == 40
+    assert len({entry.text for entry in read_record().entries}) == 40
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders of another system")
@@ -306,8 +311,10 @@ def test_a_recipe_that_uses_its_test_data_for_something_else_is_refused(
     ran: list[Any] = []
     with pytest.raises(ConfigError) as caught:
         run_recipe(path, run=lambda step: ran.append(step) or {})  # type: ignore[func-returns-value]
-    fault = f"{path}: step {step}: {use} must not be test data, and {copied} is test data of step 4."
-    assert str(caught.value) == f"{fault} Give other data, or drop split: test in step 4."
+    # commands are not pairs, so that the file counts as a whole there
+    rows = f"{copied} is" if name == "dev_pairs" else f"1 of 1 rows of {copied} are"
+    fault = f"{path}: step {step}: {use} must not be test data, and {rows} test data of step 4."
+    assert str(caught.value) == f"{fault} Give other data or other rows, or drop split: test in step 4."
     assert ran == []
     with pytest.raises(SystemExit) as ended:
         main(["run", str(path), "--dry-run"])
@@ -328,10 +335,10 @@ def test_a_recipe_on_what_was_evaluated_before_is_refused_unless_allowed(tmp_pat
     data = slots(tmp_path, "de.test.jsonl", "rot")
     as_test(data)
     load_recipe(recipe(tmp_path, data=data))
-    with pytest.raises(ConfigError, match=r"step 3 \(search\): .* was evaluated as test .*allow_tested: true there"):
+    with pytest.raises(ConfigError, match=r"step 3 \(search\): .* were evaluated as test .*allow_tested: true there"):
         load_recipe(recipe(tmp_path, searched=data))
     load_recipe(recipe(tmp_path, searched=data), {"search.allow_tested": True})
-    with pytest.raises(ConfigError, match=r"step 5 \(evaluate\): .* Give other data\.$"):
+    with pytest.raises(ConfigError, match=r"step 5 \(evaluate\): .* Give other data or other rows\.$"):
         load_recipe(recipe(tmp_path, last=data))
 
 
@@ -344,7 +351,7 @@ def test_settings_are_not_searched_on_test_data(tmp_path: Path) -> None:
         plan(recipe(tmp_path, split="null", data=data, last=data), vary, tmp_path / "out")
     as_test(data)
     ran: list[Any] = []
-    with pytest.raises(ConfigError, match="was evaluated as test"):
+    with pytest.raises(ConfigError, match="were evaluated as test"):
         tune(
             recipe(tmp_path, split="null", middle="null", last=data),
             vary,

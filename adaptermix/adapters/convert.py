@@ -8,6 +8,7 @@ weight plus update to a trained length, so its delta needs the weight; a weighte
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..algebra import LowRank
 from ..checkpoints import Checkpoint
 from ..errors import ModelError, PlanError
+from .keys import PREFIX, is_embedding
+from .paths import same_text
 from .peft_format import AdapterSource
 
 _ROWS = 1024
@@ -43,6 +46,8 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
         found = [key for key in checkpoint.tensors if key == tail or (not start and key.endswith(f".{tail}"))]
         if found:
             break
+    # A vision-language model's files may keep the names of another release than the class that is loaded.
+    found = found or [key for key in checkpoint.tensors if same_text(key, f"{module}.weight")]
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} weights end like it ({', '.join(found[:3])})" if found else "no weight ends like it"
@@ -50,6 +55,40 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
         f"the base model {checkpoint.path} must hold one weight for module '{module}', but {what}. "
         "Give the base model that the adapter was trained on, in whole precision and with its parts unfused."
     )
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether one of two tensors is the other, or the other rounded to its dtype."""
+    if one.shape != other.shape:
+        return False
+    return torch.equal(one, other.to(one.dtype)) or torch.equal(one.to(other.dtype), other)
+
+
+def without_copies(source: AdapterSource, checkpoint: Checkpoint) -> AdapterSource:
+    """Return an adapter without the whole tensors that are the base model's own.
+
+    PEFT stores the tables of embeddings and output heads that it adapts, as they were.
+
+    Args:
+        source: The adapter.
+        checkpoint: The base model.
+
+    Raises:
+        AdapterFormatError: a tensor holds NaN or infinity.
+    """
+
+    def is_copy(key: str) -> bool:
+        module = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+        if not key.endswith(".weight") or not is_embedding(module):
+            return False
+        try:
+            name = find_weight(checkpoint, module)
+        except ModelError:
+            return False
+        return _is_equal(source.load_saved(key), checkpoint.load(name))
+
+    kept = {key: header for key, header in source.saved_headers.items() if not is_copy(key)}
+    return replace(source, saved_headers=kept)
 
 
 def base_weight(

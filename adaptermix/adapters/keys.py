@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import AdapterFormatError
-from .reader import FLOATS, StoredTensor, WeightsFile
+from .reader import FLOATS, Renamed, StoredTensor, WeightsFile
 from .state import INPUT_EMBEDDINGS, AdapterMeta
 from .writer import DTYPE_NAMES
 
@@ -32,6 +32,16 @@ _HEADS = {
 }
 # With bias="all" PEFT also stores a head's biases under these names: a second copy, and the base's own.
 _DUPLICATES = (".modules_to_save.bias", ".original_module.bias")
+# Modules that torch.compile, FSDP and activation checkpointing put around others; saving should have left them out.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# A state dict saved without PEFT has the adapter's own name, which is "default" unless a user gave another.
+_NAMED = re.compile(
+    r"\.(?P<kept>lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)\.default(?=\.|$)"
+    r"|\.modules_to_save\.default(?=\.)"
+)
+_OTHER_NAME = re.compile(
+    r"\.lora_(?:[AB]|embedding_[AB]|magnitude_vector)\.(?P<name>(?!weight$|bias$)\w+)(?:\.(?:weight|bias))?"
+)
 _KNOWN = {
     "lora_": "a tensor of a LoRA variant",
     "token_adapter": "a tensor of trainable tokens",
@@ -51,6 +61,49 @@ class Inventory:
 
     parts: dict[str, dict[str, str]] = field(default_factory=dict)
     saved: dict[str, StoredTensor] = field(default_factory=dict)
+
+
+def plain_path(path: str) -> str:
+    """Return a module path without wrapper modules, at any depth, and without repeated PEFT prefixes at its start.
+
+    Example:
+        >>> plain_path("_orig_mod.model.layers.0._checkpoint_wrapped_module.mlp")
+        'model.layers.0.mlp'
+    """
+    return ".".join(_unwrapped(path)[0])
+
+
+def _unwrapped(path: str) -> tuple[list[str], bool]:
+    """Return the pieces of a path without wrappers, and whether PEFT's prefix was one of them."""
+    pieces, prefixed = [piece for piece in path.split(".") if piece not in _WRAPPERS], False
+    while len(pieces) > 1 and (pieces[0] == "module" or pieces[:2] == ["base_model", "model"]):
+        prefixed = prefixed or pieces[0] != "module"
+        pieces = pieces[1 if pieces[0] == "module" else 2 :]
+    return pieces, prefixed
+
+
+def _plain_key(key: str) -> str:
+    if len(key) > MAX_KEY:
+        return key
+    pieces, prefixed = _unwrapped(_NAMED.sub(lambda found: f".{found['kept']}" if found["kept"] else "", key))
+    return PREFIX + ".".join(pieces) if prefixed and pieces else key
+
+
+def plain_names(file: WeightsFile) -> WeightsFile:
+    """Return a file whose tensors have the names that PEFT gives them: without wrapper modules and adapter names.
+
+    Raises:
+        AdapterFormatError: two tensors of the file would have one name.
+    """
+    names: dict[str, str] = {}
+    for key in file.headers:
+        other = names.setdefault(_plain_key(key), key)
+        if other != key:
+            raise AdapterFormatError(
+                f"{file.path}: each tensor must be stored once, and {other[:200]!r} and {key[:200]!r} are the same "
+                "one. Save the adapter again with peft."
+            )
+    return file if all(new == old for new, old in names.items()) else Renamed(file, names)
 
 
 def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
@@ -98,9 +151,14 @@ def _check_factor(path: Path, key: str, header: StoredTensor) -> None:
 
 
 def _check_shape(path: Path, key: str, shape: tuple[int, ...]) -> None:
-    if 0 in shape or len(shape) > MAX_AXES:
+    if 0 in shape:
         raise AdapterFormatError(
-            f"{path}: {key} must not be empty and have at most {MAX_AXES} axes, found shape {str(list(shape))[:80]}."
+            f"{path}: {key} must not be empty, found shape {str(list(shape))[:80]}. DeepSpeed ZeRO-3 leaves tensors "
+            "empty where they are saved without being gathered; save the adapter again with the parameters gathered."
+        )
+    if len(shape) > MAX_AXES:
+        raise AdapterFormatError(
+            f"{path}: {key} must have at most {MAX_AXES} axes, found shape {str(list(shape))[:80]}."
         )
 
 
@@ -127,10 +185,25 @@ def _expected(name: str, meta: AdapterMeta) -> bool:
     if last == "bias" and meta.bias != "none":
         return True
     # PEFT stores a copy of an embedding or head that is adapted, or whose vocabulary was resized.
-    place = module.removesuffix(".base_layer").rsplit(".", 1)[-1]
-    if place in _EMBEDDINGS and last in ("weight", "bias"):
+    if is_embedding(module.removesuffix(".base_layer")) and last in ("weight", "bias"):
         return True
     return in_modules(name, (*meta.saved_modules, *_HEADS.get(meta.task_type or "", ())))
+
+
+def is_embedding(module: str) -> bool:
+    """Return whether a module is a table of embeddings or an output head, of which PEFT stores copies."""
+    return module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def lacks_head(task_type: str | None, saved: Iterable[str]) -> bool:
+    """Return whether PEFT adds a head for a task type whose tensors are not there, so that it could not load the rest.
+
+    Args:
+        task_type: PEFT's task type.
+        saved: Names in the file of the whole tensors.
+    """
+    heads = _HEADS.get(task_type or "", ())
+    return bool(heads) and not any(in_modules(key.removeprefix(PREFIX), heads) for key in saved)
 
 
 def in_modules(name: str, modules: tuple[str, ...]) -> bool:
@@ -147,6 +220,12 @@ def in_modules(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def _refuse(path: Path, key: str) -> AdapterFormatError:
+    named = _OTHER_NAME.search(key)
+    if named is not None and _PART.fullmatch(key.replace(f".{named['name']}", "", 1)):
+        return AdapterFormatError(
+            f"{path}: tensor {key[:200]!r} must be named without the adapter's own name, {named['name']!r}, which peft "
+            "loads under that name only. Save the adapter again with peft's save_pretrained."
+        )
     for mark, what in _KNOWN.items():
         if mark in key and not _PART.fullmatch(key):
             return AdapterFormatError(

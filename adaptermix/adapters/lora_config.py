@@ -19,6 +19,7 @@ from ..errors import AdapterFormatError
 from .patterns import PatternMap, read_patterns
 from .reader import one_line
 from .state import INPUT_EMBEDDINGS, AdapterMeta, TargetSpec
+from .targets import written_targets
 
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_RANK = 2**20
@@ -60,6 +61,9 @@ _WITHOUT_EFFECT = {
     "megatron_config",
     "runtime_config",
     "loftq_config",
+    # of initialisations that are refused where they are used, and of training alone
+    "corda_config",
+    "velora_config",
     "eva_config",
     "qalora_group_size",
 }
@@ -83,6 +87,8 @@ _OTHER_INITS = {
     "lora_ga": "it takes a part of the base weights that depends on data, so the factors alone are not the delta",
     "loftq": "it puts quantised base weights in place of the base, so the factors alone are not the delta",
 }
+_PEFT_ALPHA = 8
+"""What PEFT takes where the settings have no `lora_alpha`."""
 _BIASES = ("none", "all", "lora_only")
 
 
@@ -136,6 +142,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
+    if "fine_tune_type" in config and "peft_type" not in config:
+        raise AdapterFormatError(f"{path} must be PEFT's, and is of an MLX adapter. Convert it to a PEFT adapter.")
     if config.get("peft_type") != "LORA":
         raise AdapterFormatError(f"{path}: only peft_type 'LORA' is handled, found {_shown(config.get('peft_type'))}.")
     for key, reason in _REFUSED.items():
@@ -225,6 +233,7 @@ def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
         layers=tuple(layers) if layers else None,
         layers_pattern=((pattern,) if isinstance(pattern, str) else pattern) or None,
         exclude=_strings(config.get("exclude_modules"), "exclude_modules", path) or None,
+        tied=_flag(config, "ensure_weight_tying", path),
     )
 
 
@@ -293,7 +302,7 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
             fusion={key: config[key] for key in _FUSION if key in config} if config.get("fusion") else {},
         ),
         rank=_rank(config.get("r"), "r", path),
-        alpha=_number(config.get("lora_alpha"), "lora_alpha", path),
+        alpha=_number(config.get("lora_alpha", _PEFT_ALPHA), "lora_alpha", path),
         rslora=_flag(config, "use_rslora", path),
         rank_pattern=_pattern(config, "rank_pattern", path, _rank),
         alpha_pattern=_pattern(config, "alpha_pattern", path, _number),
@@ -326,7 +335,7 @@ def dump_config(meta: AdapterMeta, ranks: Mapping[str, int], *, lora_bias: bool 
     largest = max(ranks.values())
     # A path is a regular expression to PEFT, which matches the end of a path: dots are escaped, the start is anchored.
     others = {"^" + re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != largest}
-    spec = meta.targets
+    spec = written_targets(meta, ranks)
     config = {
         "alpha_pattern": others,
         "base_model_name_or_path": meta.base,

@@ -1,91 +1,365 @@
-"""Module paths of adapters that were trained on the same base model under different heads."""
+"""One path per module, for adapters that were trained on one base model in different classes.
+
+What an encoder calls `encoder.layer.0.dense` is `bert.encoder.layer.0.dense` under a classification head, and
+`model.layers.0.mlp` of a language model is `model.language_model.layers.0.mlp` in the vision-language class. Adapters
+that act together get the paths of the largest of these classes; on a live model they get the paths of that model.
+Everything that a path names moves with it: factors, whole tensors, and the settings that select modules.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import AdapterFormatError
+from .keys import PREFIX, TOKENS
 from .peft_format import AdapterSource, open_adapter
+from .reader import Renamed
+from .state import TargetSpec
+
+Rename = Callable[[str], str]
+
+_ENCODERS = (
+    *("albert", "bert", "bros", "camembert", "canine", "convbert", "data2vec_text", "ernie", "esm", "fnet", "gte"),
+    *("ibert", "layoutlm", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mobilebert", "mpnet", "mra"),
+    *("new", "nezha", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta_prelayernorm", "roc_bert"),
+    *("roformer", "splinter", "squeezebert", "tapas", "xlm_roberta", "yoso"),
+)
+# What lies directly inside the model that a class with a head keeps under this name (its `base_model_prefix`).
+_INSIDE: dict[str, frozenset[str]] = {
+    **dict.fromkeys(_ENCODERS, frozenset({"embeddings", "embeddings_project", "encoder", "pooler"})),
+    # Their classes with a head have a pooler outside.
+    **dict.fromkeys(("deberta", "electra"), frozenset({"embeddings", "embeddings_project", "encoder"})),
+    "backbone": frozenset({"embeddings", "layers", "norm_f"}),
+    "distilbert": frozenset({"embeddings", "transformer"}),
+    "gpt_neox": frozenset({"embed_in", "final_layer_norm", "layers"}),
+    "model": frozenset(
+        {"decoder", "embed_tokens", "embeddings", "encoder", "final_norm", "language_model", "layers", "norm", "shared"}
+    ),
+    "transformer": frozenset(
+        {"blocks", "decoder", "encoder", "h", "layer", "ln_f", "shared", "word_embeddings", "wpe", "wte"}
+    ),
+}
+_HEADS = frozenset(
+    {
+        "classification_head",
+        "classifier",
+        "cls",
+        "embed_out",
+        "head",
+        "lm_head",
+        "pre_classifier",
+        "qa_outputs",
+        "score",
+    }
+)
+# Names that vision-language classes give their text part, and what lies in it.
+_TEXT = frozenset({"language_model", "text_model"})
+_TEXT_PARTS = frozenset({"embed_tokens", "layers", "norm"})
+_CLASSES = _INSIDE.keys() | _TEXT | {"0", "auto_model"}  # the last two of sentence-transformers
+_BLOCKS = re.compile(r"(?:^|\.)[A-Za-z_][^.]*\.(?=\d+(?:\.|$))")
+
+
+def _blocks(path: str) -> str | None:
+    """Return the path of the list of blocks that a module lies in, with a dot; None outside the blocks."""
+    found = _BLOCKS.search(path)
+    return None if found is None else path[: found.end()]
+
+
+def _tails(path: str) -> Iterator[tuple[str, str]]:
+    """Yield a path cut in two at each dot: what stands before, with its dot, and the rest; the whole path first."""
+    start = 0
+    while True:
+        yield path[:start], path[start:]
+        start = path.find(".", start) + 1
+        if not start:
+            return
+
+
+def _cut(path: str, names: Collection[str]) -> tuple[str, str]:
+    """Cut a path behind the names that classes put before it: ("model.", "layers.0.mlp")."""
+    pieces = path.split(".")
+    count = next((n for n, piece in enumerate(pieces) if piece not in names), len(pieces))
+    return "".join(f"{piece}." for piece in pieces[:count]), ".".join(pieces[count:])
+
+
+def _text_parts(path: str) -> tuple[str, str]:
+    return _cut(path, _TEXT | {"model"})
+
+
+def same_text(one: str, other: str) -> bool:
+    """Return whether two paths, or names of weights, are one of a language model's in two classes.
+
+    Example:
+        >>> same_text("model.language_model.layers.0.mlp", "language_model.model.layers.0.mlp")
+        True
+    """
+    (stem, rest), (other_stem, other_rest) = _text_parts(one), _text_parts(other)
+    is_text = any(name in stem or name in other_stem for name in _TEXT)
+    return is_text and rest == other_rest and rest.partition(".")[0] in _TEXT_PARTS | _HEADS
+
+
+def _best(votes: Mapping[str, int]) -> str | None:
+    """Return the prefix with the most votes; of equal ones that of a text part, else None."""
+    most = [prefix for prefix, count in votes.items() if count == max(votes.values())]
+    if len(most) > 1:
+        most = [prefix for prefix in most if _TEXT & set(prefix.split("."))]
+    return most[0] if len(most) == 1 else None
+
+
+def _before(inside: Iterable[str], outside: Iterable[str]) -> Counter[str]:
+    """Count what stands before paths of one adapter in those of another."""
+    ends: dict[str, list[str]] = defaultdict(list)
+    for path in outside:
+        for before, rest in _tails(path):
+            if before:
+                ends[rest].append(before)
+    return Counter(before for path in inside for before in ends.get(path, ()))
 
 
 def prefix_between(inner: Iterable[str], outer: Iterable[str]) -> str | None:
     """Return what stands before the paths of one adapter in those of another, or None.
 
-    An encoder alone has `encoder.layer.0...`; under a classification head the same module is `bert.encoder.layer.0...`.
+    All modules of both are compared; where none is in both, their lists of blocks are, and at last the names that
+    classes with a head give to the model inside.
 
     Args:
         inner: Paths without a prefix.
         outer: Paths that may have one.
 
     Example:
-        >>> prefix_between(["encoder.layer.0.dense"], ["bert.encoder.layer.0.dense", "bert.encoder.layer.1.dense"])
+        >>> prefix_between(["encoder.layer.0.dense"], ["bert.encoder.layer.1.key"])
         'bert.'
     """
-    inside, outside = set(inner), set(outer)
+    inside, outside = ({path for path in paths if path.partition(".")[0] not in _HEADS} for paths in (inner, outer))
     if not inside or not outside or inside & outside:
         return None
-    some = min(inside)
-    candidates = [path.removesuffix(some) for path in outside if path.endswith(f".{some}")]
-    fitting = [prefix for prefix in candidates if all(prefix + path in outside for path in inside)]
-    # Modules of one may be missing in the other, as above the layer of an alignment LoRA: then one prefix is enough.
-    chosen = fitting or candidates
-    return chosen[0] if len(set(chosen)) == 1 else None
+    votes = _before(inside, outside)
+    if not votes:
+        lists, others = ({found for path in paths if (found := _blocks(path))} for paths in (inside, outside))
+        votes = Counter() if lists & others else _before(lists, others)
+    if votes:
+        return _best(votes)
+    firsts = {path.partition(".")[0] for path in outside}
+    name = firsts.pop() if len(firsts) == 1 else ""
+    fits = {path.partition(".")[0] for path in inside} <= _INSIDE.get(name, frozenset())
+    return f"{name}." if fits else None
 
 
-def _renamed(source: AdapterSource, names: Mapping[str, str]) -> AdapterSource:
-    return replace(
-        source,
-        modules={names[path]: header for path, header in source.modules.items()},
-        parts={names[path]: parts for path, parts in source.parts.items()},
-    )
+def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
+    """Return two paths that no one model has, since a class with a head has one of them and a class without the other.
+
+    Example:
+        >>> two_roots(["bert.encoder.layer.0.dense", "encoder.layer.0.key"])
+        ('bert.encoder.layer.0.dense', 'encoder.layer.0.key')
+    """
+    firsts: dict[str, str] = {}
+    lists: dict[str, dict[str, str]] = defaultdict(dict)
+    for path in sorted(paths):
+        first, _, rest = path.partition(".")
+        # A single layer of these names is an output head.
+        if first not in ("decoder", "encoder") or rest not in ("", "bias", "weight"):
+            firsts.setdefault(first, path)
+        found = _blocks(path)
+        if found:
+            stem, rest = _cut(found, _CLASSES)
+            lists[rest].setdefault(stem, path)
+    for name, path in firsts.items():
+        for inner in sorted(_INSIDE.get(name, frozenset()) & firsts.keys()):
+            return path, firsts[inner]
+    for stems in lists.values():
+        if len(stems) > 1:
+            one, other, *_ = stems.values()
+            return one, other
+    return None
 
 
-def under(source: AdapterSource, prefix: str) -> AdapterSource:
-    """Return an adapter with a prefix before all of its module paths."""
-    return _renamed(source, {path: prefix + path for path in source.modules})
+def check_stored_names(source: AdapterSource) -> None:
+    """Refuse an adapter folder of which PEFT alone would load a part only, though it can be read and merged here.
+
+    Raises:
+        AdapterFormatError: names of wrapper modules are stored with it, or modules are of two model classes.
+    """
+    clash = two_roots(source.modules)
+    if isinstance(source.file, Renamed) or clash is not None:
+        what = f"are of two model classes ('{clash[0]}', '{clash[1]}')" if clash else "have names of wrapper modules"
+        rewrite = f" Rewrite it: adaptermix merge {source.path} --weights 1 --out NEW." if clash is None else ""
+        raise AdapterFormatError(
+            f"{source.path} must have the tensor names that PEFT gives, and its tensors {what}, so PEFT would not load "
+            f"all of it.{rewrite}"
+        )
 
 
-def without_prefix(source: AdapterSource, modules: Set[str]) -> AdapterSource:
-    """Return an adapter that was trained under a head with the paths of the model alone; as it is if that fails.
+def _entry(name: str, rename: Rename) -> str:
+    """Return an entry of `modules_to_save` or the like: a name stays, a path that is no longer one is renamed."""
+    new = rename(name)
+    return name if "." not in name or new.endswith(f".{name}") else new
+
+
+def _renamed(
+    source: AdapterSource, rename: Rename, rename_whole: Rename | None = None, *, keeps_old: bool = False
+) -> AdapterSource:
+    """Return an adapter with other paths; as it is where nothing changes or two modules would have one path.
 
     Args:
         source: The adapter.
+        rename: New path of a module.
+        rename_whole: New name of a whole tensor, without PEFT's prefix; default as a module.
+        keeps_old: Whether the target modules list the old paths too, so that PEFT can build the LoRA on the other class
+            and report the keys that it misses there.
+    """
+    whole = rename_whole or rename
+    paths = {path: rename(path) for path in source.modules}
+    saved = {key: PREFIX + whole(key.removeprefix(PREFIX)) for key in source.saved_headers}
+    unchanged = all(old == new for names in (paths, saved) for old, new in names.items())
+    if unchanged or len(set(paths.values())) < len(paths) or len(set(saved.values())) < len(saved):
+        return source
+    meta = replace(
+        source.meta,
+        # Full paths, since a suffix could reach other parts of the new class.
+        targets=TargetSpec(modules=tuple(sorted({*paths.values(), *(paths if keeps_old else ())}))),
+        saved_modules=tuple(_entry(name, whole) for name in source.meta.saved_modules),
+        trainable_tokens={_entry(name, whole): ids for name, ids in source.meta.trainable_tokens.items()},
+    )
+    kept = {key: key for parts in source.parts.values() for key in parts.values()}
+    return replace(
+        source,
+        settings=replace(source.settings, meta=meta),
+        modules={paths[path]: header for path, header in source.modules.items()},
+        parts={paths[path]: parts for path, parts in source.parts.items()},
+        file=Renamed(source.file, kept | {new: old for old, new in saved.items()}),
+        saved_headers={saved[key]: header for key, header in source.saved_headers.items()},
+        was_moved=True,
+    )
+
+
+def _under(prefix: str) -> Rename:
+    """Return what puts a prefix before paths, but not before those of a head."""
+    return lambda path: path if path.partition(".")[0] in _HEADS else prefix + path
+
+
+def _without_data_parallel(source: AdapterSource, known: Set[str]) -> AdapterSource:
+    """Return an adapter without `module` inside its paths where others have the same paths without it."""
+    plain = _renamed(source, lambda path: path.replace(".module.", "."))
+    return plain if plain is not source and known & plain.modules.keys() > known & source.modules.keys() else source
+
+
+def _swap(path: str, old: str, new: str) -> str:
+    return new + path.removeprefix(old) if path.startswith(old) else path
+
+
+def _is_class_part(prefix: str) -> bool:
+    """Whether a prefix is made of names that classes give to the model inside."""
+    return all(name in _CLASSES for name in prefix.split(".")[:-1])
+
+
+def _swap_into(paths: Collection[str], known: Collection[str]) -> tuple[str, str] | None:
+    """Return the beginning to be replaced and its replacement that bring most paths to those of a model, or None."""
+    cuts: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        inside = len((_blocks(path) or path).removesuffix(".").rpartition(".")[0])
+        for before, rest in _tails(path):
+            if len(before) <= inside + 1:
+                cuts[rest].append(before)
+    votes: Counter[tuple[str, str]] = Counter()
+    for path in known:
+        for before, rest in _tails(path):
+            for old in cuts.get(rest, ()):
+                if old != before and (not old or not before or (_is_class_part(old) and _is_class_part(before))):
+                    votes[old, before] += 1
+    if not votes:
+        return None
+    found = max(votes, key=lambda swap: (votes[swap], bool(_TEXT & set(swap[1].split("."))), -len("".join(swap)), swap))
+    return found if votes[found] > len(set(paths).intersection(known)) else None
+
+
+def in_model(paths: Collection[str], modules: Iterable[str]) -> dict[str, str]:
+    """Return the path in a model of each module; its own where no change helps.
+
+    Args:
+        paths: Paths of modules, such as those that a checkpoint's files have.
         modules: Paths of all modules of the model.
     """
-    some = min(source.modules, default="")
-    for place in (number for number, sign in enumerate(some, start=1) if sign == "."):
-        prefix = some[:place]
-        if all(path.startswith(prefix) and path[place:] in modules for path in source.modules):
-            return _renamed(source, {path: path[place:] for path in source.modules})
-    return source
+    known = set(modules)
+    swap = None if known.issuperset(paths) else _swap_into(paths, known)
+    return {path: path if swap is None or path in known else _swap(path, *swap) for path in paths}
 
 
 def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
-    """Return an adapter with the paths that a model has; as it is where they agree, or where no prefix helps.
+    """Return an adapter with the paths that a model has; as it is where they agree, or where no change helps.
 
     Args:
         source: The adapter.
         modules: Paths of all modules of the model.
     """
     known = set(modules)
-    prefix = prefix_between(source.modules, known)
-    if prefix is not None:
-        return under(source, prefix)
-    return source if source.modules.keys() <= known else without_prefix(source, known)
+    source = _without_data_parallel(source, known)
+    if source.modules.keys() <= known:
+        return source
+    swap = _swap_into(source.modules.keys(), known)
+    if swap is None:
+        return source
+
+    def whole(name: str) -> str:
+        module = name.removesuffix(f".{TOKENS}") if name.endswith(TOKENS) else name.rpartition(".")[0]
+        there = module.removesuffix(".base_layer") in known
+        return name if there or (not swap[0] and name.partition(".")[0] in _HEADS) else _swap(name, *swap)
+
+    return _renamed(source, lambda path: path if path in known else _swap(path, *swap), whole)
 
 
 def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) -> tuple[AdapterSource, ...]:
-    """Open adapters that are to act together; paths of encoders are brought under those of models with heads.
+    """Open adapters that are to act together, with one path per module of the base model; see `aligned`.
 
     Raises:
         AdapterFormatError: as `open_adapter`.
     """
-    sources = [open_adapter(path, allow_pickle=allow_pickle) for path in paths]
-    return tuple(_aligned(source, sources) for source in sources)
+    return aligned([open_adapter(path, allow_pickle=allow_pickle) for path in paths])
 
 
-def _aligned(source: AdapterSource, others: Sequence[AdapterSource]) -> AdapterSource:
-    found = {prefix_between(source.modules, other.modules) for other in others if other is not source} - {None}
-    prefix = found.pop() if len(found) == 1 else None
-    return source if prefix is None else under(source, prefix)
+def aligned(sources: Sequence[AdapterSource]) -> tuple[AdapterSource, ...]:
+    """Return adapters with the paths of the largest class among those that they were trained in.
+
+    Encoders come under the name that a class with a head gives them, and language models under that of the text part of
+    a vision-language class.
+    """
+    found = list(sources)
+    for at, source in enumerate(found):
+        paths = {path for place, other in enumerate(found) if place != at for path in other.modules}
+        found[at] = _without_data_parallel(source, paths)
+    found = _in_one_text_class(found)
+    for _ in found:
+        for at, source in enumerate(found):
+            others = [other for place, other in enumerate(found) if place != at]
+            prefixes = {prefix_between(source.modules, other.modules) for other in others} - {None}
+            if prefixes:
+                found[at] = _renamed(source, _under(max(prefixes, key=lambda prefix: len(prefix or "")) or ""))
+    return tuple(found)
+
+
+def _in_one_text_class(sources: Sequence[AdapterSource]) -> list[AdapterSource]:
+    """Return language models' adapters with the paths of one class, where a vision-language class is among theirs."""
+    stems = {
+        stem
+        for source in sources
+        for stem, rest in map(_text_parts, source.modules)
+        if rest.partition(".")[0] in _TEXT_PARTS and _TEXT & set(stem.split("."))
+    }
+    if not stems:
+        return list(sources)
+    # transformers 5 puts `model.` first; older files have `language_model.model.`
+    chosen = max(stems, key=lambda stem: (stem.startswith("model."), len(stem), stem))
+
+    def rename(path: str) -> str:
+        rest = _text_parts(path)[1]
+        first = rest.partition(".")[0]
+        if first in _TEXT_PARTS:
+            return chosen + rest
+        if first in _HEADS:
+            return rest if chosen.startswith("model.") else f"{chosen.partition('.')[0]}.{rest}"
+        return path
+
+    return [_renamed(source, rename, keeps_old=True) for source in sources]

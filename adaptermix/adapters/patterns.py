@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import AdapterFormatError
 
 MAX_LENGTH = 1000
 MAX_GENERAL = 32
+_MAX_PATTERN = 10_000
 _MAX_DEPTH = 8
 _MAX_COPIES = 64
 _MAX_NODES = 2000
+_MAX_LOOKAHEADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Node:
     """A piece of a regular expression.
 
     Args:
-        kind: "one" character, "start", "end", "any of" the parts, "all of" them in turn, or "repeat" the only one.
+        kind: "one" character, "start", "end", "any of" the parts, "all of" them in turn, "repeat" the only one, the
+            "edge" or the "inside" of a word, or the only part must lie "ahead" or "not ahead".
         text: The expression of the one character.
         parts: The pieces it is made of.
         least: Least number of repetitions.
@@ -41,6 +44,11 @@ class Node:
     most: int | None = 1
 
     @property
+    def nesting(self) -> int:
+        """Most repetitions that lie in one another."""
+        return (self.kind == "repeat") + max((part.nesting for part in self.parts), default=0)
+
+    @property
     def size(self) -> int:
         """Pieces, repeated ones counted each time."""
         return (1 + sum(part.size for part in self.parts)) * max(1, self.least, self.most or 0)
@@ -50,7 +58,7 @@ class _Parser:
     """Recursive descent over the regular part of Python's syntax; the rest is refused."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.at, self.depth = text, 0, 0
+        self.text, self.at, self.depth, self.lookaheads = text, 0, 0, 0
 
     def parse(self) -> Node:
         node = self._choice()
@@ -83,6 +91,9 @@ class _Parser:
             return Node("start" if sign == "^" else "end")
         if sign == "[":
             self._skip_class()
+        elif sign == "\\" and self._peek() in ("b", "B"):
+            self.at += 1
+            return Node("edge" if self.text[self.at - 1] == "b" else "inside")
         elif sign == "\\":
             if not re.match(r"[dDwWsS]|[^A-Za-z0-9]", self._peek()):
                 raise ValueError(f"the escape \\{self._peek()} is not handled")
@@ -90,17 +101,23 @@ class _Parser:
         return Node("one", self.text[start : self.at])
 
     def _group(self) -> Node:
+        kind = ""
         if self._peek() == "?":
-            if self.text[self.at : self.at + 2] != "?:":
-                raise ValueError("groups of the form (?...) are not handled")
-            self.at += 2
+            opening = re.compile(r"\?(:|=|!|P<\w+>)").match(self.text, self.at)
+            if opening is None:
+                raise ValueError(f"groups of the form ({self.text[self.at : self.at + 3]}...) are not handled")
+            kind = {"=": "ahead", "!": "not ahead"}.get(opening[1], "")
+            self.at = opening.end()
+            self.lookaheads += bool(kind)
         self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise ValueError(f"groups lie more than {_MAX_DEPTH} deep")
+        if self.depth > _MAX_DEPTH or self.lookaheads > _MAX_LOOKAHEADS:
+            raise ValueError(f"groups lie more than {_MAX_DEPTH} deep, or more than {_MAX_LOOKAHEADS} look ahead")
         node = self._choice()
         self.at += 1  # the closing bracket, which is there since the whole compiles
         self.depth -= 1
-        return node
+        if kind and node.nesting > 1:  # it is tried at every position
+            raise ValueError("repetitions in repetitions are not handled where a group looks ahead")
+        return Node(kind, parts=(node,)) if kind else node
 
     def _skip_class(self) -> None:
         self.at += 1 if self._peek() == "^" else 0
@@ -134,6 +151,7 @@ class _Walk:
 
     def __init__(self, text: str) -> None:
         self.text, self.end, self.masks = text, 1 << len(text), dict[str, int]()
+        self._seen: dict[Node, int] = {}
 
     def _mask(self, atom: str) -> int:
         """Positions whose character the atom matches; Python's own engine says so."""
@@ -142,12 +160,27 @@ class _Walk:
             self.masks[atom] = sum(1 << at for at, sign in enumerate(self.text) if one.fullmatch(sign))
         return self.masks[atom]
 
+    def _allowed(self, node: Node) -> int:
+        """Return the positions at which a piece without characters of its own holds."""
+        if node not in self._seen:
+            places = range(len(self.text) + 1)
+            if node.kind in ("ahead", "not ahead"):
+                found = [bool(self.go(node.parts[0], 1 << at)) for at in places]
+            else:
+                word = [False, *(bool(re.match(r"\w", sign)) for sign in self.text), False]
+                found = [word[at] != word[at + 1] for at in places]
+            wanted = node.kind in ("ahead", "edge")
+            self._seen[node] = sum(1 << at for at in places if found[at] == wanted)
+        return self._seen[node]
+
     def go(self, node: Node, at: int) -> int:
         """Return the positions behind a piece that begins at any of the given ones."""
         if node.kind == "one":
             return (at & self._mask(node.text)) << 1
         if node.kind in ("start", "end"):
             return at & (1 if node.kind == "start" else self.end)
+        if node.kind in ("edge", "inside", "ahead", "not ahead"):
+            return at & self._allowed(node)
         if node.kind == "repeat":
             return self._repeat(node, at)
         if node.kind == "any of":
@@ -260,6 +293,26 @@ def _general(key: str) -> Node:
     except (ValueError, re.error, RecursionError) as error:
         raise ValueError(f"{key[:80]!r} is a regular expression that is not handled: {error}") from error
     return node
+
+
+def whole_match(pattern: str) -> Callable[[str], bool] | None:
+    """Return what says whether a regular expression matches a whole module path, in bounded time.
+
+    Returns:
+        None where the expression cannot be decided here: too long, or with references, lookbehinds or flags.
+    """
+    try:
+        if len(pattern) > _MAX_PATTERN:
+            return None
+        node = _general(pattern)
+    except ValueError:
+        return None
+
+    def matches(module: str) -> bool:
+        walk = _Walk(module)
+        return bool(walk.go(node, 1) & walk.end)
+
+    return matches
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +18,15 @@ from torch import Tensor
 from ..algebra import LowRank, all_finite
 from ..errors import AdapterFormatError
 from ..files import MANIFEST, sha256
-from .keys import Inventory, take_inventory
+from .keys import PREFIX, Inventory, plain_names, take_inventory
 from .lora_config import LoraSettings, read_config
-from .reader import WEIGHTS, StoredTensor, WeightsFile, one_line, open_weights
+from .reader import WEIGHTS, Renamed, StoredTensor, WeightsFile, one_line, open_weights
 from .state import LINEAR, AdapterMeta, AdapterState, Layout, beyond_linear
+from .targets import selecting
 
 CONFIG = "adapter_config.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,7 @@ class AdapterSource:
         file: The file of its weights.
         parts: Name in the file of each part of each module.
         saved_headers: Dtype and shape of the tensors that are kept whole, by their name in the file.
+        was_moved: Whether its modules have other paths here than in the folder; its targets are listed by path then.
     """
 
     path: Path
@@ -67,6 +72,7 @@ class AdapterSource:
     file: WeightsFile
     parts: Mapping[str, Mapping[str, str]]
     saved_headers: Mapping[str, StoredTensor] = field(default_factory=dict)
+    was_moved: bool = False
 
     @property
     def meta(self) -> AdapterMeta:
@@ -93,6 +99,19 @@ class AdapterSource:
     def digest(self) -> str:
         """Hash of the weights and the settings."""
         return f"{sha256(self.file.path)}+{sha256(self.path / CONFIG)}"
+
+    @cached_property
+    def values_digest(self) -> str:
+        """Hash of the updates alone: the same however names, settings and dtypes of the same values are written."""
+        digest = hashlib.sha256()
+        for module, header in self.modules.items():
+            tensors = [*map(self._read, self._factor_keys(module)), self.bias(module), self.magnitude(module)]
+            digest.update(f"{header.out} {header.into} {header.rank} {header.scale!r}".encode())
+            for tensor in tensors:
+                if tensor is not None:
+                    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
+                    digest.update(wide.numpy().tobytes())
+        return digest.hexdigest()
 
     def _read(self, key: str) -> Tensor:
         tensor = self.file.read(key)
@@ -327,6 +346,26 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
+def _selecting(settings: LoraSettings, file: WeightsFile, inventory: Inventory) -> LoraSettings:
+    """Return settings that select every module of the file, or refuse them."""
+    stored = {module: next(iter(parts.values())) for module, parts in sorted(inventory.parts.items())}
+    if isinstance(file, Renamed):
+        stored = {module: file.stored(key) for module, key in stored.items()}
+    names = {module: key.removeprefix(PREFIX).partition(".lora_")[0] for module, key in stored.items()}
+    targets = selecting(settings.meta, names, file.path)
+    return replace(settings, meta=replace(settings.meta, targets=targets))
+
+
+def _below(folder: Path) -> str:
+    """Return a sentence on the adapters in the folders of a folder; empty where there are none."""
+    try:
+        found = sorted(path.name for path in folder.iterdir() if (path / CONFIG).is_file())
+    except OSError:
+        return ""
+    names = ", ".join(name[:80] for name in found[:5])
+    return f" Its folders hold adapters: {names}. Give one of these." if found else ""
+
+
 def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
     """Open a PEFT LoRA folder and check its headers; no tensor is read.
 
@@ -344,16 +383,24 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
     except OSError:  # a name that is too long
         found = False
     if not found:
-        raise AdapterFormatError(f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.")
+        fetch = (
+            f" Fetch an adapter of the Hub first: hf download {path} --local-dir FOLDER."
+            if _HUB_ID.fullmatch(str(path))
+            else ""
+        )
+        raise AdapterFormatError(
+            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.{fetch}"
+        )
     if not (folder / CONFIG).is_file():
-        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.")
+        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}")
     settings = read_config(folder / CONFIG, _manifest(folder))
-    file = open_weights(folder, allow_pickle=allow_pickle)
+    file = plain_names(open_weights(folder, allow_pickle=allow_pickle))
     inventory = take_inventory(file, settings.meta)
+    modules = _modules(file, inventory, settings)
     return AdapterSource(
         path=folder,
-        settings=settings,
-        modules=_modules(file, inventory, settings),
+        settings=_selecting(settings, file, inventory),
+        modules=modules,
         file=file,
         parts=inventory.parts,
         saved_headers=inventory.saved,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,11 +14,13 @@ from torch.nn.functional import pad
 from ..algebra import LowRank, all_finite
 from ..algebra.storage import scaled, to_storage
 from ..errors import OutputError
-from .keys import PREFIX
+from .keys import PREFIX, lacks_head
 from .lora_config import dump_config
+from .paths import two_roots
 from .peft_format import CONFIG
 from .reader import WEIGHTS
 from .state import LINEAR, AdapterState, Layout
+from .targets import unreached, written_targets
 from .writer import Headers, file_order, file_size, stream_tensors
 
 Makers = dict[str, tuple[tuple[int, ...], torch.dtype, Callable[[], Tensor]]]
@@ -86,6 +89,22 @@ def _vectors(state: AdapterState, dtype: torch.dtype) -> Makers:
             zero = torch.zeros(out)
             found[f"{PREFIX}{module}.lora_B.bias"] = ((out,), dtype, state.biases.get(module, zero).clone)
     return found
+
+
+def _check_loads(state: AdapterState) -> None:
+    """Refuse an adapter of which PEFT would load a part only: module paths of two classes, or modules left out."""
+    clash = two_roots([*state.updates, *(key.removeprefix(PREFIX) for key in state.saved)])
+    if clash is not None:
+        raise OutputError(
+            f"all modules of an adapter must be those of one model class, and '{clash[0]}' and '{clash[1]}' are of "
+            "two. Save the adapters that it is made from with one class of the base model."
+        )
+    left_out = unreached(replace(state.meta, targets=written_targets(state.meta, state.updates)), state.updates)
+    if left_out:
+        raise OutputError(
+            f"module '{left_out[0]}' has a LoRA, so it must not belong to the fully trained modules "
+            f"({', '.join(state.meta.saved_modules)}), which PEFT never adapts. Leave one of the adapters out."
+        )
 
 
 def _check(state: AdapterState) -> None:
@@ -174,8 +193,11 @@ def write_adapter(
             delta; a combination that PEFT cannot load.
     """
     _check(state)
+    _check_loads(state)
     makers = _makers(state, dtype, compact=compact)
     headers = _headers(makers)
     stream_tensors(folder / WEIGHTS, headers, _tensors(makers, headers), METADATA)
     ranks = _ranks(state, compact=compact)
-    (folder / CONFIG).write_bytes(dump_config(state.meta, ranks, lora_bias=bool(state.biases)))
+    # Without a task type PEFT loads the LoRA alone, on a model with a head or without.
+    meta = replace(state.meta, task_type=None) if lacks_head(state.meta.task_type, state.saved) else state.meta
+    (folder / CONFIG).write_bytes(dump_config(meta, ranks, lora_bias=bool(state.biases)))

@@ -153,6 +153,28 @@ class Pickle:
         return self._tensors[key].contiguous()
 
 
+class Renamed:
+    """A file whose tensors are read by other names.
+
+    Args:
+        file: The file.
+        names: Name in the file per new name. Tensors that it leaves out cannot be read.
+    """
+
+    def __init__(self, file: WeightsFile, names: Mapping[str, str]) -> None:
+        self.path = file.path
+        self._file, self._names = file, dict(sorted(names.items()))
+        self.headers: Mapping[str, StoredTensor] = {new: file.headers[old] for new, old in self._names.items()}
+
+    def stored(self, key: str) -> str:
+        """Return the name in the file of a tensor."""
+        return self._names[key]
+
+    def read(self, key: str) -> Tensor:
+        """Read one tensor by its new name."""
+        return self._file.read(self._names[key])
+
+
 def _check_archive(path: Path) -> None:
     """Refuse archives that could grow when read, and the format before torch 1.6, which is no archive."""
     try:
@@ -183,6 +205,16 @@ def open_weights(folder: Path, *, allow_pickle: bool) -> WeightsFile:
     """
     if (folder / WEIGHTS).is_file():
         return Safetensors(folder / WEIGHTS)
+    if (folder / f"{WEIGHTS}.index.json").is_file():
+        raise AdapterFormatError(
+            f"{folder} has its weights in several files with an index, which peft does not load either. Join them into "
+            f"one {WEIGHTS}."
+        )
+    if (folder / "adapters.safetensors").is_file():
+        raise AdapterFormatError(
+            f"an adapter folder must hold {WEIGHTS}, and {folder} holds adapters.safetensors, the form of MLX. Convert "
+            "it to a PEFT adapter."
+        )
     if not (folder / PICKLE).is_file():
         raise AdapterFormatError(f"an adapter folder must hold {WEIGHTS}, and {folder} does not.")
     if not allow_pickle:

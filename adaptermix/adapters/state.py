@@ -20,12 +20,14 @@ class TargetSpec:
         layers: Numbers of the blocks to which suffixes are confined; None for all.
         layers_pattern: Name of the list of blocks, where PEFT's own guess does not do.
         exclude: Suffixes or paths to leave out, or one regular expression.
+        tied: Whether PEFT also adapts the module that shares its weight with a target (`ensure_weight_tying`).
     """
 
     modules: tuple[str, ...] | str
     layers: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | str | None = None
+    tied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,10 @@ from torch import Tensor
 from .updates import Dense, LowRank, Update
 
 _ROWS = 256
-SAMPLE = 128
-"""Rows and columns at most that `sign_conflict` looks at."""
+SAMPLE = 2**14
+"""Most entries that `sign_conflict` looks at."""
+_ROUNDING = 8 * torch.finfo(torch.float64).eps
+"""Share of the sum of sizes below which an inner product of factors is what rounding leaves of terms that cancel."""
 
 
 def _dense_inner(x: Update, y: Update) -> float:
@@ -33,7 +35,8 @@ def _dense_inner(x: Update, y: Update) -> float:
 def inner(x: Update, y: Update) -> float:
     r"""Return the Frobenius inner product $\langle \Delta_x, \Delta_y \rangle$ from the factors, in float64.
 
-    $s_x s_y \sum_{ij} (B_x^T B_y)_{ij} (A_x A_y^T)_{ij}$: two small products, never the dense matrices.
+    $s_x s_y \sum_{ij} (B_x^T B_y)_{ij} (A_x A_y^T)_{ij}$: two small products, never the dense matrices. Exactly 0 where
+    the terms cancel up to rounding.
 
     Raises:
         ValueError: the updates differ in shape.
@@ -48,7 +51,9 @@ def inner(x: Update, y: Update) -> float:
         # In float32 unless terms cancel: then its rounding would show.
         if math.isfinite(size) and abs(total) > 0.1 * size:
             return x.scale * y.scale * total
-    return x.scale * y.scale * _products(x, y, torch.float64)[0]
+    total, size = _products(x, y, torch.float64)
+    is_rounding = math.isfinite(size) and abs(total) <= _ROUNDING * size
+    return 0.0 if is_rounding else x.scale * y.scale * total
 
 
 def _products(x: LowRank, y: LowRank, dtype: torch.dtype) -> tuple[float, float]:
@@ -70,14 +75,11 @@ def cosine(x: Update, y: Update) -> float:
     return inner(x, y) / length if length > 0 else 0.0
 
 
-@lru_cache(maxsize=64)
-def _spread(size: int) -> torch.Tensor:
-    """Indices of at most SAMPLE evenly spaced places."""
-    return torch.linspace(0, size - 1, min(size, SAMPLE)).round().long()
-
-
 def inner_products(updates: Sequence[Update]) -> Float[Tensor, "k k"]:
-    """Return all inner products of the updates, in float64."""
+    """Return all inner products of the updates, in float64; exactly 0 where the terms cancel up to rounding."""
+    low = [update for update in updates if isinstance(update, LowRank)]
+    if len(low) == len(updates):
+        return _all_products(low)
     products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     for i, x in enumerate(updates):
         for j, y in enumerate(updates[: i + 1]):
@@ -85,34 +87,71 @@ def inner_products(updates: Sequence[Update]) -> Float[Tensor, "k k"]:
     return products
 
 
+def _all_products(updates: Sequence[LowRank]) -> Float[Tensor, "k k"]:
+    """Return all inner products from two products of the factors side by side, not two for every pair."""
+    b = torch.cat([update.b.double() for update in updates], dim=1)
+    a = torch.cat([update.a.double() for update in updates])
+    products = ((b.T @ b) * (a @ a.T)).cpu()
+    ranks = torch.tensor([update.rank for update in updates])
+    owner = torch.nn.functional.one_hot(torch.arange(len(updates)).repeat_interleave(ranks), len(updates)).double()
+    totals, sizes = owner.T @ products @ owner, owner.T @ products.abs() @ owner
+    scales = torch.tensor([update.scale for update in updates], dtype=torch.float64)
+    is_rounding = torch.isfinite(sizes) & (totals.abs() <= _ROUNDING * sizes)
+    return torch.where(is_rounding, 0.0, totals * scales.outer(scales))
+
+
+@lru_cache(maxsize=16)
+def _sample(out: int, into: int) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of entries spread over a matrix: every entry of a small one, else SAMPLE drawn ones.
+
+    Drawn, since an even grid sees one phase only of a pattern that repeats; each row and column gets an equal share.
+    """
+    if out * into <= SAMPLE:
+        return torch.arange(out).repeat_interleave(into), torch.arange(into).repeat(out)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(SAMPLE, generator=generator)
+    steps = torch.arange(SAMPLE), order
+    found = [
+        ((step + torch.rand(SAMPLE, generator=generator, dtype=torch.float64)) / SAMPLE * size)
+        .long()
+        .clamp(max=size - 1)
+        for step, size in zip(steps, (out, into), strict=True)
+    ]
+    return found[0], found[1]
+
+
 def _sampled(update: Update, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return entries of an update up to a positive factor: only their signs are wanted."""
+    """Return entries of an update up to a positive factor: only their signs are used."""
     if isinstance(update, Dense):
-        return update.w[rows][:, columns]
-    if update.scale == 0:
-        return torch.zeros(len(rows), len(columns))
-    sign = math.copysign(1.0, update.scale)
-    values: Tensor = (sign * update.b[rows].float()) @ update.a[:, columns].float()
-    return values
+        return update.w[rows.to(update.w.device), columns.to(update.w.device)].cpu()
+    b, a = update.b.cpu().float(), update.a.cpu().float()
+    # A small matrix whole: its product is cheaper than its entries one by one.
+    values = (b @ a)[rows, columns] if len(b) * a.shape[1] <= SAMPLE else (b[rows] * a.T[columns]).sum(1)
+    return values * math.copysign(1.0, update.scale) if update.scale else torch.zeros_like(values)
 
 
-def sign_conflict(updates: Sequence[Update]) -> float:
-    """Return the share of entries at which two of the updates pull in opposite directions.
+def sign_conflict(updates: Sequence[Update], weights: Sequence[float] | None = None) -> float:
+    """Return the share of entries at which two of the updates, times their weights, pull in opposite directions.
 
-    Looked at on an even grid of at most 128 x 128 entries, so that no dense matrix is needed; exact for smaller
-    modules. Entries where fewer than two updates are non-zero count as agreeing.
+    From at most 16,384 entries drawn over the matrix, so that no dense matrix is needed; exact for smaller modules.
+    Entries where fewer than two updates are non-zero count as agreeing.
+
+    Args:
+        updates: The updates.
+        weights: One per update, of which only the sign counts; default 1 each.
 
     Raises:
         ValueError: no update is given.
     """
     if not updates:
         raise ValueError("at least one update is needed")
-    out, into = updates[0].shape
-    rows, columns = _spread(out), _spread(into)
-    up = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    rows, columns = _sample(*updates[0].shape)
+    up = torch.zeros(len(rows), dtype=torch.bool)
     down = torch.zeros_like(up)
-    for update in updates:
+    for update, weight in zip(updates, weights or [1.0] * len(updates), strict=True):
         values = _sampled(update, rows, columns)
-        up |= values > 0
-        down |= values < 0
+        positive, negative = values > 0, values < 0
+        if weight != 0:
+            up |= positive if weight > 0 else negative
+            down |= negative if weight > 0 else positive
     return int((up & down).sum()) / up.numel()

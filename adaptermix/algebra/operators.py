@@ -83,8 +83,8 @@ class Trim(Operator):
     r"""Keep the largest entries of each update by absolute value, and zero the rest. First in a chain.
 
     Args:
-        density: Share kept, in (0, 1]; the count is rounded, halves up, and at least one.
-        skip: Share of the largest entries to zero as well (outliers), rounded likewise, and possibly none.
+        density: Share kept, in (0, 1]; the count is rounded down, and at least one.
+        skip: Share of the largest entries to zero as well (outliers), rounded down, and possibly none.
         kept: Thresholds per adapter, if they are known already (over the whole model); else found per module.
     """
 
@@ -98,11 +98,11 @@ class Trim(Operator):
         if self.kept:
             return self
         size = stack.shape[0] * stack.shape[1]
-        skip = int(self.skip * size + 0.5)
-        density = min(1.0, (kept_count(self.density, size) + skip) / size)
+        skip = int(self.skip * size)
+        count = min(size, kept_count(self.density, size) + skip)
         places = list(enumerate(stack.names))
-        kept = {} if density == 1 else {name: threshold(stack, i, density) for i, name in places}
-        skipped = {name: threshold(stack, i, skip / size) for i, name in places} if skip else {}
+        kept = {} if count == size else {name: threshold(stack, i, count) for i, name in places}
+        skipped = {name: threshold(stack, i, skip) for i, name in places} if skip else {}
         return replace(self, kept=kept, skipped=skipped)
 
     def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:

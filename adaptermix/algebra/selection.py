@@ -58,8 +58,8 @@ Pieces = Callable[[], Iterator[tuple[int, Tensor]]]
 
 
 def kept_count(density: float, size: int) -> int:
-    """Return how many of `size` entries a density keeps: rounded, halves up, and at least one."""
-    return min(size, max(1, math.floor(density * size + 0.5)))
+    """Return how many of `size` entries a density keeps: rounded down, as PEFT and mergekit do, and at least one."""
+    return min(size, max(1, int(density * size)))
 
 
 def grid(stack: Stack, place: int) -> Float[Tensor, " n"]:
@@ -135,12 +135,12 @@ def _size(stack: Stack) -> int:
     return stack.shape[0] * stack.shape[1]
 
 
-def threshold(stack: Stack, place: int, density: float) -> Threshold:
-    """Return the threshold that keeps a share of the largest entries of one update of a stack."""
+def threshold(stack: Stack, place: int, count: int) -> Threshold:
+    """Return the threshold that keeps a number of the largest entries of one update of a stack."""
     size = _size(stack)
     small = size <= _SAMPLE**2
-    bounds = (0.0, math.inf) if small else bracket([(grid(stack, place), size)], density)
-    return kth_largest(lambda: _pieces(stack, place), kept_count(density, size), bounds)
+    bounds = (0.0, math.inf) if small else bracket([(grid(stack, place), size)], count / size)
+    return kth_largest(lambda: _pieces(stack, place), count, bounds)
 
 
 def model_threshold(stacks: Callable[[], Iterable[Stack]], name: str, density: float) -> Threshold:

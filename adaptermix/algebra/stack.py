@@ -27,6 +27,10 @@ class Stack:
         module: Path of the module, which keys the random draws too.
         seed: Seed of the random draws; None where nothing may be random.
         statistics: For data-based methods, one tensor per update.
+        tensor_shape: Shape of the tensor in the model, where it is not a matrix: a vector [out] is one column here, a
+            kernel [out ...] is flattened.
+        adapters: What users call the adapters of the whole merge, also those that are left out here.
+        places: Index in `adapters` of each update; default their positions.
 
     Shapes: each update is [out in].
 
@@ -40,6 +44,9 @@ class Stack:
     module: str = ""
     seed: int | None = None
     statistics: tuple[Tensor, ...] = ()
+    tensor_shape: tuple[int, ...] = ()
+    adapters: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shapes = {update.shape for update in self.updates}

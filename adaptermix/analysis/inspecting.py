@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+import torch
+
 from ..adapters import AdapterSource, open_adapters
 from ..algebra import LowRank, sign_conflict
 from ..algebra.subspaces import Frame, chance_overlap, frame, frame_cosine, overlap, share_within
@@ -13,10 +15,12 @@ from ..errors import AdapterFormatError, PlanError
 from ..progress import SILENT, Watcher
 from .figures import check_plot, draw
 from .inspection import AdapterInspection, Inspection, ModuleNumbers, PairInspection, PairNumbers
-from .places import places, unique_names
+from .places import mean, places, unique_names
 from .sides import beyond_factors
 
 _Loaded = dict[int, tuple[LowRank, Frame]]
+_ALIKE = 0.5
+"""Mean cosine of rows of A above which two adapters have begun with the same; independent rows are near 0."""
 
 
 def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, watch: Watcher = SILENT) -> Inspection:
@@ -111,7 +115,14 @@ def _pair(first: tuple[LowRank, Frame], second: tuple[LowRank, Frame]) -> PairNu
         overlap_by_chance=sum(chance) / len(chance) if chance else None,
         share_a_in_b=share_within(a, b),
         share_b_in_a=share_within(b, a),
+        first_factors=_first_factors(update_a, update_b),
     )
+
+
+def _first_factors(one: LowRank, other: LowRank) -> float | None:
+    if one.a.shape != other.a.shape or torch.equal(one.a, other.a):  # no training leaves A as it was: a copy
+        return None
+    return float(torch.nn.functional.cosine_similarity(one.a.double(), other.a.double(), dim=1).mean())
 
 
 def _notes(a: AdapterInspection, b: AdapterInspection, compared: dict[str, PairNumbers]) -> tuple[str, ...]:
@@ -126,6 +137,13 @@ def _notes(a: AdapterInspection, b: AdapterInspection, compared: dict[str, PairN
     if both and not all(adapter.norm() > 0 for adapter in (a, b)):
         zero = [f"'{adapter.name}'" for adapter in (a, b) if not adapter.norm() > 0]
         notes.append(f"the delta of {' and of '.join(zero)} is zero, so there is no angle")
+    alike = mean(numbers.first_factors for numbers in compared.values())
+    if a.path != b.path and alike is not None and alike > _ALIKE:
+        notes.append(
+            f"{pair} have A factors that are alike row by row (mean cosine {alike:.2f}), as they are where both "
+            "trainings began with the same random A: the overlap on the right, and its mean with that on the left, say "
+            "nothing about what was learned"
+        )
     if a.base and b.base and a.base != b.base:
         notes.append(f"{pair} name different base models, '{a.base}' and '{b.base}'")
     return tuple(notes)

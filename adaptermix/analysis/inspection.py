@@ -47,6 +47,8 @@ class PairNumbers:
         sign_conflict: Share of entries (of a grid of at most 128 x 128) with opposite signs.
         overlap_left: Mean squared cosine of the principal angles between the column spaces of the two B.
         overlap_right: The same of the row spaces of the two A.
+        first_factors: Mean cosine of row i of one A and row i of the other, where they have as many rows and are not
+            equal; near 1 where both trainings began with the same random A.
         overlap_by_chance: What random subspaces of these dimensions would have on average, mean of both sides.
         share_a_in_b: Share of the squared norm of a that lies in the subspaces of b.
         share_b_in_a: The other way round.
@@ -59,6 +61,7 @@ class PairNumbers:
     overlap_by_chance: float | None
     share_a_in_b: float | None
     share_b_in_a: float | None
+    first_factors: float | None = None
 
     @property
     def overlap(self) -> float | None:

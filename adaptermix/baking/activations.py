@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..data import DataFile, find_files
+from ..data.rows import lines_used
 from ..errors import DataError
 from ..memory import free_memory
 from ..models import BaseModel, backbone, reading
+from ..positions import readable
 from ..progress import Watcher
 from .strategies import Known, Rows
 
@@ -78,8 +80,9 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
         DataError: there are too few texts.
     """
     texts: list[str] = []
-    files = find_files(arguments)
-    for file in files:
+    files = []
+    for file in find_files(arguments):
+        before = len(texts)
         if ".jsonl" in file.suffixes:
             for _, row in file.json_rows():
                 text = row.get("text")
@@ -92,6 +95,7 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
                     f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'."
                 )
             texts += lines
+        files.append(lines_used(file, list(filter(None, texts[before:])), None))
     found = list(dict.fromkeys(text for text in texts if text))
     if len(found) < _LEAST:
         raise DataError(
@@ -221,7 +225,8 @@ def _shared(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dic
 
     handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
     try:
-        _read(base, base.tokenizer([text], truncation=True, max_length=_LONGEST, return_tensors="pt").to(base.device))
+        most = readable(base, _LONGEST)
+        _read(base, base.tokenizer([text], truncation=True, max_length=most, return_tensors="pt").to(base.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -250,7 +255,7 @@ def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:
             order[start : start + _BATCH],
             padding=True,
             truncation=True,
-            max_length=_LONGEST,
+            max_length=readable(base, _LONGEST),
             return_tensors="pt",
             padding_side="right",  # as positions are counted from the left
         ).to(base.device)

@@ -41,7 +41,7 @@ class QuantizedCheckpoint(Checkpoint):
     def load(self, key: str) -> Tensor:
         """Read one tensor; what a forward pass reads where it is quantised."""
         if key not in self.readers:
-            return self.whole.load(key)
+            return self.whole.load(self.aliases.get(key, key))
         found = self.readers[key]()
         return found.weight().to(found.dtype)
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.convert import dora_delta, find_weight
+from ..adapters.convert import dora_delta, find_weight, without_copies
 from ..algebra import Dense, LowRank, Update
-from ..checkpointing.adapters import weight_names
+from ..checkpointing.adapters import untied, weight_names
 from ..checkpointing.reading import FLOATS, config_of
 from ..checkpointing.writing import DTYPES, parse_size
 from ..checkpoints import Checkpoint
@@ -157,7 +157,9 @@ def prepare(settings: BakeSettings) -> BakePlan:
     checkpoint = as_whole(merge.checkpoint)
     if not settings.allow_base_mismatch and not isinstance(checkpoint, QuantizedCheckpoint):  # whose files are others
         check_trained_on(merge.sources, fingerprint(checkpoint.path), settings.base)
-    merge = replace(merge, checkpoint=checkpoint)
+    checkpoint = untied(checkpoint, merge)
+    sources = tuple(without_copies(source, checkpoint) for source in merge.sources)
+    merge = replace(merge, checkpoint=checkpoint, sources=sources)
     if settings.without_heads:
         merge = replace(merge, sources=tuple(replace(source, saved_headers={}) for source in merge.sources))
     _check_bakeable(merge)

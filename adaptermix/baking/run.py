@@ -19,16 +19,17 @@ from ..adapters import AdapterSource, AdapterState, TargetSpec, open_adapters, w
 from ..checkpointing.reading import base_entry, open_model
 from ..checkpointing.writing import copy_companions, parse_size, plan_shards, write_checkpoint
 from ..compose.merging import merge
-from ..data import find_files
 from ..errors import PlanError
 from ..evaluation.acting import acting
 from ..files import whole_folder
+from ..manifest import SeenFile
 from ..models import load_base
 from ..progress import SILENT, Watcher
 from ..publish.card import card
 from ..quantization import config_of_format
 from ..settings import BakeSettings
-from ..splits import CALIBRATION, refuse_tested, text_hash
+from ..splits import CALIBRATION, overlap_of, refuse_tested
+from ..tasks import get_task
 from .activations import InputsOfModules, read_texts
 from .base import QuantizedCheckpoint, as_whole
 from .fidelity import Fidelity
@@ -78,7 +79,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
     plan = prepare(settings)
     _check_quantiser(plan, watch)
     if settings.task:
-        check_task(plan)
+        check_task(plan, watch)
     out = Path(settings.out)
     with ExitStack() as stack:
         inputs = _Inputs(plan, watch)
@@ -165,13 +166,14 @@ class _Inputs:
         self._plan, self._stack, self._watch = plan, ExitStack(), watch
         settings = plan.settings
         self.texts, self.files = read_texts(settings.calibration) if settings.calibration else ([], [])
-        self.tested = refuse_tested({CALIBRATION: self.files}, allowed=settings.allow_tested)
-        texts = {text_hash(file) for file in self.files}
-        both = [file for file in find_files(settings.dev) if text_hash(file) in texts] if settings.dev else []
+        self.tested = refuse_tested({CALIBRATION: self.files}, allowed=settings.allow_tested, watch=watch)
+        fitted = [SeenFile(entry=file.entry(), hashes=file.row_hashes()) for file in self.files]
+        _, dev = get_task(settings.task).read(settings.dev, rows=settings.rows) if settings.task else ([], [])
+        both = next((found for file in dev if (found := overlap_of(file, fitted)) and found.rows.matters), None)
         if both:
             raise PlanError(
-                f"a dev score must be of rows that codes were not fitted to, and {both[0].path} is given for "
-                "--calibration too. Give other texts."
+                f"a dev score must be of rows that codes were not fitted to, and {both} are in the --calibration file "
+                f"{both.first.name} too. Give other texts."
             )
 
     @cached_property
@@ -339,8 +341,12 @@ def _document(plan: BakePlan, report: BakeReport, inputs: _Inputs) -> dict[str, 
         plan=settings.model_dump(mode="json", exclude={"out", "overwrite", "dry_run", "device"}),
         base=base_entry(settings.base, plan.checkpoint),
         inputs=[manifest.input_entry(source, 1.0) for source in sources],
-        calibration=[file.entry() for file in inputs.files] or None,
         quantization=plan.quantiser(),
         fidelity=report.document() | {"out": None},
-        **manifest.inherit(sources, tested=inputs.tested),
+        **manifest.inherit(
+            sources,
+            models=[plan.checkpoint.path],
+            calibration=[file.entry() for file in inputs.files],
+            tested=inputs.tested,
+        ),
     )

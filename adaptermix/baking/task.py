@@ -12,19 +12,25 @@ from ..heads.brought import template_of
 from ..progress import Watcher
 from ..settings import EvaluateSettings
 from ..splits import DEV, refuse_tested
-from ..tasks import get_task
+from ..tasks import get_task, metrics_of
 from .planning import BakePlan
 
 
-def check_task(plan: BakePlan) -> None:
+def check_task(plan: BakePlan, watch: Watcher) -> None:
     """Refuse a task or dev data that will not do, before anything slow is done.
+
+    Args:
+        plan: The bake.
+        watch: Receives what cannot be read of the record of test data.
 
     Raises:
         AdapterMixError: there is no such task, or the data do not do or are test data.
     """
     settings = plan.settings
-    _, files = get_task(settings.task or "").read(settings.dev, rows=settings.rows)
-    refuse_tested({DEV: files}, allowed=settings.allow_tested)
+    task = get_task(settings.task or "")
+    rows, files = task.read(settings.dev, rows=settings.rows)
+    metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
+    refuse_tested({DEV: files}, allowed=settings.allow_tested, watch=watch)
 
 
 def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> dict[str, float]:
@@ -45,6 +51,8 @@ def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> 
         "task": task.name,
         "data": settings.dev,
         "rows": settings.rows,
+        "metric": settings.metric,
+        "scorer": settings.scorer,
         "split": None if settings.allow_tested else "dev",
         "max_new_tokens": settings.max_new_tokens,
         "device": settings.device,

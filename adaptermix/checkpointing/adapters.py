@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,35 @@ from ..progress import SILENT, Watcher
 from .adding import rounding_share
 from .writing import write_checkpoint
 
+_HEADS = ("lm_head", "embed_out")
+_TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
     from ..compose.execute import MergedModule
     from ..compose.plan import MergePlan
     from ..compose.report import ModuleReport
+
+
+def untied(base: Checkpoint, plan: MergePlan) -> Checkpoint:
+    """Return the base model with an output head of its own, where a plan changes a head that is tied to embeddings.
+
+    PEFT adapts such a head and leaves the embeddings alone, so no model with tied weights equals the result.
+    """
+    headers = {module: header for source in plan.sources for module, header in source.modules.items()}
+    aliases: dict[str, str] = {}
+    for module in plan.modules:
+        name = f"{module}.weight"
+        if module.rpartition(".")[2] not in _HEADS or name in base.tensors:
+            continue
+        shape = (headers[module].out, headers[module].into)
+        tables = [key for key, header in base.tensors.items() if key.endswith(_TABLES) and tuple(header.shape) == shape]
+        if len(tables) == 1:
+            aliases[name] = tables[0]
+    if not aliases:
+        return base
+    tensors = {**base.tensors, **{name: base.tensors[table] for name, table in aliases.items()}}
+    return replace(base, tensors=dict(sorted(tensors.items())), aliases=aliases)
 
 
 def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
@@ -52,6 +77,8 @@ def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
 
 def _tied_rows(base: Checkpoint) -> int | None:
     """Return the size of the vocabulary of a base whose output head is its table of embeddings; None for others."""
+    if base.aliases:
+        return None
     try:
         config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

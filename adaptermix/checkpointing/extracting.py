@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import manifest
 from ..adapters import AdapterMeta, AdapterState, Layout, TargetSpec
+from ..adapters.paths import in_model
 from ..algebra import Dense, LowRank, all_finite, least_rank
 from ..algebra.lowrank import balanced
 from ..algebra.randomised import decompose_exactly, frobenius
@@ -22,7 +23,7 @@ from ..checkpoints import Checkpoint
 from ..compose.forms import Shape
 from ..errors import ModelError, OutputError, PlanError
 from ..files import check_not_input, check_output
-from ..models import pick_device, split_revision
+from ..models import class_modules, pick_device, split_revision
 from ..output import output_size, size_notes, write_output
 from ..progress import SILENT, Watcher
 from .reading import FLOATS, base_entry, check_shapes, config_of, difference, input_entry, open_model, task_type
@@ -248,7 +249,6 @@ def extract(
     )
     updates, reports, left_out = _walk(first, second, pairing, request, watch)
     notes = (*pairing.notes, *_tied_note(updates, first))
-    layouts = {path: Layout(kind="embedding") for path in updates if _is_table(path)}
     report = ExtractReport(out=folder, rank=rank, modules=reports, left_out=left_out, notes=notes)
     _check_result(report, max_residual)
     meta = AdapterMeta(
@@ -258,7 +258,7 @@ def extract(
         targets=_targets(updates, first),
         fan_in_fan_out=transposed,
     )
-    state = AdapterState(meta=meta, updates=updates, layouts=layouts)
+    state = _named(meta, updates, first)
     size = output_size(state, dtype=DTYPES[dtype], compact=compact)["bytes"]
     report = replace(report, bytes=size, notes=(*notes, *size_notes(size, first.path)))
     if dry_run:
@@ -272,9 +272,22 @@ def extract(
         base=base_entry(base, first),
         inputs=[input_entry(tuned, second, 1.0, watch=watch)],
         fidelity=report.fidelity(),
+        **manifest.inherit((), models=[second.path]),
     )
     write_output(folder, state, document, dtype=DTYPES[dtype], compact=compact, overwrite=overwrite)
     return report
+
+
+def _named(meta: AdapterMeta, updates: Mapping[str, LowRank], base: Checkpoint) -> AdapterState:
+    """Return the adapter with the paths of the class that PEFT adapts, where the base's files have other names."""
+    names = in_model(updates, class_modules(base.path))
+    if any(old != new for old, new in names.items()):
+        meta = replace(meta, targets=TargetSpec(modules=tuple(sorted(names.values()))))
+    return AdapterState(
+        meta=meta,
+        updates={names[path]: update for path, update in updates.items()},
+        layouts={names[path]: Layout(kind="embedding") for path in updates if _is_table(path)},
+    )
 
 
 def _check_numbers(rank: Any, keep: float, dtype: str, max_residual: float | None) -> None:

@@ -18,7 +18,7 @@ from ..analysis.places import unique_names
 from ..checkpoints import Checkpoint
 from ..compose.dense import with_rounding
 from ..compose.report import MergeReport, ModuleReport
-from ..compose.weights import resolve_weights
+from ..compose.weights import numbered, resolve_weights
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output, whole_folder
 from ..methods.base import MergeMethod, build
@@ -101,12 +101,11 @@ def _identity(model: _Model) -> str:
     return digest.hexdigest()
 
 
-def _identities(models: Sequence[_Model], method: MergeMethod) -> tuple[str, ...]:
-    """Return what random draws are keyed by."""
+def _identities(models: Sequence[_Model], weights: Sequence[float], method: MergeMethod) -> tuple[str, ...]:
+    """Return what random draws are keyed by; models of the same values are numbered by their weights."""
     if not method.is_random:
         return tuple(str(place) for place in range(len(models)))
-    digests = [_identity(model) for model in models]
-    return tuple(f"{digest}#{digests[:place].count(digest)}" for place, digest in enumerate(digests))
+    return numbered([_identity(model) for model in models], [(weight,) for weight in weights])
 
 
 def _as_matrix(tensor: Tensor) -> Tensor:
@@ -123,6 +122,7 @@ class _Merge:
     weights: tuple[float, ...]
     method: MergeMethod
     identities: tuple[str, ...]
+    labels: tuple[str, ...]
     seed: int
     device: torch.device
     stored: torch.dtype | None = None
@@ -148,6 +148,9 @@ class _Merge:
             names=tuple(self.identities[place] for place in acting),
             module=key,
             seed=self.seed,
+            tensor_shape=() if base.ndim == 2 else tuple(base.shape) or (1,),
+            adapters=self.labels,
+            places=tuple(acting),
         )
 
     def fitted(self) -> MergeMethod:
@@ -169,9 +172,10 @@ class _Merge:
         if not any(bool(update.dense().any()) for update in stack.updates):
             return None, ModuleReport(rank=None, norm=0.0, residual=0.0, sign_conflict=0.0, weights=self.weights)
         try:
-            merged = method(stack).dense()
+            update, cut = method.measured(stack)
+            merged = update.dense()
         except ValueError as error:
-            raise PlanError(f"method '{method.name}', tensor '{key}': {error}.") from error
+            raise PlanError(f"method '{method.title}', tensor '{key}': {str(error).rstrip('.')}.") from error
         length = norm(Dense(w=merged))
         if not math.isfinite(length):
             raise PlanError(
@@ -180,20 +184,12 @@ class _Merge:
             )
         conflict = 0.0
         if len(stack.updates) > 1:
-            conflict = sign_conflict([u * w for u, w in zip(_sampled(stack), stack.weights, strict=True)])
-        report = ModuleReport(rank=None, norm=length, residual=0.0, sign_conflict=conflict, weights=self.weights)
+            conflict = sign_conflict(stack.updates, stack.weights)
+        report = ModuleReport(rank=None, norm=length, residual=cut, sign_conflict=conflict, weights=self.weights)
         whole = merged.reshape(self.base.tensors[key].shape).cpu()
         base = self.base.load(key)
         share = rounding_share(base, whole, base.dtype if self.stored is None else self.stored, name=key)
         return whole, with_rounding(report, share)
-
-
-def _sampled(stack: Stack) -> list[Dense]:
-    """Return the few entries that sign conflicts are counted on, so that weighing copies no whole matrix."""
-    out, into = stack.shape
-    rows = torch.linspace(0, out - 1, min(out, 256)).round().long()
-    columns = torch.linspace(0, into - 1, min(into, 256)).round().long()
-    return [Dense(w=update.dense()[rows][:, columns].cpu()) for update in stack.updates]
 
 
 def _check_buffers(merge: _Merge) -> None:
@@ -213,6 +209,8 @@ def _check_buffers(merge: _Merge) -> None:
 
 def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
     method = build(name, options)
+    if method.is_learned:
+        raise PlanError(f"method '{name}' learns its weights on adapters, not on checkpoints. Use another method.")
     if method.statistics is not None:
         raise PlanError(
             f"method '{name}' needs statistics of each module, and checkpoints have none. Use another method."
@@ -237,7 +235,8 @@ def merge_checkpoints(
 ) -> MergeReport:
     r"""Merge checkpoints tuned from one base: per tensor $W = W_0 + merge(W_1 - W_0, \dots, W_k - W_0)$.
 
-    One tensor of each model is in memory at a time. Vectors are merged as [n 1], kernels as [out rest]; buffers of
+    One tensor of each model is in memory at a time. Vectors are merged as [n 1], kernels as [out rest]; mergekit's
+    methods get them in their own shape. Buffers of
     whole numbers must be the same in all. Draws of random methods are keyed by the values of a model and the name of
     the tensor, so neither shards nor folder names change them.
 
@@ -275,12 +274,14 @@ def merge_checkpoints(
     origin = open_model(base)
     opened = tuple(_Model.open(model, origin) for model in models)
     names = unique_names([model.checkpoint.name for model in opened])
+    resolved = resolve_weights(names, weights)
     merge = _Merge(
         base=origin,
         models=opened,
-        weights=resolve_weights(names, weights),
+        weights=resolved,
         method=built,
-        identities=_identities(opened, built),
+        identities=_identities(opened, resolved, built),
+        labels=tuple(names),
         seed=seed,
         device=pick_device(device),
         stored=None if dtype is None else DTYPES[dtype],
@@ -353,4 +354,5 @@ def _document(
             for reference, model, weight in zip(models, merge.models, merge.weights, strict=True)
         ],
         fidelity=report.fidelity(),
+        **manifest.inherit((), models=[merge.base.path, *(model.checkpoint.path for model in merge.models)]),
     )

@@ -223,6 +223,8 @@ def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None
     config = folder / "config.json"
     if dtype is not None and config.is_file():
         _name_dtype(config, str(dtype).removeprefix("torch."))
+    if base.aliases and config.is_file():
+        _untie(config)
 
 
 def _parts_of(folder: Path) -> set[str]:
@@ -232,6 +234,15 @@ def _parts_of(folder: Path) -> set[str]:
         return {str(module["path"]) for module in modules if module["path"]}
     except (OSError, ValueError, TypeError, KeyError):
         return set()
+
+
+def _untie(path: Path) -> None:
+    """Let a config say that the output head has a weight of its own."""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    parts = [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]
+    for part in parts:
+        part["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _name_dtype(path: Path, name: str) -> None:

@@ -10,6 +10,7 @@ from .options import settings_command
 
 if TYPE_CHECKING:
     from ..evaluation import Comparison, Evaluation
+    from ..evaluation.score import Score
 
 
 def show_scores(result: Evaluation, console: Console) -> None:
@@ -31,7 +32,11 @@ def show_scores(result: Evaluation, console: Console) -> None:
         ]
     )
     console.table(titles, rows)
-    groups = ", ".join(f"{role} {value:.3f}" for role, value in result.groups.items() if role != "all")
+    groups = ", ".join(
+        f"{role} {score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+        for role, score in result.group_scores.items()
+        if role != "all"
+    )
     if groups:
         console.say(f"  means: {groups}")
     if result.against:
@@ -47,6 +52,11 @@ def _show_comparison(found: Comparison, console: Console) -> None:
     console.table(["language", f"less '{found.name}'", "95 % interval"], rows)
 
 
+def _say_without_split(split: str | None, console: Console) -> None:
+    if split is None:
+        console.say("  note: without --split nothing is recorded; --split test keeps these rows out of later training.")
+
+
 @settings_command(
     EvaluateSettings,
     name="evaluate",
@@ -58,6 +68,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> None:
 
     result = work(settings, watch=console.watch)
     show_scores(result, console)
+    _say_without_split(settings.split, console)
     console.document(result.document())
 
 
@@ -74,6 +85,11 @@ def compare(settings: CompareSettings, console: Console) -> None:
     result = work(settings, watch=console.watch)
     for table in result.tables():
         console.table(*table)
+    if result.baseline:
+        console.say(
+            "  p: two-sided, corrected for the number of systems (Holm); *: a language that differs from "
+            f"'{result.baseline}' at 5 %, corrected for systems times languages"
+        )
     for note in result.notes:
         console.say(f"  note: {note}")
     for path in filter(None, (settings.markdown, settings.document)):
@@ -92,12 +108,18 @@ def retrieve(settings: RetrieveSettings, console: Console) -> None:
 
     result = work(settings, watch=console.watch)
     systems = [result, *([result.base] if result.base else [])]
+    titles = ["layer", "accuracy", "95 % interval", "base", "95 % interval"]
     console.table(
-        ["layer", "accuracy", "base"][: 1 + len(systems)],
-        [[str(n), *(f"{found.mean(n):.3f}" for found in systems)] for n in range(len(result.layers))],
+        titles[: 1 + 2 * len(systems)],
+        [
+            [str(n), *(cell for found in systems for cell in _cells(found.score([n])))]
+            for n in range(len(result.layers))
+        ],
     )
     headlines = ", base ".join(f"{found.headline():.3f}" for found in systems)
     console.say(f"  mean of even layers: {headlines} over {len(result.n)} directions")
+    if above := result.above_base():
+        console.say(f"  above the base: {above.value:+.3f} ({above.low:+.3f} to {above.high:+.3f}), paired by sentence")
     if result.correlation:
         found = result.correlation
         console.say(
@@ -106,4 +128,9 @@ def retrieve(settings: RetrieveSettings, console: Console) -> None:
         )
     if settings.plot:
         console.say(f"wrote {settings.plot}")
+    _say_without_split(settings.split, console)
     console.document(result.document())
+
+
+def _cells(score: Score) -> tuple[str, str]:
+    return f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}"

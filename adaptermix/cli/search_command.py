@@ -55,6 +55,8 @@ def _tune(
     result = tune(recipe, chosen, **asked, watch=console.watch)
     rows = [_outcome(trial, is_best=trial is result.best) for trial in result.candidates]
     console.table(["settings", "dev", "95 % interval", "trial"], rows)
+    if result.verdict:
+        console.say(result.verdict.sentence())
     console.say(f"best on dev: {result.best.folder}")
     console.document(result.document())
 

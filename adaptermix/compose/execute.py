@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..adapters import LINEAR, AdapterSource, AdapterState
-from ..adapters.convert import base_weight, dora_delta, dora_row_norms, load_delta, merge_dora
-from ..algebra import Dense, LowRank, Stack, Update, all_finite, norm, sign_conflict
+from ..adapters import LINEAR, AdapterState
+from ..adapters.convert import base_weight, dora_delta, dora_row_norms, merge_dora
+from ..adapters.paths import in_model
+from ..algebra import Dense, LowRank, Stack, Update, all_finite, inner, norm, sign_conflict
 from ..algebra.storage import cancels
 from ..checkpoints import Checkpoint
 from ..errors import PlanError
@@ -21,6 +22,7 @@ from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
 from ..progress import SILENT, Watcher
 from .extras import merge_biases
 from .forms import Formed
+from .inputs import Inputs, inputs_of
 from .plan import MergePlan
 from .report import ModuleReport
 
@@ -42,68 +44,12 @@ class MergedModule:
     magnitude: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Inputs:
-    """The adapters that act on one module."""
-
-    places: tuple[int, ...]
-    sources: tuple[AdapterSource, ...]
-    updates: tuple[LowRank, ...]
-    weights: tuple[float, ...]
-
-
-def acting_weights(plan: MergePlan, module: str, zero: Collection[int]) -> tuple[float, ...]:
-    """Return the weight of every adapter at a module; 0 for one that lacks it or whose delta is zero there.
-
-    Args:
-        plan: The plan.
-        module: Path of the module.
-        zero: Places of the adapters whose update of the module is zero.
-    """
-    acts = [
-        module in source.modules and (place not in zero or _has_more(source, module))
-        for place, source in enumerate(plan.sources)
-    ]
-    return plan.filled(plan.weights_at(module), acts)
-
-
-def _inputs(plan: MergePlan, module: str) -> tuple[_Inputs, tuple[float, ...]]:
-    """Return the adapters that act on a module, and the weight of every adapter of the plan there."""
-    found = {
-        place: load_delta(source, module, plan.checkpoint)
-        for place, source in enumerate(plan.sources)
-        if module in source.modules
-    }
-    # Factors that began from a part of the base are not the delta.
-    zero = {p for p in found if plan.sources[p].meta.initial is None and plan.sources[p].is_zero(module)}
-    weights = acting_weights(plan, module, zero)
-    if zero != set(found) and plan.fill == "weight" and not is_weighted_sum(plan.method):
-        # A zero delta adds nothing to a sum, but counts in a mean.
-        weights = acting_weights(plan, module, ())
-    chosen = [place for place in found if weights[place] != 0]
-    # Nothing acts: any one of them, at weight 0, gives the shape.
-    chosen = chosen or [next(iter(found))]
-    return (
-        _Inputs(
-            places=tuple(chosen),
-            sources=tuple(plan.sources[place] for place in chosen),
-            updates=tuple(found[place] for place in chosen),
-            weights=tuple(weights[place] for place in chosen),
-        ),
-        weights,
-    )
-
-
-def _has_more(source: AdapterSource, module: str) -> bool:
-    return source.modules[module].bias or source.modules[module].magnitude
-
-
 def _path(file: Checkpoint) -> Path:
     """Return the path of a checkpoint that is one file; its folder where the file holds nothing."""
     return next((file.path / header.file for header in file.tensors.values()), file.path)
 
 
-def _prepared(plan: MergePlan, inputs: _Inputs, module: str) -> Iterator[LowRank]:
+def _prepared(plan: MergePlan, inputs: Inputs, module: str) -> Iterator[LowRank]:
     """Yield the updates as the method and the storage dtype need them."""
     for source, update in zip(inputs.sources, inputs.updates, strict=True):
         found = update
@@ -116,7 +62,7 @@ def _prepared(plan: MergePlan, inputs: _Inputs, module: str) -> Iterator[LowRank
         yield found
 
 
-def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, ...]:
+def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, ...]:
     kind = plan.method.statistics
     if kind is None:
         return ()
@@ -125,20 +71,29 @@ def _statistics(plan: MergePlan, inputs: _Inputs, module: str) -> tuple[Tensor, 
     found = []
     for place in inputs.places:
         file = plan.statistics[place]
-        if module not in file.tensors or file.tensors[module].shape != wanted:
-            got = list(file.tensors[module].shape) if module in file.tensors else "nothing"
+        # A statistics file has the paths of the class that its adapter was trained in.
+        name = module if module in file.tensors else in_model([module], file.tensors)[module]
+        if name not in file.tensors or file.tensors[name].shape != wanted:
+            got = list(file.tensors[name].shape) if name in file.tensors else "nothing"
             raise PlanError(
                 f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
                 f"{_path(file)}, found {got}."
             )
-        tensor = file.load(module)
+        tensor = file.load(name)
         if not (tensor.is_floating_point() and all_finite(tensor)):
             raise PlanError(f"statistics must be finite floats, and '{module}' in {_path(file)} holds others.")
         found.append(tensor)
     return tuple(found)
 
 
-def _stack(plan: MergePlan, inputs: _Inputs, module: str, updates: Iterable[Update]) -> Stack:
+def _stack(
+    plan: MergePlan,
+    inputs: Inputs,
+    module: str,
+    updates: Iterable[Update],
+    *,
+    tensor_shape: tuple[int, ...] = (),
+) -> Stack:
     return Stack(
         updates=tuple(updates),
         weights=inputs.weights,
@@ -146,7 +101,18 @@ def _stack(plan: MergePlan, inputs: _Inputs, module: str, updates: Iterable[Upda
         module=module,
         seed=plan.seed,
         statistics=_statistics(plan, inputs, module),
+        tensor_shape=tensor_shape,
+        adapters=tuple(source.name for source in plan.sources),
+        places=inputs.places,
     )
+
+
+def _tensor_shape(plan: MergePlan, module: str) -> tuple[int, ...]:
+    """Return the shape of a kernel; empty for a matrix."""
+    header = next(source.modules[module] for source in plan.sources if module in source.modules)
+    if header.layout.kind != "convolution":
+        return ()
+    return (header.out, header.into // math.prod(header.layout.kernel), *header.layout.kernel)
 
 
 def _base_weight(plan: MergePlan, module: str, shape: tuple[int, int]) -> Tensor:
@@ -159,10 +125,10 @@ def _base_weight(plan: MergePlan, module: str, shape: tuple[int, int]) -> Tensor
     return base_weight(plan.checkpoint, module, shape, fan_in_fan_out=plan.sources[0].meta.fan_in_fan_out)
 
 
-def _dense_inputs(plan: MergePlan, inputs: _Inputs, module: str) -> Iterator[Update]:
+def _dense_inputs(plan: MergePlan, inputs: Inputs, module: str) -> Iterator[Update]:
     """Yield the updates, with those of DoRAs as the dense deltas that they are."""
     for source, update in zip(inputs.sources, inputs.updates, strict=True):
-        magnitude = source.magnitude(module)
+        magnitude = source.magnitude(module) if module in source.modules else None
         if magnitude is None:
             yield update
         else:
@@ -179,9 +145,9 @@ def _on(stack: Stack, device: torch.device) -> Stack:
     return replace(stack, updates=tuple(moved), statistics=tuple(found.to(device) for found in stack.statistics))
 
 
-def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: _Inputs, module: str) -> Tensor | None:
+def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: Inputs, module: str) -> Tensor | None:
     """Merge the biases inside the LoRAs: with the update's coefficients, or else by the method as [out 1] updates."""
-    biases = [source.bias(module) for source in inputs.sources]
+    biases = [source.bias(module) if module in source.modules else None for source in inputs.sources]
     if all(bias is None for bias in biases):
         return None
     if isinstance(method, LinearMethod):
@@ -190,31 +156,40 @@ def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: _Inputs, module: s
     if method.statistics is not None:
         raise PlanError(f"method '{method.name}' has no statistics for biases (lora_bias). Use another method.")
     out = inputs.updates[0].shape[0]
+    if not any(inputs.weights):
+        return torch.zeros(out)
     columns = [Dense(w=(torch.zeros(out) if bias is None else bias)[:, None]) for bias in biases]
-    merged = method(_stack(plan, inputs, f"{module}.bias", columns))
+    merged = method(_stack(plan, inputs, f"{module}.bias", columns, tensor_shape=(out,)))
     return merged.dense()[:, 0]
 
 
-def _shaped(plan: MergePlan, inputs: _Inputs, merged: Update) -> Formed:
-    own = [update.rank for update in inputs.updates]
+def _shaped(plan: MergePlan, inputs: Inputs, merged: Update) -> Formed:
+    pairs = zip(inputs.updates, inputs.zero, strict=True)
+    own = [update.rank for update, zero in pairs if not zero] or [inputs.updates[0].rank]
     largest = max(own) if plan.method.cuts_to_largest_rank else None
     return plan.shape.apply(merged, fallback=sum(own), largest=largest)
 
 
 def _merged(
-    plan: MergePlan, method: MergeMethod, inputs: _Inputs, module: str, device: torch.device
-) -> tuple[Update, Tensor | None]:
-    """Return the merged update, and its magnitude where the result is a DoRA."""
+    plan: MergePlan, method: MergeMethod, inputs: Inputs, module: str, device: torch.device
+) -> tuple[Update, Tensor | None, float]:
+    """Return the merged update, its magnitude where the result is a DoRA, and what share the method itself cut."""
     if plan.gives_dora and isinstance(method, LinearMethod):
         stack = _stack(plan, inputs, module, inputs.updates)
         weight = _base_weight(plan, module, stack.shape)
         magnitudes = [source.magnitude(module) for source in inputs.sources]
-        return merge_dora(weight, inputs.updates, magnitudes, method.coefficients(stack))
-    if not is_weighted_sum(method) and not any(inputs.weights):
+        return *merge_dora(weight, inputs.updates, magnitudes, method.coefficients(stack)), 0.0
+    if not is_weighted_sum(method) and (all(inputs.zero) or not any(inputs.weights)):
         out, into = inputs.updates[0].shape
-        return LowRank(b=torch.zeros(out, 1), a=torch.zeros(1, into)), None
-    merged = method(_on(_stack(plan, inputs, module, _dense_inputs(plan, inputs, module)), device))
-    return merged, None
+        return LowRank(b=torch.zeros(out, 1), a=torch.zeros(1, into)), None, 0.0
+    updates = _dense_inputs(plan, inputs, module)
+    stack = _on(_stack(plan, inputs, module, updates, tensor_shape=_tensor_shape(plan, module)), device)
+    if isinstance(method, LinearMethod):
+        pairs = zip(method.coefficients(stack), inputs.zero, strict=True)
+        # Zero factors beside the others would only raise the rank.
+        return stack.combined([0.0 if zero else coefficient for coefficient, zero in pairs]), None, 0.0
+    merged, cut = method.measured(stack)
+    return (merged if inputs.share == 1 else merged * inputs.share), None, cut
 
 
 def merge_module(
@@ -233,11 +208,11 @@ def merge_module(
         OutputError: a factor overflows the 16-bit dtype of the plan.
         PlanError: the sum overflows, the method refuses the updates, or the base model is needed.
     """
-    inputs, weights = _inputs(plan, module)
+    inputs, weights = inputs_of(plan, module)
     inputs = replace(inputs, updates=tuple(_prepared(plan, inputs, module)))
     method = method or plan.method_at(module)
     try:
-        merged, magnitude = _merged(plan, method, inputs, module, device or torch.device("cpu"))
+        merged, magnitude, cut = _merged(plan, method, inputs, module, device or torch.device("cpu"))
         bias = _merge_bias(plan, method, inputs, module)
     except ValueError as error:
         raise PlanError(f"method '{method.title}', module '{module}': {str(error).rstrip('.')}.") from error
@@ -253,23 +228,40 @@ def merge_module(
         # The rounding of float32 factors would show in what is left: once more, in float64.
         careful = replace(plan, shape=replace(plan.shape, dtype=torch.float32))
         return merge_module(careful, module, method=method, device=device)
-    formed = _shaped(plan, inputs, merged)
-    formed = plan.shape.rounded(formed, module, length)
+    whole = length
+    formed = plan.shape.rounded(_shaped(plan, inputs, merged), module, length)
+    if cut:
+        formed = replace(formed, residual=math.hypot(cut, formed.residual * math.sqrt(1 - cut**2)))
     if magnitude is not None and isinstance(merged, LowRank):
         length, formed, magnitude = _judge_dora(plan, module, merged, formed, magnitude)
-    conflict = 0.0
-    if len(inputs.updates) > 1:
-        conflict = sign_conflict([u * weight for u, weight in zip(inputs.updates, inputs.weights, strict=True)])
+    conflict = sign_conflict(inputs.updates, inputs.weights) if len(inputs.updates) > 1 else 0.0
     report = ModuleReport(
         rank=formed.update.rank if isinstance(formed.update, LowRank) else None,
         norm=length,
         residual=formed.residual,
         sign_conflict=conflict,
-        weights=weights,
+        weights=weights if is_weighted_sum(method) else _applied(inputs, merged, whole, weights),
         excess=formed.excess,
         rounding=formed.rounding,
     )
     return MergedModule(update=_to_cpu(formed.update), report=report, bias=bias, magnitude=magnitude)
+
+
+def _applied(inputs: Inputs, merged: Update, length: float, weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the weights; of an adapter that acts alone, the factor that its delta got.
+
+    It is its weight, but for methods that divide by the weights of those that survive, or take none.
+    """
+    acting = [number for number, zero in enumerate(inputs.zero) if not zero]
+    if len(acting) != 1 or length == 0:
+        return weights
+    place, update = inputs.places[acting[0]], inputs.updates[acting[0]]
+    size = norm(update)
+    factor = inner(_to_cpu(merged), update) / size**2 if size > 0 else 0.0
+    is_parallel = length**2 - (factor * size) ** 2 <= 1e-6 * length**2
+    if not is_parallel or math.isclose(factor, weights[place], rel_tol=1e-5):
+        return weights
+    return tuple(factor if number == place else weight for number, weight in enumerate(weights))
 
 
 def _judge_dora(
@@ -303,7 +295,7 @@ def fitted_methods(plan: MergePlan) -> dict[str, MergeMethod]:
 
     def stacks() -> Iterator[Stack]:
         for module in plan.modules:
-            inputs, _ = _inputs(plan, module)
+            inputs, _ = inputs_of(plan, module)
             yield _stack(plan, inputs, module, _dense_inputs(plan, inputs, module))
 
     methods = [plan.method_at(module) for module in plan.modules] if plan.overrides else [plan.method]

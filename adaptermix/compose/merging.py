@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +14,8 @@ import torch
 
 from .. import manifest
 from ..adapters import AdapterSource, AdapterState, open_adapters
+from ..adapters.convert import without_copies
+from ..adapters.paths import fitted
 from ..checkpoints import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
 from ..errors import IncompatibleAdapters, PlanError, did_you_mean
 from ..files import check_not_input, check_output, whole_folder
@@ -60,6 +62,7 @@ def make_plan(
     allow_pickle: bool = False,
     allow_base_mismatch: bool = False,
     seed: int = 0,
+    model_modules: Collection[str] = (),
 ) -> MergePlan:
     """Decide a merge from headers alone; see `merge` for the arguments.
 
@@ -67,6 +70,8 @@ def make_plan(
         AdapterMixError: as `merge`.
     """
     sources = _open(adapters, allow_pickle=allow_pickle)
+    if model_modules:
+        sources = tuple(fitted(source, model_modules) for source in sources)
     names = [source.name for source in sources]
     resolved = resolve_weights(names, weights)
     if keep != KEEP and rank != "auto":
@@ -140,7 +145,8 @@ def merge(
             `keep`: see `forms.Shape`. `base`: base model's folder or Hub id, for DoRA, PiSSA and OLoRA. `saved`: what
             becomes of fully trained tensors; see `extras.merge_saved`. `statistics`: one safetensors file per adapter
             with a tensor per module path. `allow_pickle`: read `adapter_model.bin` too. `allow_base_mismatch`: merge
-            adapters although they name different base models. `seed`: seed of random methods.
+            adapters although they name different base models. `seed`: seed of random methods. `model_modules`: paths of
+            all modules of the base model's class; the result gets these paths.
 
     Returns:
         The report: rank, norm, residual, sign conflict and weights per module.
@@ -301,10 +307,13 @@ def _merge_dense(
     overwrite: bool,
     watch: Watcher,
 ) -> MergeReport:
+    if plan.checkpoint is not None:
+        from ..checkpointing.adapters import untied, weight_names
+
+        base = untied(plan.checkpoint, plan)
+        plan = replace(plan, checkpoint=base, sources=tuple(without_copies(source, base) for source in plan.sources))
     check_dense(plan)
     if plan.checkpoint is not None:
-        from ..checkpointing.adapters import weight_names
-
         weight_names(plan, plan.checkpoint)
     chosen = _DTYPES.get(str(settings.get("dtype")))
     limit = limit_of(plan, settings["max_residual"])
@@ -328,6 +337,11 @@ def _merge_dense(
     return report
 
 
+def _models(plan: MergePlan) -> list[Path]:
+    """Return the folder of the base model, if it goes into the result."""
+    return [plan.checkpoint.path] if plan.checkpoint is not None and _into_base(plan) else []
+
+
 def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
     base = manifest.base_entry([source.meta for source in plan.sources])
     if plan.checkpoint is not None:
@@ -338,5 +352,5 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **{**manifest.inherit(plan.sources), **plan.entries},
+        **{**manifest.inherit(plan.sources, models=_models(plan)), **plan.entries},
     )

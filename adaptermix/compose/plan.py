@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
+from ..adapters.paths import two_roots
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
 from ..head_forms import form_of
@@ -18,11 +21,13 @@ from ..methods.base import MergeMethod, build, is_weighted_sum
 from .extras import AVERAGE, merge_extras, merge_saved
 from .forms import Shape
 from .places import Override
-from .weights import resolve_weights, split_weight
+from .weights import numbered, resolve_weights, split_weight
 
 __all__ = ["MergePlan", "check", "resolve_weights", "split_weight"]
 
 Fill = Literal["weight", "one"]
+_CACHED = re.compile(r"models--(?P<owner>[^/]+)--(?P<name>[^/]+)/snapshots/")
+HALF = ("F16", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +72,17 @@ class MergePlan:
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
-        """What random draws are keyed by: the content of each adapter, so that renaming a folder changes nothing."""
+        """What random draws are keyed by: the values of each adapter, however they are stored, named and ordered.
+
+        Adapters of the same values are numbered by their weights, so that their order does not matter either.
+        """
         if not self.method.is_random:
             return tuple(str(place) for place in range(len(self.sources)))
-        digests = [source.digest for source in self.sources]
-        return tuple(f"{digest}#{digests[:i].count(digest)}" for i, digest in enumerate(digests))
+        points = [self.weights, *(point for override in self.overrides for point in override.points)]
+        return numbered(
+            [source.values_digest for source in self.sources],
+            [tuple(point[place] for point in points) for place in range(len(self.sources))],
+        )
 
     @cached_property
     def gives_dora(self) -> bool:
@@ -133,13 +144,33 @@ class MergePlan:
         apart: tuple[str, ...] = ()
         if len(self.sources) > 1 and not any(sum(m in s.modules for s in self.sources) > 1 for m in self.modules):
             apart = ("warning: no module is adapted by two of the adapters: each acts alone, times its weight.",)
+        apart += tuple(
+            f"modules of '{source.name}' get the paths of the vision-language class, so load the merge with that class."
+            for source in self.sources
+            if source.was_moved and len(source.meta.targets.modules) > len(source.modules)
+        )
+        apart += self._coarse_statistics()
         if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
             return (*apart, "fully trained tensors are averaged by the size of the weights.")
-        return apart + tuple(
-            f"{len(source.saved_headers)} fully trained tensors of '{source.name}' replace those of the base whole: "
-            "weights do not apply to them."
+        # PEFT stores the weight under a LoRA as it was, so it is not trained.
+        trained = [
+            (source.name, sum(not key.endswith(".base_layer.weight") for key in source.saved_headers))
             for source in sources
-            if source.saved_headers
+        ]
+        return apart + tuple(
+            f"{count} fully trained tensors of '{name}' replace those of the base whole: weights do not apply to them."
+            for name, count in trained
+            if count
+        )
+
+    def _coarse_statistics(self) -> tuple[str, ...]:
+        """Return a warning where statistics that are to be inverted were rounded to 16 bits."""
+        files = {header.file for file in self.statistics for header in file.tensors.values() if header.dtype in HALF}
+        if self.method.statistics != "in in" or not files:
+            return ()
+        return (
+            f"warning: the statistics in {', '.join(sorted(files))} have 16 bits. Directions with few inputs are "
+            "lost in their rounding and get the weighted mean. Store them in float32.",
         )
 
     def meta(self) -> AdapterMeta:
@@ -151,7 +182,8 @@ class MergePlan:
         return AdapterMeta(
             base=first.base,
             revision=first.revision,
-            task_type=_task_type(metas),
+            # PEFT wants the head of a task type, so an adapter whose head is left out does not name one.
+            task_type=_task_type([source.meta for source in keepers]),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
             dora=self.gives_dora,
@@ -161,10 +193,11 @@ class MergePlan:
     def _targets(self) -> TargetSpec:
         """An input that covers every module lends its targets; otherwise they are listed by full path."""
         modules = self.modules
+        listed = {path for source in self.sources if source.was_moved for path in source.meta.targets.modules}
         for source in self.sources:
-            if len(source.modules) == len(modules):
+            if not listed and len(source.modules) == len(modules):
                 return source.meta.targets
-        return TargetSpec(modules=tuple(modules))
+        return TargetSpec(modules=tuple(sorted({*modules, *listed})))
 
 
 def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False) -> None:
@@ -188,6 +221,18 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
                 f"adapters '{one.name}' and '{other.name}' must agree on fan_in_fan_out, and do not."
             )
     _check_modules(sources)
+    _check_roots(sources)
+
+
+def _check_roots(sources: Sequence[AdapterSource]) -> None:
+    """Refuse adapters whose modules no one class of the base model has: PEFT would load a part of them only."""
+    clash = two_roots(module for source in sources for module in source.modules)
+    if clash is not None:
+        owners = [next(source.name for source in sources if module in source.modules) for module in clash]
+        raise IncompatibleAdapters(
+            f"all modules must be those of one model class, and '{clash[0]}' ('{owners[0]}') and '{clash[1]}' "
+            f"('{owners[1]}') are of two, which cannot be matched. Save the adapters from one class of the base model."
+        )
 
 
 def _check_modules(sources: Sequence[AdapterSource]) -> None:
@@ -209,10 +254,7 @@ def _check_modules(sources: Sequence[AdapterSource]) -> None:
 
 def _check_base(one: AdapterSource, other: AdapterSource) -> None:
     marks = one.meta.base_fingerprint, other.meta.base_fingerprint
-    if None not in marks:
-        same = marks[0] == marks[1]
-    else:
-        same = (one.meta.base, one.meta.revision) == (other.meta.base, other.meta.revision)
+    same = marks[0] == marks[1] if None not in marks else _base_key(one) == _base_key(other)
     if not same:
         raise IncompatibleAdapters(
             f"adapters '{one.name}' and '{other.name}' must come from one base model, found {_base(one)} and "
@@ -220,7 +262,22 @@ def _check_base(one: AdapterSource, other: AdapterSource) -> None:
         )
 
 
+def _base_key(source: AdapterSource) -> tuple[str | None, str | None]:
+    """Return what is equal for two spellings of one base model: a Hub id, its folder in the cache, a local folder."""
+    name, revision = source.meta.base, source.meta.revision
+    if name is None:
+        return None, revision
+    cached = _CACHED.search(name)
+    if cached is not None:
+        name = f"{cached['owner']}/{cached['name']}"
+    elif Path(name).is_dir():
+        return str(Path(name).resolve()), revision
+    return name.rstrip("/").casefold(), None if revision == "main" else revision
+
+
 def _base(source: AdapterSource) -> str:
+    if source.meta.base is None:
+        return "none named"
     revision = f"@{source.meta.revision}" if source.meta.revision else ""
     return f"'{source.meta.base}{revision}'"
 

@@ -18,7 +18,8 @@ class ModuleReport:
         norm: Frobenius norm of the merged delta, before any truncation.
         residual: Share of that norm lost to truncation and to rounding to 16 bits.
         sign_conflict: Share of entries at which two weighted deltas pull in opposite directions.
-        weights: Weight of each adapter here; 0 for one that lacks the module or is left out.
+        weights: Weight of each adapter here; 0 for one that lacks the module, is zero there, or is left out. A zero
+            delta still counts in a mean. Of an adapter that acts alone, the factor that its delta got.
         excess: Bound on how far the residual lies above the least possible of this rank, as a share of it.
         rounding: Share of that norm lost to rounding alone.
     """

@@ -18,7 +18,8 @@ from ..algebra import LowRank, Stack
 from ..errors import PlanError
 from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
 from ..progress import Advance
-from .execute import acting_weights, merge_module
+from .execute import merge_module
+from .inputs import acting_weights
 from .plan import MergePlan
 from .report import ModuleReport
 

@@ -31,3 +31,20 @@ def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[flo
         if not math.isfinite(weight):
             raise UsageError(f"weights must be finite numbers, got {weight} for adapter '{name}'.")
     return tuple(weights)
+
+
+def numbered(digests: Sequence[str], weights: Sequence[tuple[float, ...]]) -> tuple[str, ...]:
+    """Return a name of its own per adapter from a hash of its values; the same values are numbered by their weights.
+
+    Not by position, so that the names do not depend on the order of the adapters.
+
+    Args:
+        digests: Hash per adapter.
+        weights: Weights per adapter, at one place or several.
+    """
+    order = sorted(range(len(digests)), key=lambda place: (digests[place], weights[place]))
+    found, seen = {}, dict.fromkeys(digests, 0)
+    for place in order:
+        found[place] = f"{digests[place]}#{seen[digests[place]]}"
+        seen[digests[place]] += 1
+    return tuple(found[place] for place in range(len(digests)))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import LANGUAGE_NAMES, is_json, pick_rows, records, row_language, table_cells
 from .source import DataFile, find_files
 
@@ -44,6 +45,11 @@ class ClassifyRow:
     text: str
     label: str
     language: str
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.text,))
 
 
 def _read(file: DataFile) -> Iterator[ClassifyRow | None]:

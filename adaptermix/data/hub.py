@@ -50,12 +50,17 @@ class HubData(DataFile):
             named = {key: _named(kind, row[key]) for key, kind in classes.items()}
             yield number, json.dumps(row | named, ensure_ascii=False, default=str)
 
-    def entry(self) -> dict[str, object]:
-        """Return what a manifest records of it: the hash is that of the rows."""
+    @property
+    def title(self) -> str:
+        """Name in manifests: the argument."""
+        return str(self.path)
+
+    def hashes(self) -> dict[str, str]:
+        """Return the hash of the rows as both of those of a file."""
         digest = hashlib.sha256()
         for _, line in self.lines():
-            digest.update(f"{line}\n".encode())
-        return {"name": str(self.path), "languages": list(self.languages), "sha256": digest.hexdigest()}
+            digest.update(f"{line}\n".encode("utf-8", "surrogatepass"))
+        return {"sha256": digest.hexdigest(), "text": digest.hexdigest()}
 
 
 def _class_of(kind: Any) -> Any:

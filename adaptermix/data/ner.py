@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import is_json, pick_rows, row_language
 from .slots import CHARACTER_LANGUAGES
 from .source import DataFile, find_files
@@ -35,6 +36,11 @@ class NerRow:
     language: str
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.text,))
 
 
 def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -165,17 +171,42 @@ def _layout(file: DataFile, lines: Sequence[tuple[int, str]]) -> _Layout:
     raise DataError(f"a data file must hold rows, and {file.path} has none.")
 
 
-def _iob2(file: DataFile) -> Iterator[NerRow]:
+class _Scheme:
+    """Counts how the entities of a file begin, to tell IOB2 from schemes in which they would be lost."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._file, self._begun, self._strays = file, 0, list[int]()
+
+    def add(self, numbers: Sequence[int], tags: Sequence[str]) -> None:
+        """Count the entities of a sentence, whose tokens stand in these lines."""
+        for number, before, tag in zip(numbers, ("O", *tags), tags, strict=False):
+            self._begun += tag[0] == "B"
+            if tag[0] == "I" and before not in (f"B-{tag[2:]}", tag):
+                self._strays.append(number)
+
+    def check(self) -> None:
+        """Refuse a file of another scheme; a few strays occur in UNER.
+
+        Raises:
+            DataError: more entities begin with I- than with B-.
+        """
+        if len(self._strays) > self._begun:
+            raise DataError(
+                f"{self._file.path}:{self._strays[0]}: the first tag of an entity must be B- (IOB2), found "
+                f"{len(self._strays)} entities that begin with I- and {self._begun} with B-. Convert IOB1 to IOB2."
+            )
+
+
+def _iob2(file: DataFile, scheme: _Scheme) -> Iterator[NerRow]:
     """`# key = value` comments, then one token a line; sentences parted by blank lines."""
     language = row_language(file)
     lines = list(file.lines())
     layout = _layout(file, lines)
-    begun = 0
-    strays: list[int] = []
     for filled, block in groupby(lines, key=lambda item: bool(item[1].strip())):
         text = ""
         tokens: list[str] = []
         tags: list[str] = []
+        numbers: list[int] = []
         for number, line in block if filled else ():
             if layout.is_comment(line):
                 key, _, value = line[1:].partition("=")
@@ -184,18 +215,12 @@ def _iob2(file: DataFile) -> Iterator[NerRow]:
             token, tag = layout.read(file, number, line)
             if token == _DOCUMENT:
                 continue
-            if tag[0] == "I" and (not tags or tags[-1] not in (f"B-{tag[2:]}", tag)):
-                strays.append(number)
-            begun += tag[0] == "B"
             tokens.append(token)
             tags.append(tag)
+            numbers.append(number)
         if tokens:
+            scheme.add(numbers, tags)
             yield _from_tags(tokens, tags, text, language)
-    if len(strays) > begun:  # a few occur in UNER
-        raise DataError(
-            f"{file.path}:{strays[0]}: the first tag of an entity must be B- (IOB2), found {len(strays)} entities that "
-            f"begin with I- and {begun} with B-. Convert IOB1 to IOB2."
-        )
 
 
 def entities_in(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> list[tuple[str, str]]:
@@ -224,9 +249,11 @@ def _blank(language: str) -> str:
     return "" if language in CHARACTER_LANGUAGES else " "
 
 
-def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerRow:
+def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerRow | None:
     """{"tokens", "ner_tags" or "tags", "language"}: data sets of the Hub."""
     tokens: Any = row.get("tokens")
+    if tokens == tags == []:
+        return None
     whole = isinstance(tokens, list) and isinstance(tags, list) and tokens and len(tokens) == len(tags)
     if not whole or not all(isinstance(token, str) and token.strip() for token in tokens):
         raise DataError(f"{file.path}:{number}: a row must have tokens, none of them empty, and a tag for each.")
@@ -243,12 +270,15 @@ def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerR
     return _from_tags(tokens, tags, "", row_language(file, row.get("language")))
 
 
-def _spelled_out(file: DataFile) -> Iterator[NerRow]:
+def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
     """{"text" or "tokens", "entities": [{"type", "text"}], "language"}; or tags in the place of entities."""
     for number, row in file.json_rows():
         tags = next((row[name] for name in _TAG_NAMES if name in row), None)
         if tags is not None and "entities" not in row:
-            yield _tagged(file, number, row, tags)
+            found = _tagged(file, number, row, tags)
+            if found:
+                scheme.add([number] * len(found.tags), found.tags)
+            yield found
             continue
         try:
             entities = tuple((entity["type"], entity["text"]) for entity in row["entities"])
@@ -256,13 +286,16 @@ def _spelled_out(file: DataFile) -> Iterator[NerRow]:
             words = [text, *tokens, *(part for entity in entities for part in entity), named or ""]
             if not isinstance(row.get("tokens", []), list) or not all(isinstance(word, str) for word in words):
                 raise TypeError("not text")
-            if not (text.strip() or tokens) or not all(part.strip() for part in words[1:-1]):
+            if not all(part.strip() for part in words[1:-1]):
                 raise KeyError("empty")
         except (KeyError, TypeError) as error:
             raise DataError(
                 f'{file.path}:{number}: a row must be {{"text": ... or "tokens": [...], '
                 '"entities": [{"type": ..., "text": ...}]}, all of them text.'
             ) from error
+        if not (text.strip() or tokens):
+            yield None
+            continue
         language = row_language(file, named)
         tags = tag_entities(tokens, entities)
         if tokens and len(entity_spans(tags)) != len(entities):
@@ -279,6 +312,12 @@ def _spelled_out(file: DataFile) -> Iterator[NerRow]:
         )
 
 
+def _read(file: DataFile) -> Iterator[NerRow | None]:
+    scheme = _Scheme(file)
+    yield from (_spelled_out if is_json(file) else _iob2)(file, scheme)
+    scheme.check()
+
+
 def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[NerRow], list[DataFile]]:
     """Read sentences with named entities.
 
@@ -292,4 +331,4 @@ def read_ner(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
         DataError: a file is missing, empty, malformed, or does not tell its language.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, lambda file: _spelled_out(file) if is_json(file) else _iob2(file))
+    return pick_rows(files, rows, _read)

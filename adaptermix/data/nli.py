@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import LANGUAGE_NAMES, pick_rows, records, row_language
 from .source import DataFile, find_files
 
@@ -38,6 +39,11 @@ class NliRow:
     hypothesis: str
     label: str
     language: str
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.premise, self.hypothesis))
 
 
 def _read(file: DataFile) -> Iterator[NliRow | None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .language_names import english_name
-from .rows import table_cells
+from .rows import table_cells, texts_of
 from .source import DataFile, canonical_language, find_files, parse_rows, several_languages
 
 _JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
@@ -28,6 +30,11 @@ class Pair:
     languages: tuple[str, str]
     source: str
     target: str
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.source, self.target), separate=True)
 
 
 def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
@@ -92,7 +99,7 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair
     kept = [pair for pair in asked if pair.source and pair.target]
     if not kept:
         raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.")
-    return kept, replace(file, left_out=len(asked) - len(kept))
+    return kept, file.using(partial(texts_of, kept), rows, len(asked) - len(kept))
 
 
 def _every_pair(file: DataFile) -> list[Pair]:

@@ -8,6 +8,7 @@ from itertools import permutations
 
 from ..errors import DataError
 from .pairs import read_pairs
+from .rows import lines_used
 from .source import DataFile, find_files, parse_rows
 
 
@@ -73,7 +74,8 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
         )
     texts = {language: list(lines) for language, lines in zip(texts, zip(*filled, strict=True), strict=True)}
     directions = [(f"{one}-{two}", one, two) for one, two in permutations(texts, 2)]
-    return ParallelText(texts=texts, directions=directions, files=files)
+    used = [lines_used(file, texts[file.languages[0]], rows) for file in files]
+    return ParallelText(texts=texts, directions=directions, files=used)
 
 
 def _from_pairs(arguments: Sequence[str], rows: str | None) -> ParallelText:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import LANGUAGE_NAMES, pick_rows, row_language
-from .source import DataFile, find_files
+from .source import DataFile, find_files, sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,11 @@ class QaRow:
     language: str
     id: str = ""
     places: tuple[tuple[int, int] | None, ...] = ()
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.question, self.context))
 
 
 def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:
@@ -69,11 +75,14 @@ def _place(context: str, answer: str, begin: object) -> tuple[int, int] | None:
     return min(spans, key=lambda span: abs(span[0] - near), default=None)
 
 
-def _row(file: DataFile, where: str, question: Mapping[str, Any], context: object) -> QaRow:
+def _row(file: DataFile, where: str, question: Mapping[str, Any], context: object) -> QaRow | None:
+    """Return a question; None for one whose question or text is empty."""
     asked = question.get("question")
     for name, value in (("question", asked), ("context", context)):
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str):
             raise DataError(f"{where}: a row must have its {name!r} as text, found {str(value)[:60]!r}.")
+    if not str(asked).strip() or not str(context).strip():
+        return None
     named = next((str(question[name]) for name in LANGUAGE_NAMES if question.get(name)), None)
     key = question.get("id")
     answers = _answers(where, question)
@@ -97,9 +106,9 @@ def _items(where: str, value: object, name: str) -> list[tuple[str, Mapping[str,
     return [(f"{name}[{place}]", item) for place, item in enumerate(value)]
 
 
-def _squad(file: DataFile, text: str) -> Iterator[QaRow]:
+def _squad(file: DataFile, text: str) -> Iterator[QaRow | None]:
     try:
-        document = json.loads(text)
+        document = sound(json.loads(text))
     except json.JSONDecodeError as error:
         found = text.splitlines()[error.lineno - 1 :][:1]
         raise DataError(
@@ -129,7 +138,7 @@ def _has_rows(file: DataFile) -> bool:
     return isinstance(row, dict) and "data" not in row
 
 
-def _read(file: DataFile) -> Iterator[QaRow]:
+def _read(file: DataFile) -> Iterator[QaRow | None]:
     if not _has_rows(file):
         yield from _squad(file, "\n".join(line for _, line in file.lines()))
         return

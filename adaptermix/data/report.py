@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from ..row_hashes import normalised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +58,15 @@ def told_left_out(left_out: int, kept: int, what: str = "rows") -> list[str]:
     return [f"{left_out} of {left_out + kept} {what} lack a side, a label or an answer and are left out."]
 
 
-def normalised(text: str) -> str:
-    """Return a text without case, width, punctuation and blanks, to find rows that say the same.
+def by_language(languages: Sequence[str], total: int) -> str:
+    """Return how many of `total` there are, by language.
 
     Example:
-        >>> normalised("Hello,  World!") == normalised("hello world")
-        True
+        >>> by_language(["zh", "de", "zh"], 9)
+        '3 of 9 (de 1, zh 2)'
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # P punctuation, Z blanks, C controls
-    return "".join(mark for mark in folded if unicodedata.category(mark)[0] not in "PZC") or text
+    counts = ", ".join(f"{language} {count}" for language, count in sorted(Counter(languages).items()))
+    return f"{len(languages)} of {total} ({counts})"
 
 
 def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int = 0) -> RowsReport:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .source import DataFile, canonical_language, parse_rows, several_languages
 
-Row = TypeVar("Row")
+
+class Recognisable(Protocol):
+    """A row of data."""
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+
+
+Row = TypeVar("Row", bound=Recognisable)
 LANGUAGE_NAMES = ("language", "lang", "locale")
 _TABLES = {".tsv", ".csv", ".txt", ".iob2", ".conll"}
 
@@ -52,7 +62,8 @@ def records(
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
     """Yield numbered records; a record of several lines has the number of its last one.
 
-    None stands for a record of JSONL whose label is null, as unlabelled rows of data sets of the Hub have it.
+    None stands for a record that lacks a field or has an empty one, or whose label is null, as unlabelled rows of data
+    sets of the Hub have it.
 
     Args:
         file: JSONL, CSV with quotes, or TSV, where quotes have no meaning.
@@ -61,14 +72,31 @@ def records(
         label: The field that may be null, if any.
 
     Raises:
-        DataError: a record lacks a field, has an empty one, or has other columns than the first.
+        DataError: every record lacks a field or has an empty one; one has other columns than the first.
     """
+    usable = False
+    faults = []
+    for number, record in _every(file, names, order, label):
+        stripped = record and {field: value.strip() for field, value in record.items()}
+        lacking = [field for field in order if not stripped.get(field)] if stripped is not None else []
+        if lacking:
+            faults.append(
+                f"{file.path}:{number}: a row must have {' and '.join(order)}, and its {lacking[0]} is missing."
+            )
+        usable = usable or not lacking
+        yield number, None if lacking else stripped
+    if faults and not usable:
+        raise DataError(faults[0])
+
+
+def _every(
+    file: DataFile, names: Mapping[str, Sequence[str]], order: Sequence[str], label: str | None
+) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """Yield numbered records as they stand in the file; None for one whose label is null."""
     if is_json(file):
         for number, row in file.json_rows():
-            if label and _is_null(row, names[label]):
-                yield number, None
-            else:
-                yield number, _checked(file, number, _from_json(file, number, row, names), order)
+            is_unlabelled = label and _is_null(row, names[label])
+            yield number, None if is_unlabelled else _from_json(file, number, row, names)
         return
     places: dict[str, int] | None = None
     width = len(order)
@@ -83,7 +111,7 @@ def records(
                 f"found {len(cells)}: {' '.join(cells)[:60]!r}."
             )
         used = places or {field: place for place, field in enumerate(order)}
-        yield number, _checked(file, number, {field: cells[place] for field, place in used.items()}, order)
+        yield number, {field: cells[place] for field, place in used.items()}
 
 
 def table_cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
@@ -148,14 +176,6 @@ def _from_json(
     return record
 
 
-def _checked(file: DataFile, number: int, record: Mapping[str, str], order: Sequence[str]) -> dict[str, str]:
-    stripped = {field: value.strip() for field, value in record.items()}
-    for field in order:
-        if not stripped.get(field):
-            raise DataError(f"{file.path}:{number}: a row must have {' and '.join(order)}, and its {field} is missing.")
-    return stripped
-
-
 def pick_rows(
     files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[Row | None]]
 ) -> tuple[list[Row], list[DataFile]]:
@@ -181,10 +201,20 @@ def pick_rows(
         here = [row for row in asked if row is not None]
         if not here:
             omitted = sum(row is None for row in whole)
-            without = f", {omitted} of them without a label or an answer" if omitted else ""
+            without = f", {omitted} of them without a label, an answer or a text" if omitted else ""
             raise DataError(
                 f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}."
             )
         kept += here
-        counted.append(replace(file, left_out=len(asked) - len(here)))
+        counted.append(file.using(partial(texts_of, here), rows, len(asked) - len(here)))
     return kept, counted
+
+
+def texts_of(rows: Iterable[Recognisable]) -> Iterator[RowTexts]:
+    """Yield the texts by which rows are recognised."""
+    return (row.row_texts for row in rows)
+
+
+def lines_used(file: DataFile, lines: Sequence[str], rows: str | None, left_out: int = 0) -> DataFile:
+    """Return a file of one sentence a line with the lines of it that are used; see `DataFile.using`."""
+    return file.using(lambda: (RowTexts((line,)) for line in lines), rows, left_out)

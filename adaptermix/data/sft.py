@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import LANGUAGE_NAMES, pick_rows, row_language
 from .source import DataFile, find_files
 
@@ -33,6 +34,15 @@ class SftRow:
     answer: str
     language: str
 
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files: the turns, and apart from them the answer.
+
+        System turns do not count, since they are often the same in all rows and differ by format.
+        """
+        turns = [content for role, content in self.turns if role != "system"]
+        return RowTexts(("\n".join(turns),), further=(*(turns if len(turns) > 1 else ()), self.answer))
+
 
 def _text(where: str, row: Mapping[str, object], name: str) -> str:
     value = row[name]
@@ -56,20 +66,26 @@ def _from_fields(where: str, row: Mapping[str, object]) -> tuple[tuple[Turn, ...
     return (("user", prompt),), _text(where, row, tell)
 
 
-def _from_messages(where: str, messages: object) -> tuple[tuple[Turn, ...], str]:
+def _from_messages(where: str, messages: object) -> tuple[tuple[Turn, ...], str] | None:
+    """Return the turns before the answer, and the answer; None if a turn but the system's is empty."""
     if not isinstance(messages, list) or len(messages) < 2:
         raise DataError(f"{where}: 'messages' must be a list of at least two turns, found {str(messages)[:60]!r}.")
-    turns = []
+    turns: list[Turn] = []
+    is_empty = False
     for place, message in enumerate(messages):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in _ROLES or not isinstance(content, str) or not content.strip():
+        if role not in _ROLES or not isinstance(content, str | None):
             raise DataError(
                 f"{where}: each of 'messages' must have a 'role' ({', '.join(_ROLES)}) and its 'content' as text, "
                 f"found {str(message)[:60]!r} at place {place}."
             )
-        turns.append((role, content.strip()))
+        if (content := (content or "").strip()) or role != "system":
+            turns.append((role, content))
+        is_empty = is_empty or (not content and role != "system")
+    if is_empty:
+        return None
     *before, (last, answer) = turns
-    if last != "assistant" or before[-1][0] != "user":
+    if last != "assistant" or not before or before[-1][0] != "user":
         raise DataError(
             f"{where}: 'messages' must end with a turn of the user and the assistant's answer, found "
             f"{', '.join(role for role, _ in turns[-3:])} at the end."
@@ -81,10 +97,11 @@ def _read(file: DataFile) -> Iterator[SftRow | None]:
     for number, row in file.json_rows():
         where = f"{file.path}:{number}"
         by_turns = row.get("messages") is not None
-        turns, answer = _from_messages(where, row["messages"]) if by_turns else _from_fields(where, row)
-        if not answer or not turns[-1][1]:
+        found = _from_messages(where, row["messages"]) if by_turns else _from_fields(where, row)
+        if found is None or not found[1] or not found[0][-1][1]:
             yield None  # collections such as Alpaca hold a few without an answer
             continue
+        turns, answer = found
         named = next((str(row[name]) for name in LANGUAGE_NAMES if row.get(name)), None)
         language = row_language(file, named) if named or file.language else UNKNOWN_LANGUAGE
         yield SftRow(turns=turns, answer=answer, language=language)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .rows import pick_rows, row_language
 from .source import DataFile, find_files
 
@@ -37,6 +38,11 @@ class SlotRow:
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     begins: tuple[int, ...] = ()
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.text,))
 
 
 def iob2_tags(row: SlotRow) -> tuple[str, ...]:
@@ -145,13 +151,16 @@ def _tagged_lines(file: DataFile) -> Iterator[SlotRow]:
         yield _row_from_bio(tokens, tags, columns[0], language)
 
 
-def _massive(file: DataFile) -> Iterator[SlotRow]:
+def _massive(file: DataFile) -> Iterator[SlotRow | None]:
     """MASSIVE: `annot_utt` such as "wake me at [time : five am]", language in `locale`."""
     for number, row in file.json_rows():
         marked = row.get("annot_utt")
         if not isinstance(marked, str):
             raise DataError(f"{file.path}:{number}: a MASSIVE row must have 'annot_utt'.")
         language = row_language(file, row.get("locale"))
+        if not marked.strip():
+            yield None
+            continue
         tokens: list[str] = []
         tags: list[str] = []
         slots = []
@@ -179,7 +188,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow]:
         )
 
 
-def _spelled_out(file: DataFile) -> Iterator[SlotRow]:
+def _spelled_out(file: DataFile) -> Iterator[SlotRow | None]:
     """{"text", "slots": [{"type", "value"}], "language"}: values need not occur in the text."""
     for number, row in file.json_rows():
         try:
@@ -193,10 +202,10 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow]:
                 f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.'
             ) from error
         language = row_language(file, row.get("language"))
-        yield SlotRow(text=str(text), slots=slots, language=language)
+        yield SlotRow(text=str(text), slots=slots, language=language) if str(text).strip() else None
 
 
-Reader = Callable[[DataFile], Iterator[SlotRow]]
+Reader = Callable[[DataFile], Iterator[SlotRow | None]]
 
 
 def _reader(file: DataFile) -> Reader:

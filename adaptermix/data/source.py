@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..checks import ROWS
 from ..errors import DataError
 from ..files import sha256
+from ..row_hashes import ListedRows, RowHashes, RowTexts, remember
 
 # Words of file names that look like language codes.
 _NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
@@ -35,6 +37,28 @@ _TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_[a-z0-9]+-ud(?![A-Za-z])")
 _GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:[-_][A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
 
 
+class UsedRows:
+    """The rows of a file that a reader returned.
+
+    Args:
+        texts: The texts of each row, made when they are first asked for.
+        picked: The `START:STOP[:STEP]` that chose them, None for all.
+    """
+
+    def __init__(self, texts: Callable[[], Iterable[RowTexts]], picked: str | None = None) -> None:
+        self._texts, self.picked = texts, picked
+
+    @cached_property
+    def listed(self) -> ListedRows:
+        """Return the hashes of the rows, in order."""
+        return ListedRows.of(self._texts())
+
+    def entry(self) -> dict[str, object]:
+        """Return how many rows a manifest names, which, and the name of the set of their hashes."""
+        picked = {} if self.picked is None else {"picked": self.picked}
+        return {"rows": len(self.listed.whole), **picked, "row_hashes": remember(self.listed.hashes)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFile:
     """One data file.
@@ -44,12 +68,14 @@ class DataFile:
         languages: Language codes from its name or as given: one, or two for pairs, or none.
         is_given: Whether they were given as `de=FILE`; then they win over what the rows say.
         left_out: Rows of it that were read and left out.
+        used: The rows that a reader returned; None where none has read the file.
     """
 
     path: Path
     languages: tuple[str, ...]
     is_given: bool = False
     left_out: int = 0
+    used: UsedRows | None = field(default=None, compare=False, repr=False)
 
     @property
     def language(self) -> str | None:
@@ -80,7 +106,7 @@ class DataFile:
             raise DataError(f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.") from error
 
     def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield numbered JSON objects, one a line; blank lines are passed over.
+        """Yield numbered JSON objects, one a line, without halves of characters; blank lines are passed over.
 
         Raises:
             DataError: a line is no JSON object.
@@ -96,11 +122,73 @@ class DataFile:
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
-            yield number, row
+            yield number, sound(row) if "\\u" in line else row
+
+    @property
+    def title(self) -> str:
+        """Name in manifests."""
+        return self.path.name
+
+    def hashes(self) -> dict[str, str]:
+        """Return `sha256`, that of the file's bytes, and `text`, see `text_hash`."""
+        return {"sha256": sha256(self.path), "text": text_hash(self)}
 
     def entry(self) -> dict[str, object]:
-        """Return what a manifest records of the file."""
-        return {"name": self.path.name, "languages": list(self.languages), "sha256": sha256(self.path)}
+        """Return what a manifest records of the file, and of the rows of it that are used."""
+        used = self.used.entry() if self.used else {}
+        return {"name": self.title, "languages": list(self.languages), **self.hashes(), **used}
+
+    def row_hashes(self) -> RowHashes | None:
+        """Return the hashes of the rows that are used; None where no reader has read the file."""
+        return self.used.listed.hashes if self.used else None
+
+    def using(self, texts: Callable[[], Iterable[RowTexts]], picked: str | None, left_out: int = 0) -> Self:
+        """Return the file with the rows of it that are used.
+
+        Args:
+            texts: See `UsedRows`.
+            picked: See `UsedRows`.
+            left_out: Rows that were read and left out.
+        """
+        return replace(self, used=UsedRows(texts, picked), left_out=left_out)
+
+
+def text_hash(file: DataFile) -> str:
+    """Return the hash of a file's lines, unpacked, without their ends and without blank ones at its end."""
+    if type(file) is not DataFile:  # of the Hub
+        return file.hashes()["text"]
+    status = file.path.stat()
+    return _hash_of_lines(file.path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _hash_of_lines(path: Path, _status: tuple[int, int, int]) -> str:
+    """Return the hash of a file's lines; one that is asked for many times, by each candidate, is read once."""
+    digest, blank = hashlib.sha256(), 0
+    for _, line in DataFile(path=path, languages=()).lines():
+        if line.strip():
+            digest.update(b"\n" * blank + line.rstrip().encode() + b"\n")
+        blank = 0 if line.strip() else blank + 1
+    return digest.hexdigest()
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def sound(value: Any) -> Any:
+    r"""Return JSON data with U+FFFD in the place of halves of surrogate pairs, which no tokenizer and no file takes.
+
+    Example:
+        >>> sound({"text": ["a\ud83d", 1]}) == {"text": ["a\ufffd", 1]}
+        True
+    """
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [sound(item) for item in value]
+    if isinstance(value, dict):
+        return {sound(key): sound(item) for key, item in value.items()}
+    return value
 
 
 @cache

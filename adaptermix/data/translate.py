@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from ..errors import DataError
+from ..row_hashes import RowTexts
 from .pairs import pairs_of_file
 from .parallel import is_lines
+from .rows import lines_used
 from .source import DataFile, canonical_language, find_files, parse_rows
 
 _NOT_END = r"(?!(?:tsv|csv|txt|jsonl?|gz)(?:\.|$))"
@@ -39,6 +41,11 @@ class TranslateRow:
     source_language: str
     target_language: str
 
+    @property
+    def row_texts(self) -> RowTexts:
+        """Return the texts by which the row is recognised in other files."""
+        return RowTexts((self.source, self.target), separate=True)
+
 
 def read_translations(
     arguments: Sequence[str], *, rows: str | None = None
@@ -60,6 +67,7 @@ def read_translations(
     left_out: Counter[Path] = Counter()
     of_texts = _from_texts(texts, rows, left_out) if texts else []
     found: list[TranslateRow] = []
+    of_pairs: dict[Path, DataFile] = {}
     sides: dict[str, dict[str, DataFile]] = {}
     for file in files:
         match = named[file.path]
@@ -67,11 +75,16 @@ def read_translations(
             _put_side(sides.setdefault(str(file.path.parent / match["set"]), {}), match["side"], file)
         elif file not in texts:
             pairs, counted = pairs_of_file(file, rows=rows)
-            left_out[file.path] = counted.left_out
+            of_pairs[file.path] = counted
             found += [_row(pair.languages, pair.source, pair.target) for pair in pairs]
     for together in sides.values():
         found += _from_sides(together, rows, left_out)
-    return found + of_texts, [replace(file, left_out=left_out[file.path]) for file in files]
+    used = [of_pairs.get(file.path) or _lines_used(file, rows, left_out[file.path]) for file in files]
+    return found + of_texts, used
+
+
+def _lines_used(file: DataFile, rows: str | None, left_out: int) -> DataFile:
+    return lines_used(file, list(filter(None, _lines(file)[parse_rows(rows)])), rows, left_out)
 
 
 def _row(languages: tuple[str, str], source: str, target: str) -> TranslateRow:

@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
+from ..data.report import by_language
 from ..errors import UsageError
 from ..heads import HEADS, HeadRows
 from ..heads.base import LONGEST, longest, tokens_of
 from ..models import BaseModel
+from ..positions import positions_of
 from ..progress import SILENT, Watcher
 from ..settings import GenerationSettings
 from ..tasks import Task, get_template
+from ..tasks.templates import shortened
 from .fitting import USUAL, rows_that_fit
 from .generate import generate_ids, in_words
 from .heads import tell
@@ -52,7 +55,7 @@ class Answering:
         template: str,
         watch: Watcher = SILENT,
     ) -> None:
-        self._base, self._task, self._settings, self._watch = base, task, settings, watch
+        self._base, self._task, self._rows, self._settings, self._watch = base, task, rows, settings, watch
         self._encoded: HeadRows | None = None
         self._size = settings.batch_size
         self._drafts: dict[int, list[int]] = {}
@@ -70,7 +73,26 @@ class Answering:
                 watch.note(note)
             return
         chosen = get_template(task, template)
+        self._end = chosen.end(base.tokenizer)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
+        self._most = settings.max_new_tokens
+        if (limit := positions_of(base.model)) is not None:
+            self._fit(limit)
+
+    def _fit(self, limit: int) -> None:
+        """Cut prompts so that they and their answers have positions; at most half of these are left to the answer."""
+        room = max(limit - self._most, (limit + 1) // 2)
+        long = [place for place, prompt in enumerate(self._prompts) if len(prompt) > room]
+        special = set(self._base.tokenizer.all_special_ids)
+        for place in long:
+            self._prompts[place] = shortened(self._prompts[place], room, special)
+        if long:
+            languages = [self._task.language(self._rows[place]) for place in long]
+            self._watch.note(
+                f"{by_language(languages, len(self._prompts))} prompts are longer than {room} tokens and lose their "
+                f"beginning: this base model has {limit} positions, also for the answer (--max-new-tokens)."
+            )
+        self._most = min(self._most, max(1, limit - max(map(len, self._prompts), default=0)))
 
     def prompts(self) -> list[list[int]]:
         """Return the tokens of each row's prompt, or of its texts where a head answers, which may be several."""
@@ -117,6 +139,7 @@ class Answering:
         answers = self._generated(
             [self._prompts[place] for place in rows],
             one_line=self._task.one_line,
+            ends=[self._end],
             drafts=[self._drafts.get(place) for place in rows] if self._stood >= _WORTH else None,
             before=prepare,
             watch=self._watch,
@@ -131,7 +154,7 @@ class Answering:
 
     def _generated(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
         """Generate in passes as large as they may be; where memory ends all the same, in half as large ones."""
-        most = self._settings.max_new_tokens
+        most = self._most
         self._size = self._size or rows_that_fit(self._base, max(map(len, self._prompts), default=0) + 2 * most)
         while True:
             try:

@@ -22,12 +22,12 @@ _MOST_LOGITS = 2**27
 """Most logits of a pass over drafts: half a gigabyte in float32."""
 
 
-def _stop_ids(base: BaseModel, *, one_line: bool) -> list[int]:
-    """Token ids that end an answer: the model's own ends, and a line break where answers are one line."""
+def _stop_ids(base: BaseModel, *, one_line: bool, ends: Sequence[int] = ()) -> list[int]:
+    """Token ids that end an answer: the model's own, further `ends`, and a line break where answers are one line."""
     config = base.model.generation_config.eos_token_id
-    ends = [] if config is None else [config] if isinstance(config, int) else list(config)
+    own = [] if config is None else [config] if isinstance(config, int) else list(config)
     breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n") if one_line]
-    return sorted({*ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
+    return sorted({*own, *ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -65,6 +65,7 @@ def generate_ids(
     max_new_tokens: int,
     batch_size: int,
     one_line: bool = True,
+    ends: Sequence[int] = (),
     drafts: Sequence[Sequence[int] | None] | None = None,
     before: Callable[[Sequence[int]], None] = lambda _rows: None,
     watch: Watcher = SILENT,
@@ -85,6 +86,7 @@ def generate_ids(
         max_new_tokens: Most tokens to generate per row.
         batch_size: Rows per batch.
         one_line: End at a line break too.
+        ends: Further tokens that end an answer, such as that of a chat's turn.
         drafts: Per prompt a guess at the result, without its end token, or None.
         before: Called before each run of passes with the numbers of the prompts in them, in the order of the batch.
         watch: Receives progress.
@@ -93,7 +95,7 @@ def generate_ids(
     work = _Work(
         base=base,
         prompts=prompts,
-        stops=set(_stop_ids(base, one_line=one_line)),
+        stops=set(_stop_ids(base, one_line=one_line, ends=ends)),
         most=max_new_tokens,
         batch_size=batch_size,
         before=before,

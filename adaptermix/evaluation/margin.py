@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _CHUNK = 1024
@@ -43,8 +43,10 @@ def margin_neighbours(
     return _best(forth, candidates, back.mean(1)), _best(back, origins, forth.mean(1))
 
 
-def accuracies(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, k: int = 4) -> tuple[float, float]:
-    """Return the share of rows whose retrieved row has the same number: of x in y, and of y in x."""
+def hits(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], *, k: int = 4
+) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return for each row whether the retrieved row has the same number: of x in y, and of y in x."""
     right = torch.arange(len(x), device=x.device)
     there, back = margin_neighbours(x, y, k=k)
-    return float((there == right).double().mean()), float((back == right).double().mean())
+    return (there == right).cpu(), (back == right).cpu()

@@ -8,25 +8,35 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
-from ..data import read_parallel
+from ..data import DataFile, read_parallel
 from ..data.source import split_pair
 from ..errors import DataError, PlanError, UsageError
-from ..models import BaseModel, backbone, load_base, note_other_base, reading
+from ..heads.base import told_cut
+from ..models import BaseModel, backbone, load_base, model_origins, note_other_base, reading
 from ..pooling import Pooler, Standards, require_pooling
+from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import RetrieveSettings
+from ..splits import add_to_record, check_split
+from ..tasks import Metric
+from ..tasks.metrics import mean, mean_ends
 from .acting import acting
-from .margin import accuracies
+from .margin import hits
 from .retrieval_figures import draw
+from .score import Score, draws, hedged_interval, mean_score, with_interval
 from .transfer import Correlation, correlate, read_scores
 
 _MEMORY = 2 * 2**30
@@ -44,6 +54,7 @@ def embed(
     into: Tensor | None = None,
     watch: Watcher = SILENT,
     label: str = "",
+    language: str = "",
 ) -> Float[Tensor, "layers n d"]:
     """Return one vector per sentence of every layer's hidden states, in float32 on the CPU.
 
@@ -58,10 +69,15 @@ def embed(
         into: Where to put them, with room for at least as many sentences; default memory of its own.
         watch: Receives progress.
         label: Name of the progress bar.
+        language: Language of the sentences, for the note on those that are cut.
 
     Shapes: [n+1 sentences width].
     """
     encoded = [base.tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
+    full = [text for text, ids in zip(texts, encoded, strict=True) if len(ids) == max_length]
+    cut = [language for text in full if len(base.tokenizer(text, verbose=False)["input_ids"]) > max_length]
+    if cut:
+        watch.note(told_cut(cut, len(texts), max_length, "their ends", "sentences"))
     order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
     pooled = None if into is None else into[:, : len(texts)]
     body, pool = backbone(base), pool or Pooler(base.tokenizer)
@@ -83,21 +99,36 @@ def embed(
     return pooled
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+Hits = tuple[float, ...]
+"""For each sentence 1 if it found its translation, else 0."""
+_ACCURACY = Metric(name="accuracy", count=lambda _, answer: (float(answer == "right"), 1.0), value=mean, ends=mean_ends)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Retrieval:
     """Accuracy per layer and direction.
 
     Args:
-        layers: For each layer (0 is the embeddings) the accuracy per direction, such as `de-en`.
+        hits: For each layer (0 is the embeddings) and direction, such as `de-en`, which sentences found their
+            translation.
         n: Sentences per direction.
         base: The same of the base model alone, if it was asked for.
         correlation: Of retrieval with task scores, if they were given.
+        seed: Seed of the resampling for the intervals.
+        split: What the sentences are for, dev or test, if it was given.
     """
 
-    layers: tuple[Mapping[str, float], ...]
+    hits: tuple[Mapping[str, Hits], ...]
     n: Mapping[str, int]
     base: Retrieval | None = None
     correlation: Correlation | None = None
+    seed: int = 0
+    split: str | None = None
+
+    @cached_property
+    def layers(self) -> tuple[Mapping[str, float], ...]:
+        """Return for each layer the accuracy per direction."""
+        return tuple({name: sum(right) / len(right) for name, right in layer.items()} for layer in self.hits)
 
     def mean(self, layer: int) -> float:
         """Return the mean over directions at a layer."""
@@ -122,23 +153,63 @@ class Retrieval:
                     found.setdefault(language, []).append(value)
         return {language: sum(values) / len(values) for language, values in found.items()}
 
+    def direction_scores(self, layer: int) -> dict[str, Score]:
+        """Return for each direction the accuracy at a layer, with its interval over sentences."""
+        return {name: mean_score(_ACCURACY, [_rows(right)], seed=self.seed) for name, right in self.hits[layer].items()}
+
+    def score(self, layers: Sequence[int] | None = None) -> Score:
+        """Return the mean over directions and layers, with its interval over sentences; default even layers.
+
+        Sentences are resampled alike for all directions and layers of as many sentences, see `draws`.
+        """
+        values = self._draws(self._even() if layers is None else layers, hedge="each")
+        return hedged_interval(_ACCURACY, values, n=sum(self.n.values()))
+
+    def above_base(self) -> Score | None:
+        """Return by how much the mean of even layers exceeds that of the base model, paired by sentence."""
+        if self.base is None:
+            return None
+        gain = self._draws(self._even()) - self.base._draws(self.base._even())
+        return with_interval(gain, n=sum(self.n.values()))
+
+    def _draws(self, layers: Sequence[int], hedge: Literal["each"] | None = None) -> NDArray[np.float64]:
+        """Return the mean over layers and directions, on the sentences and on resamples. [1 + resamples]."""
+        # a mean over layers is one over sentences first: each counts with the share of layers in which it was right
+        shares = {name: np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist() for name in self.n}
+        values = [draws(_ACCURACY, [_rows(share)], self.seed, hedge=hedge)[0] for share in shares.values()]
+        return np.asarray(np.mean(values, axis=0))
+
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix retrieve`."""
         layers = {
-            str(number): {"mean": self.mean(number), "directions": dict(directions)}
+            str(number): {
+                "mean": self.mean(number),
+                "directions": dict(directions),
+                "score": self.score([number]).document(),
+                "scores": {name: score.document() for name, score in self.direction_scores(number).items()},
+            }
             for number, directions in enumerate(self.layers)
         }
         document: dict[str, Any] = {
             "layers": layers,
             "headline": self.headline(),
+            "score": self.score().document(),
             "languages": self.by_language(),
             "n": dict(self.n),
         }
         if self.base:
             document["base"] = self.base.document()
+        if above := self.above_base():
+            document["above_base"] = above.document()
         if self.correlation:
             document["correlation"] = asdict(self.correlation)
+        if self.split:
+            document["split"] = self.split
         return document
+
+
+def _rows(right: Sequence[float]) -> list[tuple[float, float]]:
+    return [(value, 1.0) for value in right]
 
 
 @contextmanager
@@ -192,6 +263,7 @@ def retrieve_with(
     """
     parallel = read_parallel(settings.data, rows=settings.rows)
     longest = max(map(len, parallel.texts.values()))
+    max_length = readable(base, settings.max_length)
     width = base.model.config.get_text_config().hidden_size
     counts = {name: len(parallel.texts[one]) for name, one, _ in parallel.directions}
     with _room((base.layers + 1, longest, width)) as make:
@@ -200,11 +272,12 @@ def retrieve_with(
                 base,
                 texts,
                 batch_size=settings.batch_size,
-                max_length=settings.max_length,
+                max_length=max_length,
                 pool=pool,
                 into=make(),
                 watch=watch,
                 label=f"embed {key}",
+                language=_language(key),
             )
             for key, texts in parallel.texts.items()
         }
@@ -212,7 +285,7 @@ def retrieve_with(
         layers = _compare(
             base, embedded, parallel.directions, k=settings.neighbours, standardize=standardize, watch=watch
         )
-    return Retrieval(layers=layers, n=counts)
+    return Retrieval(hits=layers, n=counts, seed=settings.seed)
 
 
 def _language(key: str) -> str:
@@ -236,13 +309,13 @@ def _compare(
     k: int,
     standardize: str,
     watch: Watcher,
-) -> tuple[dict[str, float], ...]:
-    """Return the accuracy per direction, for each layer."""
+) -> tuple[dict[str, Hits], ...]:
+    """Return for each layer and direction which sentences found their translation."""
     names = {(one, two): name for name, one, two in directions}
     layers = []
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
-            found: dict[str, float] = {}
+            found: dict[str, Hits] = {}
             scores = Standards(standardize, _by_language({key: vectors[layer] for key, vectors in embedded.items()}))
             for (one, two), name in names.items():
                 if name in found:
@@ -251,7 +324,7 @@ def _compare(
                     (scores[_language(key)](embedded[key][layer]) if scores else embedded[key][layer]).to(base.device)
                     for key in (one, two)
                 )
-                found[name], back = accuracies(x, y, k=k)
+                found[name], back = (tuple(right.double().tolist()) for right in hits(x, y, k=k))
                 if (two, one) in names:
                     found[names[two, one]] = back
             layers.append({name: found[name] for name in names.values()})
@@ -259,8 +332,8 @@ def _compare(
     return tuple(layers)
 
 
-def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> None:
-    """Refuse bad data before a model is loaded."""
+def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> Sequence[DataFile]:
+    """Refuse bad data before a model is loaded, and return the files."""
     parallel = read_parallel(settings.data, rows=settings.rows)
     counts = {name: len(parallel.texts[key]) for name, key, _ in parallel.directions}
     name, least = min(counts.items(), key=lambda item: item[1])
@@ -270,6 +343,7 @@ def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> None:
         watch.note(
             f"the margin looks at {settings.neighbours} neighbours, and {name} has {least} sentences: all of them."
         )
+    return parallel.files
 
 
 def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieval:
@@ -284,18 +358,23 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
         check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
     scores = read_scores(Path(settings.transfer)) if settings.transfer else None
-    _check_sentences(settings, watch)
+    files = _check_sentences(settings, watch)
+    origins = [*map(manifest.origin, sources), *model_origins(settings.base)]
+    check_split(files, origins, split=settings.split, watch=watch)
     base = load_base(settings.base, **settings.place())
     note_other_base(base, sources, watch)
     if any(source.meta.fusion for source in sources):
         watch.note("warning: a fused adapter is measured as a plain LoRA: texts of pairs have no sources.")
     pool = pooler_of(base, settings, sources)
     with acting(base, sources, heads=False):
-        result = retrieve_with(base, settings, pool=pool, watch=watch)
+        result = replace(retrieve_with(base, settings, pool=pool, watch=watch), split=settings.split)
     if sources and settings.compare:
         result = replace(result, base=retrieve_with(base, settings, pool=pool, watch=watch))
     if scores is not None:
         result = replace(result, correlation=correlate(result.by_language(), scores))
     if settings.plot:
         draw(result, Path(settings.plot))
+    if settings.split == "test":
+        name = sources[0].name if sources else "base"
+        add_to_record(files, task="retrieve", adapter=name, watch=watch)
     return result

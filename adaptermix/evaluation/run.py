@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import manifest
 from ..adapters import AdapterSource, open_adapter
@@ -16,16 +18,17 @@ from ..files import write_whole
 from ..fusion import FUSIONS
 from ..fusion.rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
 from ..heads.brought import head_of, template_of
-from ..models import BaseModel, load_base, note_other_base, require_causal
+from ..models import BaseModel, load_base, model_origins, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import EvaluateSettings
 from ..splits import add_to_record, check_split
-from ..tasks import Task, get_task
+from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
+from ..tasks.base import remarks
 from ..tasks.tagged import to_entry
 from .acting import acting
 from .answering import Answering
 from .fusing import FusionSource, fusing
-from .score import Score, Statistics, by_role, count_rows, mean_score, paired_difference
+from .score import Score, Statistics, by_role, count_rows, draws, mean_score, paired_difference
 
 BASE = "base"
 """Name of the base model alone in `--against`."""
@@ -61,7 +64,7 @@ def compare(
     task: Task, rows: Sequence[Any], ours: Evaluation, theirs: Evaluation, *, name: str, seed: int
 ) -> Comparison:
     """Compare two evaluations on the same rows."""
-    headline = task.metrics(rows)[0]
+    headline = metrics_of(task, rows, metric=ours.metric, scorer=ours.scorer)[0]
     first, second = theirs.counts, ours.counts
     return Comparison(
         name=name,
@@ -88,6 +91,9 @@ class Evaluation:
         against: The comparison with another system, if one was asked for.
         split: What the rows are for, dev or test, if it was told.
         without_source: How many rows have no source, where others have one.
+        scorer: Whose script was followed, if one was named.
+        group_scores: `groups` with their intervals.
+        resamples: The mean over languages on the rows, then on resamples of them, alike for all systems of one seed.
     """
 
     task: str
@@ -102,6 +108,9 @@ class Evaluation:
     against: Comparison | None = None
     split: str | None = None
     without_source: int | None = None
+    scorer: str | None = None
+    group_scores: Mapping[str, Score] = field(default_factory=dict)
+    resamples: Sequence[float] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix evaluate`."""
@@ -112,6 +121,7 @@ class Evaluation:
         more = {
             "split": self.split,
             "without_source": self.without_source,
+            "scorer": self.scorer,
             "against": self.against and self.against.document(),
         }
         return {
@@ -119,40 +129,56 @@ class Evaluation:
             "metric": self.metric,
             "scores": plain(self.scores),
             "groups": dict(self.groups),
+            "group_scores": plain(self.group_scores),
             "overall": self.overall.document(),
             "roles": {role: sorted(names) for role, names in self.roles.items()},
             "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
         } | {key: value for key, value in more.items() if value is not None}
 
 
-def group_means(scores: Mapping[str, Score], roles: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return the mean score of the languages in each role; see `by_role`."""
-    members = by_role(list(scores), roles.get("supervised", ()), roles.get("aligned", ()))
-    return {role: sum(scores[n].value for n in names) / len(names) for role, names in members.items()}
+def group_scores(
+    metric: Metric, counts: Mapping[str, Statistics], roles: Mapping[str, Sequence[str]], *, seed: int
+) -> dict[str, Score]:
+    """Return the mean score of the languages in each role, with its interval; see `by_role`."""
+    members = by_role(list(counts), roles.get("supervised", ()), roles.get("aligned", ()))
+    return {role: mean_score(metric, [counts[name] for name in names], seed=seed) for role, names in members.items()}
 
 
 def score_answers(
-    task: Task, rows: Sequence[Any], answers: Sequence[str], roles: Mapping[str, Sequence[str]], *, seed: int
+    task: Task,
+    rows: Sequence[Any],
+    answers: Sequence[str],
+    roles: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
+    metric: str | None = None,
+    scorer: str | None = None,
 ) -> Evaluation:
-    """Score generated answers per language."""
-    metrics = task.metrics(rows)
+    """Score generated answers per language; see `metrics_of`."""
+    metrics = metrics_of(task, rows, metric=metric, scorer=scorer)
     languages = [task.language(row) for row in rows]
-    counts = {metric.name: count_rows(metric, languages, rows, answers) for metric in metrics}
+    clusters = clusters_of(task, rows)
+    counts = {metric.name: count_rows(metric, languages, rows, answers, clusters) for metric in metrics}
     scores = {
         metric.name: {name: mean_score(metric, [rows], seed=seed) for name, rows in counts[metric.name].items()}
         for metric in metrics
     }
     headline = metrics[0]
+    own = counts[headline.name]
+    groups = group_scores(headline, own, roles, seed=seed)
     return Evaluation(
         task=task.name,
         metric=headline.name,
         scores=scores[headline.name],
         others={metric.name: scores[metric.name] for metric in metrics[1:]},
-        overall=mean_score(headline, list(counts[headline.name].values()), seed=seed),
-        groups=group_means(scores[headline.name], roles),
+        overall=mean_score(headline, list(own.values()), seed=seed),
+        groups={role: score.value for role, score in groups.items()},
+        group_scores=groups,
         roles=roles,
         answers=answers,
-        counts=counts[headline.name],
+        counts=own,
+        scorer=scorer,
+        resamples=np.mean([draws(headline, [rows], seed)[0] for rows in own.values()], axis=0).tolist(),
     )
 
 
@@ -202,15 +228,17 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     template = template_of(task, sources or others or [], settings.template)
     rows, files = task.read(settings.data, rows=settings.rows)
     _check_fusion(settings, [*sources, *(others or [])])
-    for note in told_left_out(sum(file.left_out for file in files), len(rows)):
+    for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
         watch.note(note)
     given, beside = (
         read_beside(task, settings.source, rows, data=settings.data, chosen=settings.rows, watch=watch)
         if settings.source
         else (None, [])
     )
-    check_split([*files, *beside], [*sources, *(others or [])], split=settings.split, watch=watch)
-    task.metrics(rows)  # what they need and is not installed shows before a model is loaded
+    origins = [*map(manifest.origin, [*sources, *(others or [])]), *model_origins(settings.base)]
+    check_split([*files, *beside], origins, split=settings.split, watch=watch)
+    # what they need and is not installed shows before a model is loaded
+    metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
     if head and headless:
@@ -281,7 +309,10 @@ class _Scoring:
         )
         with acting(self._base, systems), fusing(self._base, answering, source, self._settings):
             answers = answering(label)
-        return score_answers(self._task, self._rows, answers, self._roles, seed=self._settings.seed)
+        given = self._settings
+        return score_answers(
+            self._task, self._rows, answers, self._roles, seed=given.seed, metric=given.metric, scorer=given.scorer
+        )
 
 
 def _write_predictions(path: Path, task: Task, rows: Sequence[Any], result: Evaluation) -> None:

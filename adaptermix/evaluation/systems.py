@@ -19,10 +19,12 @@ from ..errors import DataError, OutputError, PlanError, UsageError
 from ..files import write_whole
 from ..progress import SILENT, Watcher
 from ..settings import CompareSettings
-from ..tasks import Task, get_task
+from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
+from ..tasks.base import remarks
 from ..tasks.tagged import from_entry
 from .data_sets import column_of, read_columns, side_by_side
-from .score import RESAMPLES, Score, by_role, count_rows, draws, with_interval
+from .score import CONFIDENCE, RESAMPLES, Score, by_role, count_rows, draws, with_interval
+from .significance import against_baseline
 
 Draws = NDArray[np.float64]
 """Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
@@ -38,6 +40,9 @@ class System:
         languages: Score per language, the mean over runs.
         groups: Mean over the languages of each role, the mean over runs: supervised, aligned, transfer, all.
         above: By how much the groups exceed those of the baseline.
+        above_languages: The same for each language.
+        p_values: Of the gains of the mean over all languages (`all`) and of each language, corrected by Holm: `all` for
+            the number of systems, languages for the number of systems times languages.
         gap_closed: `above` as a share of what the ceiling gains over the baseline.
     """
 
@@ -46,6 +51,8 @@ class System:
     languages: Mapping[str, Score]
     groups: Mapping[str, Score]
     above: Mapping[str, Score] = field(default_factory=dict)
+    above_languages: Mapping[str, Score] = field(default_factory=dict)
+    p_values: Mapping[str, float] = field(default_factory=dict)
     gap_closed: Mapping[str, Score] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
@@ -59,6 +66,8 @@ class System:
             "scores": plain(self.languages),
             "groups": plain(self.groups),
             "above": plain(self.above),
+            "above_languages": plain(self.above_languages),
+            "p_values": dict(self.p_values),
             "gap_closed": plain(self.gap_closed),
         }
 
@@ -109,17 +118,20 @@ class Systems:
         """
         groups, languages = list(self.found[0].groups), list(self.found[0].languages)
         titles = ["system", "runs", *groups]
-        titles += [f"above {self.baseline}"] if self.baseline else []
+        titles += [f"above {self.baseline}", "p"] if self.baseline else []
         titles += ["gap closed"] if self.ceiling else []
         rows = []
         for system in self.found:
             cells = [system.name, str(len(system.runs)), *(_shown(system.groups[name]) for name in groups)]
             if self.baseline:
                 cells.append(_shown(system.above["all"], "+.3f") if system.above else "")
+                cells.append(f"{system.p_values['all']:.3f}" if system.p_values else "")
             if self.ceiling:
                 cells.append(_shown(system.gap_closed["all"], ".2f") if system.gap_closed else "")
-            scores = [system.languages[name] for name in languages]
-            rows.append([*cells, *(_shown(score) if wide else f"{score.value:.3f}" for score in scores)])
+            marks = {name: "*" if value < 1 - CONFIDENCE else "" for name, value in system.p_values.items()}
+            scores = [(system.languages[name], marks.get(name, "")) for name in languages]
+            cells += [(_shown(score) if wide else f"{score.value:.3f}") + mark for score, mark in scores]
+            rows.append(cells)
         return [*titles, *languages], rows
 
     def markdown(self) -> str:
@@ -238,21 +250,20 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
 
 
 def _scored(
-    files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], seed: int, watch: Watcher
+    files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], *, metric: Metric, seed: int, watch: Watcher
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
     """Return the scores of each system, and the count of rows by language.
 
     Shapes: each [languages runs 1 + resamples]; rows are drawn alike for every system, so all differences are paired.
     """
-    metric = task.metrics(rows)[0]
-    spoken = [task.language(row) for row in rows]
+    spoken, clusters = [task.language(row) for row in rows], clusters_of(task, rows)
     values: dict[str, NDArray[np.float64]] = {}
     sizes: dict[str, int] = {}
     with watch.track("compare", sum(map(len, files.values()))) as advance:
         for name, paths in files.items():
             runs = []
             for path in paths:
-                runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows)))
+                runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows), clusters))
                 advance(1, "")
             sizes = {language: len(counts) for language, counts in runs[0].items()}
             values[name] = np.stack([draws(metric, [run[key] for run in runs], seed) for key in sizes])
@@ -273,7 +284,10 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     _check(settings, files)
     task = get_task(settings.task)
     rows, _ = task.read(settings.data, rows=settings.rows)
-    values, sizes = _scored(files, task, rows, settings.seed, watch)
+    metric = metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0]
+    for note in remarks(task, rows):
+        watch.note(note)
+    values, sizes = _scored(files, task, rows, metric=metric, seed=settings.seed, watch=watch)
     members = _members(list(sizes), settings)
     # [groups runs 1 + resamples]: the mean over a role's languages
     grouped = {name: np.stack([found[m].mean(0) for m in members.values()]) for name, found in values.items()}
@@ -283,25 +297,28 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     def scores(values: NDArray[np.float64]) -> dict[str, Score]:
         return {role: with_interval(values[place], n=count[place]) for place, role in enumerate(members)}
 
+    spoken = {name: over_runs(found, settings.seed) for name, found in values.items()}
+    gains, chances = against_baseline(spoken, means, list(members).index("all"), sizes, settings.baseline)
     base = means.get(settings.baseline or "")
     top = means.get(settings.ceiling or "")
     found = []
     for name, group in grouped.items():
-        languages = over_runs(values[name], settings.seed)
         against = base is not None and name != settings.baseline
         found.append(
             System(
                 name=name,
                 runs=[float(run) for run in group[-1, :, 0]],
-                languages={key: with_interval(languages[i], n=n) for i, (key, n) in enumerate(sizes.items())},
+                languages={key: with_interval(spoken[name][i], n=n) for i, (key, n) in enumerate(sizes.items())},
                 groups=scores(means[name]),
                 above=scores(means[name] - base) if against and base is not None else {},
+                above_languages=gains.get(name, {}),
+                p_values=chances.get(name, {}),
                 gap_closed=_shares(means[name], base, top, scores) if against else {},
             )
         )
     result = Systems(
         task=task.name,
-        metric=task.metrics(rows)[0].name,
+        metric=metric.name,
         found=found,
         baseline=settings.baseline,
         ceiling=settings.ceiling,

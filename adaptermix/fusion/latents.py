@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..data.source import canonical_language
 from ..errors import ModelError, PlanError
-from ..heads.base import Features, pad_to
+from ..heads.base import LONGEST, Features, pad_to
 from ..models import fingerprint_of, pick_device, pick_dtype, split_revision, unreachable
+from ..positions import positions_of
 
 
 def check_encoder(reference: str) -> None:
@@ -66,7 +67,7 @@ class Latents:
         config = model.config.get_text_config()
         self.width: int = getattr(config, "d_model", None) or config.hidden_size
         self.fingerprint = fingerprint_of(reference)
-        self._longest = min(self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512), 512)
+        self._longest = min(self._tokenizer.model_max_length, positions_of(encoder) or LONGEST, LONGEST)
         self._tags = self._tags_of(reference, tag)
 
     def _tags_of(self, reference: str, tag: str | None) -> dict[str, str]:

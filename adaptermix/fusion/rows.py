@@ -11,6 +11,7 @@ from ..errors import DataError, PlanError
 from ..heads import HEADS
 from ..heads.base import Features
 from ..models import BaseModel
+from ..positions import readable
 from ..progress import Watcher
 from ..tasks import JoinableTask, LabelTask, Task, get_template
 from ..tasks.templates import shortened
@@ -126,7 +127,7 @@ def encode_sources(
         template: Name of the prompt template.
         rows: The sources' rows.
         max_length: Most tokens of a text: that of the targets, so that windows of both are alike.
-        cut_prompts: Whether prompts are cut as well, as those of training rows are.
+        cut_prompts: Whether prompts are cut as well, as those of training rows are; else only to the model's positions.
 
     Raises:
         DataError: a row lacks what the model's head reads.
@@ -139,6 +140,8 @@ def encode_sources(
         chosen = get_template(task, template)
         prompts = (chosen.encode(task.fields(row), base.tokenizer) for row in there)
         special = set(base.tokenizer.all_special_ids)
-        cut = (shortened(prompt, max_length, special) if cut_prompts else prompt for prompt in prompts)
+        cut = (
+            shortened(prompt, max_length if cut_prompts else readable(base, len(prompt)), special) for prompt in prompts
+        )
         encoded = ([{"input_ids": prompt}] for prompt in cut)
     return [[] if is_missing(task, row) else next(encoded) for row in rows]

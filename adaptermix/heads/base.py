@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..data.report import by_language
 from ..head_forms import HeadForm
 from ..models import BaseModel
+from ..positions import readable
 from ..tasks import Task
 
 IGNORED = -100
@@ -55,7 +57,7 @@ class HeadKind(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether rows with labels that the head does not have are refused."""
+        """Whether rows are refused if the head has none of their labels."""
 
     def suits(self, task: Task) -> bool:
         """Whether it can give the task's answers."""
@@ -103,13 +105,12 @@ LONGEST = 512
 
 def longest(base: BaseModel) -> int:
     """Return the most tokens that a model with a head reads at once."""
-    places = getattr(base.model.config, "max_position_embeddings", LONGEST)
-    return int(min(LONGEST, base.tokenizer.model_max_length, places))
+    return readable(base, int(min(LONGEST, base.tokenizer.model_max_length)))
 
 
-def told_cut(cut: int, rows: int, max_length: int, lost: str) -> str:
-    """Return that rows were too long, for a person."""
-    return f"{cut} of {rows} rows are longer than {max_length} tokens (--max-length) and lose {lost}."
+def told_cut(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
+    """Return the note on rows, or whatever they are called, that were too long; one language for each of these."""
+    return f"{by_language(languages, rows)} {what} are longer than {max_length} tokens (--max-length) and lose {lost}."
 
 
 def cross_entropy(logits: Tensor, gold: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.report import by_language
+from ..errors import DataError
 from ..head_forms import HEAD_FORMS
 from ..models import BaseModel
 from ..tasks import LabelTask, Task
-from .base import cross_entropy, pad, told_cut
+from .base import IGNORED, cross_entropy, pad, told_cut
+
+_WRONG = "every answer to them is wrong"
 
 
 class ClassRows:
@@ -22,16 +26,36 @@ class ClassRows:
         task: The task.
         rows: Its rows.
         max_length: Longest row in tokens; of two texts the longer one is cut.
+        teach: Whether the loss will be asked for.
+
+    Raises:
+        DataError: the loss is asked for, and no row has a label that the head has.
     """
 
-    def __init__(self, base: BaseModel, task: LabelTask, rows: Sequence[Any], *, max_length: int) -> None:
+    def __init__(
+        self, base: BaseModel, task: LabelTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
+    ) -> None:
         self._base, self._labels = base, base.labels
         texts = [task.segments(row) for row in rows]
         self._encoded = [base.tokenizer(*each, truncation=True, max_length=max_length) for each in texts]
         full = [place for place, row in enumerate(self._encoded) if len(row["input_ids"]) == max_length]
-        cut = sum(len(base.tokenizer(*texts[place])["input_ids"]) > max_length for place in full)
-        self.notes = (told_cut(cut, len(rows), max_length, "their ends"),) if cut else ()
-        self._gold = [task.answer(row) for row in rows]
+        cut = [
+            task.language(rows[place])
+            for place in full
+            if len(base.tokenizer(*texts[place], verbose=False)["input_ids"]) > max_length
+        ]
+        notes = [told_cut(cut, len(rows), max_length, "their ends")] if cut else []
+        known = {label: place for place, label in enumerate(self._labels)}
+        self._gold = [known.get(task.answer(row), IGNORED) for row in rows]
+        new = [row for row, gold in zip(rows, self._gold, strict=True) if gold == IGNORED]
+        if new:
+            notes.append(
+                f"{by_language([task.language(row) for row in new], len(rows))} rows have labels that the head does "
+                f"not have, such as {task.answer(new[0])[:40]!r}; {'the loss passes over them' if teach else _WRONG}."
+            )
+        if teach and len(new) == len(rows):
+            raise DataError(f"rows must have labels that the head has ({', '.join(self._labels)}), and none has.")
+        self.notes = tuple(notes)
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
         self.texts = [[row] for row in self._encoded]
 
@@ -41,12 +65,12 @@ class ClassRows:
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """Return the mean cross-entropy of these rows' classes."""
-        gold = torch.tensor([self._labels.index(self._gold[row]) for row in rows], device=self._base.device)
+        gold = torch.tensor([self._gold[row] for row in rows], device=self._base.device)
         return cross_entropy(self._logits(rows), gold)
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return the number of rows."""
-        return len(rows)
+        """Return the number of rows whose labels the head has."""
+        return sum(self._gold[row] != IGNORED for row in rows)
 
     def answers(self, rows: Sequence[int]) -> list[str]:
         """Return the label of the largest logit of each row."""
@@ -75,7 +99,7 @@ class Classes:
         rows: Sequence[Any],
         *,
         max_length: int,
-        teach: bool = False,  # noqa: ARG002  (there is nothing to pass over)
+        teach: bool = False,
     ) -> ClassRows:
         """Encode texts; see `ClassRows`."""
-        return ClassRows(base, task, rows, max_length=max_length)
+        return ClassRows(base, task, rows, max_length=max_length, teach=teach)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ class SpanRows:
         teach: Whether the loss will be asked for.
 
     Raises:
-        DataError: the loss is asked for, and no answer stands in its text.
+        DataError: the loss is asked for, and no answer stands in its text, or whole in a window.
     """
 
     def __init__(
@@ -126,17 +126,41 @@ class SpanRows:
         self._windows = [cut_windows(base.tokenizer, *task.asked(row), max_length) for row in rows]
         self.lengths = [sum(len(window.places) for window in windows) for windows in self._windows]
         self.texts = [[window.features for window in windows] for windows in self._windows]
-        self.notes = tuple(filter(None, [self._astray() if teach else None]))
+        self._taught = [self._is_taught(row) for row in range(len(rows))] if teach else []
+        self.notes = tuple(self._passed_over(max_length)) if teach else ()
 
-    def _astray(self) -> str | None:
-        astray = sum(self._task.is_astray(row) for row in self._rows)
+    def _is_taught(self, row: int) -> bool:
+        """Whether the row has no answer, or one that stands whole in a window; others would teach "no answer here"."""
+        span = self._span(row)
+        if span is None:
+            return not self._task.is_astray(self._rows[row])
+        return any(window.tokens_of(span) != (window.null, window.null) for window in self._windows[row])
+
+    def _passed_over(self, max_length: int) -> Iterator[str]:
+        astray = sum(map(self._task.is_astray, self._rows))
         if astray == len(self._rows):
             raise DataError("answers must stand in their texts for a question answering head to learn them; none does.")
-        return f"{astray} rows have answers that do not stand in their texts; the loss passes over them." * (astray > 0)
+        if astray:
+            yield f"{astray} rows have answers that do not stand in their texts; the loss passes over them."
+        if not any(self._taught):
+            raise DataError(
+                f"answers must stand whole in a window of {max_length} tokens, and none does: --max-length."
+            )
+        if parted := len(self._rows) - astray - sum(self._taught):
+            yield (
+                f"{parted} of {len(self._rows)} rows have answers too long for a window of {max_length} tokens "
+                "(--max-length); the loss passes over them."
+            )
 
     def _logits(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        found = self._base.model(**pad(self._base, [window.features for window in windows]))
-        return found.start_logits, found.end_logits
+        """Return start and end logits, -inf for padding: what a window is taught does not depend on its batch."""
+        batch = pad(self._base, [window.features for window in windows])
+        found = self._base.model(**batch)
+        padding = batch["attention_mask"] == 0
+        starts, ends = (
+            logits.float().masked_fill(padding, -torch.inf) for logits in (found.start_logits, found.end_logits)
+        )
+        return starts, ends
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """Return the mean over these rows' windows of the cross-entropies of first and last token, halved.
@@ -145,7 +169,7 @@ class SpanRows:
         one whose activations may be computed anew.
         """
         gold = [
-            (IGNORED, IGNORED) if self._task.is_astray(self._rows[row]) else window.tokens_of(self._span(row))
+            window.tokens_of(self._span(row)) if self._taught[row] else (IGNORED, IGNORED)
             for row in rows
             for window in self._windows[row]
         ]
@@ -155,7 +179,7 @@ class SpanRows:
 
     def terms(self, rows: Sequence[int]) -> int:
         """Return the number of these rows' windows that the loss counts."""
-        return sum(len(self._windows[row]) for row in rows if not self._task.is_astray(self._rows[row]))
+        return sum(len(self._windows[row]) for row in rows if self._taught[row])
 
     def _span(self, row: int) -> Characters | None:
         return self._task.span(self._rows[row])

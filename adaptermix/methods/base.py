@@ -27,6 +27,8 @@ class MergeMethod(ABC):
     """Shape of the statistics that it needs for each update, if any."""
     is_linear: ClassVar[bool] = False
     """Whether the result is a linear combination of the updates, so of low rank if they are."""
+    gives_dense: ClassVar[bool] = False
+    """Whether the result is a full matrix whatever the updates are."""
     cuts_to_largest_rank: ClassVar[bool] = False
     """Whether the result is cut to the largest rank of the inputs where no other is asked for."""
     takes_factors: ClassVar[bool] = False
@@ -51,6 +53,13 @@ class MergeMethod(ABC):
             ValueError: the method cannot do this stack (a count, a weight, a missing seed).
         """
 
+    def measured(self, stack: Stack) -> tuple[Update, float]:
+        """Return the merge, and the share of the weighted updates' norm that the method cut off by itself, in [0, 1].
+
+        A method that truncates its inputs overrides this; all others cut nothing.
+        """
+        return self(stack), 0.0
+
     def fit(self, stacks: Stacks) -> MergeMethod:  # noqa: ARG002
         """Return the method with what it must know of the whole model before the first module is merged."""
         return self
@@ -73,14 +82,17 @@ class LinearMethod(MergeMethod):
         return stack.combined(self.coefficients(stack))
 
 
-def is_weighted_sum(method: MergeMethod) -> bool:
-    """Return whether a method's coefficients come from the weights alone."""
-    return isinstance(method, LinearMethod) and not method.depends_on_deltas
+def is_weighted_sum(method: MergeMethod | type[MergeMethod]) -> bool:
+    """Return whether the coefficients of a method, or of a class of them, come from the weights alone."""
+    cls = method if isinstance(method, type) else type(method)
+    return issubclass(cls, LinearMethod) and not cls.depends_on_deltas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackMethod(MergeMethod):
     """A method that works entry by entry on the dense updates, as a chain of operators; its result is dense."""
+
+    gives_dense: ClassVar[bool] = True
 
     @abstractmethod
     def operators(self) -> Sequence[Operator]:
@@ -132,6 +144,16 @@ def require_share(name: str, value: float) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+
+
+def require_floor(value: float) -> None:
+    """Refuse a floor outside [0, 1).
+
+    Raises:
+        ValueError: it is.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"floor must be in [0, 1), got {value!r}")
 
 
 def _check_type(cls: type[MergeMethod], key: str, value: object) -> None:

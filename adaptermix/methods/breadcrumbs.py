@@ -21,8 +21,8 @@ class Breadcrumbs(StackMethod):
 
     Args:
         density: Share of entries kept per module, in (0, 1].
-        outliers: Share of the largest entries dropped ($1 - \gamma$ in the paper), in [0, 1); rounded, possibly to
-            none.
+        outliers: Share of the largest entries dropped ($1 - \gamma$ in the paper), in [0, 1); rounded down, possibly
+            to none. The two shares must sum to 1 at most; mergekit drops fewer outliers where they do not.
         gain: $\lambda$, a factor on the result ($\alpha$ in the paper).
         elect: Drop sign conflicts as well (mergekit's `breadcrumbs_ties`, not normalised).
 
@@ -43,6 +43,8 @@ class Breadcrumbs(StackMethod):
         require_share("density", self.density)
         if not 0 <= self.outliers < 1:
             raise ValueError(f"outliers must be in [0, 1), got {self.outliers!r}")
+        if self.density + self.outliers > 1 + 1e-9:
+            raise ValueError(f"density and outliers must sum to 1 at most, got {self.density!r} and {self.outliers!r}")
 
     def operators(self) -> Sequence[Operator]:
         """Return the chain."""

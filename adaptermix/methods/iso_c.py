@@ -9,7 +9,7 @@ import torch
 
 from ..algebra import LowRank, Stack, factored
 from ..algebra.subspaces import frame
-from .base import MergeMethod, method
+from .base import MergeMethod, method, require_floor
 
 
 @method("iso-c")
@@ -22,6 +22,8 @@ class IsoC(MergeMethod):
 
     Args:
         gain: $\lambda$, a factor on the result.
+        floor: Singular values below this share of the largest are left out: 0.01 removes what rounding leaves between
+            an adapter and a 16-bit copy of it, which would count as much as every other direction.
 
     Shapes: k updates [out in] give one [out in] of the rank of their sum.
     Differs from the paper: the paper means over all min(out, in) singular values. A sum of LoRAs has at most
@@ -35,12 +37,18 @@ class IsoC(MergeMethod):
     factor: ClassVar[str | None] = "gain"
 
     gain: float = 1.0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_floor(self.floor)
 
     def __call__(self, stack: Stack) -> LowRank:
         """Flatten the spectrum of the sum."""
         found = frame(factored(stack.combined(stack.weights)))
-        if not found.rank:
+        kept = int((found.sigma > self.floor * found.sigma[:1]).sum())
+        if not kept:
             zeros = torch.zeros(sum(stack.shape), 1, dtype=stack.dtype, device=stack.device)
             return LowRank(b=zeros[: stack.shape[0]], a=zeros[stack.shape[0] :].T.contiguous())
-        mean = float(found.sigma.mean()) * self.gain
-        return LowRank(b=(found.left * mean).to(stack.dtype), a=found.right.T.contiguous().to(stack.dtype))
+        left, right = found.left[:, :kept], found.right[:, :kept]
+        mean = float(found.sigma[:kept].mean()) * self.gain
+        return LowRank(b=(left * mean).to(stack.dtype), a=right.T.contiguous().to(stack.dtype))

@@ -8,8 +8,14 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import PlanError, UsageError, did_you_mean
-from .base import ENTRY_POINTS, METHODS, options_of
-from .mergekit import mergekit_methods
+from .base import ENTRY_POINTS, METHODS, is_weighted_sum, options_of
+from .mergekit import describe, mergekit_methods
+
+_ZEROS = """
+
+Zeros: a module that an adapter lacks counts as a delta of zero. An adapter of weight 0 is left out and has no say, so
+the result may jump between a weight of 0 and a tiny one.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,10 @@ def _own() -> list[MethodEntry]:
     found = []
     for name, cls in sorted(METHODS.items()):
         text = "\n".join(line.removeprefix("    ") for line in (cls.__doc__ or "").strip().splitlines())
-        found.append(MethodEntry(name=name, summary=text.splitlines()[0], options=options_of(cls), text=text))
+        summary = text.splitlines()[0]
+        if not is_weighted_sum(cls):
+            text = text.rstrip() + _ZEROS
+        found.append(MethodEntry(name=name, summary=summary, options=options_of(cls), text=text))
     return found
 
 
@@ -50,15 +59,11 @@ def _mergekit() -> list[MethodEntry]:
         known = mergekit_methods()
     except PlanError:  # not installed
         return []
-    return [
-        MethodEntry(
-            name=f"mergekit:{name}",
-            summary=f"mergekit's {name}, run on the deltas.",
-            options=options,
-            text=f"mergekit's {name}, run on the deltas. Its options are mergekit's own parameters.",
-        )
-        for name, options in known.items()
-    ]
+    found = []
+    for name, options in known.items():
+        text = describe(name) + _ZEROS
+        found.append(MethodEntry(name=f"mergekit:{name}", summary=text.splitlines()[0], options=options, text=text))
+    return found
 
 
 def list_methods(names: Sequence[str] = ()) -> list[MethodEntry]:

@@ -18,7 +18,7 @@ class MagnitudePrune(StackMethod):
     $\Delta = \lambda \sum_i w_i \, trim(\tau_i, density)$.
 
     Args:
-        density: Share of entries kept per module, in (0, 1]; the count is rounded, halves up, and at least one.
+        density: Share of entries kept per module, in (0, 1]; the count is rounded down, and at least one.
         gain: $\lambda$, a factor on the result.
 
     Shapes: k updates [out in] give one dense [out in].

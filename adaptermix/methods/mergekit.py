@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from ..algebra import Dense, Stack
+from ..algebra import Dense, Stack, norm
 from ..errors import PlanError, UsageError, did_you_mean
 from .base import FAMILIES, MergeMethod
+from .mergekit_options import PARTS, check_option, per_adapter
 
 NEEDED = (0, 1, 5)
 _INTERPOLATE = ("slerp",)
 """Methods whose parameter t is the share of the second of two models, which is what the weights say."""
+_FIRST_IS_BASE = ("slerp", "nearswap")
+"""Methods of exactly two models, of which mergekit calls the first the base."""
+_ANGLES = ("slerp", "nuslerp", "model_stock")
+"""Methods of the angles between the deltas: a zero delta has none."""
+_DIVIDE = {"linear": "normalize", "multislerp": "normalize_weights"}
+"""Methods that divide by the sum of the weights whatever it is, and the option that says so."""
+_SEEDLESS: tuple[str, ...] = (
+    "linear",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "nearswap",
+    "passthrough",
+    "model_stock",
+    "karcher",
+    "ram",
+)
+_SEEDLESS += ("ramplus_tl", "sce", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties")
+"""Methods known to draw no random numbers."""
+_REFUSED = {
+    "arcee_fusion": "compares the softmax of whole weights, which a delta is not, and takes its first model as the base"
+}
 
 
+@cache
 def _registry() -> dict[str, Any]:
     """Return mergekit's methods by name.
 
@@ -53,6 +79,7 @@ def mergekit_methods() -> dict[str, dict[str, Any]]:
     return {
         name: {p.name: ... if p.required else p.default for p in entry.spec.parameters if p.name != "weight"}
         for name, entry in sorted(_registry().items())
+        if name not in _REFUSED
     }
 
 
@@ -60,20 +87,32 @@ def mergekit_methods() -> dict[str, dict[str, Any]]:
 class Mergekit(MergeMethod):
     r"""A method of mergekit on the deltas, through its in-memory API.
 
-    Deltas take the place of the models. A method that wants a base model gets zeros, since every delta is a difference
-    from one base; one that takes exactly two models, the first being its base (slerp, nearswap), gets the deltas alone.
+    Deltas take the place of the models, and zeros that of the base model where a method needs one, since every delta is
+    a difference from one base. Of slerp and nearswap, which take exactly two models, mergekit calls the first the base;
+    they get two deltas, and nearswap stays with the first. No other method gets an adapter as its base. Vectors and
+    kernels have the shape that they have in the model.
+
+    Weights: those of the merge, where the method has weights (the share of the second is `t` of slerp, the weight of a
+    single adapter is `scale` of passthrough). A method without weights counts each of k adapters 1/k, and weights that
+    say anything else are refused. linear, multislerp, slerp and nuslerp divide by the sum of the weights, and ties and
+    della, entry by entry, by that of the survivors: an entry that one adapter alone has comes back whole.
+
+    Zeros: a delta that is zero, or of a module that an adapter lacks, is one of the inputs. For slerp, nuslerp and
+    model_stock, which are about angles, it has none: the others are merged, times their share of the weights.
 
     Args:
         member: mergekit's name of the method.
-        options: Its parameters; the weights are those of the merge.
+        options: Its parameters. Those that mergekit has per model may be one value, a list in the order of the
+            adapters, or a mapping from adapter names.
 
     Shapes: k updates [out in] give one dense [out in].
-    Differs from mergekit: arithmetic in float32 or wider; random methods are seeded per module.
+    Differs from mergekit: arithmetic in float32 or wider; random methods are seeded per module, and draw for the
+    adapters in the order of their content. arcee_fusion is refused: on deltas it would be another method.
     Reference: Goddard et al., Arcee's MergeKit, EMNLP 2024 (industry track), arXiv 2403.13257.
     """
 
     name: ClassVar[str] = "mergekit"
-    is_random: ClassVar[bool] = True
+    gives_dense: ClassVar[bool] = True
     member: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,45 +125,179 @@ class Mergekit(MergeMethod):
         """Run mergekit's method.
 
         Raises:
-            ValueError: mergekit refuses the stack, or the method takes no weights and they are not equal.
+            ValueError: mergekit refuses the stack, or would ignore its weights.
         """
+        if self.is_random and stack.seed is None:
+            raise ValueError("a seed is needed for a random method, got none")
+        entry = _registry()[self.member]
+        _check_count(entry, stack)
+        parameters = self._parameters(entry, stack)
+        order = self._order(stack)
+        if not any(norm(update) > 0 for update in stack.updates):
+            return Dense(w=torch.zeros(stack.shape, dtype=stack.dtype, device=stack.device))
+        if self.member not in _ANGLES:
+            return Dense(w=self._run(entry, stack, order, parameters))
+        # A list of one adapter is that of a pair whose other adapter weighs 0.
+        shares = _shares(stack, parameters.get("t")) if len(order) > 1 else [1.0]
+        acting = [place for place in order if norm(stack.updates[place]) > 0]
+        if len(acting) == len(order) > 1:
+            return Dense(w=self._run(entry, stack, order, parameters))
+        if len(acting) > 1:
+            return Dense(w=self._run(entry, stack, acting, parameters) * sum(shares[place] for place in acting))
+        total = torch.zeros(stack.shape, dtype=stack.dtype, device=stack.device)
+        for place in acting:
+            total += shares[place] * stack.updates[place].to(stack.dtype).dense()
+        return Dense(w=total)
+
+    def _order(self, stack: Stack) -> list[int]:
+        """Return the order in which mergekit gets the updates: of random methods one that says who draws first."""
+        places = list(range(len(stack.updates)))
+        if not self.is_random:
+            return places
+        # Zeros last: with or without them the others draw the same numbers.
+        return sorted(places, key=lambda place: (norm(stack.updates[place]) == 0, stack.names[place]))
+
+    def _parameters(self, entry: Any, stack: Stack) -> dict[str, Any]:
+        """Return the parameters, with those of single adapters as lists in the order of the stack."""
+        found: dict[str, Any] = {
+            name: per_adapter(name, value, stack) if _is_per_adapter(entry, name) else value
+            for name, value in self.options.items()
+        }
+        weights = list(stack.weights)
+        if any(parameter.name == "weight" for parameter in entry.spec.parameters):
+            option = _DIVIDE.get(self.member, "")
+            if found.get(option, bool(option)) and abs(sum(weights)) <= 1e-9 * sum(map(abs, weights)):
+                raise ValueError(
+                    f"it divides by the sum of the weights, which must not be 0, got {weights}. "
+                    f"Give weights that do not cancel, or --set {option}=false"
+                )
+            found["weight"] = weights
+        elif self.member in _INTERPOLATE:
+            if len(weights) > 1:
+                found["t"] = _second_share(weights, found.get("t"))
+        elif self.member == "passthrough":
+            found["scale"] = [_scale(weights[0], found.get("scale"))]
+        else:
+            _check_equal(weights)
+        return found
+
+    @staticmethod
+    def _drops(parameters: Mapping[str, Any]) -> bool:
+        density = parameters.get("density", 1.0)
+        return any(value < 1 for value in (density if isinstance(density, list) else [density]))
+
+    def _run(self, entry: Any, stack: Stack, chosen: Sequence[int], parameters: Mapping[str, Any]) -> Tensor:
+        """Return mergekit's merge of some of the updates, as [out in]."""
         from mergekit.merge_methods.api import merge_tensors
 
-        entry = _registry()[self.member]
-        deltas = [update.to(stack.dtype).dense() for update in stack.updates]
-        parameters = dict(self.options)
-        if any(parameter.name == "weight" for parameter in entry.spec.parameters):
-            parameters["weight"] = dict(zip(stack.names, stack.weights, strict=True))
-        elif self.member in _INTERPOLATE:
-            parameters["t"] = _second_share(stack.weights, parameters.get("t"))
-        elif len(set(stack.weights)) > 1:
-            raise ValueError(f"it takes no weights; give equal ones, got {list(stack.weights)}")
-        ids, base = self._inputs(entry, list(stack.names))
-        if len(ids) > len(deltas):
-            deltas.insert(0, torch.zeros_like(deltas[0]))
+        shape = stack.tensor_shape or stack.shape
+        deltas = [stack.updates[place].to(stack.dtype).dense().reshape(shape) for place in chosen]
+        if self.member.startswith("della") and self._drops(parameters):
+            _check_rows(shape)
+        ids = [f"adapter {place + 1}" for place in chosen]
+        base = _base_index(entry)
+        if base is not None and self.member not in _FIRST_IS_BASE:
+            ids, deltas = ["base model", *ids], [torch.zeros_like(deltas[0]), *deltas]
+        own = {
+            name: dict(zip(ids[-len(chosen) :], (value[place] for place in chosen), strict=True))
+            if _is_per_adapter(entry, name) and isinstance(value, list)
+            else value
+            for name, value in parameters.items()
+        }
         digest = hashlib.sha256(f"{stack.seed}\0{stack.module}".encode()).digest()
-        with torch.random.fork_rng(devices=[]):
+        devices = [stack.device] if stack.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int.from_bytes(digest[:7], "little"))
             try:
-                merged = merge_tensors(deltas, entry, parameters=parameters, ids=ids, base_index=base)
-            except (RuntimeError, TypeError, KeyError, AssertionError) as error:
-                raise ValueError(f"it refuses the deltas: {error}") from error
-        return Dense(w=merged.to(stack.dtype))
+                merged: Tensor = merge_tensors(deltas, entry, parameters=own, ids=ids, base_index=base)
+            except (RuntimeError, TypeError, KeyError, AssertionError, ValueError, IndexError) as error:
+                raise ValueError(f"mergekit refuses the deltas: {' '.join(str(error).split())}") from error
+        if not bool(torch.isfinite(merged).all()):
+            raise ValueError(f"mergekit's result is not finite with weights {list(stack.weights)}")
+        return merged.reshape(stack.shape).to(stack.dtype)
 
-    def _inputs(self, entry: Any, names: list[str]) -> tuple[list[str], int | None]:
-        """Return ids and the place of the base, for the first arrangement that the method accepts.
 
-        Without a base first: methods that can do without would count the zeros as one more model.
-        """
-        reason: Exception | None = None
-        for ids, base in ((names, None), (["base model", *names], 0), (names, 0)):
-            try:
-                entry.validate_inputs(ids, None if base is None else ids[base])
-            except (ValueError, RuntimeError, TypeError) as error:
-                reason = error
-                continue
-            return ids, base
-        raise ValueError(f"it cannot merge {len(names)} adapters: {reason}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomMergekit(Mergekit):
+    """A method of mergekit that draws random numbers."""
+
+    is_random: ClassVar[bool] = True
+
+
+def _is_per_adapter(entry: Any, name: str) -> bool:
+    return any(parameter.name == name and parameter.scope.value in PARTS for parameter in entry.spec.parameters)
+
+
+def _base_index(entry: Any) -> int | None:
+    """Return the index of the base among the inputs: first where a method needs one, else none.
+
+    Methods that can do without would count zeros as one more model.
+    """
+    return 0 if entry.spec.contract.base.value == "required" else None
+
+
+def _check_count(entry: Any, stack: Stack) -> None:
+    """Refuse a count of adapters that the method does not take.
+
+    Raises:
+        ValueError: there are too few or too many.
+    """
+    contract, name, count = entry.spec.contract, entry.spec.name, len(stack.updates)
+    with_base = int(_base_index(entry) is not None and name not in _FIRST_IS_BASE)
+    least = max(1, contract.min_inputs - with_base, contract.min_non_base or 0)
+    if name in _ANGLES and stack.weights == (1.0,):
+        least = 1  # the end of a line from one adapter to another
+    most = contract.max_inputs - with_base if contract.max_inputs is not None else contract.max_non_base
+    if least <= count and (most is None or count <= most):
+        return
+    wanted = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
+    more = "; an adapter of weight 0 is left out" if count < least else ""
+    raise ValueError(f"it merges {wanted} adapter{'s' * (wanted[-1] != '1')}, got {count}{more}")
+
+
+def _check_rows(shape: Sequence[int]) -> None:
+    """Refuse rows of one entry, which have no ranks by size.
+
+    Raises:
+        ValueError: mergekit would divide by zero.
+    """
+    if (shape[0] if len(shape) == 1 else shape[1]) == 1:
+        raise ValueError(f"it ranks the entries of a row, and rows of {list(shape)} have one entry")
+
+
+def _check_equal(weights: Sequence[float]) -> None:
+    """Refuse weights that a method without weights would ignore.
+
+    Raises:
+        ValueError: they are not 1/k each.
+    """
+    count = len(weights)
+    # as people round 1/3 and 1/7
+    if len(set(weights)) > 1 or abs(sum(weights) - 1) > 0.005 * count + 1e-9:
+        raise ValueError(
+            f"it takes no weights; give equal ones that sum to 1 ({', '.join([f'{1 / count:.3g}'] * count)}), "
+            f"got {list(weights)}"
+        )
+
+
+def _shares(stack: Stack, second: float | None) -> list[float]:
+    """Return the share of each adapter: as mergekit divides the weights, or 1/k each."""
+    total = sum(stack.weights)
+    if second is not None:
+        return [1 - second, second]
+    if abs(total) < 1e-6:
+        return [1 / len(stack.weights)] * len(stack.weights)
+    return [weight / total for weight in stack.weights]
+
+
+def _scale(weight: float, given: Any) -> float:
+    """Return the scale of the one adapter of passthrough: its weight, which `scale` must not contradict."""
+    scale = given[0] if isinstance(given, list) else given
+    if scale is None or abs(scale - weight) < 1e-9:
+        return weight
+    if weight != 1:
+        raise ValueError(f"scale must be the adapter's weight, {weight:g}, or be left out, got {scale:g}")
+    return float(scale)
 
 
 def _second_share(weights: Sequence[float], given: float | None) -> float:
@@ -141,6 +314,8 @@ def _second_share(weights: Sequence[float], given: float | None) -> float:
 
 def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
     known = mergekit_methods()
+    if member in _REFUSED:
+        raise UsageError(f"mergekit's {member} {_REFUSED[member]}. Use mergekit itself on whole models.")
     if member not in known:
         raise UsageError(
             f"unknown method {member!r} of mergekit.{did_you_mean(member, known)} Known: {', '.join(known)}."
@@ -154,7 +329,38 @@ def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
     for key, default in known[member].items():
         if default is ... and key not in options and not (key == "t" and member in _INTERPOLATE):
             raise UsageError(f"method 'mergekit:{member}' needs the option {key!r}: --set {key}=VALUE.")
-    return Mergekit(member=member, options=dict(options))
+    for parameter in _registry()[member].spec.parameters:
+        if parameter.name in options:
+            check_option(member, parameter, options[parameter.name])
+    kind = Mergekit if member in _SEEDLESS else RandomMergekit
+    return kind(member=member, options=dict(options))
+
+
+def describe(member: str) -> str:
+    """Return what mergekit's method does here, for people: the first line is a summary."""
+    entry = _registry()[member]
+    takes = {parameter.name for parameter in entry.spec.parameters}
+    lines = [f"mergekit's {member}, run on the deltas.", "", "Its options are mergekit's own parameters."]
+    if member in _INTERPOLATE:
+        lines.append("The share of the second weight is its `t`.")
+    elif member == "passthrough":
+        lines.append("The weight of the one adapter is its `scale`.")
+    elif "weight" not in takes:
+        lines.append("It takes no weights: each of k adapters counts 1/k, and other weights are refused.")
+    if member in _DIVIDE or member in ("slerp", "nuslerp"):
+        lines.append("It divides by the sum of the weights.")
+    if member in _ANGLES:
+        lines.append("A zero delta has no angle: the others are merged, times their share of the weights.")
+    if member == "nearswap":
+        lines.append("It stays with the first adapter and takes the second's entries where the two are near.")
+    lines += ["", *_sentences(entry)]
+    return "\n".join(line for line in lines).strip()
+
+
+def _sentences(entry: Any) -> Iterable[str]:
+    """Yield where mergekit says that a method is from."""
+    if entry.spec.reference_url:
+        yield f"Reference: {entry.spec.reference_url}"
 
 
 FAMILIES["mergekit"] = _build

@@ -16,7 +16,8 @@ class ModelStock(LinearMethod):
     r"""Weighted sum of the deltas, drawn towards the base model the more they disagree.
 
     $\Delta = t \sum_i w_i \tau_i$ with $t = N c / (1 + (N - 1) c)$ and c the mean cosine between the N deltas, cut to
-    [0, 1]; the cosines come from the factors, and the result stays low rank.
+    [0, 1]; the cosines come from the factors, and the result stays low rank. A delta that is zero has no angle and
+    does not count in N; one alone is multiplied by its weight.
 
     Shapes: k updates [out in] give one [out in].
     Differs from the paper: the paper has equal weights $w_i = 1/N$. Below c = 0, where its formula turns negative or

@@ -18,7 +18,8 @@ class PeftLinear(MergeMethod):
 
     $A = \sum_i e_i \sqrt{|w_i s_i|} A_i$, $B = \sum_i \sqrt{|w_i s_i|} B_i$ with $e_i = sgn(w_i s_i)$, so that
     $\Delta = \sum_i w_i \tau_i + \sum_{i \ne j} e_j \sqrt{|w_i s_i w_j s_j|} B_i A_j$. The cross terms belong to no
-    adapter, and the result depends on how each delta happens to be split into factors.
+    adapter, and the result depends on how each delta happens to be split into factors: a delta that is zero by B alone
+    has them too, unlike one of a module that the adapter lacks.
 
     Shapes: k updates [out in] of one rank r give one [out in] of rank r.
     Differs from PEFT: rsLoRA inputs are scaled right (PEFT 0.21 multiplies them by sqrt(r) again).

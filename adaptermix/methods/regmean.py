@@ -12,13 +12,42 @@ from ..algebra import LowRank, Stack, factored
 from .base import MergeMethod, method
 
 
+def _inverse(gram: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """Return the inverse of a Gram matrix on the directions that stand above rounding, and a basis of these.
+
+    Scaled to a diagonal of ones first: features differ in size by orders of magnitude, and each entry is rounded
+    relative to itself, so small features are known as well as large ones.
+
+    Args:
+        gram: Gram matrix in float64.
+        rounding: Machine epsilon of the dtype that it was stored in.
+
+    Shapes: gram is [in in], so is the inverse; the basis is [in seen], orthonormal.
+    """
+    scales = gram.diagonal().clamp(min=0).sqrt()
+    scales = torch.where(scales > 0, scales, 1.0)
+    scaled = gram / scales / scales[:, None]
+    values, vectors = torch.linalg.eigh(scaled)
+    # Independent errors of the entries add up to a matrix whose largest eigenvalue is about the longest row of errors.
+    noise = rounding * float(torch.linalg.vector_norm(scaled, dim=1).max())
+    exact = torch.finfo(torch.float64).eps * len(values) * float(values[-1])
+    kept = vectors[:, values > max(noise, exact, 0.0)]
+    inverse = (kept / values[len(values) - kept.shape[1] :]) @ kept.T / scales / scales[:, None]
+    return inverse, torch.linalg.qr(kept * scales[:, None]).Q
+
+
 @method("regmean")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegMean(MergeMethod):
     r"""The delta whose outputs differ least, in squares, from each adapter's on that adapter's own inputs.
 
     $\Delta = (\sum_i w_i \tau_i G_i) (\sum_i w_i G_i)^{-1}$ with $G_i = X_i^T X_i$ from the inputs of the module, rows
-    of $X_i$. On directions that no input has, the weighted mean. The result keeps the left factors, so it is low rank.
+    of $X_i$. On directions that no input has, the weighted mean: those are the ones that do not stand above the
+    rounding of the statistics, by the dtype of their files. The result keeps the left factors, so it is low rank.
+
+    Divide each G by its number of rows: else a text seven times as long weighs seven times as much. A delta that is
+    zero counts in the mean, also where its file has no statistics of the module: then the others are merged, times
+    their share of the weights.
 
     Args:
         off_diagonal: Factor on the off-diagonal entries of G ($\alpha$ in the paper), in [0, 1].
@@ -49,17 +78,14 @@ class RegMean(MergeMethod):
             raise ValueError(f"regmean needs weights of at least 0, not all 0, got {list(stack.weights)}")
         shares = [weight / sum(stack.weights) for weight in stack.weights]
         grams = [share * self._shrunk(found) for share, found in zip(shares, stack.statistics, strict=True)]
-        values, vectors = torch.linalg.eigh(torch.stack(grams).sum(0))
-        seen = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
-        inverse = torch.where(seen, 1 / torch.where(seen, values, 1.0), 0.0)
-        rest = (vectors * ~seen) @ vectors.T
+        rounding = max(torch.finfo(found.dtype).eps for found in stack.statistics)
+        inverse, seen = _inverse(torch.stack(grams).sum(0), rounding)
         left, right = [], []
         for update, share, gram in zip(stack.updates, shares, grams, strict=True):
             low = factored(update).to(torch.float64)
             left.append(low.b)
-            right.append(
-                low.scale * self.gain * (((low.a @ gram) @ vectors * inverse) @ vectors.T + share * low.a @ rest)
-            )
+            inside = (low.a @ gram @ inverse - share * low.a) @ seen @ seen.T
+            right.append(low.scale * self.gain * (inside + share * low.a))
         return LowRank(b=torch.cat(left, dim=1).to(stack.dtype), a=torch.cat(right).to(stack.dtype))
 
     def _shrunk(self, gram: Tensor) -> Tensor:

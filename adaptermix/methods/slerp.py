@@ -20,7 +20,8 @@ class Slerp(LinearMethod):
 
     $\Delta = W [\sin((1-t)\theta) \tau_1 + \sin(t\theta) \tau_2] / \sin\theta$ with $W = w_1 + w_2$, $t = w_2 / W$ and
     $\theta$ the angle between the deltas, which comes from the factors; the result stays low rank. Where the deltas are
-    almost parallel (|cos| above 0.9995) it is the straight line, as in mergekit.
+    almost parallel (|cos| above 0.9995), or one is zero and there is no angle, it is the straight line: each times its
+    weight.
 
     Shapes: one or two updates [out in] give one [out in]; a single one is multiplied by its weight.
     Differs from the paper: the deltas are interpolated, not the weights of the models; they keep their lengths, so a

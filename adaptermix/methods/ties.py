@@ -36,7 +36,7 @@ class Ties(StackMethod):
         $\Delta = \lambda \, mean\{w_i \hat\tau_i : sgn(\hat\tau_i) = \gamma\}$ over the survivors.
 
     Args:
-        density: Share of entries kept per adapter, in (0, 1]; the count is rounded, halves up, and at least one.
+        density: Share of entries kept per adapter, in (0, 1]; the count is rounded down, and at least one.
         gain: $\lambda$, a factor on the result.
         order: "elect-first" elects on unweighted updates and divides by the count of survivors (PEFT);
             "scale-first" elects on weighted updates and divides by the weight of the survivors (mergekit).
@@ -45,7 +45,8 @@ class Ties(StackMethod):
             authors' code trims (its election differs: there a sum of zero takes the sign of the majority).
 
     Shapes: k updates [out in] give one dense [out in].
-    Differs from the paper: weights; trimming per module by default.
+    Differs from the paper: weights; trimming per module by default. Differs from PEFT: an adapter of weight 0 has no
+    vote on the signs.
     Exact when: density is 1 and no signs conflict; then it is the mean over the non-zero entries.
     Reference: Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, section 4.
     """

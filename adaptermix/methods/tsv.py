@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..algebra import LowRank, Stack, factored
-from ..algebra.subspaces import EPSILON, frame
-from .base import MergeMethod, method, require_share
+from ..algebra import LowRank, Stack, Update, factored
+from ..algebra.subspaces import EPSILON, Frame, frame
+from .base import MergeMethod, method, require_floor, require_share
 
 
-def _polar(columns: Tensor) -> Tensor:
-    """Return the orthonormal columns nearest to the given ones, on the directions that they span."""
+def _polar(columns: Tensor, floor: float) -> Tensor:
+    """Return the orthonormal columns nearest to some, on the directions that they span; shorter ones are left out."""
     u, sigma, vh = torch.linalg.svd(columns, full_matrices=False)
-    spans = sigma > max(columns.shape) * EPSILON * sigma[:1]
+    spans = sigma > max(floor, max(columns.shape) * EPSILON) * sigma[:1]
     nearest: Tensor = (u * spans) @ vh
     return nearest
 
@@ -30,16 +31,20 @@ class Tsv(MergeMethod):
     With $\tau_i = U_i \Sigma_i V_i^T$ cut to its leading triplets, $U = [U_1 \dots U_k]$, V likewise and
     $\Sigma = diag(w_i \Sigma_i)$: $\Delta = \lambda \, polar(U) \Sigma \, polar(V)^T$, polar(X) being the orthonormal
     matrix nearest to X. Interference between adapters that use the same directions goes. From the factors: no dense
-    matrix.
+    matrix. Vectors, and matrices of one row or column, are added up: they have no directions to share.
 
     Args:
-        share: Share of each delta's singular triplets that is kept, rounded up; None is 1/k, as in the paper.
+        share: Share of each delta's singular triplets that is kept, rounded up; None keeps min(out, in)/k of them, as
+            the paper does, which cuts no LoRA whose rank times k is at most min(out, in). What is cut counts as
+            residual.
         gain: $\lambda$, a factor on the result.
+        floor: Directions of U or V that are shorter than this share of the longest are left out: 0.01 removes what
+            rounding leaves between an adapter and a 16-bit copy of it.
 
     Shapes: k updates [out in] give one [out in] of rank at most $\sum_i r_i$.
-    Differs from the paper: the share is of the numerical rank of a delta, not of min(out, in), of which a LoRA uses
-    little. Vectors that depend on each other are made orthogonal within their span. One matrix at a time, biases apart.
-    Exact when: there is one adapter, or the adapters' subspaces are orthogonal and share is 1.
+    Differs from the paper: weights; deltas that are zero do not count in k; `share` is of the numerical rank of a
+    delta. Vectors that depend on each other are made orthogonal within their span. One matrix at a time.
+    Exact when: there is one adapter, or the adapters' subspaces are orthogonal and nothing is cut.
     Reference: Gargiulo et al., Task Singular Vectors, CVPR 2025, arXiv 2412.00081, section 3.3.
     """
 
@@ -47,26 +52,40 @@ class Tsv(MergeMethod):
 
     share: float | None = None
     gain: float = 1.0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if self.share is not None:
             require_share("share", self.share)
+        require_floor(self.floor)
 
-    def __call__(self, stack: Stack) -> LowRank:
+    def __call__(self, stack: Stack) -> Update:
         """Cut, orthogonalise, multiply."""
-        share = 1 / len(stack.updates) if self.share is None else self.share
-        left, sigma, right = [], [], []
-        for update, weight in zip(stack.updates, stack.weights, strict=True):
-            found = frame(factored(update))
-            # a hair below, since 1/3 * 3 may exceed 1 by rounding
-            kept = math.ceil(share * found.rank - 1e-9)
-            left.append(found.left[:, :kept])
-            sigma.append(weight * found.sigma[:kept])
-            right.append(found.right[:, :kept])
-        if not sum(len(values) for values in sigma):
-            return LowRank(
-                b=torch.zeros(stack.shape[0], 1, dtype=stack.dtype, device=stack.device),
-                a=torch.zeros(1, stack.shape[1], dtype=stack.dtype, device=stack.device),
-            )
-        u, v = _polar(torch.cat(left, dim=1)), _polar(torch.cat(right, dim=1))
-        return LowRank(b=(u * torch.cat(sigma) * self.gain).to(stack.dtype), a=v.T.contiguous().to(stack.dtype))
+        return self.measured(stack)[0]
+
+    def measured(self, stack: Stack) -> tuple[Update, float]:
+        """Return the merge, and the share of the weighted deltas' norm in the triplets that are cut."""
+        if 1 in stack.shape:
+            return stack.combined([weight * self.gain for weight in stack.weights]), 0.0
+        frames = [frame(factored(update)) for update in stack.updates]
+        counts = self._counts(frames, stack.shape)
+        if not sum(counts):
+            zeros = torch.zeros(sum(stack.shape), 1, dtype=stack.dtype, device=stack.device)
+            return LowRank(b=zeros[: stack.shape[0]], a=zeros[stack.shape[0] :].T.contiguous()), 0.0
+        kept = list(zip(frames, counts, stack.weights, strict=True))
+        sigma = torch.cat([weight * found.sigma[:count] for found, count, weight in kept])
+        u = _polar(torch.cat([found.left[:, :count] for found, count, _ in kept], dim=1), self.floor)
+        v = _polar(torch.cat([found.right[:, :count] for found, count, _ in kept], dim=1), self.floor)
+        merged = LowRank(b=(u * sigma * self.gain).to(stack.dtype), a=v.T.contiguous().to(stack.dtype))
+        whole = math.hypot(*(weight * found.norm for found, _, weight in kept))
+        lost = math.hypot(*(weight * math.hypot(*found.sigma[count:].tolist()) for found, count, weight in kept))
+        return merged, lost / whole if whole > 0 else 0.0
+
+    def _counts(self, frames: Sequence[Frame], shape: tuple[int, int]) -> list[int]:
+        """Return how many triplets of each delta are kept."""
+        acting = sum(found.rank > 0 for found in frames)
+        if self.share is None:
+            most = max(1, min(shape) // max(1, acting))
+            return [min(most, found.rank) for found in frames]
+        # a hair below, since 1/3 * 3 may exceed 1 by rounding
+        return [math.ceil(self.share * found.rank - 1e-9) for found in frames]

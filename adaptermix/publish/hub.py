@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import manifest as manifests
 from ..adapters import open_adapter
+from ..adapters.paths import check_stored_names
 from ..errors import PublishError
 from ..files import MANIFEST, write_whole
 from ..settings import PushSettings
@@ -46,7 +47,9 @@ class PushReport:
 
 def _card(folder: Path, repo: str) -> bytes:
     """Return the card from the folder's manifest, or from the config alone for adapters made elsewhere."""
-    meta = open_adapter(folder).meta
+    source = open_adapter(folder)
+    check_stored_names(source)
+    meta = source.meta
     document: Mapping[str, Any] = meta.manifest or manifests.manifest(
         "adapter", plan={}, base=manifests.base_entry([meta])
     )

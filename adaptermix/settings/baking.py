@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from .. import checks
-from .base import ALLOW_TESTED, Files, Written
+from .base import ALLOW_TESTED, Files, Scored, Written
+from .roles import CALIBRATION, DEV, Reads
 
 
-class BakeSettings(Written):
+class BakeSettings(Scored, Written):
     """Write adapters into their base model, in 16, 8 or 4 bits, and measure what is left of them."""
 
     base: str = Field(
@@ -28,7 +29,7 @@ class BakeSettings(Written):
         "merge-16 without --quantize; residual puts a small LoRA beside the codes; keep writes one adapter for a base "
         "that stays as it is",
     )
-    calibration: list[str] = Field(
+    calibration: Annotated[list[str], Reads(CALIBRATION, "texts")] = Field(
         [], description="text files, as the model will see: lines, TSV, JSONL with `text` or strings"
     )
     keep_at_least: float = Field(
@@ -44,7 +45,7 @@ class BakeSettings(Written):
         description="for auto and residual: how far off a module's change of outputs may be, in units of what is meant",
     )
     task: str | None = Field(None, description="task to score the result on, beside the unmerged adapters")
-    dev: list[str] = Field([], description="dev files of the task")
+    dev: Annotated[list[str], Reads(DEV, rows="rows")] = Field([], description="dev files of the task")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each dev file to use")
     max_new_tokens: int = Field(64, ge=1, description="most tokens to generate per row of the task")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(

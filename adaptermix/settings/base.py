@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from .. import checks
 
@@ -12,7 +12,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Standardize = Literal["none", "all", "languages"]
 Layer = Annotated[int | Literal["middle"], BeforeValidator(checks.layer_or_middle)]
 Positive = Annotated[int, Field(ge=1)]
-Files = Annotated[list[str], Field(min_length=1)]
+Files = Annotated[list[str], Field(min_length=1), AfterValidator(checks.no_numbers)]
 ALLOW_TESTED = (
     "take dev, training and calibration files that were evaluated as test, else refused; the manifest says so"
 )
@@ -46,6 +46,17 @@ class Placed(Settings):
     def place(self) -> Place:
         """Return what `load_base` must know of it."""
         return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
+
+
+class Scored(Settings):
+    """How answers are scored."""
+
+    metric: str | None = Field(
+        None, description="headline metric of the task, by which systems and candidates are compared; default its first"
+    )
+    scorer: str | None = Field(
+        None, description="whose script is followed: mlqa or squad for qa, merged (MASSIVE) or strict (xSID) for slots"
+    )
 
 
 class Written(Settings):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from .. import checks
-from .base import TASK, Files, GenerationSettings, Placed, Positive, Settings
+from .base import TASK, Files, GenerationSettings, Placed, Positive, Scored
+from .roles import SCORED, SPLIT, Reads
+
+Split = Literal["dev", "test"] | None
+SPLIT_HELP = (
+    "what the data are for; test rows are recorded, so that no later command chooses or trains on them, and must not "
+    "be rows that an adapter or the base here was trained or chosen on; default: neither, and nothing is recorded"
+)
 
 
-class EvaluateSettings(GenerationSettings):
+class EvaluateSettings(GenerationSettings, Scored):
     """Score a base model, with an adapter or without, per language."""
 
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     adapter: str | None = Field(None, description="adapter folder; none scores the base model alone")
     task: str = Field(description=TASK)
-    data: Files = Field(description="data files, one or more languages")
+    data: Annotated[Files, Reads(SPLIT, rows="rows")] = Field(description="data files, one or more languages")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
-    source: list[str] = Field(
+    source: Annotated[list[str], Reads(SPLIT, rows="rows")] = Field(
         [], description="the rows in the source language of a fused adapter (train-fusion): row i beside row i"
     )
     source_encoder: str | None = Field(
@@ -27,11 +34,7 @@ class EvaluateSettings(GenerationSettings):
     source_alignment: Literal["position", "end", "row-end", "last", "index"] | None = Field(
         None, description="put sources beside texts otherwise than in training; last is how the release generates"
     )
-    split: Literal["dev", "test"] | None = Field(
-        None,
-        description="what the data are for; test files are recorded, by content, so that no later command chooses or "
-        "trains on them, and must not be files that an adapter here was trained or chosen on",
-    )
+    split: Split = Field(None, description=SPLIT_HELP)
     against: str | None = Field(
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )
@@ -39,12 +42,12 @@ class EvaluateSettings(GenerationSettings):
     overwrite: bool = Field(False, description="replace an existing file of answers")
 
 
-class CompareSettings(Settings):
+class CompareSettings(Scored):
     """Put systems side by side, each with one run per seed: scores, differences, share of a gap that is closed."""
 
     systems: Files = Field(description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs")
     task: str = Field(description=TASK)
-    data: Files = Field(description="data files, as given to `evaluate`")
+    data: Annotated[Files, Reads(SCORED, rows="rows")] = Field(description="data files, as given to `evaluate`")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], as given to `evaluate`")
     baseline: str | None = Field(None, description="name of the system that the others are held against")
     ceiling: str | None = Field(None, description="name of the system whose gain over the baseline is the gap")
@@ -66,7 +69,9 @@ class RetrieveSettings(Placed):
 
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     adapter: str | None = Field(None, description="adapter folder; none measures the base model alone")
-    data: Files = Field(description="pair files (de-en.tsv) or one text per language (de.txt en.txt)")
+    data: Annotated[Files, Reads(SPLIT, "parallel", "rows")] = Field(
+        description="pair files (de-en.tsv) or one text per language (de.txt en.txt)"
+    )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     batch_size: Positive = Field(64, description="sentences per batch")
     max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
@@ -79,6 +84,7 @@ class RetrieveSettings(Placed):
         description="compare z-scores of means of unit states, over all sentences or those of each language, or as the "
         "adapter's alignment was trained",
     )
+    split: Split = Field(None, description=SPLIT_HELP)
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
     compare: bool = Field(False, description="measure the base model without the adapter too")
     transfer: str | None = Field(None, description="`evaluate --json`: correlate with its transfer languages' scores")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from .. import checks
 from .base import Layer
+from .roles import DEV, TRAINING, Reads
 from .training import TaskSettings
 
 FusionName = Literal[
@@ -26,12 +27,12 @@ FusionName = Literal[
 class FusionSettings(TaskSettings):
     """Train a task LoRA that sees each text beside its source in another language (FLARE, and its rivals)."""
 
-    source: list[str] = Field(
+    source: Annotated[list[str], Reads(TRAINING, rows="rows")] = Field(
         [],
         description="the training rows in the source language: row i beside row i of --train; one file may stand "
         "beside several",
     )
-    dev_source: list[str] = Field([], description="the dev rows in the source language")
+    dev_source: Annotated[list[str], Reads(DEV)] = Field([], description="the dev rows in the source language")
     source_encoder: str | None = Field(
         None,
         description="take sources from another encoder, such as that of a translation model, through a trained "

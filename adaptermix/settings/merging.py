@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .. import checks
-from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Settings, Written
+from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Scored, Settings, Written
+from .roles import DEV, TRAINING, Reads
 
 COMPACT = "keep each module's own rank (rank_pattern); default: one rank for all, which every program reads rightly"
 
@@ -68,8 +69,12 @@ class MergeSettings(Written):
     device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods, and of the rows that weights learn from")
     task: str | None = Field(None, description="of methods that learn their weights (fuse): the task")
-    train: list[str] = Field([], description="of methods that learn: the task's rows to learn from")
-    dev: list[str] = Field([], description="of methods that learn: rows whose loss says when the weights are best")
+    train: Annotated[list[str], Reads(TRAINING, rows="rows")] = Field(
+        [], description="of methods that learn: the task's rows to learn from"
+    )
+    dev: Annotated[list[str], Reads(DEV)] = Field(
+        [], description="of methods that learn: rows whose loss says when the weights are best"
+    )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each --train file to use")
     allow_tested: bool = Field(False, description=ALLOW_TESTED)
 
@@ -101,7 +106,7 @@ class MethodsSettings(Settings):
     names: list[str] = Field([], description="methods to show; default all")
 
 
-class SearchSettings(GenerationSettings, Written):
+class SearchSettings(GenerationSettings, Scored, Written):
     """Find merge weights, and options of the merge method, on dev data."""
 
     adapters: Files = Field(
@@ -109,7 +114,7 @@ class SearchSettings(GenerationSettings, Written):
     )
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     task: str = Field(description=TASK)
-    dev: Files = Field(description="dev files, one or more languages")
+    dev: Annotated[Files, Reads(DEV, rows="rows")] = Field(description="dev files, one or more languages")
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     grid: list[float] = Field(
         [], description="weights to try; of two adapters the second gets 1 - w, of more the last gets what is left"

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .. import checks
 from .base import ALLOW_TESTED, TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
+from .roles import DEV, TRAINING, Reads
 
 
 class TrainingSettings(Placed, Written):
@@ -84,8 +85,12 @@ class TrainingSettings(Placed, Written):
 class AlignOptions(Settings):
     """The alignment objective."""
 
-    pairs: Files = Field(description="parallel pair files, such as de-en.tsv")
-    dev_pairs: list[str] = Field([], description="pair files whose loss is logged, and chooses with --patience")
+    pairs: Annotated[Files, Reads(TRAINING, "pairs", "rows")] = Field(
+        description="parallel pair files, such as de-en.tsv"
+    )
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs")] = Field(
+        [], description="pair files whose loss is logged, and chooses with --patience"
+    )
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
@@ -120,8 +125,10 @@ class TaskOptions(Settings):
     """The task objective."""
 
     task: str = Field(description=TASK)
-    train: Files = Field(description="training files")
-    dev: list[str] = Field([], description="dev files; their loss is logged, and chooses with --patience")
+    train: Annotated[Files, Reads(TRAINING, rows="rows")] = Field(description="training files")
+    dev: Annotated[list[str], Reads(DEV)] = Field(
+        [], description="dev files; their loss is logged, and chooses with --patience"
+    )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each training file to use")
     template: str | None = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
@@ -154,6 +161,9 @@ class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
     """Train one LoRA for a task and for alignment, the two taking turns."""
 
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="rows, and pairs, per batch")
+    pairs: Annotated[Files, Reads(TRAINING, "pairs", "pair_rows")] = Field(
+        description="parallel pair files, such as de-en.tsv"
+    )
     pair_rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
     alternate: Literal["step", "batch", "sum"] = Field(
         "step",

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..evaluation.score import Score, Statistics, draws, with_interval
+from ..evaluation.score import RowStatistics, Score, Statistics, cluster_numbers, draws, hedged_interval, with_interval
 from ..tasks import Metric
+from .crossfit import Rule, Values, choose, cross_fit
 from .trials import Trial
 
+__all__ = ["LEVEL", "Board", "Objective", "Rule", "Values", "Verdict", "chance_of", "choose"]
+
 Objective = Literal["mean", "worst-language"]
-Rule = Literal["best", "one-se"]
-Values = NDArray[np.float64]
 
 LEVEL = 0.025
 """Of chance at which something counts as found: one-sided, as a 95 % interval that lies above 0."""
-FOLDS = 5
 _FEWEST = 5
 _LEVEL_ERROR = 1e-12
 """Standard errors below it are those of resamples that are all alike."""
@@ -32,9 +31,9 @@ class Verdict:
     Args:
         chosen: Place of the trial that is taken.
         difference: By how much it exceeds the first adapter alone on the rows that chose it, which flatters it.
-        honest: The same for the choice among the trials: each fold of the rows is answered by the trial that the others
-            choose. Samplers have seen all rows when they proposed the trials, so it may still flatter a little. None
-            after races, whose survivors all rows have chosen already.
+        honest: The same for the choice among the trials, see `cross_fit`. Samplers have seen all rows when they
+            proposed the trials, so it may still flatter a little. None after races, whose survivors all rows have
+            chosen already.
         chance: How often a trial would look as good if none were better than the first adapter alone; see `chance_of`.
     """
 
@@ -67,24 +66,37 @@ class Board:
         rows: The dev rows.
         objective: What is made of the scores of the languages.
         seed: Seed of the resampling.
+        clusters: Cluster of each row: rows of one cluster are resampled together, and are in the same fold.
     """
 
     def __init__(
-        self, metric: Metric, languages: Sequence[str], rows: Sequence[Any], *, objective: Objective, seed: int
+        self,
+        metric: Metric,
+        languages: Sequence[str],
+        rows: Sequence[Any],
+        *,
+        objective: Objective,
+        seed: int,
+        clusters: Sequence[str] | None = None,
     ) -> None:
         self._metric, self._rows, self._objective, self._seed = metric, rows, objective, seed
+        self._clusters = clusters
         self._known: dict[tuple[int, str], Sequence[float] | None] = {}
         self._places: dict[str, list[int]] = {}
         for place, language in enumerate(languages):
             self._places.setdefault(language, []).append(place)
 
-    def counts(self, trial: Trial) -> dict[str, list[Sequence[float]]]:
+    def counts(self, trial: Trial) -> dict[str, RowStatistics]:
         """Return the statistics of the rows that were asked and can be scored, by language."""
         found = {}
         for language, places in self._places.items():
-            asked = [(place, trial.answers[place]) for place in places]
-            counted = [self._count(place, answer) for place, answer in asked if answer is not None]
-            if kept := [count for count in counted if count is not None]:
+            kept = RowStatistics()
+            for place in places:
+                answer = trial.answers[place]
+                counted = None if answer is None else self._count(place, answer)
+                if counted is not None:
+                    kept.add(counted, self._clusters[place] if self._clusters else None)
+            if kept:
                 found[language] = kept
         return found
 
@@ -108,12 +120,17 @@ class Board:
     def score(self, trial: Trial) -> Score:
         """Return a trial's objective with its 95 % interval over rows."""
         counts = self.counts(trial)
-        return with_interval(self.values(counts), n=sum(map(len, counts.values())))
+        values = [self._hedged(rows) for rows in counts.values()]
+        return hedged_interval(self._metric, self._join(values), n=sum(map(len, counts.values())))
+
+    def _hedged(self, rows: Statistics) -> Values:
+        values: Values = draws(self._metric, [rows], self._seed, hedge="each")[0]
+        return values
 
     def languages(self, trial: Trial) -> dict[str, Score]:
         """Return a trial's score per language."""
         counts = self.counts(trial)
-        return {name: with_interval(draws(self._metric, [c], self._seed)[0], n=len(c)) for name, c in counts.items()}
+        return {name: hedged_interval(self._metric, self._hedged(c), n=len(c)) for name, c in counts.items()}
 
     def exact(self, counts: Mapping[str, Statistics]) -> float:
         """Return the objective on these rows, without resamples."""
@@ -135,9 +152,7 @@ class Board:
             trials: All that ran to the end, of which one is chosen.
             baseline: The first adapter alone.
             stopped: Those that were stopped early; they had their chance to look good too.
-            rule: `best`, the highest value (of equals the nearest to the first adapter alone); or `one-se`, the nearest
-                to it of those that are less than one standard error below the best (Breiman et al., 1984, section
-                3.4.3; the error here is that of the paired difference).
+            rule: See `choose`.
             raced: Whether trials were stopped early, so that those that were not are a choice of all rows.
         """
         counted = [self.counts(trial) for trial in trials]
@@ -147,63 +162,21 @@ class Board:
         chosen = choose(values, distances, rule)
         gains = values - self.values(alone)
         rows = sum(map(len, alone.values()))
-        honest = None if raced else with_interval(self._cross_fit(counted, alone, distances, rule), n=rows)
+        honest = None
+        if not raced:
+            honest = cross_fit(
+                self._metric, counted, alone, distances=distances, rule=rule, join=self._join, seed=self._seed
+            )
         every = np.stack([*gains, *(self._gain(trial, baseline) for trial in stopped)])
         return Verdict(
             chosen=chosen,
             difference=with_interval(gains[chosen], n=rows),
             honest=honest,
-            chance=chance_of(every, chosen, rows=min(map(len, alone.values()))),
+            chance=chance_of(every, chosen, rows=min(int(cluster_numbers(c).max()) + 1 for c in alone.values())),
         )
 
     def _gain(self, trial: Trial, baseline: Trial) -> Values:
         return self.values(self.counts(trial)) - self.values(self.counts(baseline.on_rows_of(trial)))
-
-    def _cross_fit(
-        self,
-        counted: Sequence[Mapping[str, Statistics]],
-        alone: Mapping[str, Statistics],
-        distances: Sequence[float],
-        rule: Rule,
-    ) -> Values:
-        """Return by how much the procedure exceeds the baseline on rows that have no part in the choice for them."""
-        folds = {language: np.arange(len(rows)) % FOLDS for language, rows in alone.items()}
-        pooled: dict[str, list[Sequence[float]]] = {language: list(rows) for language, rows in alone.items()}
-        for fold in range(FOLDS):
-            rest = [
-                {
-                    name: [row for row, own in zip(rows, folds[name], strict=True) if own != fold]
-                    for name, rows in c.items()
-                }
-                for c in counted
-            ]
-            usable = [{name: rows for name, rows in c.items() if rows} for c in rest]
-            if not all(usable):
-                continue
-            measured = [self.values(c) if rule == "one-se" else np.array([self.exact(c)]) for c in usable]
-            winner = counted[choose(np.stack(measured), distances, rule)]
-            for name, own in folds.items():
-                for place in np.flatnonzero(own == fold).tolist():
-                    pooled[name][place] = winner[name][place]
-        return self.values(pooled) - self.values(alone)
-
-
-def choose(values: Values, distances: Sequence[float], rule: Rule) -> int:
-    """Return the place of the trial that a rule takes.
-
-    Args:
-        values: [trials 1 + resamples], first the values on the rows as they are.
-        distances: How far each trial is from the first adapter alone.
-        rule: See `Board.verdict`.
-    """
-    order = sorted(range(len(values)), key=lambda place: (-values[place, 0], distances[place], place))
-    best = order[0]
-    if rule == "best":
-        return best
-    gaps = values[best] - values
-    errors = gaps[:, 1:].std(axis=1)
-    near = [place for place in order if gaps[place, 0] <= errors[place]]
-    return min(near, key=lambda place: (distances[place], order.index(place)))
 
 
 def chance_of(gains: Values, chosen: int, *, rows: int) -> float:
@@ -216,8 +189,9 @@ def chance_of(gains: Values, chosen: int, *, rows: int) -> float:
     Args:
         gains: [trials 1 + resamples], by how much each trial exceeds the baseline.
         chosen: Which of them was taken.
-        rows: Rows of the language that has fewest; with fewer than 5 nothing can be told, and chance is 1. Where all
-            resamples are alike, each row has gained as much, which by chance happens once in 2^rows.
+        rows: Rows (or clusters of them) of the language that has fewest; with fewer than 5 nothing can be said, and
+            chance is 1. Where all resamples are alike, each row has gained as much, which by chance happens once in
+            2^rows.
 
     Reference: White, A reality check for data snooping, Econometrica 2000; studentised and by candidate as in Romano
     and Wolf, Stepwise multiple testing, Econometrica 2005, section 3.

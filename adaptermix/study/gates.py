@@ -29,14 +29,16 @@ from ..heads.brought import head_of, template_of
 from ..manifest import inherit
 from ..methods import Fuse
 from ..methods.base import MergeMethod, build
-from ..models import BaseModel, load_base, model_kind, note_other_base, require_causal
+from ..models import BaseModel, load_base, model_kind, model_origins, note_other_base, require_causal
+from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from ..splits import DEV, TRAINING, refuse_tested
 from ..tasks import Task, get_task, get_template
+from ..train.encoding import encode_rows
 from ..train.sampler import Sampler
 from ..train.selection import RowsLoss
-from ..train.task import Answers, OfHead, encode_rows, text_of
+from ..train.task import Answers, OfHead, text_of
 
 _LOOKS = 10
 _DIGITS = 4
@@ -130,7 +132,7 @@ def learn_gates(
     start = torch.tensor(list(weights), dtype=torch.float32)
     optimizer = torch.optim.Adam(gates.values(), lr=method.rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
-    sampler = Sampler(groups=[range(len(rows.lengths))], batch_size=method.batch, seed=seed)
+    sampler = Sampler(groups=[rows.taught], batch_size=method.batch, seed=seed)
     best, losses, taken = {group: tuple(map(float, weights)) for group in gates}, {}, 0
     if dev:
         losses["dev_start"] = losses["dev"] = _mean_loss(dev)
@@ -162,7 +164,7 @@ def _values(gates: Mapping[str, nn.Parameter]) -> dict[str, tuple[float, ...]]:
 @torch.no_grad()
 def _mean_loss(rows: RowsLoss) -> float:
     total, count = torch.zeros(()), 0
-    places = list(range(len(rows.lengths)))
+    places = rows.taught
     for first in range(0, len(places), _ROWS_AT_ONCE):
         found = rows(places[first : first + _ROWS_AT_ONCE])
         terms = found.terms or 0
@@ -185,7 +187,7 @@ class _Asked:
     tested: Sequence[Mapping[str, Any]]
 
     @classmethod
-    def read(cls, settings: MergeSettings, method: MergeMethod) -> _Asked:
+    def read(cls, settings: MergeSettings, method: MergeMethod, watch: Watcher) -> _Asked:
         lacking = [name for name in ("base", "task", "train") if not getattr(settings, name)]
         if lacking or not isinstance(method, Fuse):
             raise UsageError(
@@ -212,7 +214,7 @@ class _Asked:
             dev=dev,
             files=files,
             dev_files=dev_files,
-            tested=refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested),
+            tested=refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch),
         )
 
     def load(self, settings: MergeSettings, watch: Watcher) -> BaseModel:
@@ -226,13 +228,14 @@ class _Asked:
 
     def loss(self, base: BaseModel, rows: Sequence[Any], watch: Watcher) -> RowsLoss:
         """Return the task's loss of rows."""
+        most = readable(base, _LONGEST)
         if base.head:
-            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=_LONGEST, teach=True)
+            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=most, teach=True)
             for note in encoded.notes:
                 watch.note(note)
             return OfHead(encoded)
         template = get_template(self.task, template_of(self.task, self.sources, None))
-        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=_LONGEST, watch=watch))
+        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=most, watch=watch))
 
     def notes(self) -> list[str]:
         """Return what a person should know of the rows."""
@@ -242,7 +245,9 @@ class _Asked:
     def entries(self, gates: Gates, base: BaseModel, settings: MergeSettings) -> dict[str, Any]:
         """Return what the manifest says of what was learned, how, and on what."""
         data, dev = ([file.entry() for file in files] for files in (self.files, self.dev_files))
-        inherited = inherit(self.sources, data=data, dev=dev, tested=self.tested)
+        # a full checkpoint holds what its base has seen
+        models = [own.path for own in model_origins(str(settings.base))] if settings.form == "dense" else []
+        inherited = inherit(self.sources, models=models, data=data, dev=dev, tested=self.tested)
         languages = dict(inherited["languages"] or {})
         spoken = {self.task.language(row) for row in self.rows}
         languages["supervised"] = sorted({*languages.get("supervised", ()), *spoken})
@@ -273,7 +278,7 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
     if not settings.dry_run:
         check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
-    asked = _Asked.read(settings, method)
+    asked = _Asked.read(settings, method, watch)
     given = settings.model_dump(exclude={"adapters", "weights", "places", *OF_LEARNING})
     # the base is for learning; a weighted sum of plain LoRAs needs none
     given |= {"base": settings.base if settings.form == "dense" else None}
@@ -300,6 +305,7 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
         settings.adapters,
         weights=gates.mean,
         places=gates.places(),
+        model_modules=[name for name, _ in base.model.named_modules()],
         learned=asked.entries(gates, base, settings),
         watch=watch,
         **given,

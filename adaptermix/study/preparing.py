@@ -8,18 +8,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .. import manifest
 from ..adapters import AdapterSource
 from ..compose.merging import make_plan
 from ..compose.places import Override, layer_of, make_override
 from ..compose.plan import MergePlan
 from ..data import DataFile
+from ..data.report import told_left_out
+from ..data.source import text_hash
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..files import check_not_input, check_output
 from ..heads.brought import template_of
 from ..methods.base import build
+from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
-from ..splits import DEV, refuse_tested, text_hash, told_trained
-from ..tasks import Task, get_task
+from ..splits import DEV, refuse_tested, told_trained
+from ..tasks import Task, get_task, metrics_of
+from ..tasks.base import remarks
 from .ledger import Listed
 from .ready import candidate_of, chosen_on, entries_of
 from .space import Candidate, Space, depth_groups, grid_weights, sums_of_grid
@@ -82,6 +87,14 @@ def _places(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...]:
     return (Override(), *found) if found and left else found
 
 
+def _idle(place: Override, later: Sequence[Override], plan: MergePlan) -> frozenset[int]:
+    """Return the numbers of the adapters that adapt no module of a place; where places overlap the later one counts."""
+    own = [name for name in plan.modules if place.covers(name) and not any(other.covers(name) for other in later)]
+    return frozenset(
+        number for number, source in enumerate(plan.sources) if own and not any(name in source.modules for name in own)
+    )
+
+
 def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
     count = len(plan.sources)
     vary = {name: read_parameter(name, text) for name, text in settings.vary.items()}
@@ -96,22 +109,25 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
             )
         merges = [candidate_of(Path(folder), plan) for folder in settings.candidates]
         return Listed([*(Candidate(weights=w, options=o) for w in weights for o in options), *merges])
+    places = _places(settings, plan)
     return Space(
         count=count,
         simplex=settings.space == "simplex",
         reach=(settings.bounds[0], settings.bounds[1]),
-        places=_places(settings, plan),
+        places=places,
+        idle=tuple(_idle(place, places[number + 1 :], plan) for number, place in enumerate(places)),
         knots=settings.curve or 1,
         options=vary,
     )
 
 
-def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
+def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = SILENT) -> Prepared:
     """Check everything that can be checked without a model.
 
     Args:
         settings: The search.
         writes: Whether this process is to write the output.
+        watch: Receives what cannot be read of the record of test data.
 
     Raises:
         AdapterMixError: something does not do.
@@ -150,6 +166,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
     prompt = template_of(task, template.sources, settings.template)
     rows, files = task.read(settings.dev, rows=settings.rows)
     _check_each_once(files)
+    metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
     return Prepared(
         template=template,
         searched=searched,
@@ -159,13 +176,15 @@ def prepare(settings: SearchSettings, *, writes: bool = True) -> Prepared:
         prompt=prompt,
         # of a search that is under way the process that leads has asked
         tested=[
-            *(refuse_tested({DEV: files}, allowed=settings.allow_tested) if writes else ()),
+            *(refuse_tested({DEV: files}, allowed=settings.allow_tested, watch=watch) if writes else ()),
             *entries_of(settings.candidates, "tested"),
         ],
         notes=(
             *_notes(settings, searched),
             *_order(template.sources),
-            *told_trained(files, template.sources),
+            *told_left_out(sum(file.left_out for file in files), len(rows)),
+            *remarks(task, rows),
+            *told_trained(files, [manifest.origin(source) for source in template.sources]),
             *chosen_on(files, settings.candidates, template.sources),
         ),
     )
@@ -175,7 +194,8 @@ def _check_each_once(files: Sequence[DataFile]) -> None:
     """Refuse rows that count twice, which intervals would take for more of them."""
     seen: dict[tuple[str, ...], Path] = {}
     for file in files:
-        other = seen.setdefault((text_hash(file), *file.languages), file.path)
+        rows = file.used.listed.hashes.key if file.used else text_hash(file)
+        other = seen.setdefault((rows, *file.languages), file.path)
         if other is not file.path:
             raise UsageError(f"each dev file counts once, and {file.path} holds what {other} does. Give it once.")
 

@@ -13,6 +13,7 @@ from ..compose.plan import MergePlan
 from ..data import DataFile
 from ..errors import PlanError
 from ..methods.base import METHODS, LinearMethod
+from ..splits import warn_of_seen
 from .space import Candidate
 
 
@@ -47,8 +48,8 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
 
 def entries_of(folders: Iterable[str], name: str) -> list[dict[str, Any]]:
     """Return what manifests of candidates say of files, under a name such as `data` or `dev`."""
-    found = [open_adapter(Path(folder)).meta.manifest.get(name) for folder in folders if folder]
-    return [entry for entries in found if isinstance(entries, list) for entry in entries]
+    made = [manifest.origin(open_adapter(Path(folder))) for folder in folders if folder]
+    return [dict(known.entry) for known in manifest.seen_files(made, (name,))]
 
 
 def chosen_on(files: Sequence[DataFile], folders: Sequence[str], sources: Sequence[AdapterSource]) -> list[str]:
@@ -59,11 +60,7 @@ def chosen_on(files: Sequence[DataFile], folders: Sequence[str], sources: Sequen
         folders: The candidates.
         sources: The search's adapters, of whose own data is told elsewhere.
     """
-    made = [open_adapter(Path(folder)) for folder in folders]
-    seen = manifest.seen(made) - manifest.seen(sources) if made else set()
-    return [
-        f"warning: {file.path} is a file that a candidate's weights were learned on; unless --rows picks other rows, "
-        "the choice favours it."
-        for file in files
-        if seen and file.entry()["sha256"] in seen
-    ]
+    made = [manifest.origin(open_adapter(Path(folder))) for folder in folders]
+    inherited = [known.entry for known in manifest.seen_files([manifest.origin(source) for source in sources])]
+    learned = [known for known in manifest.seen_files(made) if known.entry not in inherited]
+    return warn_of_seen(files, learned, "a candidate's weights were learned on")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class SearchResult:
         objective: What is made of the scores of the languages.
         rule: How the trial was chosen.
         out: The merged adapter's folder.
+        resamples: The objective of the chosen trial on the dev rows, then on resamples of them.
         rank: Rank of the merged adapter, the largest of a compact one; None before it is merged.
         bytes: Size of its weights file.
     """
@@ -48,6 +49,7 @@ class SearchResult:
     objective: str
     rule: str
     out: Path
+    resamples: Sequence[float] = ()
     rank: int | None = None
     bytes: int | None = None
 
@@ -90,10 +92,10 @@ class SearchResult:
         measured = f"{gain.value:+.3f} on the dev rows that chose it"
         if honest:
             measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
-        measured += f"; chance {self.verdict.chance:.3f}"
+        measured += f"; p-value {self.verdict.chance:.3f}, corrected for the number of candidates"
         if self.verdict.is_found:
             return f"better than the task adapter alone: {measured}."
-        if self.chosen is self.baseline:
+        if self.chosen.candidate == self.baseline.candidate:
             return f"no weight is better than the task adapter alone ({self.baseline_score.value:.3f}), which is taken."
         return (
             f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}), and the best "

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import manifest
 from ..adapters import open_adapter
+from ..adapters.paths import fitted
 from ..compose.execute import execute
 from ..compose.forms import Shape
 from ..compose.report import MergeReport
@@ -30,6 +31,7 @@ from ..models import BaseModel, load_base, model_kind, note_other_base, require_
 from ..output import output_size, write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
+from ..tasks import clusters_of, metrics_of
 from .choice import Board
 from .judging import TOGETHER, Judge, candidate_plan
 from .ledger import Ledger, Listed, check_idle
@@ -102,7 +104,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     """
     if settings.dry_run:
         raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
-    prepared = prepare(settings)
+    prepared = prepare(settings, watch=watch)
     return search_with(_loaded(prepared, settings, watch), prepared, settings, watch=watch)
 
 
@@ -125,6 +127,10 @@ def search_with(
 ) -> SearchResult:
     """Search with a loaded model: the adapters are attached once, and a trial only sets their weights."""
     folder = partial_path(Path(settings.out).absolute())
+    # What is written has the paths of the model that scored it.
+    names = [name for name, _ in base.model.named_modules()]
+    sources = tuple(fitted(source, names) for source in prepared.sources)
+    prepared = replace(prepared, template=replace(prepared.template, sources=sources))
     for note in prepared.notes:
         watch.note(note)
     with held(folder, Path(settings.out)):
@@ -163,7 +169,12 @@ class _Work:
         self._prepared, self._settings, self._watch = prepared, settings, watch
         self._best: tuple[float, Trial] | None = None
         self.board = Board(
-            task.metrics(rows)[0], self._languages, rows, objective=settings.objective, seed=settings.seed
+            metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0],
+            self._languages,
+            rows,
+            objective=settings.objective,
+            seed=settings.seed,
+            clusters=clusters_of(task, rows),
         )
         answering = Answering(base, task, rows, settings, template=prepared.prompt, watch=watch)
         self._judge = Judge(base, answering, prepared.template, dict(settings.options))
@@ -329,6 +340,15 @@ def _result(
     chosen = eligible[verdict.chosen]
     roles = manifest.inherit(prepared.sources)["languages"] or {}
     answers = [answer or "" for answer in chosen.answers]
+    evaluation = score_answers(
+        prepared.task,
+        prepared.rows,
+        answers,
+        roles,
+        seed=settings.seed,
+        metric=settings.metric,
+        scorer=settings.scorer,
+    )
     return SearchResult(
         trials=trials,
         scores=[board.score(trial) for trial in trials],
@@ -338,11 +358,12 @@ def _result(
         baseline_languages=board.languages(baseline),
         verdict=verdict,
         chosen=chosen,
-        evaluation=score_answers(prepared.task, prepared.rows, answers, roles, seed=settings.seed),
-        metric=prepared.task.metrics(prepared.rows)[0].name,
+        evaluation=evaluation,
+        metric=evaluation.metric,
         objective=settings.objective,
         rule=settings.choose,
         out=Path(settings.out),
+        resamples=board.values(board.counts(chosen)).tolist(),
     )
 
 

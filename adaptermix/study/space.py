@@ -110,6 +110,8 @@ class Space:
         simplex: Whether weights sum to 1.
         reach: Least and largest free weight.
         places: Places that have weights of their own; they cover all modules. None: one for the whole model.
+        idle: For each place the numbers of the adapters that adapt no module there. Free weights of theirs are 0 and
+            no parameters, since they would change nothing.
         knots: Weight vectors per place, 1, or more for a curve over the layers.
         options: Options of the method.
     """
@@ -118,6 +120,7 @@ class Space:
     simplex: bool = True
     reach: tuple[float, float] = (0.0, 1.5)
     places: tuple[Override, ...] = ()
+    idle: tuple[frozenset[int], ...] = ()
     knots: int = 1
     options: Mapping[str, Parameter] = field(default_factory=dict)
 
@@ -126,8 +129,17 @@ class Space:
         """Return the parameters by name."""
         bounds = Interval(0.0, 1.0) if self.simplex else Interval(*self.reach)
         per_vector = self.count - 1 if self.simplex else self.count
-        weights = {f"{slot}w{i}": bounds for slot in self._slots() for i in range(per_vector)}
+        weights = {
+            f"{slot}w{i}": bounds
+            for number, slot in enumerate(self._slots())
+            for i in range(per_vector)
+            if i not in self._idle_at(number)
+        }
         return weights | dict(self.options)
+
+    def _idle_at(self, number: int) -> frozenset[int]:
+        """Return the adapters whose free weight changes nothing in the weight vector of this number."""
+        return frozenset() if self.simplex or not self.idle else self.idle[number // self.knots]
 
     def _slots(self) -> list[str]:
         """Return a prefix per weight vector."""
@@ -152,7 +164,7 @@ class Space:
 
     def _weights(self, point: Point, slot: str) -> tuple[float, ...]:
         if not self.simplex:
-            return tuple(round(float(point[f"{slot}w{i}"]), _DIGITS) for i in range(self.count))
+            return tuple(round(float(point.get(f"{slot}w{i}", 0.0)), _DIGITS) for i in range(self.count))
         left, found = 1.0, []
         for i in range(self.count - 1):
             share = 1 - (1 - float(point[f"{slot}w{i}"])) ** (1 / (self.count - 1 - i))
@@ -167,7 +179,8 @@ class Space:
         if not self.simplex and not all(self.reach[0] <= weight <= self.reach[1] for weight in weights):
             return None
         vector = self._shares(weights) if self.simplex else list(map(float, weights))
-        return {f"{slot}w{i}": value for slot in self._slots() for i, value in enumerate(vector)} | dict(options)
+        named = {f"{slot}w{i}": value for slot in self._slots() for i, value in enumerate(vector)}
+        return {key: value for key, value in named.items() if key in self.parameters} | dict(options)
 
     def _shares(self, weights: Sequence[float]) -> list[float]:
         left, found = 1.0, []

@@ -1,4 +1,4 @@
-"""One further process of a search: settings as JSON on stdin, the worker's number as argument."""
+"""One further process of a search: settings as JSON on stdin, its number and its parent's process id as arguments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import time
 from ..settings import SearchSettings
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the one that started it is gone."""
+def end_with(parent: int) -> None:
+    """End this process when its parent is gone, even if that happened before the call.
+
+    Args:
+        parent: Process id of the parent, as the parent knows it: a process whose parent is gone has another one.
+    """
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -20,10 +24,10 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     """Run trials until there are none left."""
+    if hasattr(os, "fork"):  # elsewhere a process keeps the number of a parent that is gone
+        threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
     from .run import help_with
 
-    if hasattr(os, "fork"):  # elsewhere a process keeps the number of a parent that is gone
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     settings = SearchSettings.model_validate_json(sys.stdin.read())
     help_with(settings, number=int(sys.argv[1]))
 

@@ -44,7 +44,7 @@ def helped(settings: SearchSettings, watch: Watcher) -> Iterator[list[subprocess
     for number in range(1, settings.workers):
         given = settings.model_copy(update={"device": _device(settings, number), "workers": 1, "overwrite": False})
         errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
-        command = [sys.executable, "-m", "adaptermix.study.worker", str(number)]
+        command = [sys.executable, "-m", "adaptermix.study.worker", str(number), str(os.getpid())]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment)
         if process.stdin:
             process.stdin.write(given.model_dump_json().encode())

@@ -1,6 +1,17 @@
 """Tasks: rows to prompts and answers, and answers to scores. Training and evaluation use the same."""
 
-from .base import TASKS, JoinableTask, LabelTask, SpanTask, Task, TokenTask, get_task, get_template
+from .base import (
+    TASKS,
+    JoinableTask,
+    LabelTask,
+    SpanTask,
+    Task,
+    TokenTask,
+    clusters_of,
+    get_task,
+    get_template,
+    metrics_of,
+)
 from .metrics import Counts, Metric
 from .templates import Template
 
@@ -14,6 +25,8 @@ __all__ = [
     "Task",
     "Template",
     "TokenTask",
+    "clusters_of",
     "get_task",
     "get_template",
+    "metrics_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,15 +10,25 @@ from ..data import DataFile
 from ..errors import UsageError
 from .classify import Classify
 from .metrics import Metric
-from .ner_json import NerJson
+from .ner_json import NerJson, format_entities
 from .nli import Nli
-from .qa import Qa
+from .qa import UNANSWERABLE, Qa
 from .sft import Sft
-from .slots import Slots
+from .slots import NO_SLOTS, Slots
 from .templates import Template
 from .translate import Translate
 
-__all__ = ["TASKS", "JoinableTask", "LabelTask", "SpanTask", "Task", "TokenTask", "get_task", "get_template"]
+__all__ = [
+    "TASKS",
+    "JoinableTask",
+    "LabelTask",
+    "SpanTask",
+    "Task",
+    "TokenTask",
+    "clusters_of",
+    "get_task",
+    "get_template",
+]
 
 
 class Task(Protocol):
@@ -35,6 +46,10 @@ class Task(Protocol):
     def one_line(self) -> bool:
         """Whether a line break ends an answer."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer may be taught without its end."""
+
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[Sequence[Any], list[DataFile]]:
         """Read rows from `FILE` arguments."""
 
@@ -46,6 +61,9 @@ class Task(Protocol):
 
     def answer(self, row: Any) -> str:
         """Return the answer that training teaches."""
+
+    def evidence(self, row: Any) -> tuple[str, ...]:
+        """Return parts of the row's text that must stand in the prompt for the answer to follow from it."""
 
     def language(self, row: Any) -> str:
         """Return the row's language; for translation the pair, such as `de-en`."""
@@ -119,11 +137,52 @@ class SpanTask(Task, Protocol):
     def is_astray(self, row: Any) -> bool:
         """Whether the row has answers, and none of them stands in the text."""
 
+    def around(self, row: Any, size: int) -> Any:
+        """Return the row with a part of its text: the right answer and about `size` characters around it."""
+
     def pointed(self, row: Any, span: tuple[int, int] | None) -> str:
         """Return the answer that these characters of the text are, or that there is none."""
 
 
+_NOTHING = (format_entities([]), NO_SLOTS, UNANSWERABLE)
+"""Answers that say that there is nothing to find."""
+
+
+def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
+    """Return the cluster of each row, such as the text that several questions are about; None where each is one.
+
+    Rows of one cluster are easy or hard together, so intervals resample them together. A row says its cluster itself
+    (`row.cluster`, from a column of the data), or its task does (`task.cluster(row)`).
+    """
+    by_task = getattr(task, "cluster", None)
+    named = [
+        getattr(row, "cluster", "") or (by_task(row) if by_task else "") or f"row {number}"
+        for number, row in enumerate(rows)
+    ]
+    # the same text in two languages is two clusters: resamples are drawn within a language
+    return (
+        named if len({(task.language(row), name) for row, name in zip(rows, named, strict=True)}) < len(rows) else None
+    )
+
+
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+
+def remarks(task: Task, rows: Sequence[Any]) -> list[str]:
+    """Return what a reader of scores on these rows should know.
+
+    A language may have one answer for all its rows; a model that always gives it has them all right.
+    """
+    own = task.remarks(rows) if isinstance(task, Translate) else []
+    answers: dict[str, Counter[str]] = {}
+    for row in rows:
+        answers.setdefault(task.language(row), Counter())[task.answer(row)] += 1
+    return own + [
+        f"warning: all {found.total()} rows of '{language}' have the answer {next(iter(found))[:40]!r}: a model that "
+        "gives no other one scores perfectly there."
+        for language, found in answers.items()
+        if len(found) == 1 and (found.total() > 1 or next(iter(found)) in _NOTHING)
+    ]
 
 
 def get_task(name: str) -> Task:
@@ -135,6 +194,32 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise UsageError(f"--task must be one of {', '.join(sorted(TASKS))}, got {name!r}.")
     return TASKS[name]
+
+
+def metrics_of(
+    task: Task, rows: Sequence[Any], *, metric: str | None = None, scorer: str | None = None
+) -> tuple[Metric, ...]:
+    """Return how rows are scored, the headline metric first.
+
+    Args:
+        task: The task.
+        rows: The rows.
+        metric: Name of the headline metric; default the task's first.
+        scorer: Whose script is followed where tasks of this kind are scored differently; default the task's first.
+
+    Raises:
+        UsageError: the task has no such metric or scorer.
+    """
+    scorers: Sequence[str] = getattr(task, "scorers", ())
+    if scorer is not None and scorer not in scorers:
+        known = f"one of {', '.join(scorers)}" if scorers else "left out"
+        raise UsageError(f"--scorer must be {known} for task '{task.name}', got {scorer!r}.")
+    found = task.metrics(rows) if scorer is None else task.metrics(rows, scorer=scorer)  # type: ignore[call-arg]
+    named = {each.name: each for each in found}
+    if metric is not None and metric not in named:
+        raise UsageError(f"--metric must be one of {', '.join(named)} for these rows of {task.name}, got {metric!r}.")
+    headline = found[0] if metric is None else named[metric]
+    return (headline, *(each for each in found if each is not headline))
 
 
 def get_template(task: Task, name: str | None = None) -> Template:

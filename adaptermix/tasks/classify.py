@@ -22,6 +22,7 @@ class Classify:
 
     name = "classify"
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Text: {text}\nLabel:", lead=" "),
         Template(
@@ -56,6 +57,10 @@ class Classify:
     def answer(self, row: ClassifyRow) -> str:
         """Return the label."""
         return row.label
+
+    def evidence(self, row: ClassifyRow) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: a part of the text may be enough for the answer."""
+        return ()
 
     def language(self, row: ClassifyRow) -> str:
         """Return the text's language."""

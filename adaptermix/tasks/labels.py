@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .metrics import Metric, Sums, mean
+from .metrics import Metric, Sums, f1_ends, mean, mean_ends
 
 # what models put around a label; signs that may tell labels apart (C, C++) are not among them
 _AROUND = " \t.,:;!?\"'`*()[]“”„«»。"
@@ -63,7 +63,7 @@ def macro_f1(sums: Sums) -> Sums:
     counts = sums.reshape(*sums.shape[:-1], sums.shape[-1] // 3, 3)
     hit, spurious, missed = counts[..., 0], counts[..., 1], counts[..., 2]
     occurs = hit + missed > 0
-    each = 2 * hit / np.maximum(2 * hit + spurious + missed, 1)
+    each = 2 * hit / np.where(occurs, 2 * hit + spurious + missed, 1.0)
     values: Sums = np.where(occurs, each, 0.0).sum(-1) / np.maximum(occurs.sum(-1), 1)
     return values
 
@@ -94,6 +94,6 @@ def label_metrics(labels: Sequence[str], read: Callable[[str], str | None]) -> t
         return counts
 
     return (
-        Metric(name="accuracy", count=right, value=mean),
-        Metric(name="macro_f1", count=by_label, value=macro_f1),
+        Metric(name="accuracy", count=right, value=mean, ends=mean_ends),
+        Metric(name="macro_f1", count=by_label, value=macro_f1, ends=f1_ends),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data import DataFile, NerRow, read_ner
 from ..data.ner import entities_in, entity_spans, strict_tags, tag_entities
-from .metrics import Counts, Metric, micro_f1
+from .metrics import Counts, Metric, f1_ends, micro_f1
 from .tagged import Tagged, require_tokens
 from .templates import Template, table
 
@@ -111,6 +111,7 @@ class NerJson:
 
     name = "ner-json"
     one_line = False  # chat models like to spread JSON over lines
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Text: {text}\nEntities:", lead=" "),
         # the form of the answer is that of Liu and Niehues, the wording of the system turn is ours
@@ -155,12 +156,20 @@ class NerJson:
         entities = entities_in(row.tokens, tags, row.text, row.language)
         return Tagged(format_entities(entities), tags=tags, pairs=entities)
 
+    def evidence(self, row: NerRow) -> tuple[str, ...]:
+        """Return the entities."""
+        return tuple(value for _, value in row.entities)
+
     def language(self, row: NerRow) -> str:
         """Return the sentence's language."""
         return row.language
 
     def metrics(self, rows: Sequence[NerRow]) -> tuple[Metric, ...]:
         """Return tuple F1 and, where a row has tokens, span F1."""
-        tuples = Metric(name="tuple_f1", count=_tuple_counts, value=micro_f1)
+        tuples = Metric(name="tuple_f1", count=_tuple_counts, value=micro_f1, ends=f1_ends)
         spans_too = any(row.tokens for row in rows)
-        return (tuples, Metric(name="entity_f1", count=_span_counts, value=micro_f1)) if spans_too else (tuples,)
+        return (
+            (tuples, Metric(name="entity_f1", count=_span_counts, value=micro_f1, ends=f1_ends))
+            if spans_too
+            else (tuples,)
+        )

@@ -21,6 +21,7 @@ class Nli:
 
     name = "nli"
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Premise: {premise}\nHypothesis: {hypothesis}\nRelation:", lead=" "),
         Template(
@@ -63,9 +64,17 @@ class Nli:
         """Return the relation."""
         return row.label
 
+    def evidence(self, row: NliRow) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: a part of the text may be enough for the answer."""
+        return ()
+
     def language(self, row: NliRow) -> str:
         """Return the sentences' language."""
         return row.language
+
+    def cluster(self, row: NliRow) -> str:
+        """Return the premise, which XNLI has with three hypotheses."""
+        return row.premise
 
     def metrics(self, rows: Sequence[NliRow]) -> tuple[Metric, ...]:  # noqa: ARG002  (the labels are fixed)
         """Return accuracy and macro F1."""

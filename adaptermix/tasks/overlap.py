@@ -17,8 +17,35 @@ if TYPE_CHECKING:
 
 _BLEU_ORDER, _CHRF_ORDER, _BETA = 4, 6, 2
 _DEFAULT = "13a"
-"""sacrebleu's default tokenizer, which takes a Chinese or Japanese sentence for a word or two."""
-_TOKENIZERS = {"zh": "zh", "zh-Hant": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+"""sacrebleu's default tokenizer, which takes a Chinese or Thai sentence for a word or two."""
+_TOKENIZERS = {"ja": "ja-mecab", "ko": "ko-mecab"}
+_CHINESE = {"Hani", "Hans", "Hant"}
+# written without blanks between words
+_UNSEPARATED = {"Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Talu", "Tale", "Tavt", "Java", "Bali", "Yiii"}
+_UNSEPARATED |= {"Jpan", "Hira", "Kana", "Hrkt"}
+
+
+@cache
+def tokenizer_for(language: str) -> str:
+    """Return the name of sacrebleu's tokenizer in which BLEU is counted.
+
+    Chinese in all its varieties, Japanese and Korean have their own; other languages whose script puts no blanks
+    between words are counted by character.
+
+    Example:
+        >>> [tokenizer_for(code) for code in ("de", "zh-Hant", "yue", "th", "dz", "ja")]
+        ['13a', 'zh', 'zh', 'char', 'char', 'ja-mecab']
+    """
+    import langcodes
+    from langcodes.tag_parser import LanguageTagError
+
+    if language in _TOKENIZERS:
+        return _TOKENIZERS[language]
+    try:
+        script = langcodes.Language.get(language).maximize().script
+    except LanguageTagError:
+        return _DEFAULT
+    return "zh" if script in _CHINESE else "char" if script in _UNSEPARATED else _DEFAULT
 
 
 @cache
@@ -27,17 +54,17 @@ def _bleu(language: str) -> BLEU:
 
     try:
         # an effective order is what sacrebleu wants for single sentences; it does not alter their counts
-        return BLEU(tokenize=_TOKENIZERS.get(language, _DEFAULT), effective_order=True)
+        return BLEU(tokenize=tokenizer_for(language), effective_order=True)
     except RuntimeError as error:
         raise PlanError(
-            f"BLEU in '{language}' needs the tokenizer {_TOKENIZERS[language]}, which is not installed. "
+            f"BLEU in '{language}' needs the tokenizer {tokenizer_for(language)}, which is not installed. "
             "Install adaptermix[mt]."
         ) from error
 
 
 def has_own_tokenizer(language: str) -> bool:
     """Return whether sacrebleu's default tokenizer does not do for a language."""
-    return language in _TOKENIZERS
+    return tokenizer_for(language) != _DEFAULT
 
 
 def require_tokenizers(languages: Sequence[str]) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ..data import DataFile, QaRow, read_qa
-from .metrics import Metric, mean
+from .metrics import Metric, mean, mean_ends
 from .templates import Template, table
 
 UNANSWERABLE = "unanswerable"
+_WORD = 24
+"""Characters of the longest word that is left out whole where a text is cut."""
 # those of MLQA's scorer
 _ARTICLES = {
     "ar": re.compile("ال"),  # the article is part of the word; MLQA takes these letters out wherever they stand
@@ -54,6 +56,20 @@ def answer_tokens(text: str, language: str) -> list[str]:
     return bare.split()
 
 
+def squad_tokens(text: str, _: str = "") -> list[str]:
+    """Return the words of an answer that count in SQuAD's script, which treats every language as English.
+
+    Lower case, without ASCII punctuation and English articles, split at blanks (Rajpurkar et al., EMNLP 2016; XQuAD,
+    Artetxe et al., ACL 2020, is published with this script).
+
+    Example:
+        >>> squad_tokens("The (old) house!"), squad_tokens("2008年。")
+        (['old', 'house'], ['2008年。'])
+    """
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
 def token_f1(gold: Sequence[str], answer: Sequence[str]) -> float:
     """Return F1 over bags of tokens; where one has none, whether the other has none either, as SQuAD 2.0 does."""
     if not gold or not answer:
@@ -66,21 +82,22 @@ def _same(gold: Sequence[str], answer: Sequence[str]) -> float:
     return float(list(gold) == list(answer))
 
 
-def _best(row: QaRow, answer: str, score: Callable[[Sequence[str], Sequence[str]], float]) -> Sequence[float]:
-    """Return the best score over right answers, and 1 for the count."""
-    # tokens that hold a full stop and a line break let a model run past the end of its line
-    found = answer_tokens(answer.strip().split("\n", maxsplit=1)[0], row.language)
-    if not row.answers:
-        return float(not found or found == [UNANSWERABLE]), 1
-    return max(score(answer_tokens(gold, row.language), found) for gold in row.answers), 1
+def _counts(
+    tokens: Callable[[str, str], Sequence[str]], score: Callable[[Sequence[str], Sequence[str]], float]
+) -> Callable[[QaRow, str], Sequence[float]]:
+    """Return what counts an answer: its best score over the right answers, and 1 for the row."""
+
+    def count(row: QaRow, answer: str) -> Sequence[float]:
+        # tokens that hold a full stop and a line break let a model run past the end of its line
+        found = tokens(answer.strip().split("\n", maxsplit=1)[0], row.language)
+        if not row.answers:
+            return float(not found or found == [UNANSWERABLE]), 1
+        return max(score(tokens(gold, row.language), found) for gold in row.answers), 1
+
+    return count
 
 
-def _f1_counts(row: QaRow, answer: str) -> Sequence[float]:
-    return _best(row, answer, token_f1)
-
-
-def _exact_counts(row: QaRow, answer: str) -> Sequence[float]:
-    return _best(row, answer, _same)
+_SCORERS: dict[str, Callable[[str, str], list[str]]] = {"mlqa": answer_tokens, "squad": squad_tokens}
 
 
 class Qa:
@@ -88,11 +105,13 @@ class Qa:
 
     The best score over all right answers counts, as in SQuAD (Rajpurkar et al., EMNLP 2016, arXiv 1606.05250). What
     the text does not answer (SQuAD 2.0, arXiv 1806.03822) is answered by `unanswerable`, or by nothing. Only the first
-    line of an answer counts.
+    line of an answer counts. Words are those of MLQA's script (`answer_tokens`), or of SQuAD's (`squad_tokens`).
     """
 
     name = "qa"
+    scorers = tuple(_SCORERS)
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Context: {context}\nQuestion: {question}\nAnswer:", lead=" "),
         Template(
@@ -126,6 +145,25 @@ class Qa:
         """Whether there are answers, and none of them stands in the text."""
         return bool(row.answers) and self.span(row) is None
 
+    def around(self, row: QaRow, size: int) -> QaRow:
+        """Return the row with its right answer and `size` characters of the text around it, or less at whole words.
+
+        Without a right answer it is the beginning of the text.
+        """
+        start, stop = self.span(row) or (0, 0)
+        before = min(start, max(size // 2, size - (len(row.context) - stop)))
+        first, last = start - before, min(len(row.context), stop + size - before)
+        # a word that is cut is another word; long runs without a blank have to be cut
+        if first and not row.context[first - 1].isspace():
+            first = next((at for at in range(first, min(start, first + _WORD)) if row.context[at].isspace()), first)
+        if last < len(row.context) and not row.context[last].isspace():
+            last = next((at for at in range(last, max(stop, last - _WORD), -1) if row.context[at - 1].isspace()), last)
+        part = row.context[first:last]
+        first += len(part) - len(part.lstrip())
+        places = tuple(place and (place[0] - first, place[1] - first) for place in row.places)
+        inside = tuple(place if place and place[0] >= 0 and place[1] <= len(part.strip()) else None for place in places)
+        return replace(row, context=part.strip(), places=inside)
+
     def pointed(self, row: QaRow, span: tuple[int, int] | None) -> str:
         """Return a part of the text in one line, or that there is no answer."""
         return " ".join(row.context[slice(*span)].split()) if span else UNANSWERABLE
@@ -145,13 +183,22 @@ class Qa:
         """Return the first right answer, or that there is none."""
         return row.answers[0] if row.answers else UNANSWERABLE
 
+    def evidence(self, row: QaRow) -> tuple[str, ...]:
+        """Return the right answer."""
+        return row.answers[:1]
+
     def language(self, row: QaRow) -> str:
         """Return the answers' language."""
         return row.language
 
-    def metrics(self, rows: Sequence[QaRow]) -> tuple[Metric, ...]:  # noqa: ARG002
+    def cluster(self, row: QaRow) -> str:
+        """Return the text: questions on one text are easy or hard together."""
+        return row.context
+
+    def metrics(self, rows: Sequence[QaRow], scorer: str = "mlqa") -> tuple[Metric, ...]:  # noqa: ARG002
         """Return F1 and exact match."""
+        tokens = _SCORERS[scorer]
         return (
-            Metric(name="f1", count=_f1_counts, value=mean),
-            Metric(name="exact_match", count=_exact_counts, value=mean),
+            Metric(name="f1", count=_counts(tokens, token_f1), value=mean, ends=mean_ends),
+            Metric(name="exact_match", count=_counts(tokens, _same), value=mean, ends=mean_ends),
         )

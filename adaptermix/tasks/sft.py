@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..data import DataFile, SftRow, read_sft
 from ..data.sft import Turn
-from .metrics import Metric, mean
+from .metrics import Metric, mean, mean_ends
 from .overlap import chrf, chrf_counts
 from .templates import Template, table
 
@@ -46,6 +46,7 @@ class Sft:
 
     name = "sft"
     one_line = False
+    is_open = True
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="{prompt}\n"),
         Template(name="chat", prompt="{prompt}", chat=True, turns="turns"),
@@ -67,6 +68,10 @@ class Sft:
         """Return the answer."""
         return row.answer
 
+    def evidence(self, row: SftRow) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: a part of the text may be enough for the answer."""
+        return ()
+
     def language(self, row: SftRow) -> str:
         """Return the row's language, `und` where nothing tells it."""
         return row.language
@@ -74,6 +79,6 @@ class Sft:
     def metrics(self, rows: Sequence[SftRow]) -> tuple[Metric, ...]:  # noqa: ARG002
         """Return exact match and chrF2."""
         return (
-            Metric(name="exact_match", count=_exact_counts, value=mean),
+            Metric(name="exact_match", count=_exact_counts, value=mean, ends=mean_ends),
             Metric(name="chrf", count=_chrf_counts, value=chrf),
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from ..data import DataFile, SlotRow, read_slots
 from ..data.slots import iob2_tags, slots_in, split_tokens
-from .metrics import Counts, Metric, micro_f1
+from .metrics import Counts, Metric, f1_ends, micro_f1
 from .tagged import Tagged, require_tokens
 from .templates import Template, table
 
@@ -49,11 +49,11 @@ def count_pairs(gold: Sequence[tuple[str, str]], predicted: Sequence[tuple[str, 
     return Counts(hit, sum(have.values()) - hit, sum(want.values()) - hit)
 
 
-def tag_tokens(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language: str) -> list[str]:
-    """Tag a command's tokens with predicted slots, as MASSIVE's scorer does.
+def iob2_of(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language: str) -> list[str]:
+    """Return IOB2 tags of a command's tokens from predicted slots.
 
-    Every occurrence of a value, without regard to case, is tagged; later slots overwrite earlier ones; values that
-    do not occur are passed over.
+    Every occurrence of a value, without regard to case, is tagged; later slots overwrite earlier ones; values that do
+    not occur are ignored.
     """
     lowered = [token.lower() for token in tokens]
     tags = ["O"] * len(tokens)
@@ -61,8 +61,13 @@ def tag_tokens(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language
         phrase = [piece.lower() for piece in split_tokens(value, language)]
         for start in range(len(lowered) - len(phrase) + 1):
             if phrase and lowered[start : start + len(phrase)] == phrase:
-                tags[start : start + len(phrase)] = [kind] * len(phrase)
+                tags[start : start + len(phrase)] = [f"B-{kind}", *[f"I-{kind}"] * (len(phrase) - 1)]
     return tags
+
+
+def tag_tokens(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language: str) -> list[str]:
+    """Return the slot type of each token, or O, as MASSIVE's scorer does; see `iob2_of`."""
+    return [tag if tag == "O" else tag[2:] for tag in iob2_of(tokens, slots, language)]
 
 
 def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -75,6 +80,39 @@ def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
             found.add((tag, start, stop))
         start = stop
     return found
+
+
+def strict_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Return (type, start, stop) of every span of IOB2 tags: from a B to the last I of its type.
+
+    As xSID is scored (van der Goot et al., NAACL 2021, arXiv 2105.07316), and as seqeval's strict mode; an I that
+    continues nothing counts as nothing.
+
+    Example:
+        >>> sorted(strict_spans(["B-x", "I-x", "B-x", "O", "I-x"]))
+        [('x', 0, 2), ('x', 2, 3)]
+    """
+    found = set()
+    for start, tag in enumerate(tags):
+        if tag[:2] == "B-":
+            stop = start + 1
+            while stop < len(tags) and tags[stop] == f"I-{tag[2:]}":
+                stop += 1
+            found.add((tag[2:], start, stop))
+    return found
+
+
+def count_strict(row: SlotRow, answer: str) -> Counts | None:
+    """Compare strict spans; a generated value is a span wherever it occurs in the command. None without tokens."""
+    if not row.tokens:
+        return None
+    gold = strict_spans(iob2_tags(row))
+    if isinstance(answer, Tagged):
+        guess = strict_spans(answer.tags)
+    else:
+        guess = strict_spans(iob2_of(row.tokens, parse_slots(answer), row.language))
+    hit = len(gold & guess)
+    return Counts(hit, len(guess) - hit, len(gold) - hit)
 
 
 def count_spans(row: SlotRow, predicted: Sequence[tuple[str, str]]) -> Counts:
@@ -117,17 +155,24 @@ def _span_counts(row: SlotRow, answer: str) -> Counts | None:
     return count_spans(row, parse_slots(answer))
 
 
+_SCORERS = {"merged": _span_counts, "strict": count_strict}
+"""How spans are counted."""
+
+
 class Slots:
     """Slot filling, scored by micro F1.
 
     `pair_f1` compares (type, value) pairs and works for values that do not occur in the command; `span_f1` compares
     token spans as MASSIVE's scorer does (FitzGerald et al., MASSIVE, ACL 2023, arXiv 2204.08582) and needs annotated
-    tokens; `type_f1` compares the types alone, so it tells commands that were understood and answered in another
-    language (`time: tomorrow` for `time: morgen`) from those that were not.
+    tokens, or with `--scorer strict` as xSID does, where equal neighbours are two spans; `type_f1` compares the types
+    alone, so it tells commands that were understood and answered in another language (`time: tomorrow` for
+    `time: morgen`) from those that were not.
     """
 
     name = "slots"
+    scorers = tuple(_SCORERS)
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Command: {text}\nSlots:", lead=" "),
         # Appendix D.2 of Liu and Niehues (ACL 2025), after He and Garner (2023); the wording is theirs
@@ -166,15 +211,20 @@ class Slots:
         slots = slots_in(row.tokens, tags, row.text)
         return Tagged(format_slots(slots), tags=tags, pairs=slots)
 
+    def evidence(self, row: SlotRow) -> tuple[str, ...]:
+        """Return the values, of which those that stand in the command must stay there."""
+        return tuple(value for _, value in row.slots)
+
     def language(self, row: SlotRow) -> str:
         """Return the command's language."""
         return row.language
 
-    def metrics(self, rows: Sequence[SlotRow]) -> tuple[Metric, ...]:
+    def metrics(self, rows: Sequence[SlotRow], scorer: str = "merged") -> tuple[Metric, ...]:
         """Return pair F1, type F1 and, where a row has tokens, span F1."""
-        found = (
-            Metric(name="pair_f1", count=_pair_counts, value=micro_f1),
-            Metric(name="type_f1", count=_type_counts, value=micro_f1),
-        )
-        spans_too = any(row.tokens for row in rows)
-        return (*found, Metric(name="span_f1", count=_span_counts, value=micro_f1)) if spans_too else found
+        counts: dict[str, Callable[[SlotRow, str], Sequence[float] | None]] = {
+            "pair_f1": _pair_counts,
+            "type_f1": _type_counts,
+        }
+        if any(row.tokens for row in rows):
+            counts["span_f1"] = _SCORERS[scorer]
+        return tuple(Metric(name=name, count=count, value=micro_f1, ends=f1_ends) for name, count in counts.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..errors import ModelError
@@ -83,9 +84,15 @@ class Template:
         return ids
 
     def encode_answer(self, answer: str, tokenizer: Any) -> list[int]:
-        """Return the answer's token ids, closed by the end-of-sequence token."""
+        """Return the answer's token ids, closed by the token that ends it: that of a chat's turn, else of a text."""
         ids: list[int] = tokenizer(self.lead + answer, add_special_tokens=False)["input_ids"]
-        return [*ids, tokenizer.eos_token_id]
+        return [*ids, self.end(tokenizer)]
+
+    def end(self, tokenizer: Any) -> int:
+        """Return the token that ends an answer."""
+        turn = _turn_end(tokenizer, str(tokenizer.chat_template)) if self.chat else None
+        end: int = tokenizer.eos_token_id if turn is None else turn
+        return end
 
 
 def _roles(turns: Sequence[Mapping[str, str]]) -> str:
@@ -93,18 +100,51 @@ def _roles(turns: Sequence[Mapping[str, str]]) -> str:
     return "a user turn" if roles == ["user"] else f"the turns {', '.join(roles)}"
 
 
+_ANSWER = "0123456789"
+"""An answer that chat templates leave as it is."""
+
+
+@lru_cache(maxsize=16)
+def _turn_end(tokenizer: Any, _chat_template: str) -> int | None:
+    """Return the token that a chat template puts behind an answer, None where this is no special token.
+
+    It may be another token than the one that ends a text: `<|im_end|>` and `<|endoftext|>`, say.
+    """
+    from jinja2.exceptions import TemplateError
+
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, **_QUIET))
+    except TemplateError:
+        return None
+    ids = tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    place = next((place for place, token in enumerate(ids) if token in special), None)
+    # only blanks may come before it
+    return None if place is None or tokenizer.decode(ids[:place]).strip() else ids[place]
+
+
+_QUIET = {"enable_thinking": False, "thinking": False}
+"""Let models answer without thinking aloud first; chat templates that do not know these ignore them."""
+_THINK, _DONE = "<think>", "\n\n</think>\n\n"
+
+
 def _chat(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> str:
     from jinja2.exceptions import TemplateError
 
+    def render(turns: Sequence[Mapping[str, str]]) -> str:
+        text = str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False, **_QUIET))
+        # a template that always opens a thought: close it, so that the answer follows
+        return f"{text.rstrip()}{_DONE}" if text.rstrip().endswith(_THINK) else text
+
     try:
-        text = tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
+        return render(turns)
     except TemplateError:
         if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
             raise
         # some chat templates know no system turn
         joined = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-        text = tokenizer.apply_chat_template([joined, *turns[2:]], add_generation_prompt=True, tokenize=False)
-    return str(text)
+        return render([joined, *turns[2:]])
 
 
 def table(*templates: Template) -> Mapping[str, Template]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..data import DataFile, TranslateRow, read_translations
 from ..data.language_names import english_name
 from .metrics import Metric
-from .overlap import bleu, bleu_counts, chrf, chrf_counts, has_own_tokenizer, require_tokenizers
+from .overlap import bleu, bleu_counts, chrf, chrf_counts, has_own_tokenizer, require_tokenizers, tokenizer_for
 from .templates import Template, table
 
 
@@ -35,11 +35,13 @@ class Translate:
     """Translation, scored by corpus BLEU and chrF2 of each pair of languages.
 
     Both are in [0, 100] and equal to sacrebleu's. BLEU counts words by sacrebleu's tokenizer for the target language:
-    `zh`, `ja-mecab`, `ko-mecab`, else `13a`. Only the first line of an answer counts.
+    `zh`, `ja-mecab`, `ko-mecab`, `char` for other languages without blanks between words, else `13a`. Only the first
+    line of an answer counts.
     """
 
     name = "translate"
     one_line = True
+    is_open = False
     templates: Mapping[str, Template] = table(
         Template(name="plain", prompt="Translate from {source} to {target}.\n{source}: {text}\n{target}:", lead=" "),
         # the system turn of Liu and Niehues (ACL 2025), appendix D; the wording is theirs
@@ -73,9 +75,19 @@ class Translate:
         """Return the translation."""
         return row.target
 
+    def evidence(self, row: TranslateRow) -> tuple[str, ...]:
+        """Return the text to translate."""
+        return (row.source,)
+
     def language(self, row: TranslateRow) -> str:
         """Return the pair, such as `de-en`."""
         return f"{row.source_language}-{row.target_language}"
+
+    def remarks(self, rows: Sequence[TranslateRow]) -> list[str]:
+        """Return which tokenizers BLEU takes, where they are not sacrebleu's default."""
+        own = sorted({row.target_language for row in rows if has_own_tokenizer(row.target_language)})
+        taken = ", ".join(f"{tokenizer_for(language)} for {language}" for language in own)
+        return [f"BLEU counts words by sacrebleu's tokenizer {taken} (others: 13a)."] if own else []
 
     def metrics(self, rows: Sequence[TranslateRow]) -> tuple[Metric, ...]:
         """Return BLEU and chrF2, and BLEU by sacrebleu's default tokenizer where that of a language is another.

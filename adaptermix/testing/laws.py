@@ -161,6 +161,31 @@ class MergeMethodLaws:
         _demand(not bool(found.dense().any()), "zero adapters must give zero")
 
     @LAW
+    @given(data=st.data(), place=st.integers(0, 3))
+    def test_how_an_adapter_is_zero_does_not_matter(self, data: st.DataObject, place: int) -> None:
+        """B = 0, A = 0, a scale of 0, and a module that the adapter lacks are one delta."""
+        if self.max_k < 2:
+            return
+        stack = self._one_rank(self.drawn(data, min_k=2))
+        place %= len(stack.updates)
+        update = stack.updates[place]
+        assert isinstance(update, LowRank)  # noqa: S101
+        nothing = LowRank(b=torch.zeros_like(update.b), a=torch.zeros_like(update.a))
+        others: list[Update] = []
+        if self.gauge_free:
+            others += [LowRank(b=nothing.b, a=update.a), LowRank(b=update.b, a=nothing.a), update * 0.0]
+        if self.takes_dense:
+            others.append(_as_dense(nothing))
+
+        def with_zero(zero: Update) -> Stack:
+            return replace(stack, updates=(*stack.updates[:place], zero, *stack.updates[place + 1 :]))
+
+        wanted, size = self.merged(with_zero(nothing)), rounding_scale(stack)
+        for zero in others:
+            found = self.merged(with_zero(zero))
+            self._demand_close(found, wanted, size, "a zero delta must count alike whatever makes it zero")
+
+    @LAW
     @given(data=st.data(), power=st.sampled_from([-20, -3, 1, 10]))
     def test_longer_adapters_give_a_longer_merge(self, data: st.DataObject, power: int) -> None:
         """m(c x) = c m(x), c > 0."""

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from ..checks import MOVING
 from ..data import Pair, read_pairs
-from ..data.report import RowsReport, describe
-from ..data.source import DataFile
-from ..errors import DataError
-from ..heads.base import told_cut
 from ..models import BaseModel, keep_blocks
 from ..pooling import Standards, mean_cosine, require_pooling
+from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -25,6 +22,7 @@ from .modes import evaluating, loras_off
 from .objectives import contrastive_loss, keeper_loss, retrieved
 from .on_top import attach_on
 from .outline import aligned_layer
+from .pairs import describe_pairs, encode_side, read_dev_pairs, require_pairs
 from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train
 from .sampler import Sampler
@@ -32,21 +30,12 @@ from .selection import DevLosses, DevWatch
 from .sharding import load_for
 from .starting import fit_start, open_start
 from .states import CHUNKS, MiddleStates
-from .trainer import BatchLoss, count_steps
+from .trainer import BatchLoss, Together, count_steps, in_a_row
 
 STANDARD_PAIRS, CROWD_PAIRS = 64, 16
 """Pairs of each two languages that are measured to standardise, and to tell whether it is called for."""
 CROWDED = 0.98
 """Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
-
-
-def _encoded(tokenizer: Any, texts: Sequence[str], most: int, watch: Watcher) -> list[list[int]]:
-    encoded: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
-    full = [text for text, ids in zip(texts, encoded, strict=True) if len(ids) == most]
-    cut = sum(len(ids) > most for ids in tokenizer(full, verbose=False)["input_ids"]) if full else 0
-    if cut:
-        watch.note(told_cut(cut, len(texts), most, "their ends"))
-    return encoded
 
 
 def _groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:
@@ -74,6 +63,15 @@ class PairsLoss:
         """Return the loss of these pairs."""
         return self.work(rows)
 
+    @property
+    def taught(self) -> Sequence[int]:
+        """Numbers of all pairs."""
+        return range(len(self.lengths))
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many pairs the loss is a mean over."""
+        return len(rows)
+
 
 class AlignLoss:
     """Loss of a batch of pairs, by batch number: contrastive, and with `keeper` times the keeper's loss added.
@@ -91,6 +89,9 @@ class AlignLoss:
         processes: Those that share each batch; their precision is that of the sentences that are measured too.
         watch: Told of sentences that are too long, and of vectors that are too much alike.
         like: Pairs whose sentences are measured to standardise; default the pairs.
+        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row. The
+            step takes the mean over all of their pairs, each contrasted with the others of its own batch, so more
+            batches are not the same as a larger one, and over all of their tokens for the keeper.
     """
 
     def __init__(
@@ -103,7 +104,9 @@ class AlignLoss:
         processes: Processes = ALONE,
         watch: Watcher = SILENT,
         like: Sequence[Pair] | None = None,
+        together: Together | None = None,
     ) -> None:
+        self._together = together or in_a_row(settings.accumulate)
         self._settings, self._model, self._processes = settings, base.model, processes
         self._states = MiddleStates(
             base,
@@ -115,8 +118,9 @@ class AlignLoss:
             standardize=settings.standardize,
         )
         self._targets = [pair.target for pair in pairs]
-        self._source_ids = _encoded(base.tokenizer, [pair.source for pair in pairs], settings.max_length, watch)
-        self._target_ids = _encoded(base.tokenizer, self._targets, settings.max_length, watch)
+        self._source_ids, self._target_ids = (
+            encode_side(base.tokenizer, pairs, side, settings.max_length, watch) for side in ("source", "target")
+        )
         require_pooling(settings.pooling, base.kind)
         self._languages = [pair.languages for pair in pairs]
         measured = self._sample(like or pairs, STANDARD_PAIRS, base.tokenizer) if settings.standardize != "none" else {}
@@ -170,8 +174,8 @@ class AlignLoss:
         with torch.no_grad(), evaluating(self._model), loras_off(self._model):
             return self._states.read(encoded, range(len(encoded) if self._settings.keeper else 0))
 
-    def _sides(self, rows: Sequence[int], processes: Processes = ALONE) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the vectors of both sides, and this process's part of the keeper's loss if there is a keeper."""
+    def _sides(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the vectors of both sides, and the keeper's loss if there is a keeper."""
         source, target = ([side[row] for row in rows] for side in (self._source_ids, self._target_ids))
         count, keeper, fixed = len(rows), self._settings.keeper > 0, self._settings.anchor == "base"
         of_base = self._of_base(target) if keeper or fixed else None
@@ -183,28 +187,51 @@ class AlignLoss:
             theirs = theirs.detach()
         if not (keeper and of_base):
             return both[:count], theirs, None
-        return both[:count], theirs, processes.weigh(keeper_loss(tokens, of_base[1]), len(tokens))
+        return both[:count], theirs, keeper_loss(tokens, of_base[1])
+
+    def _kept_tokens(self, rows: Sequence[int]) -> int:
+        """Return how many tokens the keeper's loss of these pairs is a mean over."""
+        return sum(self._states.count(self._target_ids[row]) for row in rows)
 
     @property
     def of_rows(self) -> PairsLoss:
         """Loss of pairs by their numbers, and how many find each other."""
         return PairsLoss(partial(self._of_rows, looks=True), [len(ids) for ids in self._source_ids])
 
-    def _of_rows(self, rows: Sequence[int], processes: Processes = ALONE, *, looks: bool = False) -> BatchLoss:
-        """Return the loss of these pairs; of several processes, this one's part; with a look also the hits."""
-        own = processes.share(rows)
-        source, target, kept = self._sides(own, processes)
+    def _of_rows(
+        self,
+        rows: Sequence[int],
+        processes: Processes = ALONE,
+        *,
+        among: Sequence[Sequence[int]] | None = None,
+        looks: bool = False,
+    ) -> BatchLoss:
+        """Return these pairs' part of a loss; of several processes, this one's part; with a look also the hits.
+
+        Args:
+            rows: The pairs of a batch.
+            processes: Those that share the batch.
+            among: All batches that the loss is a mean over; default this one alone.
+            looks: Whether to count hits.
+        """
+        own, among = processes.share(rows), among or [rows]
+        source, target, kept = self._sides(own)
         source, target = self._scored(source, own, 0), self._scored(target, own, 1)
-        loss = self._contrast(source, target, rows, processes)
+        loss = self._contrast(source, target, rows, processes, sum(map(len, among)))
         hits = retrieved(source.detach(), target.detach(), self._same(own).to(source.device)) if looks else None
         tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own)
         if kept is None:
             return BatchLoss(loss, tokens, rows=len(rows), hits=hits)
+        kept = kept * processes.part(self._kept_tokens(own), rows, sum(map(self._kept_tokens, among)))
         parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
-        return BatchLoss(loss + self._settings.keeper * kept, tokens, parts, rows=len(rows), hits=hits)
+        weight = self._settings.keeper
+        means = ((loss.detach(), len(rows)), (weight * kept.detach(), self._kept_tokens(own)))
+        return BatchLoss(loss + weight * kept, tokens, parts, rows=len(rows), hits=hits, means=means)
 
-    def _contrast(self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes) -> Tensor:
-        """Return the contrastive loss of the vectors of this process's share."""
+    def _contrast(
+        self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes, whole: int
+    ) -> Tensor:
+        """Return the part that the vectors of this process's share have in the mean over `whole` pairs."""
         shares = processes.shares(rows)
         gathered = self._settings.gather_negatives and processes.gathers(rows)
         if gathered:
@@ -217,61 +244,27 @@ class AlignLoss:
             symmetric=self._settings.symmetric,
             same=self._same(order).to(source.device) if self._settings.mask_duplicates else None,
         )
-        return processes.common(loss) if gathered else processes.weigh(loss, len(order))
+        if gathered:
+            return processes.common(loss) * (len(rows) / whole)
+        return loss * processes.part(len(order), rows, whole)
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the loss of batch `number` and its count of tokens; of several processes, this one's part."""
+        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
+        among = [self._batch(other) for other in self._together(number)]
+        return self._of_rows(self._batch(number), self._processes, among=among)
+
+    def _batch(self, number: int) -> list[int]:
         # a row drawn twice would be its own negative
-        return self._of_rows(list(dict.fromkeys(self._sampler.batch(number))), self._processes)
+        return list(dict.fromkeys(self._sampler.batch(number)))
 
     def _same(self, rows: Sequence[int]) -> Tensor:
         texts = [self._targets[row] for row in rows]
         return torch.tensor([[one == other for other in texts] for one in texts])
 
 
-def describe_pairs(pairs: Sequence[Pair], files: Sequence[DataFile], held_out: Sequence[Pair] = ()) -> RowsReport:
-    """Count pairs; one that is repeated has both sides of another."""
-
-    def text(pair: Pair) -> str:
-        return f"{pair.source}\n{pair.target}"
-
-    rows = [("-".join(pair.languages), text(pair)) for pair in pairs]
-    return describe(rows, list(map(text, held_out)), left_out=sum(file.left_out for file in files))
-
-
-def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
-    """Refuse pairs that have no negatives.
-
-    Args:
-        pairs: The pairs.
-        name: What they are called.
-
-    Raises:
-        DataError: there are fewer than two different ones.
-    """
-    if (count := len(set(pairs))) < 2:
-        raise DataError(
-            f"alignment needs at least two different {name}, since the others are the negatives; found {count}. "
-            "Give more."
-        )
-
-
 def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
     """Return the manifest's entry on how sentences become vectors, which merges take over."""
     return settings.model_dump(include={"pooling", "exclude_bos", "standardize"})
-
-
-def read_dev_pairs(settings: AlignSettings | JointSettings) -> tuple[list[Pair], list[DataFile]]:
-    """Read the pairs whose loss is looked at, none if none are given.
-
-    Raises:
-        DataError: a file does not do, or the pairs have no negatives.
-    """
-    if not settings.dev_pairs:
-        return [], []
-    pairs, files = read_pairs(settings.dev_pairs)
-    require_pairs(pairs, "dev pairs")
-    return pairs, files
 
 
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
@@ -301,7 +294,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)
     require_pairs(pairs)
     dev_pairs, dev_files = read_dev_pairs(settings)
-    tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+    tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
     steps = count_steps(len(pairs), settings)
     report = describe_pairs(pairs, files, dev_pairs)
     if settings.dry_run:
@@ -311,6 +304,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = load_for(settings, processes)
+    settings = within_positions(base, settings, watch)
     total = base.layers
     start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     layer = aligned_layer(base.model, settings, whole=False)

@@ -25,6 +25,7 @@ from ..fusion.sources import Fuser, fused_modules
 from ..head_forms import Head
 from ..heads.base import longest
 from ..models import BaseModel, block_index, model_kind
+from ..positions import readable, within_positions
 from ..progress import SILENT, Watcher
 from ..settings import FusionSettings
 from ..splits import DEV, TRAINING, refuse_tested
@@ -80,7 +81,11 @@ class _Fusing:
         """Return the loss of rows, which may be as many times as long as usual, but no longer than a head reads."""
         most = self.settings.max_length
         if times > 1:
-            most = max(most, min(times * most, longest(self.base))) if self.base.head else times * most
+            most = (
+                max(most, min(times * most, longest(self.base)))
+                if self.base.head
+                else readable(self.base, times * most)
+            )
         return self.data.objective(self.base, rows, most, self.watch)
 
 
@@ -96,7 +101,7 @@ class FusedRows:
     def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
         settings, base, data = fusing.settings, fusing.base, fusing.data
         self._fusing, self._rows = fusing, fusing.rows(rows)
-        self.lengths = self._rows.lengths
+        self.lengths, self.taught = self._rows.lengths, self._rows.taught
         is_whole = base.head is None and settings.alignment == "row-end"
         prompts = [[length] for length in self.lengths] if is_whole else self._rows.prompts
         if fusing.latents:
@@ -122,6 +127,10 @@ class FusedRows:
             raise RuntimeError("a pass must reach the fused modules, and reached none")
         return found
 
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many terms the loss of these rows is a mean over."""
+        return self._rows.terms(rows)
+
 
 class MixedRows:
     """The loss of rows and of their sources, mixed in one block, and that of their disagreement in training.
@@ -141,7 +150,7 @@ class MixedRows:
         if any(is_missing(fusing.data.task, source) for source in sources):
             raise PlanError(f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.")
         self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)
-        self.lengths = self._rows.lengths
+        self.lengths, self.taught = self._rows.lengths, self._rows.taught
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows and their count of tokens, sources included; without training the rows' own."""
@@ -156,6 +165,10 @@ class MixedRows:
             return found
         loss = _OF_SOURCE * own.loss + (1 - _OF_SOURCE) * found.loss + consistency(source, mixer.passed())
         return found._replace(loss=loss, tokens=own.tokens + found.tokens)
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many rows the loss is a mean over, as all three of its parts are."""
+        return self._rows.terms(rows)
 
 
 def _check_head(fusion: str, head: Head | None, kind: str) -> None:
@@ -219,7 +232,7 @@ class _Beside:
         )
         if all(is_missing(task, source) for source in train):
             raise DataError("at least one training row must have a source, and all are missing (-).")
-        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested)
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
         entries = data.entries | {
             "data": [*data.entries["data"], *(file.entry() for file in files)],
             "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
@@ -243,7 +256,7 @@ def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainR
 
 def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
-    data = TaskData.read(settings)
+    data = TaskData.read(settings, watch=watch)
     beside = _Beside.read(settings, data, watch)
     data = replace(data, entries=dict(beside.entries))
     steps = count_steps(len(data.train), settings)
@@ -255,6 +268,7 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
     for note in data.warnings():
         watch.note(note)
     base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
     _check_head(settings.fusion, base.head, base.kind)
     fusing = _fusing(base, data, settings, watch)
     base = fusing.base
@@ -262,7 +276,8 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
     rows = make(fusing, data.train, beside.train)
     base.model.train()
     dev = make(fusing, data.dev, beside.dev) if data.dev else None
-    entries = data.manifest(base) | {"fusion": _entry(fusing, beside)}
+    steps = count_steps(len(rows.taught), settings)
+    entries = data.manifest(base, rows) | {"fusion": _entry(fusing, beside)}
     return train(
         base,
         settings,
@@ -272,7 +287,7 @@ def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes
         entries=entries,
         layers=None,
         watch=watch,
-        dev=watch_rows(base, settings, dev, steps=steps, rows=len(data.train), processes=processes, watch=watch),
+        dev=watch_rows(base, settings, dev, steps=steps, rows=len(rows.taught), processes=processes, watch=watch),
         processes=processes,
         write=write_fusion if settings.peft_settings() else None,
     )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ..data import Pair, read_pairs
+from ..data import DataFile, Pair, read_pairs
+from ..data.report import RowsReport
+from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
-from .align import AlignLoss, describe_pairs, negatives, read_dev_pairs, require_pairs, vectors_entry
+from .align import AlignLoss, negatives, vectors_entry
 from .on_top import attach_on
 from .outline import aligned_layer
+from .pairs import describe_pairs, read_dev_pairs, require_pairs
 from .parallel import Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train
 from .selection import DevLosses, DevWatch, RowsLoss
 from .starting import fit_start, open_start
 from .task import TaskData, TaskLoss
-from .trainer import BatchLoss, Loss, count_steps
+from .trainer import BatchLoss, Loss, Together, count_steps
 
 OBJECTIVES = ("task", "align")
 
@@ -42,8 +47,32 @@ def turn(alternate: str, number: int, accumulate: int) -> tuple[tuple[str, ...],
     return (OBJECTIVES[step % 2],), step // 2 * accumulate + part
 
 
+def own_batches(settings: JointSettings, name: str) -> Together:
+    """Return what tells, by an objective's own batch numbers, its batches of the same optimizer step."""
+    accumulate, place = settings.accumulate, OBJECTIVES.index(name)
+
+    def together(own: int) -> list[int]:
+        step = own // accumulate
+        if not settings.discard and settings.alternate == "step":
+            step = 2 * step + place
+        elif not settings.discard and settings.alternate == "batch":
+            step = (2 * own + place) // accumulate
+        return _own_numbers(settings, name, step)
+
+    return together
+
+
+def _own_numbers(settings: JointSettings, name: str, step: int) -> list[int]:
+    """Return the numbers, among its own, of the batches that an objective has in an optimizer step."""
+    batches = range(step * settings.accumulate, (step + 1) * settings.accumulate)
+    turns = [(turn(settings.alternate, number, settings.accumulate), number) for number in batches]
+    return [number if settings.discard else own for (names, own), number in turns if name in names]
+
+
 class JointLoss:
-    """Loss of the objective whose turn it is, by batch number.
+    """Loss of the objective whose turn it is, by batch number: its part of the loss of an optimizer step.
+
+    Where batches of a step belong to different objectives, each objective has the share of its batches.
 
     Args:
         losses: Loss of each objective, by its own batch numbers.
@@ -59,10 +88,12 @@ class JointLoss:
         names, own = turn(self._settings.alternate, number, self._settings.accumulate)
         if self._settings.discard:
             own = number
+        accumulate = self._settings.accumulate
+        share = {name: len(_own_numbers(self._settings, name, number // accumulate)) / accumulate for name in names}
         found = {name: BatchLoss(*self._losses[name](own)) for name in names}
         rows = {name: batch.rows or self._settings.batch_size for name, batch in found.items()}
         return BatchLoss(
-            sum(self._weights[name] * batch.loss for name, batch in found.items()),  # type: ignore[arg-type]
+            sum(self._weights[name] * share[name] * batch.loss for name, batch in found.items()),  # type: ignore[arg-type]
             sum(batch.tokens for batch in found.values()),
             {
                 part: entry
@@ -111,34 +142,79 @@ def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainRep
     return in_processes(_train_joint, settings, watch)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pairs:
+    """Pairs to train on and to look at, their files, and what the manifest says of test data among them."""
+
+    train: Sequence[Pair]
+    dev: Sequence[Pair]
+    files: Sequence[DataFile]
+    dev_files: Sequence[DataFile]
+    tested: Sequence[Mapping[str, Any]]
+    report: RowsReport
+
+    @classmethod
+    def read(cls, settings: JointSettings, watch: Watcher) -> _Pairs:
+        pairs, files = read_pairs(settings.pairs, rows=settings.pair_rows)
+        require_pairs(pairs)
+        dev, dev_files = read_dev_pairs(settings)
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
+        report = describe_pairs(pairs, files, dev)
+        return cls(train=pairs, dev=dev, files=files, dev_files=dev_files, tested=tested, report=report)
+
+
+def _entries(
+    of_task: Mapping[str, Any], pairs: _Pairs, settings: JointSettings, blocks: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the manifest's entries; `blocks` are those below the contrastive loss and those of the model."""
+    contrastive = {"name": "contrastive", "layer": blocks[0], "layers": blocks[1], "pairs": len(pairs.train)}
+    return {
+        **of_task,
+        "languages": of_task["languages"] | {"aligned": _languages(pairs.train)},
+        "data": [*of_task["data"], *(file.entry() for file in pairs.files)],
+        "dev": [*(of_task["dev"] or []), *(file.entry() for file in pairs.dev_files)] or None,
+        "tested": [*(of_task["tested"] or []), *pairs.tested] or None,
+        "objective": contrastive | {"rows": pairs.report.document()},
+        "vectors": vectors_entry(settings),
+    }
+
+
 def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     settings, start = open_start(settings)
-    data = TaskData.read(settings, start)
-    pairs, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
-    require_pairs(pairs)
-    dev_pairs, dev_files = read_dev_pairs(settings)
-    tested = refuse_tested({TRAINING: pair_files, DEV: dev_files}, allowed=settings.allow_tested)
-    pairs_report = describe_pairs(pairs, pair_files, dev_pairs)
+    data = TaskData.read(settings, start, watch)
+    read = _Pairs.read(settings, watch)
+    pairs, dev_pairs = read.train, read.dev
     steps = joint_steps(len(data.train), settings)
     if settings.dry_run:
         data.head(settings)
-        return dry_report(settings, steps, rows=data.report, pairs=pairs_report, start=start)
-    for note in [*data.warnings(), *pairs_report.warnings("pairs")]:
+        return dry_report(settings, steps, rows=data.report, pairs=read.report, start=start)
+    for note in [*data.warnings(), *read.report.warnings("pairs")]:
         watch.note(note)
     if processes.count > 1:
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
     start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
+    steps = joint_steps(len(rows.taught), settings)
     total = base.layers
     layer = aligned_layer(base.model, settings, whole=True)
     base.model.train()
 
     def losses() -> JointLoss:
-        align = AlignLoss(base, pairs, settings, layer=layer, processes=processes, watch=watch)
-        return JointLoss({"task": TaskLoss(rows, settings, processes), "align": align}, settings)
+        align = AlignLoss(
+            base,
+            pairs,
+            settings,
+            layer=layer,
+            processes=processes,
+            watch=watch,
+            together=own_batches(settings, "align"),
+        )
+        task = TaskLoss(rows, settings, processes, together=own_batches(settings, "task"))
+        return JointLoss({"task": task, "align": align}, settings)
 
     sides: dict[str, RowsLoss] = {}
     if data.dev:
@@ -152,28 +228,20 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         losses,
         steps=steps,
         kind="train-joint",
-        entries=data.manifest(base)
-        | {
-            "languages": data.entries["languages"] | {"aligned": _languages(pairs)},
-            "data": [*data.entries["data"], *(file.entry() for file in pair_files)],
-            "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
-            "tested": [*(data.entries["tested"] or []), *tested] or None,
-            "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)}
-            | {"rows": pairs_report.document()},
-            "vectors": vectors_entry(settings),
-        },
+        entries=_entries(data.manifest(base, rows), read, settings, (layer, total)),
         layers=None,
         watch=watch,
         on=on,
         start=start,
-        dev=_watched(DevLosses(base, sides, settings, processes), data, settings, watch) if sides else None,
+        dev=_watched(DevLosses(base, sides, settings, processes), data, settings, len(rows.taught), watch)
+        if sides
+        else None,
         processes=processes,
     )
 
 
-def _watched(losses: DevLosses, data: TaskData, settings: JointSettings, watch: Watcher) -> DevWatch:
-    """Return what looks at the dev losses after each pass over the task's rows."""
-    rows = len(data.train)
+def _watched(losses: DevLosses, data: TaskData, settings: JointSettings, rows: int, watch: Watcher) -> DevWatch:
+    """Return what looks at the dev losses after each pass over the task's `rows` rows."""
     return DevWatch(
         WithSum(losses, settings.align_weight),
         settings,

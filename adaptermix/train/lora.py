@@ -22,6 +22,9 @@ from ..settings import FusionSettings, TrainingSettings
 from .dropout import quicken
 
 _NAME = "default"
+# PEFT refuses these modules of these models: their kernels read the weights themselves and would pass over a LoRA
+_STATE_SPACES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_UNSUITED = {"out_proj", "conv1d"}
 _WHOLE = f".modules_to_save.{_NAME}"
 _TASK_TYPES = {"causal": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
@@ -59,12 +62,14 @@ def check_reach(settings: TrainingSettings, layer: int, *, whole: bool) -> None:
 def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> list[str]:
     """Return module names for the `targets` setting.
 
-    `all-linear` is every linear layer of the chosen blocks, `auto` what makes queries and values of attention.
+    `all-linear` is every linear layer of the chosen blocks that PEFT adapts, `auto` what makes queries and values of
+    attention.
 
     Raises:
         PlanError: a name that occurs in no chosen block.
     """
-    known = linear_names(model, chosen)
+    refused = _UNSUITED if getattr(model.config, "model_type", "") in _STATE_SPACES else set[str]()
+    known = [name for name in linear_names(model, chosen) if name not in refused]
     if list(targets) == ["auto"]:
         found = [name for name in known if name in FUSING]
         if not found:

@@ -78,7 +78,7 @@ class Processes:
     def shares(self, rows: Sequence[int]) -> list[Sequence[int]]:
         """Return the rows of each process, as equal in number and, in sorted batches, in length as can be.
 
-        Fewer rows than processes are all taken by every process, and `weigh` makes it right.
+        Fewer rows than processes are all taken by every process, and `part` makes it right.
         """
         if len(rows) < self.count:
             return [rows] * self.count
@@ -92,18 +92,18 @@ class Processes:
         """Return which batches this process measures, where their sums are added up over all processes."""
         return batches if self.sharded else batches[self.rank :: self.count]
 
-    def weigh(self, loss: Tensor, terms: float | None) -> Tensor:
-        """Return this process's part of a mean: the parts of all processes add up to the mean over the whole batch.
+    def part(self, terms: float, rows: Sequence[int], whole: float) -> float:
+        """Return the weight of a mean over this process's share of a batch in the mean over an optimizer step.
+
+        The weighted means of all batches and processes of a step add up to the mean over all terms of the step.
 
         Args:
-            loss: Mean over this process's share.
-            terms: What it is a mean over: a count of rows, or of tokens.
+            terms: How many terms (tokens, words, windows, rows) the mean over this process's share has.
+            rows: The rows of the batch; fewer rows than processes are computed by every process.
+            whole: How many terms the step has, each counted once.
         """
-        if self.count == 1:
-            return loss
-        if terms is None:
-            raise ValueError("a loss that several processes share must say how many terms it is a mean over")
-        return loss * (terms / (self.total(terms)[0] or 1))
+        copies = self.count if len(rows) < self.count else 1
+        return terms / copies / (whole or 1)
 
     def gathers(self, rows: Sequence[int]) -> bool:
         """Return whether the rows of a batch lie with several processes."""

@@ -56,7 +56,7 @@ class LengthSampler:
     begins may hold a few rows twice. The batches of a window come in an order that is drawn.
 
     Args:
-        sampler: Whose rows to take; a pass is as many draws as there are lengths.
+        sampler: Whose rows to take; a pass is as many draws as its groups have rows.
         lengths: Length of every row.
     """
 
@@ -65,7 +65,7 @@ class LengthSampler:
 
     def _window(self, number: int) -> range:
         """Return the batches that share their rows with batch `number`."""
-        size, rows = self.sampler.batch_size, len(self.lengths)
+        size, rows = self.sampler.batch_size, sum(map(len, self.sampler.groups))
         epoch = number * size // rows
         # those that begin in this pass, in windows of like size
         first, stop = (-(-one * rows // size) for one in (epoch, epoch + 1))

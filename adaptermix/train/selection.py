@@ -24,8 +24,15 @@ class RowsLoss(Protocol):
     def lengths(self) -> list[int]:
         """Tokens of each row."""
 
+    @property
+    def taught(self) -> Sequence[int]:
+        """Numbers of the rows to learn from; the loss of others says nothing."""
+
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows."""
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many terms the loss of these rows is a mean over."""
 
 
 class DevLosses:
@@ -48,21 +55,25 @@ class DevLosses:
         self._model, self._sides, self._size, self._processes = base.model, sides, settings.batch_size, processes
 
     def _means(self, name: str, loss_of: RowsLoss) -> dict[str, float]:
-        count = len(loss_of.lengths)
+        taught = loss_of.taught
+        count = len(taught)
         starts = list(range(0, count, self._size))
         if len(starts) > 1 and count % self._size == 1:
             starts.pop()  # a pair alone has no negatives, and a loss of 0
-        parts = [range(start, stop) for start, stop in pairwise([*starts, count])]
-        total, terms, hits, rows = 0.0, 0.0, 0.0, 0.0
+        parts = [taught[start:stop] for start, stop in pairwise([*starts, count])]
+        hits, rows = 0.0, 0.0
+        sums = [[0.0, 0.0], [0.0, 0.0]]  # of the loss and its terms; the second pair is for a second mean
         for part in self._processes.turns(parts):
             found = loss_of(part)
-            weight = len(part) if found.terms is None else found.terms
-            total, terms = total + float(found.loss) * weight, terms + weight
+            terms: float = len(part) if found.terms is None else found.terms
+            for own, (mean, number) in zip(sums, found.means or ((found.loss, terms),), strict=False):
+                own[0] += float(mean) * number
+                own[1] += number
             hits, rows = hits + (found.hits or 0.0), rows + (len(part) if found.hits is not None else 0)
         # the sums are the same in every process, so all stop early or none
-        total, terms, hits, rows = self._processes.total(total, terms, hits, rows)
+        total, whole, other, others, hits, rows = self._processes.total(*sums[0], *sums[1], hits, rows)
         share = {f"{name.removesuffix('_loss')}_accuracy": hits / rows} if rows else {}
-        return {name: total / (terms or 1)} | share
+        return {name: total / (whole or 1) + other / (others or 1)} | share
 
     def __call__(self) -> dict[str, float]:
         """Measure."""

@@ -53,6 +53,10 @@ class MiddleStates:
         if self._listening:
             self._caught = [output if isinstance(output, Tensor) else output[0]]
 
+    def count(self, ids: Sequence[int]) -> int:
+        """Return how many tokens of a sentence count."""
+        return self._pool.count(ids)
+
     def _run(self, batch: Any) -> Tensor:
         self._listening = True
         try:

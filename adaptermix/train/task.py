@@ -14,14 +14,15 @@ from ..data.report import RowsReport, describe
 from ..errors import DataError, PlanError
 from ..head_forms import Head
 from ..heads import HEADS, HeadKind, HeadRows, suiting
-from ..heads.base import IGNORED, tokens_of, told_cut
+from ..heads.base import IGNORED, tokens_of
 from ..heads.brought import head_of, template_of
 from ..models import BaseModel, model_kind, require_causal
+from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings, TaskSettings
 from ..splits import DEV, TRAINING, refuse_tested
 from ..tasks import Task, Template, get_task, get_template
-from ..tasks.templates import shortened
+from .encoding import Example, Examples, encode_rows
 from .objectives import answer_loss, plain_head
 from .on_top import attach_on
 from .parallel import ALONE, Processes, in_processes
@@ -30,41 +31,7 @@ from .sampler import LengthSampler, Sampler
 from .selection import RowsLoss, watch_rows
 from .sharding import load_for
 from .starting import fit_start, open_start
-from .trainer import BatchLoss, count_steps
-
-Example = tuple[list[int], list[int]]
-"""Token ids of the prompt and of the answer."""
-
-
-def encode_rows(
-    task: Task, template: Template, rows: Sequence[Any], tokenizer: Any, *, max_length: int, watch: Watcher = SILENT
-) -> list[Example]:
-    """Return prompt and answer ids per row; too long a row loses the prompt's beginning, then the answer's end.
-
-    Special tokens that open a prompt stay, such as the start token. Generation does not cut prompts, so rows that are
-    cut here are asked whole there.
-
-    Args:
-        task: The task.
-        template: How prompts are made.
-        rows: The rows.
-        tokenizer: The base model's tokenizer.
-        max_length: Most tokens of a row.
-        watch: Told of rows that are cut.
-    """
-    examples = []
-    cut = 0
-    special = set(tokenizer.all_special_ids)
-    for row in rows:
-        whole = template.encode_answer(task.answer(row), tokenizer)
-        answer = whole[:max_length]
-        prompt = template.encode(task.fields(row), tokenizer)
-        room = max(1, max_length - len(answer))
-        cut += len(prompt) > room or len(whole) > max_length
-        examples.append((shortened(prompt, room, special), answer))
-    if cut:
-        watch.note(told_cut(cut, len(rows), max_length, "the beginning of their prompts"))
-    return examples
+from .trainer import BatchLoss, Together, count_steps, in_a_row
 
 
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
@@ -84,7 +51,9 @@ def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict
         columns["input_ids"].append([*[pad] * spare, *prompt, *answer])
         columns["attention_mask"].append([0] * spare + [1] * length)
         columns["position_ids"].append([0] * spare + list(range(length)))
-        columns["labels"].append([IGNORED] * (spare + len(prompt)) + answer)
+        # nothing stands before the first token of a row without a prompt, so nothing predicts it
+        taught = answer if prompt else [IGNORED, *answer[1:]]
+        columns["labels"].append([IGNORED] * (spare + len(prompt)) + taught)
     return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}
 
 
@@ -97,20 +66,32 @@ class Answers:
 
     Attributes:
         prompts: Tokens of each row's prompt, by pass: there is one.
+        taught: Numbers of the rows to learn from.
+
+    Raises:
+        DataError: there is none.
     """
 
-    def __init__(self, base: BaseModel, examples: Sequence[Example]) -> None:
+    def __init__(self, base: BaseModel, examples: Examples) -> None:
+        if not examples.taught:
+            notes = " ".join(examples.notes)
+            raise DataError(f"no row is left to learn from: {notes} Give a larger --max-length, or other rows.")
         self._base, self._examples = base, examples
         self.prompts = [[len(prompt)] for prompt, _ in examples]
         self._head = plain_head(base.model)
         self.lengths = [len(prompt) + len(answer) for prompt, answer in examples]
+        self.taught = examples.taught
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows and their count of tokens."""
         batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
         loss = answer_loss(self._base.model, **batch, head=self._head)
-        terms = int((batch["labels"][:, 1:] != IGNORED).sum())
-        return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=terms)
+        return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=self.terms(rows))
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many tokens of answers the loss of these rows is a mean over."""
+        examples = (self._examples[row] for row in rows)
+        return sum(len(answer) - (not prompt) for prompt, answer in examples if answer)
 
 
 class OfHead:
@@ -121,38 +102,66 @@ class OfHead:
 
     Attributes:
         prompts: Tokens of each row's texts.
+        taught: Numbers of the rows to learn from: those with a class, word or window that the loss counts.
     """
 
     def __init__(self, rows: HeadRows) -> None:
         self._rows = rows
         self.lengths = rows.lengths
         self.prompts = tokens_of(rows)
+        self.taught = [row for row in range(len(rows.lengths)) if rows.terms([row])]
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the head's loss of these rows and their count of tokens."""
-        return BatchLoss(self._rows.loss(rows), sum(self.lengths[row] for row in rows), terms=self._rows.terms(rows))
+        return BatchLoss(self._rows.loss(rows), sum(self.lengths[row] for row in rows), terms=self.terms(rows))
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many classes, words or windows the head's loss of these rows is a mean over."""
+        return self._rows.terms(rows)
 
 
 class TaskLoss:
-    """Loss of a batch of rows, by batch number.
+    """Loss of a batch of rows, by batch number: its part of the mean over all terms of the optimizer step.
+
+    So 8 rows give the same step as one batch, as two of 4 and as eight of 1, in one process or several.
 
     Args:
         of_rows: Loss of rows by their numbers.
         settings: The run's settings.
         processes: Those that share each batch.
+        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row.
     """
 
-    def __init__(self, of_rows: RowsLoss, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        of_rows: RowsLoss,
+        settings: TaskSettings | JointSettings,
+        processes: Processes = ALONE,
+        *,
+        together: Together | None = None,
+    ) -> None:
         self._of_rows, self._processes = of_rows, processes
-        rows = range(len(of_rows.lengths))
-        sampler = Sampler(groups=[rows], batch_size=settings.batch_size, seed=settings.seed)
+        self._together = together or in_a_row(settings.accumulate)
+        self._whole: tuple[Sequence[int], int] = ((), 0)
+        sampler = Sampler(groups=[of_rows.taught], batch_size=settings.batch_size, seed=settings.seed)
         by_length = LengthSampler(sampler=sampler, lengths=of_rows.lengths)
         self._sampler = by_length if settings.group_by_length else sampler
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the loss of batch `number` and its count of tokens; of several processes, this one's part."""
-        found = self._of_rows(self._processes.share(self._sampler.batch(number)))
-        return found._replace(loss=self._processes.weigh(found.loss, found.terms))
+        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
+        rows = self._sampler.batch(number)
+        own = self._processes.share(rows)
+        found = self._of_rows(own)
+        part = self._processes.part(self._of_rows.terms(own), rows, self._terms(number))
+        return found._replace(loss=found.loss * part)
+
+    def _terms(self, number: int) -> int:
+        """Return how many terms the optimizer step of batch `number` has; every process can tell without a message."""
+        batches = self._together(number)
+        if batches != self._whole[0]:
+            terms = sum(self._of_rows.terms(self._sampler.batch(other)) for other in batches)
+            self._whole = (batches, terms)
+        return self._whole[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,12 +187,15 @@ class TaskData:
     start: AdapterSource | None = None
 
     @classmethod
-    def read(cls, settings: TaskSettings | JointSettings, start: AdapterSource | None = None) -> TaskData:
+    def read(
+        cls, settings: TaskSettings | JointSettings, start: AdapterSource | None = None, watch: Watcher = SILENT
+    ) -> TaskData:
         """Read the rows.
 
         Args:
             settings: The run's settings.
             start: Adapter that training begins from; its template of the same task is taken unless one is given.
+            watch: Receives what cannot be read of the record of test data.
 
         Raises:
             AdapterMixError: an unknown task or template, or a data file that does not do or is test data.
@@ -199,7 +211,8 @@ class TaskData:
             "task": {"name": task.name, "template": template.name},
             "data": [file.entry() for file in files],
             "dev": [file.entry() for file in dev_files] or None,
-            "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested) or None,
+            "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
+            or None,
         }
         report = describe(
             [(task.language(row), text_of(task, row)) for row in rows],
@@ -224,7 +237,7 @@ class TaskData:
         """Return the head that is to give the answers, None where they are generated.
 
         Raises:
-            DataError: a row lacks what the head reads; a dev row has a label that no training row has.
+            DataError: a row lacks what the head reads; no dev row has a label of the training rows.
             ModelError: no such model, or one that does not generate where it must.
             PlanError: a head that does not suit the task, or that of the adapter training begins from; a setting of one
                 where there is none.
@@ -246,8 +259,9 @@ class TaskData:
         if brought:
             return brought
         labels = kind.labels(self.task, self.train)
-        new = sorted(set(kind.labels(self.task, self.dev)) - set(labels))
-        if new and kind.closed:
+        asked = kind.labels(self.task, self.dev)
+        new = sorted(set(asked) - set(labels))
+        if new and kind.closed and len(new) == len(asked):
             raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
         return Head(form=kind.form, labels=labels)
 
@@ -285,12 +299,13 @@ class TaskData:
             watch.note(note)
         return OfHead(encoded)
 
-    def manifest(self, base: BaseModel) -> dict[str, Any]:
-        """Return the manifest's entries."""
+    def manifest(self, base: BaseModel, rows: RowsLoss) -> dict[str, Any]:
+        """Return the manifest's entries; `rows` are the loss of the training rows."""
         task = self.entries["task"]
         if base.head:
             task = task | {"head": base.head.form.name, "labels": list(base.labels)}
-        return self.entries | {"task": task}
+        fewer = {"taught": len(rows.taught)} if len(rows.taught) < len(self.train) else {}
+        return self.entries | {"task": task, "rows": self.entries["rows"] | fewer}
 
 
 def text_of(task: Task, row: Any) -> str:
@@ -310,7 +325,7 @@ def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainRepor
 def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) -> TrainReport:
     check_before(settings)
     settings, start = open_start(settings)
-    data = TaskData.read(settings, start)
+    data = TaskData.read(settings, start, watch)
     steps = count_steps(len(data.train), settings)
     if settings.dry_run:
         data.head(settings)
@@ -318,10 +333,12 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
     for note in data.warnings():
         watch.note(note)
     base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
     start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     on = attach_on(base.model, settings, headed=base.head is not None)
     rows = data.objective(base, data.train, settings.max_length, watch)
     dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
+    steps = count_steps(len(rows.taught), settings)
     base.model.train()
     return train(
         base,
@@ -329,11 +346,11 @@ def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) ->
         lambda: TaskLoss(rows, settings, processes),
         steps=steps,
         kind="train-task",
-        entries=data.manifest(base),
+        entries=data.manifest(base, rows),
         layers=None,
         watch=watch,
         on=on,
         start=start,
-        dev=watch_rows(base, settings, dev, steps=steps, rows=len(data.train), processes=processes, watch=watch),
+        dev=watch_rows(base, settings, dev, steps=steps, rows=len(rows.taught), processes=processes, watch=watch),
         processes=processes,
     )

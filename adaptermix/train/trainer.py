@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -28,8 +28,9 @@ class BatchLoss(NamedTuple):
         tokens: Tokens of the batch, without padding.
         parts: Where several objectives take part, loss and rows of each.
         rows: Rows of the whole batch that were used, of all processes and objectives, where it is not `batch_size`.
-        terms: What the loss is a mean over, in number; needed where several processes share a batch.
+        terms: How many terms the loss is a mean over; None for a mean over the rows.
         hits: Of a look at pairs: how many find each other.
+        means: Where the loss is a sum of two means over unlike terms: each mean with its number of terms.
     """
 
     loss: Tensor
@@ -38,10 +39,28 @@ class BatchLoss(NamedTuple):
     terms: int | None = None
     rows: int | None = None
     hits: float | None = None
+    means: tuple[tuple[Tensor, float], ...] = ()
 
 
 Loss = Callable[[int], tuple[Tensor, int] | BatchLoss]
-"""From the number of a batch to its loss."""
+"""From the number of a batch to its part of the loss: the parts of the batches of an optimizer step add up to it.
+
+A mean of the batches' means would give a batch with few answer tokens the weight of one with many.
+"""
+
+
+Together = Callable[[int], Sequence[int]]
+"""From the number of a batch to the numbers of all batches of its optimizer step."""
+
+
+def in_a_row(accumulate: int) -> Together:
+    """Return what tells the batches of an optimizer step where each step takes the next `accumulate` batches.
+
+    Example:
+        >>> in_a_row(4)(6)
+        range(4, 8)
+    """
+    return lambda number: range(number // accumulate * accumulate, (number // accumulate + 1) * accumulate)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -71,7 +90,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
 
 class _Parts:
-    """Mean loss and rows of each objective over the batches of a step."""
+    """Loss and rows of each objective over the batches of a step, whose parts add up."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[tuple[float, int]]] = {}
@@ -81,10 +100,10 @@ class _Parts:
             self._found.setdefault(name, []).append((float(loss.detach()), rows))
 
     def entry(self, processes: Processes) -> dict[str, Any]:
-        means = [sum(loss for loss, _ in found) / len(found) for found in self._found.values()]
+        losses = [sum(loss for loss, _ in found) for found in self._found.values()]
         objectives = {
             name: {"loss": loss, "rows": sum(rows for _, rows in found)}
-            for (name, found), loss in zip(self._found.items(), processes.total(*means), strict=True)
+            for (name, found), loss in zip(self._found.items(), processes.total(*losses), strict=True)
         }
         return {"objectives": objectives} if objectives else {}
 
@@ -208,15 +227,15 @@ class Trainer:
         self._workplace.save(Checkpoint(step=self.done, tensors=tensors, history=self.history))
 
     def _step(self, loss_of: Loss) -> dict[str, Any]:
-        """Take one optimizer step; return its log entry: mean loss of its batches, tokens, objectives and rows."""
+        """Take one optimizer step; return its log entry: its loss, tokens, objectives and rows."""
         total, tokens, rows, parts = 0.0, 0.0, 0, _Parts()
         for part in range(self._settings.accumulate):
             number = self.done * self._settings.accumulate + part
             torch.manual_seed(self._processes.seed(self._settings.seed, number))
             with self._processes.autocast():
                 batch = BatchLoss(*loss_of(number))
-            (batch.loss / self._settings.accumulate).backward()  # type: ignore[no-untyped-call]
-            total += float(batch.loss.detach()) / self._settings.accumulate
+            batch.loss.backward()  # type: ignore[no-untyped-call]
+            total += float(batch.loss.detach())
             tokens += batch.tokens
             # of the whole batch in every process, so there is nothing to add up
             rows += self._settings.batch_size if batch.rows is None else batch.rows

@@ -15,7 +15,8 @@ from ..errors import ConfigError, OutputError, UsageError
 from ..files import held, write_whole
 from ..launcher import process_count
 from ..progress import SILENT, Watcher
-from ..recipes import Runner, Step, run_step
+from ..recipes import Runner, Step
+from ..settings import EvaluateSettings, SearchSettings
 from ..study.proposals import Proposals
 from ..study.space import Choice, Parameter
 from ..study.storage import fitting_sampler
@@ -188,6 +189,15 @@ def tune(
         return _tuned(checked, run_one, watch)
 
 
+def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
+    """Run one step and return its JSON document; that of a score has its resamples, see `run_judge`."""
+    from ..dispatch import run_judge, run_settings
+
+    if isinstance(step.settings, EvaluateSettings | SearchSettings):
+        return run_judge(step.settings, watch=watch)
+    return run_settings(step.settings, watch=watch)
+
+
 def _tuned(checked: Checked, run_one: StepRunner, watch: Watcher) -> Tuning:
     steps = Steps(checked.out, checked.asked, run_one, prune=checked.prune, watch=watch)
     found = [_candidate(*trial) for trial in _trials(checked, steps, watch)]
@@ -254,5 +264,7 @@ def _candidate(planned: Planned, outcome: Outcome) -> Candidate:
         folder=planned[1],
         ran=outcome.ran,
         pruned=outcome.pruned,
+        resamples=() if outcome.pruned else outcome.document.get("resamples", ()),
+        rows=min((found["n"] for found in outcome.document.get("scores", {}).values()), default=0),
         **{name: score.get(name) for name in ("value", "low", "high")},
     )

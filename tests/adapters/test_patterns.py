@@ -12,6 +12,7 @@ import pytest
 from adaptermix.adapters.patterns import MAX_GENERAL, MAX_LENGTH, Patterns
 
 PIECES = ["a", "b", ".", "\\.", "q", "[ab]", "[^a]", "[a-]", "\\d", "1", "(", "(?:", ")", "|", "*", "+", "?", "^", "$"]
+PIECES += ["\\b", "\\B", "(?=", "(?!", "(?P<x>"]
 PIECES += ["{2}", "{1,2}", "{,}", "{,1}", "{}", "{", ".*", "??", "layers", "_", "\\w", "-", "\\-"]
 SIGNS = ["a", "b", ".", "q", "1", "layers", "_", "-"]
 
@@ -51,6 +52,9 @@ def test_random_patterns_match_what_peft_matches(seed: int) -> None:
         (r"^model\.layers\.\d{1,2}\.q_proj$", "model.layers.17.q_proj"),
         (r"q_proj|v_proj", "x.v_proj"),
         (r"(.*q|.*k)_proj", "x.k_proj"),
+        (r".*\bq_proj\b", "x.q_proj"),
+        (r"(?!.*vision).*q_proj", "text.q_proj"),
+        (r"(?P<which>q|k)_proj", "x.k_proj"),
     ],
 )
 def test_patterns_of_daily_use_are_handled(key: str, module: str) -> None:
@@ -72,9 +76,10 @@ def test_patterns_that_trap_a_backtracking_matcher_are_harmless(key: str) -> Non
         (["("], "no regular expression"),
         (["a)(b"], "unbalanced"),
         ([r"(a)\1"], "not handled"),
-        (["(?=a)"], "not handled"),
-        (["(?P<x>a)"], "not handled"),
-        ([r"\bq"], "not handled"),
+        (["(?<=a)b"], "not handled"),
+        (["(?i:a)"], "not handled"),
+        ([r"q\Z"], "not handled"),
+        (["(?=(a+)+b)a"], "repetitions in repetitions"),
         (["a++"], "possessive"),
         (["a{65}"], "limited to 64"),
         (["((a{60}){60})"], "too large"),

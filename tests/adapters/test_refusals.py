@@ -155,7 +155,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "loftq": (setting(init_lora_weights="loftq"), ("init_lora_weights='loftq'",)),
     "bias-unknown": (setting(bias="some"), ("bias must be one of none, all, lora_only", "'some'")),
     "unknown-setting": (setting(use_mora=True), ("unknown setting 'use_mora'", "might change the delta")),
-    "unknown-object": (setting(corda_config={"rank": 4}), ("unknown setting 'corda_config'",)),
+    "unknown-object": (setting(some_new_config={"rank": 4}), ("unknown setting 'some_new_config'",)),
     # what is no LoRA
     "ia3": (setting(peft_type="IA3"), ("peft_type 'LORA'", "'IA3'")),
     "no-peft-type": (without("peft_type"), ("peft_type 'LORA'", "None")),
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "alpha-overflows": (raw_setting("lora_alpha", "1" + "0" * 400), ("lora_alpha must be a finite number",)),
     "alpha-bool": (setting(lora_alpha=True), ("lora_alpha must be a finite number", "True")),
     "alpha-string": (setting(lora_alpha="8"), ("lora_alpha must be a finite number", "'8'")),
-    "alpha-missing": (without("lora_alpha"), ("lora_alpha must be a finite number", "None")),
+    "alpha-null": (setting(lora_alpha=None), ("lora_alpha must be a finite number", "None")),
     "rslora-string": (setting(use_rslora="false"), ("use_rslora must be true or false", "'false'")),
     "fan-string": (setting(fan_in_fan_out="false"), ("fan_in_fan_out must be true or false", "'false'")),
     # patterns
@@ -214,7 +214,8 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "layers-bools": (setting(layers_to_transform=[True]), ("layers_to_transform must be whole numbers",)),
     # tensors
     "other-key": (add("model.layers.0.q_proj.weight"), ("must be named base_model.model.MODULE.lora_A",)),
-    "default-in-key": (add(f"base_model.model.{Q}.lora_A.default.weight"), ("must be named base_model",)),
+    "default-in-key": (add(f"base_model.model.{Q}.lora_A.default.weight"), ("must be stored once",)),
+    "other-name-in-key": (add(f"base_model.model.{Q}.lora_A.en.weight"), ("without the adapter's own name, 'en'",)),
     "path-escape": (add("base_model.model.../../x.lora_A.weight"), ("'base_model.model.../../x", "must be named")),
     "newline-in-key": (add("base_model.model.x\n.lora_A.weight"), (r"x\n.lora_A", "must be named")),
     "long-key": (add("x" * 5000), ("xxx", "must be named")),

@@ -166,7 +166,7 @@ def test_any_update_survives_the_round_trip(tmp_path_factory: pytest.TempPathFac
     [
         TargetSpec(modules=("q_proj",)),
         TargetSpec(modules=r"model\.layers\.\d+\.attn\.(q|v)_proj"),
-        TargetSpec(modules=("q_proj",), layers=(0, 3), layers_pattern=("blocks", "h")),
+        TargetSpec(modules=("q_proj",), layers=(0, 3), layers_pattern=("blocks", "layers")),
         TargetSpec(modules=("q_proj",), exclude=("lm_head", "x.q_proj")),
         TargetSpec(modules=("q_proj",), exclude=r".*vision.*"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from adaptermix.algebra import LowRank, cosine, inner, norm, sign_conflict
+from adaptermix.algebra import Dense, LowRank, cosine, inner, inner_products, norm, sign_conflict
 from adaptermix.algebra.geometry import SAMPLE
 
 from ..strategies import stacks, updates
@@ -80,9 +80,9 @@ def test_sign_conflict_of_a_small_module_is_exact(stack: Stack) -> None:
 
 
 def test_sign_conflict_at_the_sampling_limit_is_exact() -> None:
-    generator = torch.Generator().manual_seed(5)
+    generator, side = torch.Generator().manual_seed(5), math.isqrt(SAMPLE)
     pair = [
-        LowRank(b=torch.randn(SAMPLE, 2, generator=generator), a=torch.randn(2, SAMPLE, generator=generator))
+        LowRank(b=torch.randn(side, 2, generator=generator), a=torch.randn(2, side, generator=generator))
         for _ in range(2)
     ]
     one, other = (dense_matmul(update) for update in pair)
@@ -99,6 +99,62 @@ def test_sign_conflict_of_a_large_module_is_close_to_the_dense_share() -> None:
     share = sign_conflict(pair)
     assert 0.0 < share < 1.0
     assert share == pytest.approx(float((one * other < 0).double().mean()), abs=0.05)
+
+
+ROWS = torch.arange(255)[:, None]
+COLUMNS = torch.arange(300)[None, :]
+PATTERNS = {
+    "every other row": (ROWS % 2 == 0) & (COLUMNS >= 0),
+    "every other column": (COLUMNS % 2 == 0) & (ROWS >= 0),
+    "every third row": (ROWS % 3 == 0) & (COLUMNS >= 0),
+    "a chess board": (ROWS + COLUMNS) % 2 == 0,
+    "blocks of eight": (ROWS // 8 + COLUMNS // 8) % 2 == 0,
+    "the lower third": (ROWS < 85) & (COLUMNS >= 0),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_sign_conflict_does_not_alias_with_patterns_that_repeat(pattern: str) -> None:
+    """An even grid of 128 rows sees every other row of 255 only: it said 1.0 or 0.0 where half the entries conflict."""
+    conflicts = PATTERNS[pattern]
+    one = Dense(w=torch.ones(255, 300))
+    other = Dense(w=torch.where(conflicts, -1.0, 1.0))
+    share = float(conflicts.double().mean())
+    assert sign_conflict([one, other]) == pytest.approx(share, abs=0.015)
+    assert sign_conflict([one, other], [0.5, -2.0]) == pytest.approx(1 - share, abs=0.015)
+    assert sign_conflict([one, other], [0.5, 0.0]) == 0.0
+
+
+def test_sign_conflict_of_factors_does_not_alias() -> None:
+    signs = torch.where(ROWS % 2 == 0, -1.0, 1.0)
+    pair = [LowRank(b=torch.ones(255, 1), a=torch.ones(1, 300)), LowRank(b=signs, a=torch.ones(1, 300), scale=0.5)]
+    assert sign_conflict(pair) == pytest.approx(128 / 255, abs=0.015)
+
+
+def test_an_inner_product_that_cancels_is_zero_not_rounding() -> None:
+    generator = torch.Generator().manual_seed(7)
+    b, a = torch.randn(40, 3, generator=generator), torch.randn(3, 30, generator=generator)
+    nothing = LowRank(b=torch.cat([b, b / 3], dim=1), a=torch.cat([a, -3 * a]))
+    assert norm(nothing) == 0.0
+    close = LowRank(b=torch.cat([b, b], dim=1).double(), a=torch.cat([a, -(1 + 1e-6) * a.double()]))
+    assert norm(close) == pytest.approx(1e-6 * float((b.double() @ a.double()).norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_what_is_not_finite_is_not_taken_for_rounding(value: float) -> None:
+    one = LowRank(b=torch.tensor([[value], [1.0]]), a=torch.ones(1, 3))
+    assert not math.isfinite(inner(one, one))
+    assert not torch.isfinite(inner_products([one, one])).any()
+
+
+def test_all_inner_products_are_those_of_the_pairs() -> None:
+    generator = torch.Generator().manual_seed(8)
+    updates = [
+        LowRank(b=torch.randn(9, r, generator=generator), a=torch.randn(r, 7, generator=generator), scale=s)
+        for r, s in ((1, 2.0), (3, -0.5), (2, 0.0), (4, 1.0))
+    ]
+    expected = [[float((x.dense().double() * y.dense().double()).sum()) for y in updates] for x in updates]
+    assert inner_products(updates).tolist() == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in expected]
 
 
 def dense_matmul(update: LowRank) -> torch.Tensor:

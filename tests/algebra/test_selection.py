@@ -35,7 +35,7 @@ def first_largest(w: Tensor, count: int) -> Tensor:
     seed=st.integers(0, 999),
     kind=st.sampled_from(["normal", "ties", "mostly zero"]),
 )
-def test_exactly_the_rounded_count_is_kept_the_first_in_row_order_among_ties(
+def test_exactly_the_count_rounded_down_is_kept_the_first_in_row_order_among_ties(
     rows: int, columns: int, density: float, block: int, seed: int, kind: str
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +44,7 @@ def test_exactly_the_rounded_count_is_kept_the_first_in_row_order_among_ties(
         w = torch.randint(1, 3, (rows, columns), generator=generator) * w.sign()
     if kind == "mostly zero":
         w = w * (torch.rand(rows, columns, generator=generator) < 0.2)
-    count = max(1, math.floor(density * rows * columns + 0.5))
+    count = max(1, int(density * (rows * columns)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stack_module, "BLOCK", block)
         found = trimmed(w, density)
@@ -102,7 +102,17 @@ def test_outliers_and_what_follows_are_counted_apart() -> None:
     w = torch.arange(1.0, 101.0).reshape(10, 10)
     found = trimmed(w, 0.2, 0.05)
     assert found[found != 0].tolist() == list(map(float, range(76, 96)))
-    assert not trimmed(torch.ones(1, 1), 1.0, 0.9).any()
+    assert not trimmed(torch.ones(1, 2), 1.0, 0.9).all()
+
+
+@pytest.mark.parametrize("density", [0.3, 0.99, 1 / 49, 0.02])
+@pytest.mark.parametrize("shape", [(1, 32), (7, 7), (5, 20)])
+def test_as_many_entries_are_kept_as_peft_and_mergekit_keep(shape: tuple[int, int], density: float) -> None:
+    """A norm of 32 entries at density 0.3: 9, not 10."""
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    count = max(1, int(density * w.numel()))
+    assert int((trimmed(w, density) != 0).sum()) == count
+    assert count != 10
 
 
 def test_the_bounds_hold_the_threshold_of_a_matrix_like_its_sample() -> None:
@@ -125,6 +135,6 @@ def test_over_the_model_as_many_are_kept_as_of_one_long_vector(density: float) -
 
 def test_ties_of_a_threshold_are_split_in_row_order() -> None:
     stack = Stack.of([Dense(w=torch.ones(4, 4))])
-    found = threshold(stack, 0, 0.3)
+    found = threshold(stack, 0, 5)
     assert (found.value, found.ties) == (1.0, 5)
     assert found.keeps(torch.ones(4, 4), 0).flatten().tolist() == [True] * 5 + [False] * 11

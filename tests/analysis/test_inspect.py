@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adaptermix
+from adaptermix import AlignSettings, JointSettings, TaskSettings, train_align, train_joint, train_task
 from adaptermix.adapters import AdapterMeta, TargetSpec
 from adaptermix.analysis import inspect
 from adaptermix.analysis.sides import beyond_factors
 from adaptermix.errors import AdapterFormatError, AdapterMixError, PlanError
 
 from ..factories import CONFIG, WEIGHTS, key, load_with_peft, peft_lora, write_lora, write_raw
+from ..train.data import write_pairs, write_slots
 
 Q0, Q1, UP0 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 SHAPES = {Q0: (12, 10, 3), Q1: (12, 10, 2), UP0: (20, 12, 4)}
@@ -237,3 +240,27 @@ def test_an_adapter_with_a_head_and_one_of_the_encoder_are_compared(tmp_path: Pa
     (pair,) = found["pairs"].values()
     assert pair["modules_in_common"] == 1
     assert pair["cosine"] is not None
+
+
+def test_trainings_begin_apart_and_a_shared_beginning_is_told(causal: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    common: dict[str, Any] = {"base": str(causal), "device": "cpu", "dtype": "float32", "steps": 6, "batch_size": 4}
+
+    def trained(name: str) -> list[Path]:
+        folders = [tmp_path / f"{name}-{kind}" for kind in ("task", "align", "joint")]
+        slots, pairs = [write_slots(tmp_path)], write_pairs(tmp_path)
+        train_task(TaskSettings(**common, task="slots", train=slots, out=str(folders[0])))
+        train_align(AlignSettings(**common, pairs=pairs, out=str(folders[1])))
+        train_joint(JointSettings(**common, task="slots", train=slots, pairs=pairs, out=str(folders[2])))
+        return folders
+
+    for pair in inspect(trained("own")).pairs:
+        assert not any("alike" in note for note in pair.notes)
+        numbers = pair.group(pair.modules)
+        assert numbers is not None
+        assert numbers["overlap_right"] < 3 * numbers["overlap_by_chance"]
+    monkeypatch.setattr("adaptermix.train.run.first_draw", lambda seed, _kind: seed)
+    shared = trained("shared")
+    for pair in inspect(shared).pairs:
+        assert any("A factors that are alike row by row" in note for note in pair.notes)
+        assert pair.group(pair.modules)["overlap_right"] > 0.9  # type: ignore[index]
+        assert all((numbers.first_factors or 0) > 0.9 for numbers in pair.modules.values())

@@ -254,7 +254,7 @@ class TestWholeModel:
         trimmed = []
         for own in deltas:
             whole = torch.cat([own[module].flatten() for module in MODULES])
-            pieces = trim(whole, round(density * len(whole))).split([own[m].numel() for m in MODULES])
+            pieces = trim(whole, int(density * len(whole))).split([own[m].numel() for m in MODULES])
             trimmed.append({m: piece.reshape(own[m].shape) for m, piece in zip(MODULES, pieces, strict=True)})
         return {m: ties([own[m] for own in trimmed], weights) for m in MODULES}
 

@@ -104,6 +104,19 @@ def test_iob1_is_refused_rather_than_read_as_empty(tmp_path: Path) -> None:
         read_ner([pack(tmp_path / "en.iob2", "a\tO\nb\tI-PER\nc\tB-PER\nd\tO\ne\tI-LOC\n", "plain")])
 
 
+@pytest.mark.parametrize("field", ["ner_tags", "tags"])
+def test_iob1_in_jsonl_is_refused_as_in_columns(field: str, tmp_path: Path) -> None:
+    rows = [{"tokens": ["EU", "says"], field: ["I-ORG", "O"]}, {"tokens": ["Ada", "B"], field: ["I-PER", "I-PER"]}]
+    rows.insert(1, {"tokens": ["a", "b"], field: ["B-LOC", "O"]})
+    path = tmp_path / "en.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"en\.jsonl:1: .*found 2 entities that begin with I- and 1 with B-"):
+        read_ner([str(path)])
+    # few of many are strays, which are outside
+    path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], rows[1]]))
+    assert [row.entities for row in read_ner([str(path)])[0]] == [(), (("LOC", "a"),)]
+
+
 def test_jsonl_needs_no_tokens_and_entities_need_not_occur(tmp_path: Path) -> None:
     row = {"text": "in München", "entities": [{"type": "LOC", "text": "Munich"}], "language": "deu"}
     path = pack(tmp_path / "x.jsonl", json.dumps(row) + "\n", "plain")
@@ -127,13 +140,13 @@ def test_jsonl_needs_no_tokens_and_entities_need_not_occur(tmp_path: Path) -> No
         ("en.conll", "a NN O\nb O\n", r"en\.conll:2: .*3 columns .*found 2"),
         ("data.iob2", "a\tO\n", "language must show"),
         ("en.jsonl", '{"text": "a"}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"entities": []}\n', r"en\.jsonl:1: a row must be"),
+        ("en.jsonl", '{"entities": []}\n', "it has 1, 1 of them without a label, an answer or a text"),
         ("en.jsonl", '{"text": "a", "entities": [{"type": "PER"}]}\n', r"en\.jsonl:1: a row must be"),
         ("en.jsonl", '{"text": "a", "entities": [{"type": "PER", "text": 1}]}\n', r"en\.jsonl:1: a row must be"),
         ("en.jsonl", '{"text": "a", "entities": [{"type": " ", "text": "a"}]}\n', r"en\.jsonl:1: a row must be"),
         ("en.jsonl", '{"tokens": "ab", "entities": []}\n', r"en\.jsonl:1: a row must be"),
         ("en.jsonl", '{"tokens": {"a": 1}, "entities": []}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"text": " ", "entities": []}\n', r"en\.jsonl:1: a row must be"),
+        ("en.jsonl", '{"text": " ", "entities": []}\n', "it has 1, 1 of them without a label, an answer or a text"),
         ("en.jsonl", '{"tokens": ["a", null], "entities": []}\n', r"en\.jsonl:1: a row must be"),
         ("en.jsonl", '{"text": null, "entities": null}\n', r"en\.jsonl:1: a row must be"),
         ("en.jsonl", '{"text": "a", "entities": [], "language": 5}\n', r"en\.jsonl:1: a row must be"),

@@ -101,7 +101,7 @@ def test_rows_without_text_are_left_out_and_count_as_rows(tmp_path: Path) -> Non
         ({"messages": [MESSAGES[0], MESSAGES[2]]}, "must end with .* found system, assistant at the end"),
         ({"messages": [MESSAGES[1], MESSAGES[2], MESSAGES[2]]}, "found user, assistant, assistant at the end"),
         ({"messages": [{"role": "tool", "content": "x"}, *MESSAGES]}, "'role' .*system, user, assistant.* at place 0"),
-        ({"messages": [*MESSAGES[:2], {"role": "assistant", "content": None}]}, "'content' as text, .* at place 2"),
+        ({"messages": [*MESSAGES[:2], {"role": "assistant", "content": 1}]}, "'content' as text, .* at place 2"),
         ({"messages": [*MESSAGES[:2], "tell"]}, "'content' as text, found 'tell' at place 2"),
         ([ROW], "must be a JSON object, found list"),
     ],

@@ -273,6 +273,7 @@ def test_a_manifest_entry_has_the_hash_of_the_file_as_it_lies_on_disk(tmp_path: 
         "name": "de.txt.gz",
         "languages": ["de"],
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "text": hashlib.sha256(b"eins\n").hexdigest(),
     }
 
 

@@ -18,7 +18,7 @@ from adaptermix.adapters import open_adapter
 from adaptermix.data import read_pairs
 from adaptermix.errors import DataError, OutputError, PlanError
 from adaptermix.evaluation import Retrieval, margin, retrieval
-from adaptermix.evaluation.margin import accuracies, margin_neighbours
+from adaptermix.evaluation.margin import hits, margin_neighbours
 from adaptermix.evaluation.retrieval import embed, pooler_of, retrieve_with
 from adaptermix.evaluation.transfer import correlate, read_scores
 from adaptermix.models import backbone, load_base
@@ -62,8 +62,8 @@ def test_neighbours_equal_a_double_loop(n: int, m: int, k: int, seed: int) -> No
 
 def test_equal_sets_retrieve_themselves() -> None:
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
-    assert accuracies(x, x.clone()) == (1.0, 1.0)
-    assert accuracies(x, x.roll(1, 0)) == (0.0, 0.0)
+    assert all(right.all() for right in hits(x, x.clone()))
+    assert not any(right.any() for right in hits(x, x.roll(1, 0)))
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])
@@ -85,7 +85,13 @@ def test_retrieve_gives_every_layer_and_both_directions(causal: Path, tmp_path: 
     found = retrieve(RetrieveSettings(base=str(causal), data=[str(path)], dtype="float32", device="cpu"))
     document = found.document()
     assert list(document["layers"]) == ["0", "1", "2", "3", "4"]
-    assert document["layers"]["2"] == {"mean": 1.0, "directions": {"de-en": 1.0, "en-de": 1.0}}
+    layer = document["layers"]["2"]
+    assert {key: layer[key] for key in ("mean", "directions")} == {
+        "mean": 1.0,
+        "directions": {"de-en": 1.0, "en-de": 1.0},
+    }
+    # five of five leave doubt
+    assert layer["scores"]["de-en"]["low"] < 0.7
     assert document["headline"] == 1.0
 
 
@@ -212,15 +218,20 @@ def test_more_rows_than_a_chunk_give_the_same(monkeypatch: pytest.MonkeyPatch) -
     assert [found.tolist() for found in margin_neighbours(x, y)] == [found.tolist() for found in whole]
 
 
-def test_accuracy_is_the_share_of_rows_that_find_their_own_number() -> None:
+def test_rows_that_find_their_own_number_are_hits() -> None:
     x = torch.eye(4)
-    assert accuracies(x, x[[0, 1, 3, 2]]) == (0.5, 0.5)
+    assert [right.tolist() for right in hits(x, x[[0, 1, 3, 2]])] == [[True, True, False, False]] * 2
+
+
+def measured(*layers: dict[str, float]) -> Retrieval:
+    """A measurement of one sentence per direction, right to this degree."""
+    return Retrieval(hits=tuple({name: (value,) for name, value in layer.items()} for layer in layers), n={})
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(5, 3.0), (4, 2.0), (3, 2.0), (2, 1.0)])
 def test_the_headline_is_the_mean_of_even_layers_without_the_embeddings(layers: int, expected: float) -> None:
     """Layer i scores i: 2 and 4 of four blocks, 2 of three or two, and the only one of one."""
-    found = Retrieval(layers=tuple({"de-en": float(i), "en-de": float(i)} for i in range(layers)), n={})
+    found = measured(*({"de-en": float(i), "en-de": float(i)} for i in range(layers)))
     assert found.headline() == expected
 
 
@@ -278,10 +289,33 @@ def test_the_base_beside_the_adapter_and_a_picture(causal: Path, tmp_path: Path)
 
 def test_languages_are_averaged_over_their_directions() -> None:
     layers = ({"de-en": 0.1, "en-de": 0.1}, {"de-en": 0.2, "en-de": 0.2}, {"de-en": 0.5, "en-de": 0.7, "fr-en": 0.1})
-    found = Retrieval(layers=layers, n={}).by_language()
+    found = measured(*layers).by_language()
     assert found == {"de": pytest.approx(0.6), "en": pytest.approx((0.5 + 0.7 + 0.1) / 3), "fr": pytest.approx(0.1)}
-    found = Retrieval(layers=({}, {"zh-Hant-zh": 0.2, "zh-zh-Hant": 0.4, "en-zh-Hant": 0.6}), n={}).by_language()
+    found = measured({}, {"zh-Hant-zh": 0.2, "zh-zh-Hant": 0.4, "en-zh-Hant": 0.6}).by_language()
     assert found == {"zh-Hant": pytest.approx(0.4), "zh": pytest.approx(0.3), "en": pytest.approx(0.6)}
+
+
+def test_intervals_are_over_sentences_and_the_gain_is_paired() -> None:
+    right = tuple(float(n % 10 < 7) for n in range(100))
+    better = tuple(float(n % 10 < 8) for n in range(100))
+    base = Retrieval(hits=({"de-en": right, "en-de": right},) * 3, n={"de-en": 100, "en-de": 100})
+    found = Retrieval(hits=({"de-en": better, "en-de": better},) * 3, n=dict(base.n), base=base)
+    score = found.direction_scores(2)["de-en"]
+    # Agresti and Coull: 82 of 104 +- 1.96 sqrt(p (1 - p) / 104)
+    assert (score.value, score.n) == (0.8, 100)
+    assert (score.low, score.high) == pytest.approx((0.71, 0.867), abs=0.012)
+    # both directions are of the same sentences, so their mean is no surer than one of them
+    mean = found.score()
+    assert (mean.low, mean.high) == pytest.approx((score.low, score.high), abs=1e-9)
+    gain = found.above_base()
+    assert gain is not None
+    # ten of a hundred sentences are gained: a paired binomial
+    assert gain.value == pytest.approx(0.1)
+    assert (gain.low, gain.high) == pytest.approx((0.05, 0.16), abs=0.015)
+    document = found.document()
+    assert document["layers"]["2"]["scores"]["de-en"] == score.document()
+    assert document["above_base"] == gain.document()
+    assert document["score"]["value"] == pytest.approx(document["headline"])
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=9), st.integers(0, 5))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix.evaluation.run import group_means
+from adaptermix.evaluation.run import group_scores
 from adaptermix.evaluation.score import Score, mean_score
 from adaptermix.evaluation.score import paired_difference as difference
 from adaptermix.tasks import Counts
@@ -58,7 +58,13 @@ def test_no_rows_are_refused() -> None:
 
 def test_a_system_does_not_differ_from_itself() -> None:
     rows = [[Counts(1, 0, 1), Counts(0, 2, 1), Counts(3, 0, 0)]]
-    assert paired_difference(rows, rows) == Score(value=0.0, low=0.0, high=0.0, n=3)
+    found = paired_difference(rows, rows)
+    assert (found.value, found.n) == (0.0, 3)
+    # three rows that happen to agree leave doubt, in both directions alike; three hundred leave little
+    assert found.low < 0 < found.high
+    assert found.high == pytest.approx(-found.low, rel=0.2)
+    many = paired_difference([rows[0] * 100], [rows[0] * 100])
+    assert -0.02 < many.low <= 0 <= many.high < 0.02
 
 
 def test_a_better_system_is_told_from_a_worse_one() -> None:
@@ -75,9 +81,14 @@ def test_other_rows_are_refused() -> None:
 
 
 def test_groups_put_every_language_in_one_role() -> None:
-    scores = {name: Score(value=value, low=0, high=1, n=1) for name, value in [("en", 1.0), ("de", 0.5), ("tr", 0.0)]}
-    found = group_means(scores, {"supervised": ["en"], "aligned": ["de", "en"]})
-    assert found == {"supervised": 1.0, "aligned": 0.5, "transfer": 0.0, "all": 0.5}
+    right, wrong = Counts(1, 0, 0), Counts(0, 1, 1)
+    rows = {"en": [right] * 2, "de": [right, wrong], "tr": [wrong] * 2}
+    found = group_scores(F1, rows, {"supervised": ["en"], "aligned": ["de", "en"]}, seed=0)
+    values = {role: score.value for role, score in found.items()}
+    assert values == {"supervised": 1.0, "aligned": 0.5, "transfer": 0.0, "all": 0.5}
+    assert {role: score.n for role, score in found.items()} == {"supervised": 2, "aligned": 2, "transfer": 2, "all": 6}
+    # the mean of three languages is surer than one of them
+    assert found["all"].high - found["all"].low < found["aligned"].high - found["aligned"].low
 
 
 @given(counts, st.integers(0, 100))
@@ -100,7 +111,11 @@ def test_other_seeds_draw_other_rows() -> None:
 )
 def test_one_row_scores_as_it_is(row: tuple[int, int, int], value: float) -> None:
     """(0, 0, 0): nothing was to be found and nothing was."""
-    assert micro_f1([Counts(*row)]) == Score(value=value, low=value, high=value, n=1)
+    score = micro_f1([Counts(*row)])
+    assert (score.value, score.n) == (value, 1)
+    # one row says little
+    assert score.low <= value <= score.high
+    assert score.high - score.low > 0.15
 
 
 def test_the_interval_is_that_of_resampled_rows() -> None:
@@ -125,6 +140,6 @@ def test_a_document_is_plain_data() -> None:
 
 
 def test_groups_without_languages_are_left_out() -> None:
-    scores = {"tr": Score(value=0.25, low=0, high=1, n=1)}
-    assert group_means(scores, {}) == {"all": 0.25}
-    assert group_means(scores, {"aligned": ["de"], "supervised": ["tr"]}) == {"supervised": 0.25, "all": 0.25}
+    rows = {"tr": [Counts(1, 0, 0)]}
+    assert list(group_scores(F1, rows, {}, seed=0)) == ["all"]
+    assert list(group_scores(F1, rows, {"aligned": ["de"], "supervised": ["tr"]}, seed=0)) == ["supervised", "all"]

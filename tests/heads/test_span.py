@@ -106,6 +106,15 @@ def test_an_answer_is_found_again_in_every_window_that_holds_it_whole(encoder: P
     assert {window.tokens_of(None) for window in windows} == {(0, 0)}
 
 
+def loss_alone(base: BaseModel, features: dict[str, list[int]], first: int, last: int) -> torch.Tensor:
+    """Transformers' loss of a window without padding, which it would count as places where an answer may stand."""
+    batch = {name: torch.tensor([ids]) for name, ids in features.items()}
+    loss: torch.Tensor = base.model(
+        **batch, start_positions=torch.tensor([first]), end_positions=torch.tensor([last])
+    ).loss
+    return loss
+
+
 def test_the_loss_is_that_of_transformers_where_a_window_is_enough(base: BaseModel) -> None:
     rows = [qa_row("Ada wrote programs.", "Ada"), qa_row("It was grün, said Eve.", "grün"), qa_row("No.", None)]
     encoded = HEADS["span"].encode(base, QA, rows, max_length=128, teach=True)
@@ -123,8 +132,11 @@ def test_the_loss_is_that_of_transformers_where_a_window_is_enough(base: BaseMod
         last = len(row.answers[0].encode()) - 1  # one token per byte
         ends.append(starts[-1] + last)
     with torch.no_grad():
-        theirs = base.model(**batch, start_positions=torch.tensor(starts), end_positions=torch.tensor(ends)).loss
-        torch.testing.assert_close(encoded.loss([0, 1, 2]), theirs)
+        theirs = [
+            loss_alone(base, one.features, start, end)
+            for (one,), start, end in zip(encoded._windows, starts, ends, strict=True)
+        ]
+        torch.testing.assert_close(encoded.loss([0, 1, 2]), torch.stack(theirs).mean())
     assert encoded.lengths == batch["attention_mask"].sum(1).tolist()
 
 
@@ -135,11 +147,31 @@ def test_windows_are_taught_the_answer_where_they_hold_it_and_null_elsewhere(bas
     gold = [window.tokens_of(row.places[0]) for window in windows]
     assert (0, 0) in gold
     assert len(set(gold)) > 1
-    batch = base.tokenizer.pad([window.features for window in windows], return_tensors="pt")
-    first, last = torch.tensor(gold).T
     with torch.no_grad():
-        theirs = base.model(**batch, start_positions=first, end_positions=last).loss
-        torch.testing.assert_close(encoded.loss([0]), theirs)
+        theirs = [loss_alone(base, window.features, *place) for window, place in zip(windows, gold, strict=True)]
+        torch.testing.assert_close(encoded.loss([0]), torch.stack(theirs).mean())
+
+
+def test_what_a_window_is_taught_does_not_depend_on_its_batch(base: BaseModel) -> None:
+    """With padding among the places where an answer may stand, a short window beside a long one has a larger loss."""
+    rows = [qa_row("Ada is.", "Ada"), qa_row(words(12), "w11ü")]
+    encoded = HEADS["span"].encode(base, QA, rows, max_length=128, teach=True)
+    with torch.no_grad():
+        torch.testing.assert_close(encoded.loss([0, 1]), (encoded.loss([0]) + encoded.loss([1])) / 2)
+
+
+def test_an_answer_that_no_window_holds_whole_is_not_taught_as_no_answer(base: BaseModel) -> None:
+    rows = [qa_row(words(30), words(25)), qa_row(words(30), "w25ü")]
+    encoded = HEADS["span"].encode(base, QA, rows, max_length=64, teach=True)
+    assert encoded.notes == (
+        "1 of 2 rows have answers too long for a window of 64 tokens (--max-length); the loss passes over them.",
+    )
+    assert encoded.terms([0]) == 0
+    assert encoded.terms([0, 1]) == len(encoded.texts[1])
+    with torch.no_grad():
+        torch.testing.assert_close(encoded.loss([0, 1]), encoded.loss([1]))
+    with pytest.raises(DataError, match="whole in a window of 64 tokens"):
+        HEADS["span"].encode(base, QA, rows[:1], max_length=64, teach=True)
 
 
 def by_hand(base: BaseModel, row: QaRow, length: int) -> tuple[float, str, float]:

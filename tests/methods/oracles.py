@@ -20,7 +20,8 @@ def kept(values: Matrix, count: int) -> list[bool]:
 
 
 def rounded(share: float, size: int) -> int:
-    return math.floor(share * size + 0.5)
+    """As PEFT and mergekit count: rounded down."""
+    return int(share * size)
 
 
 def trim(values: Matrix, density: float, outliers: float = 0.0) -> Matrix:
@@ -95,22 +96,31 @@ def knots(deltas: Sequence[Matrix], weights: Sequence[float], density: float, or
     u, sigma, vh = np.linalg.svd(np.concatenate(deltas, axis=1), full_matrices=False)
     rank = int((sigma > 1e-10 * sigma[0]).sum())
     u, rows = u[:, :rank], sigma[:rank, None] * vh[:rank]
-    parts = [trim(part, density) for part in np.split(rows, len(deltas), axis=1)]
+    # The part of a zero delta is zero, not the rounding of the joint SVD, which would count as entries.
+    parts = [part * delta.any() for part, delta in zip(np.split(rows, len(deltas), axis=1), deltas, strict=True)]
+    parts = [trim(part, density) for part in parts]
     return u @ consensus(parts, weights, order, normalize=True)
 
 
-def tsv(deltas: Sequence[Matrix], weights: Sequence[float], share: float) -> Matrix:
+def tsv(deltas: Sequence[Matrix], weights: Sequence[float], share: float | None) -> Matrix:
+    """Without a share the paper's rule: of min(out, in) singular values one in so many as there are deltas."""
+    if 1 in deltas[0].shape:
+        return np.asarray(sum(w * d for w, d in zip(weights, deltas, strict=True)))
     left, sigma, right = [], [], []
+    acting = sum(bool(delta.any()) for delta in deltas)
     for delta, weight in zip(deltas, weights, strict=True):
         u, s, vh = np.linalg.svd(delta, full_matrices=False)
-        count = math.ceil(share * int((s > 1e-10 * s[0]).sum()) - 1e-9)
+        rank = int((s > 1e-10 * s[0]).sum())
+        count = max(1, min(delta.shape) // acting) if share is None else math.ceil(share * rank - 1e-9)
+        count = min(count, rank)
         left.append(u[:, :count])
         sigma.extend(weight * s[:count])
         right.append(vh[:count].T)
 
     def polar(columns: Matrix) -> Matrix:
-        p, _, qh = np.linalg.svd(columns, full_matrices=False)
-        return p @ qh
+        p, lengths, qh = np.linalg.svd(columns, full_matrices=False)
+        spans = lengths > 1e-10 * lengths[0]
+        return p[:, spans] @ qh[spans]
 
     return polar(np.concatenate(left, axis=1)) @ np.diag(sigma) @ polar(np.concatenate(right, axis=1)).T
 

@@ -92,6 +92,10 @@ def _adds_factors(stack: Stack, _total: Tensor, _: int) -> Tensor:
     return torch.stack([u.b.mean(1, keepdim=True) @ u.a.mean(0, keepdim=True) for u in low]).sum(0)
 
 
+def _counts_factors(stack: Stack, total: Tensor, _: int) -> Tensor:
+    return total / sum(bool(update.a.any()) for update in stack.updates if isinstance(update, LowRank))
+
+
 MISTAKES: dict[str, Callable[[Stack, Tensor, int], Tensor]] = {
     "writes": _writes,
     "forgets weights": lambda stack, _, __: stack.combined([1.0] * len(stack.updates)).dense(),
@@ -104,6 +108,7 @@ MISTAKES: dict[str, Callable[[Stack, Tensor, int], Tensor]] = {
     "half": lambda _, total, __: total.half().to(total.dtype),
     "divides": lambda stack, total, _: total / stack.updates[0].dense(),
     "transposes": lambda _, total, __: total.T.contiguous(),
+    "counts factors": _counts_factors,
     "narrows": lambda _, total, __: total.float(),
 }
 
@@ -115,6 +120,7 @@ FAULTS = {
     "adds factors": "test_only_the_deltas_count_not_their_factors",
     "favours the first": "test_the_order_of_the_adapters_does_not_matter",
     "draws from torch": "test_equal_inputs_give_equal_bytes",
+    "counts factors": "test_how_an_adapter_is_zero_does_not_matter",
     "remembers": "test_equal_inputs_give_equal_bytes",
     "squares": "test_longer_adapters_give_a_longer_merge",
     "half": "test_one_adapter_of_weight_one_comes_back",

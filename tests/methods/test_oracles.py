@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 
 from adaptermix.algebra import Dense, LowRank, Stack
 from adaptermix.algebra.draws import uniform
+from adaptermix.errors import PlanError
 from adaptermix.methods import MergeMethod
 from adaptermix.methods.base import build
-from adaptermix.testing.stacks import generic
+from adaptermix.testing.stacks import generic, normal
 
 from . import oracles
 from .oracles import Matrix
@@ -66,7 +68,7 @@ def test_ties_over_the_model_trims_all_modules_of_an_adapter_as_one_vector() -> 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("density", "outliers"), [(0.4, 0.1), (0.5, 0.5), (1.0, 0.2), (0.01, 0.01)])
+@pytest.mark.parametrize(("density", "outliers"), [(0.4, 0.1), (0.5, 0.5), (0.8, 0.2), (0.01, 0.01)])
 def test_breadcrumbs_drops_the_outliers_and_keeps_what_follows(
     shape: tuple[int, int], density: float, outliers: float
 ) -> None:
@@ -77,6 +79,11 @@ def test_breadcrumbs_drops_the_outliers_and_keeps_what_follows(
     check(build("breadcrumbs", options), stack, np.asarray(total))
     elected = oracles.consensus(trimmed, WEIGHTS, "scale-first", normalize=False)
     check(build("breadcrumbs", {**options, "elect": True}), stack, elected)
+
+
+def test_breadcrumbs_that_cannot_keep_what_they_promise_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"density and outliers must sum to 1 at most, got 0\.9 and 0\.2"):
+        build("breadcrumbs", {"density": 0.9, "outliers": 0.2})
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -146,11 +153,70 @@ def test_knots_merges_in_the_joint_basis(shape: tuple[int, int], order: str) -> 
     check(build("knots", {"density": 0.4, "order": order}), stack, expected)
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (9, 4), (4, 9)])
+@pytest.mark.parametrize("shape", [(6, 5), (9, 4), (4, 9), (1, 7), (7, 1), (20, 12)])
 @pytest.mark.parametrize("share", [None, 0.5, 1.0])
 def test_tsv_multiplies_the_polar_factors(shape: tuple[int, int], share: float | None) -> None:
     stack = stack_of(shape, WEIGHTS)
-    check(build("tsv", {"share": share}), stack, oracles.tsv(deltas_of(stack), WEIGHTS, share or 1 / 3))
+    check(build("tsv", {"share": share}), stack, oracles.tsv(deltas_of(stack), WEIGHTS, share))
+
+
+def orthogonal(k: int, rank: int, side: int) -> Stack:
+    """Adapters in subspaces that are orthogonal to each other: nothing interferes."""
+    generator = torch.Generator().manual_seed(k)
+    bases = [torch.linalg.qr(normal(side, side, generator)).Q for _ in range(2)]
+    updates = []
+    for i in range(k):
+        part = slice(i * rank, (i + 1) * rank)
+        spectrum = torch.linspace(2.0, 0.5, rank, dtype=torch.float64)
+        updates.append(LowRank(b=bases[0][:, part] * spectrum, a=bases[1][:, part].T.contiguous()))
+    return Stack.of(updates, [0.7 + 0.1 * i for i in range(k)])
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_tsv_by_default_cuts_no_lora_whose_rank_times_the_count_fits(k: int) -> None:
+    stack = orthogonal(k, 8, 64)
+    merged, cut = build("tsv", {}).measured(stack)
+    expected = stack.combined(stack.weights).dense()
+    assert float((merged.dense() - expected).norm() / expected.norm()) < 1e-12
+    assert cut == 0.0
+
+
+@pytest.mark.parametrize(("options", "side"), [({"share": 0.5}, 64), ({}, 24)])
+def test_tsv_tells_what_it_cuts(options: dict[str, Any], side: int) -> None:
+    """Four adapters of rank 6: half of it is cut where that is asked for, and nothing of 24 / 4 = 6."""
+    stack = orthogonal(4, 6, side)
+    merged, cut = build("tsv", options).measured(stack)
+    expected = stack.combined(stack.weights).dense()
+    lost = float((merged.dense() - expected).norm() / expected.norm())
+    assert cut == pytest.approx(lost, abs=1e-12)
+    assert (cut > 0.2) == bool(options)
+
+
+def test_tsv_cuts_where_the_ranks_do_not_fit() -> None:
+    """Two deltas of rank 5 in a 6 x 6 module: 6 // 2 = 3 of 5 singular values stay."""
+    stack = stack_of((6, 6), [1.0, 1.0], rank=5)
+    _, cut = build("tsv", {}).measured(stack)
+    values = [np.linalg.svd(delta, compute_uv=False) for delta in deltas_of(stack)]
+    lost = math.sqrt(sum(float((s[3:] ** 2).sum()) for s in values) / sum(float((s**2).sum()) for s in values))
+    assert cut == pytest.approx(lost, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["iso-c", "tsv"])
+def test_a_floor_removes_the_directions_that_16_bits_make_up(name: str) -> None:
+    """An adapter with its own bfloat16 copy is that adapter."""
+    stack = stack_of((40, 30), [0.5, 0.5], rank=4)
+    first = stack.updates[0]
+    assert isinstance(first, LowRank)
+    copy = LowRank(b=first.b.bfloat16().double(), a=first.a.bfloat16().double(), scale=first.scale)
+    alone = build(name, {})(Stack.of([first], [1.0])).dense()
+    stack = replace(stack, updates=(first, copy))
+
+    def cosine(options: dict[str, Any]) -> float:
+        found = build(name, options)(stack).dense()
+        return float((found * alone).sum() / found.norm() / alone.norm())
+
+    assert cosine({"floor": 0.02}) > 0.999
+    assert cosine({}) < 0.9
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -173,6 +239,27 @@ def test_regmean_is_the_least_squares_solution() -> None:
     stack = replace(stack, statistics=tuple(torch.from_numpy(x.T @ x) for x in inputs))
     expected = oracles.regmean(deltas_of(stack), POSITIVE, inputs)
     check(build("regmean", {"off_diagonal": 1.0}), stack, expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("off_diagonal", [1.0, 0.9])
+def test_regmean_does_not_invert_the_rounding_of_stored_statistics(
+    dtype: torch.dtype, tolerance: float, off_diagonal: float
+) -> None:
+    """48 features of which 20 inputs each reach 40 directions: the other 8 have no input but what rounding leaves."""
+    stack = stack_of((6, 48), [0.6, 0.4])
+    generator = torch.Generator().manual_seed(3)
+    sizes = torch.exp(normal(48, 1, generator)).T
+    grams = [x.T @ x for x in (normal(20, 48, generator) * sizes for _ in range(2))]
+    shrunk = [off_diagonal * g + (1 - off_diagonal) * torch.diag(g.diagonal()) for g in grams]
+    deltas = [torch.from_numpy(delta) for delta in deltas_of(stack)]
+    total = sum(w * g for w, g in zip(stack.weights, shrunk, strict=True))
+    inverse = torch.linalg.pinv(total, rtol=1e-12, hermitian=True)
+    rest = torch.eye(48, dtype=torch.float64) - total @ inverse
+    expected = sum(w * (d @ g @ inverse + d @ rest) for w, d, g in zip(stack.weights, deltas, shrunk, strict=True))
+    stack = replace(stack, statistics=tuple(gram.to(dtype) for gram in grams))
+    found = build("regmean", {"off_diagonal": off_diagonal})(stack).dense()
+    assert float((found - expected).norm() / expected.norm()) < tolerance
 
 
 def test_regmean_is_the_weighted_mean_where_no_input_points() -> None:

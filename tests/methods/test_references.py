@@ -190,7 +190,7 @@ def test_every_method_of_mergekit_runs_or_refuses_in_one_line_and_leaves_random_
     from adaptermix.methods.mergekit import mergekit_methods
 
     needed = {name: 0.5 for name, default in mergekit_methods()[member].items() if default is ...}
-    method, stack = build(f"mergekit:{member}", needed), three(count, [0.5] * 3)
+    method, stack = build(f"mergekit:{member}", needed), three(count, [1 / count] * 3)
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     refused = ""
     try:

@@ -171,3 +171,16 @@ def test_a_manifest_that_someone_edited_is_refused_by_name_or_passed_over(merged
     except PublishError as error:
         assert "adaptermix.json" in str(error)  # noqa: PT017  (either outcome is right)
         assert contents(merged) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["_orig_mod.layers.0.q"], "wrapper modules.* Rewrite it: adaptermix merge"),
+        (["bert.encoder.layer.0.q", "encoder.layer.0.k"], "two model classes"),
+    ],
+)
+def test_a_folder_that_peft_would_load_in_part_is_not_pushed(tmp_path: Path, names: list[str], words: str) -> None:
+    write_lora(tmp_path / "a", dict.fromkeys(names, (4, 4, 2)))
+    with pytest.raises(AdapterFormatError, match=words):
+        push(PushSettings(folder=str(tmp_path / "a"), repo="me/x", dry_run=True))

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -123,32 +122,36 @@ def test_a_study_that_others_work_on_is_not_begun_again(tmp_path: Path) -> None:
         check_idle(place, "s")
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
-    code = (
-        "import os, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import os, threading, time\\n"
-        "from adaptermix.study.worker import _end_with\\n"
-        "threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()\\n"
-        "time.sleep(60)'])\n"
-        "print(child.pid, flush=True); time.sleep(60)"
+@pytest.mark.parametrize("is_late", [False, True])
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path, is_late: bool) -> None:
+    """Also one that begins to look only after its parent is gone, as on a busy machine."""
+    begin = tmp_path / "begin"
+    child = (
+        "import os, sys, threading, time; from pathlib import Path\n"
+        "from adaptermix.study.worker import end_with\n"
+        "print('up', flush=True)\n"
+        "while not Path(sys.argv[2]).exists(): time.sleep(0.01)\n"
+        "threading.Thread(target=end_with, args=(int(sys.argv[1]),), daemon=True).start()\n"
+        "print('watching', flush=True)\n"
+        "time.sleep(300); print('survived', flush=True)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent_code = (
+        "import os, subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid()), sys.argv[2]])\n"
+        "time.sleep(300)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", parent_code, child, str(begin)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    time.sleep(5)
+    assert parent.stdout.readline() == "up\n"
+    if not is_late:
+        begin.touch()
+        assert parent.stdout.readline() == "watching\n"
     parent.kill()
-    parent.stdout.close()
     parent.wait()
-    for _ in range(100):
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            break
-        if Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the worker outlived its parent")
+    begin.touch()
+    # the child holds the other end of the pipe, which closes when it ends
+    assert "survived" not in parent.stdout.read()
+    parent.stdout.close()
 
 
 RECIPE = """

@@ -183,9 +183,13 @@ def test_a_loss_that_is_not_finite_ends_it(encoder: Path, folder: Path) -> None:
 
     class Rows:
         lengths: ClassVar[list[int]] = [1, 1]
+        taught: ClassVar[list[int]] = [0, 1]
 
         def __call__(self, rows: Any) -> BatchLoss:
-            return BatchLoss(torch.tensor(float("nan"), requires_grad=True), 1, terms=len(rows))
+            return BatchLoss(torch.tensor(float("nan"), requires_grad=True), 1, terms=self.terms(rows))
+
+        def terms(self, rows: Any) -> int:
+            return len(rows)
 
     with (
         Attachment(base.model, [open_adapter(folder / "align").read()]) as attached,
@@ -254,6 +258,8 @@ def test_a_search_chooses_among_averages_sums_and_gates(encoder: Path, folder: P
 
 def test_test_data_that_gates_learned_from_stay_known(encoder: Path, folder: Path, tmp_path: Path) -> None:
     data = [write_rows(tmp_path, "seen.en.csv", says=True, count=8)]
+    # rows that the adapters were not trained on
+    Path(data[0]).write_text(Path(data[0]).read_text().replace(",", " indeed so,").replace("text indeed so", "text", 1))
     asked = EvaluateSettings(
         base=str(encoder), adapter=str(folder / "task"), task="classify", data=data, device="cpu", split="test"
     )

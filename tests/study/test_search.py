@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search, train_align, train_task
+from tests.adapters.test_paths import assert_sums, loaded, save, under
 from tests.train.data import write_slots
 from tests.train.test_align import settings_for as align_settings
 from tests.train.test_task import settings_for as task_settings
@@ -71,3 +72,22 @@ def test_only_the_journal_is_written_while_trials_run(
     )
     assert seen == [(1, {".x.partial"}), (2, {".x.partial"})]  # the task adapter alone, and two candidates
     assert {path.name for path in tmp_path.iterdir()} - before == {"x"}
+
+
+def test_what_is_written_has_the_paths_of_the_model_that_scored_it(causal: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    targets = {"one": ["q_proj"], "two": ["v_proj"]}
+    for number, (name, modules) in enumerate(targets.items()):
+        save(AutoModel.from_pretrained(causal), tmp_path / name, seed=number, target_modules=modules)
+    common = {"base": str(causal), "task": "slots", "max_new_tokens": 2, "dtype": "float32", "device": "cpu"}
+    dev = write_slots(tmp_path, "dev.en.jsonl")
+    out = tmp_path / "found"
+    folders = [tmp_path / name for name in targets]
+    result = search(
+        SearchSettings(adapters=[str(folder) for folder in folders], dev=[dev], grid=[0.3], out=str(out), **common)
+    )
+    added = [under("model", loaded(AutoModel.from_pretrained(causal), folder)[0]) for folder in folders]
+    weights = result.chosen.candidate.weights
+    assert_sums(AutoModelForCausalLM.from_pretrained(causal), out, list(zip(weights, added, strict=True)))
+    evaluate(EvaluateSettings(adapter=str(out), data=[dev], **common))

@@ -81,10 +81,12 @@ def test_the_manifest_holds_the_dev_files_by_hash_and_the_document_the_trials(
     found = search(settings_for(causal, adapters, dev, tmp_path / "out"))
     manifest = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
     assert manifest["kind"] == "search"
-    assert manifest["dev"] == [
+    listed = ("name", "languages", "sha256")
+    assert [{key: entry[key] for key in listed} for entry in manifest["dev"]] == [
         {"name": path.name, "languages": [path.stem], "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in sorted(Path(dev[0]).parent.iterdir())
     ]
+    assert [entry["rows"] for entry in manifest["dev"]] == [2, 3]
     assert manifest["plan"]["weights"] == list(found.chosen.candidate.weights)
     assert [entry["weight"] for entry in manifest["inputs"]] == list(found.chosen.candidate.weights)
     document = json.loads((tmp_path / "out" / "results.json").read_text())

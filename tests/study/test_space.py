@@ -110,3 +110,14 @@ def test_a_grid_of_a_pair_may_go_beyond_one_and_of_three_not_below_zero():
 
 def test_choices_keep_their_order():
     assert Space(count=2, options={"order": Choice(("b", "a"))}).parameters["order"].values == ("b", "a")
+
+
+def test_free_weights_that_change_nothing_are_not_searched():
+    """The second adapter acts in the lower half only, so its weight in the upper half is no parameter."""
+    space = Space(count=2, simplex=False, places=depth_groups(range(8), 2), idle=(frozenset(), frozenset({1})))
+    assert list(space.parameters) == ["place0.0.w0", "place0.0.w1", "place1.0.w0"]
+    found = space.candidate({"place0.0.w0": 1.0, "place0.0.w1": 0.5, "place1.0.w0": 0.75})
+    assert [place.points for place in found.overrides] == [((1.0, 0.5),), ((0.75, 0.0),)]
+    assert space.point([1.0, 0.5], {}) == {"place0.0.w0": 1.0, "place0.0.w1": 0.5, "place1.0.w0": 1.0}
+    # weights that must sum to 1 scale the first adapter there, so they act
+    assert len(Space(count=2, places=space.places, idle=space.idle).parameters) == 2

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from adaptermix import (
     train_align,
     train_task,
 )
-from adaptermix.progress import Silent
+from adaptermix.progress import Silent, Watcher
 from adaptermix.study import workers
 from tests.factories import contents, peft_lora
 
@@ -64,41 +66,34 @@ def test_two_of_four_workers_are_killed_and_no_trial_is_lost_or_counted_twice(
     settings: SearchSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serial = search(settings.model_copy(update={"out": str(tmp_path / "serial")}))
-    killed = []
+    killed: list[int] = []
+    done = threading.Event()
     journal = tmp_path / ".out.partial" / "trials.log"
     real = workers.helped
 
-    def kill_busy(processes: list[subprocess.Popen[bytes]], own: int) -> None:
-        """Kill two workers, each while it has a trial."""
-        end = time.monotonic() + 120
-        while len(killed) < 2 and time.monotonic() < end:
-            text = journal.read_text() if journal.exists() else ""
+    def kill_busy(processes: list[subprocess.Popen[bytes]]) -> None:
+        """Kill two workers, each when it has its first trial."""
+        while len(killed) < 2 and any(process.poll() is None for process in processes):
+            text = journal.read_text().replace(" ", "") if journal.exists() else ""
             for process in processes:
-                mine = f",{process.pid}," in text.replace(" ", "")
-                if mine and process.pid not in killed and len(killed) < 2:
+                if f",{process.pid}," in text and process.pid not in killed and len(killed) < 2:
                     os.kill(process.pid, signal.SIGKILL)
                     killed.append(process.pid)
             time.sleep(0.005)
+        done.set()
 
-    def watched(asked: SearchSettings, watch: object) -> object:
-        context = real(asked, watch)  # type: ignore[arg-type]
-
-        class Watched:
-            def __enter__(self) -> None:
-                processes = context.__enter__()
-                threading.Thread(target=kill_busy, args=(processes, os.getpid()), daemon=True).start()
-
-            def __exit__(self, *error: object) -> None:
-                context.__exit__(*error)  # type: ignore[arg-type]
-
-        return Watched()
+    @contextmanager
+    def watched(asked: SearchSettings, watch: Watcher) -> Iterator[None]:
+        with real(asked, watch) as processes:
+            threading.Thread(target=kill_busy, args=(processes,), daemon=True).start()
+            yield
 
     monkeypatch.setattr("adaptermix.study.run.helped", watched)
-    # slow enough here that the others get trials too
     from adaptermix.study import run
 
+    # this process waits with its first trials until two others have had some and are gone
     fast = run._Work._answer
-    monkeypatch.setattr(run._Work, "_answer", lambda *given: time.sleep(4) or fast(*given))
+    monkeypatch.setattr(run._Work, "_answer", lambda *given: done.wait() and fast(*given))
     parallel = search(settings.model_copy(update={"workers": 4}))
     assert len(killed) == 2
     weights = sorted(trial.candidate.weights[0] for trial in parallel.trials)

@@ -137,3 +137,30 @@ def test_a_missing_tokenizer_is_named_with_its_extra(
     with pytest.raises(PlanError, match=rf"BLEU in '{language}' needs .* Install adaptermix\[mt\]\.$") as caught:
         require_tokenizers(["de", language])
     assert "\n" not in str(caught.value)
+
+
+UNSEPARATED = {
+    "th": "ฉันชอบกินข้าวผัดกับไก่ทอดทุกวัน",
+    "km": "ខ្ញុំចូលចិត្តញ៉ាំបាយឆាជាមួយសាច់មាន់",
+    "lo": "ຂ້ອຍມັກກິນເຂົ້າຜັດທຸກມື້",
+    "my": "ကျွန်တော်ထမင်းကြော်ကြိုက်တယ်",
+    "bo": "ང་ལ་བཟོས་པའི་འབྲས་ཡག་པོ་བྱུང་",
+    "dz": "ང་ལ་བཟོས་པའི་འབྲས་ཡག་པོ་བྱུང་",
+}
+
+
+@pytest.mark.parametrize("language", UNSEPARATED)
+def test_languages_without_blanks_are_counted_by_character(language: str) -> None:
+    right = UNSEPARATED[language]
+    near = right[:-2] + right[-1]
+    found = float(bleu(np.array(bleu_counts(right, near, language), dtype=float)))
+    assert found == pytest.approx(BLEU(tokenize="char").corpus_score([near], [[right]]).score)
+    assert found > 80
+    assert BLEU(tokenize="13a").corpus_score([near], [[right]]).score == 0
+
+
+@pytest.mark.parametrize("language", ["zh", "zh-Hant", "yue", "wuu", "lzh", "nan", "gan", "hak", "hsn"])
+def test_all_varieties_of_chinese_have_its_tokenizer(language: str) -> None:
+    right, near = "我们明天一起去看电影好不好 AI", "我们明天一起去看电影好好 AI"
+    found = float(bleu(np.array(bleu_counts(right, near, language), dtype=float)))
+    assert found == pytest.approx(BLEU(tokenize="zh").corpus_score([near], [[right]]).score)

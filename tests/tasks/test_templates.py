@@ -131,3 +131,61 @@ def test_a_chat_template_that_always_fails_is_refused(tokenizer: Any, chat: str)
     broken.chat_template = chat
     with pytest.raises(ModelError, match=r"'mid-align' needs a chat template .* Use --template plain"):
         get_template(SLOTS, "mid-align").encode({"text": "x"}, broken)
+
+
+def with_turns(tokenizer: Any, folder: Path, ends: str, chat: str, **special: str) -> Any:
+    """A tokenizer with two more tokens and a chat template, saved and loaded again."""
+    made = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", ends], **special})
+    made.chat_template = chat
+    made.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("ends", "chat"),
+    [
+        ("<|im_end|>", TURNS.replace("END", "<|im_end|>")),
+        ("<end_of_turn>", TURNS.replace("END", " <end_of_turn>")),
+        # templates that put nothing but the end behind the last answer, and then the end of the text
+        ("<|eot|>", TURNS.replace("END\n", "<|eot|>") + "</s>"),
+    ],
+)
+def test_an_answer_ends_as_the_chat_template_ends_a_turn(tokenizer: Any, ends: str, chat: str, tmp_path: Path) -> None:
+    turned = with_turns(tokenizer, tmp_path / "turned", ends, chat)
+    assert turned.eos_token_id == turned.convert_tokens_to_ids("</s>")
+    template = get_template(SLOTS, "mid-align")
+    assert turned.decode(template.encode_answer("time: five", turned)) == f"time: five{ends}"
+    # without a chat a text ends
+    assert turned.decode(get_template(SLOTS, "plain").encode_answer("x", turned)) == " x</s>"
+
+
+@pytest.mark.parametrize(
+    "chat", [CHAT, "{{ raise_exception('no') }}", "{% for m in messages %}{{ m['content'] }} done.{% endfor %}"]
+)
+def test_a_turn_that_no_special_token_ends_is_ended_as_a_text(tokenizer: Any, chat: str) -> None:
+    plain = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    plain.chat_template = chat
+    assert get_template(SLOTS, "mid-align").end(plain) == plain.eos_token_id
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}",
+        "{% if thinking is defined and not thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}",
+        "<think>\n",
+        "<think>",
+    ],
+)
+def test_models_that_think_aloud_are_told_not_to(tokenizer: Any, opening: str) -> None:
+    thinking = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    thinking.chat_template = CHAT.replace("<a>", f"<a>{opening}")
+    text = get_template(SLOTS, "mid-align").render({"text": "wake me"}, thinking)
+    assert text.endswith("<user>wake me\n<a><think>\n\n</think>\n\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from adaptermix.data.source import canonical_language
 from adaptermix.errors import PlanError
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template, overlap
+from adaptermix.tasks.base import remarks
 
 from ..scoring import count
 
@@ -108,3 +110,35 @@ def test_a_missing_tokenizer_is_refused_before_scoring(monkeypatch: pytest.Monke
     with pytest.raises(PlanError, match=r"adaptermix\[mt\]"):
         TASK.metrics([row("a", "b", "en-ja")])
     TASK.metrics([row("a", "b", "ja-en")])
+
+
+def test_scores_say_by_which_tokenizer_words_are_counted() -> None:
+    rows = [
+        TranslateRow(source="a", target="b c", source_language="en", target_language=language)
+        for language in ("th", "de", "zh", "th")
+    ]
+    assert remarks(TASK, rows)[0] == "BLEU counts words by sacrebleu's tokenizer char for th, zh for zh (others: 13a)."
+    assert not any("BLEU" in note for note in remarks(TASK, rows[1:2]))
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "nothing", "some"),
+    [
+        ("slots", {"text": "go"}, {"slots": []}, {"slots": [{"type": "a", "value": "go"}]}),
+        ("ner-json", {"text": "go"}, {"entities": []}, {"entities": [{"type": "LOC", "text": "go"}]}),
+        ("qa", {"question": "?", "context": "go"}, {"answers": []}, {"answers": ["go"]}),
+        ("classify", {"text": "go"}, {"label": "a"}, {"label": "b"}),
+    ],
+)
+def test_rows_with_nothing_to_find_are_warned_of(
+    task: str, row: dict[str, Any], nothing: dict[str, Any], some: dict[str, Any], tmp_path: Path
+) -> None:
+    kind = get_task(task)
+
+    def read(*rows: dict[str, Any]) -> list[str]:
+        (tmp_path / "en.jsonl").write_text("".join(json.dumps(row | more) + "\n" for more in rows))
+        return remarks(kind, kind.read([str(tmp_path / "en.jsonl")], rows=None)[0])
+
+    assert "all 2 rows of 'en' have the answer" in read(nothing, nothing)[0]
+    assert read(nothing, some) == []
+    assert len(read(nothing)) == (task != "classify")

@@ -122,9 +122,9 @@ def test_the_first_token_of_a_language_model_is_no_sentence_vector(causal: Path,
 def test_rows_that_are_cut_are_told(causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from adaptermix.cli.console import Lines
 
-    settings = TaskSettings(**values(causal, tmp_path, task="slots", train=[write_slots(tmp_path)], max_length=12))
+    settings = TaskSettings(**values(causal, tmp_path, task="slots", train=[write_slots(tmp_path)], max_length=24))
     train_task(settings, watch=Lines())
-    assert "6 of 6 rows are longer than 12 tokens (--max-length)" in capsys.readouterr().err
+    assert "6 of 6 (en 6) rows are longer than 24 tokens (--max-length)" in capsys.readouterr().err
 
 
 def test_alignment_on_top_of_an_adapter_with_a_head_and_its_retrieval(encoder: Path, tmp_path: Path) -> None:
@@ -159,5 +159,5 @@ def test_pairs_without_a_side_in_training_too_or_too_long_are_counted(causal: Pa
     train_joint(settings, watch=notes)
     assert "1 of 17 pairs lack a side, a label or an answer and are left out." in notes.said
     assert any(note.startswith("warning: 12 of 12 dev pairs stand in the training pairs too") for note in notes.said)
-    assert "1 of 16 rows are longer than 30 tokens (--max-length) and lose their ends." in notes.said
+    assert "1 of 16 (fr 1) source sentences are longer than 30 tokens (--max-length) and lose their ends." in notes.said
     assert sum("stand in" in note for note in notes.said) == 2  # the task's rows have their own

@@ -28,7 +28,7 @@ from adaptermix import (
 from adaptermix.adapters.paths import prefix_between
 from adaptermix.errors import DataError, IncompatibleAdapters, ModelError, PlanError
 
-from .data import write_pairs, write_slots
+from .data import Notes, write_pairs, write_slots
 from .test_joint import values
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -230,12 +230,21 @@ def test_what_does_not_fit_is_refused(encoder: Path, causal: Path, trained: Path
     other = settings_for(encoder, tmp_path, dev=[write_labels(tmp_path, "dev.en.tsv", [("grey fog", "mild")])])
     with pytest.raises(DataError, match="dev rows must have labels of the training rows"):
         train_task(other)
+    some = write_labels(tmp_path, "some.en.tsv", [("grey fog", "mild"), ("red sky", "warm")])
+    partly, notes = settings_for(encoder, tmp_path, dev=[some], out=str(tmp_path / "partly"), steps=1), Notes()
+    assert "dev_loss" in train_task(partly, watch=notes).history[-1]
+    assert any("'mild'; the loss passes over them" in note for note in notes.said)
     asked = evaluated(causal, trained, write_slots(tmp_path, "test.en.jsonl")).model_copy(update={"task": "slots"})
     with pytest.raises(PlanError, match="ends in a classification head"):
         evaluate(asked)
     other_labels = evaluated(causal, trained, write_labels(tmp_path, "o.en.tsv", [("grey fog", "mild")]))
     with pytest.raises(PlanError, match="rows must have labels of the head"):
         evaluate(other_labels)
+    base = Path(json.loads((trained / "adaptermix.json").read_text())["base"]["id"])
+    found = evaluate(evaluated(base, trained, some), watch=notes)
+    assert (found.scores["en"].value, found.scores["en"].n) in ((0.0, 2), (0.5, 2))
+    assert [a in ("cold", "warm") for a in found.answers] == [True, True]
+    assert any("'mild'; every answer to them is wrong" in note for note in notes.said)
     alone = evaluated(causal, trained, write_labels(tmp_path)).model_copy(update={"against": "base"})
     with pytest.raises(PlanError, match="can be compared only with another one"):
         evaluate(alone)
@@ -245,15 +254,13 @@ def test_what_does_not_fit_is_refused(encoder: Path, causal: Path, trained: Path
     ("inner", "outer", "prefix"),
     [
         (["encoder.layer.0.x"], ["bert.encoder.layer.0.x"], "bert."),
-        (["encoder.layer.0.x", "encoder.layer.1.x"], ["bert.encoder.layer.0.x"], None),
+        (["encoder.layer.0.x", "encoder.layer.1.x"], ["bert.encoder.layer.0.x"], "bert."),
         (["layers.0.q"], ["layers.0.q", "model.layers.0.q"], None),
-        (["layers.0.q"], ["model.layers.0.k"], None),
+        (["layers.0.q"], ["model.layers.0.k"], "model."),  # no module in common, but the list of blocks
         (["layers.0.q"], ["a.layers.0.q", "b.layers.0.q"], None),
         ([], ["a"], None),
         (["0.q", "1.q"], ["m.0.q", "m.1.q", "m.2.q"], "m."),
     ],
 )
 def test_what_stands_before_the_paths(inner: list[str], outer: list[str], prefix: str | None) -> None:
-    if len(inner) == 2 and prefix is None:
-        prefix = prefix_between(inner[:1], outer)  # the other module is missing there: the same prefix all the same
     assert prefix_between(inner, outer) == prefix

@@ -210,7 +210,11 @@ def test_a_head_of_the_task_is_taken_over(kind: str, tmp_path: Path, request: py
     assert (tmp_path / "first" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
     entry = json.loads((tmp_path / "out" / "adaptermix.json").read_text())["task"]
     assert entry["labels"] == ["cold", "warm"]
-    new = write_labels(tmp_path, "new.en.tsv", [("red sky", "hot"), ("red sea", "warm")])
+    partly = write_labels(tmp_path, "partly.en.tsv", [("red sky", "hot"), ("red sea", "warm")])
+    train_task(settings_for(base, tmp_path, **(more | {"train": [partly], "out": str(tmp_path / "p")})), watch=notes)
+    assert any("1 of 2 (en 1) rows have labels that the head does not have, such as 'hot'" in n for n in notes.said)
+    assert json.loads((tmp_path / "p" / "adaptermix.json").read_text())["rows"]["taught"] == 1
+    new = write_labels(tmp_path, "new.en.tsv", [("red sky", "hot"), ("red sea", "hotter")])
     for wrong, message in (
         ({"train": [new]}, "rows must have labels of the head of 'first'"),
         ({"task": "slots", "train": [write_slots(tmp_path)], "head": "auto"}, "Give the task that it was trained for"),

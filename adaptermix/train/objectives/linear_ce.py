@@ -37,7 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 wide.scatter_add_(1, wanted, wide.new_full((len(wanted), 1), -1.0))
                 torch.mm(wide.div_(count).to(weight.dtype), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
-        return total / count
+        return total / max(1, count)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
@@ -51,7 +51,7 @@ def linear_cross_entropy(
     targets: Int[Tensor, " tokens"],
     bias: Float[Tensor, " vocabulary"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of `states @ weight.T + bias`, in float32.
+    """Return the mean cross-entropy of `states @ weight.T + bias`, in float32; 0 for no states.
 
     Logits are made block by block, in memory that is used again; a gradient reaches `states` alone. Under autocast they
     are products in its dtype, as those of a linear layer would be; what follows is in float32 always.

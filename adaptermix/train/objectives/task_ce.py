@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...heads.base import IGNORED
+from ...heads.base import IGNORED, cross_entropy
 from .linear_ce import linear_cross_entropy
 
 
@@ -34,7 +33,7 @@ def answer_loss(
         position_ids: Places of the tokens, needed where rows are padded on the left.
         head: The model's output layer, where `plain_head` finds that it alone makes the logits.
 
-    Shapes: all [rows tokens]; returns a scalar in float32.
+    Shapes: all [rows tokens]; returns a scalar in float32, 0 where no token is labelled.
     Reference: Liu and Niehues, ACL 2025, arXiv 2502.14830, section 3; loss on the answer alone as in their release.
     """
     wanted = labels[:, 1:]  # the token at t is predicted from position t - 1
@@ -45,5 +44,5 @@ def answer_loss(
         states = model.get_decoder()(**batch).last_hidden_state[:, :-1][labelled]
         return linear_cross_entropy(states, head.weight, wanted[labelled], head.bias)
     places = (wanted != IGNORED).any(0).nonzero().squeeze(1)
-    logits = model(**batch, logits_to_keep=places).logits.float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, places].flatten(), ignore_index=IGNORED)
+    logits = model(**batch, logits_to_keep=places).logits
+    return cross_entropy(logits.flatten(0, 1), wanted[:, places].flatten())

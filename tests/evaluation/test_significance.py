@@ -1,0 +1,77 @@
+"""p-values of systems against a baseline, and their correction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from adaptermix import CompareSettings, compare_systems
+from adaptermix.evaluation.significance import holm, p_value
+
+
+def test_holm_is_worked_by_hand():
+    # sorted .01 .02 .03 .04: times 4, 3, 2, 1 is .04 .06 .06 .04, made monotone .04 .06 .06 .06
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.7, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_p_value_is_that_of_the_normal_distribution():
+    rng = np.random.default_rng(0)
+    gains = np.concatenate([[0.02], rng.normal(0.02, 0.01, 100_000)])
+    assert p_value(gains) == pytest.approx(2 * stats.norm.sf(2.0), rel=0.02)
+    assert p_value(-gains) == pytest.approx(p_value(gains))
+    assert p_value(np.zeros(1001)) == 1.0
+
+
+def compared(tmp_path: Path, rights: dict[str, np.ndarray]):
+    rows = len(next(iter(rights.values())))
+    (tmp_path / "en.jsonl").write_text(
+        "".join(json.dumps({"text": f"t{n}", "label": "ab"[n % 2]}) + "\n" for n in range(rows))
+    )
+    systems = []
+    for name, right in rights.items():
+        lines = [json.dumps({"answer": "ab"[n % 2] if hit else "ab"[1 - n % 2]}) + "\n" for n, hit in enumerate(right)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+        systems.append(f"{name}={tmp_path / name}.jsonl")
+    return compare_systems(
+        CompareSettings(systems=systems, task="classify", data=[str(tmp_path / "en.jsonl")], baseline="base")
+    )
+
+
+def test_the_p_value_of_a_comparison_is_near_that_of_mcnemar(tmp_path: Path):
+    """40 rows gained and 20 lost of 400: McNemar's z is 20 / sqrt(60)."""
+    base = np.arange(400) < 300
+    other = base.copy()
+    other[:20] = False
+    other[300:340] = True
+    found = compared(tmp_path, {"base": base, "other": other}).found[1]
+    assert found.above["all"].value == pytest.approx(0.05)
+    assert stats.norm.isf(found.p_values["all"] / 2) == pytest.approx(20 / 60**0.5, rel=0.06)
+    assert found.p_values["en"] == pytest.approx(found.p_values["all"])
+    assert found.above_languages["en"].value == pytest.approx(0.05)
+
+
+def test_more_systems_make_a_finding_less_likely(tmp_path: Path):
+    base = np.arange(400) < 300
+    other = base.copy()
+    other[:20] = False
+    other[300:340] = True
+    alone = compared(tmp_path, {"base": base, "other": other}).found[1]
+    rng = np.random.default_rng(0)
+    # ten systems that differ from the baseline in forty rows, as often for the better as for the worse
+    noise = {
+        f"n{i}": base ^ np.isin(np.arange(400), [*rng.choice(300, 20, False), *rng.choice(100, 20, False) + 300])
+        for i in range(10)
+    }
+    many = compared(tmp_path, {"base": base, "other": other, **noise})
+    assert many.found[1].p_values["all"] == pytest.approx(11 * alone.p_values["all"])
+    assert alone.p_values["all"] < 0.05 < many.found[1].p_values["all"]
+    titles, rows = many.table()
+    assert "p" in titles
+    assert not any(cell.endswith("*") for row in rows for cell in row)
+    assert compared(tmp_path, {"base": base, "other": other}).table()[1][1][-1].endswith("*")
