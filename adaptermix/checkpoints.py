@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,36 @@ def resolve_checkpoint(reference: str) -> Path:
     except Exception as error:  # the Hub client's many kinds: network, login, names
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{reference!r} must be a model folder or a Hub id that can be reached: {reason}") from error
+
+
+@lru_cache(maxsize=2)
+def loaded_names(folder: Path, names: tuple[str, ...]) -> tuple[Callable[[str], str], dict[str, str]]:
+    """Return what renames tensors as transformers does on loading, and the names in the files by those in the model.
+
+    Tensors that are made from several ones are left out. Nothing is renamed where transformers does not know the model.
+
+    Args:
+        folder: A model folder.
+        names: Names of the tensors in its files.
+    """
+    try:
+        import torch
+        import transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = transformers.CONFIG_MAPPING[document["model_type"]].from_dict(document)
+        with torch.device("meta"):
+            model = getattr(transformers, config.architectures[0])(config)
+        steps = get_model_conversion_mapping(model)
+        renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+        converters = [step for step in steps if isinstance(step, WeightConverter)]
+        prefix, state = model.base_model_prefix, model.state_dict()
+        found = {name: rename_source_key(name, renamings, converters, prefix, state) for name in names}
+    except Exception:  # of any class, from the inside of another library: names are then taken as they are
+        return str, {}
+    return (
+        lambda name: str(rename_source_key(name, renamings, converters, prefix, state)[0]),
+        {new: name for name, (new, converter) in found.items() if converter is None},
+    )

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..algebra import LowRank
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, loaded_names
 from ..errors import ModelError, PlanError
 from .keys import PREFIX, is_embedding
 from .paths import same_text
@@ -30,7 +30,8 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
     Args:
         checkpoint: The base model.
         module: Path of the module. The path or the name may have a prefix that the other lacks, as encoders are saved
-            with and without one (`bert.`), as long as no numbered block is lost and only one weight fits.
+            with and without one (`bert.`), as long as no numbered block is lost and only one weight fits. Names that
+            transformers changes on loading, as of vision-language models, may be those of the file or of the model.
 
     Raises:
         ModelError: there is none, or there are several.
@@ -46,6 +47,7 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
         found = [key for key in checkpoint.tensors if key == tail or (not start and key.endswith(f".{tail}"))]
         if found:
             break
+    found = found or _renamed_on_loading(checkpoint, module)
     # A vision-language model's files may keep the names of another release than the class that is loaded.
     found = found or [key for key in checkpoint.tensors if same_text(key, f"{module}.weight")]
     if len(found) == 1:
@@ -89,6 +91,13 @@ def without_copies(source: AdapterSource, checkpoint: Checkpoint) -> AdapterSour
 
     kept = {key: header for key, header in source.saved_headers.items() if not is_copy(key)}
     return replace(source, saved_headers=kept)
+
+
+def _renamed_on_loading(checkpoint: Checkpoint, module: str) -> list[str]:
+    """Return the name in the files of a weight that has another one in the model that transformers makes of them."""
+    rename, names = loaded_names(checkpoint.path, tuple(checkpoint.tensors))
+    wanted = f"{module}.weight"
+    return [names[name] for name in (wanted, rename(wanted)) if name in names][:1]
 
 
 def base_weight(

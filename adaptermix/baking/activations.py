@@ -6,9 +6,9 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ _PARTS_ONCE = tuple(dict.fromkeys(_PARTS))
 _LEAST = 20
 _LONGEST = 512
 _BATCH = 16
+_MATRICES = {"fitted": 1, "chosen": 3, "held": 3}
+"""Moments that are kept of each part: of rows that count alike, of all rows, and of all but the first tokens."""
 
 
 @dataclass(slots=True)
@@ -38,37 +40,87 @@ class _Sums:
     total: Tensor
     center: Tensor | None = None
     rows: int = 0
+    weight: float = 0.0
 
-    def add(self, rows: Tensor) -> None:
+    @classmethod
+    def of(cls, width: int, device: torch.device) -> Self:
+        """Return sums over nothing."""
+        return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
+
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        if not len(rows):
+            return
         if self.center is None:
-            self.center = rows.mean(0)
+            self.center = rows.mean(0) if weights is None else weights @ rows / weights.sum()
         rows = rows - self.center
-        self.moment.addmm_(rows.T, rows)
-        self.total += rows.sum(0)
+        weighted = rows if weights is None else rows * weights[:, None]
+        self.moment.addmm_(weighted.T, rows)
+        self.total += weighted.sum(0)
         self.rows += len(rows)
+        self.weight += len(rows) if weights is None else float(weights.sum(dtype=torch.float64))
 
     def read(self) -> Rows:
         """Return what was summed; the sums are used up, since there is memory for one matrix only."""
-        count = max(1, self.rows)
-        off = self.total / count
+        weight = self.weight or 1.0
+        off = self.total / weight
         mean = off if self.center is None else self.center + off
-        return Rows(covariance=self.moment.div_(count).addr_(off, off, alpha=-1), mean=mean, count=self.rows)
+        return Rows(covariance=self.moment.div_(weight).addr_(off, off, alpha=-1), mean=mean, count=self.rows)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Sums over one part of the texts: codes are fitted to `even` alone, so the others are not kept there."""
+
+    even: _Sums
+    every: _Sums | None = None
+    rest: _Sums | None = None
+
+    @classmethod
+    def of(cls, part: str, width: int, device: torch.device) -> Self:
+        """Return sums over nothing."""
+        return cls(*(_Sums.of(width, device) for _ in range(_MATRICES[part])))
+
+    def add(self, rows: Tensor, weights: Tensor, first: Tensor | None) -> None:
+        """Add rows; `first` says which are the first token of a text, None where that is not known."""
+        self.even.add(rows, weights)
+        if self.every is not None:
+            self.every.add(rows)
+        if self.rest is not None and first is not None:
+            self.rest.add(rows[~first])
+
+    def read(self) -> Rows:
+        """Return what was summed, of all rows where that was, with the other two ways to count them."""
+        even = self.even.read()
+        if self.every is None or self.rest is None:
+            return even
+        rest = self.rest.read()
+        return replace(self.every.read(), rest=rest if rest.count else None, even=even)
 
 
 @dataclass(slots=True)
 class _Pass:
     """What hooks of one pass over the texts fill."""
 
-    sums: dict[str, dict[str, _Sums]]
+    sums: dict[str, dict[str, _Part]]
+    usual: dict[str, float] = field(default_factory=dict)
     mask: Tensor = field(default_factory=lambda: torch.zeros(0))
     part: str = "fitted"
 
     def take(self, name: str, given: Tensor) -> None:
-        rows = given.reshape(-1, given.shape[-1])
+        rows, first = given.reshape(-1, given.shape[-1]), None
         if len(rows) == self.mask.numel():  # some models lay all tokens one after another
-            rows = rows[self.mask.reshape(-1)]
-        if len(rows):
-            self.sums[self.part][name].add(rows.float())
+            is_first = torch.zeros_like(self.mask)
+            is_first[:, 0] = True  # texts are padded on the right
+            rows, first = rows[self.mask.reshape(-1)], is_first[self.mask]
+        if not len(rows):
+            return
+        rows = rows.float()
+        sizes = rows.square().sum(1)
+        if name not in self.usual and sizes.any():
+            self.usual[name] = float(sizes[sizes > 0].median())
+        usual = self.usual.get(name, 0.0)
+        weights = torch.where(sizes > usual, usual / sizes, torch.ones_like(sizes))
+        self.sums[self.part][name].add(rows, weights, first)
 
 
 def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
@@ -77,7 +129,7 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
     Lines, first columns of TSV, and of JSONL `text`, or all strings of a row.
 
     Raises:
-        DataError: there are too few texts.
+        DataError: there are too few texts, or one of the parts that they are split into is empty.
     """
     texts: list[str] = []
     files = []
@@ -101,6 +153,11 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
         raise DataError(
             f"--calibration must hold at least {_LEAST} texts that differ (lines, `text` of JSONL, first columns of "
             f"TSV), and holds {len(found)}. Give some hundred, as the model will see."
+        )
+    if not all(split(found).values()):
+        raise DataError(
+            f"--calibration must hold texts for three parts (to fit to, to choose on, to measure on), into which each "
+            f"text falls by chance, and its {len(found)} texts leave one part empty. Give more texts, some hundred."
         )
     return found, files
 
@@ -160,7 +217,7 @@ class InputsOfModules:
             first = self._first[other]
             if first in found:
                 continue
-            size += len(_PARTS_ONCE) * 4 * _width(self._modules[first]) ** 2
+            size += sum(_MATRICES.values()) * 4 * _width(self._modules[first]) ** 2
             if found and size > free:
                 break
             found.append(first)
@@ -170,12 +227,12 @@ class InputsOfModules:
     def _measure(self, names: Sequence[str]) -> dict[str, Known]:
         base = self._base
 
-        def empty(width: int) -> _Sums:
-            return _Sums(torch.zeros(width, width, device=base.device), torch.zeros(width, device=base.device))
-
         modules = {name: self._modules[name] for name in names}
         running = _Pass(
-            sums={part: {name: empty(_width(module)) for name, module in modules.items()} for part in _PARTS_ONCE}
+            sums={
+                part: {name: _Part.of(part, _width(module), base.device) for name, module in modules.items()}
+                for part in _PARTS_ONCE
+            }
         )
         # where some may have turns that are not foreseen the model reads to its end
         is_foreseen = all(len(self._turns[name]) == 1 for name in names)
@@ -248,8 +305,11 @@ def _memory(device: torch.device) -> int:
 
 
 def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:
-    """Yield texts of like length together, so that little is padding."""
-    order = sorted(texts, key=len)
+    """Yield texts of like length together, so that little is padding.
+
+    The longest come first, since they show best how large a token usually is.
+    """
+    order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), _BATCH):
         yield base.tokenizer(
             order[start : start + _BATCH],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -21,16 +21,35 @@ class Fidelity:
         error: $\sqrt{\sum (b - a)^2 / \sum a^2}$, how far the rest is off; 1 is as far as doing nothing.
         codes_changed: Share of the codes in 4 bits that are not those of the base; None in 16 bits.
         size: $\sum a^2$; 0 where nothing was intended.
+        kept_rest: `kept` without the first token of each text, whose inputs may be so large that it decides `kept`
+            alone; None where it was not measured.
+        error_rest: `error` without these tokens.
+        kept_even: `kept` where no token counts more than one of usual size.
+        error_even: `error` likewise.
     """
 
     kept: float
     error: float
     codes_changed: float | None = None
     size: float = 0.0
+    kept_rest: float | None = None
+    error_rest: float | None = None
+    kept_even: float | None = None
+    error_even: float | None = None
+
+    @property
+    def least_kept(self) -> float:
+        """The least of what is kept by each way to count tokens; decisions are made by it."""
+        return min(one for one in (self.kept, self.kept_rest, self.kept_even) if one is not None)
+
+    @property
+    def most_error(self) -> float:
+        """The largest error by any way to count tokens; decisions are made by it."""
+        return max(one for one in (self.error, self.error_rest, self.error_even) if one is not None)
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""
-        return {"kept": self.kept, "error": self.error, "codes_changed": self.codes_changed}
+        return {name: value for name, value in asdict(self).items() if name != "size"}
 
 
 def fidelity(
@@ -66,11 +85,18 @@ def fidelity(
 
 
 def over_modules(found: list[Fidelity]) -> Fidelity:
-    """Return kept, at most 1 each, and error as means over modules that have an effect; each counts alike."""
+    """Return kept, at most 1 each, and error as means over modules that have an effect; each counts alike.
+
+    Means of what only some modules have measured are over those.
+    """
     acting = [one for one in found if one.size > 0]
     if not acting:
         return Fidelity(kept=1.0, error=0.0)
-    return Fidelity(
-        kept=sum(min(one.kept, 1.0) for one in acting) / len(acting),
-        error=sum(one.error for one in acting) / len(acting),
-    )
+
+    def mean(name: str) -> float | None:
+        values = [value for one in acting if (value := getattr(one, name)) is not None]
+        values = [min(value, 1.0) for value in values] if name.startswith("kept") else values
+        return sum(values) / len(values) if values else None
+
+    means = {one.name: mean(one.name) for one in fields(Fidelity) if one.name.startswith(("kept", "error"))}
+    return Fidelity(**means)  # type: ignore[arg-type]  # kept and error are known of each

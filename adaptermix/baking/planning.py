@@ -14,7 +14,7 @@ from ..adapters.convert import dora_delta, find_weight, without_copies
 from ..algebra import Dense, LowRank, Update
 from ..checkpointing.adapters import untied, weight_names
 from ..checkpointing.reading import FLOATS, config_of
-from ..checkpointing.writing import DTYPES, parse_size
+from ..checkpointing.writing import DTYPES, companions, parse_size
 from ..checkpoints import Checkpoint
 from ..compose.dense import as_weight, is_turned, weight_shape
 from ..compose.execute import merge_module
@@ -164,6 +164,7 @@ def prepare(settings: BakeSettings) -> BakePlan:
         merge = replace(merge, sources=tuple(replace(source, saved_headers={}) for source in merge.sources))
     _check_bakeable(merge)
     _check_format(settings, checkpoint)
+    companions(checkpoint.path)
     names = weight_names(merge, checkpoint)
     _check_shapes(merge, checkpoint, names)
     paths, linear, skipped, turned = _layers(settings, checkpoint)

@@ -44,11 +44,15 @@ class Compared:
         kept: Mean share of the effect that is left.
         error: Mean of how far the rest is off.
         bytes: Size of the result, a LoRA beside it included.
+        kept_rest: `kept` without the first token of each text.
+        error_rest: `error` without these tokens.
     """
 
     kept: float
     error: float
     bytes: int
+    kept_rest: float | None = None
+    error_rest: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +89,11 @@ class BakeReport:
             overall = over_modules([module.compared[name][0] for module in modules])
             size = self.bytes + sum(module.compared[name][1] - module.size for module in modules)
             size = self.whole_bytes if name == "dequant-16" else size
-            found[name] = Compared(kept=overall.kept, error=overall.error, bytes=size)
+            rest = {"kept_rest": overall.kept_rest, "error_rest": overall.error_rest}
+            found[name] = Compared(kept=overall.kept, error=overall.error, bytes=size, **rest)
         if "requantize" in found:
-            found["keep"] = Compared(kept=1.0, error=0.0, bytes=found["requantize"].bytes + self.lora_bytes)
+            size = found["requantize"].bytes + self.lora_bytes
+            found["keep"] = Compared(kept=1.0, error=0.0, bytes=size, kept_rest=1.0, error_rest=0.0)
         return dict(sorted(found.items(), key=lambda item: item[1].bytes))
 
     @property
@@ -98,8 +104,13 @@ class BakeReport:
 
     @property
     def is_enough(self) -> bool:
-        """Whether as much is kept as must be; 0 asks for nothing."""
-        return self.least == 0 or self.overall.kept >= self.least
+        """Whether as much is kept as must be, however tokens are counted; 0 asks for nothing."""
+        return self.least == 0 or self.overall.least_kept >= self.least
+
+    @property
+    def lost(self) -> list[str]:
+        """Paths of modules whose outputs are no nearer to what is meant than without the adapter."""
+        return [path for path, module in self.modules.items() if module.on_texts and module.fidelity.most_error >= 1]
 
     @property
     def overall(self) -> Fidelity:
@@ -119,6 +130,8 @@ class BakeReport:
             "strategy": self.strategy,
             "kept": self.overall.kept,
             "error": self.overall.error,
+            "kept_rest": self.overall.kept_rest,
+            "error_rest": self.overall.error_rest,
             "measured_on": self.measured_on,
             "enough": self.is_enough,
             "modules": {path: module.document() for path, module in self.modules.items()},

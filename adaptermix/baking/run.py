@@ -97,6 +97,7 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         report = _report(plan, work, _written(plan, work, folder, watch), out=None if settings.dry_run else out)
         if not settings.dry_run:
             _check_kept(plan, report)
+        _tell_lost(report, watch)
         inputs.close()
         if settings.task:
             beside = folder / BESIDE if work.beside else None
@@ -203,6 +204,7 @@ def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if name not in _SPENDING}
     return {
         "settings": settings,
+        "measured": 2,  # raised where modules are measured or chosen in another way
         "device": plan.device.type,  # the dtype of a pass depends on it
         "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
         "base": base_entry(plan.settings.base, plan.checkpoint),
@@ -288,7 +290,7 @@ def _check_kept(plan: BakePlan, report: BakeReport) -> None:
     """Refuse a result that has lost the adapter, and name what would not."""
     if report.is_enough:
         return
-    kept, found = report.overall.kept, report.compared()
+    kept, found = report.overall.least_kept, report.compared()
     least = math.floor(kept * 100) / 100
     ways = [f"keep ({_gigabytes(report.lora_bytes)} beside the base)"]
     in_16 = found.get("dequant-16")
@@ -302,6 +304,16 @@ def _check_kept(plan: BakePlan, report: BakeReport) -> None:
         f"{kept:.3f} (on {report.measured_on}). What keeps enough: {'; '.join(ways)}."
         + (f" --keep-at-least {least:.2f} takes it as it is{can_go_on}." if least >= 0 else "")
     )
+
+
+def _tell_lost(report: BakeReport, watch: Watcher) -> None:
+    if lost := report.lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        watch.note(
+            f"note: in {len(lost)} of {len(report.modules)} modules the error is as large as the adapter's effect "
+            f"({', '.join(lost[:3])}{more}), so there outputs are no nearer to what is meant than without the adapter. "
+            "--strategy auto keeps such modules in 16 bits."
+        )
 
 
 def _gigabytes(count: int) -> str:

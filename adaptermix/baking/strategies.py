@@ -38,11 +38,17 @@ class Rows:
         covariance: Second moment about the mean.
         mean: Their mean.
         count: How many there were.
+        rest: The same without the first token of each text, if that is known. Many models give this token inputs that
+            are hundreds of times as large as others (an attention sink), so it alone decides what is measured on all.
+        even: The same where no token counts more than one of usual size: a row x has the weight min(1, m / |x|^2), with
+            m the median of |x|^2 over the longest texts.
     """
 
     covariance: Float[Tensor, "in in"]
     mean: Float[Tensor, " in"]
     count: int
+    rest: Rows | None = None
+    even: Rows | None = None
 
     @property
     def moment(self) -> Float[Tensor, "in in"]:
@@ -128,13 +134,13 @@ class Wanted:
             return None
         rows = self.known.chosen
         ways = {title: self.by(title) for title in AUTOMATIC if self.is_enough(self.by(title), self.least)}
-        return min(ways, key=lambda title: self.measured(ways[title], rows).error, default=None)
+        return min(ways, key=lambda title: self.measured(ways[title], rows).most_error, default=None)
 
     def is_enough(self, found: Baked, least: float) -> bool:
         """Whether a result keeps a share and is not too far off, on the rows to choose on and on the others alike."""
         parts = (self.known.chosen, self.known.held) if self.known else ()
         told = [self.measured(found, rows) for rows in parts]
-        return all(one.kept >= least and one.error <= self.most for one in told) and bool(told)
+        return all(one.least_kept >= least and one.most_error <= self.most for one in told) and bool(told)
 
     def realised(self, found: Baked) -> Float[Tensor, "out in"]:
         """Return by how much a result differs from the base, its LoRA included."""
@@ -143,14 +149,34 @@ class Wanted:
 
     def measured(self, found: Baked, rows: Rows | None) -> Fidelity:
         """Return what is left of the delta on some rows, or on weights where none are given."""
-        return fidelity(
-            self.delta,
-            self.realised(found),
-            rows.moment if rows else None,
-            shift=found.shift if rows else None,
-            mean=rows.mean if rows else None,
-            codes_changed=float((found.weight.codes != self.base.codes).double().mean()),
-        )
+        told = on_rows(self.delta, self.realised(found), rows, shift=found.shift if rows else None)
+        return replace(told, codes_changed=float((found.weight.codes != self.base.codes).double().mean()))
+
+
+def on_rows(intended: Tensor, realised: Tensor, rows: Rows | None, *, shift: Tensor | None = None) -> Fidelity:
+    """Return what is left of a delta on rows of inputs, by each way to count them; on weights where none are given.
+
+    Args:
+        intended: The delta, [out in].
+        realised: The difference of the weight that is there now from that of the base, [out in].
+        rows: What is known of the inputs.
+        shift: What was added to the bias, [out].
+    """
+    if rows is None:
+        return fidelity(intended, realised, None)
+
+    def told(some: Rows) -> Fidelity:
+        moment, mean = some.moment.to(intended.device), some.mean.to(intended.device)
+        return fidelity(intended, realised, moment, shift=shift, mean=mean)
+
+    found = told(rows)
+    if rows.rest is not None:
+        rest = told(rows.rest)
+        found = replace(found, kept_rest=rest.kept, error_rest=rest.error)
+    if rows.even is not None:
+        even = told(rows.even)
+        found = replace(found, kept_even=even.kept, error_even=even.error)
+    return found
 
 
 Strategy = Callable[[Wanted], Baked]
@@ -188,8 +214,8 @@ def calibrated(wanted: Wanted) -> Baked:
     plain = wanted.by("requantize")
     limit = _MARGIN * wanted.measured(plain, known.fitted).error
     found = _nearest(wanted, known, limit)
-    on_choice = wanted.measured(found, known.chosen).error
-    return found if on_choice < wanted.measured(plain, known.chosen).error else plain
+    on_choice = wanted.measured(found, known.chosen).most_error
+    return found if on_choice < wanted.measured(plain, known.chosen).most_error else plain
 
 
 def residual(wanted: Wanted) -> Baked:
@@ -222,14 +248,17 @@ def residual(wanted: Wanted) -> Baked:
         found = enough([plain, _repaid(wanted, known, codes, rank)])
         found = found or enough([_repaid(wanted, known, _around(wanted, plain), rank)])
         if found:
-            return min(found, key=lambda way: wanted.measured(way, known.chosen).error)
+            return min(found, key=lambda way: wanted.measured(way, known.chosen).most_error)
         rank *= 2
     return Baked(weight=wanted.base, beside=leading(wanted.delta, known.fitted.moment, full))
 
 
 def _known(wanted: Wanted) -> Known:
     if wanted.known is None or not wanted.known.is_enough:
-        raise ValueError("codes are chosen for the inputs that occur, and none are known")
+        raise ValueError(
+            "codes are chosen for the inputs that occur, so texts of all three parts (to fit to, to choose on, to "
+            "measure on) must reach the module, and do not"
+        )
     return wanted.known
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..algebra import LowRank
 from ..errors import OutputError, PlanError
 from ..progress import Watcher
-from .fidelity import Fidelity, fidelity
+from .fidelity import Fidelity
 from .journal import Journal
 from .planning import BakePlan
 from .report import BakedModule
-from .strategies import AUTOMATIC, Baked, Known, Rows, Wanted
+from .strategies import AUTOMATIC, Baked, Known, Rows, Wanted, on_rows
 from .writing import bytes_of
 
 KnownInputs = Callable[[str], Known | None]
@@ -174,7 +174,8 @@ class Work:
             compared = self._compared(name, wanted, in_16, kept)
         except ValueError as error:
             raise PlanError(
-                f"module '{plan.names[name]}': {error}. Give other texts with --calibration, or another --strategy."
+                f"module '{plan.names[name]}': {error}. Give more or other texts with --calibration, or another "
+                "--strategy."
             ) from error
         if baked is None:
             module = replace(in_16, strategy=strategy, size=kept.nbytes, compared=compared)
@@ -230,8 +231,7 @@ class Work:
 
 def _rounded(strategy: str, delta: Tensor, realised: Tensor, rows: Rows | None) -> BakedModule:
     """Return what rounding to 16 bits leaves of a delta, or of some rows of it."""
-    moment = None if rows is None else rows.moment.to(delta.device)
-    return BakedModule(strategy=strategy, fidelity=fidelity(delta, realised, moment), on_texts=rows is not None)
+    return BakedModule(strategy=strategy, fidelity=on_rows(delta, realised, rows), on_texts=rows is not None)
 
 
 def _storable(baked: Baked, dtype: torch.dtype) -> Baked:

@@ -177,11 +177,12 @@ def write_checkpoint(
     Shapes: each delta has the shape of its tensor.
 
     Raises:
-        ModelError: a delta fits no tensor of the base, or a tensor cannot be stored.
+        ModelError: a delta fits no tensor of the base, a tensor cannot be stored, or a link leads out of the base.
         OutputError: a sum overflows the storage dtype.
         PlanError: the shard size is none.
     """
     _check_deltas(base, list(delta_of))
+    companions(base.path)
     shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
     with watch.track("write", len(base.tensors)) as advance:
         for shard in shards:
@@ -212,19 +213,44 @@ def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None
         folder: Where to.
         dtype: Storage dtype to name in the config; None leaves the config as it is.
     """
-    parts = _parts_of(base.path)
-    for path in sorted(base.path.iterdir()):
-        if path.is_dir() and (path.name == _TEMPLATES or path.name in parts):
-            shutil.copytree(path, folder / path.name, copy_function=shutil.copyfile)
-        if not path.is_file() or path.name in _NOT_COPIED or path.name.endswith(".index.json"):
-            continue
-        if path.suffix in _COMPANIONS or path.name.upper().startswith(_LEGAL):
-            shutil.copyfile(path, folder / path.name)
+    for path in companions(base.path):
+        target = folder / path.relative_to(base.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     config = folder / "config.json"
     if dtype is not None and config.is_file():
         _name_dtype(config, str(dtype).removeprefix("torch."))
     if base.aliases and config.is_file():
         _untie(config)
+
+
+def companions(base: Path) -> list[Path]:
+    """Return the files of a model folder that are copied beside its weights.
+
+    Links may lead to files of the folder itself or, in the Hub's cache, of the same repository. Others could lead to
+    anything, which would be published with the result.
+
+    Raises:
+        ModelError: a link leads elsewhere.
+    """
+    parts = _parts_of(base)
+    found: list[Path] = []
+    for path in sorted(base.iterdir()):
+        if path.is_dir() and (path.name == _TEMPLATES or path.name in parts):
+            found += sorted(inner for inner in path.rglob("*") if inner.is_file())
+        elif path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
+            found += [path] if path.suffix in _COMPANIONS or path.name.upper().startswith(_LEGAL) else []
+    roots = [base.resolve()]
+    if roots[0].parent.name == "snapshots":
+        roots.append((roots[0].parents[1] / "blobs").resolve())
+    for path in found:
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise ModelError(
+                f"the files of the base model {base} that are copied must lie in its folder, and '"
+                f"{path.relative_to(base)}' is a link to a place outside of it. Put a copy of the file there, or "
+                "remove the link."
+            )
+    return found
 
 
 def _parts_of(folder: Path) -> set[str]:

@@ -10,6 +10,8 @@ from .options import settings_command
 
 if TYPE_CHECKING:
     from ..baking import BakedModule
+    from ..baking.fidelity import Fidelity
+    from ..baking.report import Compared
 
 _SHOWN = 12
 
@@ -25,28 +27,32 @@ def bake(settings: BakeSettings, console: Console) -> None:
     from ..baking import bake as work
 
     report = work(settings, watch=console.watch)
-    worst = sorted(report.modules.items(), key=lambda item: item[1].fidelity.kept)[:_SHOWN]
-    rows = [
-        [path, module.strategy, f"{module.fidelity.kept:.3f}", f"{module.fidelity.error:.3f}", _share(module)]
-        for path, module in worst
-    ]
-    console.table(["module", "strategy", "kept", "error", "codes changed"], rows)
+    overall = report.overall
+    has_rest = overall.kept_rest is not None
+    titles = ["kept", "error", *(["kept, rest", "error, rest"] if has_rest else [])]
+    worst = sorted(report.modules.items(), key=lambda item: item[1].fidelity.least_kept)[:_SHOWN]
+    rows = [[path, module.strategy, *_figures(module.fidelity, has_rest), _share(module)] for path, module in worst]
+    console.table(["module", "strategy", *titles, "codes changed"], rows)
     if len(report.modules) > len(rows):
         console.say(
             f"  and {len(report.modules) - len(rows)} more that keep as much or more; --json lists every module"
         )
     counts = ", ".join(f"{count} {name}" for name, count in report.counts().items())
     console.say(
-        f"kept {report.overall.kept:.3f} of the adapter's effect, error {report.overall.error:.3f} of it, on "
+        f"kept {overall.kept:.3f} of the adapter's effect, error {overall.error:.3f} of it, on "
         f"{report.measured_on} (means over {len(report.modules)} modules: {counts}); {report.bytes / 1e9:.2f} GB"
     )
+    if has_rest:
+        console.say(
+            f"without the first token of each text (rest): kept {overall.kept_rest:.3f}, error {overall.error_rest:.3f}"
+        )
     ways = report.compared()
     if len(ways) > 1:
         console.table(
-            ["strategy", "kept", "error", "GB"],
-            [[name, f"{way.kept:.3f}", f"{way.error:.3f}", f"{way.bytes / 1e9:.3f}"] for name, way in ways.items()],
+            ["strategy", *titles, "GB"],
+            [[name, *_figures(way, has_rest), f"{way.bytes / 1e9:.3f}"] for name, way in ways.items()],
         )
-    if report.overall.error >= 1:
+    if overall.most_error >= 1:
         console.say(
             "the error is as large as the effect: outputs are no nearer to what is meant than without the adapter"
         )
@@ -57,6 +63,12 @@ def bake(settings: BakeSettings, console: Console) -> None:
     else:
         console.say(f"wrote {settings.out}")
     console.document(report.document())
+
+
+def _figures(found: Fidelity | Compared, has_rest: bool) -> list[str]:
+    """Return what is kept and the error, then both without first tokens, where some module has these."""
+    figures = [found.kept, found.error, *([found.kept_rest, found.error_rest] if has_rest else [])]
+    return ["" if figure is None else f"{figure:.3f}" for figure in figures]
 
 
 def _share(module: BakedModule) -> str:

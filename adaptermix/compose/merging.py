@@ -339,7 +339,7 @@ def _merge_dense(
 
 def _models(plan: MergePlan) -> list[Path]:
     """Return the folder of the base model, if it goes into the result."""
-    return [plan.checkpoint.path] if plan.checkpoint is not None and _into_base(plan) else []
+    return [plan.checkpoint.path] if plan.checkpoint is not None and into_base(plan) else []
 
 
 def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:

@@ -85,10 +85,16 @@ def _fidelity(document: Mapping[str, Any]) -> str:
     if not fidelity:
         return ""
     if "kept" in fidelity:
+        rest = ""
+        if fidelity.get("kept_rest") is not None:
+            rest = (
+                f" Without the first token of each text: kept {fidelity['kept_rest']:.3f}, error "
+                f"{fidelity['error_rest']:.3f}."
+            )
         return (
             f"## Fidelity\n\nKept {fidelity['kept']:.3f} of the adapter's effect on outputs, error "
-            f"{fidelity['error']:.3f} of it, measured on {fidelity['measured_on']}, mean over modules. Per module: "
-            "`adaptermix.json`."
+            f"{fidelity['error']:.3f} of it, measured on {fidelity['measured_on']}, mean over modules.{rest} Per "
+            "module: `adaptermix.json`."
         )
     more = {
         "sign_conflict": "mean share of sign conflicts {:.1%}",

@@ -17,17 +17,27 @@ from tests.tiny import tiny_causal, tiny_encoder
 TEXTS = [" ".join(str((n * k) % 37) for k in range(1, 2 + n % 9)) for n in range(60)]
 
 
-def plainly(base: BaseModel, path: str, part: str) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return covariance, mean and count of a module's inputs, text by text, in float64."""
+def read_alone(base: BaseModel, path: str, texts: list[str]) -> torch.Tensor:
+    """Return a module's inputs, text by text, in float64."""
     rows: list[torch.Tensor] = []
     module = base.model.get_submodule(path)
     hook = module.register_forward_pre_hook(lambda _, given: rows.append(given[0].reshape(-1, given[0].shape[-1])))
     with torch.inference_mode():
-        for text in split(TEXTS)[part]:
+        for text in texts:
             base.model(**base.tokenizer([text], return_tensors="pt"))
     hook.remove()
-    all_rows = torch.cat(rows).double()
-    return torch.cov(all_rows.T, correction=0), all_rows.mean(0), len(all_rows)
+    return torch.cat(rows).double()
+
+
+def plainly(base: BaseModel, path: str, part: str) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return covariance, mean and count of a module's inputs; of the fitted part none counts more than a usual one."""
+    parts = split(TEXTS)
+    rows = read_alone(base, path, parts[part])
+    weights = torch.ones(len(rows), dtype=torch.float64)
+    if part == "fitted":
+        usual = read_alone(base, path, sorted(parts["fitted"], key=len, reverse=True)[:16]).square().sum(1).median()
+        weights = (usual / rows.square().sum(1)).clamp(max=1.0)
+    return torch.cov(rows.T, correction=0, aweights=weights), weights @ rows / weights.sum(), len(rows)
 
 
 def causal_of(kind: str, folder: Path, side: str) -> BaseModel:

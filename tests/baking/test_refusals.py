@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_json_under_another_name_is_no_text(wide: Path, texts: str, tmp_path: Pa
         bake(settings(wide, one, tmp_path / "out", calibration=[str(tmp_path / "rows.json")], **more))
     shutil.move(tmp_path / "rows.json", tmp_path / "rows.jsonl")
     bake(settings(wide, one, tmp_path / "out", calibration=[str(tmp_path / "rows.jsonl")], **more))
+
+
+def test_texts_of_which_none_falls_into_one_part_are_too_few(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the model is read."""
+    from adaptermix.baking import run
+
+    monkeypatch.setattr(run, "load_base", None)
+    texts = [f"text {162 + number}" for number in range(20)]
+    parts = [int(hashlib.sha256(text.encode()).hexdigest(), 16) % 5 for text in texts]
+    assert 3 not in parts  # what results are chosen on
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    more: dict[str, Any] = {"quantize": "nf4", "calibration": [str(tmp_path / "texts.txt")]}
+    with pytest.raises(DataError, match=r"its 20 texts leave one part empty\. Give more texts"):
+        bake(settings(wide, one, tmp_path / "out", **more))
 
 
 def test_what_stands_behind_a_sentence_model_goes_with_it(encoder: Path, tmp_path: Path) -> None:

@@ -178,7 +178,8 @@ def test_chance_keeps_all_of_it_on_average_with_much_noise(kind: str) -> None:
 def test_nothing_intended_is_kept_whole() -> None:
     zero = torch.zeros(3, 4)
     assert fidelity(zero, zero, None).kept == 1.0
-    assert fidelity(zero + 1, zero + 1, None).document() == {"kept": 1.0, "error": 0.0, "codes_changed": None}
+    whole = fidelity(zero + 1, zero + 1, None).document()
+    assert {key: value for key, value in whole.items() if value is not None} == {"kept": 1.0, "error": 0.0}
     assert fidelity(zero + 1, zero, None).error == 1.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,48 @@ class TestRefusals:
         base = open_checkpoint(write_model(tmp_path / "base", {"x": torch.ones(2), "y": torch.ones(0, 3)}))
         with pytest.raises(ModelError, match=r"'y' must be .* not be empty"):
             write_checkpoint(base, tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "LICENSE", "additional_chat_templates/one.jinja", "1_Pooling/config.json"]
+)
+def test_what_a_link_of_the_base_leads_to_is_not_copied(name: str, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", decoder())
+    (tmp_path / "secret").write_text("{}")
+    (base / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    (base / name).parent.mkdir(exist_ok=True)
+    (base / name).symlink_to("../" * len(Path(name).parts) + "secret")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match=f"'{name}' is a link to a place outside"):
+        write_checkpoint(open_checkpoint(base), tmp_path / "out", {})
+    assert not list((tmp_path / "out").iterdir())
+    (base / name).unlink()
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("{}")
+    shutil.rmtree(base / "1_Pooling", ignore_errors=True)
+    (base / "1_Pooling").symlink_to(tmp_path / "1_Pooling", target_is_directory=True)
+    with pytest.raises(ModelError, match=r"'1_Pooling/config\.json' is a link"):
+        write_checkpoint(open_checkpoint(base), tmp_path / "out", {})
+
+
+def test_links_of_the_hubs_cache_and_inside_a_folder_are_followed(tmp_path: Path) -> None:
+    """A folder of the cache holds links to blobs of the same repository; a folder may itself be reached by a link."""
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    write_model(snapshot, decoder())
+    (blobs / "ab12").write_text("a licence")
+    (snapshot / "LICENSE").symlink_to("../../blobs/ab12")
+    (snapshot / "vocab.txt").write_text("a b")
+    (snapshot / "merges.txt").symlink_to("vocab.txt")
+    (tmp_path / "linked").symlink_to(snapshot, target_is_directory=True)
+    for number, base in enumerate((snapshot, tmp_path / "linked")):
+        out = tmp_path / f"out{number}"
+        out.mkdir()
+        write_checkpoint(open_checkpoint(base), out, {})
+        assert (out / "LICENSE").read_text() == "a licence"
+        assert (out / "merges.txt").read_text() == "a b"
+        assert not any(path.is_symlink() for path in out.iterdir())
+    (tmp_path / "models--a--b" / "secret").write_text("not a blob")
+    (snapshot / "README.txt").symlink_to("../../secret")
+    with pytest.raises(ModelError, match="is a link"):
+        write_checkpoint(open_checkpoint(snapshot), out, {})

@@ -53,3 +53,24 @@ def test_a_dry_run_says_what_plain_merging_would_keep(
     assert code == 1
     assert "must be kept, and strategy 'requantize' keeps" in said
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_kept_without_first_tokens_is_shown_and_lost_modules_are_named(
+    wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    one = peft_lora(wide, tmp_path / "one", seed=1, r=2, lora_alpha=0.002, target_modules=["q_proj"])
+    (tmp_path / "texts.txt").write_text("\n".join(f"text {n} of {n * n}" for n in range(40)))
+    line = f"bake --base {wide} --adapter {one} --quantize nf4 --strategy requantize --keep-at-least 0 --device cpu"
+    code, _, said = call(f"{line} --calibration {tmp_path / 'texts.txt'} --out {tmp_path / 'x'}", capsys)
+    assert code == 0
+    assert "kept, rest" in said
+    assert "error, rest" in said
+    document = json.loads((tmp_path / "x" / "adaptermix.json").read_text())["fidelity"]
+    told = f"without the first token of each text (rest): kept {document['kept_rest']:.3f}, error "
+    assert told + f"{document['error_rest']:.3f}" in said
+    errors = ("error", "error_rest", "error_even")
+    lost = [path for path, module in document["modules"].items() if max(module[name] for name in errors) >= 1]
+    assert lost
+    assert f"note: in {len(lost)} of 4 modules the error is as large as the adapter's effect ({lost[0]}" in said
+    assert "--strategy auto keeps such modules in 16 bits" in said
