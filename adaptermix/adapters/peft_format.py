@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..algebra import LowRank, all_finite
+from ..algebra.storage import Zeros, zeros_of
 from ..errors import AdapterFormatError
 from ..files import MANIFEST, sha256
 from .keys import PREFIX, Inventory, plain_names, take_inventory
@@ -144,13 +145,13 @@ class AdapterSource:
         return self._known(module).rank
 
     @cached_property
-    def _seen(self) -> dict[str, _Zeros]:
+    def _seen(self) -> dict[str, Zeros]:
         """What `_known` found so far."""
         return {}
 
-    def _known(self, module: str, *factors: Tensor) -> _Zeros:
+    def _known(self, module: str, *factors: Tensor) -> Zeros:
         if module not in self._seen:
-            found = _zeros(*(factors or self._factors(module, self.file.read)))
+            found = zeros_of(*(factors or self._factors(module, self.file.read)))
             # A start from the base depends on the rank that training had.
             whole = self.meta.initial is not None
             self._seen[module] = found._replace(rank=self.modules[module].rank) if whole else found
@@ -216,27 +217,6 @@ class AdapterSource:
             saved={key: self.load_saved(key) for key in self.saved_headers},
             layouts=self.layouts,
         )
-
-
-class _Zeros(NamedTuple):
-    """Where the factors of a module are zero.
-
-    Args:
-        zero: Whether one of them is zero everywhere.
-        rank: Ranks up to the last that is not zero in both, at least 1.
-    """
-
-    zero: bool
-    rank: int
-
-
-def _zeros(a: Tensor, b: Tensor) -> _Zeros:
-    # The first and the last rank settle it for all but zeros.
-    zero = any(not bool(part[:1].any()) and not bool(part.any()) for part in (a, b.T))
-    rank = a.shape[0]
-    while rank > 1 and not bool(a[rank - 1].any()) and not bool(b[:, rank - 1].any()):
-        rank -= 1
-    return _Zeros(zero, rank)
 
 
 _FACTORS = {

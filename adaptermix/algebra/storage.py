@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -90,3 +91,25 @@ def _distance(exact: LowRank, stored: LowRank) -> float:
     b, a = stored.b.to(exact.b.dtype), stored.a.to(exact.a.dtype)
     left, right = torch.cat([exact.b - b, exact.b], dim=1), torch.cat([a, exact.a - a])
     return norm(LowRank(b=left, a=right))
+
+
+class Zeros(NamedTuple):
+    """Where the factors of a module are zero.
+
+    Args:
+        zero: Whether one of them is zero everywhere.
+        rank: Ranks up to the last that is not zero in both, at least 1.
+    """
+
+    zero: bool
+    rank: int
+
+
+def zeros_of(a: Float[Tensor, "r in"], b: Float[Tensor, "out r"]) -> Zeros:
+    """Return where the factors of a module are zero; looks at little where they are not."""
+    # The first and the last rank settle it for all but zeros.
+    zero = any(not bool(part[:1].any()) and not bool(part.any()) for part in (a, b.T))
+    rank = a.shape[0]
+    while rank > 1 and not bool(a[rank - 1].any()) and not bool(b[:, rank - 1].any()):
+        rank -= 1
+    return Zeros(zero, rank)

@@ -78,6 +78,7 @@ class TestMerge:
             "sign_conflict",
             "weights",
             "excess",
+            "rounding",
         }
         assert "merged 2 adapters" in err
         assert (tmp_path / "m" / "adaptermix.json").exists()
