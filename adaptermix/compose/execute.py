@@ -261,7 +261,8 @@ def _applied(inputs: Inputs, merged: Update, length: float, weights: tuple[float
     is_parallel = length**2 - (factor * size) ** 2 <= 1e-6 * length**2
     if not is_parallel or math.isclose(factor, weights[place], rel_tol=1e-5):
         return weights
-    return tuple(factor if number == place else weight for number, weight in enumerate(weights))
+    applied = float(f"{factor:.6g}")  # the digits that float32 holds
+    return tuple(applied if number == place else weight for number, weight in enumerate(weights))
 
 
 def _judge_dora(
