@@ -34,6 +34,11 @@ def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
             f"trained {document['parameters']:,} parameters in {document['steps']} steps, "
             f"{document['seconds_per_step']:.2f} s per step ({document['tokens_per_second']:.0f} tokens/s): {told}"
         )
+        for name, found in document.get("dev", {}).items():
+            console.say(
+                f"{name.replace('_', ' ')} {found['first']:.3f} -> {found['last']:.3f}, best {found['best']:.3f}"
+                f"{'' if report.kept else '; the last step is kept (--patience keeps the best)'}"
+            )
         if report.kept:
             early = "" if document["steps"] == report.steps else f" (stopped early, of {report.steps})"
             console.say(f"kept step {report.kept} of {document['steps']}{early}: the least dev loss")

@@ -149,7 +149,9 @@ class TaskOptions(Settings):
 class AlignSettings(AlignOptions, TrainingSettings):
     """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
 
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="pairs per step; the others are the negatives")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        32, description="pairs per batch; the others of a batch are the negatives, also with --accumulate"
+    )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
 
 

@@ -62,6 +62,17 @@ class TrainReport:
         parts = {name: {"first": losses[0], "last": losses[-1]} for name, losses in found.items()}
         return whole | ({"objectives": parts} if parts else {})
 
+    def _looks(self) -> dict[str, Any]:
+        """Return first, last and best value of what was measured on dev data, if there was any."""
+        looks = [entry for entry in self.history if "seconds" not in entry]
+        names = dict.fromkeys(name for entry in looks for name in entry if name != "step")
+        values = {name: [entry[name] for entry in looks if name in entry] for name in names}
+        dev = {
+            name: {"first": v[0], "last": v[-1], "best": max(v) if name.endswith("accuracy") else min(v)}
+            for name, v in values.items()
+        }
+        return {"dev": dev} if dev else {}
+
     def document(self) -> dict[str, Any]:
         """Return the JSON document of the training commands."""
         steps = [entry for entry in self.history if "seconds" in entry]
@@ -78,6 +89,7 @@ class TrainReport:
             "kept_step": self.kept or len(steps),
             "parameters": self.parameters,
             **self._losses(steps),
+            **self._looks(),
             "seconds_per_step": seconds / len(steps),
             "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
         }

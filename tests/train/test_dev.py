@@ -161,3 +161,12 @@ def test_pairs_without_a_side_in_training_too_or_too_long_are_counted(causal: Pa
     assert any(note.startswith("warning: 12 of 12 dev pairs stand in the training pairs too") for note in notes.said)
     assert "1 of 16 (fr 1) source sentences are longer than 30 tokens (--max-length) and lose their ends." in notes.said
     assert sum("stand in" in note for note in notes.said) == 2  # the task's rows have their own
+
+
+def test_dev_losses_are_told_without_patience_too(causal: Path, tmp_path: Path) -> None:
+    files = [write_slots(tmp_path)]
+    own = {"task": "slots", "train": files, "dev": files, "steps": 4, "evaluate_every": 2}
+    report = train_task(TaskSettings(**values(causal, tmp_path, **own)))
+    looks = [entry["dev_loss"] for entry in report.history if "dev_loss" in entry]
+    assert len(looks) == 2
+    assert report.document()["dev"] == {"dev_loss": {"first": looks[0], "last": looks[1], "best": min(looks)}}
