@@ -47,6 +47,12 @@ class Fidelity:
         """The largest error by any way to count tokens; decisions are made by it."""
         return max(one for one in (self.error, self.error_rest, self.error_even) if one is not None)
 
+    @property
+    def overall_error(self) -> float:
+        """The root of the mean of the squared errors by all ways to count tokens; of two results the lower is taken."""
+        found = [one for one in (self.error, self.error_rest, self.error_even) if one is not None]
+        return float(sum(one * one for one in found) / len(found)) ** 0.5
+
     def document(self) -> dict[str, Any]:
         """Return plain data."""
         return {name: value for name, value in asdict(self).items() if name != "size"}
