@@ -39,12 +39,12 @@ class Fidelity:
 
     @property
     def least_kept(self) -> float:
-        """The least of what is kept by each way to count tokens; decisions are made by it."""
+        """The least of what is kept by each way to count tokens, for which limits hold."""
         return min(one for one in (self.kept, self.kept_rest, self.kept_even) if one is not None)
 
     @property
     def most_error(self) -> float:
-        """The largest error by any way to count tokens; decisions are made by it."""
+        """The largest error by any way to count tokens, for which limits hold."""
         return max(one for one in (self.error, self.error_rest, self.error_even) if one is not None)
 
     @property
