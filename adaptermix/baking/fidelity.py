@@ -39,13 +39,19 @@ class Fidelity:
 
     @property
     def least_kept(self) -> float:
-        """The least of what is kept by each way to count tokens; decisions are made by it."""
+        """The least of what is kept by each way to count tokens, for which limits hold."""
         return min(one for one in (self.kept, self.kept_rest, self.kept_even) if one is not None)
 
     @property
     def most_error(self) -> float:
-        """The largest error by any way to count tokens; decisions are made by it."""
+        """The largest error by any way to count tokens, for which limits hold."""
         return max(one for one in (self.error, self.error_rest, self.error_even) if one is not None)
+
+    @property
+    def overall_error(self) -> float:
+        """The root of the mean of the squared errors by all ways to count tokens; of two results the lower is taken."""
+        found = [one for one in (self.error, self.error_rest, self.error_even) if one is not None]
+        return float(sum(one * one for one in found) / len(found)) ** 0.5
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""

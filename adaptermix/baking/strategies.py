@@ -214,8 +214,8 @@ def calibrated(wanted: Wanted) -> Baked:
     plain = wanted.by("requantize")
     limit = _MARGIN * wanted.measured(plain, known.fitted).error
     found = _nearest(wanted, known, limit)
-    on_choice = wanted.measured(found, known.chosen).most_error
-    return found if on_choice < wanted.measured(plain, known.chosen).most_error else plain
+    on_choice = wanted.measured(found, known.chosen).overall_error
+    return found if on_choice < wanted.measured(plain, known.chosen).overall_error else plain
 
 
 def residual(wanted: Wanted) -> Baked:

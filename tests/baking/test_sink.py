@@ -165,9 +165,16 @@ def test_codes_that_serve_the_sink_alone_are_not_taken() -> None:
     assert told.error_rest > 1
     assert told.most_error >= told.error_rest
     assert not wrong.is_enough(baked, 0.5)
-    plain = wrong.by("requantize")
-    assert torch.equal(wrong.by("calibrated").weight.codes, plain.weight.codes)
     assert wrong.automatic() is None
+
+
+def test_of_two_results_that_with_the_lower_mean_of_squared_errors_is_taken() -> None:
+    """What serves the sink well and the rest hardly worse is taken; what loses the rest for the sink is not."""
+    plain = Fidelity(kept=0.0, error=1.0, error_rest=1.1, error_even=1.1)
+    served = Fidelity(kept=1.0, error=0.1, error_rest=1.2, error_even=1.2)
+    lost = Fidelity(kept=1.0, error=0.3, error_rest=2.1, error_even=2.0)
+    assert plain.overall_error == pytest.approx((3.42 / 3) ** 0.5)
+    assert served.overall_error < plain.overall_error < lost.overall_error
 
 
 def test_means_over_modules_are_over_those_that_tell() -> None:
