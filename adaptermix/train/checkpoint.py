@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ class Workplace:
             os.replace(temporary, self.folder / _FILE)
             sync(self.folder)
         except (SafetensorError, OSError) as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+                self.folder.rmdir()  # an earlier checkpoint keeps it
             raise OutputError(
                 f"the checkpoint of step {checkpoint.step} must fit on the disk, and could not be written to "
                 f"{self.folder} ({error}). Make room, and go on from the one before with --resume."
