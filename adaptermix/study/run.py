@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -14,31 +13,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import manifest
 from ..adapters import open_adapter
 from ..adapters.paths import fitted
-from ..compose.execute import execute
-from ..compose.forms import Shape
-from ..compose.report import MergeReport
 from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
-from ..evaluation.run import score_answers
 from ..files import held, partial_path
 from ..head_forms import Head
 from ..heads.brought import head_of
 from ..inputs import holds_output
-from ..methods.base import build
 from ..models import BaseModel, files_of, load_base, model_kind, note_other_base, require_causal
-from ..output import output_size, write_output
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from ..tasks import clusters_of, metrics_of
 from .choice import Board
-from .judging import TOGETHER, Judge, candidate_plan
+from .judging import TOGETHER, Judge
 from .ledger import Ledger, Listed, check_idle
+from .outcome import CIRCUMSTANCES, result_of, write_result
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
-from .ready import entries_of
 from .result import SearchResult
 from .shown import shown
 from .space import Interval, Space, alone
@@ -50,19 +42,6 @@ from .workers import helped
 BASELINE = -1
 """Number of the trial of the first adapter alone."""
 _JOURNAL = "trials.log"
-_WHERE = {
-    "out",
-    "overwrite",
-    "dry_run",
-    "device",
-    "batch_size",
-    "storage",
-    "study",
-    "workers",
-    "report",
-    "allow_tested",
-}
-"""Settings that do not change what is found."""
 _MORE = {"trials", "choose", "compact"}
 """Settings that a search can go on with changed."""
 _POLL = 0.2
@@ -142,8 +121,8 @@ def search_with(
             work.look_back(ledger)
             with helped(settings, watch):
                 work.run(ledger)
-    result = _result(prepared, settings, ledger.trials(), work.baseline, work.board)
-    result = _write(result, prepared, settings)
+    result = result_of(prepared, settings, ledger.trials(), work.baseline, work.board)
+    result = write_result(result, prepared, settings)
     shutil.rmtree(folder, ignore_errors=True)
     return result
 
@@ -303,7 +282,7 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
     listed = isinstance(searched, Listed)
     fitting = "random" if listed else fitting_sampler(searched.parameters.values())
     sampler = fitting if settings.sampler == "auto" else settings.sampler
-    asked = settings.model_dump(mode="json", exclude=_WHERE | _MORE)
+    asked = settings.model_dump(mode="json", exclude=CIRCUMSTANCES | _MORE)
     files = [file.entry() for file in prepared.files]
     place, name = _place(settings)
     ledger = Ledger(
@@ -331,83 +310,3 @@ def _ledger(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> Le
         starts = [searched.point(weights, middle) for weights in searched.starts()]
         ledger.enqueue([point for point in starts if point is not None])
     return ledger
-
-
-def _result(
-    prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, board: Board
-) -> SearchResult:
-    whole = [trial for trial in trials if trial.is_whole]
-    # with a sampler the task adapter alone is a candidate too; a grid is taken as it is given
-    eligible = whole if settings.grid else [*whole, baseline]
-    stopped = [trial for trial in trials if not trial.is_whole]
-    verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)
-    chosen = eligible[verdict.chosen]
-    roles = manifest.inherit(prepared.sources)["languages"] or {}
-    answers = [answer or "" for answer in chosen.answers]
-    evaluation = score_answers(
-        prepared.task,
-        prepared.rows,
-        answers,
-        roles,
-        seed=settings.seed,
-        metric=settings.metric,
-        scorer=settings.scorer,
-    )
-    return SearchResult(
-        trials=trials,
-        scores=[board.score(trial) for trial in trials],
-        languages=[board.languages(trial) for trial in trials],
-        baseline=baseline,
-        baseline_score=board.score(baseline),
-        baseline_languages=board.languages(baseline),
-        verdict=verdict,
-        chosen=chosen,
-        evaluation=evaluation,
-        metric=evaluation.metric,
-        objective=settings.objective,
-        rule=settings.choose,
-        out=Path(settings.out),
-        resamples=board.values(board.counts(chosen)).tolist(),
-    )
-
-
-def _write(result: SearchResult, prepared: Prepared, settings: SearchSettings) -> SearchResult:
-    """Write the merged adapter, and return the result with its rank and size."""
-    candidate = result.chosen.candidate
-    if result.chosen is result.baseline:  # no method touches the task adapter alone
-        plan = replace(
-            prepared.template, weights=candidate.weights, method=build("exact", {}), options={}, shape=Shape()
-        )
-    else:
-        plan = candidate_plan(prepared.template, candidate, fixed=dict(settings.options))
-    state, modules = execute(plan)
-    size = output_size(state, compact=settings.compact)
-    result = replace(result, **size)
-    report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules, **size)
-    own = [candidate.name]  # of a merge that was there before
-    document = manifest.manifest(
-        "search",
-        plan=settings.model_dump(mode="json", exclude=_WHERE)
-        | candidate.document()
-        | {"method": plan.method.title, "options": dict(plan.options)},
-        base=manifest.base_entry([source.meta for source in prepared.sources]),
-        inputs=[manifest.input_entry(s, w) for s, w in zip(prepared.sources, plan.weights, strict=True)],
-        fidelity=report.fidelity(),
-        scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
-        **manifest.inherit(
-            prepared.sources,
-            acting=report.acting,
-            data=entries_of(own, "data"),
-            dev=[*(file.entry() for file in prepared.files), *entries_of(own, "dev")],
-            tested=prepared.tested,
-        ),
-        fuse=next((open_adapter(Path(name)).meta.manifest.get("fuse") for name in own if name), None),
-    )
-    results = (json.dumps(result.document(), indent=2) + "\n").encode()
-    extra = {"results.json": results}
-    if settings.report:
-        from .report import report_files
-
-        extra |= report_files(result, name=f"Search of {result.out.name}")
-    write_output(result.out, state, document, compact=settings.compact, overwrite=settings.overwrite, extra=extra)
-    return result
