@@ -106,8 +106,9 @@ class AdapterSource:
         """Hash of the updates alone: the same however names, settings and dtypes of the same values are written."""
         digest = hashlib.sha256()
         for module, header in self.modules.items():
-            tensors = [*map(self._read, self._factor_keys(module)), self.bias(module), self.magnitude(module)]
-            digest.update(f"{header.out} {header.into} {header.rank} {header.scale!r}".encode())
+            update = self.load(module)
+            tensors = [update.a, update.b, self.bias(module), self.magnitude(module)]
+            digest.update(f"{header.out} {header.into} {update.rank} {header.scale!r}".encode())
             for tensor in tensors:
                 if tensor is not None:
                     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()

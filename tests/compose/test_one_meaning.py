@@ -132,7 +132,7 @@ class TestMerge:
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
 
-    @pytest.mark.parametrize("method", ["svd", "ties", "knots", "peft-linear", "factor-average"])
+    @pytest.mark.parametrize("method", ["svd", "ties", "knots", "dare-linear", "peft-linear", "factor-average"])
     def test_a_filled_adapter_merges_as_the_compact_one(self, inputs: Any, tmp_path: Path, method: str) -> None:
         merge(inputs[0][:2], weights=[1.0, 1.0], out=tmp_path / "filled")
         merge(inputs[0][:2], weights=[1.0, 1.0], compact=True, out=tmp_path / "compact")
