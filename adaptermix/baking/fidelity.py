@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -51,7 +52,7 @@ class Fidelity:
     def overall_error(self) -> float:
         """The root of the mean of the squared errors by all ways to count tokens; of two results the lower is taken."""
         found = [one for one in (self.error, self.error_rest, self.error_even) if one is not None]
-        return float(sum(one * one for one in found) / len(found)) ** 0.5
+        return math.sqrt(sum(one * one for one in found) / len(found))
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""
