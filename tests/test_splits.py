@@ -254,7 +254,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path, state: Path) -> N
     running = [
         subprocess.Popen([sys.executable, "-c", work, str(tmp_path / "*.txt"), name], cwd=ROOT) for name in "abc"
     ]
-    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    assert [process.wait(timeout=600) for process in running] == [0, 0, 0]
     lines = [json.loads(line) for line in (state / "tested.jsonl").read_text().splitlines()]
     assert len(lines) == 3 * 40 * 20
     assert len({(line["adapter"], line["name"]) for line in lines}) == 120

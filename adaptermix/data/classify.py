@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import LANGUAGE_NAMES, is_json, pick_rows, records, row_language, table_cells
+from .rows import CLUSTER_NAMES, LANGUAGE_NAMES, is_json, pick_rows, records, row_language, table_cells
 from .source import DataFile, find_files
 
 _NAMES = {
     "text": ("text", "sentence", "tweet", "review", "utterance"),
     "label": ("label", "sentiment", "category", "class", "intent"),
     "language": LANGUAGE_NAMES,
+    "cluster": CLUSTER_NAMES,
 }
 # NusaX names its folders in English. Codes as folders are not read: `ml`, `cv` and `my` are languages too.
 _FOLDERS = {
@@ -40,11 +41,13 @@ class ClassifyRow:
         text: The text, without blanks at its ends.
         label: The label, one line of text.
         language: Language code.
+        cluster: Name of the group of dependent rows that this one belongs to, such as a document; empty for none.
     """
 
     text: str
     label: str
     language: str
+    cluster: str = ""
 
     @property
     def row_texts(self) -> RowTexts:
@@ -60,7 +63,12 @@ def _read(file: DataFile) -> Iterator[ClassifyRow | None]:
         label = record["label"]
         if len(label.splitlines()) != 1:  # an answer ends at its line's end
             raise DataError(f"{file.path}:{number}: a label must be one line, found {label[:60]!r}.")
-        yield ClassifyRow(text=record["text"], label=label, language=row_language(file, record.get("language")))
+        yield ClassifyRow(
+            text=record["text"],
+            label=label,
+            language=row_language(file, record.get("language")),
+            cluster=record.get("cluster", ""),
+        )
 
 
 def _may_be_header(file: DataFile, first: ClassifyRow | None) -> bool:

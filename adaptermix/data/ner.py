@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import is_json, pick_rows, row_language
+from .rows import is_json, pick_rows, row_cluster, row_language
 from .slots import CHARACTER_LANGUAGES
 from .source import DataFile, find_files
 
@@ -29,6 +29,7 @@ class NerRow:
         language: Language code.
         tokens: The sentence in tokens, where there are; else empty.
         tags: IOB2 tag per token; as long as `tokens`.
+        cluster: Name of the group of dependent rows that this one belongs to, such as a document; empty for none.
     """
 
     text: str
@@ -36,6 +37,7 @@ class NerRow:
     language: str
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    cluster: str = ""
 
     @property
     def row_texts(self) -> RowTexts:
@@ -267,7 +269,7 @@ def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerR
                 else ""
             )
         )
-    return _from_tags(tokens, tags, "", row_language(file, row.get("language")))
+    return replace(_from_tags(tokens, tags, "", row_language(file, row.get("language"))), cluster=row_cluster(row))
 
 
 def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
@@ -309,6 +311,7 @@ def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
             language=language,
             tokens=tokens,
             tags=tuple(tags),
+            cluster=row_cluster(row),
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import LANGUAGE_NAMES, pick_rows, records, row_language
+from .rows import CLUSTER_NAMES, LANGUAGE_NAMES, pick_rows, records, row_language
 from .source import DataFile, find_files
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -21,6 +21,7 @@ _NAMES = {
     "hypothesis": ("hypothesis", "sentence2", "hypo"),
     "label": ("gold_label", "label"),
     "language": LANGUAGE_NAMES,
+    "cluster": CLUSTER_NAMES,
 }
 
 
@@ -33,12 +34,14 @@ class NliRow:
         hypothesis: The second.
         label: One of `LABELS`.
         language: Language code.
+        cluster: Name of the group of dependent rows that this one belongs to, such as a document; empty for none.
     """
 
     premise: str
     hypothesis: str
     label: str
     language: str
+    cluster: str = ""
 
     @property
     def row_texts(self) -> RowTexts:
@@ -63,6 +66,7 @@ def _read(file: DataFile) -> Iterator[NliRow | None]:
             hypothesis=record["hypothesis"],
             label=known[written],
             language=row_language(file, record.get("language")),
+            cluster=record.get("cluster", ""),
         )
 
 

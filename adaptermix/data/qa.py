@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import LANGUAGE_NAMES, pick_rows, row_language
+from .rows import LANGUAGE_NAMES, pick_rows, row_cluster, row_language
 from .source import DataFile, find_files, sound
 
 
@@ -25,6 +25,7 @@ class QaRow:
         language: Language code.
         id: The question's name in its data set, which is the same in all languages of XQuAD; empty where it has none.
         places: First character of each answer in the text and the one after its last; None where it is not there.
+        cluster: Name of the group of dependent rows that this one belongs to, such as a document; empty for none.
     """
 
     question: str
@@ -33,6 +34,7 @@ class QaRow:
     language: str
     id: str = ""
     places: tuple[tuple[int, int] | None, ...] = ()
+    cluster: str = ""
 
     @property
     def row_texts(self) -> RowTexts:
@@ -95,6 +97,7 @@ def _row(file: DataFile, where: str, question: Mapping[str, Any], context: objec
         answers=tuple(answers),
         language=row_language(file, named),
         id="" if key is None else str(key),
+        cluster=row_cluster(question),
         places=tuple(place and (place[0] - blank, place[1] - blank) for place in found),
     )
 

@@ -23,6 +23,8 @@ class Recognisable(Protocol):
 
 Row = TypeVar("Row", bound=Recognisable)
 LANGUAGE_NAMES = ("language", "lang", "locale")
+CLUSTER_NAMES = ("cluster", "document_id", "doc_id", "docid")
+"""Columns and fields that name the group of dependent rows that a row belongs to."""
 _TABLES = {".tsv", ".csv", ".txt", ".iob2", ".conll"}
 
 
@@ -41,6 +43,11 @@ def row_language(file: DataFile, named: object = None) -> str:
             f"{several_languages(file)}."
         )
     return file.language
+
+
+def row_cluster(row: Mapping[str, object]) -> str:
+    """Return the name of the group of dependent rows that a JSON row belongs to, or nothing."""
+    return next((str(row[name]) for name in CLUSTER_NAMES if row.get(name) is not None), "")
 
 
 def is_json(file: DataFile) -> bool:

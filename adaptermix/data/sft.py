@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import LANGUAGE_NAMES, pick_rows, row_language
+from .rows import LANGUAGE_NAMES, pick_rows, row_cluster, row_language
 from .source import DataFile, find_files
 
 UNKNOWN_LANGUAGE = "und"
@@ -28,11 +28,13 @@ class SftRow:
         turns: The turns before the answer, the last one the user's.
         answer: What the assistant says next.
         language: Language code, `und` where nothing tells it.
+        cluster: Name of the group of dependent rows that this one belongs to, such as a document; empty for none.
     """
 
     turns: tuple[Turn, ...]
     answer: str
     language: str
+    cluster: str = ""
 
     @property
     def row_texts(self) -> RowTexts:
@@ -104,7 +106,7 @@ def _read(file: DataFile) -> Iterator[SftRow | None]:
         turns, answer = found
         named = next((str(row[name]) for name in LANGUAGE_NAMES if row.get(name)), None)
         language = row_language(file, named) if named or file.language else UNKNOWN_LANGUAGE
-        yield SftRow(turns=turns, answer=answer, language=language)
+        yield SftRow(turns=turns, answer=answer, language=language, cluster=row_cluster(row))
 
 
 def read_sft(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[SftRow], list[DataFile]]:

@@ -9,7 +9,7 @@ from itertools import chain, groupby
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import pick_rows, row_language
+from .rows import pick_rows, row_cluster, row_language
 from .source import DataFile, find_files
 
 # xSID's English training set holds 330 tags such as "Orecurring_datetime", which are outside
@@ -30,6 +30,7 @@ class SlotRow:
         tokens: The command in tokens, where spans are annotated; else empty.
         tags: Slot type per token, "O" outside; as long as `tokens`.
         begins: Tokens at which a slot begins, which only they tell where slots of one type touch.
+        cluster: Name of the group of dependent rows that this one belongs to, such as a document; empty for none.
     """
 
     text: str
@@ -38,6 +39,7 @@ class SlotRow:
     tokens: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     begins: tuple[int, ...] = ()
+    cluster: str = ""
 
     @property
     def row_texts(self) -> RowTexts:
@@ -185,6 +187,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow | None]:
             tokens=tuple(tokens),
             tags=tuple(tags),
             begins=tuple(begins),
+            cluster=row_cluster(row),
         )
 
 
@@ -202,7 +205,8 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow | None]:
                 f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.'
             ) from error
         language = row_language(file, row.get("language"))
-        yield SlotRow(text=str(text), slots=slots, language=language) if str(text).strip() else None
+        made = SlotRow(text=str(text), slots=slots, language=language, cluster=row_cluster(row))
+        yield made if str(text).strip() else None
 
 
 Reader = Callable[[DataFile], Iterator[SlotRow | None]]

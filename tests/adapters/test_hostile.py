@@ -25,20 +25,21 @@ from ..factories import CONFIG, WEIGHTS, key, write_lora
 
 Q, V = "model.layers.0.attn.q_proj", "model.layers.0.attn.v_proj"
 Spoil = Callable[[Path], object]
-MOST_SECONDS, MOST_BYTES = 2.0, 50 * 2**20
+MOST_SECONDS, MOST_BYTES = 10.0, 50 * 2**20
+"""CPU time, which other processes do not lengthen."""
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
     """Check that the block is quick, and that neither Python nor the process grows much in it."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     tracemalloc.start()
     try:
         yield
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - start < MOST_SECONDS
+    assert time.process_time() - start < MOST_SECONDS
     assert peak < MOST_BYTES
     # The high-water mark of the process, in KiB: it grows only if this block went beyond all before it.
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_BYTES

@@ -65,9 +65,10 @@ def test_patterns_of_daily_use_are_handled(key: str, module: str) -> None:
     "key", ["(a+)+b", "(a|a)*b", "(.*.*.*.*)*x", "((((a*)*)*)*)*b", "(a?){64}a{64}b", "(.*a){30}b", "(a|aa)+$b"]
 )
 def test_patterns_that_trap_a_backtracking_matcher_are_harmless(key: str) -> None:
-    start = time.perf_counter()
+    # CPU time, which other processes do not lengthen; a backtracking matcher takes hours
+    start = time.process_time()
     assert Patterns.of({key: 0}).first("a" * 900) is None
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,9 @@ def test_what_cannot_be_bounded_is_refused(keys: list[str], words: str) -> None:
 def test_one_key_per_module_is_looked_up_and_not_searched() -> None:
     """What the writer makes after ranks were cut: 5000 modules, each with its own pattern."""
     modules = [f"model.layers.{layer}.experts.{expert}.up_proj" for layer in range(50) for expert in range(100)]
-    start = time.perf_counter()
+    start = time.process_time()
     patterns = Patterns.of({"^" + re.escape(module): 0 for module in modules})
     assert [patterns.first(module) for module in modules] == list(range(len(modules)))
     assert patterns.first("x." + modules[0]) is None
-    assert time.perf_counter() - start < 2
+    # 0.1 s; a search among all keys for each module takes minutes
+    assert time.process_time() - start < 10

@@ -29,7 +29,7 @@ def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
         capture_output=True,
         check=False,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=cwd,
         env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
@@ -57,7 +57,7 @@ def test_help_of_the_group_and_of_a_usage_fault_load_nothing_heavy() -> None:
             "import sys\nfrom adaptermix.cli import main\ntry:\n    main(" + repr(arguments) + ")\nexcept SystemExit:\n"
             f"    print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
         assert done.stdout.splitlines()[-1] == "LOADED []", arguments
 
 
@@ -68,7 +68,7 @@ def test_help_of_a_command_needs_no_torch() -> None:
         "        assert error.code == 0, name\n"
         "print('LOADED', [n for n in ('torch', 'transformers', 'peft', 'huggingface_hub') if n in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.splitlines()[-1] == "LOADED []"
 
 
@@ -93,7 +93,7 @@ def test_a_merge_loads_neither_transformers_nor_peft_and_works_from_any_folder(t
         "    print([e.code, [n for n in ('transformers', 'peft', 'huggingface_hub') if n in sys.modules]])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True, cwd=tmp_path
     )
     document, last = done.stdout.splitlines()
     assert last == "[0, []]"

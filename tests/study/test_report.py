@@ -97,5 +97,5 @@ def test_a_browser_shows_it(causal: Path, tmp_path: Path) -> None:
     out = searched(causal, tmp_path, grid=[0.2, 0.9])
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={tmp_path / 'page.png'}"]
     command += ["--window-size=1000,1600", (out / "report.html").as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert (tmp_path / "page.png").stat().st_size > 20_000

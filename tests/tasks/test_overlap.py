@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -121,9 +121,10 @@ def test_a_bootstrap_is_fast_and_its_interval_holds_the_value(name: str) -> None
         "chrf": Metric(name="chrf", count=chrf_counts, value=chrf),
     }[name]
     counts = [count for row in rows if (count := metric.count(*row)) is not None]
-    start = perf_counter()
+    start = process_time()
     score = mean_score(metric, [counts])
-    assert perf_counter() - start < 2  # 0.02 s where nothing else runs
+    # CPU time, which other processes do not lengthen: 0.02 s, and minutes if each resample counted n-grams
+    assert process_time() - start < 5
     assert 0 < score.low < score.value < score.high < 100
 
 

@@ -171,7 +171,7 @@ def test_a_crew_that_is_killed_and_stopped_ends_with_the_same_bytes(runs: Runs) 
     def start_and_wait() -> list[ForkServerProcess]:
         before = step_of(out)
         processes = runs.crew.start(command)
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 600
         while step_of(out) == before and time.monotonic() < limit:
             time.sleep(0.001)
         return processes

@@ -55,7 +55,7 @@ def test_interrupting_keeps_a_checkpoint_and_exits_with_130(causal: Path, tmp_pa
     )
     wait_for(checkpoint_of(out), process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert b"--resume" in errors
     assert checkpoint_of(out).exists()

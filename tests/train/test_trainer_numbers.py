@@ -188,7 +188,7 @@ def test_training_runs_in_a_thread_where_signals_cannot_be_caught(causal: Path, 
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
-        report = pool.submit(train_task, settings_for(causal, tmp_path, steps=2)).result(timeout=60)
+        report = pool.submit(train_task, settings_for(causal, tmp_path, steps=2)).result(timeout=600)
     assert report.steps == 2
 
 
