@@ -30,6 +30,9 @@ from .storage import (
 )
 from .trials import Trial, pack, unpack
 
+_REPEAT = "repeat"
+"""Mark of a trial whose candidate was known before."""
+
 
 class Searched(Protocol):
     """What the ledger must know of a space."""
@@ -153,8 +156,18 @@ class Ledger:
         while self._missing():
             trial = self._begun()
             if trial is not None:
-                return trial.number, self._searched.candidate(self._point(trial))
+                candidate = self._searched.candidate(self._point(trial))
+                if not isinstance(self._searched, Listed) and self.known(candidate) is not None:
+                    trial.set_user_attr(_REPEAT, True)
+                return trial.number, candidate
         return None
+
+    def is_repeat(self, number: int) -> bool:
+        """Whether a running trial of this process has a candidate that was known when the sampler proposed it.
+
+        It teaches the sampler, and takes no place among the trials that were asked for.
+        """
+        return _REPEAT in self._open[number].user_attrs
 
     def _begun(self) -> Any:
         """Begin a trial, and give it up if other workers were faster: of equals the one that began first counts."""
@@ -218,7 +231,9 @@ class Ledger:
         if isinstance(self._searched, Listed):
             taken = {trial.user_attrs.get("candidate") for trial in counted}
             return [number for number in range(len(self._searched.candidates)) if number not in taken]
-        return list(range(len(counted), self._limit))
+        # a sampler that has settled on one candidate would propose it for ever
+        repeats = sum(_REPEAT in trial.user_attrs for trial in self._done())
+        return list(range(len(counted), self._limit)) if repeats < self._limit else []
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -276,6 +291,7 @@ class Ledger:
                 seconds=trial.user_attrs["seconds"],
             )
             for trial in self._done()
+            if _REPEAT not in trial.user_attrs
         ]
 
     def _done(self) -> list[Any]:
@@ -350,11 +366,12 @@ class Ledger:
         self._open.pop(number, None)
 
     def _counted(self) -> list[Any]:
-        """Return the trials that run or are done."""
+        """Return the trials that run or are done, without repeats."""
         from optuna.trial import TrialState
 
         states = (TrialState.COMPLETE, TrialState.RUNNING)
-        return list(self._study.get_trials(deepcopy=False, states=states))
+        found = self._study.get_trials(deepcopy=False, states=states)
+        return [trial for trial in found if _REPEAT not in trial.user_attrs]
 
 
 def check_idle(place: str | Path, name: str) -> None:

@@ -153,8 +153,10 @@ class Race:
         if not trial.is_whole:  # other rows are easier or harder for all alike
             value += self._board.exact(self._board.counts(self._baseline))
             value -= self._board.exact(self._board.counts(self._baseline.on_rows_of(trial)))
+        is_repeat = ledger.is_repeat(trial.number)
         ledger.tell(trial, value)
-        self._told(trial, value)
+        if not is_repeat:
+            self._told(trial, value)
 
     def _survivors(self, cohort: Sequence[Trial], earlier: Sequence[Trial]) -> list[Trial]:
         """Return who goes on: at most a third, and nobody who is clearly worse than the best on the same rows."""

@@ -232,8 +232,10 @@ class _Work:
                 own = answers[first[place]] or ()
                 trial = replace(begun, answers=own, seconds=seconds if place in new else 0.0)
                 value = self.board.exact(self.board.counts(trial))
+                is_repeat = ledger.is_repeat(trial.number)
                 ledger.tell(trial, value)
-                self._told(trial, value)
+                if not is_repeat:
+                    self._told(trial, value)
 
     def _begun(self, ledger: Ledger) -> list[Trial]:
         """Begin trials, several where they can share forward passes, so few that every worker has some."""

@@ -31,7 +31,7 @@ def given(causal: Path, tmp_path: Path) -> dict[str, Any]:
         peft_lora(causal, tmp_path / f"a{seed}", seed=seed, r=rank, lora_alpha=24 * rank)
         for seed, rank in enumerate((4, 2))
     ]
-    rows = [{"text": f"wake me {n}", "label": "x"} for n in range(12)]
+    rows = [{"text": f"wake me {n}", "label": "xy"[n % 2]} for n in range(12)]
     (tmp_path / "en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         **COMMON,

@@ -10,7 +10,7 @@ import pytest
 
 from adaptermix.errors import OutputError
 from adaptermix.study.ledger import Ledger, Listed
-from adaptermix.study.space import Candidate, Interval, Space
+from adaptermix.study.space import Candidate, Choice, Interval, Space
 from adaptermix.study.trials import Trial
 
 SPACE = Space(count=2)
@@ -176,3 +176,26 @@ def test_what_is_no_storage_is_refused_and_no_password_is_shown(tmp_path):
     with pytest.raises(OutputError, match=r"nosuch://me:\*\*\*@host/db is not") as caught:
         ledger("nosuch://me:secret@host/db")
     assert "secret" not in str(caught.value)
+
+
+def test_a_candidate_that_is_proposed_again_takes_no_place(tmp_path):
+    """Three candidates in all: a random sampler repeats itself, and each is tried once all the same."""
+    few = Space(count=1, options={"density": Choice((0.1, 0.5, 0.9))})
+    found = ledger(tmp_path / "log", searched=few, limit=3, seed=1)
+    done = run(found, value=lambda candidate: candidate.options["density"])
+    tried = [trial.candidate.options["density"] for trial in found.trials()]
+    assert len(done) >= len(tried)
+    assert len(set(tried)) == len(tried)
+    # a search for more than there is ends
+    more = ledger(tmp_path / "more", searched=few, limit=40)
+    run(more, value=lambda candidate: candidate.options["density"])
+    assert sorted(trial.candidate.options["density"] for trial in more.trials()) == [0.1, 0.5, 0.9]
+
+
+def test_the_task_adapter_alone_takes_no_place_where_it_was_asked(tmp_path):
+    found = ledger(tmp_path / "log", limit=2)
+    found.keep_known(Candidate(weights=(1.0, 0.0)), ["a", None])
+    found.enqueue([{"w0": 1.0}])
+    run(found)
+    assert len(found.trials()) == 2
+    assert all(trial.candidate.weights != (1.0, 0.0) for trial in found.trials())

@@ -70,7 +70,8 @@ def test_only_the_journal_is_written_while_trials_run(
             adapters=[str(p) for p in adapters], dev=[dev], grid=[0.5, 0.9], out=str(tmp_path / "x"), **settings
         )
     )
-    assert seen == [(1, {".x.partial"}), (2, {".x.partial"})]  # the task adapter alone, and two candidates
+    written = {".x.partial", ".x.adaptermix-lock"}
+    assert seen == [(1, written), (2, written)]  # the task adapter alone, and two candidates
     assert {path.name for path in tmp_path.iterdir()} - before == {"x"}
 
 
