@@ -86,8 +86,8 @@ class Case:
     steps: int = 150
 
 
-SLOTS = Case(task="slots", write=write_slots, suffix="tsv", steps=200)
-NER = Case(task="ner-json", write=write_ner, suffix="iob2", steps=200)
+SLOTS = Case(task="slots", write=write_slots, suffix="tsv", steps=300)
+NER = Case(task="ner-json", write=write_ner, suffix="iob2", steps=300)
 QA = Case(task="qa", write=write_qa, suffix="jsonl")
 LONG = Case(task="qa", write=write_long_qa, suffix="jsonl", steps=250)
 
