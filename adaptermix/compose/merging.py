@@ -354,5 +354,5 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **{**manifest.inherit(plan.sources, models=_models(plan), acting=report.acting), **plan.entries},
+        **{**manifest.inherit(plan.sources, models=_models(plan), acting=plan.has_part(report.acting)), **plan.entries},
     )

@@ -18,7 +18,7 @@ from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
 from ..head_forms import form_of
 from ..methods.base import MergeMethod, build, is_weighted_sum
-from .extras import AVERAGE, merge_extras, merge_saved
+from .extras import AVERAGE, merge_extras, merge_saved, resolve_policy
 from .forms import Shape
 from .places import Override
 from .weights import numbered, resolve_weights, split_weight
@@ -130,6 +130,18 @@ class MergePlan:
             pairs = [pair for pair in pairs if pair[1] != 0] or pairs
         return [source for source, _ in pairs], [weight for _, weight in pairs]
 
+    def has_part(self, acting: Sequence[bool]) -> tuple[bool, ...]:
+        """Return whether each adapter has a part in the result: it acts, or its fully trained tensors are kept.
+
+        Args:
+            acting: Whether each has a weight other than 0 in some module.
+        """
+        kept, _ = self._keepers()
+        return tuple(
+            acts or bool(source.saved_headers and source in kept)
+            for source, acts in zip(self.sources, acting, strict=True)
+        )
+
     def merged_saved(self) -> dict[str, Tensor]:
         """Return the fully trained tensors of the result; see `extras.merge_saved`."""
         sources, weights = self._keepers()
@@ -152,11 +164,17 @@ class MergePlan:
         apart += self._coarse_statistics()
         if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
             return (*apart, "fully trained tensors are averaged by the size of the weights.")
+        apart += tuple(
+            f"the fully trained tensors of '{source.name}' are left out, since its weight is 0."
+            for source in self.sources
+            if source.saved_headers and source not in sources
+        )
+        names = [source.name for source in sources]
+        chosen = resolve_policy(names, self.saved)
         # PEFT stores the weight under a LoRA as it was, so it is not trained.
-        trained = [
-            (source.name, sum(not key.endswith(".base_layer.weight") for key in source.saved_headers))
-            for source in sources
-        ]
+        own = [{key for key in source.saved_headers if not key.endswith(".base_layer.weight")} for source in sources]
+        first = own[chosen] if isinstance(chosen, int) else set()
+        trained = [(name, len(keys if keys is first else keys - first)) for name, keys in zip(names, own, strict=True)]
         return apart + tuple(
             f"{count} fully trained tensors of '{name}' replace those of the base whole: weights do not apply to them."
             for name, count in trained

@@ -109,7 +109,7 @@ def write_result(result: SearchResult, prepared: Prepared, settings: SearchSetti
         scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
         **manifest.inherit(
             prepared.sources,
-            acting=report.acting,
+            acting=plan.has_part(report.acting),
             data=entries_of(own, "data"),
             dev=[*(file.entry() for file in prepared.files), *entries_of(own, "dev")],
             tested=prepared.tested,

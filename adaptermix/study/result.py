@@ -10,6 +10,7 @@ from typing import Any
 from ..evaluation.run import Evaluation
 from ..evaluation.score import Score
 from .choice import Verdict
+from .shown import shown
 from .trials import Trial
 
 
@@ -97,6 +98,12 @@ class SearchResult:
             return f"better than the task adapter alone: {measured}."
         if self.chosen.candidate == self.baseline.candidate:
             return f"no weight is better than the task adapter alone ({self.baseline_score.value:.3f}), which is taken."
+        if gain.value <= 0:
+            return (
+                f"no weight is better than the task adapter alone ({self.baseline_score.value:.3f}); "
+                f"{'as good is' if gain.value == 0 else 'the best of the others is'} "
+                f"{shown(self.chosen.candidate)}, which is written."
+            )
         return (
             f"no weight is clearly better than the task adapter alone ({self.baseline_score.value:.3f}), and the best "
             f"is written all the same: {measured}."

@@ -245,7 +245,10 @@ class _Work:
         return [Trial(number=found[0], candidate=found[1], answers=()) for found in asked if found]
 
     def _keep_best(self, trial: Trial, value: float) -> None:
-        if trial.is_whole and (self._best is None or value > self._best[0]):
+        def rank(found: tuple[float, Trial]) -> tuple[float, float]:
+            return found[0], -found[1].candidate.distance  # as the choice at the end
+
+        if trial.is_whole and (self._best is None or rank((value, trial)) > rank(self._best)):
             self._best = value, trial
 
     def _told(self, trial: Trial, value: float) -> None:

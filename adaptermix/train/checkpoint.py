@@ -72,7 +72,7 @@ class Workplace:
             if not overwrite:
                 raise OutputError(
                     f"an interrupted run for {self._out} is in {self.folder}. "
-                    "Pass --resume to go on with it, or --overwrite to start again."
+                    "Pass --resume to go on with it, or --overwrite to start again (in a recipe: overwrite: true)."
                 )
             shutil.rmtree(self.folder)
         return self._load() if resume and (self.folder / _FILE).exists() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,46 @@ def test_the_description_of_a_method_tells_what_zeros_and_weights_of_zero_do(
         said = " ".join(capsys.readouterr().err.split())
         assert ("An adapter of weight 0 is left out and has no say" in said) is wanted
         assert ("It takes no weights: each of k adapters counts 1/k" in said) is (name == "mergekit:sce")
+
+
+HEAD = "base_model.model.score.weight"
+
+
+def with_head(folder: Path, languages: list[str]) -> None:
+    """Add a trained head, and a manifest that names the languages it was trained on."""
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_model.safetensors"
+    save_file({**load_file(file), HEAD: torch.full((2, 10), float(len(folder.name)))}, file)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["score"]}))
+    (folder / "adaptermix.json").write_text(json.dumps({"kind": "train-task", "languages": {"supervised": languages}}))
+
+
+def test_a_head_that_a_weight_of_zero_leaves_out_is_named(tmp_path: Path, pair: list[Path]) -> None:
+    with_head(pair[0], ["en"])
+    left = merge(pair, weights=[0.0, 1.0], out=tmp_path / "left")
+    assert "the fully trained tensors of 'task' are left out, since its weight is 0." in left.notes
+    assert HEAD not in load_tensors(tmp_path / "left")
+    assert "languages" not in json.loads((tmp_path / "left" / "adaptermix.json").read_text())
+    # of two adapters without a weight both heads stay, and with them what they learned
+    merge(pair, weights=[0.0, 0.0], out=tmp_path / "none")
+    assert HEAD in load_tensors(tmp_path / "none")
+    assert json.loads((tmp_path / "none" / "adaptermix.json").read_text())["languages"] == {"supervised": ["en"]}
+
+
+def test_only_the_head_that_is_chosen_is_said_to_replace_that_of_the_base(tmp_path: Path, pair: list[Path]) -> None:
+    for folder, language in zip(pair, ("en", "de"), strict=True):
+        with_head(folder, [language])
+    notes = merge(pair, weights=[0.5, 0.5], saved="align", out=tmp_path / "out").notes
+    replaced = [note for note in notes if "replace those of the base" in note]
+    assert len(replaced) == 1
+    assert "1 fully trained tensors of 'align'" in replaced[0]
+    # align has five letters, see `with_head`
+    assert load_tensors(tmp_path / "out")[HEAD].unique().tolist() == [5.0]
+
+
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
