@@ -13,7 +13,6 @@ from torch.nn.functional import pad
 
 from ..adapters import LINEAR, AdapterState
 from ..adapters.convert import base_weight, dora_delta, dora_row_norms, merge_dora
-from ..adapters.paths import in_model
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, inner, norm, sign_conflict
 from ..algebra.storage import cancels
 from ..checkpoints import Checkpoint
@@ -71,10 +70,9 @@ def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, .
     found = []
     for place in inputs.places:
         file = plan.statistics[place]
-        # A statistics file has the paths of the class that its adapter was trained in.
-        name = module if module in file.tensors else in_model([module], file.tensors)[module]
-        if name not in file.tensors or file.tensors[name].shape != wanted:
-            got = list(file.tensors[name].shape) if name in file.tensors else "nothing"
+        name = plan.statistics_name(place, module)
+        if name is None or file.tensors[name].shape != wanted:
+            got = "nothing" if name is None else list(file.tensors[name].shape)
             raise PlanError(
                 f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
                 f"{_path(file)}, found {got}."
