@@ -228,6 +228,8 @@ def merge_module(
         return merge_module(careful, module, method=method, device=device)
     whole = length
     formed = plan.shape.rounded(_shaped(plan, inputs, merged), module, length)
+    if length == 0:  # adapters that cancel leave rounding, of which no share is lost
+        formed = replace(formed, residual=0.0, rounding=0.0)
     if cut:
         formed = replace(formed, residual=math.hypot(cut, formed.residual * math.sqrt(1 - cut**2)))
     if magnitude is not None and isinstance(merged, LowRank):
