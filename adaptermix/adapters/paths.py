@@ -29,7 +29,7 @@ _ENCODERS = (
     *("roformer", "splinter", "squeezebert", "tapas", "xlm_roberta", "yoso"),
 )
 _SPEECH = ("data2vec_audio", "hubert", "sew", "sew_d", "unispeech", "unispeech_sat", "wav2vec2", "wavlm")
-# What lies directly inside the model that a class with a head keeps under this name (its `base_model_prefix`).
+# Names of the submodules of the model that a class with a head has under this name (its `base_model_prefix`).
 _INSIDE: dict[str, frozenset[str]] = {
     **dict.fromkeys(_ENCODERS, frozenset({"embeddings", "embeddings_project", "encoder", "pooler"})),
     # Their classes with a head have a pooler outside.
@@ -62,7 +62,7 @@ _HEADS = frozenset(
         "score",
     }
 )
-# Names that vision-language classes give their text part, and what lies in it.
+# Names that vision-language classes give their text part, and names of its submodules.
 _TEXT = frozenset({"language_model", "text_model"})
 _TEXT_PARTS = frozenset({"embed_tokens", "layers", "norm"})
 _CLASSES = _INSIDE.keys() | _TEXT | {"0", "auto_model"}  # the last two of sentence-transformers
@@ -200,7 +200,7 @@ def check_stored_names(source: AdapterSource) -> None:
 
 
 def _entry(name: str, rename: Rename) -> str:
-    """Return an entry of `modules_to_save` or the like: a name stays, a path that is no longer one is renamed."""
+    """Return an entry of `modules_to_save` or the like: a bare name stays, a path that changes is renamed."""
     new = rename(name)
     return name if "." not in name or new.endswith(f".{name}") else new
 

@@ -184,7 +184,7 @@ def _merged(
     stack = _on(_stack(plan, inputs, module, updates, tensor_shape=_tensor_shape(plan, module)), device)
     if isinstance(method, LinearMethod):
         pairs = zip(method.coefficients(stack), inputs.zero, strict=True)
-        # Zero factors beside the others would only raise the rank.
+        # Zero factors would only raise the rank.
         return stack.combined([0.0 if zero else coefficient for coefficient, zero in pairs]), None, 0.0
     merged, cut = method.measured(stack)
     return (merged if inputs.share == 1 else merged * inputs.share), None, cut
