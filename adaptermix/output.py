@@ -46,7 +46,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def size_notes(size: int, base: Path | None) -> tuple[str, ...]:
-    """Return a warning if an adapter is large beside its base model, else nothing.
+    """Return a warning if an adapter is large compared with its base model, else nothing.
 
     Args:
         size: Bytes of the adapter.

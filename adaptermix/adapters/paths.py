@@ -28,19 +28,25 @@ _ENCODERS = (
     *("new", "nezha", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta_prelayernorm", "roc_bert"),
     *("roformer", "splinter", "squeezebert", "tapas", "xlm_roberta", "yoso"),
 )
-# What lies directly inside the model that a class with a head keeps under this name (its `base_model_prefix`).
+_SPEECH = ("data2vec_audio", "hubert", "sew", "sew_d", "unispeech", "unispeech_sat", "wav2vec2", "wavlm")
+# Names of the submodules of the model that a class with a head has under this name (its `base_model_prefix`).
 _INSIDE: dict[str, frozenset[str]] = {
     **dict.fromkeys(_ENCODERS, frozenset({"embeddings", "embeddings_project", "encoder", "pooler"})),
     # Their classes with a head have a pooler outside.
     **dict.fromkeys(("deberta", "electra"), frozenset({"embeddings", "embeddings_project", "encoder"})),
+    **dict.fromkeys(_SPEECH, frozenset({"encoder", "feature_extractor", "feature_projection"})),
     "backbone": frozenset({"embeddings", "layers", "norm_f"}),
     "distilbert": frozenset({"embeddings", "transformer"}),
+    "funnel": frozenset({"decoder", "embeddings", "encoder"}),
     "gpt_neox": frozenset({"embed_in", "final_layer_norm", "layers"}),
     "model": frozenset(
         {"decoder", "embed_tokens", "embeddings", "encoder", "final_norm", "language_model", "layers", "norm", "shared"}
     ),
     "transformer": frozenset(
-        {"blocks", "decoder", "encoder", "h", "layer", "ln_f", "shared", "word_embeddings", "wpe", "wte"}
+        {
+            *("blocks", "decoder", "encoder", "h", "layer", "ln_f", "shared", "word_embeddings", "wpe", "wte"),
+            *("attentions", "ffns", "layer_norm1", "layer_norm2", "layer_norm_emb", "position_embeddings"),
+        }
     ),
 }
 _HEADS = frozenset(
@@ -56,7 +62,7 @@ _HEADS = frozenset(
         "score",
     }
 )
-# Names that vision-language classes give their text part, and what lies in it.
+# Names that vision-language classes give their text part, and names of its submodules.
 _TEXT = frozenset({"language_model", "text_model"})
 _TEXT_PARTS = frozenset({"embed_tokens", "layers", "norm"})
 _CLASSES = _INSIDE.keys() | _TEXT | {"0", "auto_model"}  # the last two of sentence-transformers
@@ -194,7 +200,7 @@ def check_stored_names(source: AdapterSource) -> None:
 
 
 def _entry(name: str, rename: Rename) -> str:
-    """Return an entry of `modules_to_save` or the like: a name stays, a path that is no longer one is renamed."""
+    """Return an entry of `modules_to_save` or the like: a bare name stays, a path that changes is renamed."""
     new = rename(name)
     return name if "." not in name or new.endswith(f".{name}") else new
 

@@ -20,15 +20,15 @@ from .sides import beyond_factors
 
 _Loaded = dict[int, tuple[LowRank, Frame]]
 _ALIKE = 0.5
-"""Mean cosine of rows of A above which two adapters have begun with the same; independent rows are near 0."""
+"""Mean cosine of rows of A above which two trainings probably started with the same A; near 0 if they did not."""
 
 
 def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, watch: Watcher = SILENT) -> Inspection:
     r"""Look into adapters: norm, ranks and share per layer and module kind; between two, cosine and overlaps.
 
     Everything comes from the factors, in float64: two thin QRs and one r x r SVD per update, never a dense matrix. Only
-    the share of sign conflicts needs entries; it looks at an even grid of at most 128 x 128 of them per module, as the
-    fidelity report of a merge does, and is exact for smaller modules.
+    the share of sign conflicts needs entries; it is counted on at most 16,384 entries drawn over each module, as in the
+    report of a merge, and is exact for smaller modules.
 
     Overlap is the mean squared cosine of the principal angles, $\|U_1^T U_2\|_F^2 / \min(r_1, r_2)$ with bases of
     numerical rank: between the column spaces of B (left: where the deltas write) and the row spaces of A (right: what
@@ -120,7 +120,7 @@ def _pair(first: tuple[LowRank, Frame], second: tuple[LowRank, Frame]) -> PairNu
 
 
 def _first_factors(one: LowRank, other: LowRank) -> float | None:
-    if one.a.shape != other.a.shape or torch.equal(one.a, other.a):  # no training leaves A as it was: a copy
+    if one.a.shape != other.a.shape or torch.equal(one.a, other.a):  # equal after training: a copy
         return None
     return float(torch.nn.functional.cosine_similarity(one.a.double(), other.a.double(), dim=1).mean())
 

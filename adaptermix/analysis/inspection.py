@@ -44,7 +44,7 @@ class PairNumbers:
 
     Args:
         cosine: Cosine of the angle between the two updates.
-        sign_conflict: Share of entries (of a grid of at most 128 x 128) with opposite signs.
+        sign_conflict: Share of entries with opposite signs, of at most 16,384 drawn over the module.
         overlap_left: Mean squared cosine of the principal angles between the column spaces of the two B.
         overlap_right: The same of the row spaces of the two A.
         first_factors: Mean cosine of row i of one A and row i of the other, where they have as many rows and are not

@@ -62,7 +62,7 @@ class BakeReport:
     Args:
         strategy: What was asked for.
         modules: By path, those that the adapter acts on.
-        bytes: Size of all tensors of the result.
+        bytes: Size of all tensors of the result; of `keep`, that of the weights file of the LoRA.
         least: Share of the effect that must be kept.
         out: The output folder.
         lora_bytes: Size of all adapters as one LoRA.

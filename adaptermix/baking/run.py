@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .. import manifest
-from ..adapters import AdapterSource, AdapterState, TargetSpec, open_adapters, write_adapter
+from ..adapters import AdapterSource, AdapterState, TargetSpec, write_adapter
 from ..checkpointing.reading import base_entry, open_model
 from ..checkpointing.writing import copy_companions, parse_size, plan_shards, write_checkpoint
 from ..compose.merging import merge
@@ -234,7 +234,7 @@ def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
     return BakeReport(
         strategy="keep",
         modules={path: BakedModule(strategy="keep", fidelity=whole, on_texts=False) for path in merged.modules},
-        bytes=_lora_bytes(open_adapters(settings.adapter)),
+        bytes=merged.bytes or 0,
         least=0.0,
         out=None if settings.dry_run else Path(settings.out),
     )

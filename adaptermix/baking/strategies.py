@@ -139,8 +139,8 @@ class Wanted:
     def is_enough(self, found: Baked, least: float) -> bool:
         """Whether a result keeps a share and is not too far off, on the rows to choose on and on the others alike."""
         parts = (self.known.chosen, self.known.held) if self.known else ()
-        told = [self.measured(found, rows) for rows in parts]
-        return all(one.least_kept >= least and one.most_error <= self.most for one in told) and bool(told)
+        results = [self.measured(found, rows) for rows in parts]
+        return all(one.least_kept >= least and one.most_error <= self.most for one in results) and bool(results)
 
     def realised(self, found: Baked) -> Float[Tensor, "out in"]:
         """Return by how much a result differs from the base, its LoRA included."""
@@ -149,8 +149,8 @@ class Wanted:
 
     def measured(self, found: Baked, rows: Rows | None) -> Fidelity:
         """Return what is left of the delta on some rows, or on weights where none are given."""
-        told = on_rows(self.delta, self.realised(found), rows, shift=found.shift if rows else None)
-        return replace(told, codes_changed=float((found.weight.codes != self.base.codes).double().mean()))
+        result = on_rows(self.delta, self.realised(found), rows, shift=found.shift if rows else None)
+        return replace(result, codes_changed=float((found.weight.codes != self.base.codes).double().mean()))
 
 
 def on_rows(intended: Tensor, realised: Tensor, rows: Rows | None, *, shift: Tensor | None = None) -> Fidelity:
@@ -165,16 +165,16 @@ def on_rows(intended: Tensor, realised: Tensor, rows: Rows | None, *, shift: Ten
     if rows is None:
         return fidelity(intended, realised, None)
 
-    def told(some: Rows) -> Fidelity:
+    def on(some: Rows) -> Fidelity:
         moment, mean = some.moment.to(intended.device), some.mean.to(intended.device)
         return fidelity(intended, realised, moment, shift=shift, mean=mean)
 
-    found = told(rows)
+    found = on(rows)
     if rows.rest is not None:
-        rest = told(rows.rest)
+        rest = on(rows.rest)
         found = replace(found, kept_rest=rest.kept, error_rest=rest.error)
     if rows.even is not None:
-        even = told(rows.even)
+        even = on(rows.even)
         found = replace(found, kept_even=even.kept, error_even=even.error)
     return found
 

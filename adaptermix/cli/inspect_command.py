@@ -19,8 +19,8 @@ _MOST_PAIRS = 3
     name="inspect",
     text="Adapters are named after their folders; a second 'task' becomes 'task#2'.\n\n"
     "Overlap is the mean squared cosine of the principal angles between the subspaces of two deltas: left where they "
-    "write (columns of B), right what they read (rows of A). Sign conflicts are counted on a grid of at most 128 x 128 "
-    "entries per module; independent adapters have 50%.\n\n"
+    "write (columns of B), right what they read (rows of A). Sign conflicts are counted on at most 16,384 entries "
+    "drawn over each module; independent adapters have 50%.\n\n"
     "Example: adaptermix inspect task align --plot interference.png",
 )
 def inspect(settings: InspectSettings, console: Console) -> None:

@@ -13,7 +13,6 @@ from torch.nn.functional import pad
 
 from ..adapters import LINEAR, AdapterState
 from ..adapters.convert import base_weight, dora_delta, dora_row_norms, merge_dora
-from ..adapters.paths import in_model
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, inner, norm, sign_conflict
 from ..algebra.storage import cancels
 from ..checkpoints import Checkpoint
@@ -71,10 +70,9 @@ def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, .
     found = []
     for place in inputs.places:
         file = plan.statistics[place]
-        # A statistics file has the paths of the class that its adapter was trained in.
-        name = module if module in file.tensors else in_model([module], file.tensors)[module]
-        if name not in file.tensors or file.tensors[name].shape != wanted:
-            got = list(file.tensors[name].shape) if name in file.tensors else "nothing"
+        name = plan.statistics_name(place, module)
+        if name is None or file.tensors[name].shape != wanted:
+            got = "nothing" if name is None else list(file.tensors[name].shape)
             raise PlanError(
                 f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
                 f"{_path(file)}, found {got}."
@@ -186,7 +184,7 @@ def _merged(
     stack = _on(_stack(plan, inputs, module, updates, tensor_shape=_tensor_shape(plan, module)), device)
     if isinstance(method, LinearMethod):
         pairs = zip(method.coefficients(stack), inputs.zero, strict=True)
-        # Zero factors beside the others would only raise the rank.
+        # Zero factors would only raise the rank.
         return stack.combined([0.0 if zero else coefficient for coefficient, zero in pairs]), None, 0.0
     merged, cut = method.measured(stack)
     return (merged if inputs.share == 1 else merged * inputs.share), None, cut
@@ -230,6 +228,8 @@ def merge_module(
         return merge_module(careful, module, method=method, device=device)
     whole = length
     formed = plan.shape.rounded(_shaped(plan, inputs, merged), module, length)
+    if length == 0:  # adapters that cancel leave rounding, of which no share is lost
+        formed = replace(formed, residual=0.0, rounding=0.0)
     if cut:
         formed = replace(formed, residual=math.hypot(cut, formed.residual * math.sqrt(1 - cut**2)))
     if magnitude is not None and isinstance(merged, LowRank):

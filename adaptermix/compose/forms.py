@@ -123,7 +123,7 @@ class Shape:
                 "Choose a wider dtype or smaller weights."
             )
         share = lost / length if length > 0 else 0.0
-        # What rounding changes lies in the rows and columns that are kept, and what was cut does not.
+        # The two losses are orthogonal: the rounded factors span the kept directions, the cut part the others.
         return replace(formed, update=update, residual=math.hypot(formed.residual, share), rounding=share)
 
 

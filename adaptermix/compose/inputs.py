@@ -124,7 +124,7 @@ def _measured(
     """
     if plan.method.statistics is None:
         return counted
-    kept = [place for place in counted if place not in zero or module in plan.statistics[place].tensors]
+    kept = [place for place in counted if place not in zero or plan.statistics_name(place, module) is not None]
     if len(kept) < len(counted) and min(weights) < 0:
         raise PlanError(
             f"method '{plan.method.title}', module '{module}': weights must be at least 0, got {list(weights)}."

@@ -35,7 +35,7 @@ def check_residual(plan: MergePlan, report: MergeReport, limit: float) -> None:
             f"delta's norm, and loses {report.rounding:.0%} (most at '{worst}': {found.rounding:.0%}). "
             f"Choose --dtype float32, {accept}."
         )
-    forms = "concat or dense" if plan.method.is_linear else "dense"
+    forms = "dense" if plan.method.gives_dense else "concat or dense"
     raise PlanError(
         f"truncation may lose at most {limit:.0%} of the delta's norm, and loses {report.residual:.0%} (most at "
         f"'{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with --keep, "

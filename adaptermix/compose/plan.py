@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
-from ..adapters.paths import two_roots
+from ..adapters.paths import in_model, two_roots
 from ..checkpoints import Checkpoint
 from ..errors import IncompatibleAdapters
 from ..head_forms import form_of
@@ -102,6 +102,15 @@ class MergePlan:
             if override.covers(module):
                 weights = override.weights(module) or weights
         return weights
+
+    def statistics_name(self, place: int, module: str) -> str | None:
+        """Return the name of a module's tensor in the statistics of an adapter; None where there is none.
+
+        A statistics file has the paths of the class that its adapter was trained in.
+        """
+        tensors = self.statistics[place].tensors
+        name = in_model([module], tensors)[module]
+        return name if name in tensors else None
 
     def method_at(self, module: str) -> MergeMethod:
         """Return the method at a module, with the options that hold there."""

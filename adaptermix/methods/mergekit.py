@@ -231,7 +231,7 @@ def _is_per_adapter(entry: Any, name: str) -> bool:
 def _base_index(entry: Any) -> int | None:
     """Return the index of the base among the inputs: first where a method needs one, else none.
 
-    Methods that can do without would count zeros as one more model.
+    A method whose base is optional gets none: it would count the zeros as one more model.
     """
     return 0 if entry.spec.contract.base.value == "required" else None
 
@@ -272,7 +272,7 @@ def _check_equal(weights: Sequence[float]) -> None:
         ValueError: they are not 1/k each.
     """
     count = len(weights)
-    # as people round 1/3 and 1/7
+    # Weights may be rounded to two digits, such as 0.33 for 1/3.
     if len(set(weights)) > 1 or abs(sum(weights) - 1) > 0.005 * count + 1e-9:
         raise ValueError(
             f"it takes no weights; give equal ones that sum to 1 ({', '.join([f'{1 / count:.3g}'] * count)}), "

@@ -13,10 +13,10 @@ from adaptermix import BakeSettings, bake, merge
 from adaptermix.adapters import open_adapter
 from adaptermix.baking.fidelity import fidelity
 from adaptermix.baking.grid import FORMATS
-from adaptermix.checkpoints import open_checkpoint, open_tensors
+from adaptermix.checkpoints import open_checkpoint
 from adaptermix.errors import AdapterMixError, PlanError
 from adaptermix.quantization import keep_codes
-from tests.factories import contents, peft_lora
+from tests.factories import contents, load_base, peft_kind, peft_lora
 from tests.tiny import tiny_causal, tiny_encoder
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -260,7 +260,7 @@ def test_kept_apart_adapters_are_one_lora_and_no_code_is_touched(wide: Path, tmp
         )
     )
     assert (report.overall.kept, report.overall.error) == (1.0, 0.0)
-    assert report.bytes == sum(header.size for header in open_tensors(tmp_path / "out" / WEIGHTS).tensors.values())
+    assert report.bytes == (tmp_path / "out" / WEIGHTS).stat().st_size
     base = load_base(str(wide), dtype="float32", device="cpu", quantize="nf4")
     with peft_noise():
         composed = PeftModel.from_pretrained(base.model, str(tmp_path / "out")).eval()
@@ -269,6 +269,16 @@ def test_kept_apart_adapters_are_one_lora_and_no_code_is_touched(wide: Path, tmp
         plain.load_adapter(str(two), adapter_name="two")
         plain.base_model.set_adapter(["one", "two"])
         torch.testing.assert_close(found, logits(plain), rtol=1e-4, atol=1e-4)
+
+
+def test_the_size_of_an_adapter_that_is_kept_apart_includes_whole_tensors(tmp_path: Path) -> None:
+    """PEFT stores a copy of the output head that it adapts."""
+    base = tiny_causal(tmp_path / "base", "llama")
+    one = peft_kind(load_base(base), tmp_path / "one", r=2, target_modules=["lm_head"])
+    common: dict[str, Any] = {"base": str(base), "adapter": [str(one)], "strategy": "keep", "device": "cpu"}
+    found = [bake(BakeSettings(**common, out=str(tmp_path / "out"), dry_run=dry)).bytes for dry in (True, False)]
+    size = (tmp_path / "out" / WEIGHTS).stat().st_size
+    assert found == [size, size]
 
 
 def test_what_is_reported_is_what_the_files_hold(texts: str, tmp_path: Path) -> None:

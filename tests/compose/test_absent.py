@@ -185,6 +185,34 @@ def test_a_zero_delta_with_statistics_counts_as_they_say(layout: Layout, method:
         assert close(one, torch.from_numpy(expected), 1e-4)
 
 
+@pytest.mark.parametrize("form", ["absent", "zero B"])
+def test_a_zero_delta_counts_by_statistics_with_the_paths_of_its_own_class(tmp_path: Path, form: str) -> None:
+    """Its statistics name the modules of the bare encoder, the other adapter has a head."""
+    lower, upper = "encoder.layer.0.dense", "encoder.layer.1.dense"
+    write_lora(tmp_path / "bare", {lower: (6, 5, 2)} | ({upper: (6, 5, 2)} if form == "zero B" else {}), seed=1)
+    if form == "zero B":
+        tensors = load_file(tmp_path / "bare" / WEIGHTS)
+        save_file(tensors | {key(upper, "B"): torch.zeros(6, 2)}, tmp_path / "bare" / WEIGHTS)
+    delta = write_lora(tmp_path / "headed", {f"bert.{path}": (6, 5, 2) for path in (lower, upper)}, seed=2)
+    generator = torch.Generator().manual_seed(0)
+    grams = []
+    for name, prefix in (("bare", ""), ("headed", "bert.")):
+        rows = torch.randn(40, 5, generator=generator)
+        grams.append(rows.T @ rows / 40)
+        save_file({f"{prefix}{path}": grams[-1].clone() for path in (lower, upper)}, tmp_path / f"{name}.safetensors")
+    merge(
+        [tmp_path / "bare", tmp_path / "headed"],
+        weights=[0.5, 0.5],
+        method="regmean",
+        options={"off_diagonal": 1.0},
+        statistics=[tmp_path / "bare.safetensors", tmp_path / "headed.safetensors"],
+        out=tmp_path / "out",
+    )
+    bare, headed = (gram.double() for gram in grams)
+    expected = delta[f"bert.{upper}"] @ headed @ torch.linalg.inv(bare + headed)
+    assert close(adapter_deltas(tmp_path / "out")[f"bert.{upper}"], expected)
+
+
 @pytest.mark.parametrize("method", ["slerp", "karcher", "model-stock", "regmean", "fisher"])
 def test_weights_that_do_not_sum_to_one(layout: Layout, method: str) -> None:
     """Sums stay sums; a mean divides by all weights, also by that of an adapter without statistics."""

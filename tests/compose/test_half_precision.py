@@ -15,6 +15,7 @@ from torch import Tensor
 from adaptermix.adapters import AdapterMeta, AdapterState, TargetSpec, write_adapter
 from adaptermix.algebra import LowRank
 from adaptermix.checkpointing import extract, merge_checkpoints
+from adaptermix.checkpointing.adding import rounding_share
 from adaptermix.compose import merge
 from adaptermix.errors import AdapterMixError, OutputError, PlanError
 
@@ -244,6 +245,17 @@ class TestIntoBase:
         exact = {name: 0.01 * (aim[name].double() - was[name].double()) for name in changed}
         found = {name: got[name].double() - was[name].double() for name in changed}
         assert report.residual == pytest.approx(distance(found, exact), rel=1e-2)
+
+    @pytest.mark.parametrize("count", [3, 600])
+    def test_a_delta_in_some_rows_only(self, count: int) -> None:
+        """As that of an embedding in which a few tokens changed."""
+        generator = torch.Generator().manual_seed(0)
+        base, delta = torch.randn(5000, 8, generator=generator), torch.zeros(5000, 8)
+        delta[torch.randperm(5000, generator=generator)[:count]] = 1e-2
+        for old in (base.bfloat16(), base):  # rounding to 16 bits changes the rows without a delta too
+            off = (old.float() + delta).bfloat16().double() - old.double() - delta.double()
+            share = rounding_share(old, delta, torch.bfloat16, name="table")
+            assert share == pytest.approx(float(off.norm() / delta.double().norm()), rel=0.1)
 
 
 def test_an_extraction_that_float16_cannot_hold_is_refused(base: Path, tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ class TestDelta:
             assert delta.norm() <= 1e-6
         assert report.norm <= 1e-6
         assert report.sign_conflict == 1.0
+        assert [module.residual for module in report.modules.values()] == [0.0] * len(MODULES)
 
     def test_weights_of_zero_give_a_delta_of_zero_that_loads(self, tmp_path: Path) -> None:
         report = merge(pair(tmp_path), weights=[0.0, 0.0], out=tmp_path / "out", rank=1)

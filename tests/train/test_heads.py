@@ -261,6 +261,10 @@ def test_what_does_not_fit_is_refused(encoder: Path, causal: Path, trained: Path
         (["layers.0.q"], ["a.layers.0.q", "b.layers.0.q"], None),
         ([], ["a"], None),
         (["0.q", "1.q"], ["m.0.q", "m.1.q", "m.2.q"], "m."),
+        # neither a module nor a list of blocks in common
+        (["attentions.0.q_lin"], ["transformer.ffns.2.lin2"], "transformer."),
+        (["encoder.blocks.0.0.attention.q_head"], ["funnel.decoder.layers.1.ffn.linear_2"], "funnel."),
+        (["feature_projection.projection"], ["wav2vec2.encoder.layers.0.attention.q_proj"], "wav2vec2."),
     ],
 )
 def test_what_stands_before_the_paths(inner: list[str], outer: list[str], prefix: str | None) -> None:
