@@ -314,7 +314,11 @@ def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
 
 def _read(file: DataFile) -> Iterator[NerRow | None]:
     scheme = _Scheme(file)
-    yield from (_spelled_out if is_json(file) else _iob2)(file, scheme)
+    try:
+        yield from (_spelled_out if is_json(file) else _iob2)(file, scheme)
+    except GeneratorExit:  # `--rows` asks for no more sentences: check those that were read
+        scheme.check()
+        raise
     scheme.check()
 
 

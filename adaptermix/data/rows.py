@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -201,6 +201,8 @@ def pick_rows(
         whole = list(islice(every, chosen.stop))  # rows behind the last one asked for are not read
         asked = whole[chosen]
         here = [row for row in asked if row is not None]
+        if here and isinstance(every, Generator):
+            every.close()  # a reader may have checks to make at its end
         if not here:
             whole += every
             omitted = sum(row is None for row in whole)
