@@ -169,7 +169,12 @@ def paired_difference(
 
 
 def draws(
-    metric: Metric, runs: Sequence[Statistics], seed: int, *, hedge: Literal["each", "pair"] | None = None
+    metric: Metric,
+    runs: Sequence[Statistics],
+    seed: int,
+    *,
+    hedge: Literal["each", "pair"] | None = None,
+    first: int = 1,
 ) -> NDArray[np.float64]:
     """Return what a metric gives for the rows of one language, and for its resamples, drawn alike for all runs.
 
@@ -183,7 +188,8 @@ def draws(
         runs: Statistics of the same rows, from several runs or systems.
         seed: Seed of the resampling.
         hedge: Add invented clusters in the resamples: perfect and wrong ones for `each` run, see `mean_score`, or for
-            a `pair` of runs those that it can differ in, see `paired_difference`.
+            a `pair` of systems those in which they can differ, see `paired_difference`.
+        first: How many of the runs are of the first system of a pair.
 
     Shapes: returns [runs 1 + resamples], first that of the rows as they are.
     """
@@ -191,7 +197,7 @@ def draws(
     extra: tuple[float, ...] = ()
     if hedge and metric.ends:
         best, worst = metric.ends(tables.mean((0, 1)))
-        pairs = [[best, best, worst, worst], [best, worst, best, worst]]
+        pairs = [[best, best, worst, worst]] * first + [[best, worst, best, worst]] * (len(runs) - first)
         extra, invented = (_EACH, [[best, worst]] * len(runs)) if hedge == "each" else (_PAIR, pairs)
         tables = np.concatenate([tables, np.array(invented)], axis=1)
     weights = _resamples(tables.shape[1] - len(extra), seed, extra)
