@@ -81,6 +81,11 @@ def cluster_numbers(rows: Statistics) -> NDArray[np.int64]:
     return np.array([numbers[cluster] for cluster in clusters])
 
 
+def count_units(rows: Statistics) -> int:
+    """Return how many rows, or clusters of them, can be resampled."""
+    return int(cluster_numbers(rows).max()) + 1
+
+
 def count_rows(
     metric: Metric,
     languages: Sequence[str],

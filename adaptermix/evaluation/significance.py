@@ -12,22 +12,31 @@ Draws = NDArray[np.float64]
 """Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
 
 
-def p_value(gains: NDArray[np.float64], units: float) -> float:
-    """Return the two-sided p-value of a gain: of its t statistic, whose error is that of rows that gain nothing.
+def null_error(gains: NDArray[np.float64], units: float) -> float:
+    """Return the standard error of a gain if there is none: the spread of its resamples about 0, not about the gain.
 
-    The spread of the resamples is that about the gain itself, and too small where few rows differ: to its square is
-    added gain ** 2 / units, which makes it the spread about 0. So for accuracy t is near the z of McNemar's test, and
-    the p-value near that of his exact test.
+    Where few rows differ the spread about the gain is too small, and 0 where all rows gain as much.
 
     Args:
         gains: The gain, then its resamples. [1 + resamples]
-        units: Rows, or clusters of them, that were resampled; see `units_of_mean`. Fewer than two say nothing.
+        units: Rows, or clusters of them, that were resampled; see `units_of_mean`.
     """
-    from scipy.special import stdtr
+    return math.sqrt(float(gains[1:].var()) + float(gains[0]) ** 2 / max(units, 1))
 
-    gain = float(gains[0])
-    error = math.sqrt(float(gains[1:].var()) + gain**2 / units)
-    return 2 * float(stdtr(units - 1, -abs(gain) / error)) if error > 0 and units >= 2 else 1.0
+
+def p_value(gains: NDArray[np.float64], units: float) -> float:
+    """Return the two-sided p-value of a gain by Student's t distribution, with its error as in `null_error`.
+
+    For accuracy that is near McNemar's exact test, also for few rows.
+
+    Args:
+        gains: The gain, then its resamples. [1 + resamples]
+        units: Rows, or clusters of them, that were resampled; fewer than two say nothing.
+    """
+    from scipy.special import stdtr  # type: ignore[import-untyped]
+
+    error = null_error(gains, units)
+    return 2 * float(stdtr(units - 1, -abs(float(gains[0])) / error)) if error > 0 and units >= 2 else 1.0
 
 
 def units_of_mean(units: Sequence[int]) -> float:

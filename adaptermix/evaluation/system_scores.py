@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tasks import Metric
-from .score import RESAMPLES, RowStatistics, Score, cluster_numbers, draws, hedged_interval, with_interval
+from .score import RESAMPLES, RowStatistics, Score, count_units, draws, hedged_interval, with_interval
 
 Draws = NDArray[np.float64]
 """Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
@@ -56,7 +56,7 @@ class Scored:
         self._metric, self._counts, self._seed = metric, counts, seed
         languages = next(iter(counts.values()))
         self.sizes = {language: len(runs[0]) for language, runs in languages.items()}
-        self.units = {language: int(cluster_numbers(runs[0]).max()) + 1 for language, runs in languages.items()}
+        self.units = {language: count_units(runs[0]) for language, runs in languages.items()}
 
     def plain(self, name: str) -> Draws:
         """Return a system's scores. [languages runs 1 + resamples]."""

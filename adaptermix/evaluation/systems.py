@@ -258,7 +258,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     for note in remarks(task, rows):
         watch.note(note)
     scored = _scored(files, task, rows, metric=metric, seed=settings.seed, watch=watch)
-    sizes, baseline = scored.sizes, settings.baseline
+    sizes, baseline, ceiling = scored.sizes, settings.baseline, settings.ceiling
     members = _members(list(sizes), settings)
     values = {name: scored.plain(name) for name in files}
     # [groups runs 1 + resamples]: the mean over a role's languages
@@ -274,15 +274,14 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     if baseline:
         spoken = {name: over_runs(found, settings.seed) for name, found in values.items()}
         chances = p_values(spoken, means, list(members).index("all"), scored.units, baseline)
-    gap = group_means(scored.gains(settings.ceiling, baseline), members) if baseline and settings.ceiling else None
     found = []
     for name, group in grouped.items():
         hedged, against = scored.hedged(name), [name, baseline] if baseline and name != baseline else []
         gains = scored.gains(name, str(baseline)) if against else None
         shares: dict[str, Score] = {}
-        if gap is not None and against:
-            known = scores([settings.ceiling, baseline], gap, count, -1.0)
-            shares = shares_of_gap(means[name], means[baseline], means[settings.ceiling], known)
+        if baseline and ceiling and against:
+            gap = scores([ceiling, baseline], group_means(scored.gains(ceiling, baseline), members), count, -1.0)
+            shares = shares_of_gap(means[name], means[baseline], means[ceiling], gap)
         found.append(
             System(
                 name=name,
@@ -295,14 +294,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 gap_closed=shares,
             )
         )
-    result = Systems(
-        task=task.name,
-        metric=metric.name,
-        found=found,
-        baseline=settings.baseline,
-        ceiling=settings.ceiling,
-        notes=_notes(found, settings),
-    )
+    notes = _notes(found, settings)
+    result = Systems(task=task.name, metric=metric.name, found=found, baseline=baseline, ceiling=ceiling, notes=notes)
     if others:
         name = settings.name or task.name
         if name in others:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..evaluation.score import RowStatistics, Score, Statistics, cluster_numbers, draws, hedged_interval
+from ..evaluation.score import RowStatistics, Score, Statistics, count_units, draws, hedged_interval
 from ..tasks import Metric
 from .crossfit import Rule, Values, choose, cross_fit
 from .trials import Trial
@@ -174,7 +174,7 @@ class Board:
             if trials[chosen] is not baseline
             else Score(value=0.0, low=0.0, high=0.0, n=rows),
             honest=honest,
-            chance=chance_of(every, chosen, rows=min(int(cluster_numbers(c).max()) + 1 for c in alone.values())),
+            chance=chance_of(every, chosen, rows=min(map(count_units, alone.values()))),
         )
 
     def _difference(self, first: Mapping[str, Statistics], second: Mapping[str, Statistics], *, n: int) -> Score:
