@@ -177,6 +177,28 @@ def _from_json(
     return record
 
 
+def usable(rows: Iterable[Row | DataError | None]) -> Iterator[Row | None]:
+    """Yield rows, and None for rows with a fault, so that one of them does not refuse the whole file.
+
+    Args:
+        rows: Rows; a fault in the place of a row that cannot be used.
+
+    Raises:
+        DataError: no row can be used; the first fault.
+    """
+    faults: list[DataError] = []
+    is_usable = False
+    for row in rows:
+        if isinstance(row, DataError):
+            faults.append(row)
+            yield None
+        else:
+            is_usable = is_usable or row is not None
+            yield row
+    if faults and not is_usable:
+        raise faults[0]
+
+
 def pick_rows(
     files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[Row | None]]
 ) -> tuple[list[Row], list[DataFile]]:
