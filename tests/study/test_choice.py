@@ -47,6 +47,9 @@ def test_few_rows_that_all_gain_do_not_make_the_difference_certain():
     low = middle - 1.96 * ((13 - 12**2 / 14) ** 0.5 / 14)
     assert (found.difference.value, found.difference.high) == (1.0, 1.0)
     assert found.difference.low == pytest.approx(low, abs=0.02)
+    # across folds too: the error about 0 of twelve gains of 1, and half a row gained and lost
+    assert found.honest.value == found.honest.high == 1.0
+    assert found.honest.low == pytest.approx(1 - 1.96 * (1 / 12 + 1 / 14**2) ** 0.5, abs=1e-3)
     # the baseline itself differs from itself by nothing
     assert (kept := table.verdict([alone], alone, rule="best").difference).low == kept.high == 0.0
 
