@@ -371,13 +371,13 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     pool = pooler_of(base, settings, sources)
     with acting(base, sources, heads=False):
         result = replace(retrieve_with(base, settings, pool=pool, watch=watch), split=settings.split)
+    if settings.split == "test":
+        name = sources[0].name if sources else "base"
+        add_to_record(files, task="retrieve", adapter=name, watch=watch)
     if sources and settings.compare:
         result = replace(result, base=retrieve_with(base, settings, pool=pool, watch=watch))
     if scores is not None:
         result = replace(result, correlation=correlate(result.by_language(), scores))
     if settings.plot:
         draw(result, Path(settings.plot))
-    if settings.split == "test":
-        name = sources[0].name if sources else "base"
-        add_to_record(files, task="retrieve", adapter=name, watch=watch)
     return result
