@@ -101,7 +101,7 @@ def test_scores_that_were_seen_are_recorded_though_the_command_breaks_off(
     place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers are on disk before the other system of --against is scored."""
-    data = rows(tmp_path, "te.en.tsv", TEXTS)
+    data = rows(tmp_path, "en.tsv", TEXTS)
 
     def broken(*_: Any) -> None:
         raise KeyboardInterrupt
