@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 NORMAL = 1.959963984540054
 """97.5 % point of the standard normal distribution."""
 _EACH = (2.0, 2.0)
-"""How many invented clusters are perfect and wrong (Agresti and Coull, 1998: two successes and two failures)."""
+"""Numbers of added clusters: answered perfectly, and wrongly (Agresti and Coull, 1998)."""
 _PAIR = (0.5, 0.5, 0.5, 0.5)
 """The same for pairs: both perfect, the first alone, the second alone, neither (Agresti and Min, 2005)."""
 

@@ -129,7 +129,7 @@ def _turn_end(tokenizer: Any, _chat_template: str) -> int | None:
 
 
 _QUIET = {"enable_thinking": False, "thinking": False}
-"""Let models answer without thinking aloud first; chat templates that do not know these ignore them."""
+"""Arguments that make models answer without a chain of thought; chat templates that do not know them ignore them."""
 _THINK, _DONE = "<think>", "\n\n</think>\n\n"
 
 
