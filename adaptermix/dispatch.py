@@ -10,6 +10,7 @@ from .baking import bake
 from .checkpointing import extract
 from .demo.inputs import demo_inputs
 from .evaluation import compare_systems, evaluate, retrieve
+from .evaluation.score import count_units
 from .progress import SILENT, Watcher
 from .publish.hub import push
 from .settings import (
@@ -31,6 +32,7 @@ from .settings import (
     TaskSettings,
 )
 from .study import merge_learned, search, search_dry
+from .study.result import SearchResult
 from .train import train_align, train_fusion, train_joint, train_task
 
 _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
@@ -64,12 +66,19 @@ def run_settings(settings: Settings, *, watch: Watcher = SILENT) -> dict[str, An
 
 
 def run_judge(settings: EvaluateSettings | SearchSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
-    """Score on dev data and return the command's document, with `resamples`: the score on resamples of the rows.
+    """Score on dev data and return the command's document, with `resamples` and `units`.
 
-    Resamples of the same rows are drawn alike, so that those of several calls can be compared pair by pair.
+    `resamples` is the score on resamples of the rows. Those of the same rows are drawn alike, so that those of several
+    calls can be compared pair by pair. `units` is how many rows, or clusters of them, were resampled in the language
+    that has fewest.
 
     Raises:
         AdapterMixError: the work could not be done.
     """
     result = search(settings, watch=watch) if isinstance(settings, SearchSettings) else evaluate(settings, watch=watch)
-    return {**result.document(), "resamples": [round(value, 6) for value in result.resamples]}
+    counts = (result.evaluation if isinstance(result, SearchResult) else result).counts
+    return {
+        **result.document(),
+        "resamples": [round(value, 6) for value in result.resamples],
+        "units": min(map(count_units, counts.values())),
+    }

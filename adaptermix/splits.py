@@ -97,7 +97,7 @@ class Found(Generic[K]):
 
     @property
     def by_chance(self) -> str:
-        """What to add where the rows are too few to be refused."""
+        """A remark for rows that are too few to be refused."""
         return "" if self.rows.matters else " (so few may be the same by chance)"
 
 
@@ -170,10 +170,9 @@ def refuse_tested(
 
     Args:
         uses: Files by what they are to be, such as `DEV`.
-        allowed: Whether they are taken all the same.
-        instead: What else a person can do than give other data.
-        watch: Receives what cannot be read of the record, and how many rows are test data where that is no more than
-            chance.
+        allowed: Whether to accept them.
+        instead: What the user can do instead of giving other data.
+        watch: Receives faults of the record, and the count of test rows where it may be chance.
 
     Raises:
         PlanError: a file holds rows that were evaluated as test data, and this is not allowed.

@@ -155,6 +155,24 @@ def test_as_sides_of_pairs_whichever_way_they_go(tmp_path: Path) -> None:
     assert not refused(read_pairs([put(tmp_path / "en-fr.tsv", tsv([(b, f"fr {b}") for b in ENGLISH]))])[1])
 
 
+@pytest.mark.parametrize("form", ["alpaca", "prompt", "messages"])
+def test_rows_below_an_instruction_are_recognised(form: str, tmp_path: Path) -> None:
+    record(read("classify", put(tmp_path / "test.de.tsv", tsv(ROWS))))
+    asked = "Is this good or bad?"
+    forms = {
+        "alpaca": lambda text, label: {"instruction": asked, "input": text, "output": label},
+        "prompt": lambda text, label: {"prompt": f"{asked}\nText: see below\n{text}", "answer": label},
+        "messages": lambda text, label: {
+            "messages": [{"role": "user", "content": f"{asked}\n\n{text}"}, {"role": "assistant", "content": label}]
+        },
+    }
+    made = "".join(json.dumps(forms[form](*row)) + "\n" for row in [*ROWS, *OTHERS])
+    assert refused(read("sft", put(tmp_path / "train.jsonl", made))) == "21 of 51"
+    # the instruction alone makes no row the same
+    others = "".join(json.dumps(forms[form](*row)) + "\n" for row in OTHERS)
+    assert refused(read("sft", put(tmp_path / "others.jsonl", others))) == ""
+
+
 def test_pairs_are_recognised_swapped_by_one_side_and_as_texts(tmp_path: Path) -> None:
     pairs = list(zip(TEXTS, ENGLISH, strict=True))
     record(read_parallel([put(tmp_path / "de-en.tsv", tsv(pairs))]).files)

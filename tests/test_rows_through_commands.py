@@ -97,6 +97,22 @@ def test_what_was_trained_on_is_not_test_data_packed_or_mixed_and_other_rows_of_
     assert not (tmp_path / "no").exists()
 
 
+def test_scores_that_were_seen_are_recorded_though_the_command_breaks_off(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are on disk before the other system of --against is scored."""
+    data = rows(tmp_path, "en.tsv", TEXTS)
+
+    def broken(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adaptermix.evaluation.run._write_predictions", broken)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(scored(place, data, predictions=str(tmp_path / "answers.jsonl")))
+    with pytest.raises(PlanError, match="training data must not be test data, and 20 of 20 rows"):
+        train(place, tmp_path / "no", data)
+
+
 def test_manifests_hold_names_of_sets_and_older_ones_count_whole_files(
     place: dict[str, Any], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

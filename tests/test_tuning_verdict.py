@@ -61,6 +61,16 @@ def test_a_real_gain_is_found_and_said():
     assert "the best is better than the first candidate: +0.200" in result.verdict.sentence()
 
 
+def test_a_gain_of_all_of_few_rows_has_an_interval_with_a_width():
+    verdict = Tuning.of(candidates([np.zeros(12), np.ones(12)]), Path("o")).verdict
+    assert verdict is not None
+    # the error about 0 of twelve gains of 1 is 1 / sqrt(12)
+    found = verdict.difference
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (1.0, 1 - 1.96 / 12**0.5, 1 + 1.96 / 12**0.5), abs=1e-3
+    )
+
+
 def test_candidates_that_were_stopped_count():
     rng = np.random.default_rng(1)
     first = (rng.random(200) < 0.5).astype(float)
@@ -89,3 +99,14 @@ def test_a_judge_gives_its_resamples(causal: Path, tmp_path: Path) -> None:
     document = run_judge(settings)
     assert len(document["resamples"]) == 1001
     assert document["resamples"][0] == pytest.approx(document["overall"]["value"])
+    assert document["units"] == 8
+
+
+def test_a_judge_counts_texts_of_questions_rather_than_questions(causal: Path, tmp_path: Path) -> None:
+    data = tmp_path / "en.jsonl"
+    rows = [{"question": f"q{n}?", "context": f"Text {n % 3}", "answers": ["Text"]} for n in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = EvaluateSettings(
+        base=str(causal), task="qa", data=[str(data)], max_new_tokens=2, dtype="float32", device="cpu"
+    )
+    assert run_judge(settings)["units"] == 3

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import is_json, pick_rows, row_cluster, row_language
+from .rows import is_json, pick_rows, row_cluster, row_language, usable
 from .slots import CHARACTER_LANGUAGES
 from .source import DataFile, find_files
 
@@ -272,7 +272,7 @@ def _tagged(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerR
     return replace(_from_tags(tokens, tags, "", row_language(file, row.get("language"))), cluster=row_cluster(row))
 
 
-def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
+def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | DataError | None]:
     """{"text" or "tokens", "entities": [{"type", "text"}], "language"}; or tags in the place of entities."""
     for number, row in file.json_rows():
         tags = next((row[name] for name in _TAG_NAMES if name in row), None)
@@ -284,7 +284,7 @@ def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
             continue
         try:
             entities = tuple((entity["type"], entity["text"]) for entity in row["entities"])
-            text, tokens, named = row.get("text", ""), tuple(row.get("tokens", ())), row.get("language")
+            text, tokens, named = row.get("text") or "", tuple(row.get("tokens", ())), row.get("language")
             words = [text, *tokens, *(part for entity in entities for part in entity), named or ""]
             if not isinstance(row.get("tokens", []), list) or not all(isinstance(word, str) for word in words):
                 raise TypeError("not text")
@@ -301,10 +301,11 @@ def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
         language = row_language(file, named)
         tags = tag_entities(tokens, entities)
         if tokens and len(entity_spans(tags)) != len(entities):
-            raise DataError(
+            yield DataError(
                 f"{file.path}:{number}: each entity must be found in tokens of its own, found "
                 f"{len(entity_spans(tags))} of {len(entities)}. Mend the row, or leave out its tokens."
             )
+            continue
         yield NerRow(
             text=text or _blank(language).join(tokens),
             entities=entities,
@@ -317,7 +318,11 @@ def _spelled_out(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | None]:
 
 def _read(file: DataFile) -> Iterator[NerRow | None]:
     scheme = _Scheme(file)
-    yield from (_spelled_out if is_json(file) else _iob2)(file, scheme)
+    try:
+        yield from usable((_spelled_out if is_json(file) else _iob2)(file, scheme))
+    except GeneratorExit:  # `--rows` asks for no more sentences: check those that were read
+        scheme.check()
+        raise
     scheme.check()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import DataError
 from ..row_hashes import RowTexts
-from .rows import CLUSTER_NAMES, LANGUAGE_NAMES, pick_rows, records, row_language
+from .rows import CLUSTER_NAMES, LANGUAGE_NAMES, pick_rows, records, row_language, usable
 from .source import DataFile, find_files
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -49,7 +49,7 @@ class NliRow:
         return RowTexts((self.premise, self.hypothesis))
 
 
-def _read(file: DataFile) -> Iterator[NliRow | None]:
+def _read(file: DataFile) -> Iterator[NliRow | DataError | None]:
     known = SPELLINGS | _NUMBERS
     for number, record in records(file, _NAMES, order=("premise", "hypothesis", "label"), label="label"):
         written = "-" if record is None else record["label"].lower()
@@ -57,10 +57,11 @@ def _read(file: DataFile) -> Iterator[NliRow | None]:
             yield None
             continue
         if written not in known:
-            raise DataError(
+            yield DataError(
                 f"{file.path}:{number}: a label must be one of {', '.join(known)}, or - for none, found "
                 f"{record['label'][:60]!r}."
             )
+            continue
         yield NliRow(
             premise=record["premise"],
             hypothesis=record["hypothesis"],
@@ -81,10 +82,10 @@ def read_nli(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
 
     Returns:
         The rows in file order, and the files. Rows labelled "-", where annotators did not agree, are left out as is
-        usual; they count as rows.
+        usual, and so are rows with an unknown label; they count as rows.
 
     Raises:
-        DataError: a file is missing, empty, malformed, has another label, or does not tell its language.
+        DataError: a file is missing, empty, malformed, has unknown labels only, or does not tell its language.
     """
     files = find_files(arguments)
-    return pick_rows(files, rows, _read)
+    return pick_rows(files, rows, lambda file: usable(_read(file)))

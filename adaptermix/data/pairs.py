@@ -53,7 +53,7 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
                 f"{file.path}:{number}: a pair must have the fields 'source' and 'target', or its languages ({known}), "
                 f"also under 'translation'; found {', '.join(map(repr, found)) or 'none'}."
             )
-        sides = [row[name] for name in names]
+        sides = ["" if row[name] is None else row[name] for name in names]
         if not all(isinstance(side, str) for side in sides):
             raise DataError(
                 f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {str(row)[:60]!r}."

@@ -149,7 +149,8 @@ def _read(file: DataFile) -> Iterator[QaRow | None]:
         yield from _squad(file, "\n".join(line for _, line in file.lines()))
         return
     for number, row in file.json_rows():
-        yield _row(file, f"{file.path}:{number}", row, row.get("context"))
+        is_null = any(name in row and row[name] is None for name in ("question", "context"))
+        yield None if is_null else _row(file, f"{file.path}:{number}", row, row.get("context"))
 
 
 def read_qa(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[QaRow], list[DataFile]]:

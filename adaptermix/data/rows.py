@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -184,6 +184,28 @@ def _from_json(
     return record
 
 
+def usable(rows: Iterable[Row | DataError | None]) -> Iterator[Row | None]:
+    """Yield rows, and None for rows with a fault, so that one of them does not refuse the whole file.
+
+    Args:
+        rows: Rows; a fault in the place of a row that cannot be used.
+
+    Raises:
+        DataError: no row can be used; the first fault.
+    """
+    faults: list[DataError] = []
+    is_usable = False
+    for row in rows:
+        if isinstance(row, DataError):
+            faults.append(row)
+            yield None
+        else:
+            is_usable = is_usable or row is not None
+            yield row
+    if faults and not is_usable:
+        raise faults[0]
+
+
 def pick_rows(
     files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[Row | None]]
 ) -> tuple[list[Row], list[DataFile]]:
@@ -208,6 +230,8 @@ def pick_rows(
         whole = list(islice(every, chosen.stop))  # rows behind the last one asked for are not read
         asked = whole[chosen]
         here = [row for row in asked if row is not None]
+        if here and isinstance(every, Generator):
+            every.close()  # a reader may have checks to make at its end
         if not here:
             whole += every
             omitted = sum(row is None for row in whole)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import DataError
-from ..row_hashes import RowTexts
+from ..row_hashes import SHORT_BYTES, RowTexts
 from .rows import LANGUAGE_NAMES, pick_rows, row_cluster, row_language
 from .source import DataFile, find_files
 
@@ -38,12 +38,14 @@ class SftRow:
 
     @property
     def row_texts(self) -> RowTexts:
-        """Return the texts by which the row is recognised in other files: the turns, and apart from them the answer.
+        """Return the texts by which the row is recognised in other files: the turns, their lines, and the answer.
 
-        System turns do not count, since they are often the same in all rows and differ by format.
+        A line may be a row of another task below its instruction, as the `input` of Alpaca is. System turns do not
+        count, since they are often the same in all rows and differ by format.
         """
         turns = [content for role, content in self.turns if role != "system"]
-        return RowTexts(("\n".join(turns),), further=(*(turns if len(turns) > 1 else ()), self.answer))
+        lines = [line for turn in turns if "\n" in turn for line in turn.splitlines() if len(line) >= SHORT_BYTES]
+        return RowTexts(("\n".join(turns),), further=(*(turns if len(turns) > 1 else ()), *lines, self.answer))
 
 
 def _text(where: str, row: Mapping[str, object], name: str) -> str:

@@ -196,7 +196,7 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow | None]:
     for number, row in file.json_rows():
         try:
             parts = [(slot["type"], slot["value"]) for slot in row["slots"]]
-            text = row["text"]
+            text = "" if row["text"] is None else row["text"]
             if not all(isinstance(part, str | int | float) for part in (text, *chain.from_iterable(parts))):
                 raise TypeError("neither text nor a number")
             slots = tuple((str(kind), str(value)) for kind, value in parts)

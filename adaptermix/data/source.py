@@ -132,7 +132,7 @@ class DataFile:
             yield raw
 
     def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield numbered JSON objects, one a line, without halves of characters; blank lines are passed over.
+        """Yield numbered JSON objects, one a line, without unpaired surrogates; blank lines are passed over.
 
         Raises:
             DataError: a line is no JSON object.

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import manifest
@@ -37,7 +36,7 @@ from ..tasks.metrics import mean, mean_ends
 from .acting import acting
 from .margin import hits
 from .retrieval_figures import draw
-from .score import Score, draws, hedged_interval, mean_score, with_interval
+from .score import Score, draws, hedged_interval, mean_score
 from .transfer import Correlation, correlate, read_scores
 
 _MEMORY = 2 * 2**30
@@ -163,22 +162,24 @@ class Retrieval:
 
         Sentences are resampled alike for all directions and layers of as many sentences, see `draws`.
         """
-        values = self._draws(self._even() if layers is None else layers, hedge="each")
-        return hedged_interval(_ACCURACY, values, n=sum(self.n.values()))
+        shares = self._shares(self._even() if layers is None else layers)
+        return mean_score(_ACCURACY, list(shares.values()), seed=self.seed)
 
     def above_base(self) -> Score | None:
         """Return by how much the mean of even layers exceeds that of the base model, paired by sentence."""
         if self.base is None:
             return None
-        gain = self._draws(self._even()) - self.base._draws(self.base._even())
-        return with_interval(gain, n=sum(self.n.values()))
+        ours, theirs = self._shares(self._even()), self.base._shares(self.base._even())
+        both = [draws(_ACCURACY, [theirs[name], ours[name]], self.seed, hedge="pair") for name in self.n]
+        gains = np.mean([own - base for base, own in both], axis=0)
+        return hedged_interval(_ACCURACY, gains, n=sum(self.n.values()), least=-1.0)
 
-    def _draws(self, layers: Sequence[int], hedge: Literal["each"] | None = None) -> NDArray[np.float64]:
-        """Return the mean over layers and directions, on the sentences and on resamples. [1 + resamples]."""
-        # a mean over layers is one over sentences first: each counts with the share of layers in which it was right
-        shares = {name: np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist() for name in self.n}
-        values = [draws(_ACCURACY, [_rows(share)], self.seed, hedge=hedge)[0] for share in shares.values()]
-        return np.asarray(np.mean(values, axis=0))
+    def _shares(self, layers: Sequence[int]) -> dict[str, list[tuple[float, float]]]:
+        """Return for each direction and sentence the share of layers in which it found its translation, as rows.
+
+        A mean over layers is one over sentences, each with its share.
+        """
+        return {name: _rows(np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist()) for name in self.n}
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix retrieve`."""
@@ -370,13 +371,13 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     pool = pooler_of(base, settings, sources)
     with acting(base, sources, heads=False):
         result = replace(retrieve_with(base, settings, pool=pool, watch=watch), split=settings.split)
+    if settings.split == "test":
+        name = sources[0].name if sources else "base"
+        add_to_record(files, task="retrieve", adapter=name, watch=watch)
     if sources and settings.compare:
         result = replace(result, base=retrieve_with(base, settings, pool=pool, watch=watch))
     if scores is not None:
         result = replace(result, correlation=correlate(result.by_language(), scores))
     if settings.plot:
         draw(result, Path(settings.plot))
-    if settings.split == "test":
-        name = sources[0].name if sources else "base"
-        add_to_record(files, task="retrieve", adapter=name, watch=watch)
     return result

@@ -256,14 +256,14 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
     missing = sum(is_missing(task, source) for source in given or ()) or None
     result = replace(scored(sources, "answer"), split=settings.split, without_source=missing)
+    if settings.split == "test":
+        add_to_record([*files, *beside], task=task.name, adapter=_name(sources), watch=watch)
     if settings.predictions:
         _write_predictions(Path(settings.predictions), task, rows, result)
     if others is not None:
         name = _name(others)
         theirs = scored(others, f"answer with {name}")
         result = replace(result, against=compare(task, rows, result, theirs, name=name, seed=settings.seed))
-    if settings.split == "test":
-        add_to_record([*files, *beside], task=task.name, adapter=_name(sources), watch=watch)
     return result
 
 

@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 NORMAL = 1.959963984540054
 """97.5 % point of the standard normal distribution."""
 _EACH = (2.0, 2.0)
-"""How many invented clusters are perfect and wrong (Agresti and Coull, 1998: two successes and two failures)."""
+"""Numbers of added clusters: answered perfectly, and wrongly (Agresti and Coull, 1998)."""
 _PAIR = (0.5, 0.5, 0.5, 0.5)
 """The same for pairs: both perfect, the first alone, the second alone, neither (Agresti and Min, 2005)."""
 
@@ -79,6 +79,11 @@ def cluster_numbers(rows: Statistics) -> NDArray[np.int64]:
         return np.arange(len(rows))
     numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
     return np.array([numbers[cluster] for cluster in clusters])
+
+
+def count_units(rows: Statistics) -> int:
+    """Return how many rows, or clusters of them, can be resampled."""
+    return int(cluster_numbers(rows).max()) + 1
 
 
 def count_rows(
@@ -169,7 +174,12 @@ def paired_difference(
 
 
 def draws(
-    metric: Metric, runs: Sequence[Statistics], seed: int, *, hedge: Literal["each", "pair"] | None = None
+    metric: Metric,
+    runs: Sequence[Statistics],
+    seed: int,
+    *,
+    hedge: Literal["each", "pair"] | None = None,
+    first: int = 1,
 ) -> NDArray[np.float64]:
     """Return what a metric gives for the rows of one language, and for its resamples, drawn alike for all runs.
 
@@ -183,7 +193,8 @@ def draws(
         runs: Statistics of the same rows, from several runs or systems.
         seed: Seed of the resampling.
         hedge: Add invented clusters in the resamples: perfect and wrong ones for `each` run, see `mean_score`, or for
-            a `pair` of runs those that it can differ in, see `paired_difference`.
+            a `pair` of systems those in which they can differ, see `paired_difference`.
+        first: How many of the runs are of the first system of a pair.
 
     Shapes: returns [runs 1 + resamples], first that of the rows as they are.
     """
@@ -191,7 +202,7 @@ def draws(
     extra: tuple[float, ...] = ()
     if hedge and metric.ends:
         best, worst = metric.ends(tables.mean((0, 1)))
-        pairs = [[best, best, worst, worst], [best, worst, best, worst]]
+        pairs = [[best, best, worst, worst]] * first + [[best, worst, best, worst]] * (len(runs) - first)
         extra, invented = (_EACH, [[best, worst]] * len(runs)) if hedge == "each" else (_PAIR, pairs)
         tables = np.concatenate([tables, np.array(invented)], axis=1)
     weights = _resamples(tables.shape[1] - len(extra), seed, extra)

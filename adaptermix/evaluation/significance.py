@@ -8,22 +8,45 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .score import Score, with_interval
-
 Draws = NDArray[np.float64]
 """Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
 
 
-def p_value(gains: NDArray[np.float64]) -> float:
-    """Return the two-sided p-value of a gain by the normal distribution, with the spread of its resamples.
+def null_error(gains: NDArray[np.float64], units: float) -> float:
+    """Return the standard error of a gain if there is none: the spread of its resamples about 0, not about the gain.
 
-    A gain whose resamples are all alike has no p-value below 1: as many rows cannot tell.
+    Where few rows differ the spread about the gain is too small, and 0 where all rows gain as much.
 
     Args:
         gains: The gain, then its resamples. [1 + resamples]
+        units: Rows, or clusters of them, that were resampled; see `units_of_mean`.
     """
-    spread = float(gains[1:].std())
-    return math.erfc(abs(float(gains[0])) / spread / math.sqrt(2)) if spread > 0 else 1.0
+    return math.sqrt(float(gains[1:].var()) + float(gains[0]) ** 2 / max(units, 1))
+
+
+def p_value(gains: NDArray[np.float64], units: float) -> float:
+    """Return the two-sided p-value of a gain by Student's t distribution, with its error as in `null_error`.
+
+    For accuracy that is near McNemar's exact test, also for few rows.
+
+    Args:
+        gains: The gain, then its resamples. [1 + resamples]
+        units: Rows, or clusters of them, that were resampled; fewer than two say nothing.
+    """
+    from scipy.special import stdtr  # type: ignore[import-untyped]
+
+    error = null_error(gains, units)
+    return 2 * float(stdtr(units - 1, -abs(float(gains[0])) / error)) if error > 0 and units >= 2 else 1.0
+
+
+def units_of_mean(units: Sequence[int]) -> float:
+    """Return how many units a mean over languages is worth, if row i is hard or easy in all of them.
+
+    Example:
+        >>> units_of_mean([12, 12, 12]), round(units_of_mean([4, 400]), 1)
+        (12.0, 13.2)
+    """
+    return 1 / float(np.mean([1 / math.sqrt(count) for count in units])) ** 2
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -42,32 +65,21 @@ def holm(values: Sequence[float]) -> list[float]:
     return found
 
 
-def against_baseline(
-    languages: Mapping[str, Draws],
-    groups: Mapping[str, Draws],
-    whole: int,
-    sizes: Mapping[str, int],
-    baseline: str | None,
-) -> tuple[dict[str, dict[str, Score]], dict[str, dict[str, float]]]:
-    """Return by how much each system exceeds the baseline in each language, and the corrected p-values.
+def p_values(
+    languages: Mapping[str, Draws], groups: Mapping[str, Draws], whole: int, units: Mapping[str, int], baseline: str
+) -> dict[str, dict[str, float]]:
+    """Return for each other system the corrected p-values of its gains over the baseline, by language and for all.
 
     Args:
         languages: For each system the scores of the languages. [languages 1 + resamples]
         groups: For each system the means over groups. [groups 1 + resamples]
         whole: Place of the group of all languages.
-        sizes: Rows of each language.
-        baseline: Name of the baseline, if there is one.
+        units: Rows, or clusters of them, of each language.
+        baseline: Name of the baseline.
     """
-    others = [name for name in languages if baseline is not None and name != baseline]
-    if baseline is None or not others:
-        return {}, {}
-    gaps = {name: languages[name] - languages[baseline] for name in others}
-    gains = {
-        name: {key: with_interval(gap[i], n=n) for i, (key, n) in enumerate(sizes.items())}
-        for name, gap in gaps.items()
-    }
-    means = holm([p_value(groups[name][whole] - groups[baseline][whole]) for name in others])
-    each = iter(holm([p_value(row) for gap in gaps.values() for row in gap]))
-    return gains, {
-        name: {"all": mean} | {key: next(each) for key in sizes} for name, mean in zip(others, means, strict=True)
-    }
+    others = [name for name in languages if name != baseline]
+    count, every = list(units.values()), units_of_mean(list(units.values()))
+    means = holm([p_value(groups[name][whole] - groups[baseline][whole], every) for name in others])
+    gaps = [languages[name] - languages[baseline] for name in others]
+    each = iter(holm([p_value(row, count[place]) for gap in gaps for place, row in enumerate(gap)]))
+    return {name: {"all": mean} | {key: next(each) for key in units} for name, mean in zip(others, means, strict=True)}

@@ -6,13 +6,10 @@ import glob
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..data.source import canonical_language
 from ..errors import DataError, OutputError, PlanError, UsageError
@@ -24,11 +21,9 @@ from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
 from ..tasks.tagged import from_entry
 from .data_sets import column_of, read_columns, side_by_side
-from .score import CONFIDENCE, RESAMPLES, Score, by_role, count_rows, draws, with_interval
-from .significance import against_baseline
-
-Draws = NDArray[np.float64]
-"""Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
+from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows
+from .significance import p_values
+from .system_scores import Draws, Scored, group_means, over_runs, shares_of_gap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,28 +203,6 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
     return [answer for answer, _, _ in answers]
 
 
-def over_runs(values: NDArray[np.float64], seed: int) -> Draws:
-    """Return the mean over runs; its draws vary as the mean of as many other runs would, for every system alike.
-
-    To the mean over runs of each resample of rows is added a draw from Student's t distribution with runs - 1 degrees
-    of freedom, scaled by the standard error of the runs' mean: few runs cannot be resampled, since they hardly show
-    how runs vary. Of one run nothing is known of other runs, and nothing added.
-
-    Shapes: values [... runs 1 + resamples]; returns [... 1 + resamples].
-    """
-    runs = values.shape[-2]
-    mean: Draws = values.mean(-2)
-    if runs == 1:
-        return mean
-    rng = np.random.default_rng((seed, 0, runs))
-    normal = rng.standard_normal((RESAMPLES, runs))
-    scale = np.sqrt(rng.chisquare(runs - 1, size=(RESAMPLES, 1)) / (runs - 1))
-    # so weighted, the runs' deviations have the variance of their mean, whatever system they are of
-    weights = (normal - normal.mean(1, keepdims=True)) / (scale * np.sqrt(runs * (runs - 1)))
-    mean[..., 1:] += values[..., 0] @ weights.T
-    return mean
-
-
 def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, list[int]]:
     """Return the places of the languages of each role."""
     named: dict[str, set[str]] = {}
@@ -252,23 +225,18 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
 
 def _scored(
     files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], *, metric: Metric, seed: int, watch: Watcher
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
-    """Return the scores of each system, and the count of rows by language.
-
-    Shapes: each [languages runs 1 + resamples]; rows are drawn alike for every system, so all differences are paired.
-    """
+) -> Scored:
+    """Read the answers of each system and score them."""
     spoken, clusters = [task.language(row) for row in rows], clusters_of(task, rows)
-    values: dict[str, NDArray[np.float64]] = {}
-    sizes: dict[str, int] = {}
+    counts: dict[str, dict[str, list[RowStatistics]]] = {}
     with watch.track("compare", sum(map(len, files.values()))) as advance:
         for name, paths in files.items():
             runs = []
             for path in paths:
                 runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows), clusters))
                 advance(1, "")
-            sizes = {language: len(counts) for language, counts in runs[0].items()}
-            values[name] = np.stack([draws(metric, [run[key] for run in runs], seed) for key in sizes])
-    return values, sizes
+            counts[name] = {language: [run[language] for run in runs] for language in runs[0]}
+    return Scored(metric, counts, seed=seed)
 
 
 @holds_output
@@ -289,43 +257,45 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     metric = metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0]
     for note in remarks(task, rows):
         watch.note(note)
-    values, sizes = _scored(files, task, rows, metric=metric, seed=settings.seed, watch=watch)
+    scored = _scored(files, task, rows, metric=metric, seed=settings.seed, watch=watch)
+    sizes, baseline, ceiling = scored.sizes, settings.baseline, settings.ceiling
     members = _members(list(sizes), settings)
+    values = {name: scored.plain(name) for name in files}
     # [groups runs 1 + resamples]: the mean over a role's languages
-    grouped = {name: np.stack([found[m].mean(0) for m in members.values()]) for name, found in values.items()}
+    grouped = {name: group_means(found, members) for name, found in values.items()}
     means = {name: over_runs(found, settings.seed) for name, found in grouped.items()}
-    count = [sum(list(sizes.values())[i] for i in places) for places in members.values()]
+    count = {role: sum(list(sizes.values())[i] for i in places) for role, places in members.items()}
 
-    def scores(values: NDArray[np.float64]) -> dict[str, Score]:
-        return {role: with_interval(values[place], n=count[place]) for place, role in enumerate(members)}
+    def scores(names: Sequence[str], found: Draws, rows: Mapping[str, int], least: float = 0.0) -> dict[str, Score]:
+        both = zip(rows.items(), found, strict=True)
+        return {key: scored.interval(names, each, n=n, least=least) for (key, n), each in both}
 
-    spoken = {name: over_runs(found, settings.seed) for name, found in values.items()}
-    gains, chances = against_baseline(spoken, means, list(members).index("all"), sizes, settings.baseline)
-    base = means.get(settings.baseline or "")
-    top = means.get(settings.ceiling or "")
+    chances: Mapping[str, Mapping[str, float]] = {}
+    if baseline:
+        spoken = {name: over_runs(found, settings.seed) for name, found in values.items()}
+        chances = p_values(spoken, means, list(members).index("all"), scored.units, baseline)
     found = []
     for name, group in grouped.items():
-        against = base is not None and name != settings.baseline
+        hedged, against = scored.hedged(name), [name, baseline] if baseline and name != baseline else []
+        gains = scored.gains(name, str(baseline)) if against else None
+        shares: dict[str, Score] = {}
+        if baseline and ceiling and against:
+            gap = scores([ceiling, baseline], group_means(scored.gains(ceiling, baseline), members), count, -1.0)
+            shares = shares_of_gap(means[name], means[baseline], means[ceiling], gap)
         found.append(
             System(
                 name=name,
                 runs=[float(run) for run in group[-1, :, 0]],
-                languages={key: with_interval(spoken[name][i], n=n) for i, (key, n) in enumerate(sizes.items())},
-                groups=scores(means[name]),
-                above=scores(means[name] - base) if against and base is not None else {},
-                above_languages=gains.get(name, {}),
+                languages=scores([name], hedged, sizes),
+                groups=scores([name], group_means(hedged, members), count),
+                above={} if gains is None else scores(against, group_means(gains, members), count, -1.0),
+                above_languages={} if gains is None else scores(against, gains, sizes, -1.0),
                 p_values=chances.get(name, {}),
-                gap_closed=_shares(means[name], base, top, scores) if against else {},
+                gap_closed=shares,
             )
         )
-    result = Systems(
-        task=task.name,
-        metric=metric.name,
-        found=found,
-        baseline=settings.baseline,
-        ceiling=settings.ceiling,
-        notes=_notes(found, settings),
-    )
+    notes = _notes(found, settings)
+    result = Systems(task=task.name, metric=metric.name, found=found, baseline=baseline, ceiling=ceiling, notes=notes)
     if others:
         name = settings.name or task.name
         if name in others:
@@ -336,23 +306,6 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     if settings.document:
         write_whole(Path(settings.document), (json.dumps(result.document(), indent=2) + "\n").encode())
     return result
-
-
-def _shares(
-    system: NDArray[np.float64],
-    base: NDArray[np.float64] | None,
-    top: NDArray[np.float64] | None,
-    scores: Callable[[NDArray[np.float64]], dict[str, Score]],
-) -> dict[str, Score]:
-    if base is None or top is None:
-        return {}
-    gap = top - base
-    shares = np.divide(system - base, gap, out=np.full_like(gap, np.nan), where=gap != 0)
-    shares[gap[:, 0] <= 0] = np.nan  # nothing is gained, so there is nothing to have a share of
-    return {
-        role: share if gained.low > 0 else replace(share, low=np.nan, high=np.nan)
-        for (role, share), gained in zip(scores(shares).items(), scores(gap).values(), strict=True)
-    }
 
 
 def _notes(found: Sequence[System], settings: CompareSettings) -> list[str]:

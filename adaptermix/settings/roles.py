@@ -37,8 +37,8 @@ def reads_of(settings: BaseModel | type[BaseModel]) -> dict[str, Reads]:
     """Return the options of a command that take data files.
 
     Args:
-        settings: The settings of the command; of an object the use of `SPLIT` options is what its `split` says, and
-            options without one are left out.
+        settings: The settings of the command; in an instance, options of use `SPLIT` have the use that its `split`
+            names, and are left out if it names none.
     """
     if isinstance(settings, type):
         fields = settings.model_fields.items()
@@ -53,5 +53,5 @@ def reads_of(settings: BaseModel | type[BaseModel]) -> dict[str, Reads]:
 
 
 def used_for(settings: BaseModel) -> set[str]:
-    """Return what a command uses data files for that it was given."""
+    """Return the uses (dev data, ...) of the data options that are set."""
     return {mark.use for name, mark in reads_of(settings).items() if getattr(settings, name)}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..evaluation.score import RowStatistics, Score, Statistics, cluster_numbers, draws, hedged_interval, with_interval
+from ..evaluation.score import RowStatistics, Score, Statistics, count_units, draws, hedged_interval
 from ..tasks import Metric
 from .crossfit import Rule, Values, choose, cross_fit
 from .trials import Trial
@@ -170,10 +170,18 @@ class Board:
         every = np.stack([*gains, *(self._gain(trial, baseline) for trial in stopped)])
         return Verdict(
             chosen=chosen,
-            difference=with_interval(gains[chosen], n=rows),
+            difference=self._difference(alone, counted[chosen], n=rows)
+            if trials[chosen] is not baseline
+            else Score(value=0.0, low=0.0, high=0.0, n=rows),
             honest=honest,
-            chance=chance_of(every, chosen, rows=min(int(cluster_numbers(c).max()) + 1 for c in alone.values())),
+            chance=chance_of(every, chosen, rows=min(map(count_units, alone.values()))),
         )
+
+    def _difference(self, first: Mapping[str, Statistics], second: Mapping[str, Statistics], *, n: int) -> Score:
+        """Return by how much the second exceeds the first; as `paired_difference`, also for the worst language."""
+        both = [draws(self._metric, [rows, second[name]], self._seed, hedge="pair") for name, rows in first.items()]
+        gains = self._join([own for _, own in both]) - self._join([base for base, _ in both])
+        return hedged_interval(self._metric, gains, n=n, least=-1.0)
 
     def _gain(self, trial: Trial, baseline: Trial) -> Values:
         return self.values(self.counts(trial)) - self.values(self.counts(baseline.on_rows_of(trial)))

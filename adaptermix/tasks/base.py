@@ -208,7 +208,7 @@ def metrics_of(
         scorer: Whose script is followed where tasks of this kind are scored differently; default the task's first.
 
     Raises:
-        UsageError: the task has no such metric or scorer.
+        UsageError: the task has no such metric or scorer, or the metric can score no row of a language.
     """
     scorers: Sequence[str] = getattr(task, "scorers", ())
     if scorer is not None and scorer not in scorers:
@@ -219,6 +219,13 @@ def metrics_of(
     if metric is not None and metric not in named:
         raise UsageError(f"--metric must be one of {', '.join(named)} for these rows of {task.name}, got {metric!r}.")
     headline = found[0] if metric is None else named[metric]
+    if metric is not None:  # the mean over languages would be one over the others
+        scored = {task.language(row) for row in rows if headline.count(row, task.answer(row)) is not None}
+        if lost := sorted({task.language(row) for row in rows} - scored):
+            raise UsageError(
+                f"--metric {metric} needs annotated tokens in every language, and {', '.join(lost)} has none. "
+                f"Leave out these languages, or choose {' or '.join(name for name in named if name != metric)}."
+            )
     return (headline, *(each for each in found if each is not headline))
 
 

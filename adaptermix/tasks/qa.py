@@ -180,12 +180,13 @@ class Qa:
         return (row.question, row.context)
 
     def answer(self, row: QaRow) -> str:
-        """Return the first right answer, or that there is none."""
-        return row.answers[0] if row.answers else UNANSWERABLE
+        """Return the first right answer that stands in the text, else the first one, or that there is none."""
+        standing = (answer for answer, place in zip(row.answers, row.places, strict=False) if place)
+        return next(standing, row.answers[0] if row.answers else UNANSWERABLE)
 
     def evidence(self, row: QaRow) -> tuple[str, ...]:
         """Return the right answer."""
-        return row.answers[:1]
+        return (self.answer(row),) if row.answers else ()
 
     def language(self, row: QaRow) -> str:
         """Return the answers' language."""

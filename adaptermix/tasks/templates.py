@@ -48,7 +48,7 @@ class Template:
         turns = self._conversation(fields)
         try:
             text = _chat(tokenizer, turns)
-        except TemplateError as error:
+        except (TemplateError, *_FAULTS) as error:
             raise ModelError(
                 f"template '{self.name}' needs a chat template that takes {_roles(turns)}, and the tokenizer's says: "
                 f"{error}. Use --template plain."
@@ -95,6 +95,10 @@ class Template:
         return end
 
 
+_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a chat template may raise besides errors of Jinja: its expressions are evaluated by Python."""
+
+
 def _roles(turns: Sequence[Mapping[str, str]]) -> str:
     roles = [turn["role"] for turn in turns if turn["role"] != "system"]
     return "a user turn" if roles == ["user"] else f"the turns {', '.join(roles)}"
@@ -115,7 +119,7 @@ def _turn_end(tokenizer: Any, _chat_template: str) -> int | None:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, **_QUIET))
-    except TemplateError:
+    except (TemplateError, *_FAULTS):
         return None
     ids = tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -125,7 +129,7 @@ def _turn_end(tokenizer: Any, _chat_template: str) -> int | None:
 
 
 _QUIET = {"enable_thinking": False, "thinking": False}
-"""Let models answer without thinking aloud first; chat templates that do not know these ignore them."""
+"""Arguments that make models answer without a chain of thought; chat templates that do not know them ignore them."""
 _THINK, _DONE = "<think>", "\n\n</think>\n\n"
 
 

@@ -41,7 +41,7 @@ def encode_rows(
     A text that a question asks about keeps the part around the answer. Other prompts that are too long lose their
     beginning, but for the special tokens that open them, such as the start token. Only answers of tasks whose answers
     are open lose their end, down to half of the length. Rows whose answer then no longer stands in the prompt, or is
-    cut itself, are not taught. Evaluation does not cut prompts in this way: it asks all rows whole.
+    cut itself, are not taught. Evaluation does not use this function, and asks every row in full.
 
     Args:
         task: The task.

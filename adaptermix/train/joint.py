@@ -48,7 +48,7 @@ def turn(alternate: str, number: int, accumulate: int) -> tuple[tuple[str, ...],
 
 
 def own_batches(settings: JointSettings, name: str) -> Together:
-    """Return what tells, by an objective's own batch numbers, its batches of the same optimizer step."""
+    """Return a function from a batch number of an objective to all its batches of the same optimizer step."""
     accumulate, place = settings.accumulate, OBJECTIVES.index(name)
 
     def together(own: int) -> list[int]:

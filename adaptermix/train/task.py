@@ -156,7 +156,7 @@ class TaskLoss:
         return found._replace(loss=found.loss * part)
 
     def _terms(self, number: int) -> int:
-        """Return how many terms the optimizer step of batch `number` has; every process can tell without a message."""
+        """Return how many terms the optimizer step of batch `number` has; every process computes it alone."""
         batches = self._together(number)
         if batches != self._whole[0]:
             terms = sum(self._of_rows.terms(self._sampler.batch(other)) for other in batches)
@@ -195,7 +195,7 @@ class TaskData:
         Args:
             settings: The run's settings.
             start: Adapter that training begins from; its template of the same task is taken unless one is given.
-            watch: Receives what cannot be read of the record of test data.
+            watch: Receives faults of the record of test data.
 
         Raises:
             AdapterMixError: an unknown task or template, or a data file that does not do or is test data.

@@ -55,7 +55,7 @@ Together = Callable[[int], Sequence[int]]
 
 
 def in_a_row(accumulate: int) -> Together:
-    """Return what tells the batches of an optimizer step where each step takes the next `accumulate` batches.
+    """Return a function from a batch number to the batches of its step, if each step takes the next `accumulate`.
 
     Example:
         >>> in_a_row(4)(6)
@@ -88,7 +88,7 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if caught:  # it came when the last step was being saved, and whoever goes on after that must know
+    if caught:  # the signal arrived while the last step was being saved; pass it on to the caller
         os.kill(os.getpid(), caught[0])
 
 

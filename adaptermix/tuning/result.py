@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import PlanError
-from ..evaluation.score import Score, with_interval
+from ..evaluation.score import NORMAL, Score
+from ..evaluation.significance import null_error
 from ..study.choice import LEVEL, chance_of
 
 
@@ -58,7 +59,7 @@ class Candidate:
         pruned: Where it was stopped, if it was.
         resamples: Its score on the dev rows, then on resamples of them, drawn alike for all candidates; empty where
             they are not known.
-        rows: Dev rows of the language that has fewest.
+        rows: Dev rows, or clusters of them, of the language that has fewest.
     """
 
     settings: Mapping[str, Any]
@@ -128,7 +129,9 @@ def verdict_on(candidates: Sequence[Candidate], best: Candidate) -> Verdict | No
     chance = chance_of(gains[1:], chosen - 1, rows=min(found.rows for found in whole)) if chosen else 1.0
     # what was stopped was tried too, and its resamples are not known: Bonferroni for the whole
     chance = min(1.0, chance * (len(candidates) - 1) / (len(whole) - 1))
-    return Verdict(difference=with_interval(gains[chosen], n=best.rows), chance=chance, tried=len(candidates))
+    value, width = float(gains[chosen, 0]), NORMAL * null_error(gains[chosen], best.rows)
+    difference = Score(value=value, low=value - width, high=value + width, n=best.rows)
+    return Verdict(difference=difference, chance=chance, tried=len(candidates))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

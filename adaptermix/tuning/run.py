@@ -264,6 +264,6 @@ def _candidate(planned: Planned, outcome: Outcome) -> Candidate:
         ran=outcome.ran,
         pruned=outcome.pruned,
         resamples=() if outcome.pruned else outcome.document.get("resamples", ()),
-        rows=min((found["n"] for found in outcome.document.get("scores", {}).values()), default=0),
+        rows=outcome.document.get("units", 0),
         **{name: score.get(name) for name in ("value", "low", "high")},
     )

@@ -45,6 +45,26 @@ CASES: list[tuple[str, dict[str, str], list[int]]] = [
         [2],
     ),
     ("nli", {"de.tsv": "a\tb\tneutral\na\tb\t-\na\tb\t-\n"}, [2]),
+    ("nli", {"de.tsv": "a\tb\tneutral\na\tb\tmaybe\n"}, [1]),
+    (
+        "qa",
+        {
+            "de.jsonl": '{"question": "a", "context": "b", "answers": ["b"]}\n{"question": null, "context": "b", '
+            '"answers": ["b"]}\n{"question": "a", "context": null, "answers": []}\n'
+        },
+        [2],
+    ),
+    ("slots", {"de.jsonl": '{"text": "a", "slots": []}\n{"text": null, "slots": []}\n'}, [1]),
+    ("ner-json", {"de.jsonl": '{"text": "a", "entities": []}\n{"text": null, "entities": []}\n'}, [1]),
+    (
+        "ner-json",
+        {
+            "de.jsonl": '{"tokens": ["a"], "entities": []}\n'
+            '{"tokens": ["a"], "entities": [{"type": "X", "text": "b"}]}\n'
+        },
+        [1],
+    ),
+    ("translate", {"de-en.jsonl": '{"source": "a", "target": "b"}\n{"source": "a", "target": null}\n'}, [1]),
     ("translate", {"de-en.tsv": "a\tb\n\tc\nd\t\n"}, [2]),
     ("translate", {"x.de.txt": "a\n\nb\n", "x.en.txt": "a\nb\n\n"}, [2, 0]),
     ("translate", {"en-de.src.en": "a\nb\n", "en-de.ref.de": "a\n\n"}, [1, 0]),

@@ -117,6 +117,15 @@ def test_iob1_in_jsonl_is_refused_as_in_columns(field: str, tmp_path: Path) -> N
     assert [row.entities for row in read_ner([str(path)])[0]] == [(), (("LOC", "a"),)]
 
 
+@pytest.mark.parametrize("name", ["en.jsonl", "en.iob2"])
+def test_iob1_is_refused_where_a_part_of_the_rows_is_asked_for(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    row = json.dumps({"tokens": ["EU", "says"], "ner_tags": ["I-ORG", "O"]}) + "\n"
+    path.write_text((row if name == "en.jsonl" else "EU\tI-ORG\nsays\tO\n\n") * 9)
+    with pytest.raises(DataError, match="found 4 entities that begin with I- and 0 with B-"):
+        read_ner([str(path)], rows=":4")
+
+
 def test_jsonl_needs_no_tokens_and_entities_need_not_occur(tmp_path: Path) -> None:
     row = {"text": "in München", "entities": [{"type": "LOC", "text": "Munich"}], "language": "deu"}
     path = pack(tmp_path / "x.jsonl", json.dumps(row) + "\n", "plain")

@@ -73,7 +73,7 @@ def test_one_file_may_hold_many_languages(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("de.tsv", "a\tb\tneutral\na\tb\n", r"de\.tsv:2: a row must have 3 columns .*found 2"),
-        ("de.tsv", "a\tb\tneutral\na\tb\tmaybe\n", r"de\.tsv:2: a label must be one of entailment.*found 'maybe'"),
+        ("de.tsv", "a\tb\t-\na\tb\tmaybe\n", r"de\.tsv:2: a label must be one of entailment.*found 'maybe'"),
         ("de.tsv", "neutral\ta\tb\n", r"de\.tsv:1: a label must be one of .*found 'b'"),
         ("de.tsv", "a\t \tneutral\n", r"de\.tsv:1: .*its hypothesis is missing"),
         ("de.tsv", "premise\thypothesis\tgold\na\tb\tneutral\n", r"de\.tsv:1: .*column of the label 'gold_label'"),

@@ -318,6 +318,15 @@ def test_intervals_are_over_sentences_and_the_gain_is_paired() -> None:
     assert document["score"]["value"] == pytest.approx(document["headline"])
 
 
+def test_a_gain_of_few_sentences_is_not_certain() -> None:
+    base = Retrieval(hits=({"de-en": (0.0,) * 9},) * 3, n={"de-en": 9})
+    gain = Retrieval(hits=({"de-en": (1.0,) * 9},) * 3, n={"de-en": 9}, base=base).above_base()
+    assert gain is not None
+    assert (gain.value, gain.high) == (1.0, 1.0)
+    # Agresti and Min: 9.5 gained and .5 lost of 11
+    assert gain.low == pytest.approx(9 / 11 - 1.96 * (10 - 9**2 / 11) ** 0.5 / 11, abs=0.02)
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=9), st.integers(0, 5))
 def test_correlations_equal_those_of_scipy(points: list[tuple[int, int]], shift: int) -> None:
     stats = pytest.importorskip("scipy.stats")

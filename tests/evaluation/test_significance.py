@@ -20,12 +20,13 @@ def test_holm_is_worked_by_hand():
     assert holm([]) == []
 
 
-def test_a_p_value_is_that_of_the_normal_distribution():
+def test_a_p_value_of_many_rows_is_that_of_the_normal_distribution():
     rng = np.random.default_rng(0)
     gains = np.concatenate([[0.02], rng.normal(0.02, 0.01, 100_000)])
-    assert p_value(gains) == pytest.approx(2 * stats.norm.sf(2.0), rel=0.02)
-    assert p_value(-gains) == pytest.approx(p_value(gains))
-    assert p_value(np.zeros(1001)) == 1.0
+    assert p_value(gains, 10_000) == pytest.approx(2 * stats.norm.sf(2.0), rel=0.02)
+    assert p_value(-gains, 10_000) == pytest.approx(p_value(gains, 10_000))
+    assert p_value(np.zeros(1001), 10_000) == 1.0
+    assert p_value(gains, 1) == 1.0
 
 
 def compared(tmp_path: Path, rights: dict[str, np.ndarray]):
@@ -54,6 +55,28 @@ def test_the_p_value_of_a_comparison_is_near_that_of_mcnemar(tmp_path: Path):
     assert stats.norm.isf(found.p_values["all"] / 2) == pytest.approx(20 / 60**0.5, rel=0.06)
     assert found.p_values["en"] == pytest.approx(found.p_values["all"])
     assert found.above_languages["en"].value == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("rows", "gained"), [(5, 5), (12, 6), (12, 4), (12, 12), (30, 9)])
+def test_few_rows_have_the_p_value_of_the_exact_test_and_an_interval_with_a_width(
+    rows: int, gained: int, tmp_path: Path
+):
+    """All rows that differ are gains, so the resamples vary little or not at all."""
+    base = np.arange(rows) >= gained
+    found = compared(tmp_path, {"base": base, "other": np.ones(rows, dtype=bool)}).found[1]
+    exact = stats.binomtest(gained, gained).pvalue  # McNemar's exact test; half of it is its mid-p value
+    assert exact / 2 < found.p_values["all"] < max(1.6 * exact, 0.01)
+    # Agresti and Min's interval: half a row for each way in which two answers can differ
+    more, less, n = gained + 0.5, 0.5, rows + 2
+    width = 1.96 * (((more + less) - (more - less) ** 2 / n) / n**2) ** 0.5
+    for gain in (found.above["all"], found.above_languages["en"]):
+        assert gain.value == pytest.approx(gained / rows)
+        assert gain.low == pytest.approx((more - less) / n - width, abs=0.02)
+    # Agresti and Coull's: two rows right, two wrong
+    p, n = (rows + 2) / (rows + 4), rows + 4
+    for score in (found.languages["en"], found.groups["all"]):
+        assert (score.value, score.high) == (1.0, 1.0)
+        assert score.low == pytest.approx(p - 1.96 * (p * (1 - p) / n) ** 0.5, abs=0.02)
 
 
 def test_more_systems_make_a_finding_less_likely(tmp_path: Path):

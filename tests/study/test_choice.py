@@ -9,7 +9,7 @@ from adaptermix.evaluation.score import paired_difference
 from adaptermix.study.choice import LEVEL, Board, chance_of, choose
 from adaptermix.study.space import Candidate, alone
 from adaptermix.study.trials import Trial
-from adaptermix.tasks.metrics import Metric, mean
+from adaptermix.tasks.metrics import Metric, mean, mean_ends
 
 ACCURACY = Metric(name="accuracy", count=lambda row, answer: (float(answer == row), 1.0), value=mean)
 
@@ -35,6 +35,23 @@ def test_the_difference_is_that_of_a_paired_bootstrap():
     )
     for name in ("value", "low", "high"):
         assert getattr(found.difference, name) == pytest.approx(getattr(expected, name), abs=1e-12)
+
+
+def test_few_rows_that_all_gain_do_not_make_the_difference_certain():
+    hedged = Metric(name="accuracy", count=ACCURACY.count, value=mean, ends=mean_ends)
+    table = Board(hedged, ["de"] * 12, ["y"] * 12, objective="mean", seed=0)
+    alone = trial([False] * 12, weights=(1.0, 0.0))
+    found = table.verdict([trial([True] * 12), alone], alone, rule="best")
+    # Agresti and Min: half a row for each way in which two answers can differ, 12.5 gained and .5 lost of 14
+    middle = 12 / 14
+    low = middle - 1.96 * ((13 - 12**2 / 14) ** 0.5 / 14)
+    assert (found.difference.value, found.difference.high) == (1.0, 1.0)
+    assert found.difference.low == pytest.approx(low, abs=0.02)
+    # across folds too: the error about 0 of twelve gains of 1, and half a row gained and lost
+    assert found.honest.value == found.honest.high == 1.0
+    assert found.honest.low == pytest.approx(1 - 1.96 * (1 / 12 + 1 / 14**2) ** 0.5, abs=1e-3)
+    # the baseline itself differs from itself by nothing
+    assert (kept := table.verdict([alone], alone, rule="best").difference).low == kept.high == 0.0
 
 
 def test_the_worst_language_is_the_minimum():

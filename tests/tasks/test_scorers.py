@@ -108,6 +108,19 @@ def test_an_unknown_metric_or_scorer_is_named_with_those_there_are():
         metrics_of(get_task("nli"), [], scorer="squad")
 
 
+def test_a_named_metric_must_be_able_to_score_every_language():
+    task = get_task("slots")
+    rows = [
+        SlotRow(text="at five", slots=(("time", "five"),), language="en", tokens=("at", "five"), tags=("O", "time")),
+        SlotRow(text="um fünf", slots=(("time", "fünf"),), language="de"),
+    ]
+    # the mean over languages would be 1.0, of English alone
+    with pytest.raises(UsageError, match=r"--metric span_f1 needs .* in every language, and de has none"):
+        score_answers(task, rows, ["time: five", "None"], {}, seed=0, metric="span_f1")
+    assert score_answers(task, rows, ["time: five", "None"], {}, seed=0, metric="pair_f1").overall.value == 0.5
+    assert score_answers(task, rows[:1], ["time: five"], {}, seed=0, metric="span_f1").overall.value == 1.0
+
+
 def test_systems_are_compared_by_the_metric_that_is_named(tmp_path: Path):
     """Three labels, one rare: always the common one has accuracy .8, and macro F1 .8889 / 3."""
     rows = [{"text": f"t{n}", "label": "a" if n < 8 else "bc"[n - 8]} for n in range(10)]

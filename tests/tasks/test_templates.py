@@ -125,7 +125,9 @@ def test_there_is_at_most_one_start_token_and_no_end_before_the_answer(
     assert [i for i, token in enumerate(answer) if token == tokenizer.eos_token_id] == [len(answer) - 1]
 
 
-@pytest.mark.parametrize("chat", ["{{ raise_exception('never') }}", "{% for %}"])
+@pytest.mark.parametrize(
+    "chat", ["{{ raise_exception('never') }}", "{% for %}", "{{ 1 + messages[0].content }}", "{{ 1 // 0 }}"]
+)
 def test_a_chat_template_that_always_fails_is_refused(tokenizer: Any, chat: str) -> None:
     broken = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     broken.chat_template = chat

@@ -71,6 +71,18 @@ def test_the_answer_that_is_taught_is_the_one_around_which_the_context_is_cut(to
     assert "Eve Ada\nQuestion" in tokenizer.decode(prompt)
 
 
+@pytest.mark.parametrize("most", [72, 2000])
+def test_an_answer_that_does_not_stand_in_the_text_gives_way_to_one_that_does(
+    most: int, tokenizer: Any, tmp_path: Path
+) -> None:
+    row = qa(f"{FILLER} Ada", "Countess Lovelace", "Ada", begin=0)
+    examples = encoded("qa", written(tmp_path, [row]), tokenizer, most, Notes())
+    [(prompt, answer)] = examples
+    assert examples.taught == [0]
+    assert tokenizer.decode(answer) == " Ada</s>"
+    assert "Ada\nQuestion" in tokenizer.decode(prompt)
+
+
 def test_rows_are_left_out_and_counted_by_language_where_no_answer_would_stand(tokenizer: Any, tmp_path: Path) -> None:
     rows = [
         qa("Ada wrote.", "Ada"),

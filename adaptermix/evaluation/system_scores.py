@@ -1,0 +1,103 @@
+"""Scores of systems with one or several runs each, on the same rows, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..tasks import Metric
+from .score import RESAMPLES, RowStatistics, Score, count_units, draws, hedged_interval, with_interval
+
+Draws = NDArray[np.float64]
+"""Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
+
+
+def over_runs(values: NDArray[np.float64], seed: int) -> Draws:
+    """Return the mean over runs; its draws vary as the mean of as many other runs would, for every system alike.
+
+    To the mean over runs of each resample of rows is added a draw from Student's t distribution with runs - 1 degrees
+    of freedom, scaled by the standard error of the runs' mean: few runs cannot be resampled, since they hardly show
+    how runs vary. Of one run nothing is known of other runs, and nothing added.
+
+    Shapes: values [... runs 1 + resamples]; returns [... 1 + resamples].
+    """
+    runs = values.shape[-2]
+    mean: Draws = values.mean(-2)
+    if runs == 1:
+        return mean
+    rng = np.random.default_rng((seed, 0, runs))
+    normal = rng.standard_normal((RESAMPLES, runs))
+    scale = np.sqrt(rng.chisquare(runs - 1, size=(RESAMPLES, 1)) / (runs - 1))
+    # so weighted, the runs' deviations have the variance of their mean, whatever system they are of
+    weights = (normal - normal.mean(1, keepdims=True)) / (scale * np.sqrt(runs * (runs - 1)))
+    mean[..., 1:] += values[..., 0] @ weights.T
+    return mean
+
+
+class Scored:
+    """Scores of systems on the same rows, which are resampled alike for all, so that all differences are paired.
+
+    Args:
+        metric: The headline metric.
+        counts: For each system and language the statistics of each run.
+        seed: Seed of the resampling.
+
+    Attributes:
+        sizes: Rows of each language.
+        units: Rows, or clusters of them, of each language.
+    """
+
+    def __init__(
+        self, metric: Metric, counts: Mapping[str, Mapping[str, Sequence[RowStatistics]]], *, seed: int
+    ) -> None:
+        self._metric, self._counts, self._seed = metric, counts, seed
+        languages = next(iter(counts.values()))
+        self.sizes = {language: len(runs[0]) for language, runs in languages.items()}
+        self.units = {language: count_units(runs[0]) for language, runs in languages.items()}
+
+    def plain(self, name: str) -> Draws:
+        """Return a system's scores. [languages runs 1 + resamples]."""
+        return np.stack([draws(self._metric, runs, self._seed) for runs in self._counts[name].values()])
+
+    def hedged(self, name: str) -> Draws:
+        """Return a system's scores for intervals, see `mean_score`. [languages 1 + resamples]."""
+        found = [draws(self._metric, runs, self._seed, hedge="each") for runs in self._counts[name].values()]
+        return over_runs(np.stack(found), self._seed)
+
+    def gains(self, name: str, baseline: str) -> Draws:
+        """Return the gains of a system for intervals, see `paired_difference`. [languages 1 + resamples]."""
+        found = []
+        for language, runs in self._counts[name].items():
+            base = self._counts[baseline][language]
+            both = draws(self._metric, [*base, *runs], self._seed, hedge="pair", first=len(base))
+            found.append(over_runs(both[len(base) :], self._seed) - over_runs(both[: len(base)], self._seed))
+        return np.stack(found)
+
+    def interval(self, names: Sequence[str], values: Draws, *, n: int, least: float = 0.0) -> Score:
+        """Return a value of hedged draws with its interval: as `evaluate` has it where each system has one run.
+
+        The draws of several runs have the tails of Student's t distribution, so their percentiles count.
+        """
+        if all(len(runs) == 1 for name in names for runs in self._counts[name].values()):
+            return hedged_interval(self._metric, values, n=n, least=least)
+        return with_interval(values, n=n)
+
+
+def group_means(values: Draws, members: Mapping[str, Sequence[int]]) -> Draws:
+    """Return the means over the languages of each role. [languages ...] gives [roles ...]."""
+    return np.stack([values[list(places)].mean(0) for places in members.values()])
+
+
+def shares_of_gap(system: Draws, base: Draws, top: Draws, gained: Mapping[str, Score]) -> dict[str, Score]:
+    """Return which share of the gap each role's gain closes. [roles 1 + resamples], and the gap with its interval."""
+    gap = top - base
+    shares = np.divide(system - base, gap, out=np.full_like(gap, np.nan), where=gap != 0)
+    shares[gap[:, 0] <= 0] = np.nan  # nothing is gained, so there is nothing to have a share of
+    found = {role: with_interval(each, n=gained[role].n) for role, each in zip(gained, shares, strict=True)}
+    return {
+        role: share if gained[role].low > 0 else replace(share, low=np.nan, high=np.nan)
+        for role, share in found.items()
+    }
