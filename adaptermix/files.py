@@ -9,12 +9,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from threading import Lock
-from typing import Any, Self
+from typing import Any
 
 from .disk import exchange, locked, sync, sync_tree, uninterrupted
 from .errors import OutputError
@@ -60,11 +58,28 @@ def beside(out: Path, purpose: str) -> Path:
 
 def listed_files(folder: Path) -> set[str] | None:
     """Return the files that an output's manifest lists, by relative path with slashes; None if it lists none."""
+    path = folder / MANIFEST
+    if not path.is_file():  # a named pipe would be waited for
+        return None
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files")
+        found = json.loads(path.read_text(encoding="utf-8")).get("files")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return {MANIFEST, *map(str, found)} if isinstance(found, list) else None
+    if not isinstance(found, list):
+        return None
+    names = [name for name in found if isinstance(name, str) and "\0" not in name]
+    inside = [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    return {MANIFEST, *inside}
+
+
+def is_part(path: str, listed: set[str] | None) -> bool:
+    """Return whether a file belongs to an output or an adapter.
+
+    Args:
+        path: Its path in the folder, with slashes.
+        listed: The files that the manifest lists; None if it lists none, then known names decide.
+    """
+    return path in listed if listed is not None else any(fnmatch.fnmatchcase(path, p) for p in _WITHOUT_LIST)
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -76,8 +91,7 @@ def foreign_files(folder: Path) -> list[str]:
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in [*names, *links]:
             path = (inside / name).as_posix()
-            is_ours = path in listed if listed is not None else any(fnmatch.fnmatchcase(path, p) for p in _WITHOUT_LIST)
-            if not is_ours or (Path(place) / name).is_symlink():
+            if not is_part(path, listed) or (Path(place) / name).is_symlink():
                 found.append(path)
         if not names and not folders and place != str(folder):
             found.append(f"{inside.as_posix()}/")
@@ -340,7 +354,11 @@ def _umask() -> int:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file that appears whole or not at all; a device, a pipe or a link is written through, not replaced."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with path.open("wb") as file:
+            file.write(content)
+        return
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -353,41 +371,3 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-class WriteBehind:
-    """Lets the disk begin with what a growing file holds while the rest of it is made.
-
-    Who writes never waits for the disk: while it is busy with one part, other parts are left to the system, which
-    writes them when it likes. So are all where the system takes no such hints.
-
-    Args:
-        file: Descriptor of an open file.
-    """
-
-    _STEP = 2**25
-
-    def __init__(self, file: int) -> None:
-        self._file, self._lock, self._passed = file, Lock(), 0
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
-
-    def reached(self, end: int) -> None:
-        """Tell that the file holds all before a place, or nearly all.
-
-        Args:
-            end: The place, in bytes.
-        """
-        if not hasattr(os, "posix_fadvise") or end - self._passed < self._STEP:
-            return
-        with self._lock:
-            if end - self._passed >= self._STEP and (self._last is None or self._last.done()):
-                # "not needed" begins to write pages that are not on the disk yet, and keeps them in memory until then
-                hint = (self._file, end - self._STEP, self._STEP, os.POSIX_FADV_DONTNEED)
-                self._last, self._passed = self._pool.submit(os.posix_fadvise, *hint), end

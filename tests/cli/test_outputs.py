@@ -279,6 +279,17 @@ def test_predictions_do_not_replace_the_data(folder: Path) -> None:
     assert (folder / "dev.en.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_predictions_do_not_replace_a_file_of_the_adapter_that_is_evaluated(folder: Path, name: str) -> None:
+    (folder / "dev.en.jsonl").write_text("{}\n")
+    before = (folder / "task" / name).read_bytes()
+    own = ["--base", "b", "--adapter", folder / "task", "--task", "slots", "--data", folder / "dev.en.jsonl"]
+    code, said = run(folder, "evaluate", *own, "--predictions", folder / "task" / name, "--overwrite")
+    assert code == 1
+    assert "an output must not be part of an input" in said
+    assert (folder / "task" / name).read_bytes() == before
+
+
 def test_an_interrupt_that_is_swallowed_is_raised_again() -> None:
     from adaptermix.cli.signals import Interrupts
 
