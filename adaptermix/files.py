@@ -51,6 +51,20 @@ def partial_path(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
+def remove_partial(out: Path, *patterns: str) -> None:
+    """Remove one's own unfinished work of an output: another command's stays, for it to go on with.
+
+    Args:
+        out: The output.
+        patterns: Globs of the files.
+    """
+    folder = partial_path(out)
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def beside(out: Path, purpose: str) -> Path:
     """Return the hidden path beside an output that serves a purpose, always the same one."""
     return out.parent / f".{out.name}.adaptermix-{purpose}"
