@@ -72,18 +72,27 @@ def beside(out: Path, purpose: str) -> Path:
 
 def listed_files(folder: Path) -> set[str] | None:
     """Return the files that an output's manifest lists, by relative path with slashes; None if it lists none."""
-    path = folder / MANIFEST
-    if not path.is_file():  # a named pipe would be waited for
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("files")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
+    found = _manifest(folder).get("files")
     if not isinstance(found, list):
         return None
-    names = [name for name in found if isinstance(name, str) and "\0" not in name]
-    inside = [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]
-    return {MANIFEST, *inside}
+    names = (name for name in found if isinstance(name, str) and "\0" not in name)
+    return {MANIFEST, *(name for name in names if not {"/", ".."} & {*Path(name).parts})}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return an output's manifest; an empty one where there is none that can be read."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def has_edited_card(folder: Path) -> bool:
+    """Return whether somebody changed the card of an output since it was written, as far as its manifest tells."""
+    written, path = _manifest(folder).get("card_sha256"), folder / "README.md"
+    return isinstance(written, str) and path.is_file() and sha256(path) != written
 
 
 def is_part(path: str, listed: set[str] | None) -> bool:
@@ -132,6 +141,10 @@ def _check_replaceable(out: Path) -> None:
         raise OutputError(
             f"--overwrite replaces only files that adaptermix wrote, and {out} also holds "
             f"{', '.join(map(repr, others[:3]))}{more}. Move them away, or choose another --out."
+        )
+    if has_edited_card(out):
+        raise OutputError(
+            f"--overwrite keeps cards that somebody edited, and {out / 'README.md'} was edited. Move it away first."
         )
 
 

@@ -228,6 +228,19 @@ class TestCheckOutput:
         with pytest.raises(OutputError, match=f"also holds '{other}'"):
             check_output(out, overwrite=True)
 
+    def test_a_card_that_somebody_edited_is_not_replaced(self, tmp_path: Path) -> None:
+        folder, card = adapter(tmp_path / "out"), tmp_path / "out" / "README.md"
+        document = {
+            "files": ["adapter_config.json", "nested/file", "README.md"],
+            "card_sha256": hashlib.sha256(b"as written").hexdigest(),
+        }
+        (folder / "adaptermix.json").write_text(json.dumps(document))
+        card.write_text("as written")
+        check_output(folder, overwrite=True)
+        card.write_text("as written, and more")
+        with pytest.raises(OutputError, match=r"keeps cards that somebody edited, and .*README\.md was edited"):
+            check_output(folder, overwrite=True)
+
     @pytest.mark.parametrize("out", [".", "..", "../here/..", "inside/.."])
     def test_the_current_folder_and_its_parents_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
