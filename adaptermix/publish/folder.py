@@ -60,8 +60,10 @@ _ALWAYS = (
 """Names that a person may add to an output whose manifest lists its files."""
 _TEXTS = (".json", ".jsonl", ".html")
 _MODEL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file")
-_MODULES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices")
-_MODULES += ("rank_pattern", "alpha_pattern", "layers_pattern", "layers_to_transform", "layer_replication")
+_MODULES = (
+    *("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices"),
+    *("rank_pattern", "alpha_pattern", "layers_pattern", "layers_to_transform", "layer_replication"),
+)
 """Entries of an adapter's config that name modules, by patterns that may look like paths."""
 _MOST_TEXT = 2**26
 
