@@ -10,8 +10,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from .errors import OutputError
 
@@ -165,3 +167,41 @@ def uninterrupted() -> Iterator[None]:
                 signal.signal(number, handler)
         for late in caught:
             os.kill(os.getpid(), late)
+
+
+class WriteBehind:
+    """Lets the disk begin with what a growing file holds while the rest of it is made.
+
+    Who writes never waits for the disk: while it is busy with one part, other parts are left to the system, which
+    writes them when it likes. So are all where the system takes no such hints.
+
+    Args:
+        file: Descriptor of an open file.
+    """
+
+    _STEP = 2**25
+
+    def __init__(self, file: int) -> None:
+        self._file, self._lock, self._passed = file, threading.Lock(), 0
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def reached(self, end: int) -> None:
+        """Tell that the file holds all before a place, or nearly all.
+
+        Args:
+            end: The place, in bytes.
+        """
+        if not hasattr(os, "posix_fadvise") or end - self._passed < self._STEP:
+            return
+        with self._lock:
+            if end - self._passed >= self._STEP and (self._last is None or self._last.done()):
+                # "not needed" begins to write pages that are not on the disk yet, and keeps them in memory until then
+                hint = (self._file, end - self._STEP, self._STEP, os.POSIX_FADV_DONTNEED)
+                self._last, self._passed = self._pool.submit(os.posix_fadvise, *hint), end

@@ -9,12 +9,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from threading import Lock
-from typing import Any, Self
+from typing import Any
 
 from .disk import exchange, locked, sync, sync_tree, uninterrupted
 from .errors import OutputError
@@ -53,6 +51,20 @@ def partial_path(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
+def remove_partial(out: Path, *patterns: str) -> None:
+    """Remove one's own unfinished work of an output: another command's stays, for it to go on with.
+
+    Args:
+        out: The output.
+        patterns: Globs of the files.
+    """
+    folder = partial_path(out)
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def beside(out: Path, purpose: str) -> Path:
     """Return the hidden path beside an output that serves a purpose, always the same one."""
     return out.parent / f".{out.name}.adaptermix-{purpose}"
@@ -60,11 +72,37 @@ def beside(out: Path, purpose: str) -> Path:
 
 def listed_files(folder: Path) -> set[str] | None:
     """Return the files that an output's manifest lists, by relative path with slashes; None if it lists none."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    found = _manifest(folder).get("files")
+    if not isinstance(found, list):
         return None
-    return {MANIFEST, *map(str, found)} if isinstance(found, list) else None
+    names = (name for name in found if isinstance(name, str) and "\0" not in name)
+    return {MANIFEST, *(name for name in names if not {"/", ".."} & {*Path(name).parts})}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Return an output's manifest; an empty one where there is none that can be read."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def has_edited_card(folder: Path) -> bool:
+    """Return whether somebody changed the card of an output since it was written, as far as its manifest tells."""
+    written, path = _manifest(folder).get("card_sha256"), folder / "README.md"
+    return isinstance(written, str) and path.is_file() and sha256(path) != written
+
+
+def is_part(path: str, listed: set[str] | None) -> bool:
+    """Return whether a file belongs to an output or an adapter.
+
+    Args:
+        path: Its path in the folder, with slashes.
+        listed: The files that the manifest lists; None if it lists none, then known names decide.
+    """
+    return path in listed if listed is not None else any(fnmatch.fnmatchcase(path, p) for p in _WITHOUT_LIST)
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -76,8 +114,7 @@ def foreign_files(folder: Path) -> list[str]:
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for name in [*names, *links]:
             path = (inside / name).as_posix()
-            is_ours = path in listed if listed is not None else any(fnmatch.fnmatchcase(path, p) for p in _WITHOUT_LIST)
-            if not is_ours or (Path(place) / name).is_symlink():
+            if not is_part(path, listed) or (Path(place) / name).is_symlink():
                 found.append(path)
         if not names and not folders and place != str(folder):
             found.append(f"{inside.as_posix()}/")
@@ -104,6 +141,10 @@ def _check_replaceable(out: Path) -> None:
         raise OutputError(
             f"--overwrite replaces only files that adaptermix wrote, and {out} also holds "
             f"{', '.join(map(repr, others[:3]))}{more}. Move them away, or choose another --out."
+        )
+    if has_edited_card(out):
+        raise OutputError(
+            f"--overwrite keeps cards that somebody edited, and {out / 'README.md'} was edited. Move it away first."
         )
 
 
@@ -340,7 +381,11 @@ def _umask() -> int:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file that appears whole or not at all; a device, a pipe or a link is written through, not replaced."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with path.open("wb") as file:
+            file.write(content)
+        return
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -353,41 +398,3 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-class WriteBehind:
-    """Lets the disk begin with what a growing file holds while the rest of it is made.
-
-    Who writes never waits for the disk: while it is busy with one part, other parts are left to the system, which
-    writes them when it likes. So are all where the system takes no such hints.
-
-    Args:
-        file: Descriptor of an open file.
-    """
-
-    _STEP = 2**25
-
-    def __init__(self, file: int) -> None:
-        self._file, self._lock, self._passed = file, Lock(), 0
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
-
-    def reached(self, end: int) -> None:
-        """Tell that the file holds all before a place, or nearly all.
-
-        Args:
-            end: The place, in bytes.
-        """
-        if not hasattr(os, "posix_fadvise") or end - self._passed < self._STEP:
-            return
-        with self._lock:
-            if end - self._passed >= self._STEP and (self._last is None or self._last.done()):
-                # "not needed" begins to write pages that are not on the disk yet, and keeps them in memory until then
-                hint = (self._file, end - self._STEP, self._STEP, os.POSIX_FADV_DONTNEED)
-                self._last, self._passed = self._pool.submit(os.posix_fadvise, *hint), end

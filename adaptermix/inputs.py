@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .errors import OutputError
-from .files import check_not_input, listed_files, output_lock, sha256
+from .files import check_not_input, is_part, listed_files, output_lock, sha256
 from .settings import READ, WRITTEN, Settings
 
 P = ParamSpec("P")
@@ -63,8 +63,33 @@ def check_written(settings: Settings) -> None:
             continue  # an existing output is refused in any case
         if path.is_dir() or path == Path(getattr(settings, "out", "")):
             check_not_input(path, inputs)
-        elif path.exists() and any(path.samefile(given) for given in inputs):
+        else:
+            check_file_not_input(path, inputs)
+
+
+_WEIGHTS = {".safetensors", ".bin", ".gguf", ".model"}
+
+
+def check_file_not_input(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse to replace a file that a command reads, alone or as a part of an adapter or a model.
+
+    Args:
+        path: The file to write.
+        inputs: Files and folders; what does not exist, such as a Hub id, is passed over.
+
+    Raises:
+        OutputError: the file is an input, or belongs to one.
+    """
+    if not path.is_file():
+        return
+    for given in map(Path, inputs):
+        if given.exists() and path.samefile(given):
             raise OutputError(f"an output must not be one of the inputs, and {path} is. Give another file.")
+        if not given.is_dir() or not path.resolve().is_relative_to(given.resolve()):
+            continue
+        name = path.resolve().relative_to(given.resolve()).as_posix()
+        if path.suffix in _WEIGHTS or is_part(name, listed_files(given)):
+            raise OutputError(f"an output must not be part of an input, and {path} is. Give another file.")
 
 
 @contextmanager

@@ -12,6 +12,9 @@ import yaml
 from .errors import ConfigError, did_you_mean
 
 MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, MOST_CHARACTERS = 2**20, 40, 100_000, 2**22
+_LONGEST_NUMBER = 400
+"""Characters of a number. Those of base 60 (`1:1:1`) take quadratic time, and longer ones cannot be shown."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -64,9 +67,11 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """Return how many entries a node stands for, with those that aliases repeat.
 
     Raises:
-        ValueError: too many, too deep, or endless.
+        ValueError: too many, too deep, or endless; or a number in it is too long.
     """
     if not isinstance(node, yaml.CollectionNode):
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            raise ValueError(f"a number must have at most {_LONGEST_NUMBER} characters, found {len(node.value):,}")
         return 1
     found = known.get(id(node))
     if found == 0:

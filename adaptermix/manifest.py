@@ -156,7 +156,8 @@ def origin_of(folder: Path) -> Origin:
     """Return a folder with its manifest; one without a manifest, or with a damaged one, has an empty one."""
     document = None
     with suppress(OSError, ValueError, RecursionError):
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (folder / MANIFEST).is_file():
+            document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return Origin(path=folder, manifest=document if isinstance(document, dict) else {})
 
 

@@ -6,6 +6,7 @@ No code that a model folder brings is ever run or asked for, and the form of its
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from .base_files import CONFIG, check_base_files
 from .errors import AdapterMixError, ModelError, shown
+
+_IN_BLOCK = re.compile(r"\.\d+\.")
 
 
 def split_revision(reference: str) -> tuple[str, str | None]:
@@ -78,11 +81,22 @@ def load_model(reference: str, auto_class: str, *, what: str = "base model", **o
         options: Further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: as `load_config`, or weights that do not fit.
+        ModelError: as `load_config`, or weights that do not fit, or lack some of a block.
     """
     import transformers
 
-    return _load(getattr(transformers, auto_class), reference, what, "model", **options)
+    wants_info = options.pop("output_loading_info", False)
+    model, info = _load(
+        getattr(transformers, auto_class), reference, what, "model", output_loading_info=True, **options
+    )
+    # transformers draws missing weights at random and goes on; that is right for a new head only
+    lacking = sorted(key for key in info["missing_keys"] if _IN_BLOCK.search(key))
+    if lacking:
+        raise ModelError(
+            f"{what} {shown(reference)!r} must have all weights of its blocks, and its files lack {len(lacking)}, such "
+            f"as {shown(lacking[0])!r}. Fetch the model again, and compare its config.json."
+        )
+    return (model, info) if wants_info else model
 
 
 def model_of_config(config: Any, auto_class: str, *, reference: str, **options: Any) -> Any:

@@ -109,6 +109,8 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
         OutputError: it was made with other settings, from other files, or by something else.
     """
     try:
+        if not _path(out).is_file():  # a named pipe would be waited for
+            raise FileNotFoundError(_path(out))
         record = json.loads(_path(out).read_text(encoding="utf-8"))
         made = {"command": record["command"], "settings": dict(record["settings"]), "files": dict(record["files"])}
         differs = _differences(made, command, settings)

@@ -13,19 +13,22 @@ from pathlib import Path
 import pytest
 
 from adaptermix import files
-from adaptermix.errors import OutputError
+from adaptermix.adapters import open_adapter
+from adaptermix.disk import WriteBehind
+from adaptermix.errors import AdapterFormatError, OutputError
 from adaptermix.files import (
-    WriteBehind,
     check_not_input,
     check_output,
+    listed_files,
     output_lock,
     partial_path,
     sha256,
     whole_folder,
     write_whole,
 )
+from adaptermix.inputs import digest
 
-from .factories import contents
+from .factories import contents, write_lora
 
 
 @pytest.fixture
@@ -225,6 +228,19 @@ class TestCheckOutput:
         with pytest.raises(OutputError, match=f"also holds '{other}'"):
             check_output(out, overwrite=True)
 
+    def test_a_card_that_somebody_edited_is_not_replaced(self, tmp_path: Path) -> None:
+        folder, card = adapter(tmp_path / "out"), tmp_path / "out" / "README.md"
+        document = {
+            "files": ["adapter_config.json", "nested/file", "README.md"],
+            "card_sha256": hashlib.sha256(b"as written").hexdigest(),
+        }
+        (folder / "adaptermix.json").write_text(json.dumps(document))
+        card.write_text("as written")
+        check_output(folder, overwrite=True)
+        card.write_text("as written, and more")
+        with pytest.raises(OutputError, match=r"keeps cards that somebody edited, and .*README\.md was edited"):
+            check_output(folder, overwrite=True)
+
     @pytest.mark.parametrize("out", [".", "..", "../here/..", "inside/.."])
     def test_the_current_folder_and_its_parents_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
@@ -352,10 +368,41 @@ class TestWriteWhole:
             write_whole(tmp_path / "file", b"new")
         assert contents(tmp_path) == {"file": b"old"}
 
+    def test_a_pipe_is_written_through_and_stays(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        write_whole(tmp_path / "pipe", b"new")
+        assert os.read(reader, 9) == b"new"
+        os.close(reader)
+        assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+    def test_a_link_stays_and_its_file_gets_the_content(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("old")
+        (tmp_path / "link").symlink_to("file")
+        write_whole(tmp_path / "link", b"new")
+        assert os.readlink(tmp_path / "link") == "file"
+        assert (tmp_path / "file").read_text() == "new"
+
     @pytest.mark.usefixtures("umask_022")
     def test_others_may_read_it(self, tmp_path: Path) -> None:
         write_whole(tmp_path / "file", b"new")
         assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_a_list_that_somebody_edited_names_no_file_of_another_folder(tmp_path: Path) -> None:
+    names = ["a", "b/c", "/etc/passwd", "../x", "b/../../x", "nul\0", 7, None, ["a"]]
+    (tmp_path / "adaptermix.json").write_text(json.dumps({"files": names}))
+    (tmp_path / "a").write_text("content")
+    assert listed_files(tmp_path) == {"adaptermix.json", "a", "b/c"}
+    assert len(digest(tmp_path)) == 64
+
+
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "adaptermix.json")
+    assert listed_files(tmp_path) is None
+    write_lora(tmp_path, {"model.layers.0.q_proj": (4, 3, 2)})
+    with pytest.raises(AdapterFormatError, match=r"adaptermix\.json must be a file"):
+        open_adapter(tmp_path)
 
 
 def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:

@@ -199,3 +199,15 @@ def test_fields_of_wrong_types_and_sizes_are_refused_in_one_sentence(
         load_base(str(folder), device="cpu")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder", "head"])
+def test_a_base_that_lacks_weights_of_a_block_is_refused_and_not_made_up(kind: str, tmp_path: Path) -> None:
+    """transformers draws them at random and says so in a log that the command line hides."""
+    base = tiny_encoder(tmp_path / "base") if kind != "causal" else tiny_causal(tmp_path / "base")
+    head = Head(form=HEAD_FORMS["classes"], labels=("x", "y")) if kind == "head" else None
+    load_base(str(base), device="cpu", head=head)
+    layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
+    change(base / "config.json", num_hidden_layers=layers + 1, layer_types=None)
+    with pytest.raises(ModelError, match=rf"must have all weights of its blocks.*lack \d+, such as .*\.{layers}\."):
+        load_base(str(base), device="cpu", head=head)

@@ -230,6 +230,10 @@ STRINGS = (
         ("steps: " + "{a: " * 3000, "nest at most|must be YAML"),
         ("- " * 3000 + "x", "nest at most|must be YAML"),
         ("version: " + "9" * 5000, "must be YAML"),
+        ("version: 0x" + "F" * 5000, "a number must have at most 400 characters, found 5,002"),
+        ("version: 1\nvariables: {a: 0b" + "1" * 20000 + "}\nsteps: [merge: {out: 'x${a}'}]", "a number must have"),
+        ("version: " + ":".join("1" * 500_000), "a number must have at most 400 characters, found 999,999"),
+        ("version: !!float " + ":".join("1" * 500_000), "a number must have"),
         ("version: 2001-99-99", "must be YAML"),
         ("version: !!bool x", "a value cannot be read"),
         ("version: !!int ''", "must be YAML|a value cannot be read"),
@@ -241,9 +245,10 @@ STRINGS = (
         (MERGE.format(out='"a\\0b"'), "out: must not hold a NUL character"),
         (MERGE.format(out='"a\\ud800"'), "must be YAML|lone surrogate"),
         (MERGE.format(out="$SCRATCH/x"), "variables of the shell"),
-        (MERGE.format(out="x, seed: 1" + "0" * 4000), "seed: "),
+        (MERGE.format(out="x, seed: 1" + "0" * 300), "seed: "),
+        (MERGE.format(out="x, seed: 1" + "0" * 4000), "a number must have"),
     ],
-    ids=range(21),
+    ids=range(26),
 )
 def test_a_recipe_that_stands_for_too_much_is_told_in_one_short_sentence(text: str, match: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"

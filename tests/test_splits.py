@@ -369,7 +369,7 @@ def test_a_search_that_was_interrupted_goes_on_where_its_data_were_evaluated_mea
     from adaptermix.study import run
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(run, "write_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             search(asked)
     as_test(dev)

@@ -179,6 +179,7 @@ def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: s
         *("task", "template", "device", "rows", "method", "options", "places", "rank", "weights", "modules", "layers"),
         *("include", "exclude", "shard_size", "targets", "blocks", "space", "storage", "study", "vary", "groups"),
         *("layer", "mixup_layer", "source_tag", "saved", "prompt", "names", "pair_rows"),
+        *("metric", "scorer", "base_id"),
     }
     for name, field in STEPS[command].model_fields.items():
         kind = str(field.annotation)

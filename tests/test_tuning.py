@@ -227,6 +227,18 @@ def test_data_of_the_same_size_and_time_run_again(recipe: Path, tmp_path: Path) 
     assert again.ran == ["train-align", "search"]
 
 
+def test_an_output_whose_content_somebody_changed_is_not_taken(recipe: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"vary": {"train-align.temperature": [0.1]}, "out": tmp_path / "out"}
+    tune(recipe, run=Pretended(), overrides={"data": str(tmp_path)}, **settings)
+    weights = tmp_path / "out" / "trials" / "1" / "task" / "settings.json"
+    weights.write_bytes(weights.read_bytes() + b"mine")
+    again = Pretended()
+    with pytest.raises(OutputError, match="must be as its step left it, and was changed since"):
+        tune(recipe, run=again, overrides={"data": str(tmp_path)}, **settings)
+    assert again.ran == []
+    assert weights.read_bytes().endswith(b"mine")
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "null", "{}", '{"steps": {"x": 1}, "outputs": {}, "files": {}}', "[" * 9999]
 )

@@ -314,6 +314,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         return {}
+    if not path.is_file():  # reading a named pipe would wait for ever
+        raise AdapterFormatError(f"{path} must be a file. Remove it to use the adapter without it.")
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise AdapterFormatError(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import WriteBehind
+from ..disk import WriteBehind
 
 DTYPE_NAMES = {
     torch.float64: "F64",

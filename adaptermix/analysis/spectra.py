@@ -11,6 +11,7 @@ from ..algebra import concatenate
 from ..algebra.spectra import dense_singular_values, spectral_distance, spectral_norm
 from ..errors import IncompatibleAdapters, ModelError, PlanError
 from ..files import write_whole
+from ..inputs import check_file_not_input
 from ..models import pick_device
 from ..progress import SILENT, Watcher
 from .figures import check_file
@@ -72,6 +73,7 @@ def spectrum(
     """
     if csv is not None:
         check_file(Path(csv), "--csv")
+        check_file_not_input(Path(csv), (model_a, model_b))
     place = pick_device(device)
     a, b = open_side(str(model_a)), open_side(str(model_b))
     compared, measure = _measure(a, b, place)

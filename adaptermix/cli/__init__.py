@@ -13,7 +13,7 @@ import click
 
 from ..errors import did_you_mean
 from ..launcher import is_main_process, process_count
-from .console import fail
+from .console import close_streams, fail
 from .signals import Interrupts
 
 # name, module, what it does; the text stands here so that --help imports no command
@@ -113,4 +113,5 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:  # turned into exit codes, or raised again
         interrupts.end(restore=is_called)
         code = fail(error, as_json="--json" in arguments)
+        close_streams()
     sys.exit(code if isinstance(code, int) else 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,13 +210,34 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         return 130 if error.interrupted else code
     if not is_main_process() and isinstance(error, click.ClickException | ConfigError):  # every process finds it
         return code
-    if as_json:
-        click.echo(json_line({"error": {"kind": kind, "message": message}}))
-    elif isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(message, err=True)
+    if as_json and _shown(json_line({"error": {"kind": kind, "message": message}})):
+        return code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        _shown(message, err=True)
     else:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
             hint = f" See '{error.ctx.command_path} --help'."
-        click.echo(f"error: {message}{hint}", err=True)
+        _shown(f"error: {message}{hint}", err=True)
     return code
+
+
+def _shown(text: str, *, err: bool = False) -> bool:
+    """Show a line; return whether it arrived: a pipe may be closed, and a disk full."""
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        return False
+    return True
+
+
+def close_streams() -> None:
+    """Drop what a closed pipe or a full disk does not take, else Python shows a traceback for it when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: there is none
+            with suppress(OSError, ValueError, AttributeError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)

@@ -142,13 +142,14 @@ class DataFile:
                 continue
             try:
                 row = json.loads(line)
+                row = sound(row) if "\\u" in line else row
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{self.path}:{number}: every line must be JSON, found {line.strip()[:60]!r}."
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
-            yield number, sound(row) if "\\u" in line else row
+            yield number, row
 
     @property
     def title(self) -> str:

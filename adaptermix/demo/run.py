@@ -33,7 +33,31 @@ from .plan import DemoPlan, own_data, real_data
 GRID = (0.5, 0.7, 0.9, 1.0)  # 1.0 is the task adapter alone, so that no merge can be the answer too
 _GENERATION = {"batch_size": 72, "max_new_tokens": 24}
 _TRAINING = {"learning_rate": 2e-3, "dropout": 0.0, "schedule": "linear", "checkpoint_every": 5}
+_KEY = "key.json"
+_STAGES = {_KEY}
+_STAGES |= {
+    f"{name}.json"
+    for name in (
+        *("retrieval-before", "align", "retrieval-after", "task", "search"),
+        *("test-base", "test-task", "test-chosen"),
+    )
+}
+"""Names of the files in the folder `stages`."""
 _ALIGN_STEPS, _TASK_STEPS = 20, 28
+
+
+def _is_own(out: Path) -> bool:
+    """Return whether a folder is empty or of a demo: many projects have a folder `stages` for files of their own."""
+    if not out.is_dir():
+        return False
+    names, stages = {path.name for path in out.iterdir()}, out / "stages"
+    if not names:
+        return True
+    if not stages.is_dir() or stages.is_symlink():
+        return False
+    # a kill can leave a hidden file, and the key is written after the data
+    kept = {path.name for path in stages.iterdir() if not path.name.startswith(".")}
+    return kept <= _STAGES and (_KEY in kept or names <= {"stages", "data"})
 
 
 @dataclass(kw_only=True)
@@ -50,7 +74,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         self.out = Path(self.settings.out)
-        if self.out.exists() and not (self.out / "stages").is_dir() and (self.out.is_file() or any(self.out.iterdir())):
+        if self.out.exists() and not _is_own(self.out):
             raise OutputError(
                 f"the demo needs a folder of its own, and {self.out} holds other things. Choose another --out."
             )
@@ -58,8 +82,8 @@ class Demo:
             for part in ("align", "task", "merged"):
                 remove_output(self.out / part)
                 shutil.rmtree(partial_path(self.out / part), ignore_errors=True)
-            for stage in (self.out / "stages").glob("*.json"):
-                stage.unlink()
+            for name in _STAGES:
+                (self.out / "stages" / name).unlink(missing_ok=True)
         self.stages = self.out / "stages"
         self.stages.mkdir(parents=True, exist_ok=True)
 
@@ -90,7 +114,7 @@ class Demo:
             OutputError: it had another.
         """
         key = {"base": self.base_reference, "data": self.plan.entry(), **self._placed}
-        path = self.stages / "key.json"
+        path = self.stages / _KEY
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != key:
             raise OutputError(
                 f"{self.out} holds a demo of another model, data, device, dtype or seed. Pass --fresh to start again."

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from .. import manifest as manifests
 from ..adapters import AdapterMeta, open_adapter
 from ..adapters.paths import check_stored_names
@@ -58,6 +60,11 @@ _ALWAYS = (
 """Names that a person may add to an output whose manifest lists its files."""
 _TEXTS = (".json", ".jsonl", ".html")
 _MODEL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file")
+_MODULES = (
+    *("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices"),
+    *("rank_pattern", "alpha_pattern", "layers_pattern", "layers_to_transform", "layer_replication"),
+)
+"""Entries of an adapter's config that name modules, by patterns that may look like paths."""
 _MOST_TEXT = 2**26
 
 
@@ -234,10 +241,29 @@ def _check_card(path: Path, text: str) -> None:
             )
 
 
+def _check_metadata(path: Path) -> None:
+    """Refuse weights whose header names a path of this machine, as some trainers write their settings there."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise PublishError(
+            f"{path} must be a safetensors file: {shown(error)}. Write it again, or remove it."
+        ) from error
+    for name, text in metadata.items():
+        if without_paths({name: text}) != {name: text}:
+            raise PublishError(
+                f"{path} names a path of this machine in its header ({shown(name, 60)}), which would be published. "
+                "Save the file again without that entry."
+            )
+
+
 def _content(
     path: Path, name: str, public: Mapping[str, Any], *, base: str | None, local: str, repo: str
 ) -> bytes | Path:
     """Return what is sent of a file: the file, or its content without local paths."""
+    if path.suffix == ".safetensors":
+        _check_metadata(path)
     if path.suffix not in _TEXTS or name in (MANIFEST, README) or path.stat().st_size > _MOST_TEXT:
         return path
     if path.suffix == ".html":
@@ -269,8 +295,8 @@ def _content(
 
 def _config(document: dict[str, Any], base: Mapping[str, Any], local: str = "") -> dict[str, Any]:
     """Return an adapter's config that names its base model by its id on the Hub."""
-    paths = {key: value for key, value in document.items() if key == "fusion_encoder" and isinstance(value, str)}
-    cleaned: dict[str, Any] = document | without_paths(paths, base=base.get("id"), local=local)
+    others = {key: value for key, value in document.items() if key not in _MODULES}
+    cleaned: dict[str, Any] = document | without_paths(others, base=base.get("id"), local=local)
     if base.get("id"):
         cleaned["base_model_name_or_path"] = base["id"]
         if document.get("revision") != base.get("revision"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterFormatError, PublishError, shown
+from ..files import output_lock, real_path
 from ..progress import SILENT, Watcher
 from ..settings import PushSettings
 from .folder import Published, prepare
@@ -88,6 +92,7 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
         AdapterFormatError: the folder holds no adapter that loads.
         PublishError: a name that is no repository, a base model that is a local folder, a link among the files, a
             public repository where a private one is wanted, or the Hub refuses.
+        OutputError: another process writes the folder.
     """
     folder = Path(settings.folder)
     if settings.repo.count("/") != 1 or not all(settings.repo.split("/")):
@@ -99,6 +104,21 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
         raise PublishError("a commit needs a message, and --message is empty. Leave it out, or write one.")
     if not folder.is_dir():
         raise AdapterFormatError(f"an output folder or an adapter is needed, and {shown(folder)} is no folder.")
+    with nullcontext() if settings.dry_run else _unchanged(folder):
+        return _pushed(settings, folder, watch)
+
+
+@contextmanager
+def _unchanged(folder: Path) -> Iterator[None]:
+    """Keep other commands from replacing the folder while it is sent: half of it would be of another adapter."""
+    if not os.access(real_path(folder).parent, os.W_OK):  # then nobody can replace it
+        yield
+        return
+    with output_lock(folder):
+        yield
+
+
+def _pushed(settings: PushSettings, folder: Path, watch: Watcher) -> PushReport:
     published = prepare(folder, settings.repo, base_id=settings.base_id)
     if published.left_out:
         count = len(published.left_out)

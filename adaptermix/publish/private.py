@@ -10,7 +10,10 @@ from typing import Any
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _LANGUAGE = re.compile(r"([A-Za-z]{2,3}(?:[-_][A-Za-z]{2,4})*=)(.+)", re.DOTALL)
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
+_PASSWORD = re.compile(r"(?<=://)(?:[^:/@\s]*:\S*|[^/@\s]*)@")
+_NAMED_PASSWORD = re.compile(r"([?&;](?:password|passwd|pwd|sslpassword|pass|token)=)[^&;#\s]*", re.IGNORECASE)
+_DATABASE = re.compile(r"(?<=:///)/?[^\s'\"<>?]*(?=[\s'\"<>?]|$)")
+"""The file in the address of a database: `sqlite:////home/me/x.db`."""
 _MODELS = {"base", "model", "model_a", "model_b", "tuned", "source_encoder", "fusion_encoder", "id"}
 _MODELS |= {"_name_or_path", "name_or_path", "base_model_name_or_path"}
 """Entries that name a model: a Hub id stays, a folder does not."""
@@ -45,6 +48,8 @@ def last_part(path: str) -> str:
     if path.startswith("hf:"):
         return path
     plain = path.removeprefix("file://").rstrip("/\\")
+    if PurePosixPath(plain).parent.name in ("home", "Users") or plain == str(Path.home()):
+        return "folder"  # the last part is the name of a person
     name = PureWindowsPath(plain).name if "\\" in plain or PureWindowsPath(plain).drive else PurePosixPath(plain).name
     return name if name not in ("", "~", ".", "..") else "folder"
 
@@ -80,11 +85,12 @@ def without_paths(value: Any, *, base: str | None = None, local: str | None = No
 def text_without_paths(text: str) -> str:
     """Return a text in which absolute paths of this or another machine are cut to their last part."""
     found = _absolute().sub(lambda match: last_part(match[0]), text)
-    return _PASSWORD.sub("", found)
+    found = _DATABASE.sub(lambda match: last_part(match[0]), found)
+    return _NAMED_PASSWORD.sub(r"\1***", _PASSWORD.sub("", found))
 
 
 def _absolute() -> re.Pattern[str]:
-    """Return what finds absolute paths inside a text: those under folders that the root of a system has."""
+    """Return what finds absolute paths inside a text: those of four parts, or in folders that a root has."""
     try:
         roots = _ROOTS | {name for name in os.listdir("/") if name.isidentifier()}
     except OSError:
@@ -92,4 +98,6 @@ def _absolute() -> re.Pattern[str]:
     home = re.escape(str(Path.home()))
     names = "|".join(sorted(map(re.escape, roots)))
     rest = r"""[^\s'"<>|*?`,;:()\[\]{}]*"""
-    return re.compile(rf"(?<![\w.:/<-])(?:file://)?(?:{home}|~|/(?:{names}))/{rest}|\b[A-Za-z]:[\\/]{rest}")
+    deep = r"(?:/[A-Za-z_][\w.-]*){3}"
+    windows = rf"\b[A-Za-z]:[\\/]{rest}|(?<!\S)\\\\\w{rest}"
+    return re.compile(rf"(?<![\w.:/<+-])(?:file://)?(?:{home}|~|\$HOME|/(?:{names})|{deep})/{rest}|{windows}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from ..adapters import open_adapter
 from ..adapters.paths import fitted
 from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
-from ..files import held, partial_path
+from ..files import held, partial_path, remove_partial
 from ..head_forms import Head
 from ..heads.brought import head_of
 from ..inputs import holds_output
@@ -123,7 +122,7 @@ def search_with(
                 work.run(ledger)
     result = result_of(prepared, settings, ledger.trials(), work.baseline, work.board)
     result = write_result(result, prepared, settings)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_partial(Path(settings.out).absolute(), f"{_JOURNAL}*")
     return result
 
 

@@ -129,6 +129,8 @@ def _storage(place: str | Path) -> Any:
         if "://" in str(place):
             return RDBStorage(str(place))
         path = Path(place)
+        if path.exists() and not path.is_file() and not path.is_dir():  # a named pipe would be waited for
+            raise ValueError("it is not a file")
         if path.exists():  # a file of something else is not to be changed
             _check_first_line(path)
         return JournalStorage(open_journal(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..disk import sync
 from ..errors import OutputError
-from ..files import check_output, partial_path
+from ..files import check_output, partial_path, remove_partial
 
 _FILE = "checkpoint.safetensors"
 
@@ -74,7 +73,7 @@ class Workplace:
                     f"an interrupted run for {self._out} is in {self.folder}. "
                     "Pass --resume to go on with it, or --overwrite to start again (in a recipe: overwrite: true)."
                 )
-            shutil.rmtree(self.folder)
+            self.clear()
         return self._load() if resume and (self.folder / _FILE).exists() else None
 
     def _load(self) -> Checkpoint:
@@ -121,5 +120,5 @@ class Workplace:
             ) from error
 
     def clear(self) -> None:
-        """Remove the folder, once the output is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the checkpoint, once the output is written."""
+        remove_partial(self._out.absolute(), f"{_FILE}*")

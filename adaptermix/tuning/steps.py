@@ -13,7 +13,7 @@ from typing import Any
 
 from ..disk import sync, sync_tree
 from ..errors import OutputError
-from ..files import beside, listed_files, partial_path, real_path, write_whole
+from ..files import beside, has_edited_card, listed_files, partial_path, real_path, write_whole
 from ..inputs import digest, paths_of, written_paths
 from ..progress import SILENT, Watcher
 from ..recipes import Step, going_on
@@ -67,9 +67,11 @@ class Steps:
         self._done: dict[str, dict[str, Any]] = {}
         self._made: dict[str, str] = {}
         self._left: dict[str, list[str]] = {}
+        self._digests: dict[str, str] = {}
         if self._path.exists():
             record = _record(self._path)
             self._done, self._made, self._left = record["steps"], record["outputs"], record["files"]
+            self._digests = record["digests"]
             before = {name: record[name] for name in _ASKED if name in record}
             if before.pop("recipe", None) not in (None, asked["recipe"]):
                 watch.note(
@@ -109,6 +111,7 @@ class Steps:
             if target is not None:
                 self._made[target] = key
                 self._left[target] = _names(Path(target))
+                self._digests[target] = digest(Path(target)) if Path(target).exists() else ""
             self._save()
             if "pruned" in known:
                 return Outcome(document={}, ran=ran, pruned=Pruned(**known["pruned"]))
@@ -146,6 +149,7 @@ class Steps:
 
     def _save(self) -> None:
         record = {**self._asked, "steps": self._done, "outputs": self._made, "files": self._left}
+        record["digests"] = self._digests
         write_whole(self._path, (json.dumps(record, indent=1) + "\n").encode())
 
     def _clear(self, target: str, key: str, steps: Sequence[Step]) -> None:
@@ -160,6 +164,7 @@ class Steps:
         written = {str(real_path(path)) for step in steps for path in written_paths(step.settings)}
         own = {*self._left.get(target, ()), *(listed_files(place) or ())}
         others = [name for name in _names(place) if name not in own and str(real_path(place / name)) not in written]
+        others += ["an edited README.md"] if has_edited_card(place) else []
         if place.is_symlink() or not place.is_dir() or others:
             raise OutputError(
                 f"a search replaces only outputs of its own steps, and {target} {'holds' if others else 'is'} "
@@ -171,8 +176,12 @@ class Steps:
         """Put an earlier output where this candidate expects it; return whether it was still there, as it was made."""
         here, there = Path(target), Path(source)
         if here.exists():
+            if self._is_whole(target) and self._is_changed(target):
+                raise OutputError(
+                    f"{target} must be as its step left it, and was changed since. Move it away, or give another --out."
+                )
             return self._is_whole(target)
-        if not there.exists() or not self._is_whole(source):
+        if not there.exists() or not self._is_whole(source) or self._is_changed(source):
             return False
         here.parent.mkdir(parents=True, exist_ok=True)
         partial = beside(here, "copy")
@@ -186,6 +195,10 @@ class Steps:
     def _is_whole(self, target: str) -> bool:
         """Return whether all files of an output are there still."""
         return set(self._left.get(target, ())) <= set(_names(Path(target)))
+
+    def _is_changed(self, target: str) -> bool:
+        """Return whether somebody changed the content of an output."""
+        return self._digests.get(target) not in (None, digest(Path(target)))
 
 
 def _counting_from(start: int, report: Report) -> Report:
@@ -242,6 +255,7 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         found = {**record, **{name: dict(record[name]) for name in ("steps", "outputs", "files")}}
+        found["digests"] = dict(record.get("digests", {}))  # of records of earlier versions there are none
         if not all(
             isinstance(entry, dict) and ("document" in entry or "pruned" in entry) for entry in found["steps"].values()
         ):

@@ -112,6 +112,8 @@ REFUSED = [
     ("spectrum base tuned --modules q_prj", 1, "Did you mean 'q_proj'?"),
     ("spectrum base tuned --exclude *", 1, "share none"),
     ("spectrum base tuned --csv none/t.csv", 1, "--csv must lie in a folder"),
+    ("spectrum base task --csv task/adapter_model.safetensors", 1, "must not be part of an input, and task/"),
+    ("spectrum base tuned --csv base/model.safetensors", 1, "must not be part of an input, and base/"),
     ("spectrum base tuned --device tpu", 2, "--device: auto, cpu, cuda or cuda:N is needed, got 'tpu'"),
     ("spectrum base tuned --modules --csv t.csv", 2, "needs at least one value"),
 ]

@@ -9,6 +9,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -279,6 +281,17 @@ def test_predictions_do_not_replace_the_data(folder: Path) -> None:
     assert (folder / "dev.en.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_predictions_do_not_replace_a_file_of_the_adapter_that_is_evaluated(folder: Path, name: str) -> None:
+    (folder / "dev.en.jsonl").write_text("{}\n")
+    before = (folder / "task" / name).read_bytes()
+    own = ["--base", "b", "--adapter", folder / "task", "--task", "slots", "--data", folder / "dev.en.jsonl"]
+    code, said = run(folder, "evaluate", *own, "--predictions", folder / "task" / name, "--overwrite")
+    assert code == 1
+    assert "an output must not be part of an input" in said
+    assert (folder / "task" / name).read_bytes() == before
+
+
 def test_an_interrupt_that_is_swallowed_is_raised_again() -> None:
     from adaptermix.cli.signals import Interrupts
 
@@ -297,3 +310,28 @@ def swallowing(kind: Any) -> None:
         threading.Event().wait(60)
     except KeyboardInterrupt:
         os._exit(7)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full")
+@pytest.mark.parametrize(
+    ("command", "stream"),
+    [
+        ("inspect task --json --quiet", "stdout"),
+        ("inspect none --json", "stdout"),
+        ("inspect task", "stderr"),
+        ("-h", "stdout"),
+    ],
+)
+def test_a_stream_that_takes_nothing_ends_the_command_without_a_traceback(
+    folder: Path, command: str, stream: str
+) -> None:
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Path("/dev/full").open("w") as full:
+        streams[stream] = full
+        line = [sys.executable, "-m", "adaptermix", *command.split()]
+        found = subprocess.run(line, cwd=folder, text=True, timeout=300, check=False, **streams)
+    said = (found.stdout or "") + (found.stderr or "")
+    assert found.returncode == 1
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    assert said.count("\n") <= 1

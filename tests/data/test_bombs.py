@@ -88,3 +88,10 @@ def test_rows_of_thousands_of_digits_are_wrong_usage(rows: str) -> None:
     given: dict[str, Any] = {"base": "b", "task": "classify", "data": ["x"], "rows": rows}
     with pytest.raises(ValidationError, match="rows"):
         EvaluateSettings(**given)
+
+
+def test_a_row_that_is_nested_too_deep_to_be_cleaned_is_told_with_its_line(tmp_path: Path) -> None:
+    row = '{"text": "a\\ud83d", "label": "x", "more": ' + "[" * 600 + "]" * 600 + "}\n"
+    (tmp_path / "en.jsonl").write_text('{"text": "b", "label": "y"}\n' + row)
+    with pytest.raises(DataError, match=r"en\.jsonl:2: every line must be JSON"):
+        list(source.DataFile(path=tmp_path / "en.jsonl", languages=()).json_rows())

@@ -15,6 +15,8 @@ from adaptermix.demo.plan import own_data, real_data
 from adaptermix.errors import DataError, OutputError
 from adaptermix.settings import DemoSettings
 
+from ..factories import contents
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +106,18 @@ def test_a_folder_with_other_things_is_left_alone(causal: Path, tmp_path: Path) 
         with pytest.raises(OutputError, match="holds other things"):
             demo.run_demo(DemoSettings(base=str(causal), out=str(tmp_path), device="cpu", fresh=fresh))
     assert (tmp_path / "align" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mine", ["stages/mine.json", "stages/mine/key.json", "results.json"])
+def test_a_project_that_has_a_folder_of_the_same_name_is_left_alone(causal: Path, tmp_path: Path, mine: str) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    before = contents(tmp_path)
+    for fresh in (False, True):
+        with pytest.raises(OutputError, match="holds other things"):
+            demo.run_demo(DemoSettings(base=str(causal), out=str(tmp_path), device="cpu", fresh=fresh))
+    assert contents(tmp_path) == before
 
 
 def test_another_seed_is_not_mixed_into_an_earlier_demo(causal: Path, tmp_path: Path) -> None:

@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from adaptermix import PushSettings, merge, push
-from adaptermix.errors import AdapterFormatError, PublishError
+from adaptermix.errors import AdapterFormatError, OutputError, PublishError
+from adaptermix.publish.private import text_without_paths
 
 from ..factories import contents, peft_lora, tiny_llama, write_lora
 from .conftest import MODULES
@@ -236,6 +239,77 @@ def test_the_card_on_disk_names_no_folder_either_so_that_an_edited_one_can_be_se
     assert len(hub.repositories["me/slots-merged"].commits) == 1
 
 
+def test_no_entry_of_the_config_names_a_folder_of_this_machine(of_jane: Path, hub: Hub) -> None:
+    config = json.loads((of_jane / "adapter_config.json").read_text())
+    config["target_modules"] = r".*\.q_proj"
+    config["corda_config"] = {"cache_file": "/data/jane.doe/secret-project/cache.pt", "corda_method": "ipm"}
+    config["auto_mapping"] = {"base_model_class": "LlamaForCausalLM", "parent_library": "/gpfs/jane.doe/x/code.py"}
+    (of_jane / "adapter_config.json").write_text(json.dumps(config))
+    push(settings(of_jane, base_id="org/base"))
+    sent = json.loads(hub.repositories["me/slots-merged"].files["adapter_config.json"])
+    assert "jane.doe" not in json.dumps(sent)
+    assert sent["corda_config"] == {"cache_file": "cache.pt", "corda_method": "ipm"}
+    assert sent["target_modules"] == config["target_modules"]
+
+
+def test_weights_whose_header_names_a_folder_of_this_machine_are_refused(merged: Path, hub: Hub) -> None:
+    path = merged / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors, path, metadata={"format": "pt", "ss_args": '{"out": "/home/jane.doe/secret-project/x"}'})
+    with pytest.raises(PublishError, match=r"names a path of this machine in its header \(ss_args\)"):
+        push(settings(merged))
+    assert hub.requests == []
+    save_file(tensors, path, metadata={"format": "pt"})
+    push(settings(merged))
+
+
+def test_a_folder_is_not_replaced_while_it_is_sent(merged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge in another thread would mix its weights with the manifest that was read before."""
+    from adaptermix.publish import hub as module
+
+    weights, said = (merged / "adapter_model.safetensors").read_bytes(), []
+    prepare = module.prepare
+
+    def slow(*given: Any, **more: Any) -> Any:
+        found = prepare(*given, **more)
+
+        def other() -> None:
+            inputs = [merged.parent / "task", merged.parent / "align"]
+            try:
+                merge(inputs, weights=[0.1], out=merged, overwrite=True)
+            except OutputError as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return found
+
+    monkeypatch.setattr(module, "prepare", slow)
+    push(settings(merged))
+    assert "one process at a time may work on" in said[0]
+    assert hub.repositories["me/slots-merged"].files["adapter_model.safetensors"] == weights
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("sqlite:////home/jane/secret/search.db", "sqlite:///search.db"),
+        ("sqlite:///jane/search.db", "sqlite:///search.db"),
+        ("postgresql://me:p@ss/w0rd@host/db", "postgresql://host/db"),
+        ("https://hf_token@huggingface.co/me/x", "https://huggingface.co/me/x"),
+        ("mysql://host/db?user=me&password=secret&ssl=1", "mysql://host/db?user=me&password=***&ssl=1"),
+        ("from /gpfs/users/jane/x.tsv on", "from x.tsv on"),
+        ("from $HOME/jane/x.tsv on", "from x.tsv on"),
+        (r"from \\server\jane\x.tsv on", "from x.tsv on"),
+        ("/home/jane", "folder"),
+        ("and/or /s/he, see https://x.org/a/b/c/d/e and a1+/b2/c3/d4/e5", None),
+    ],
+)
+def test_what_is_published_of_a_text(text: str, published: str | None) -> None:
+    assert text_without_paths(text) == (text if published is None else published)
+
+
 def test_relative_folders_are_not_taken_for_ids_of_the_hub(of_jane: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(of_jane.parents[1])
     write_lora(Path("secret-project/c"), MODULES, base="secret-project/base")
@@ -288,6 +362,9 @@ def test_more_than_250_files_are_one_commit_too(merged: Path, hub: Hub) -> None:
     (merged / "additional_chat_templates").mkdir()
     for number in range(300):
         (merged / "additional_chat_templates" / f"t{number}.jinja").write_text(str(number))
+    manifest = json.loads((merged / "adaptermix.json").read_text())
+    manifest["files"] += [f"additional_chat_templates/t{number}.jinja" for number in range(300)]
+    (merged / "adaptermix.json").write_text(json.dumps(manifest))
     report = push(settings(merged))
     repository = hub.repositories["me/slots-merged"]
     assert len(report.files) == len(repository.files) == 304

@@ -70,7 +70,7 @@ def test_a_search_does_not_go_on_with_another_base(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_write", interrupted)
+        patched.setattr(run, "write_result", interrupted)
         with pytest.raises(KeyboardInterrupt):
             search(settings)
     change(tmp_path / "base")
@@ -123,3 +123,18 @@ def test_two_trainings_into_one_output_do_not_run_together(own: dict[str, Any], 
         done.set()
         thread.join()
     assert torch.isfinite(torch.tensor(train_task(TaskSettings(**given)).history[0]["loss"]))
+
+
+def test_a_search_leaves_the_checkpoint_of_a_training_into_the_same_output_and_the_other_way_round(
+    own: dict[str, Any], tmp_path: Path
+) -> None:
+    partial, out = tmp_path / ".out.partial", str(tmp_path / "out")
+    adapters = [str(peft_lora(Path(own["base"]), tmp_path / f"a{seed}", seed=seed, r=2)) for seed in range(2)]
+    rows = [str(tmp_path / "en.jsonl")]
+    partial.mkdir()
+    (partial / "checkpoint.safetensors").write_bytes(b"hours of training")
+    search(SearchSettings(**own, adapters=adapters, dev=rows, out=out, grid=[0.5], max_new_tokens=2))
+    assert [path.name for path in partial.iterdir()] == ["checkpoint.safetensors"]
+    (partial / "checkpoint.safetensors").rename(partial / "trials.log")
+    train_task(TaskSettings(**own, train=rows, out=out, steps=1, rank=2, overwrite=True))
+    assert {path.name: path.read_bytes() for path in partial.iterdir()} == {"trials.log": b"hours of training"}

@@ -23,7 +23,7 @@ from adaptermix.study.ledger import Ledger, Listed
 from adaptermix.study.liveness import works
 from adaptermix.study.proposals import Proposals
 from adaptermix.study.space import Candidate, Choice, Interval, Space
-from adaptermix.study.storage import hidden, without_password
+from adaptermix.study.storage import hidden, open_study, without_password
 from adaptermix.study.trials import Trial, pack, unpack
 
 LISTED = Listed([Candidate(weights=(weight,)) for weight in (0.1, 0.5, 0.9)])
@@ -49,6 +49,12 @@ def journal(tmp_path: Path) -> Path:
     """A journal of a search with two of three trials done."""
     assert run(ledger(tmp_path / "log"), most=2) == 2
     return tmp_path / "log"
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match=r"must be a journal file of a search, .* it is not a file"):
+        open_study(tmp_path / "pipe", "study")
 
 
 @pytest.mark.parametrize("lost", [1, 2, 10, 60])
