@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -58,6 +59,9 @@ def check_written(settings: Settings) -> None:
         OutputError: an output is an input, or a folder that holds one.
     """
     inputs = input_paths(settings)
+    for option in _OWN:
+        if named := getattr(settings, option, None):
+            check_replaceable(Path(named), option)
     for path in written_paths(settings):
         if path.exists() and not getattr(settings, "overwrite", True):
             continue  # an existing output is refused in any case
@@ -65,6 +69,50 @@ def check_written(settings: Settings) -> None:
             check_not_input(path, inputs)
         else:
             check_file_not_input(path, inputs)
+
+
+def _has_answer(head: bytes) -> bool:
+    try:
+        row = json.loads(head.split(b"\n", 1)[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "answer" in row
+
+
+_HEAD = 2**20
+_OWN: dict[str, tuple[Callable[[bytes], bool], str]] = {
+    "predictions": (_has_answer, "answers of `evaluate --predictions`"),
+    "markdown": (lambda head: head.startswith(b"| system |"), "a table of `compare --markdown`"),
+    "document": (lambda head: head.startswith(b"{") and b'"systems"' in head, "a document of `compare --document`"),
+    "csv": (lambda head: head.startswith(b"module,layer,kind,"), "a table of `spectrum --csv`"),
+    "plot": (
+        lambda head: head.startswith(b"\x89PNG") and (b"adaptermix" in head or b"Matplotlib" in head),
+        "a picture of this toolkit",
+    ),
+}
+"""How files that options name are recognised, and what they are; only these are replaced."""
+
+
+def check_replaceable(path: Path, option: str) -> None:
+    """Refuse to replace a file that no command of this toolkit wrote for the same option.
+
+    Args:
+        path: The file to write.
+        option: Name of the option.
+
+    Raises:
+        OutputError: there is a file of another form, or one that cannot be read.
+    """
+    if not path.is_file():
+        return
+    is_own, what = _OWN[option]
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise OutputError(f"--{option} must be a file that can be replaced, and {path} is not: {error}.") from error
+    if head and not is_own(head):
+        raise OutputError(f"--{option} replaces only {what}, and {path} holds something else. Give another file.")
 
 
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".model"}

@@ -119,7 +119,7 @@ def draw(result: Inspection, path: Path) -> None:
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     content = BytesIO()
-    figure.savefig(content, dpi=_DPI, format="png")
+    figure.savefig(content, dpi=_DPI, format="png", metadata={"Software": "adaptermix"})
     write_whole(path, content.getvalue())
 
 

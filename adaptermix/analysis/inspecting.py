@@ -12,7 +12,7 @@ from ..adapters import AdapterSource, open_adapters
 from ..algebra import LowRank, sign_conflict
 from ..algebra.subspaces import Frame, chance_overlap, frame, frame_cosine, overlap, share_within
 from ..errors import AdapterFormatError, PlanError
-from ..inputs import check_file_not_input
+from ..inputs import check_file_not_input, check_replaceable
 from ..progress import SILENT, Watcher
 from .figures import check_plot, draw
 from .inspection import AdapterInspection, Inspection, ModuleNumbers, PairInspection, PairNumbers
@@ -50,6 +50,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
     if plot is not None:
         check_plot(Path(plot), count=len(adapters))
         check_file_not_input(Path(plot), adapters)
+        check_replaceable(Path(plot), "plot")
     sources = open_adapters(adapters)  # a head in one of them moves the paths of its encoder
     names = unique_names([source.name for source in sources])
     paths = list(dict.fromkeys(path for source in sources for path in source.modules))

@@ -11,7 +11,7 @@ from ..algebra import concatenate
 from ..algebra.spectra import dense_singular_values, spectral_distance, spectral_norm
 from ..errors import IncompatibleAdapters, ModelError, PlanError
 from ..files import write_whole
-from ..inputs import check_file_not_input
+from ..inputs import check_file_not_input, check_replaceable
 from ..models import pick_device
 from ..progress import SILENT, Watcher
 from .figures import check_file
@@ -74,6 +74,7 @@ def spectrum(
     if csv is not None:
         check_file(Path(csv), "--csv")
         check_file_not_input(Path(csv), (model_a, model_b))
+        check_replaceable(Path(csv), "csv")
     place = pick_device(device)
     a, b = open_side(str(model_a)), open_side(str(model_b))
     compared, measure = _measure(a, b, place)

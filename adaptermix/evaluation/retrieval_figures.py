@@ -29,7 +29,7 @@ def draw(result: Retrieval, path: Path) -> None:
     bottom.set(xlabel="layer", ylabel="mean over directions", ylim=(0, 1))
     bottom.legend(frameon=False)
     content = io.BytesIO()
-    figure.savefig(content, dpi=110, format="png")
+    figure.savefig(content, dpi=110, format="png", metadata={"Software": "adaptermix"})
     write_whole(path, content.getvalue())
 
 

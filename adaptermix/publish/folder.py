@@ -17,7 +17,7 @@ from ..adapters import AdapterMeta, open_adapter
 from ..adapters.paths import check_stored_names
 from ..checkpoints import open_checkpoint, open_tensors
 from ..errors import PublishError, shown
-from ..files import MANIFEST, ROWS_FILE
+from ..files import MANIFEST
 from .card import card, hub_id
 from .private import last_part, text_without_paths, without_paths
 from .template import is_untouched
@@ -47,7 +47,6 @@ _RECORDS = (
 )
 _ALWAYS = (
     MANIFEST,
-    ROWS_FILE,
     README,
     "LICENSE",
     "LICENSE.txt",
@@ -185,7 +184,14 @@ def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any],
     cleaned: dict[str, Any] = without_paths(
         {key: value for key, value in document.items() if key != "base"}, base=name or last_part(local), local=local
     )
-    return cleaned | {"base": base}
+    return _without_rows(cleaned) | {"base": base}
+
+
+def _without_rows(value: Any) -> Any:
+    """Return a manifest without the names of sets of row hashes: whoever guesses a private row could confirm it."""
+    if isinstance(value, Mapping):
+        return {key: _without_rows(item) for key, item in value.items() if key != "row_hashes"}
+    return [_without_rows(item) for item in value] if isinstance(value, list) else value
 
 
 def _chosen(folder: Path, document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
