@@ -184,7 +184,8 @@ def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any],
     cleaned: dict[str, Any] = without_paths(
         {key: value for key, value in document.items() if key != "base"}, base=name or last_part(local), local=local
     )
-    return _without_rows(cleaned) | {"base": base}
+    public: dict[str, Any] = _without_rows(cleaned)
+    return public | {"base": base}
 
 
 def _without_rows(value: Any) -> Any:
