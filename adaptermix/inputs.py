@@ -59,9 +59,6 @@ def check_written(settings: Settings) -> None:
         OutputError: an output is an input, or a folder that holds one.
     """
     inputs = input_paths(settings)
-    for option in _OWN:
-        if named := getattr(settings, option, None):
-            check_replaceable(Path(named), option)
     for path in written_paths(settings):
         if path.exists() and not getattr(settings, "overwrite", True):
             continue  # an existing output is refused in any case
@@ -69,6 +66,11 @@ def check_written(settings: Settings) -> None:
             check_not_input(path, inputs)
         else:
             check_file_not_input(path, inputs)
+    for option in _OWN:
+        named = getattr(settings, option, None)
+        # without permission to replace, an existing file is refused in any case
+        if named and getattr(settings, "overwrite", True):
+            check_replaceable(Path(named), option)
 
 
 def _has_answer(head: bytes) -> bool:

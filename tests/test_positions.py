@@ -117,7 +117,7 @@ def test_texts_beyond_the_positions_are_cut_in_every_command(name: str, tmp_path
 def test_prompts_leave_positions_for_their_answers(tmp_path: Path) -> None:
     place: dict[str, Any] = {"base": str(made("gpt2", tmp_path / "base")), "device": "cpu", "dtype": "float32"}
     (tmp_path / "en.jsonl").write_text(
-        f'{{"prompt": "{"a" * 100}", "answer": "b"}}\n{{"prompt": "a", "answer": "b"}}\n'
+        f'{{"prompt": "{"a" * 100}", "answer": "b"}}\n{{"prompt": "a", "answer": "c"}}\n'
     )
     asked: dict[str, Any] = {**place, "task": "sft", "data": [str(tmp_path / "en.jsonl")]}
     for most, room in ((4, 60), (30, 34), (500, 32)):

@@ -220,7 +220,7 @@ class TestWholeLine:
         assert scores["task"] == "slots"
         assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 6
         layers = done("retrieve", *model, "--adapter", align, "--data", pairs[0], *place)["layers"]
-        assert set(layers["0"]) == {"mean", "directions"}
+        assert set(layers["0"]) == {"mean", "directions", "score", "scores"}
         pushed = done("push", merged, "me/merged", "--base-id", "org/tiny", "--dry-run", "--json")
         assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "adaptermix.json"} <= {
             file["name"] for file in pushed["files"]

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.factories import contents, write_lora
+from tests.factories import contents, without_card_hash, write_lora
 
 _START = multiprocessing.get_context("forkserver")
 PATHS = {f"model.layers.{n}.self_attn.q_proj": (24, 16, 4) for n in range(3)}
@@ -145,8 +145,12 @@ def count(folder: Path, *arguments: Any, **more: Any) -> int:
 
 
 def output(folder: Path) -> dict[str, bytes | None]:
-    """Everything in an output but its card, which has the folder's name."""
-    return {name: content for name, content in contents(folder).items() if name != "README.md"}
+    """Everything in an output but its card, which has the folder's name, and the hash of the card."""
+    return {
+        name: content and without_card_hash(content)
+        for name, content in contents(folder).items()
+        if name != "README.md"
+    }
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])

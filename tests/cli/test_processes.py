@@ -132,7 +132,7 @@ def test_a_failure_deep_in_a_library_is_one_line(tmp_path: Path) -> None:
     before = contents(tmp_path)
     done = run("train-align", "--base", "model", "--pairs", *pairs, "--out", "a", *PLACE, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: base model 'model' must be a model folder or a Hub id")
+    assert done.stderr.startswith("error: base model 'model' cannot be loaded from this folder: ")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert contents(tmp_path) == before
 

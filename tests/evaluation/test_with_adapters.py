@@ -230,7 +230,8 @@ def test_a_comparison_is_that_of_two_evaluations(causal: Path, adapter: Path, tm
     assert found.document()["against"]["scores"] == alone.document()["scores"]
     itself = evaluate(evaluated(causal, data, adapter=str(adapter), against=str(adapter))).against
     assert itself is not None
-    assert (itself.overall.value, itself.overall.low, itself.overall.high) == (0.0, 0.0, 0.0)
+    assert itself.overall.value == 0.0
+    assert itself.overall.low < 0 < itself.overall.high
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
