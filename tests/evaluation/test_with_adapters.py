@@ -147,7 +147,11 @@ def test_answers_on_disk_are_not_replaced_unasked(causal: Path, tmp_path: Path) 
     for path, words in ((kept, "Pass --overwrite"), (tmp_path, "must be a file"), (tmp_path / "a" / "b", "folder")):
         with pytest.raises(OutputError, match=words):
             evaluate(evaluated(causal, data, predictions=str(path)))
+    # nor is what is no file of answers, asked or not
+    with pytest.raises(OutputError, match="replaces only answers"):
+        evaluate(evaluated(causal, data, predictions=str(kept), overwrite=True))
     assert kept.read_text() == "dear"
+    kept.write_text('{"answer": "x"}\n')
     evaluate(evaluated(causal, data, predictions=str(kept), overwrite=True))
     assert len(kept.read_text().splitlines()) == 5
 
