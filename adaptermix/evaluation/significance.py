@@ -43,7 +43,7 @@ def units_of_mean(units: Sequence[int]) -> float:
     """Return how many units a mean over languages is worth, if row i is hard or easy in all of them.
 
     Example:
-        >>> units_of_mean([12, 12, 12]), round(units_of_mean([4, 400]), 1)
+        >>> round(units_of_mean([12, 12, 12]), 6), round(units_of_mean([4, 400]), 1)
         (12.0, 13.2)
     """
     return 1 / float(np.mean([1 / math.sqrt(count) for count in units])) ** 2

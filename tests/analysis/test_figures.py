@@ -24,7 +24,7 @@ def folders(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_png_is_written_with_cells_missing_or_zero(folders: list[Path], tmp_path: Path, count: int) -> None:
     path = tmp_path / "plot.png"
-    path.write_text("old")
+    inspect(folders, plot=path)  # an older picture is replaced
     inspect([*folders, folders[0]][:count], plot=path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["align", "plot.png", "task"]

@@ -48,12 +48,12 @@ def fit(right, rule="best", distances=None, clusters=None):
 def test_the_interval_covers_nothing_where_there_is_nothing(candidates):
     """Candidates that are all as good as the baseline: 95 % intervals hold 0 in 93 to 97 % of the searches.
 
-    The bounds allow for two standard errors of 200 searches; winners that each resample keeps gave .85.
+    The bounds allow for two standard errors of 120 searches; winners that each resample keeps gave .85.
     """
     rng = np.random.default_rng(candidates)
-    found = [fit(searched(rng, candidates)) for _ in range(200)]
+    found = [fit(searched(rng, candidates)) for _ in range(120)]
     covered = np.mean([score.low <= 0 <= score.high for score in found])
-    assert 0.92 <= covered <= 0.98
+    assert 0.91 <= covered <= 0.99
     assert abs(np.mean([score.value for score in found])) < 0.008
 
 

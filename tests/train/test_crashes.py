@@ -149,7 +149,7 @@ def test_a_run_killed_before_every_one_of_its_writes_ends_with_the_same_bytes(ru
     assert not partial_path(out).exists()
 
 
-@pytest.mark.parametrize(("kind", "kills", "steps"), [("task", 20, 160), ("align", 4, 60), ("joint", 4, 60)])
+@pytest.mark.parametrize(("kind", "kills", "steps"), [("task", 10, 80), ("align", 4, 60), ("joint", 4, 60)])
 def test_a_run_killed_at_random_instants_ends_with_the_same_bytes(
     runs: Runs, kind: str, kills: int, steps: int
 ) -> None:
