@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -191,8 +192,12 @@ def _append(folder: Path, lines: Sequence[str]) -> None:
     if not lines:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # one write at the file's end, so that lines of several processes do not mix
     with (folder / RECORD).open("ab+", buffering=0) as file:
+        # else this process could see half of a line that another one is writing
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)
