@@ -205,7 +205,7 @@ def draws(
         pairs = [[best, best, worst, worst]] * first + [[best, worst, best, worst]] * (len(runs) - first)
         extra, invented = (_EACH, [[best, worst]] * len(runs)) if hedge == "each" else (_PAIR, pairs)
         tables = np.concatenate([tables, np.array(invented)], axis=1)
-    weights = _resamples(tables.shape[1] - len(extra), seed, extra)
+    weights = resampled_counts(tables.shape[1] - len(extra), seed, extra)
     return metric.value(np.stack([weights @ table for table in tables]))
 
 
@@ -225,7 +225,7 @@ def cluster_sums(runs: Sequence[Statistics]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=16)
-def _resamples(clusters: int, seed: int, extra: tuple[float, ...] = ()) -> NDArray[np.float64]:
+def resampled_counts(clusters: int, seed: int, extra: tuple[float, ...] = ()) -> NDArray[np.float64]:
     """Return how often each cluster counts: once in the first row, then in every resample.
 
     Args:

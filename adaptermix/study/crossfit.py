@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.score import NORMAL, RESAMPLES, Score, Statistics, cluster_sums, count_units
+from ..evaluation.score import NORMAL, RESAMPLES, Score, Statistics, cluster_sums, count_units, resampled_counts
 from ..evaluation.significance import units_of_mean
 from ..tasks import Metric
 
@@ -57,7 +57,7 @@ def cross_fit(
     for language, rows in baseline.items():
         table = cluster_sums([rows, *(counted[language] for counted in candidates)])
         sums[language] = _units(table)
-        weights[language] = _draws(sums[language].shape[1], seed)
+        weights[language] = resampled_counts(sums[language].shape[1], seed)
     folded = {language: _by_fold(table, weights[language]) for language, table in sums.items()}
     order = np.asarray(distances)
     pooled = {language: np.zeros_like(table[0, 0]) for language, table in folded.items()}
@@ -125,12 +125,6 @@ def _units(table: Values) -> Values:
     sums = np.zeros((_UNITS, table.shape[0], table.shape[2]))
     np.add.at(sums, np.arange(clusters) % _UNITS, table.swapaxes(0, 1))
     return sums.swapaxes(0, 1)
-
-
-def _draws(units: int, seed: int) -> Values:
-    """Return how often each unit counts: once, then in every resample; alike for languages with as many units."""
-    drawn = np.random.default_rng((seed, units)).multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
-    return np.vstack([np.ones((1, units)), drawn])
 
 
 def _by_fold(table: Values, weights: Values) -> Values:

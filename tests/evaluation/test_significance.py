@@ -44,12 +44,18 @@ def compared(tmp_path: Path, rights: dict[str, np.ndarray]):
     )
 
 
-def test_the_p_value_of_a_comparison_is_near_that_of_mcnemar(tmp_path: Path):
-    """40 rows gained and 20 lost of 400: McNemar's z is 20 / sqrt(60)."""
+def gained_and_lost() -> tuple[np.ndarray, np.ndarray]:
+    """Right answers of two systems on 400 rows, of which the second gains 40 and loses 20."""
     base = np.arange(400) < 300
     other = base.copy()
     other[:20] = False
     other[300:340] = True
+    return base, other
+
+
+def test_the_p_value_of_a_comparison_is_near_that_of_mcnemar(tmp_path: Path):
+    """40 rows gained and 20 lost of 400: McNemar's z is 20 / sqrt(60)."""
+    base, other = gained_and_lost()
     found = compared(tmp_path, {"base": base, "other": other}).found[1]
     assert found.above["all"].value == pytest.approx(0.05)
     assert stats.norm.isf(found.p_values["all"] / 2) == pytest.approx(20 / 60**0.5, rel=0.06)
@@ -80,10 +86,7 @@ def test_few_rows_have_the_p_value_of_the_exact_test_and_an_interval_with_a_widt
 
 
 def test_more_systems_make_a_finding_less_likely(tmp_path: Path):
-    base = np.arange(400) < 300
-    other = base.copy()
-    other[:20] = False
-    other[300:340] = True
+    base, other = gained_and_lost()
     alone = compared(tmp_path, {"base": base, "other": other}).found[1]
     rng = np.random.default_rng(0)
     # ten systems that differ from the baseline in forty rows, as often for the better as for the worse
