@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from ..tasks import Metric
 from .score import RESAMPLES, RowStatistics, Score, count_units, draws, hedged_interval, with_interval
-
-Draws = NDArray[np.float64]
-"""Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
+from .significance import Draws
 
 
 def over_runs(values: NDArray[np.float64], seed: int) -> Draws:

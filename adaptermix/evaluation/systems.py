@@ -22,8 +22,8 @@ from ..tasks.base import remarks
 from ..tasks.tagged import from_entry
 from .data_sets import column_of, read_columns, side_by_side
 from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows
-from .significance import p_values
-from .system_scores import Draws, Scored, group_means, over_runs, shares_of_gap
+from .significance import Draws, p_values
+from .system_scores import Scored, group_means, over_runs, shares_of_gap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
