@@ -132,16 +132,16 @@ def test_nothing_is_drawn_and_a_frozen_adapter_below_acts(tmp_path: Path) -> Non
     write_lora(tmp_path / "below", modules, alpha=400, task_type="FEATURE_EXTRACTION")
     with peft_noise():
         merged = PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "below").merge_and_unload()
-    merged.save_pretrained(tmp_path / "merged")
-    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "merged")
+    merged.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "model")
     outs = {}
-    for name, more in {
-        "plain": {"base": str(base)},
-        "again": {"base": str(base)},
-        "on": {"base": str(base), "on_top_of": str(tmp_path / "below")},
-        "merged": {"base": str(tmp_path / "merged")},
-    }.items():
-        train_align(settings_for(base, tmp_path, out=str(tmp_path / name), **more))
+    for name, model, more in (
+        ("plain", base, {}),
+        ("again", base, {}),
+        ("on", base, {"on_top_of": str(tmp_path / "below")}),
+        ("merged", tmp_path / "model", {}),
+    ):
+        train_align(settings_for(model, tmp_path, out=str(tmp_path / name), **more))
         outs[name] = load_adapter(tmp_path / name)
     (module,) = outs["plain"].updates
     assert module == "encoder.layer.1.output.dense"
