@@ -150,7 +150,7 @@ def test_pairs_alone_teach_the_other_language_and_keep_the_source(
     assert fuse["losses"]["dev"] < fuse["losses"]["dev_start"] / 10
     assert [entry["name"] for entry in fuse["learned_on"]] == ["de-en.tsv"]
     assert fuse["learned_on"][0]["rows"] == 20
-    assert document["languages"] == {"supervised": ["en"], "aligned": ["de"]}
+    assert document["languages"] == {"supervised": ["en"], "aligned": ["de", "en"]}
     assert {"de-en.tsv"} == {entry["name"] for entry in document["dev"]}
     before = accuracy(encoder, folder / "task", folder / "rows.de.csv")
     assert accuracy(encoder, out, folder / "rows.de.csv") > before + 0.2
