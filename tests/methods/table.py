@@ -76,6 +76,24 @@ TABLE: dict[str, Row] = {
     "tsv": Row(name="tsv"),
     "tsv, all": Row(name="tsv", options={"share": 1.0}),
     "iso-c": Row(name="iso-c", laws={"returns_single": False, "tolerance": 1e-6}),
+    "ties, in core": Row(name="ties", options={"density": 0.4, "space": "core"}, neutral=FULL),
+    "ties, in core, over the model": Row(
+        name="ties", options={"density": 0.4, "space": "core", "scope": "model"}, neutral=FULL
+    ),
+    "magnitude-prune, in core": Row(name="magnitude-prune", options={"density": 0.3, "space": "core"}, neutral=FULL),
+    "breadcrumbs, in core": Row(
+        name="breadcrumbs",
+        options={"density": 0.4, "outliers": 0.1, "space": "core"},
+        neutral=FULL | {"outliers": 0.0},
+    ),
+    "dare-linear, in core": Row(name="dare-linear", options={"density": 0.5, "space": "core"}, neutral=FULL),
+    "dare-ties, in core": Row(name="dare-ties", options={"density": 0.5, "space": "core"}, neutral=FULL),
+    "della, in core": Row(name="della", options={"density": 0.5, "space": "core"}, neutral=FULL | {"epsilon": 0.0}),
+    "magnitude-prune, in core, whole": Row(
+        name="magnitude-prune", options=FULL | {"space": "core"}, laws=ADDS | {"linear": True}
+    ),
+    "tsv, in core": Row(name="tsv", options={"space": "core"}),
+    "iso-c, in core": Row(name="iso-c", options={"space": "core"}, laws={"returns_single": False, "tolerance": 1e-6}),
     "fisher": Row(name="fisher", laws={"signed": False}),
     "regmean": Row(name="regmean", laws={"signed": False}),
     "regmean, as is": Row(name="regmean", options={"off_diagonal": 1.0}, laws={"signed": False}),
