@@ -53,7 +53,7 @@ def core_of(updates: Sequence[Update]) -> Core:
     ranks = [update.rank for update in low]
     q_b, r_b = torch.linalg.qr(torch.cat([update.b.double() * update.scale for update in low], dim=1))
     q_a, r_a = torch.linalg.qr(torch.cat([update.a.double() for update in low]).T)
-    parts = [b @ a.T for b, a in zip(r_b.split(ranks, dim=1), r_a.split(ranks, dim=1), strict=True)]  # type: ignore[no-untyped-call]
+    parts = [b @ a.T for b, a in zip(r_b.split(ranks, dim=1), r_a.split(ranks, dim=1), strict=True)]
     left = _basis(q_b, torch.cat(parts, dim=1), shape)
     right = _basis(q_a, torch.cat(parts).T, shape)
     # Both are products with orthonormal columns: small matrices in the place of [out in] ones.
@@ -66,4 +66,6 @@ def _basis(frame: Float[Tensor, "n r"], parts: Float[Tensor, "r m"], shape: tupl
     u, sigma, _ = torch.linalg.svd(parts, full_matrices=False)
     basis = frame @ u[:, : max(1, numerical_rank(sigma, shape))]
     # The sign of a singular vector is arbitrary; an election of signs is not blind to it where entries cancel.
-    return basis * torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    signed: Tensor = basis * torch.where(largest < 0, -1.0, 1.0)
+    return signed

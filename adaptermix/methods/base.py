@@ -33,6 +33,8 @@ class MergeMethod(ABC):
     """Whether it works on the factors themselves, whose ranks must then be those of the files."""
     is_learned: ClassVar[bool] = False
     """Whether its weights are learned on rows of a task before anything is merged."""
+    roles: ClassVar[tuple[str, ...]] = ()
+    """What each adapter is, in their order, where that matters; it then takes exactly so many."""
     factor: ClassVar[str | None] = None
     """The option that does nothing but multiply the result, if there is one."""
 
@@ -89,6 +91,19 @@ def is_weighted_sum(method: MergeMethod | type[MergeMethod]) -> bool:
     """Return whether the coefficients of a method, or of a class of them, come from the weights alone."""
     cls = method if isinstance(method, type) else type(method)
     return issubclass(cls, LinearMethod) and not cls.depends_on_deltas
+
+
+def check_roles(method: MergeMethod, count: int) -> None:
+    """Refuse a number of adapters that a method with a role for each cannot take.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if method.roles and count != len(method.roles):
+        raise UsageError(
+            f"method '{method.title}' takes {len(method.roles)} adapters in this order: {', '.join(method.roles)}. "
+            f"Got {count}."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

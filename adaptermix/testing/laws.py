@@ -237,8 +237,9 @@ class MergeMethodLaws:
             return
         stack = self.drawn(data)
         total = torch.zeros(stack.shape, dtype=torch.float64)
-        for update, weight, name in zip(stack.updates, stack.weights, stack.names, strict=True):
-            alone = replace(stack, updates=(update,), weights=(weight,), names=(name,))
+        each = zip(stack.updates, stack.weights, stack.names, stack.places, strict=True)
+        for update, weight, name, place in each:
+            alone = replace(stack, updates=(update,), weights=(weight,), names=(name,), places=(place,))
             total += self.merged(alone).dense()
         self._demand_close(self.merged(stack), total, rounding_scale(stack), "all must be the sum of each alone")
 

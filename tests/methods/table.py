@@ -33,6 +33,16 @@ ADDS: dict[str, Any] = {"additive": True}
 
 TABLE: dict[str, Row] = {
     "exact": Row(name="exact", laws=ADDS | {"linear": True}),
+    "layer-swap": Row(
+        name="layer-swap",
+        options={"bottom": 2, "top": 3, "transition": 2},
+        neutral={"bottom": 0, "top": 0},
+        laws=ADDS | {"max_k": 2, "permutable": False},
+    ),
+    "layer-swap, the middle": Row(
+        name="layer-swap", options={"bottom": 0, "top": 0}, laws=ADDS | {"max_k": 2, "permutable": False}
+    ),
+    "adamergex": Row(name="adamergex", options={"t": 0.5}, laws=ADDS | {"max_k": 3, "permutable": False}),
     "svd": Row(name="svd", laws=ADDS | {"linear": True}),
     "task-arithmetic": Row(name="task-arithmetic", laws=ADDS | {"linear": True}),
     "task-arithmetic, gain": Row(name="task-arithmetic", options={"gain": -0.5}, neutral={"gain": 1.0}, laws=ADDS),
@@ -94,6 +104,11 @@ TABLE: dict[str, Row] = {
     ),
     "tsv, in core": Row(name="tsv", options={"space": "core"}),
     "iso-c, in core": Row(name="iso-c", options={"space": "core"}, laws={"returns_single": False, "tolerance": 1e-6}),
+    "wudi": Row(name="wudi"),
+    "wudi, the minimum": Row(name="wudi", options={"ridge": 0.0}, laws={"tolerance": 1e-6}),
+    "do-merging": Row(name="do-merging"),
+    "do-merging, by module": Row(name="do-merging", options={"per": "module"}),
+    "cat": Row(name="cat", laws=ADDS | {"linear": True}),
     "fisher": Row(name="fisher", laws={"signed": False}),
     "regmean": Row(name="regmean", laws={"signed": False}),
     "regmean, as is": Row(name="regmean", options={"off_diagonal": 1.0}, laws={"signed": False}),
