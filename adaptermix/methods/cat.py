@@ -14,9 +14,9 @@ from .fuse import Fuse
 class Cat(Fuse):
     r"""Concatenate LoRAs with a coefficient per adapter and module, learned on rows of the task.
 
-    $\Delta_m = \sum_i \alpha_{im} s_i B_i A_i$ for each module m. This is `fuse` with `per=module`: the same sum, the same
-    learning and options, and the same plain adapter as its result. `fuse` has one gate for all modules of a layer,
-    which few rows overfit less.
+    $\Delta_m = \sum_i \alpha_{im} s_i B_i A_i$ for each module m. This is `fuse` with `per=module`: the same sum, the
+    same learning and options, and the same plain adapter as its result. By default `fuse` has one gate for all modules
+    of a layer, which few rows overfit less.
 
     Args:
         per: As in `fuse`.

@@ -40,7 +40,7 @@ class Wudi(MergeMethod):
     Differs from the paper: the minimum in closed form, where the authors take 300 steps of Adam from the sum, at a rate
     of 1e-5, and so end near the sum; a ridge, which they do not need for that reason; weights. Deltas that are zero do
     not count.
-    Exact when: there is one adapter, or no two adapters read a common direction.
+    Exact when: there is one adapter, or the directions that adapters read are orthogonal to each other.
     Reference: Cheng et al., Whoever Started the Interference Should End It, ICML 2025, arXiv 2503.08099, section 4.
     """
 
