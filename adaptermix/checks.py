@@ -151,6 +151,13 @@ _OF_CONTRAST = (
 )
 
 
+def contrast_if_asked(values: Any) -> Any:
+    """Choose the contrastive objective where none is given and one of its options is."""
+    if isinstance(values, dict) and values.get("objective") is None and any(name in values for name in _OF_CONTRAST):
+        return {**values, "objective": "contrastive"}
+    return values
+
+
 def sound_align(settings: AlignOptions) -> AlignOptions:
     """Refuse blocks that the alignment loss does not reach."""
     if isinstance(settings.layer, int) and settings.layer > 0:

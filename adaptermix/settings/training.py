@@ -12,6 +12,9 @@ from .closed_form import rank_of_fit, sound_fit
 from .roles import DEV, TRAINING, Reads
 
 
+Objective = Literal["contrastive", "distil", "both"]
+
+
 class TrainingSettings(Placed, Written):
     """What all training commands share. Defaults are those of the mid-align paper where it states them."""
 
@@ -93,10 +96,10 @@ class AlignOptions(Settings):
         [], description="pair files whose loss is logged, and chooses with --patience"
     )
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
-    objective: Literal["contrastive", "distil", "both"] = Field(
+    objective: Objective = Field(
         "contrastive",
         description="contrastive: draw translations together (published); distil: bring each sentence to where the "
-        "frozen base has its translation, so that a task adapter finds it there; both: the sum",
+        "frozen base has its translation; both: the sum",
     )
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
@@ -153,8 +156,14 @@ class TaskOptions(Settings):
 
 
 class AlignSettings(AlignOptions, TrainingSettings):
-    """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
+    """Make a stand-alone alignment LoRA, at a middle layer."""
 
+    objective: Objective = Field(
+        "distil",
+        description="distil: bring each sentence to where the frozen base has its translation, so that a task adapter "
+        "finds it there; contrastive: draw translations together (published; the default where one of its options, "
+        "such as --temperature, is given); both: the sum",
+    )
     fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
         "gradient",
         description="gradient: train; least-squares: no training, but the LoRA of one layer that best moves the frozen "
@@ -165,6 +174,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
     )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
 
+    _objective = model_validator(mode="before")(checks.contrast_if_asked)
     _rank = model_validator(mode="before")(rank_of_fit)
     _sound_fit = model_validator(mode="after")(sound_fit)
 
