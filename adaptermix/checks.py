@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from math import isfinite
+from operator import ge, gt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -263,12 +264,8 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             f"--sampler {settings.sampler} proposes --trials, and a grid is given: drop one",
         ),
         (
-            len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] > bounds[-1],
-            f"--bounds must be LOW,HIGH with LOW < HIGH, got {','.join(map(str, bounds))}",
-        ),
-        (
-            len(bounds) == 2 and bounds[0] == bounds[1] and not settings.vary,
-            f"--bounds {','.join(map(str, bounds))} fixes every weight: add --vary, or let LOW < HIGH",
+            len(bounds) != 2 or not all(map(isfinite, bounds)) or (gt if settings.vary else ge)(*bounds),
+            f"--bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got {','.join(map(str, bounds))}",
         ),
         (
             not free and bounds != type(settings).model_fields["bounds"].default,
@@ -292,10 +289,7 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             "--candidates stand beside weights of a grid, merged exactly: add --grid, and drop --method and --rank",
         ),
         (settings.storage == "", "--storage must be a file, or the URL of a database, and is empty"),
-        (
-            bool(settings.study) and not settings.storage,
-            "--study names a search in a storage: add --storage, or drop it",
-        ),
+        (bool(settings.study) and not settings.storage, "--study names a search in a storage: add --storage"),
         (bool(twice), f"{', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: drop one"),
     )
     for is_faulty, message in (*_faults_of_agreement(settings), *faults):
