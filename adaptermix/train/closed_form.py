@@ -140,7 +140,7 @@ def fit_closed_form(
     plain = [Products(part.inner[:-1, :-1], part.cross[:-1], part.outer) for part in biased]
     penalty, share = choose_penalty(plain, LAYER_PENALTIES)
     update = reduced_rank(plain[0] + plain[1], rank=rank, penalty=penalty)
-    back = spread * writer.per_state(len(spread), spread.device)
+    back = spread * writer.per_state(spread)
     return Fitted(
         map=found,
         spread=spread,
@@ -148,7 +148,7 @@ def fit_closed_form(
         update=LowRank(b=(update.b * back[:, None]).float().cpu(), a=update.a.float().cpu()),
         penalty=penalty,
         share=share,
-        share_with_bias=choose_penalty(biased, LAYER_PENALTIES)[1],
+        share_with_bias=choose_penalty(biased, [penalty])[1],
     )
 
 

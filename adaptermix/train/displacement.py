@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import Pair
 from .residual_writer import Tap
 
-_SINK = 10.0
+_SINK = 4.0
 """Tokens whose states are this many times longer than the median token's are attention sinks (Sun et al., Massive
 Activations in Large Language Models, COLM 2024, arXiv 2402.17762): they say little and would drown all others."""
 
