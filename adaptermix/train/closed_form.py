@@ -23,9 +23,9 @@ MAP_PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 MAP_KEEP = 0.95
 """A larger penalty is taken if it explains at least this share of what the best one does.
 
-Tokens vary more than means, so that a bolder map moves them further than one layer can follow. On dev pairs of NusaX with
-multilingual-e5-small the adapter explains 58 % of the sentences' displacement either way, but 87 % instead of 71 % of that
-of the tokens, and moves the translations by 0.7 % of that way instead of 1.9 %.
+Tokens vary more than means, so that a bolder map moves them further than one layer can follow. On dev pairs of NusaX
+with multilingual-e5-small the adapter explains 58 % of the sentences' displacement either way, but 87 % instead of 71 %
+of that of the tokens, and moves the translations by 0.7 % of that way instead of 1.9 %.
 """
 LAYER_PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Ridge penalties of the layer's update that are tried, relative to the mean square of its inputs."""
