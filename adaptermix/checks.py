@@ -127,6 +127,7 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
             "keeper": getattr(settings, "keeper", 0) > 0,
             "standardize": getattr(settings, "standardize", "none") != "none",
             "anchor base": getattr(settings, "anchor", "pair") == "base",
+            "objective": getattr(settings, "objective", "contrastive") != "contrastive",
         }
         if clash := next((name for name, given in own.items() if given), None):
             raise ValueError(f"--init {settings.init} takes a part out of the base's weights, so drop --{clash}")
@@ -144,6 +145,12 @@ def sound_vectors(settings: Vectors) -> Vectors:
     return settings
 
 
+_OF_CONTRAST = (
+    *("temperature", "symmetric", "anchor", "stop_gradient", "pooling", "mask_duplicates", "standardize"),
+    *("gather_negatives", "keeper"),
+)
+
+
 def sound_align(settings: AlignOptions) -> AlignOptions:
     """Refuse blocks that the alignment loss does not reach."""
     if isinstance(settings.layer, int) and settings.layer > 0:
@@ -155,6 +162,14 @@ def sound_align(settings: AlignOptions) -> AlignOptions:
     sound_vectors(settings)
     if settings.stop_gradient and settings.anchor == "base":
         raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
+    if settings.objective == "distil":
+        fields = type(settings).model_fields
+        given = [name for name in _OF_CONTRAST if getattr(settings, name) != fields[name].default]
+        if given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} is for the contrastive objective, and --objective distil has none: "
+                "drop it, or use --objective both"
+            )
     return settings
 
 
@@ -241,8 +256,12 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             f"--sampler {settings.sampler} proposes --trials, and a grid is given: drop one",
         ),
         (
-            len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] >= bounds[-1],
+            len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] > bounds[-1],
             f"--bounds must be LOW,HIGH with LOW < HIGH, got {','.join(map(str, bounds))}",
+        ),
+        (
+            len(bounds) == 2 and bounds[0] == bounds[1] and not settings.vary,
+            f"--bounds {','.join(map(str, bounds))} fixes every weight: add --vary, or let LOW < HIGH",
         ),
         (
             not free and bounds != type(settings).model_fields["bounds"].default,
@@ -272,10 +291,29 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
         ),
         (bool(twice), f"{', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: drop one"),
     )
-    for is_faulty, message in faults:
+    for is_faulty, message in (*_faults_of_agreement(settings), *faults):
         if is_faulty:
             raise ValueError(message)
     return settings
+
+
+def _faults_of_agreement(settings: SearchSettings) -> tuple[tuple[bool, str], ...]:
+    agreement = settings.objective == "agreement"
+    return (
+        (agreement and not settings.pairs, "--objective agreement compares answers to translations: add --pairs FILE"),
+        (bool(settings.pairs) and not agreement, "--pairs are for --objective agreement: add it, or drop them"),
+        (
+            not agreement and not settings.dev,
+            "candidates are scored on dev rows: add --dev FILE, or --objective agreement --pairs FILE to choose "
+            "without labels",
+        ),
+        (bool(settings.pair_rows) and not settings.pairs, "--pair-rows chooses rows of --pairs: add them, or drop it"),
+        (bool(settings.rows) and not settings.dev, "--rows chooses rows of --dev: add them, or take --pair-rows"),
+        (
+            agreement and settings.race and bool(settings.dev),
+            "--race stops candidates early by their answers to --pairs, so dev rows cannot be reported: drop one",
+        ),
+    )
 
 
 _OF_BOTTLENECK = (
