@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ from adaptermix.models import load_base
 from adaptermix.progress import SILENT
 from adaptermix.train.closed_form import fit_closed_form
 from adaptermix.train.displacement import Reader, Sentence, groups_of, pair_weights
+from adaptermix.train.least_squares import fit_align
+from adaptermix.train.parallel import Processes
 from adaptermix.train.residual_writer import Norm, Writer, find_writer
 from adaptermix.train.states import MiddleStates
 
@@ -320,3 +323,9 @@ def test_a_base_in_4_bits_is_fitted_as_it_acts(tmp_path: Path) -> None:
     report: Any = train_align(settings_for(tiny(tmp_path, "llama"), tmp_path, quantize="nf4"))
     assert report.objective["held_out"]["adapter"] > 0.1
     assert load_adapter(tmp_path / "out").meta.manifest["base"]["quantization"]
+
+
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    crew = Processes(SimpleNamespace(num_processes=2, process_index=0))
+    with pytest.raises(PlanError, match="--fit least-squares runs in one process"):
+        fit_align(settings_for(tmp_path, tmp_path), SILENT, crew)
