@@ -32,6 +32,7 @@ from adaptermix.data import Pair
 from adaptermix.errors import OutputError, PlanError
 from adaptermix.models import load_base
 from adaptermix.progress import SILENT
+from adaptermix.train import least_squares
 from adaptermix.train.closed_form import fit_closed_form
 from adaptermix.train.displacement import Reader, Sentence, groups_of, pair_weights
 from adaptermix.train.least_squares import fit_align
@@ -329,3 +330,20 @@ def test_several_processes_are_refused(tmp_path: Path) -> None:
     crew = Processes(SimpleNamespace(num_processes=2, process_index=0))
     with pytest.raises(PlanError, match="--fit least-squares runs in one process"):
         fit_align(settings_for(tmp_path, tmp_path), SILENT, crew)
+
+
+def test_sources_with_several_translations_neither_join_groups_nor_measure(tmp_path: Path) -> None:
+    """Half of the sources repeat, each with another translation: what is kept aside shares no sentence with the fit."""
+    lines = Path(write_pairs(tmp_path, "jv-en.tsv", 40, 0)).read_text().splitlines()
+    again = [f"{line.split(chr(9))[0]}\tnot {line.split(chr(9))[1]}" for line in lines[:20]]
+    (tmp_path / "jv-en.tsv").write_text("\n".join([*lines, *again]) + "\n")
+    settings = settings_for(tmp_path, tmp_path, pairs=[str(tmp_path / "jv-en.tsv")])
+    data = least_squares._read(settings, SILENT)
+    texts = [{text for pair in own for text in (pair.source, pair.target)} for own in (data.pairs, data.held_out)]
+    assert len(data.pairs) == 54
+    assert 0 < len(data.held_out) <= 6
+    assert not texts[0] & texts[1]
+
+
+def test_pairs_of_one_translation_are_groups_of_their_own() -> None:
+    assert groups_of([Pair(languages=("jv", "en"), source=source, target="yes") for source in "ab"]) == [0, 1]
