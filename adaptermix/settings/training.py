@@ -167,7 +167,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
     fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
         "gradient",
         description="gradient: train; least-squares: no training, but the LoRA of one layer that best moves the frozen "
-        "base's states of sources to those of their translations (default rank 64); mean-shift: by their mean distance",
+        "base's states of sources to those of their translations (default rank 32); mean-shift: by their mean distance",
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(
         32, description="pairs per batch; the others of a batch are the negatives, also with --accumulate"
