@@ -146,41 +146,6 @@ def sound_vectors(settings: Vectors) -> Vectors:
     return settings
 
 
-_OF_CONTRAST = (
-    *("temperature", "symmetric", "anchor", "stop_gradient", "pooling", "mask_duplicates", "standardize"),
-    *("gather_negatives", "keeper"),
-)
-
-
-def contrast_if_asked(values: Any) -> Any:
-    """Choose the contrastive objective where none is given and one of its options is."""
-    if isinstance(values, dict) and values.get("objective") is None and any(name in values for name in _OF_CONTRAST):
-        return {**values, "objective": "contrastive"}
-    return values
-
-
-def sound_align(settings: AlignOptions) -> AlignOptions:
-    """Refuse blocks that the alignment loss does not reach."""
-    if isinstance(settings.layer, int) and settings.layer > 0:
-        # joint training has a task too, whose loss runs all blocks
-        whole = hasattr(settings, "task")
-        fault = beyond_the_layer(getattr(settings, "blocks", None), settings.layer, whole=whole)
-        if fault:
-            raise ValueError(fault)
-    sound_vectors(settings)
-    if settings.stop_gradient and settings.anchor == "base":
-        raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
-    if settings.objective == "distil":
-        fields = type(settings).model_fields
-        given = [name for name in _OF_CONTRAST if getattr(settings, name) != fields[name].default]
-        if given:
-            raise ValueError(
-                f"--{given[0].replace('_', '-')} is for the contrastive objective, and --objective distil has none: "
-                "drop it, or use --objective both"
-            )
-    return settings
-
-
 def sound_task(settings: TaskOptions) -> TaskOptions:
     """Refuse a prompt that nobody reads."""
     if settings.template and settings.head not in ("auto", "none"):

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from .. import checks
+from .alignment import contrast_if_asked, rank_of_fit, sound_align, sound_fit
 from .base import ALLOW_TESTED, TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
-from .closed_form import rank_of_fit, sound_fit
 from .roles import DEV, TRAINING, Reads
-
 
 Objective = Literal["contrastive", "distil", "both"]
 
@@ -127,7 +126,7 @@ class AlignOptions(Settings):
         0.0, ge=0, description="weight of a term that keeps the targets' states (English) as the frozen base has them"
     )
 
-    _sound_align = model_validator(mode="after")(checks.sound_align)
+    _sound_align = model_validator(mode="after")(sound_align)
 
 
 class TaskOptions(Settings):
@@ -174,7 +173,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
     )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
 
-    _objective = model_validator(mode="before")(checks.contrast_if_asked)
+    _objective = model_validator(mode="before")(contrast_if_asked)
     _rank = model_validator(mode="before")(rank_of_fit)
     _sound_fit = model_validator(mode="after")(sound_fit)
 
