@@ -34,6 +34,7 @@ from .places import make_override, split_settings
 from .plan import Fill, MergePlan, check, resolve_weights
 from .recorded import merge_report, merge_settings
 from .report import MergeReport, ModuleReport
+from .statistics import check_statistics, files_behind
 from .streaming import can_stream, stream
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,6 +91,8 @@ def make_plan(
         )
     if statistics and built.statistics is None:
         raise PlanError(f"method '{method}' uses no statistics, and {len(statistics)} files are given. Leave them out.")
+    files = tuple(open_tensors(path) for path in statistics)
+    check_statistics(files, list(map(str, statistics)), sources, method, allow_base_mismatch=allow_base_mismatch)
     return MergePlan(
         sources=sources,
         weights=resolved,
@@ -99,7 +102,7 @@ def make_plan(
         fill=fill,
         seed=seed,
         checkpoint=_checkpoint(base),
-        statistics=tuple(open_tensors(path) for path in statistics),
+        statistics=files,
         saved=saved,
         options=plain,
     )
@@ -346,6 +349,7 @@ def _models(plan: MergePlan) -> list[Path]:
 
 def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
     base = manifest.base_entry([source.meta for source in plan.sources])
+    seen = files_behind(plan.statistics)
     if plan.checkpoint is not None:
         base["fingerprint"] = base["fingerprint"] or fingerprint(plan.checkpoint.path)
     return manifest.manifest(
@@ -354,5 +358,8 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **{**manifest.inherit(plan.sources, models=_models(plan), acting=plan.has_part(report.acting)), **plan.entries},
+        **{
+            **manifest.inherit(plan.sources, models=_models(plan), acting=plan.has_part(report.acting), **seen),
+            **plan.entries,
+        },
     )

@@ -24,7 +24,6 @@ from ..data.report import describe
 from ..errors import IncompatibleAdapters, PlanError, UsageError
 from ..evaluation.acting import acting
 from ..files import check_not_input, check_output
-from ..heads import HEADS
 from ..heads.brought import head_of, template_of
 from ..inputs import holds_output
 from ..manifest import inherit
@@ -35,11 +34,10 @@ from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from ..splits import DEV, TRAINING, refuse_tested
-from ..tasks import Task, get_task, get_template
-from ..train.encoding import encode_rows
+from ..tasks import Task, get_task
 from ..train.sampler import Sampler
 from ..train.selection import RowsLoss
-from ..train.task import Answers, OfHead, text_of
+from ..train.task import loss_of_rows, text_of
 
 _LOOKS = 10
 _DIGITS = 4
@@ -229,14 +227,8 @@ class _Asked:
 
     def loss(self, base: BaseModel, rows: Sequence[Any], watch: Watcher) -> RowsLoss:
         """Return the task's loss of rows."""
-        most = readable(base, _LONGEST)
-        if base.head:
-            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=most, teach=True)
-            for note in encoded.notes:
-                watch.note(note)
-            return OfHead(encoded)
-        template = get_template(self.task, template_of(self.task, self.sources, None))
-        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=most, watch=watch))
+        most, template = readable(base, _LONGEST), template_of(self.task, self.sources, None)
+        return loss_of_rows(base, self.task, rows, template=template, max_length=most, watch=watch)
 
     def notes(self) -> list[str]:
         """Return what a person should know of the rows."""
