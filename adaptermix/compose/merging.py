@@ -92,7 +92,8 @@ def make_plan(
     if statistics and built.statistics is None:
         raise PlanError(f"method '{method}' uses no statistics, and {len(statistics)} files are given. Leave them out.")
     files = tuple(open_tensors(path) for path in statistics)
-    check_statistics(files, list(map(str, statistics)), sources, method, allow_base_mismatch=allow_base_mismatch)
+    if files:
+        check_statistics(files, list(map(str, statistics)), sources, method, allow_base_mismatch=allow_base_mismatch)
     return MergePlan(
         sources=sources,
         weights=resolved,
