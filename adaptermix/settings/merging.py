@@ -150,6 +150,12 @@ class SearchSettings(GenerationSettings, Scored, Written):
         description="the candidate to take: the best, or of those less than a standard error below it the nearest to "
         "the task adapter alone",
     )
+    control: int = Field(
+        1,
+        ge=0,
+        description="where a gain is found, try so many random adapters of the ranks and norms of all but the first, "
+        "in their place at the chosen weights: a gain that these have too does not count; 0 tries none",
+    )
     race: bool = Field(
         False, description="stop weak candidates early: successive halving over the dev rows, with paired tests"
     )
