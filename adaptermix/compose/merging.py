@@ -84,7 +84,8 @@ def make_plan(
     built = build(method, plain)
     for override in overrides:
         build(method, {**plain, **override.options})
-    if built.statistics is not None and len(statistics) != len(sources):
+    measures_itself = built.is_learned and not statistics
+    if built.statistics is not None and len(statistics) != len(sources) and not measures_itself:
         raise PlanError(
             f"method '{method}' needs one statistics file per adapter (--statistics), got {len(statistics)} for "
             f"{len(sources)} adapters."
@@ -178,8 +179,8 @@ def merge(
     plan = replace(plan, entries=learned or {}, keep_heads=plan.method.is_learned)
     if plan.method.is_learned and learned is None:
         raise PlanError(
-            f"method '{plan.method.title}' must learn its weights on rows of a task first: call "
-            "adaptermix.merge_learned(MergeSettings(...)) with base, task and train."
+            f"method '{plan.method.title}' must learn its weights, or measure inputs, on data first: call "
+            "adaptermix.merge_learned(MergeSettings(...)) with base, and task and train."
         )
     if not plan_settings.get("allow_base_mismatch"):
         _check_against_base(plan, str(plan_settings.get("base")))

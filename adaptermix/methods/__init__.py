@@ -17,6 +17,7 @@ from . import (  # importing registers
     model_stock,
     peft_linear,
     regmean,
+    regmean_plus,
     slerp,
     svd,
     task_arithmetic,
@@ -25,12 +26,14 @@ from . import (  # importing registers
 )
 from .base import METHODS, LinearMethod, MergeMethod, StackMethod, method
 from .fuse import Fuse
+from .regmean_plus import RegMeanPlus
 
 __all__ = [
     "METHODS",
     "Fuse",
     "LinearMethod",
     "MergeMethod",
+    "RegMeanPlus",
     "StackMethod",
     "breadcrumbs",
     "dare_linear",
@@ -49,6 +52,7 @@ __all__ = [
     "model_stock",
     "peft_linear",
     "regmean",
+    "regmean_plus",
     "slerp",
     "svd",
     "task_arithmetic",

@@ -81,7 +81,8 @@ class MergeSettings(Written):
         [], description="for agreement: parallel pair files such as de-en.tsv, the task adapter's language second"
     )
     texts: Annotated[list[str], Reads(TRAINING, "texts")] = Field(
-        [], description="for entropy: texts in the languages that are wanted, one a line"
+        [],
+        description="for entropy: texts in the languages that are wanted, one a line; for regmean-plus: one file per adapter",
     )
     dev: Annotated[list[str], Reads(DEV)] = Field(
         [], description="of methods that learn: rows whose loss says when the weights are best"

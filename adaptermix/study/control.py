@@ -157,4 +157,5 @@ def random_update(update: LowRank, *, seed: int, key: str, module: str) -> LowRa
 
 def _gaussian(seed: int, key: str, module: str, shape: tuple[int, int]) -> Tensor:
     draws = uniform(seed, key, module, first=0, shape=shape).double()
-    return torch.special.ndtri(draws + 2.0**-25)  # uniform draws are multiples of 2^-24 from 0 on
+    found: Tensor = torch.special.ndtri(draws + 2.0**-25)  # uniform draws are multiples of 2^-24 from 0 on
+    return found
