@@ -103,8 +103,8 @@ class Pairs:
 
     @property
     def languages(self) -> Mapping[str, set[str]]:
-        """The languages of the first sides, as those of an alignment adapter."""
-        return {"aligned": set(self.pairs.aligned)}
+        """The languages of both sides, as those of an alignment adapter."""
+        return {"aligned": {*self.pairs.aligned, *self.pairs.sources}}
 
     def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:
         """Have the first adapter alone answer the second sides, and return the loss against that."""

@@ -12,13 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptermix import EvaluateSettings, TaskSettings, evaluate, train_task
+from adaptermix import (
+    AlignSettings,
+    EvaluateSettings,
+    SearchSettings,
+    TaskSettings,
+    evaluate,
+    search,
+    train_align,
+    train_task,
+)
 from adaptermix.adapters import open_adapter
 from adaptermix.data import Pair
 from adaptermix.errors import AdapterMixError
 from adaptermix.evaluation.acting import acting
 from adaptermix.heads import HEADS
 from adaptermix.heads.brought import head_of
+from adaptermix.heads.tokens import repair
 from adaptermix.models import load_base
 from adaptermix.settings import MergeSettings
 from adaptermix.study import merge_learned
@@ -150,7 +160,7 @@ def test_pairs_alone_teach_the_other_language_and_keep_the_source(
     assert fuse["losses"]["dev"] < fuse["losses"]["dev_start"] / 10
     assert [entry["name"] for entry in fuse["learned_on"]] == ["de-en.tsv"]
     assert fuse["learned_on"][0]["rows"] == 20
-    assert document["languages"] == {"supervised": ["en"], "aligned": ["de"]}
+    assert document["languages"] == {"supervised": ["en"], "aligned": ["de", "en"]}
     assert {"de-en.tsv"} == {entry["name"] for entry in document["dev"]}
     before = accuracy(encoder, folder / "task", folder / "rows.de.csv")
     assert accuracy(encoder, out, folder / "rows.de.csv") > before + 0.2
@@ -190,6 +200,55 @@ def test_generated_answers_are_taught_to_both_sides(causal: Path, tmp_path: Path
     texts = [str(tmp_path / "train.en.jsonl")]
     with pytest.raises(AdapterMixError, match="--objective entropy needs an adapter with a head"):
         merge_learned(settings(causal, tmp_path, tmp_path / "no", task="slots", objective="entropy", train=texts))
+
+
+def test_a_head_that_tags_words_is_compared_by_the_bag_of_its_tags(encoder: Path, tmp_path: Path) -> None:
+    rows = [f"wake me at {n} am\tO O O B-time I-time\tx" for n in range(12)]
+    rows += [f"play song {n} now\tO O O O\tx" for n in range(12)]
+    (tmp_path / "train.en.tsv").write_text("\n".join(rows) + "\n")
+    lines = [f"um {n} uhr wecken\twake me at {n} am\n" for n in range(12)]
+    (tmp_path / "de-en.tsv").write_text("".join([*lines, *(f"spiele {n}\tplay song {n} now\n" for n in range(12))]))
+    common: dict[str, Any] = {"base": str(encoder), "device": "cpu", "dtype": "float32", "rank": 4, "dropout": 0.0}
+    more = {"task": "slots", "train": [str(tmp_path / "train.en.tsv")], "batch_size": 8, "learning_rate": 1e-2}
+    train_task(TaskSettings(**common, **more, steps=40, out=str(tmp_path / "task")))
+    train_align(
+        AlignSettings(**common, pairs=[str(tmp_path / "de-en.tsv")], steps=5, batch_size=4, out=str(tmp_path / "align"))
+    )
+    sources, task = [open_adapter(tmp_path / name) for name in ("task", "align")], get_task("slots")
+    base = load_base(str(encoder), device="cpu", dtype="float32", head=head_of(task, sources, []))
+    words = [task.unlabelled(text, "en") for text in ("wake me at 7 am", "at 3")]  # type: ignore[attr-defined]
+    with acting(base, sources[:1]), torch.no_grad():
+        encoded = HEADS["tokens"].encode(base, task, words, max_length=64)
+        found = encoded.predictions([1, 0])  # type: ignore[attr-defined]
+        tags = encoded.answers([1, 0])
+    assert [len(each) for each in found] == [2, 5]
+    for logs, answer in zip(found, tags, strict=True):
+        torch.testing.assert_close(logs.exp().sum(-1), torch.ones(len(logs)))
+        assert repair([base.labels[place] for place in logs.argmax(-1).tolist()]) == answer.tags  # type: ignore[attr-defined]
+    asked = {
+        "task": "slots",
+        "objective": "agreement",
+        "pairs": [str(tmp_path / "de-en.tsv")],
+        "options": {"steps": 20},
+    }
+    merge_learned(settings(encoder, tmp_path, tmp_path / "out", **asked, dev_pairs=asked["pairs"]))
+    losses = json.loads((tmp_path / "out" / "adaptermix.json").read_text())["fuse"]["losses"]
+    assert losses["dev"] < losses["dev_start"]
+    found_by_types = search(
+        SearchSettings(
+            adapters=[str(tmp_path / name) for name in ("task", "align")],
+            base=str(encoder),
+            task="slots",
+            objective="agreement",
+            pairs=asked["pairs"],
+            grid=[0.0, 1.0],
+            device="cpu",
+            out=str(tmp_path / "found"),
+        )
+    )
+    assert found_by_types.metric == "agreement (type_f1)"
+    assert found_by_types.baseline_languages["en"].value == 1
+    assert found_by_types.kept == [False, True]
 
 
 def test_what_does_not_do_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:
