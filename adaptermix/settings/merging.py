@@ -82,7 +82,7 @@ class MergeSettings(Written):
     )
     texts: Annotated[list[str], Reads(TRAINING, "texts")] = Field(
         [],
-        description="for entropy: texts in the languages that are wanted, one a line; for regmean-plus: one file per adapter",
+        description="for entropy: texts in the wanted languages, one a line; for regmean-plus: a file per adapter",
     )
     dev: Annotated[list[str], Reads(DEV)] = Field(
         [], description="of methods that learn: rows whose loss says when the weights are best"
