@@ -167,3 +167,33 @@ class Pooler:
         """Return one vector per row, in float32; `mask` says which tokens count."""
         hidden = torch.nn.functional.normalize(hidden.float(), dim=-1) if self.standardize != "none" else hidden
         return hidden[:, 0].float() if self._first else masked_mean(hidden, mask)
+
+
+class MeanAndEdge(Pooler):
+    """The mean over tokens beside the token that a head reads: the first of encoders, the last of language models.
+
+    The first token of language models sees no other token, and its state is often a hundred times longer than others
+    (an attention sink), so the mean leaves it out unless it is the only one.
+
+    Args:
+        tokenizer: Tells special tokens.
+        kind: Kind of the base model, "encoder" or "causal".
+        exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
+    """
+
+    def __init__(self, tokenizer: Any, *, kind: str, exclude_bos: bool = False) -> None:
+        super().__init__(tokenizer, exclude_bos=exclude_bos)
+        self._reads_last = kind == "causal"
+
+    def __call__(
+        self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows twice_d"]:
+        """Return mean and edge token of each row side by side, in float32; rows are padded on the right."""
+        if not self._reads_last:
+            return torch.cat([masked_mean(hidden, mask), hidden[:, 0].float()], -1)
+        others = mask.clone()
+        others[mask.sum(1) > 1, 0] = 0
+        mean = masked_mean(hidden, others)
+        # a row whose only token is left out has that one, the first
+        last = torch.where(mask.bool().any(1), mask.shape[1] - 1 - mask.flip(1).argmax(1), 0).to(hidden.device)
+        return torch.cat([mean, hidden[torch.arange(len(hidden), device=hidden.device), last].float()], -1)

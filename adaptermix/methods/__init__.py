@@ -1,10 +1,13 @@
 """Named merge methods. Adding one is a file here, its name below and a row in `tests/methods/table.py`."""
 
 from . import (  # importing registers
+    adamergex,
     breadcrumbs,
+    cat,
     dare_linear,
     dare_ties,
     della,
+    do_merging,
     exact,
     factor_average,
     fisher,
@@ -12,6 +15,7 @@ from . import (  # importing registers
     iso_c,
     karcher,
     knots,
+    layer_swap,
     magnitude_prune,
     mergekit,
     model_stock,
@@ -23,6 +27,7 @@ from . import (  # importing registers
     task_arithmetic,
     ties,
     tsv,
+    wudi,
 )
 from .base import METHODS, LinearMethod, MergeMethod, StackMethod, method
 from .fuse import Fuse
@@ -35,10 +40,13 @@ __all__ = [
     "MergeMethod",
     "RegMeanPlus",
     "StackMethod",
+    "adamergex",
     "breadcrumbs",
+    "cat",
     "dare_linear",
     "dare_ties",
     "della",
+    "do_merging",
     "exact",
     "factor_average",
     "fisher",
@@ -46,6 +54,7 @@ __all__ = [
     "iso_c",
     "karcher",
     "knots",
+    "layer_swap",
     "magnitude_prune",
     "mergekit",
     "method",
@@ -58,4 +67,5 @@ __all__ = [
     "task_arithmetic",
     "ties",
     "tsv",
+    "wudi",
 ]

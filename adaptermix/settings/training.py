@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .. import checks
 from .base import ALLOW_TESTED, TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
+from .closed_form import rank_of_fit, sound_fit
 from .roles import DEV, TRAINING, Reads
 
 
@@ -92,6 +93,11 @@ class AlignOptions(Settings):
         [], description="pair files whose loss is logged, and chooses with --patience"
     )
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
+    objective: Literal["contrastive", "distil", "both"] = Field(
+        "contrastive",
+        description="contrastive: draw translations together (published); distil: bring each sentence to where the "
+        "frozen base has its translation, so that a task adapter finds it there; both: the sum",
+    )
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
     anchor: Literal["pair", "base"] = Field(
@@ -149,10 +155,18 @@ class TaskOptions(Settings):
 class AlignSettings(AlignOptions, TrainingSettings):
     """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
 
+    fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
+        "gradient",
+        description="gradient: train; least-squares: no training, but the LoRA of one layer that best moves the frozen "
+        "base's states of sources to those of their translations (default rank 64); mean-shift: by their mean distance",
+    )
     batch_size: Annotated[int, Field(ge=2)] = Field(
         32, description="pairs per batch; the others of a batch are the negatives, also with --accumulate"
     )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+
+    _rank = model_validator(mode="before")(rank_of_fit)
+    _sound_fit = model_validator(mode="after")(sound_fit)
 
 
 class TaskSettings(TaskOptions, TrainingSettings):

@@ -132,8 +132,10 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
         entries = [file.entry() for file in data.files]
         inherited = inherit(plan.sources, calibration=entries, tested=tested)
         learned = {name: inherited[name] for name in ("calibration", "tested")}
+        # without the head that texts need none of, the model's paths are not those of an adapter that has one
+        paths = modules if data.task else []
         learned["measured"] = {"base": base.entry(), "rows": [len(rows) for rows in data.rows]}
-        return merge(settings.adapters, statistics=files, model_modules=modules, learned=learned, watch=watch, **given)
+        return merge(settings.adapters, statistics=files, model_modules=paths, learned=learned, watch=watch, **given)
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ class MiddleStates:
         pooling: "mean" over the tokens, or "bos", the first token.
         chunks: In how many parts rows are run, by their lengths.
         standardize: Prepare vectors for z-scores; see `Pooler`.
+        pool: Makes the vectors, in place of a pooler of the three settings.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class MiddleStates:
         pooling: str = "mean",
         chunks: int = CHUNKS,
         standardize: str = "none",
+        pool: Pooler | None = None,
     ) -> None:
         self._model = base.model
         self._body = backbone(base)
         self._tokenizer = base.tokenizer
         self._device = base.device
         self._extra = reading(base)
-        self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
+        self._pool = pool or Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
         self._chunks = chunks
         self._caught: list[Tensor] = []
         self._listening = False
@@ -66,8 +68,11 @@ class MiddleStates:
         finally:
             self._listening = False
 
-    def _states(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the states of all tokens, and which of them count."""
+    def states(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return the states of all tokens, padded on the right, and which of them count.
+
+        Shapes: [rows tokens width], [rows tokens].
+        """
         batch = self._tokenizer.pad({"input_ids": list(encoded)}, padding_side="right", return_tensors="pt").to(
             self._device
         )
@@ -95,7 +100,7 @@ class MiddleStates:
         size = -(-len(order) // self._chunks)
         vectors, tokens = [], []
         for chunk in (order[start : start + size] for start in range(0, len(order), size)):
-            states, mask = self._states([encoded[row] for row in chunk])
+            states, mask = self.states([encoded[row] for row in chunk])
             vectors.append(self._pool(states, mask))
             if tokens_of:
                 wanted = torch.tensor([row in tokens_of for row in chunk], device=mask.device)

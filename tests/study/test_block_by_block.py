@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptermix import MergeSettings, merge, merge_learned, statistics
+from adaptermix import EvaluateSettings, MergeSettings, evaluate, merge, merge_learned, statistics
 from adaptermix.cli import main
 from adaptermix.errors import PlanError, UsageError
 from adaptermix.models import load_base
-from adaptermix.settings import StatisticsSettings
+from adaptermix.settings import AlignSettings, StatisticsSettings, TaskSettings
+from adaptermix.train import train_align, train_task
 from tests.factories import adapter_deltas, peft_lora
+from tests.fusion.test_commands import write_rows
 from tests.tiny import tiny_causal
 from tests.train.data import write_slots
 
 LAYERS = 3
 COMMON: dict[str, Any] = {"device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge computes in what the machine is fast in, which may be bfloat16."""
+    monkeypatch.setattr("adaptermix.models.pick_dtype", lambda *_: torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +138,33 @@ def test_the_command_line_rows_of_a_task_and_the_manifest(folder: Path, tmp_path
     assert manifest["plan"]["method"] == "regmean-plus"
     assert "statistics" not in manifest["plan"]
     assert manifest["measured"]["rows"] == [6, 6]
+
+
+@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
+def test_an_adapter_with_a_head_keeps_its_paths_where_texts_are_read_without_the_head(
+    encoder: Path, tmp_path: Path
+) -> None:
+    """As where rows of the task are read with the head, of which the inputs of the blocks know nothing."""
+    rows = write_rows(tmp_path, "en.csv", says=True)
+    common = {"base": str(encoder), "task": "classify", "steps": 3, "rank": 2, "device": "cpu", "dtype": "float32"}
+    train_task(TaskSettings(**common, train=[rows], out=str(tmp_path / "task")))
+    pairs = tmp_path / "de-en.tsv"
+    pairs.write_text("".join(f"wort {n}\tword {n}\n" for n in range(8)))
+    more = {"base": str(encoder), "steps": 3, "batch_size": 4, "device": "cpu", "dtype": "float32"}
+    train_align(AlignSettings(**more, pairs=[str(pairs)], out=str(tmp_path / "align")))
+    texts = [row["text"] for row in csv.DictReader(Path(rows).read_text().splitlines())]
+    (tmp_path / "en.txt").write_text("".join(f"{text}\n" for text in texts))
+    asked = {"adapters": [str(tmp_path / "task"), str(tmp_path / "align")], "base": str(encoder)}
+    merge_learned(settings(tmp_path, tmp_path / "texts", **asked, texts=[str(tmp_path / "en.txt")] * 2))
+    by_rows = {"texts": [], "task": "classify", "train": [rows] * 2}
+    merge_learned(settings(tmp_path, tmp_path / "rows", **asked, **by_rows))
+    assert close(adapter_deltas(tmp_path / "texts"), adapter_deltas(tmp_path / "rows"))
+    for name in ("texts", "rows"):
+        evaluate(
+            EvaluateSettings(
+                base=str(encoder), adapter=str(tmp_path / name), task="classify", data=[rows], device="cpu"
+            )
+        )
 
 
 def test_what_is_lacking_or_unused_is_said(folder: Path, tmp_path: Path) -> None:
