@@ -19,7 +19,7 @@ from adaptermix.errors import DataError, IncompatibleAdapters, OutputError, Plan
 from adaptermix.evaluation.acting import acting
 from adaptermix.merge_statistics import run
 from adaptermix.models import load_base
-from adaptermix.settings import StatisticsSettings, TaskSettings
+from adaptermix.settings import BakeSettings, StatisticsSettings, TaskSettings
 from adaptermix.train import train_task
 from tests.factories import adapter_deltas, peft_lora
 from tests.fusion.test_commands import write_rows
@@ -136,6 +136,39 @@ def test_experts_are_measured_row_by_row(method: str, tmp_path: Path) -> None:
     one, four = (load_file(tmp_path / f"{size}.st") for size in (1, 4))
     for name, alone in one.items():
         torch.testing.assert_close(four[name], alone, rtol=5e-3, atol=1e-4 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_bases_in_four_bits(method: str, wide: Path, tmp_path: Path) -> None:
+    """By the weights that the codes stand for, in a model that is whole."""
+    pytest.importorskip("bitsandbytes")
+    from adaptermix import bake
+
+    peft_lora(wide, tmp_path / "one", r=2, target_modules=["q_proj", "down_proj"])
+    data = write_slots(tmp_path)
+    more = {"data": [data], "task": "slots", "method": method, "batch_size": 3}
+    statistics(settings(wide, tmp_path, tmp_path / "codes.st", **more, quantize="nf4"))
+    peft_lora(wide, tmp_path / "nothing", r=1, target_modules=["q_proj"], seed=1)
+    tensors = load_file(tmp_path / "nothing" / "adapter_model.safetensors")
+    save_file(
+        {name: tensor * 0 for name, tensor in tensors.items()}, tmp_path / "nothing" / "adapter_model.safetensors"
+    )
+    out = str(tmp_path / "dequantised")
+    bake(
+        BakeSettings(
+            base=str(wide),
+            adapter=[str(tmp_path / "nothing")],
+            quantize="nf4",
+            strategy="dequant-16",
+            dtype="float32",
+            keep_at_least=0,
+            out=out,
+        )
+    )
+    statistics(settings(Path(out), tmp_path, tmp_path / "whole.st", **more, allow_base_mismatch=True))
+    codes, whole = load_file(tmp_path / "codes.st"), load_file(tmp_path / "whole.st")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(codes[name], tensor, rtol=0.02, atol=2e-3 * float(tensor.abs().max()))
 
 
 def test_regmean_by_statistics_is_nearest_in_its_outputs(causal: Path, folder: Path, tmp_path: Path) -> None:

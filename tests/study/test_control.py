@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import torch
 from hypothesis import given as given_by
 from hypothesis import strategies as st
 
-from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search
+from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search, train_align, train_task
 from adaptermix.adapters import open_adapter
 from adaptermix.algebra import LowRank
+from adaptermix.settings import AlignSettings, TaskSettings
 from adaptermix.study import control, run
 from adaptermix.study.control import random_adapters, random_update
 from tests.factories import peft_lora
+from tests.fusion.test_commands import write_rows
 
 from .test_choice import board, trial
 
@@ -195,3 +198,37 @@ def test_nothing_is_asked_where_nothing_was_found(given: dict[str, Any], monkeyp
     monkeypatch.setattr(control, "random_adapters", None)
     result = search(SearchSettings(**given | {"grid": [0.97, 0.99]}))
     assert result.verdict.control is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"trials": 3, "groups": ["2"], "space": "free", "race": True},
+        {"grid": [0.3], "space": "both", "rank": 2},
+        {"grid": [0.3], "space": "both", "objective": "agreement"},
+    ],
+    ids=["groups, raced", "three, of rank 2", "agreement"],
+)
+def test_heads_groups_and_choices_without_labels(
+    more: dict[str, Any], encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three adapters of which the first has a head; the others are random in the control."""
+    rows = write_rows(tmp_path, "en.csv", says=True)
+    common: dict[str, Any] = {"base": str(encoder), "device": "cpu", "dtype": "float32"}
+    taught = {"task": "classify", "train": [rows], "steps": 40, "batch_size": 8, "learning_rate": 1e-2, "rank": 4}
+    train_task(TaskSettings(**common, **taught, out=str(tmp_path / "task")))
+    texts = [row["text"] for row in csv.DictReader(Path(rows).read_text().splitlines())]
+    pairs = tmp_path / "de-en.tsv"
+    pairs.write_text("".join(f"das {text}\t{text}\n" for text in texts))
+    for seed in (1, 2):
+        aligned = AlignSettings(
+            **common, pairs=[str(pairs)], steps=3, batch_size=4, seed=seed, out=str(tmp_path / f"align{seed}")
+        )
+        train_align(aligned)
+    asked = {"adapters": [str(tmp_path / name) for name in ("task", "align1", "align2")], "task": "classify"}
+    asked |= {"pairs": [str(pairs)]} if "objective" in more else {"dev": [rows]}
+    monkeypatch.setattr("adaptermix.study.choice.LEVEL", 1.0)  # whatever is chosen counts as better
+    result = search(SearchSettings(**common, **asked, **more, out=str(tmp_path / "out")))
+    found = result.verdict.control
+    assert found is not None
+    assert found.difference.value == pytest.approx(result.chosen_score.value - found.score.value, abs=1e-9)
