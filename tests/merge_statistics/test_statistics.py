@@ -138,6 +138,38 @@ def test_experts_are_measured_row_by_row(method: str, tmp_path: Path) -> None:
         torch.testing.assert_close(four[name], alone, rtol=5e-3, atol=1e-4 * float(alone.abs().max()))
 
 
+def zero_lora(base: Path, out: Path, **more: Any) -> str:
+    """Save a LoRA that does nothing."""
+    peft_lora(base, out, r=1, **more)
+    file = out / "adapter_model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file)
+    return str(out)
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_an_adapter_that_acts_through_peft_is_measured_as_its_merged_model(
+    method: str, causal: Path, tmp_path: Path
+) -> None:
+    from adaptermix import bake
+
+    targets = ["q_proj", "down_proj"]
+    dora = peft_lora(causal, tmp_path / "dora", r=2, target_modules=targets, use_dora=True)
+    file = dora / "adapter_model.safetensors"  # lengths of rows are above 0
+    save_file({name: x.abs() + 0.1 if "magnitude" in name else x for name, x in load_file(file).items()}, file)
+    merged = str(tmp_path / "merged")
+    bake(BakeSettings(base=str(causal), adapter=[str(dora)], dtype="float32", out=merged))
+    more = {"data": [write_slots(tmp_path)], "task": "slots", "method": method, "batch_size": 3}
+    statistics(settings(causal, tmp_path, tmp_path / "dora.st", **more, adapter=str(dora)))
+    nothing = zero_lora(causal, tmp_path / "nothing", target_modules=targets)
+    asked = {**more, "adapter": nothing, "allow_base_mismatch": True}
+    statistics(settings(Path(merged), tmp_path, tmp_path / "merged.st", **asked))
+    found, wanted = load_file(tmp_path / "dora.st"), load_file(tmp_path / "merged.st")
+    assert len(found) == len(wanted) == 8
+    for name, tensor in wanted.items():
+        assert float(tensor.abs().max()) > 0
+        torch.testing.assert_close(found[name], tensor, rtol=0.01, atol=1e-3 * float(tensor.abs().max()))
+
+
 @pytest.mark.parametrize("method", ["regmean", "fisher"])
 def test_bases_in_four_bits(method: str, wide: Path, tmp_path: Path) -> None:
     """By the weights that the codes stand for, in a model that is whole."""
@@ -148,16 +180,12 @@ def test_bases_in_four_bits(method: str, wide: Path, tmp_path: Path) -> None:
     data = write_slots(tmp_path)
     more = {"data": [data], "task": "slots", "method": method, "batch_size": 3}
     statistics(settings(wide, tmp_path, tmp_path / "codes.st", **more, quantize="nf4"))
-    peft_lora(wide, tmp_path / "nothing", r=1, target_modules=["q_proj"], seed=1)
-    tensors = load_file(tmp_path / "nothing" / "adapter_model.safetensors")
-    save_file(
-        {name: tensor * 0 for name, tensor in tensors.items()}, tmp_path / "nothing" / "adapter_model.safetensors"
-    )
+    nothing = zero_lora(wide, tmp_path / "nothing", target_modules=["q_proj"])
     out = str(tmp_path / "dequantised")
     bake(
         BakeSettings(
             base=str(wide),
-            adapter=[str(tmp_path / "nothing")],
+            adapter=[nothing],
             quantize="nf4",
             strategy="dequant-16",
             dtype="float32",
