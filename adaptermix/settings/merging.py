@@ -59,7 +59,7 @@ class MergeSettings(Written):
         description="fully trained tensors (heads) that differ: refuse, average, or an adapter's name or number",
     )
     statistics: list[str] = Field(
-        [], description="for fisher and regmean: one safetensors file per adapter, a tensor per module path"
+        [], description="for fisher and regmean: one file of `adaptermix statistics` per adapter, in their order"
     )
     allow_pickle: bool = Field(False, description="read adapter_model.bin too (weights only, no code)")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
