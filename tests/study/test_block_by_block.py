@@ -99,7 +99,7 @@ def loop(folder: Path, off_diagonal: float, weights: tuple[float, float]) -> dic
 
 def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     assert set(found) == set(wanted)
-    return all(float((found[m].double() - delta).norm()) <= 2e-3 * float(delta.norm()) for m, delta in wanted.items())
+    return all(float((found[m].double() - delta).norm()) <= 1e-4 * float(delta.norm()) for m, delta in wanted.items())
 
 
 def test_each_block_is_measured_behind_the_merged_blocks_before_it(folder: Path, tmp_path: Path) -> None:
