@@ -270,15 +270,11 @@ def _faults_of_agreement(settings: SearchSettings) -> tuple[tuple[bool, str], ..
         (bool(settings.pairs) and not agreement, "--pairs are for --objective agreement: add it, or drop them"),
         (
             not agreement and not settings.dev,
-            "candidates are scored on dev rows: add --dev FILE, or --objective agreement --pairs FILE to choose "
-            "without labels",
+            "candidates are scored on dev rows: add --dev FILE, or --objective agreement --pairs FILE (no labels)",
         ),
         (bool(settings.pair_rows) and not settings.pairs, "--pair-rows chooses rows of --pairs: add them, or drop it"),
         (bool(settings.rows) and not settings.dev, "--rows chooses rows of --dev: add them, or take --pair-rows"),
-        (
-            agreement and settings.race and bool(settings.dev),
-            "--race stops candidates early by their answers to --pairs, so dev rows cannot be reported: drop one",
-        ),
+        (agreement and settings.race and bool(settings.dev), "--race would not ask stopped candidates --dev: drop one"),
     )
 
 

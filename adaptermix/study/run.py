@@ -75,9 +75,10 @@ def _listed(searched: Space | Listed) -> list[str] | None:
 
 @holds_output
 def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult:
-    """Find merge weights on dev data, and write the adapter merged with them.
+    """Find merge weights on dev data or on pairs, and write the adapter merged with them.
 
-    The objective is the mean over languages of the task's headline score, or their minimum. Nothing is written or
+    The objective is the mean over languages of the task's headline score, or their minimum; or without labels, the mean
+    of the same score against what the first adapter alone says of the second side of pairs. Nothing is written or
     merged per trial of an exact sum. An interrupted search goes on where it was; several processes can share one.
 
     Raises:

@@ -159,7 +159,10 @@ def test_what_cannot_be_compared_is_refused() -> None:
         ({}, "add --dev FILE, or --objective agreement --pairs FILE"),
         ({"dev": ["x"], "pair_rows": ":5"}, "--pair-rows chooses rows of --pairs"),
         ({"objective": "agreement", "pairs": ["x"], "rows": ":5"}, "--rows chooses rows of --dev"),
-        ({"objective": "agreement", "pairs": ["x"], "dev": ["y"], "race": True}, "dev rows cannot be reported"),
+        (
+            {"objective": "agreement", "pairs": ["x"], "dev": ["y"], "race": True},
+            "--race would not ask stopped candidates --dev",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(asked: dict[str, Any], message: str) -> None:
