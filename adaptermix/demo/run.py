@@ -231,7 +231,10 @@ class Demo:
             answers = answering(f"test {label}")
         result = score_answers(self.task_form, rows, answers, roles, seed=self.settings.seed)
         add_to_record(read, task=self.kind.task, adapter=label, watch=self.watch)
-        counts = {name: {"rows": list(found), "clusters": found.clusters} for name, found in result.counts.items()}
+        counts = {
+            name: {"rows": list(found), "clusters": getattr(found, "clusters", None)}
+            for name, found in result.counts.items()
+        }
         members = by_role(list(result.scores), roles["supervised"], roles["aligned"])
         return result.document() | {"counts": counts, "members": members}
 
