@@ -92,7 +92,7 @@ def test_the_gain_is_resampled_by_sentence_pattern() -> None:
     metric = get_task("classify").metrics([])[0]
 
     def result(right: list[bool], each: int) -> dict:
-        rows = [[float(is_right)] for is_right in right for _ in range(each)]
+        rows = [[float(is_right), 1.0] for is_right in right for _ in range(each)]
         return {"counts": {"de": {"rows": rows, "clusters": [str(n) for n in range(len(right)) for _ in range(each)]}}}
 
     few, many = (
