@@ -47,7 +47,8 @@ class ClassRows:
         notes = [told_cut(cut, len(rows), max_length, "their ends")] if cut else []
         known = {label: place for place, label in enumerate(self._labels)}
         self._gold = [known.get(task.answer(row), IGNORED) for row in rows]
-        new = [row for row, gold in zip(rows, self._gold, strict=True) if gold == IGNORED]
+        # rows without a label (an empty one) are asked, not scored
+        new = [row for row, gold in zip(rows, self._gold, strict=True) if gold == IGNORED and task.answer(row)]
         if new:
             notes.append(
                 f"{by_language([task.language(row) for row in new], len(rows))} rows have labels that the head does "
@@ -71,6 +72,10 @@ class ClassRows:
     def terms(self, rows: Sequence[int]) -> int:
         """Return the number of rows whose labels the head has."""
         return sum(self._gold[row] != IGNORED for row in rows)
+
+    def predictions(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of the classes of each row, each [1 labels]."""
+        return list(self._logits(rows).float().log_softmax(-1).unsqueeze(1))
 
     def answers(self, rows: Sequence[int]) -> list[str]:
         """Return the label of the largest logit of each row."""
