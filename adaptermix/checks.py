@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         AlignOptions,
         BakeSettings,
         CompareSettings,
-        DemoSettings,
         FusionSettings,
         JointSettings,
         RetrieveSettings,
@@ -243,13 +242,6 @@ def layer_or_middle(value: Any) -> Any:
     raise ValueError("a whole number, or middle, is needed")
 
 
-def sound_demo(settings: DemoSettings) -> DemoSettings:
-    """Refuse published data for a task that has none."""
-    if settings.data and settings.task != "slots":
-        raise ValueError("--data is for --task slots: add it, or drop --data")
-    return settings
-
-
 def sound_search(settings: SearchSettings) -> SearchSettings:
     """Refuse searches without an end, options that contradict each other, and those that would do nothing."""
     grid, bounds, groups = settings.grid, settings.bounds, settings.groups
@@ -287,10 +279,7 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             bool(settings.curve and groups) and not groups[0].isdecimal(),
             "--curve goes over the layers: give it alone, or with a number of --groups",
         ),
-        (
-            settings.space in ("sums", "both") and not grid,
-            f"--space {settings.space} is for a grid: add --grid W,W,..., or choose another",
-        ),
+        (settings.space in ("sums", "both") and not grid, "--space sums and both are for a grid: add --grid W,W,..."),
         (
             bool(settings.candidates) and (not grid or settings.method != "exact" or settings.rank is not None),
             "--candidates stand beside weights of a grid, merged exactly: add --grid, and drop --method and --rank",

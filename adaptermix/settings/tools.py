@@ -70,4 +70,8 @@ class DemoSettings(Placed):
     )
     fresh: bool = Field(False, description="start again instead of going on with an earlier run")
 
-    _sound_demo = model_validator(mode="after")(checks.sound_demo)
+    @model_validator(mode="after")
+    def _data_are_of_the_task(self) -> DemoSettings:
+        if self.data and self.task != "slots":
+            raise ValueError("--data is for --task slots: add it, or drop --data")
+        return self
