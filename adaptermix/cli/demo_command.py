@@ -26,7 +26,7 @@ def demo(settings: DemoSettings, console: Console) -> None:
 
 def show(results: dict[str, Any], out: str, console: Console) -> None:
     """Show the results."""
-    console.say(f"\nBase model {results['base']}\nData: {results['data']}")
+    console.say(f"\nBase model: {results['base']}\nData: {results['data']}")
     _show_training(results, console)
     _show_retrieval(results, console)
     _show_scores(results, console)
@@ -34,6 +34,11 @@ def show(results: dict[str, Any], out: str, console: Console) -> None:
     parts = {role: results["difference"][role] for role in TITLES if role in results["difference"]}
     for role, found in parts.items():
         console.say(f"  {TITLES[role]}: {found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})")
+    if found := results["difference"].get("closed form"):
+        console.say(
+            f"  alignment in closed form, {results['closed_form']['fit']['seconds']:.0f} s without training, languages "
+            f"without task data: {found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+        )
     console.say(
         f"\n{results['seconds']:.0f} s in all. In {out}: align/, task/, merged/ (adapters), layers.png, weights.png, "
         f"results.json, data/\nNext: adaptermix inspect {out}/task {out}/align; adaptermix merge --help; "
@@ -70,20 +75,28 @@ def _show_retrieval(results: dict[str, Any], console: Console) -> None:
 
 
 def _show_scores(results: dict[str, Any], console: Console) -> None:
-    trials, tests = results["search"]["trials"], results["test"]
-    best, score = results["search"]["best"]["weights"], results["score"]
+    tests, score, closed = results["test"], results["score"], results["closed_form"]
     members = {role: names for role, names in tests["chosen"]["members"].items() if role in TITLES}
 
     def row(label: str, scores: dict[str, Any]) -> list[str]:
         cells = [label]
         for names in members.values():
             values = [scores[name]["value"] for name in names]
-            cells += [*(f"{value:.2f}" for value in values), f"{sum(values) / len(values):.3f}"]
+            cells += [f"{value:.2f}" for value in values]
+            cells += [f"{sum(values) / len(values):.3f}"] * (len(names) > 1)
         return cells
 
-    header = ["", *(cell for role, names in members.items() for cell in (*names, TITLES[role]))]
+    header = [""]
+    for role, names in members.items():
+        header += [*names, TITLES[role]] if len(names) > 1 else [f"{names[0]} ({TITLES[role]})"]
     console.say(f"\nDev {score}, chooses the weight (*)")
-    dev = [row(merge_name(t["weights"]) + (" *" if t["weights"] == best else ""), t["scores"]) for t in trials]
-    console.table(header, dev)
+    searches = {"alignment": results["search"]} | ({"closed form": closed["search"]} if closed else {})
+    dev = {}
+    for alignment, search in searches.items():
+        for trial in search["trials"]:
+            chosen = " *" if trial["weights"] == search["best"]["weights"] else ""
+            dev[merge_name(trial["weights"], alignment=alignment) + chosen] = trial["scores"]
+    console.table(header, [row(name, scores) for name, scores in dev.items()])
     console.say(f"\nTest {score}")
-    console.table(header, [row(label_of(name, best), document["scores"]) for name, document in tests.items()])
+    tested = {label_of(name, results): document["scores"] for name, document in tests.items()}
+    console.table(header, [row(name, scores) for name, scores in tested.items()])

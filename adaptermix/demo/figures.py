@@ -7,7 +7,14 @@ from typing import Any
 
 from .words import TITLES, label_of
 
-_COLOURS = {"before": "#9aa0a6", "after": "#1a73e8", "base": "#dadce0", "task only": "#9aa0a6", "chosen": "#1a73e8"}
+_COLOURS = {
+    "before": "#9aa0a6",
+    "after": "#1a73e8",
+    "base": "#dadce0",
+    "task only": "#9aa0a6",
+    "chosen": "#1a73e8",
+    "closed form": "#f9ab00",
+}
 
 
 def draw(results: dict[str, Any], out: Path) -> None:
@@ -66,7 +73,7 @@ def _weights(results: dict[str, Any], path: Path) -> None:
             width,
             yerr=_spread(scores),
             color=_COLOURS[name],
-            label=label_of(name, results["search"]["best"]["weights"]),
+            label=label_of(name, results),
             ecolor="#5f6368",
             capsize=1,
         )

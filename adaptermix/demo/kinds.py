@@ -34,6 +34,7 @@ class DemoKind:
         train: Further settings of task training.
         search: Candidates of the search.
         answering: How rows are answered in search and test.
+        has_closed_form: Whether the alignment in closed form is shown too.
     """
 
     task: str
@@ -47,6 +48,7 @@ class DemoKind:
     train: Mapping[str, Any]
     search: Mapping[str, Any]
     answering: Mapping[str, Any]
+    has_closed_form: bool = False
 
 
 _TRAINING = {"learning_rate": 2e-3, "dropout": 0.0, "schedule": "linear"}
@@ -64,6 +66,7 @@ KINDS: dict[str, DemoKind] = {
         # 0 is the task adapter alone, so that no merge can be the answer too
         search={"space": "sums", "grid": [0.0, 0.25, 0.5, 1.0]},
         answering={"batch_size": 96},
+        has_closed_form=True,
     ),
     "slots": DemoKind(
         task="slots",

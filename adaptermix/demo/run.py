@@ -36,12 +36,14 @@ from .plan import DemoPlan
 from .words import is_task_alone
 
 _KEY = "key.json"
+_CLOSED = ("closed-form", "merged-closed-form")
+"""Folders of the alignment in closed form and of its merge."""
 _STAGES = {_KEY}
 _STAGES |= {
     f"{name}.json"
     for name in (
-        *("retrieval-before", "align", "retrieval-after", "task", "search"),
-        *("test-base", "test-task", "test-chosen"),
+        *("retrieval-before", "align", "closed-form", "retrieval-after", "task", "search", "search-closed-form"),
+        *("test-base", "test-task", "test-chosen", "test-closed-form"),
     )
 }
 """Names of the files in the folder `stages`."""
@@ -80,7 +82,7 @@ class Demo:
                 f"the demo needs a folder of its own, and {self.out} holds other things. Choose another --out."
             )
         if self.settings.fresh and (self.out / "stages").exists():
-            for part in ("align", "task", "merged"):
+            for part in ("align", "task", "merged", *_CLOSED):
                 remove_output(self.out / part)
                 shutil.rmtree(partial_path(self.out / part), ignore_errors=True)
             for name in _STAGES:
@@ -187,6 +189,16 @@ class Demo:
         settings = AlignSettings(pairs=files, rows=rows, **self._training("align"), **self.kind.align)
         return train_align(settings, watch=self.watch).document()
 
+    def closed_form(self) -> dict[str, Any]:
+        """Fit an alignment adapter to the same pairs without training."""
+        out = self.out / _CLOSED[0]
+        remove_output(out)
+        files, rows = self.plan.pairs
+        settings = AlignSettings(
+            base=self.base_reference, out=str(out), pairs=files, rows=rows, fit="least-squares", **self._placed
+        )
+        return train_align(settings, watch=self.watch).document()
+
     def task(self) -> dict[str, Any]:
         """Train the task adapter."""
         files, rows = self.plan.train
@@ -195,16 +207,16 @@ class Demo:
         )
         return train_task(settings, watch=self.watch).document()
 
-    def search(self) -> dict[str, Any]:
-        """Find the weight on dev and write the merged adapter."""
+    def search(self, align: str = "align", merged: str = "merged") -> dict[str, Any]:
+        """Find the weight of an alignment adapter on dev and write the merged adapter."""
         files, rows = self.plan.dev
         settings = SearchSettings(
-            adapters=[str(self.out / "task"), str(self.out / "align")],
+            adapters=[str(self.out / "task"), str(self.out / align)],
             base=self.base_reference,
             task=self.kind.task,
             dev=files,
             rows=rows,
-            out=str(self.out / "merged"),
+            out=str(self.out / merged),
             overwrite=True,
             **self.kind.search,
             **self.kind.answering,
@@ -270,7 +282,8 @@ def _run(settings: DemoSettings, watch: Watcher) -> dict[str, Any]:
     after = demo.stage("retrieval-after", lambda: demo.retrieval("align"))
     task = demo.stage("task", demo.task)
     search = demo.stage("search", demo.search)
-    tests = _tests(demo, search["best"]["weights"])
+    closed = _closed_form(demo) if demo.kind.has_closed_form else None
+    tests = _tests(demo, search["best"]["weights"], closed)
     results = {
         "task": settings.task,
         "score": demo.kind.score,
@@ -279,24 +292,38 @@ def _run(settings: DemoSettings, watch: Watcher) -> dict[str, Any]:
         "retrieval": {"before": before, "after": after},
         "train": {"align": align, "task": task},
         "search": search,
+        "closed_form": closed,
         "test": tests,
         "difference": _differences(demo, tests),
-        "seconds": sum(part["seconds"] for part in (before, align, after, task, search, *tests.values())),
     }
+    parts = (before, align, after, task, search, *(closed or {}).values(), *tests.values())
+    results["seconds"] = sum(part["seconds"] for part in parts)
     draw(results, demo.out)
     write_whole(demo.out / "results.json", (json.dumps(results, ensure_ascii=False, indent=1) + "\n").encode())
     return results
 
 
-def _tests(demo: Demo, weights: list[float]) -> dict[str, Any]:
+def _closed_form(demo: Demo) -> dict[str, Any]:
+    """Return the alignment in closed form and the search for its weight."""
+    return {
+        "fit": demo.stage("closed-form", demo.closed_form),
+        "search": demo.stage("search-closed-form", lambda: demo.search(*_CLOSED)),
+    }
+
+
+def _tests(demo: Demo, weights: list[float], closed: dict[str, Any] | None) -> dict[str, Any]:
     """Return the test scores: of the base, if it can answer without the adapter's head; task only; and the chosen."""
     tests = {}
     if demo.head is None:
         tests["base"] = demo.stage("test-base", lambda: demo.test("base"))
     tests["task only"] = demo.stage("test-task", lambda: demo.test("task only", "task"))
-    if is_task_alone(weights):  # just scored
-        return tests | {"chosen": tests["task only"] | {"seconds": 0.0}}
-    return tests | {"chosen": demo.stage("test-chosen", lambda: demo.test("chosen weight", "merged"))}
+    alone = tests["task only"] | {"seconds": 0.0}  # just scored
+    tests["chosen"] = (
+        alone if is_task_alone(weights) else demo.stage("test-chosen", lambda: demo.test("chosen weight", "merged"))
+    )
+    if closed and not is_task_alone(closed["search"]["best"]["weights"]):
+        tests["closed form"] = demo.stage("test-closed-form", lambda: demo.test("closed form", _CLOSED[1]))
+    return tests
 
 
 def _differences(demo: Demo, tests: dict[str, Any]) -> dict[str, Any]:
@@ -306,8 +333,13 @@ def _differences(demo: Demo, tests: dict[str, Any]) -> dict[str, Any]:
     files, chosen = demo.plan.test
     rows, _ = demo.task_form.read(files, rows=chosen)
     metric = demo.task_form.metrics(rows)[0]
-    return {
-        name: difference(metric, tests["task only"], tests["chosen"], languages, demo.settings.seed)
+    seed = demo.settings.seed
+    found = {
+        name: difference(metric, tests["task only"], tests["chosen"], languages, seed)
         for name, languages in members.items()
         if languages
     }
+    if "closed form" in tests:
+        languages = members["without task data"]
+        found["closed form"] = difference(metric, tests["task only"], tests["closed form"], languages, seed)
+    return found

@@ -14,8 +14,8 @@ def is_task_alone(weights: Sequence[float]) -> bool:
     return weights[0] == 1.0 and not any(weights[1:])
 
 
-def merge_name(weights: Sequence[float]) -> str:
-    """Return what a merge is called.
+def merge_name(weights: Sequence[float], *, alignment: str = "alignment") -> str:
+    """Return what a merge is called, given the name of its second adapter.
 
     Example:
         >>> merge_name([1.0, 0.5]), merge_name([0.9, 0.1]), merge_name([1.0, 0.0])
@@ -24,12 +24,14 @@ def merge_name(weights: Sequence[float]) -> str:
     if is_task_alone(weights):
         return "task only"
     task = "task" if weights[0] == 1.0 else f"{weights[0]:g} task"
-    return f"{task} + {weights[1]:g} alignment"
+    return f"{task} + {weights[1]:g} {alignment}"
 
 
-def label_of(name: str, best: Sequence[float]) -> str:
-    """Return how a tested system is called in tables, given its name in the results and the chosen weights."""
-    return merge_name(best) if name == "chosen" else name
+def label_of(name: str, results: dict[str, Any]) -> str:
+    """Return how a tested system is called in tables, given its name in the results."""
+    if name == "closed form":
+        return merge_name(results["closed_form"]["search"]["best"]["weights"], alignment=name)
+    return merge_name(results["search"]["best"]["weights"]) if name == "chosen" else name
 
 
 def verdict(results: dict[str, Any]) -> str:
