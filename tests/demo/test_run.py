@@ -16,7 +16,7 @@ from adaptermix.demo import run as demo
 from adaptermix.demo.corpus import LANGUAGES
 from adaptermix.demo.kinds import KINDS
 from adaptermix.demo.plan import Sizes, real_data
-from adaptermix.demo.words import verdict
+from adaptermix.demo.words import label_of, verdict
 from adaptermix.errors import DataError, OutputError
 from adaptermix.settings import DemoSettings
 from adaptermix.tasks import get_task
@@ -59,7 +59,8 @@ def test_the_demo_measures_everything_and_goes_on_where_it_was(
     monkeypatch.setattr(demo, "train_task", real_task)
     results = demo.run_demo(settings)
     assert (tmp_path / "out" / "stages" / "align.json").read_bytes() == kept
-    assert list(results["test"]) == ["task only", "chosen"]  # without the adapter's head the base has no answer
+    assert set(results["test"]) - {"closed form"} == {"task only", "chosen"}  # the base has no head to answer with
+    assert results["closed_form"]["search"]["trials"][0]["scores"] == results["search"]["trials"][0]["scores"]
     assert [trial["weights"] for trial in results["search"]["trials"]] == [[1, 0], [1, 0.25], [1, 0.5], [1, 1]]
     assert set(results["test"]["chosen"]["groups"]) == {"supervised", "aligned", "transfer", "all"}
     members = {role: set(names) for role, names in results["test"]["chosen"]["members"].items()}
@@ -73,7 +74,15 @@ def test_the_demo_measures_everything_and_goes_on_where_it_was(
     assert json.loads((tmp_path / "out" / "results.json").read_text())["seconds"] == pytest.approx(results["seconds"])
     show(results, settings.out, Console())
     shown = capsys.readouterr().err
-    for piece in ("task only", "task + 0.5 alignment", "with alignment adapter", "s/step", "not aligned", "Next:"):
+    for piece in (
+        "task only",
+        "task + 0.5 alignment",
+        "task + 1 closed form",
+        "with alignment adapter",
+        "s/step",
+        "not aligned",
+        "Next:",
+    ):
         assert piece in shown
     assert {entry.name for entry in read_record().entries} == {f"test.{language}.jsonl" for language in LANGUAGES}
 
@@ -101,6 +110,15 @@ def test_the_gain_is_resampled_by_sentence_pattern() -> None:
     )
     assert few["value"] == many["value"] == 0.75
     assert many["low"] == pytest.approx(few["low"], abs=0.06)
+
+
+def test_tables_name_what_was_tested_by_its_weights() -> None:
+    results = {
+        "search": {"best": {"weights": [1.0, 0.5]}},
+        "closed_form": {"search": {"best": {"weights": [1.0, 1.0]}}},
+    }
+    names = [label_of(name, results) for name in ("base", "task only", "chosen", "closed form")]
+    assert names == ["base", "task only", "task + 0.5 alignment", "task + 1 closed form"]
 
 
 @pytest.mark.parametrize(
