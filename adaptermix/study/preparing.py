@@ -276,12 +276,14 @@ def _ends(searched: Space | Listed) -> list[dict[str, Any]]:
 def _with_method(template: MergePlan, settings: SearchSettings, options: dict[str, Any]) -> MergePlan:
     fixed = {**settings.options, **options}
     method = build(settings.method, fixed)
+    if method.statistics is not None:
+        raise PlanError(
+            f"method '{settings.method}' needs statistics of data, which a search does not take: merge with it."
+        )
     check_roles(method, len(template.sources))
     if method.is_learned:
         raise PlanError(
             f"method '{settings.method}' learns its weights, so there is nothing to search: merge with it, and give "
             "the result as one of --candidates."
         )
-    if method.statistics is not None:
-        raise PlanError(f"method '{settings.method}' needs statistics files, which a search does not take.")
     return replace(template, method=method, options=fixed)

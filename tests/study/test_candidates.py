@@ -170,7 +170,7 @@ def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, o
         (
             {"trials": 3, "space": "free", "bounds": [1.0, 1.0]},
             ValueError,
-            "--bounds 1.0,1.0 fixes every weight: add --vary",
+            "--bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got 1.0,1.0",
         ),
         ({"trials": 3, "method": "tis"}, UsageError, "Did you mean 'ties'"),
     ],
