@@ -366,15 +366,14 @@ def note_other_base(base: BaseModel, sources: Sequence[AdapterSource], watch: Wa
             )
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer: quantised ones and Conv1D too, by what they offer, not by class."""
+    return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
+
+
 def linear_names(model: nn.Module, chosen: range | None = None) -> list[str]:
     """Return the last names of all linear layers inside the blocks, or some of them; those of heads are left out."""
     stack = [block for number, block in enumerate(blocks(model)[1]) if chosen is None or number in chosen]
-    # Quantised layers and Conv1D are linear too, by what they offer rather than by class.
     return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for block in stack
-            for name, module in block.named_modules()
-            if hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
-        }
+        {name.rsplit(".", 1)[-1] for block in stack for name, module in block.named_modules() if is_linear(module)}
     )

@@ -9,6 +9,7 @@ from .console import Console
 from .options import settings_command
 
 if TYPE_CHECKING:
+    from ..train.least_squares import FitReport
     from ..train.run import TrainReport
 
 
@@ -46,6 +47,32 @@ def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
     console.document(document)
 
 
+def _show_fit(report: FitReport, console: Console) -> None:
+    document = report.document()
+    if report.objective is None:
+        console.say(f"would fit a LoRA of one layer ({report.fit}, block {report.layer}) and write {report.out}")
+        for note in report.rows.warnings("pairs"):
+            console.say(f"  {note}")
+    else:
+        found, held_out = report.objective, report.objective["held_out"]
+        console.say(
+            f"fitted {report.parameters:,} parameters in {report.seconds:.1f} s: {report.fit}, rank "
+            f"{found['layer_update']['rank']}, on {found['module']} (block {report.layer} of {found['layers']})"
+        )
+        if held_out:
+            roles = ", ".join(f"{role} {share:.0%}" for role, share in held_out["adapter_by_role"].items())
+            console.say(
+                f"of the way from sources to translations, on {held_out['pairs']} held-out pairs: the map explains "
+                f"{held_out['map']:.0%}, the LoRA {held_out['adapter']:.0%} ({roles}); of what the map wants of each "
+                f"token, the LoRA does {held_out['adapter_tokens']:.0%}; translations move by "
+                f"{held_out['targets_moved']:.1%}"
+            )
+        else:
+            console.say("too few pairs to keep some aside: how much the LoRA explains is unknown (--dev-pairs FILE)")
+        console.say(f"wrote {report.out}")
+    console.document(document)
+
+
 @settings_command(
     AlignSettings,
     name="train-align",
@@ -54,8 +81,13 @@ def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
 def train_align(settings: AlignSettings, console: Console) -> None:
     """Train an alignment LoRA."""
     from ..train import train_align as work
+    from ..train.least_squares import FitReport
 
-    _show(work(settings, watch=console.watch), console, "pairs")
+    report = work(settings, watch=console.watch)
+    if isinstance(report, FitReport):
+        _show_fit(report, console)
+    else:
+        _show(report, console, "pairs")
 
 
 @settings_command(

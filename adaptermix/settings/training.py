@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .. import checks
 from .base import ALLOW_TESTED, TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
+from .closed_form import rank_of_fit, sound_fit
 from .roles import DEV, TRAINING, Reads
 
 
@@ -149,10 +150,18 @@ class TaskOptions(Settings):
 class AlignSettings(AlignOptions, TrainingSettings):
     """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
 
+    fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
+        "gradient",
+        description="gradient: train; least-squares: no training, but the LoRA of one layer that best moves the frozen "
+        "base's states of sources to those of their translations (default rank 64); mean-shift: by their mean distance",
+    )
     batch_size: Annotated[int, Field(ge=2)] = Field(
         32, description="pairs per batch; the others of a batch are the negatives, also with --accumulate"
     )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+
+    _rank = model_validator(mode="before")(rank_of_fit)
+    _sound_fit = model_validator(mode="after")(sound_fit)
 
 
 class TaskSettings(TaskOptions, TrainingSettings):

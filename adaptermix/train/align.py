@@ -18,13 +18,14 @@ from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
+from .least_squares import FitReport, fit_align
 from .modes import evaluating, loras_off
 from .objectives import contrastive_loss, keeper_loss, retrieved
 from .on_top import attach_on
 from .outline import aligned_layer
 from .pairs import describe_pairs, encode_side, read_dev_pairs, require_pairs
 from .parallel import ALONE, Processes, in_processes
-from .run import TrainReport, check_before, dry_report, train
+from .run import TrainReport, check_before, dry_report, train, vectors_entry
 from .sampler import Sampler
 from .selection import DevLosses, DevWatch
 from .sharding import load_for
@@ -262,11 +263,6 @@ class AlignLoss:
         return torch.tensor([[one == other for other in texts] for one in texts])
 
 
-def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
-    """Return the manifest's entry on how sentences become vectors, which merges take over."""
-    return settings.model_dump(include={"pooling", "exclude_bos", "standardize"})
-
-
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
     """Return how many negatives a pair has, for a person."""
     if settings.gather_negatives:
@@ -275,8 +271,8 @@ def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> 
     return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
 
 
-def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport:
-    """Train an alignment LoRA on parallel pairs.
+def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport | FitReport:
+    """Train an alignment LoRA on parallel pairs, or fit one in closed form (`fit`).
 
     The contrastive loss acts on mean-pooled states after block L; later blocks and the output layer are neither
     computed nor adapted, so the LoRA has no weights there. The loss of dev pairs is that of their batches, each pair
@@ -288,7 +284,9 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     return in_processes(_train_align, settings, watch)
 
 
-def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport:
+def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport | FitReport:
+    if settings.fit != "gradient":
+        return fit_align(settings, watch, processes)
     check_before(settings)
     settings, start = open_start(settings)
     pairs, files = read_pairs(settings.pairs, rows=settings.rows)

@@ -12,12 +12,12 @@ from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
-from .align import AlignLoss, negatives, vectors_entry
+from .align import AlignLoss, negatives
 from .on_top import attach_on
 from .outline import aligned_layer
 from .pairs import describe_pairs, read_dev_pairs, require_pairs
 from .parallel import Processes, in_processes
-from .run import TrainReport, check_before, dry_report, train
+from .run import TrainReport, check_before, dry_report, train, vectors_entry
 from .selection import DevLosses, DevWatch, RowsLoss
 from .starting import fit_start, open_start
 from .task import TaskData, TaskLoss

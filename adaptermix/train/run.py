@@ -18,7 +18,7 @@ from ..files import check_output
 from ..models import BaseModel, files_of
 from ..output import write_output
 from ..progress import Watcher
-from ..settings import TrainingSettings
+from ..settings import AlignSettings, JointSettings, TrainingSettings
 from .checkpoint import Checkpoint, Workplace
 from .compiling import compiled
 from .lora import config_of, count_trainable, extract, inject, scales, start_of, state_of
@@ -100,6 +100,11 @@ def plain(settings: TrainingSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=_CIRCUMSTANCES)
 
 
+def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
+    """Return the manifest's entry on how sentences become vectors, which merges take over."""
+    return settings.model_dump(include={"pooling", "exclude_bos", "standardize"})
+
+
 def first_draw(seed: int, kind: str) -> int:
     """Return the seed of a LoRA's first factors, another one for each command.
 
@@ -162,7 +167,7 @@ def train(
         trainer.run(make_loss(), after_step=dev, label=kind, unit=unit)
     trainer.finish()
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
-    more = {"inputs": _input_entries(on, start), "selection": selection, "engine": processes.entry() or None}
+    more = {"inputs": input_entries(on, start), "selection": selection, "engine": processes.entry() or None}
     entries = manifest.carry_on(entries, start, on)
     document = manifest.manifest(kind, plan=plain(settings), base=base.entry(), **more, **entries)
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
@@ -180,8 +185,8 @@ def train(
     )
 
 
-def _input_entries(on: AdapterSource | None, start: AdapterSource | None) -> list[dict[str, Any]] | None:
-    """Return what the manifest says of the adapters that the run was given; how each is used where it is the start."""
+def input_entries(on: AdapterSource | None, start: AdapterSource | None) -> list[dict[str, Any]] | None:
+    """Return the manifest's entries on the adapters that a run builds on; the one that it begins from is marked."""
     below = [manifest.input_entry(on, 1.0)] if on else []
     return below + ([manifest.input_entry(start, 1.0) | {"use": manifest.START}] if start else []) or None
 

@@ -66,8 +66,11 @@ class MiddleStates:
         finally:
             self._listening = False
 
-    def _states(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the states of all tokens, and which of them count."""
+    def states(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return the states of all tokens, padded on the right, and which of them count.
+
+        Shapes: [rows tokens width], [rows tokens].
+        """
         batch = self._tokenizer.pad({"input_ids": list(encoded)}, padding_side="right", return_tensors="pt").to(
             self._device
         )
@@ -95,7 +98,7 @@ class MiddleStates:
         size = -(-len(order) // self._chunks)
         vectors, tokens = [], []
         for chunk in (order[start : start + size] for start in range(0, len(order), size)):
-            states, mask = self._states([encoded[row] for row in chunk])
+            states, mask = self.states([encoded[row] for row in chunk])
             vectors.append(self._pool(states, mask))
             if tokens_of:
                 wanted = torch.tensor([row in tokens_of for row in chunk], device=mask.device)
