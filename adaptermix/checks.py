@@ -241,8 +241,12 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             f"--sampler {settings.sampler} proposes --trials, and a grid is given: drop one",
         ),
         (
-            len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] >= bounds[-1],
+            len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] > bounds[-1],
             f"--bounds must be LOW,HIGH with LOW < HIGH, got {','.join(map(str, bounds))}",
+        ),
+        (
+            len(bounds) == 2 and bounds[0] == bounds[1] and not settings.vary,
+            f"--bounds {','.join(map(str, bounds))} fixes every weight: add --vary, or let LOW < HIGH",
         ),
         (
             not free and bounds != type(settings).model_fields["bounds"].default,

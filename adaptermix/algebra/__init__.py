@@ -1,5 +1,6 @@
 """Pure tensor algebra of adapter updates: no files, no models, no global state."""
 
+from .core import Core, core_of
 from .geometry import cosine, inner, inner_products, norm, sign_conflict, sign_conflict_by_chance
 from .lowrank import concatenate, factored, recompress, singular_values
 from .randomised import least_rank, truncate
@@ -7,12 +8,14 @@ from .stack import Stack
 from .updates import Dense, LowRank, Update, all_finite
 
 __all__ = [
+    "Core",
     "Dense",
     "LowRank",
     "Stack",
     "Update",
     "all_finite",
     "concatenate",
+    "core_of",
     "cosine",
     "factored",
     "inner",

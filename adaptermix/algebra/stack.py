@@ -31,6 +31,8 @@ class Stack:
             kernel [out ...] is flattened.
         adapters: What users call the adapters of the whole merge, also those that are left out here.
         places: Index in `adapters` of each update; default their positions.
+        block: Number of the model's block that the module lies in; None outside the blocks.
+        depth: Number of blocks of the model, as far as the adapters show it.
 
     Shapes: each update is [out in].
 
@@ -47,6 +49,8 @@ class Stack:
     tensor_shape: tuple[int, ...] = ()
     adapters: tuple[str, ...] = ()
     places: tuple[int, ...] = ()
+    block: int | None = None
+    depth: int = 0
 
     def __post_init__(self) -> None:
         shapes = {update.shape for update in self.updates}
@@ -56,6 +60,8 @@ class Stack:
             raise ValueError(f"one weight per update is needed, got {len(self.weights)} for {len(self.updates)}")
         if not self.names:
             object.__setattr__(self, "names", tuple(str(place) for place in range(len(self.updates))))
+        if not self.places:
+            object.__setattr__(self, "places", tuple(range(len(self.updates))))
         if len(set(self.names)) != len(self.updates):
             raise ValueError(f"one name of its own per update is needed, got {list(self.names)}")
 

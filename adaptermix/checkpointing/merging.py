@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from ..algebra import Dense, Stack, norm, sign_conflict
 from ..analysis.places import unique_names
 from ..checkpoints import Checkpoint
 from ..compose.dense import with_rounding
+from ..compose.places import depth_of, layer_of
 from ..compose.report import MergeReport, ModuleReport
 from ..compose.weights import numbered, resolve_weights
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output, whole_folder
 from ..inputs import locks_out
-from ..methods.base import MergeMethod, build
+from ..methods.base import MergeMethod, build, check_roles
 from ..models import pick_device
 from ..output import write_documents
 from ..progress import SILENT, Watcher
@@ -114,7 +116,7 @@ def _as_matrix(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Merge:
     """A merge of checkpoints, decided before any tensor but whole numbers is read."""
 
@@ -132,6 +134,11 @@ class _Merge:
     def names(self) -> list[str]:
         """Tensors that are merged: all of a float dtype."""
         return [key for key, header in self.base.tensors.items() if header.dtype in FLOATS]
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return depth_of(self.names)
 
     def stack(self, key: str) -> Stack:
         """Return the deltas of one tensor; those of models that left it as it was take no memory.
@@ -152,6 +159,8 @@ class _Merge:
             tensor_shape=() if base.ndim == 2 else tuple(base.shape) or (1,),
             adapters=self.labels,
             places=tuple(acting),
+            block=layer_of(key),
+            depth=self.depth,
         )
 
     def fitted(self) -> MergeMethod:
@@ -273,6 +282,7 @@ def merge_checkpoints(
         check_output(Path(out), overwrite=overwrite)
         check_not_input(Path(out), [base, *models])
     built = _method(method, options or {})
+    check_roles(built, len(models))
     origin = open_model(base)
     opened = tuple(_Model.open(model, origin) for model in models)
     names = unique_names([model.checkpoint.name for model in opened])

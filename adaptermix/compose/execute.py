@@ -22,6 +22,7 @@ from ..progress import SILENT, Watcher
 from .extras import merge_biases
 from .forms import Formed
 from .inputs import Inputs, inputs_of
+from .places import layer_of
 from .plan import MergePlan
 from .report import ModuleReport
 
@@ -102,6 +103,8 @@ def _stack(
         tensor_shape=tensor_shape,
         adapters=tuple(source.name for source in plan.sources),
         places=inputs.places,
+        block=layer_of(module),
+        depth=plan.depth,
     )
 
 
@@ -240,11 +243,27 @@ def merge_module(
         norm=length,
         residual=formed.residual,
         sign_conflict=conflict,
-        weights=weights if is_weighted_sum(method) else _applied(inputs, merged, whole, weights),
+        weights=_reported(plan, method, inputs, module, weights) or _applied(inputs, merged, whole, weights),
         excess=formed.excess,
         rounding=formed.rounding,
     )
     return MergedModule(update=_to_cpu(formed.update), report=report, bias=bias, magnitude=magnitude)
+
+
+def _reported(
+    plan: MergePlan, method: MergeMethod, inputs: Inputs, module: str, weights: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Return the weight of every adapter in a weighted sum, or the coefficient that its role gives it; else nothing."""
+    if not isinstance(method, LinearMethod) or not is_weighted_sum(method):
+        return ()
+    if not method.roles:
+        return weights
+    found = [0.0] * len(plan.sources)
+    for place, coefficient in zip(
+        inputs.places, method.coefficients(_stack(plan, inputs, module, inputs.updates)), strict=True
+    ):
+        found[place] = coefficient
+    return tuple(found)
 
 
 def _applied(inputs: Inputs, merged: Update, length: float, weights: tuple[float, ...]) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from ..errors import IncompatibleAdapters, PlanError, did_you_mean
 from ..files import check_not_input, check_output, whole_folder
 from ..fingerprints import fingerprint
 from ..inputs import locks_out
-from ..methods.base import build
+from ..methods.base import build, check_roles
 from ..models import pick_device
 from ..output import OutputForm, output_size, weight_bytes, write_documents, write_output
 from ..progress import SILENT, Watcher
@@ -81,6 +81,7 @@ def make_plan(
     modules = sorted(set().union(*(source.modules for source in sources)))
     overrides = tuple(make_override(place, names, modules) for place in (*places, *more))
     built = build(method, plain)
+    check_roles(built, len(sources))
     for override in overrides:
         build(method, {**plain, **override.options})
     if built.statistics is not None and len(statistics) != len(sources):

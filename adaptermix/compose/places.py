@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +18,16 @@ def layer_of(module: str) -> int | None:
     """Return the number of the block of a module, the first whole number in its path; None outside the blocks."""
     found = _NUMBER.search(module)
     return int(found[1]) if found and len(found[1]) < 9 else None
+
+
+def depth_of(modules: Iterable[str]) -> int:
+    """Return the number of blocks up to the last that one of some modules lies in.
+
+    Example:
+        >>> depth_of(["embed", "layers.0.q", "layers.5.q"]), depth_of(["score"])
+        (6, 0)
+    """
+    return 1 + max((number for number in map(layer_of, modules) if number is not None), default=-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

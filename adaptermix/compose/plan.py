@@ -20,7 +20,7 @@ from ..head_forms import form_of
 from ..methods.base import MergeMethod, build, is_weighted_sum
 from .extras import AVERAGE, merge_extras, merge_saved, resolve_policy
 from .forms import Shape
-from .places import Override
+from .places import Override, depth_of
 from .weights import numbered, resolve_weights, split_weight
 
 __all__ = ["MergePlan", "check", "resolve_weights", "split_weight"]
@@ -69,6 +69,11 @@ class MergePlan:
     def modules(self) -> list[str]:
         """Every module that any of the adapters has, sorted."""
         return sorted(set().union(*(source.modules for source in self.sources)))
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of blocks of the model, as far as the adapters show it: one more than the last that one adapts."""
+        return depth_of(self.modules)
 
     @cached_property
     def identities(self) -> tuple[str, ...]:

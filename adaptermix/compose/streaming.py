@@ -26,7 +26,7 @@ from .report import ModuleReport
 
 def can_stream(plan: MergePlan) -> bool:
     """Return whether every rank of the result is known from the headers and from which deltas are zero."""
-    known = is_weighted_sum(plan.method) and type(plan.method).fit is MergeMethod.fit
+    known = is_weighted_sum(plan.method) and type(plan.method).fit is MergeMethod.fit and not plan.method.roles
     whole = plan.shape.rank is None and plan.shape.form in (None, "concat") and not plan.method.cuts_to_largest_rank
     more = any(header.bias or header.magnitude for source in plan.sources for header in source.modules.values())
     plain = all(source.meta.initial is None for source in plan.sources)

@@ -1,10 +1,13 @@
 """Named merge methods. Adding one is a file here, its name below and a row in `tests/methods/table.py`."""
 
 from . import (  # importing registers
+    adamergex,
     breadcrumbs,
+    cat,
     dare_linear,
     dare_ties,
     della,
+    do_merging,
     exact,
     factor_average,
     fisher,
@@ -12,6 +15,7 @@ from . import (  # importing registers
     iso_c,
     karcher,
     knots,
+    layer_swap,
     magnitude_prune,
     mergekit,
     model_stock,
@@ -22,6 +26,7 @@ from . import (  # importing registers
     task_arithmetic,
     ties,
     tsv,
+    wudi,
 )
 from .base import METHODS, LinearMethod, MergeMethod, StackMethod, method
 from .fuse import Fuse
@@ -32,10 +37,13 @@ __all__ = [
     "LinearMethod",
     "MergeMethod",
     "StackMethod",
+    "adamergex",
     "breadcrumbs",
+    "cat",
     "dare_linear",
     "dare_ties",
     "della",
+    "do_merging",
     "exact",
     "factor_average",
     "fisher",
@@ -43,6 +51,7 @@ __all__ = [
     "iso_c",
     "karcher",
     "knots",
+    "layer_swap",
     "magnitude_prune",
     "mergekit",
     "method",
@@ -54,4 +63,5 @@ __all__ = [
     "task_arithmetic",
     "ties",
     "tsv",
+    "wudi",
 ]

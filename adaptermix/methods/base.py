@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ..algebra import Dense, Stack, Update
+from ..algebra import Stack, Update
 from ..algebra.operators import Operator, chain
 from ..errors import UsageError, did_you_mean
 
@@ -27,14 +27,14 @@ class MergeMethod(ABC):
     """Shape of the statistics that it needs for each update, if any."""
     is_linear: ClassVar[bool] = False
     """Whether the result is a linear combination of the updates, so of low rank if they are."""
-    gives_dense: ClassVar[bool] = False
-    """Whether the result is a full matrix whatever the updates are."""
     cuts_to_largest_rank: ClassVar[bool] = False
     """Whether the result is cut to the largest rank of the inputs where no other is asked for."""
     takes_factors: ClassVar[bool] = False
     """Whether it works on the factors themselves, whose ranks must then be those of the files."""
     is_learned: ClassVar[bool] = False
     """Whether its weights are learned on rows of a task before anything is merged."""
+    roles: ClassVar[tuple[str, ...]] = ()
+    """What each adapter is, in their order, where that matters; it then takes exactly so many."""
     factor: ClassVar[str | None] = None
     """The option that does nothing but multiply the result, if there is one."""
 
@@ -42,6 +42,11 @@ class MergeMethod(ABC):
     def title(self) -> str:
         """Name for messages."""
         return self.name
+
+    @property
+    def gives_dense(self) -> bool:
+        """Whether the result is a full matrix whatever the updates are."""
+        return False
 
     @abstractmethod
     def __call__(self, stack: Stack) -> Update:
@@ -88,17 +93,33 @@ def is_weighted_sum(method: MergeMethod | type[MergeMethod]) -> bool:
     return issubclass(cls, LinearMethod) and not cls.depends_on_deltas
 
 
+def check_roles(method: MergeMethod, count: int) -> None:
+    """Refuse a number of adapters that a method with a role for each cannot take.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if method.roles and count != len(method.roles):
+        raise UsageError(
+            f"method '{method.title}' takes {len(method.roles)} adapters in this order: {', '.join(method.roles)}. "
+            f"Got {count}."
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackMethod(MergeMethod):
     """A method that works entry by entry on the dense updates, as a chain of operators; its result is dense."""
 
-    gives_dense: ClassVar[bool] = True
+    @property
+    def gives_dense(self) -> bool:
+        """Whether the result is a full matrix whatever the updates are."""
+        return True
 
     @abstractmethod
     def operators(self) -> Sequence[Operator]:
         """Return the chain; the last but the gain is a reduction."""
 
-    def __call__(self, stack: Stack) -> Dense:
+    def __call__(self, stack: Stack) -> Update:
         """Run the chain, block by block."""
         return chain(stack, self.operators())
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..algebra.operators import Gain, Operator, Total, Trim, Weigh
-from .base import StackMethod, method, require_share
+from .base import method, require_share
+from .space import SpaceMethod
 from .ties import consensus
 
 
 @method("breadcrumbs")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Breadcrumbs(StackMethod):
+class Breadcrumbs(SpaceMethod):
     r"""Weighted sum of the deltas, each without its largest and its small entries.
 
     $\Delta = \lambda \sum_i w_i \, m_i \odot \tau_i$, where $m_i$ drops the `outliers` share of largest entries and
@@ -25,8 +26,9 @@ class Breadcrumbs(StackMethod):
             to none. The two shares must sum to 1 at most; mergekit drops fewer outliers where they do not.
         gain: $\lambda$, a factor on the result ($\alpha$ in the paper).
         elect: Drop sign conflicts as well (mergekit's `breadcrumbs_ties`, not normalised).
+        space: "core" merges the matrices $M_i$ of $\tau_i = U M_i V^T$ (`space` in `ties`).
 
-    Shapes: k updates [out in] give one dense [out in].
+    Shapes: k updates [out in] give one [out in], dense or, in core space, of low rank.
     Differs from the paper: shares are given as kept and dropped, not as two quantiles.
     Exact when: density is 1 and outliers 0.
     Reference: Davari and Belilovsky, Model Breadcrumbs, ECCV 2024, arXiv 2312.06795, section 3.

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..algebra.operators import Drop, Gain, Operator, Total, Weigh
-from .base import StackMethod, method, require_share
+from .base import method, require_share
+from .space import SpaceMethod
 
 
 @method("dare-linear")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DareLinear(StackMethod):
+class DareLinear(SpaceMethod):
     r"""Weighted sum of the deltas, each with random entries dropped and the others enlarged.
 
     $\Delta = \lambda \sum_i w_i \, m_i \odot \tau_i / density$ with $m_i \sim Bernoulli(density)$, so the expectation
@@ -21,8 +22,9 @@ class DareLinear(StackMethod):
     Args:
         density: Probability of being kept, in (0, 1]; the paper's drop rate is p = 1 - density.
         gain: $\lambda$, a factor on the result.
+        space: "core" merges the matrices $M_i$ of $\tau_i = U M_i V^T$ (`space` in `ties`).
 
-    Shapes: k updates [out in] give one dense [out in].
+    Shapes: k updates [out in] give one [out in], dense or, in core space, of low rank.
     Differs from the paper: nothing; mergekit rescales by the ratio of the L1 norms instead of 1/density. Masks are
     drawn for the delta: dropping entries of the factors removes rank-one pieces, and is not DARE.
     Exact when: density is 1.

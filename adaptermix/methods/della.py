@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..algebra.operators import DropByMagnitude, Gain, Operator, Total, Weigh
-from .base import StackMethod, method, require_share
+from .base import method, require_share
+from .space import SpaceMethod
 from .ties import Order, consensus
 
 
 @method("della")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Della(StackMethod):
+class Della(SpaceMethod):
     r"""Drop entries at random by their rank in the row, rescale, then merge without sign conflicts.
 
     In a row of n entries, the one of rank j by size (0 the smallest) is kept with probability
@@ -26,8 +27,10 @@ class Della(StackMethod):
         elect: Drop sign conflicts; if not, a weighted sum (mergekit's `della_linear`).
         order: As in `ties`.
         normalize: Divide by the survivors.
+        space: "core" merges the matrices $M_i$ of $\tau_i = U M_i V^T$ (`space` in `ties`).
 
-    Shapes: k updates [out in] give one dense [out in]; rows are those of the weight matrix, one per output.
+    Shapes: k updates [out in] give one [out in], dense or, in core space, of low rank; rows are those of the weight
+        matrix, one per output, or those of $M_i$.
     Differs from the paper: given as probabilities of being kept. mergekit's window is density +- epsilon, twice as
     wide, and it rescales by the ratio of the L1 norms instead of 1/p per entry.
     Exact when: density is 1, epsilon 0 and no signs conflict.

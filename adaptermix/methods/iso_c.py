@@ -10,6 +10,7 @@ import torch
 from ..algebra import LowRank, Stack, factored
 from ..algebra.subspaces import frame
 from .base import MergeMethod, method, require_floor
+from .space import Space, core_shape, has_core
 
 
 @method("iso-c")
@@ -24,6 +25,8 @@ class IsoC(MergeMethod):
         gain: $\lambda$, a factor on the result.
         floor: Singular values below this share of the largest are left out: 0.01 removes what rounding leaves between
             an adapter and a 16-bit copy of it, which would count as much as every other direction.
+        space: "full" means over the numerical rank of the sum. "core" means over the smaller side of the matrices
+            $M_i$ (`space` in `ties`): the same unless deltas cancel, where the directions that cancel count as zeros.
 
     Shapes: k updates [out in] give one [out in] of the rank of their sum.
     Differs from the paper: the paper means over all min(out, in) singular values. A sum of LoRAs has at most
@@ -38,6 +41,7 @@ class IsoC(MergeMethod):
 
     gain: float = 1.0
     floor: float = 0.0
+    space: Space = "full"
 
     def __post_init__(self) -> None:
         require_floor(self.floor)
@@ -50,5 +54,6 @@ class IsoC(MergeMethod):
             zeros = torch.zeros(sum(stack.shape), 1, dtype=stack.dtype, device=stack.device)
             return LowRank(b=zeros[: stack.shape[0]], a=zeros[stack.shape[0] :].T.contiguous())
         left, right = found.left[:, :kept], found.right[:, :kept]
-        mean = float(found.sigma[:kept].mean()) * self.gain
+        count = max(kept, min(core_shape(stack))) if has_core(self.space, stack) else kept
+        mean = float(found.sigma[:kept].sum()) / count * self.gain
         return LowRank(b=(left * mean).to(stack.dtype), a=right.T.contiguous().to(stack.dtype))

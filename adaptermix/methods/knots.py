@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
-from ..algebra import Dense, LowRank, Stack, factored
+from ..algebra import Dense, LowRank, Stack, core_of
 from ..algebra.operators import Operator, Trim, chain
-from ..algebra.subspaces import numerical_rank
 from .base import MergeMethod, method, require_share
 from .ties import Order, consensus
 
@@ -54,17 +51,7 @@ class Knots(MergeMethod):
 
     def __call__(self, stack: Stack) -> LowRank:
         """Align, merge, and go back."""
-        low = [factored(update).to(torch.float64) for update in stack.updates]
-        basis, rows = torch.linalg.qr(torch.cat([update.b * update.scale for update in low], dim=1))
-        parts, start = [], 0
-        for update in low:
-            parts.append(rows[:, start : start + update.rank] @ update.a)
-            start += update.rank
-        u, sigma, _ = torch.linalg.svd(torch.cat(parts, dim=1), full_matrices=False)
-        rank = max(1, numerical_rank(sigma, stack.shape))
-        u = u[:, :rank]
-        # The sign of a singular vector is arbitrary; TIES is not blind to it where signs cancel.
-        u = u * torch.where(u.gather(0, u.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-        aligned = tuple(Dense(w=(u.T @ part).to(stack.dtype)) for part in parts)
+        core = core_of(stack.updates)
+        aligned = tuple(Dense(w=(part @ core.right.T).to(stack.dtype)) for part in core.parts)
         merged = chain(replace(stack, updates=aligned, statistics=()), self.operators())
-        return LowRank(b=(basis @ u).to(stack.dtype), a=merged.w)
+        return LowRank(b=core.left.to(stack.dtype), a=merged.w)

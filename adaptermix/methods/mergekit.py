@@ -112,7 +112,6 @@ class Mergekit(MergeMethod):
     """
 
     name: ClassVar[str] = "mergekit"
-    gives_dense: ClassVar[bool] = True
     member: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -120,6 +119,11 @@ class Mergekit(MergeMethod):
     def title(self) -> str:
         """Family and member."""
         return f"mergekit:{self.member}"
+
+    @property
+    def gives_dense(self) -> bool:
+        """Whether the result is a full matrix whatever the updates are."""
+        return True
 
     def __call__(self, stack: Stack) -> Dense:
         """Run mergekit's method.

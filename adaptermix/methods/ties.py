@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from ..algebra import Stack
 from ..algebra.operators import DisjointMean, Elect, Gain, Operator, Total, Trim, Weigh
 from ..algebra.selection import Threshold, model_threshold
-from .base import StackMethod, Stacks, method, require_share
+from .base import Stacks, method, require_share
+from .space import SpaceMethod
 
 Order = Literal["elect-first", "scale-first"]
 
@@ -26,7 +28,7 @@ def consensus(order: Order, *, normalize: bool, gain: float) -> tuple[Operator, 
 
 @method("ties")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ties(StackMethod):
+class Ties(SpaceMethod):
     r"""Merge deltas after removing small entries and sign conflicts.
 
     For updates $\tau_i$ with weights $w_i$, entry by entry:
@@ -43,12 +45,18 @@ class Ties(StackMethod):
         normalize: Divide at all; if not, survivors are added up.
         scope: "module" trims each module by itself (PEFT, mergekit), "model" each adapter over all its modules, as the
             authors' code trims (its election differs: there a sum of zero takes the sign of the majority).
+        space: "full" trims and elects the entries of the deltas. "core" does so to the entries of the matrices $M_i$ of
+            $\tau_i = U M_i V^T$, where U and V are bases that all deltas share, and multiplies the result by them: its
+            rank is at most $\sum_i r_i$, and no [out in] matrix is formed. Vectors, and matrices of one row or column,
+            are merged as they are.
 
-    Shapes: k updates [out in] give one dense [out in].
+    Shapes: k updates [out in] give one [out in], dense or, in core space, of low rank.
     Differs from the paper: weights; trimming per module by default. Differs from PEFT: an adapter of weight 0 has no
-    vote on the signs.
+    vote on the signs. In core space the paper's bases are the singular vectors of the factors side by side, which
+    depend on how each delta is split into factors; here they are those of the deltas side by side.
     Exact when: density is 1 and no signs conflict; then it is the mean over the non-zero entries.
-    Reference: Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, section 4.
+    Reference: Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, section 4; for core space Panariello
+    et al., Accurate and Efficient Low-Rank Model Merging in Core Space, NeurIPS 2025, arXiv 2509.17786.
     """
 
     factor: ClassVar[str | None] = "gain"
@@ -77,5 +85,9 @@ class Ties(StackMethod):
         """Find each adapter's threshold over the whole model, where the scope asks for it."""
         if self.scope == "module" or self.density == 1:
             return self
+
+        def entered() -> Iterator[Stack]:
+            return (self.entered(stack) for stack in stacks())
+
         names = dict.fromkeys(name for stack in stacks() for name in stack.names)
-        return replace(self, thresholds={name: model_threshold(stacks, name, self.density) for name in names})
+        return replace(self, thresholds={name: model_threshold(entered, name, self.density) for name in names})

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..algebra import LowRank, Stack, Update, factored
 from ..algebra.subspaces import EPSILON, Frame, frame
 from .base import MergeMethod, method, require_floor, require_share
+from .space import Space, core_shape, has_core
 
 
 def _polar(columns: Tensor, floor: float) -> Tensor:
@@ -37,6 +38,9 @@ class Tsv(MergeMethod):
         share: Share of each delta's singular triplets that is kept, rounded up; None keeps min(out, in)/k of them, as
             the paper does, which cuts no LoRA whose rank times k is at most min(out, in). What is cut counts as
             residual.
+        space: In which space min(out, in) counts: that of the matrices, or "core", where it is the smaller side of the
+            matrices $M_i$ (`space` in `ties`), so that of LoRAs of one rank nothing is cut, and of others the longer
+            ones are. Otherwise both give the same, since singular vectors do not depend on the basis.
         gain: $\lambda$, a factor on the result.
         floor: Directions of U or V that are shorter than this share of the longest are left out: 0.01 removes what
             rounding leaves between an adapter and a 16-bit copy of it.
@@ -51,6 +55,7 @@ class Tsv(MergeMethod):
     factor: ClassVar[str | None] = "gain"
 
     share: float | None = None
+    space: Space = "full"
     gain: float = 1.0
     floor: float = 0.0
 
@@ -68,7 +73,7 @@ class Tsv(MergeMethod):
         if 1 in stack.shape:
             return stack.combined([weight * self.gain for weight in stack.weights]), 0.0
         frames = [frame(factored(update)) for update in stack.updates]
-        counts = self._counts(frames, stack.shape)
+        counts = self._counts(frames, min(core_shape(stack) if has_core(self.space, stack) else stack.shape))
         if not sum(counts):
             zeros = torch.zeros(sum(stack.shape), 1, dtype=stack.dtype, device=stack.device)
             return LowRank(b=zeros[: stack.shape[0]], a=zeros[stack.shape[0] :].T.contiguous()), 0.0
@@ -81,11 +86,11 @@ class Tsv(MergeMethod):
         lost = math.hypot(*(weight * math.hypot(*found.sigma[count:].tolist()) for found, count, weight in kept))
         return merged, lost / whole if whole > 0 else 0.0
 
-    def _counts(self, frames: Sequence[Frame], shape: tuple[int, int]) -> list[int]:
-        """Return how many triplets of each delta are kept."""
+    def _counts(self, frames: Sequence[Frame], side: int) -> list[int]:
+        """Return how many triplets of each delta are kept, of matrices whose smaller side is given."""
         acting = sum(found.rank > 0 for found in frames)
         if self.share is None:
-            most = max(1, min(shape) // max(1, acting))
+            most = max(1, side // max(1, acting))
             return [min(most, found.rank) for found in frames]
         # a hair below, since 1/3 * 3 may exceed 1 by rounding
         return [math.ceil(self.share * found.rank - 1e-9) for found in frames]

@@ -132,7 +132,7 @@ class SearchSettings(GenerationSettings, Scored, Written):
         [],
         description="merges of these adapters that are candidates beside a grid, such as of merge --method fuse",
     )
-    bounds: list[float] = Field([0.0, 1.5], description="least and largest free weight")
+    bounds: list[float] = Field([0.0, 1.5], description="least and largest free weight; 1,1 fixes all weights at 1")
     groups: list[str] = Field(
         [], description="places with weights of their own: a number of equal ranges of layers, or globs over modules"
     )

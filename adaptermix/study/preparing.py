@@ -19,7 +19,7 @@ from ..data.source import text_hash
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..files import check_not_input, check_output
 from ..heads.brought import template_of
-from ..methods.base import build
+from ..methods.base import build, check_roles
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, told_trained
@@ -233,6 +233,7 @@ def _ends(searched: Space | Listed) -> list[dict[str, Any]]:
 def _with_method(template: MergePlan, settings: SearchSettings, options: dict[str, Any]) -> MergePlan:
     fixed = {**settings.options, **options}
     method = build(settings.method, fixed)
+    check_roles(method, len(template.sources))
     if method.is_learned:
         raise PlanError(
             f"method '{settings.method}' learns its weights, so there is nothing to search: merge with it, and give "

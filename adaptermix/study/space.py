@@ -108,7 +108,7 @@ class Space:
     Args:
         count: Number of adapters, k.
         simplex: Whether weights sum to 1.
-        reach: Least and largest free weight.
+        reach: Least and largest free weight; where both are one number, all weights are that and no parameters.
         places: Places that have weights of their own; they cover all modules. None: one for the whole model.
         idle: For each place the numbers of the adapters that adapt no module there. Free weights of theirs are 0 and
             no parameters, since they would change nothing.
@@ -127,6 +127,8 @@ class Space:
     @property
     def parameters(self) -> dict[str, Parameter]:
         """Return the parameters by name."""
+        if self._is_fixed:
+            return dict(self.options)
         bounds = Interval(0.0, 1.0) if self.simplex else Interval(*self.reach)
         per_vector = self.count - 1 if self.simplex else self.count
         weights = {
@@ -136,6 +138,10 @@ class Space:
             if i not in self._idle_at(number)
         }
         return weights | dict(self.options)
+
+    @property
+    def _is_fixed(self) -> bool:
+        return not self.simplex and self.reach[0] == self.reach[1]
 
     def _idle_at(self, number: int) -> frozenset[int]:
         """Return the adapters whose free weight changes nothing in the weight vector of this number."""
@@ -164,7 +170,8 @@ class Space:
 
     def _weights(self, point: Point, slot: str) -> tuple[float, ...]:
         if not self.simplex:
-            return tuple(round(float(point.get(f"{slot}w{i}", 0.0)), _DIGITS) for i in range(self.count))
+            missing = self.reach[0] if self._is_fixed else 0.0
+            return tuple(round(float(point.get(f"{slot}w{i}", missing)), _DIGITS) for i in range(self.count))
         left, found = 1.0, []
         for i in range(self.count - 1):
             share = 1 - (1 - float(point[f"{slot}w{i}"])) ** (1 / (self.count - 1 - i))

@@ -26,7 +26,9 @@ def named(updates: list[Update], weights: list[float]) -> Stack:
     # Run-time type checkers look at items drawn with `random`, which Hypothesis forbids within a strategy.
     state = random.getstate()
     try:
-        return Stack(updates=tuple(updates), weights=tuple(weights), names=NAMES[: len(updates)], module=MODULE)
+        return Stack(
+            updates=tuple(updates), weights=tuple(weights), names=NAMES[: len(updates)], module=MODULE, block=3, depth=8
+        )
     finally:
         random.setstate(state)
 

@@ -33,7 +33,10 @@ def members() -> list[str]:
         return []
 
 
-NAMES = [*sorted(name for name, cls in METHODS.items() if not cls.is_learned), *members()]
+NAMES = [
+    *sorted(name for name, cls in METHODS.items() if not cls.is_learned and len(cls.roles) in (0, 2)),
+    *members(),
+]
 FACTOR = {
     "mergekit:ties": 1.0,
     "mergekit:della": 1.0,

@@ -146,3 +146,30 @@ def regmean(deltas: Sequence[Matrix], weights: Sequence[float], inputs: Sequence
     rows = np.concatenate([math.sqrt(w) * x for w, x in zip(weights, inputs, strict=True)])
     wanted = np.concatenate([math.sqrt(w) * x @ d.T for w, x, d in zip(weights, inputs, deltas, strict=True)])
     return np.linalg.lstsq(rows, wanted, rcond=None)[0].T
+
+
+def wudi(deltas: Sequence[Matrix], weights: Sequence[float], ridge: float) -> Matrix:
+    """Least squares: min over D of sum_i |(D - w_i D_i) D_i^T|^2 / |D_i|^2 + rho |D - sum_i w_i D_i|^2."""
+    total = np.asarray(sum(w * d for w, d in zip(weights, deltas, strict=True)))
+    acting = [(w, d) for w, d in zip(weights, deltas, strict=True) if d.any()]
+    # the mean is over the directions that a delta reads
+    read = np.linalg.matrix_rank(np.concatenate([d for _, d in acting])) if acting else 1
+    rho = ridge * len(acting) / read
+    rows = np.concatenate([*(d / np.linalg.norm(d) for _, d in acting), math.sqrt(rho) * np.eye(total.shape[1])])
+    wanted = [w * d @ d.T / np.linalg.norm(d) for w, d in acting]
+    # what is wanted beyond the sum, so that the least solution adds nothing where no delta reads
+    missing = np.concatenate([*wanted, math.sqrt(rho) * total], axis=1) - total @ rows.T
+    return total + np.linalg.lstsq(rows, missing.T, rcond=1e-10)[0].T
+
+
+def do_merging(deltas: Sequence[Matrix], weights: Sequence[float], per: str) -> Matrix:
+    merged = np.zeros_like(deltas[0])
+    columns = [slice(j, j + 1) for j in range(merged.shape[1])] if per == "column" else [slice(None)]
+    for part in columns:
+        lengths = [float(np.linalg.norm(delta[:, part])) for delta in deltas]
+        acting = [i for i, length in enumerate(lengths) if length > 0]
+        share = sum(abs(weights[i]) for i in acting)
+        if share:
+            mean = sum(abs(weights[i]) * lengths[i] for i in acting) / share
+            merged[:, part] = sum(weights[i] * deltas[i][:, part] * mean / lengths[i] for i in acting)
+    return merged

@@ -33,6 +33,16 @@ ADDS: dict[str, Any] = {"additive": True}
 
 TABLE: dict[str, Row] = {
     "exact": Row(name="exact", laws=ADDS | {"linear": True}),
+    "layer-swap": Row(
+        name="layer-swap",
+        options={"bottom": 2, "top": 3, "transition": 2},
+        neutral={"bottom": 0, "top": 0},
+        laws=ADDS | {"max_k": 2, "permutable": False},
+    ),
+    "layer-swap, the middle": Row(
+        name="layer-swap", options={"bottom": 0, "top": 0}, laws=ADDS | {"max_k": 2, "permutable": False}
+    ),
+    "adamergex": Row(name="adamergex", options={"t": 0.5}, laws=ADDS | {"max_k": 3, "permutable": False}),
     "svd": Row(name="svd", laws=ADDS | {"linear": True}),
     "task-arithmetic": Row(name="task-arithmetic", laws=ADDS | {"linear": True}),
     "task-arithmetic, gain": Row(name="task-arithmetic", options={"gain": -0.5}, neutral={"gain": 1.0}, laws=ADDS),
@@ -76,6 +86,29 @@ TABLE: dict[str, Row] = {
     "tsv": Row(name="tsv"),
     "tsv, all": Row(name="tsv", options={"share": 1.0}),
     "iso-c": Row(name="iso-c", laws={"returns_single": False, "tolerance": 1e-6}),
+    "ties, in core": Row(name="ties", options={"density": 0.4, "space": "core"}, neutral=FULL),
+    "ties, in core, over the model": Row(
+        name="ties", options={"density": 0.4, "space": "core", "scope": "model"}, neutral=FULL
+    ),
+    "magnitude-prune, in core": Row(name="magnitude-prune", options={"density": 0.3, "space": "core"}, neutral=FULL),
+    "breadcrumbs, in core": Row(
+        name="breadcrumbs",
+        options={"density": 0.4, "outliers": 0.1, "space": "core"},
+        neutral=FULL | {"outliers": 0.0},
+    ),
+    "dare-linear, in core": Row(name="dare-linear", options={"density": 0.5, "space": "core"}, neutral=FULL),
+    "dare-ties, in core": Row(name="dare-ties", options={"density": 0.5, "space": "core"}, neutral=FULL),
+    "della, in core": Row(name="della", options={"density": 0.5, "space": "core"}, neutral=FULL | {"epsilon": 0.0}),
+    "magnitude-prune, in core, whole": Row(
+        name="magnitude-prune", options=FULL | {"space": "core"}, laws=ADDS | {"linear": True}
+    ),
+    "tsv, in core": Row(name="tsv", options={"space": "core"}),
+    "iso-c, in core": Row(name="iso-c", options={"space": "core"}, laws={"returns_single": False, "tolerance": 1e-6}),
+    "wudi": Row(name="wudi"),
+    "wudi, the minimum": Row(name="wudi", options={"ridge": 0.0}, laws={"tolerance": 1e-6}),
+    "do-merging": Row(name="do-merging"),
+    "do-merging, by module": Row(name="do-merging", options={"per": "module"}),
+    "cat": Row(name="cat", laws=ADDS | {"linear": True}),
     "fisher": Row(name="fisher", laws={"signed": False}),
     "regmean": Row(name="regmean", laws={"signed": False}),
     "regmean, as is": Row(name="regmean", options={"off_diagonal": 1.0}, laws={"signed": False}),

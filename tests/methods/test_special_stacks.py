@@ -70,6 +70,14 @@ ORACLES: dict[str, tuple[dict[str, Any], Oracle]] = {
     "svd": ({}, lambda _, d, w: total(d, w)),
     "fuse": ({}, lambda _, d, w: total(d, w)),
     "task-arithmetic": ({"gain": 0.7}, lambda _, d, w: 0.7 * total(d, w)),
+    "cat": ({}, lambda _, d, w: total(d, w)),
+    "layer-swap": (
+        {"bottom": 3, "top": 1, "share": 0.3},  # block 3 of 8 is the one after the border
+        lambda _, d, w: 0.7 * w[0] * d[0] + 0.3 * w[1] * d[1],
+    ),
+    "adamergex": ({"t": 0.7}, lambda _, d, w: w[0] * d[0] + 0.7 * (w[1] * d[1] - w[2] * d[2])),
+    "wudi": ({"ridge": 0.1}, lambda _, d, w: oracles.wudi(d, w, 0.1)),
+    "do-merging": ({}, lambda _, d, w: oracles.do_merging(d, w, "column")),
     "ties": (
         {"density": 0.4},
         lambda _, d, w: oracles.consensus([oracles.trim(x, 0.4) for x in d], w, "elect-first", True),
@@ -96,7 +104,7 @@ FACTORS = ("peft-linear", "factor-average")
 
 
 def stack_for(name: str) -> Stack:
-    weights = [0.9, 0.4] if name == "slerp" else [0.9, 0.4, 0.3]
+    weights = [0.9, 0.4] if name in ("slerp", "layer-swap") else [0.9, 0.4, 0.3]
     acute = name == "karcher"
     stack = replace(generic(SHAPE, [2] * len(weights), weights, seed=8, acute=acute), seed=3)
     return with_statistics(stack, METHODS[name].statistics)

@@ -55,6 +55,32 @@ CASES = {
         "vary": {"density": "0.2:0.9"},
         "rank": 4,
     },
+    "core space": {"trials": 3, "method": "ties", "options": {"space": "core"}, "vary": {"density": "0.2:0.9"}},
+    "layer swap": {
+        "grid": [1.0],
+        "space": "free",
+        "method": "layer-swap",
+        "options": {"transition": 1},
+        "vary": {"bottom": "0,1,3", "top": "0,1"},
+        "two": True,
+    },
+    "sampled borders": {
+        "trials": 4,
+        "space": "free",
+        "bounds": [1.0, 1.0],
+        "method": "layer-swap",
+        "vary": {"bottom": "0:4", "top": "0:4"},
+        "two": True,
+    },
+    "tied weights": {
+        "trials": 3,
+        "space": "free",
+        "bounds": [1.0, 1.0],
+        "method": "adamergex",
+        "vary": {"t": "0.0:2.0"},
+    },
+    "wudi": {"grid": [1.0, 0.5], "space": "free", "method": "wudi", "two": True},
+    "balance": {"grid": [0.2, 0.8], "method": "do-merging", "vary": {"per": "column,module"}, "two": True},
     "slerp of a pair": {"trials": 3, "method": "slerp", "two": True},
 }
 
@@ -134,6 +160,16 @@ def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, o
         ({"grid": [0.5], "vary": {"density": "0.5:0.9"}, "method": "ties"}, UsageError, "a grid needs values"),
         ({"grid": [0.9, 1.0]}, UsageError, "leave something for the last adapter"),
         ({"trials": 3, "method": "fisher"}, AdapterMixError, "statistics"),
+        (
+            {"trials": 3, "method": "layer-swap"},
+            UsageError,
+            "takes 2 adapters in this order: the task adapter, .* Got 3",
+        ),
+        (
+            {"trials": 3, "space": "free", "bounds": [1.0, 1.0]},
+            ValueError,
+            "--bounds 1.0,1.0 fixes every weight: add --vary",
+        ),
         ({"trials": 3, "method": "tis"}, UsageError, "Did you mean 'ties'"),
     ],
 )
