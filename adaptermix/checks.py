@@ -279,10 +279,29 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
         ),
         (bool(twice), f"{', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: drop one"),
     )
-    for is_faulty, message in faults:
+    for is_faulty, message in (*_faults_of_agreement(settings), *faults):
         if is_faulty:
             raise ValueError(message)
     return settings
+
+
+def _faults_of_agreement(settings: SearchSettings) -> tuple[tuple[bool, str], ...]:
+    agreement = settings.objective == "agreement"
+    return (
+        (agreement and not settings.pairs, "--objective agreement compares answers to translations: add --pairs FILE"),
+        (bool(settings.pairs) and not agreement, "--pairs are for --objective agreement: add it, or drop them"),
+        (
+            not agreement and not settings.dev,
+            "candidates are scored on dev rows: add --dev FILE, or --objective agreement --pairs FILE to choose "
+            "without labels",
+        ),
+        (bool(settings.pair_rows) and not settings.pairs, "--pair-rows chooses rows of --pairs: add them, or drop it"),
+        (bool(settings.rows) and not settings.dev, "--rows chooses rows of --dev: add them, or take --pair-rows"),
+        (
+            agreement and settings.race and bool(settings.dev),
+            "--race stops candidates early by their answers to --pairs, so dev rows cannot be reported: drop one",
+        ),
+    )
 
 
 _OF_BOTTLENECK = (

@@ -78,7 +78,7 @@ def test_roles_of_each_command() -> None:
         "JointSettings": {"train": TRAINING, "dev": DEV, "pairs": TRAINING, "dev_pairs": DEV},
         "MergeSettings": {"train": TRAINING, "dev": DEV},
         "RetrieveSettings": {"data": SPLIT},
-        "SearchSettings": {"dev": DEV},
+        "SearchSettings": {"dev": DEV, "pairs": DEV},
         "TaskSettings": {"train": TRAINING, "dev": DEV},
     }
 

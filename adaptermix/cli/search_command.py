@@ -141,7 +141,9 @@ class _Search(VariadicCommand):
     name="search",
     text="Example: adaptermix search task align --base MODEL --task slots --dev de.valid.conll nl.valid.conll "
     "--grid 0.5,0.7,0.9 --out merged\n\nExample: adaptermix search task align style --base MODEL --task slots --dev "
-    "de.valid.conll --trials 40 --space free --groups 3 --out merged\n\nWith a recipe in the place of the adapters, "
+    "de.valid.conll --trials 40 --space free --groups 3 --out merged\n\nExample, without labels: adaptermix search "
+    "task align --base MODEL --task classify --objective agreement --pairs de-en.tsv nl-en.tsv --grid 0.25,0.5,0.75,1 "
+    "--space both --out merged\n\nWith a recipe in the place of the adapters, "
     "settings of training are searched: "
     "see 'adaptermix search recipe.yaml --help'.",
     cls=_Search,
@@ -156,7 +158,7 @@ def search(settings: SearchSettings, console: Console) -> None:
         document = search_dry(settings)
         named = document["candidates"] or document["parameters"]
         console.say(
-            f"would try {document['trials']} candidates on {document['rows']} dev rows and write {settings.out}; "
+            f"would try {document['trials']} candidates on {document['rows']} rows and write {settings.out}; "
             f"searched: {', '.join(named)}"
         )
         for note in document["notes"]:
@@ -182,9 +184,16 @@ def search(settings: SearchSettings, console: Console) -> None:
     else:
         console.table(titles, [row[:-1] for row in rows])
     console.say(result.sentence())
+    if result.kept and not all(result.kept):
+        console.say(
+            "worth 0, since they do not keep what the task adapter says of the second side of the pairs: "
+            + ", ".join(shown(t.candidate) for t, keeps in zip(result.trials, result.kept, strict=True) if not keeps)
+        )
+    if result.dev:
+        console.say(result.dev.sentence())
     console.say(
-        f"{result.rule} on dev: {shown(result.chosen.candidate)} ({result.objective} {result.chosen_score.value:.3f}); "
-        f"wrote {result.out}"
+        f"{result.rule} on {result.chosen_on}: {shown(result.chosen.candidate)} ({result.objective} "
+        f"{result.chosen_score.value:.3f}); wrote {result.out}"
     )
     if result.rank is not None and result.bytes is not None:
         console.say(size_sentence(result.rank, result.bytes))

@@ -154,9 +154,10 @@ def score_answers(
     seed: int,
     metric: str | None = None,
     scorer: str | None = None,
+    metrics: tuple[Metric, ...] = (),
 ) -> Evaluation:
-    """Score generated answers per language; see `metrics_of`."""
-    metrics = metrics_of(task, rows, metric=metric, scorer=scorer)
+    """Score generated answers per language, by these metrics or else those of `metrics_of`."""
+    metrics = metrics or metrics_of(task, rows, metric=metric, scorer=scorer)
     languages = [task.language(row) for row in rows]
     clusters = clusters_of(task, rows)
     counts = {metric.name: count_rows(metric, languages, rows, answers, clusters) for metric in metrics}

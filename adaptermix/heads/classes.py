@@ -47,7 +47,8 @@ class ClassRows:
         notes = [told_cut(cut, len(rows), max_length, "their ends")] if cut else []
         known = {label: place for place, label in enumerate(self._labels)}
         self._gold = [known.get(task.answer(row), IGNORED) for row in rows]
-        new = [row for row, gold in zip(rows, self._gold, strict=True) if gold == IGNORED]
+        # rows without a label (an empty one) are asked, not scored
+        new = [row for row, gold in zip(rows, self._gold, strict=True) if gold == IGNORED and task.answer(row)]
         if new:
             notes.append(
                 f"{by_language([task.language(row) for row in new], len(rows))} rows have labels that the head does "

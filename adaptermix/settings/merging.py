@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from .. import checks
 from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Scored, Settings, Written
@@ -107,15 +107,21 @@ class MethodsSettings(Settings):
 
 
 class SearchSettings(GenerationSettings, Scored, Written):
-    """Find merge weights, and options of the merge method, on dev data."""
+    """Find merge weights, and options of the merge method, on dev data or on pairs without labels."""
 
     adapters: Files = Field(
         description="adapter folders; the first is the task adapter, alone of which every candidate is held against"
     )
     base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
     task: str = Field(description=TASK)
-    dev: Annotated[Files, Reads(DEV, rows="rows")] = Field(description="dev files, one or more languages")
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    dev: Annotated[list[str], AfterValidator(checks.no_numbers), Reads(DEV, rows="rows")] = Field(
+        [], description="dev files, one or more languages; with --objective agreement they are only reported"
+    )
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each dev file to use")
+    pairs: Annotated[list[str], AfterValidator(checks.no_numbers), Reads(DEV, "pairs", rows="pair_rows")] = Field(
+        [], description="for --objective agreement: parallel pair files such as de-en.tsv, the task's language second"
+    )
+    pair_rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
     grid: list[float] = Field(
         [], description="weights to try; of two adapters the second gets 1 - w, of more the last gets what is left"
     )
@@ -142,8 +148,10 @@ class SearchSettings(GenerationSettings, Scored, Written):
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
     options: dict[str, Any] = Field({}, description="options of the method that are fixed")
     vary: dict[str, str] = Field({}, description="options of the method to search: KEY=LOW:HIGH[:log], or KEY=V,V")
-    objective: Literal["mean", "worst-language"] = Field(
-        "mean", description="what a candidate is worth: mean or minimum of the scores of the languages"
+    objective: Literal["mean", "worst-language", "agreement"] = Field(
+        "mean",
+        description="what a candidate is worth: mean or minimum of the scores of the languages on --dev; or, without "
+        "labels, how far it says of both sides of --pairs what the first adapter alone says of the second side",
     )
     choose: Literal["best", "one-se"] = Field(
         "best",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +68,8 @@ class Board:
         objective: What is made of the scores of the languages.
         seed: Seed of the resampling.
         clusters: Cluster of each row: rows of one cluster are resampled together, and are in the same fold.
+        floors: Scores of languages below which a trial is worth nothing, whatever it has in the others.
+        first: Number of the first of these rows among those that trials answer.
     """
 
     def __init__(
@@ -78,9 +81,11 @@ class Board:
         objective: Objective,
         seed: int,
         clusters: Sequence[str] | None = None,
+        floors: Mapping[str, float] | None = None,
+        first: int = 0,
     ) -> None:
         self._metric, self._rows, self._objective, self._seed = metric, rows, objective, seed
-        self._clusters = clusters
+        self._clusters, self._floors, self._first = clusters, floors or {}, first
         self._known: dict[tuple[int, str], Sequence[float] | None] = {}
         self._places: dict[str, list[int]] = {}
         for place, language in enumerate(languages):
@@ -92,7 +97,7 @@ class Board:
         for language, places in self._places.items():
             kept = RowStatistics()
             for place in places:
-                answer = trial.answers[place]
+                answer = trial.answers[self._first + place]
                 counted = None if answer is None else self._count(place, answer)
                 if counted is not None:
                     kept.add(counted, self._clusters[place] if self._clusters else None)
@@ -111,17 +116,29 @@ class Board:
 
         Shapes: returns [1 + resamples].
         """
-        return self._join([draws(self._metric, [rows], self._seed)[0] for rows in counts.values()])
+        return self._join([draws(self._metric, [rows], self._seed)[0] for rows in counts.values()], counts)
 
-    def _join(self, values: Sequence[Values]) -> Values:
+    def _join(self, values: Sequence[Values], languages: Iterable[str]) -> Values:
         joined: Values = np.min(values, axis=0) if self._objective == "worst-language" else np.mean(values, axis=0)
+        for language, own in zip(languages, values, strict=True):
+            if language in self._floors:
+                joined = np.where(own < self._floors[language], 0.0, joined)
         return joined
+
+    def keeps(self, trial: Trial) -> bool:
+        """Whether a trial reaches the floors of the languages that have some."""
+        counts = self.counts(trial)
+        return all(
+            float(self._metric.value(np.sum(np.asarray(counts[language], dtype=np.float64), axis=0))) >= floor
+            for language, floor in self._floors.items()
+            if language in counts
+        )
 
     def score(self, trial: Trial) -> Score:
         """Return a trial's objective with its 95 % interval over rows."""
         counts = self.counts(trial)
         values = [self._hedged(rows) for rows in counts.values()]
-        return hedged_interval(self._metric, self._join(values), n=sum(map(len, counts.values())))
+        return hedged_interval(self._metric, self._join(values, counts), n=sum(map(len, counts.values())))
 
     def _hedged(self, rows: Statistics) -> Values:
         values: Values = draws(self._metric, [rows], self._seed, hedge="each")[0]
@@ -135,7 +152,7 @@ class Board:
     def exact(self, counts: Mapping[str, Statistics]) -> float:
         """Return the objective on these rows, without resamples."""
         sums = [np.sum(np.asarray(rows, dtype=np.float64), axis=0)[None] for rows in counts.values()]
-        return float(self._join([self._metric.value(total) for total in sums])[0])
+        return float(self._join([self._metric.value(total) for total in sums], counts)[0])
 
     def verdict(
         self,
@@ -164,9 +181,8 @@ class Board:
         rows = sum(map(len, alone.values()))
         honest = None
         if not raced:
-            honest = cross_fit(
-                self._metric, counted, alone, distances=distances, rule=rule, join=self._join, seed=self._seed
-            )
+            join = partial(self._join, languages=list(alone))
+            honest = cross_fit(self._metric, counted, alone, distances=distances, rule=rule, join=join, seed=self._seed)
         every = np.stack([*gains, *(self._gain(trial, baseline) for trial in stopped)])
         return Verdict(
             chosen=chosen,
@@ -180,7 +196,7 @@ class Board:
     def _difference(self, first: Mapping[str, Statistics], second: Mapping[str, Statistics], *, n: int) -> Score:
         """Return by how much the second exceeds the first; as `paired_difference`, also for the worst language."""
         both = [draws(self._metric, [rows, second[name]], self._seed, hedge="pair") for name, rows in first.items()]
-        gains = self._join([own for _, own in both]) - self._join([base for base, _ in both])
+        gains = self._join([own for _, own in both], first) - self._join([base for base, _ in both], first)
         return hedged_interval(self._metric, gains, n=n, least=-1.0)
 
     def _gain(self, trial: Trial, baseline: Trial) -> Values:

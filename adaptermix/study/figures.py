@@ -105,7 +105,7 @@ def _weights(result: SearchResult, figure: Any) -> bool:
     if len(axes) == 2:
         (first, x), (second, y) = axes.items()
         points = plot.scatter(x, y, c=values, s=50)
-        figure.colorbar(points, ax=plot, label=f"dev {result.metric}, {result.objective}")
+        figure.colorbar(points, ax=plot, label=result.objective_name)
         plot.set(xlabel=first, ylabel=second)
         return True
     ((name, x),) = axes.items()
@@ -122,7 +122,7 @@ def _weights(result: SearchResult, figure: Any) -> bool:
             label="chosen",
             zorder=5,
         )
-    plot.set(xlabel=name, ylabel=f"dev {result.metric}, {result.objective}")
+    plot.set(xlabel=name, ylabel=result.objective_name)
     plot.legend(frameon=False)
     return True
 
@@ -142,7 +142,7 @@ def _languages(result: SearchResult, figure: Any) -> bool:
         high = [score.high - score.value for score in found]
         plot.bar(x, [score.value for score in found], 0.38, yerr=(low, high), color=color, label=label, capsize=2)
     plot.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
-    plot.set(ylabel=f"dev {result.metric}")
+    plot.set(ylabel=result.measure)
     plot.legend(frameon=False)
     return True
 
@@ -155,7 +155,7 @@ def _parameters(result: SearchResult, figure: Any) -> bool:
     if len(axes) < 2 or len(result.trials) < 2:
         return False
     values = [score.value for score in result.scores]
-    axes[f"dev {result.objective}"] = values
+    axes[f"{result.chosen_on} {result.objective}"] = values
     plot = figure.subplots()
     bounds = {name: (min(column), max(column)) for name, column in axes.items()}
     for number in sorted(range(len(values)), key=lambda trial: values[trial]):
@@ -198,5 +198,5 @@ def _cost(result: SearchResult, figure: Any) -> bool:
         rows.append(spent)
         best.append(top)
     plot.step(rows, best, where="post", color=_OTHER)
-    plot.set(xlabel="dev rows asked", ylabel=f"best dev {result.metric} so far")
+    plot.set(xlabel=f"{result.rows_name} asked", ylabel=f"best {result.measure} so far")
     return True

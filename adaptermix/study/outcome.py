@@ -11,12 +11,11 @@ from ..adapters import open_adapter
 from ..compose.execute import execute
 from ..compose.forms import Shape
 from ..compose.report import MergeReport
-from ..evaluation.run import score_answers
 from ..methods.base import build
 from ..output import output_size, write_output
 from ..settings import SearchSettings
-from .choice import Board
 from .judging import candidate_plan
+from .marking import DevScores, Marking, dev_marking
 from .preparing import Prepared
 from .ready import entries_of
 from .result import SearchResult
@@ -38,7 +37,7 @@ CIRCUMSTANCES = {
 
 
 def result_of(
-    prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, board: Board
+    prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, marking: Marking
 ) -> SearchResult:
     """Choose among the trials that ran whole, and return the result of the search.
 
@@ -47,25 +46,19 @@ def result_of(
         settings: Its settings.
         trials: All trials.
         baseline: The first adapter alone.
-        board: Scores the trials.
+        marking: What the trials are scored against.
     """
+    board = marking.board
     whole = [trial for trial in trials if trial.is_whole]
-    # with a sampler the task adapter alone is a candidate too; a grid is taken as it is given
-    eligible = whole if settings.grid else [*whole, baseline]
+    # with a sampler the task adapter alone is a candidate too; a grid is taken as it is given, unless none of it keeps
+    # what the source side of pairs is answered
+    eligible = whole if settings.grid and any(map(board.keeps, whole)) else [*whole, baseline]
     stopped = [trial for trial in trials if not trial.is_whole]
     verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)
     chosen = eligible[verdict.chosen]
     roles = manifest.inherit(prepared.sources)["languages"] or {}
-    answers = [answer or "" for answer in chosen.answers]
-    evaluation = score_answers(
-        prepared.task,
-        prepared.rows,
-        answers,
-        roles,
-        seed=settings.seed,
-        metric=settings.metric,
-        scorer=settings.scorer,
-    )
+    evaluation = marking.evaluation(chosen, roles, settings)
+    dev = dev_marking(prepared, settings)
     return SearchResult(
         trials=trials,
         scores=[board.score(trial) for trial in trials],
@@ -81,6 +74,8 @@ def result_of(
         rule=settings.choose,
         out=Path(settings.out),
         resamples=board.values(board.counts(chosen)).tolist(),
+        kept=[board.keeps(trial) for trial in trials] if prepared.pairs else None,
+        dev=DevScores.of(dev, trials, eligible, chosen, baseline, settings=settings) if dev else None,
     )
 
 
@@ -106,7 +101,7 @@ def write_result(result: SearchResult, prepared: Prepared, settings: SearchSetti
         base=manifest.base_entry([source.meta for source in prepared.sources]),
         inputs=[manifest.input_entry(s, w) for s, w in zip(prepared.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        scores=result.evaluation.document() | {"split": "dev", "verdict": result.verdict.document()},
+        scores=result.evaluation.document() | {"split": result.chosen_on, "verdict": result.verdict.document()},
         **manifest.inherit(
             prepared.sources,
             acting=plan.has_part(report.acting),

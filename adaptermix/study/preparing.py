@@ -13,7 +13,7 @@ from ..adapters import AdapterSource
 from ..compose.merging import make_plan
 from ..compose.places import Override, layer_of, make_override
 from ..compose.plan import MergePlan
-from ..data import DataFile
+from ..data import DataFile, read_pairs
 from ..data.report import told_left_out
 from ..data.source import text_hash
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
@@ -26,6 +26,7 @@ from ..splits import DEV, refuse_tested, told_trained
 from ..tasks import Task, get_task, metrics_of
 from ..tasks.base import remarks
 from .ledger import Listed
+from .pair_rows import PairRows
 from .ready import candidate_of, chosen_on, entries_of
 from .space import Candidate, Space, depth_groups, grid_weights, sums_of_grid
 from .vary import combinations, ends, read_parameter
@@ -39,11 +40,12 @@ class Prepared:
         template: Sources, method, form and seed of the merge.
         searched: The space.
         task: The task.
-        rows: The dev rows.
+        rows: The rows that trials answer: those of pairs, if there are some, then the dev rows.
         files: Their files.
         prompt: Name of the prompt template.
         tested: What the manifest says of files that were evaluated as test data and are allowed.
         notes: What a person should know of the space and of the files.
+        pairs: Pairs whose answers are compared, if they decide.
     """
 
     template: MergePlan
@@ -54,6 +56,12 @@ class Prepared:
     prompt: str
     tested: Sequence[Mapping[str, Any]] = ()
     notes: tuple[str, ...] = ()
+    pairs: PairRows | None = None
+
+    @property
+    def dev_rows(self) -> Sequence[Any]:
+        """Return the rows that have labels."""
+        return self.rows[len(self.pairs.rows) :] if self.pairs else self.rows
 
     @property
     def sources(self) -> tuple[AdapterSource, ...]:
@@ -166,15 +174,20 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         template = _with_method(template, settings, options)
     task = get_task(settings.task)
     prompt = template_of(task, template.sources, settings.template)
-    rows, files = task.read(settings.dev, rows=settings.rows)
+    pairs, pair_files = _pairs(task, settings)
+    rows, files = task.read(settings.dev, rows=settings.rows) if settings.dev else ([], [])
+    _check_each_once(pair_files)
     _check_each_once(files)
-    metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
+    if rows:
+        metrics_of(task, rows, metric=None if pairs else settings.metric, scorer=settings.scorer)
+    files = [*pair_files, *files]
     return Prepared(
         template=template,
         searched=searched,
         task=task,
-        rows=rows,
+        rows=[*(pairs.rows if pairs else ()), *rows],
         files=files,
+        pairs=pairs,
         prompt=prompt,
         # of a search that is under way the process that leads has asked
         tested=[
@@ -184,11 +197,36 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         notes=(
             *_notes(settings, searched),
             *_order(template.sources),
-            *told_left_out(sum(file.left_out for file in files), len(rows)),
+            *(_of_pairs(pairs, template.sources[0]) if pairs else ()),
+            *told_left_out(sum(file.left_out for file in files), len(rows) + (len(pairs.rows) if pairs else 0)),
             *remarks(task, rows),
             *told_trained(files, [manifest.origin(source) for source in template.sources]),
             *chosen_on(files, settings.candidates, template.sources),
         ),
+    )
+
+
+def _pairs(task: Task, settings: SearchSettings) -> tuple[PairRows | None, list[DataFile]]:
+    """Return the pairs that decide, and their files."""
+    if not settings.pairs:
+        return None, []
+    found, files = read_pairs(settings.pairs, rows=settings.pair_rows)
+    pairs = PairRows.of(task, found)
+    names = [metric.name for metric in pairs.task.agreement(pairs.rows)]
+    if settings.metric is not None and settings.metric not in names:
+        raise UsageError(f"--metric must be {' or '.join(names)} with --objective agreement, got {settings.metric!r}.")
+    return pairs, files
+
+
+def _of_pairs(pairs: PairRows, first: AdapterSource) -> tuple[str, ...]:
+    """Return a warning where the first adapter was not trained in the language of the source sides."""
+    known = manifest.inherit([first])["languages"] or {}
+    supervised = set(known.get("supervised") or ())
+    if not supervised or supervised & set(pairs.sources):
+        return ()
+    return (
+        f"warning: pairs are compared with what '{first.name}' says of their second side ({', '.join(pairs.sources)}), "
+        f"and it was trained in {', '.join(sorted(supervised))}.",
     )
 
 
@@ -199,7 +237,7 @@ def _check_each_once(files: Sequence[DataFile]) -> None:
         rows = file.used.listed.hashes.key if file.used else text_hash(file)
         other = seen.setdefault((rows, *file.languages), file.path)
         if other is not file.path:
-            raise UsageError(f"each dev file counts once, and {file.path} holds what {other} does. Give it once.")
+            raise UsageError(f"each file counts once, and {file.path} holds what {other} does. Give it once.")
 
 
 def _order(sources: Sequence[AdapterSource]) -> tuple[str, ...]:

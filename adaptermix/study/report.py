@@ -51,9 +51,10 @@ def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="verdict">{escape(_capital(result.sentence()))}</p>',
-        f"<p>Chosen on dev ({escape(result.rule)}, {escape(result.objective)} of {escape(result.metric)}): "
-        f"<b>{escape(shown(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. Task adapter alone: "
-        f"{_score(result.baseline_score)}.</p>",
+        f"<p>Chosen on {result.chosen_on} ({escape(result.rule)}, {escape(result.objective)} of "
+        f"{escape(result.metric)}): <b>{escape(shown(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
+        f"Task adapter alone: {_score(result.baseline_score)}.</p>",
+        *([f"<p>{escape(_capital(result.dev.sentence()))}</p>"] if result.dev else []),
         f"<p>{len(result.trials)} trials asked {spent} rows ({spent / max(whole, 1):.0%} of all) in "
         f"{seconds:.0f} s.</p>",
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from ..evaluation.run import Evaluation
 from ..evaluation.score import Score
 from .choice import Verdict
+from .marking import DevScores
 from .shown import shown
 from .trials import Trial
 
@@ -35,6 +36,8 @@ class SearchResult:
         resamples: The objective of the chosen trial on the dev rows, then on resamples of them.
         rank: Rank of the merged adapter, the largest of a compact one; None before it is merged.
         bytes: Size of its weights file.
+        kept: Of a choice by pairs, whether each trial keeps the answers to their source side; others are worth nothing.
+        dev: Of a choice by pairs, how it stands on dev rows, if there are some.
     """
 
     trials: list[Trial]
@@ -53,6 +56,28 @@ class SearchResult:
     resamples: Sequence[float] = ()
     rank: int | None = None
     bytes: int | None = None
+    kept: list[bool] | None = None
+    dev: DevScores | None = None
+
+    @property
+    def chosen_on(self) -> str:
+        """Return what decided: dev, or pairs."""
+        return "dev" if self.kept is None else "pairs"
+
+    @property
+    def rows_name(self) -> str:
+        """Return what the rows are called that decided."""
+        return "dev rows" if self.kept is None else "pairs"
+
+    @property
+    def measure(self) -> str:
+        """Return the name of the scores."""
+        return f"dev {self.metric}" if self.kept is None else f"{self.metric} on pairs"
+
+    @property
+    def objective_name(self) -> str:
+        """Return the name of what a candidate is worth."""
+        return f"{self.measure}, {self.objective}" if self.kept is None else self.measure
 
     @property
     def chosen_score(self) -> Score:
@@ -73,8 +98,11 @@ class SearchResult:
                     "rows": trial.rows,
                     **_interval(score),
                     "scores": _plain(languages),
+                    **({"keeps_source": self.kept[place]} if self.kept is not None else {}),
                 }
-                for trial, score, languages in zip(self.trials, self.scores, self.languages, strict=True)
+                for place, (trial, score, languages) in enumerate(
+                    zip(self.trials, self.scores, self.languages, strict=True)
+                )
             ],
             "task_alone": {**_interval(self.baseline_score), "scores": _plain(self.baseline_languages)},
             "verdict": self.verdict.document(),
@@ -85,12 +113,13 @@ class SearchResult:
             "out": str(self.out),
             "rank": self.rank,
             "bytes": self.bytes,
+            **({"dev": self.dev.document()} if self.dev else {}),
         }
 
     def sentence(self) -> str:
         """Return in words whether there was something to find."""
         gain, honest = self.verdict.difference, self.verdict.honest
-        measured = f"{gain.value:+.3f} on the dev rows that chose it"
+        measured = f"{gain.value:+.3f} on the {self.rows_name} that chose it"
         if honest:
             measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
         measured += f"; p-value {self.verdict.chance:.3f}, corrected for the number of candidates"

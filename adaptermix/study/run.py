@@ -23,10 +23,10 @@ from ..inputs import holds_output
 from ..models import BaseModel, files_of, load_base, model_kind, note_other_base, require_causal
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
-from ..tasks import clusters_of, metrics_of
 from .choice import Board
 from .judging import TOGETHER, Judge
 from .ledger import Ledger, Listed, check_idle
+from .marking import Marking, marking_of
 from .outcome import CIRCUMSTANCES, result_of, write_result
 from .preparing import Prepared, prepare
 from .racing import COHORT, Race
@@ -90,7 +90,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
 
 def _head(prepared: Prepared, settings: SearchSettings) -> Head | None:
     """Return the head that answers; without one the base must generate."""
-    head = head_of(prepared.task, prepared.sources, prepared.rows)
+    head = head_of(prepared.task, prepared.sources, prepared.dev_rows)
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{settings.task}'")
     return head
@@ -120,7 +120,7 @@ def search_with(
             work.look_back(ledger)
             with helped(settings, watch):
                 work.run(ledger)
-    result = result_of(prepared, settings, ledger.trials(), work.baseline, work.board)
+    result = result_of(prepared, settings, ledger.trials(), work.baseline, work.marking)
     result = write_result(result, prepared, settings)
     remove_partial(Path(settings.out).absolute(), f"{_JOURNAL}*")
     return result
@@ -148,18 +148,23 @@ class _Work:
         self._languages = [task.language(row) for row in rows]
         self._prepared, self._settings, self._watch = prepared, settings, watch
         self._best: tuple[float, Trial] | None = None
-        self.board = Board(
-            metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0],
-            self._languages,
-            rows,
-            objective=settings.objective,
-            seed=settings.seed,
-            clusters=clusters_of(task, rows),
-        )
         answering = Answering(base, task, rows, settings, template=prepared.prompt, watch=watch)
         self._judge = Judge(base, answering, prepared.template, dict(settings.options))
         self._stack = ExitStack()
         self.baseline = Trial(number=BASELINE, candidate=alone(len(prepared.sources)), answers=())
+        self._marking: Marking | None = None
+
+    @property
+    def marking(self) -> Marking:
+        """Return what trials are scored against, which is known once the first adapter alone was asked."""
+        if self._marking is None:
+            raise RuntimeError("the first adapter alone is measured before trials are scored")
+        return self._marking
+
+    @property
+    def board(self) -> Board:
+        """Return what scores the trials."""
+        return self.marking.board
 
     def __enter__(self) -> _Work:
         self._stack.enter_context(self._judge.at_work(self._prepared.sources))
@@ -173,6 +178,7 @@ class _Work:
         answers = ledger.baseline() or self._judge.alone("task adapter alone")
         ledger.keep_baseline(answers)
         self.baseline = replace(self.baseline, answers=tuple(answers))
+        self._marking = marking_of(self._prepared, self._settings, answers)
         if self._judge.is_sum:  # a candidate that is the task adapter alone is not asked again
             ledger.keep_known(self.baseline.candidate, answers)
 

@@ -2,6 +2,7 @@
 
 from .base import (
     TASKS,
+    ComparableTask,
     JoinableTask,
     LabelTask,
     SpanTask,
@@ -17,6 +18,7 @@ from .templates import Template
 
 __all__ = [
     "TASKS",
+    "ComparableTask",
     "Counts",
     "JoinableTask",
     "LabelTask",

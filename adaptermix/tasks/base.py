@@ -20,6 +20,7 @@ from .translate import Translate
 
 __all__ = [
     "TASKS",
+    "ComparableTask",
     "JoinableTask",
     "LabelTask",
     "SpanTask",
@@ -92,6 +93,20 @@ class LabelTask(Task, Protocol):
 
     def labels(self, rows: Sequence[Any]) -> tuple[str, ...]:
         """Return the classes, in the order of a head's outputs."""
+
+
+@runtime_checkable
+class ComparableTask(Task, Protocol):
+    """A task that asks about one text, and whose answers to a text and to its translation can be compared."""
+
+    def unlabelled(self, text: str, language: str) -> Any:
+        """Return a row of a text without its answer."""
+
+    def labelled(self, row: Any, answer: str) -> Any:
+        """Return a row whose right answer is this one, which a model gave to the row's text or to its translation."""
+
+    def agreement(self, rows: Sequence[Any]) -> tuple[Metric, ...]:
+        """Return how answers to translations are scored against the answers of the rows, the headline metric first."""
 
 
 @runtime_checkable

@@ -70,3 +70,15 @@ class Classify:
         """Return accuracy and macro F1 over the labels of these rows."""
         labels = self.labels(rows)
         return label_metrics(labels, label_reader(labels))
+
+    def unlabelled(self, text: str, language: str) -> ClassifyRow:
+        """Return a row with an empty label."""
+        return ClassifyRow(text=text, label="", language=language)
+
+    def labelled(self, row: ClassifyRow, answer: str) -> ClassifyRow:
+        """Return the row with the first line of an answer as its label."""
+        return replace(row, label=next(iter(answer.strip().splitlines()), "").strip())
+
+    def agreement(self, rows: Sequence[ClassifyRow]) -> tuple[Metric, ...]:
+        """Return accuracy and macro F1: labels are the same in all languages."""
+        return self.metrics(rows)

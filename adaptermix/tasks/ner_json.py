@@ -6,10 +6,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..data import DataFile, NerRow, read_ner
 from ..data.ner import entities_in, entity_spans, strict_tags, tag_entities
+from ..data.slots import split_tokens
 from .metrics import Counts, Metric, f1_ends, micro_f1
 from .tagged import Tagged, require_tokens
 from .templates import Template, table
@@ -85,6 +87,12 @@ def count_entities(gold: Sequence[tuple[str, str]], predicted: Sequence[tuple[st
 
 def _tuple_counts(row: NerRow, answer: str) -> Counts:
     return count_entities(row.entities, answer.pairs if isinstance(answer, Tagged) else parse_entities(answer))
+
+
+def _type_counts(row: NerRow, answer: str) -> Counts:
+    """Compare bags of the entities' types alone."""
+    found = answer.pairs if isinstance(answer, Tagged) else parse_entities(answer)
+    return count_entities([(kind, "") for kind, _ in row.entities], [(kind, "") for kind, _ in found])
 
 
 def _tags(row: NerRow, answer: str) -> Sequence[str]:
@@ -173,3 +181,17 @@ class NerJson:
             if spans_too
             else (tuples,)
         )
+
+    def unlabelled(self, text: str, language: str) -> NerRow:
+        """Return a row without entities, its tokens split at blanks (Chinese and Japanese by character)."""
+        tokens = split_tokens(text, language)
+        return NerRow(text=text, entities=(), language=language, tokens=tokens, tags=("O",) * len(tokens))
+
+    def labelled(self, row: NerRow, answer: str) -> NerRow:
+        """Return the row with the entities of an answer."""
+        entities = answer.pairs if isinstance(answer, Tagged) else tuple(parse_entities(answer))
+        return replace(row, entities=entities)
+
+    def agreement(self, rows: Sequence[NerRow]) -> tuple[Metric, ...]:  # noqa: ARG002
+        """Return type F1: names are spelled as the language of the sentence has them, so only their types compare."""
+        return (Metric(name="type_f1", count=_type_counts, value=micro_f1, ends=f1_ends),)

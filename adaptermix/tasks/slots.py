@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from ..data import DataFile, SlotRow, read_slots
@@ -228,3 +229,17 @@ class Slots:
         if any(row.tokens for row in rows):
             counts["span_f1"] = _SCORERS[scorer]
         return tuple(Metric(name=name, count=count, value=micro_f1, ends=f1_ends) for name, count in counts.items())
+
+    def unlabelled(self, text: str, language: str) -> SlotRow:
+        """Return a row without slots, its tokens split at blanks (Chinese and Japanese by character)."""
+        tokens = split_tokens(text, language)
+        return SlotRow(text=text, slots=(), language=language, tokens=tokens, tags=("O",) * len(tokens))
+
+    def labelled(self, row: SlotRow, answer: str) -> SlotRow:
+        """Return the row with the slots of an answer."""
+        slots = answer.pairs if isinstance(answer, Tagged) else tuple(parse_slots(answer))
+        return replace(row, slots=slots)
+
+    def agreement(self, rows: Sequence[SlotRow]) -> tuple[Metric, ...]:  # noqa: ARG002
+        """Return type F1: values are in the language of the command, or copied, so only their types compare."""
+        return (Metric(name="type_f1", count=_type_counts, value=micro_f1, ends=f1_ends),)

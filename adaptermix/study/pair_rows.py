@@ -1,0 +1,130 @@
+"""Sentences and their translations as rows of a task without labels; the task adapter's own answers are the labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data import Pair
+from ..errors import PlanError, UsageError
+from ..tasks import ComparableTask, Metric, Task
+
+_KEPT = 0.5
+"""Share of the way from a constant answer to the same answers that a candidate must reach on the source side."""
+_CONSTANTS = 20
+"""Most constant answers that are tried, the commonest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRows:
+    """Both sides of parallel pairs as rows of a task.
+
+    The second side of a pair, usually English, is the *source side*: the task adapter alone answers it, and its answer
+    is the label of both sides. The source side keeps it as its own label, so that a candidate whose answers change
+    there loses by it.
+
+    Args:
+        task: The task.
+        rows: The source sides, each once, then the other sides.
+        teachers: For each row the number of the row whose answer labels it.
+        sources: The languages of the source sides.
+    """
+
+    task: ComparableTask
+    rows: Sequence[Any]
+    teachers: Sequence[int]
+    sources: tuple[str, ...]
+
+    @classmethod
+    def of(cls, task: Task, pairs: Sequence[Pair]) -> PairRows:
+        """Return the rows of pairs.
+
+        Raises:
+            UsageError: the task's answers cannot be compared across languages, or it asks about more than one text; a
+                language is on both sides.
+        """
+        if not isinstance(task, ComparableTask):
+            raise UsageError(
+                f"--pairs need a task that asks about one text and whose answers are alike in all languages (classify, "
+                f"slots, ner-json), and '{task.name}' is not one. Choose on labelled rows instead: --dev, or --train."
+            )
+        sources = {pair.languages[1] for pair in pairs}
+        if both := sorted(sources & {pair.languages[0] for pair in pairs}):
+            raise UsageError(
+                f"the second side of every pair must be in the task adapter's own language, and '{both[0]}' is on both "
+                "sides. Leave the files out whose sides are the other way round, or name them such as de-en=FILE."
+            )
+        numbers: dict[tuple[str, str], int] = {}
+        for pair in pairs:
+            numbers.setdefault((pair.languages[1], pair.target), len(numbers))
+        teachers = [numbers[pair.languages[1], pair.target] for pair in pairs]
+        return cls(
+            task=task,
+            rows=[
+                *(task.unlabelled(text, language) for language, text in numbers),
+                *(task.unlabelled(pair.source, pair.languages[0]) for pair in pairs),
+            ],
+            teachers=[*range(len(numbers)), *teachers],
+            sources=tuple(sorted(sources)),
+        )
+
+    @property
+    def source_rows(self) -> range:
+        """Return the numbers of the source sides."""
+        return range(len(set(self.teachers)))
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Return the languages of the other sides."""
+        return tuple(sorted({self.task.language(row) for row in self.rows} - set(self.sources)))
+
+    def labelled(self, answers: Sequence[str | None]) -> list[Any]:
+        """Return the rows with the task adapter's answers as their right answers.
+
+        Args:
+            answers: What the task adapter alone answers, at least to the source sides.
+        """
+        # answers that a storage kept are plain text, so tags and places of others are not used either
+        return [
+            self.task.labelled(row, str(answers[teacher] or ""))
+            for row, teacher in zip(self.rows, self.teachers, strict=True)
+        ]
+
+    def floors(self, metric: Metric, answers: Sequence[str | None]) -> dict[str, float]:
+        r"""Return the score on each source language below which a candidate has not kept the task.
+
+        It is $(1 + c) / 2$ with the best score $c$ that one and the same answer to every sentence has, so a candidate
+        whose answers do not depend on the sentence is below it, however common its answer is.
+
+        Args:
+            metric: How answers are compared.
+            answers: What the task adapter alone answers, at least to the source sides.
+
+        Raises:
+            PlanError: the task adapter itself answers every sentence of a language alike.
+        """
+        rows = self.labelled(answers)
+        found = {}
+        for language in self.sources:
+            own = [number for number in self.source_rows if self.task.language(rows[number]) == language]
+            said = Counter(str(answers[number] or "") for number in own)
+            constant = max(
+                _score(metric, [rows[number] for number in own], answer) for answer, _ in said.most_common(_CONSTANTS)
+            )
+            if constant >= 1:
+                raise PlanError(
+                    "agreement needs a task adapter that answers sentences differently, and the first adapter answers "
+                    f"all {len(own)} sentences in '{language}' with {said.most_common(1)[0][0][:40]!r}. Give pairs of "
+                    "the task's domain, or choose on labelled rows."
+                )
+            found[language] = constant + _KEPT * (1 - constant)
+        return found
+
+
+def _score(metric: Metric, rows: Sequence[Any], answer: str) -> float:
+    counts = [counted for row in rows if (counted := metric.count(row, answer)) is not None]
+    return float(metric.value(np.sum(np.asarray(counts, dtype=np.float64), axis=0)))
