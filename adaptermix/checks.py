@@ -127,6 +127,7 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
             "keeper": getattr(settings, "keeper", 0) > 0,
             "standardize": getattr(settings, "standardize", "none") != "none",
             "anchor base": getattr(settings, "anchor", "pair") == "base",
+            "objective": getattr(settings, "objective", "contrastive") != "contrastive",
         }
         if clash := next((name for name, given in own.items() if given), None):
             raise ValueError(f"--init {settings.init} takes a part out of the base's weights, so drop --{clash}")
@@ -144,6 +145,12 @@ def sound_vectors(settings: Vectors) -> Vectors:
     return settings
 
 
+_OF_CONTRAST = (
+    *("temperature", "symmetric", "anchor", "stop_gradient", "pooling", "mask_duplicates", "standardize"),
+    *("gather_negatives", "keeper"),
+)
+
+
 def sound_align(settings: AlignOptions) -> AlignOptions:
     """Refuse blocks that the alignment loss does not reach."""
     if isinstance(settings.layer, int) and settings.layer > 0:
@@ -155,6 +162,14 @@ def sound_align(settings: AlignOptions) -> AlignOptions:
     sound_vectors(settings)
     if settings.stop_gradient and settings.anchor == "base":
         raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
+    if settings.objective == "distil":
+        fields = type(settings).model_fields
+        given = [name for name in _OF_CONTRAST if getattr(settings, name) != fields[name].default]
+        if given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} is for the contrastive objective, and --objective distil has none: "
+                "drop it, or use --objective both"
+            )
     return settings
 
 

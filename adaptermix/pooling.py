@@ -167,3 +167,28 @@ class Pooler:
         """Return one vector per row, in float32; `mask` says which tokens count."""
         hidden = torch.nn.functional.normalize(hidden.float(), dim=-1) if self.standardize != "none" else hidden
         return hidden[:, 0].float() if self._first else masked_mean(hidden, mask)
+
+
+class MeanAndEdge(Pooler):
+    """The mean over tokens beside the token that a head reads: the first of encoders, the last of language models.
+
+    Args:
+        tokenizer: Tells special tokens.
+        kind: Kind of the base model, "encoder" or "causal".
+        exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
+    """
+
+    def __init__(self, tokenizer: Any, *, kind: str, exclude_bos: bool = False) -> None:
+        super().__init__(tokenizer, exclude_bos=exclude_bos)
+        self._reads_last = kind == "causal"
+
+    def __call__(
+        self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows twice_d"]:
+        """Return mean and edge token of each row side by side, in float32; rows are padded on the right."""
+        mean = masked_mean(hidden, mask)
+        if not self._reads_last:
+            return torch.cat([mean, hidden[:, 0].float()], -1)
+        # a token that the mean leaves out is the first, never the last of a longer row
+        last = (mask.shape[1] - 1 - mask.flip(1).argmax(1)).to(hidden.device)
+        return torch.cat([mean, hidden[torch.arange(len(hidden), device=hidden.device), last].float()], -1)

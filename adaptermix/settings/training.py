@@ -93,6 +93,11 @@ class AlignOptions(Settings):
         [], description="pair files whose loss is logged, and chooses with --patience"
     )
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
+    objective: Literal["contrastive", "distil", "both"] = Field(
+        "contrastive",
+        description="contrastive: draw translations together (published); distil: bring each sentence to where the "
+        "frozen base has its translation, so that a task adapter finds it there; both: the sum",
+    )
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
     anchor: Literal["pair", "base"] = Field(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,12 +17,13 @@ from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
+from .distil import AlignmentLoss, BothLosses, DistilLoss
 from .least_squares import FitReport, fit_align
 from .modes import evaluating, loras_off
 from .objectives import contrastive_loss, keeper_loss, retrieved
 from .on_top import attach_on
 from .outline import aligned_layer
-from .pairs import describe_pairs, encode_side, read_dev_pairs, require_pairs
+from .pairs import PairsLoss, describe_pairs, encode_side, pair_groups, read_dev_pairs, require_pairs
 from .parallel import ALONE, Processes, in_processes
 from .run import TrainReport, check_before, dry_report, train, vectors_entry
 from .sampler import Sampler
@@ -37,41 +37,6 @@ STANDARD_PAIRS, CROWD_PAIRS = 64, 16
 """Pairs of each two languages that are measured to standardise, and to tell whether it is called for."""
 CROWDED = 0.98
 """Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
-
-
-def _groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:
-    if balance == "rows":
-        return [list(range(len(pairs)))]
-    groups: dict[tuple[str, str], list[int]] = {}
-    for row, pair in enumerate(pairs):
-        groups.setdefault(pair.languages, []).append(row)
-    return list(groups.values())
-
-
-@dataclass(frozen=True, slots=True)
-class PairsLoss:
-    """Loss of pairs by their numbers.
-
-    Args:
-        work: Computes it.
-        lengths: Tokens of each source sentence.
-    """
-
-    work: Callable[[Sequence[int]], BatchLoss]
-    lengths: list[int]
-
-    def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these pairs."""
-        return self.work(rows)
-
-    @property
-    def taught(self) -> Sequence[int]:
-        """Numbers of all pairs."""
-        return range(len(self.lengths))
-
-    def terms(self, rows: Sequence[int]) -> int:
-        """Return how many pairs the loss is a mean over."""
-        return len(rows)
 
 
 class AlignLoss:
@@ -139,7 +104,7 @@ class AlignLoss:
                 f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
                 "them apart, and may do more harm than good. --standardize takes out what all of them share."
             )
-        groups = _groups(pairs, settings.balance)
+        groups = pair_groups(pairs, settings.balance)
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
         base.model.train()
 
@@ -149,7 +114,7 @@ class AlignLoss:
         Shapes: each [sentences width].
         """
         texts: dict[str, list[str]] = {}
-        for rows in _groups(pairs, "languages"):
+        for rows in pair_groups(pairs, "languages"):
             count = min(len(rows), most)
             for pair in (pairs[rows[number * len(rows) // count]] for number in range(count)):
                 for language, text in zip(pair.languages, (pair.source, pair.target), strict=True):
@@ -263,6 +228,20 @@ class AlignLoss:
         return torch.tensor([[one == other for other in texts] for one in texts])
 
 
+def _both(base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings | JointSettings, **more: Any) -> BothLosses:
+    return BothLosses(AlignLoss(base, pairs, settings, **more), DistilLoss(base, pairs, settings, **more))
+
+
+_OBJECTIVES: dict[str, Callable[..., AlignmentLoss]] = {"contrastive": AlignLoss, "distil": DistilLoss, "both": _both}
+
+
+def alignment_loss(
+    base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings | JointSettings, **more: Any
+) -> AlignmentLoss:
+    """Return the loss of the objective that the settings name; see `AlignLoss` for the other arguments."""
+    return _OBJECTIVES[settings.objective](base, pairs, settings, **more)
+
+
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
     """Return how many negatives a pair has, for a person."""
     if settings.gather_negatives:
@@ -299,7 +278,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
         return dry_report(settings, steps, rows=report, start=start)
     for note in report.warnings("pairs"):
         watch.note(note)
-    if processes.count > 1:
+    if processes.count > 1 and settings.objective != "distil":
         watch.note(negatives(settings, processes))
     base = load_for(settings, processes)
     settings = within_positions(base, settings, watch)
@@ -311,7 +290,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     languages = sorted({language for pair in pairs for language in pair.languages})
     watched = None
     if dev_pairs:
-        judge = AlignLoss(base, dev_pairs, settings, processes=processes, like=pairs)
+        judge = alignment_loss(base, dev_pairs, settings, processes=processes, like=pairs)
         losses = DevLosses(base, {"dev_loss": judge.of_rows}, settings, processes)
         watched = DevWatch(
             losses,
@@ -325,7 +304,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     return train(
         base,
         settings,
-        lambda: AlignLoss(base, pairs, settings, processes=processes, watch=watch),
+        lambda: alignment_loss(base, pairs, settings, processes=processes, watch=watch),
         steps=steps,
         kind="train-align",
         entries={
@@ -334,7 +313,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
             "dev": [file.entry() for file in dev_files] or None,
             "tested": tested or None,
             "rows": report.document(),
-            "objective": {"name": "contrastive", "layer": layer, "layers": total, "pairs": len(pairs)},
+            "objective": {"name": settings.objective, "layer": layer, "layers": total, "pairs": len(pairs)},
             "vectors": vectors_entry(settings),
         },
         layers=layer if layer < total else None,

@@ -12,7 +12,7 @@ from ..positions import within_positions
 from ..progress import SILENT, Watcher
 from ..settings import JointSettings
 from ..splits import DEV, TRAINING, refuse_tested
-from .align import AlignLoss, negatives
+from .align import alignment_loss, negatives
 from .on_top import attach_on
 from .outline import aligned_layer
 from .pairs import describe_pairs, read_dev_pairs, require_pairs
@@ -167,14 +167,14 @@ def _entries(
     of_task: Mapping[str, Any], pairs: _Pairs, settings: JointSettings, blocks: tuple[int, int]
 ) -> dict[str, Any]:
     """Return the manifest's entries; `blocks` are those below the contrastive loss and those of the model."""
-    contrastive = {"name": "contrastive", "layer": blocks[0], "layers": blocks[1], "pairs": len(pairs.train)}
+    objective = {"name": settings.objective, "layer": blocks[0], "layers": blocks[1], "pairs": len(pairs.train)}
     return {
         **of_task,
         "languages": of_task["languages"] | {"aligned": _languages(pairs.train)},
         "data": [*of_task["data"], *(file.entry() for file in pairs.files)],
         "dev": [*(of_task["dev"] or []), *(file.entry() for file in pairs.dev_files)] or None,
         "tested": [*(of_task["tested"] or []), *pairs.tested] or None,
-        "objective": contrastive | {"rows": pairs.report.document()},
+        "objective": objective | {"rows": pairs.report.document()},
         "vectors": vectors_entry(settings),
     }
 
@@ -191,7 +191,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
         return dry_report(settings, steps, rows=data.report, pairs=read.report, start=start)
     for note in [*data.warnings(), *read.report.warnings("pairs")]:
         watch.note(note)
-    if processes.count > 1:
+    if processes.count > 1 and settings.objective != "distil":
         watch.note(negatives(settings, processes))
     base = data.load(settings, processes)
     settings = within_positions(base, settings, watch)
@@ -204,7 +204,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     base.model.train()
 
     def losses() -> JointLoss:
-        align = AlignLoss(
+        align = alignment_loss(
             base,
             pairs,
             settings,
@@ -220,7 +220,7 @@ def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) 
     if data.dev:
         sides["dev_task_loss"] = data.objective(base, data.dev, settings.max_length, watch)
     if dev_pairs:
-        judge = AlignLoss(base, dev_pairs, settings, layer=layer, processes=processes, like=pairs)
+        judge = alignment_loss(base, dev_pairs, settings, layer=layer, processes=processes, like=pairs)
         sides["dev_align_loss"] = judge.of_rows
     return train(
         base,

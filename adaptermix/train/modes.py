@@ -1,4 +1,4 @@
-"""How a model acts for a while: without dropout, without its LoRAs."""
+"""Ways to run a model: without dropout, without its LoRAs, without the base model's own dropout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import nn
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Let the model act without dropout, until the context ends."""
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        # each its own: dropout of the base model may be off while that of a LoRA is on
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager
@@ -35,3 +37,22 @@ def loras_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def train_loras_only(model: nn.Module) -> None:
+    """Switch the base model's own dropout off for good and that of its LoRAs on.
+
+    Blocks whose activations are recomputed in the backward pass must stay in training mode, or transformers would keep
+    their activations; dropout of their own is set to zero.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.eval()
+    for name, module in model.named_modules():
+        if name.rpartition(".")[0].endswith("lora_dropout"):
+            module.training = True
+        elif isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
+            for attribute, value in vars(module).items():
+                if "dropout" in attribute and isinstance(value, float):
+                    setattr(module, attribute, 0.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..data import Pair, read_pairs
@@ -12,6 +13,7 @@ from ..errors import DataError
 from ..heads.base import told_cut
 from ..progress import Watcher
 from ..settings import AlignSettings, JointSettings
+from .trainer import BatchLoss
 
 
 def encode_side(tokenizer: Any, pairs: Sequence[Pair], side: str, most: int, watch: Watcher) -> list[list[int]]:
@@ -65,3 +67,39 @@ def read_dev_pairs(settings: AlignSettings | JointSettings) -> tuple[list[Pair],
     pairs, files = read_pairs(settings.dev_pairs)
     require_pairs(pairs, "dev pairs")
     return pairs, files
+
+
+def pair_groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:
+    """Return the numbers of the pairs that are drawn equally often: of each two languages, or all."""
+    if balance == "rows":
+        return [list(range(len(pairs)))]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row, pair in enumerate(pairs):
+        groups.setdefault(pair.languages, []).append(row)
+    return list(groups.values())
+
+
+@dataclass(frozen=True, slots=True)
+class PairsLoss:
+    """Loss of pairs by their numbers.
+
+    Args:
+        work: Computes it.
+        lengths: Tokens of each source sentence.
+    """
+
+    work: Callable[[Sequence[int]], BatchLoss]
+    lengths: list[int]
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these pairs."""
+        return self.work(rows)
+
+    @property
+    def taught(self) -> Sequence[int]:
+        """Numbers of all pairs."""
+        return range(len(self.lengths))
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many pairs the loss is a mean over."""
+        return len(rows)

@@ -76,7 +76,7 @@ class Processes:
         plain = (seed << 32) + number
         return plain if self.main else random.Random(f"{plain}/{self.rank}").getrandbits(63)  # noqa: S311
 
-    def shares(self, rows: Sequence[int]) -> list[Sequence[int]]:
+    def shares(self, rows: Sequence[T]) -> list[Sequence[T]]:
         """Return the rows of each process, as equal in number and, in sorted batches, in length as can be.
 
         Fewer rows than processes are all taken by every process, and `part` makes it right.
@@ -85,7 +85,7 @@ class Processes:
             return [rows] * self.count
         return [rows[rank :: self.count] for rank in range(self.count)]
 
-    def share(self, rows: Sequence[int]) -> Sequence[int]:
+    def share(self, rows: Sequence[T]) -> Sequence[T]:
         """Return this process's rows of a batch."""
         return self.shares(rows)[self.rank]
 
@@ -93,7 +93,7 @@ class Processes:
         """Return which batches this process measures, where their sums are added up over all processes."""
         return batches if self.sharded else batches[self.rank :: self.count]
 
-    def part(self, terms: float, rows: Sequence[int], whole: float) -> float:
+    def part(self, terms: float, rows: Sequence[Any], whole: float) -> float:
         """Return the weight of a mean over this process's share of a batch in the mean over an optimizer step.
 
         The weighted means of all batches and processes of a step add up to the mean over all terms of the step.

@@ -24,6 +24,7 @@ class MiddleStates:
         pooling: "mean" over the tokens, or "bos", the first token.
         chunks: In how many parts rows are run, by their lengths.
         standardize: Prepare vectors for z-scores; see `Pooler`.
+        pool: Makes the vectors, in place of a pooler of the three settings.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class MiddleStates:
         pooling: str = "mean",
         chunks: int = CHUNKS,
         standardize: str = "none",
+        pool: Pooler | None = None,
     ) -> None:
         self._model = base.model
         self._body = backbone(base)
         self._tokenizer = base.tokenizer
         self._device = base.device
         self._extra = reading(base)
-        self._pool = Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
+        self._pool = pool or Pooler(base.tokenizer, pooling=pooling, exclude_bos=exclude_bos, standardize=standardize)
         self._chunks = chunks
         self._caught: list[Tensor] = []
         self._listening = False

@@ -1,0 +1,49 @@
+"""Bring the states of a sentence to those that the frozen base has of its translation."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LEAST_SPREAD = 0.01
+"""Dimensions whose spread is below this share of the mean spread count as if they had this share."""
+
+
+def spread_of(targets: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """Return the standard deviation of every dimension over sentences, at least 1 % of the root mean square of all.
+
+    Args:
+        targets: Vectors of the frozen base.
+
+    Shapes: targets [n d]; returns [d], ones where no dimension varies.
+    """
+    wide = targets.double()
+    spread = (wide - wide.mean(0)).square().mean(0).sqrt()
+    least = LEAST_SPREAD * spread.square().mean().sqrt()
+    return (spread.clamp_min(least) if least > 0 else torch.ones_like(spread)).to(targets.dtype)
+
+
+def distil_loss(
+    states: Float[Tensor, "n d"], targets: Float[Tensor, "n d"], spread: Float[Tensor, " d"]
+) -> Float[Tensor, ""]:
+    r"""Return the mean squared distance of sentence vectors from their targets, in spreads, in float32.
+
+        $L = \frac{1}{n d} \sum_{ij} ((h_{ij} - t_{ij}) / s_j)^2$
+
+    With mean and edge token side by side, each is half of it. A few dimensions of language models are hundreds of times
+    longer than the others; measured in their spread all count the same. 1 is about what the mean of all targets, the
+    same for every sentence, would have.
+
+    Args:
+        states: Vectors of the model in training.
+        targets: Vectors that the frozen base has of the translations; no gradient reaches them.
+        spread: What a distance of one is in each dimension, see `spread_of`.
+
+    Shapes: states and targets [n d], spread [d]; returns a scalar.
+    Relations: `contrastive_loss` draws both sides to wherever they tell pairs apart; here the other languages come to
+    where the base has English, so that a task adapter that was trained on the base finds there what it knows.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        loss: Tensor = ((states.float() - targets.detach().float()) / spread.float()).square().mean()
+    return loss
