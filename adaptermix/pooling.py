@@ -172,6 +172,9 @@ class Pooler:
 class MeanAndEdge(Pooler):
     """The mean over tokens beside the token that a head reads: the first of encoders, the last of language models.
 
+    The first token of language models sees no other token, and its state is often a hundred times longer than others
+    (an attention sink), so the mean leaves it out unless it is the only one.
+
     Args:
         tokenizer: Tells special tokens.
         kind: Kind of the base model, "encoder" or "causal".
@@ -186,9 +189,11 @@ class MeanAndEdge(Pooler):
         self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows twice_d"]:
         """Return mean and edge token of each row side by side, in float32; rows are padded on the right."""
-        mean = masked_mean(hidden, mask)
         if not self._reads_last:
-            return torch.cat([mean, hidden[:, 0].float()], -1)
-        # a token that the mean leaves out is the first, never the last of a longer row
-        last = (mask.shape[1] - 1 - mask.flip(1).argmax(1)).to(hidden.device)
+            return torch.cat([masked_mean(hidden, mask), hidden[:, 0].float()], -1)
+        others = mask.clone()
+        others[mask.sum(1) > 1, 0] = 0
+        mean = masked_mean(hidden, others)
+        # a row whose only token is left out has that one, the first
+        last = torch.where(mask.bool().any(1), mask.shape[1] - 1 - mask.flip(1).argmax(1), 0).to(hidden.device)
         return torch.cat([mean, hidden[torch.arange(len(hidden), device=hidden.device), last].float()], -1)

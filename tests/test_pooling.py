@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.models import load_base
-from adaptermix.pooling import Pooler, Standard, masked_mean
+from adaptermix.pooling import MeanAndEdge, Pooler, Standard, masked_mean
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))
@@ -67,3 +67,20 @@ def test_a_long_token_does_not_drown_the_others(causal: Path) -> None:
     torch.testing.assert_close(pool(long, mask), pool(states, mask))
     unit = states / states.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(pool(states, mask), torch.stack([unit[0].mean(0), unit[1, :2].mean(0)]))
+
+
+def test_mean_and_edge_by_hand() -> None:
+    """Values of two rows: a mean beside the first token of encoders, or beside the last token of language models."""
+
+    class Tokenizer:
+        all_special_ids = (1,)
+
+    hidden = torch.tensor([[[8.0], [2.0], [4.0]], [[6.0], [0.0], [0.0]]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    encoder, causal = (MeanAndEdge(Tokenizer(), kind=kind) for kind in ("encoder", "causal"))
+    assert encoder(hidden, mask).tolist() == [[pytest.approx(14 / 3), 8.0], [6.0, 6.0]]
+    assert causal(hidden, mask).tolist() == [[3.0, 4.0], [6.0, 6.0]]
+    # where a first special token is left out and is the only one, the row has nothing but it
+    without = MeanAndEdge(Tokenizer(), kind="causal", exclude_bos=True)
+    counted = without.counted([[1, 5, 5], [1]], mask)
+    assert without(hidden, counted).tolist() == [[3.0, 4.0], [0.0, 6.0]]

@@ -76,7 +76,7 @@ def test_roles_of_each_command() -> None:
         "EvaluateSettings": {"data": SPLIT, "source": SPLIT},
         "FusionSettings": {"train": TRAINING, "dev": DEV, "source": TRAINING, "dev_source": DEV},
         "JointSettings": {"train": TRAINING, "dev": DEV, "pairs": TRAINING, "dev_pairs": DEV},
-        "MergeSettings": {"train": TRAINING, "dev": DEV},
+        "MergeSettings": {"train": TRAINING, "pairs": TRAINING, "texts": TRAINING, "dev": DEV, "dev_pairs": DEV},
         "RetrieveSettings": {"data": SPLIT},
         "SearchSettings": {"dev": DEV, "pairs": DEV},
         "TaskSettings": {"train": TRAINING, "dev": DEV},

@@ -32,8 +32,8 @@ class AffineMap:
     penalty: float = 0.0
     left_out: float | None = None
 
-    def __call__(self, x: Float[Tensor, "rows d"]) -> Float[Tensor, "rows e"]:
-        """Return the images of rows, in float64."""
+    def __call__(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch e"]:
+        """Return the images of vectors, in float64."""
         return (x.double() - self.center) @ self.weight + self.offset
 
 

@@ -158,7 +158,8 @@ def search(settings: SearchSettings, console: Console) -> None:
         document = search_dry(settings)
         named = document["candidates"] or document["parameters"]
         console.say(
-            f"would try {document['trials']} candidates on {document['rows']} rows and write {settings.out}; "
+            f"would try {document['trials']} candidates on {document['rows']} "
+            f"{'rows' if settings.pairs else 'dev rows'} and write {settings.out}; "
             f"searched: {', '.join(named)}"
         )
         for note in document["notes"]:

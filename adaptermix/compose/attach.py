@@ -144,6 +144,11 @@ class Attachment:
         return gates
 
     @property
+    def count(self) -> int:
+        """Number of adapters."""
+        return self._count
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the adapted modules."""
         return tuple(self._branches)

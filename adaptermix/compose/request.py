@@ -17,7 +17,7 @@ _ADAPTERS_ONLY = (
     *("statistics", "allow_pickle", "allow_base_mismatch"),
 )
 
-OF_LEARNING = {"task", "train", "dev", "rows", "allow_tested"}
+OF_LEARNING = {"task", "objective", "train", "pairs", "texts", "dev", "dev_pairs", "rows", "allow_tested"}
 """Settings of methods that learn their weights before they merge."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ class HeadRows(Protocol):
 
     def answers(self, rows: Sequence[int]) -> list[str]:
         """Return the answers to rows by their numbers, in the form in which the task scores them."""
+
+
+@runtime_checkable
+class Predicting(HeadRows, Protocol):
+    """Rows of a head that says how likely each of its labels is: of a text, or of each of its words."""
+
+    def predictions(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of rows by their numbers, in float32, each [texts or words, labels]."""
 
 
 class HeadKind(Protocol):

@@ -73,6 +73,10 @@ class ClassRows:
         """Return the number of rows whose labels the head has."""
         return sum(self._gold[row] != IGNORED for row in rows)
 
+    def predictions(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of the classes of each row, each [1 labels]."""
+        return list(self._logits(rows).float().log_softmax(-1).unsqueeze(1))
+
     def answers(self, rows: Sequence[int]) -> list[str]:
         """Return the label of the largest logit of each row."""
         return [self._labels[place] for place in self._logits(rows).argmax(-1).tolist()]

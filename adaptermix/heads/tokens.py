@@ -125,6 +125,12 @@ class TokenRows:
         """Return the number of these rows' words that the loss counts."""
         return sum(gold != IGNORED for row in rows for gold in self._gold[row])
 
+    def predictions(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of the tags of each row's words that have a token, each [words labels]."""
+        logs = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.float().log_softmax(-1)
+        words = [[place for place in self._places[row] if place is not None] for row in rows]
+        return [own[places] for own, places in zip(logs, words, strict=True)]
+
     def answers(self, rows: Sequence[int]) -> list[str]:
         """Return what the tags of the largest logits stand for."""
         found = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.argmax(-1).tolist()

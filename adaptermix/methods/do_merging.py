@@ -69,7 +69,8 @@ class DoMerging(MergeMethod):
         r, a = torch.linalg.qr(update.b.double()).R, update.a.double()
         found = torch.linalg.vector_norm(r @ a, dim=0)
         terms = torch.linalg.vector_norm(r, dim=0) @ a.abs()
-        return torch.where(found > _ROUNDING * terms, found, 0.0) * abs(update.scale)
+        lengths: Tensor = torch.where(found > _ROUNDING * terms, found, 0.0) * abs(update.scale)
+        return lengths
 
 
 def _device(update: Update) -> torch.device:

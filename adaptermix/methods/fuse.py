@@ -1,4 +1,4 @@
-"""A weighted sum whose weights per place are learned on a task."""
+"""A weighted sum whose weights per place are learned, on a task or without labels."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Fuse(LinearMethod):
 
     Shapes: k updates [out in] give one [out in].
     Differs from the paper: AdaMerging learns such coefficients by the entropy of answers to unlabelled test data; here
-    they are learned by the task's loss on labelled rows. AdapterFusion's weights depend on the input, so that it cannot
-    be written as one adapter.
+    they are learned by the task's loss on labelled rows, or without labels by the agreement of both sides of pairs with
+    the first adapter alone, or by the entropy of answers to other texts than those of a test. AdapterFusion's weights
+    depend on the input, so that it cannot be written as one adapter.
     Exact when: always.
     Reference: Yang et al., AdaMerging, ICLR 2024, arXiv 2310.02575; Pfeiffer et al., AdapterFusion, EACL 2021,
     arXiv 2005.00247.

@@ -19,7 +19,7 @@ _MODELS |= {"_name_or_path", "name_or_path", "base_model_name_or_path"}
 """Entries that name a model: a Hub id stays, a folder does not."""
 _FILES = {"adapter", "adapters", "against", "beside", "calibration", "candidates", "csv", "data", "dev", "dev_pairs"}
 _FILES |= {"dev_source", "document", "folder", "markdown", "on_top_of", "out", "pairs", "path", "plot", "predictions"}
-_FILES |= {"source", "sources", "start_from", "statistics", "storage", "systems", "train"}
+_FILES |= {"source", "sources", "start_from", "statistics", "storage", "systems", "texts", "train"}
 _FILES |= {"tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file"}
 """Entries that name files or folders, of which only the last part of the path is published."""
 _TEXTS = {"labels", "languages", "options", "targets", "template"}

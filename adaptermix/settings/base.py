@@ -22,7 +22,7 @@ TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
 READ = {
     *("adapter", "adapters", "against", "base", "beside", "calibration", "candidates", "data", "dev", "dev_pairs"),
     *("dev_source", "folder", "model_a", "model_b", "on_top_of", "pairs", "source", "source_encoder", "start_from"),
-    *("statistics", "systems", "train", "transfer", "tuned"),
+    *("statistics", "systems", "texts", "train", "transfer", "tuned"),
 }
 """Settings that name what a command reads: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids."""
 WRITTEN = {"out", "predictions", "plot", "csv", "markdown", "document"}

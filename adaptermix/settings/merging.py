@@ -69,13 +69,27 @@ class MergeSettings(Written):
     device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods, and of the rows that weights learn from")
     task: str | None = Field(None, description="of methods that learn their weights (fuse): the task")
+    objective: Literal["task", "agreement", "entropy"] = Field(
+        "task",
+        description="of methods that learn: the task's loss on --train; or without labels, how far the merge says of "
+        "both sides of --pairs what the first adapter alone says of the second, or the entropy of answers to --texts",
+    )
     train: Annotated[list[str], Reads(TRAINING, rows="rows")] = Field(
-        [], description="of methods that learn: the task's rows to learn from"
+        [], description="of methods that learn: the task's rows to learn from; entropy does not look at their labels"
+    )
+    pairs: Annotated[list[str], Reads(TRAINING, "pairs", rows="rows")] = Field(
+        [], description="for agreement: parallel pair files such as de-en.tsv, the task adapter's language second"
+    )
+    texts: Annotated[list[str], Reads(TRAINING, "texts")] = Field(
+        [], description="for entropy: texts in the languages that are wanted, one a line"
     )
     dev: Annotated[list[str], Reads(DEV)] = Field(
         [], description="of methods that learn: rows whose loss says when the weights are best"
     )
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each --train file to use")
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs")] = Field(
+        [], description="the same without labels: pairs whose agreement says when the weights are best"
+    )
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to learn from")
     allow_tested: bool = Field(False, description=ALLOW_TESTED)
 
 

@@ -19,32 +19,29 @@ from ..compose.plan import check
 from ..compose.report import MergeReport
 from ..compose.request import OF_LEARNING, merge_as_asked
 from ..compose.weights import resolve_weights
-from ..data import DataFile
 from ..data.report import describe
 from ..errors import IncompatibleAdapters, PlanError, UsageError
 from ..evaluation.acting import acting
 from ..files import check_not_input, check_output
-from ..heads import HEADS
+from ..head_forms import Head
 from ..heads.brought import head_of, template_of
 from ..inputs import holds_output
 from ..manifest import inherit
 from ..methods import Fuse
 from ..methods.base import MergeMethod, build
 from ..models import BaseModel, load_base, model_kind, model_origins, note_other_base, require_causal
-from ..positions import readable
 from ..progress import SILENT, Watcher
 from ..settings import MergeSettings
 from ..splits import DEV, TRAINING, refuse_tested
-from ..tasks import Task, get_task, get_template
-from ..train.encoding import encode_rows
+from ..tasks import Task, get_task
 from ..train.sampler import Sampler
 from ..train.selection import RowsLoss
-from ..train.task import Answers, OfHead, text_of
+from ..train.task import text_of
+from .gate_data import NO_ENTROPY, GateData, check_options, lacking_data, read_data
 
 _LOOKS = 10
 _DIGITS = 4
 """Of gates: what is learned can be typed again."""
-_LONGEST = 256
 _ROWS_AT_ONCE = 16
 
 
@@ -181,19 +178,18 @@ class _Asked:
     weights: tuple[float, ...]
     method: Fuse
     task: Task
-    rows: Sequence[Any]
-    dev: Sequence[Any]
-    files: Sequence[DataFile]
-    dev_files: Sequence[DataFile]
+    data: GateData
+    dev: GateData | None
     tested: Sequence[Mapping[str, Any]]
 
     @classmethod
     def read(cls, settings: MergeSettings, method: MergeMethod, watch: Watcher) -> _Asked:
-        lacking = [name for name in ("base", "task", "train") if not getattr(settings, name)]
+        lacking = [f"--{name}" for name in ("base", "task") if not getattr(settings, name)] + lacking_data(settings)
         if lacking or not isinstance(method, Fuse):
             raise UsageError(
-                f"method '{method.title}' learns its weights on rows of a task: pass --{' and --'.join(lacking)}."
+                f"method '{method.title}' learns its weights on rows of a task: pass {' and '.join(lacking)}."
             )
+        check_options(settings)
         if settings.places or any("@" in key for key in settings.options) or settings.fill != "weight":
             raise UsageError(f"method '{method.title}' learns what holds at each place: leave places and --fill out.")
         sources = open_adapters(settings.adapters, allow_pickle=settings.allow_pickle)
@@ -204,55 +200,50 @@ class _Asked:
                     f"gates are learned of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}."
                 )
         task = get_task(str(settings.task))
-        rows, files = task.read(settings.train, rows=settings.rows)
-        dev, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
+        data, dev = read_data(settings, task)
+        uses = {TRAINING: data.files, DEV: dev.files if dev else []}
         return cls(
             sources=sources,
             weights=resolve_weights([source.name for source in sources], settings.weights),
             method=method,
             task=task,
-            rows=rows,
+            data=data,
             dev=dev,
-            files=files,
-            dev_files=dev_files,
-            tested=refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch),
+            tested=refuse_tested(uses, allowed=settings.allow_tested, watch=watch),
         )
+
+    def head(self, settings: MergeSettings) -> Head | None:
+        """Return the head that the adapters bring; without one the base must generate."""
+        head = head_of(self.task, self.sources, [*self.data.labelled, *(self.dev.labelled if self.dev else ())])
+        if head is None:
+            if settings.objective == "entropy":
+                raise PlanError(NO_ENTROPY)
+            require_causal(str(settings.base), f"without a head for it, task '{self.task.name}'")
+        return head
 
     def load(self, settings: MergeSettings, watch: Watcher) -> BaseModel:
         """Load the base with the head that the adapters bring."""
-        head = head_of(self.task, self.sources, [*self.rows, *self.dev])
-        if head is None:
-            require_causal(str(settings.base), f"without a head for it, task '{self.task.name}'")
-        base = load_base(str(settings.base), device=settings.device, head=head)
+        base = load_base(str(settings.base), device=settings.device, head=self.head(settings))
         note_other_base(base, self.sources, watch)
         return base
 
-    def loss(self, base: BaseModel, rows: Sequence[Any], watch: Watcher) -> RowsLoss:
-        """Return the task's loss of rows."""
-        most = readable(base, _LONGEST)
-        if base.head:
-            encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=most, teach=True)
-            for note in encoded.notes:
-                watch.note(note)
-            return OfHead(encoded)
-        template = get_template(self.task, template_of(self.task, self.sources, None))
-        return Answers(base, encode_rows(self.task, template, rows, base.tokenizer, max_length=most, watch=watch))
-
     def notes(self) -> list[str]:
         """Return what a person should know of the rows."""
-        texts = [(self.task.language(row), text_of(self.task, row)) for row in self.rows]
-        return describe(texts, [text_of(self.task, row) for row in self.dev]).warnings()
+        texts = [(self.task.language(row), text_of(self.task, row)) for row in self.data.rows]
+        dev = [text_of(self.task, row) for row in self.dev.rows] if self.dev else []
+        return describe(texts, dev).warnings()
 
     def entries(self, gates: Gates, base: BaseModel, settings: MergeSettings) -> dict[str, Any]:
         """Return what the manifest says of what was learned, how, and on what."""
-        data, dev = ([file.entry() for file in files] for files in (self.files, self.dev_files))
+        data, dev = ([file.entry() for file in found.files] if found else [] for found in (self.data, self.dev))
         # a full checkpoint holds what its base has seen
         models = [own.path for own in model_origins(str(settings.base))] if settings.form == "dense" else []
         inherited = inherit(self.sources, models=models, data=data, dev=dev, tested=self.tested)
         languages = dict(inherited["languages"] or {})
-        spoken = {self.task.language(row) for row in self.rows}
-        languages["supervised"] = sorted({*languages.get("supervised", ()), *spoken})
-        how = {"task": self.task.name, "start": list(self.weights), "seed": settings.seed, "rows": settings.rows}
+        for role, spoken in self.data.languages.items():
+            languages[role] = sorted({*languages.get(role, ()), *spoken})
+        how: dict[str, Any] = {"task": self.task.name, "objective": settings.objective, "start": list(self.weights)}
+        how |= {"seed": settings.seed, "rows": settings.rows}
         fuse = {**how, "base": base.entry(), "learned_on": data, **gates.document()}
         return {**inherited, "languages": languages, "fuse": fuse}
 
@@ -266,7 +257,7 @@ def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     """
     method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
     if not method.is_learned:
-        given = [name for name in sorted(OF_LEARNING) if getattr(settings, name)]
+        given = [name for name in sorted(OF_LEARNING) if getattr(settings, name) != _default(name)]
         if given:
             raise UsageError(
                 f"--{given[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
@@ -274,6 +265,10 @@ def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
             )
         return merge_as_asked(settings, watch=watch)
     return _merge_with_gates(settings, method, watch)
+
+
+def _default(name: str) -> Any:
+    return MergeSettings.model_fields[name].default
 
 
 def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watcher) -> MergeReport:
@@ -287,15 +282,18 @@ def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watch
     for note in asked.notes():
         watch.note(note)
     if settings.dry_run:
-        head_of(asked.task, asked.sources, [*asked.rows, *asked.dev])
+        asked.head(settings)
         model_kind(str(settings.base))
-        watch.note(f"gates would be learned on {len(asked.rows)} rows in {asked.method.steps} steps from these weights")
+        watch.note(
+            f"gates would be learned on {len(asked.data.rows)} rows in {asked.method.steps} steps from these weights"
+        )
         return merge(settings.adapters, weights=asked.weights, learned={}, watch=watch, **given)
     base = asked.load(settings, watch)
     with acting(base, asked.sources, saved=settings.saved) as attached:
         # within: an output layer that an adapter acts on is run whole
-        rows = asked.loss(base, asked.rows, watch)
-        dev = asked.loss(base, asked.dev, watch) if asked.dev else None
+        template = template_of(asked.task, asked.sources, None)
+        rows = asked.data.loss(base, attached, template, watch)
+        dev = asked.dev.loss(base, attached, template, watch) if asked.dev else None
         gates = learn_gates(attached, asked.method, asked.weights, rows, dev, seed=settings.seed, watch=watch)
     told = (
         "nothing was learned"

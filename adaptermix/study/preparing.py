@@ -174,18 +174,12 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         template = _with_method(template, settings, options)
     task = get_task(settings.task)
     prompt = template_of(task, template.sources, settings.template)
-    pairs, pair_files = _pairs(task, settings)
-    rows, files = task.read(settings.dev, rows=settings.rows) if settings.dev else ([], [])
-    _check_each_once(pair_files)
-    _check_each_once(files)
-    if rows:
-        metrics_of(task, rows, metric=None if pairs else settings.metric, scorer=settings.scorer)
-    files = [*pair_files, *files]
+    pairs, rows, files = _read(task, settings)
     return Prepared(
         template=template,
         searched=searched,
         task=task,
-        rows=[*(pairs.rows if pairs else ()), *rows],
+        rows=rows,
         files=files,
         pairs=pairs,
         prompt=prompt,
@@ -198,12 +192,23 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
             *_notes(settings, searched),
             *_order(template.sources),
             *(_of_pairs(pairs, template.sources[0]) if pairs else ()),
-            *told_left_out(sum(file.left_out for file in files), len(rows) + (len(pairs.rows) if pairs else 0)),
-            *remarks(task, rows),
+            *told_left_out(sum(file.left_out for file in files), len(rows)),
+            *remarks(task, rows[len(pairs.rows) :] if pairs else rows),
             *told_trained(files, [manifest.origin(source) for source in template.sources]),
             *chosen_on(files, settings.candidates, template.sources),
         ),
     )
+
+
+def _read(task: Task, settings: SearchSettings) -> tuple[PairRows | None, Sequence[Any], list[DataFile]]:
+    """Return the pairs that decide, if they do, all rows, and all files."""
+    pairs, pair_files = _pairs(task, settings)
+    rows, files = task.read(settings.dev, rows=settings.rows) if settings.dev else ([], [])
+    _check_each_once(pair_files, "pair")
+    _check_each_once(files, "dev")
+    if rows:
+        metrics_of(task, rows, metric=None if pairs else settings.metric, scorer=settings.scorer)
+    return pairs, [*pairs.rows, *rows] if pairs else rows, [*pair_files, *files]
 
 
 def _pairs(task: Task, settings: SearchSettings) -> tuple[PairRows | None, list[DataFile]]:
@@ -230,14 +235,14 @@ def _of_pairs(pairs: PairRows, first: AdapterSource) -> tuple[str, ...]:
     )
 
 
-def _check_each_once(files: Sequence[DataFile]) -> None:
+def _check_each_once(files: Sequence[DataFile], kind: str) -> None:
     """Refuse rows that count twice, which intervals would take for more of them."""
     seen: dict[tuple[str, ...], Path] = {}
     for file in files:
         rows = file.used.listed.hashes.key if file.used else text_hash(file)
         other = seen.setdefault((rows, *file.languages), file.path)
         if other is not file.path:
-            raise UsageError(f"each file counts once, and {file.path} holds what {other} does. Give it once.")
+            raise UsageError(f"each {kind} file counts once, and {file.path} holds what {other} does. Give it once.")
 
 
 def _order(sources: Sequence[AdapterSource]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from adaptermix import merge, merge_checkpoints
 from adaptermix.algebra import LowRank, Stack, core_of
@@ -19,6 +19,7 @@ from adaptermix.errors import PlanError
 from adaptermix.methods.base import build
 from adaptermix.testing.stacks import generic
 
+from ..checkpointing.models import tensors_of, tune
 from ..factories import adapter_deltas, load_base, peft_kind, tiny_llama, write_lora
 from . import oracles
 from .oracles import Matrix
@@ -219,19 +220,10 @@ def test_embeddings_and_biases_inside_are_merged_too(settings: dict[str, Any], t
 
 def test_whole_checkpoints_merge_in_their_core_as_well(tmp_path: Path) -> None:
     base = tiny_llama(tmp_path / "base")
-    tensors = load_file(base / "model.safetensors")
-    generator = torch.Generator().manual_seed(0)
-    for name in ("one", "other"):
-        folder = tmp_path / name
-        folder.mkdir()
-        for file in base.iterdir():
-            (folder / file.name).write_bytes(file.read_bytes())
-        tuned = {key: value + 0.01 * torch.randn(value.shape, generator=generator) for key, value in tensors.items()}
-        save_file(tuned, folder / "model.safetensors", metadata={"format": "pt"})
+    models = [tune(base, tmp_path / name, seed=seed) for seed, name in enumerate(("one", "other"))]
     options = {"density": 1.0, "space": "core"}
-    models = [tmp_path / "one", tmp_path / "other"]
     merge_checkpoints(base, models, [0.6, 0.4], method="dare-linear", options=options, out=tmp_path / "core")
     merge_checkpoints(base, models, [0.6, 0.4], out=tmp_path / "sum")
-    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("core", "sum"))
+    found, expected = (tensors_of(tmp_path / name) for name in ("core", "sum"))
     for key, value in expected.items():
         assert torch.allclose(found[key], value, atol=1e-5)

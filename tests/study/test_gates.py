@@ -26,6 +26,7 @@ from adaptermix.study.gates import group_of, learn_gates
 from adaptermix.tasks import get_task
 from adaptermix.train import train_task
 from adaptermix.train.trainer import BatchLoss
+from tests.factories import WEIGHTS
 from tests.fusion.test_commands import write_rows
 from tests.train.data import Notes
 
@@ -116,6 +117,23 @@ def test_what_is_written_is_the_gated_model_as_a_plain_adapter(
         loaded = PeftModel.from_pretrained(plain, str(tmp_path / "fused")).eval()
         found = loaded(input_ids=ids).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_cat_is_fuse_with_gates_of_modules(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"options": {"steps": 3, "rate": 0.1}}
+    merge_learned(settings(encoder, folder, tmp_path / "cat", method="cat", **more))
+    more["options"]["per"] = "module"
+    merge_learned(settings(encoder, folder, tmp_path / "fuse", **more))
+    weights, manifests = zip(
+        *(
+            ((tmp_path / name / WEIGHTS).read_bytes(), json.loads((tmp_path / name / "adaptermix.json").read_text()))
+            for name in ("cat", "fuse")
+        ),
+        strict=True,
+    )
+    assert weights[0] == weights[1]
+    assert [manifest["plan"]["method"] for manifest in manifests] == ["cat", "fuse"]
+    assert manifests[0]["fuse"]["gates"] == manifests[1]["fuse"]["gates"]
 
 
 def _turned(folder: Path) -> dict[str, Any]:

@@ -121,3 +121,12 @@ def test_free_weights_that_change_nothing_are_not_searched():
     assert space.point([1.0, 0.5], {}) == {"place0.0.w0": 1.0, "place0.0.w1": 0.5, "place1.0.w0": 1.0}
     # weights that must sum to 1 scale the first adapter there, so they act
     assert len(Space(count=2, places=space.places, idle=space.idle).parameters) == 2
+
+
+def test_bounds_that_are_one_number_fix_the_weights() -> None:
+    vary = {"bottom": Interval(0, 6, whole=True)}
+    space = Space(count=2, simplex=False, reach=(1.0, 1.0), options=vary)
+    assert space.parameters == vary
+    assert space.candidate({"bottom": 3}).weights == (1.0, 1.0)
+    assert space.point((1.0, 1.0), {"bottom": 3}) == {"bottom": 3}
+    assert space.point((0.9, 0.1), {"bottom": 3}) is None

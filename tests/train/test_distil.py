@@ -54,7 +54,8 @@ def by_hand(settings: AlignSettings, texts: list[str], model: BaseModel, layer: 
         ids = model.tokenizer(text)["input_ids"]
         states = backbone(model)(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0].double()
         special = settings.exclude_bos and ids[0] in model.tokenizer.all_special_ids
-        found.append(torch.cat([states[1 if special else 0 :].mean(0), states[-1 if last else 0]]))
+        # the first token of a language model is left out
+        found.append(torch.cat([states[1 if special or last else 0 :].mean(0), states[-1 if last else 0]]))
     return torch.stack(found)
 
 
