@@ -248,7 +248,10 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             bool(settings.curve and groups) and not groups[0].isdecimal(),
             "--curve goes over the layers: give it alone, or with a number of --groups",
         ),
-        (settings.space in ("sums", "both") and not grid, "--space sums and both are for a grid: add --grid W,W,..."),
+        (
+            settings.space in ("sum", "both") and not grid,
+            f"--space {settings.space} is for a grid: add --grid W,W,..., or choose another space",
+        ),
         (
             bool(settings.candidates) and (not grid or settings.method != "exact" or settings.rank is not None),
             "--candidates stand beside weights of a grid, merged exactly: add --grid, and drop --method and --rank",

@@ -64,7 +64,7 @@ KINDS: dict[str, DemoKind] = {
         align={"objective": "distil", "steps": 200, "batch_size": 32},
         train={"steps": 100, "batch_size": 16},
         # 0 is the task adapter alone, so that no merge can be the answer too
-        search={"space": "sums", "grid": [0.0, 0.25, 0.5, 1.0]},
+        search={"space": "sum", "grid": [0.0, 0.25, 0.5, 1.0]},
         answering={"batch_size": 96},
         has_closed_form=True,
     ),

@@ -144,10 +144,10 @@ class SearchSettings(GenerationSettings, Scored, Written):
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
         "auto", description="what proposes candidates (optuna): gp for up to 8 numbers, else tpe"
     )
-    space: Literal["simplex", "free", "sums", "both"] = Field(
+    space: Literal["simplex", "free", "sum", "both"] = Field(
         "simplex",
-        description="weights that are not negative and sum to 1, or each within --bounds; sums: of a grid the sums of "
-        "the whole first adapter and shares of the others; both: of a grid averages and sums",
+        description="weights that are not negative and sum to 1, or each within --bounds; of a grid also sum: the "
+        "whole first adapter plus shares of the others, or both: averages and sums",
     )
     candidates: list[str] = Field(
         [],

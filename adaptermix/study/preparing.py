@@ -108,11 +108,11 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
     vary = {name: read_parameter(name, text) for name, text in settings.vary.items()}
     if settings.grid:
         options = combinations(vary)
-        spaced = (
-            [] if settings.space == "sums" else grid_weights(settings.grid, count, simplex=settings.space != "free")
+        averages = (
+            [] if settings.space == "sum" else grid_weights(settings.grid, count, simplex=settings.space != "free")
         )
-        sums = sums_of_grid(settings.grid, count) if settings.space in ("sums", "both") else []
-        weights = list(dict.fromkeys([*spaced, *sums]))
+        sums = sums_of_grid(settings.grid, count) if settings.space in ("sum", "both") else []
+        weights = list(dict.fromkeys([*averages, *sums]))
         if not weights:
             raise UsageError(
                 f"a grid must hold weights that leave something for the last adapter, got {settings.grid}."

@@ -185,7 +185,7 @@ def test_what_cannot_be_searched_is_refused_before_a_model_is_loaded(
 
 
 def test_sums_are_the_whole_first_adapter_and_shares_of_the_others(given: dict[str, object]) -> None:
-    settings = SearchSettings(**(given | {"grid": [0.0, 0.5], "space": "sums"}))  # type: ignore[arg-type]
+    settings = SearchSettings(**(given | {"grid": [0.0, 0.5], "space": "sum"}))  # type: ignore[arg-type]
     found = prepare(settings, writes=False)
     assert isinstance(found.searched, Listed)
     weights = [candidate.weights for candidate in found.searched.candidates]
@@ -205,7 +205,7 @@ def test_sums_are_the_whole_first_adapter_and_shares_of_the_others(given: dict[s
         ({"trials": 3, "curve": 2, "groups": ["*q_proj"]}, "--curve goes over the layers"),
         ({"trials": 3, "adapters": ["one"]}, "--space free"),
         ({"trials": 3, "bounds": [0.0, 1.0]}, "add --space free"),
-        ({"trials": 3, "space": "sums"}, "--space sums and both are for a grid"),
+        ({"trials": 3, "space": "sum"}, "--space sum is for a grid"),
         ({"trials": 3, "study": "mine"}, "add --storage"),
         ({"trials": 3, "storage": ""}, "is empty"),
         ({"trials": 3, "options": {"gain": 1.0}, "vary": {"gain": "1:2"}}, "both are asked"),
