@@ -24,7 +24,7 @@ from ..compose.weights import numbered, resolve_weights
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output, whole_folder
 from ..inputs import locks_out
-from ..methods.base import LinearMethod, MergeMethod, build, check_roles
+from ..methods.base import LinearMethod, MergeMethod, build, check_depth, check_roles
 from ..models import pick_device
 from ..output import write_documents
 from ..progress import SILENT, Watcher
@@ -299,6 +299,7 @@ def merge_checkpoints(
         device=pick_device(device),
         stored=None if dtype is None else DTYPES[dtype],
     )
+    check_depth(built, merge.depth)
     _check_buffers(merge)
     settings: dict[str, Any] = {
         "method": method,

@@ -64,20 +64,35 @@ class LayerSwap(LinearMethod):
         if self.blocks is not None and self.blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {self.blocks}")
 
+    def check_depth(self, depth: int) -> None:
+        """Refuse borders that lie outside the model, and a number of blocks that is too small for the adapters.
+
+        Raises:
+            ValueError: they do, or it is.
+        """
+        blocks = depth if self.blocks is None else self.blocks
+        if blocks < depth:
+            raise ValueError(f"blocks must be at least the number that the adapters have, {depth}, got {blocks}")
+        for name in ("bottom", "top"):
+            wanted = getattr(self, name)
+            if wanted is not None and wanted > blocks:
+                more = (
+                    "" if self.blocks else "; if the model has more than the adapters adapt, set blocks to its number"
+                )
+                raise ValueError(f"{name} must be at most the number of blocks, {blocks}, got {wanted}{more}")
+
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return each adapter's weight times its share of the block.
 
         Raises:
-            ValueError: there are fewer blocks than a side takes, or fewer than the adapters have.
+            ValueError: as `check_depth`.
         """
+        self.check_depth(stack.depth)
         depth = stack.depth if self.blocks is None else self.blocks
-        if depth < stack.depth:
-            raise ValueError(f"blocks must be at least the number that the adapters have, {stack.depth}, got {depth}")
-        sides = []
-        for name, given in (("bottom", self.bottom), ("top", self.top)):
-            if given is not None and given > depth:
-                raise ValueError(f"{name} must be at most the number of blocks, {depth}, got {given}")
-            sides.append(round(_PUBLISHED[name] * depth) if given is None else given)
+        sides = [
+            round(published * depth) if getattr(self, name) is None else getattr(self, name)
+            for name, published in _PUBLISHED.items()
+        ]
         language = self._language_share(stack.block, depth, *sides)
         shares = (1 - language, language)
         return [weight * shares[place] for place, weight in zip(stack.places, stack.weights, strict=True)]

@@ -149,7 +149,10 @@ def test_borders_outside_the_model_are_one_sentence_of_the_command(
     with pytest.raises(SystemExit) as caught:
         main([*words, "--set", "bottom=4", "--out", str(tmp_path / "out")])
     assert caught.value.code == 1
-    assert "bottom must be at most the number of blocks, 3, got 4" in capsys.readouterr().err
+    assert (
+        "method 'layer-swap': bottom must be at most the number of blocks, 3, got 4; if the model has more than the "
+        "adapters adapt, set blocks to its number." in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
