@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .errors import AdapterMixError
     from .evaluation import Evaluation, Retrieval, Systems, compare_systems, evaluate, retrieve
     from .library import load_adapter
+    from .merge_statistics import StatisticsReport, statistics
     from .publish.hub import push
     from .recipes import run_recipe
     from .settings import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         RetrieveSettings,
         SearchSettings,
         SpectrumSettings,
+        StatisticsSettings,
         TaskSettings,
     )
     from .study import SearchResult, merge_learned, search
@@ -50,6 +52,7 @@ _HOMES = {
     "errors": ("AdapterMixError",),
     "evaluation": ("Evaluation", "Retrieval", "Systems", "compare_systems", "evaluate", "retrieve"),
     "library": ("load_adapter",),
+    "merge_statistics": ("StatisticsReport", "statistics"),
     "publish.hub": ("push",),
     "recipes": ("run_recipe",),
     "study": ("SearchResult", "merge_learned", "search"),
@@ -67,6 +70,7 @@ _HOMES = {
         "RetrieveSettings",
         "SearchSettings",
         "SpectrumSettings",
+        "StatisticsSettings",
         "TaskSettings",
     ),
     "tuning": ("Tuning", "tune"),
@@ -98,6 +102,8 @@ __all__ = [
     "SearchSettings",
     "SpectrumReport",
     "SpectrumSettings",
+    "StatisticsReport",
+    "StatisticsSettings",
     "Systems",
     "TaskSettings",
     "Tuning",
@@ -115,6 +121,7 @@ __all__ = [
     "run_recipe",
     "search",
     "spectrum",
+    "statistics",
     "train_align",
     "train_fusion",
     "train_joint",

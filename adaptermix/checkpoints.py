@@ -52,11 +52,13 @@ class Checkpoint:
         path: The folder.
         tensors: Header per tensor, sorted by name.
         aliases: Name in the files of tensors that have another one there, such as a head that is tied to embeddings.
+        metadata: Strings of the file's `__metadata__`, of a checkpoint that is one file; see `open_tensors`.
     """
 
     path: Path
     tensors: Mapping[str, TensorHeader]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -156,7 +158,9 @@ def open_tensors(path: str | Path) -> Checkpoint:
     file = Path(path)
     if not file.is_file():
         raise ModelError(f"a safetensors file is needed, and {file} is none.")
-    return Checkpoint(path=file.parent, tensors=dict(sorted(_headers(file).items())))
+    tensors = dict(sorted(_headers(file).items()))
+    with safe_open(file, framework="pt") as handle:
+        return Checkpoint(path=file.parent, tensors=tensors, metadata=dict(handle.metadata() or {}))
 
 
 def resolve_checkpoint(reference: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from math import isfinite
+from operator import ge, gt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -145,34 +146,6 @@ def sound_vectors(settings: Vectors) -> Vectors:
     return settings
 
 
-_OF_CONTRAST = (
-    *("temperature", "symmetric", "anchor", "stop_gradient", "pooling", "mask_duplicates", "standardize"),
-    *("gather_negatives", "keeper"),
-)
-
-
-def sound_align(settings: AlignOptions) -> AlignOptions:
-    """Refuse blocks that the alignment loss does not reach."""
-    if isinstance(settings.layer, int) and settings.layer > 0:
-        # joint training has a task too, whose loss runs all blocks
-        whole = hasattr(settings, "task")
-        fault = beyond_the_layer(getattr(settings, "blocks", None), settings.layer, whole=whole)
-        if fault:
-            raise ValueError(fault)
-    sound_vectors(settings)
-    if settings.stop_gradient and settings.anchor == "base":
-        raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
-    if settings.objective == "distil":
-        fields = type(settings).model_fields
-        given = [name for name in _OF_CONTRAST if getattr(settings, name) != fields[name].default]
-        if given:
-            raise ValueError(
-                f"--{given[0].replace('_', '-')} is for the contrastive objective, and --objective distil has none: "
-                "drop it, or use --objective both"
-            )
-    return settings
-
-
 def sound_task(settings: TaskOptions) -> TaskOptions:
     """Refuse a prompt that nobody reads."""
     if settings.template and settings.head not in ("auto", "none"):
@@ -256,12 +229,8 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             f"--sampler {settings.sampler} proposes --trials, and a grid is given: drop one",
         ),
         (
-            len(bounds) != 2 or not all(map(isfinite, bounds)) or bounds[0] > bounds[-1],
-            f"--bounds must be LOW,HIGH with LOW < HIGH, got {','.join(map(str, bounds))}",
-        ),
-        (
-            len(bounds) == 2 and bounds[0] == bounds[1] and not settings.vary,
-            f"--bounds {','.join(map(str, bounds))} fixes every weight: add --vary, or let LOW < HIGH",
+            len(bounds) != 2 or not all(map(isfinite, bounds)) or (gt if settings.vary else ge)(*bounds),
+            f"--bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got {','.join(map(str, bounds))}",
         ),
         (
             not free and bounds != type(settings).model_fields["bounds"].default,
@@ -279,16 +248,16 @@ def sound_search(settings: SearchSettings) -> SearchSettings:
             bool(settings.curve and groups) and not groups[0].isdecimal(),
             "--curve goes over the layers: give it alone, or with a number of --groups",
         ),
-        (settings.space == "both" and not grid, "--space both is for a grid: add --grid W,W,..., or choose one"),
+        (
+            settings.space in ("sum", "both") and not grid,
+            f"--space {settings.space} is for a grid: add --grid W,W,..., or choose another space",
+        ),
         (
             bool(settings.candidates) and (not grid or settings.method != "exact" or settings.rank is not None),
             "--candidates stand beside weights of a grid, merged exactly: add --grid, and drop --method and --rank",
         ),
         (settings.storage == "", "--storage must be a file, or the URL of a database, and is empty"),
-        (
-            bool(settings.study) and not settings.storage,
-            "--study names a search in a storage: add --storage, or drop it",
-        ),
+        (bool(settings.study) and not settings.storage, "--study names a search in a storage: add --storage"),
         (bool(twice), f"{', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: drop one"),
     )
     for is_faulty, message in (*_faults_of_agreement(settings), *faults):

@@ -11,6 +11,7 @@ from .checkpointing import extract
 from .demo.inputs import demo_inputs
 from .evaluation import compare_systems, evaluate, retrieve
 from .evaluation.score import count_units
+from .merge_statistics import statistics
 from .progress import SILENT, Watcher
 from .publish.hub import push
 from .settings import (
@@ -29,6 +30,7 @@ from .settings import (
     SearchSettings,
     Settings,
     SpectrumSettings,
+    StatisticsSettings,
     TaskSettings,
 )
 from .study import merge_learned, search, search_dry
@@ -51,6 +53,7 @@ _CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
     RetrieveSettings: lambda settings, watch: retrieve(settings, watch=watch).document(),
     InspectSettings: lambda settings, watch: inspect(**settings.model_dump(), watch=watch).document(),
     SpectrumSettings: lambda settings, watch: spectrum(**settings.model_dump(), watch=watch).document(),
+    StatisticsSettings: lambda settings, watch: statistics(settings, watch=watch).document(),
     PushSettings: lambda settings, watch: push(settings, watch=watch).document(),
     DemoInputsSettings: lambda settings, watch: demo_inputs(settings, watch=watch),
 }

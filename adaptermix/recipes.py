@@ -32,6 +32,7 @@ from .settings import (
     SearchSettings,
     Settings,
     SpectrumSettings,
+    StatisticsSettings,
     TaskSettings,
 )
 from .settings.roles import SCORED, TEST, used_for
@@ -53,6 +54,7 @@ STEPS: dict[str, type[Settings]] = {
     "retrieve": RetrieveSettings,
     "inspect": InspectSettings,
     "spectrum": SpectrumSettings,
+    "statistics": StatisticsSettings,
     "push": PushSettings,
     "demo-inputs": DemoInputsSettings,
 }

@@ -110,15 +110,17 @@ def _read_once(
 
 
 def _of_task(task: str | None, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+    if task is None:  # of `statistics`, whose data are then texts
+        return _texts(task, arguments, rows)
     from .tasks import get_task
 
     return get_task(str(task)).read(arguments, rows=rows)[1]
 
 
-def _texts(_task: str | None, arguments: Sequence[str], _rows: str | None) -> Sequence[DataFile]:
-    from .baking.activations import read_texts
+def _texts(_task: str | None, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+    from .baking.activations import texts_of
 
-    return read_texts(arguments)[1]
+    return texts_of(arguments, rows=rows)[1]
 
 
 _READERS: Mapping[Form, Callable[[Any, Sequence[str], str | None], Sequence[DataFile]]] = {

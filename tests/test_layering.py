@@ -38,7 +38,7 @@ LAYERS = [
     ["tasks", "models", "headed", "positions", "compose", "checkpointing", "library", "publish", "analysis"],
     ["heads", "fusion"],
     ["evaluation", "train"],
-    ["study", "baking"],
+    ["study", "baking", "merge_statistics"],
     ["demo"],
     ["dispatch"],
     ["step_record", "recipes", "tuning", "step_data"],

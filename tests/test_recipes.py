@@ -154,7 +154,10 @@ def test_what_was_trained_with_other_settings_is_not_taken(tmp_path: Path) -> No
     run_recipe(path, run=trained, resume=True, watch=watch)
     assert said[0] == f"train-task: {tmp_path / 'out' / 'task'} is there and is taken"
     assert len(said) == 4
-    with pytest.raises(OutputError, match=r"align must have the settings .*others \(temperature 0.1, now 0.7\)"):
+    with pytest.raises(
+        OutputError,
+        match=r"align must have the settings .*others \(objective 'distil', now 'contrastive', temperature 0.1, now",
+    ):
         run_recipe(path, {"train-align.temperature": 0.7}, run=trained, resume=True)
     run_recipe(path, {"train-align.device": "cpu"}, run=trained, resume=True)
 

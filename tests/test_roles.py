@@ -21,7 +21,16 @@ COMMANDS = [
 NO_DATA = {"adapters", "adapter", "candidates", "groups", "include", "exclude", "layers", "modules", "targets", "names"}
 NO_DATA |= {"aligned", "supervised", "systems", "beside"}
 NO_DATA |= {"statistics"}  # tensors that another program made; they have no rows
-READERS = {"read", "read_pairs", "read_parallel", "read_texts", "read_beside", "find_files", "pairs_of_file"}
+READERS = {
+    "read",
+    "read_pairs",
+    "read_parallel",
+    "read_texts",
+    "texts_of",
+    "read_beside",
+    "find_files",
+    "pairs_of_file",
+}
 
 
 def is_texts(annotation: object) -> bool:
@@ -79,6 +88,7 @@ def test_roles_of_each_command() -> None:
         "MergeSettings": {"train": TRAINING, "pairs": TRAINING, "texts": TRAINING, "dev": DEV, "dev_pairs": DEV},
         "RetrieveSettings": {"data": SPLIT},
         "SearchSettings": {"dev": DEV, "pairs": DEV},
+        "StatisticsSettings": {"data": CALIBRATION},
         "TaskSettings": {"train": TRAINING, "dev": DEV},
     }
 

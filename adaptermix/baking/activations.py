@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..data import DataFile, find_files
+from ..data import DataFile, find_files, parse_rows
 from ..data.rows import lines_used
 from ..errors import DataError
 from ..memory import free_memory
@@ -33,7 +33,7 @@ _MATRICES = {"fitted": 1, "chosen": 3, "held": 3}
 
 
 @dataclass(slots=True)
-class _Sums:
+class Sums:
     """Running sums over rows of inputs, about a point near their mean, so that large means cost no digits."""
 
     moment: Tensor
@@ -48,6 +48,7 @@ class _Sums:
         return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
 
     def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows [rows width], each with its weight, or 1."""
         if not len(rows):
             return
         if self.center is None:
@@ -71,14 +72,14 @@ class _Sums:
 class _Part:
     """Sums over one part of the texts: codes are fitted to `even` alone, so the others are not kept there."""
 
-    even: _Sums
-    every: _Sums | None = None
-    rest: _Sums | None = None
+    even: Sums
+    every: Sums | None = None
+    rest: Sums | None = None
 
     @classmethod
     def of(cls, part: str, width: int, device: torch.device) -> Self:
         """Return sums over nothing."""
-        return cls(*(_Sums.of(width, device) for _ in range(_MATRICES[part])))
+        return cls(*(Sums.of(width, device) for _ in range(_MATRICES[part])))
 
     def add(self, rows: Tensor, weights: Tensor, first: Tensor | None) -> None:
         """Add rows; `first` says which are the first token of a text, None where that is not known."""
@@ -123,32 +124,46 @@ class _Pass:
         self.sums[self.part][name].add(rows, weights, first)
 
 
-def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
-    """Return the texts of calibration files, each once, and the files.
+def texts_of(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[str], list[DataFile]]:
+    """Return the texts of files, each once, and the files.
 
     Lines, first columns of TSV, and of JSONL `text`, or all strings of a row.
 
+    Args:
+        arguments: `FILE` arguments.
+        rows: `START:STOP[:STEP]` of the texts of each file.
+
     Raises:
-        DataError: there are too few texts, or one of the parts that they are split into is empty.
+        DataError: a file is missing, or is JSONL under another name.
     """
     texts: list[str] = []
     files = []
     for file in find_files(arguments):
-        before = len(texts)
+        found: list[str] = []
         if ".jsonl" in file.suffixes:
             for _, row in file.json_rows():
                 text = row.get("text")
                 strings = [text] if isinstance(text, str) else [v for v in row.values() if isinstance(v, str)]
-                texts.append(" ".join(strings))
+                found.append(" ".join(strings))
         else:
-            lines = [line.partition("\t")[0].strip() for _, line in file.lines()]
-            if lines and lines[0].startswith("{"):
+            found = [line.partition("\t")[0].strip() for _, line in file.lines()]
+            if found and found[0].startswith("{"):
                 raise DataError(
-                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'."
+                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{found[0][:40]}'."
                 )
-            texts += lines
-        files.append(lines_used(file, list(filter(None, texts[before:])), None))
-    found = list(dict.fromkeys(text for text in texts if text))
+        chosen = list(filter(None, found[parse_rows(rows)]))
+        texts += chosen
+        files.append(lines_used(file, chosen, rows))
+    return list(dict.fromkeys(texts)), files
+
+
+def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
+    """Return the texts of calibration files, each once, and the files; see `texts_of`.
+
+    Raises:
+        DataError: there are too few texts, or one of the parts that they are split into is empty.
+    """
+    found, files = texts_of(arguments)
     if len(found) < _LEAST:
         raise DataError(
             f"--calibration must hold at least {_LEAST} texts that differ (lines, `text` of JSONL, first columns of "
@@ -195,7 +210,7 @@ class InputsOfModules:
         self._base, self._texts, self._watch = base, split(texts), watch
         found: dict[str, Any] = dict(base.model.named_modules())
         self._modules = {name: found[path] for name, path in modules.items()}
-        self._first, self._turns = _shared(base, min(texts, key=len), self._modules)
+        self._first, self._turns = read_same(base, min(texts, key=len), self._modules)
         self._known: dict[str, Known] = {}
 
     def of(self, name: str) -> Known | None:
@@ -210,14 +225,14 @@ class InputsOfModules:
 
     def _group(self, name: str) -> list[str]:
         """Return the modules to measure together, from this one on."""
-        free, size = _memory(self._base.device), 0
+        free, size = memory_for_moments(self._base.device), 0
         found: list[str] = []
         names = list(self._modules)
         for other in names[names.index(name) :]:
             first = self._first[other]
             if first in found:
                 continue
-            size += sum(_MATRICES.values()) * 4 * _width(self._modules[first]) ** 2
+            size += sum(_MATRICES.values()) * 4 * width_of(self._modules[first]) ** 2
             if found and size > free:
                 break
             found.append(first)
@@ -230,7 +245,7 @@ class InputsOfModules:
         modules = {name: self._modules[name] for name in names}
         running = _Pass(
             sums={
-                part: {name: _Part.of(part, _width(module), base.device) for name, module in modules.items()}
+                part: {name: _Part.of(part, width_of(module), base.device) for name, module in modules.items()}
                 for part in _PARTS_ONCE
             }
         )
@@ -244,7 +259,7 @@ class InputsOfModules:
         try:
             with self._watch.track("calibrate", sum(map(len, self._texts.values()))) as advance:
                 for running.part, own in self._texts.items():
-                    for batch in _batches(base, own):
+                    for batch in text_batches(base, own):
                         running.mask = batch["attention_mask"].bool()
                         _read(base, batch)
                         advance(len(running.mask), "")
@@ -270,7 +285,7 @@ def _read(base: BaseModel, batch: Mapping[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def _shared(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, list[int]]]:
+def read_same(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, list[int]]]:
     """Return, by module, the first one that reads the same tensors, and its turns."""
     read: dict[str, list[Any]] = {name: [] for name in modules}
     turns: dict[str, list[int]] = {name: [] for name in modules}
@@ -294,25 +309,25 @@ def _shared(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dic
     return found, turns
 
 
-def _width(module: Any) -> int:
+def width_of(module: Any) -> int:
     """Return the number of inputs of a linear layer, or of GPT-2's, whose weight is [in out]."""
     return int(module.in_features if hasattr(module, "in_features") else module.weight.shape[0])
 
 
-def _memory(device: torch.device) -> int:
+def memory_for_moments(device: torch.device) -> int:
     """Return the bytes that moments may take."""
     return free_memory(device) // (2 if device.type == "cuda" else 3)
 
 
-def _batches(base: BaseModel, texts: Sequence[str]) -> Iterator[Any]:
-    """Yield texts of like length together, so that little is padding.
+def text_batches(base: BaseModel, texts: Sequence[str], size: int = _BATCH) -> Iterator[Any]:
+    """Yield batches of encoded texts, padded on the right; texts of like length together, so that little is padding.
 
     The longest come first, since they show best how large a token usually is.
     """
     order = sorted(texts, key=len, reverse=True)
-    for start in range(0, len(order), _BATCH):
+    for start in range(0, len(order), size):
         yield base.tokenizer(
-            order[start : start + _BATCH],
+            order[start : start + size],
             padding=True,
             truncation=True,
             max_length=readable(base, _LONGEST),

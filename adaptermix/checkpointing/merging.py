@@ -24,7 +24,7 @@ from ..compose.weights import numbered, resolve_weights
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output, whole_folder
 from ..inputs import locks_out
-from ..methods.base import MergeMethod, build, check_roles
+from ..methods.base import LinearMethod, MergeMethod, build, check_roles
 from ..models import pick_device
 from ..output import write_documents
 from ..progress import SILENT, Watcher
@@ -195,7 +195,8 @@ class _Merge:
         conflict = 0.0
         if len(stack.updates) > 1:
             conflict = sign_conflict(stack.updates, stack.weights)
-        report = ModuleReport(rank=None, norm=length, residual=cut, sign_conflict=conflict, weights=self.weights)
+        weights = method.multipliers(stack, self.weights) if isinstance(method, LinearMethod) else self.weights
+        report = ModuleReport(rank=None, norm=length, residual=cut, sign_conflict=conflict, weights=weights)
         whole = merged.reshape(self.base.tensors[key].shape).cpu()
         base = self.base.load(key)
         share = rounding_share(base, whole, base.dtype if self.stored is None else self.stored, name=key)

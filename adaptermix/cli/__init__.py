@@ -26,6 +26,7 @@ COMMANDS = {
     "bake": ("bake", "Write adapters into their base model, in 16, 8 or 4 bits."),
     "methods": ("methods", "List the merge methods with their options."),
     "extract": ("extract", "Turn the difference between two checkpoints into a LoRA."),
+    "statistics": ("statistics", "Measure on data what fisher or regmean must know of an adapter."),
     "search": ("search", "Find the merge weight of two adapters on dev data, or on pairs."),
     "evaluate": ("evaluate", "Score a base model or an adapter per language."),
     "compare": ("evaluate", "Put systems side by side: scores, differences, share of a gap closed."),

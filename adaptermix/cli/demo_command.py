@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..demo.words import TITLES, label_of, merge_name, verdict
 from ..settings import DemoSettings
 from .console import Console
 from .options import settings_command
@@ -24,35 +25,24 @@ def demo(settings: DemoSettings, console: Console) -> None:
 
 
 def show(results: dict[str, Any], out: str, console: Console) -> None:
-    """Show what came out."""
-    console.say(f"\nBase model {results['base']}\nData: {results['data']}")
+    """Show the results."""
+    console.say(f"\nBase model: {results['base']}\nData: {results['data']}")
     _show_training(results, console)
     _show_retrieval(results, console)
     _show_scores(results, console)
-    for name, found in results["difference"].items():
+    console.say(f"\n{verdict(results)}")
+    parts = {role: results["difference"][role] for role in TITLES if role in results["difference"]}
+    for role, found in parts.items():
+        console.say(f"  {TITLES[role]}: {found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})")
+    if found := results["difference"].get("closed form"):
         console.say(
-            f"  chosen weight minus task only, {name}: {found['value']:+.3f} "
-            f"(95 % interval {found['low']:+.3f} to {found['high']:+.3f})"
+            f"  alignment in closed form, {results['closed_form']['fit']['seconds']:.0f} s without training, languages "
+            f"without task data: {found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
         )
-    console.say(verdict(results))
     console.say(
-        f"\n{results['seconds']:.0f} s in all. In {out}: layers.png, weights.png, results.json, align/, task/, merged/"
-    )
-
-
-def verdict(results: dict[str, Any]) -> str:
-    """Return in one sentence what the numbers say about merging here."""
-    found = results["difference"]["not in task training"]
-    weight = results["search"]["best"]["weights"][0]
-    if weight == 1.0:
-        return "On dev no merge was better than the task adapter alone, so the task adapter alone was chosen."
-    if found["low"] > 0:
-        return f"Merging at {weight:g} helped languages without task training, beyond noise."
-    if found["high"] < 0:
-        return f"Merging at {weight:g} hurt languages without task training, beyond noise."
-    return (
-        f"Merging at {weight:g} made no difference beyond noise for languages without task training: "
-        "on this model and data the test rows cannot tell it from the task adapter alone."
+        f"\n{results['seconds']:.0f} s in all. In {out}: align/, task/, merged/ (adapters), layers.png, weights.png, "
+        f"results.json, data/\nNext: adaptermix inspect {out}/task {out}/align; adaptermix merge --help; "
+        "adaptermix run recipes/quickstart.yaml (this demo as a recipe)"
     )
 
 
@@ -85,26 +75,28 @@ def _show_retrieval(results: dict[str, Any], console: Console) -> None:
 
 
 def _show_scores(results: dict[str, Any], console: Console) -> None:
-    trials, tests = results["search"]["trials"], results["test"]
-    languages = list(tests["chosen"]["scores"])
-    best = results["search"]["best"]["weights"]
-    console.say("\nSlot F1 on dev (chooses the weight)")
-    rows = [
-        [
-            f"merged {trial['weights'][0]:g}/{trial['weights'][1]:g}" + (" *" if trial["weights"] == best else ""),
-            *(f"{trial['scores'][language]['value']:.2f}" for language in languages),
-            f"{trial['value']:.3f}",
-        ]
-        for trial in trials
-    ]
-    console.table(["", *languages, "mean"], rows)
-    console.say("\nSlot F1 on test")
-    rows = [
-        [
-            f"merged {best[0]:g}/{best[1]:g}" if name == "chosen" else name,
-            *(f"{document['scores'][language]['value']:.2f}" for language in languages),
-            f"{document['groups']['all']:.3f}",
-        ]
-        for name, document in tests.items()
-    ]
-    console.table(["", *languages, "mean"], rows)
+    tests, score, closed = results["test"], results["score"], results["closed_form"]
+    members = {role: names for role, names in tests["chosen"]["members"].items() if role in TITLES}
+
+    def row(label: str, scores: dict[str, Any]) -> list[str]:
+        cells = [label]
+        for names in members.values():
+            values = [scores[name]["value"] for name in names]
+            cells += [f"{value:.2f}" for value in values]
+            cells += [f"{sum(values) / len(values):.3f}"] * (len(names) > 1)
+        return cells
+
+    header = [""]
+    for role, names in members.items():
+        header += [*names, TITLES[role]] if len(names) > 1 else [f"{names[0]} ({TITLES[role]})"]
+    console.say(f"\nDev {score}, chooses the weight (*)")
+    searches = {"alignment": results["search"]} | ({"closed form": closed["search"]} if closed else {})
+    dev = {}
+    for alignment, search in searches.items():
+        for trial in search["trials"]:
+            chosen = " *" if trial["weights"] == search["best"]["weights"] else ""
+            dev[merge_name(trial["weights"], alignment=alignment) + chosen] = trial["scores"]
+    console.table(header, [row(name, scores) for name, scores in dev.items()])
+    console.say(f"\nTest {score}")
+    tested = {label_of(name, results): document["scores"] for name, document in tests.items()}
+    console.table(header, [row(name, scores) for name, scores in tested.items()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
@@ -135,15 +135,15 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     return click.Option([flag, name], required=field.is_required(), default=None, help=help_text, **kind)
 
 
-def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.Parameter]:
+def _parameters(settings: type[Settings], hidden: Sequence[str], arguments: Mapping[str, str]) -> list[click.Parameter]:
     parameters: list[click.Parameter] = []
     for name, field in settings.model_fields.items():
         if name in hidden:
             continue
-        if name in _POSITIONAL:
+        if name in arguments:
             many = -1 if get_origin(_core(field.annotation)) is list else 1
             needed = field.is_required()
-            parameters.append(click.Argument([name], nargs=many, required=needed, metavar=_POSITIONAL[name]))
+            parameters.append(click.Argument([name], nargs=many, required=needed, metavar=arguments[name]))
         else:
             parameters.append(_option(name, field))
     # what must be given comes first in --help
@@ -217,6 +217,7 @@ def settings_command(
     name: str,
     text: str,
     hidden: Sequence[str] = (),
+    arguments: Mapping[str, str] = _POSITIONAL,
     cls: type[VariadicCommand] = VariadicCommand,
 ) -> Callable[[Callable[[Any, Console], None]], click.Command]:
     """Make a command whose options are the fields of its settings.
@@ -226,6 +227,7 @@ def settings_command(
         name: Name of the command.
         text: Further text for its help.
         hidden: Fields that recipes have and the command line does not.
+        arguments: Fields that are given without an option, and what they are called.
         cls: Class of the command.
     """
 
@@ -248,7 +250,7 @@ def settings_command(
         return cls(
             name,
             callback=callback,
-            params=[*_parameters(settings, hidden), *console_options()],
+            params=[*_parameters(settings, hidden, arguments), *console_options()],
             help=f"{settings.__doc__}\n\n{text}".strip(),
             no_args_is_help=any(field.is_required() for field in settings.model_fields.values()),
         )

@@ -153,6 +153,7 @@ def search(settings: SearchSettings, console: Console) -> None:
     from ..output import size_sentence
     from ..study import search as work
     from ..study import search_dry, shown
+    from ..study.control import NAME
 
     if settings.dry_run:
         document = search_dry(settings)
@@ -179,6 +180,8 @@ def search(settings: SearchSettings, console: Console) -> None:
     ]
     alone = "task adapter alone" + " *" * (result.chosen is result.baseline)
     rows.append(_row(alone, result.baseline_score, result.baseline_languages, ""))
+    if control := result.verdict.control:
+        rows.append(_row(NAME, control.score, control.languages, ""))
     titles = ["weights", result.objective, "95 % interval", *result.baseline_languages]
     if settings.race:
         console.table([*titles, "stopped after"], rows)

@@ -60,10 +60,9 @@ def _show_fit(report: FitReport, console: Console) -> None:
             f"{found['layer_update']['rank']}, on {found['module']} (block {report.layer} of {found['layers']})"
         )
         if held_out:
-            roles = ", ".join(f"{role} {share:.0%}" for role, share in held_out["adapter_by_role"].items())
             console.say(
                 f"of the way from sources to translations, on {held_out['pairs']} held-out pairs: the map explains "
-                f"{held_out['map']:.0%}, the LoRA {held_out['adapter']:.0%} ({roles}); of what the map wants of each "
+                f"{held_out['map']:.0%}, the LoRA {held_out['adapter']:.0%}; of what the map wants of each "
                 f"token, the LoRA does {held_out['adapter_tokens']:.0%}; translations move by "
                 f"{held_out['targets_moved']:.1%}"
             )

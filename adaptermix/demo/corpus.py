@@ -6,7 +6,7 @@ A *meaning* is a template with English slot values; all languages share it, so t
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -42,20 +42,35 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class _Meaning:
+class Meaning:
+    """The name of a template with an English value for each of its slots."""
+
     template: str
     slots: tuple[tuple[str, str], ...]
 
     @property
     def key(self) -> str:
+        """Name of the meaning."""
         return "/".join((self.template, *(value for _, value in self.slots)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Lexicon:
+class Lexicon:
+    """The sentences of a language by the name of their template, and its slot values by their English value.
+
+    Attributes:
+        language: Its code.
+        templates: The commands that all languages have.
+        values: For each type of slot the values.
+        training: Further commands, to train the recognition of intents; English only.
+        pairs: Further sentences, for pairs; English and the languages that are aligned.
+    """
+
     language: str
     templates: dict[str, str]
     values: dict[str, dict[str, str]]
+    training: dict[str, str]
+    pairs: dict[str, str]
 
 
 def commands(split: Split, language: str, count: int, *, seed: int = 0) -> list[Command]:
@@ -73,8 +88,8 @@ def commands(split: Split, language: str, count: int, *, seed: int = 0) -> list[
     Raises:
         ValueError: The split has fewer commands, or the split or the language is unknown.
     """
-    lexicon = _lexicon(language)
-    return [_render(meaning, lexicon) for meaning in _draw(split, count, f"commands {seed}")]
+    lexicon = lexicon_of(language)
+    return [render(meaning, lexicon, lexicon.templates) for meaning in _draw(split, count, f"commands {seed}")]
 
 
 def pairs(language: str, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
@@ -90,10 +105,11 @@ def pairs(language: str, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
     """
     if language == "en":
         raise ValueError("English cannot be paired with itself.")
-    lexicon, english = _lexicon(language), _lexicon("en")
+    lexicon, english = lexicon_of(language), lexicon_of("en")
     # An order of its own, so that the pairs are not the first rows of the task data again.
     meanings = _draw("train", count, f"pairs {seed}")
-    return [(_render(meaning, lexicon).text, _render(meaning, english).text) for meaning in meanings]
+    sides = (lexicon, english)
+    return [(first, second) for first, second in ([render(m, s, s.templates).text for s in sides] for m in meanings)]
 
 
 def write(
@@ -130,7 +146,7 @@ def write(
         _write_commands(folder / f"test.{language}.jsonl", commands("test", language, test, seed=seed))
     for language in align_languages:
         rows = _draw_pairs(language, pairs, seed=seed)
-        _write_lines(folder / f"pairs.{language}-en.tsv", ["\t".join(row) for row in rows])
+        write_lines(folder / f"pairs.{language}-en.tsv", ["\t".join(row) for row in rows])
 
 
 # In `write` the number of pairs hides the function of the same name.
@@ -138,7 +154,7 @@ _draw_pairs = pairs
 
 
 def _write_commands(path: Path, rows: Sequence[Command]) -> None:
-    _write_lines(path, [json.dumps(_record(row), ensure_ascii=False) for row in rows])
+    write_lines(path, [json.dumps(_record(row), ensure_ascii=False) for row in rows])
 
 
 def _record(row: Command) -> dict[str, object]:
@@ -146,54 +162,76 @@ def _record(row: Command) -> dict[str, object]:
     return {"id": row.key, "text": row.text, "slots": slots, "language": row.language}
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write lines into a file."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
-def _draw(split: Split, count: int, order: str) -> list[_Meaning]:
+def _draw(split: Split, count: int, order: str) -> list[Meaning]:
     groups = _meanings(split)
     available = sum(len(group) for group in groups)
     if not 0 <= count <= available:
         raise ValueError(f"The {split} split has {available} commands, but {count} were asked for.")
-    rng = random.Random(f"{split} {order}")  # noqa: S311 - a reproducible order, not a secret
+    return take_turns(groups, count, f"{split} {order}")
+
+
+def take_turns(groups: Sequence[Sequence[Meaning]], count: int, order: str) -> list[Meaning]:
+    """Draw meanings from groups that take turns, so that templates with three slots do not crowd out those with one.
+
+    Args:
+        groups: Meanings of each template.
+        count: How many to draw; all if there are fewer.
+        order: Names a random order.
+    """
+    rng = random.Random(order)  # noqa: S311 - a reproducible order, not a secret
     shuffled = [rng.sample(group, len(group)) for group in rng.sample(groups, len(groups))]
-    # Taking turns keeps templates with three slots from crowding out those with one.
     turns = [meaning for turn in zip_longest(*shuffled) for meaning in turn if meaning is not None]
     return turns[:count]
 
 
 @cache
-def _meanings(split: Split) -> tuple[tuple[_Meaning, ...], ...]:
+def _meanings(split: Split) -> tuple[tuple[Meaning, ...], ...]:
     """Return the meanings of a split, one group for each template that has any."""
     if split not in ("train", "dev", "test"):
         raise ValueError(f"There is no {split!r} split; choose train, dev or test.")
-    english = _lexicon("en")
-    groups = []
-    for name, template in english.templates.items():
-        kinds = _PLACEHOLDER.findall(template)
-        choices = product(*(english.values[kind] for kind in kinds))
-        meanings = (_Meaning(name, tuple(zip(kinds, values, strict=True))) for values in choices)
-        groups.append(tuple(meaning for meaning in meanings if _split_of(meaning) == split))
-    return tuple(group for group in groups if group)
+    templates = lexicon_of("en").templates
+    groups = (meanings_of(name, template) for name, template in templates.items())
+    parts = (tuple(meaning for meaning in group if split_of(meaning) == split) for group in groups)
+    return tuple(part for part in parts if part)
 
 
-def _split_of(meaning: _Meaning) -> Split:
+def meanings_of(name: str, template: str) -> list[Meaning]:
+    """Return a meaning for each choice of values for the slots of an English template."""
+    kinds = _PLACEHOLDER.findall(template)
+    choices = product(*(lexicon_of("en").values[kind] for kind in kinds))
+    return [Meaning(name, tuple(zip(kinds, values, strict=True))) for values in choices]
+
+
+def split_of(meaning: Meaning) -> Split:
+    """Return the split that a meaning belongs to."""
     if not meaning.slots:
         return "train"
     percent = int(sha256(meaning.key.encode()).hexdigest(), 16) % 100
     return "train" if percent < 70 else "dev" if percent < 85 else "test"
 
 
-def _render(meaning: _Meaning, lexicon: _Lexicon) -> Command:
+def render(meaning: Meaning, lexicon: Lexicon, templates: Mapping[str, str]) -> Command:
+    """Say a meaning in a language, with one of the sets of templates that its lexicon has."""
     words = {kind: lexicon.values[kind][value] for kind, value in meaning.slots}
-    text = lexicon.templates[meaning.template].format(**words)
-    return Command(key=meaning.key, language=lexicon.language, text=text, slots=meaning.slots)
+    text = templates[meaning.template].format(**words)
+    # some sentences begin with a value
+    return Command(key=meaning.key, language=lexicon.language, text=text[0].upper() + text[1:], slots=meaning.slots)
 
 
 @cache
-def _lexicon(language: str) -> _Lexicon:
+def lexicon_of(language: str) -> Lexicon:
+    """Return the lexicon of a language.
+
+    Raises:
+        ValueError: The corpus has no such language.
+    """
     if language not in LANGUAGES:
         raise ValueError(f"The corpus has no language {language!r}; it has {', '.join(LANGUAGES)}.")
     source = files("adaptermix.demo").joinpath("languages", f"{language}.json")
     data = json.loads(source.read_text(encoding="utf-8"))
-    return _Lexicon(language, data["templates"], data["values"])
+    return Lexicon(language, data["templates"], data["values"], data.get("training", {}), data.get("pairs", {}))

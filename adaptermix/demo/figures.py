@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_COLOURS = {"before": "#9aa0a6", "after": "#1a73e8", "base": "#dadce0", "task only": "#9aa0a6", "chosen": "#1a73e8"}
+from .words import TITLES, label_of
+
+_COLOURS = {
+    "before": "#9aa0a6",
+    "after": "#1a73e8",
+    "base": "#dadce0",
+    "task only": "#9aa0a6",
+    "chosen": "#1a73e8",
+    "closed form": "#f9ab00",
+}
 
 
 def draw(results: dict[str, Any], out: Path) -> None:
@@ -40,29 +49,42 @@ def _weights(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained", width_ratios=(1, 2))
-    trials = results["search"]["trials"]
-    weights = [trial["weights"][0] for trial in trials]
-    values = [trial["value"] for trial in trials]
-    spread = [
-        [value - trial["low"] for value, trial in zip(values, trials, strict=True)],
-        [trial["high"] - value for value, trial in zip(values, trials, strict=True)],
-    ]
-    left.errorbar(weights, values, yerr=spread, color=_COLOURS["chosen"], marker="o", capsize=4)
-    left.set(xlabel="weight of the task adapter", ylabel="F1, mean of languages", title="dev", ylim=(0, 1))
+    trials = sorted(results["search"]["trials"], key=lambda trial: trial["weights"][1])
+    left.errorbar(
+        [trial["weights"][1] for trial in trials],
+        [trial["value"] for trial in trials],
+        yerr=_spread(trials),
+        color=_COLOURS["chosen"],
+        marker="o",
+        capsize=4,
+    )
+    left.set(xlabel="weight of the alignment adapter", ylabel=f"{results['score']}, mean of languages", title="dev")
+    left.set(ylim=(0, 1))
     tests = results["test"]
-    languages = list(tests["chosen"]["scores"])
+    members = tests["chosen"]["members"]
+    languages = [name for role in ("supervised", "aligned", "transfer") for name in members.get(role, ())]
+    width = 0.81 / len(tests)
     for number, (name, document) in enumerate(tests.items()):
-        places = [place + (number - 1) * 0.27 for place in range(len(languages))]
+        places = [place + (number - (len(tests) - 1) / 2) * width for place in range(len(languages))]
         scores = [document["scores"][language] for language in languages]
-        heights = [score["value"] for score in scores]
-        error = [
-            [score["value"] - score["low"] for score in scores],
-            [score["high"] - score["value"] for score in scores],
-        ]
-        label = f"weight {results['search']['best']['weights'][0]:g}" if name == "chosen" else name
-        right.bar(places, heights, 0.27, yerr=error, color=_COLOURS[name], label=label, ecolor="#5f6368", capsize=1)
+        right.bar(
+            places,
+            [score["value"] for score in scores],
+            width,
+            yerr=_spread(scores),
+            color=_COLOURS[name],
+            label=label_of(name, results),
+            ecolor="#5f6368",
+            capsize=1,
+        )
     right.set_xticks(range(len(languages)), languages)
-    right.set(title="test, with 95 % intervals", ylim=(0, 1))
+    groups = ", ".join(f"{TITLES[role]}: {' '.join(names)}" for role, names in members.items() if role in TITLES)
+    right.set(title="test, with 95 % intervals", ylim=(0, 1), xlabel=groups)
     right.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _spread(scores: list[dict[str, Any]]) -> list[list[float]]:
+    """Return how far the intervals reach below and above the values."""
+    return [[s["value"] - s["low"] for s in scores], [s["high"] - s["value"] for s in scores]]

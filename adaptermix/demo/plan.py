@@ -1,15 +1,19 @@
-"""What the demo trains and tests on: its own data, or xSID and Tatoeba."""
+"""The data of a demo: its own, or xSID and Tatoeba."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.source import canonical_language
 from ..errors import DataError
-from .corpus import LANGUAGES, write
-from .inputs import ALIGN_LANGUAGES, TASK_LANGUAGES
+from .corpus import LANGUAGES, Command, commands, write, write_lines
+from .intents import sentences, write_intents
 
+TASK_LANGUAGES = ("en", "fr")
+"""Of the task of slots; intents are trained in English."""
+ALIGN_LANGUAGES = ("de", "es", "it", "nl")
 _XSID = ("en", "de", "nl", "it", "da", "id", "tr", "sr")
 _TATOEBA = ("deu", "nld", "ita", "ind")
 
@@ -40,41 +44,78 @@ class DemoPlan:
         return {name: [*getattr(self, name)[0], getattr(self, name)[1]] for name in names}
 
 
-def own_data(folder: Path) -> DemoPlan:
-    """Write the demo's own parallel commands and return the plan for them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Rows of a demo's own data.
+
+    Args:
+        train: Training rows in each language of the task.
+        dev: Dev rows in each language.
+        test: Test rows in each language.
+        pairs: Pairs of each aligned language.
+    """
+
+    train: int
+    dev: int
+    test: int
+    pairs: int
+
+
+def slots_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
+    """Write parallel commands with their slots and return the plan for them."""
     write(
         folder,
-        train=260,
-        dev=8,
-        test=20,
-        pairs=150,
+        train=sizes.train,
+        dev=sizes.dev,
+        test=sizes.test,
+        pairs=sizes.pairs,
         task_languages=TASK_LANGUAGES,
         align_languages=ALIGN_LANGUAGES,
+        seed=seed,
     )
+    tests = {language: commands("test", language, sizes.test, seed=seed) for language in LANGUAGES}
+    note = (
+        f"own commands in {len(LANGUAGES)} languages, slot values in English; "
+        f"task: {', '.join(TASK_LANGUAGES)}; alignment with English: {', '.join(ALIGN_LANGUAGES)}"
+    )
+    return _own(folder, TASK_LANGUAGES, tests, note)
+
+
+def intents_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
+    """Write parallel commands with their intents and return the plan for them."""
+    write_intents(
+        folder,
+        train=sizes.train,
+        dev=sizes.dev,
+        test=sizes.test,
+        pairs=sizes.pairs,
+        align_languages=ALIGN_LANGUAGES,
+        seed=seed,
+    )
+    tests = {language: sentences("test", language, sizes.test, seed=seed) for language in LANGUAGES}
+    note = (
+        f"own commands in {len(LANGUAGES)} languages, to be sorted by intent; task: en, {sizes.train} commands; "
+        f"alignment with English: {', '.join(ALIGN_LANGUAGES)}, {sizes.pairs} pairs each. "
+        "Training, pairs, dev and test share subjects and words, but no sentence pattern."
+    )
+    return _own(folder, ("en",), tests, note)
+
+
+def _own(folder: Path, task_languages: Sequence[str], tests: dict[str, list[Command]], note: str) -> DemoPlan:
+    """Return the plan for data in a folder; test sentences, paired with English, are for retrieval."""
     held_out = folder / "held-out"
     held_out.mkdir(exist_ok=True)
-    _write_retrieval(folder, held_out)
-    others = [language for language in LANGUAGES if language != "en"]
+    for language in LANGUAGES[1:]:
+        rows = zip(tests[language], tests["en"], strict=True)
+        write_lines(held_out / f"{language}-en.tsv", [f"{one.text}\t{two.text}" for one, two in rows])
     return DemoPlan(
-        train=([str(folder / f"train.{language}.jsonl") for language in TASK_LANGUAGES], ":"),
+        train=([str(folder / f"train.{language}.jsonl") for language in task_languages], ":"),
         pairs=([str(folder / f"pairs.{language}-en.tsv") for language in ALIGN_LANGUAGES], ":"),
         dev=([str(folder / f"dev.{language}.jsonl") for language in LANGUAGES], ":"),
         test=([str(folder / f"test.{language}.jsonl") for language in LANGUAGES], ":"),
-        retrieval=([str(held_out / f"{language}-en.tsv") for language in others], ":"),
-        note=f"own commands in {len(LANGUAGES)} languages, slot values in English; "
-        f"task: {', '.join(TASK_LANGUAGES)}; alignment with English: {', '.join(ALIGN_LANGUAGES)}",
+        retrieval=([str(held_out / f"{language}-en.tsv") for language in LANGUAGES[1:]], ":"),
+        note=note,
     )
-
-
-def _write_retrieval(folder: Path, held_out: Path) -> None:
-    """Pair the test sentences of every language with English ones: seen by neither training."""
-    from ..data import read_slots
-
-    english, _ = read_slots([str(folder / "test.en.jsonl")])
-    for language in LANGUAGES[1:]:
-        rows, _ = read_slots([str(folder / f"test.{language}.jsonl")])
-        lines = [f"{row.text}\t{other.text}\n" for row, other in zip(rows, english, strict=True)]
-        (held_out / f"{language}-en.tsv").write_text("".join(lines), encoding="utf-8")
 
 
 def real_data(folder: Path) -> DemoPlan:

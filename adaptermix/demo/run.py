@@ -11,39 +11,42 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import manifest
 from ..adapters import AdapterSource, open_adapter
-from ..compose.attach import Attachment
 from ..errors import OutputError
+from ..evaluation.acting import acting
 from ..evaluation.answering import Answering
 from ..evaluation.retrieval import retrieve_with
-from ..evaluation.run import Evaluation, score_answers
-from ..evaluation.score import paired_difference
+from ..evaluation.run import score_answers
+from ..evaluation.score import RowStatistics, by_role, paired_difference
 from ..files import output_lock, partial_path, remove_output, write_whole
-from ..heads.brought import template_of
-from ..models import BaseModel, load_base
+from ..head_forms import Head
+from ..heads.brought import head_of, template_of
+from ..models import BaseModel, load_base, model_origins
 from ..progress import SILENT, Watcher
 from ..settings import AlignSettings, DemoSettings, GenerationSettings, RetrieveSettings, SearchSettings, TaskSettings
+from ..splits import add_to_record, check_split
 from ..study.preparing import prepare
 from ..study.run import search_with
-from ..tasks import get_task
+from ..tasks import Metric, Task, get_task
 from ..train import train_align, train_task
 from .base import demo_base
-from .plan import DemoPlan, own_data, real_data
+from .kinds import KINDS, DemoKind
+from .plan import DemoPlan
+from .words import is_task_alone
 
-GRID = (0.5, 0.7, 0.9, 1.0)  # 1.0 is the task adapter alone, so that no merge can be the answer too
-_GENERATION = {"batch_size": 72, "max_new_tokens": 24}
-_TRAINING = {"learning_rate": 2e-3, "dropout": 0.0, "schedule": "linear", "checkpoint_every": 5}
 _KEY = "key.json"
+_CLOSED = ("closed-form", "merged-closed-form")
+"""Folders of the alignment in closed form and of its merge."""
 _STAGES = {_KEY}
 _STAGES |= {
     f"{name}.json"
     for name in (
-        *("retrieval-before", "align", "retrieval-after", "task", "search"),
-        *("test-base", "test-task", "test-chosen"),
+        *("retrieval-before", "align", "closed-form", "retrieval-after", "task", "search", "search-closed-form"),
+        *("test-base", "test-task", "test-chosen", "test-closed-form"),
     )
 }
 """Names of the files in the folder `stages`."""
-_ALIGN_STEPS, _TASK_STEPS = 20, 28
 
 
 def _is_own(out: Path) -> bool:
@@ -79,7 +82,7 @@ class Demo:
                 f"the demo needs a folder of its own, and {self.out} holds other things. Choose another --out."
             )
         if self.settings.fresh and (self.out / "stages").exists():
-            for part in ("align", "task", "merged"):
+            for part in ("align", "task", "merged", *_CLOSED):
                 remove_output(self.out / part)
                 shutil.rmtree(partial_path(self.out / part), ignore_errors=True)
             for name in _STAGES:
@@ -87,20 +90,46 @@ class Demo:
         self.stages = self.out / "stages"
         self.stages.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def kind(self) -> DemoKind:
+        """What is trained, on what."""
+        return KINDS[self.settings.task]
+
     @cached_property
     def plan(self) -> DemoPlan:
         """The data."""
-        return real_data(Path(self.settings.data)) if self.settings.data else own_data(self.out / "data")
+        if self.settings.data and self.kind.real_data:
+            return self.kind.real_data(Path(self.settings.data))
+        return self.kind.own_data(self.out / "data", self.kind.sizes, seed=self.settings.seed)
 
     @cached_property
     def base_reference(self) -> str:
         """Folder or id of the base model."""
-        return self.settings.base or str(demo_base(watch=self.watch))
+        return self.settings.base or str(demo_base(self.kind.model, watch=self.watch))
+
+    @property
+    def task_form(self) -> Task:
+        """The task."""
+        return get_task(self.kind.task)
 
     @cached_property
     def base(self) -> BaseModel:
-        """The loaded base model, shared by all measurements."""
+        """The loaded base model without a head, for retrieval."""
         return load_base(self.base_reference, device=self.settings.device, dtype=self.settings.dtype)
+
+    @cached_property
+    def head(self) -> Head | None:
+        """The task adapter's head, if it has one."""
+        files, chosen = self.plan.dev
+        rows, _ = self.task_form.read(files, rows=chosen)
+        return head_of(self.task_form, self._adapters("task"), rows)
+
+    @cached_property
+    def answering_base(self) -> BaseModel:
+        """The base model that answers, with the task adapter's head."""
+        if self.head is None:
+            return self.base
+        return load_base(self.base_reference, device=self.settings.device, dtype=self.settings.dtype, head=self.head)
 
     @property
     def _placed(self) -> dict[str, Any]:
@@ -113,11 +142,12 @@ class Demo:
         Raises:
             OutputError: it had another.
         """
-        key = {"base": self.base_reference, "data": self.plan.entry(), **self._placed}
+        key = {"task": self.settings.task, "base": self.base_reference, "data": self.plan.entry(), **self._placed}
         path = self.stages / _KEY
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != key:
             raise OutputError(
-                f"{self.out} holds a demo of another model, data, device, dtype or seed. Pass --fresh to start again."
+                f"{self.out} holds a demo of another task, model, data, device, dtype or seed. "
+                "Pass --fresh to start again."
             )
         write_whole(path, json.dumps(key).encode())
         return key
@@ -145,71 +175,91 @@ class Demo:
         """Measure retrieval per layer, with adapters or without."""
         files, rows = self.plan.retrieval
         settings = RetrieveSettings(base=self.base_reference, data=files, rows=rows, **self._placed)
-        with Attachment(self.base.model, [source.read() for source in self._adapters(*adapters)]):
+        with acting(self.base, self._adapters(*adapters), heads=False):
             return retrieve_with(self.base, settings, watch=self.watch).document()
 
     def _training(self, name: str) -> dict[str, Any]:
-        return {"base": self.base_reference, "out": str(self.out / name), "resume": True, **_TRAINING, **self._placed}
+        remove_output(self.out / name)
+        own = {"base": self.base_reference, "out": str(self.out / name), "resume": True}
+        return own | dict(self.kind.training) | self._placed
 
     def align(self) -> dict[str, Any]:
         """Train the alignment adapter."""
-        remove_output(self.out / "align")
         files, rows = self.plan.pairs
-        settings = AlignSettings(pairs=files, rows=rows, steps=_ALIGN_STEPS, batch_size=24, **self._training("align"))
+        settings = AlignSettings(pairs=files, rows=rows, **self._training("align"), **self.kind.align)
+        return train_align(settings, watch=self.watch).document()
+
+    def closed_form(self) -> dict[str, Any]:
+        """Fit an alignment adapter to the same pairs without training."""
+        out = self.out / _CLOSED[0]
+        remove_output(out)
+        files, rows = self.plan.pairs
+        settings = AlignSettings(
+            base=self.base_reference, out=str(out), pairs=files, rows=rows, fit="least-squares", **self._placed
+        )
         return train_align(settings, watch=self.watch).document()
 
     def task(self) -> dict[str, Any]:
         """Train the task adapter."""
-        remove_output(self.out / "task")
         files, rows = self.plan.train
         settings = TaskSettings(
-            task="slots", train=files, rows=rows, steps=_TASK_STEPS, batch_size=16, **self._training("task")
+            task=self.kind.task, train=files, rows=rows, **self._training("task"), **self.kind.train
         )
         return train_task(settings, watch=self.watch).document()
 
-    def search(self) -> dict[str, Any]:
-        """Find the weight on dev and write the merged adapter."""
+    def search(self, align: str = "align", merged: str = "merged") -> dict[str, Any]:
+        """Find the weight of an alignment adapter on dev and write the merged adapter."""
         files, rows = self.plan.dev
         settings = SearchSettings(
-            adapters=[str(self.out / "task"), str(self.out / "align")],
+            adapters=[str(self.out / "task"), str(self.out / align)],
             base=self.base_reference,
-            task="slots",
+            task=self.kind.task,
             dev=files,
             rows=rows,
-            grid=list(GRID),
-            out=str(self.out / "merged"),
+            out=str(self.out / merged),
             overwrite=True,
-            **_GENERATION,
+            **self.kind.search,
+            **self.kind.answering,
             **self._placed,
         )
-        return search_with(self.base, prepare(settings), settings, watch=self.watch).document()
+        return search_with(self.answering_base, prepare(settings), settings, watch=self.watch).document()
 
     def test(self, label: str, *adapters: str) -> dict[str, Any]:
-        """Score the test rows, with adapters or without."""
-        task = get_task("slots")
-        files, row_range = self.plan.test
-        rows, _ = task.read(files, rows=row_range)
-        trained = self._adapters("task", "align")
+        """Score the test rows, with adapters or without, and record them as test data."""
+        files, chosen = self.plan.test
+        rows, read = self.task_form.read(files, rows=chosen)
+        trained, sources = self._adapters("task", "align"), self._adapters(*adapters)
         roles = {
             "supervised": trained[0].meta.manifest["languages"]["supervised"],
             "aligned": trained[1].meta.manifest["languages"]["aligned"],
         }
-        settings = GenerationSettings(**_GENERATION, **self._placed)
-        with Attachment(self.base.model, [source.read() for source in self._adapters(*adapters)]):
-            template = template_of(task, trained, None)
-            answering = Answering(self.base, task, rows, settings, template=template, watch=self.watch)
+        origins = [*map(manifest.origin, sources), *model_origins(self.base_reference)]
+        check_split(read, origins, split="test", watch=self.watch)
+        base = self.answering_base
+        template = template_of(self.task_form, trained, None)
+        settings = GenerationSettings(**self.kind.answering, **self._placed)
+        with acting(base, sources):
+            answering = Answering(base, self.task_form, rows, settings, template=template, watch=self.watch)
             answers = answering(f"test {label}")
-        result: Evaluation = score_answers(task, rows, answers, roles, seed=self.settings.seed)
-        counts = {name: list(found) for name, found in result.counts.items()}
-        return result.document() | {"counts": counts, "supervised": roles["supervised"]}
+        result = score_answers(self.task_form, rows, answers, roles, seed=self.settings.seed)
+        add_to_record(read, task=self.kind.task, adapter=label, watch=self.watch)
+        counts = {
+            name: {"rows": list(found), "clusters": getattr(found, "clusters", None)}
+            for name, found in result.counts.items()
+        }
+        members = by_role(list(result.scores), roles["supervised"], roles["aligned"])
+        return result.document() | {"counts": counts, "members": members}
 
 
 def difference(
-    first: dict[str, Any], second: dict[str, Any], languages: list[str], seed: int
+    metric: Metric, first: dict[str, Any], second: dict[str, Any], languages: list[str], seed: int
 ) -> dict[str, float | int | None]:
     """Return by how much the second test result exceeds the first over some languages, with its paired interval."""
-    sides = [[result["counts"][name] for name in languages] for result in (first, second)]
-    return paired_difference(get_task("slots").metrics([])[0], *sides, seed=seed).document()
+    sides = [
+        [RowStatistics(**result["counts"][name]) for name in languages]  # clusters are resampled together
+        for result in (first, second)
+    ]
+    return paired_difference(metric, *sides, seed=seed).document()
 
 
 def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
@@ -232,39 +282,64 @@ def _run(settings: DemoSettings, watch: Watcher) -> dict[str, Any]:
     after = demo.stage("retrieval-after", lambda: demo.retrieval("align"))
     task = demo.stage("task", demo.task)
     search = demo.stage("search", demo.search)
-    tests = {
-        "base": demo.stage("test-base", lambda: demo.test("base")),
-        "task only": demo.stage("test-task", lambda: demo.test("task only", "task")),
-    }
-    if search["best"]["weights"][0] == 1.0:  # the task adapter alone, which was just scored
-        tests["chosen"] = tests["task only"] | {"seconds": 0.0}
-    else:
-        tests["chosen"] = demo.stage("test-chosen", lambda: demo.test("chosen weight", "merged"))
+    closed = _closed_form(demo) if demo.kind.has_closed_form else None
+    tests = _tests(demo, search["best"]["weights"], closed)
     results = {
+        "task": settings.task,
+        "score": demo.kind.score,
         "base": demo.base_reference,
         "data": demo.plan.note,
         "retrieval": {"before": before, "after": after},
         "train": {"align": align, "task": task},
         "search": search,
+        "closed_form": closed,
         "test": tests,
-        "difference": _differences(tests, settings.seed),
-        "seconds": sum(part["seconds"] for part in (before, align, after, task, search, *tests.values())),
+        "difference": _differences(demo, tests),
     }
+    parts = (before, align, after, task, search, *(closed or {}).values(), *tests.values())
+    results["seconds"] = sum(part["seconds"] for part in parts)
     draw(results, demo.out)
     write_whole(demo.out / "results.json", (json.dumps(results, ensure_ascii=False, indent=1) + "\n").encode())
     return results
 
 
-def _differences(tests: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Chosen weight minus task only, on test, over all languages and over those without task training."""
-    languages = list(tests["chosen"]["scores"])
-    manifest_groups = {"all": languages, "not in task training": _untrained(tests["chosen"])}
+def _closed_form(demo: Demo) -> dict[str, Any]:
+    """Return the alignment in closed form and the search for its weight."""
     return {
-        name: difference(tests["task only"], tests["chosen"], members, seed)
-        for name, members in manifest_groups.items()
-        if members
+        "fit": demo.stage("closed-form", demo.closed_form),
+        "search": demo.stage("search-closed-form", lambda: demo.search(*_CLOSED)),
     }
 
 
-def _untrained(result: dict[str, Any]) -> list[str]:
-    return [language for language in result["scores"] if language not in result["supervised"]]
+def _tests(demo: Demo, weights: list[float], closed: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the test scores: of the base, if it can answer without the adapter's head; task only; and the chosen."""
+    tests = {}
+    if demo.head is None:
+        tests["base"] = demo.stage("test-base", lambda: demo.test("base"))
+    tests["task only"] = demo.stage("test-task", lambda: demo.test("task only", "task"))
+    alone = tests["task only"] | {"seconds": 0.0}  # just scored
+    tests["chosen"] = (
+        alone if is_task_alone(weights) else demo.stage("test-chosen", lambda: demo.test("chosen weight", "merged"))
+    )
+    if closed and not is_task_alone(closed["search"]["best"]["weights"]):
+        tests["closed form"] = demo.stage("test-closed-form", lambda: demo.test("closed form", _CLOSED[1]))
+    return tests
+
+
+def _differences(demo: Demo, tests: dict[str, Any]) -> dict[str, Any]:
+    """Chosen weight minus task only, on test: all languages, those without task data, and those by role."""
+    members = dict(tests["chosen"]["members"])
+    members["without task data"] = [*members.get("aligned", ()), *members.get("transfer", ())]
+    files, chosen = demo.plan.test
+    rows, _ = demo.task_form.read(files, rows=chosen)
+    metric = demo.task_form.metrics(rows)[0]
+    seed = demo.settings.seed
+    found = {
+        name: difference(metric, tests["task only"], tests["chosen"], languages, seed)
+        for name, languages in members.items()
+        if languages
+    }
+    if "closed form" in tests:
+        languages = members["without task data"]
+        found["closed form"] = difference(metric, tests["task only"], tests["closed form"], languages, seed)
+    return found

@@ -94,6 +94,11 @@ class Answering:
             )
         self._most = min(self._most, max(1, limit - max(map(len, self._prompts), default=0)))
 
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self._rows)
+
     def prompts(self) -> list[list[int]]:
         """Return the tokens of each row's prompt, or of its texts where a head answers, which may be several."""
         return [[len(prompt)] for prompt in self._prompts] if self._encoded is None else tokens_of(self._encoded)

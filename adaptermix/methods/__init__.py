@@ -21,6 +21,7 @@ from . import (  # importing registers
     model_stock,
     peft_linear,
     regmean,
+    regmean_plus,
     slerp,
     svd,
     task_arithmetic,
@@ -30,12 +31,14 @@ from . import (  # importing registers
 )
 from .base import METHODS, LinearMethod, MergeMethod, StackMethod, method
 from .fuse import Fuse
+from .regmean_plus import RegMeanPlus
 
 __all__ = [
     "METHODS",
     "Fuse",
     "LinearMethod",
     "MergeMethod",
+    "RegMeanPlus",
     "StackMethod",
     "adamergex",
     "breadcrumbs",
@@ -58,6 +61,7 @@ __all__ = [
     "model_stock",
     "peft_linear",
     "regmean",
+    "regmean_plus",
     "slerp",
     "svd",
     "task_arithmetic",

@@ -82,6 +82,18 @@ class LinearMethod(MergeMethod):
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return one coefficient per update; they may depend on norms and angles."""
 
+    def multipliers(self, stack: Stack, weights: Sequence[float]) -> tuple[float, ...]:
+        """Return what reports say of each adapter of the merge: its weight, or what its role makes of it.
+
+        Args:
+            stack: The updates that enter the merge of a module.
+            weights: Weight of every adapter of the merge there.
+        """
+        if not self.roles:
+            return tuple(weights)
+        found = dict(zip(stack.places, self.coefficients(stack), strict=True))
+        return tuple(found.get(place, 0.0) for place in range(len(weights)))
+
     def __call__(self, stack: Stack) -> Update:
         """Combine the updates."""
         return stack.combined(self.coefficients(stack))

@@ -65,7 +65,8 @@ class DoMerging(MergeMethod):
         if self.per == "module":
             return torch.tensor([norm(update)], dtype=torch.float64, device=_device(update))
         if isinstance(update, Dense):
-            return torch.linalg.vector_norm(update.w.double(), dim=0)
+            columns: Tensor = torch.linalg.vector_norm(update.w.double(), dim=0)
+            return columns
         r, a = torch.linalg.qr(update.b.double()).R, update.a.double()
         found = torch.linalg.vector_norm(r @ a, dim=0)
         terms = torch.linalg.vector_norm(r, dim=0) @ a.abs()

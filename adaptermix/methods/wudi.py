@@ -25,8 +25,8 @@ class Wudi(MergeMethod):
 
     which is least squares in the core of the deltas: $\Delta = (\sum_i w_i \tau_i G_i + \rho \sum_i w_i \tau_i)
     (\sum_i G_i + \rho)^{-1}$ with $G_i = \tau_i^T \tau_i / \|\tau_i\|_F^2$, with $\rho$ being `ridge` times the mean
-    eigenvalue of $\sum_i G_i$. On directions that no delta reads it is the weighted sum, which is zero there. No
-    [out in] matrix is formed.
+    eigenvalue of $\sum_i G_i$ over the directions that a delta reads; on the others the result is zero. No [out in]
+    matrix is formed. Biases and other vectors have one input, which all adapters read, and are averaged.
 
     Weights say how strongly each adapter's own action is wanted; they are not shares. Adapters that read the same
     inputs are averaged there, so give each weight 1 for the paper's form. Where they read nearly the same inputs and

@@ -8,6 +8,7 @@ from .base import READ, TASK, WRITTEN, Dtype, GenerationSettings, Layer, Place, 
 from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
 from .fusion import FusionSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
+from .statistics import StatisticsSettings
 from .tools import DemoInputsSettings, DemoSettings, InspectSettings, PushSettings, SpectrumSettings
 from .training import AlignOptions, AlignSettings, JointSettings, TaskOptions, TaskSettings, TrainingSettings
 
@@ -39,6 +40,7 @@ __all__ = [
     "SearchSettings",
     "Settings",
     "SpectrumSettings",
+    "StatisticsSettings",
     "TaskOptions",
     "TaskSettings",
     "TrainingSettings",

@@ -59,7 +59,7 @@ class MergeSettings(Written):
         description="fully trained tensors (heads) that differ: refuse, average, or an adapter's name or number",
     )
     statistics: list[str] = Field(
-        [], description="for fisher and regmean: one safetensors file per adapter, a tensor per module path"
+        [], description="for fisher and regmean: one file of `adaptermix statistics` per adapter, in their order"
     )
     allow_pickle: bool = Field(False, description="read adapter_model.bin too (weights only, no code)")
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
@@ -81,7 +81,8 @@ class MergeSettings(Written):
         [], description="for agreement: parallel pair files such as de-en.tsv, the task adapter's language second"
     )
     texts: Annotated[list[str], Reads(TRAINING, "texts")] = Field(
-        [], description="for entropy: texts in the languages that are wanted, one a line"
+        [],
+        description="for entropy: texts in the wanted languages, one a line; for regmean-plus: a file per adapter",
     )
     dev: Annotated[list[str], Reads(DEV)] = Field(
         [], description="of methods that learn: rows whose loss says when the weights are best"
@@ -143,10 +144,10 @@ class SearchSettings(GenerationSettings, Scored, Written):
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
         "auto", description="what proposes candidates (optuna): gp for up to 8 numbers, else tpe"
     )
-    space: Literal["simplex", "free", "both"] = Field(
+    space: Literal["simplex", "free", "sum", "both"] = Field(
         "simplex",
-        description="weights that are not negative and sum to 1, or each within --bounds; both: of a grid the "
-        "averages, and the sums of the whole first adapter and shares of the others",
+        description="weights that are not negative and sum to 1, or each within --bounds; of a grid also sum: the "
+        "whole first adapter plus shares of the others, or both: averages and sums",
     )
     candidates: list[str] = Field(
         [],
@@ -171,6 +172,12 @@ class SearchSettings(GenerationSettings, Scored, Written):
         "best",
         description="the candidate to take: the best, or of those less than a standard error below it the nearest to "
         "the task adapter alone",
+    )
+    control: int = Field(
+        1,
+        ge=0,
+        description="where a gain is found, try so many random adapters of the ranks and norms of all but the first, "
+        "in their place at the chosen weights: a gain that these have too does not count; 0 tries none",
     )
     race: bool = Field(
         False, description="stop weak candidates early: successive halving over the dev rows, with paired tests"

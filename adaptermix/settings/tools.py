@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from .. import checks
 from .base import Files, Placed, Positive, Settings
@@ -40,14 +42,18 @@ class SpectrumSettings(Settings):
     device: checks.Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
+DemoTask = Literal["intents", "slots"]
+
+
 class DemoInputsSettings(Settings):
     """Make what the demo needs: a small real base model and small parallel data."""
 
     out: str = Field(description="folder for the data files, and for a link to the base model")
-    task_rows: Positive = Field(400, description="training rows per task language")
-    dev_rows: Positive = Field(12, description="dev rows per language")
-    test_rows: Positive = Field(40, description="test rows per language")
-    pairs: Positive = Field(200, description="parallel pairs per alignment language")
+    task: DemoTask = Field("intents", description="which demo: intents (all-MiniLM-L6-v2), slots (SmolLM2)")
+    task_rows: Positive | None = Field(None, description="training rows per task language; default those of the demo")
+    dev_rows: Positive | None = Field(None, description="dev rows per language; default those of the demo")
+    test_rows: Positive | None = Field(None, description="test rows per language; default those of the demo")
+    pairs: Positive | None = Field(None, description="pairs per alignment language; default those of the demo")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the draw")
 
 
@@ -55,6 +61,17 @@ class DemoSettings(Placed):
     """Run the main job on a small real model: train both adapters, find the weight, score every language."""
 
     out: str = Field("demo-out", description="folder for everything the demo makes")
-    base: str | None = Field(None, description="base model; default SmolLM2-135M-Instruct")
-    data: str | None = Field(None, description="folder with xsid/ and tatoeba/; default the demo's own data")
+    task: DemoTask = Field(
+        "intents", description="intents: sort commands, with all-MiniLM-L6-v2; slots: read them out, with SmolLM2"
+    )
+    base: str | None = Field(None, description="another base model")
+    data: str | None = Field(
+        None, description="folder with xsid/ and tatoeba/, for --task slots; default the demo's own data"
+    )
     fresh: bool = Field(False, description="start again instead of going on with an earlier run")
+
+    @model_validator(mode="after")
+    def _data_are_of_the_task(self) -> DemoSettings:
+        if self.data and self.task != "slots":
+            raise ValueError("--data is for --task slots: add it, or drop --data")
+        return self

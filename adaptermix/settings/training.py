@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from .. import checks
+from .alignment import contrast_if_asked, rank_of_fit, sound_align, sound_fit
 from .base import ALLOW_TESTED, TASK, Files, Layer, Placed, Positive, Settings, Standardize, Written
-from .closed_form import rank_of_fit, sound_fit
 from .roles import DEV, TRAINING, Reads
+
+Objective = Literal["contrastive", "distil", "both"]
 
 
 class TrainingSettings(Placed, Written):
@@ -93,10 +95,10 @@ class AlignOptions(Settings):
         [], description="pair files whose loss is logged, and chooses with --patience"
     )
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
-    objective: Literal["contrastive", "distil", "both"] = Field(
+    objective: Objective = Field(
         "contrastive",
         description="contrastive: draw translations together (published); distil: bring each sentence to where the "
-        "frozen base has its translation, so that a task adapter finds it there; both: the sum",
+        "frozen base has its translation; both: the sum",
     )
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
@@ -124,7 +126,7 @@ class AlignOptions(Settings):
         0.0, ge=0, description="weight of a term that keeps the targets' states (English) as the frozen base has them"
     )
 
-    _sound_align = model_validator(mode="after")(checks.sound_align)
+    _sound_align = model_validator(mode="after")(sound_align)
 
 
 class TaskOptions(Settings):
@@ -153,18 +155,25 @@ class TaskOptions(Settings):
 
 
 class AlignSettings(AlignOptions, TrainingSettings):
-    """Train a stand-alone alignment LoRA: contrastive, at a middle layer."""
+    """Make a stand-alone alignment LoRA, at a middle layer."""
 
+    objective: Objective = Field(
+        "distil",
+        description="distil: bring each sentence to where the frozen base has its translation, so that a task adapter "
+        "finds it there; contrastive: draw translations together (published; the default where one of its options, "
+        "such as --temperature, is given); both: the sum",
+    )
     fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
         "gradient",
         description="gradient: train; least-squares: no training, but the LoRA of one layer that best moves the frozen "
-        "base's states of sources to those of their translations (default rank 64); mean-shift: by their mean distance",
+        "base's states of sources to those of their translations (default rank 32); mean-shift: by their mean distance",
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(
         32, description="pairs per batch; the others of a batch are the negatives, also with --accumulate"
     )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
 
+    _objective = model_validator(mode="before")(contrast_if_asked)
     _rank = model_validator(mode="before")(rank_of_fit)
     _sound_fit = model_validator(mode="after")(sound_fit)
 

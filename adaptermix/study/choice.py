@@ -11,6 +11,7 @@ import numpy as np
 
 from ..evaluation.score import RowStatistics, Score, Statistics, count_units, draws, hedged_interval
 from ..tasks import Metric
+from .control import Control
 from .crossfit import Rule, Values, choose, cross_fit
 from .trials import Trial
 
@@ -36,17 +37,24 @@ class Verdict:
             proposed the trials, so it may still flatter a little. None after races, whose survivors all rows have
             chosen already.
         chance: How often a trial would look as good if none were better than the first adapter alone; see `chance_of`.
+        control: How random adapters score in the place of the others; None where they were not asked.
     """
 
     chosen: int
     difference: Score
     honest: Score | None
     chance: float
+    control: Control | None = None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the chosen trial is better than the first adapter alone beyond chance."""
+        return self.chance <= LEVEL
 
     @property
     def is_found(self) -> bool:
-        """Whether the chosen trial is better than the first adapter alone beyond chance."""
-        return self.chance <= LEVEL
+        """Whether it is, and better than random adapters in the place of the others, if these were asked."""
+        return self.is_better and not (self.control and self.control.gains_too)
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""
@@ -55,6 +63,7 @@ class Verdict:
             "chance": self.chance,
             "difference": self.difference.document(),
             "cross_fit": self.honest.document() if self.honest else None,
+            **({"control": self.control.document()} if self.control else {}),
         }
 
 
@@ -192,6 +201,11 @@ class Board:
             honest=honest,
             chance=chance_of(every, chosen, rows=min(map(count_units, alone.values()))),
         )
+
+    def difference(self, first: Trial, second: Trial) -> Score:
+        """Return by how much a trial exceeds another on the same rows, with its 95 % interval."""
+        counts = self.counts(first)
+        return self._difference(counts, self.counts(second), n=sum(map(len, counts.values())))
 
     def _difference(self, first: Mapping[str, Statistics], second: Mapping[str, Statistics], *, n: int) -> Score:
         """Return by how much the second exceeds the first; as `paired_difference`, also for the worst language."""

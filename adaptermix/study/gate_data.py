@@ -21,10 +21,9 @@ from ..models import BaseModel
 from ..positions import readable
 from ..progress import Watcher
 from ..settings import GenerationSettings, MergeSettings
-from ..tasks import ComparableTask, Task, get_template
-from ..train.encoding import encode_rows
+from ..tasks import ComparableTask, Task
 from ..train.selection import RowsLoss
-from ..train.task import Answers, OfHead
+from ..train.task import loss_of_rows
 from ..train.trainer import BatchLoss
 from .pair_rows import PairRows
 
@@ -146,21 +145,17 @@ NO_ENTROPY = (
 )
 
 
-def _encode(base: BaseModel, task: Any, rows: Sequence[Any], watch: Watcher, *, teach: bool = False) -> HeadRows:
+def _encode(base: BaseModel, task: Any, rows: Sequence[Any], watch: Watcher) -> HeadRows:
     assert base.head  # noqa: S101  (for the type checker)
     most = readable(base, _LONGEST)
-    encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=most, teach=teach)
+    encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=most)
     for note in encoded.notes:
         watch.note(note)
     return encoded
 
 
 def _task_loss(base: BaseModel, task: Task, rows: Sequence[Any], template: str, watch: Watcher) -> RowsLoss:
-    if base.head:
-        return OfHead(_encode(base, task, rows, watch, teach=True))
-    most = readable(base, _LONGEST)
-    chosen = get_template(task, template)
-    return Answers(base, encode_rows(task, chosen, rows, base.tokenizer, max_length=most, watch=watch))
+    return loss_of_rows(base, task, rows, template=template, max_length=readable(base, _LONGEST), watch=watch)
 
 
 class _HeadLoss:

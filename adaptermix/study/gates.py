@@ -27,7 +27,7 @@ from ..head_forms import Head
 from ..heads.brought import head_of, template_of
 from ..inputs import holds_output
 from ..manifest import inherit
-from ..methods import Fuse
+from ..methods import Fuse, RegMeanPlus
 from ..methods.base import MergeMethod, build
 from ..models import BaseModel, load_base, model_kind, model_origins, note_other_base, require_causal
 from ..progress import SILENT, Watcher
@@ -37,6 +37,7 @@ from ..tasks import Task, get_task
 from ..train.sampler import Sampler
 from ..train.selection import RowsLoss
 from ..train.task import text_of
+from .block_by_block import merge_block_by_block
 from .gate_data import NO_ENTROPY, GateData, check_options, lacking_data, read_data
 
 _LOOKS = 10
@@ -264,6 +265,8 @@ def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
                 f"method '{method.title}' is none. Leave it out."
             )
         return merge_as_asked(settings, watch=watch)
+    if isinstance(method, RegMeanPlus):
+        return merge_block_by_block(settings, watch=watch)
     return _merge_with_gates(settings, method, watch)
 
 

@@ -67,6 +67,20 @@ class Judge:
             self._attached = attached
             yield self
 
+    @property
+    def sources(self) -> tuple[AdapterSource, ...]:
+        """Return the adapters."""
+        return self._template.sources
+
+    @property
+    def every_row(self) -> Sequence[int]:
+        """Return the numbers of all rows."""
+        return range(self._answering.count)
+
+    def of(self, sources: Sequence[AdapterSource]) -> Judge:
+        """Return what judges candidates of other adapters on the same rows; as many, with the same modules."""
+        return Judge(self._base, self._answering, replace(self._template, sources=tuple(sources)), self._fixed)
+
     def plan(self, candidate: Candidate) -> MergePlan:
         """Return the merge that a candidate stands for."""
         return candidate_plan(self._template, candidate, fixed=self._fixed)

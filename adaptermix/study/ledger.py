@@ -299,15 +299,15 @@ class Ledger:
 
         return list(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
-    def baseline(self) -> list[str | None] | None:
-        """Return what the first adapter alone answered, if some process has asked it."""
-        found = self._study.user_attrs.get("baseline")
+    def baseline(self, name: str = "baseline") -> list[str | None] | None:
+        """Return what the first adapter alone answered, or what is kept by another name, if some process asked it."""
+        found = self._study.user_attrs.get(name)
         return unpack(found, self._rows) if found is not None else None
 
-    def keep_baseline(self, answers: Sequence[str | None]) -> None:
-        """Keep what the first adapter alone answered."""
-        if self.baseline() is None:
-            self._study.set_user_attr("baseline", pack(answers))
+    def keep_baseline(self, answers: Sequence[str | None], name: str = "baseline") -> None:
+        """Keep what the first adapter alone answered, or other answers that are not a trial, by another name."""
+        if self.baseline(name) is None:
+            self._study.set_user_attr(name, pack(answers))
 
     def is_busy(self) -> bool:
         """Whether a trial runs, here or elsewhere, or is still to be begun."""

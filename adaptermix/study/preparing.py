@@ -108,9 +108,11 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | Listed:
     vary = {name: read_parameter(name, text) for name, text in settings.vary.items()}
     if settings.grid:
         options = combinations(vary)
-        weights = grid_weights(settings.grid, count, simplex=settings.space != "free")
-        if settings.space == "both":
-            weights = list(dict.fromkeys([*weights, *sums_of_grid(settings.grid, count)]))
+        averages = (
+            [] if settings.space == "sum" else grid_weights(settings.grid, count, simplex=settings.space != "free")
+        )
+        sums = sums_of_grid(settings.grid, count) if settings.space in ("sum", "both") else []
+        weights = list(dict.fromkeys([*averages, *sums]))
         if not weights:
             raise UsageError(
                 f"a grid must hold weights that leave something for the last adapter, got {settings.grid}."
@@ -274,12 +276,14 @@ def _ends(searched: Space | Listed) -> list[dict[str, Any]]:
 def _with_method(template: MergePlan, settings: SearchSettings, options: dict[str, Any]) -> MergePlan:
     fixed = {**settings.options, **options}
     method = build(settings.method, fixed)
+    if method.statistics is not None:
+        raise PlanError(
+            f"method '{settings.method}' needs statistics of data, which a search does not take: merge with it."
+        )
     check_roles(method, len(template.sources))
     if method.is_learned:
         raise PlanError(
             f"method '{settings.method}' learns its weights, so there is nothing to search: merge with it, and give "
             "the result as one of --candidates."
         )
-    if method.statistics is not None:
-        raise PlanError(f"method '{settings.method}' needs statistics files, which a search does not take.")
     return replace(template, method=method, options=fixed)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from .control import NAME
 from .figures import pictures
 from .shown import shown
 
@@ -83,6 +84,8 @@ def _table(result: SearchResult) -> str:
     rows = [
         _row("task adapter alone", result.baseline_score, result.baseline_languages, languages, "", is_chosen=False)
     ]
+    if control := result.verdict.control:
+        rows.append(_row(NAME, control.score, control.languages, languages, "", is_chosen=False))
     for trial, score, scores in zip(result.trials, result.scores, result.languages, strict=True):
         rows.append(
             _row(shown(trial.candidate), score, scores, languages, trial.rows, is_chosen=trial is result.chosen)

@@ -123,6 +123,16 @@ class SearchResult:
         if honest:
             measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
         measured += f"; p-value {self.verdict.chance:.3f}, corrected for the number of candidates"
+        control = self.verdict.control
+        if control:
+            over = f"{control.difference.value:+.3f} ({control.difference.low:+.3f} to {control.difference.high:+.3f})"
+            rivals = "random adapters of the same ranks and norms in place of the others"
+            if control.gains_too:
+                return (
+                    f"better than the task adapter alone, but not clearly better than {rivals} ({over} over these), so "
+                    f"it does not count as a gain: {measured}."
+                )
+            return f"better than the task adapter alone: {measured}; {over} over {rivals}."
         if self.verdict.is_found:
             return f"better than the task adapter alone: {measured}."
         if self.chosen.candidate == self.baseline.candidate:

@@ -24,6 +24,7 @@ from ..models import BaseModel, files_of, load_base, model_kind, note_other_base
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from .choice import Board
+from .control import control_of
 from .judging import TOGETHER, Judge
 from .ledger import Ledger, Listed, check_idle
 from .marking import Marking, marking_of
@@ -41,7 +42,7 @@ from .workers import helped
 BASELINE = -1
 """Number of the trial of the first adapter alone."""
 _JOURNAL = "trials.log"
-_MORE = {"trials", "choose", "compact"}
+_MORE = {"trials", "choose", "compact", "control"}
 """Settings that a search can go on with changed."""
 _POLL = 0.2
 """Seconds between looks at trials that run elsewhere."""
@@ -122,6 +123,7 @@ def search_with(
             with helped(settings, watch):
                 work.run(ledger)
     result = result_of(prepared, settings, ledger.trials(), work.baseline, work.marking)
+    result = work.against_random(result, ledger)
     result = write_result(result, prepared, settings)
     remove_partial(Path(settings.out).absolute(), f"{_JOURNAL}*")
     return result
@@ -182,6 +184,25 @@ class _Work:
         self._marking = marking_of(self._prepared, self._settings, answers)
         if self._judge.is_sum:  # a candidate that is the task adapter alone is not asked again
             ledger.keep_known(self.baseline.candidate, answers)
+
+    def against_random(self, result: SearchResult, ledger: Ledger) -> SearchResult:
+        """Return the result with random adapters in the place of the others, where a gain was found; see `control_of`.
+
+        The context has ended, so that the adapters are off the model.
+        """
+        settings = self._settings
+        if not (settings.control and result.verdict.is_better and len(self._prepared.sources) > 1):
+            return result
+        control = control_of(
+            result.chosen,
+            result.baseline,
+            judge=self._judge,
+            board=self.board,
+            ledger=ledger,
+            tries=settings.control,
+            seed=settings.seed,
+        )
+        return replace(result, verdict=replace(result.verdict, control=control))
 
     def look_back(self, ledger: Ledger) -> None:
         """Say what trials there are already, and know the best of them."""

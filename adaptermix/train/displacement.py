@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import Pair
 from .residual_writer import Tap
 
-_SINK = 10.0
+_SINK = 4.0
 """Tokens whose states are this many times longer than the median token's are attention sinks (Sun et al., Massive
 Activations in Large Language Models, COLM 2024, arXiv 2402.17762): they say little and would drown all others."""
 
@@ -24,7 +24,7 @@ class Sentence:
     Args:
         ids: Its tokens.
         weight: Weight of its pairs.
-        group: Number of the group of pairs that share a sentence; no fit is judged by a group that it has seen.
+        group: Number of the group of pairs with one translation; no fit is judged by a group that it has seen.
         target: Number of its translation; None for a translation itself, which stays where it is.
     """
 
@@ -35,26 +35,19 @@ class Sentence:
 
 
 def groups_of(pairs: Sequence[Pair]) -> list[int]:
-    """Return the group of each pair: pairs that share a sentence on either side, at once or through others.
+    """Return the group of each pair: pairs with one translation, in any languages, are one group.
+
+    Sources are not looked at: through sources that have several translations most pairs of a large file would end in a
+    single group, and nothing could be left out. Where all pairs have one translation each is a group of its own.
 
     Example:
         >>> texts = [("ja", "yes"), ("oui", "yes"), ("oui", "yeah"), ("nein", "no")]
         >>> groups_of([Pair(languages=("x", "en"), source=source, target=target) for source, target in texts])
-        [0, 0, 0, 1]
+        [0, 0, 1, 2]
     """
-    first: dict[tuple[int, str], int] = {}
-    parent = list(range(len(pairs)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    for row, pair in enumerate(pairs):
-        for key in ((0, pair.source), (1, pair.target)):
-            parent[root(row)] = root(first.setdefault(key, row))
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(row), len(numbers)) for row in range(len(pairs))]
+    numbers: dict[str, int] = {}
+    groups = [numbers.setdefault(pair.target, len(numbers)) for pair in pairs]
+    return groups if len(numbers) > 1 else list(range(len(pairs)))
 
 
 def pair_weights(pairs: Sequence[Pair], balance: str) -> list[float]:

@@ -100,7 +100,7 @@ def fit_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> 
     for note in data.report.warnings("pairs"):
         watch.note(note)
     workplace = Workplace(Path(settings.out), plain(settings))
-    workplace.open(resume=settings.resume, overwrite=settings.overwrite)
+    workplace.open(resume=settings.resume, overwrite=settings.overwrite)  # of a training into the same folder
     base = load_for(settings, processes)
     start = time.perf_counter()
     settings = within_positions(base, settings, watch)
@@ -151,22 +151,25 @@ def _read(settings: AlignSettings, watch: Watcher) -> _Data:
     require_pairs(pairs)
     dev, dev_files = read_dev_pairs(settings)
     report = describe_pairs(pairs, files, dev)
-    if not dev:
-        groups = groups_of(pairs)
-        count = max(groups) + 1
-        aside = set(random.Random(settings.seed).sample(range(count), round(_HELD_OUT * count)))  # noqa: S311
-        parted = [
-            [pair for pair, group in zip(pairs, groups, strict=True) if (group in aside) is held]
-            for held in (False, True)
-        ]
-        return _Data(parted[0], parted[1], files, dev_files, report)
-    seen = {text for pair in pairs for text in (pair.source, pair.target)}
-    apart = [pair for pair in dev if not {pair.source, pair.target} & seen]
-    if len(apart) < len(dev):
-        watch.note(
-            f"{len(dev) - len(apart)} of {len(dev)} dev pairs share a sentence with the pairs, and do not count."
-        )
-    return _Data(pairs, apart, files, dev_files, report)
+    if dev:
+        held_out = _apart(dev, pairs)
+        if len(held_out) < len(dev):
+            watch.note(
+                f"{len(dev) - len(held_out)} of {len(dev)} dev pairs share a sentence with the pairs, and do not count."
+            )
+        return _Data(pairs, held_out, files, dev_files, report)
+    groups = groups_of(pairs)
+    count = max(groups) + 1
+    aside = set(random.Random(settings.seed).sample(range(count), round(_HELD_OUT * count)))  # noqa: S311
+    fitted = [pair for pair, group in zip(pairs, groups, strict=True) if group not in aside]
+    held_out = [pair for pair, group in zip(pairs, groups, strict=True) if group in aside]
+    return _Data(fitted, _apart(held_out, fitted), files, dev_files, report)
+
+
+def _apart(pairs: Sequence[Pair], others: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs that share no sentence with other pairs."""
+    seen = {text for pair in others for text in (pair.source, pair.target)}
+    return [pair for pair in pairs if not {pair.source, pair.target} & seen]
 
 
 def _fit(

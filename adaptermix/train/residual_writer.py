@@ -19,11 +19,13 @@ from .states import MiddleStates
 Run = Callable[[], tuple[Tensor, Tensor]]
 """Returns the states after a block, and which tokens are there."""
 _STEP = 0.05
-"""Size of the trial displacement, relative to each token's state."""
+"""Size of the trial displacement, relative to the state, or to what a norm in between lets through."""
 _MOST_ODD = 0.25
 """Most of a trial displacement that may come out in another direction."""
-_LEAST_GAIN = 1e-3
-"""Dimensions whose gain in a norm is below this share of the median are left as they are."""
+_SHRINK = 0.1
+"""Penalty on displacements before a norm's gain. On Gemma 3 270M, whose norms have gains from -0.1 to hundreds, the
+displacement that the map wants is reached to 90 % with 0.1, to 81 % with 0.001 and to 76 % with 1; without it, not at
+all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +79,19 @@ class Writer:
     norm: Norm | None
     factor: float = 1.0
 
-    def per_state(self, width: int, device: torch.device) -> Float[Tensor, " d"]:
-        r"""Return $1 / (f g)$, by which a displacement of the state is multiplied to be one of the output over sigma.
+    def per_state(self, spread: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        r"""Return by what a displacement of the state is multiplied to be one of the output over $\sigma$.
 
-        It is 0 for dimensions that the norm nearly blocks.
+        Without a norm that is $1 / f$. A norm fixes the length of its output, so a long displacement of dimensions that
+        it nearly blocks would shrink all others: $g / (f (g^2 + \kappa s^2))$ minimises, in each dimension, the squared
+        error over its spread s plus $\kappa$ times the squared displacement before the gain.
+
+        Args:
+            spread: Standard deviation of each dimension of the states.
         """
-        gain = torch.ones(width, dtype=torch.float64, device=device) if self.norm is None else self.norm.gain
-        open_ = gain.abs() > _LEAST_GAIN * gain.abs().median()
-        return torch.where(open_, 1 / (self.factor * torch.where(open_, gain, 1.0)), 0.0)
+        if self.norm is None:
+            return torch.full_like(spread, 1 / self.factor)
+        return self.norm.gain / (self.norm.gain.square() + _SHRINK * spread.square()) / self.factor
 
 
 class Tap:
@@ -177,18 +184,16 @@ def _factor(
     mask: Tensor,
 ) -> float:
     """Displace the states through the layer, check that they follow, and return by which factor."""
-    length, scale = before.double().square().mean(-1, keepdim=True).sqrt(), torch.tensor(1.0)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(before.shape, generator=generator, dtype=torch.float64).to(before.device)
     if writer.norm and writer.norm_path:
         norm = writer.norm
         found: list[Tensor] = []
         with _hooks(base.model, [writer.norm_path], lambda _, inputs, __: found.append(norm.scale(inputs[0]))):
             run()
-        # the output of a norm is no longer than its gain, whatever the length of the states that it is added to
-        scale, length = found[0], length.clamp_max(float(norm.gain.square().mean().sqrt()))
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(before.shape, generator=generator, dtype=torch.float64).to(before.device)
-    wanted = _STEP * length * noise
-    step = wanted * writer.per_state(before.shape[-1], before.device) * scale.to(before.device)
+        step, wanted = _STEP * noise * found[0], _STEP * noise * norm.gain
+    else:
+        step = wanted = _STEP * noise * before.double().square().mean(-1, keepdim=True).sqrt()
     with _hooks(base.model, [writer.path], lambda _, __, output: output + step.to(output.dtype)):
         after = run()[0]
     here = mask.bool()

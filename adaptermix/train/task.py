@@ -120,6 +120,28 @@ class OfHead:
         return self._rows.terms(rows)
 
 
+def loss_of_rows(
+    base: BaseModel, task: Task, rows: Sequence[Any], *, template: str, max_length: int, watch: Watcher = SILENT
+) -> Answers | OfHead:
+    """Return the loss of rows, by their numbers: that of the model's head, or of generated answers.
+
+    Args:
+        base: The base model; adapters that act on its output layer must be on it already.
+        task: The task.
+        rows: Its rows.
+        template: Name of the prompt template.
+        max_length: Most tokens of a row.
+        watch: Receives notes on rows that are cut or left out.
+    """
+    if base.head is None:
+        prompts = get_template(task, template)
+        return Answers(base, encode_rows(task, prompts, rows, base.tokenizer, max_length=max_length, watch=watch))
+    encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=max_length, teach=True)
+    for note in encoded.notes:
+        watch.note(note)
+    return OfHead(encoded)
+
+
 class TaskLoss:
     """Loss of a batch of rows, by batch number: its part of the mean over all terms of the optimizer step.
 

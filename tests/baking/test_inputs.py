@@ -73,7 +73,7 @@ def test_moments_are_those_of_each_text_alone(
 ) -> None:
     """However texts are batched and padded, whatever modules are measured together, and where reading stops."""
     base = causal_of(kind, tmp_path / "model", side)
-    monkeypatch.setattr(activations, "_memory", lambda _: memory)
+    monkeypatch.setattr(activations, "memory_for_moments", lambda _: memory)
     inputs = InputsOfModules(base, TEXTS, {path: path for path in PATHS[kind]}, SILENT)
     for path in PATHS[kind]:
         known: Any = inputs.of(path)

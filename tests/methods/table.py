@@ -112,6 +112,7 @@ TABLE: dict[str, Row] = {
     "fisher": Row(name="fisher", laws={"signed": False}),
     "regmean": Row(name="regmean", laws={"signed": False}),
     "regmean, as is": Row(name="regmean", options={"off_diagonal": 1.0}, laws={"signed": False}),
+    "regmean-plus": Row(name="regmean-plus", laws={"signed": False}),
     "peft-linear": Row(name="peft-linear", laws={"gauge_free": False, "takes_dense": False}),
     "factor-average": Row(name="factor-average", laws={"gauge_free": False, "takes_dense": False}),
 }

@@ -19,7 +19,7 @@ from adaptermix.methods.base import build
 from adaptermix.testing.stacks import generic
 
 from ..checkpointing.models import tensors_of, tune
-from ..factories import CONFIG, adapter_deltas, tiny_llama, write_lora
+from ..factories import CONFIG, adapter_deltas, load_base, peft_kind, tiny_llama, wrap_with_peft, write_lora
 
 DEPTH = 8
 SHAPE = (10, 8, 2)
@@ -158,7 +158,7 @@ def test_whole_checkpoints_are_swapped_tensor_by_tensor(tmp_path: Path) -> None:
     task, language = (
         tensors_of(tune(base, tmp_path / name, seed=seed)) for seed, name in enumerate(("task", "language"))
     )
-    merge_checkpoints(
+    report = merge_checkpoints(
         base,
         [tmp_path / "task", tmp_path / "language"],
         [1.0, 1.0],
@@ -168,7 +168,8 @@ def test_whole_checkpoints_are_swapped_tensor_by_tensor(tmp_path: Path) -> None:
     )
     found = tensors_of(tmp_path / "out")
     for key, value in found.items():
-        wanted = language if ".layers.0." in key else task
+        wanted, weights = (language, (0.0, 1.0)) if ".layers.0." in key else (task, (1.0, 0.0))
+        assert report.modules[key].weights == weights
         torch.testing.assert_close(value, wanted[key], rtol=1e-5, atol=1e-6)
     assert any(".layers.0." in key for key in found)
     assert any(".layers.1." in key for key in found)
@@ -219,3 +220,18 @@ def test_a_role_stays_with_its_adapter_where_another_is_absent(tmp_path: Path) -
 def test_a_stack_without_places_has_its_adapters_in_order() -> None:
     updates = [LowRank(b=torch.ones(1, 1), a=torch.full((1, 1), value)) for value in (1.0, 10.0, 100.0)]
     assert float(build("adamergex", {})(Stack.of(updates)).dense()) == pytest.approx(1 + 10 - 100)
+
+
+def test_a_dora_is_swapped_with_its_row_lengths(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    targets = ["q_proj", "down_proj"]
+    task = peft_kind(load_base(base), tmp_path / "task", seed=1, r=3, use_dora=True, target_modules=targets)
+    align = peft_kind(load_base(base), tmp_path / "align", seed=2, r=2, target_modules=targets)
+    options = {"bottom": 1, "top": 0, "transition": 0}
+    merge([task, align], weights=[1, 1], method="layer-swap", options=options, base=str(base), out=tmp_path / "out")
+    parts = {}
+    for name, folder in (("out", tmp_path / "out"), ("task", task), ("align", align)):
+        parts[name] = wrap_with_peft(load_base(base), folder).merge_and_unload().state_dict()
+    for key, value in parts["out"].items():
+        wanted = parts["align"] if ".layers.0." in key else parts["task"]
+        torch.testing.assert_close(value, wanted[key], rtol=1e-4, atol=1e-5)

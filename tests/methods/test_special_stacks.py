@@ -98,6 +98,7 @@ ORACLES: dict[str, tuple[dict[str, Any], Oracle]] = {
     "iso-c": ({}, lambda _, d, w: oracles.iso_c(d, w)),
     "fisher": ({}, lambda s, d, w: oracles.fisher(d, w, [x.numpy() for x in s.statistics])),
     "regmean": ({"off_diagonal": 1.0}, regmean),
+    "regmean-plus": ({"off_diagonal": 1.0}, regmean),  # by the inputs that it is given
 }
 FACTORS = ("peft-linear", "factor-average")
 """Sums of factors, no functions of the deltas: held to their formulas in `test_oracles.py`."""

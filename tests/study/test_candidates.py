@@ -10,6 +10,8 @@ import pytest
 from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search
 from adaptermix.errors import AdapterMixError, IncompatibleAdapters, UsageError
 from adaptermix.study import search_dry
+from adaptermix.study.ledger import Listed
+from adaptermix.study.preparing import prepare
 from tests.factories import peft_lora
 
 COMMON = {"task": "classify", "max_new_tokens": 6, "dtype": "float32", "device": "cpu"}
@@ -168,7 +170,7 @@ def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, o
         (
             {"trials": 3, "space": "free", "bounds": [1.0, 1.0]},
             ValueError,
-            "--bounds 1.0,1.0 fixes every weight: add --vary",
+            "--bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got 1.0,1.0",
         ),
         ({"trials": 3, "method": "tis"}, UsageError, "Did you mean 'ties'"),
     ],
@@ -180,6 +182,15 @@ def test_what_cannot_be_searched_is_refused_before_a_model_is_loaded(
         search_dry(SearchSettings(**(given | more)))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
+
+
+def test_sums_are_the_whole_first_adapter_and_shares_of_the_others(given: dict[str, object]) -> None:
+    settings = SearchSettings(**(given | {"grid": [0.0, 0.5], "space": "sum"}))  # type: ignore[arg-type]
+    found = prepare(settings, writes=False)
+    assert isinstance(found.searched, Listed)
+    weights = [candidate.weights for candidate in found.searched.candidates]
+    assert weights == [(1.0, 0.0, 0.0), (1.0, 0.0, 0.5), (1.0, 0.5, 0.0), (1.0, 0.5, 0.5)]
+    assert "left out" not in " ".join(found.notes)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +205,7 @@ def test_what_cannot_be_searched_is_refused_before_a_model_is_loaded(
         ({"trials": 3, "curve": 2, "groups": ["*q_proj"]}, "--curve goes over the layers"),
         ({"trials": 3, "adapters": ["one"]}, "--space free"),
         ({"trials": 3, "bounds": [0.0, 1.0]}, "add --space free"),
+        ({"trials": 3, "space": "sum"}, "--space sum is for a grid"),
         ({"trials": 3, "study": "mine"}, "add --storage"),
         ({"trials": 3, "storage": ""}, "is empty"),
         ({"trials": 3, "options": {"gain": 1.0}, "vary": {"gain": "1:2"}}, "both are asked"),

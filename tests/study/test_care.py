@@ -55,6 +55,12 @@ def test_the_task_adapter_alone_is_not_asked_again_as_a_candidate(given: dict[st
     assert found.trials[1].seconds == 0.0
 
 
+def test_sums_of_a_grid_keep_the_whole_first_adapter(given: dict[str, Any]) -> None:
+    assert search_dry(SearchSettings(**given, grid=[0.25, 1.0], space="sum"))["candidates"] == ["1/0.25", "1/1"]
+    with pytest.raises(ValueError, match="--space sum is for a grid"):
+        SearchSettings(**given, trials=3, space="sum")
+
+
 def test_an_alignment_adapter_in_the_first_place_is_told(given: dict[str, Any]) -> None:
     for path, kind in zip(given["adapters"], ("train-align", "train-task"), strict=True):
         (Path(path) / "adaptermix.json").write_text(json.dumps({"kind": kind}))

@@ -35,6 +35,7 @@ def settings_for(base: Path, folder: Path, **more: object) -> AlignSettings:
         "base": str(base),
         "pairs": write_pairs(folder),
         "out": str(folder / "align"),
+        "objective": "contrastive",
         "dtype": "float32",
         "device": "cpu",
         "steps": 8,

@@ -25,6 +25,7 @@ from .test_joint import values
 def settings_for(base: Path, folder: Path, **more: Any) -> AlignSettings:
     pairs = write_pairs(folder)
     own: dict[str, Any] = {"pairs": pairs[:1], "dev_pairs": pairs[1:], "batch_size": 4, "steps": 6, "evaluate_every": 2}
+    own["objective"] = "contrastive"
     return AlignSettings(**values(base, folder, **own | more))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,8 +32,11 @@ from adaptermix.data import Pair
 from adaptermix.errors import OutputError, PlanError
 from adaptermix.models import load_base
 from adaptermix.progress import SILENT
+from adaptermix.train import least_squares
 from adaptermix.train.closed_form import fit_closed_form
 from adaptermix.train.displacement import Reader, Sentence, groups_of, pair_weights
+from adaptermix.train.least_squares import fit_align
+from adaptermix.train.parallel import Processes
 from adaptermix.train.residual_writer import Norm, Writer, find_writer
 from adaptermix.train.states import MiddleStates
 
@@ -169,7 +173,7 @@ def test_the_manifest_says_what_an_alignment_adapter_says(tmp_path: Path, capsys
     objective = manifest["objective"]
     assert (objective["name"], objective["layer"], objective["layers"]) == ("least-squares", 2, 4)
     assert (objective["pairs"], objective["held_out"]["pairs"]) == (36, 4)
-    assert manifest["plan"]["rank"] == 64
+    assert manifest["plan"]["rank"] == 32
     assert document["held_out"] == objective["held_out"]
     assert run(*arguments) == 1
     assert run(*arguments, "--overwrite") == 0
@@ -195,7 +199,7 @@ def test_options_of_gradients_are_refused(more: dict[str, Any], tmp_path: Path) 
 
 def test_each_form_has_a_rank_of_its_own(tmp_path: Path) -> None:
     ranks = {fit: AlignSettings(base="b", out="o", pairs=["de-en.tsv"], fit=fit).rank for fit in FITS}
-    assert ranks == {"gradient": 8, "least-squares": 64, "mean-shift": 1}
+    assert ranks == {"gradient": 8, "least-squares": 32, "mean-shift": 1}
     with pytest.raises(ValidationError, match="rank 1"):
         settings_for(tmp_path, tmp_path, fit="mean-shift", rank=2)
 
@@ -313,3 +317,33 @@ def test_an_output_is_not_replaced_unasked(tmp_path: Path) -> None:
     for more in ({}, {"resume": True}):
         with pytest.raises(OutputError):
             train_align(settings_for(base, tmp_path, **more))
+
+
+def test_a_base_in_4_bits_is_fitted_as_it_acts(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    report: Any = train_align(settings_for(tiny(tmp_path, "llama"), tmp_path, quantize="nf4"))
+    assert report.objective["held_out"]["adapter"] > 0.1
+    assert load_adapter(tmp_path / "out").meta.manifest["base"]["quantization"]
+
+
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    crew = Processes(SimpleNamespace(num_processes=2, process_index=0))
+    with pytest.raises(PlanError, match="--fit least-squares runs in one process"):
+        fit_align(settings_for(tmp_path, tmp_path), SILENT, crew)
+
+
+def test_sources_with_several_translations_neither_join_groups_nor_measure(tmp_path: Path) -> None:
+    """Half of the sources repeat, each with another translation: what is kept aside shares no sentence with the fit."""
+    lines = Path(write_pairs(tmp_path, "jv-en.tsv", 40, 0)).read_text().splitlines()
+    again = [f"{line.split(chr(9))[0]}\tnot {line.split(chr(9))[1]}" for line in lines[:20]]
+    (tmp_path / "jv-en.tsv").write_text("\n".join([*lines, *again]) + "\n")
+    settings = settings_for(tmp_path, tmp_path, pairs=[str(tmp_path / "jv-en.tsv")])
+    data = least_squares._read(settings, SILENT)
+    texts = [{text for pair in own for text in (pair.source, pair.target)} for own in (data.pairs, data.held_out)]
+    assert len(data.pairs) == 54
+    assert 0 < len(data.held_out) <= 6
+    assert not texts[0] & texts[1]
+
+
+def test_pairs_of_one_translation_are_groups_of_their_own() -> None:
+    assert groups_of([Pair(languages=("jv", "en"), source=source, target="yes") for source in "ab"]) == [0, 1]

@@ -334,3 +334,17 @@ def test_a_quantised_base_is_its_own_teacher(wide: Path, tmp_path: Path) -> None
             found[quantize] = by_hand(settings, list(dict.fromkeys(pair.target for pair in pairs)), plain, 2, last=True)
         torch.testing.assert_close(objective._targets.double(), found[quantize], rtol=1e-3, atol=1e-4)
     assert float((found["nf4"] - found["none"]).norm()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("more", "objective"),
+    [
+        ({}, "distil"),
+        ({"temperature": 0.1}, "contrastive"),
+        ({"standardize": "all"}, "contrastive"),
+        ({"objective": "both", "temperature": 0.2}, "both"),
+        ({"fit": "least-squares", "pooling": "bos"}, "distil"),
+    ],
+)
+def test_an_option_of_the_contrast_chooses_it(more: dict[str, Any], objective: str) -> None:
+    assert AlignSettings(base="base", pairs=["de-en.tsv"], out="out", **more).objective == objective

@@ -1,0 +1,48 @@
+"""How a demo's results are named, in its output and in its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+TITLES = {"supervised": "task data", "aligned": "aligned", "transfer": "not aligned"}
+"""Names of the groups of languages: those of the task data, those of the pairs, and the others."""
+
+
+def is_task_alone(weights: Sequence[float]) -> bool:
+    """Return whether weights are those of the task adapter alone."""
+    return weights[0] == 1.0 and not any(weights[1:])
+
+
+def merge_name(weights: Sequence[float], *, alignment: str = "alignment") -> str:
+    """Return what a merge is called, given the name of its second adapter.
+
+    Example:
+        >>> merge_name([1.0, 0.5]), merge_name([0.9, 0.1]), merge_name([1.0, 0.0])
+        ('task + 0.5 alignment', '0.9 task + 0.1 alignment', 'task only')
+    """
+    if is_task_alone(weights):
+        return "task only"
+    task = "task" if weights[0] == 1.0 else f"{weights[0]:g} task"
+    return f"{task} + {weights[1]:g} {alignment}"
+
+
+def label_of(name: str, results: dict[str, Any]) -> str:
+    """Return how a tested system is called in tables, given its name in the results."""
+    if name == "closed form":
+        return merge_name(results["closed_form"]["search"]["best"]["weights"], alignment=name)
+    return merge_name(results["search"]["best"]["weights"]) if name == "chosen" else name
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """Return in one sentence what the test rows say about the merge that dev chose."""
+    best = results["search"]["best"]["weights"]
+    if is_task_alone(best):
+        return "On dev no merge was better than the task adapter alone, so the task adapter alone was chosen."
+    found = results["difference"]["without task data"]
+    said = f"{found['value']:+.3f} {results['score']} (95 % interval {found['low']:+.3f} to {found['high']:+.3f})"
+    if found["low"] > 0:
+        return f"The merge helps in languages without task data, beyond chance: {said}."
+    if found["high"] < 0:
+        return f"The merge hurts in languages without task data, beyond chance: {said}."
+    return f"The merge makes no difference beyond chance in languages without task data: {said}."

@@ -1,0 +1,313 @@
+"""`statistics`: one file for each adapter, with a tensor per module, that `merge --statistics` reads."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import manifest
+from ..adapters import LINEAR, AdapterSource, open_adapter
+from ..adapters.paths import fitted
+from ..adapters.writer import Headers, TensorFile, file_size, tensor_file
+from ..baking.activations import memory_for_moments, read_same, texts_of, width_of
+from ..checkpoints import open_tensors
+from ..compose.merging import check_trained_on
+from ..compose.statistics import KIND, document_of, metadata_of
+from ..data import DataFile
+from ..data.report import told_left_out
+from ..disk import sync
+from ..errors import DataError, IncompatibleAdapters, ModelError, OutputError, PlanError, did_you_mean
+from ..evaluation.acting import acting
+from ..files import beside, real_path
+from ..heads.brought import head_of, template_of
+from ..inputs import holds_output
+from ..methods.base import METHODS
+from ..models import BaseModel, fingerprint_of, load_base, model_kind, require_causal
+from ..positions import readable
+from ..progress import SILENT, Watcher
+from ..settings import StatisticsSettings
+from ..splits import CALIBRATION, refuse_tested
+from ..tasks import Task, get_task
+from ..tasks.base import remarks
+from ..train.task import loss_of_rows
+from .passes import Passes, TaskRows, Texts
+from .second_moments import second_moments
+from .squared_gradients import squared_gradients
+
+_LONGEST = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsReport:
+    """What was measured.
+
+    Args:
+        method: The merge method that needs it.
+        modules: Shape per module path.
+        rows: Rows or texts that were read.
+        bytes: Size of the file.
+        out: The file; None after a dry run.
+        notes: What a person should know.
+    """
+
+    method: str
+    modules: Mapping[str, tuple[int, int]]
+    rows: int
+    bytes: int
+    out: Path | None
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of `adaptermix statistics`."""
+        return {
+            "method": self.method,
+            "modules": {path: list(shape) for path, shape in self.modules.items()},
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "out": None if self.out is None else str(self.out),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Statistics to make, checked but for the model."""
+
+    source: AdapterSource
+    task: Task | None
+    rows: Sequence[Any]
+    files: Sequence[DataFile]
+    tested: Sequence[Mapping[str, Any]]
+
+
+def _read(settings: StatisticsSettings, watch: Watcher) -> _Asked:
+    source = open_adapter(Path(settings.adapter))
+    odd = sorted(path for path, header in source.modules.items() if header.layout != LINEAR)
+    if odd and not settings.modules:
+        raise IncompatibleAdapters(
+            f"statistics are of linear layers, and '{odd[0]}' of '{source.name}' is another kind "
+            f"({source.modules[odd[0]].layout}). Name the modules to measure: --modules GLOB..."
+        )
+    if not settings.allow_base_mismatch:
+        check_trained_on([source], fingerprint_of(settings.base), settings.base)
+    task = None if settings.task is None else get_task(settings.task)
+    rows: Sequence[Any]
+    if task is None:
+        rows, files = texts_of(settings.data, rows=settings.rows)
+    else:
+        rows, files = task.read(settings.data, rows=settings.rows)
+        for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
+            watch.note(note)
+    if not rows:
+        raise DataError(f"--data must hold at least one {'row' if task else 'text'}, and holds none.")
+    tested = refuse_tested({CALIBRATION: files}, allowed=settings.allow_tested, watch=watch)
+    return _Asked(source=source, task=task, rows=rows, files=files, tested=tested)
+
+
+@holds_output
+def statistics(settings: StatisticsSettings, *, watch: Watcher = SILENT) -> StatisticsReport:
+    """Measure what fisher or regmean must know of an adapter, on the base model with the adapter on it.
+
+    The file has one float32 tensor per module: for regmean the mean of $z z^T$ over the tokens that the module reads
+    ([in in]), for fisher the mean squared gradient of the log-likelihood of the rows' answers ([out in]). Its header
+    names base model, adapter and data; a merge that reads the file takes these over into its manifest.
+
+    Raises:
+        AdapterMixError: the adapter, the model, a data file or the output is not valid.
+    """
+    out = Path(settings.out)
+    _check_out(out, overwrite=settings.overwrite)
+    asked = _read(settings, watch)
+    head = None if asked.task is None else head_of(asked.task, [asked.source], asked.rows)
+    if asked.task is not None and head is None:
+        require_causal(settings.base, f"without a head for it, task '{asked.task.name}'")
+    if settings.dry_run:
+        model_kind(settings.base)
+        shapes = _shapes(settings, {path: (h.out, h.into) for path, h in asked.source.modules.items()})
+        return _report(settings, asked, shapes, None, ())
+    base = load_base(settings.base, **settings.place(), head=head)
+    with acting(base, [asked.source], heads=head is not None):
+        # an output layer that the adapter acts on is run whole, so losses are made with the adapter on the model
+        modules = _modules(base, asked.source, settings.modules)
+        widths = {path: (_height(module), width_of(module)) for path, module in modules.items()}
+        shapes = _shapes(settings, widths)
+        metadata = metadata_of(_document(settings, asked, base))
+        with _whole(out) as path, tensor_file(path, _headers(shapes), metadata) as file:
+            notes = _measure(
+                base, _passes(settings, asked, base, watch), modules, shapes, file, settings=settings, watch=watch
+            )
+    return _report(settings, asked, shapes, out, notes)
+
+
+def _report(
+    settings: StatisticsSettings,
+    asked: _Asked,
+    shapes: Mapping[str, tuple[int, int]],
+    out: Path | None,
+    notes: Sequence[str],
+) -> StatisticsReport:
+    return StatisticsReport(
+        method=settings.method,
+        modules=shapes,
+        rows=len(asked.rows),
+        bytes=file_size(_headers(shapes)) if out is None else out.stat().st_size,
+        out=out,
+        notes=tuple(notes),
+    )
+
+
+def _headers(shapes: Mapping[str, tuple[int, int]]) -> Headers:
+    return {path: (torch.float32, shape) for path, shape in shapes.items()}
+
+
+def _shapes(settings: StatisticsSettings, widths: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Return the shape of the statistics of each module, from its numbers of outputs and inputs."""
+    is_square = METHODS[settings.method].statistics == "in in"
+    return {path: (into, into) if is_square else (out, into) for path, (out, into) in sorted(widths.items())}
+
+
+def _height(module: Any) -> int:
+    """Return the number of outputs of a linear layer, or of GPT-2's, whose weight is [in out]."""
+    return int(module.out_features if hasattr(module, "out_features") else module.weight.shape[1])
+
+
+def _modules(base: BaseModel, source: AdapterSource, globs: Sequence[str]) -> dict[str, Any]:
+    """Return the linear layers to measure, by path: those that the adapter adapts, or those that globs name."""
+    every = dict(base.model.named_modules())
+    own = {path: every[path] for path in fitted(source, every).modules if path in every}
+    if not globs:
+        return own
+    linear = {
+        path: module
+        for path, module in every.items()
+        if path in own or hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
+    }
+    for glob in globs:
+        if not any(fnmatchcase(path, glob) for path in linear):
+            raise PlanError(
+                f"--modules must match linear layers of the model, and {glob!r} matches none; one is "
+                f"{next(iter(own or linear))!r}.{did_you_mean(glob, linear)}"
+            )
+    return {path: module for path, module in linear.items() if any(fnmatchcase(path, glob) for glob in globs)}
+
+
+def _passes(settings: StatisticsSettings, asked: _Asked, base: BaseModel, watch: Watcher) -> Passes:
+    if asked.task is None:
+        return Texts(base=base, texts=asked.rows)
+    template = template_of(asked.task, [asked.source], settings.template)
+    most = readable(base, _LONGEST)
+    return TaskRows(loss=loss_of_rows(base, asked.task, asked.rows, template=template, max_length=most, watch=watch))
+
+
+def _measure(
+    base: BaseModel,
+    passes: Passes,
+    modules: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, int]],
+    file: TensorFile,
+    *,
+    settings: StatisticsSettings,
+    watch: Watcher,
+) -> list[str]:
+    """Write the statistics of all modules, those that fit the memory in one run over the data; return notes."""
+    measure, firsts = squared_gradients, {path: path for path in modules}
+    if METHODS[settings.method].statistics == "in in":
+        # modules that read the same, such as query, key and value, are measured once
+        measure, firsts = second_moments, read_same(base, "a", modules)[0]
+    unread = []
+    for group in _groups(sorted(set(firsts.values())), shapes, memory_for_moments(base.device)):
+        own = {path: modules[path] for path in group}
+        found = measure(base, passes, own, size=settings.batch_size, watch=watch)
+        for path in (path for path, first in firsts.items() if first in own):
+            tensor = found.get(firsts[path])
+            if tensor is None or not bool(tensor.any()):
+                unread.append(path)
+                tensor = torch.zeros(shapes[path])
+            _check_finite(path, tensor)
+            file.write(path, tensor.cpu())
+    if len(unread) == len(modules):
+        raise ModelError("the model must run the modules that are measured, and it ran none of them.")
+    if not unread:
+        return []
+    more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+    return [f"'{unread[0]}'{more} took no part in any row: zeros are written, which count for nothing in a merge."]
+
+
+def _check_finite(path: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelError(
+            f"statistics must be finite, and those of '{path}' are not. Compute in a wider dtype: --dtype float32."
+        )
+
+
+def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, int]], free: int) -> Iterator[list[str]]:
+    """Yield names whose statistics fit the memory together, at least one at a time."""
+    group: list[str] = []
+    size = 0
+    for name in names:
+        own = 4 * math.prod(shapes[name])
+        if group and size + own > free:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += own
+    yield group
+
+
+def _document(settings: StatisticsSettings, asked: _Asked, base: BaseModel) -> dict[str, Any]:
+    source = asked.source
+    entries = [file.entry() for file in asked.files]
+    return manifest.manifest(
+        KIND,
+        plan=settings.model_dump(
+            mode="json", exclude={"out", "overwrite", "dry_run", "device", "batch_size", "allow_tested", "seed"}
+        ),
+        base=base.entry(),
+        method=settings.method,
+        adapter={"name": source.name, "digest": source.digest},
+        rows=len(asked.rows),
+        **{name: found for name, found in (("calibration", entries), ("tested", list(asked.tested))) if found},
+    )
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written or should not be replaced, before any work is done.
+
+    Raises:
+        OutputError: there is one, and it is not to be replaced or is not a file of statistics.
+    """
+    if out.is_dir():
+        raise OutputError(f"--out must be a file, and {out} is a folder.")
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise OutputError(f"{out} exists. Pass --overwrite to replace it, or choose another file.")
+    try:
+        is_own = out.is_file() and not out.is_symlink() and bool(document_of(open_tensors(out)))
+    except ModelError:
+        is_own = False
+    if not is_own:
+        raise OutputError(f"--overwrite replaces only a file of `statistics`, and {out} is something else.")
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file that becomes `out` when the block ends well, and vanishes when it does not."""
+    place = real_path(out)
+    temporary = beside(place, "new")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, place)
+        sync(place.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

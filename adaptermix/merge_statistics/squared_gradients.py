@@ -1,0 +1,91 @@
+"""Mean squared gradients of linear layers, for fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..compose.attach import MixedRowsError
+from ..models import BaseModel
+from ..progress import SILENT, Watcher
+from .passes import Passes, alone_if_mixed, each_batch, looking
+
+Calls = list[list[Tensor]]
+"""Inputs and gradients of the outputs of a module, for each time that it ran in a pass."""
+
+
+def squared_gradients(
+    base: BaseModel, passes: Passes, modules: Mapping[str, Any], *, size: int, watch: Watcher = SILENT
+) -> dict[str, Tensor]:
+    r"""Return the diagonal of the empirical Fisher information of the weights of linear layers, in float32.
+
+    $F = \frac{1}{N} \sum_n (\nabla_W \log p(y_n | x_n))^2$, squares of entries, with the labels $y_n$ of the rows. The
+    gradient is that of one row at a time: with inputs $z_t$ of a module at token $t$ and gradients $g_t$ of its outputs
+    it is $\sum_t g_t z_t^T$, and its square is not that of a batch, nor $\sum_t g_t^2 (z_t^2)^T$. The gradient
+    of the weight is that of the adapter's update too.
+
+    Args:
+        base: The model with the adapter on it, without dropout.
+        passes: Rows with their answers.
+        modules: Linear layers by name.
+        size: Rows per batch.
+        watch: Receives progress.
+
+    Shapes: each [out in].
+    Differs from the paper: labels are those of the rows, where it draws them from the model or sums over all classes.
+    A head of spans gives half of the log-likelihood.
+    Reference: Matena and Raffel, Merging Models with Fisher-Weighted Averaging, NeurIPS 2022, arXiv 2111.09832,
+    section 3.
+    """
+    return alone_if_mixed(lambda size: _measured(base, passes, modules, size, watch), size)
+
+
+def _measured(
+    base: BaseModel, passes: Passes, modules: Mapping[str, Any], size: int, watch: Watcher
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    calls: dict[str, Calls] = {}
+
+    def look(name: str, given: Tensor, output: Tensor) -> None:
+        call = [given.detach()]
+        calls.setdefault(name, []).append(call)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: call.append(gradient.detach()))  # type: ignore[no-untyped-call]
+
+    def start(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        return output if output.requires_grad else output.requires_grad_()
+
+    # weights are frozen, so what is derived begins at the embeddings
+    handle = base.model.get_input_embeddings().register_forward_hook(start)
+    try:
+        with (
+            torch.enable_grad(),
+            looking(modules, look),
+            watch.track("measure gradients", passes.count) as advance,
+        ):
+            for batch, rows in each_batch(passes, size, advance):
+                calls.clear()
+                loss = passes.run(batch)
+                assert loss is not None  # noqa: S101  (for the type checker: rows have answers)
+                loss.backward()  # type: ignore[no-untyped-call]
+                for name in list(calls):
+                    _add(found, name, calls.pop(name), rows)
+    finally:
+        handle.remove()
+    return {name: total.div_(passes.count) for name, total in found.items()}
+
+
+def _add(found: dict[str, Tensor], name: str, calls: Calls, rows: int) -> None:
+    """Add the squared gradients of the rows of a batch."""
+    reached = [call for call in calls if len(call) == 2]
+    if rows > 1 and any(part.dim() < 3 or len(part) != rows for call in reached for part in call):
+        raise MixedRowsError("a module does not see the batch row by row")
+    for row in range(rows):
+        parts = [[part if rows == 1 else part[row] for part in call] for call in reached]
+        gradient = sum(g.reshape(-1, g.shape[-1]).float().T @ z.reshape(-1, z.shape[-1]).float() for z, g in parts)
+        if isinstance(gradient, Tensor):
+            square = gradient.square_()
+            found[name] = found[name].add_(square) if name in found else square

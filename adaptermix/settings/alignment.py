@@ -1,0 +1,75 @@
+"""Which settings of alignment go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import checks
+
+if TYPE_CHECKING:
+    from .training import AlignOptions, AlignSettings
+
+RANKS = {"least-squares": 32, "mean-shift": 1}
+"""Rank of each closed form where none is given."""
+_TAKEN = {
+    *("base", "pairs", "dev_pairs", "rows", "layer", "pooling", "exclude_bos", "balance", "max_length", "batch_size"),
+    *("fit", "rank", "on_top_of", "device", "dtype", "quantize", "seed", "out", "overwrite", "resume", "dry_run"),
+    "allow_tested",
+}
+"""Settings that mean something without gradient steps."""
+
+
+def rank_of_fit(values: Any) -> Any:
+    """Add the rank that suits a closed form, where none is given."""
+    if isinstance(values, dict) and values.get("rank") is None and values.get("fit") in RANKS:
+        return {**values, "rank": RANKS[values["fit"]]}
+    return values
+
+
+def sound_fit(settings: AlignSettings) -> AlignSettings:
+    """Refuse, for a closed form, options that only gradient steps use."""
+    if settings.fit not in RANKS:
+        return settings
+    fields = type(settings).model_fields
+    moved = [name for name in fields if name not in _TAKEN and getattr(settings, name) != fields[name].default]
+    if moved:
+        option = moved[0].replace("_", "-")
+        raise ValueError(f"--fit {settings.fit} takes no gradient steps, which --{option} is about: drop --{option}")
+    if settings.fit == "mean-shift" and settings.rank != 1:
+        raise ValueError(f"--fit mean-shift adds one vector, a LoRA of rank 1, got --rank {settings.rank}: drop it")
+    return settings
+
+
+_OF_CONTRAST = (
+    *("temperature", "symmetric", "anchor", "stop_gradient", "pooling", "mask_duplicates", "standardize"),
+    *("gather_negatives", "keeper"),
+)
+
+
+def contrast_if_asked(values: Any) -> Any:
+    """Choose the contrastive objective where none is given and one of its options is."""
+    if not isinstance(values, dict) or values.get("objective") or values.get("fit") in RANKS:
+        return values
+    return {**values, "objective": "contrastive"} if any(name in values for name in _OF_CONTRAST) else values
+
+
+def sound_align(settings: AlignOptions) -> AlignOptions:
+    """Refuse blocks that the alignment loss does not reach."""
+    if isinstance(settings.layer, int) and settings.layer > 0:
+        # joint training has a task too, whose loss runs all blocks
+        whole = hasattr(settings, "task")
+        fault = checks.beyond_the_layer(getattr(settings, "blocks", None), settings.layer, whole=whole)
+        if fault:
+            raise ValueError(fault)
+    checks.sound_vectors(settings)
+    if settings.stop_gradient and settings.anchor == "base":
+        raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
+    if settings.objective == "distil" and getattr(settings, "fit", None) not in RANKS:
+        fields = type(settings).model_fields
+        given = [name for name in _OF_CONTRAST if getattr(settings, name) != fields[name].default]
+        if given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} is for the contrastive objective, and --objective distil has none: "
+                "drop it, or use --objective both"
+            )
+    return settings
