@@ -53,6 +53,21 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
     assert steps[3].settings.model_dump()["grid"] == [0.5, 0.7, 0.9]
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        "search: {adapters: [a, b], base: m, task: nli, objective: agreement, pairs: [de-en.tsv], grid: [0.9], out: o}",
+        "merge: {adapters: [a, b], weights: [1, 1], method: fuse, base: m, task: nli, objective: agreement, out: o, "
+        "pairs: [de-en.tsv]}",
+    ],
+)
+def test_answers_that_cannot_be_compared_are_refused_before_the_first_step(step: str, tmp_path: Path) -> None:
+    """A search would say so only once its adapters are trained."""
+    path = write(tmp_path, f"version: 1\nsteps:\n  - {step}\n")
+    with pytest.raises(ConfigError, match=r"step 1 \((search|merge)\): --pairs need a task that asks about one text"):
+        load_recipe(path)
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(text)

@@ -12,6 +12,7 @@ import numpy as np
 from ..data import Pair
 from ..errors import PlanError, UsageError
 from ..tasks import ComparableTask, Metric, Task
+from ..tasks.base import require_comparable
 
 _KEPT = 0.5
 """Share of the way from a constant answer to the same answers that a candidate must reach on the source side."""
@@ -47,11 +48,7 @@ class PairRows:
             UsageError: the task's answers cannot be compared across languages, or it asks about more than one text; a
                 language is on both sides.
         """
-        if not isinstance(task, ComparableTask):
-            raise UsageError(
-                f"--pairs need a task that asks about one text and whose answers are alike in all languages (classify, "
-                f"slots, ner-json), and '{task.name}' is not one. Choose on labelled rows instead: --dev, or --train."
-            )
+        task = require_comparable(task)
         sources = {pair.languages[1] for pair in pairs}
         if both := sorted(sources & {pair.languages[0] for pair in pairs}):
             raise UsageError(
