@@ -69,7 +69,7 @@ class MergeMethod(ABC):
         """Refuse options that count more blocks than the model has.
 
         Args:
-            depth: Number of blocks, as far as the adapters show it.
+            depth: Number of blocks of its deepest stack, as far as the adapters show it.
 
         Raises:
             ValueError: there are fewer.
@@ -128,18 +128,18 @@ def check_roles(method: MergeMethod, count: int) -> None:
         )
 
 
-def check_depth(method: MergeMethod, depth: int) -> None:
+def check_depths(method: MergeMethod, depths: Mapping[str, int]) -> None:
     """Refuse options that count more blocks than the model has, before anything is merged or evaluated.
 
     Args:
         method: The method.
-        depth: Number of blocks, as far as the adapters show it.
+        depths: Number of blocks of each stack, as far as the adapters show it.
 
     Raises:
-        PlanError: there are fewer.
+        PlanError: the deepest stack has fewer.
     """
     try:
-        method.check_depth(depth)
+        method.check_depth(max(depths.values(), default=0))
     except ValueError as error:
         raise PlanError(f"method '{method.title}': {error}.") from error
 

@@ -34,7 +34,8 @@ class LayerSwap(LinearMethod):
         top: Blocks at the top that do; None is the paper's 2 of 32, rounded.
         transition: Blocks next to each of these borders in which both are averaged.
         share: Share of the language adapter there, in [0, 1].
-        blocks: Number of blocks of the model; None takes one more than the last that an adapter adapts.
+        blocks: Number of blocks of the model; None takes one more than the last that an adapter adapts, in each stack:
+            an encoder and a decoder, or the parts for images and for text, are stacks of their own.
 
     Shapes: k updates [out in] give one [out in].
     Differs from the paper: weights. The paper swaps whole layers of fully tuned models (its follow-up LoRAs, too),
@@ -82,12 +83,7 @@ class LayerSwap(LinearMethod):
                 raise ValueError(f"{name} must be at most the number of blocks, {blocks}, got {wanted}{more}")
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
-        """Return each adapter's weight times its share of the block.
-
-        Raises:
-            ValueError: as `check_depth`.
-        """
-        self.check_depth(stack.depth)
+        """Return each adapter's weight times its share of the block."""
         depth = stack.depth if self.blocks is None else self.blocks
         sides = [
             round(published * depth) if getattr(self, name) is None else getattr(self, name)

@@ -14,8 +14,8 @@ import torch
 from adaptermix import merge, merge_checkpoints
 from adaptermix.algebra import LowRank, Stack
 from adaptermix.cli import main
-from adaptermix.errors import UsageError
-from adaptermix.methods.base import build
+from adaptermix.errors import PlanError, UsageError
+from adaptermix.methods.base import build, check_depths
 from adaptermix.testing.stacks import generic
 
 from ..checkpointing.models import tensors_of, tune
@@ -66,8 +66,8 @@ def test_the_published_borders_of_32_blocks() -> None:
     ],
 )
 def test_borders_outside_the_model_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        shares(**options)
+    with pytest.raises(PlanError, match=words):
+        check_depths(build("layer-swap", options), {"layers": DEPTH, "vision.layers": 2})
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,23 @@ def test_the_merge_takes_each_block_from_its_adapter(tmp_path: Path) -> None:
     ranks = [report.modules[f"model.layers.{block}.mlp.up"].rank for block in range(4)]
     assert ranks == [2, 2, 4, 2]  # nothing of the adapter that a block is not taken from
     assert json.loads((tmp_path / "out" / CONFIG).read_text())["r"] == 4
+
+
+def test_stacks_are_swapped_each_by_its_own_depth(tmp_path: Path) -> None:
+    """A vision tower of 6 blocks beside 4 of the language model: the top block of both is swapped."""
+    modules = {f"vision.layers.{block}.q": SHAPE for block in range(6)}
+    modules |= {f"text.layers.{block}.q": SHAPE for block in range(4)}
+    for seed, name in enumerate(("task", "align")):
+        write_lora(tmp_path / name, modules, seed=seed)
+    report = merge(
+        [tmp_path / "task", tmp_path / "align"],
+        weights=[1.0, 1.0],
+        method="layer-swap",
+        options={"bottom": 1, "top": 1, "transition": 0},
+    )
+    found = {module: report.modules[module].weights[1] for module in modules}
+    assert [found[f"vision.layers.{block}.q"] for block in range(6)] == [1, 0, 0, 0, 0, 1]
+    assert [found[f"text.layers.{block}.q"] for block in range(4)] == [1, 0, 0, 1]
 
 
 def test_an_adapter_that_supplies_no_block_has_no_part_in_the_result(tmp_path: Path) -> None:
