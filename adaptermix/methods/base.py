@@ -93,7 +93,7 @@ class LinearMethod(MergeMethod):
         """Return one coefficient per update; they may depend on norms and angles."""
 
     def multipliers(self, stack: Stack, weights: Sequence[float]) -> tuple[float, ...]:
-        """Return what reports say of each adapter of the merge: its weight, or what its role makes of it.
+        """Return the factor on each adapter's delta that reports show: its weight or, in a role, its coefficient.
 
         Args:
             stack: The updates that enter the merge of a module.
