@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..baking.activations import read_texts
+from ..baking.activations import texts_of
 from ..compose.attach import Attachment
 from ..data import DataFile, read_pairs
-from ..errors import PlanError, UsageError
+from ..errors import DataError, PlanError, UsageError
 from ..evaluation.answering import Answering
 from ..heads import HEADS, HeadRows
 from ..heads.base import Predicting
@@ -263,7 +263,9 @@ def _unlabelled(settings: MergeSettings, task: Task) -> GateData:
             f"--texts are for tasks that ask about one text, and '{task.name}' is not one. Give rows with --train; "
             "their labels are not looked at."
         )
-    texts, files = read_texts(settings.texts)
+    texts, files = texts_of(settings.texts)
+    if not texts:
+        raise DataError("--texts must hold at least one text, and hold none.")
     return UnlabelledRows(rows=[task.unlabelled(text, "und") for text in texts], files=files, task=task)
 
 
