@@ -36,7 +36,8 @@ class SearchResult:
         resamples: The objective of the chosen trial on the dev rows, then on resamples of them.
         rank: Rank of the merged adapter, the largest of a compact one; None before it is merged.
         bytes: Size of its weights file.
-        kept: Of a choice by pairs, whether each trial keeps the answers to their source side; others are worth nothing.
+        kept: Of a choice by pairs, whether each trial keeps the answers to their source side, None if it was stopped
+            early; trials that do not are worth nothing.
         dev: Of a choice by pairs, how it stands on dev rows, if there are some.
     """
 
@@ -56,7 +57,7 @@ class SearchResult:
     resamples: Sequence[float] = ()
     rank: int | None = None
     bytes: int | None = None
-    kept: list[bool] | None = None
+    kept: list[bool | None] | None = None
     dev: DevScores | None = None
 
     @property
@@ -73,6 +74,10 @@ class SearchResult:
     def measure(self) -> str:
         """Return the name of the scores."""
         return f"dev {self.metric}" if self.kept is None else f"{self.metric} on pairs"
+
+    @property
+    def _unit(self) -> str:
+        return "" if self.kept is None else " in agreement"
 
     @property
     def objective_name(self) -> str:
@@ -119,7 +124,7 @@ class SearchResult:
     def sentence(self) -> str:
         """Return in words whether there was something to find."""
         gain, honest = self.verdict.difference, self.verdict.honest
-        measured = f"{gain.value:+.3f} on the {self.rows_name} that chose it"
+        measured = f"{gain.value:+.3f}{self._unit} on the {self.rows_name} that chose it"
         if honest:
             measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
         measured += f"; p-value {self.verdict.chance:.3f}, corrected for the number of candidates"
