@@ -78,7 +78,8 @@ class Board:
         seed: Seed of the resampling.
         clusters: Cluster of each row: rows of one cluster are resampled together, and are in the same fold.
         floors: Scores of languages below which a trial is worth nothing, whatever it has in the others. They hold for
-            trials that answered all rows of the language: of a few rows one wrong answer may be too many.
+            trials that answered all rows of the language, since of a few rows one wrong answer may be too many, and
+            for these rows as they are: resamples of a trial that reaches them count whole.
         first: Number of the first of these rows among those that trials answer.
     """
 
@@ -132,7 +133,7 @@ class Board:
         joined: Values = np.min(values, axis=0) if self._objective == "worst-language" else np.mean(values, axis=0)
         for language, own in zip(counts, values, strict=True):
             if language in self._floors and self._is_whole(language, counts):
-                joined = np.where(own < self._floors[language], 0.0, joined)
+                joined = np.where(own[..., :1] < self._floors[language], 0.0, joined)
         return joined
 
     def _is_whole(self, language: str, counts: Mapping[str, Statistics]) -> bool:

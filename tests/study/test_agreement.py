@@ -34,11 +34,12 @@ def pairs_of(*languages: str, count: int) -> list[Pair]:
     ]
 
 
-def board_of(pairs: PairRows, teacher: list[str]) -> Board:
+def board_of(pairs: PairRows, teacher: list[str], *, floored: bool = True) -> Board:
     rows = pairs.labelled(teacher)
     metric = pairs.task.agreement(rows)[0]
     languages = [pairs.task.language(row) for row in rows]
-    return Board(metric, languages, rows, objective="mean", seed=0, floors=pairs.floors(metric, teacher))
+    floors = pairs.floors(metric, teacher) if floored else {}
+    return Board(metric, languages, rows, objective="mean", seed=0, floors=floors)
 
 
 def trial(answers: list[str | None], number: int = 0) -> Trial:
@@ -81,6 +82,19 @@ def test_a_task_adapter_that_leaves_some_answers_out_keeps_its_own() -> None:
     assert not found.keeps(trial([*"++++", *"++++"]))
     with pytest.raises(PlanError, match="answers all 4 sentences in 'en' with ''"):
         board_of(pairs, [""] * 4)
+
+
+def test_intervals_of_what_reaches_the_floor_are_those_without_one() -> None:
+    """One label is 9 of 10, so the floor is .95; the two wrong rows that intervals add would be below it."""
+    pairs = PairRows.of(CLASSIFY, pairs_of("de", count=40))
+    teacher = [*"+" * 36, *"-" * 4]
+    alone, chosen = trial([*teacher, *"+-" * 20]), trial([*teacher[:-1], "+", *teacher[:36], *"++--"], 1)
+    found, plain = (board_of(pairs, teacher, floored=floored) for floored in (True, False))
+    assert found.keeps(chosen)
+    assert found.score(alone) == plain.score(alone)
+    assert found.difference(alone, chosen) == plain.difference(alone, chosen)
+    assert found.verdict([chosen], alone, rule="best") == plain.verdict([chosen], alone, rule="best")
+    assert found.verdict([chosen], alone, rule="best").is_found
 
 
 def test_a_trial_that_was_stopped_early_is_not_judged_by_a_few_answers() -> None:
@@ -323,6 +337,7 @@ def test_processes_that_share_trials_score_against_the_same_answers(
     storage = {"storage": str(tmp_path / "trials.log"), "study": "s", "grid": [0.5, 1.0]}
     first = search(asked(encoder, folder, tmp_path / "one", **storage))
     kept, looks = Ledger.baseline, iter([None])
+    monkeypatch.setattr(Ledger, "_check", lambda _self: None)  # which looks too
     monkeypatch.setattr(Ledger, "baseline", lambda self, *name: next(looks, kept(self, *name)))
     rows = 48
     monkeypatch.setattr(Judge, "alone", lambda _self, _label: ["positive", *["negative"] * (rows - 1)])
