@@ -164,7 +164,8 @@ class _HeadLoss:
     def __init__(self, encoded: HeadRows) -> None:
         if not isinstance(encoded, Predicting):
             raise PlanError(
-                "gates are learned without labels of heads that tell classes or tags, and this head is not one."
+                "gates without labels need a head of classes or tags, and this head is of another kind. "
+                "Take --objective task with labelled rows."
             )
         self._encoded = encoded
         self.lengths = encoded.lengths

@@ -62,12 +62,12 @@ class SearchResult:
 
     @property
     def chosen_on(self) -> str:
-        """Return what decided: dev, or pairs."""
+        """Return the name of the data that the choice was made on: dev, or pairs."""
         return "dev" if self.kept is None else "pairs"
 
     @property
     def rows_name(self) -> str:
-        """Return what the rows are called that decided."""
+        """Return the name of the rows that the choice was made on."""
         return "dev rows" if self.kept is None else "pairs"
 
     @property
@@ -81,7 +81,7 @@ class SearchResult:
 
     @property
     def objective_name(self) -> str:
-        """Return the name of what a candidate is worth."""
+        """Return the name of the score that candidates are compared by."""
         return f"{self.measure}, {self.objective}" if self.kept is None else self.measure
 
     @property
