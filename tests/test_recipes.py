@@ -12,6 +12,7 @@ from adaptermix import TaskSettings
 from adaptermix.errors import ConfigError, ModelError, OutputError
 from adaptermix.progress import Silent
 from adaptermix.recipes import Step, check_places, load_recipe, run_recipe
+from adaptermix.tasks import ComparableTask, get_task
 from tests.factories import write_lora
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
@@ -24,6 +25,14 @@ def test_shipped_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
     head = path.read_text(encoding="utf-8").split("version:")[0]
     for word in ("# Needs:", "# Run:   adaptermix run recipes/"):
         assert word in head
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipes_choose_without_labels_where_answers_compare(path: Path) -> None:
+    for step in load_recipe(path):
+        asked = step.settings.model_dump()
+        if asked.get("objective") == "agreement":
+            assert isinstance(get_task(asked["task"]), ComparableTask)
 
 
 def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:

@@ -230,8 +230,8 @@ def _of_pairs(pairs: PairRows, first: AdapterSource) -> tuple[str, ...]:
     if not supervised or supervised & set(pairs.sources):
         return ()
     return (
-        f"warning: pairs are compared with what '{first.name}' says of their second side ({', '.join(pairs.sources)}), "
-        f"and it was trained in {', '.join(sorted(supervised))}.",
+        f"warning: the answers of '{first.name}' to the second side of the pairs ({', '.join(pairs.sources)}) serve as "
+        f"labels, but it was trained in {', '.join(sorted(supervised))}.",
     )
 
 
