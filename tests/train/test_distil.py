@@ -135,10 +135,11 @@ def test_one_sentence_in_four_is_a_target_itself(kind: str, tmp_path: Path, requ
     assert found.tokens == sum(len(base.tokenizer(text)["input_ids"]) for text in read)
 
 
-def test_the_base_has_no_dropout_of_its_own_and_the_lora_has(encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_the_base_has_no_dropout_of_its_own_and_the_lora_has(dora: bool, encoder: Path, tmp_path: Path) -> None:
     pairs, _ = read_pairs(write_pairs(tmp_path))
     for dropout, same in ((0.0, True), (0.5, False)):
-        settings = settings_for(encoder, tmp_path, dropout=dropout)
+        settings = settings_for(encoder, tmp_path, dropout=dropout, dora=dora)
         base = moved_base(settings)
         objective = DistilLoss(base, pairs, settings, layer=2)
         with evaluating(base.model):  # a look at dev pairs in between changes nothing
