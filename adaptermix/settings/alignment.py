@@ -47,10 +47,12 @@ _OF_CONTRAST = (
 
 
 def contrast_if_asked(values: Any) -> Any:
-    """Choose the contrastive objective where none is given and one of its options is."""
+    """Choose the contrastive objective where none is given and an option is that only goes with it."""
     if not isinstance(values, dict) or values.get("objective") or values.get("fit") in RANKS:
         return values
-    return {**values, "objective": "contrastive"} if any(name in values for name in _OF_CONTRAST) else values
+    # a base that has lost a part of its weights to the LoRA cannot be the teacher of a distillation
+    only = any(name in values for name in _OF_CONTRAST) or values.get("init") in checks.MOVING
+    return {**values, "objective": "contrastive"} if only else values
 
 
 def sound_align(settings: AlignOptions) -> AlignOptions:

@@ -170,12 +170,21 @@ class BothLosses:
 
     @staticmethod
     def _sum(found: Mapping[str, BatchLoss]) -> BatchLoss:
+        contrastive, distil = found["contrastive"], found["distil"]
+        # with a keeper the contrastive loss is a sum of two means over unlike terms, and a log entry for each
+        parts = {
+            "contrastive": contrastive.parts.get("align", (contrastive.loss, contrastive.rows or 0)),
+            **{name: part for name, part in contrastive.parts.items() if name != "align"},
+            "distil": (distil.loss, distil.rows or 0),
+        }
+        means = contrastive.means and ((contrastive.means[0][0] + distil.loss.detach(), contrastive.means[0][1]),)
         return BatchLoss(
-            sum(batch.loss for batch in found.values()),  # type: ignore[arg-type]
-            sum(batch.tokens for batch in found.values()),
-            {name: (batch.loss, batch.rows or 0) for name, batch in found.items()},
-            rows=found["contrastive"].rows,
-            hits=found["contrastive"].hits,
+            contrastive.loss + distil.loss,
+            contrastive.tokens + distil.tokens,
+            parts,
+            rows=contrastive.rows,
+            hits=contrastive.hits,
+            means=(*means, *contrastive.means[1:]),
         )
 
     @property
