@@ -67,7 +67,10 @@ def _show_fit(report: FitReport, console: Console) -> None:
                 f"{held_out['targets_moved']:.1%}"
             )
         else:
-            console.say("too few pairs to keep some aside: how much the LoRA explains is unknown (--dev-pairs FILE)")
+            console.say(
+                "no pairs to measure on: how much the LoRA explains is unknown. Give more pairs, or --dev-pairs FILE "
+                "that shares no sentence with them"
+            )
         console.say(f"wrote {report.out}")
     console.document(document)
 

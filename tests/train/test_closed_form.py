@@ -345,5 +345,25 @@ def test_sources_with_several_translations_neither_join_groups_nor_measure(tmp_p
     assert not texts[0] & texts[1]
 
 
+def test_a_map_that_does_not_carry_over_to_other_pairs_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three unlike pairs: no pair is kept aside, and the others bring none of them nearer to its translation."""
+    base, pairs = tiny(tmp_path, "bert"), tmp_path / "jv-en.tsv"
+    pairs.write_text("a b\tc d\ne f\tg h\ni j k\tl m\n")
+    arguments = ["train-align", "--base", str(base), "--pairs", str(pairs), "--fit", "least-squares"]
+    assert run(*arguments, "--dev-pairs", str(pairs), "--out", str(tmp_path / "out")) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert json.loads((tmp_path / "out" / "adaptermix.json").read_text())["objective"]["map"]["explained_left_out"] < 0
+    assert "warning: the map of 3 pairs takes pairs that it has not seen no nearer to their translations (-" in said
+    assert "no pairs to measure on: how much the LoRA explains is unknown" in said
+
+
+def test_the_first_token_of_a_language_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="--pooling bos needs an encoder"):
+        train_align(settings_for(tiny(tmp_path, "llama"), tmp_path, pooling="bos"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_pairs_of_one_translation_are_groups_of_their_own() -> None:
     assert groups_of([Pair(languages=("jv", "en"), source=source, target="yes") for source in "ab"]) == [0, 1]
