@@ -22,7 +22,7 @@ from .states import CHUNKS, MiddleStates
 from .trainer import BatchLoss, Together, in_a_row
 
 ENGLISH_EVERY = 4
-"""One in so many sentences of the batches is a target itself, which must stay where it is."""
+"""Of every four sentences in the batches one is a target, whose states must stay where they are."""
 _TEACHER_ROWS = 32
 
 
@@ -42,11 +42,11 @@ Item = tuple[int, bool]
 
 
 class DistilLoss:
-    """Loss of a batch of sentences, by batch number: distance from what the frozen base makes of their translations.
+    """Loss of a batch of sentences, by batch number: distance from the frozen base's states of their translations.
 
-    Three in four sentences of a batch are sources of pairs, and one is a target itself. The states of all targets are
-    computed once, without dropout and without this LoRA; an adapter that is trained on top of belongs to the base. In
-    training the base's own dropout is off, since it moves the first token further than sentences differ.
+    Of every four sentences in the batches three are sources of pairs, and one is a target. The states of all targets
+    are computed once, without dropout and without this LoRA; with `on_top_of` that adapter belongs to the frozen base.
+    In training the base's own dropout is off, since it moves the first token further than sentences differ.
 
     Args:
         base: The base model with its LoRA in.

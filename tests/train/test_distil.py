@@ -312,7 +312,7 @@ def test_a_base_without_a_part_of_its_weights_is_no_teacher(causal: Path, tmp_pa
     own: dict[str, Any] = {"base": "b", "pairs": ["de-en.tsv"], "out": "o"}
     assert AlignSettings(**own).objective == "distil"
     assert AlignSettings(**own, init="pissa").objective == "contrastive"
-    with pytest.raises(ValueError, match="takes no gradient steps, which --init is about"):
+    with pytest.raises(ValueError, match="--init is an option of training, and --fit least-squares does not train"):
         AlignSettings(**own, init="pissa", fit="least-squares")
 
 
