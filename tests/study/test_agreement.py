@@ -183,10 +183,8 @@ def folder(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     common: dict[str, Any] = {"base": str(encoder), "device": "cpu", "dtype": "float32", "rank": 4, "dropout": 0.0}
     more = {"task": "classify", "learning_rate": 1e-2, "batch_size": 8, "steps": 40}
     train_task(TaskSettings(**common, **more, train=[str(into / "rows.en.csv")], out=str(into / "task")))
-    pairs = [str(into / "de-en.tsv")]
-    train_align(
-        AlignSettings(**common, pairs=pairs, steps=20, batch_size=8, learning_rate=1e-2, out=str(into / "align"))
-    )
+    more = {"pairs": [str(into / "de-en.tsv")], "objective": "contrastive", "batch_size": 8, "learning_rate": 1e-2}
+    train_align(AlignSettings(**common, **more, steps=20, out=str(into / "align")))
     return into
 
 
