@@ -16,6 +16,7 @@ from ..algebra.ridge import AffineMap, Products, choose_penalty, reduced_rank, r
 from ..compose.attach import Attachment
 from ..progress import Watcher
 from .displacement import Reader, Rows, Sentence, displacements
+from .objectives import bounded
 from .residual_writer import Writer
 
 MAP_PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -85,8 +86,7 @@ def common_spread(rows: Rows) -> Float[Tensor, " d"]:
     roles, so all of them need the same.
     """
     variances = [rows.x[rows.roles == role].var(0, correction=0) for role in torch.unique(rows.roles)]
-    spread = torch.stack(variances).mean(0).sqrt()
-    return torch.where(spread > 0, spread, 1.0)
+    return bounded(torch.stack(variances).mean(0).sqrt())
 
 
 def fit_map(rows: Rows, spread: Float[Tensor, " d"], *, shift_only: bool) -> AffineMap:

@@ -33,8 +33,8 @@ from adaptermix.errors import OutputError, PlanError
 from adaptermix.models import load_base
 from adaptermix.progress import SILENT
 from adaptermix.train import least_squares
-from adaptermix.train.closed_form import fit_closed_form
-from adaptermix.train.displacement import Reader, Sentence, groups_of, pair_weights
+from adaptermix.train.closed_form import common_spread, fit_closed_form
+from adaptermix.train.displacement import Reader, Rows, Sentence, groups_of, pair_weights
 from adaptermix.train.least_squares import fit_align
 from adaptermix.train.parallel import Processes
 from adaptermix.train.residual_writer import Norm, Writer, find_writer
@@ -301,6 +301,18 @@ def test_attention_sinks_stay_and_decide_nothing() -> None:
     moved = state @ one.update.dense().T
     assert moved[0].norm() < 0.05 * moved[1].norm()
     assert _fitted(1.0).map.weight.norm() > 0
+
+
+def test_a_dimension_that_only_rounding_moves_does_not_count_as_much_as_others() -> None:
+    """One dimension of all-MiniLM-L6-v2 has a deviation of 1e-32."""
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:, 2] *= 1e-32
+    one = torch.ones(60, dtype=torch.long)
+    rows = Rows(x=x, y=x, weights=one.double(), groups=one, roles=torch.arange(60) % 2, moving=one > 0)
+    spread = common_spread(rows)
+    within = torch.stack([x[role::2].var(0, correction=0) for role in (0, 1)]).mean(0).sqrt()
+    torch.testing.assert_close(spread[[0, 1, 3, 4]], within[[0, 1, 3, 4]])
+    assert float(spread[2]) == pytest.approx(0.01 * float(within.square().mean().sqrt()), rel=1e-6)
 
 
 def test_the_mean_shift_moves_every_token_by_the_mean_displacement() -> None:

@@ -23,9 +23,16 @@ def spread_of(targets: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     Shapes: targets [n d]; returns [d], ones where no dimension varies.
     """
     wide = targets.double()
-    spread = (wide - wide.mean(0)).square().mean(0).sqrt()
+    return bounded((wide - wide.mean(0)).square().mean(0).sqrt()).to(targets.dtype)
+
+
+def bounded(spread: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """Return spreads that are at least 1 % of the root mean square of all; ones where no dimension varies.
+
+    Some models have dimensions that do not vary at all but for rounding (all-MiniLM-L6-v2 one in its last block).
+    """
     least = LEAST_SPREAD * spread.square().mean().sqrt()
-    return (spread.clamp_min(least) if least > 0 else torch.ones_like(spread)).to(targets.dtype)
+    return spread.clamp_min(least) if least > 0 else torch.ones_like(spread)
 
 
 def distil_loss(
