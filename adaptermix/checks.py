@@ -120,6 +120,8 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
     if settings.init == "orthogonal" and settings.quantize != "none":
         raise ValueError("--init orthogonal needs plain weights: drop --quantize")
     if settings.init in MOVING:
+        objective = getattr(settings, "objective", "contrastive")
+        trains = getattr(settings, "fit", "gradient") == "gradient"
         own = {
             "quantize": settings.quantize != "none",
             "dora": settings.dora,
@@ -128,7 +130,7 @@ def sound_training(settings: TrainingSettings) -> TrainingSettings:
             "keeper": getattr(settings, "keeper", 0) > 0,
             "standardize": getattr(settings, "standardize", "none") != "none",
             "anchor base": getattr(settings, "anchor", "pair") == "base",
-            "objective": getattr(settings, "objective", "contrastive") != "contrastive",
+            f"objective {objective}": trains and objective != "contrastive",
         }
         if clash := next((name for name, given in own.items() if given), None):
             raise ValueError(f"--init {settings.init} takes a part out of the base's weights, so drop --{clash}")

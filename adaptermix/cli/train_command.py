@@ -61,13 +61,16 @@ def _show_fit(report: FitReport, console: Console) -> None:
         )
         if held_out:
             console.say(
-                f"of the way from sources to translations, on {held_out['pairs']} held-out pairs: the map explains "
-                f"{held_out['map']:.0%}, the LoRA {held_out['adapter']:.0%}; of what the map wants of each "
-                f"token, the LoRA does {held_out['adapter_tokens']:.0%}; translations move by "
-                f"{held_out['targets_moved']:.1%}"
+                f"on {held_out['pairs']} held-out pairs: the map explains {held_out['map']:.0%} of the way from "
+                f"sources to translations, the LoRA {held_out['adapter']:.0%}; the LoRA explains "
+                f"{held_out['adapter_tokens']:.0%} of how the map moves tokens; translations, which should stay, "
+                f"move by {held_out['targets_moved']:.1%} of that way"
             )
         else:
-            console.say("too few pairs to keep some aside: how much the LoRA explains is unknown (--dev-pairs FILE)")
+            console.say(
+                "no pairs to measure on: how much the LoRA explains is unknown. Give more pairs, or --dev-pairs FILE "
+                "that shares no sentence with them"
+            )
         console.say(f"wrote {report.out}")
     console.document(document)
 

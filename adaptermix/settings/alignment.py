@@ -16,7 +16,7 @@ _TAKEN = {
     *("fit", "rank", "on_top_of", "device", "dtype", "quantize", "seed", "out", "overwrite", "resume", "dry_run"),
     "allow_tested",
 }
-"""Settings that mean something without gradient steps."""
+"""Settings that a closed form uses."""
 
 
 def rank_of_fit(values: Any) -> Any:
@@ -34,9 +34,9 @@ def sound_fit(settings: AlignSettings) -> AlignSettings:
     moved = [name for name in fields if name not in _TAKEN and getattr(settings, name) != fields[name].default]
     if moved:
         option = moved[0].replace("_", "-")
-        raise ValueError(f"--fit {settings.fit} takes no gradient steps, which --{option} is about: drop --{option}")
+        raise ValueError(f"--{option} is an option of training, and --fit {settings.fit} does not train: drop one")
     if settings.fit == "mean-shift" and settings.rank != 1:
-        raise ValueError(f"--fit mean-shift adds one vector, a LoRA of rank 1, got --rank {settings.rank}: drop it")
+        raise ValueError(f"--fit mean-shift adds one vector, a LoRA of rank 1, got --rank {settings.rank}: drop --rank")
     return settings
 
 
@@ -47,10 +47,12 @@ _OF_CONTRAST = (
 
 
 def contrast_if_asked(values: Any) -> Any:
-    """Choose the contrastive objective where none is given and one of its options is."""
+    """Choose the contrastive objective where none is given and an option is that only goes with it."""
     if not isinstance(values, dict) or values.get("objective") or values.get("fit") in RANKS:
         return values
-    return {**values, "objective": "contrastive"} if any(name in values for name in _OF_CONTRAST) else values
+    # a base that has lost a part of its weights to the LoRA cannot be the teacher of a distillation
+    only = any(name in values for name in _OF_CONTRAST) or values.get("init") in checks.MOVING
+    return {**values, "objective": "contrastive"} if only else values
 
 
 def sound_align(settings: AlignOptions) -> AlignOptions:

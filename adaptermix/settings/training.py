@@ -97,8 +97,8 @@ class AlignOptions(Settings):
     layer: Layer = Field("middle", description="number of blocks to run: middle (n/2), last (n) or 1 to n")
     objective: Objective = Field(
         "contrastive",
-        description="contrastive: draw translations together (published); distil: bring each sentence to where the "
-        "frozen base has its translation; both: the sum",
+        description="contrastive: pull translations together and push other pairs apart (published); distil: move each "
+        "sentence's states to those that the frozen base has of its translation; both: the sum",
     )
     temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
     symmetric: bool = Field(False, description="average both directions; published: source to target only")
@@ -155,21 +155,24 @@ class TaskOptions(Settings):
 
 
 class AlignSettings(AlignOptions, TrainingSettings):
-    """Make a stand-alone alignment LoRA, at a middle layer."""
+    """Train a stand-alone alignment LoRA at a middle layer, or compute it in closed form."""
 
     objective: Objective = Field(
         "distil",
-        description="distil: bring each sentence to where the frozen base has its translation, so that a task adapter "
-        "finds it there; contrastive: draw translations together (published; the default where one of its options, "
-        "such as --temperature, is given); both: the sum",
+        description="distil: move each sentence's states to those that the frozen base has of its translation, which a "
+        "task adapter was trained on; contrastive: pull translations together and push other pairs apart (published; "
+        "the default where one of its options, such as --temperature, is given); both: the sum",
     )
     fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
         "gradient",
-        description="gradient: train; least-squares: no training, but the LoRA of one layer that best moves the frozen "
-        "base's states of sources to those of their translations (default rank 32); mean-shift: by their mean distance",
+        description="gradient: train the LoRA; least-squares: compute it without training, for one layer, so that the "
+        "frozen base's states of sources move to those of their translations (default rank 32); mean-shift: the same "
+        "constant move for all states, their mean distance",
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(
-        32, description="pairs per batch; the others of a batch are the negatives, also with --accumulate"
+        32,
+        description="pairs per batch; for the contrastive objective the others of a batch are the negatives, also with "
+        "--accumulate",
     )
     rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
 

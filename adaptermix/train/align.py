@@ -253,9 +253,9 @@ def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> 
 def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport | FitReport:
     """Train an alignment LoRA on parallel pairs, or fit one in closed form (`fit`).
 
-    The contrastive loss acts on mean-pooled states after block L; later blocks and the output layer are neither
-    computed nor adapted, so the LoRA has no weights there. The loss of dev pairs is that of their batches, each pair
-    among as many others as in training, and so is their accuracy, which no temperature changes.
+    The loss acts on pooled states after block L; later blocks and the output layer are neither computed nor adapted, so
+    the LoRA has no weights there. Dev pairs are measured in batches of the training's size, which decides their
+    contrastive loss, and how often a sentence is nearest to its own translation.
 
     Raises:
         AdapterMixError: the model, a data file, a setting or the output does not do.

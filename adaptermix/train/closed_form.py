@@ -16,6 +16,7 @@ from ..algebra.ridge import AffineMap, Products, choose_penalty, reduced_rank, r
 from ..compose.attach import Attachment
 from ..progress import Watcher
 from .displacement import Reader, Rows, Sentence, displacements
+from .objectives import bounded
 from .residual_writer import Writer
 
 MAP_PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -44,7 +45,7 @@ class Fitted:
         update: Of that layer.
         penalty: Ridge penalty of the update, relative to the mean square of the layer's inputs.
         share: Share of the tokens' displacements that the layer's inputs explain in tokens left out, at full rank.
-        share_with_bias: The same with a bias.
+        share_with_bias: The same with a bias, at the penalty that suits it best.
 
     Shapes: spread [d], update [d inputs].
     """
@@ -77,14 +78,15 @@ class Fitted:
         return self.map(states.double() / self.spread) * self.spread
 
 
-def spread_of(rows: Rows) -> Float[Tensor, " d"]:
-    """Return the standard deviation of each dimension over the pooled states of one role, the mean over roles.
+def common_spread(rows: Rows) -> Float[Tensor, " d"]:
+    """Return one standard deviation per dimension: within the pooled states of each role, in the mean over roles.
 
-    A few dimensions of language models vary hundreds of times more than others; divided by it all count the same.
+    A few dimensions of language models vary hundreds of times more than others; divided by it all count the same. The
+    loss of the distillation has a spread for each role (`objectives.spread_of`); here one map acts on tokens of all
+    roles, so all of them need the same.
     """
     variances = [rows.x[rows.roles == role].var(0, correction=0) for role in torch.unique(rows.roles)]
-    spread = torch.stack(variances).mean(0).sqrt()
-    return torch.where(spread > 0, spread, 1.0)
+    return bounded(torch.stack(variances).mean(0).sqrt())
 
 
 def fit_map(rows: Rows, spread: Float[Tensor, " d"], *, shift_only: bool) -> AffineMap:
@@ -140,7 +142,7 @@ def fit_closed_form(
             advance(len(batch), "")
     assert pooled is not None  # noqa: S101  (there are sentences)
     rows = displacements(sentences, pooled)
-    spread = spread_of(rows)
+    spread = common_spread(rows)
     found = fit_map(rows, spread, shift_only=shift_only)
     matrix = torch.cat([found.weight / spread[:, None], (found.offset - found.center @ found.weight)[None]])
     biased = [part.mapped(matrix) for part in parts]
@@ -155,7 +157,7 @@ def fit_closed_form(
         update=LowRank(b=(update.b * back[:, None]).float().cpu(), a=update.a.float().cpu()),
         penalty=penalty,
         share=share,
-        share_with_bias=choose_penalty(biased, [penalty])[1],
+        share_with_bias=choose_penalty(biased, LAYER_PENALTIES)[1],
     )
 
 

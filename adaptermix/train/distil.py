@@ -22,7 +22,7 @@ from .states import CHUNKS, MiddleStates
 from .trainer import BatchLoss, Together, in_a_row
 
 ENGLISH_EVERY = 4
-"""One in so many sentences of the batches is a target itself, which must stay where it is."""
+"""Of every four sentences in the batches one is a target, whose states must stay where they are."""
 _TEACHER_ROWS = 32
 
 
@@ -42,11 +42,11 @@ Item = tuple[int, bool]
 
 
 class DistilLoss:
-    """Loss of a batch of sentences, by batch number: distance from what the frozen base makes of their translations.
+    """Loss of a batch of sentences, by batch number: distance from the frozen base's states of their translations.
 
-    Three in four sentences of a batch are sources of pairs, and one is a target itself. The states of all targets are
-    computed once, without dropout and without this LoRA; an adapter that is trained on top of belongs to the base. In
-    training the base's own dropout is off, since it moves the first token further than sentences differ.
+    Of every four sentences in the batches three are sources of pairs, and one is a target. The states of all targets
+    are computed once, without dropout and without this LoRA; with `on_top_of` that adapter belongs to the frozen base.
+    In training the base's own dropout is off, since it moves the first token further than sentences differ.
 
     Args:
         base: The base model with its LoRA in.
@@ -170,12 +170,21 @@ class BothLosses:
 
     @staticmethod
     def _sum(found: Mapping[str, BatchLoss]) -> BatchLoss:
+        contrastive, distil = found["contrastive"], found["distil"]
+        # with a keeper the contrastive loss is a sum of two means over unlike terms, and a log entry for each
+        parts = {
+            "contrastive": contrastive.parts.get("align", (contrastive.loss, contrastive.rows or 0)),
+            **{name: part for name, part in contrastive.parts.items() if name != "align"},
+            "distil": (distil.loss, distil.rows or 0),
+        }
+        means = contrastive.means and ((contrastive.means[0][0] + distil.loss.detach(), contrastive.means[0][1]),)
         return BatchLoss(
-            sum(batch.loss for batch in found.values()),  # type: ignore[arg-type]
-            sum(batch.tokens for batch in found.values()),
-            {name: (batch.loss, batch.rows or 0) for name, batch in found.items()},
-            rows=found["contrastive"].rows,
-            hits=found["contrastive"].hits,
+            contrastive.loss + distil.loss,
+            contrastive.tokens + distil.tokens,
+            parts,
+            rows=contrastive.rows,
+            hits=contrastive.hits,
+            means=(*means, *contrastive.means[1:]),
         )
 
     @property

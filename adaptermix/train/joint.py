@@ -166,7 +166,7 @@ class _Pairs:
 def _entries(
     of_task: Mapping[str, Any], pairs: _Pairs, settings: JointSettings, blocks: tuple[int, int]
 ) -> dict[str, Any]:
-    """Return the manifest's entries; `blocks` are those below the contrastive loss and those of the model."""
+    """Return the manifest's entries; `blocks` are the numbers of blocks below the alignment loss and of the model."""
     objective = {"name": settings.objective, "layer": blocks[0], "layers": blocks[1], "pairs": len(pairs.train)}
     return {
         **of_task,

@@ -16,6 +16,7 @@ from ..data.source import DataFile
 from ..errors import PlanError
 from ..models import BaseModel, keep_blocks
 from ..output import write_output
+from ..pooling import require_pooling
 from ..positions import within_positions
 from ..progress import Watcher
 from ..settings import AlignSettings
@@ -175,6 +176,7 @@ def _apart(pairs: Sequence[Pair], others: Sequence[Pair]) -> list[Pair]:
 def _fit(
     base: BaseModel, settings: AlignSettings, data: _Data, layer: int, watch: Watcher
 ) -> tuple[Fitted, Explained | None]:
+    require_pooling(settings.pooling, base.kind)
     states = MiddleStates(base, layer, exclude_bos=settings.exclude_bos)
     sentences = _sentences(base, settings, data.pairs, watch)
     probes = [sentence.ids for sentence in sentences[:_PROBES]]
@@ -188,6 +190,11 @@ def _fit(
     fitted = fit_closed_form(
         reader, writer, sentences, rank=settings.rank, shift_only=settings.fit == "mean-shift", watch=watch
     )
+    if fitted.map.left_out is not None and fitted.map.left_out <= 0:
+        watch.note(
+            f"warning: the map of {len(data.pairs)} pairs takes pairs that it has not seen no nearer to their "
+            f"translations ({fitted.map.left_out:.0%} of the way): the adapter may do harm. Give more pairs."
+        )
     if not data.held_out:
         return fitted, None
     held_out = _sentences(base, settings, data.held_out, watch)

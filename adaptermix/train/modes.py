@@ -43,13 +43,15 @@ def train_loras_only(model: nn.Module) -> None:
     """Switch the base model's own dropout off for good and that of its LoRAs on.
 
     Blocks whose activations are recomputed in the backward pass must stay in training mode, or transformers would keep
-    their activations; dropout of their own is set to zero.
+    their activations; dropout of their own is set to zero. PEFT skips the dropout of a DoRA unless its layer is in
+    training mode too.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.eval()
     for name, module in model.named_modules():
-        if name.rpartition(".")[0].endswith("lora_dropout"):
+        if isinstance(module, BaseTunerLayer) or name.rpartition(".")[0].endswith("lora_dropout"):
             module.training = True
         elif isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True

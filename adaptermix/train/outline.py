@@ -27,7 +27,7 @@ from .starting import fit_start
 
 
 def aligned_layer(model: nn.Module, settings: AlignSettings | JointSettings, *, whole: bool) -> int:
-    """Return the number of blocks below the contrastive loss.
+    """Return the number of blocks below the alignment loss.
 
     Args:
         model: The base model.

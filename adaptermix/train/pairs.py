@@ -40,7 +40,7 @@ def describe_pairs(pairs: Sequence[Pair], files: Sequence[DataFile], held_out: S
 
 
 def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
-    """Refuse pairs that have no negatives.
+    """Refuse fewer than two different pairs.
 
     Args:
         pairs: The pairs.
@@ -51,7 +51,7 @@ def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
     """
     if (count := len(set(pairs))) < 2:
         raise DataError(
-            f"alignment needs at least two different {name}, since the others are the negatives; found {count}. "
+            f"alignment needs at least two different {name}, since it compares them with each other; found {count}. "
             "Give more."
         )
 
@@ -60,7 +60,7 @@ def read_dev_pairs(settings: AlignSettings | JointSettings) -> tuple[list[Pair],
     """Read the pairs whose loss is looked at, none if none are given.
 
     Raises:
-        DataError: a file does not do, or the pairs have no negatives.
+        DataError: a file is invalid, or has fewer than two different pairs.
     """
     if not settings.dev_pairs:
         return [], []

@@ -163,8 +163,9 @@ def find_writer(base: BaseModel, layer: int, run: Run) -> Writer:
     mixed = any(parameter.dim() > 1 for module in after for parameter in module.parameters())  # a router of experts
     if output.shape != before.shape or mixed or name.rpartition(".")[2] not in suited:
         raise PlanError(
-            f"--fit least-squares needs a block whose states are written by one linear layer, and block {layer} of "
-            f"{base.id!r} has none (experts or a state space write them). Choose another --layer, or --fit gradient."
+            f"--fit least-squares and mean-shift need a block whose states are written by one linear layer, and block "
+            f"{layer} of {base.id!r} has none (experts or a state space write them). Choose another --layer, or --fit "
+            "gradient."
         )
     norms = [other for other, _ in calls[linear[-1] + 1 :] if _is_norm(inside[other], before.shape[-1])]
     writer = Writer(name, norms[-1], Norm.of(inside[norms[-1]])) if norms else Writer(name, None, None)
@@ -203,8 +204,8 @@ def _factor(
     odd = float((moved - factor * wanted).norm() / moved.norm().clamp_min(1e-30))
     if not odd < _MOST_ODD or factor <= 0:
         raise PlanError(
-            f"--fit least-squares needs a block whose states follow the linear layer that writes them, and those of "
-            f"'{writer.path}' of {base.id!r} do not ({odd:.0%} go elsewhere). Choose another --layer, or --fit "
-            "gradient."
+            "--fit least-squares and mean-shift need a block whose states follow the linear layer that writes them, "
+            f"and those of '{writer.path}' of {base.id!r} do not ({odd:.0%} go elsewhere). Choose another --layer, or "
+            "--fit gradient."
         )
     return 1.0 if abs(factor - 1) < 0.1 else factor

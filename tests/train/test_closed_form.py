@@ -33,8 +33,8 @@ from adaptermix.errors import OutputError, PlanError
 from adaptermix.models import load_base
 from adaptermix.progress import SILENT
 from adaptermix.train import least_squares
-from adaptermix.train.closed_form import fit_closed_form
-from adaptermix.train.displacement import Reader, Sentence, groups_of, pair_weights
+from adaptermix.train.closed_form import common_spread, fit_closed_form
+from adaptermix.train.displacement import Reader, Rows, Sentence, groups_of, pair_weights
 from adaptermix.train.least_squares import fit_align
 from adaptermix.train.parallel import Processes
 from adaptermix.train.residual_writer import Norm, Writer, find_writer
@@ -193,7 +193,9 @@ def run(*arguments: str) -> int:
 )
 def test_options_of_gradients_are_refused(more: dict[str, Any], tmp_path: Path) -> None:
     name = next(iter(more)).replace("_", "-")
-    with pytest.raises(ValidationError, match=f"takes no gradient steps, which --{name} is about: drop --{name}"):
+    with pytest.raises(
+        ValidationError, match=f"--{name} is an option of training, and --fit least-squares does not train"
+    ):
         settings_for(tmp_path, tmp_path, **more)
 
 
@@ -301,6 +303,18 @@ def test_attention_sinks_stay_and_decide_nothing() -> None:
     assert _fitted(1.0).map.weight.norm() > 0
 
 
+def test_a_dimension_that_only_rounding_moves_does_not_count_as_much_as_others() -> None:
+    """One dimension of all-MiniLM-L6-v2 has a deviation of 1e-32."""
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:, 2] *= 1e-32
+    one = torch.ones(60, dtype=torch.long)
+    rows = Rows(x=x, y=x, weights=one.double(), groups=one, roles=torch.arange(60) % 2, moving=one > 0)
+    spread = common_spread(rows)
+    within = torch.stack([x[role::2].var(0, correction=0) for role in (0, 1)]).mean(0).sqrt()
+    torch.testing.assert_close(spread[[0, 1, 3, 4]], within[[0, 1, 3, 4]])
+    assert float(spread[2]) == pytest.approx(0.01 * float(within.square().mean().sqrt()), rel=1e-6)
+
+
 def test_the_mean_shift_moves_every_token_by_the_mean_displacement() -> None:
     found = _fitted(1.0, shift_only=True)
     reader = Reader(_Tap(sink=1.0), batch_size=60, pooling="mean", last=True)  # type: ignore[arg-type]
@@ -343,6 +357,26 @@ def test_sources_with_several_translations_neither_join_groups_nor_measure(tmp_p
     assert len(data.pairs) == 54
     assert 0 < len(data.held_out) <= 6
     assert not texts[0] & texts[1]
+
+
+def test_a_map_that_does_not_carry_over_to_other_pairs_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three unlike pairs: no pair is kept aside, and the others bring none of them nearer to its translation."""
+    base, pairs = tiny(tmp_path, "bert"), tmp_path / "jv-en.tsv"
+    pairs.write_text("a b\tc d\ne f\tg h\ni j k\tl m\n")
+    arguments = ["train-align", "--base", str(base), "--pairs", str(pairs), "--fit", "least-squares"]
+    assert run(*arguments, "--dev-pairs", str(pairs), "--out", str(tmp_path / "out")) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert json.loads((tmp_path / "out" / "adaptermix.json").read_text())["objective"]["map"]["explained_left_out"] < 0
+    assert "warning: the map of 3 pairs takes pairs that it has not seen no nearer to their translations (-" in said
+    assert "no pairs to measure on: how much the LoRA explains is unknown" in said
+
+
+def test_the_first_token_of_a_language_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="--pooling bos needs an encoder"):
+        train_align(settings_for(tiny(tmp_path, "llama"), tmp_path, pooling="bos"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_pairs_of_one_translation_are_groups_of_their_own() -> None:

@@ -22,6 +22,7 @@ from adaptermix.train.lora import inject
 from adaptermix.train.modes import evaluating
 from adaptermix.train.objectives import distil_loss, spread_of
 from adaptermix.train.on_top import attach_on
+from adaptermix.train.selection import DevLosses
 
 from .data import write_pairs, write_slots
 from .test_accumulation import SPLITS, Crowd, assert_same, gradients, moved
@@ -135,10 +136,11 @@ def test_one_sentence_in_four_is_a_target_itself(kind: str, tmp_path: Path, requ
     assert found.tokens == sum(len(base.tokenizer(text)["input_ids"]) for text in read)
 
 
-def test_the_base_has_no_dropout_of_its_own_and_the_lora_has(encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_the_base_has_no_dropout_of_its_own_and_the_lora_has(dora: bool, encoder: Path, tmp_path: Path) -> None:
     pairs, _ = read_pairs(write_pairs(tmp_path))
     for dropout, same in ((0.0, True), (0.5, False)):
-        settings = settings_for(encoder, tmp_path, dropout=dropout)
+        settings = settings_for(encoder, tmp_path, dropout=dropout, dora=dora)
         base = moved_base(settings)
         objective = DistilLoss(base, pairs, settings, layer=2)
         with evaluating(base.model):  # a look at dev pairs in between changes nothing
@@ -251,6 +253,25 @@ def test_both_is_the_sum_without_the_dropout_of_the_base(encoder: Path, tmp_path
     assert isinstance(found._losses["contrastive"], AlignLoss)
 
 
+def test_the_dev_loss_of_both_is_the_sum_of_their_dev_losses_also_with_a_keeper(causal: Path, tmp_path: Path) -> None:
+    settings = settings_for(causal, tmp_path, objective="both", keeper=3.0, batch_size=4)
+    pairs, _ = read_pairs(settings.pairs)
+    base = moved_base(settings)
+    losses = {
+        "both": alignment_loss(base, pairs, settings, layer=2),
+        "contrastive": AlignLoss(base, pairs, settings, layer=2),
+        "distil": DistilLoss(base, pairs, settings, layer=2),
+    }
+    found = DevLosses(base, {f"{name}_loss": loss.of_rows for name, loss in losses.items()}, settings)()
+    assert found["both_loss"] == pytest.approx(found["contrastive_loss"] + found["distil_loss"], rel=1e-5)
+    batch = losses["both"](0)
+    assert list(batch.parts) == ["contrastive", "keeper", "distil"]
+    parts = {name: float(loss.detach()) for name, (loss, _) in batch.parts.items()}
+    assert float(batch.loss.detach()) == pytest.approx(
+        parts["contrastive"] + 3.0 * parts["keeper"] + parts["distil"], rel=1e-5
+    )
+
+
 @pytest.mark.parametrize("objective", ["distil", "both"])
 def test_joint_training_takes_it_in_turns_with_the_task(objective: str, causal: Path, tmp_path: Path) -> None:
     more: dict[str, Any] = {"task": "slots", "train": [write_slots(tmp_path)], "pairs": write_pairs(tmp_path)}
@@ -286,8 +307,13 @@ def test_options_of_the_contrast_are_refused(
 
 
 def test_a_base_without_a_part_of_its_weights_is_no_teacher(causal: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="takes a part out of the base's weights, so drop --objective"):
+    with pytest.raises(ValueError, match="takes a part out of the base's weights, so drop --objective distil"):
         settings_for(causal, tmp_path, init="pissa", dtype="float32")
+    own: dict[str, Any] = {"base": "b", "pairs": ["de-en.tsv"], "out": "o"}
+    assert AlignSettings(**own).objective == "distil"
+    assert AlignSettings(**own, init="pissa").objective == "contrastive"
+    with pytest.raises(ValueError, match="--init is an option of training, and --fit least-squares does not train"):
+        AlignSettings(**own, init="pissa", fit="least-squares")
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(causal: Path, tmp_path: Path) -> None:

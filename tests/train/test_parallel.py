@@ -104,11 +104,12 @@ def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         ("task", ["--accumulate", "2"]),
         ("fusion", ["--batch-size", "4"]),
         ("align", ["--symmetric", "--mask-duplicates", "--keeper", "0.5"]),
+        ("align", ["--objective", "both", "--dev-pairs", "de-en={folder}/fr-en.tsv", "--patience", "9"]),
         ("joint", ["--alternate", "sum", "--patience", "9", "--select", "sum"]),
     ],
 )
 def test_two_processes_give_the_adapter_of_one(runs: Runs, kind: str, more: list[str]) -> None:
-    plain = ["--steps", "10", "--dropout", "0", *more]
+    plain = ["--steps", "10", "--dropout", "0", *(option.format(folder=runs.folder) for option in more)]
     one, two = runs.one(kind, "one", *plain), runs.two(kind, "two", *plain, "--json")
     assert_near(one, two)
     said = runs.said
@@ -132,6 +133,7 @@ def test_two_processes_give_the_adapter_of_one(runs: Runs, kind: str, more: list
     [
         ("task", ["--gradient-checkpointing", "--norm-budget", "0.01"]),
         ("align", ["--layer", "1", "--keeper", "0.5"]),
+        ("align", ["--layer", "1", "--objective", "distil", "--gradient-checkpointing"]),
         ("joint", ["--patience", "9"]),
     ],
 )

@@ -7,11 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEAST_SPREAD = 0.01
-"""Dimensions whose spread is below this share of the mean spread count as if they had this share."""
+"""Smallest spread that counts, as a share of the root mean square of all spreads."""
 
 
 def spread_of(targets: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """Return the standard deviation of every dimension over sentences, at least 1 % of the root mean square of all.
+
+    The root mean square is over mean and edge token together. In the middle of all-MiniLM-L6-v2 the first token's
+    deviations are 0.4 % of those of the mean, so that the lower bound decides for nearly all of its dimensions; of
+    multilingual-e5-small's for one in six, and for none of SmolLM2 135M's and Gemma 3 270M's.
 
     Args:
         targets: Vectors of the frozen base.
@@ -19,9 +23,16 @@ def spread_of(targets: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     Shapes: targets [n d]; returns [d], ones where no dimension varies.
     """
     wide = targets.double()
-    spread = (wide - wide.mean(0)).square().mean(0).sqrt()
+    return bounded((wide - wide.mean(0)).square().mean(0).sqrt()).to(targets.dtype)
+
+
+def bounded(spread: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """Return spreads that are at least 1 % of the root mean square of all; ones where no dimension varies.
+
+    Some models have dimensions that do not vary at all but for rounding (all-MiniLM-L6-v2 one in its last block).
+    """
     least = LEAST_SPREAD * spread.square().mean().sqrt()
-    return (spread.clamp_min(least) if least > 0 else torch.ones_like(spread)).to(targets.dtype)
+    return spread.clamp_min(least) if least > 0 else torch.ones_like(spread)
 
 
 def distil_loss(
@@ -32,8 +43,8 @@ def distil_loss(
         $L = \frac{1}{n d} \sum_{ij} ((h_{ij} - t_{ij}) / s_j)^2$
 
     With mean and edge token side by side, each is half of it. A few dimensions of language models are hundreds of times
-    longer than the others; measured in their spread all count the same. 1 is about what the mean of all targets, the
-    same for every sentence, would have.
+    longer than the others; measured in their spread all count the same. Predicting the mean of all targets for every
+    sentence gives about 1, or less where the lower bound of the spread decides.
 
     Args:
         states: Vectors of the model in training.
