@@ -207,12 +207,12 @@ def rank_or_auto(value: Any) -> Any:
     raise ValueError("a whole number of at least 1, or auto, is needed")
 
 
-def layer_or_middle(value: Any) -> Any:
-    """Return a layer as a number, also from text; `middle` as it is."""
+def layer_or_name(value: Any) -> Any:
+    """Return a layer as a number, also from text; `middle` and `last` as they are."""
     number = _number(value)
-    if value == "middle" or type(number) is int:
+    if value in ("middle", "last") or type(number) is int:
         return number
-    raise ValueError("a whole number, or middle, is needed")
+    raise ValueError("a whole number, middle or last is needed")
 
 
 def sound_search(settings: SearchSettings) -> SearchSettings:

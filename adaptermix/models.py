@@ -277,13 +277,14 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return min(found, key=lambda item: item[0].count("."))
 
 
-def block_index(layer: int | Literal["middle"], count: int, *, option: str = "--layer") -> int:
-    """Return the number of blocks to run, 1 to n, for a layer given by number or as `middle` (n/2, rounded down).
+def block_index(layer: int | Literal["middle", "last"], count: int, *, option: str = "--layer") -> int:
+    """Return the number of blocks to run, 1 to n, for a layer: a number, `middle` (n/2, rounded down) or `last`.
 
     Raises:
         ModelError: the layer is not among 1 to n.
     """
-    number = max(1, count // 2) if layer == "middle" else layer
+    named = {"middle": max(1, count // 2), "last": count}
+    number = named[layer] if isinstance(layer, str) else layer
     if not 1 <= number <= count:
         raise ModelError(f"{option} must be from 1 to {count} for this base model, got {number}.")
     return number

@@ -182,7 +182,7 @@ def test_a_tokenizer_that_cannot_pad_or_end_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "count", "expected"), [("middle", 30, 15), ("middle", 1, 1), ("middle", 7, 3), (7, 7, 7)]
+    ("layer", "count", "expected"), [("middle", 30, 15), ("middle", 1, 1), ("middle", 7, 3), ("last", 7, 7), (7, 7, 7)]
 )
 def test_layers_by_number_and_name(layer: int | str, count: int, expected: int) -> None:
     assert block_index(layer, count) == expected  # type: ignore[arg-type]

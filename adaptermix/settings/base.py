@@ -10,7 +10,7 @@ from .. import checks
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Standardize = Literal["none", "all", "languages"]
-Layer = Annotated[int | Literal["middle"], BeforeValidator(checks.layer_or_middle)]
+Layer = Annotated[int | Literal["middle", "last"], BeforeValidator(checks.layer_or_name)]
 Positive = Annotated[int, Field(ge=1)]
 Files = Annotated[list[str], Field(min_length=1), AfterValidator(checks.no_numbers)]
 ALLOW_TESTED = (

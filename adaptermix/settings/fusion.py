@@ -62,7 +62,7 @@ class FusionSettings(TaskSettings):
     source_dropout: bool = Field(
         False, description="read sources with the base's dropout in training, as the release does"
     )
-    mixup_layer: Layer = Field("middle", description="of x-mixup: block where states are mixed, 1 to n, or middle")
+    mixup_layer: Layer = Field("middle", description="of x-mixup: block where states are mixed, 1 to n, middle or last")
     targets: Annotated[list[str], Field(min_length=1)] = Field(
         ["auto"], description="names of the modules to adapt; auto: those of queries and values"
     )

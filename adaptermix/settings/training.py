@@ -94,7 +94,7 @@ class AlignOptions(Settings):
     dev_pairs: Annotated[list[str], Reads(DEV, "pairs")] = Field(
         [], description="pair files whose loss is logged, and chooses with --patience"
     )
-    layer: Layer = Field("middle", description="number of blocks to run: middle (n/2) or 1 to n")
+    layer: Layer = Field("middle", description="number of blocks to run: middle (n/2), last (n) or 1 to n")
     objective: Objective = Field(
         "contrastive",
         description="contrastive: draw translations together (published); distil: bring each sentence to where the "
