@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .data import DataFile
-from .errors import ConfigError, OutputError, did_you_mean
+from .errors import ConfigError, OutputError, UsageError, did_you_mean
 from .files import real_path
 from .launcher import process_count
 from .limited_yaml import Filling, read_yaml, shown
@@ -39,6 +39,8 @@ from .settings.roles import SCORED, TEST, used_for
 from .splits import fault_of_tested, overlaps_of, read_record
 from .step_data import TestFile, data_files
 from .step_record import check_same, recorded
+from .tasks import get_task
+from .tasks.base import require_comparable
 
 STEPS: dict[str, type[Settings]] = {
     "train-align": AlignSettings,
@@ -95,7 +97,12 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
     given = {str(key): value for key, value in given.items()}
     own = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith(f"{command}.")}
     try:
-        return Step(command=command, settings=schema(**(given | own)))
+        settings = schema(**(given | own))
+        _check_task(settings)
+        return Step(command=command, settings=settings)
+    except UsageError as error:
+        faults.append(f"{place} ({command}): {error}")
+        return None
     except ValidationError as error:
         for fault in error.errors():
             path = ".".join(str(part) for part in fault["loc"])
@@ -105,6 +112,16 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
                 message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {shown(fault['input'])}."
             faults.append(f"{place} ({command}): {message}")
         return None
+
+
+def _check_task(settings: Settings) -> None:
+    """Refuse a task whose answers the objective of the step cannot compare: the steps before it may take hours.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if getattr(settings, "objective", None) == "agreement":
+        require_comparable(get_task(str(getattr(settings, "task", None))))
 
 
 def variables_of(path: Path) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from adaptermix import TaskSettings
 from adaptermix.errors import ConfigError, ModelError, OutputError
 from adaptermix.progress import Silent
 from adaptermix.recipes import Step, check_places, load_recipe, run_recipe
+from adaptermix.tasks import ComparableTask, get_task
 from tests.factories import write_lora
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
@@ -24,6 +25,14 @@ def test_shipped_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
     head = path.read_text(encoding="utf-8").split("version:")[0]
     for word in ("# Needs:", "# Run:   adaptermix run recipes/"):
         assert word in head
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipes_choose_without_labels_where_answers_compare(path: Path) -> None:
+    for step in load_recipe(path):
+        asked = step.settings.model_dump()
+        if asked.get("objective") == "agreement":
+            assert isinstance(get_task(asked["task"]), ComparableTask)
 
 
 def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
@@ -51,6 +60,21 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
         "evaluate_every": 200,
     }
     assert steps[3].settings.model_dump()["grid"] == [0.5, 0.7, 0.9]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "search: {adapters: [a, b], base: m, task: nli, objective: agreement, pairs: [de-en.tsv], grid: [0.9], out: o}",
+        "merge: {adapters: [a, b], weights: [1, 1], method: fuse, base: m, task: nli, objective: agreement, out: o, "
+        "pairs: [de-en.tsv]}",
+    ],
+)
+def test_answers_that_cannot_be_compared_are_refused_before_the_first_step(step: str, tmp_path: Path) -> None:
+    """A search would say so only once its adapters are trained."""
+    path = write(tmp_path, f"version: 1\nsteps:\n  - {step}\n")
+    with pytest.raises(ConfigError, match=r"step 1 \((search|merge)\): --pairs need a task that asks about one text"):
+        load_recipe(path)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""The core of several updates: the small matrices that they are in a common basis of outputs and one of inputs."""
+"""Core space of several updates: their small matrices in a common basis of outputs and a common basis of inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Core:
     parts: tuple[Float[Tensor, "p q"], ...]
 
     def update(self, merged: Float[Tensor, "p q"], dtype: torch.dtype) -> LowRank:
-        """Return the update that a matrix of the core is, with the smaller of p and q as its rank."""
+        """Return a matrix of the core as an update of the module; its rank is the smaller of p and q."""
         merged = merged.double()
         if merged.shape[0] <= merged.shape[1]:
             return LowRank(b=self.left.to(dtype), a=(merged @ self.right.T).to(dtype))
@@ -65,7 +65,7 @@ def _basis(frame: Float[Tensor, "n r"], parts: Float[Tensor, "r m"], shape: tupl
     """Return the left singular vectors of `frame @ parts` at its numerical rank, at least one."""
     u, sigma, _ = torch.linalg.svd(parts, full_matrices=False)
     basis = frame @ u[:, : max(1, numerical_rank(sigma, shape))]
-    # The sign of a singular vector is arbitrary; an election of signs is not blind to it where entries cancel.
+    # The sign of a singular vector is arbitrary, and an election of signs depends on it where entries cancel.
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     signed: Tensor = basis * torch.where(largest < 0, -1.0, 1.0)
     return signed

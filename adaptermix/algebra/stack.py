@@ -32,7 +32,7 @@ class Stack:
         adapters: What users call the adapters of the whole merge, also those that are left out here.
         places: Index in `adapters` of each update; default their positions.
         block: Number of the model's block that the module lies in; None outside the blocks.
-        depth: Number of blocks of the model, as far as the adapters show it.
+        depth: Number of blocks of the stack that the module lies in, as far as the adapters show it.
 
     Shapes: each update is [out in].
 

@@ -18,13 +18,13 @@ from ..algebra import Dense, Stack, norm, sign_conflict
 from ..analysis.places import unique_names
 from ..checkpoints import Checkpoint
 from ..compose.dense import with_rounding
-from ..compose.places import depth_of, layer_of
+from ..compose.places import depths_of, layer_of, stack_of
 from ..compose.report import MergeReport, ModuleReport
 from ..compose.weights import numbered, resolve_weights
 from ..errors import ModelError, PlanError
 from ..files import check_not_input, check_output, whole_folder
 from ..inputs import locks_out
-from ..methods.base import LinearMethod, MergeMethod, build, check_roles
+from ..methods.base import LinearMethod, MergeMethod, build, check_depths, check_roles
 from ..models import pick_device
 from ..output import write_documents
 from ..progress import SILENT, Watcher
@@ -136,9 +136,9 @@ class _Merge:
         return [key for key, header in self.base.tensors.items() if header.dtype in FLOATS]
 
     @cached_property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return depth_of(self.names)
+    def depths(self) -> dict[str, int]:
+        """Number of blocks of each stack."""
+        return depths_of(self.names)
 
     def stack(self, key: str) -> Stack:
         """Return the deltas of one tensor; those of models that left it as it was take no memory.
@@ -160,7 +160,7 @@ class _Merge:
             adapters=self.labels,
             places=tuple(acting),
             block=layer_of(key),
-            depth=self.depth,
+            depth=self.depths.get(stack_of(key) or "", 0),
         )
 
     def fitted(self) -> MergeMethod:
@@ -299,6 +299,7 @@ def merge_checkpoints(
         device=pick_device(device),
         stored=None if dtype is None else DTYPES[dtype],
     )
+    check_depths(built, merge.depths)
     _check_buffers(merge)
     settings: dict[str, Any] = {
         "method": method,

@@ -163,6 +163,9 @@ def search(settings: SearchSettings, console: Console) -> None:
             f"{'rows' if settings.pairs else 'dev rows'} and write {settings.out}; "
             f"searched: {', '.join(named)}"
         )
+        if settings.control and len(settings.adapters) > 1:
+            draws = f"{settings.control} draw{'s' * (settings.control > 1)}"
+            console.say(f"where a gain is found, {NAME} would be tried on the same rows: {draws}")
         for note in document["notes"]:
             console.note(note)
         console.document(document)
@@ -188,10 +191,11 @@ def search(settings: SearchSettings, console: Console) -> None:
     else:
         console.table(titles, [row[:-1] for row in rows])
     console.say(result.sentence())
-    if result.kept and not all(result.kept):
+    left = [shown(t.candidate) for t, keeps in zip(result.trials, result.kept or (), strict=False) if keeps is False]
+    if left:
         console.say(
-            "worth 0, since they do not keep what the task adapter says of the second side of the pairs: "
-            + ", ".join(shown(t.candidate) for t, keeps in zip(result.trials, result.kept, strict=True) if not keeps)
+            "worth 0, since their answers to the second side of the pairs are too far from the task adapter's: "
+            + ", ".join(left)
         )
     if result.dev:
         console.say(result.dev.sentence())

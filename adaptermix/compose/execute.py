@@ -22,7 +22,7 @@ from ..progress import SILENT, Watcher
 from .extras import merge_biases
 from .forms import Formed
 from .inputs import Inputs, inputs_of
-from .places import layer_of
+from .places import layer_of, stack_of
 from .plan import MergePlan
 from .report import ModuleReport
 
@@ -104,7 +104,7 @@ def _stack(
         adapters=tuple(source.name for source in plan.sources),
         places=inputs.places,
         block=layer_of(module),
-        depth=plan.depth,
+        depth=plan.depths.get(stack_of(module) or "", 0),
     )
 
 

@@ -21,7 +21,7 @@ from ..errors import IncompatibleAdapters, PlanError, did_you_mean
 from ..files import check_not_input, check_output, whole_folder
 from ..fingerprints import fingerprint
 from ..inputs import locks_out
-from ..methods.base import build, check_roles
+from ..methods.base import build, check_depths, check_roles
 from ..models import pick_device
 from ..output import OutputForm, output_size, weight_bytes, write_documents, write_output
 from ..progress import SILENT, Watcher
@@ -30,7 +30,7 @@ from .dense import check_dense, dense_reports, into_base, write_delta
 from .execute import execute
 from .forms import KEEP, Form, Rank, Shape
 from .limits import check_residual, check_rounding, limit_of
-from .places import make_override, split_settings
+from .places import depths_of, make_override, split_settings
 from .plan import Fill, MergePlan, check, resolve_weights
 from .recorded import merge_report, merge_settings
 from .report import MergeReport, ModuleReport
@@ -83,8 +83,8 @@ def make_plan(
     overrides = tuple(make_override(place, names, modules) for place in (*places, *more))
     built = build(method, plain)
     check_roles(built, len(sources))
-    for override in overrides:
-        build(method, {**plain, **override.options})
+    for local in ({}, *(override.options for override in overrides)):
+        check_depths(build(method, {**plain, **local}), depths_of(modules))
     measures_itself = built.is_learned and not statistics
     if built.statistics is not None and len(statistics) != len(sources) and not measures_itself:
         raise PlanError(

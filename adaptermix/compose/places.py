@@ -20,14 +20,31 @@ def layer_of(module: str) -> int | None:
     return int(found[1]) if found and len(found[1]) < 9 else None
 
 
-def depth_of(modules: Iterable[str]) -> int:
-    """Return the number of blocks up to the last that one of some modules lies in.
+def stack_of(module: str) -> str | None:
+    """Return the path of the stack that the block of a module is in; None outside the blocks.
 
     Example:
-        >>> depth_of(["embed", "layers.0.q", "layers.5.q"]), depth_of(["score"])
-        (6, 0)
+        >>> stack_of("vision.layers.3.q"), stack_of("score")
+        ('vision.layers', None)
     """
-    return 1 + max((number for number in map(layer_of, modules) if number is not None), default=-1)
+    return None if layer_of(module) is None else module[: _NUMBER.search(module).start()]  # type: ignore[union-attr]
+
+
+def depths_of(modules: Iterable[str]) -> dict[str, int]:
+    """Return the number of blocks of each stack, up to the last that one of some modules lies in.
+
+    An encoder and a decoder, or the two halves of a vision-language model, are stacks of their own.
+
+    Example:
+        >>> depths_of(["embed", "layers.0.q", "layers.5.q", "vision.layers.1.q"])
+        {'layers': 6, 'vision.layers': 2}
+    """
+    found: dict[str, int] = {}
+    for module in modules:
+        stack, block = stack_of(module), layer_of(module)
+        if stack is not None and block is not None:
+            found[stack] = max(found.get(stack, 0), block + 1)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

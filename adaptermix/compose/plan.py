@@ -20,7 +20,7 @@ from ..head_forms import form_of
 from ..methods.base import MergeMethod, build, is_weighted_sum
 from .extras import AVERAGE, merge_extras, merge_saved, resolve_policy
 from .forms import Shape
-from .places import Override, depth_of
+from .places import Override, depths_of
 from .weights import numbered, resolve_weights, split_weight
 
 __all__ = ["MergePlan", "check", "resolve_weights", "split_weight"]
@@ -71,9 +71,9 @@ class MergePlan:
         return sorted(set().union(*(source.modules for source in self.sources)))
 
     @cached_property
-    def depth(self) -> int:
-        """Number of blocks of the model, as far as the adapters show it: one more than the last that one adapts."""
-        return depth_of(self.modules)
+    def depths(self) -> dict[str, int]:
+        """Number of blocks of each stack, as far as the adapters show it: one more than the last that one adapts."""
+        return depths_of(self.modules)
 
     @cached_property
     def identities(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 from ..algebra import Stack, Update
 from ..algebra.operators import Operator, chain
-from ..errors import UsageError, did_you_mean
+from ..errors import PlanError, UsageError, did_you_mean
 
 Stacks = Callable[[], Iterable[Stack]]
 """Gives the stacks of all modules, anew each time it is called."""
@@ -65,6 +65,16 @@ class MergeMethod(ABC):
         """
         return self(stack), 0.0
 
+    def check_depth(self, depth: int) -> None:  # noqa: B027
+        """Refuse options that count more blocks than the model has.
+
+        Args:
+            depth: Number of blocks of its deepest stack, as far as the adapters show it.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+
     def fit(self, stacks: Stacks) -> MergeMethod:  # noqa: ARG002
         """Return the method with what it must know of the whole model before the first module is merged."""
         return self
@@ -83,7 +93,7 @@ class LinearMethod(MergeMethod):
         """Return one coefficient per update; they may depend on norms and angles."""
 
     def multipliers(self, stack: Stack, weights: Sequence[float]) -> tuple[float, ...]:
-        """Return what reports say of each adapter of the merge: its weight, or what its role makes of it.
+        """Return the factor on each adapter's delta that reports show: its weight or, in a role, its coefficient.
 
         Args:
             stack: The updates that enter the merge of a module.
@@ -116,6 +126,22 @@ def check_roles(method: MergeMethod, count: int) -> None:
             f"method '{method.title}' takes {len(method.roles)} adapters in this order: {', '.join(method.roles)}. "
             f"Got {count}."
         )
+
+
+def check_depths(method: MergeMethod, depths: Mapping[str, int]) -> None:
+    """Refuse options that count more blocks than the model has, before anything is merged or evaluated.
+
+    Args:
+        method: The method.
+        depths: Number of blocks of each stack, as far as the adapters show it.
+
+    Raises:
+        PlanError: the deepest stack has fewer.
+    """
+    try:
+        method.check_depth(max(depths.values(), default=0))
+    except ValueError as error:
+        raise PlanError(f"method '{method.title}': {error}.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,8 @@ class LayerSwap(LinearMethod):
         top: Blocks at the top that do; None is the paper's 2 of 32, rounded.
         transition: Blocks next to each of these borders in which both are averaged.
         share: Share of the language adapter there, in [0, 1].
-        blocks: Number of blocks of the model; None takes one more than the last that an adapter adapts.
+        blocks: Number of blocks of the model; None takes one more than the last that an adapter adapts, in each stack:
+            an encoder and a decoder, or the parts for images and for text, are stacks of their own.
 
     Shapes: k updates [out in] give one [out in].
     Differs from the paper: weights. The paper swaps whole layers of fully tuned models (its follow-up LoRAs, too),
@@ -64,20 +65,30 @@ class LayerSwap(LinearMethod):
         if self.blocks is not None and self.blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {self.blocks}")
 
-    def coefficients(self, stack: Stack) -> Sequence[float]:
-        """Return each adapter's weight times its share of the block.
+    def check_depth(self, depth: int) -> None:
+        """Refuse borders that lie outside the model, and a number of blocks that is too small for the adapters.
 
         Raises:
-            ValueError: there are fewer blocks than a side takes, or fewer than the adapters have.
+            ValueError: they do, or it is.
         """
+        blocks = depth if self.blocks is None else self.blocks
+        if blocks < depth:
+            raise ValueError(f"blocks must be at least the number that the adapters have, {depth}, got {blocks}")
+        for name in ("bottom", "top"):
+            wanted = getattr(self, name)
+            if wanted is not None and wanted > blocks:
+                more = (
+                    "" if self.blocks else "; if the model has more than the adapters adapt, set blocks to its number"
+                )
+                raise ValueError(f"{name} must be at most the number of blocks, {blocks}, got {wanted}{more}")
+
+    def coefficients(self, stack: Stack) -> Sequence[float]:
+        """Return each adapter's weight times its share of the block."""
         depth = stack.depth if self.blocks is None else self.blocks
-        if depth < stack.depth:
-            raise ValueError(f"blocks must be at least the number that the adapters have, {stack.depth}, got {depth}")
-        sides = []
-        for name, given in (("bottom", self.bottom), ("top", self.top)):
-            if given is not None and given > depth:
-                raise ValueError(f"{name} must be at most the number of blocks, {depth}, got {given}")
-            sides.append(round(_PUBLISHED[name] * depth) if given is None else given)
+        sides = [
+            round(published * depth) if getattr(self, name) is None else getattr(self, name)
+            for name, published in _PUBLISHED.items()
+        ]
         language = self._language_share(stack.block, depth, *sides)
         shares = (1 - language, language)
         return [weight * shares[place] for place, weight in zip(stack.places, stack.weights, strict=True)]

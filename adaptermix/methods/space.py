@@ -17,10 +17,10 @@ Space = Literal["full", "core"]
 class SpaceMethod(StackMethod):
     r"""A chain of operators on the entries of the updates themselves, or of their core.
 
-    In core space each update is its matrix $M_i$ in bases that all share, $\tau_i = U M_i V^T$; these are merged, and
-    $U M V^T$ is the result, so it is of low rank and no [out in] matrix is formed (Panariello et al., Accurate and
-    Efficient Low-Rank Model Merging in Core Space, NeurIPS 2025, arXiv 2509.17786, section 4). Vectors, and matrices of
-    one row or column, have no directions to share and stay as they are.
+    In core space each update is represented by its matrix $M_i$ in bases that all share, $\tau_i = U M_i V^T$; these
+    are merged, and $U M V^T$ is the result, so it is of low rank and no [out in] matrix is formed (Panariello et al.,
+    Accurate and Efficient Low-Rank Model Merging in Core Space, NeurIPS 2025, arXiv 2509.17786, section 4). Vectors,
+    and matrices of one row or column, have no directions to share and stay as they are.
     """
 
     space: Space = "full"

@@ -49,6 +49,7 @@ class Ties(SpaceMethod):
             $\tau_i = U M_i V^T$, where U and V are bases that all deltas share, and multiplies the result by them: its
             rank is at most $\sum_i r_i$, and no [out in] matrix is formed. Vectors, and matrices of one row or column,
             are merged as they are. Where singular values of the deltas side by side coincide, U and V are not unique.
+            What rounding leaves between an adapter and its 16-bit copy counts as further directions.
 
     Shapes: k updates [out in] give one [out in], dense or, in core space, of low rank.
     Differs from the paper: weights; trimming per module by default. Differs from PEFT: an adapter of weight 0 has no

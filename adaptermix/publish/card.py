@@ -29,6 +29,7 @@ _WHAT = {
     "train-fusion": "a LoRA that fuses each text with its source in another language",
     "train-joint": "a LoRA trained for a task and for alignment",
 }
+_CHOSEN_ON_PAIRS = "a weighted merge of LoRA adapters, its weights chosen on translation pairs without labels"
 _MARKUP = re.compile(r"[\\`*\[\]<>|#~&]")
 
 
@@ -253,6 +254,8 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
     if named and not base:
         which = f"a base model in the local folder {_code(last_part(str(named)))}"
     what = _WHAT.get(str(document.get("kind")), "a LoRA adapter")
+    if document.get("kind") == "search" and (document.get("scores") or {}).get("split") == "pairs":
+        what = _CHOSEN_ON_PAIRS
     if _is_full(document):
         what = (
             "a full model that an adapter was written into"

@@ -71,8 +71,8 @@ class MergeSettings(Written):
     task: str | None = Field(None, description="of methods that learn their weights (fuse): the task")
     objective: Literal["task", "agreement", "entropy"] = Field(
         "task",
-        description="of methods that learn: the task's loss on --train; or without labels, how far the merge says of "
-        "both sides of --pairs what the first adapter alone says of the second, or the entropy of answers to --texts",
+        description="of methods that learn: the task's loss on --train; or without labels, agreement of the answers to "
+        "both sides of --pairs with the first adapter's to the second side, or the entropy of answers to --texts",
     )
     train: Annotated[list[str], Reads(TRAINING, rows="rows")] = Field(
         [], description="of methods that learn: the task's rows to learn from; entropy does not look at their labels"
@@ -165,8 +165,8 @@ class SearchSettings(GenerationSettings, Scored, Written):
     vary: dict[str, str] = Field({}, description="options of the method to search: KEY=LOW:HIGH[:log], or KEY=V,V")
     objective: Literal["mean", "worst-language", "agreement"] = Field(
         "mean",
-        description="what a candidate is worth: mean or minimum of the scores of the languages on --dev; or, without "
-        "labels, how far it says of both sides of --pairs what the first adapter alone says of the second side",
+        description="how a candidate is scored: mean or minimum of the scores of the languages on --dev; or, without "
+        "labels, the agreement of its answers to both sides of --pairs with the first adapter's to the second side",
     )
     choose: Literal["best", "one-se"] = Field(
         "best",

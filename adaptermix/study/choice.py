@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -77,7 +77,9 @@ class Board:
         objective: What is made of the scores of the languages.
         seed: Seed of the resampling.
         clusters: Cluster of each row: rows of one cluster are resampled together, and are in the same fold.
-        floors: Scores of languages below which a trial is worth nothing, whatever it has in the others.
+        floors: Scores of languages below which a trial is worth nothing, whatever it has in the others. They hold for
+            trials that answered all rows of the language, since of a few rows one wrong answer may be too many, and
+            for these rows as they are: resamples of a trial that reaches them count whole.
         first: Number of the first of these rows among those that trials answer.
     """
 
@@ -127,15 +129,20 @@ class Board:
         """
         return self._join([draws(self._metric, [rows], self._seed)[0] for rows in counts.values()], counts)
 
-    def _join(self, values: Sequence[Values], languages: Iterable[str]) -> Values:
+    def _join(self, values: Sequence[Values], counts: Mapping[str, Statistics]) -> Values:
         joined: Values = np.min(values, axis=0) if self._objective == "worst-language" else np.mean(values, axis=0)
-        for language, own in zip(languages, values, strict=True):
-            if language in self._floors:
-                joined = np.where(own < self._floors[language], 0.0, joined)
+        for language, own in zip(counts, values, strict=True):
+            if language in self._floors and self._is_whole(language, counts):
+                joined = np.where(own[..., :1] < self._floors[language], 0.0, joined)
         return joined
 
-    def keeps(self, trial: Trial) -> bool:
-        """Whether a trial reaches the floors of the languages that have some."""
+    def _is_whole(self, language: str, counts: Mapping[str, Statistics]) -> bool:
+        return len(counts[language]) == len(self._places[language])
+
+    def keeps(self, trial: Trial) -> bool | None:
+        """Whether a trial reaches the floors of the languages that have some; None if it was stopped before."""
+        if not trial.is_whole:
+            return None
         counts = self.counts(trial)
         return all(
             float(self._metric.value(np.sum(np.asarray(counts[language], dtype=np.float64), axis=0))) >= floor
@@ -190,7 +197,7 @@ class Board:
         rows = sum(map(len, alone.values()))
         honest = None
         if not raced:
-            join = partial(self._join, languages=list(alone))
+            join = partial(self._join, counts=alone)
             honest = cross_fit(self._metric, counted, alone, distances=distances, rule=rule, join=join, seed=self._seed)
         every = np.stack([*gains, *(self._gain(trial, baseline) for trial in stopped)])
         return Verdict(

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..baking.activations import read_texts
+from ..baking.activations import texts_of
 from ..compose.attach import Attachment
 from ..data import DataFile, read_pairs
-from ..errors import PlanError, UsageError
+from ..errors import DataError, PlanError, UsageError
 from ..evaluation.answering import Answering
 from ..heads import HEADS, HeadRows
 from ..heads.base import Predicting
@@ -164,7 +164,8 @@ class _HeadLoss:
     def __init__(self, encoded: HeadRows) -> None:
         if not isinstance(encoded, Predicting):
             raise PlanError(
-                "gates are learned without labels of heads that tell classes or tags, and this head is not one."
+                "gates without labels need a head of classes or tags, and this head is of another kind. "
+                "Take --objective task with labelled rows."
             )
         self._encoded = encoded
         self.lengths = encoded.lengths
@@ -263,7 +264,9 @@ def _unlabelled(settings: MergeSettings, task: Task) -> GateData:
             f"--texts are for tasks that ask about one text, and '{task.name}' is not one. Give rows with --train; "
             "their labels are not looked at."
         )
-    texts, files = read_texts(settings.texts)
+    texts, files = texts_of(settings.texts)
+    if not texts:
+        raise DataError("--texts must hold at least one text, and hold none.")
     return UnlabelledRows(rows=[task.unlabelled(text, "und") for text in texts], files=files, task=task)
 
 

@@ -56,24 +56,29 @@ def marking_of(prepared: Prepared, settings: SearchSettings, alone: Sequence[str
         PlanError: pairs decide, and the first adapter answers all of them alike.
     """
     if prepared.pairs is None:
-        return _marking(prepared, settings, prepared.rows, _metrics(prepared, settings))
+        rows = prepared.rows
+        return _marking(
+            prepared, settings, rows, _metrics(prepared, settings), clusters=clusters_of(prepared.task, rows)
+        )
     rows = prepared.pairs.labelled(alone)
-    metrics = agreement_metrics(prepared.pairs.task.agreement(rows), settings.metric)
+    metrics = _in_order(prepared.pairs.task.agreement(rows), settings.metric)
     floors = prepared.pairs.floors(metrics[0], alone)
     named = tuple(replace(metric, name=f"agreement ({metric.name})") for metric in metrics)
-    return _marking(prepared, settings, rows, named, floors=floors)
+    return _marking(prepared, settings, rows, named, clusters=prepared.pairs.clusters, floors=floors)
 
 
 def dev_marking(prepared: Prepared, settings: SearchSettings) -> Marking | None:
     """Return the scores on dev rows that have no part in a choice by pairs, None where there are none."""
     if prepared.pairs is None or not prepared.dev_rows:
         return None
-    metrics = metrics_of(prepared.task, prepared.dev_rows, scorer=settings.scorer)
-    return _marking(prepared, settings, prepared.dev_rows, metrics, first=len(prepared.pairs.rows))
+    rows = prepared.dev_rows
+    metrics = _in_order(metrics_of(prepared.task, rows, scorer=settings.scorer), settings.metric)
+    clusters = clusters_of(prepared.task, rows)
+    return _marking(prepared, settings, rows, metrics, clusters=clusters, first=len(prepared.pairs.rows))
 
 
-def agreement_metrics(metrics: Sequence[Metric], asked: str | None) -> tuple[Metric, ...]:
-    """Return the metrics by which answers in two languages are compared, the one that is asked for first."""
+def _in_order(metrics: Sequence[Metric], asked: str | None) -> tuple[Metric, ...]:
+    """Return the metrics, the one that is asked for first; in their order where they do not have it."""
     return tuple(sorted(metrics, key=lambda metric: metric.name != asked))
 
 
@@ -87,6 +92,7 @@ def _marking(
     rows: Sequence[Any],
     metrics: tuple[Metric, ...],
     *,
+    clusters: Sequence[str] | None,
     floors: Mapping[str, float] | None = None,
     first: int = 0,
 ) -> Marking:
@@ -97,7 +103,7 @@ def _marking(
         rows,
         objective="worst-language" if settings.objective == "worst-language" else "mean",
         seed=settings.seed,
-        clusters=clusters_of(task, rows),
+        clusters=clusters,
         floors=floors,
         first=first,
     )

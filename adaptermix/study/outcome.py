@@ -50,8 +50,8 @@ def result_of(
     """
     board = marking.board
     whole = [trial for trial in trials if trial.is_whole]
-    # with a sampler the task adapter alone is a candidate too; a grid is taken as it is given, unless none of it keeps
-    # what the source side of pairs is answered
+    # with a sampler the task adapter alone is a candidate too; of a grid only the grid is, unless pairs decide and all
+    # of its candidates are worth 0 since they lost the answers to the source side
     eligible = whole if settings.grid and any(map(board.keeps, whole)) else [*whole, baseline]
     stopped = [trial for trial in trials if not trial.is_whole]
     verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)

@@ -12,9 +12,10 @@ import numpy as np
 from ..data import Pair
 from ..errors import PlanError, UsageError
 from ..tasks import ComparableTask, Metric, Task
+from ..tasks.base import require_comparable
 
 _KEPT = 0.5
-"""Share of the way from a constant answer to the same answers that a candidate must reach on the source side."""
+"""Share of the way from a constant answer's score to the task adapter's own that the source side must reach."""
 _CONSTANTS = 20
 """Most constant answers that are tried, the commonest first."""
 
@@ -47,11 +48,7 @@ class PairRows:
             UsageError: the task's answers cannot be compared across languages, or it asks about more than one text; a
                 language is on both sides.
         """
-        if not isinstance(task, ComparableTask):
-            raise UsageError(
-                f"--pairs need a task that asks about one text and whose answers are alike in all languages (classify, "
-                f"slots, ner-json), and '{task.name}' is not one. Choose on labelled rows instead: --dev, or --train."
-            )
+        task = require_comparable(task)
         sources = {pair.languages[1] for pair in pairs}
         if both := sorted(sources & {pair.languages[0] for pair in pairs}):
             raise UsageError(
@@ -78,6 +75,15 @@ class PairRows:
         return range(len(set(self.teachers)))
 
     @property
+    def clusters(self) -> list[str] | None:
+        """Return the cluster of each row, None where each is one.
+
+        Several translations of one sentence into one language share its label, so they are right or wrong together.
+        """
+        named = [(self.task.language(row), teacher) for row, teacher in zip(self.rows, self.teachers, strict=True)]
+        return [f"sentence {teacher}" for _, teacher in named] if len(set(named)) < len(named) else None
+
+    @property
     def aligned(self) -> tuple[str, ...]:
         """Return the languages of the other sides."""
         return tuple(sorted({self.task.language(row) for row in self.rows} - set(self.sources)))
@@ -97,34 +103,36 @@ class PairRows:
     def floors(self, metric: Metric, answers: Sequence[str | None]) -> dict[str, float]:
         r"""Return the score on each source language below which a candidate has not kept the task.
 
-        It is $(1 + c) / 2$ with the best score $c$ that one and the same answer to every sentence has, so a candidate
-        whose answers do not depend on the sentence is below it, however common its answer is.
+        It is $(s + c) / 2$, where $s$ is the score of the task adapter's own answers (1, unless some are empty) and $c$
+        the best score of one and the same answer to every sentence. So a candidate whose answers do not depend on the
+        sentence is below it, however common its answer is.
 
         Args:
             metric: How answers are compared.
             answers: What the task adapter alone answers, at least to the source sides.
 
         Raises:
-            PlanError: the task adapter itself answers every sentence of a language alike.
+            PlanError: the task adapter itself answers every sentence of a language alike, or gives no answers.
         """
         rows = self.labelled(answers)
         found = {}
         for language in self.sources:
             own = [number for number in self.source_rows if self.task.language(rows[number]) == language]
-            said = Counter(str(answers[number] or "") for number in own)
-            constant = max(
-                _score(metric, [rows[number] for number in own], answer) for answer, _ in said.most_common(_CONSTANTS)
-            )
-            if constant >= 1:
+            asked, answered = [rows[number] for number in own], [str(answers[number] or "") for number in own]
+            said = Counter(answered)
+            constant = max(_score(metric, asked, [answer] * len(own)) for answer, _ in said.most_common(_CONSTANTS))
+            itself = _score(metric, asked, answered)
+            if constant >= itself:
                 raise PlanError(
                     "agreement needs a task adapter that answers sentences differently, and the first adapter answers "
                     f"all {len(own)} sentences in '{language}' with {said.most_common(1)[0][0][:40]!r}. Give pairs of "
                     "the task's domain, or choose on labelled rows."
                 )
-            found[language] = constant + _KEPT * (1 - constant)
+            found[language] = constant + _KEPT * (itself - constant)
         return found
 
 
-def _score(metric: Metric, rows: Sequence[Any], answer: str) -> float:
-    counts = [counted for row in rows if (counted := metric.count(row, answer)) is not None]
+def _score(metric: Metric, rows: Sequence[Any], answers: Sequence[str]) -> float:
+    each = map(metric.count, rows, answers)
+    counts = [counted for counted in each if counted is not None]
     return float(metric.value(np.sum(np.asarray(counts, dtype=np.float64), axis=0)))

@@ -19,7 +19,7 @@ from ..data.source import text_hash
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..files import check_not_input, check_output
 from ..heads.brought import template_of
-from ..methods.base import build, check_roles
+from ..methods.base import build, check_depths, check_roles
 from ..progress import SILENT, Watcher
 from ..settings import SearchSettings
 from ..splits import DEV, refuse_tested, told_trained
@@ -230,8 +230,8 @@ def _of_pairs(pairs: PairRows, first: AdapterSource) -> tuple[str, ...]:
     if not supervised or supervised & set(pairs.sources):
         return ()
     return (
-        f"warning: pairs are compared with what '{first.name}' says of their second side ({', '.join(pairs.sources)}), "
-        f"and it was trained in {', '.join(sorted(supervised))}.",
+        f"warning: the answers of '{first.name}' to the second side of the pairs ({', '.join(pairs.sources)}) serve as "
+        f"labels, but it was trained in {', '.join(sorted(supervised))}.",
     )
 
 
@@ -281,6 +281,7 @@ def _with_method(template: MergePlan, settings: SearchSettings, options: dict[st
             f"method '{settings.method}' needs statistics of data, which a search does not take: merge with it."
         )
     check_roles(method, len(template.sources))
+    check_depths(method, template.depths)
     if method.is_learned:
         raise PlanError(
             f"method '{settings.method}' learns its weights, so there is nothing to search: merge with it, and give "

@@ -34,9 +34,11 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
         asked = ", ".join(source.name for source in plan.sources)
         raise PlanError(f"--candidates must be merges of {asked} in this order, and {folder} is none.")
     method = METHODS.get(str(known.get("method")))
-    # of others the weights alone do not tell the result
-    if method is None or not issubclass(method, LinearMethod) or method.depends_on_deltas or method.factor:
-        raise PlanError(f"--candidates must be weighted sums (exact, fuse), and {folder} is of method {method}.")
+    if method is None or not issubclass(method, LinearMethod) or not _only_weighs(method):
+        raise PlanError(
+            f"--candidates must be weighted sums (exact, fuse, cat), and {folder} is of another method, "
+            f"{known.get('method')}."
+        )
     if known.get("rank") or known.get("form") == "lowrank":
         raise PlanError(f"--candidates must be whole sums, and {folder} was cut to a rank.")
     if known.get("fill", "weight") != "weight":
@@ -44,6 +46,11 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
     names = [source.name for source in plan.sources]
     overrides = tuple(make_override(place, names, plan.modules) for place in known.get("places", ()))
     return Candidate(weights=tuple(map(float, known["weights"])), overrides=overrides, name=str(folder))
+
+
+def _only_weighs(method: type[LinearMethod]) -> bool:
+    """Return whether the weights alone give the result of a method, without roles of adapters and options."""
+    return not (method.depends_on_deltas or method.factor or method.roles)
 
 
 def entries_of(folders: Iterable[str], name: str) -> list[dict[str, Any]]:

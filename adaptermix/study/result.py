@@ -36,7 +36,8 @@ class SearchResult:
         resamples: The objective of the chosen trial on the dev rows, then on resamples of them.
         rank: Rank of the merged adapter, the largest of a compact one; None before it is merged.
         bytes: Size of its weights file.
-        kept: Of a choice by pairs, whether each trial keeps the answers to their source side; others are worth nothing.
+        kept: Of a choice by pairs, whether each trial keeps the answers to their source side, None if it was stopped
+            early; trials that do not are worth nothing.
         dev: Of a choice by pairs, how it stands on dev rows, if there are some.
     """
 
@@ -56,17 +57,17 @@ class SearchResult:
     resamples: Sequence[float] = ()
     rank: int | None = None
     bytes: int | None = None
-    kept: list[bool] | None = None
+    kept: list[bool | None] | None = None
     dev: DevScores | None = None
 
     @property
     def chosen_on(self) -> str:
-        """Return what decided: dev, or pairs."""
+        """Return the name of the data that the choice was made on: dev, or pairs."""
         return "dev" if self.kept is None else "pairs"
 
     @property
     def rows_name(self) -> str:
-        """Return what the rows are called that decided."""
+        """Return the name of the rows that the choice was made on."""
         return "dev rows" if self.kept is None else "pairs"
 
     @property
@@ -75,8 +76,12 @@ class SearchResult:
         return f"dev {self.metric}" if self.kept is None else f"{self.metric} on pairs"
 
     @property
+    def _unit(self) -> str:
+        return "" if self.kept is None else " in agreement"
+
+    @property
     def objective_name(self) -> str:
-        """Return the name of what a candidate is worth."""
+        """Return the name of the score that candidates are compared by."""
         return f"{self.measure}, {self.objective}" if self.kept is None else self.measure
 
     @property
@@ -119,7 +124,7 @@ class SearchResult:
     def sentence(self) -> str:
         """Return in words whether there was something to find."""
         gain, honest = self.verdict.difference, self.verdict.honest
-        measured = f"{gain.value:+.3f} on the {self.rows_name} that chose it"
+        measured = f"{gain.value:+.3f}{self._unit} on the {self.rows_name} that chose it"
         if honest:
             measured += f", {honest.value:+.3f} ({honest.low:+.3f} to {honest.high:+.3f}) by cross-fit"
         measured += f"; p-value {self.verdict.chance:.3f}, corrected for the number of candidates"

@@ -180,6 +180,8 @@ class _Work:
         """Have the first adapter alone answer, unless another process has asked it."""
         answers = ledger.baseline() or self._judge.alone("task adapter alone")
         ledger.keep_baseline(answers)
+        if self._prepared.pairs is not None:  # labels must be the same for all processes that share the trials
+            answers = ledger.baseline() or answers
         self.baseline = replace(self.baseline, answers=tuple(answers))
         self._marking = marking_of(self._prepared, self._settings, answers)
         if self._judge.is_sum:  # a candidate that is the task adapter alone is not asked again

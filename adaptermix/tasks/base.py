@@ -211,6 +211,20 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
+def require_comparable(task: Task) -> ComparableTask:
+    """Return a task whose answers to a text and to its translation can be compared.
+
+    Raises:
+        UsageError: they cannot be, or the task asks about more than one text.
+    """
+    if not isinstance(task, ComparableTask):
+        raise UsageError(
+            f"--pairs need a task that asks about one text and whose answers are alike in all languages (classify, "
+            f"slots, ner-json), and '{task.name}' is not one. Choose on labelled rows instead: --dev, or --train."
+        )
+    return task
+
+
 def metrics_of(
     task: Task, rows: Sequence[Any], *, metric: str | None = None, scorer: str | None = None
 ) -> tuple[Metric, ...]:

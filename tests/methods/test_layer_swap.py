@@ -14,8 +14,8 @@ import torch
 from adaptermix import merge, merge_checkpoints
 from adaptermix.algebra import LowRank, Stack
 from adaptermix.cli import main
-from adaptermix.errors import UsageError
-from adaptermix.methods.base import build
+from adaptermix.errors import PlanError, UsageError
+from adaptermix.methods.base import build, check_depths
 from adaptermix.testing.stacks import generic
 
 from ..checkpointing.models import tensors_of, tune
@@ -66,8 +66,8 @@ def test_the_published_borders_of_32_blocks() -> None:
     ],
 )
 def test_borders_outside_the_model_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        shares(**options)
+    with pytest.raises(PlanError, match=words):
+        check_depths(build("layer-swap", options), {"layers": DEPTH, "vision.layers": 2})
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,23 @@ def test_the_merge_takes_each_block_from_its_adapter(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / CONFIG).read_text())["r"] == 4
 
 
+def test_stacks_are_swapped_each_by_its_own_depth(tmp_path: Path) -> None:
+    """A vision tower of 6 blocks beside 4 of the language model: the top block of both is swapped."""
+    modules = {f"vision.layers.{block}.q": SHAPE for block in range(6)}
+    modules |= {f"text.layers.{block}.q": SHAPE for block in range(4)}
+    for seed, name in enumerate(("task", "align")):
+        write_lora(tmp_path / name, modules, seed=seed)
+    report = merge(
+        [tmp_path / "task", tmp_path / "align"],
+        weights=[1.0, 1.0],
+        method="layer-swap",
+        options={"bottom": 1, "top": 1, "transition": 0},
+    )
+    found = {module: report.modules[module].weights[1] for module in modules}
+    assert [found[f"vision.layers.{block}.q"] for block in range(6)] == [1, 0, 0, 0, 0, 1]
+    assert [found[f"text.layers.{block}.q"] for block in range(4)] == [1, 0, 0, 1]
+
+
 def test_an_adapter_that_supplies_no_block_has_no_part_in_the_result(tmp_path: Path) -> None:
     for seed, name in enumerate(("task", "align")):
         write(tmp_path / name, range(3), seed=seed)
@@ -149,7 +166,10 @@ def test_borders_outside_the_model_are_one_sentence_of_the_command(
     with pytest.raises(SystemExit) as caught:
         main([*words, "--set", "bottom=4", "--out", str(tmp_path / "out")])
     assert caught.value.code == 1
-    assert "bottom must be at most the number of blocks, 3, got 4" in capsys.readouterr().err
+    assert (
+        "method 'layer-swap': bottom must be at most the number of blocks, 3, got 4; if the model has more than the "
+        "adapters adapt, set blocks to its number." in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

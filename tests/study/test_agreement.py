@@ -17,6 +17,8 @@ from adaptermix.data import Pair
 from adaptermix.errors import AdapterMixError, OutputError, PlanError, UsageError
 from adaptermix.settings import AlignSettings, TaskSettings
 from adaptermix.study.choice import Board
+from adaptermix.study.judging import Judge
+from adaptermix.study.ledger import Ledger
 from adaptermix.study.pair_rows import PairRows
 from adaptermix.study.space import Candidate
 from adaptermix.study.trials import Trial
@@ -32,14 +34,15 @@ def pairs_of(*languages: str, count: int) -> list[Pair]:
     ]
 
 
-def board_of(pairs: PairRows, teacher: list[str]) -> Board:
+def board_of(pairs: PairRows, teacher: list[str], *, floored: bool = True) -> Board:
     rows = pairs.labelled(teacher)
     metric = pairs.task.agreement(rows)[0]
     languages = [pairs.task.language(row) for row in rows]
-    return Board(metric, languages, rows, objective="mean", seed=0, floors=pairs.floors(metric, teacher))
+    floors = pairs.floors(metric, teacher) if floored else {}
+    return Board(metric, languages, rows, objective="mean", seed=0, floors=floors)
 
 
-def trial(answers: list[str], number: int = 0) -> Trial:
+def trial(answers: list[str | None], number: int = 0) -> Trial:
     return Trial(number=number, candidate=Candidate(weights=(1.0, float(number))), answers=tuple(answers))
 
 
@@ -66,6 +69,43 @@ def test_a_candidate_is_worth_its_agreement_with_the_task_adapter_on_the_source_
     # a constant answer has at most 2 of 4 on the source side, so 3 of 4 is the least that keeps it
     assert pairs.floors(pairs.task.agreement(pairs.labelled(teacher))[0], teacher) == {"en": 0.75}
     assert found.keeps(trial(answers))
+
+
+def test_a_task_adapter_that_leaves_some_answers_out_keeps_its_own() -> None:
+    """By hand: an empty answer is never right, so its own answers score 2 of 4, and the best constant 1 of 4."""
+    pairs = PairRows.of(CLASSIFY, pairs_of("de", count=4))
+    teacher = ["+", "-", "", ""]
+    found = board_of(pairs, teacher)
+    assert pairs.floors(pairs.task.agreement(pairs.labelled(teacher))[0], teacher) == {"en": 3 / 8}
+    assert found.keeps(trial([*teacher, *"+-+-"]))
+    assert found.exact(found.counts(trial([*teacher, *"+-+-"]))) == pytest.approx(0.5)
+    assert not found.keeps(trial([*"++++", *"++++"]))
+    with pytest.raises(PlanError, match="answers all 4 sentences in 'en' with ''"):
+        board_of(pairs, [""] * 4)
+
+
+def test_intervals_of_what_reaches_the_floor_are_those_without_one() -> None:
+    """One label is 9 of 10, so the floor is .95; the two wrong rows that intervals add would be below it."""
+    pairs = PairRows.of(CLASSIFY, pairs_of("de", count=40))
+    teacher = [*"+" * 36, *"-" * 4]
+    alone, chosen = trial([*teacher, *"+-" * 20]), trial([*teacher[:-1], "+", *teacher[:36], *"++--"], 1)
+    found, plain = (board_of(pairs, teacher, floored=floored) for floored in (True, False))
+    assert found.keeps(chosen)
+    assert found.score(alone) == plain.score(alone)
+    assert found.difference(alone, chosen) == plain.difference(alone, chosen)
+    assert found.verdict([chosen], alone, rule="best") == plain.verdict([chosen], alone, rule="best")
+    assert found.verdict([chosen], alone, rule="best").is_found
+
+
+def test_a_trial_that_was_stopped_early_is_not_judged_by_a_few_answers() -> None:
+    """By hand: one of two rows of en, below the floor of .75, and both of de."""
+    pairs = PairRows.of(CLASSIFY, pairs_of("de", count=4))
+    found = board_of(pairs, ["+", "-", "+", "0"])
+    stopped = trial(["+", "+", None, None, "+", "-", None, None])
+    assert found.exact(found.counts(stopped)) == pytest.approx((1 / 2 + 1) / 2)
+    assert found.keeps(stopped) is None
+    whole = trial([*"++++", *"+-+0"])
+    assert (found.exact(found.counts(whole)), found.keeps(whole)) == (0, False)
 
 
 LABELS = st.sampled_from("+-0")
@@ -241,6 +281,7 @@ def test_pairs_choose_through_the_command_line(
     kept = json.loads((tmp_path / "found" / "adaptermix.json").read_text())
     assert [entry["name"] for entry in kept["dev"]] == ["de-en.tsv", "rows.de.csv"]
     assert kept["scores"]["split"] == "pairs"
+    assert "its weights chosen on translation pairs without labels" in (tmp_path / "found" / "README.md").read_text()
     page = (tmp_path / "found" / "report.html").read_text()
     assert "Chosen on pairs" in page
     assert "which had no part in the choice" in page
@@ -274,3 +315,50 @@ def test_rows_that_were_evaluated_as_test_are_refused(
     run([*arguments, "--data", str(folder / "rows.de.csv"), "--split", "test", "--device", "cpu"])
     with pytest.raises(AdapterMixError, match="dev data must not be test data"):
         search(asked(encoder, folder, tmp_path / "found"))
+
+
+def test_translations_of_one_sentence_count_as_one(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    """They share its label, so four copies of each say as much as one."""
+    lines = (folder / "de-en.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "de-en.tsv").write_text("".join(lines * 4))
+    grid: dict[str, Any] = {"grid": [0.5]}
+    once = search(asked(encoder, folder, tmp_path / "one", **grid))
+    often = search(asked(encoder, folder, tmp_path / "two", pairs=[str(tmp_path / "de-en.tsv")], **grid))
+    for own, other in ((once.baseline_languages, often.baseline_languages), (once.languages[0], often.languages[0])):
+        assert other["de"].n == 4 * own["de"].n
+        assert (other["de"].low, other["de"].high) == pytest.approx((own["de"].low, own["de"].high), abs=1e-9)
+    assert often.verdict.difference.low == pytest.approx(once.verdict.difference.low, abs=1e-9)
+
+
+def test_processes_that_share_trials_score_against_the_same_answers(
+    encoder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that begin at once both ask the task adapter alone; the second, whose answers differ, takes the first's."""
+    storage = {"storage": str(tmp_path / "trials.log"), "study": "s", "grid": [0.5, 1.0]}
+    first = search(asked(encoder, folder, tmp_path / "one", **storage))
+    kept, looks = Ledger.baseline, iter([None])
+    monkeypatch.setattr(Ledger, "_check", lambda _self: None)  # which looks too
+    monkeypatch.setattr(Ledger, "baseline", lambda self, *name: next(looks, kept(self, *name)))
+    rows = 48
+    monkeypatch.setattr(Judge, "alone", lambda _self, _label: ["positive", *["negative"] * (rows - 1)])
+    second = search(asked(encoder, folder, tmp_path / "two", **storage))
+    assert second.document()["task_alone"] == first.document()["task_alone"]
+    assert second.document()["best"] == first.document()["best"]
+
+
+def test_dev_rows_are_scored_by_the_metric_that_is_asked_for(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    dev = {"dev": [str(folder / "rows.de.csv")], "metric": "macro_f1"}
+    found = search(asked(encoder, folder, tmp_path / "found", **dev)).document()
+    assert (found["metric"], found["dev"]["metric"]) == ("agreement (macro_f1)", "macro_f1")
+
+
+def test_a_dry_run_names_the_rows_and_the_control(
+    encoder: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--base", str(encoder), "--task", "classify", "--grid", "0.5,1", "--objective", "agreement", "--dry-run"]
+    arguments = ["search", str(folder / "task"), str(folder / "align"), *how, "--pairs", str(folder / "de-en.tsv")]
+    run([*arguments, "--control", "2", "--out", str(tmp_path / "found")])
+    said = capsys.readouterr().err
+    assert "would try 2 candidates on 48 rows" in said
+    assert "where a gain is found, random adapters in place of the others would be tried on the same rows" in said
+    assert "2 draws" in said

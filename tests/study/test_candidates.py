@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search
-from adaptermix.errors import AdapterMixError, IncompatibleAdapters, UsageError
+from adaptermix.errors import AdapterMixError, IncompatibleAdapters, PlanError, UsageError
 from adaptermix.study import search_dry
 from adaptermix.study.ledger import Listed
 from adaptermix.study.preparing import prepare
@@ -222,3 +222,20 @@ def test_a_dora_is_refused_by_name(given: dict[str, object], causal: Path, tmp_p
     dora = peft_lora(causal, tmp_path / "dora", seed=5, r=2, use_dora=True)
     with pytest.raises(IncompatibleAdapters, match="'dora' has DoRA"):
         search_dry(SearchSettings(**(given | {"adapters": [str(dora)], "trials": 2, "space": "free"})))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "borders",
+    [
+        {"grid": [1.0], "vary": {"bottom": "0,2,5"}},
+        {"trials": 3, "bounds": [1.0, 1.0], "vary": {"bottom": "0:5"}},
+        {"grid": [1.0], "options": {"bottom": 5}},
+    ],
+    ids=str,
+)
+def test_borders_outside_the_model_are_refused_before_a_candidate_is_judged(
+    given: dict[str, object], borders: dict[str, object]
+) -> None:
+    given = {**given, "adapters": given["adapters"][:2], "space": "free", "method": "layer-swap"}  # type: ignore[index]
+    with pytest.raises(PlanError, match="bottom must be at most the number of blocks, 4, got 5"):
+        search_dry(SearchSettings(**given, **borders))

@@ -267,7 +267,14 @@ def test_a_search_chooses_among_averages_sums_and_gates(encoder: Path, folder: P
         search(SearchSettings(**asked | {"candidates": [], "method": "fuse"}, out=str(tmp_path / "no")))
     merge([folder / "align", folder / "task"], weights=[0.5], out=tmp_path / "other")
     merge([folder / "task", folder / "align"], weights=[0.5], method="slerp", out=tmp_path / "slerp")
-    for candidate, says in (("other", "in this order"), ("slerp", "must be weighted sums")):
+    swap: dict[str, Any] = {"method": "layer-swap", "options": {"bottom": 1, "top": 0}}
+    merge([folder / "task", folder / "align"], weights=[1.0, 1.0], **swap, out=tmp_path / "swapped")
+    says_sums = "must be weighted sums .* of another method, "
+    for candidate, says in (
+        ("other", "in this order"),
+        ("slerp", f"{says_sums}slerp"),
+        ("swapped", f"{says_sums}layer-swap"),
+    ):
         with pytest.raises(AdapterMixError, match=says):
             search(SearchSettings(**asked | {"candidates": [str(tmp_path / candidate)]}, out=str(tmp_path / "no")))
     with pytest.raises(ValueError, match="add --grid"):

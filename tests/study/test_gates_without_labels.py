@@ -185,6 +185,16 @@ def test_entropy_falls_and_labels_are_not_looked_at(encoder: Path, folder: Path,
     assert found[0] == found[1] == found[2]
 
 
+def test_a_few_texts_are_enough_and_no_text_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.de.txt"
+    texts.write_text("gut 1\nschlecht 2\n")
+    merge_learned(settings(encoder, folder, tmp_path / "out", objective="entropy", texts=[str(texts)]))
+    assert json.loads((tmp_path / "out" / "adaptermix.json").read_text())["fuse"]["objective"] == "entropy"
+    texts.write_text("\n \n")
+    with pytest.raises(AdapterMixError, match="--texts must hold at least one text"):
+        merge_learned(settings(encoder, folder, tmp_path / "no", objective="entropy", texts=[str(texts)]))
+
+
 def test_generated_answers_are_taught_to_both_sides(causal: Path, tmp_path: Path) -> None:
     """A task adapter that answers everything alike is learned at once, so the loss of a gate at 1 is small."""
     common: dict[str, Any] = {"base": str(causal), "device": "cpu", "dtype": "float32", "rank": 4, "dropout": 0.0}
