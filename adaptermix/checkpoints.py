@@ -157,7 +157,7 @@ def open_tensors(path: str | Path) -> Checkpoint:
     """
     file = Path(path)
     if not file.is_file():
-        raise ModelError(f"a safetensors file is needed, and {file} is none.")
+        raise ModelError(f"there is no file {file}: give a safetensors file.")
     tensors = dict(sorted(_headers(file).items()))
     with safe_open(file, framework="pt") as handle:
         return Checkpoint(path=file.parent, tensors=tensors, metadata=dict(handle.metadata() or {}))

@@ -56,11 +56,12 @@ class _Data:
     def read(cls, settings: MergeSettings) -> _Data:
         given = settings.train or settings.texts
         count = len(settings.adapters)
-        if not settings.base or bool(settings.train) == bool(settings.texts) or len(given) != count:
+        if not settings.base:
+            raise UsageError(f"method '{settings.method}' reads the base model's inputs: add --base MODEL.")
+        if bool(settings.train) == bool(settings.texts) or len(given) != count:
             raise UsageError(
-                f"method '{settings.method}' needs the base model and data for each adapter, in their order: pass "
-                f"--base, and --texts or --train with --task; each takes one FILE or quoted glob per adapter, {count} "
-                f"here, got {len(given)}."
+                f"method '{settings.method}' needs data for each adapter, in their order: pass --texts, or --train "
+                f"with --task; each takes one FILE or quoted glob per adapter, {count} here, got {len(given)}."
             )
         if bool(settings.train) != bool(settings.task):
             raise UsageError("--train gives rows of a task and --texts plain texts: pass --task with --train only.")

@@ -15,6 +15,7 @@ from ..compose.attach import Attachment
 from ..data import DataFile, read_pairs
 from ..errors import DataError, PlanError, UsageError
 from ..evaluation.answering import Answering
+from ..evaluation.heads import tell
 from ..heads import HEADS, HeadRows
 from ..heads.base import Predicting
 from ..models import BaseModel
@@ -110,12 +111,20 @@ class Pairs:
         """Have the first adapter alone answer the second sides, and return the loss against that."""
         task = self.pairs.task
         attached.set_weights([1.0, *[0.0] * (attached.count - 1)])
+        own = self.pairs.source_rows
         if base.head:
-            return AgreementLoss(_encode(base, task, self.rows, watch), self.pairs, watch)
-        sides = [self.rows[row] for row in self.pairs.source_rows]
+            encoded = _encode(base, task, self.rows, watch)
+            self._require_differences(tell(encoded, batch_size=_ROWS_AT_ONCE, places=own, watch=watch, label="answers"))
+            return AgreementLoss(encoded, self.pairs, watch)
         how = GenerationSettings()
-        answers = Answering(base, task, sides, how, template=template, watch=watch)("task adapter alone")
+        asked = Answering(base, task, [self.rows[row] for row in own], how, template=template, watch=watch)
+        answers = asked("task adapter alone")
+        self._require_differences(answers)
         return _task_loss(base, task, self.pairs.labelled(answers), template, watch)
+
+    def _require_differences(self, answers: Sequence[str | None]) -> None:
+        """Refuse a task adapter that answers every sentence alike: all gates would agree with it."""
+        self.pairs.floors(self.pairs.task.agreement(self.pairs.labelled(answers))[0], answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +306,7 @@ def check_options(settings: MergeSettings) -> None:
     if len(given) != 1 or given[0] not in names:
         raise UsageError(
             f"--objective {settings.objective} learns from {' or '.join(f'--{name}' for name in names)}, and "
-            f"{' and '.join(f'--{name}' for name in given)} is given."
+            f"{' and '.join(f'--{name}' for name in given) or 'none'} {'are' if len(given) > 1 else 'is'} given."
         )
     if settings.dev and settings.dev_pairs:
         raise UsageError("one loss says when the gates are best: give --dev or --dev-pairs, not both.")

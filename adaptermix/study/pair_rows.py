@@ -119,6 +119,11 @@ class PairRows:
         for language in self.sources:
             own = [number for number in self.source_rows if self.task.language(rows[number]) == language]
             asked, answered = [rows[number] for number in own], [str(answers[number] or "") for number in own]
+            if len(own) < 2:
+                raise PlanError(
+                    f"agreement needs at least two different sentences in '{language}', and the pairs have one. "
+                    "Give more pairs."
+                )
             said = Counter(answered)
             constant = max(_score(metric, asked, [answer] * len(own)) for answer, _ in said.most_common(_CONSTANTS))
             itself = _score(metric, asked, answered)

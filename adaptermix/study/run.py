@@ -34,7 +34,7 @@ from .racing import COHORT, Race
 from .result import SearchResult
 from .shown import shown
 from .space import Interval, Space, alone
-from .storage import fitting_sampler, forget
+from .storage import fitting_sampler, forget, has_no_trial
 from .trials import Trial
 from .vary import described
 from .workers import helped
@@ -295,9 +295,11 @@ def _place(settings: SearchSettings) -> tuple[str | Path, str]:
 
 
 def _opened(prepared: Prepared, settings: SearchSettings) -> Ledger:
-    """Open the ledger of the process that leads; with --overwrite one of another search is begun again.
+    """Open the ledger of the process that leads.
 
-    What lies beside the output is of a search that was interrupted, so the same one goes on with --overwrite too.
+    What lies beside the output is of a search that was interrupted, and the same search goes on from it. That of
+    another search is removed with --overwrite, and always if it has no trial yet: a search that was refused, say for
+    its pairs, must not stand in the way of the corrected one.
     """
     if settings.overwrite and settings.storage:
         check_idle(*_place(settings))
@@ -305,7 +307,7 @@ def _opened(prepared: Prepared, settings: SearchSettings) -> Ledger:
     try:
         return _ledger(prepared, settings)
     except OutputError:
-        if not settings.overwrite or settings.storage:
+        if settings.storage or not (settings.overwrite or has_no_trial(*_place(settings))):
             raise
         Path(_place(settings)[0]).unlink(missing_ok=True)
         return _ledger(prepared, settings)

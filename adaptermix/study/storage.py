@@ -175,6 +175,15 @@ def open_study(place: str | Path, name: str) -> Any:
             raise _refused(place, error) from error
 
 
+def has_no_trial(place: str | Path, name: str) -> bool:
+    """Return whether a study has no trial, finished or not.
+
+    Raises:
+        OutputError: the storage cannot be reached.
+    """
+    return not open_study(place, name).get_trials(deepcopy=False)
+
+
 def forget(place: str | Path, name: str) -> None:
     """Delete a study, if there is one of this name.
 

@@ -220,7 +220,7 @@ def require_comparable(task: Task) -> ComparableTask:
     if not isinstance(task, ComparableTask):
         raise UsageError(
             f"--pairs need a task that asks about one text and whose answers are alike in all languages (classify, "
-            f"slots, ner-json), and '{task.name}' is not one. Choose on labelled rows instead: --dev, or --train."
+            f"slots, ner-json), and '{task.name}' is not one. Give labelled rows instead."
         )
     return task
 

@@ -362,3 +362,10 @@ def test_a_dry_run_names_the_rows_and_the_control(
     assert "would try 2 candidates on 48 rows" in said
     assert "where a gain is found, random adapters in place of the others would be tried on the same rows" in said
     assert "2 draws" in said
+
+
+def test_a_search_that_was_refused_for_its_pairs_is_not_in_the_way(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.de-en.tsv").write_text("gut 1\tgood 1\n")
+    with pytest.raises(PlanError, match="at least two different sentences in 'en', and the pairs have one"):
+        search(asked(encoder, folder, tmp_path / "found", pairs=[str(tmp_path / "one.de-en.tsv")]))
+    assert search(asked(encoder, folder, tmp_path / "found")).chosen_on == "pairs"

@@ -170,7 +170,7 @@ def test_an_adapter_with_a_head_keeps_its_paths_where_texts_are_read_without_the
 def test_what_is_lacking_or_unused_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one FILE or quoted glob per adapter, 2 here, got 1"):
         merge_learned(settings(folder, tmp_path / "x", texts=[str(folder / "one.txt")]))
-    with pytest.raises(UsageError, match="needs the base model and data for each adapter"):
+    with pytest.raises(UsageError, match="add --base MODEL"):
         merge_learned(settings(folder, tmp_path / "x", base=None))
     with pytest.raises(UsageError, match="pass --task with --train only"):
         merge_learned(settings(folder, tmp_path / "x", task="slots"))

@@ -268,7 +268,7 @@ def test_what_does_not_do_is_refused(encoder: Path, folder: Path, tmp_path: Path
         ({"objective": "entropy"}, "pass --texts or --train"),
         ({"objective": "agreement", "train": rows}, "learns from --pairs, and --train is given"),
         ({"pairs": pairs}, "objective task learns from --train, and --pairs is given"),
-        ({"train": rows, "pairs": pairs}, "--train and --pairs is given"),
+        ({"train": rows, "pairs": pairs}, "--train and --pairs are given"),
         ({"objective": "agreement", "pairs": pairs, "dev": rows, "dev_pairs": pairs}, "not both"),
         ({"objective": "entropy", "texts": pairs, "rows": ":3"}, "drop it, or cut the text files"),
         ({"objective": "entropy", "texts": pairs, "task": "nli"}, "'nli' is not one. Give rows with --train"),
@@ -278,4 +278,13 @@ def test_what_does_not_do_is_refused(encoder: Path, folder: Path, tmp_path: Path
     ):
         with pytest.raises(AdapterMixError, match=says):
             merge_learned(settings(encoder, folder, tmp_path / "no", **more))  # type: ignore[arg-type]
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_task_adapter_that_answers_all_alike_teaches_no_gates(encoder: Path, folder: Path, tmp_path: Path) -> None:
+    lines = [f"gut {n}\tgood {n}\n" for n in range(6)]  # to all of which the answer is "positive"
+    (tmp_path / "de-en.tsv").write_text("".join(lines))
+    more: dict[str, Any] = {"objective": "agreement", "pairs": [str(tmp_path / "de-en.tsv")]}
+    with pytest.raises(AdapterMixError, match="answers all 6 sentences in 'en' with 'positive'"):
+        merge_learned(settings(encoder, folder, tmp_path / "no", **more))
     assert not (tmp_path / "no").exists()
