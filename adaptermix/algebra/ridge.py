@@ -72,9 +72,8 @@ def ridge_map(
     groups: Int[Tensor, " n"],
     weights: Float[Tensor, " n"],
     penalties: Sequence[float],
-    keep: float = 1.0,
 ) -> AffineMap:
-    r"""Fit $\sum_i w_i \|y_i - (x_i - \bar x) W - \bar y\|^2 + \lambda \|W\|^2$, with a penalty that predicts well.
+    r"""Fit $\sum_i w_i \|y_i - (x_i - \bar x) W - \bar y\|^2 + \lambda \|W\|^2$, with the penalty that predicts best.
 
     Every penalty is judged by the rows of each group as the fit to the other groups predicts them, in closed form (see
     `left_out_residuals`), so rows that belong together, such as a sentence and its translation, never judge a fit that
@@ -87,7 +86,6 @@ def ridge_map(
         weights: Weight of each row, above zero.
         penalties: Values of $\lambda$ to choose from, relative to the mean squared singular value of the centred and
             weighted inputs.
-        keep: The largest penalty is taken that explains at least this share of what the best one explains, left out.
 
     Shapes: x [n d], y [n e], groups and weights [n].
     """
@@ -107,8 +105,7 @@ def ridge_map(
         residuals = wanted - scores @ (shrunk[:, None] * rotated)
         hat = torch.cat([scores * shrunk.sqrt(), root / total.sqrt()], dim=1)
         shares[penalty] = 1 - float(left_out_residuals(residuals, hat, groups).square().sum()) / whole
-    best = max(shares.values())
-    chosen = max(penalty for penalty, share in shares.items() if share >= best - (1 - keep) * max(best, 0.0))
+    chosen = max(shares, key=lambda penalty: shares[penalty])
     weight = vectors @ ((values + chosen * scale).reciprocal()[:, None] * rotated)
     return AffineMap(weight, center, offset, chosen, shares[chosen])
 

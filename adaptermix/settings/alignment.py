@@ -9,7 +9,7 @@ from .. import checks
 if TYPE_CHECKING:
     from .training import AlignOptions, AlignSettings
 
-RANKS = {"least-squares": 32, "mean-shift": 1}
+RANKS = {"least-squares": 64, "mean-shift": 1}
 """Rank of each closed form where none is given."""
 _TAKEN = {
     *("base", "pairs", "dev_pairs", "rows", "layer", "pooling", "exclude_bos", "balance", "max_length", "batch_size"),

@@ -166,7 +166,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
     fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
         "gradient",
         description="gradient: train the LoRA; least-squares: compute it without training, for one layer, so that the "
-        "frozen base's states of sources move to those of their translations (default rank 32); mean-shift: the same "
+        "frozen base's states of sources move to those of their translations (default rank 64); mean-shift: the same "
         "constant move for all states, their mean distance",
     )
     batch_size: Annotated[int, Field(ge=2)] = Field(

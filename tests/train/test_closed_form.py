@@ -173,7 +173,7 @@ def test_the_manifest_says_what_an_alignment_adapter_says(tmp_path: Path, capsys
     objective = manifest["objective"]
     assert (objective["name"], objective["layer"], objective["layers"]) == ("least-squares", 2, 4)
     assert (objective["pairs"], objective["held_out"]["pairs"]) == (36, 4)
-    assert manifest["plan"]["rank"] == 32
+    assert manifest["plan"]["rank"] == 64
     assert document["held_out"] == objective["held_out"]
     assert run(*arguments) == 1
     assert run(*arguments, "--overwrite") == 0
@@ -201,7 +201,7 @@ def test_options_of_gradients_are_refused(more: dict[str, Any], tmp_path: Path) 
 
 def test_each_form_has_a_rank_of_its_own(tmp_path: Path) -> None:
     ranks = {fit: AlignSettings(base="b", out="o", pairs=["de-en.tsv"], fit=fit).rank for fit in FITS}
-    assert ranks == {"gradient": 8, "least-squares": 32, "mean-shift": 1}
+    assert ranks == {"gradient": 8, "least-squares": 64, "mean-shift": 1}
     with pytest.raises(ValidationError, match="rank 1"):
         settings_for(tmp_path, tmp_path, fit="mean-shift", rank=2)
 
