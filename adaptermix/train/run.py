@@ -160,7 +160,7 @@ def train(
         _go_on(trainer, checkpoint, dev)
         watch.note(f"resumed at step {checkpoint.step} of {steps}")
     elif settings.resume:
-        watch.note(f"no interrupted run for {out}: begun anew")
+        watch.note(f"no interrupted run for {out}: starting from the first step")
     if base.model.dtype == torch.float16:
         watch.note("warning: float16 gradients are not scaled and may vanish; --dtype bfloat16 or float32 is safer.")
     with compiled(base.model, wanted=settings.compile):
