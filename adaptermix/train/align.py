@@ -268,6 +268,7 @@ def _watched(
     pairs: Sequence[Pair],
     dev_pairs: Sequence[Pair],
     settings: AlignSettings,
+    *,
     steps: int,
     processes: Processes,
     watch: Watcher,
@@ -305,7 +306,9 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     on = attach_on(base.model, settings, headed=base.head is not None)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})
-    watched = _watched(base, pairs, dev_pairs, settings, steps, processes, watch) if dev_pairs else None
+    watched = None
+    if dev_pairs:
+        watched = _watched(base, pairs, dev_pairs, settings, steps=steps, processes=processes, watch=watch)
     return train(
         base,
         settings,
