@@ -103,7 +103,8 @@ def test_an_alignment_step_has_the_loss_of_alignment_training(causal: Path, tmp_
     """The first step is the task's, and its learning rate is zero, so the factors are still those of the start."""
     joint = settings_for(causal, tmp_path, steps=2, schedule="linear", warmup=0.5, learning_rate=1e-2)
     report = train_joint(joint)
-    align = AlignSettings(**values(causal, tmp_path, pairs=joint.pairs, out=str(tmp_path / "a"), steps=1))
+    own = {"pairs": joint.pairs, "objective": joint.objective, "out": str(tmp_path / "a"), "steps": 1}
+    align = AlignSettings(**values(causal, tmp_path, **own))
     alone = train_align(align)
     # both have seen the same pairs with the same factors
     assert report.history[1]["objectives"]["align"]["loss"] == pytest.approx(alone.history[0]["loss"], rel=1e-5)
