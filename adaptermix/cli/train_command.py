@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..train.run import TrainReport
 
 
-def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
+def _show(report: TrainReport, console: Console, unit: str = "rows", *, objective: str = "") -> None:
     document = report.document()
     if document.get("dry_run"):
         console.say(
@@ -32,7 +32,7 @@ def _show(report: TrainReport, console: Console, unit: str = "rows") -> None:
             f"{name} loss {found['first']:.3f} -> {found['last']:.3f}".strip() for name, found in losses.items()
         )
         console.say(
-            f"trained {document['parameters']:,} parameters in {document['steps']} steps, "
+            f"trained {document['parameters']:,} parameters in {document['steps']} steps{objective}, "
             f"{document['seconds_per_step']:.2f} s per step ({document['tokens_per_second']:.0f} tokens/s): {told}"
         )
         for name, found in document.get("dev", {}).items():
@@ -89,7 +89,7 @@ def train_align(settings: AlignSettings, console: Console) -> None:
     if isinstance(report, FitReport):
         _show_fit(report, console)
     else:
-        _show(report, console, "pairs")
+        _show(report, console, "pairs", objective=f" ({settings.objective})")
 
 
 @settings_command(

@@ -302,7 +302,6 @@ def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) 
     total = base.layers
     start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
     layer = aligned_layer(base.model, settings, whole=False)
-    watch.note(f"objective: {settings.objective}, at block {layer} of {total}")
     on = attach_on(base.model, settings, headed=base.head is not None)
     keep_blocks(base.model, layer)
     languages = sorted({language for pair in pairs for language in pair.languages})

@@ -123,6 +123,7 @@ def test_a_training_run_speaks_on_stderr_alone_and_draws_no_bars_there(causal: P
     assert (done.returncode, done.stdout) == (0, "")
     said = done.stderr.splitlines()
     assert [line.split()[0] for line in said] == ["trained", "wrote"], done.stderr
+    assert " in 2 steps (distil), " in said[0]
 
 
 def test_a_failure_deep_in_a_library_is_one_line(tmp_path: Path) -> None:

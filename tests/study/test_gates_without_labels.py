@@ -32,7 +32,7 @@ from adaptermix.heads.tokens import repair
 from adaptermix.models import load_base
 from adaptermix.settings import MergeSettings
 from adaptermix.study import merge_learned
-from adaptermix.study.gate_data import AgreementLoss, EntropyLoss
+from adaptermix.study.gate_data import AgreementLoss, EntropyLoss, Pairs
 from adaptermix.study.gates import group_of
 from adaptermix.study.pair_rows import PairRows
 from adaptermix.tasks import get_task
@@ -195,7 +195,9 @@ def test_a_few_texts_are_enough_and_no_text_is_refused(encoder: Path, folder: Pa
         merge_learned(settings(encoder, folder, tmp_path / "no", objective="entropy", texts=[str(texts)]))
 
 
-def test_generated_answers_are_taught_to_both_sides(causal: Path, tmp_path: Path) -> None:
+def test_generated_answers_are_taught_to_both_sides(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A task adapter that answers everything alike is learned at once, so the loss of a gate at 1 is small."""
     common: dict[str, Any] = {"base": str(causal), "device": "cpu", "dtype": "float32", "rank": 4, "dropout": 0.0}
     more = {"task": "slots", "train": [write_slots(tmp_path, "train.en.jsonl")], "batch_size": 8, "learning_rate": 2e-2}
@@ -204,6 +206,9 @@ def test_generated_answers_are_taught_to_both_sides(causal: Path, tmp_path: Path
     (tmp_path / "de-en.tsv").write_text("".join(f"wecke mich um {n}\twake me at {n}\n" for n in range(6)))
     asked = settings(causal, tmp_path, tmp_path / "out", task="slots", objective="agreement", options={"steps": 4})
     asked = asked.model_copy(update={"pairs": [str(tmp_path / "de-en.tsv")], "weights": [0.5, 0.5]})
+    with pytest.raises(AdapterMixError, match="answers all 6 sentences in 'en' with"):
+        merge_learned(asked)
+    monkeypatch.setattr(Pairs, "_require_differences", lambda *_: None)
     merge_learned(asked)
     fuse = json.loads((tmp_path / "out" / "adaptermix.json").read_text())["fuse"]
     assert fuse["losses"]["last"] < fuse["losses"]["first"]
