@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .settings import (
         AlignOptions,
         BakeSettings,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         JointSettings,
         RetrieveSettings,
         SearchSettings,
+        Settings,
         TaskOptions,
         TrainingSettings,
     )
@@ -283,6 +286,12 @@ def _faults_of_agreement(settings: SearchSettings) -> tuple[tuple[bool, str], ..
     )
 
 
+def changed(settings: Settings, names: Iterable[str]) -> list[str]:
+    """Return which of these settings do not have their default value, in the order of the names."""
+    fields = type(settings).model_fields
+    return [name for name in names if getattr(settings, name) != fields[name].default]
+
+
 _OF_BOTTLENECK = (
     *("alignment", "source_norm", "source_offset", "source_pads", "source_dropout"),
     *("source_encoder", "source_tag"),
@@ -293,7 +302,7 @@ def sound_fusion(settings: FusionSettings) -> FusionSettings:
     """Refuse what a fusion cannot have, and rows without sources."""
     read = bool(settings.source_encoder)  # it can read the rows themselves
     whole = settings.fusion in ("input", "x-mixup")
-    moved = [name for name in _OF_BOTTLENECK if getattr(settings, name) != type(settings).model_fields[name].default]
+    moved = changed(settings, _OF_BOTTLENECK)
     faults = (
         (
             not settings.source and not read,

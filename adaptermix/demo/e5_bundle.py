@@ -140,14 +140,12 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
         "embeddings.LayerNorm.weight": get("emb.ln.w", hidden),
         "embeddings.LayerNorm.bias": get("emb.ln.b", hidden),
     }
-    outputs = {"fi": inner}
-    inputs = {"fo": inner}
+    shapes = {"fi": (inner, hidden), "fo": (hidden, inner), "aln": (hidden,), "oln": (hidden,)}
     for block in range(blocks):
         for part, name in _FIELDS.items():
-            size = outputs.get(part, hidden)
-            shape = (size,) if part in ("aln", "oln") else (size, inputs.get(part, hidden))
+            shape = shapes.get(part, (hidden, hidden))
             found[f"encoder.layer.{block}.{name}.weight"] = get(f"l{block}.{part}.w", *shape)
-            found[f"encoder.layer.{block}.{name}.bias"] = get(f"l{block}.{part}.b", size)
+            found[f"encoder.layer.{block}.{name}.bias"] = get(f"l{block}.{part}.b", shape[0])
     return found
 
 

@@ -30,8 +30,7 @@ def sound_fit(settings: AlignSettings) -> AlignSettings:
     """Refuse, for a closed form, options that only gradient steps use."""
     if settings.fit not in RANKS:
         return settings
-    fields = type(settings).model_fields
-    moved = [name for name in fields if name not in _TAKEN and getattr(settings, name) != fields[name].default]
+    moved = checks.changed(settings, (name for name in type(settings).model_fields if name not in _TAKEN))
     if moved:
         option = moved[0].replace("_", "-")
         raise ValueError(f"--{option} is an option of training, and --fit {settings.fit} does not train: drop one")
@@ -67,8 +66,7 @@ def sound_align(settings: AlignOptions) -> AlignOptions:
     if settings.stop_gradient and settings.anchor == "base":
         raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
     if settings.objective == "distil" and getattr(settings, "fit", None) not in RANKS:
-        fields = type(settings).model_fields
-        given = [name for name in _OF_CONTRAST if getattr(settings, name) != fields[name].default]
+        given = checks.changed(settings, _OF_CONTRAST)
         if given:
             raise ValueError(
                 f"--{given[0].replace('_', '-')} is for the contrastive objective, and --objective distil has none: "
