@@ -1,4 +1,4 @@
-"""A small parallel corpus of voice-assistant commands in nine languages.
+"""A small parallel corpus of voice-assistant commands.
 
 A *meaning* is a template with English slot values; all languages share it, so their rows are parallel.
 """
@@ -17,6 +17,9 @@ from typing import Literal, TypeAlias
 
 LANGUAGES: tuple[str, ...] = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da")
 """Codes of the languages of the corpus; English comes first because its templates order the slots."""
+
+LEXICONS: tuple[str, ...] = (*LANGUAGES, "ht", "lb", "oc", "pap")
+"""Codes of all languages that have a lexicon: those of the corpus, and those that the demo of intents aligns."""
 
 Split: TypeAlias = Literal["train", "dev", "test"]
 """One of the three disjoint parts of the corpus."""
@@ -62,7 +65,7 @@ class Lexicon:
         language: Its code.
         templates: The commands that all languages have.
         values: For each type of slot the values.
-        training: Further commands, to train the recognition of intents; English only.
+        training: Further commands, to train the recognition of intents; English and the languages that are aligned.
         pairs: Further sentences, for pairs; English and the languages that are aligned.
     """
 
@@ -230,8 +233,8 @@ def lexicon_of(language: str) -> Lexicon:
     Raises:
         ValueError: The corpus has no such language.
     """
-    if language not in LANGUAGES:
-        raise ValueError(f"The corpus has no language {language!r}; it has {', '.join(LANGUAGES)}.")
+    if language not in LEXICONS:
+        raise ValueError(f"The corpus has no language {language!r}; it has {', '.join(LEXICONS)}.")
     source = files("adaptermix.demo").joinpath("languages", f"{language}.json")
     data = json.loads(source.read_text(encoding="utf-8"))
     return Lexicon(language, data["templates"], data["values"], data.get("training", {}), data.get("pairs", {}))

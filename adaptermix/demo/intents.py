@@ -1,7 +1,7 @@
-"""Commands whose intent is to be recognised, and pairs for alignment: no two parts share a template.
+"""Commands whose intent is to be recognised, and pairs for alignment.
 
-Task training has English commands only. Pairs are sentences on the same subjects, most of them no commands. Dev and
-test commands exist in all languages; no sentence of theirs, nor one that says the same in other values, is in training.
+Task training has English commands only. Pairs are translations of such commands, without labels, and further sentences
+on the same subjects. Dev and test commands exist in all languages; their templates are in no training data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from .corpus import (
-    LANGUAGES,
     Command,
     Lexicon,
     Meaning,
@@ -26,10 +25,15 @@ from .corpus import (
 )
 
 Part: TypeAlias = Literal["train", "pairs", "dev", "test"]
-"""One of the parts of the data; each has templates of its own."""
+"""One of the parts of the data; dev and test have templates of their own."""
 
 INTENTS: tuple[str, ...] = ("alarm", "calendar", "food", "home", "music", "reminder", "travel", "weather")
 """What a command can be about: the first word of its template's name."""
+
+ALIGN_LANGUAGES: tuple[str, ...] = ("ht", "lb", "oc", "pap")
+"""Haitian Creole, Luxembourgish, Occitan and Papiamento: multilingual encoders have seen little or nothing of them."""
+LANGUAGES: tuple[str, ...] = ("en", *ALIGN_LANGUAGES, "de", "es", "fr")
+"""English, the languages of the pairs, and relatives of theirs that are in no training data."""
 
 _AMBIGUOUS = frozenset({"travel_6"})
 """Templates that are left out: to ask for the time in a city could be meant for a clock too."""
@@ -51,7 +55,7 @@ def templates(part: Part, lexicon: Lexicon) -> Mapping[str, str]:
     if part == "train":
         return lexicon.training
     if part == "pairs":
-        return lexicon.pairs
+        return lexicon.pairs | {f"{name}_command": text for name, text in lexicon.training.items()}
     if part not in ("dev", "test"):
         raise ValueError(f"There is no part {part!r}; choose train, pairs, dev or test.")
     return {
@@ -98,9 +102,7 @@ def _meanings(part: Part) -> tuple[tuple[Meaning, ...], ...]:
     return tuple(tuple(group) for group in groups if group)
 
 
-def write_intents(
-    folder: Path, *, train: int, dev: int, test: int, pairs: int, align_languages: Sequence[str], seed: int = 0
-) -> None:
+def write_intents(folder: Path, *, train: int, dev: int, test: int, pairs: int, seed: int = 0) -> None:
     """Write `train.en.jsonl`, and by language `dev.*.jsonl`, `test.*.jsonl` and `pairs.*-en.tsv`.
 
     Rows of one template are one cluster, so that intervals count templates and not rows.
@@ -110,12 +112,11 @@ def write_intents(
         train: Training commands, in English.
         dev: Dev commands in each language.
         test: Test commands in each language.
-        pairs: Pairs with English of each language of `align_languages`.
-        align_languages: Languages that get pairs.
+        pairs: Pairs with English of each language of `ALIGN_LANGUAGES`.
         seed: Chooses another order.
 
     Raises:
-        ValueError: More rows are asked for than exist, or a language has no pairs.
+        ValueError: More rows are asked for than exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "train.en.jsonl", sentences("train", "en", train, seed=seed))
@@ -123,7 +124,7 @@ def write_intents(
         _write(folder / f"dev.{language}.jsonl", sentences("dev", language, dev, seed=seed))
         _write(folder / f"test.{language}.jsonl", sentences("test", language, test, seed=seed))
     english = sentences("pairs", "en", pairs, seed=seed)
-    for language in align_languages:
+    for language in ALIGN_LANGUAGES:
         rows = zip(sentences("pairs", language, pairs, seed=seed), english, strict=True)
         write_lines(folder / f"pairs.{language}-en.tsv", [f"{one.text}\t{two.text}" for one, two in rows])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from .base import E5_SMALL, SMOLLM2, PackagedModel
 from .plan import DemoPlan, Sizes, intents_data, real_data, slots_data
@@ -31,6 +31,7 @@ class DemoKind:
         real_data: Returns the plan for published data in a folder; None where there is none.
         training: Settings of both trainings.
         align: Further settings of alignment training.
+        align_layer: Block of `model` that it aligns; of another base (`--base`) the middle one.
         train: Further settings of task training.
         search: Candidates of the search.
         answering: How rows are answered in search and test.
@@ -45,6 +46,7 @@ class DemoKind:
     real_data: Callable[[Path], DemoPlan] | None = None
     training: Mapping[str, Any]
     align: Mapping[str, Any]
+    align_layer: int | Literal["middle"] = "middle"
     train: Mapping[str, Any]
     search: Mapping[str, Any]
     answering: Mapping[str, Any]
@@ -58,10 +60,11 @@ KINDS: dict[str, DemoKind] = {
         task="classify",
         score="accuracy",
         model=E5_SMALL,
-        sizes=Sizes(train=60, dev=48, test=96, pairs=300),
+        sizes=Sizes(train=60, dev=48, test=96, pairs=450),
         own_data=intents_data,
         training=_TRAINING | {"checkpoint_every": 50},
-        align={"objective": "distil", "steps": 100, "batch_size": 32},
+        align={"objective": "distil", "steps": 200, "batch_size": 32},
+        align_layer=9,
         train={"steps": 40, "batch_size": 16},
         # 0 is the task adapter alone, so that no merge can be the answer too
         search={"space": "sum", "grid": [0.0, 0.25, 0.5, 1.0]},

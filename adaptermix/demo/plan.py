@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..data.source import canonical_language
 from ..errors import DataError
-from .corpus import LANGUAGES, Command, commands, write, write_lines
-from .intents import sentences, write_intents
+from . import corpus, intents
+from .corpus import Command, write_lines
 
 TASK_LANGUAGES = ("en", "fr")
-"""Of the task of slots; intents are trained in English."""
 ALIGN_LANGUAGES = ("de", "es", "it", "nl")
+"""Of the slots demo."""
 _XSID = ("en", "de", "nl", "it", "da", "id", "tr", "sr")
 _TATOEBA = ("deu", "nld", "ita", "ind")
 
@@ -63,7 +63,7 @@ class Sizes:
 
 def slots_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
     """Write parallel commands with their slots and return the plan for them."""
-    write(
+    corpus.write(
         folder,
         train=sizes.train,
         dev=sizes.dev,
@@ -73,47 +73,45 @@ def slots_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
         align_languages=ALIGN_LANGUAGES,
         seed=seed,
     )
-    tests = {language: commands("test", language, sizes.test, seed=seed) for language in LANGUAGES}
+    tests = {language: corpus.commands("test", language, sizes.test, seed=seed) for language in corpus.LANGUAGES}
     note = (
-        f"own commands in {len(LANGUAGES)} languages, slot values in English; "
+        f"own commands in {len(tests)} languages, slot values in English; "
         f"task: {', '.join(TASK_LANGUAGES)}; alignment with English: {', '.join(ALIGN_LANGUAGES)}"
     )
-    return _own(folder, TASK_LANGUAGES, tests, note)
+    return _own(folder, TASK_LANGUAGES, ALIGN_LANGUAGES, tests, note)
 
 
 def intents_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
     """Write parallel commands with their intents and return the plan for them."""
-    write_intents(
-        folder,
-        train=sizes.train,
-        dev=sizes.dev,
-        test=sizes.test,
-        pairs=sizes.pairs,
-        align_languages=ALIGN_LANGUAGES,
-        seed=seed,
-    )
-    tests = {language: sentences("test", language, sizes.test, seed=seed) for language in LANGUAGES}
+    intents.write_intents(folder, train=sizes.train, dev=sizes.dev, test=sizes.test, pairs=sizes.pairs, seed=seed)
+    tests = {language: intents.sentences("test", language, sizes.test, seed=seed) for language in intents.LANGUAGES}
     note = (
-        f"own commands in {len(LANGUAGES)} languages, to be sorted by intent; task: en, {sizes.train} commands; "
-        f"alignment with English: {', '.join(ALIGN_LANGUAGES)}, {sizes.pairs} pairs each. "
-        "Training, pairs, dev and test share subjects and words, but no sentence pattern."
+        f"own commands in {len(tests)} languages, to be sorted by intent; task: en, {sizes.train} commands; "
+        f"alignment with English: {', '.join(intents.ALIGN_LANGUAGES)}, {sizes.pairs} pairs each. "
+        "Dev and test share subjects and words with the training data, but no sentence pattern."
     )
-    return _own(folder, ("en",), tests, note)
+    return _own(folder, ("en",), intents.ALIGN_LANGUAGES, tests, note)
 
 
-def _own(folder: Path, task_languages: Sequence[str], tests: dict[str, list[Command]], note: str) -> DemoPlan:
+def _own(
+    folder: Path,
+    task_languages: Sequence[str],
+    align_languages: Sequence[str],
+    tests: dict[str, list[Command]],
+    note: str,
+) -> DemoPlan:
     """Return the plan for data in a folder; test sentences, paired with English, are for retrieval."""
     held_out = folder / "held-out"
     held_out.mkdir(exist_ok=True)
-    for language in LANGUAGES[1:]:
+    for language in list(tests)[1:]:
         rows = zip(tests[language], tests["en"], strict=True)
         write_lines(held_out / f"{language}-en.tsv", [f"{one.text}\t{two.text}" for one, two in rows])
     return DemoPlan(
         train=([str(folder / f"train.{language}.jsonl") for language in task_languages], ":"),
-        pairs=([str(folder / f"pairs.{language}-en.tsv") for language in ALIGN_LANGUAGES], ":"),
-        dev=([str(folder / f"dev.{language}.jsonl") for language in LANGUAGES], ":"),
-        test=([str(folder / f"test.{language}.jsonl") for language in LANGUAGES], ":"),
-        retrieval=([str(held_out / f"{language}-en.tsv") for language in LANGUAGES[1:]], ":"),
+        pairs=([str(folder / f"pairs.{language}-en.tsv") for language in align_languages], ":"),
+        dev=([str(folder / f"dev.{language}.jsonl") for language in tests], ":"),
+        test=([str(folder / f"test.{language}.jsonl") for language in tests], ":"),
+        retrieval=([str(held_out / f"{language}-en.tsv") for language in list(tests)[1:]], ":"),
         note=note,
     )
 

@@ -186,7 +186,8 @@ class Demo:
     def align(self) -> dict[str, Any]:
         """Train the alignment adapter."""
         files, rows = self.plan.pairs
-        settings = AlignSettings(pairs=files, rows=rows, **self._training("align"), **self.kind.align)
+        layer = "middle" if self.settings.base else self.kind.align_layer
+        settings = AlignSettings(pairs=files, rows=rows, layer=layer, **self._training("align"), **self.kind.align)
         return train_align(settings, watch=self.watch).document()
 
     def closed_form(self) -> dict[str, Any]:

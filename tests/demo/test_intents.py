@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from adaptermix.demo.corpus import LANGUAGES, commands, lexicon_of
-from adaptermix.demo.intents import INTENTS, intent_of, sentences, templates, write_intents
-from adaptermix.demo.plan import ALIGN_LANGUAGES
+from adaptermix.demo.corpus import commands, lexicon_of
+from adaptermix.demo.intents import (
+    ALIGN_LANGUAGES,
+    INTENTS,
+    LANGUAGES,
+    intent_of,
+    sentences,
+    templates,
+    write_intents,
+)
 
 PARTS = ("train", "pairs", "dev", "test")
 SLOT = re.compile(r"\{\w+\}")
@@ -28,22 +36,27 @@ def languages_of(part: str) -> list[str]:
 
 def test_each_part_has_the_languages_that_it_needs() -> None:
     assert {part: languages_of(part) for part in PARTS} == {
-        "train": ["en"],
+        "train": sorted(["en", *ALIGN_LANGUAGES], key=LANGUAGES.index),
         "pairs": sorted(["en", *ALIGN_LANGUAGES], key=LANGUAGES.index),
         "dev": list(LANGUAGES),
         "test": list(LANGUAGES),
     }
 
 
+@pytest.mark.parametrize("language", ["en", *ALIGN_LANGUAGES])
+def test_pairs_have_the_commands_of_training(language: str) -> None:
+    lexicon = lexicon_of(language)
+    assert set(templates("train", lexicon).values()) < set(templates("pairs", lexicon).values())
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_two_parts_share_a_template_or_its_words(language: str) -> None:
-    found = {part: [pattern(t) for t in templates(part, lexicon_of(language)).values()] for part in PARTS}
+    # pairs have the commands of training too
+    found = {part: [pattern(t) for t in templates(part, lexicon_of(language)).values()] for part in PARTS[1:]}
     every = [text for texts in found.values() for text in texts]
     assert len(set(every)) == len(every)
-    for one in PARTS:
-        for other in PARTS:
-            if one != other:  # not even as a part of a longer one
-                assert not [(a, b) for a in found[one] for b in found[other] if f" {a} " in f" {b} "]
+    for one, other in permutations(found, 2):  # not even as a part of a longer one
+        assert not [(a, b) for a in found[one] for b in found[other] if f" {a} " in f" {b} "]
 
 
 @pytest.mark.parametrize("language", ["en", *ALIGN_LANGUAGES])
@@ -87,23 +100,23 @@ def test_no_demo_tests_what_another_trains_or_chooses_on() -> None:
 
 
 def test_files_have_labels_and_patterns_as_clusters(tmp_path: Path) -> None:
-    write_intents(tmp_path, train=5, dev=4, test=6, pairs=3, align_languages=["de"])
-    rows = [json.loads(line) for line in (tmp_path / "test.sv.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_intents(tmp_path, train=5, dev=4, test=6, pairs=3)
+    rows = [json.loads(line) for line in (tmp_path / "test.pap.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["cluster"].split("_")[0] for row in rows] == [row["label"] for row in rows]
     assert len({row["cluster"] for row in rows}) == 6
     assert {path.name for path in tmp_path.iterdir()} == {
         "train.en.jsonl",
-        "pairs.de-en.tsv",
+        *(f"pairs.{language}-en.tsv" for language in ALIGN_LANGUAGES),
         *(f"{part}.{language}.jsonl" for part in ("dev", "test") for language in LANGUAGES),
     }
     english = [row.text for row in sentences("pairs", "en", 3)]
-    lines = (tmp_path / "pairs.de-en.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (tmp_path / "pairs.lb-en.tsv").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[1] for line in lines] == english
 
 
 def test_what_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="no sentences in 'sv'"):
-        sentences("pairs", "sv", 1)
+    with pytest.raises(ValueError, match="no sentences in 'fr'"):
+        sentences("pairs", "fr", 1)
     with pytest.raises(ValueError, match=r"has \d+ sentences, but 100000 were asked for"):
         sentences("test", "de", 100_000)
     with pytest.raises(ValueError, match="no part 'valid'"):
