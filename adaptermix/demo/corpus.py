@@ -65,6 +65,7 @@ class Lexicon:
         language: Its code.
         templates: The commands that all languages have.
         values: For each type of slot the values.
+        commands: Further commands, for dev and test of intents; the languages of that demo.
         training: Further commands, to train the recognition of intents; English and the languages that are aligned.
         pairs: Further sentences, for pairs; English and the languages that are aligned.
     """
@@ -72,6 +73,7 @@ class Lexicon:
     language: str
     templates: dict[str, str]
     values: dict[str, dict[str, str]]
+    commands: dict[str, str]
     training: dict[str, str]
     pairs: dict[str, str]
 
@@ -237,4 +239,5 @@ def lexicon_of(language: str) -> Lexicon:
         raise ValueError(f"The corpus has no language {language!r}; it has {', '.join(LEXICONS)}.")
     source = files("adaptermix.demo").joinpath("languages", f"{language}.json")
     data = json.loads(source.read_text(encoding="utf-8"))
-    return Lexicon(language, data["templates"], data["values"], data.get("training", {}), data.get("pairs", {}))
+    further = (data.get(name, {}) for name in ("commands", "training", "pairs"))
+    return Lexicon(language, data["templates"], data["values"], *further)

@@ -37,8 +37,8 @@ LANGUAGES: tuple[str, ...] = ("en", *ALIGN_LANGUAGES, "de", "es", "fr")
 
 _AMBIGUOUS = frozenset({"travel_6"})
 """Templates that are left out: to ask for the time in a city could be meant for a clock too."""
-_DEV = "_2"
-"""Dev has the second template of each intent."""
+_DEV = ("_2", "_12")
+"""Ends of the names of dev's templates: two of each intent."""
 
 
 def intent_of(template: str) -> str:
@@ -60,7 +60,7 @@ def templates(part: Part, lexicon: Lexicon) -> Mapping[str, str]:
         raise ValueError(f"There is no part {part!r}; choose train, pairs, dev or test.")
     return {
         name: text
-        for name, text in lexicon.templates.items()
+        for name, text in (lexicon.templates | lexicon.commands).items()
         if intent_of(name) in INTENTS and name not in _AMBIGUOUS and name.endswith(_DEV) == (part == "dev")
     }
 
