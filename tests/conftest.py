@@ -35,6 +35,17 @@ settings.load_profile("adaptermix")
 _NUMBERS = count()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("golden")
+    group.addoption("--update-golden", action="store_true", help="rewrite the snapshots of tests/golden")
+    group.addoption("--golden-bits", action="store_true", help="compare trained values of tests/golden bit by bit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--update-golden") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--update-golden rewrites one file: use it in one process (-n 0)")
+
+
 @pytest.fixture(autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of each test for what is kept between runs; not there before something is."""

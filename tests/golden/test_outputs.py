@@ -1,0 +1,156 @@
+"""Golden outputs: what twelve small runs of the command line wrote when the snapshot was last reviewed.
+
+Each run works on tiny models whose weights are fixed bit by bit (`inputs.py`). Of each file that it writes, and of what
+it prints with `--json`, a digest is compared with `outputs.json` (`digests.py` says what is kept and how near it must
+be). Merges that add, select and round entry by entry must give the same bytes on every machine.
+
+Where a change of an output is meant:
+
+    pytest tests/golden --update-golden
+
+rewrites `outputs.json` and `help.txt`. Review the difference, and commit it together with the change that makes it,
+alone, saying why the output changes. Give a test's name (`-k merge-ties`) to rewrite only its entry.
+
+For a change that must not move a bit, such as a move of code, `pytest tests/golden --golden-bits` also compares the
+values of trainings and decompositions bit by bit. It holds on the machine (CPU, torch) that made the snapshot; elsewhere
+run `--update-golden` before the change and `--golden-bits` after it, and leave the snapshot as it was.
+"""
+
+from __future__ import annotations
+
+import json
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..cli.test_commands import run
+from .digests import Weights, differences, digest, document, dumps, exact, measured, products
+from .inputs import write_inputs
+
+SNAPSHOT = Path(__file__).with_name("outputs.json")
+OUT = "out"
+
+# PEFT's warning; and what transformers says of a new head is no concern here
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A call of the command line.
+
+    Args:
+        line: Command and options.
+        base: The base model's folder.
+        weights: How the weights that it writes are compared.
+        needs: A package that may be missing.
+    """
+
+    line: str
+    base: str = "causal"
+    weights: Weights = exact
+    needs: str | None = None
+
+
+_CPU = "--device cpu --dtype float32"
+# No dropout: its draws differ between the CPUs of two makers.
+_TRAIN = f"--steps 2 --batch-size 8 --rank 4 --dropout 0 --learning-rate 0.01 {_CPU}"
+_CLASSIFY = "--task classify"
+
+RUNS = {
+    "train-task": Run(
+        line=f"train-task --base encoder {_CLASSIFY} --train train.en.csv --dev dev.en.csv --evaluate-every 1 {_TRAIN}",
+        base="encoder",
+        weights=measured,
+    ),
+    "train-align": Run(
+        line=f"train-align --base causal --pairs de-en.tsv --dev-pairs held.de-en.tsv --evaluate-every 1 {_TRAIN}",
+        weights=measured,
+    ),
+    "train-joint": Run(
+        line=f"train-joint --base causal {_CLASSIFY} --train train.en.csv --pairs de-en.tsv {_TRAIN}",
+        weights=measured,
+    ),
+    "train-fusion": Run(
+        line=f"train-fusion --base encoder {_CLASSIFY} --train train.jv.csv --source train.en.csv {_TRAIN}",
+        base="encoder",
+        weights=measured,
+    ),
+    "merge-linear": Run(line="merge one two --weights 0.5,0.5"),
+    "merge-layer-swap": Run(line="merge one two --weights 1,1 --method layer-swap --set bottom=1 top=0"),
+    "merge-ties": Run(
+        line="merge one two --weights 1,1 --method ties --set density=0.5 --rank 16 --max-residual 1",
+        weights=products,
+    ),
+    "merge-dense": Run(line="merge one two --weights 0.5,0.25 --form dense --base causal"),
+    "search": Run(
+        line=f"search task align --base encoder {_CLASSIFY} --dev dev.de.csv dev.en.csv --grid 0.25,0.5,0.75 {_CPU}",
+        base="encoder",
+    ),
+    "bake": Run(
+        line="bake --base causal --adapter one --quantize nf4 --strategy requantize --keep-at-least 0 --device cpu",
+        needs="bitsandbytes",
+    ),
+    "extract": Run(line="extract --base causal --tuned tuned --rank 3 --device cpu", weights=products),
+    "evaluate": Run(
+        line=f"evaluate --base encoder --adapter task {_CLASSIFY} --data dev.de.csv dev.en.csv {_CPU}", base="encoder"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden")
+    write_inputs(folder)
+    return folder
+
+
+def kept() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(SNAPSHOT.read_text(encoding="utf-8")) if SNAPSHOT.exists() else {}
+    return found
+
+
+def outputs_of(name: str, inputs: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Run a command where the inputs are, and return digests of what it printed and wrote."""
+    own = RUNS[name]
+    out = Path(OUT)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    where = ["--predictions", out / "answers.jsonl"] if name == "evaluate" else ["--out", out / name]
+    code, printed, said = run(capsys, *own.line.split(), *where, "--json")
+    assert code == 0, said
+    found = {"command": own.line, "printed": document(json.loads(printed), inputs)}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        found[path.name] = digest(path, weights=own.weights, folder=inputs, base=inputs / own.base)
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_output_is_that_of_the_snapshot(
+    name: str,
+    inputs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if needs := RUNS[name].needs:
+        pytest.importorskip(needs, reason=f"this run writes what {needs} reads")
+    monkeypatch.chdir(inputs)
+    found = outputs_of(name, inputs, capsys)
+    before = kept()
+    if request.config.getoption("--update-golden"):
+        together = {own: found if own == name else before.get(own) for own in RUNS if own == name or own in before}
+        SNAPSHOT.write_text(dumps(together) + "\n", encoding="utf-8")
+        return
+    assert name in before, "not in the snapshot yet: pytest tests/golden --update-golden"
+    bits = request.config.getoption("--golden-bits")
+    lines = list(differences(before[name], found, bits=bits))
+    shown = "\n".join(lines[:40])
+    assert not lines, f"{len(lines)} differences (if they are meant: pytest tests/golden --update-golden):\n{shown}"
+
+
+def test_the_snapshot_has_these_outputs_and_no_others() -> None:
+    assert list(kept()) == list(RUNS)
