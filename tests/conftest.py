@@ -38,7 +38,7 @@ _NUMBERS = count()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("golden")
     group.addoption("--update-golden", action="store_true", help="rewrite the snapshots of tests/golden")
-    group.addoption("--golden-bits", action="store_true", help="compare trained values of tests/golden bit by bit")
+    group.addoption("--golden-bytes", action="store_true", help="compare whole files in tests/golden")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,10 +3,11 @@
 * Weights that are exact: dtype, shape and SHA-256 of each tensor.
 * Weights that are not, since sums in another order round otherwise (another CPU, another BLAS): dtype and shape, and of
   the values three figures in float64, compared to 1e-5 of the tensor's norm. Of low-rank factors that come of an SVD
-  the product is measured, since the signs of singular vectors are free. `bits`, a SHA-256 over all values, is compared
-  on request, for changes that must not move a single bit on the machine that made the snapshot.
+  the product is measured, since the signs of singular vectors are free.
 * JSON: the document, less what `RULES` takes out. Its fractions are compared to 1e-5.
 * Other text: its lines, likewise. Files of the base model that were copied are only named so.
+* `bytes`, the SHA-256 of each whole file without times in it. It is compared on request only, since it holds for one
+  machine and one set of versions.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ _DIGITS = 9
 _FRACTION = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
 _VERSION = re.compile(r"\b\d+\.\d+\.\d+(?:[.+]\w+)*")
 
-RULES: Mapping[str, Callable[[str, Any], bool]] = {
-    "<time>": lambda key, value: key in {"seconds", "seconds_per_step", "tokens_per_second"},
-    "<version>": lambda key, value: key.endswith("_version") and isinstance(value, str),
+RULES: Mapping[str, frozenset[str]] = {
+    "<time>": frozenset({"seconds", "seconds_per_step", "tokens_per_second"}),
     # of a text with versions in it, which is compared by itself
-    "<hash of the card>": lambda key, value: key == "card_sha256",
+    "<hash of the card>": frozenset({"card_sha256"}),
 }
-"""Entries of JSON documents that differ from run to run, and what is kept in their place."""
+"""Entries of JSON documents that differ from run to run, by what is kept in their place.
+
+In all text, versions and the working folder are replaced too.
+"""
 
 
 def _text(text: str, folder: Path) -> str:
@@ -44,8 +47,8 @@ def _text(text: str, folder: Path) -> str:
 
 def document(value: Any, folder: Path, key: str = "") -> Any:
     """Return a JSON document less what the rules take out, its fractions to nine digits."""
-    for name, rule in RULES.items():
-        if rule(key, value):
+    for name, keys in RULES.items():
+        if key in keys:
             return name
     if isinstance(value, Mapping):
         return {own: document(found, folder, own) for own, found in value.items()}
@@ -56,11 +59,8 @@ def document(value: Any, folder: Path, key: str = "") -> Any:
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
-def _hash(*tensors: Tensor) -> str:
-    found = sha256()
-    for tensor in tensors:
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+def _hash(tensor: Tensor) -> str:
+    return sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _form(tensor: Tensor) -> str:
@@ -86,8 +86,7 @@ def exact(path: Path) -> dict[str, Any]:
 
 def measured(path: Path) -> dict[str, Any]:
     """Return the digest of weights whose last bits may differ."""
-    tensors = dict(sorted(load_file(path).items()))
-    return {name: measure(tensor) for name, tensor in tensors.items()} | {"bits": _hash(*tensors.values())}
+    return {name: measure(tensor) for name, tensor in sorted(load_file(path).items())}
 
 
 def products(path: Path) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def products(path: Path) -> dict[str, Any]:
         if name.endswith(".lora_A.weight"):
             b = tensors[name.replace(".lora_A.", ".lora_B.")]
             found[name.replace(".lora_A.weight", " B A")] = measure(b.double() @ a.double())
-    return found | {"bits": _hash(*tensors.values())}
+    return found
 
 
 Weights = Callable[[Path], dict[str, Any]]
@@ -127,6 +126,11 @@ def digest(path: Path, *, weights: Weights, folder: Path, base: Path) -> Any:
     return f"sha256 {sha256(content).hexdigest()}"
 
 
+def whole(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by name; those with times in them are left out."""
+    return {name: sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.suffix != ".jsonl"}
+
+
 def _near(kept: float, found: float, within: float) -> bool:
     return math.isclose(kept, found, rel_tol=RELATIVE, abs_tol=max(ABSOLUTE, within))
 
@@ -141,13 +145,12 @@ def _same_text(kept: str, found: str) -> bool:
     )
 
 
-def differences(kept: Any, found: Any, *, bits: bool = False, where: str = "", within: float = 0.0) -> Iterator[str]:
+def differences(kept: Any, found: Any, *, where: str = "", within: float = 0.0) -> Iterator[str]:
     """Yield where two digests differ, in one line each.
 
     Args:
         kept: The snapshot's.
         found: That of this run.
-        bits: Compare `bits` too.
         where: Place in the digest.
         within: Absolute difference of fractions that is let pass.
     """
@@ -158,11 +161,11 @@ def differences(kept: Any, found: Any, *, bits: bool = False, where: str = "", w
             place = f"{where}/{key}"
             if key not in found or key not in kept:
                 yield f"{place}: {'is gone' if key in kept else 'is new'}"
-            elif key != "bits" or bits:
-                yield from differences(kept[key], found[key], bits=bits, where=place, within=within)
+            else:
+                yield from differences(kept[key], found[key], where=place, within=within)
     elif isinstance(kept, list) and isinstance(found, list) and len(kept) == len(found):
         for number, (one, two) in enumerate(zip(kept, found, strict=True)):
-            yield from differences(one, two, bits=bits, where=f"{where}/{number}", within=within)
+            yield from differences(one, two, where=f"{where}/{number}", within=within)
     elif isinstance(kept, float) and isinstance(found, float):
         if not _near(kept, found, within):
             yield f"{where}: was {kept}, is {found}"

@@ -11,9 +11,9 @@ Where a change of an output is meant:
 rewrites `outputs.json` and `help.txt`. Review the difference, and commit it together with the change that makes it,
 alone, saying why the output changes. Give a test's name (`-k merge-ties`) to rewrite only its entry.
 
-For a change that must not move a bit, such as a move of code, `pytest tests/golden --golden-bits` also compares the
-values of trainings and decompositions bit by bit. It holds on the machine (CPU, torch) that made the snapshot; elsewhere
-run `--update-golden` before the change and `--golden-bits` after it, and leave the snapshot as it was.
+For a change that must not alter a byte, such as a move of code, `pytest tests/golden --golden-bytes` compares whole
+files too. It holds for the machine and the versions that made the snapshot; elsewhere run `--update-golden` before the
+change and `--golden-bytes` after it, and do not commit the snapshot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from ..cli.test_commands import run
-from .digests import Weights, differences, digest, document, dumps, exact, measured, products
+from .digests import Weights, differences, digest, document, dumps, exact, measured, products, whole
 from .inputs import write_inputs
 
 SNAPSHOT = Path(__file__).with_name("outputs.json")
@@ -123,9 +123,12 @@ def outputs_of(name: str, inputs: Path, capsys: pytest.CaptureFixture[str]) -> d
     code, printed, said = run(capsys, *own.line.split(), *where, "--json")
     assert code == 0, said
     found = {"command": own.line, "printed": document(json.loads(printed), inputs)}
-    for path in sorted(path for path in out.rglob("*") if path.is_file()):
-        found[path.name] = digest(path, weights=own.weights, folder=inputs, base=inputs / own.base)
-    return found
+    root = out / name if (out / name).is_dir() else out
+    paths = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
+    files = {
+        file: digest(path, weights=own.weights, folder=inputs, base=inputs / own.base) for file, path in paths.items()
+    }
+    return found | {"files": files, "bytes": whole(paths)}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -146,8 +149,9 @@ def test_the_output_is_that_of_the_snapshot(
         SNAPSHOT.write_text(dumps(together) + "\n", encoding="utf-8")
         return
     assert name in before, "not in the snapshot yet: pytest tests/golden --update-golden"
-    bits = request.config.getoption("--golden-bits")
-    lines = list(differences(before[name], found, bits=bits))
+    if not request.config.getoption("--golden-bytes"):
+        found["bytes"] = before[name]["bytes"]
+    lines = list(differences(before[name], found))
     shown = "\n".join(lines[:40])
     assert not lines, f"{len(lines)} differences (if they are meant: pytest tests/golden --update-golden):\n{shown}"
 
