@@ -1,13 +1,13 @@
-"""What is kept of an output, and how it is compared with another run's.
+"""Digests of outputs, and how two of them are compared.
 
-* Weights that are exact: dtype, shape and SHA-256 of each tensor.
-* Weights that are not, since sums in another order round otherwise (another CPU, another BLAS): dtype and shape, and of
-  the values three figures in float64, compared to 1e-5 of the tensor's norm. Of low-rank factors that come of an SVD
-  the product is measured, since the signs of singular vectors are free.
-* JSON: the document, less what `RULES` takes out. Its fractions are compared to 1e-5.
-* Other text: its lines, likewise. Files of the base model that were copied are only named so.
-* `bytes`, the SHA-256 of each whole file without times in it. It is compared on request only, since it holds for one
-  machine and one set of versions.
+* Weights that are the same on every machine: dtype, shape and SHA-256 of each tensor.
+* Weights that depend on the order of sums, which differs between CPUs and BLAS libraries: dtype and shape, and three
+  figures in float64, compared to 1e-5. They also change if entries change places. Low-rank factors from an SVD are
+  compared by their product, since the signs of singular vectors are arbitrary.
+* JSON: the document without the entries that `RULES` names. Fractions are compared to 1e-5.
+* Other text: its lines, compared in the same way. Copies of the base model's files are only marked as copies.
+* `bytes`: the SHA-256 of each whole file, except files with times in them. It is compared on request only, since it is
+  valid for one machine and one set of versions.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _VERSION = re.compile(r"\b\d+\.\d+\.\d+(?:[.+]\w+)*")
 
 RULES: Mapping[str, frozenset[str]] = {
     "<time>": frozenset({"seconds", "seconds_per_step", "tokens_per_second"}),
-    # of a text with versions in it, which is compared by itself
+    # The card has versions in it, and is compared itself.
     "<hash of the card>": frozenset({"card_sha256"}),
 }
-"""Entries of JSON documents that differ from run to run, by what is kept in their place.
+"""Entries of JSON documents that differ between runs, and what the snapshot has instead.
 
-In all text, versions and the working folder are replaced too.
+Versions and the path of the working folder are replaced in all text too.
 """
 
 
@@ -46,7 +46,7 @@ def _text(text: str, folder: Path) -> str:
 
 
 def document(value: Any, folder: Path, key: str = "") -> Any:
-    """Return a JSON document less what the rules take out, its fractions to nine digits."""
+    """Return a JSON document without what the rules name, and with fractions of nine digits."""
     for name, keys in RULES.items():
         if key in keys:
             return name
@@ -68,7 +68,7 @@ def _form(tensor: Tensor) -> str:
 
 
 def measure(tensor: Tensor) -> dict[str, Any]:
-    """Return norm, sum, and the sum with weights that tell places apart: of a permuted tensor only it differs."""
+    """Return norm, sum, and a weighted sum, which is the only one that changes if entries change places."""
     flat = tensor.double().flatten()
     places = torch.arange(len(flat), dtype=torch.float64)
     figures = {"norm": flat.norm(), "sum": flat.sum(), "places": flat @ torch.cos(places)}
@@ -78,7 +78,7 @@ def measure(tensor: Tensor) -> dict[str, Any]:
 def exact(path: Path) -> dict[str, Any]:
     """Return the digest of weights that are the same on every machine."""
     return {
-        # bitsandbytes makes its tables with `torch.linspace`, whose last bits differ between CPUs
+        # bitsandbytes computes its tables with `torch.linspace`, whose last bits differ between CPUs.
         name: measure(tensor) if name.endswith("quant_map") else f"{_form(tensor)} {_hash(tensor)}"
         for name, tensor in sorted(load_file(path).items())
     }
@@ -90,7 +90,7 @@ def measured(path: Path) -> dict[str, Any]:
 
 
 def products(path: Path) -> dict[str, Any]:
-    """Return the digest of low-rank factors that come of an SVD: their forms, and their products."""
+    """Return the digest of low-rank factors from an SVD: their shapes, and their products."""
     tensors = dict(sorted(load_file(path).items()))
     found: dict[str, Any] = {name: _form(tensor) for name, tensor in tensors.items()}
     for name, a in tensors.items():
@@ -104,11 +104,11 @@ Weights = Callable[[Path], dict[str, Any]]
 
 
 def digest(path: Path, *, weights: Weights, folder: Path, base: Path) -> Any:
-    """Return what is kept of a file.
+    """Return the digest of a file.
 
     Args:
         path: The file.
-        weights: How weights are kept: `exact`, `measured` or `products`.
+        weights: Digest of weight files: `exact`, `measured` or `products`.
         folder: The folder in which the command ran.
         base: Folder of the base model.
     """
@@ -127,7 +127,7 @@ def digest(path: Path, *, weights: Weights, folder: Path, base: Path) -> Any:
 
 
 def whole(paths: Mapping[str, Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by name; those with times in them are left out."""
+    """Return the SHA-256 of files by name, without those that have times in them."""
     return {name: sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.suffix != ".jsonl"}
 
 
@@ -145,41 +145,51 @@ def _same_text(kept: str, found: str) -> bool:
     )
 
 
+def _same(kept: Any, found: Any, within: float) -> bool:
+    if isinstance(kept, float) and isinstance(found, float):
+        return _near(kept, found, within)
+    if isinstance(kept, str) and isinstance(found, str):
+        return _same_text(kept, found)
+    return type(kept) is type(found) and bool(kept == found)
+
+
+def _slack(kept: Mapping[str, Any]) -> float:
+    """Return by how much sums over a tensor may differ if each entry differs by 1e-5 of their root mean square."""
+    if "norm" not in kept or "form" not in kept:
+        return 0.0
+    entries = math.prod(json.loads(kept["form"].split(" ", 1)[1]))
+    return RELATIVE * float(kept["norm"]) * math.sqrt(entries)
+
+
 def differences(kept: Any, found: Any, *, where: str = "", within: float = 0.0) -> Iterator[str]:
     """Yield where two digests differ, in one line each.
 
     Args:
-        kept: The snapshot's.
-        found: That of this run.
+        kept: The digest in the snapshot.
+        found: The digest of this run.
         where: Place in the digest.
-        within: Absolute difference of fractions that is let pass.
+        within: Absolute difference that fractions may have.
     """
     if isinstance(kept, Mapping) and isinstance(found, Mapping):
-        if "form" in kept and "norm" in kept:  # a sum of many numbers near 0 is judged by what it is a sum of
-            within = RELATIVE * abs(kept["norm"]) * math.sqrt(math.prod(json.loads(kept["form"].split(" ", 1)[1])))
-        for key in [*kept, *(key for key in found if key not in kept)]:
-            place = f"{where}/{key}"
-            if key not in found or key not in kept:
-                yield f"{place}: {'is gone' if key in kept else 'is new'}"
+        for key in dict.fromkeys([*kept, *found]):
+            if key in kept and key in found:
+                within = _slack(kept) if key in ("sum", "places") else 0.0
+                yield from differences(kept[key], found[key], where=f"{where}/{key}", within=within)
             else:
-                yield from differences(kept[key], found[key], where=place, within=within)
-    elif isinstance(kept, list) and isinstance(found, list) and len(kept) == len(found):
-        for number, (one, two) in enumerate(zip(kept, found, strict=True)):
-            yield from differences(one, two, where=f"{where}/{number}", within=within)
-    elif isinstance(kept, float) and isinstance(found, float):
-        if not _near(kept, found, within):
-            yield f"{where}: was {kept}, is {found}"
-    elif isinstance(kept, str) and isinstance(found, str):
-        if not _same_text(kept, found):
-            yield f"{where}: was {kept!r}, is {found!r}"
-    elif type(kept) is not type(found) or kept != found:
+                yield f"{where}/{key}: {'is gone' if key in kept else 'is new'}"
+    elif isinstance(kept, list) and isinstance(found, list):
+        if len(kept) != len(found):
+            yield f"{where}: had {len(kept)} entries, has {len(found)}"
+        for number, (one, two) in enumerate(zip(kept, found, strict=False)):
+            yield from differences(one, two, where=f"{where}/{number}")
+    elif not _same(kept, found, within):
         yield f"{where}: was {kept!r}, is {found!r}"
 
 
 def dumps(value: Any, indent: int = 0) -> str:
-    """Return JSON in which what fits into a line stands in one."""
+    """Return JSON with one line for each value that is short enough."""
     line = json.dumps(value, ensure_ascii=False)
-    if indent and len(line) + indent <= 160 or not isinstance(value, dict | list) or not value:
+    if (indent and len(line) + indent <= 160) or not isinstance(value, dict | list) or not value:
         return line
     pad = " " * (indent + 1)
     if isinstance(value, list):

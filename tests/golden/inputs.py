@@ -1,8 +1,8 @@
-"""Models, adapters and data files whose every bit is fixed, whatever the machine and the version of torch.
+"""Models, adapters and data files that are fixed to the bit, on every machine and with every version of torch.
 
-Weights are whole multiples of 2^-10 from Python's own generator, whose numbers do not change between versions. Products
-and sums of a few such numbers need fewer bits than float32 has, so a merge gives the same bytes on every CPU. (The
-numbers of `torch.randn` differ in their last bits between CPUs with AVX2 and with AVX-512.)
+Weights are multiples of 2^-10 from Python's own generator, which draws the same numbers in every version. Products and
+sums of a few of them fit into float32 without rounding, so that a merge gives the same bytes on every CPU. (Numbers of
+`torch.randn` differ in their last bits between CPUs with AVX2 and CPUs with AVX-512.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def numbers(name: str, shape: Sequence[int], *, bits: int = 10, shift: int = 0) 
 
 
 def _fix(folder: Path) -> None:
-    """Replace the weights that transformers drew, and switch dropout off, whose draws differ between makers of CPUs."""
+    """Replace the random weights of transformers, and switch off dropout, which draws other numbers on Intel CPUs."""
     tensors = {}
     for name, tensor in load_file(folder / WEIGHTS).items():
         is_scale = "norm" in name.lower() and name.endswith("weight")
@@ -47,10 +47,10 @@ def _fix(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def _write_adapter(
+def write_adapter(
     folder: Path, base: str, task_type: str, paths: Sequence[str], width: int, extra: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a LoRA of rank 4 and scale 1/2 on square modules, and fully trained tensors where there are any."""
+    """Write a LoRA of rank 4 and scale 1/2 on square modules, with fully trained tensors if given."""
     tensors = {}
     for path in paths:
         seed = f"{folder.name} {path}"
@@ -73,7 +73,7 @@ def _write_adapter(
 
 
 def _write_tuned(base: Path, folder: Path) -> None:
-    """Write a copy of a model whose matrices in the blocks have changes of rank 3, and a little more."""
+    """Write a copy of a model that differs in the matrices of its blocks, by a rank of 3 and small noise."""
     folder.mkdir()
     for path in base.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -108,17 +108,17 @@ def write_inputs(folder: Path) -> None:
     _write_tuned(folder / "causal", folder / "tuned")
     blocks = [f"model.layers.{n}.self_attn.{name}_proj" for n in range(LAYERS) for name in "qo"]
     for name in ("one", "two"):
-        _write_adapter(folder / name, "causal", "CAUSAL_LM", blocks, CAUSAL_WIDTH)
+        write_adapter(folder / name, "causal", "CAUSAL_LM", blocks, CAUSAL_WIDTH)
     attention = [f"bert.encoder.layer.{n}.attention.self.{name}" for n in range(LAYERS) for name in ("query", "value")]
     head = {
         "classifier.weight": numbers("classifier.weight", (2, ENCODER_WIDTH)),
-        # so that about half of the answers are "positive", and none is a close call
+        # With this bias about half of the answers are "positive", and no answer is a close call.
         "classifier.bias": numbers("classifier.bias", (2,), shift=3) + torch.tensor([3.1875, -3.1875]),
     }
-    _write_adapter(folder / "task", "encoder", "SEQ_CLS", attention, ENCODER_WIDTH, head)
+    write_adapter(folder / "task", "encoder", "SEQ_CLS", attention, ENCODER_WIDTH, head)
     task = {"name": "classify", "template": "plain", "head": "classes", "labels": LABELS}
     manifest = {"kind": "train-task", "task": task, "base": {"id": "encoder", "class": "encoder"}}
     (folder / "task" / "adaptermix.json").write_text(json.dumps(manifest), encoding="utf-8")
     plain = [path.removeprefix("bert.") for path in attention]
-    _write_adapter(folder / "align", "encoder", "FEATURE_EXTRACTION", plain, ENCODER_WIDTH)
+    write_adapter(folder / "align", "encoder", "FEATURE_EXTRACTION", plain, ENCODER_WIDTH)
     _write_data(folder)

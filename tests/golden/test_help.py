@@ -1,6 +1,6 @@
-"""The help texts of all commands, as they were when the snapshot was last reviewed.
+"""The help texts of all commands are those that were last reviewed.
 
-`pytest tests/golden --update-golden` rewrites `help.txt` where a change is meant.
+If a change is intended, `pytest tests/golden --update-golden` rewrites `help.txt`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from adaptermix.cli import COMMANDS
 from ..cli.test_commands import run
 
 SNAPSHOT = Path(__file__).with_name("help.txt")
-# `search` reads other options where a recipe stands in the place of the adapters
+# With a recipe instead of adapters, `search` has other options.
 CALLS = [[], *([name] for name in COMMANDS), ["search", "recipe.yaml"]]
 
 
@@ -30,4 +30,4 @@ def test_the_help_texts_are_those_of_the_snapshot(
     found = "\n".join(parts)
     if request.config.getoption("--update-golden"):
         SNAPSHOT.write_text(found, encoding="utf-8")
-    assert found == SNAPSHOT.read_text(encoding="utf-8"), "if this is meant: pytest tests/golden --update-golden"
+    assert found == SNAPSHOT.read_text(encoding="utf-8"), "if intended: pytest tests/golden --update-golden"

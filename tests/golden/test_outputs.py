@@ -1,25 +1,27 @@
 """Golden outputs: what twelve small runs of the command line wrote when the snapshot was last reviewed.
 
-Each run works on tiny models whose weights are fixed bit by bit (`inputs.py`). Of each file that it writes, and of what
-it prints with `--json`, a digest is compared with `outputs.json` (`digests.py` says what is kept and how near it must
-be). Merges that add, select and round entry by entry must give the same bytes on every machine.
+Each run uses tiny models whose weights are fixed to the bit (`inputs.py`). Each file that it writes, and the document
+that it prints with `--json`, is compared with its digest in `outputs.json`; `digests.py` says how. Weights of merges
+that scale, add or select entries must be the same bytes on every machine.
 
-Where a change of an output is meant:
+If a change of an output is intended:
 
     pytest tests/golden --update-golden
 
-rewrites `outputs.json` and `help.txt`. Review the difference, and commit it together with the change that makes it,
-alone, saying why the output changes. Give a test's name (`-k merge-ties`) to rewrite only its entry.
+rewrites `outputs.json` and `help.txt`. Review the difference. Commit it together with the change that causes it, in a
+commit of its own whose message says why the output changes. `-k merge-ties` rewrites one entry only.
 
-For a change that must not alter a byte, such as a move of code, `pytest tests/golden --golden-bytes` compares whole
-files too. It holds for the machine and the versions that made the snapshot; elsewhere run `--update-golden` before the
-change and `--golden-bytes` after it, and do not commit the snapshot.
+A change that must not alter a single byte, such as a move of code, can be checked with
+
+    pytest tests/golden --golden-bytes
+
+which also compares whole files. The snapshot's bytes are valid for the machine and the versions that made it. On other
+machines, run `--update-golden` before the change and `--golden-bytes` after it, and do not commit the snapshot.
 """
 
 from __future__ import annotations
 
 import json
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,6 @@ from .inputs import write_inputs
 SNAPSHOT = Path(__file__).with_name("outputs.json")
 OUT = "out"
 
-# PEFT's warning; and what transformers says of a new head is no concern here
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
@@ -45,8 +46,8 @@ class Run:
     Args:
         line: Command and options.
         base: The base model's folder.
-        weights: How the weights that it writes are compared.
-        needs: A package that may be missing.
+        weights: Digest of the weight files that it writes.
+        needs: Package without which the run is skipped.
     """
 
     line: str
@@ -56,7 +57,7 @@ class Run:
 
 
 _CPU = "--device cpu --dtype float32"
-# No dropout: its draws differ between the CPUs of two makers.
+# Without dropout, since torch draws other numbers on Intel CPUs than on others.
 _TRAIN = f"--steps 2 --batch-size 8 --rank 4 --dropout 0 --learning-rate 0.01 {_CPU}"
 _CLASSIFY = "--task classify"
 
@@ -114,7 +115,7 @@ def kept() -> dict[str, Any]:
 
 
 def outputs_of(name: str, inputs: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Run a command where the inputs are, and return digests of what it printed and wrote."""
+    """Run a command in the folder of the inputs, and return digests of its output."""
     own = RUNS[name]
     out = Path(OUT)
     shutil.rmtree(out, ignore_errors=True)
@@ -140,7 +141,7 @@ def test_the_output_is_that_of_the_snapshot(
     request: pytest.FixtureRequest,
 ) -> None:
     if needs := RUNS[name].needs:
-        pytest.importorskip(needs, reason=f"this run writes what {needs} reads")
+        pytest.importorskip(needs, reason=f"this run needs {needs}")
     monkeypatch.chdir(inputs)
     found = outputs_of(name, inputs, capsys)
     before = kept()
@@ -152,8 +153,8 @@ def test_the_output_is_that_of_the_snapshot(
     if not request.config.getoption("--golden-bytes"):
         found["bytes"] = before[name]["bytes"]
     lines = list(differences(before[name], found))
-    shown = "\n".join(lines[:40])
-    assert not lines, f"{len(lines)} differences (if they are meant: pytest tests/golden --update-golden):\n{shown}"
+    shown = "\n".join(line[:400] for line in lines[:40])
+    assert not lines, f"{len(lines)} differences (if intended: pytest tests/golden --update-golden):\n{shown}"
 
 
 def test_the_snapshot_has_these_outputs_and_no_others() -> None:
