@@ -36,12 +36,12 @@ settings.load_profile("adaptermix")
 
 _NUMBERS = count()
 ROOT = Path(__file__).parent.parent
-# Which tests are quick, by the part of the package that they look at: files, folders or single tests.
+# Quick tests by the part of the package that they cover: folders, files or single tests.
 QUICK: dict[str, list[str]] = json.loads((ROOT / "tests" / "quick.json").read_text(encoding="utf-8"))
 
 
 def quick_places() -> list[str]:
-    """Return what is listed as quick, each once."""
+    """Return the quick tests, each once."""
     return sorted({place for places in QUICK.values() for place in places})
 
 
