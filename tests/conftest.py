@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
@@ -33,6 +35,40 @@ settings.load_profile("adaptermix")
 
 
 _NUMBERS = count()
+ROOT = Path(__file__).parent.parent
+# Quick tests by the part of the package that they cover: folders, files or single tests.
+QUICK: dict[str, list[str]] = json.loads((ROOT / "tests" / "quick.json").read_text(encoding="utf-8"))
+
+
+def quick_places() -> list[str]:
+    """Return the quick tests, each once."""
+    return sorted({place for places in QUICK.values() for place in places})
+
+
+def _is_under(test: str, places: Sequence[str]) -> bool:
+    return any(test == place or test.startswith((f"{place}/", f"{place}::", f"{place}[")) for place in places)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("golden")
+    group.addoption("--update-golden", action="store_true", help="rewrite the snapshots of tests/golden")
+    group.addoption("--golden-bytes", action="store_true", help="compare whole files in tests/golden")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--update-golden") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--update-golden rewrites one file: use it in one process (-n 0)")
+    if config.getoption("markexpr") == "quick" and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        # Importing all test files would take as long as the quick ones run.
+        config.args[:] = [str(ROOT / place) for place in quick_places()]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = quick_places()
+    for item in items:
+        if _is_under(item.nodeid, places):
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(autouse=True)
