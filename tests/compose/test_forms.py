@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptermix.adapters import open_adapter
+from adaptermix.algebra import LowRank, concatenate
 from adaptermix.compose import merge
+from adaptermix.compose.forms import Shape
 from adaptermix.errors import PlanError
 
 from ..factories import CONFIG, WEIGHTS, adapter_deltas, contents, load_base, logits, peft_kind, wrap_with_peft
@@ -144,6 +146,17 @@ class TestForms:
         assert report.modules[Q].rank == 7
         assert open_adapter(tmp_path / "out").modules[Q].rank == 7
         assert 0 < report.residual < 1
+
+    def test_an_automatic_rank_counts_no_rounding_where_factors_cancel(self) -> None:
+        """.1 + .2 - .3 is 5.6e-17 in float64, alike in all three directions, and is no update of rank 3."""
+        one = LowRank(b=torch.eye(4, 3, dtype=torch.float64), a=torch.eye(3, 5, dtype=torch.float64))
+        nothing, something = (concatenate([one] * 3, [0.1, 0.2, last]) for last in (-0.3, -0.2))
+        assert float(nothing.dense().abs().max()) == pytest.approx(5.6e-17, rel=0.01)
+        assert [
+            update.rank
+            for found in (nothing, something)
+            if isinstance(update := Shape(rank="auto").apply(found, fallback=9, largest=None).update, LowRank)
+        ] == [1, 3]
 
     def test_dense_loses_nothing(self, pair: Adapters) -> None:
         report = merge(pair[0], weights=[0.5], method="ties", form="dense")

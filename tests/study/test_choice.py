@@ -157,5 +157,17 @@ def test_after_a_race_there_is_no_cross_fit():
     assert found.document()["cross_fit"] is None
 
 
+def test_trials_that_were_stopped_count_among_all_that_were_tried():
+    """Six rows that all gain happen by chance once in 2^6, and each trial had that chance."""
+    table, baseline = board(6), trial([False] * 6, -1, (1.0, 0.0))
+    trials = [trial([True] * 6), baseline]
+    stopped = [
+        Trial(number=number, candidate=Candidate(weights=(0.2, 0.8)), answers=("n", "y", *[None] * 4))
+        for number in (1, 2, 3)
+    ]
+    assert table.verdict(trials, baseline, rule="best").chance == 2 / 2**6
+    assert table.verdict(trials, baseline, rule="best", stopped=stopped, raced=True).chance == 5 / 2**6
+
+
 def best_of(gains):
     return int(np.argmax(gains[:, 0]))
