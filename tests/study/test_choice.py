@@ -76,6 +76,25 @@ def test_one_standard_error_goes_to_the_nearest_that_is_no_worse(rule, expected)
     assert choose(values, [0.0, 1.0, 0.2], rule) == expected
 
 
+@pytest.mark.parametrize(
+    ("rule", "second", "expected"),
+    [
+        ("best", 0.60, 0),
+        ("best", 0.49, 0),
+        ("best", 0.71, 1),
+        # the difference to the best has a standard error of .1
+        ("one-se", 0.61, 1),
+        ("one-se", 0.59, 0),
+        ("one-se", 0.71, 1),
+    ],
+)
+def test_a_choice_by_hand(rule, second, expected):
+    """The first scores .7, and the second, which is nearer to the task adapter, differs from it by .1 up and down."""
+    resamples = np.array([0.1, -0.1] * 500)
+    values = np.array([[0.7, *np.full(1000, 0.7)], [second, *(second + resamples)]])
+    assert choose(values, [1.0, 0.5], rule) == expected
+
+
 def test_of_equals_the_nearest_to_the_first_adapter_is_taken():
     assert choose(np.full((3, 1001), 0.4), [0.4, 0.1, 0.2], "best") == 1
 
