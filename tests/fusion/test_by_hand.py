@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from adaptermix.data import ClassifyRow, NliRow, QaRow
 from adaptermix.fusion import ALIGNMENTS, FUSIONS, Sources
 from adaptermix.fusion.functions import SoftAlignment
 from adaptermix.fusion.lora import FusionConfig, beside
-from adaptermix.fusion.mixup import Mixup
+from adaptermix.fusion.mixup import Mixer, Mixup
+from adaptermix.fusion.parts import MIXING, add_parts
+from adaptermix.head_forms import HEAD_FORMS, Head
+from adaptermix.models import load_base
+from adaptermix.tasks import get_task
 
 PAD = "_"
 
@@ -157,6 +163,40 @@ def test_x_mixup_of_one_number_a_token() -> None:
     assert found[0, :2, 0].tolist() == pytest.approx([3 / 3 + 6 * 2 / 3] * 2)
     # without a source the target stays
     assert Mixup(1)(target, source, reads, torch.zeros(1, 2).bool()).tolist() == target.tolist()
+
+
+@pytest.mark.parametrize("layer", [1, 3, 4])
+@torch.no_grad()
+def test_x_mixup_mixes_what_comes_out_of_its_block(layer: int, encoder: Path) -> None:
+    """Blocks are counted from 1; hidden states begin with the embeddings."""
+    head = Head(form=HEAD_FORMS["classes"], labels=("a", "b"))
+    base = load_base(str(encoder), device="cpu", dtype="float32", head=head)
+    add_parts(base.model, {"fusion": "x-mixup"})
+    given = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    states = base.model(**given, output_hidden_states=True).hidden_states
+    mixer = Mixer(base, layer, MIXING)
+    mixer.use(None)
+    base.model(**given)
+    source = mixer.passed()
+    torch.testing.assert_close(source.states, states[layer])
+    mixer.use(source)
+    base.model(**given)
+    mixed = base.model.get_submodule(MIXING)(states[layer], states[layer], *[torch.ones(1, 3).bool()] * 2)
+    torch.testing.assert_close(mixer.passed().states, mixed)
+    mixer.close()
+
+
+def test_sources_in_the_text_come_first() -> None:
+    row, source = (ClassifyRow(text=text, label="x", language="jv") for text in ("target", "source"))
+    assert get_task("classify").joined(row, source) == ClassifyRow(text="source target", label="x", language="jv")  # type: ignore[attr-defined]
+    pair, other = (NliRow(premise=f"{n}p", hypothesis=f"{n}h", label="neutral", language="jv") for n in "ts")
+    both = get_task("nli").joined(pair, other)  # type: ignore[attr-defined]
+    assert (both.premise, both.hypothesis) == ("sp tp", "sh th")
+    asked, other_asked = (
+        QaRow(question=f"{n}?", context=f"{n} abc", answers=("abc",), language="jv", places=((2, 5),)) for n in "ts"
+    )
+    both = get_task("qa").joined(asked, other_asked)  # type: ignore[attr-defined]
+    assert (both.question, both.context, both.places) == ("s? t?", "s abc\nt abc", ((8, 11),))
 
 
 def test_what_the_paper_and_the_release_stand_for() -> None:

@@ -20,8 +20,9 @@ from adaptermix.train.joint import JointLoss, WithSum, turn
 from adaptermix.train.lora import inject
 from adaptermix.train.objectives import contrastive_loss, distil_loss, keeper_loss
 from adaptermix.train.pairs import pair_groups
-from adaptermix.train.sampler import Sampler
-from adaptermix.train.trainer import BatchLoss
+from adaptermix.train.sampler import LengthSampler, Sampler
+from adaptermix.train.selection import DevWatch
+from adaptermix.train.trainer import BatchLoss, count_steps
 
 from .test_trainer_numbers import trainer_for
 
@@ -114,6 +115,68 @@ def test_how_often_each_language_is_drawn(balance: str, drawn: dict[str, int]) -
     pairs = [Pair(languages=(code, "en"), source=str(row), target="x") for row, code in enumerate(["de"] * 3 + ["fr"])]
     sampler = Sampler(groups=pair_groups(pairs, balance), batch_size=8, seed=0)
     assert Counter(pairs[row].languages[0] for number in range(3) for row in sampler.batch(number)) == drawn
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "steps"),
+    [
+        (100, {"epochs": 2.5}, 16),  # 250 rows in batches of 16 are 15.6
+        (96, {"epochs": 1}, 6),
+        (97, {"epochs": 1}, 7),
+        (3, {"epochs": 0.1}, 1),
+        (100, {"epochs": 2.5, "steps": 5}, 5),
+    ],
+)
+def test_the_steps_of_a_run(rows: int, more: dict[str, Any], steps: int) -> None:
+    settings = TaskSettings(base="b", out="o", task="slots", train=["x"], batch_size=8, accumulate=2, **more)
+    assert count_steps(rows, settings) == steps
+
+
+@pytest.mark.parametrize(
+    ("more", "turns", "looks"),
+    [
+        ({}, 1, [6, 12]),  # 100 rows in batches of 16 are 6.25
+        ({}, 2, [12]),
+        ({"evaluate_every": 5}, 1, [5, 10]),
+        ({"evaluate_every": 99}, 1, [13]),  # at the end at the latest
+        # losses 3, 2, 4, 2 and 5: two looks without a new best, where as good as the best is not new
+        ({"evaluate_every": 1, "patience": 2}, 1, [1, 2, 3, 4]),
+        ({"evaluate_every": 1, "patience": 3}, 1, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_when_dev_rows_are_looked_at_and_when_that_ends_a_run(
+    more: dict[str, Any], turns: int, looks: list[int]
+) -> None:
+    settings = TaskSettings(
+        base="b", out="o", task="slots", train=["x"], dev=["y"], batch_size=8, accumulate=2, steps=13, **more
+    )
+    values = iter([3.0, 2.0, 4.0, 2.0, 5.0, *[5.0] * 9])
+    watched = DevWatch(lambda: {"dev_loss": next(values)}, settings, steps=13, rows=100, key="dev_loss", turns=turns)
+
+    class Running:
+        done, kept, stop_early = 0, None, False
+
+        def __init__(self) -> None:
+            self.history: list[dict[str, Any]] = []
+
+        def keep_best(self) -> None:
+            pass
+
+    running = Running()
+    while running.done < 13 and not running.stop_early:
+        running.done += 1
+        watched(running)  # type: ignore[arg-type]
+    assert [entry["step"] for entry in running.history] == looks
+    assert running.kept == (2 if "patience" in more else None)
+
+
+def test_batches_of_like_length() -> None:
+    """Rows as long as their number: each batch has neighbours, and the batches come in an order that is drawn."""
+    plain = Sampler(groups=[range(8)], batch_size=2, seed=0)
+    grouped = LengthSampler(sampler=plain, lengths=list(range(8)))
+    found = [grouped.batch(number) for number in range(4)]
+    assert sorted(found) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert found != sorted(found)
 
 
 # sources e1 and e2, targets e1 and e1: cosines 1 1 / 0 0
