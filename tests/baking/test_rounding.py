@@ -321,3 +321,20 @@ def test_a_delta_that_codes_hold_is_written_whole(strategy: str) -> None:
     assert found.beside is None
     assert found.shift is None
     assert found.weight.weight()[0].tolist() == pytest.approx([127, 12, -8, 1], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("delta", "has_rows", "expected"),
+    [
+        ([0.0, 2.0, -5.0, 1.0], True, "requantize"),  # codes hold it, so that nothing better is there
+        ([0.0, 2.0, -5.0, 1.0], False, None),
+        # plain rounding keeps nothing of a fifth of a step, and the next codes are much too far
+        ([0.0, 0.2, -0.2, 0.2], True, None),
+    ],
+)
+def test_which_strategy_auto_takes(delta: list[float], has_rows: bool, expected: str | None) -> None:
+    rows = Rows(covariance=torch.eye(4), mean=torch.zeros(4), count=9)
+    known = Known(fitted=rows, chosen=rows, held=rows) if has_rows else None
+    wanted = in_steps(delta)
+    found = Wanted(base=wanted.base, delta=wanted.delta, known=known, least=0.9, most=0.5)
+    assert found.automatic() == expected
