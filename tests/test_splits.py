@@ -403,7 +403,7 @@ def test_a_file_is_known_packed_and_with_other_line_ends_but_not_with_other_rows
         (b"a\r\nb", b"a\nb\n"),
         (b"a  \nb\t\n", b"a\nb\n"),  # blanks at the end of a line
         (b"a\nb\n\n\n", b"a\nb\n"),  # blank lines at the end of the file
-        (b"a\n\nb\n", b"a\n\nb\n"),  # blank lines within separate sentences (CoNLL)
+        (b"a\n\nb\n", b"a\n\nb\n"),  # those within end sentences (CoNLL), so they count
         (b"\na\n \n\nb\n", b"\na\n\n\nb\n"),
         (b" a\nb\n", b" a\nb\n"),
     ],
