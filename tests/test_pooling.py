@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptermix.errors import DataError
 from adaptermix.models import load_base
-from adaptermix.pooling import MeanAndEdge, Pooler, Standard, masked_mean
+from adaptermix.pooling import MeanAndEdge, Pooler, Standard, Standards, masked_mean
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))
@@ -67,6 +69,48 @@ def test_a_long_token_does_not_drown_the_others(causal: Path) -> None:
     torch.testing.assert_close(pool(long, mask), pool(states, mask))
     unit = states / states.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(pool(states, mask), torch.stack([unit[0].mean(0), unit[1, :2].mean(0)]))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # states 8, -2 and 4 of a start token and two others, then one of padding; the second row has no start token
+        ({}, [10 / 3, 2]),
+        ({"pooling": "mean", "exclude_bos": True}, [1, 2]),
+        ({"pooling": "bos"}, [8, 3]),
+        # directions instead of states: 1, -1 and 1
+        ({"standardize": "all"}, [1 / 3, 1]),
+        ({"standardize": "languages", "exclude_bos": True}, [0, 1]),
+        ({"standardize": "all", "pooling": "bos"}, [1, 1]),
+    ],
+    ids=str,
+)
+def test_the_vector_of_a_sentence_by_hand(options: dict[str, Any], expected: list[float]) -> None:
+    class Tokenizer:
+        all_special_ids = (0, 1)
+
+    pool = Pooler(Tokenizer(), **options)
+    hidden = torch.tensor([[[8.0], [-2.0], [4.0], [100.0]], [[3.0], [1.0], [100.0], [100.0]]])
+    mask = pool.counted([[1, 5, 6], [5, 1]], torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]))
+    assert pool(hidden, mask)[:, 0].tolist() == pytest.approx(expected)
+    assert [pool.count(ids) for ids in ([1, 5, 6], [5, 1], [])] == [2 if "exclude_bos" in options else 3, 2, 0]
+
+
+def test_whose_z_scores_they_are_by_hand() -> None:
+    """German has -3 and 3, English 5 and 11: alone means of 0 and 8, spreads of 3; together 4 and 5."""
+    german, english = (torch.tensor([[low], [low + 6]] * 8) for low in (-3.0, 5.0))
+    vectors = {"de": [german], "en": [english[:3], english[3:]]}
+    found = {
+        way: [float(measures[language](torch.tensor([[14.0]]))) for language in ("de", "en")]
+        for way in ("all", "languages")
+        if (measures := Standards(way, vectors))
+    }
+    assert found == {"all": [2.0, 2.0], "languages": [pytest.approx(14 / 3), 2.0]}
+    assert not Standards("none", vectors)
+    with pytest.raises(DataError, match="fr is not among them"):
+        Standards("languages", vectors)["fr"]
+    with pytest.raises(DataError, match="there are 15 of de"):
+        Standards("languages", {"de": [german[1:]]})
 
 
 def test_mean_and_edge_by_hand() -> None:

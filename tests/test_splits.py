@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,21 @@ def test_a_file_is_known_packed_and_with_other_line_ends_but_not_with_other_rows
     assert refused(packed)
     assert refused(tmp_path / "ends.de.jsonl")
     assert not refused(tmp_path / "more.de.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("written", "hashed"),
+    [
+        (b"a\nb\n", b"a\nb\n"),
+        (b"a\r\nb", b"a\nb\n"),
+        (b"a  \nb\t\n", b"a\nb\n"),  # blanks at the end of a line
+        (b"a\nb\n\n\n", b"a\nb\n"),  # blank lines at the end of the file
+        (b"a\n\nb\n", b"a\n\nb\n"),  # those within end sentences (CoNLL), so they count
+        (b"\na\n \n\nb\n", b"\na\n\n\nb\n"),
+        (b" a\nb\n", b" a\nb\n"),
+    ],
+)
+def test_the_hash_of_a_files_text_by_hand(written: bytes, hashed: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data.en.txt").write_bytes(written)
+    file = DataFile(path=tmp_path / "data.en.txt", languages=("en",))
+    assert file.hashes() == {"sha256": sha256(written).hexdigest(), "text": sha256(hashed).hexdigest()}

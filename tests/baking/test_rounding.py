@@ -264,3 +264,77 @@ def test_on_a_gpu_it_is_as_on_a_cpu(kind: str) -> None:
 
 def _there(rows: Rows) -> Rows:
     return Rows(covariance=rows.covariance.cuda(), mean=rows.mean.cuda(), count=rows.count)
+
+
+LEVELS = [1.0, 0.45, 0.02, 0.0, -0.3, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("nf4", [1, 0.4407098, 0, 0, -0.2844414, -1]),
+        ("fp4", [1, 0.5, 1 / 192, 0, -1 / 3, -1]),
+        ("int8", [1, 57 / 127, 3 / 127, 0, -38 / 127, -1]),
+    ],
+)
+def test_the_nearest_codes_by_hand(kind: str, expected: list[float]) -> None:
+    weight = torch.tensor([[*LEVELS, *[0.0] * 58]])
+    assert FORMATS[kind](weight).weight()[0, :6].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def in_steps(delta: list[float]) -> Wanted:
+    """A row of 8 bits whose scale is 127, so that every whole number is a code."""
+    base = FORMATS["int8"](torch.tensor([[127.0, 10.0, -3.0, 0.0]]))
+    assert base.weight().tolist() == [[127.0, 10.0, -3.0, 0.0]]
+    return Wanted(base=base, delta=torch.tensor([delta]))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "delta", "expected"),
+    [
+        ("requantize", [0.0, 0.6, 0.4, -0.6], [127, 11, -3, -1]),
+        ("requantize", [0.0, 2.0, -5.0, 1.0], [127, 12, -8, 1]),
+        ("requantize", [127.0, 1.0, 0.0, 0.0], [254, 12, -4, 0]),  # the scale grows, so that codes are two apart
+        ("stochastic", [0.0, 2.0, -5.0, 1.0], [127, 12, -8, 1]),
+        ("stochastic", [127.0, 1.0, 0.0, 0.0], [127, 11, -3, 0]),  # the scale stays, and what lies beyond is cut
+    ],
+)
+def test_a_delta_on_codes_that_are_whole_numbers(strategy: str, delta: list[float], expected: list[float]) -> None:
+    assert STRATEGIES[strategy](in_steps(delta)).weight.weight()[0].tolist() == pytest.approx(expected)
+
+
+def test_chance_rounds_up_as_often_as_the_share_says() -> None:
+    base = FORMATS["int8"](torch.tensor([[127.0, *[10.0] * 4000]]))
+    wanted = Wanted(base=base, delta=torch.tensor([[0.0, *[0.25] * 4000]]))
+    found = STRATEGIES["stochastic"](wanted).weight.weight()[0, 1:].round(decimals=3)
+    assert found.unique().tolist() == [10, 11]
+    assert float((found == 11).float().mean()) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("strategy", ["calibrated", "residual"])
+def test_a_delta_that_codes_hold_is_written_whole(strategy: str) -> None:
+    """Four inputs that know nothing of each other, of which none is constant."""
+    rows = Rows(covariance=torch.eye(4), mean=torch.zeros(4), count=9)
+    wanted = in_steps([0.0, 2.0, -5.0, 1.0])
+    wanted = Wanted(base=wanted.base, delta=wanted.delta, known=Known(fitted=rows, chosen=rows, held=rows))
+    found = STRATEGIES[strategy](wanted)
+    assert found.beside is None
+    assert found.shift is None
+    assert found.weight.weight()[0].tolist() == pytest.approx([127, 12, -8, 1], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("delta", "has_rows", "expected"),
+    [
+        ([0.0, 2.0, -5.0, 1.0], True, "requantize"),  # codes hold it, so that nothing better is there
+        ([0.0, 2.0, -5.0, 1.0], False, None),
+        # plain rounding keeps nothing of a fifth of a step, and the next codes are much too far
+        ([0.0, 0.2, -0.2, 0.2], True, None),
+    ],
+)
+def test_which_strategy_auto_takes(delta: list[float], has_rows: bool, expected: str | None) -> None:
+    rows = Rows(covariance=torch.eye(4), mean=torch.zeros(4), count=9)
+    known = Known(fitted=rows, chosen=rows, held=rows) if has_rows else None
+    wanted = in_steps(delta)
+    found = Wanted(base=wanted.base, delta=wanted.delta, known=known, least=0.9, most=0.5)
+    assert found.automatic() == expected

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptermix.adapters import open_adapter
+from adaptermix.algebra import Dense, LowRank, concatenate
 from adaptermix.compose import merge
+from adaptermix.compose.forms import Shape
 from adaptermix.errors import PlanError
 
 from ..factories import CONFIG, WEIGHTS, adapter_deltas, contents, load_base, logits, peft_kind, wrap_with_peft
@@ -144,6 +146,61 @@ class TestForms:
         assert report.modules[Q].rank == 7
         assert open_adapter(tmp_path / "out").modules[Q].rank == 7
         assert 0 < report.residual < 1
+
+    def test_an_automatic_rank_counts_no_rounding_where_factors_cancel(self) -> None:
+        """.1 + .2 - .3 is 5.6e-17 in float64, alike in all three directions, and is no update of rank 3."""
+        one = LowRank(b=torch.eye(4, 3, dtype=torch.float64), a=torch.eye(3, 5, dtype=torch.float64))
+        nothing, something = (concatenate([one] * 3, [0.1, 0.2, last]) for last in (-0.3, -0.2))
+        assert float(nothing.dense().abs().max()) == pytest.approx(5.6e-17, rel=0.01)
+        assert [
+            update.rank
+            for found in (nothing, something)
+            if isinstance(update := Shape(rank="auto").apply(found, fallback=9, largest=None).update, LowRank)
+        ] == [1, 3]
+
+    @pytest.mark.parametrize(
+        ("settings", "rank", "squared"),
+        [
+            # singular values 4, 3 and 1, whose squares sum to 26
+            ({}, 3, 0),
+            ({"form": "concat"}, 3, 0),
+            ({"rank": 2}, 2, 1 / 26),
+            ({"form": "lowrank", "rank": 1}, 1, 10 / 26),
+            ({"rank": 9}, 3, 0),
+            ({"rank": "auto", "keep": 0.6}, 1, 10 / 26),
+            ({"rank": "auto", "keep": 0.62}, 2, 1 / 26),
+            ({"rank": "auto", "keep": 0.96}, 2, 1 / 26),
+            ({"rank": "auto", "keep": 0.97}, 3, 0),
+            ({"rank": "auto"}, 3, 0),
+            ({"form": "dense"}, None, 0),
+        ],
+    )
+    def test_each_form_of_three_numbers(self, settings: dict[str, Any], rank: int | None, squared: float) -> None:
+        values = torch.tensor([4.0, 1.0, 3.0], dtype=torch.float64)
+        factors = LowRank(b=torch.eye(5, 3, dtype=torch.float64) * values, a=torch.eye(3, 4, dtype=torch.float64))
+        found = Shape(**settings).apply(factors, fallback=9, largest=None)
+        assert (found.update.rank if isinstance(found.update, LowRank) else None) == rank
+        assert found.residual**2 == pytest.approx(squared, abs=1e-12)
+        kept = values.where(values**2 > {None: 0.0, 3: 0.0, 2: 1.0, 1: 9.0}[rank], 0.0)
+        torch.testing.assert_close(found.update.dense()[:3, :3], torch.diag(kept))
+
+    @pytest.mark.parametrize(
+        ("settings", "rank", "squared"),
+        [
+            ({}, 2, 1 / 26),  # the fallback
+            ({"form": "lowrank", "rank": 1}, 1, 10 / 26),
+            ({"rank": 9}, 4, 0),
+            ({"rank": "auto", "keep": 0.96}, 2, 1 / 26),
+            ({"form": "dense"}, None, 0),
+        ],
+    )
+    def test_each_form_of_a_full_matrix(self, settings: dict[str, Any], rank: int | None, squared: float) -> None:
+        full = Dense(w=torch.diag(torch.tensor([4.0, 1.0, 3.0, 0.0], dtype=torch.float64)))
+        found = Shape(**settings).apply(full, fallback=2, largest=None)
+        assert (found.update.rank if isinstance(found.update, LowRank) else None) == rank
+        assert found.residual**2 == pytest.approx(squared, abs=1e-12)
+        with pytest.raises(PlanError):
+            Shape(form="concat").apply(full, fallback=2, largest=None)
 
     def test_dense_loses_nothing(self, pair: Adapters) -> None:
         report = merge(pair[0], weights=[0.5], method="ties", form="dense")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adaptermix.evaluation.score import RowStatistics, cluster_sums, count_rows, draws, mean_score, paired_difference
+from adaptermix.evaluation.score import (
+    RowStatistics,
+    cluster_sums,
+    count_rows,
+    draws,
+    mean_score,
+    paired_difference,
+    resampled_counts,
+)
 from adaptermix.tasks.labels import macro_f1
 from adaptermix.tasks.metrics import Metric, f1_ends, mean, mean_ends, micro_f1
 
@@ -144,3 +152,12 @@ def test_evaluation_resamples_questions_with_their_text():
     assert together.value == alone.value == 0.5
     # texts are wholly right or wrong: 20 observations, not 100
     assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(5**0.5, rel=0.15)
+
+
+def test_languages_of_unlike_size_are_drawn_apart_and_those_of_like_size_alike():
+    """The stream of draws is that of the seed and of the number of rows: published intervals depend on it."""
+    for rows in (8, 9):
+        stream = np.random.default_rng((3, rows))
+        expected = stream.multinomial(rows, [1 / rows] * rows, size=1000)
+        assert resampled_counts(rows, 3)[0].tolist() == [1.0] * rows
+        assert resampled_counts(rows, 3)[1:].tolist() == expected.tolist()

@@ -165,3 +165,19 @@ def test_foreign_text_has_no_effect_in_the_body() -> None:
     assert body.count("\n```") % 2 == 0
     code = body.split("```python\n")[1].split("\n```")[0]
     compile(code, "card", "exec")
+
+
+@pytest.mark.parametrize(
+    ("more", "library", "tag", "relation"),
+    [
+        ({}, "peft", "lora", "adapter"),
+        ({"kind": "train-task"}, "peft", "lora", "adapter"),
+        ({"kind": "merge", "artifact": "checkpoint"}, "transformers", "model", "merge"),
+        ({"kind": "bake", "artifact": "checkpoint"}, "transformers", "model", "merge"),
+    ],
+)
+def test_the_header_tells_an_adapter_from_a_full_model(
+    more: dict[str, str], library: str, tag: str, relation: str
+) -> None:
+    found = header(card(document(**more), name="x"))
+    assert (found["library_name"], found["tags"][0], found["base_model_relation"]) == (library, tag, relation)

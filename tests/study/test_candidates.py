@@ -239,3 +239,41 @@ def test_borders_outside_the_model_are_refused_before_a_candidate_is_judged(
     given = {**given, "adapters": given["adapters"][:2], "space": "free", "method": "layer-swap"}  # type: ignore[index]
     with pytest.raises(PlanError, match="bottom must be at most the number of blocks, 4, got 5"):
         search_dry(SearchSettings(**given, **borders))
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ("simplex", [(0.5, 0.5), (1.0, 0.0)]),
+        ("free", [(0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0)]),
+        ("sum", [(1.0, 0.5), (1.0, 1.0)]),
+        ("both", [(0.5, 0.5), (1.0, 0.0), (1.0, 0.5), (1.0, 1.0)]),
+    ],
+)
+def test_the_weights_of_a_grid_in_each_space(
+    space: str, expected: list[tuple[float, ...]], given: dict[str, object]
+) -> None:
+    given["adapters"] = given["adapters"][:2]  # type: ignore[index]
+    found = prepare(SearchSettings(**given, grid=[0.5, 1.0], space=space)).searched  # type: ignore[arg-type]
+    assert isinstance(found, Listed)
+    assert [candidate.weights for candidate in found.candidates] == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "parameters"),
+    [
+        ({}, {"w0": "0.0:1.0", "w1": "0.0:1.0"}),
+        ({"space": "free"}, {"w0": "0.0:1.5", "w1": "0.0:1.5", "w2": "0.0:1.5"}),
+        (
+            {"space": "free", "bounds": [1.0, 1.0], "method": "ties", "vary": {"density": "0.2:0.9"}},
+            {"density": "0.2:0.9"},
+        ),
+        ({"groups": ["*q_proj"]}, {f"place{place}.0.w{i}": "0.0:1.0" for place in (0, 1) for i in (0, 1)}),
+    ],
+    ids=["simplex", "free", "fixed", "groups"],
+)
+def test_what_a_sampler_proposes_in_each_space(
+    more: dict[str, object], parameters: dict[str, str], given: dict[str, object]
+) -> None:
+    found = prepare(SearchSettings(**given, trials=3, **more)).searched  # type: ignore[arg-type]
+    assert {name: str(parameter) for name, parameter in found.parameters.items()} == parameters

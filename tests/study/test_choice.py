@@ -76,6 +76,25 @@ def test_one_standard_error_goes_to_the_nearest_that_is_no_worse(rule, expected)
     assert choose(values, [0.0, 1.0, 0.2], rule) == expected
 
 
+@pytest.mark.parametrize(
+    ("rule", "second", "expected"),
+    [
+        ("best", 0.60, 0),
+        ("best", 0.49, 0),
+        ("best", 0.71, 1),
+        # the difference to the best has a standard error of .1
+        ("one-se", 0.61, 1),
+        ("one-se", 0.59, 0),
+        ("one-se", 0.71, 1),
+    ],
+)
+def test_a_choice_by_hand(rule, second, expected):
+    """The first scores .7, and the second, which is nearer to the task adapter, differs from it by .1 up and down."""
+    resamples = np.array([0.1, -0.1] * 500)
+    values = np.array([[0.7, *np.full(1000, 0.7)], [second, *(second + resamples)]])
+    assert choose(values, [1.0, 0.5], rule) == expected
+
+
 def test_of_equals_the_nearest_to_the_first_adapter_is_taken():
     assert choose(np.full((3, 1001), 0.4), [0.4, 0.1, 0.2], "best") == 1
 
@@ -155,6 +174,18 @@ def test_after_a_race_there_is_no_cross_fit():
     found = board(40).verdict([trial([True] * 40)], baseline, rule="best", raced=True)
     assert found.honest is None
     assert found.document()["cross_fit"] is None
+
+
+def test_trials_that_were_stopped_count_among_all_that_were_tried():
+    """Six rows that all gain happen by chance once in 2^6, and each trial had that chance."""
+    table, baseline = board(6), trial([False] * 6, -1, (1.0, 0.0))
+    trials = [trial([True] * 6), baseline]
+    stopped = [
+        Trial(number=number, candidate=Candidate(weights=(0.2, 0.8)), answers=("n", "y", *[None] * 4))
+        for number in (1, 2, 3)
+    ]
+    assert table.verdict(trials, baseline, rule="best").chance == 2 / 2**6
+    assert table.verdict(trials, baseline, rule="best", stopped=stopped, raced=True).chance == 5 / 2**6
 
 
 def best_of(gains):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -347,3 +348,41 @@ def _adapt_output(folder: Path) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     config["target_modules"] = [*config["target_modules"], "lm_head"]
     (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+class _Scripted:
+    """Rows whose loss is a function of the one gate."""
+
+    lengths: ClassVar[list[int]] = [1]
+    taught: ClassVar[list[int]] = [0]
+
+    def __init__(self, gate: torch.nn.Parameter, loss_of: Callable[[Tensor], Tensor]) -> None:
+        self._gate, self._loss_of = gate, loss_of
+
+    def __call__(self, rows: Any) -> BatchLoss:
+        return BatchLoss(self._loss_of(self._gate.sum()), 1, terms=self.terms(rows))
+
+    def terms(self, rows: Any) -> int:
+        return len(rows)
+
+
+@pytest.mark.parametrize(
+    ("best", "taken", "value"),
+    [(None, 10, 0.45), (1.0, 0, 1.0), (0.61, 5, 0.6), (0.73, 3, 0.73), (0.0, 10, 0.45)],
+    ids=["no dev", "start", "middle", "third", "last"],
+)
+def test_the_step_that_is_taken_and_its_gates_by_hand(best: float | None, taken: int, value: float) -> None:
+    """A loss of slope 1 lets Adam step by its rate, which falls from .1 by a tenth: 1, .9, .81, .73, .66, .6 ..."""
+    gate = torch.nn.Parameter(torch.ones(1))
+
+    class Attached:
+        def learn(self, group_of: Any, weights: Any) -> dict[str, torch.nn.Parameter]:
+            return {"all": gate}
+
+    dev = None if best is None else _Scripted(gate, lambda now: (now - best).abs())
+    method = Fuse(steps=10, rate=0.1, decay=0.0, per="adapter")
+    found = learn_gates(Attached(), method, [1.0], _Scripted(gate, lambda now: now), dev)  # type: ignore[arg-type]
+    assert (found.taken, found.document()["taken_step"]) == (taken, taken)
+    assert found.values == {"all": (pytest.approx(value),)}
+    assert found.document()["losses"]["first"] == 1.0
+    assert found.document()["losses"]["last"] == pytest.approx(0.46)

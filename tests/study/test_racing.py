@@ -140,3 +140,30 @@ def test_a_race_that_was_killed_asks_no_row_twice(tmp_path):
         trial.candidate.weights: trial.answers for trial in expected
     }
     assert whole.asked - before == sum(trial.rows for trial in expected) - 3 * 60
+
+
+@pytest.mark.parametrize(
+    ("wrong", "asked"),
+    [
+        (4, 90),  # ahead on 1 row and behind on 4: at least as good as the leader in about 12 % of the resamples
+        (9, 30),  # ahead on 1 and behind on 9: in about 1 %
+    ],
+)
+def test_a_candidate_stops_if_it_is_worse_in_more_than_95_percent_of_the_resamples(tmp_path, wrong, asked):
+    names = ["de"] * 270  # rungs of 30, 90 and 270 rows
+    weights = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9)]
+    # the leader misses row 0, the second some rows of the first rung, the others all
+    missed = {0.9: {0}, 0.8: set(range(9, 9 * (wrong + 1), 9))}
+
+    def answers(given):
+        return [
+            ["n" if place in missed.get(trial.candidate.weights[0], range(270)) else "y" for place in places]
+            for trial, places in given
+        ]
+
+    table = Board(ACCURACY, names, ["y"] * 270, objective="mean", seed=0)
+    baseline = Trial(number=-1, candidate=alone(2), answers=("n",) * 270)
+    grid = Listed([Candidate(weights=pair) for pair in weights])
+    ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=6)
+    Race(table, names, answers, baseline=baseline, size=6).run(ledger)
+    assert [trial.rows for trial in ledger.trials()] == [270, asked, 30, 30, 30, 30]

@@ -102,6 +102,34 @@ def test_counts_worked_by_hand() -> None:
     assert chrf_counts("ab c", "abd") == (3, 3, 2, 2, 2, 1, 1, 1, 0, *[0] * 9)
 
 
+@pytest.mark.parametrize(
+    ("counts", "value"),
+    [
+        # all of 4 words, in an answer of 4 for 5: exp(1 - 5 / 4)
+        ((4, 5, 4, 3, 2, 1, 4, 3, 2, 1), 77.880078),
+        ((5, 4, 5, 4, 3, 2, 5, 4, 3, 2), 100),  # too long costs nothing here
+        # 3/4, 1/3, and no triple of 2 and no four of 1: as if half and a quarter were right, so 1/4 and 1/4
+        ((4, 4, 3, 1, 0, 0, 4, 3, 2, 1), 100 * (1 / 64) ** 0.25),
+    ],
+)
+def test_bleu_worked_by_hand(counts: tuple[int, ...], value: float) -> None:
+    assert float(bleu(np.array(counts, dtype=np.float64))) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "value"),
+    [
+        # of "ab c" and "abd": 2/3, 1/2 and 0 are right, both ways
+        ((3, 3, 2, 2, 2, 1, 1, 1, 0, *[0] * 9), 100 * 7 / 18),
+        # half of the answer is right, which is all of the reference: 5 * 1/2 * 1 / (4 * 1/2 + 1)
+        ((4, 2, 2, *[0] * 15), 100 * 5 / 6),
+        ((2, 4, 2, *[0] * 15), 100 * 2.5 / 4.5),
+    ],
+)
+def test_chrf_worked_by_hand(counts: tuple[int, ...], value: float) -> None:
+    assert float(chrf(np.array(counts, dtype=np.float64))) == pytest.approx(value)
+
+
 @given(st.lists(st.lists(st.integers(0, 9), min_size=10, max_size=10), min_size=1, max_size=4))
 def test_values_of_many_sums_are_those_of_each(tables: list[list[int]]) -> None:
     sums = np.array(tables, dtype=np.float64)

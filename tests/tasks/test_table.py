@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from adaptermix.heads import HEADS
+from adaptermix.heads import HEADS, suiting
 from adaptermix.settings import TASK, TaskOptions
 from adaptermix.tasks import TASKS
 
@@ -22,3 +22,14 @@ def test_the_choices_of_heads_are_those_of_the_table():
         assert suited
         assert name in field.description
         assert all(task.name in field.description for task in suited)
+
+
+SUITED = {"classes": {"classify", "nli"}, "tokens": {"slots", "ner-json"}, "span": {"qa"}}
+
+
+def test_the_head_of_each_task():
+    assert {name: {task for task in TASKS if head.suits(TASKS[task])} for name, head in HEADS.items()} == SUITED
+    heads = {task: name for name, tasks in SUITED.items() for task in tasks}
+    found = {name: suiting(task) for name, task in TASKS.items()}
+    assert {name: head.form.name for name, head in found.items() if head} == heads
+    assert {name for name, head in found.items() if head is None} == {"sft", "translate"}

@@ -21,7 +21,9 @@ from adaptermix import (
     train_joint,
     train_task,
 )
+from adaptermix.adapters import AdapterSource, open_adapter
 from adaptermix.errors import AdapterMixError, IncompatibleAdapters, PlanError
+from adaptermix.manifest import carry_on
 from adaptermix.models import load_base
 from adaptermix.train.trainer import Interrupted
 
@@ -37,6 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning:bitsandbytes"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
 ]
+ROLES = ("data", "dev", "calibration", "tested")
 STILL = 1e-30
 """A learning rate that moves no weight."""
 Q, V, UP = "self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"
@@ -303,3 +306,27 @@ def test_the_norm_budget_holds_with_the_scales_of_the_adapter(causal: Path, tmp_
     model = load_base(str(causal), dtype="float32", device="cpu").model
     for module, delta in adapter_deltas(tmp_path / "out").items():
         assert float(delta.norm()) <= 0.05 * float(model.get_submodule(module).weight.norm()) * (1 + 1e-6)
+
+
+def test_data_files_of_both_adapters_below_stay_known_in_every_role(tmp_path: Path) -> None:
+    """Also those that were evaluated as test before, which an adapter was trained on all the same."""
+
+    def below(name: str) -> AdapterSource:
+        write_lora(tmp_path / name, {f"model.layers.0.{Q}": (32, 32, 2)})
+        document = {role: [{"name": f"{role}.{name}", "sha256": f"{role} {name}"}] for role in ROLES}
+        (tmp_path / name / "adaptermix.json").write_text(json.dumps({"kind": "train-task", **document}))
+        return open_adapter(tmp_path / name)
+
+    own = {role: [{"name": f"{role}.own", "sha256": f"{role} own"}] for role in ROLES}
+    start, on = below("start"), below("on")
+    for given, names in (
+        ((None, None), ["own"]),
+        ((start, None), ["own", "start"]),
+        ((None, on), ["own", "on"]),
+        ((start, on), ["own", "start", "on"]),
+    ):
+        found = carry_on({**own, "languages": {}}, *given)
+        assert {role: [entry["name"] for entry in found[role]] for role in ROLES} == {
+            role: [f"{role}.{name}" for name in names] for role in ROLES
+        }
+    assert carry_on({"data": own["data"], "languages": {}}, start)["tested"][0]["name"] == "tested.start"
