@@ -35,8 +35,8 @@ def _layers(results: dict[str, Any], path: Path) -> None:
         means = [document["layers"][str(layer)]["mean"] for layer in layers]
         label = {"before": "base model", "after": "with alignment adapter"}[name]
         axes.plot(layers, means, color=_COLOURS[name], label=label, linewidth=2)
-    middle = max(layers) // 2
-    axes.axvline(middle, color="#d93025", linewidth=0.8, linestyle="--", label=f"aligned layer {middle}")
+    aligned = results["layer"]
+    axes.axvline(aligned, color="#d93025", linewidth=0.8, linestyle="--", label=f"aligned layer {aligned}")
     axes.set(
         xlabel="layer", ylabel="retrieval accuracy", ylim=(0, 1), title="Translation retrieval, held-out sentences"
     )
@@ -79,8 +79,8 @@ def _weights(results: dict[str, Any], path: Path) -> None:
         )
     right.set_xticks(range(len(languages)), languages)
     groups = ", ".join(f"{TITLES[role]}: {' '.join(names)}" for role, names in members.items() if role in TITLES)
-    right.set(title="test, with 95 % intervals", ylim=(0, 1), xlabel=groups)
-    right.legend(frameon=False)
+    right.set(title="test, with 95 % intervals", ylim=(0, 1.15), xlabel=groups)
+    right.legend(frameon=False, loc="upper center", ncols=len(tests))  # above the bars
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

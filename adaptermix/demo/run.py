@@ -190,6 +190,11 @@ class Demo:
         settings = AlignSettings(pairs=files, rows=rows, layer=layer, **self._training("align"), **self.kind.align)
         return train_align(settings, watch=self.watch).document()
 
+    @property
+    def aligned_layer(self) -> int:
+        """Number of blocks up to the states that the alignment adapter was trained on."""
+        return int(self._adapters("align")[0].meta.manifest["objective"]["layer"])
+
     def closed_form(self) -> dict[str, Any]:
         """Fit an alignment adapter to the same pairs without training."""
         out = self.out / _CLOSED[0]
@@ -290,6 +295,7 @@ def _run(settings: DemoSettings, watch: Watcher) -> dict[str, Any]:
         "score": demo.kind.score,
         "base": demo.base_reference,
         "data": demo.plan.note,
+        "layer": demo.aligned_layer,
         "retrieval": {"before": before, "after": after},
         "train": {"align": align, "task": task},
         "search": search,

@@ -71,6 +71,8 @@ def test_the_demo_measures_everything_and_goes_on_where_it_was(
         "transfer": {"de", "es", "fr"},
     }
     check_figures(tmp_path / "out")
+    trained = json.loads((tmp_path / "out" / "align" / "adaptermix.json").read_text())["objective"]
+    assert results["layer"] == trained["layer"] == trained["layers"] // 2  # of another base than the demo's own
     assert json.loads((tmp_path / "out" / "results.json").read_text())["seconds"] == pytest.approx(results["seconds"])
     show(results, settings.out, Console())
     shown = capsys.readouterr().err
