@@ -63,7 +63,7 @@ class Lexicon:
 
     Attributes:
         language: Its code.
-        templates: The commands that all languages have.
+        templates: The commands of the corpus; ht, lb, oc and pap have only those that the demo of intents uses.
         values: For each type of slot the values.
         commands: Further commands, for dev and test of intents; the languages of that demo.
         training: Further commands, to train the recognition of intents; English and the languages that are aligned.
@@ -93,7 +93,7 @@ def commands(split: Split, language: str, count: int, *, seed: int = 0) -> list[
     Raises:
         ValueError: The split has fewer commands, or the split or the language is unknown.
     """
-    lexicon = lexicon_of(language)
+    lexicon = _lexicon_of_corpus(language)
     return [render(meaning, lexicon, lexicon.templates) for meaning in _draw(split, count, f"commands {seed}")]
 
 
@@ -110,7 +110,7 @@ def pairs(language: str, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
     """
     if language == "en":
         raise ValueError("English cannot be paired with itself.")
-    lexicon, english = lexicon_of(language), lexicon_of("en")
+    lexicon, english = _lexicon_of_corpus(language), lexicon_of("en")
     # An order of its own, so that the pairs are not the first rows of the task data again.
     meanings = _draw("train", count, f"pairs {seed}")
     sides = (lexicon, english)
@@ -228,15 +228,21 @@ def render(meaning: Meaning, lexicon: Lexicon, templates: Mapping[str, str]) -> 
     return Command(key=meaning.key, language=lexicon.language, text=text[0].upper() + text[1:], slots=meaning.slots)
 
 
+def _lexicon_of_corpus(language: str) -> Lexicon:
+    if language not in LANGUAGES:
+        raise ValueError(f"The corpus has no language {language!r}; it has {', '.join(LANGUAGES)}.")
+    return lexicon_of(language)
+
+
 @cache
 def lexicon_of(language: str) -> Lexicon:
     """Return the lexicon of a language.
 
     Raises:
-        ValueError: The corpus has no such language.
+        ValueError: There is none.
     """
     if language not in LEXICONS:
-        raise ValueError(f"The corpus has no language {language!r}; it has {', '.join(LEXICONS)}.")
+        raise ValueError(f"There is no lexicon of {language!r}; choose one of {', '.join(LEXICONS)}.")
     source = files("adaptermix.demo").joinpath("languages", f"{language}.json")
     data = json.loads(source.read_text(encoding="utf-8"))
     further = (data.get(name, {}) for name in ("commands", "training", "pairs"))

@@ -188,8 +188,11 @@ def test_asking_for_an_impossible_count_is_an_error(count):
 
 
 def test_unknown_languages_and_splits_are_errors():
-    with pytest.raises(ValueError, match="no language 'xx'"):
-        commands("train", "xx", 0)
+    for language in ("xx", "ht"):  # ht has a lexicon, for the demo of intents
+        with pytest.raises(ValueError, match=f"no language '{language}'"):
+            commands("train", language, 0)
+        with pytest.raises(ValueError, match=f"no language '{language}'"):
+            pairs(language, 0)
     with pytest.raises(ValueError, match="no 'validation' split"):
         commands("validation", "en", 0)
 

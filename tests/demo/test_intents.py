@@ -119,5 +119,7 @@ def test_what_does_not_exist_is_refused() -> None:
         sentences("pairs", "fr", 1)
     with pytest.raises(ValueError, match=r"has \d+ sentences, but 100000 were asked for"):
         sentences("test", "de", 100_000)
+    with pytest.raises(ValueError, match="no lexicon of 'xx'"):
+        sentences("test", "xx", 1)
     with pytest.raises(ValueError, match="no part 'valid'"):
         sentences("valid", "de", 1)  # type: ignore[arg-type]
