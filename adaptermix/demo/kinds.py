@@ -64,7 +64,7 @@ KINDS: dict[str, DemoKind] = {
         own_data=intents_data,
         training=_TRAINING | {"checkpoint_every": 50},
         align={"objective": "distil", "steps": 200, "batch_size": 32},
-        align_layer=9,
+        align_layer=9,  # with 200 steps chosen on dev rows: docs/demo.md
         train={"steps": 60, "batch_size": 16},
         # 0 is the task adapter alone, so that no merge can be the answer too
         search={"space": "sum", "grid": [0.0, 0.25, 0.5, 1.0]},

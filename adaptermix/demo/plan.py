@@ -103,7 +103,8 @@ def _own(
     """Return the plan for data in a folder; test sentences, paired with English, are for retrieval."""
     held_out = folder / "held-out"
     held_out.mkdir(exist_ok=True)
-    for language in list(tests)[1:]:
+    others = [language for language in tests if language != "en"]
+    for language in others:
         rows = zip(tests[language], tests["en"], strict=True)
         write_lines(held_out / f"{language}-en.tsv", [f"{one.text}\t{two.text}" for one, two in rows])
     return DemoPlan(
@@ -111,7 +112,7 @@ def _own(
         pairs=([str(folder / f"pairs.{language}-en.tsv") for language in align_languages], ":"),
         dev=([str(folder / f"dev.{language}.jsonl") for language in tests], ":"),
         test=([str(folder / f"test.{language}.jsonl") for language in tests], ":"),
-        retrieval=([str(held_out / f"{language}-en.tsv") for language in list(tests)[1:]], ":"),
+        retrieval=([str(held_out / f"{language}-en.tsv") for language in others], ":"),
         note=note,
     )
 
