@@ -14,9 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .base_files import check_base_files
+from .base_files import check_base_files, unreachable
 from .errors import ModelError
-from .pretrained import unreachable
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .base_files import CONFIG, check_base_files
+from .base_files import CONFIG, check_base_files, unreachable
 from .errors import AdapterMixError, ModelError, shown
 
 _IN_BLOCK = re.compile(r"\.\d+\.")
@@ -150,30 +150,3 @@ def loading(reference: str, what: str = "base model") -> Iterator[None]:
         if type(error).__name__ != "PanicException":  # of Rust, in tokenizers
             raise
         raise unreachable(reference, ValueError(str(error)), what) from error
-
-
-def unreachable(reference: str, error: Exception, what: str = "base model") -> ModelError:
-    """Return the error for a model that does not load.
-
-    Args:
-        reference: The model, as given.
-        error: What the libraries raised.
-        what: What the model is.
-    """
-    name = shown(reference)
-    if "trust_remote_code" in str(error):
-        return ModelError(
-            f"{what} {name!r} needs Python code of its own (auto_map in its files), and such code is never run. "
-            "Give a model that transformers has a class for."
-        )
-    reason = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
-    if isinstance(error, KeyError | TypeError | AttributeError | IndexError | RecursionError):
-        reason = f"{type(error).__name__}: {reason}"
-    if Path(reference).is_dir():
-        return ModelError(f"{what} {name!r} cannot be loaded from this folder: {reason}")
-    if reference.startswith((".", "/", "~")):
-        return ModelError(f"{what} {name!r} must be a model folder or a Hub id, and there is no such folder.")
-    return ModelError(
-        f"{what} {name!r} must be a model folder or a Hub id that can be reached: there is no such folder here, and "
-        f"from the Hub: {reason}"
-    )
