@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters import AdapterState
+    from .adapters.load import load_adapter
     from .analysis import Inspection, SpectrumReport, inspect, spectrum
     from .baking import BakeReport, bake
-    from .checkpointing import ExtractReport, extract, merge_checkpoints
-    from .compose import MergeReport, merge
+    from .commands.recipes import run_recipe
     from .errors import AdapterMixError
     from .evaluation import Evaluation, Retrieval, Systems, compare_systems, evaluate, retrieve
-    from .library import load_adapter
     from .merge_statistics import StatisticsReport, statistics
-    from .publish.hub import push
-    from .recipes import run_recipe
-    from .settings import (
+    from .merging import MergeReport, merge
+    from .merging.checkpoints import merge_checkpoints
+    from .merging.extract_adapter import extract
+    from .merging.extract_report import ExtractReport
+    from .options import (
         AlignSettings,
         BakeSettings,
         CompareSettings,
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
         StatisticsSettings,
         TaskSettings,
     )
-    from .study import SearchResult, merge_learned, search
-    from .train import train_align, train_fusion, train_joint, train_task
+    from .publish.hub import push
+    from .training import train_align, train_fusion, train_joint, train_task
     from .tuning import Tuning, tune
+    from .weight_search import SearchResult, merge_learned, search
 
 __version__ = "0.1.0"
 
@@ -47,16 +49,18 @@ _HOMES = {
     "adapters": ("AdapterState",),
     "analysis": ("Inspection", "SpectrumReport", "inspect", "spectrum"),
     "baking": ("BakeReport", "bake"),
-    "checkpointing": ("ExtractReport", "extract", "merge_checkpoints"),
-    "compose": ("MergeReport", "merge"),
+    "merging.checkpoints": ("merge_checkpoints",),
+    "merging.extract_adapter": ("extract",),
+    "merging.extract_report": ("ExtractReport",),
+    "merging": ("MergeReport", "merge"),
     "errors": ("AdapterMixError",),
     "evaluation": ("Evaluation", "Retrieval", "Systems", "compare_systems", "evaluate", "retrieve"),
-    "library": ("load_adapter",),
+    "adapters.load": ("load_adapter",),
     "merge_statistics": ("StatisticsReport", "statistics"),
     "publish.hub": ("push",),
-    "recipes": ("run_recipe",),
-    "study": ("SearchResult", "merge_learned", "search"),
-    "settings": (
+    "commands.recipes": ("run_recipe",),
+    "weight_search": ("SearchResult", "merge_learned", "search"),
+    "options": (
         "AlignSettings",
         "BakeSettings",
         "CompareSettings",
@@ -74,7 +78,7 @@ _HOMES = {
         "TaskSettings",
     ),
     "tuning": ("Tuning", "tune"),
-    "train": ("train_align", "train_fusion", "train_joint", "train_task"),
+    "training": ("train_align", "train_fusion", "train_joint", "train_task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

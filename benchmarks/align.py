@@ -23,9 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-
 from adaptermix.data import read_pairs
-from adaptermix.models import BaseModel, block_index, keep_blocks, load_base
 from adaptermix.pooling import masked_mean
 from adaptermix.settings import AlignSettings
 from adaptermix.train.align import AlignLoss, train_align
@@ -33,6 +31,8 @@ from adaptermix.train.distil import DistilLoss
 from adaptermix.train.lora import factors, inject
 from adaptermix.train.objectives import contrastive_loss
 from adaptermix.train.sampler import Sampler
+
+from adaptermix.models import BaseModel, block_index, keep_blocks, load_base
 
 
 def full_forward(

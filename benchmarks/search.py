@@ -93,11 +93,11 @@ def ours(base: Any, settings: Any) -> dict[str, Any]:
 
 def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size: int) -> dict[str, Any]:
     """What one writes with peft: merge per weight, generate in batches of rows of like length, score."""
-    from peft import PeftModel
-
     from adaptermix.evaluation.generate import _pad_left, _stop_ids, in_words
     from adaptermix.study.choice import Board
     from adaptermix.study.trials import Trial
+    from peft import PeftModel
+
     from adaptermix.tasks import get_template
 
     task, rows = prepared.task, prepared.rows
@@ -221,8 +221,9 @@ def main() -> None:
     """Print one JSON document."""
     arguments = arguments_given()
     from adaptermix.evaluation.heads import head_of
-    from adaptermix.models import load_base
     from adaptermix.study.preparing import prepare
+
+    from adaptermix.models import load_base
 
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_of(arguments, f"{folder}/out")

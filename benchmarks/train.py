@@ -34,9 +34,8 @@ def texts(tokenizer: Any, rows: int, mixed: bool) -> list[tuple[list[int], list[
 
 def plain_steps(base: Any, examples: list[Any], settings: Any) -> Any:
     """The loop that one writes with peft and transformers: padding on the right, the model's own loss, AdamW."""
-    from peft import LoraConfig, get_peft_model
-
     from adaptermix.train.sampler import Sampler
+    from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.1, target_modules="all-linear")
     model = get_peft_model(base.model, config).train()
@@ -91,8 +90,9 @@ def our_steps(base: Any, examples: list[Any], settings: Any) -> Any:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Run one side in this process."""
-    from adaptermix.models import load_base
     from adaptermix.settings import TaskSettings
+
+    from adaptermix.models import load_base
 
     base = load_base(arguments.base, device=arguments.device, dtype=arguments.dtype)
     settings = TaskSettings(

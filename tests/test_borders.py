@@ -64,7 +64,8 @@ def _users(libraries: set[str]) -> set[str]:
 
 def test_the_hub_is_met_in_few_places_only() -> None:
     publishing = {"publish/hub.py", "publish/patience.py", "publish/template.py"}
-    assert _users({"huggingface_hub"}) <= publishing | {"pretrained.py", "checkpoints.py", "demo/base.py"}
+    loading = {"models/pretrained.py", "io/checkpoint_files.py", "demo/base.py"}
+    assert _users({"huggingface_hub"}) <= publishing | loading
 
 
 def test_only_the_command_line_knows_the_terminal() -> None:
@@ -102,7 +103,7 @@ def test_all_lists_what_is_loaded_on_use_sorted_and_once() -> None:
 
 
 def test_every_settings_class_of_a_command_is_public() -> None:
-    from adaptermix.recipes import STEPS
+    from adaptermix.commands.recipes import STEPS
 
     names = {schema.__name__ for command, schema in STEPS.items() if not command.startswith("demo")}
     assert names <= set(adaptermix.__all__)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix import files
 from adaptermix.adapters import open_adapter
-from adaptermix.disk import WriteBehind
 from adaptermix.errors import AdapterFormatError, OutputError
-from adaptermix.files import (
+from adaptermix.io import files
+from adaptermix.io.disk import WriteBehind
+from adaptermix.io.files import (
     check_not_input,
     check_output,
     listed_files,
@@ -26,7 +26,7 @@ from adaptermix.files import (
     whole_folder,
     write_whole,
 )
-from adaptermix.inputs import digest
+from adaptermix.options.paths import digest
 
 from .factories import contents, write_lora
 

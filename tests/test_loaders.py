@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from adaptermix import MergeSettings, SearchSettings, merge_learned, search, train_align, train_joint, train_task
-from adaptermix.checkpointing import extract
+from adaptermix.merging.extract_adapter import extract
 
-from .checkpointing.models import linear_only, tune
+from .checkpoints.models import linear_only, tune
 from .factories import CONFIG, WEIGHTS, load_base, peft_kind
 from .fusion.test_commands import write_rows
 from .loaders import check_one_meaning, deltas_by, distance
-from .train.data import write_slots
-from .train.test_align import settings_for as align_settings
-from .train.test_joint import settings_for as joint_settings
-from .train.test_starting import STILL
-from .train.test_starting import settings_for as go_on
-from .train.test_task import settings_for as task_settings
+from .training.data import write_slots
+from .training.test_align import settings_for as align_settings
+from .training.test_joint import settings_for as joint_settings
+from .training.test_starting import STILL
+from .training.test_starting import settings_for as go_on
+from .training.test_task import settings_for as task_settings
 
 
 @pytest.mark.parametrize("settings", [{"rank": 3}, {"rank": "auto", "keep": 0.7}], ids=str)

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from adaptermix.errors import ModelError
-from adaptermix.fingerprints import fingerprint
-from adaptermix.models import (
+from adaptermix.io.fingerprints import fingerprint
+from adaptermix.models.base import (
     backbone,
     block_index,
     blocks,
@@ -29,10 +29,10 @@ from adaptermix.models import (
     pick_device,
     pick_dtype,
 )
-from adaptermix.pretrained import split_revision
-from adaptermix.settings import TrainingSettings
-from adaptermix.train.align import MiddleStates
-from adaptermix.train.lora import count_trainable, inject
+from adaptermix.models.pretrained import split_revision
+from adaptermix.options import TrainingSettings
+from adaptermix.training.align import MiddleStates
+from adaptermix.training.lora import count_trainable, inject
 from tests.tiny import tiny_causal, tiny_encoder
 
 

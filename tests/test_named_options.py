@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adaptermix.methods import METHODS
-from adaptermix.settings.base import Settings
+from adaptermix.options.base import Settings
 
 TESTS = Path(__file__).parent
 NOT_OF_MEANING = {"dtype", "task"}

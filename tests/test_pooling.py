@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.errors import DataError
-from adaptermix.models import load_base
-from adaptermix.pooling import MeanAndEdge, Pooler, Standard, Standards, masked_mean
+from adaptermix.models.base import load_base
+from adaptermix.models.pooling import MeanAndEdge, Pooler, Standard, Standards, masked_mean
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))

@@ -31,9 +31,9 @@ from adaptermix import (
     train_align,
     train_task,
 )
-from adaptermix.positions import positions_of
+from adaptermix.models.positions import positions_of
 from tests.tiny import _bytes, _save
-from tests.train.data import Notes
+from tests.training.data import Notes
 
 SMALL: dict[str, Any] = {"vocab_size": 300, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 WIDE: dict[str, Any] = {

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import adaptermix
-from adaptermix.base_files import FILES
-from adaptermix.checkpoints import open_checkpoint
 from adaptermix.errors import ModelError
 from adaptermix.fusion.latents import Latents, check_encoder
-from adaptermix.head_forms import HEAD_FORMS, Head
-from adaptermix.models import load_base, model_kind
-from adaptermix.train.outline import outline
+from adaptermix.io.base_files import FILES
+from adaptermix.io.checkpoint_files import open_checkpoint
+from adaptermix.models.base import load_base, model_kind
+from adaptermix.models.head_forms import HEAD_FORMS, Head
+from adaptermix.training.dry_run import outline
 from tests.tiny import tiny_causal, tiny_encoder
 
 ROOT = Path(adaptermix.__file__).parent

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from adaptermix import EvaluateSettings, TaskSettings, evaluate, merge, train_task
 from adaptermix.errors import ModelError
-from adaptermix.head_forms import HEAD_FORMS, Head
-from adaptermix.models import load_base
+from adaptermix.models.base import load_base
+from adaptermix.models.head_forms import HEAD_FORMS, Head
 
 from .tiny import tiny_encoder
-from .train.test_joint import values
+from .training.test_joint import values
 
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 
@@ -97,7 +97,7 @@ def test_rows_that_bitsandbytes_reads_wrongly_are_refused(wide: Path, monkeypatc
 
 
 def test_bitsandbytes_is_asked_for(causal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import adaptermix.quantization as module
+    import adaptermix.models.quantization as module
 
     monkeypatch.setattr(module, "find_spec", lambda _name: None)
     with pytest.raises(ModelError, match="--quantize nf4 needs bitsandbytes"):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from adaptermix import TaskSettings
+from adaptermix.commands.recipes import Step, check_places, load_recipe, run_recipe
 from adaptermix.errors import ConfigError, ModelError, OutputError
 from adaptermix.progress import Silent
-from adaptermix.recipes import Step, check_places, load_recipe, run_recipe
 from adaptermix.tasks import ComparableTask, get_task
 from tests.factories import write_lora
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix import settings
-from adaptermix.settings import Settings
-from adaptermix.settings.roles import CALIBRATION, DEV, SCORED, SPLIT, TRAINING, Reads, reads_of, used_for
+from adaptermix import options as settings
+from adaptermix.options import Settings
+from adaptermix.options.roles import CALIBRATION, DEV, SCORED, SPLIT, TRAINING, Reads, reads_of, used_for
 
 ROOT = Path(__file__).parent.parent / "adaptermix"
 COMMANDS = [

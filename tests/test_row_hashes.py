@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix import row_hashes
-from adaptermix.row_hashes import (
+from adaptermix.provenance import row_hashes
+from adaptermix.provenance.row_hashes import (
     ListedRows,
     RowHashes,
     RowTexts,

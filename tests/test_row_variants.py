@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from adaptermix.baking.activations import read_texts
-from adaptermix.data import DataFile, find_files, read_pairs
-from adaptermix.data.parallel import read_parallel
 from adaptermix.errors import PlanError
-from adaptermix.splits import TRAINING, add_to_record, refuse_tested
 from adaptermix.tasks import get_task
+from adaptermix.tasks.data import DataFile, find_files, read_pairs
+from adaptermix.tasks.data.parallel import read_parallel
+from adaptermix.tasks.splits import TRAINING, add_to_record, refuse_tested
 
-from .train.data import Notes
+from .training.data import Notes
 
 TEXTS = [f"Die {noun} war am {day}, wirklich, sehr schön." for noun in ("Suppe", "Reise", "Musik") for day in "äöü1234"]
 ROWS = [(text, ("gut", "schlecht")[number % 2]) for number, text in enumerate(TEXTS)]

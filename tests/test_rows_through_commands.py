@@ -22,17 +22,17 @@ from adaptermix import (
     merge,
     merge_checkpoints,
     retrieve,
-    row_hashes,
     search,
     train_align,
     train_task,
 )
+from adaptermix.commands.recipes import load_recipe
 from adaptermix.errors import ConfigError, PlanError
-from adaptermix.manifest import origin_of, seen_files
-from adaptermix.recipes import load_recipe
+from adaptermix.provenance import row_hashes
+from adaptermix.provenance.manifest import origin_of, seen_files
 
 from .factories import peft_lora
-from .train.data import Notes
+from .training.data import Notes
 
 TEXTS = [f"the kettle number {number} sings while the {what} waits" for number in range(10) for what in ("cat", "dog")]
 GERMAN = [f"der Kessel {number} singt, und das Tier {what} wartet" for number in range(10) for what in ("cat", "dog")]

@@ -28,14 +28,14 @@ from adaptermix import (
     train_task,
 )
 from adaptermix.cli import main
-from adaptermix.data.source import DataFile, find_files
+from adaptermix.commands.recipes import load_recipe, run_recipe
 from adaptermix.errors import AdapterMixError, ConfigError, PlanError
-from adaptermix.recipes import load_recipe, run_recipe
-from adaptermix.splits import add_to_record, read_record, refuse_tested, state_folder
+from adaptermix.tasks.data.files import DataFile, find_files
+from adaptermix.tasks.splits import add_to_record, read_record, refuse_tested, state_folder
 from adaptermix.tuning import plan, tune
 
 from .factories import peft_lora
-from .train.data import Notes, write_pairs, write_slots
+from .training.data import Notes, write_pairs, write_slots
 
 ROOT = Path(__file__).parent.parent
 
@@ -247,8 +247,9 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path, state: Path) -> N
     for number in range(40):
         (tmp_path / f"{number}.en.txt").write_text(str(number))
     work = (
-        "import sys; from adaptermix.data.source import DataFile, find_files; from adaptermix.progress import SILENT\n"
-        "from adaptermix.splits import add_to_record\n"
+        "import sys\nfrom adaptermix.tasks.data.files import DataFile, find_files\n"
+        "from adaptermix.progress import SILENT\n"
+        "from adaptermix.tasks.splits import add_to_record\n"
         "for file in find_files([sys.argv[1]]):\n"
         "    add_to_record([file] * 20, task='t' * 200, adapter=sys.argv[2], watch=SILENT)\n"
     )
@@ -367,7 +368,7 @@ def test_a_search_that_was_interrupted_goes_on_where_its_data_were_evaluated_mea
 ) -> None:
     dev = write_slots(tmp_path, "dev.en.jsonl")
     asked = SearchSettings(adapters=adapters, dev=[dev], grid=[0.5, 1.0], out=str(tmp_path / "out"), **answering)
-    from adaptermix.study import run
+    from adaptermix.weight_search import run
 
     with monkeypatch.context() as patched:
         patched.setattr(run, "write_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from adaptermix import merge
+from adaptermix.commands.recipes import STEPS, Step, run_recipe
 from adaptermix.errors import OutputError
-from adaptermix.recipes import STEPS, Step, run_recipe
-from adaptermix.settings import READ, WRITTEN
+from adaptermix.options import READ, WRITTEN
 
 from .factories import WEIGHTS, write_lora
 
@@ -132,7 +132,7 @@ def test_a_record_of_another_form_is_none(recipe: Path, tmp_path: Path, record: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from adaptermix import recipes, step_record
+from adaptermix.commands import recipes, step_record
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "before":
     recipes.run_step = die

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from adaptermix.cli import main
+from adaptermix.commands.recipes import Step
 from adaptermix.errors import ConfigError, ModelError, OutputError
-from adaptermix.recipes import Step
 from adaptermix.tuning import candidates, plan, tune
 from tests.factories import contents
-from tests.train.data import write_pairs, write_slots
+from tests.training.data import write_pairs, write_slots
 
 RECIPE = """
 version: 1

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from adaptermix.cli import main
+from adaptermix.commands.recipes import Step
 from adaptermix.errors import ConfigError, ModelError, OutputError, PlanError, UsageError
 from adaptermix.progress import SILENT, Look, Watcher
-from adaptermix.recipes import Step
-from adaptermix.study.space import Choice, Interval
 from adaptermix.tuning import Tuning, check, tune
 from adaptermix.tuning.pruning import Curve
-from tests.train.data import Notes, write_pairs, write_slots
+from adaptermix.weight_search.space import Choice, Interval
+from tests.training.data import Notes, write_pairs, write_slots
 
 RECIPE = """
 version: 1

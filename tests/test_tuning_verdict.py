@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptermix.dispatch import run_judge
-from adaptermix.settings import EvaluateSettings
-from adaptermix.tuning.result import Candidate, Pruned, Tuning
+from adaptermix.commands.table import run_judge
+from adaptermix.options import EvaluateSettings
+from adaptermix.tuning.report import Candidate, Pruned, Tuning
 
 
 def candidates(rights: list[np.ndarray], stopped: int = 0) -> list[Candidate]:

@@ -1,9 +1,9 @@
 """Adapters on disk and in memory: the border where PEFT's files become updates."""
 
+from ..io.weight_files import StoredTensor
 from .paths import open_adapters
-from .peft_format import AdapterSource, ModuleHeader, open_adapter
 from .peft_writer import adapter_size, write_adapter
-from .reader import StoredTensor
+from .source import AdapterSource, ModuleHeader, open_adapter
 from .state import LINEAR, AdapterMeta, AdapterState, Layout, TargetSpec
 
 __all__ = [

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..algebra import LowRank
-from ..checkpoints import Checkpoint, loaded_names
 from ..errors import ModelError, PlanError
+from ..io.checkpoint_files import Checkpoint, loaded_names
 from .keys import PREFIX, is_embedding
 from .paths import same_text
-from .peft_format import AdapterSource
+from .source import AdapterSource
 
 _ROWS = 1024
 

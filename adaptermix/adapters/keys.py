@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import AdapterFormatError
-from .reader import FLOATS, Renamed, StoredTensor, WeightsFile
+from ..io.safetensors_writer import DTYPE_NAMES
+from ..io.weight_files import FLOATS, Renamed, StoredTensor, WeightsFile
 from .state import INPUT_EMBEDDINGS, AdapterMeta
-from .writer import DTYPE_NAMES
 
 PREFIX = "base_model.model."
 MAX_KEY = 1000

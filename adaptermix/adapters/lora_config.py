@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterFormatError
+from ..io.weight_files import one_line
 from .patterns import PatternMap, read_patterns
-from .reader import one_line
 from .state import INPUT_EMBEDDINGS, AdapterMeta, TargetSpec
 from .targets import written_targets
 

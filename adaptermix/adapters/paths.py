@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import AdapterFormatError
+from ..io.weight_files import Renamed
 from .keys import PREFIX, TOKENS
-from .peft_format import AdapterSource, open_adapter
-from .reader import Renamed
+from .source import AdapterSource, open_adapter
 from .state import TargetSpec
 
 Rename = Callable[[str], str]

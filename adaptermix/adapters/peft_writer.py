@@ -14,14 +14,14 @@ from torch.nn.functional import pad
 from ..algebra import LowRank, all_finite
 from ..algebra.storage import scaled, to_storage
 from ..errors import OutputError
+from ..io.safetensors_writer import Headers, file_order, file_size, stream_tensors
+from ..io.weight_files import WEIGHTS
 from .keys import PREFIX, lacks_head
 from .lora_config import dump_config
 from .paths import two_roots
-from .peft_format import CONFIG
-from .reader import WEIGHTS
+from .source import CONFIG
 from .state import LINEAR, AdapterState, Layout
 from .targets import unreached, written_targets
-from .writer import Headers, file_order, file_size, stream_tensors
 
 Makers = dict[str, tuple[tuple[int, ...], torch.dtype, Callable[[], Tensor]]]
 METADATA = {"format": "pt"}

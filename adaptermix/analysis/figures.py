@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, PlanError
-from ..files import write_whole
-from .inspection import AdapterInspection, Inspection, PairInspection
+from ..io.files import write_whole
+from .inspect_report import AdapterInspection, Inspection, PairInspection
 
 MOST_ADAPTERS = 8
 """More adapters than this give more panels than a picture can hold."""

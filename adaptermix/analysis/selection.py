@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from ..errors import PlanError, did_you_mean
-from .places import OUTSIDE, Place
+from ..models.location import OUTSIDE, Place
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 

@@ -13,13 +13,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..data import DataFile, find_files, parse_rows
-from ..data.rows import lines_used
 from ..errors import DataError
-from ..memory import free_memory
-from ..models import BaseModel, backbone, reading
-from ..positions import readable
+from ..io.memory import free_memory
+from ..models.base import BaseModel, backbone, reading
+from ..models.positions import readable
 from ..progress import Watcher
+from ..tasks.data import DataFile, find_files, parse_rows
+from ..tasks.data.tables import lines_used
 from .strategies import Known, Rows
 
 _PARTS = ("fitted", "fitted", "fitted", "chosen", "held")

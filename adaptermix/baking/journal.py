@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..adapters.writer import write_tensors
 from ..algebra import LowRank
-from ..checkpointing.writing import DTYPES
-from ..disk import sync
-from ..files import held, write_whole
+from ..checkpoints.writing import DTYPES
+from ..io.disk import sync
+from ..io.files import held, write_whole
+from ..io.safetensors_writer import write_tensors
 from ..progress import Watcher
 from .fidelity import Fidelity
 from .report import BakedModule
 
 if TYPE_CHECKING:
-    from .work import Finished
+    from .tensor_writer import Finished
 
 _PLAN = "bake.json"
 _SHIFT, _A, _B = ":shift", ":a", ":b"
@@ -46,7 +46,7 @@ class Journal:
 
     def read(self, name: str) -> Finished | None:
         """Return a module that was finished before, if it was."""
-        from .work import Finished
+        from .tensor_writer import Finished
 
         if self._folder is None or not (path := self._file(self._folder, name)).is_file():
             return None

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from .grid import Quantized
+from ..checkpoints.formats import Quantized
 from .sweep import sweep
 
 _DAMP = 1e-3

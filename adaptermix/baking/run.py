@@ -14,34 +14,34 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .. import manifest
 from ..adapters import AdapterSource, AdapterState, TargetSpec, write_adapter
-from ..checkpointing.reading import base_entry, open_model
-from ..checkpointing.writing import copy_companions, parse_size, plan_shards, write_checkpoint
-from ..compose.merging import merge
+from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
+from ..checkpoints.reading import base_entry, open_model
+from ..checkpoints.tensor_writing import bytes_of, write_shards
+from ..checkpoints.writing import copy_companions, parse_size, plan_shards, write_checkpoint
 from ..errors import PlanError
-from ..evaluation.acting import acting
-from ..files import whole_folder
-from ..fingerprints import companion_digest
-from ..inputs import holds_output
-from ..manifest import SeenFile
-from ..models import load_base
-from ..output import write_documents
+from ..io.files import whole_folder
+from ..io.fingerprints import companion_digest
+from ..merging.merge_adapters import merge
+from ..merging.on_model import acting
+from ..models.base import load_base
+from ..models.quantization import config_of_format
+from ..options import BakeSettings
+from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
-from ..quantization import config_of_format
-from ..settings import BakeSettings
-from ..splits import CALIBRATION, overlap_of, refuse_tested
+from ..provenance import manifest
+from ..provenance.manifest import SeenFile
+from ..publish.output import write_documents
 from ..tasks import get_task
+from ..tasks.splits import CALIBRATION, overlap_of, refuse_tested
 from .activations import InputsOfModules, read_texts
-from .base import QuantizedCheckpoint, as_whole
+from .dev_score import check_task, scores
 from .fidelity import Fidelity
 from .journal import Journal, journal
-from .planning import WHOLE, BakePlan, prepare
+from .plan import WHOLE, BakePlan, prepare
 from .report import BakedModule, BakeReport
 from .strategies import Known
-from .task import check_task, scores
-from .work import Work
-from .writing import bytes_of, write_shards
+from .tensor_writer import Work
 
 BESIDE = "residual"
 """Folder, in that of a result, of the LoRA that stays beside it."""

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..algebra import LowRank
+from ..checkpoints.formats import Quantized
 from .fidelity import Fidelity, fidelity
-from .grid import Quantized
 from .rounding import Inputs, fit
 
 _LARGEST, _HALVINGS = 3.0, 4

@@ -12,7 +12,7 @@ from importlib import import_module
 import click
 
 from ..errors import did_you_mean
-from ..launcher import is_main_process, process_count
+from ..io.launcher import is_main_process, process_count
 from .console import close_streams, fail
 from .signals import Interrupts
 

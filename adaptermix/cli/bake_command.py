@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import BakeSettings
+from ..options import BakeSettings
 from .console import Console
 from .options import settings_command
 

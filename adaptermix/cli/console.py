@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..errors import UNSAFE, AdapterMixError, ConfigError, ToldElsewhere, UsageError, cut, escaped, shown
-from ..launcher import is_main_process
+from ..io.launcher import is_main_process
 from ..progress import SILENT, Look
 
 _LINE_EVERY = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..demo.words import TITLES, label_of, merge_name, verdict
-from ..settings import DemoSettings
+from ..options import DemoSettings
 from .console import Console
 from .options import settings_command
 

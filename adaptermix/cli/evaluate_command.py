@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import CompareSettings, EvaluateSettings, RetrieveSettings
+from ..options import CompareSettings, EvaluateSettings, RetrieveSettings
 from .console import Console
 from .options import settings_command
 

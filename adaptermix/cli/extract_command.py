@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import ExtractSettings
+from ..options import ExtractSettings
 from .console import Console
 from .options import settings_command
 
 if TYPE_CHECKING:
-    from ..checkpointing import ExtractReport
+    from ..merging.extract_report import ExtractReport
 
 
 @settings_command(
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 )
 def extract(settings: ExtractSettings, console: Console) -> None:
     """Extract a LoRA."""
-    from ..checkpointing import extract as work
+    from ..merging.extract_adapter import extract as work
 
     report = work(**settings.model_dump(), watch=console.watch)
     _show(report, console)
@@ -30,7 +30,7 @@ def extract(settings: ExtractSettings, console: Console) -> None:
 
 
 def _show(report: ExtractReport, console: Console) -> None:
-    from ..output import size_sentence
+    from ..publish.output import size_sentence
 
     ranks = sorted(module.rank for module in report.modules.values())
     console.say(

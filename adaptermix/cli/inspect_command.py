@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import InspectSettings
+from ..options import InspectSettings
 from .console import Console
 from .options import settings_command
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..settings import MergeSettings
+from ..options import MergeSettings
 from .console import Console
 from .options import settings_command
 
@@ -18,8 +18,8 @@ from .options import settings_command
 def merge(settings: MergeSettings, console: Console) -> None:
     """Merge adapters."""
     from ..algebra import sign_conflict_by_chance
-    from ..output import megabytes, size_sentence
-    from ..study import merge_learned
+    from ..publish.output import megabytes, size_sentence
+    from ..weight_search import merge_learned
 
     report = merge_learned(settings, watch=console.watch)
     weights = ", ".join(f"{weight:g}" for weight in report.weights)
@@ -44,7 +44,7 @@ def merge(settings: MergeSettings, console: Console) -> None:
 
 
 def _what(settings: MergeSettings) -> str:
-    from ..compose.request import is_checkpoint
+    from ..merging.request import is_checkpoint
 
     return "checkpoints" if is_checkpoint(settings.adapters[0]) else "adapters"
 

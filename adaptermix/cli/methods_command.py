@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..settings import MethodsSettings
+from ..options import MethodsSettings
 from .console import Console
 from .options import settings_command
 

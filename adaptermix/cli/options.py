@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ..errors import shown
-from ..limited_yaml import parse_yaml
-from ..settings import Settings
+from ..io.limited_yaml import parse_yaml
+from ..options import Settings
 from .console import Console
 
 _POSITIONAL = {

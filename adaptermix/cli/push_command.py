@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..settings import PushSettings
+from ..options import PushSettings
 from .console import Console
 from .options import settings_command
 

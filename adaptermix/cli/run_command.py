@@ -13,7 +13,7 @@ from .options import console_options, key_values
 
 
 def _run(*, recipe: str, overrides: tuple[str, ...], dry_run: bool, resume: bool, as_json: bool, quiet: bool) -> None:
-    from ..recipes import Step, check_places, load_recipe, run_recipe, run_step
+    from ..commands.recipes import Step, check_places, load_recipe, run_recipe, run_step
 
     console = Console(as_json=as_json, quiet=quiet)
     values = key_values(overrides)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..settings import SearchSettings
+from ..options import SearchSettings
 from .console import Console
 from .options import VariadicCommand, console_options, key_texts, key_values, settings_command
 
@@ -28,8 +28,8 @@ def _tune(
     quiet: bool,
     **how: Any,
 ) -> None:
-    from ..study.vary import described
     from ..tuning import check, shown, tune
+    from ..weight_search.parameters import described
 
     console = Console(as_json=as_json, quiet=quiet)
     chosen = key_texts(vary)
@@ -150,10 +150,10 @@ class _Search(VariadicCommand):
 )
 def search(settings: SearchSettings, console: Console) -> None:
     """Find weights."""
-    from ..output import size_sentence
-    from ..study import search as work
-    from ..study import search_dry, shown
-    from ..study.control import NAME
+    from ..publish.output import size_sentence
+    from ..weight_search import search as work
+    from ..weight_search import search_dry, shown
+    from ..weight_search.control import NAME
 
     if settings.dry_run:
         document = search_dry(settings)

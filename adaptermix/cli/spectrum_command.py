@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import SpectrumSettings
+from ..options import SpectrumSettings
 from .console import Console
 from .options import settings_command
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..settings import StatisticsSettings
+from ..options import StatisticsSettings
 from .console import Console
 from .options import settings_command
 
@@ -19,7 +19,7 @@ from .options import settings_command
 def statistics(settings: StatisticsSettings, console: Console) -> None:
     """Measure statistics."""
     from ..merge_statistics import statistics as work
-    from ..output import megabytes
+    from ..publish.output import megabytes
 
     report = work(settings, watch=console.watch)
     for note in report.notes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..settings import AlignSettings, FusionSettings, JointSettings, TaskSettings
+from ..options import AlignSettings, FusionSettings, JointSettings, TaskSettings
 from .console import Console
 from .options import settings_command
 
 if TYPE_CHECKING:
-    from ..train.least_squares import FitReport
-    from ..train.run import TrainReport
+    from ..training.least_squares import FitReport
+    from ..training.run import TrainReport
 
 
 def _show(report: TrainReport, console: Console, unit: str = "rows", *, objective: str = "") -> None:
@@ -82,8 +82,8 @@ def _show_fit(report: FitReport, console: Console) -> None:
 )
 def train_align(settings: AlignSettings, console: Console) -> None:
     """Train an alignment LoRA."""
-    from ..train import train_align as work
-    from ..train.least_squares import FitReport
+    from ..training import train_align as work
+    from ..training.least_squares import FitReport
 
     report = work(settings, watch=console.watch)
     if isinstance(report, FitReport):
@@ -99,7 +99,7 @@ def train_align(settings: AlignSettings, console: Console) -> None:
 )
 def train_task(settings: TaskSettings, console: Console) -> None:
     """Train a task LoRA."""
-    from ..train import train_task as work
+    from ..training import train_task as work
 
     _show(work(settings, watch=console.watch), console)
 
@@ -111,7 +111,7 @@ def train_task(settings: TaskSettings, console: Console) -> None:
 )
 def train_joint(settings: JointSettings, console: Console) -> None:
     """Train one LoRA for a task and for alignment."""
-    from ..train import train_joint as work
+    from ..training import train_joint as work
 
     _show(work(settings, watch=console.watch), console)
 
@@ -123,6 +123,6 @@ def train_joint(settings: JointSettings, console: Console) -> None:
 )
 def train_fusion(settings: FusionSettings, console: Console) -> None:
     """Train a LoRA that fuses each text with its source."""
-    from ..train import train_fusion as work
+    from ..training import train_fusion as work
 
     _show(work(settings, watch=console.watch), console)

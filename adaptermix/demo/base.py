@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ..errors import ModelError
-from ..files import whole_folder
-from ..pretrained import load_model, load_tokenizer
+from ..io.files import whole_folder
+from ..models.pretrained import load_model, load_tokenizer
 from ..progress import SILENT, Watcher
 
 _PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.jinja")

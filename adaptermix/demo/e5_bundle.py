@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..files import whole_folder
+from ..io.files import whole_folder
 
 _MAGIC = b"E5S1"
 _BLOCK = 32

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PlanError
+from ..options import DemoInputsSettings
 from ..progress import SILENT, Watcher
-from ..settings import DemoInputsSettings
 from .base import demo_base
 from .kinds import KINDS
 from .plan import Sizes

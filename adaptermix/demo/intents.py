@@ -12,17 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from .corpus import (
-    Command,
-    Lexicon,
-    Meaning,
-    lexicon_of,
-    meanings_of,
-    render,
-    split_of,
-    take_turns,
-    write_lines,
-)
+from .corpus import Command, Lexicon, Meaning, lexicon_of, meanings_of, render, split_of, take_turns, write_lines
 
 Part: TypeAlias = Literal["train", "pairs", "dev", "test"]
 """One of the parts of the data; dev and test have templates of their own."""

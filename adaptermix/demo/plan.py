@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.source import canonical_language
 from ..errors import DataError
+from ..tasks.data.files import canonical_language
 from . import corpus, intents
 from .corpus import Command, write_lines
 

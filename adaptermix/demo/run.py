@@ -11,25 +11,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..errors import OutputError
-from ..evaluation.acting import acting
 from ..evaluation.answering import Answering
 from ..evaluation.retrieval import retrieve_with
 from ..evaluation.run import score_answers
 from ..evaluation.score import RowStatistics, by_role, paired_difference
-from ..files import output_lock, partial_path, remove_output, write_whole
-from ..head_forms import Head
-from ..heads.brought import head_of, template_of
-from ..models import BaseModel, load_base, model_origins
+from ..io.files import output_lock, partial_path, remove_output, write_whole
+from ..merging.on_model import acting
+from ..models.base import BaseModel, load_base, model_origins
+from ..models.head_forms import Head
+from ..options import AlignSettings, DemoSettings, GenerationSettings, RetrieveSettings, SearchSettings, TaskSettings
 from ..progress import SILENT, Watcher
-from ..settings import AlignSettings, DemoSettings, GenerationSettings, RetrieveSettings, SearchSettings, TaskSettings
-from ..splits import add_to_record, check_split
-from ..study.preparing import prepare
-from ..study.run import search_with
+from ..provenance import manifest
 from ..tasks import Metric, Task, get_task
-from ..train import train_align, train_task
+from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.splits import add_to_record, check_split
+from ..training import train_align, train_task
+from ..weight_search.prepare import prepare
+from ..weight_search.run import search_with
 from .base import demo_base
 from .kinds import KINDS, DemoKind
 from .plan import DemoPlan

@@ -1,9 +1,9 @@
 """Scores per language, and translation retrieval per layer."""
 
+from .compare import Systems, compare_systems
 from .retrieval import Retrieval, retrieve
 from .run import Comparison, Evaluation, evaluate
 from .score import Score, mean_score, paired_difference
-from .systems import Systems, compare_systems
 
 __all__ = [
     "Comparison",

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from ..data.report import by_language
 from ..errors import UsageError
-from ..heads import HEADS, HeadRows
-from ..heads.base import LONGEST, longest, tokens_of
-from ..models import BaseModel
-from ..positions import positions_of
+from ..models.base import BaseModel
+from ..models.batch_size import USUAL, rows_that_fit
+from ..models.generate import generate_ids, in_words
+from ..models.positions import positions_of
+from ..options import GenerationSettings
 from ..progress import SILENT, Watcher
-from ..settings import GenerationSettings
 from ..tasks import Task, get_template
-from ..tasks.templates import shortened
-from .fitting import USUAL, rows_that_fit
-from .generate import generate_ids, in_words
-from .heads import tell
+from ..tasks.data.report import by_language
+from ..tasks.heads import HEADS, HeadRows
+from ..tasks.heads.base import LONGEST, longest, tokens_of
+from ..tasks.prompts import shortened
+from .head_answers import tell
 
 _WORTH = 0.6
 """Share of answers that must have stood from one call to the next for drafts to be worth their pass."""

@@ -17,23 +17,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import manifest
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
-from ..data import DataFile, read_parallel
-from ..data.source import split_pair
 from ..errors import DataError, PlanError, UsageError
-from ..heads.base import told_cut
-from ..inputs import holds_output
-from ..models import BaseModel, backbone, load_base, model_origins, note_other_base, reading
-from ..pooling import Pooler, Standards, require_pooling
-from ..positions import readable
+from ..merging.on_model import acting
+from ..models.base import BaseModel, backbone, load_base, model_origins, note_other_base, reading
+from ..models.pooling import Pooler, Standards, require_pooling
+from ..models.positions import readable
+from ..options import RetrieveSettings
+from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
-from ..settings import RetrieveSettings
-from ..splits import add_to_record, check_split
+from ..provenance import manifest
 from ..tasks import Metric
+from ..tasks.data import DataFile, read_parallel
+from ..tasks.data.files import split_pair
+from ..tasks.heads.base import told_cut
 from ..tasks.metrics import mean, mean_ends
-from .acting import acting
+from ..tasks.splits import add_to_record, check_split
 from .margin import hits
 from .retrieval_figures import draw
 from .score import Score, draws, hedged_interval, mean_score

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_whole
+from ..io.files import write_whole
 
 if TYPE_CHECKING:
     from .retrieval import Retrieval

@@ -10,25 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from .. import manifest
 from ..adapters import AdapterSource, open_adapter
-from ..data.report import told_left_out
 from ..errors import OutputError, PlanError
-from ..files import write_whole
 from ..fusion import FUSIONS
-from ..fusion.rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
-from ..heads.brought import head_of, template_of
-from ..inputs import holds_output
-from ..models import BaseModel, load_base, model_origins, note_other_base, require_causal
+from ..fusion.source_rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
+from ..io.files import write_whole
+from ..merging.on_model import acting
+from ..models.base import BaseModel, load_base, model_origins, note_other_base, require_causal
+from ..options import EvaluateSettings
+from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
-from ..settings import EvaluateSettings
-from ..splits import add_to_record, check_split
+from ..provenance import manifest
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
+from ..tasks.data.report import told_left_out
+from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.splits import add_to_record, check_split
 from ..tasks.tagged import to_entry
-from .acting import acting
 from .answering import Answering
-from .fusing import FusionSource, fusing
+from .fusion_sources import FusionSource, fusing
 from .score import Score, Statistics, by_role, count_rows, draws, mean_score, paired_difference
 
 BASE = "base"

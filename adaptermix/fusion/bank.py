@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..heads.base import Features, pad_to
-from ..models import BaseModel, backbone, reading
-from .kept import Kept
+from ..models.base import BaseModel, backbone, reading
+from ..tasks.heads.base import Features, pad_to
+from .extra_modules import PROJECTION
 from .latents import Latents
-from .parts import PROJECTION
 from .sources import Sources, block_of, fused_modules, read_sources
+from .state_cache import Kept
 
 _NONE = -1
 """Number of a text that is missing."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.source import canonical_language
 from ..errors import ModelError, PlanError
-from ..heads.base import LONGEST, Features, pad_to
-from ..models import fingerprint_of, pick_device, pick_dtype
-from ..positions import positions_of
-from ..pretrained import load_config, load_model, load_tokenizer
+from ..models.base import fingerprint_of, pick_device, pick_dtype
+from ..models.positions import positions_of
+from ..models.pretrained import load_config, load_model, load_tokenizer
+from ..tasks.data.files import canonical_language
+from ..tasks.heads.base import LONGEST, Features, pad_to
 
 _WHAT = "source encoder"
 

@@ -13,9 +13,9 @@ from peft.tuners.lora.layer import Linear, LoraVariant
 from torch import Tensor, nn
 
 from ..adapters.keys import PREFIX
+from .extra_modules import PROJECTION, add_parts
 from .functions import FUSIONS, Bottleneck, SoftAlignment
 from .mixup import MIXUP
-from .parts import PROJECTION, add_parts
 from .sources import ALIGNMENTS, LAST
 
 _PART = re.compile(r"\.lora_fusion\.(?:[^.]+\.)?(fuse|align)\.")

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..models import BaseModel, backbone, blocks
+from ..models.base import BaseModel, backbone, blocks
 
 MIXUP = "x-mixup"
 """Its name among the fusions."""

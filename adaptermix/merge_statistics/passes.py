@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..baking.activations import text_batches
-from ..compose.attach import MixedRowsError
-from ..models import BaseModel, backbone, reading
-from ..train.selection import RowsLoss
+from ..merging.attach import MixedRowsError
+from ..models.base import BaseModel, backbone, reading
+from ..training.early_stopping import RowsLoss
 
 
 class Passes(Protocol):

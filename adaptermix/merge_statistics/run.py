@@ -14,31 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import manifest
 from ..adapters import LINEAR, AdapterSource, open_adapter
 from ..adapters.paths import fitted
-from ..adapters.writer import Headers, TensorFile, file_size, tensor_file
 from ..baking.activations import memory_for_moments, read_same, texts_of, width_of
-from ..checkpoints import open_tensors
-from ..compose.merging import check_trained_on
-from ..compose.statistics import KIND, document_of, metadata_of
-from ..data import DataFile
-from ..data.report import told_left_out
-from ..disk import sync
 from ..errors import DataError, IncompatibleAdapters, ModelError, OutputError, PlanError, did_you_mean
-from ..evaluation.acting import acting
-from ..files import beside, real_path
-from ..heads.brought import head_of, template_of
-from ..inputs import holds_output
+from ..io.checkpoint_files import open_tensors
+from ..io.disk import sync
+from ..io.files import beside, real_path
+from ..io.safetensors_writer import Headers, TensorFile, file_size, tensor_file
+from ..merging.merge_adapters import check_trained_on
+from ..merging.on_model import acting
+from ..merging.statistics import KIND, document_of, metadata_of
 from ..methods.base import METHODS
-from ..models import BaseModel, fingerprint_of, load_base, model_kind, require_causal
-from ..positions import readable
+from ..models.base import BaseModel, fingerprint_of, load_base, model_kind, require_causal
+from ..models.positions import readable
+from ..options import StatisticsSettings
+from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
-from ..settings import StatisticsSettings
-from ..splits import CALIBRATION, refuse_tested
+from ..provenance import manifest
 from ..tasks import Task, get_task
 from ..tasks.base import remarks
-from ..train.task import loss_of_rows
+from ..tasks.data import DataFile
+from ..tasks.data.report import told_left_out
+from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.splits import CALIBRATION, refuse_tested
+from ..training.task import loss_of_rows
 from .passes import Passes, TaskRows, Texts
 from .second_moments import second_moments
 from .squared_gradients import squared_gradients

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..baking.activations import Sums, width_of
-from ..compose.attach import MixedRowsError
-from ..models import BaseModel
+from ..merging.attach import MixedRowsError
+from ..models.base import BaseModel
 from ..progress import SILENT, Watcher
 from .passes import Mask, Passes, alone_if_mixed, each_batch, looking
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compose.attach import MixedRowsError
-from ..models import BaseModel
+from ..merging.attach import MixedRowsError
+from ..models.base import BaseModel
 from ..progress import SILENT, Watcher
 from .passes import Passes, alone_if_mixed, each_batch, looking
 

@@ -1,6 +1,6 @@
 """Named merge methods. Adding one is a file here, its name below and a row in `tests/methods/table.py`."""
 
-from . import (  # importing registers
+from . import (
     adamergex,
     breadcrumbs,
     cat,

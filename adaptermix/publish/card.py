@@ -11,8 +11,8 @@ import yaml
 
 from ..algebra import sign_conflict_by_chance
 from ..errors import shown
-from ..head_forms import HEAD_FORMS
-from ..manifest import START
+from ..models.head_forms import HEAD_FORMS
+from ..provenance.manifest import START
 from .private import hub_id, last_part, without_paths
 
 __all__ = ["card", "hub_id"]

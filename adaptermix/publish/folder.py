@@ -12,12 +12,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .. import manifest as manifests
 from ..adapters import AdapterMeta, open_adapter
 from ..adapters.paths import check_stored_names
-from ..checkpoints import open_checkpoint, open_tensors
 from ..errors import PublishError, shown
-from ..files import MANIFEST
+from ..io.checkpoint_files import open_checkpoint, open_tensors
+from ..io.files import MANIFEST
+from ..provenance import manifest as manifests
 from .card import card, hub_id
 from .private import last_part, text_without_paths, without_paths
 from .template import is_untouched

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterFormatError, PublishError, shown
-from ..files import output_lock, real_path
+from ..io.files import output_lock, real_path
+from ..options import PushSettings
 from ..progress import SILENT, Watcher
-from ..settings import PushSettings
 from .folder import Published, prepare
 from .patience import WaitTooLongError, bounded, is_passing, reason_of, repeatedly, status_of
 

@@ -14,7 +14,7 @@ from .base import (
     metrics_of,
 )
 from .metrics import Counts, Metric
-from .templates import Template
+from .prompts import Template
 
 __all__ = [
     "TASKS",

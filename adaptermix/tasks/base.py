@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from ..data import DataFile
 from ..errors import UsageError
 from .classify import Classify
+from .data import DataFile
 from .metrics import Metric
 from .ner_json import NerJson, format_entities
 from .nli import Nli
+from .prompts import Template
 from .qa import UNANSWERABLE, Qa
 from .sft import Sft
 from .slots import NO_SLOTS, Slots
-from .templates import Template
 from .translate import Translate
 
 __all__ = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..data import ClassifyRow, DataFile, read_classify
+from .data import ClassifyRow, DataFile, read_classify
 from .labels import label_metrics, label_reader
 from .metrics import Metric
-from .templates import Template, table
+from .prompts import Template, table
 
 
 class Classify:
@@ -31,7 +31,7 @@ class Classify:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[ClassifyRow], list[DataFile]]:
-        """Read labelled texts; see `adaptermix.data.classify`."""
+        """Read labelled texts; see `adaptermix.tasks.data.classify`."""
         return read_classify(arguments, rows=rows)
 
     def fields(self, row: ClassifyRow) -> Mapping[str, str]:

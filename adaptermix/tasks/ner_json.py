@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..data import DataFile, NerRow, read_ner
-from ..data.ner import entities_in, entity_spans, strict_tags, tag_entities
-from ..data.slots import split_tokens
+from .data import DataFile, NerRow, read_ner
+from .data.ner import entities_in, entity_spans, strict_tags, tag_entities
+from .data.slots import split_tokens
 from .metrics import Counts, Metric, f1_ends, micro_f1
+from .prompts import Template, table
 from .tagged import Tagged, require_tokens
-from .templates import Template, table
 
 _STRING = r'"((?:[^"\\]|\\.)*)"'
 _KIND, _TEXT = rf'"TypeName"\s*:\s*{_STRING}', rf'"Text"\s*:\s*{_STRING}'
@@ -135,7 +135,7 @@ class NerJson:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[NerRow], list[DataFile]]:
-        """Read sentences with named entities; see `adaptermix.data.ner`."""
+        """Read sentences with named entities; see `adaptermix.tasks.data.ner`."""
         return read_ner(arguments, rows=rows)
 
     def fields(self, row: NerRow) -> Mapping[str, str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..data import DataFile, NliRow, read_nli
-from ..data.nli import LABELS, SPELLINGS
+from .data import DataFile, NliRow, read_nli
+from .data.nli import LABELS, SPELLINGS
 from .labels import label_metrics, label_reader
 from .metrics import Metric
-from .templates import Template, table
+from .prompts import Template, table
 
 
 class Nli:
@@ -33,7 +33,7 @@ class Nli:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[NliRow], list[DataFile]]:
-        """Read pairs of sentences; see `adaptermix.data.nli`."""
+        """Read pairs of sentences; see `adaptermix.tasks.data.nli`."""
         return read_nli(arguments, rows=rows)
 
     def fields(self, row: NliRow) -> Mapping[str, str]:

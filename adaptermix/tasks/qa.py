@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ..data import DataFile, QaRow, read_qa
+from .data import DataFile, QaRow, read_qa
 from .metrics import Metric, mean, mean_ends
-from .templates import Template, table
+from .prompts import Template, table
 
 UNANSWERABLE = "unanswerable"
 _WORD = 24
@@ -126,7 +126,7 @@ class Qa:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[QaRow], list[DataFile]]:
-        """Read questions on texts; see `adaptermix.data.qa`."""
+        """Read questions on texts; see `adaptermix.tasks.data.qa`."""
         return read_qa(arguments, rows=rows)
 
     def fields(self, row: QaRow) -> Mapping[str, str]:

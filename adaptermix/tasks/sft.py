@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..data import DataFile, SftRow, read_sft
-from ..data.sft import Turn
+from .data import DataFile, SftRow, read_sft
+from .data.sft import Turn
 from .metrics import Metric, mean, mean_ends
 from .overlap import chrf, chrf_counts
-from .templates import Template, table
+from .prompts import Template, table
 
 
 def format_turns(turns: Sequence[Turn]) -> str:
@@ -53,7 +53,7 @@ class Sft:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[SftRow], list[DataFile]]:
-        """Read prompts with answers, or conversations; see `adaptermix.data.sft`."""
+        """Read prompts with answers, or conversations; see `adaptermix.tasks.data.sft`."""
         return read_sft(arguments, rows=rows)
 
     def fields(self, row: SftRow) -> Mapping[str, object]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from ..data import DataFile, SlotRow, read_slots
-from ..data.slots import iob2_tags, slots_in, split_tokens
+from .data import DataFile, SlotRow, read_slots
+from .data.slots import iob2_tags, slots_in, split_tokens
 from .metrics import Counts, Metric, f1_ends, micro_f1
+from .prompts import Template, table
 from .tagged import Tagged, require_tokens
-from .templates import Template, table
 
 NO_SLOTS = "None"
 
@@ -183,7 +183,7 @@ class Slots:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[SlotRow], list[DataFile]]:
-        """Read slot rows; see `adaptermix.data.slots`."""
+        """Read slot rows; see `adaptermix.tasks.data.slots`."""
         return read_slots(arguments, rows=rows)
 
     def fields(self, row: SlotRow) -> Mapping[str, str]:

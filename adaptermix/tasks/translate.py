@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..data import DataFile, TranslateRow, read_translations
-from ..data.language_names import english_name
+from .data import DataFile, TranslateRow, read_translations
+from .data.language_names import english_name
 from .metrics import Metric
 from .overlap import bleu, bleu_counts, chrf, chrf_counts, has_own_tokenizer, require_tokenizers, tokenizer_for
-from .templates import Template, table
+from .prompts import Template, table
 
 
 def _line(answer: str) -> str:
@@ -56,7 +56,7 @@ class Translate:
     )
 
     def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[TranslateRow], list[DataFile]]:
-        """Read texts and their translations; see `adaptermix.data.translate`."""
+        """Read texts and their translations; see `adaptermix.tasks.data.translate`."""
         return read_translations(arguments, rows=rows)
 
     def fields(self, row: TranslateRow) -> Mapping[str, str]:

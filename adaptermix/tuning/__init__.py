@@ -5,7 +5,7 @@ that made its inputs.
 """
 
 from .plan import candidates, plan
-from .result import Candidate, Tuning, shown
+from .report import Candidate, Tuning, shown
 from .run import check, tune
 
 __all__ = ["Candidate", "Tuning", "candidates", "check", "plan", "shown", "tune"]

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..commands.recipes import Step, check_splits, load_recipe, variables_of
 from ..errors import ConfigError, UsageError
-from ..files import real_path
-from ..inputs import written_paths
-from ..recipes import Step, check_splits, load_recipe, variables_of
-from ..settings import EvaluateSettings
-from ..study.space import Choice, Interval, Parameter
-from ..study.vary import combinations, ends, read_parameter
+from ..io.files import real_path
+from ..options import EvaluateSettings
+from ..options.paths import written_paths
+from ..weight_search.parameters import combinations, ends, read_parameter
+from ..weight_search.space import Choice, Interval, Parameter
 
 JUDGES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
 Vary = Mapping[str, str | Sequence[Any] | Parameter]

@@ -19,11 +19,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..commands.recipes import Step
 from ..errors import ConfigError
 from ..progress import Advance, Look, Watcher
-from ..recipes import Step
 from .plan import Planned
-from .result import Pruned
+from .report import Pruned
 
 EARLIER, WARM_UP = 4, 1
 """Trainings that must have come as far, and looks that stop nothing."""

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..commands.recipes import Runner, Step
 from ..errors import ConfigError, OutputError, UsageError
-from ..files import held, write_whole
-from ..launcher import process_count
-from ..limited_yaml import read_yaml
+from ..io.files import held, write_whole
+from ..io.launcher import process_count
+from ..io.limited_yaml import read_yaml
+from ..options import EvaluateSettings, SearchSettings
 from ..progress import SILENT, Watcher
-from ..recipes import Runner, Step
-from ..settings import EvaluateSettings, SearchSettings
-from ..study.proposals import Proposals
-from ..study.space import Choice, Parameter
-from ..study.storage import fitting_sampler
+from ..weight_search.ask_tell import Proposals
+from ..weight_search.space import Choice, Parameter
+from ..weight_search.storage import fitting_sampler
 from .plan import JUDGES, Planned, Vary, check_ends, folder_of, parameters_of, plan, steps_of
 from .pruning import Report, check_looks, unheard
-from .result import Candidate, Tuning, shown
-from .steps import Outcome, StepRunner, Steps, check_place, identities
+from .report import Candidate, Tuning, shown
+from .step_cache import Outcome, StepRunner, Steps, check_place, identities
 
 _TRIALS = "trials.log"
 _LEARNING = ("tpe", "random")
@@ -190,7 +190,7 @@ def tune(
 
 def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
     """Run one step and return its JSON document; that of a score has its resamples, see `run_judge`."""
-    from ..dispatch import run_judge, run_settings
+    from ..commands.table import run_judge, run_settings
 
     if isinstance(step.settings, EvaluateSettings | SearchSettings):
         return run_judge(step.settings, watch=watch)

@@ -25,8 +25,8 @@ from adaptermix.adapters.convert import (
     pissa_delta,
 )
 from adaptermix.algebra import LowRank
-from adaptermix.checkpoints import Checkpoint, TensorHeader, open_checkpoint
 from adaptermix.errors import ModelError, PlanError
+from adaptermix.io.checkpoint_files import Checkpoint, TensorHeader, open_checkpoint
 
 from ..factories import load_base, logits, peft_kind, tiny_gpt2, wrap_with_peft
 from ..strategies import updates

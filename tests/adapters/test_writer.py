@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from adaptermix.adapters.writer import file_order, stream_tensors, tensor_file, write_tensors
+from adaptermix.io.safetensors_writer import file_order, stream_tensors, tensor_file, write_tensors
 
 DTYPES = [
     torch.float64,

@@ -7,14 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptermix.algebra.ridge import (
-    Products,
-    choose_penalty,
-    left_out_residuals,
-    reduced_rank,
-    ridge_map,
-    solve_ridge,
-)
+from adaptermix.algebra.ridge import Products, choose_penalty, left_out_residuals, reduced_rank, ridge_map, solve_ridge
 
 
 def draw(seed: int, rows: int, into: int, out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

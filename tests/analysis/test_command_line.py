@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix.cli import main
-from adaptermix.recipes import run_recipe
+from adaptermix.commands.recipes import run_recipe
 
 from ..factories import contents, write_lora
 from .models import decoder, write_model

@@ -15,11 +15,11 @@ import adaptermix
 from adaptermix import AlignSettings, JointSettings, TaskSettings, train_align, train_joint, train_task
 from adaptermix.adapters import AdapterMeta, TargetSpec
 from adaptermix.analysis import inspect
-from adaptermix.analysis.sides import beyond_factors
+from adaptermix.analysis.spectrum_inputs import beyond_factors
 from adaptermix.errors import AdapterFormatError, AdapterMixError, PlanError
 
 from ..factories import CONFIG, WEIGHTS, key, load_with_peft, peft_lora, write_lora, write_raw
-from ..train.data import write_pairs, write_slots
+from ..training.data import write_pairs, write_slots
 
 Q0, Q1, UP0 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 SHAPES = {Q0: (12, 10, 3), Q1: (12, 10, 2), UP0: (20, 12, 4)}
@@ -258,7 +258,7 @@ def test_trainings_begin_apart_and_a_shared_beginning_is_told(causal: Path, tmp_
         numbers = pair.group(pair.modules)
         assert numbers is not None
         assert numbers["overlap_right"] < 3 * numbers["overlap_by_chance"]
-    monkeypatch.setattr("adaptermix.train.run.first_draw", lambda seed, _kind: seed)
+    monkeypatch.setattr("adaptermix.training.run.first_draw", lambda seed, _kind: seed)
     shared = trained("shared")
     for pair in inspect(shared).pairs:
         assert any("A factors that are alike row by row" in note for note in pair.notes)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from adaptermix.analysis.places import OUTSIDE, kinds_of, layers_of, places, unique_names
 from adaptermix.analysis.selection import match_names, select
 from adaptermix.errors import PlanError
+from adaptermix.models.location import OUTSIDE, kinds_of, layers_of, places, unique_names
 
 LLAMA = [
     *(f"model.layers.{n}.{m}" for n in (0, 10, 2) for m in ("self_attn.q_proj", "mlp.up_proj")),

@@ -12,10 +12,10 @@ import torch
 from adaptermix import BakeSettings, bake, merge
 from adaptermix.adapters import open_adapter
 from adaptermix.baking.fidelity import fidelity
-from adaptermix.baking.grid import FORMATS
-from adaptermix.checkpoints import open_checkpoint
+from adaptermix.checkpoints.formats import FORMATS
 from adaptermix.errors import AdapterMixError, PlanError
-from adaptermix.quantization import keep_codes
+from adaptermix.io.checkpoint_files import open_checkpoint
+from adaptermix.models.quantization import keep_codes
 from tests.factories import contents, load_base, peft_kind, peft_lora
 from tests.tiny import tiny_causal, tiny_encoder
 
@@ -122,7 +122,7 @@ def test_what_the_adapter_leaves_alone_has_the_codes_of_the_base(wide: Path, tmp
     base, found = open_checkpoint(wide), open_checkpoint(tmp_path / "out")
     name = "model.layers.1.mlp.up_proj.weight"
     packed = FORMATS["nf4"](base.load(name).float())
-    from adaptermix.baking.grid import pack
+    from adaptermix.checkpoints.formats import pack
 
     assert torch.equal(found.load(name), pack(packed.codes))
     assert torch.equal(found.load("model.norm.weight"), base.load("model.norm.weight"))
@@ -132,7 +132,7 @@ def test_onto_dequantised_weights_it_is_the_model_that_the_adapter_was_trained_w
     pytest.importorskip("bitsandbytes")
     from peft import PeftModel
 
-    from adaptermix.models import load_base
+    from adaptermix.models.base import load_base
     from tests.factories import peft_noise
 
     one = adapter(wide, tmp_path / "one", alpha=4)
@@ -245,7 +245,7 @@ def test_kept_apart_adapters_are_one_lora_and_no_code_is_touched(wide: Path, tmp
     pytest.importorskip("bitsandbytes")
     from peft import PeftModel
 
-    from adaptermix.models import load_base
+    from adaptermix.models.base import load_base
     from tests.factories import peft_noise
 
     one, two = adapter(wide, tmp_path / "one", alpha=4), adapter(wide, tmp_path / "two", seed=2, alpha=2)
@@ -287,8 +287,8 @@ def test_what_is_reported_is_what_the_files_hold(texts: str, tmp_path: Path) -> 
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     from adaptermix.baking.activations import InputsOfModules, read_texts
-    from adaptermix.evaluation.acting import acting
-    from adaptermix.models import load_base
+    from adaptermix.merging.on_model import acting
+    from adaptermix.models.base import load_base
     from adaptermix.progress import SILENT
 
     base = tiny_causal(tmp_path / "base", "qwen2", hidden=64)

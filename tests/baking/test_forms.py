@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("bitsandbytes")
 
 from adaptermix import BakeSettings, bake
-from adaptermix.baking.base import QuantizedCheckpoint, as_whole
-from adaptermix.baking.grid import FORMATS
-from adaptermix.checkpoints import open_checkpoint
+from adaptermix.checkpoints.formats import FORMATS
+from adaptermix.checkpoints.quantized import QuantizedCheckpoint, as_whole
 from adaptermix.errors import AdapterMixError, PlanError
-from adaptermix.files import partial_path
-from adaptermix.models import load_base
-from adaptermix.quantization import keep_codes
+from adaptermix.io.checkpoint_files import open_checkpoint
+from adaptermix.io.files import partial_path
+from adaptermix.models.base import load_base
+from adaptermix.models.quantization import keep_codes
 from tests.baking.test_bake import adapter, load, logits
 from tests.factories import contents, peft_lora, peft_noise
 
@@ -135,7 +135,7 @@ def test_conv1d_layers_are_quantised_the_right_way_round(texts: str, tmp_path: P
 
 
 def test_an_interrupted_bake_goes_on(wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adaptermix.baking import work
+    from adaptermix.baking import tensor_writer as work
 
     one = adapter(wide, tmp_path / "one", alpha=0.05)
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "residual", "calibration": [texts], "keep_at_least": 0.5}
@@ -168,7 +168,7 @@ def test_an_interrupted_bake_goes_on(wide: Path, texts: str, tmp_path: Path, mon
 def test_what_was_worked_out_is_not_lost_when_it_is_refused(
     wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptermix.baking import work
+    from adaptermix.baking import tensor_writer as work
 
     one = adapter(wide, tmp_path / "one", alpha=0.02)
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts]}
@@ -215,8 +215,8 @@ def test_an_adapter_is_not_written_onto_weights_that_it_has_not_seen(wide: Path,
 def test_a_task_is_scored_on_the_result_and_on_the_unmerged_adapters(
     strategy: str, quantize: str, dry: bool, wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptermix.baking import task
-    from tests.train.data import write_slots
+    from adaptermix.baking import dev_score as task
+    from tests.training.data import write_slots
 
     one, two = adapter(wide, tmp_path / "one", alpha=0.01), adapter(wide, tmp_path / "two", seed=2, alpha=0.01)
     scored: list[Any] = []
@@ -243,9 +243,9 @@ def test_a_task_is_scored_on_the_result_and_on_the_unmerged_adapters(
 
 
 def test_texts_that_were_test_data_are_refused(wide: Path, texts: str, tmp_path: Path) -> None:
-    from adaptermix.data import find_files
     from adaptermix.progress import SILENT
-    from adaptermix.splits import add_to_record
+    from adaptermix.tasks.data import find_files
+    from adaptermix.tasks.splits import add_to_record
 
     one = adapter(wide, tmp_path / "one", alpha=0.5)
     add_to_record(find_files([texts]), task="slots", adapter="a", watch=SILENT)
@@ -325,7 +325,7 @@ def test_the_manifest_tells_the_quantiser_of_the_base_that_was_read(wide: Path, 
 
 
 def test_a_dev_score_is_not_of_rows_that_codes_were_fitted_to(wide: Path, tmp_path: Path) -> None:
-    from tests.train.data import write_slots
+    from tests.training.data import write_slots
 
     one = adapter(wide, tmp_path / "one", alpha=0.5)
     rows = write_slots(tmp_path)

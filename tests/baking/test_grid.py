@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("bitsandbytes")
 from bitsandbytes import functional
 
-from adaptermix.baking.grid import FORMATS, EightBit, FourBit, pack
-from adaptermix.quantization import unpack
+from adaptermix.checkpoints.formats import FORMATS, EightBit, FourBit, pack
+from adaptermix.models.quantization import unpack
 
 
 @pytest.mark.parametrize("double", [True, False])

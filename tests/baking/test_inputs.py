@@ -10,7 +10,7 @@ import torch
 
 from adaptermix.baking import activations
 from adaptermix.baking.activations import InputsOfModules, split
-from adaptermix.models import BaseModel, load_base
+from adaptermix.models.base import BaseModel, load_base
 from adaptermix.progress import SILENT
 from tests.tiny import tiny_causal, tiny_encoder
 

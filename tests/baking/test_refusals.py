@@ -14,10 +14,10 @@ import torch
 pytest.importorskip("bitsandbytes")
 
 from adaptermix import BakeSettings, bake
-from adaptermix.checkpoints import open_checkpoint
 from adaptermix.errors import AdapterMixError, DataError
-from adaptermix.models import load_base
-from adaptermix.quantization import keep_codes
+from adaptermix.io.checkpoint_files import open_checkpoint
+from adaptermix.models.base import load_base
+from adaptermix.models.quantization import keep_codes
 from tests.baking.test_bake import adapter, load, logits
 from tests.baking.test_forms import quantised_by_transformers, settings
 from tests.factories import peft_lora, peft_noise
@@ -62,7 +62,7 @@ def test_another_base_is_refused_and_so_is_one_that_has_the_adapter_already(wide
 def test_a_wrong_task_shows_before_codes_are_chosen(
     wide: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptermix.baking import work
+    from adaptermix.baking import tensor_writer as work
 
     monkeypatch.setattr(work.Work, "_finish", None)
     one = adapter(wide, tmp_path / "one")

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("bitsandbytes")
 
 from adaptermix.baking.fidelity import fidelity
-from adaptermix.baking.grid import FORMATS, FourBit
 from adaptermix.baking.rounding import Inputs, descend, fit, fit_scales, nearest_plane
 from adaptermix.baking.strategies import STRATEGIES, Known, Rows, Wanted, leading
+from adaptermix.checkpoints.formats import FORMATS, FourBit
 
 OUT, INTO = 48, 192
 

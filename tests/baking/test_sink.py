@@ -16,9 +16,9 @@ pytest.importorskip("bitsandbytes")
 from adaptermix import bake
 from adaptermix.baking.activations import InputsOfModules, split
 from adaptermix.baking.fidelity import Fidelity, over_modules
-from adaptermix.baking.grid import FORMATS
 from adaptermix.baking.strategies import Known, Rows, Wanted, _nearest
-from adaptermix.models import BaseModel, load_base
+from adaptermix.checkpoints.formats import FORMATS
+from adaptermix.models.base import BaseModel, load_base
 from adaptermix.progress import SILENT
 from tests.baking.test_bake import adapter
 from tests.baking.test_forms import settings

@@ -13,7 +13,7 @@ import torch
 
 from adaptermix.cli import COMMANDS, main
 from tests.factories import write_lora
-from tests.train.data import write_pairs, write_slots
+from tests.training.data import write_pairs, write_slots
 
 PATH = "model.layers.0.self_attn.q_proj"
 

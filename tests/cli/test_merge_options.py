@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adaptermix.cli import main
-from adaptermix.recipes import load_recipe, run_recipe
+from adaptermix.commands.recipes import load_recipe, run_recipe
 from tests.factories import adapter_deltas, write_lora
 
 MODULES = {f"model.layers.{n}.{kind}_proj": (8, 6, 2) for n in range(3) for kind in "qv"}

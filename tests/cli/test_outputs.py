@@ -28,7 +28,7 @@ PATHS = {f"model.layers.{n}.self_attn.q_proj": (24, 16, 4) for n in range(3)}
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> Iterator[None]:
     """Let the server of new processes import what they need, once."""
-    _START.set_forkserver_preload(["torch", "adaptermix.cli.merge_command", "adaptermix.study", __name__])
+    _START.set_forkserver_preload(["torch", "adaptermix.cli.merge_command", "adaptermix.weight_search", __name__])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
@@ -57,7 +57,7 @@ def _at_call(number: int, then: Callable[[], None]) -> list[int]:
             return _real(*arguments, **more)
 
         setattr(os, name, call)
-    from adaptermix import files
+    from adaptermix.io import files
 
     swap = files.exchange
 
@@ -85,7 +85,8 @@ def child(arguments: Sequence[str], log: Path, call: int, deed: str, can_exchang
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
-    from adaptermix import cli, files
+    from adaptermix import cli
+    from adaptermix.io import files
 
     if not can_exchange:
         files.exchange = lambda first, second: False

@@ -16,7 +16,7 @@ from adaptermix import __version__
 from adaptermix.cli import COMMANDS
 
 from ..factories import contents, write_lora
-from ..train.data import write_pairs
+from ..training.data import write_pairs
 
 HEAVY = ["torch", "pydantic", "transformers", "peft", "optuna", "mergekit", "huggingface_hub", "numpy", "yaml", "rich"]
 PLACE = ["--device", "cpu", "--dtype", "float32"]

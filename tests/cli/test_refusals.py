@@ -14,10 +14,10 @@ from adaptermix.cli import main
 from adaptermix.cli.console import Bars, Console, Lines, fail
 from adaptermix.cli.options import VariadicCommand
 from adaptermix.errors import AdapterMixError
-from adaptermix.train.trainer import Interrupted
+from adaptermix.training.trainer import Interrupted
 
 from ..factories import contents, write_lora, write_raw
-from ..train.data import write_pairs, write_slots
+from ..training.data import write_pairs, write_slots
 
 PATH = "model.layers.0.self_attn.q_proj"
 Run = Callable[..., tuple[int, str, str]]
@@ -207,7 +207,7 @@ class TestExitCodes:
         def stop(*_: object, **__: object) -> None:
             raise Interrupted("stopped at step 3 of 9")
 
-        monkeypatch.setattr("adaptermix.train.train_align", stop)
+        monkeypatch.setattr("adaptermix.training.train_align", stop)
         code, out, err = run(ALIGN, base=causal)
         assert (code, out) == (130, "")
         assert err.strip().startswith(
@@ -241,7 +241,7 @@ class TestExitCodes:
             raise OSError(28, "No space left on device")
 
         before = contents(tmp_path)
-        monkeypatch.setattr("adaptermix.output.write_adapter", full)
+        monkeypatch.setattr("adaptermix.publish.output.write_adapter", full)
         code, out, err = run(MERGE)
         assert (code, out) == (1, "")
         assert err.startswith("error: the disk or the network failed:")

@@ -10,7 +10,7 @@ import pytest
 
 from adaptermix.cli import main
 from adaptermix.errors import OutputError
-from adaptermix.inputs import check_replaceable
+from adaptermix.options.paths import check_replaceable
 
 from ..factories import write_lora
 

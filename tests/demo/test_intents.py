@@ -11,15 +11,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix.demo.corpus import commands, lexicon_of
-from adaptermix.demo.intents import (
-    ALIGN_LANGUAGES,
-    INTENTS,
-    LANGUAGES,
-    intent_of,
-    sentences,
-    templates,
-    write_intents,
-)
+from adaptermix.demo.intents import ALIGN_LANGUAGES, INTENTS, LANGUAGES, intent_of, sentences, templates, write_intents
 
 PARTS = ("train", "pairs", "dev", "test")
 SLOT = re.compile(r"\{\w+\}")

@@ -9,7 +9,7 @@ import pytest
 
 from adaptermix.demo.run import run_demo
 from adaptermix.demo.words import verdict
-from adaptermix.settings import DemoSettings
+from adaptermix.options import DemoSettings
 
 CACHE = os.environ.get("ADAPTERMIX_DEMO", "")
 

@@ -18,9 +18,9 @@ from adaptermix.demo.kinds import KINDS
 from adaptermix.demo.plan import Sizes, real_data
 from adaptermix.demo.words import label_of, verdict
 from adaptermix.errors import DataError, OutputError
-from adaptermix.settings import DemoSettings
+from adaptermix.options import DemoSettings
 from adaptermix.tasks import get_task
-from adaptermix.tested import read_record
+from adaptermix.tasks.test_record import read_record
 
 from ..factories import contents
 

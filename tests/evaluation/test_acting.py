@@ -13,8 +13,8 @@ from torch import Tensor
 
 from adaptermix.adapters import open_adapter
 from adaptermix.errors import IncompatibleAdapters
-from adaptermix.evaluation.acting import acting
-from adaptermix.models import BaseModel, load_base
+from adaptermix.merging.on_model import acting
+from adaptermix.models.base import BaseModel, load_base
 
 from ..factories import CONFIG, WEIGHTS, peft_noise
 from ..tiny import tiny_causal

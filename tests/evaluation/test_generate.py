@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from adaptermix import EvaluateSettings, evaluate
-from adaptermix.data.slots import SlotRow
 from adaptermix.errors import ModelError
 from adaptermix.evaluation.answering import Answering
-from adaptermix.evaluation.generate import generate, generate_ids
-from adaptermix.models import load_base
-from adaptermix.settings import GenerationSettings
+from adaptermix.models.base import load_base
+from adaptermix.models.generate import generate, generate_ids
+from adaptermix.options import GenerationSettings
 from adaptermix.tasks import get_task
+from adaptermix.tasks.data.slots import SlotRow
 from tests.tiny import tiny_causal
 
 PROMPTS = ["a", "what a long prompt this is", "mid length", "b c", "what a long prompt this iz"]
@@ -50,12 +50,12 @@ def test_answers_given_in_rounds_are_those_given_at_once(
     free = generate(base, prompts, max_new_tokens=most, batch_size=3)
     # some answers end early, so that a later round has fewer rows
     base.model.generation_config.eos_token_id = base.tokenizer(free[1], add_special_tokens=False)["input_ids"][4]
-    monkeypatch.setattr("adaptermix.evaluation.generate._FIRST_ROUND", most)
+    monkeypatch.setattr("adaptermix.models.generate._FIRST_ROUND", most)
     at_once = generate(base, prompts, max_new_tokens=most, batch_size=3)
     run = []
     real = base.model.generate
     monkeypatch.setattr(base.model, "generate", lambda **batch: run.append(batch["input_ids"]) or real(**batch))
-    monkeypatch.setattr("adaptermix.evaluation.generate._FIRST_ROUND", 2)
+    monkeypatch.setattr("adaptermix.models.generate._FIRST_ROUND", 2)
     assert generate(base, prompts, max_new_tokens=most, batch_size=3) == at_once
     assert len(set(at_once) - set(free)) >= 1
     rounds = {7: 4, 20: 7}[most]
@@ -205,7 +205,7 @@ def test_rows_of_models_whose_states_cannot_be_parted_are_read_anew(
 
     base = load_base(str(causal), dtype="float32", device="cpu")
     prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
-    monkeypatch.setattr("adaptermix.evaluation.generate._FIRST_ROUND", 2)
+    monkeypatch.setattr("adaptermix.models.generate._FIRST_ROUND", 2)
     parted = generate_ids(base, prompts, max_new_tokens=9, batch_size=3)
 
     def refuse(*_: object) -> None:
@@ -234,7 +234,7 @@ def test_drafts_that_fail_here_and_there_do_not_go_on_in_small_batches(
     without = len(passes)
     passes.clear()
     # one pass holds the drafts of four rows, and one of eight fails
-    monkeypatch.setattr("adaptermix.evaluation.generate._MOST_LOGITS", 4 * 24 * base.model.config.vocab_size)
+    monkeypatch.setattr("adaptermix.models.generate._MOST_LOGITS", 4 * 24 * base.model.config.vocab_size)
     drafts = [[5] * 23 if row % 8 == 0 else ids[:23] for row, ids in enumerate(plain)]
     assert generate_ids(base, prompts, drafts=drafts, **options) == plain
     assert len(passes) <= without + len(prompts) // 4 + 24

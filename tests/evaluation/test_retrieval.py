@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 from adaptermix import AlignSettings, RetrieveSettings, merge, retrieve, train_align
 from adaptermix.adapters import open_adapter
-from adaptermix.data import read_pairs
 from adaptermix.errors import DataError, OutputError, PlanError
 from adaptermix.evaluation import Retrieval, margin, retrieval
 from adaptermix.evaluation.margin import hits, margin_neighbours
 from adaptermix.evaluation.retrieval import embed, pooler_of, retrieve_with
 from adaptermix.evaluation.transfer import correlate, read_scores
-from adaptermix.models import backbone, load_base
-from adaptermix.pooling import Pooler
-from adaptermix.train.align import MiddleStates
+from adaptermix.models.base import backbone, load_base
+from adaptermix.models.pooling import Pooler
+from adaptermix.tasks.data import read_pairs
+from adaptermix.training.align import MiddleStates
 
-from ..train.data import write_pairs
+from ..training.data import write_pairs
 
 
 def brute_force(x: torch.Tensor, y: torch.Tensor, k: int) -> list[int]:

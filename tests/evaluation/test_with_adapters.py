@@ -22,17 +22,17 @@ from adaptermix import (
     train_task,
 )
 from adaptermix.adapters import open_adapter
-from adaptermix.data import read_slots
 from adaptermix.errors import IncompatibleAdapters, ModelError, OutputError
-from adaptermix.evaluation.acting import acting
 from adaptermix.evaluation.retrieval import embed
-from adaptermix.models import load_base
+from adaptermix.merging.on_model import acting
+from adaptermix.models.base import load_base
 from adaptermix.tasks import get_task, get_template
+from adaptermix.tasks.data import read_slots
 from tests.evaluation.test_retrieval import brute_force
 from tests.factories import load_with_peft, peft_lora
 
 from ..scoring import count, micro_f1
-from ..train.data import Notes, write_pairs, write_slots
+from ..training.data import Notes, write_pairs, write_slots
 
 TEXTS = {"en": ["wake me", "play some rather long song", "x"], "de": ["weck mich auf", "ja"]}
 

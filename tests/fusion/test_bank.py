@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from adaptermix import memory
 from adaptermix.evaluation import evaluate
-from adaptermix.fusion import bank, kept
-from adaptermix.fusion.kept import Kept
-from adaptermix.settings import EvaluateSettings
-from adaptermix.train import train_fusion
-from tests.train.data import Notes
+from adaptermix.fusion import bank
+from adaptermix.fusion import state_cache as kept
+from adaptermix.fusion.state_cache import Kept
+from adaptermix.io import memory
+from adaptermix.options import EvaluateSettings
+from adaptermix.training import train_fusion
+from tests.training.data import Notes
 
 from .test_commands import settings, write_rows
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from adaptermix.data import ClassifyRow, NliRow, QaRow
 from adaptermix.fusion import ALIGNMENTS, FUSIONS, Sources
+from adaptermix.fusion.extra_modules import MIXING, add_parts
 from adaptermix.fusion.functions import SoftAlignment
 from adaptermix.fusion.lora import FusionConfig, beside
 from adaptermix.fusion.mixup import Mixer, Mixup
-from adaptermix.fusion.parts import MIXING, add_parts
-from adaptermix.head_forms import HEAD_FORMS, Head
-from adaptermix.models import load_base
+from adaptermix.models.base import load_base
+from adaptermix.models.head_forms import HEAD_FORMS, Head
 from adaptermix.tasks import get_task
+from adaptermix.tasks.data import ClassifyRow, NliRow, QaRow
 
 PAD = "_"
 

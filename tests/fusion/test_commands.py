@@ -13,10 +13,10 @@ from adaptermix.adapters import open_adapter
 from adaptermix.errors import AdapterMixError
 from adaptermix.evaluation import evaluate
 from adaptermix.fusion import FUSIONS
-from adaptermix.settings import EvaluateSettings, FusionSettings
-from adaptermix.train import train_fusion
+from adaptermix.options import EvaluateSettings, FusionSettings
+from adaptermix.training import train_fusion
 from tests.tiny import tiny_encoder
-from tests.train.data import Notes
+from tests.training.data import Notes
 
 WORDS = ["good", "bad", "fine", "poor", "nice", "weak"]
 
@@ -143,7 +143,7 @@ def test_a_fused_adapter_is_not_merged_or_fed_in_silence(encoder: Path, tmp_path
 def test_an_interrupted_run_goes_on_to_the_same_weights(
     more: dict[str, Any], encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptermix.train.trainer import Interrupted, Trainer
+    from adaptermix.training.trainer import Interrupted, Trainer
 
     if "source_encoder" in more:
         more = more | {"source_encoder": str(tiny_encoder(tmp_path / "mt", layers=2, hidden=24))}

@@ -17,13 +17,13 @@ from transformers import AutoModel
 from adaptermix.evaluation import evaluate
 from adaptermix.fusion import read_sources
 from adaptermix.fusion.bank import SourceBank
-from adaptermix.fusion.rows import encode_sources
-from adaptermix.head_forms import HEAD_FORMS, Head
-from adaptermix.heads.span import cut_windows
-from adaptermix.models import BaseModel, load_base
-from adaptermix.settings import EvaluateSettings, FusionSettings
+from adaptermix.fusion.source_rows import encode_sources
+from adaptermix.models.base import BaseModel, load_base
+from adaptermix.models.head_forms import HEAD_FORMS, Head
+from adaptermix.options import EvaluateSettings, FusionSettings
 from adaptermix.tasks import get_task
-from adaptermix.train import train_fusion
+from adaptermix.tasks.heads.span import cut_windows
+from adaptermix.training import train_fusion
 
 from .test_laws import fuse
 
@@ -132,7 +132,7 @@ def answers(case: Case, base: Path, folder: Path, *, sources: bool = True, **mor
 def test_what_only_the_source_tells_is_found_on_other_rows(
     case: Case, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptermix.heads.base.LONGEST", 64)
+    monkeypatch.setattr("adaptermix.tasks.heads.base.LONGEST", 64)
     case.write(tmp_path)
     train_fusion(settings(case, encoder, tmp_path))
     case.write(tmp_path, seed=1)

@@ -284,8 +284,8 @@ def test_adapters_are_saved_loaded_and_kept_apart(fusion: str, tmp_path: Path) -
 @torch.no_grad()
 def test_bases_in_4_bits_fuse_too(wide: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    from adaptermix.models import load_base
-    from adaptermix.quantization import keep_codes
+    from adaptermix.models.base import load_base
+    from adaptermix.models.quantization import keep_codes
 
     base = load_base(str(wide), device="cpu", dtype="float32", quantize="nf4")
     keep_codes(base.model)

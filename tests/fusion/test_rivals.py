@@ -17,10 +17,10 @@ from adaptermix.evaluation import evaluate
 from adaptermix.fusion.latents import Latents
 from adaptermix.fusion.mixup import Mixup, Passed, consistency
 from adaptermix.tasks import get_task
-from adaptermix.train import train_fusion
+from adaptermix.training import train_fusion
 from tests.fusion.test_commands import asked, score, settings, write_rows
 from tests.tiny import tiny_encoder
-from tests.train.data import Notes
+from tests.training.data import Notes
 
 # PEFT uses the older name
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
@@ -216,8 +216,8 @@ def test_what_does_not_go_together_is_refused(encoder: Path, causal: Path, tmp_p
 
 def test_a_base_with_a_stage_before_in_it(encoder: Path, tmp_path: Path) -> None:
     from adaptermix.baking import bake
-    from adaptermix.settings import BakeSettings, TaskSettings
-    from adaptermix.train import train_task
+    from adaptermix.options import BakeSettings, TaskSettings
+    from adaptermix.training import train_task
 
     english = write_rows(tmp_path, "en.csv", says=True)
     common = {"base": str(encoder), "task": "classify", "device": "cpu", "dtype": "float32"}

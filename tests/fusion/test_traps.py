@@ -12,10 +12,10 @@ from torch import Tensor
 from adaptermix.errors import AdapterMixError
 from adaptermix.fusion import fused, read_sources
 from adaptermix.fusion.bank import SourceBank
-from adaptermix.fusion.rows import encode_sources, is_missing, read_beside
-from adaptermix.models import load_base
+from adaptermix.fusion.source_rows import encode_sources, is_missing, read_beside
+from adaptermix.models.base import load_base
 from adaptermix.tasks import get_task
-from adaptermix.train import train_fusion
+from adaptermix.training import train_fusion
 
 from .test_commands import score, settings, write_rows
 from .test_laws import DECODERS, IDS, SOURCE, batch, fuse, model_of, out, sources_of
@@ -52,9 +52,9 @@ def test_tokens_of_a_cache_that_a_mask_leaves_out_move_nothing(kind: str, alignm
 
 def test_drafts_change_no_answer_of_a_fused_decoder(causal: Path, tmp_path: Path) -> None:
     from adaptermix.adapters import open_adapter
-    from adaptermix.evaluation.acting import acting
-    from adaptermix.evaluation.generate import generate_ids
     from adaptermix.fusion.sources import Fuser
+    from adaptermix.merging.on_model import acting
+    from adaptermix.models.generate import generate_ids
 
     train_fusion(settings(causal, tmp_path, steps=10, rank=16, learning_rate=2e-2))
     base = load_base(str(causal), device="cpu", dtype="float32")
@@ -140,7 +140,7 @@ def test_what_comes_out_of_a_block_goes_into_the_next_one_fused_or_not(tmp_path:
 
 
 def test_rows_do_not_slip_past_their_sources(tmp_path: Path) -> None:
-    from tests.train.data import Notes
+    from tests.training.data import Notes
 
     def write(name: str, unlabelled: int) -> str:
         lines = [f"p{n}\th{n}\t{'-' if n == unlabelled else 'neutral'}" for n in range(4)]
@@ -161,8 +161,8 @@ def test_rows_do_not_slip_past_their_sources(tmp_path: Path) -> None:
 
 
 def test_what_a_row_is_about_is_its_text_alone(causal: Path) -> None:
-    from adaptermix.data.sft import SftRow
-    from adaptermix.data.translate import TranslateRow
+    from adaptermix.tasks.data.sft import SftRow
+    from adaptermix.tasks.data.translate import TranslateRow
 
     row = TranslateRow(source="-", target="hallo", source_language="en", target_language="de")
     assert is_missing(get_task("translate"), row)
@@ -196,7 +196,7 @@ def test_a_base_that_an_adapter_was_written_into_is_another(tmp_path: Path) -> N
     """Few of its tensors differ, none of which evenly spaced samples need meet."""
     from safetensors.torch import save_file
 
-    from adaptermix.fingerprints import fingerprint
+    from adaptermix.io.fingerprints import fingerprint
 
     found = []
     for value in (0.0, 1.0):

@@ -10,7 +10,7 @@ import pytest
 from adaptermix import run_recipe
 from adaptermix.errors import AdapterMixError
 from tests.factories import peft_lora
-from tests.train.data import write_slots
+from tests.training.data import write_slots
 
 RECIPE = """
 version: 1

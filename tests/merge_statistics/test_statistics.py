@@ -16,14 +16,14 @@ from adaptermix import merge, statistics
 from adaptermix.adapters import open_adapter
 from adaptermix.cli import main
 from adaptermix.errors import DataError, IncompatibleAdapters, OutputError, PlanError, UsageError
-from adaptermix.evaluation.acting import acting
 from adaptermix.merge_statistics import run
-from adaptermix.models import load_base
-from adaptermix.settings import BakeSettings, StatisticsSettings, TaskSettings
-from adaptermix.train import train_task
+from adaptermix.merging.on_model import acting
+from adaptermix.models.base import load_base
+from adaptermix.options import BakeSettings, StatisticsSettings, TaskSettings
+from adaptermix.training import train_task
 from tests.factories import adapter_deltas, peft_lora
 from tests.fusion.test_commands import write_rows
-from tests.train.data import write_slots
+from tests.training.data import write_slots
 
 TEXTS = ["red", "a blue house", "go to the green tree", "white", "one two three four five six"]
 COMMON: dict[str, Any] = {"device": "cpu", "dtype": "float32"}

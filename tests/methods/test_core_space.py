@@ -19,7 +19,7 @@ from adaptermix.errors import PlanError
 from adaptermix.methods.base import build
 from adaptermix.testing.stacks import generic
 
-from ..checkpointing.models import tensors_of, tune
+from ..checkpoints.models import tensors_of, tune
 from ..factories import adapter_deltas, load_base, peft_kind, tiny_llama, write_lora
 from . import oracles
 from .oracles import Matrix

@@ -18,7 +18,7 @@ from adaptermix.errors import PlanError, UsageError
 from adaptermix.methods.base import build, check_depths
 from adaptermix.testing.stacks import generic
 
-from ..checkpointing.models import tensors_of, tune
+from ..checkpoints.models import tensors_of, tune
 from ..factories import CONFIG, adapter_deltas, load_base, peft_kind, tiny_llama, wrap_with_peft, write_lora
 
 DEPTH = 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix import evaluate, train_task
-from adaptermix.settings import EvaluateSettings, TaskSettings
+from adaptermix.options import EvaluateSettings, TaskSettings
 
 TURNS = [("user", "rot"), ("assistant", "red"), ("user", "blau"), ("assistant", "blue")]
 MESSAGES = {"messages": [{"role": role, "content": content} for role, content in TURNS]}

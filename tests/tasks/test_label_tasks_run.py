@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix import evaluate, train_task
-from adaptermix.settings import EvaluateSettings, TaskSettings
+from adaptermix.options import EvaluateSettings, TaskSettings
 
 DATA = {
     "classify": ("de.csv", "text,label\nrot,a\nblau,b\n", ["accuracy", "macro_f1"]),

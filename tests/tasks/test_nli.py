@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from adaptermix.data import NliRow
-from adaptermix.data.nli import LABELS
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template
+from adaptermix.tasks.data import NliRow
+from adaptermix.tasks.data.nli import LABELS
 
 from ..scoring import count
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from adaptermix.data import QaRow
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template
+from adaptermix.tasks.data import QaRow
 from adaptermix.tasks.qa import answer_tokens
 
 from ..scoring import count

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from adaptermix import CompareSettings
-from adaptermix.data import QaRow, SlotRow
 from adaptermix.errors import UsageError
+from adaptermix.evaluation.compare import compare_systems
 from adaptermix.evaluation.run import score_answers
-from adaptermix.evaluation.systems import compare_systems
 from adaptermix.tasks import get_task, metrics_of
+from adaptermix.tasks.data import QaRow, SlotRow
 from adaptermix.tasks.slots import strict_spans
 from adaptermix.tasks.tagged import Tagged
 

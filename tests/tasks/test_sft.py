@@ -9,10 +9,10 @@ import pytest
 from sacrebleu.metrics import CHRF
 from transformers import AutoTokenizer
 
-from adaptermix.data import SftRow
 from adaptermix.errors import ModelError
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import LabelTask, get_task, get_template
+from adaptermix.tasks.data import SftRow
 from tests.tiny import CHAT
 
 from ..scoring import count

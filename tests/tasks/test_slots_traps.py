@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 
-from adaptermix.data import SlotRow
 from adaptermix.tasks import get_task
+from adaptermix.tasks.data import SlotRow
 from adaptermix.tasks.slots import count_pairs, count_spans, format_slots, parse_slots, spans, tag_tokens
 
 from ..scoring import count, micro_f1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
-from adaptermix.heads import HEADS, suiting
-from adaptermix.settings import TASK, TaskOptions
+from adaptermix.options import TASK, TaskOptions
 from adaptermix.tasks import TASKS
+from adaptermix.tasks.heads import HEADS, suiting
 
 
 def test_help_names_every_task_and_no_other():

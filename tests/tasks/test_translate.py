@@ -10,13 +10,13 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import AutoTokenizer
 
-from adaptermix.data import TranslateRow
-from adaptermix.data.language_names import _NAMES, english_name
-from adaptermix.data.source import canonical_language
 from adaptermix.errors import PlanError
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template, overlap
 from adaptermix.tasks.base import remarks
+from adaptermix.tasks.data import TranslateRow
+from adaptermix.tasks.data.files import canonical_language
+from adaptermix.tasks.data.language_names import _NAMES, english_name
 
 from ..scoring import count
 

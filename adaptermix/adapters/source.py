@@ -1,0 +1,390 @@
+"""PEFT LoRA folders: headers first, then one module at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra import LowRank, all_finite
+from ..algebra.storage import Zeros, zeros_of
+from ..errors import AdapterFormatError
+from ..io.files import MANIFEST, sha256
+from ..io.weight_files import WEIGHTS, Renamed, StoredTensor, WeightsFile, one_line, open_weights
+from .keys import PREFIX, Inventory, plain_names, take_inventory
+from .lora_config import LoraSettings, read_config
+from .state import LINEAR, AdapterMeta, AdapterState, Layout, beyond_linear
+from .targets import selecting
+
+CONFIG = "adapter_config.json"
+MAX_MANIFEST_BYTES = 16 * 2**20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleHeader:
+    """What is known of one module before any tensor is read.
+
+    Args:
+        out: Rows of the update.
+        into: Columns of the update; of a convolution, over all places of the kernel.
+        rank: Rank of the factors.
+        scale: Factor on their product.
+        layout: How the factors lie in the file.
+        bias: Whether there is a bias inside the LoRA.
+        magnitude: Whether there is a DoRA magnitude.
+    """
+
+    out: int
+    into: int
+    rank: int
+    scale: float
+    layout: Layout = LINEAR
+    bias: bool = False
+    magnitude: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSource:
+    """An adapter folder whose headers were checked and whose tensors are read on demand.
+
+    Args:
+        path: The folder.
+        settings: Its LoRA settings.
+        modules: Shape per module path, in the order of the paths.
+        file: The file of its weights.
+        parts: Name in the file of each part of each module.
+        saved_headers: Dtype and shape of the tensors that are kept whole, by their name in the file.
+        was_moved: Whether its modules have other paths here than in the folder; its targets are listed by path then.
+    """
+
+    path: Path
+    settings: LoraSettings
+    modules: Mapping[str, ModuleHeader]
+    file: WeightsFile
+    parts: Mapping[str, Mapping[str, str]]
+    saved_headers: Mapping[str, StoredTensor] = field(default_factory=dict)
+    was_moved: bool = False
+
+    @property
+    def meta(self) -> AdapterMeta:
+        """What the adapter says of itself."""
+        return self.settings.meta
+
+    @cached_property
+    def name(self) -> str:
+        """Short name for tables: that of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """How the factors lie in the file, for the modules that are not linear."""
+        return {module: header.layout for module, header in self.modules.items() if header.layout != LINEAR}
+
+    @property
+    def beyond_linear(self) -> tuple[str, ...]:
+        """What it holds beyond updates of linear modules, in words; empty for a plain LoRA."""
+        biases = any(header.bias for header in self.modules.values())
+        return beyond_linear(self.meta, biases=biases, saved=bool(self.saved_headers), layouts=self.layouts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the weights and the settings."""
+        return f"{sha256(self.file.path)}+{sha256(self.path / CONFIG)}"
+
+    @cached_property
+    def values_digest(self) -> str:
+        """Hash of the updates alone: the same however names, settings and dtypes of the same values are written."""
+        digest = hashlib.sha256()
+        for module, header in self.modules.items():
+            update = self.load(module)
+            tensors = [update.a, update.b, self.bias(module), self.magnitude(module)]
+            digest.update(f"{header.out} {header.into} {update.rank} {header.scale!r}".encode())
+            for tensor in tensors:
+                if tensor is not None:
+                    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
+                    digest.update(wide.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _read(self, key: str) -> Tensor:
+        tensor = self.file.read(key)
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise AdapterFormatError(
+                f"{self.path}: every weight must be finite, and {key} holds NaN or infinity. "
+                "The training run that wrote it diverged; use an earlier checkpoint."
+            )
+        return tensor
+
+    def load(self, module: str) -> LowRank:
+        """Read the update of one module; a convolution's factors are flattened to matrices.
+
+        Ranks at the end that are zero in both factors, with which a file fills up its modules to one rank, are left
+        out, so that methods that look at ranks see those of the adapter.
+
+        Raises:
+            AdapterFormatError: a factor holds NaN or infinity.
+        """
+        a, b = self._factors(module, self._read)
+        rank = self._known(module, a, b).rank
+        return LowRank(a=a[:rank], b=b[:, :rank], scale=self.modules[module].scale)
+
+    def is_zero(self, module: str) -> bool:
+        """Return whether the update of a module is exactly zero; reads next to nothing where it is not."""
+        return self.modules[module].scale == 0 or self._known(module).zero
+
+    def rank(self, module: str) -> int:
+        """Return the rank of a module without ranks at the end that are zero in both factors, at least 1."""
+        return self._known(module).rank
+
+    @cached_property
+    def _seen(self) -> dict[str, Zeros]:
+        """What `_known` found so far."""
+        return {}
+
+    def _known(self, module: str, *factors: Tensor) -> Zeros:
+        if module not in self._seen:
+            found = zeros_of(*(factors or self._factors(module, self.file.read)))
+            # A start from the base depends on the rank that training had.
+            whole = self.meta.initial is not None
+            self._seen[module] = found._replace(rank=self.modules[module].rank) if whole else found
+        return self._seen[module]
+
+    def _factors(self, module: str, read: Callable[[str], Tensor]) -> tuple[Tensor, Tensor]:
+        """Read A and B of a module as matrices.
+
+        Shapes: [r in] and [out r].
+        """
+        header = self.modules[module]
+        a, b = map(read, self._factor_keys(module))
+        return a.reshape(header.rank, header.into), b.reshape(header.out, header.rank)
+
+    def _factor_keys(self, module: str) -> tuple[str, str]:
+        first, second = _FACTORS[self.modules[module].layout.kind]
+        return self.parts[module][first], self.parts[module][second]
+
+    def bias(self, module: str) -> Tensor | None:
+        """Read what the bias inside a module's LoRA adds to its output, in float32 or wider; None if there is none.
+
+        PEFT multiplies `lora_B`'s output, bias and all, by the scale, so the bias is scaled too.
+
+        Shapes: [out].
+
+        Raises:
+            AdapterFormatError: it holds NaN or infinity.
+        """
+        key = self.parts[module].get("lora_B.bias")
+        if key is None:
+            return None
+        bias = self._read(key)
+        return self.modules[module].scale * bias.to(torch.promote_types(bias.dtype, torch.float32))
+
+    def magnitude(self, module: str) -> Tensor | None:
+        """Read the DoRA magnitude of a module; None if there is none.
+
+        Shapes: [out].
+
+        Raises:
+            AdapterFormatError: it holds NaN or infinity.
+        """
+        key = self.parts[module].get("lora_magnitude_vector")
+        return None if key is None else self._read(key)
+
+    def load_saved(self, key: str) -> Tensor:
+        """Read a tensor that is kept whole, by its name in the file.
+
+        Raises:
+            AdapterFormatError: it holds NaN or infinity.
+        """
+        return self._read(key)
+
+    def read(self) -> AdapterState:
+        """Read everything."""
+        biases = {module: self.bias(module) for module in self.modules}
+        magnitudes = {module: self.magnitude(module) for module in self.modules}
+        return AdapterState(
+            meta=self.meta,
+            updates={module: self.load(module) for module in self.modules},
+            biases={module: bias for module, bias in biases.items() if bias is not None},
+            magnitudes={module: magnitude for module, magnitude in magnitudes.items() if magnitude is not None},
+            saved={key: self.load_saved(key) for key in self.saved_headers},
+            layouts=self.layouts,
+        )
+
+
+_FACTORS = {
+    "linear": ("lora_A.weight", "lora_B.weight"),
+    "convolution": ("lora_A.weight", "lora_B.weight"),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+}
+
+
+def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Tell a module's layout from the names and shapes of its factors, and check that they fit together."""
+    kind: Any = "embedding" if any("embedding" in part for part in shapes) else "linear"
+    if {"lora_A.weight", "lora_B.weight"} & set(shapes) and kind == "embedding":
+        raise AdapterFormatError(
+            f"{path}: module {module!r} must be either an embedding or not, and has factors of both."
+        )
+    for part in _FACTORS[kind]:
+        if part not in shapes:
+            raise AdapterFormatError(
+                f"{path}: module {module!r} must have both factors, {part.removesuffix('.weight')} is missing."
+            )
+    a, b = (shapes[part] for part in _FACTORS[kind])
+    if kind == "linear" and 3 <= len(a) <= 5 and len(b) == len(a):
+        if set(b[2:]) == {1} and b[1] < a[0] and a[0] % b[1] == 0:
+            raise AdapterFormatError(
+                f"{path}: module {module!r} is a grouped convolution (lora_A {list(a)}, lora_B {list(b)}), whose delta "
+                "is not the product of its factors, and is not handled."
+            )
+        if set(b[2:]) == {1}:
+            return Layout(kind="convolution", kernel=a[2:])
+    if len(a) != 2 or len(b) != 2:
+        raise AdapterFormatError(
+            f"{path}: module {module!r} must have matrices for factors, or the kernels of a convolution, "
+            f"found lora_A {list(a)} and lora_B {list(b)}."
+        )
+    return Layout(kind=kind)
+
+
+def _check_variants(path: Path, module: str, layout: Layout, parts: Mapping[str, Any], settings: LoraSettings) -> None:
+    """Check that DoRA and biases stand exactly where the settings say."""
+    if settings.meta.dora and layout != LINEAR:
+        raise AdapterFormatError(
+            f"{path}: module {module!r} is a DoRA {layout}, which is not handled; linear ones are."
+        )
+    for part, said, setting in (
+        ("lora_magnitude_vector", settings.meta.dora, "use_dora"),
+        ("lora_B.bias", settings.lora_bias, "lora_bias"),
+    ):
+        if said != (part in parts):
+            wrong = "is missing" if said else f"is there, but {setting} is not set, so peft would drop it"
+            raise AdapterFormatError(f"{path}: module {module!r} must be as {CONFIG} says, and its {part} {wrong}.")
+
+
+def _module(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> ModuleHeader:
+    layout = _layout(path, module, shapes)
+    a, b = (shapes[part] for part in _FACTORS[layout.kind])
+    rank = settings.rank_of(module)
+    if not a[0] == b[1] == rank:
+        raise AdapterFormatError(
+            f"{path}: module {module!r} must have rank {rank} as {CONFIG} says, "
+            f"found lora_A {list(a)} and lora_B {list(b)}."
+        )
+    _check_variants(path, module, layout, shapes, settings)
+    for part in ("lora_magnitude_vector", "lora_B.bias"):
+        if shapes.get(part, (b[0],)) != (b[0],):
+            raise AdapterFormatError(
+                f"{path}: module {module!r} must have a {part} of shape [{b[0]}], found {list(shapes[part])}."
+            )
+    scale = settings.scale_of(module)
+    if not math.isfinite(scale):
+        raise AdapterFormatError(f"{path}: the scale of module {module!r} must be finite, found {scale}.")
+    return ModuleHeader(
+        out=b[0],
+        into=math.prod(a[1:]),
+        rank=rank,
+        scale=scale,
+        layout=layout,
+        bias="lora_B.bias" in shapes,
+        magnitude="lora_magnitude_vector" in shapes,
+    )
+
+
+def _modules(file: WeightsFile, inventory: Inventory, settings: LoraSettings) -> dict[str, ModuleHeader]:
+    if not inventory.parts:
+        raise AdapterFormatError(f"{file.path} must hold at least one LoRA module, it is empty.")
+    modules = {}
+    for module, parts in sorted(inventory.parts.items()):
+        shapes = {part: file.headers[key].shape for part, key in parts.items()}
+        modules[module] = _module(file.path, module, shapes, settings)
+    return modules
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    if not path.is_file():  # reading a named pipe would wait for ever
+        raise AdapterFormatError(f"{path} must be a file. Remove it to use the adapter without it.")
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise AdapterFormatError(
+                f"{path} must be at most {MAX_MANIFEST_BYTES} bytes. Remove it, or fetch it again."
+            )
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise AdapterFormatError(
+            f"{path} must be JSON: {one_line(error)}. Remove it to use the adapter without it."
+        ) from error
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _selecting(settings: LoraSettings, file: WeightsFile, inventory: Inventory) -> LoraSettings:
+    """Return settings that select every module of the file, or refuse them."""
+    stored = {module: next(iter(parts.values())) for module, parts in sorted(inventory.parts.items())}
+    if isinstance(file, Renamed):
+        stored = {module: file.stored(key) for module, key in stored.items()}
+    names = {module: key.removeprefix(PREFIX).partition(".lora_")[0] for module, key in stored.items()}
+    targets = selecting(settings.meta, names, file.path)
+    return replace(settings, meta=replace(settings.meta, targets=targets))
+
+
+def _below(folder: Path) -> str:
+    """Return a sentence on the adapters in the folders of a folder; empty where there are none."""
+    try:
+        found = sorted(path.name for path in folder.iterdir() if (path / CONFIG).is_file())
+    except OSError:
+        return ""
+    names = ", ".join(name[:80] for name in found[:5])
+    return f" Its folders hold adapters: {names}. Give one of these." if found else ""
+
+
+def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
+    """Open a PEFT LoRA folder and check its headers; no tensor is read.
+
+    Args:
+        path: The folder.
+        allow_pickle: Also read an old `adapter_model.bin`, through the unpickler that makes tensors and nothing else.
+
+    Raises:
+        AdapterFormatError: no such folder, a file is missing or damaged, shapes contradict the settings, or the adapter
+            holds something that is not handled and would be lost.
+    """
+    folder = Path(path)
+    try:
+        found = folder.is_dir()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
+        fetch = (
+            f" Fetch an adapter of the Hub first: hf download {path} --local-dir FOLDER."
+            if _HUB_ID.fullmatch(str(path))
+            else ""
+        )
+        raise AdapterFormatError(
+            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.{fetch}"
+        )
+    if not (folder / CONFIG).is_file():
+        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}")
+    settings = read_config(folder / CONFIG, _manifest(folder))
+    file = plain_names(open_weights(folder, allow_pickle=allow_pickle))
+    inventory = take_inventory(file, settings.meta)
+    modules = _modules(file, inventory, settings)
+    return AdapterSource(
+        path=folder,
+        settings=_selecting(settings, file, inventory),
+        modules=modules,
+        file=file,
+        parts=inventory.parts,
+        saved_headers=inventory.saved,
+    )

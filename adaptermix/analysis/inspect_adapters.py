@@ -1,0 +1,152 @@
+"""Look into adapters: one module at a time, from the factors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import torch
+
+from ..adapters import AdapterSource, open_adapters
+from ..algebra import LowRank, sign_conflict
+from ..algebra.subspaces import Frame, chance_overlap, frame, frame_cosine, overlap, share_within
+from ..errors import AdapterFormatError, PlanError
+from ..models.location import mean, places, unique_names
+from ..options.paths import check_file_not_input, check_replaceable
+from ..progress import SILENT, Watcher
+from .figures import check_plot, draw
+from .inspect_report import AdapterInspection, Inspection, ModuleNumbers, PairInspection, PairNumbers
+from .spectrum_inputs import beyond_factors
+
+_Loaded = dict[int, tuple[LowRank, Frame]]
+_ALIKE = 0.5
+"""Mean cosine of rows of A above which two trainings probably started with the same A; near 0 if they did not."""
+
+
+def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, watch: Watcher = SILENT) -> Inspection:
+    r"""Look into adapters: norm, ranks and share per layer and module kind; between two, cosine and overlaps.
+
+    Everything comes from the factors, in float64: two thin QRs and one r x r SVD per update, never a dense matrix. Only
+    the share of sign conflicts needs entries; it is counted on at most 16,384 entries drawn over each module, as in the
+    report of a merge, and is exact for smaller modules.
+
+    Overlap is the mean squared cosine of the principal angles, $\|U_1^T U_2\|_F^2 / \min(r_1, r_2)$ with bases of
+    numerical rank: between the column spaces of B (left: where the deltas write) and the row spaces of A (right: what
+    they read).
+
+    Args:
+        adapters: Adapter folders. They are named after the folders; a second `task` becomes `task#2`.
+        plot: PNG file for heatmaps over layers and module kinds.
+        watch: Receives progress.
+
+    Raises:
+        AdapterFormatError: an adapter is damaged or holds what is not handled.
+        OutputError: the plot cannot be written.
+        PlanError: no adapter is given, or more than a plot holds.
+    """
+    if not adapters:
+        raise PlanError("at least one adapter is needed to inspect, got none.")
+    if plot is not None:
+        check_plot(Path(plot), count=len(adapters))
+        check_file_not_input(Path(plot), adapters)
+        check_replaceable(Path(plot), "plot")
+    sources = open_adapters(adapters)  # a head in one of them moves the paths of its encoder
+    names = unique_names([source.name for source in sources])
+    paths = list(dict.fromkeys(path for source in sources for path in source.modules))
+    singles: list[dict[str, ModuleNumbers]] = [{} for _ in sources]
+    pairs: dict[tuple[int, int], dict[str, PairNumbers]] = {key: {} for key in combinations(range(len(sources)), 2)}
+    with watch.track("inspect", len(paths)) as advance:
+        for path in paths:
+            loaded = _load(sources, path)
+            for index, (update, own) in loaded.items():
+                singles[index][path] = _single(update, own)
+            for (i, j), numbers in pairs.items():
+                if i in loaded and j in loaded and loaded[i][0].shape == loaded[j][0].shape:
+                    numbers[path] = _pair(loaded[i], loaded[j])
+            advance(1, path)
+    found = tuple(
+        AdapterInspection(
+            name=name,
+            path=str(given),
+            base=source.meta.base,
+            modules=modules,
+            notes=beyond_factors(source.meta),
+        )
+        for name, given, source, modules in zip(names, adapters, sources, singles, strict=True)
+    )
+    result = Inspection(
+        adapters=found,
+        pairs=tuple(
+            PairInspection(a=found[i], b=found[j], modules=numbers, notes=_notes(found[i], found[j], numbers))
+            for (i, j), numbers in pairs.items()
+        ),
+        places=places(paths),
+    )
+    if plot is not None:
+        draw(result, Path(plot))
+    return result
+
+
+def _load(sources: Sequence[AdapterSource], path: str) -> _Loaded:
+    """Read the updates of one module and decompose them, by number of the adapter."""
+    loaded = {}
+    for index, source in enumerate(sources):
+        if path in source.modules:
+            update = source.load(path)
+            try:
+                loaded[index] = update, frame(update)
+            except ValueError as error:
+                raise AdapterFormatError(
+                    f"{source.path}: module '{path}': {error}. Check lora_alpha in its settings."
+                ) from error
+    return loaded
+
+
+def _single(update: LowRank, own: Frame) -> ModuleNumbers:
+    return ModuleNumbers(rank=update.rank, numerical_rank=own.rank, norm=own.norm, stable_rank=own.stable_rank)
+
+
+def _pair(first: tuple[LowRank, Frame], second: tuple[LowRank, Frame]) -> PairNumbers:
+    (update_a, a), (update_b, b) = first, second
+    chance = [chance_overlap(a.rank, b.rank, side) for side in update_a.shape] if a.rank and b.rank else []
+    return PairNumbers(
+        cosine=frame_cosine(a, b),
+        sign_conflict=sign_conflict([update_a, update_b]),
+        overlap_left=overlap(a.left, b.left),
+        overlap_right=overlap(a.right, b.right),
+        overlap_by_chance=sum(chance) / len(chance) if chance else None,
+        share_a_in_b=share_within(a, b),
+        share_b_in_a=share_within(b, a),
+        first_factors=_first_factors(update_a, update_b),
+    )
+
+
+def _first_factors(one: LowRank, other: LowRank) -> float | None:
+    if one.a.shape != other.a.shape or torch.equal(one.a, other.a):  # equal after training: a copy
+        return None
+    return float(torch.nn.functional.cosine_similarity(one.a.double(), other.a.double(), dim=1).mean())
+
+
+def _notes(a: AdapterInspection, b: AdapterInspection, compared: dict[str, PairNumbers]) -> tuple[str, ...]:
+    """Say in words why numbers are missing, or should be read with care."""
+    notes = []
+    both = set(a.modules) & set(b.modules)
+    pair = f"'{a.name}' and '{b.name}'"
+    if not both:
+        notes.append(f"{pair} have no module in common, so there is nothing to compare")
+    elif len(compared) < len(both):
+        notes.append(f"{pair} differ in shape at {len(both) - len(compared)} of {len(both)} shared modules, left out")
+    if both and not all(adapter.norm() > 0 for adapter in (a, b)):
+        zero = [f"'{adapter.name}'" for adapter in (a, b) if not adapter.norm() > 0]
+        notes.append(f"the delta of {' and of '.join(zero)} is zero, so there is no angle")
+    alike = mean(numbers.first_factors for numbers in compared.values())
+    if a.path != b.path and alike is not None and alike > _ALIKE:
+        notes.append(
+            f"{pair} have A factors that are alike row by row (mean cosine {alike:.2f}), as they are where both "
+            "trainings began with the same random A: the overlap on the right, and its mean with that on the left, say "
+            "nothing about what was learned"
+        )
+    if a.base and b.base and a.base != b.base:
+        notes.append(f"{pair} name different base models, '{a.base}' and '{b.base}'")
+    return tuple(notes)

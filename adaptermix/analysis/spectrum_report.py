@@ -1,0 +1,133 @@
+"""What `spectrum` finds, per module; numbers of layers and kinds are made from those of their modules."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.location import Place, kinds_of, layers_of, mean
+
+_FIELDS = ("norm_a", "norm_b", "ratio", "distance", "relative_distance", "difference_norm", "stable_rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    r"""How the singular values of one weight differ between two models.
+
+    Args:
+        norm_a: $\|\sigma_A\|_2$, which is $\|W_A\|_F$.
+        norm_b: $\|\sigma_B\|_2$.
+        distance: $d = \|\sigma_B - \sigma_A\|_2$.
+        difference_norm: $\|W_B - W_A\|_F$, at least d.
+        stable_rank: Squared Frobenius norm over squared largest singular value of $W_B - W_A$; 0 if that is zero.
+    """
+
+    norm_a: float
+    norm_b: float
+    distance: float
+    difference_norm: float
+    stable_rank: float
+
+    def document(self) -> dict[str, Any]:
+        """Return the numbers as plain data; ratios to a zero weight are null."""
+        return {
+            "norm_a": self.norm_a,
+            "norm_b": self.norm_b,
+            "ratio": _ratio(self.norm_b, self.norm_a),
+            "distance": self.distance,
+            "relative_distance": _ratio(self.distance, self.norm_a),
+            "difference_norm": self.difference_norm,
+            "stable_rank": self.stable_rank,
+        }
+
+
+def _ratio(value: float, reference: float) -> float | None:
+    return value / reference if reference > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpectrumReport:
+    """Singular-value scaling from model A, the base, to model B.
+
+    Args:
+        a: The base, as given.
+        b: The other, as given.
+        compared: What stands against what: `checkpoints`, `base and base with adapter`, or `adapters`.
+        modules: Numbers per module path, as A names it.
+        places: Layer and kind of each of these modules.
+        notes: What was left out, and why.
+    """
+
+    a: str
+    b: str
+    compared: str
+    modules: Mapping[str, Scaling]
+    places: Mapping[str, Place]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Modules per layer, in the order of the model."""
+        return layers_of(self.places)
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """Modules per kind."""
+        return kinds_of(self.places)
+
+    def together(self, paths: Iterable[str]) -> dict[str, Any] | None:
+        """Return the numbers of some modules, taken as one long vector of singular values, and their means.
+
+        Without modules there is nothing to say: None.
+        """
+        own = [self.modules[path] for path in paths]
+        if not own:
+            return None
+        norm_a, norm_b = math.hypot(*(m.norm_a for m in own)), math.hypot(*(m.norm_b for m in own))
+        distance = math.hypot(*(m.distance for m in own))
+        return {
+            "modules": len(own),
+            "norm_a": norm_a,
+            "norm_b": norm_b,
+            "ratio": _ratio(norm_b, norm_a),
+            "distance": distance,
+            "relative_distance": _ratio(distance, norm_a),
+            "difference_norm": math.hypot(*(m.difference_norm for m in own)),
+            "mean_ratio": mean(_ratio(m.norm_b, m.norm_a) for m in own),
+            "mean_distance": mean(m.distance for m in own),
+            "mean_relative_distance": mean(_ratio(m.distance, m.norm_a) for m in own),
+        }
+
+    def cell(self, layer: str, kind: str) -> dict[str, Any] | None:
+        """Return the numbers of one cell of the table; None where a layer has no module of that kind."""
+        of_kind = set(self.kinds.get(kind, ()))
+        return self.together(path for path in self.layers.get(layer, ()) if path in of_kind)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of `adaptermix spectrum`."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "compared": self.compared,
+            "modules": {
+                path: {"layer": self.places[path].layer, "kind": self.places[path].kind, **numbers.document()}
+                for path, numbers in self.modules.items()
+            },
+            "layers": {layer: self.together(paths) for layer, paths in self.layers.items()},
+            "kinds": {kind: self.together(paths) for kind, paths in self.kinds.items()},
+            "notes": list(self.notes),
+        }
+
+    def csv(self) -> bytes:
+        """Return a table with one row per module; a ratio to a zero weight is an empty cell."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["module", "layer", "kind", *_FIELDS])
+        for path, numbers in self.modules.items():
+            values = numbers.document()
+            writer.writerow([path, self.places[path].layer, self.places[path].kind, *(values[f] for f in _FIELDS)])
+        return text.getvalue().encode()

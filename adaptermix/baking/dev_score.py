@@ -1,0 +1,75 @@
+"""What a bake does to the dev score of a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..evaluation import evaluate
+from ..merging.merge_adapters import merge
+from ..options import EvaluateSettings
+from ..progress import Watcher
+from ..tasks import get_task, metrics_of
+from ..tasks.heads.from_adapters import template_of
+from ..tasks.splits import DEV, refuse_tested
+from .plan import BakePlan
+
+
+def check_task(plan: BakePlan, watch: Watcher) -> None:
+    """Refuse a task or dev data that will not do, before anything slow is done.
+
+    Args:
+        plan: The bake.
+        watch: Receives what cannot be read of the record of test data.
+
+    Raises:
+        AdapterMixError: there is no such task, or the data do not do or are test data.
+    """
+    settings = plan.settings
+    task = get_task(settings.task or "")
+    rows, files = task.read(settings.dev, rows=settings.rows)
+    metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
+    refuse_tested({DEV: files}, allowed=settings.allow_tested, watch=watch)
+
+
+def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> dict[str, float]:
+    """Return the dev scores (means over languages) of the unmerged adapters and of the result.
+
+    Args:
+        plan: The bake.
+        baked: Folder of the result.
+        beside: Folder of a LoRA that stays beside it, if one does.
+        watch: Receives progress.
+
+    Raises:
+        AdapterMixError: the task, its data or the models do not do.
+    """
+    settings = plan.settings
+    task = get_task(settings.task or "")
+    common: dict[str, Any] = {
+        "task": task.name,
+        "data": settings.dev,
+        "rows": settings.rows,
+        "metric": settings.metric,
+        "scorer": settings.scorer,
+        "split": None if settings.allow_tested else "dev",
+        "max_new_tokens": settings.max_new_tokens,
+        "device": settings.device,
+        "seed": settings.seed,
+        "template": template_of(task, plan.merge.sources, None),
+    }
+    with TemporaryDirectory(prefix="adaptermix-") as folder:
+        adapter = settings.adapter[0]
+        if len(settings.adapter) > 1:
+            adapter = str(Path(folder) / "sum")
+            weights = [1.0] * len(settings.adapter)
+            merge(settings.adapter, weights=weights, base=settings.base, out=adapter, allow_base_mismatch=True)
+        quantize = "none" if plan.is_quantized_base or plan.strategy == "merge-16" else settings.quantize
+        dtype = "auto" if quantize == "none" else plan.pass_dtype()
+        unmerged = EvaluateSettings(base=settings.base, adapter=adapter, quantize=quantize, dtype=dtype, **common)
+        result = EvaluateSettings(base=str(baked), adapter=None if beside is None else str(beside), **common)
+        return {
+            "unmerged": evaluate(unmerged, watch=watch).overall.value,
+            "baked": evaluate(result, watch=watch).overall.value,
+        }

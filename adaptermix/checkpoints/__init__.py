@@ -1,0 +1,1 @@
+"""Full checkpoints: read as pairs, written with deltas added, and quantised weights."""

@@ -1,0 +1,138 @@
+"""What is read of full checkpoints: pairs of tensors as differences, their config, and what manifests record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..io.checkpoint_files import Checkpoint, open_checkpoint, resolve_checkpoint
+from ..io.files import sha256
+from ..io.fingerprints import fingerprint
+from ..models.pretrained import split_revision
+from ..progress import SILENT, Watcher
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""Dtypes, in safetensors' words, of tensors that can be added to."""
+_HEADS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "Model": "FEATURE_EXTRACTION",
+}
+
+
+def open_model(reference: str | Path) -> Checkpoint:
+    """Open a model folder or a Hub id with @REVISION; headers only.
+
+    Raises:
+        ModelError: no such model, or a damaged one.
+    """
+    return open_checkpoint(resolve_checkpoint(str(reference)))
+
+
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the content of `config.json`; empty where there is none that can be read."""
+    try:
+        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def task_type(config: dict[str, Any]) -> str | None:
+    """Return PEFT's task type for the architecture that a config names, if it names one."""
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    found = next((kind for ending, kind in _HEADS.items() if name.endswith(ending)), None)
+    # Decoders with an image tower are named "for conditional generation" too.
+    return "CAUSAL_LM" if found == "SEQ_2_SEQ_LM" and not config.get("is_encoder_decoder") else found
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic: float32, or float64 where a tensor is of it or is of whole numbers."""
+    exact = any(tensor.dtype == torch.float64 or not tensor.is_floating_point() for tensor in tensors)
+    return torch.float64 if exact else torch.float32
+
+
+def difference(base: Tensor, tuned: Tensor) -> Tensor | None:
+    r"""Return $W - W_0$ in float32, in float64 where a file is; None where the two are equal.
+
+    Args:
+        base: Tensor of the base model.
+        tuned: The same tensor of the other model.
+
+    Shapes: both alike, and so is the result.
+    """
+    dtype = wide(base, tuned)
+    found = torch.sub(tuned.to(dtype), base.to(dtype))
+    return found if bool(found.any()) else None
+
+
+def check_shapes(base: Checkpoint, other: Checkpoint, keys: Sequence[tuple[str, str]]) -> None:
+    """Refuse tensors of other shapes, from the headers alone.
+
+    Args:
+        base: The base model.
+        other: The other model.
+        keys: Names in the base and in the other.
+
+    Raises:
+        ModelError: two shapes differ, or just one of two tensors is of a float dtype.
+    """
+    for ours, theirs in keys:
+        one, two = base.tensors[ours], other.tensors[theirs]
+        if one.shape != two.shape:
+            raise ModelError(
+                f"'{ours}' must have one shape in both models, found {list(one.shape)} in {base.path} and "
+                f"{list(two.shape)} in {other.path}. The model was not tuned from this base, or its vocabulary grew."
+            )
+        if (one.dtype in FLOATS) != (two.dtype in FLOATS):
+            raise ModelError(
+                f"'{ours}' must be of a float dtype in both models or in none, found {one.dtype} in {base.path} and "
+                f"{two.dtype} in {other.path}. Give the models in whole precision."
+            )
+
+
+def base_entry(reference: str | Path, base: Checkpoint) -> dict[str, Any]:
+    """Return the base model's entry of a manifest."""
+    name, revision = split_revision(str(reference))
+    return {
+        "id": name,
+        "revision": revision,
+        "fingerprint": fingerprint(base.path),
+        "class": "encoder" if task_type(config_of(base)) == "FEATURE_EXTRACTION" else "causal",
+    }
+
+
+def input_entry(
+    reference: str | Path, checkpoint: Checkpoint, weight: float, *, watch: Watcher = SILENT
+) -> dict[str, Any]:
+    """Return what a manifest records of a checkpoint that went in: the hash of each weight file, and one of these."""
+    name, revision = split_revision(str(reference))
+    files = {}
+    with watch.track("hash", len(checkpoint.files())) as advance:
+        for file in checkpoint.files():
+            files[file] = sha256(checkpoint.path / file)
+            advance(1, file)
+    together = "".join(f"{file}:{digest}\n" for file, digest in files.items())
+    return {
+        "name": checkpoint.name,
+        "path": name,
+        "revision": revision,
+        "kind": "checkpoint",
+        "weight": weight,
+        "weights_sha256": next(iter(files.values()))
+        if len(files) == 1
+        else hashlib.sha256(together.encode()).hexdigest(),
+        "files": files,
+    }

@@ -1,0 +1,280 @@
+"""A full checkpoint written as a stream: base tensors with deltas added, rounded once, in shards that fit a size."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra import LowRank
+from ..errors import ModelError, PlanError
+from ..io.checkpoint_files import INDEX, SINGLE, Checkpoint
+from ..io.disk import check_space
+from ..io.safetensors_writer import DTYPE_NAMES, Headers, file_order, tensor_file
+from ..io.threads import torch_threads
+from ..progress import SILENT, Advance, Watcher
+from .adding import Crew, write_sum
+from .reading import FLOATS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Storage dtypes by name."""
+Delta = Callable[[], Tensor | LowRank | None]
+"""Makes what is added to one tensor, as a matrix or as factors; None leaves it as it is."""
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_STORED = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_COMPANIONS = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe"}
+_TEMPLATES = "additional_chat_templates"
+_NOT_COPIED = {"adapter_config.json", "adaptermix.json", "requirements.txt", "trainer_state.json"}
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+
+
+def parse_size(size: int | str) -> int:
+    """Return a number of bytes; "5GB" is 5 * 10^9 and "5GiB" is 5 * 2^30, as transformers reads them.
+
+    Raises:
+        PlanError: it is no size.
+
+    Example:
+        >>> parse_size("5GB"), parse_size("1KiB"), parse_size(7)
+        (5000000000, 1024, 7)
+    """
+    found = re.fullmatch(r"(\d+)\s*([KMG]?I?)B?", str(size).strip().upper())
+    if found is None or found[2] not in _UNITS or int(found[1]) < 1:
+        raise PlanError(f"a shard size must be a number of bytes such as 5GB or 500MiB, got {size!r}.")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One file of a checkpoint, planned.
+
+    Args:
+        file: Its name.
+        headers: Dtype and shape per tensor.
+    """
+
+    file: str
+    headers: Headers
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key that puts block 10 after block 9."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+
+
+def _bytes(header: tuple[torch.dtype, tuple[int, ...]]) -> int:
+    return header[0].itemsize * math.prod(header[1])
+
+
+def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int | str) -> list[Shard]:
+    """Decide which tensor goes into which file, from the headers of the base alone.
+
+    Args:
+        base: The base model.
+        dtype: Storage dtype of float tensors; None keeps that of each.
+        shard_size: Size that no file exceeds, unless a single tensor does.
+
+    Raises:
+        ModelError: a tensor is empty, or of a dtype that cannot be stored.
+        PlanError: the size is none.
+    """
+    limit = parse_size(shard_size)
+    groups: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
+    filled = 0
+    for name in sorted(base.tensors, key=_natural):
+        header = base.tensors[name]
+        if header.dtype not in _STORED or 0 in header.shape:
+            raise ModelError(
+                f"{base.path}: '{name}' must be of one of the dtypes {', '.join(_STORED)} and not be empty, found "
+                f"{header.dtype} {list(header.shape)}. Give the model in whole precision."
+            )
+        stored = dtype if dtype is not None and header.dtype in FLOATS else _STORED[header.dtype]
+        entry = (stored, header.shape)
+        if groups[-1] and filled + _bytes(entry) > limit:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = entry
+        filled += _bytes(entry)
+    return named_shards(groups)
+
+
+def named_shards(groups: Sequence[Headers]) -> list[Shard]:
+    """Return the files of a checkpoint with their names: one, or numbered ones.
+
+    Args:
+        groups: Headers of the tensors of each file.
+    """
+    if len(groups) == 1:
+        return [Shard(file=SINGLE, headers=groups[0])]
+    stem, ending = SINGLE.split(".", 1)
+    return [
+        Shard(file=f"{stem}-{number:05d}-of-{len(groups):05d}.{ending}", headers=group)
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+def _check_deltas(base: Checkpoint, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in base.tensors:
+            raise ModelError(f"the base model {base.path} must hold '{name}', which a delta is for, and does not.")
+        if base.tensors[name].dtype not in FLOATS:
+            raise ModelError(
+                f"{base.path}: '{name}' must be of a float dtype to be added to, found {base.tensors[name].dtype}. "
+                "Give the base model in whole precision."
+            )
+
+
+def _write_shard(
+    path: Path, base: Checkpoint, shard: Shard, deltas: Mapping[str, Delta], advance: Advance, *, threads: int | None
+) -> None:
+    with tensor_file(path, shard.headers, {"format": "pt"}) as file, Crew() as crew, torch_threads(threads):
+        for name in file_order(shard.headers):
+            stored, shape = shard.headers[name]
+            delta = deltas[name]() if name in deltas else None
+            if delta is not None and tuple(delta.shape) != tuple(shape):
+                raise ModelError(
+                    f"the delta of '{name}' must have the shape of the base's tensor, {list(shape)}, got "
+                    f"{list(delta.shape)}. Give the base model that it belongs to."
+                )
+            write_sum(crew, partial(file.write, name), base.load(name), delta, stored=stored, name=name)
+            del delta
+            advance(1, name)
+        crew.finish()
+
+
+def write_checkpoint(
+    base: Checkpoint,
+    out_folder: Path,
+    delta_of: Mapping[str, Delta],
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: int | str = "5GB",
+    maker_threads: int | None = None,
+    watch: Watcher = SILENT,
+) -> None:
+    r"""Write $W_0 + \Delta$ as a full checkpoint beside the base's config, tokenizer and licence files.
+
+    Shards are planned from headers; then one tensor at a time is read, added to in float32 (float64 where a tensor is
+    of it), rounded once and written. Tensors without a delta are copied bit for bit.
+
+    Args:
+        base: The base model.
+        out_folder: An existing folder.
+        delta_of: Per tensor name what makes its delta; called once, in the order of the files.
+        dtype: Storage dtype of float tensors; None keeps that of each.
+        shard_size: Size that no file exceeds, unless a single tensor does; one file where everything fits.
+        maker_threads: Threads that make a delta, while others add the one before; default as many as torch has.
+        watch: Receives progress.
+
+    Shapes: each delta has the shape of its tensor.
+
+    Raises:
+        ModelError: a delta fits no tensor of the base, a tensor cannot be stored, or a link leads out of the base.
+        OutputError: a sum overflows the storage dtype, or the disk has no room for the result.
+        PlanError: the shard size is none.
+    """
+    _check_deltas(base, list(delta_of))
+    companions(base.path)
+    shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
+    check_space(out_folder, sum(kind.itemsize * math.prod(shape) for s in shards for kind, shape in s.headers.values()))
+    with watch.track("write", len(base.tensors)) as advance:
+        for shard in shards:
+            _write_shard(out_folder / shard.file, base, shard, delta_of, advance, threads=maker_threads)
+    write_index(out_folder, shards)
+    copy_companions(base, out_folder, dtype=dtype)
+
+
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+    """Write which file holds which tensor, if there are several files."""
+    if len(shards) == 1:
+        return
+    headers = [header for shard in shards for header in shard.headers.values()]
+    where = {name: shard.file for shard in shards for name in shard.headers}
+    metadata = {
+        "total_parameters": sum(math.prod(shape) for _, shape in headers),
+        "total_size": sum(_bytes(header) for header in headers),
+    }
+    index = json.dumps({"metadata": metadata, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n"
+    (folder / INDEX).write_bytes(index.encode())
+
+
+def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Copy the base's config, tokenizer, generation, code and licence files.
+
+    Args:
+        base: The base model.
+        folder: Where to.
+        dtype: Storage dtype to name in the config; None leaves the config as it is.
+    """
+    for path in companions(base.path):
+        target = folder / path.relative_to(base.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    config = folder / "config.json"
+    if dtype is not None and config.is_file():
+        _name_dtype(config, str(dtype).removeprefix("torch."))
+    if base.aliases and config.is_file():
+        _untie(config)
+
+
+def companions(base: Path) -> list[Path]:
+    """Return the files of a model folder that are copied beside its weights.
+
+    Links may lead to files of the folder itself or, in the Hub's cache, of the same repository. Others could lead to
+    anything, which would be published with the result.
+
+    Raises:
+        ModelError: a link leads elsewhere.
+    """
+    parts = _parts_of(base)
+    found: list[Path] = []
+    for path in sorted(base.iterdir()):
+        if path.is_dir() and (path.name == _TEMPLATES or path.name in parts):
+            found += sorted(inner for inner in path.rglob("*") if inner.is_file())
+        elif path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
+            found += [path] if path.suffix in _COMPANIONS or path.name.upper().startswith(_LEGAL) else []
+    roots = [base.resolve()]
+    if roots[0].parent.name == "snapshots":
+        roots.append((roots[0].parents[1] / "blobs").resolve())
+    for path in found:
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise ModelError(
+                f"the files of the base model {base} that are copied must lie in its folder, and '"
+                f"{path.relative_to(base)}' is a link to a place outside of it. Put a copy of the file there, or "
+                "remove the link."
+            )
+    return found
+
+
+def _parts_of(folder: Path) -> set[str]:
+    """Return the folders that sentence-transformers keeps what comes behind a model in, such as its pooling."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return {str(module["path"]) for module in modules if module["path"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+
+
+def _untie(path: Path) -> None:
+    """Let a config say that the output head has a weight of its own."""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    parts = [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]
+    for part in parts:
+        part["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_dtype(path: Path, name: str) -> None:
+    """Let a config name the storage dtype, since that is what transformers loads a model in."""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    path.write_text(json.dumps(config | dict.fromkeys(keys, name), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Commands: from settings to calls, and recipes that chain them."""

@@ -1,0 +1,335 @@
+"""Recipes: a chain of commands from YAML, checked whole before the first step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError, OutputError, UsageError, did_you_mean
+from ..io.files import real_path
+from ..io.launcher import process_count
+from ..io.limited_yaml import Filling, read_yaml, shown
+from ..options import (
+    AlignSettings,
+    BakeSettings,
+    CompareSettings,
+    DemoInputsSettings,
+    EvaluateSettings,
+    ExtractSettings,
+    FusionSettings,
+    InspectSettings,
+    JointSettings,
+    MergeSettings,
+    PushSettings,
+    RetrieveSettings,
+    SearchSettings,
+    Settings,
+    SpectrumSettings,
+    StatisticsSettings,
+    TaskSettings,
+)
+from ..options.roles import SCORED, TEST, used_for
+from ..progress import SILENT, Watcher
+from ..tasks import get_task
+from ..tasks.base import require_comparable
+from ..tasks.data import DataFile
+from ..tasks.splits import fault_of_tested, overlaps_of, read_record
+from .step_data import TestFile, data_files
+from .step_record import check_same, recorded
+
+STEPS: dict[str, type[Settings]] = {
+    "train-align": AlignSettings,
+    "train-task": TaskSettings,
+    "train-fusion": FusionSettings,
+    "train-joint": JointSettings,
+    "merge": MergeSettings,
+    "extract": ExtractSettings,
+    "bake": BakeSettings,
+    "search": SearchSettings,
+    "evaluate": EvaluateSettings,
+    "compare": CompareSettings,
+    "retrieve": RetrieveSettings,
+    "inspect": InspectSettings,
+    "spectrum": SpectrumSettings,
+    "statistics": StatisticsSettings,
+    "push": PushSettings,
+    "demo-inputs": DemoInputsSettings,
+}
+_TOP = ("version", "variables", "steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One checked step.
+
+    Args:
+        command: Name of the command.
+        settings: Its settings.
+    """
+
+    command: str
+    settings: Settings
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    return did_you_mean(name, known) or f" Known: {', '.join(known) or 'none'}."
+
+
+def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[str]) -> Step | None:
+    """Check one entry of `steps`; faults are collected, not raised."""
+    place = f"step {number}"
+    if not isinstance(entry, dict) or len(entry) != 1:
+        faults.append(f"{place} must be one command with its settings, such as 'merge: {{...}}', found {shown(entry)}.")
+        return None
+    command, given = next(iter(entry.items()))
+    if command not in STEPS:
+        faults.append(f"{place}: unknown command {shown(command)}.{_near(str(command), list(STEPS))}")
+        return None
+    if not isinstance(given, dict):
+        faults.append(f"{place} ({command}): settings must be a mapping, found {shown(given)}.")
+        return None
+    schema = STEPS[command]
+    given = {str(key): value for key, value in given.items()}
+    own = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith(f"{command}.")}
+    try:
+        settings = schema(**(given | own))
+        _check_task(settings)
+        return Step(command=command, settings=settings)
+    except UsageError as error:
+        faults.append(f"{place} ({command}): {error}")
+        return None
+    except ValidationError as error:
+        for fault in error.errors():
+            path = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "extra_forbidden":
+                message = f"unknown key {path!r}.{_near(path, list(schema.model_fields))}"
+            else:
+                message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {shown(fault['input'])}."
+            faults.append(f"{place} ({command}): {message}")
+        return None
+
+
+def _check_task(settings: Settings) -> None:
+    """Refuse a task whose answers the objective of the step cannot compare: the steps before it may take hours.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if getattr(settings, "objective", None) == "agreement":
+        require_comparable(get_task(str(getattr(settings, "task", None))))
+
+
+def variables_of(path: Path) -> Mapping[str, Any]:
+    """Return the variables of a recipe as they stand there; none where `load_recipe` will find fault with it."""
+    try:
+        document = read_yaml(path)
+    except ConfigError:
+        return {"out": None}
+    found = document.get("variables") if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Step]:
+    """Read and check a recipe.
+
+    Args:
+        path: The YAML file: `version: 1`, optional `variables`, and `steps`, each one command with its settings.
+        overrides: Values of variables by name, or of settings as `command.setting`.
+
+    Raises:
+        ConfigError: the file is missing or malformed; all faults are listed at once. Or it uses test data for
+            something else, see `check_splits`.
+    """
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.")
+    faults = [f"unknown key {shown(key)}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
+    if document.get("version") != 1:
+        faults.append(f"version must be 1, found {shown(document.get('version'))}.")
+    steps = document.get("steps")
+    if not isinstance(steps, list) or not steps:
+        faults.append("steps must be a list of at least one command.")
+        steps = []
+    variables = document.get("variables") or {}
+    if not isinstance(variables, dict):
+        faults.append(f"variables must be a mapping, found {shown(variables)}.")
+        variables = {}
+    variables = {str(name): value for name, value in variables.items()}
+    overrides = dict(overrides or {})
+    faults += _check_overrides(overrides, variables, steps)
+    variables |= {key: value for key, value in overrides.items() if "." not in key}
+    # a variable may hold others, which hold none
+    fill = Filling(variables, faults)
+    variables = {name: fill(value) for name, value in variables.items()}
+    fill = Filling(variables, faults)
+    checked = [_step(number, fill(entry), overrides, faults) for number, entry in enumerate(steps, start=1)]
+    if faults:
+        raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)))
+    found = [step for step in checked if step is not None]
+    check_splits(path, found)
+    return found
+
+
+def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any], steps: Sequence[Any]) -> list[str]:
+    """Every override must meet a variable or a step's setting."""
+    commands = {str(command) for entry in steps if isinstance(entry, dict) for command in entry}
+    faults = []
+    for key in overrides:
+        command, dot, _ = key.partition(".")
+        known = sorted(commands) if dot else sorted(variables)
+        if command not in known:
+            faults.append(f"override {key!r} meets no {'step' if dot else 'variable'}.{_near(command, known)}")
+    return faults
+
+
+def check_splits(path: Path, steps: Sequence[Step]) -> None:
+    """Refuse to choose or train on what is test data of another step, or was evaluated as test data before.
+
+    Rows are recognised by their texts, see `adaptermix.tasks.splits`; in files that a step is yet to
+    make, and in those of the Hub, by the file's name and their numbers.
+
+    Args:
+        path: The recipe.
+        steps: Its steps.
+
+    Raises:
+        ConfigError: a step uses rows so; those that were evaluated before are allowed where `allow_tested` is set.
+    """
+    known = read_record().entries
+    if not known and all(use != TEST for step in steps for use in used_for(step.settings)):
+        return
+    used: dict[tuple[int, str], list[DataFile]] = {}
+    for number, step in enumerate(steps, start=1):
+        for use, file in data_files(step.settings):
+            used.setdefault((number, use), []).append(file)
+    tests = [TestFile(step=number, file=file) for (number, use), files in used.items() for file in files if use == TEST]
+    for (number, use), files in used.items():
+        if use in (TEST, SCORED):
+            continue
+        step = steps[number - 1]
+        allowed = getattr(step.settings, "allow_tested", None)
+        if own := next((found for found in overlaps_of(files, tests) if found.rows.matters), None):
+            fault = f"{use} must not be test data, and {own} {own.verb_now} test data of step {own.first.step}"
+            way_out = f", or drop split: test in step {own.first.step}"
+        elif not allowed and (
+            before := next((found for found in overlaps_of(files, known) if found.rows.matters), None)
+        ):
+            fault = fault_of_tested(use, before)
+            way_out = "" if allowed is None else ", or set allow_tested: true there"
+        else:
+            continue
+        raise ConfigError(f"{path}: step {number} ({step.command}): {fault}. Give other data or other rows{way_out}.")
+
+
+def _written(step: Step) -> Path | None:
+    """Return what a step leaves behind, if there is one thing."""
+    named = getattr(step.settings, "out", None) or getattr(step.settings, "predictions", None)
+    return Path(named) if named and not getattr(step.settings, "dry_run", False) else None
+
+
+def _read(step: Step) -> list[Path]:
+    """Return the adapters that a step reads."""
+    values = [
+        getattr(step.settings, name, None) for name in ("adapter", "adapters", "on_top_of", "start_from", "against")
+    ]
+    return [Path(path) for value in values if value for path in ([value] if isinstance(value, str) else value)]
+
+
+def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> None:
+    """Refuse what would fail only when its turn comes.
+
+    Args:
+        path: The recipe.
+        steps: Its steps.
+        resume: Whether what is there already is taken as it is.
+
+    Raises:
+        ConfigError: two steps write the same, or a step reads an adapter that lies beside outputs and that none makes.
+        OutputError: an output is there already.
+    """
+    made: list[Path] = []
+    beside = {out.parent for step in steps if (out := _written(step))}
+    for number, step in enumerate(steps, start=1):
+        for adapter in _read(step):
+            is_made = real_path(adapter) in map(real_path, made)
+            if not is_made and adapter.parent in beside and not adapter.exists():
+                near = did_you_mean(str(adapter), list(map(str, made)))
+                raise ConfigError(
+                    f"{path}: step {number} ({step.command}) reads {adapter}, which is not there, and no step before "
+                    f"it makes it.{near}"
+                )
+        out = _written(step)
+        if out is None:
+            continue
+        if real_path(out) in map(real_path, made):
+            raise ConfigError(f"{path}: step {number} ({step.command}) writes {out}, and so does a step before it.")
+        made.append(out)
+        if out.exists() and not resume and not getattr(step.settings, "overwrite", False):
+            raise OutputError(
+                f"{path}: step {number} ({step.command}) writes {out}, and it exists. Pass --resume to take what is "
+                "there and go on, or give another folder."
+            )
+
+
+Runner = Callable[[Step], dict[str, Any]]
+
+
+def run_recipe(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    run: Runner | None = None,
+    watch: Watcher = SILENT,
+) -> list[dict[str, Any]]:
+    """Run a recipe and return the JSON document of each step.
+
+    Args:
+        path: The YAML file.
+        overrides: Values of variables, or of settings as `command.setting`.
+        resume: Take outputs that are there already, if they were made with the same settings and from the same files,
+            and let training go on where it was interrupted. The document of a step that was passed over says `skipped`.
+        run: What runs a step; default the library's own calls.
+        watch: Is told of steps that are passed over.
+
+    Raises:
+        ConfigError: the recipe has faults; nothing was run.
+        OutputError: an output is there already, and nothing was run; or one was made with other settings or files.
+        AdapterMixError: a step failed; those before it are done.
+    """
+    steps = load_recipe(Path(path), overrides)
+    check_places(Path(path), steps, resume=resume)
+    others = sorted({step.command for step in steps if not step.command.startswith("train-")})
+    if process_count() > 1 and others:
+        raise ConfigError(
+            f"several processes can train, and {path} has {', '.join(others)}: run it without a launcher."
+        )
+    documents = []
+    for step in steps:
+        out = _written(step)
+        if resume and out and out.exists() and check_same(step.command, step.settings, out):
+            watch.note(f"{step.command}: {out} is there and is taken")
+            documents.append({"command": step.command, "out": str(out), "skipped": True})
+        else:
+            with recorded(step.command, step.settings, out) if out else nullcontext():
+                documents.append({"command": step.command, **(run or run_step)(going_on(step) if resume else step)})
+    return documents
+
+
+def going_on(step: Step) -> Step:
+    """Let training go on where an interrupted one stopped, and answers replace those of an evaluation that was cut."""
+    fields = type(step.settings).model_fields
+    more = {"resume": True} if "resume" in fields else {"overwrite": True} if "predictions" in fields else {}
+    return Step(command=step.command, settings=step.settings.model_copy(update=more))
+
+
+def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
+    """Run one step and return its JSON document."""
+    from .table import run_settings
+
+    return run_settings(step.settings, watch=watch)

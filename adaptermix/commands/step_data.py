@@ -1,0 +1,131 @@
+"""The data files of a step of a recipe, by what its options read them for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterMixError, DataError
+from ..options import Settings
+from ..options.roles import Form, reads_of
+from ..provenance.row_hashes import RowHashes
+from ..tasks.data import DataFile, find_files, read_pairs
+from ..tasks.data.files import UsedRows
+from ..tasks.data.parallel import read_parallel
+
+
+class NamedFile(DataFile):
+    """A file that is known by its name only: a step is yet to make it, or it is on the Hub."""
+
+    def hashes(self) -> dict[str, str]:
+        """Return the name in place of the hashes."""
+        return {"text": str(self.path)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestFile:
+    """A file that a step evaluates as test data; see `adaptermix.tasks.splits.Known`.
+
+    Args:
+        step: Number of the step.
+        file: The file.
+    """
+
+    __test__ = False  # pytest
+
+    step: int
+    file: DataFile
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.file.path.name
+
+    @property
+    def file_hashes(self) -> set[str]:
+        """Hashes of the file as a whole."""
+        return set(self.file.hashes().values())
+
+    @property
+    def picked(self) -> str | None:
+        """The rows that are used, as `START:STOP[:STEP]`; None for all."""
+        return self.file.used.picked if self.file.used else None
+
+    @property
+    def hashes(self) -> RowHashes | None:
+        """The rows; None where they cannot be read yet."""
+        return self.file.row_hashes()
+
+
+def data_files(settings: Settings) -> list[tuple[str, DataFile]]:
+    """Return the data files of a step, each with what it is used for, and with the rows of it that are used.
+
+    Files that cannot be read have no rows; the step itself will say why.
+    """
+    found = []
+    for name, mark in reads_of(settings).items():
+        arguments: Sequence[str] = getattr(settings, name)
+        rows = getattr(settings, mark.rows) if mark.rows else None
+        there = []
+        for argument in arguments:
+            files = _named(argument, rows)
+            found += [(mark.use, file) for file in files]
+            there += [] if files else [argument]
+        found += [(mark.use, file) for file in _read(mark.form, getattr(settings, "task", None), there, rows)]
+    return found
+
+
+def _named(argument: str, rows: str | None) -> list[DataFile]:
+    """Return what an argument names, if it is not on this machine."""
+    try:
+        files = find_files([argument])
+    except DataError:
+        files = [DataFile(path=Path(argument.rpartition("=")[2]), languages=())]
+    else:
+        if all(type(file) is DataFile for file in files):
+            return []
+    return [NamedFile(path=file.path, languages=(), used=UsedRows(tuple, rows)) for file in files]
+
+
+def _read(form: Form, task: str | None, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+    if not arguments:
+        return ()
+    files = find_files(arguments)
+    marks = tuple((file.path.absolute(), file.path.stat().st_size, file.path.stat().st_mtime_ns) for file in files)
+    try:
+        return _read_once(form, task, tuple(arguments), rows, marks)
+    except AdapterMixError:
+        return files
+
+
+@lru_cache(maxsize=64)
+def _read_once(
+    form: Form, task: str | None, arguments: tuple[str, ...], rows: str | None, _marks: object
+) -> Sequence[DataFile]:
+    """Read files; the candidates of a search over settings have them in common."""
+    return _READERS[form](task, arguments, rows)
+
+
+def _of_task(task: str | None, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+    if task is None:  # of `statistics`, whose data are then texts
+        return _texts(task, arguments, rows)
+    from ..tasks import get_task
+
+    return get_task(str(task)).read(arguments, rows=rows)[1]
+
+
+def _texts(_task: str | None, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
+    from ..baking.activations import texts_of
+
+    return texts_of(arguments, rows=rows)[1]
+
+
+_READERS: Mapping[Form, Callable[[Any, Sequence[str], str | None], Sequence[DataFile]]] = {
+    "task": _of_task,
+    "pairs": lambda _task, arguments, rows: read_pairs(arguments, rows=rows)[1],
+    "parallel": lambda _task, arguments, rows: read_parallel(arguments, rows=rows).files,
+    "texts": _texts,
+}

@@ -1,0 +1,147 @@
+"""The record beside the output of a recipe's step: what decided the output, so that --resume takes no other one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from ..io.files import RECORDED, beside, listed_files, real_path, write_whole
+from ..io.launcher import is_main_process
+from ..models.base import fingerprint_of
+from ..options import READ, WRITTEN, Settings
+from ..options.paths import digest, paths_of
+
+_CIRCUMSTANCES = {
+    *("overwrite", "resume", "dry_run", "device", "checkpoint_every", "shard_base", "workers", "allow_tested"),
+    *("storage", "study"),
+}
+"""Settings that do not change the result."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def read_files(settings: Settings, only: set[str] | None = None) -> dict[str, list[list[str | None]]]:
+    """Return name and content hash of everything that a command reads, by setting.
+
+    A path counts by its last part, which results can name, and by its content; a model of the Hub by what is in the
+    cache.
+
+    Args:
+        settings: The command's settings.
+        only: Settings to look at; default all.
+    """
+    found: dict[str, list[list[str | None]]] = {}
+    for name in sorted(READ & set(type(settings).model_fields)):
+        value: Any = getattr(settings, name)
+        if value is None or (only is not None and name not in only):
+            continue
+        given = value if isinstance(value, list) else [value]
+        found[name] = [entry for argument in given for entry in _read(str(argument))]
+    return found
+
+
+def _read(argument: str) -> list[list[str | None]]:
+    paths = paths_of(argument)
+    if not paths:
+        return [[argument, fingerprint_of_id(argument)]]
+    prefix = argument.partition("=")[0] if "=" in argument and not os.path.exists(argument) else ""
+    return [[f"{prefix}={path.name}" if prefix else path.name, digest(path)] for path in paths]
+
+
+def fingerprint_of_id(argument: str) -> str | None:
+    """Return a hash of the weights in the cache, if an argument is the id of a model of the Hub that is there."""
+    return fingerprint_of(argument) if _HUB_ID.fullmatch(argument) else None
+
+
+def _identity(command: str, settings: Settings) -> dict[str, Any]:
+    own = settings.model_dump(mode="json", exclude=READ | WRITTEN | _CIRCUMSTANCES)
+    return {"command": command, "settings": own, "files": read_files(settings)}
+
+
+def _state(out: Path) -> str | None:
+    """Return a hash of an output; of a folder without a list of its files None, since others may write there."""
+    if out.is_file() or (out.is_dir() and listed_files(out) is not None):
+        return digest(out)
+    return None
+
+
+def _path(out: Path) -> Path:
+    return beside(real_path(out), "step")
+
+
+@contextmanager
+def recorded(command: str, settings: Settings, out: Path) -> Iterator[None]:
+    """Keep a record of a step while it runs, and after it, if there is an output then."""
+    if not is_main_process():
+        yield
+        return
+    path = _path(out)
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    identity = _identity(command, settings)
+    _write(path, {**identity, "done": False, "replaces": out.exists(), "output": _state(out)})
+    token = RECORDED.set(real_path(out))
+    try:
+        yield
+        _write(path, {**identity, "done": True, "output": _state(out)})
+    finally:
+        RECORDED.reset(token)
+        if not out.exists():
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                for parent in made:
+                    parent.rmdir()
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    write_whole(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+
+
+def check_same(command: str, settings: Settings, out: Path) -> bool:
+    """Return whether an output that exists is the one that the step would make; False if it is what it replaces.
+
+    Raises:
+        OutputError: it was made with other settings, from other files, or by something else.
+    """
+    try:
+        if not _path(out).is_file():  # a named pipe would be waited for
+            raise FileNotFoundError(_path(out))
+        record = json.loads(_path(out).read_text(encoding="utf-8"))
+        made = {"command": record["command"], "settings": dict(record["settings"]), "files": dict(record["files"])}
+        differs = _differences(made, command, settings)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise OutputError(
+            f"--resume takes only outputs that this recipe made, and nothing beside {out} says so. Remove it, or give "
+            "another folder."
+        ) from error
+    if differs:
+        raise OutputError(
+            f"{out} must have the settings of its step to be taken by --resume, and was made with others "
+            f"({', '.join(differs[:3])}). Remove it, or give another folder."
+        )
+    now, output = _state(out), record.get("output")
+    if not record.get("done"):  # the run ended in this step: before the output was in its place, or just after it
+        return not record.get("replaces") or (output is not None and output != now)
+    if output is not None and output != now:
+        raise OutputError(
+            f"{out} must be as its step left it to be taken by --resume, and was changed since. Remove it, or give "
+            "another folder."
+        )
+    return True
+
+
+def _differences(record: Mapping[str, Any], command: str, settings: Settings) -> list[str]:
+    """Return what is no longer as a record says."""
+    now = json.loads(json.dumps(_identity(command, settings)))
+    if record["command"] != now["command"]:
+        return [f"command {record['command']}, now {now['command']}"]
+    before, own = record["settings"], now["settings"]
+    names = [name for name in sorted({*before, *own}) if before.get(name) != own.get(name)]
+    changed = [f"{name} {before.get(name)!r}, now {own.get(name)!r}" for name in names]
+    files, read = record["files"], now["files"]
+    return changed + [f"{name}: other files" for name in sorted({*files, *read}) if files.get(name) != read.get(name)]

@@ -1,0 +1,329 @@
+"""Many systems side by side, each with one run per seed, from the answers that `evaluate --predictions` wrote."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, OutputError, PlanError, UsageError
+from ..io.files import write_whole
+from ..options import CompareSettings
+from ..options.paths import holds_output
+from ..progress import SILENT, Watcher
+from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
+from ..tasks.base import remarks
+from ..tasks.data.files import canonical_language
+from ..tasks.tagged import from_entry
+from .compare_tables import column_of, read_columns, side_by_side
+from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows
+from .significance import Draws, p_values
+from .system_scores import Scored, group_means, over_runs, shares_of_gap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """Scores of one system.
+
+    Args:
+        name: Its name.
+        runs: The mean over languages of each of its runs.
+        languages: Score per language, the mean over runs.
+        groups: Mean over the languages of each role, the mean over runs: supervised, aligned, transfer, all.
+        above: By how much the groups exceed those of the baseline.
+        above_languages: The same for each language.
+        p_values: Of the gains of the mean over all languages (`all`) and of each language, corrected by Holm: `all` for
+            the number of systems, languages for the number of systems times languages.
+        gap_closed: `above` as a share of what the ceiling gains over the baseline.
+    """
+
+    name: str
+    runs: Sequence[float]
+    languages: Mapping[str, Score]
+    groups: Mapping[str, Score]
+    above: Mapping[str, Score] = field(default_factory=dict)
+    above_languages: Mapping[str, Score] = field(default_factory=dict)
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    gap_closed: Mapping[str, Score] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return plain data."""
+
+        def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+            return {name: score.document() for name, score in scores.items()}
+
+        return {
+            "runs": list(self.runs),
+            "scores": plain(self.languages),
+            "groups": plain(self.groups),
+            "above": plain(self.above),
+            "above_languages": plain(self.above_languages),
+            "p_values": dict(self.p_values),
+            "gap_closed": plain(self.gap_closed),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Systems:
+    """Systems side by side.
+
+    Args:
+        task: Name of the task.
+        metric: Name of the headline metric.
+        found: The systems, in the order given.
+        baseline: Name of the one that the others are held against, if any.
+        ceiling: Name of the one whose gain over the baseline is the gap, if any.
+        notes: What to know before reading the figures.
+        data_sets: Titles and rows of the table with other data sets, if there are any.
+    """
+
+    task: str
+    metric: str
+    found: Sequence[System]
+    baseline: str | None
+    ceiling: str | None
+    notes: Sequence[str]
+    data_sets: tuple[list[str], list[list[str]]] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of `adaptermix compare`."""
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "baseline": self.baseline,
+            "ceiling": self.ceiling,
+            "systems": {system.name: system.document() for system in self.found},
+            "notes": list(self.notes),
+            "tables": [[titles, *rows] for titles, rows in self.tables()],
+        }
+
+    def tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Return titles and rows of what is to be shown."""
+        return [self.table(), *([self.data_sets] if self.data_sets else [])]
+
+    def table(self, *, wide: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Return titles and rows for a person: groups with intervals, gap closed, then every language.
+
+        Args:
+            wide: Give the intervals of languages too.
+        """
+        groups, languages = list(self.found[0].groups), list(self.found[0].languages)
+        titles = ["system", "runs", *groups]
+        titles += [f"above {self.baseline}", "p"] if self.baseline else []
+        titles += ["gap closed"] if self.ceiling else []
+        rows = []
+        for system in self.found:
+            cells = [system.name, str(len(system.runs)), *(_shown(system.groups[name]) for name in groups)]
+            if self.baseline:
+                cells.append(_shown(system.above["all"], "+.3f") if system.above else "")
+                cells.append(f"{system.p_values['all']:.3f}" if system.p_values else "")
+            if self.ceiling:
+                cells.append(_shown(system.gap_closed["all"], ".2f") if system.gap_closed else "")
+            marks = {name: "*" if value < 1 - CONFIDENCE else "" for name, value in system.p_values.items()}
+            scores = [(system.languages[name], marks.get(name, "")) for name in languages]
+            cells += [(_shown(score) if wide else f"{score.value:.3f}") + mark for score, mark in scores]
+            rows.append(cells)
+        return [*titles, *languages], rows
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, with the intervals of languages too."""
+        tables = [self.table(wide=True), *([self.data_sets] if self.data_sets else [])]
+        return "\n".join(
+            "".join(f"| {' | '.join(line)} |\n" for line in [titles, ["---"] * len(titles), *rows])
+            for titles, rows in tables
+        )
+
+
+def _shown(score: Score, form: str = ".3f") -> str:
+    if math.isnan(score.value):
+        return "unknown"
+    interval = "unknown" if math.isnan(score.low) else f"{score.low:{form}}, {score.high:{form}}"
+    return f"{score.value:{form}} [{interval}]"
+
+
+def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files of each system from `NAME=FILE` arguments; several files of a name are its runs."""
+    found: dict[str, list[Path]] = {}
+    for argument in arguments:
+        name, equals, pattern = argument.partition("=")
+        if not equals or not name or not pattern:
+            raise UsageError(f"a system must be given as NAME=FILE, such as task=task.jsonl, got {argument!r}.")
+        paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(path) for path in glob.glob(pattern))
+        if not paths:
+            raise DataError(f"system '{name}' needs a file of `evaluate --predictions`, and {pattern!r} matches none.")
+        found.setdefault(name, []).extend(paths)
+    return found
+
+
+def _keys(arguments: Sequence[str]) -> dict[str, set[str]]:
+    """Return for each system what the wildcards of its arguments stand for, such as the seeds of its runs."""
+    found: dict[str, set[str]] = {}
+    for argument in arguments:
+        name, _, pattern = argument.partition("=")
+        if not Path(pattern).exists():
+            form = re.compile(re.escape(pattern).replace(r"\*", "(.*)").replace(r"\?", "(.)"))
+            matches = (form.fullmatch(path) for path in glob.glob(pattern))
+            found.setdefault(name, set()).update("/".join(match.groups()) for match in matches if match)
+    return found
+
+
+def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
+    """Read what `evaluate --predictions` wrote.
+
+    Raises:
+        DataError: the file is of another form, or was made from other rows.
+    """
+    answers = []
+    try:
+        # at line feeds alone: answers may hold other signs that part lines
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
+            entry = json.loads(line)
+            answers.append((from_entry(entry), entry.get("language"), entry.get("expected")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"a line has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {reason}.") from error
+    if len(answers) != len(rows):
+        raise DataError(
+            f"{path} must answer the {len(rows)} rows of the data, and has {len(answers)} answers. Give the same "
+            "--data and --rows as to `evaluate`."
+        )
+    for number, ((_, language, expected), row) in enumerate(zip(answers, rows, strict=True), start=1):
+        # older files have the answer alone
+        same = language in (None, task.language(row)) and expected in (None, task.answer(row))
+        if not same:
+            raise DataError(
+                f"{path}:{number} must answer row {number} of the data, and answers another one. Give the same --data "
+                "and --rows as to `evaluate`."
+            )
+    return [answer for answer, _, _ in answers]
+
+
+def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, list[int]]:
+    """Return the places of the languages of each role."""
+    named: dict[str, set[str]] = {}
+    for role, codes in (("supervised", settings.supervised), ("aligned", settings.aligned)):
+        named[role] = {canonical_language(code) or code for code in codes}
+        if unknown := sorted(named[role] - set(languages)):
+            raise PlanError(f"--{role} must be languages of the data ({', '.join(languages)}), got {unknown[0]!r}.")
+    members = by_role(languages, named["supervised"], named["aligned"])
+    return {role: [languages.index(name) for name in names] for role, names in members.items()}
+
+
+def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> None:
+    for option, name in (("baseline", settings.baseline), ("ceiling", settings.ceiling)):
+        if name is not None and name not in files:
+            raise UsageError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
+    for option, path in (("markdown", settings.markdown), ("document", settings.document)):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise OutputError(f"--{option} must lie in a folder that exists, and {path} does not.")
+
+
+def _scored(
+    files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], *, metric: Metric, seed: int, watch: Watcher
+) -> Scored:
+    """Read the answers of each system and score them."""
+    spoken, clusters = [task.language(row) for row in rows], clusters_of(task, rows)
+    counts: dict[str, dict[str, list[RowStatistics]]] = {}
+    with watch.track("compare", sum(map(len, files.values()))) as advance:
+        for name, paths in files.items():
+            runs = []
+            for path in paths:
+                runs.append(count_rows(metric, spoken, rows, read_answers(path, task, rows), clusters))
+                advance(1, "")
+            counts[name] = {language: [run[language] for run in runs] for language in runs[0]}
+    return Scored(metric, counts, seed=seed)
+
+
+@holds_output
+def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Systems:
+    """Score systems on the same rows, each the mean of its runs, and hold them against one of them.
+
+    Intervals hold 95 % of draws over rows and over runs, see `draws` and `over_runs`, which are alike for all systems.
+    Gap closed is (system - baseline) / (ceiling - baseline), of means over languages; without an interval where that of
+    the gap reaches zero, since any share would then do.
+
+    Raises:
+        AdapterMixError: a file is missing or was made from other rows, or a name is unknown.
+    """
+    files, others = _files(settings.systems), read_columns(settings.beside)
+    _check(settings, files)
+    task = get_task(settings.task)
+    rows, _ = task.read(settings.data, rows=settings.rows)
+    metric = metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)[0]
+    for note in remarks(task, rows):
+        watch.note(note)
+    scored = _scored(files, task, rows, metric=metric, seed=settings.seed, watch=watch)
+    sizes, baseline, ceiling = scored.sizes, settings.baseline, settings.ceiling
+    members = _members(list(sizes), settings)
+    values = {name: scored.plain(name) for name in files}
+    # [groups runs 1 + resamples]: the mean over a role's languages
+    grouped = {name: group_means(found, members) for name, found in values.items()}
+    means = {name: over_runs(found, settings.seed) for name, found in grouped.items()}
+    count = {role: sum(list(sizes.values())[i] for i in places) for role, places in members.items()}
+
+    def scores(names: Sequence[str], found: Draws, rows: Mapping[str, int], least: float = 0.0) -> dict[str, Score]:
+        both = zip(rows.items(), found, strict=True)
+        return {key: scored.interval(names, each, n=n, least=least) for (key, n), each in both}
+
+    chances: Mapping[str, Mapping[str, float]] = {}
+    if baseline:
+        spoken = {name: over_runs(found, settings.seed) for name, found in values.items()}
+        chances = p_values(spoken, means, list(members).index("all"), scored.units, baseline)
+    found = []
+    for name, group in grouped.items():
+        hedged, against = scored.hedged(name), [name, baseline] if baseline and name != baseline else []
+        gains = scored.gains(name, str(baseline)) if against else None
+        shares: dict[str, Score] = {}
+        if baseline and ceiling and against:
+            gap = scores([ceiling, baseline], group_means(scored.gains(ceiling, baseline), members), count, -1.0)
+            shares = shares_of_gap(means[name], means[baseline], means[ceiling], gap)
+        found.append(
+            System(
+                name=name,
+                runs=[float(run) for run in group[-1, :, 0]],
+                languages=scores([name], hedged, sizes),
+                groups=scores([name], group_means(hedged, members), count),
+                above={} if gains is None else scores(against, group_means(gains, members), count, -1.0),
+                above_languages={} if gains is None else scores(against, gains, sizes, -1.0),
+                p_values=chances.get(name, {}),
+                gap_closed=shares,
+            )
+        )
+    notes = _notes(found, settings)
+    result = Systems(task=task.name, metric=metric.name, found=found, baseline=baseline, ceiling=ceiling, notes=notes)
+    if others:
+        name = settings.name or task.name
+        if name in others:
+            raise UsageError(f"data sets must have names of their own, and two are called {name!r}: pass --name.")
+        result = replace(result, data_sets=side_by_side({name: column_of(result.document()), **others}))
+    if settings.markdown:
+        write_whole(Path(settings.markdown), result.markdown().encode())
+    if settings.document:
+        write_whole(Path(settings.document), (json.dumps(result.document(), indent=2) + "\n").encode())
+    return result
+
+
+def _notes(found: Sequence[System], settings: CompareSettings) -> list[str]:
+    notes = []
+    counts = sorted({len(system.runs) for system in found})
+    if len(counts) > 1:
+        notes.append(f"systems have {counts[0]} to {counts[-1]} runs each, so their differences are not paired by run")
+    keys = {name: own for name, own in _keys(settings.systems).items() if own}
+    odd = next((name for name, own in keys.items() if own != next(iter(keys.values()))), None)
+    if odd and len(counts) == 1:
+        first = next(iter(keys))
+        notes.append(f"the runs of '{odd}' are named otherwise than those of '{first}': have both the same seeds?")
+    if counts[0] == 1:
+        notes.append("of a system with one run the intervals know rows alone, not how runs vary")
+    ceiling = next((system for system in found if system.name == settings.ceiling), None)
+    if ceiling and ceiling.above and ceiling.above["all"].low <= 0:
+        gain = _shown(ceiling.above["all"], "+.3f")
+        notes.append(
+            f"'{ceiling.name}' does not clearly exceed '{settings.baseline}' ({gain}), so its shares are unknown"
+        )
+    return notes

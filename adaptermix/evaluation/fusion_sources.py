@@ -1,0 +1,127 @@
+"""Sources for the passes of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..errors import PlanError
+from ..fusion.bank import SourceBank
+from ..fusion.extra_modules import MIXING
+from ..fusion.latents import Latents
+from ..fusion.mixup import MIXUP, Mixer
+from ..fusion.source_rows import INPUT, encode_latents, encode_sources, is_missing
+from ..fusion.sources import Fuser
+from ..models.base import BaseModel
+from ..options import EvaluateSettings
+from ..tasks import Task
+from ..tasks.heads import HEADS
+from .answering import Answering
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionSource:
+    """What an adapter was trained to see beside the rows.
+
+    Args:
+        fusion: Settings of its fusion, by PEFT's names; empty for others.
+        task: The task.
+        rows: Source of each row, if there are any; without them a fused adapter is a plain LoRA.
+        template: Name of the prompt template.
+        fingerprint: Hash of the weight files of the encoder that it was trained with, if it is known.
+    """
+
+    fusion: Mapping[str, Any]
+    task: Task
+    rows: Sequence[Any] | None
+    template: str
+    fingerprint: str | None = None
+
+
+@contextmanager
+def fusing(base: BaseModel, answering: Answering, source: FusionSource, settings: EvaluateSettings) -> Iterator[None]:
+    """Let passes fuse with the sources of their rows, until the context ends.
+
+    Args:
+        base: The model with the adapter in it.
+        answering: The rows that are answered.
+        source: What the adapter was trained to see beside them.
+        settings: Of the evaluation.
+
+    Raises:
+        AdapterMixError: the encoder of the sources does not load.
+    """
+    if source.rows is None or source.fusion["fusion"] == INPUT:
+        yield
+        return
+    way = _mixed if source.fusion["fusion"] == MIXUP else _fused
+    before, check, close = way(base, answering, source, source.rows, settings)
+    answering.before = before
+    try:
+        yield
+        check()
+    finally:
+        answering.before = lambda _rows: None
+        close()
+
+
+_Before = tuple[Callable[[Sequence[int]], None], Callable[[], None], Callable[[], None]]
+"""What makes ready for passes over rows, what looks whether all was used, and what ends it."""
+
+
+def _fused(
+    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], settings: EvaluateSettings
+) -> _Before:
+    """Let LoRAs fuse."""
+    latents = None
+    known = source.fusion.get("fusion_encoder")
+    if encoder := known and (settings.source_encoder or known):
+        place = settings.place()
+        tag = source.fusion.get("fusion_tag")
+        latents = Latents(encoder, device=place["device"], dtype=place["dtype"], tag=tag)
+        if source.fingerprint and latents.fingerprint and source.fingerprint != latents.fingerprint:
+            raise PlanError(
+                f"the source encoder must be the one that the adapter was trained with, and the weight files of "
+                f"{encoder!r} differ from its. Give where that one lies with --source-encoder."
+            )
+        texts = encode_latents(latents, source.task, rows)
+    else:
+        texts = encode_sources(base, source.task, source.template, rows, answering.longest, cut_prompts=False)
+    moves = settings.source_alignment and source.fusion["fusion_alignment"] != "soft"
+    asked = {"fusion_alignment": settings.source_alignment} if moves else {}
+    bank = SourceBank(base, texts, answering.prompts(), {**source.fusion, **asked}, latents)
+    fuser = Fuser(base.model)
+
+    def before(batch: Sequence[int]) -> None:
+        fuser.check()
+        fuser.use(bank.of(batch))
+
+    return before, fuser.check, fuser.close
+
+
+def _mixed(
+    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], _settings: EvaluateSettings
+) -> _Before:
+    """Let passes mix with those of their sources, which the model with the adapter reads before each.
+
+    Raises:
+        PlanError: the model has no head.
+    """
+    if base.head is None:
+        raise PlanError(f"an adapter of --fusion {MIXUP} has a head that tells classes, and this one has none.")
+    sources = HEADS[base.head.form.name].encode(base, source.task, rows, max_length=answering.longest)
+    there = [not is_missing(source.task, row) for row in rows]
+    mixer = Mixer(base, source.fusion["fusion_layer"], MIXING)
+
+    def before(asked: Sequence[int]) -> None:
+        mixer.use(None)
+        sources.answers(asked)
+        passed = mixer.passed()
+        found = torch.tensor([there[row] for row in asked], device=base.device)
+        mixer.use(replace(passed, mask=passed.mask & found[:, None]))
+
+    return before, lambda: None, mixer.close

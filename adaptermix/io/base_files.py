@@ -1,0 +1,214 @@
+"""The form of a base model's JSON files, checked before transformers reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError, shown
+
+CONFIG = "config.json"
+_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json")
+_MODEL = ("generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+FILES = {"config": (CONFIG,), "tokenizer": _TOKENIZER, "model": _MODEL}
+"""Names of the files that are read for each part of a base model."""
+
+_MOST_BYTES, _MOST_TABLE_BYTES = 2**24, 2**29
+_TABLES = ("tokenizer.json", "vocab.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_LARGE_BYTES = 2**22
+_MOST_DEPTH = 64
+_LIMITS = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1_000),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 10_000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), 100_000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "head_dim", "embedding_size"), 1_000_000),
+    **dict.fromkeys(("intermediate_size", "n_inner", "d_ff", "vocab_size"), 100_000_000),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 2**31),
+}
+"""Most that a size in a config may be; far above those of any published model."""
+_MAPPINGS = ("auto_map", "id2label", "label2id", "quantization_config", "rope_scaling", "rope_parameters")
+_PARTS = ("text_config", "vision_config", "audio_config")
+_TEXTS = ("model_type", "dtype", "torch_dtype", "transformers_version")
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".h5", ".msgpack")
+# An embedding takes at least half a byte a number, and the rest of a model may be missing (a head) but not that.
+_MOST_NUMBERS_PER_BYTE, _FEW_NUMBERS = 4, 10**8
+
+
+def check_base_files(folder: Path, part: str) -> None:
+    """Refuse a model folder whose JSON files transformers would stumble over, or be misled by.
+
+    Args:
+        folder: The model's folder.
+        part: Key of `FILES`: what is about to be loaded.
+
+    Raises:
+        ModelError: a file is not a JSON object, is nested too deeply or too large, or a field has another type or size
+            than any model has.
+    """
+    for name in FILES[part]:
+        path = folder / name
+        if not path.is_file():
+            continue
+        document = _object(path)
+        if name == CONFIG:
+            _check_config(path, document)
+            _check_sizes(folder, document)
+        elif name.endswith(".index.json"):
+            _check_index(path, document)
+        elif part == "tokenizer" and name == "tokenizer_config.json":
+            _check_mappings(path, document, ("auto_map", "added_tokens_decoder"))
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    limit = _MOST_TABLE_BYTES if path.name in _TABLES else _MOST_BYTES
+    try:
+        if path.stat().st_size > limit:
+            raise ModelError(
+                f"{path} must have at most {limit:,} bytes, and has {path.stat().st_size:,}. Fetch the model again."
+            )
+        if path.name in ("tokenizer.json", "vocab.json") and path.stat().st_size > _LARGE_BYTES and _is_begun(path):
+            return {}  # tokenizers reads it faster, and its errors are caught too
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise _too_deep(path) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} must be JSON in UTF-8: {shown(error)}. Fetch the model again.") from error
+    if not isinstance(document, dict):
+        raise ModelError(
+            f"{path} must be a JSON object, found {_kind(document)}. Fetch the model again, or give another base model."
+        )
+    if path.name not in _TABLES and _is_deeper(document, _MOST_DEPTH):
+        raise _too_deep(path)
+    return document
+
+
+def _is_begun(path: Path) -> bool:
+    """Return whether a file begins as a JSON object."""
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"{")
+
+
+def _too_deep(path: Path) -> ModelError:
+    return ModelError(f"{path} must be nested at most {_MOST_DEPTH} levels deep, and is deeper. Fetch the model again.")
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            entry
+            for found in level
+            if isinstance(found, dict | list)
+            for entry in (found.values() if isinstance(found, dict) else found)
+        ]
+        if not level:
+            return False
+    return any(isinstance(found, dict | list) for found in level)
+
+
+def _kind(value: object) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _refuse(path: Path, field: str, wanted: str, found: object) -> ModelError:
+    value = f" {shown(found, 60)}" if isinstance(found, str | int | float) and not isinstance(found, bool) else ""
+    return ModelError(
+        f"{path}: {shown(field, 60)!r} must be {wanted}, found {_kind(found)}{value}. Fetch the model again, or "
+        "give another base model."
+    )
+
+
+def _check_mappings(path: Path, document: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if document.get(name) is not None and not isinstance(document[name], dict):
+            raise _refuse(path, name, "an object", document[name])
+
+
+def _check_config(path: Path, document: Mapping[str, Any]) -> None:
+    _check_mappings(path, document, _MAPPINGS)
+    for name in _TEXTS:
+        if document.get(name) is not None and not isinstance(document[name], str):
+            raise _refuse(path, name, "a text", document[name])
+    named = document.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise _refuse(path, "architectures", "a list of class names", named)
+    for name, limit in _LIMITS.items():
+        for value in document[name] if isinstance(document.get(name), list) else [document.get(name)]:
+            if value is not None and (type(value) is not int or not 0 <= value <= limit):
+                raise _refuse(path, name, f"a whole number of at most {limit:,}", value)
+    _check_parts(path, document)
+
+
+def _check_parts(path: Path, document: Mapping[str, Any]) -> None:
+    for name, value in document.items():
+        if name in ("attn_implementation", "_attn_implementation") and "/" in str(value):
+            raise ModelError(
+                f"{path}: {name!r} must name attention of transformers, found {shown(value, 60)!r}, which is code of "
+                "the Hub, and that is never run. Remove the entry, or give another base model."
+            )
+        if name in _PARTS and isinstance(value, dict):
+            _check_config(path, value)
+        elif name in _PARTS and value is not None:
+            raise _refuse(path, name, "an object", value)
+
+
+def _check_sizes(folder: Path, document: Mapping[str, Any]) -> None:
+    """Refuse an embedding that cannot be in the weight files: transformers would make it up, and fill the memory."""
+    text = document.get("text_config") or document
+    width = next((text[name] for name in ("embedding_size", *_WIDTHS) if isinstance(text.get(name), int)), 0)
+    numbers = width * text["vocab_size"] if isinstance(text.get("vocab_size"), int) else 0
+    stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in _WEIGHTS and path.is_file())
+    if stored and numbers > max(_FEW_NUMBERS, _MOST_NUMBERS_PER_BYTE * stored):
+        raise ModelError(
+            f"{folder / CONFIG} names an embedding of {numbers:,} numbers, and the weight files beside it hold "
+            f"{stored:,} bytes in all. Fetch the model again, or give another base model."
+        )
+
+
+def _check_index(path: Path, document: Mapping[str, Any]) -> None:
+    files = document.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise _refuse(path, "weight_map", "an object of file names", files)
+    for file in files.values():
+        if Path(file).name != file:
+            raise ModelError(f"{path} must name files of its own folder, found {shown(file)!r}. Fetch the model again.")
+    if document.get("metadata") is not None and not isinstance(document["metadata"], dict):
+        raise _refuse(path, "metadata", "an object", document["metadata"])
+
+
+def unreachable(reference: str, error: Exception, what: str = "base model") -> ModelError:
+    """Return the error for a model that does not load.
+
+    Args:
+        reference: The model, as given.
+        error: What the libraries raised.
+        what: What the model is.
+    """
+    name = shown(reference)
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{what} {name!r} needs Python code of its own (auto_map in its files), and such code is never run. "
+            "Give a model that transformers has a class for."
+        )
+    reason = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
+    if isinstance(error, KeyError | TypeError | AttributeError | IndexError | RecursionError):
+        reason = f"{type(error).__name__}: {reason}"
+    if Path(reference).is_dir():
+        return ModelError(f"{what} {name!r} cannot be loaded from this folder: {reason}")
+    if reference.startswith((".", "/", "~")):
+        return ModelError(f"{what} {name!r} must be a model folder or a Hub id, and there is no such folder.")
+    return ModelError(
+        f"{what} {name!r} must be a model folder or a Hub id that can be reached: there is no such folder here, and "
+        f"from the Hub: {reason}"
+    )

@@ -1,0 +1,153 @@
+"""Reading YAML that may come from anyone: limits of size, depth, and of what aliases and variables stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError, did_you_mean
+
+MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, MOST_CHARACTERS = 2**20, 40, 100_000, 2**22
+_LONGEST_NUMBER = 400
+"""Characters of a number. Those of base 60 (`1:1:1`) take quadratic time, and longer ones cannot be shown."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, it is not YAML, or it is larger than any recipe.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise ConfigError(f"a recipe must be a file, and {path} is a folder or a device.")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(f"a recipe must have at most {MOST_BYTES >> 20} MiB, and {path} has more.")
+        return parse_yaml(content.decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"a recipe file must exist, and {path} does not.") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} must be YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML text stands for.
+
+    Raises:
+        ValueError: it is not YAML, nests too deeply, or its aliases stand for too much or for themselves.
+    """
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _size(node, {}, 0)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError(f"lists and mappings must nest at most {MOST_DEPTH} deep") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # of values such as !!bool x
+        raise ValueError(f"a value cannot be read ({error})") from error
+    finally:
+        if loader:
+            loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Return how many entries a node stands for, with those that aliases repeat.
+
+    Raises:
+        ValueError: too many, too deep, or endless; or a number in it is too long.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            raise ValueError(f"a number must have at most {_LONGEST_NUMBER} characters, found {len(node.value):,}")
+        return 1
+    found = known.get(id(node))
+    if found == 0:
+        raise ValueError("an alias must not stand for what it lies in")
+    if found is not None:
+        return found
+    if depth >= MOST_DEPTH:
+        raise ValueError(f"lists and mappings must nest at most {MOST_DEPTH} deep")
+    known[id(node)] = 0
+    children = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+    total = 1 + sum(_size(child, known, depth + 1) for child in children)
+    if total > MOST_ENTRIES:
+        raise ValueError(f"aliases may stand for at most {MOST_ENTRIES:,} entries together")
+    known[id(node)] = total
+    return total
+
+
+class Filling:
+    """Replaces `${name}` in strings, everywhere; a string that is one variable takes its value and type.
+
+    Args:
+        variables: Values by name.
+        faults: Gets what is wrong, so that all of it is shown at once.
+    """
+
+    def __init__(self, variables: Mapping[str, Any], faults: list[str]) -> None:
+        self._variables, self._faults = variables, faults
+        self._left = MOST_CHARACTERS
+        self._entries = MOST_ENTRIES
+
+    def __call__(self, value: Any) -> Any:
+        """Return a value with its variables replaced."""
+        self._entries -= 1
+        if not self._fits():
+            return None
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self(item) for item in value]
+        return self._text(value) if isinstance(value, str) else value
+
+    def _fits(self) -> bool:
+        if self._left >= 0 and self._entries >= 0:
+            return True
+        most = f"{MOST_ENTRIES:,} entries and {MOST_CHARACTERS >> 20} MiB of text"
+        self._fault(f"variables may stand for at most {most}")
+        return False
+
+    def _fault(self, text: str) -> None:
+        if text not in self._faults:
+            self._faults.append(text)
+
+    def _text(self, value: str) -> Any:
+        for name in _VARIABLE.findall(value):
+            if name not in self._variables:
+                near = did_you_mean(name, list(self._variables))
+                known = f" Known: {', '.join(self._variables) or 'none'}."
+                self._fault(f"unknown variable ${{{name}}}.{near or known}")
+                return value
+        whole = _VARIABLE.fullmatch(value)
+        if whole:
+            found = self._variables[whole[1]]
+            self._entries -= _count(found)
+            return found
+        texts = {name: str(self._variables[name]) for name in set(_VARIABLE.findall(value))}
+        self._left -= len(value) + sum(len(texts[name]) for name in _VARIABLE.findall(value))
+        return _VARIABLE.sub(lambda found: texts[found[1]], value) if self._fits() else None
+
+
+def _count(value: Any) -> int:
+    """Return how many entries a value has; what was read here nests neither deeply nor endlessly."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, items))
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, not longer than a line or two."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,371 @@
+"""Tuned checkpoints in, one checkpoint out: the methods of adapters, on differences from the base, tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra import Dense, Stack, norm, sign_conflict
+from ..checkpoints.adding import rounding_share
+from ..checkpoints.reading import FLOATS, base_entry, check_shapes, difference, input_entry, open_model
+from ..checkpoints.writing import DTYPES, parse_size, write_checkpoint
+from ..errors import ModelError, PlanError
+from ..io.checkpoint_files import Checkpoint
+from ..io.files import check_not_input, check_output, whole_folder
+from ..methods.base import LinearMethod, MergeMethod, build, check_depths, check_roles
+from ..models.base import pick_device
+from ..models.location import unique_names
+from ..options.paths import locks_out
+from ..progress import SILENT, Watcher
+from ..provenance import manifest
+from ..publish.output import write_documents
+from .dense import with_rounding
+from .overrides import depths_of, layer_of, stack_of
+from .report import MergeReport, ModuleReport
+from .weights import numbered, resolve_weights
+
+_HEAD = "lm_head.weight"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_SAMPLES = 256
+
+
+def _embedding(model: Checkpoint, shape: tuple[int, ...]) -> str | None:
+    """Return the name of the embedding that a head of this shape may be tied to."""
+    found = [key for key, header in model.tensors.items() if key.endswith(_EMBEDDINGS) and header.shape == shape]
+    return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    """One model that goes in.
+
+    Args:
+        checkpoint: Its files.
+        keys: Its name of each tensor of the base: the same, or the embedding for a tied head that is not in the file.
+    """
+
+    checkpoint: Checkpoint
+    keys: Mapping[str, str]
+
+    @staticmethod
+    def open(reference: str | Path, base: Checkpoint) -> _Model:
+        """Open a model and match its tensors with those of the base.
+
+        Raises:
+            ModelError: the two do not hold the same tensors, or in other shapes.
+        """
+        model = open_model(reference)
+        keys = {key: key for key in base.tensors if key in model.tensors}
+        missing = sorted(set(base.tensors) - set(keys))
+        extra = sorted(set(model.tensors) - set(base.tensors))
+        if missing == [_HEAD]:
+            stands_in = _embedding(model, base.tensors[_HEAD].shape)
+            if stands_in is not None:
+                keys[_HEAD], missing = stands_in, []
+        if extra == [_HEAD] and _is_tied(model):
+            extra = []
+        if missing or extra:
+            sides = {"without": missing, "with": extra}
+            parts = [f"{word} {', '.join(found[:3])}" for word, found in sides.items() if found]
+            raise ModelError(
+                f"{model.path} must hold the same tensors as the base {base.path}, and is {' and '.join(parts)} "
+                f"({len(missing) + len(extra)} in all). Give models that were tuned from this base."
+            )
+        check_shapes(base, model, list(keys.items()))
+        return _Model(checkpoint=model, keys=keys)
+
+    def load(self, key: str) -> Tensor:
+        """Read a tensor by the base's name."""
+        return self.checkpoint.load(self.keys[key])
+
+
+def _is_tied(model: Checkpoint) -> bool:
+    """Whether a model's head is a copy of its embedding."""
+    name = _embedding(model, model.tensors[_HEAD].shape)
+    return name is not None and torch.equal(model.load(name), model.load(_HEAD))
+
+
+def _identity(model: _Model) -> str:
+    """Return a hash of evenly spaced entries of every tensor: the same for the same values, however they are stored."""
+    digest = hashlib.sha256()
+    for key in sorted(model.keys):
+        flat = model.load(key).reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLES)].double().contiguous()
+        digest.update(f"{key}:{len(flat)}:".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _identities(models: Sequence[_Model], weights: Sequence[float], method: MergeMethod) -> tuple[str, ...]:
+    """Return what random draws are keyed by; models of the same values are numbered by their weights."""
+    if not method.is_random:
+        return tuple(str(place) for place in range(len(models)))
+    return numbered([_identity(model) for model in models], [(weight,) for weight in weights])
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    """Return a tensor as [out in]: vectors as one column, kernels flattened."""
+    return tensor if tensor.ndim == 2 else tensor.reshape(len(tensor) if tensor.ndim else 1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merge:
+    """A merge of checkpoints, decided before any tensor but whole numbers is read."""
+
+    base: Checkpoint
+    models: tuple[_Model, ...]
+    weights: tuple[float, ...]
+    method: MergeMethod
+    identities: tuple[str, ...]
+    labels: tuple[str, ...]
+    seed: int
+    device: torch.device
+    stored: torch.dtype | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Tensors that are merged: all of a float dtype."""
+        return [key for key, header in self.base.tensors.items() if header.dtype in FLOATS]
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """Number of blocks of each stack."""
+        return depths_of(self.names)
+
+    def stack(self, key: str) -> Stack:
+        """Return the deltas of one tensor; those of models that left it as it was take no memory.
+
+        Models of weight 0 have no say, not even in a mean.
+        """
+        base = self.base.load(key)
+        acting = [place for place, weight in enumerate(self.weights) if weight != 0] or [0]
+        found = [difference(base, self.models[place].load(key)) for place in acting]
+        zero = torch.zeros(1, 1, device=self.device).expand(_as_matrix(base).shape)
+        deltas = [zero if delta is None else _as_matrix(delta).to(self.device) for delta in found]
+        return Stack(
+            updates=tuple(Dense(w=delta) for delta in deltas),
+            weights=tuple(self.weights[place] for place in acting),
+            names=tuple(self.identities[place] for place in acting),
+            module=key,
+            seed=self.seed,
+            tensor_shape=() if base.ndim == 2 else tuple(base.shape) or (1,),
+            adapters=self.labels,
+            places=tuple(acting),
+            block=layer_of(key),
+            depth=self.depths.get(stack_of(key) or "", 0),
+        )
+
+    def fitted(self) -> MergeMethod:
+        """Return the method with what it must know of the whole model."""
+
+        def stacks() -> Iterator[Stack]:
+            for key in self.names:
+                yield self.stack(key)
+
+        return self.method.fit(stacks)
+
+    def merge(self, key: str, method: MergeMethod) -> tuple[Tensor | None, ModuleReport]:
+        """Merge one tensor.
+
+        Raises:
+            PlanError: the method refuses the deltas, or the result overflows.
+        """
+        stack = self.stack(key)
+        if not any(bool(update.dense().any()) for update in stack.updates):
+            return None, ModuleReport(rank=None, norm=0.0, residual=0.0, sign_conflict=0.0, weights=self.weights)
+        try:
+            update, cut = method.measured(stack)
+            merged = update.dense()
+        except ValueError as error:
+            raise PlanError(f"method '{method.title}', tensor '{key}': {str(error).rstrip('.')}.") from error
+        length = norm(Dense(w=merged))
+        if not math.isfinite(length):
+            raise PlanError(
+                f"tensor '{key}': the merged delta must be finite, and is not, with weights "
+                f"{', '.join(f'{weight:g}' for weight in self.weights)}. Choose smaller weights, or check the models."
+            )
+        conflict = 0.0
+        if len(stack.updates) > 1:
+            conflict = sign_conflict(stack.updates, stack.weights)
+        weights = method.multipliers(stack, self.weights) if isinstance(method, LinearMethod) else self.weights
+        report = ModuleReport(rank=None, norm=length, residual=cut, sign_conflict=conflict, weights=weights)
+        whole = merged.reshape(self.base.tensors[key].shape).cpu()
+        base = self.base.load(key)
+        share = rounding_share(base, whole, base.dtype if self.stored is None else self.stored, name=key)
+        return whole, with_rounding(report, share)
+
+
+def _check_buffers(merge: _Merge) -> None:
+    """Refuse tensors of whole numbers that are not the same in all models."""
+    floats = set(merge.names)
+    for key in merge.base.tensors:
+        if key in floats:
+            continue
+        own = merge.base.load(key)
+        for model in merge.models:
+            if not torch.equal(own, model.load(key)):
+                raise ModelError(
+                    f"'{key}' holds whole numbers, which must be the same in all models, and {model.checkpoint.path} "
+                    f"has others than {merge.base.path}. Models that differ in them cannot be merged."
+                )
+
+
+def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
+    method = build(name, options)
+    if method.is_learned:
+        raise PlanError(f"method '{name}' learns its weights on adapters, not on checkpoints. Use another method.")
+    if method.statistics is not None:
+        raise PlanError(
+            f"method '{name}' needs statistics of each module, and checkpoints have none. Use another method."
+        )
+    return method
+
+
+@locks_out
+def merge_checkpoints(
+    base: str | Path,
+    models: Sequence[str | Path],
+    weights: Sequence[float],
+    *,
+    method: str = "task-arithmetic",
+    options: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    dtype: str | None = None,
+    shard_size: int | str = "5GB",
+    device: str = "cpu",
+    overwrite: bool = False,
+    seed: int = 0,
+    watch: Watcher = SILENT,
+) -> MergeReport:
+    r"""Merge checkpoints tuned from one base: per tensor $W = W_0 + merge(W_1 - W_0, \dots, W_k - W_0)$.
+
+    One tensor of each model is in memory at a time. Vectors are merged as [n 1], kernels as [out rest]; mergekit's
+    methods get them in their own shape. Buffers of
+    whole numbers must be the same in all. Draws of random methods are keyed by the values of a model and the name of
+    the tensor, so neither shards nor folder names change them.
+
+    Args:
+        base: Folder or Hub id of the base model; its config and tokenizer go with the result.
+        models: Folders or Hub ids of the models tuned from it. A head that is tied to the embedding may be missing.
+        weights: One per model; a single weight w for two models means w and 1 - w.
+        method: Name of a merge method.
+        options: Its hyper-parameters.
+        out: Folder to write; None computes and reports only.
+        dtype: Storage dtype; default that of each tensor of the base. Results are rounded once.
+        shard_size: Size that no weight file exceeds, unless a single tensor does.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; where methods compute.
+        overwrite: Replace an existing output folder.
+        seed: Seed of random methods.
+        watch: Receives progress.
+
+    Returns:
+        The report: norm and sign conflict per tensor.
+
+    Raises:
+        ModelError: a model is missing or damaged, or has other tensors than the base.
+        PlanError: a wrong count of weights, an unknown method or option, or one that refuses the deltas.
+        OutputError: the output folder exists or cannot be written, or a sum overflows the storage dtype.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    parse_size(shard_size)
+    if not models:
+        raise PlanError("at least one model is needed to merge, got none.")
+    if out is not None:
+        check_output(Path(out), overwrite=overwrite)
+        check_not_input(Path(out), [base, *models])
+    built = _method(method, options or {})
+    check_roles(built, len(models))
+    origin = open_model(base)
+    opened = tuple(_Model.open(model, origin) for model in models)
+    names = unique_names([model.checkpoint.name for model in opened])
+    resolved = resolve_weights(names, weights)
+    merge = _Merge(
+        base=origin,
+        models=opened,
+        weights=resolved,
+        method=built,
+        identities=_identities(opened, resolved, built),
+        labels=tuple(names),
+        seed=seed,
+        device=pick_device(device),
+        stored=None if dtype is None else DTYPES[dtype],
+    )
+    check_depths(built, merge.depths)
+    _check_buffers(merge)
+    settings: dict[str, Any] = {
+        "method": method,
+        "weights": list(merge.weights),
+        "options": dict(options or {}),
+        "form": "dense",
+        "dtype": dtype,
+        "shard_size": str(shard_size),
+        "base": str(base),
+        "seed": seed if built.is_random else None,
+    }
+    settings = {key: value for key, value in settings.items() if value not in (None, {})}
+    folder = None if out is None else Path(out)
+    if folder is None:
+        return _report(None, settings, _dry(merge, watch))
+    with whole_folder(folder, overwrite=overwrite) as target:
+        modules = _write(merge, target, shard_size=shard_size, watch=watch)
+        report = _report(folder, settings, modules)
+        document = _document(merge, report, base, models, watch)
+        write_documents(target, document, name=folder.name)
+    return report
+
+
+def _dry(merge: _Merge, watch: Watcher) -> dict[str, ModuleReport]:
+    fitted = merge.fitted()
+    found = {}
+    with watch.track("merge", len(merge.names)) as advance:
+        for key in merge.names:
+            found[key] = merge.merge(key, fitted)[1]
+            advance(1, key)
+    return found
+
+
+def _write(merge: _Merge, target: Path, *, shard_size: int | str, watch: Watcher) -> dict[str, ModuleReport]:
+    fitted = merge.fitted()
+    reports: dict[str, ModuleReport] = {}
+
+    def maker(key: str) -> Callable[[], Tensor | None]:
+        def make() -> Tensor | None:
+            delta, reports[key] = merge.merge(key, fitted)
+            return delta
+
+        return make
+
+    deltas = {key: maker(key) for key in merge.names}
+    write_checkpoint(merge.base, target, deltas, dtype=merge.stored, shard_size=shard_size, watch=watch)
+    return {key: reports[key] for key in merge.names}
+
+
+def _report(out: Path | None, settings: Mapping[str, Any], modules: Mapping[str, ModuleReport]) -> MergeReport:
+    weights = tuple(settings["weights"])
+    return MergeReport(out=out, method=str(settings["method"]), weights=weights, modules=modules, plan=settings)
+
+
+def _document(
+    merge: _Merge, report: MergeReport, base: str | Path, models: Sequence[str | Path], watch: Watcher
+) -> dict[str, Any]:
+    return manifest.manifest(
+        "merge",
+        artifact="checkpoint",
+        plan=report.plan or {},
+        base=base_entry(base, merge.base),
+        inputs=[
+            input_entry(reference, model.checkpoint, weight, watch=watch)
+            for reference, model, weight in zip(models, merge.models, merge.weights, strict=True)
+        ],
+        fidelity=report.fidelity(),
+        **manifest.inherit((), models=[merge.base.path, *(model.checkpoint.path for model in merge.models)]),
+    )

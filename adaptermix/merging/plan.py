@@ -1,0 +1,343 @@
+"""A merge, fully decided before any tensor is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
+from ..adapters.paths import in_model, two_roots
+from ..errors import IncompatibleAdapters
+from ..io.checkpoint_files import Checkpoint
+from ..methods.base import MergeMethod, build, is_weighted_sum
+from ..models.head_forms import form_of
+from .output_form import Shape
+from .overrides import Override, depths_of
+from .weights import numbered, resolve_weights, split_weight
+from .whole_tensors import AVERAGE, merge_extras, merge_saved, resolve_policy
+
+__all__ = ["MergePlan", "check", "resolve_weights", "split_weight"]
+
+Fill = Literal["weight", "one"]
+_CACHED = re.compile(r"models--(?P<owner>[^/]+)--(?P<name>[^/]+)/snapshots/")
+HALF = ("F16", "BF16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergePlan:
+    """Inputs with their weights, the method, and the form of the result.
+
+    Args:
+        sources: Opened adapters.
+        weights: One per adapter.
+        method: What to do with the updates of one module.
+        shape: Form of the result.
+        overrides: What holds at some places instead; later ones win.
+        fill: What an adapter weighs where it acts alone, because the others lack the module or are exactly zero there:
+            "weight" its own weight, "one" 1.
+        seed: Seed of random methods.
+        checkpoint: The base model, for adapters whose delta depends on it.
+        statistics: Per adapter the statistics of its modules, for methods that need them.
+        saved: What becomes of fully trained tensors; see `extras.merge_saved`.
+        options: Method options, for the manifest.
+        keep_heads: Whether fully trained tensors of adapters that weigh 0 count too.
+        entries: Entries of the manifest that what learned the weights has to say.
+    """
+
+    sources: tuple[AdapterSource, ...]
+    weights: tuple[float, ...]
+    method: MergeMethod
+    shape: Shape = field(default_factory=Shape)
+    overrides: tuple[Override, ...] = ()
+    fill: Fill = "weight"
+    seed: int = 0
+    checkpoint: Checkpoint | None = None
+    statistics: tuple[Checkpoint, ...] = ()
+    saved: str | int = "refuse"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep_heads: bool = False
+    entries: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def modules(self) -> list[str]:
+        """Every module that any of the adapters has, sorted."""
+        return sorted(set().union(*(source.modules for source in self.sources)))
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """Number of blocks of each stack, as far as the adapters show it: one more than the last that one adapts."""
+        return depths_of(self.modules)
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        """What random draws are keyed by: the values of each adapter, however they are stored, named and ordered.
+
+        Adapters of the same values are numbered by their weights, so that their order does not matter either.
+        """
+        if not self.method.is_random:
+            return tuple(str(place) for place in range(len(self.sources)))
+        points = [self.weights, *(point for override in self.overrides for point in override.points)]
+        return numbered(
+            [source.values_digest for source in self.sources],
+            [tuple(point[place] for point in points) for place in range(len(self.sources))],
+        )
+
+    @cached_property
+    def gives_dora(self) -> bool:
+        """Whether the result is a DoRA: a weighted sum in which at least one adapter is one.
+
+        PEFT has no DoRA with biases inside; its embeddings and convolutions would become DoRAs of another kind.
+        """
+        is_sum = is_weighted_sum(self.method)
+        headers = [header for source in self.sources for header in source.modules.values()]
+        plain = all(header.layout == LINEAR and not header.bias for header in headers)
+        return is_sum and plain and self.shape.form != "dense" and any(source.meta.dora for source in self.sources)
+
+    def weights_at(self, module: str) -> tuple[float, ...]:
+        """Return the weights at a module, before any filling."""
+        weights = self.weights
+        for override in self.overrides:
+            if override.covers(module):
+                weights = override.weights(module) or weights
+        return weights
+
+    def statistics_name(self, place: int, module: str) -> str | None:
+        """Return the name of a module's tensor in the statistics of an adapter; None where there is none.
+
+        A statistics file has the paths of the class that its adapter was trained in.
+        """
+        tensors = self.statistics[place].tensors
+        name = in_model([module], tensors)[module]
+        return name if name in tensors else None
+
+    def method_at(self, module: str) -> MergeMethod:
+        """Return the method at a module, with the options that hold there."""
+        options: dict[str, Any] = {}
+        for override in self.overrides:
+            if override.options and override.covers(module):
+                options |= override.options
+        return build(self.method.title, {**self.options, **options}) if options else self.method
+
+    def filled(self, weights: Sequence[float], acts: Sequence[bool]) -> tuple[float, ...]:
+        """Return the weights where only some adapters act; those that do not weigh 0.
+
+        A positive weight becomes 1 where its adapter is the only one that acts and `fill` says so. One of 0 stays: the
+        adapter is left out on purpose; a negative one stays too: 1 would undo the negation.
+        """
+        found = [weight if act else 0.0 for weight, act in zip(weights, acts, strict=True)]
+        alone = [place for place, act in enumerate(acts) if act]
+        if self.fill == "one" and len(alone) == 1 and found[alone[0]] > 0:
+            found[alone[0]] = 1.0
+        return tuple(found)
+
+    def _keepers(self) -> tuple[list[AdapterSource], list[float]]:
+        """Return the adapters whose fully trained tensors count, with their weights: those that are not left out."""
+        pairs = list(zip(self.sources, self.weights, strict=True))
+        if not self.keep_heads:
+            pairs = [pair for pair in pairs if pair[1] != 0] or pairs
+        return [source for source, _ in pairs], [weight for _, weight in pairs]
+
+    def has_part(self, acting: Sequence[bool]) -> tuple[bool, ...]:
+        """Return whether each adapter has a part in the result: it acts, or its fully trained tensors are kept.
+
+        Args:
+            acting: Whether each has a weight other than 0 in some module.
+        """
+        kept, _ = self._keepers()
+        return tuple(
+            acts or bool(source.saved_headers and source in kept)
+            for source, acts in zip(self.sources, acting, strict=True)
+        )
+
+    def merged_saved(self) -> dict[str, Tensor]:
+        """Return the fully trained tensors of the result; see `extras.merge_saved`."""
+        sources, weights = self._keepers()
+        _check_head_kinds(sources)
+        if self.saved == AVERAGE:
+            _check_same_heads(sources)
+        return merge_saved(sources, weights, self.saved, modules=self.modules)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person should know of the result that no number says."""
+        sources, _ = self._keepers()
+        apart: tuple[str, ...] = ()
+        if len(self.sources) > 1 and not any(sum(m in s.modules for s in self.sources) > 1 for m in self.modules):
+            apart = ("warning: no module is adapted by two of the adapters: each acts alone, times its weight.",)
+        apart += tuple(
+            f"modules of '{source.name}' get the paths of the vision-language class, so load the merge with that class."
+            for source in self.sources
+            if source.was_moved and len(source.meta.targets.modules) > len(source.modules)
+        )
+        apart += self._coarse_statistics()
+        if self.saved == AVERAGE and sum(bool(source.saved_headers) for source in sources) > 1:
+            return (*apart, "fully trained tensors are averaged by the size of the weights.")
+        apart += tuple(
+            f"the fully trained tensors of '{source.name}' are left out, since its weight is 0."
+            for source in self.sources
+            if source.saved_headers and source not in sources
+        )
+        names = [source.name for source in sources]
+        chosen = resolve_policy(names, self.saved)
+        # PEFT stores the weight under a LoRA as it was, so it is not trained.
+        own = [{key for key in source.saved_headers if not key.endswith(".base_layer.weight")} for source in sources]
+        first = own[chosen] if isinstance(chosen, int) else set()
+        trained = [(name, len(keys if keys is first else keys - first)) for name, keys in zip(names, own, strict=True)]
+        return apart + tuple(
+            f"{count} fully trained tensors of '{name}' replace those of the base whole: weights do not apply to them."
+            for name, count in trained
+            if count
+        )
+
+    def _coarse_statistics(self) -> tuple[str, ...]:
+        """Return a warning where statistics that are to be inverted were rounded to 16 bits."""
+        files = {header.file for file in self.statistics for header in file.tensors.values() if header.dtype in HALF}
+        if self.method.statistics != "in in" or not files:
+            return ()
+        return (
+            f"warning: the statistics in {', '.join(sorted(files))} have 16 bits. Directions with few inputs are "
+            "lost in their rounding and get the weighted mean. Store them in float32.",
+        )
+
+    def meta(self) -> AdapterMeta:
+        """Return what the merged adapter says of itself."""
+        metas = [source.meta for source in self.sources]
+        first = metas[0]
+        keepers, _ = self._keepers()
+        extras: dict[str, Any] = merge_extras([source.name for source in keepers], [source.meta for source in keepers])
+        return AdapterMeta(
+            base=first.base,
+            revision=first.revision,
+            # PEFT wants the head of a task type, so an adapter whose head is left out does not name one.
+            task_type=_task_type([source.meta for source in keepers]),
+            targets=self._targets(),
+            fan_in_fan_out=first.fan_in_fan_out,
+            dora=self.gives_dora,
+            **extras,
+        )
+
+    def _targets(self) -> TargetSpec:
+        """An input that covers every module lends its targets; otherwise they are listed by full path."""
+        modules = self.modules
+        listed = {path for source in self.sources if source.was_moved for path in source.meta.targets.modules}
+        for source in self.sources:
+            if not listed and len(source.modules) == len(modules):
+                return source.meta.targets
+        return TargetSpec(modules=tuple(sorted({*modules, *listed})))
+
+
+def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False) -> None:
+    """Refuse adapters that do not belong together, from their headers alone.
+
+    Raises:
+        IncompatibleAdapters: other bases (unless allowed), other shapes of a module, or other weight layouts.
+    """
+    for source in sources:
+        if source.meta.fusion:
+            raise IncompatibleAdapters(
+                f"adapter '{source.name}' fuses its input with a source text, so it is no change of weights and cannot "
+                "be merged. Evaluate it with --source, or merge the adapters that it was made from."
+            )
+    # Every pair, since an adapter that records less than the others can stand between two that differ.
+    for one, other in combinations(sources, 2):
+        if not allow_base_mismatch:
+            _check_base(one, other)
+        if one.meta.fan_in_fan_out != other.meta.fan_in_fan_out:
+            raise IncompatibleAdapters(
+                f"adapters '{one.name}' and '{other.name}' must agree on fan_in_fan_out, and do not."
+            )
+    _check_modules(sources)
+    _check_roots(sources)
+
+
+def _check_roots(sources: Sequence[AdapterSource]) -> None:
+    """Refuse adapters whose modules no one class of the base model has: PEFT would load a part of them only."""
+    clash = two_roots(module for source in sources for module in source.modules)
+    if clash is not None:
+        owners = [next(source.name for source in sources if module in source.modules) for module in clash]
+        raise IncompatibleAdapters(
+            f"all modules must be those of one model class, and '{clash[0]}' ('{owners[0]}') and '{clash[1]}' "
+            f"('{owners[1]}') are of two, which cannot be matched. Save the adapters from one class of the base model."
+        )
+
+
+def _check_modules(sources: Sequence[AdapterSource]) -> None:
+    seen: dict[str, tuple[str, ModuleHeader]] = {}
+    for source in sources:
+        for module, header in source.modules.items():
+            name, first = seen.setdefault(module, (source.name, header))
+            if (first.out, first.into) != (header.out, header.into):
+                raise IncompatibleAdapters(
+                    f"module '{module}': update shapes must be equal, found '{name}' [{first.out} {first.into}] and "
+                    f"'{source.name}' [{header.out} {header.into}]. The adapters belong to different base models."
+                )
+            if first.layout != header.layout:
+                raise IncompatibleAdapters(
+                    f"module '{module}' must be of one kind in all adapters, found {first.layout} in '{name}' and "
+                    f"{header.layout} in '{source.name}'. The adapters belong to different base models."
+                )
+
+
+def _check_base(one: AdapterSource, other: AdapterSource) -> None:
+    marks = one.meta.base_fingerprint, other.meta.base_fingerprint
+    same = marks[0] == marks[1] if None not in marks else _base_key(one) == _base_key(other)
+    if not same:
+        raise IncompatibleAdapters(
+            f"adapters '{one.name}' and '{other.name}' must come from one base model, found {_base(one)} and "
+            f"{_base(other)}. If the two are the same model under two names, pass --allow-base-mismatch."
+        )
+
+
+def _base_key(source: AdapterSource) -> tuple[str | None, str | None]:
+    """Return what is equal for two spellings of one base model: a Hub id, its folder in the cache, a local folder."""
+    name, revision = source.meta.base, source.meta.revision
+    if name is None:
+        return None, revision
+    cached = _CACHED.search(name)
+    if cached is not None:
+        name = f"{cached['owner']}/{cached['name']}"
+    elif Path(name).is_dir():
+        return str(Path(name).resolve()), revision
+    return name.rstrip("/").casefold(), None if revision == "main" else revision
+
+
+def _base(source: AdapterSource) -> str:
+    if source.meta.base is None:
+        return "none named"
+    revision = f"@{source.meta.revision}" if source.meta.revision else ""
+    return f"'{source.meta.base}{revision}'"
+
+
+def _check_head_kinds(sources: Sequence[AdapterSource]) -> None:
+    """Refuse heads of unlike kinds: a model ends in one."""
+    heads = [(source, form) for source in sources if source.saved_headers and (form := form_of(source.meta.task_type))]
+    for source, form in heads[1:]:
+        if form is not heads[0][1]:
+            raise IncompatibleAdapters(
+                f"a merged adapter ends in one head, and '{heads[0][0].name}' has {heads[0][1].title}, '{source.name}' "
+                f"{form.title}. Leave one of them out."
+            )
+
+
+def _check_same_heads(sources: Sequence[AdapterSource]) -> None:
+    """Refuse an average of heads whose outputs mean different things."""
+    heads = [source for source in sources if source.meta.saved_modules]
+    tasks = [source.meta.manifest.get("task") for source in heads]
+    for source, task in zip(heads, tasks, strict=True):
+        if task != tasks[0]:
+            raise IncompatibleAdapters(
+                f"heads can be averaged only if their task and labels are the same, and those of '{heads[0].name}' "
+                f"and '{source.name}' differ: {tasks[0]} and {task}. Take one of them: --saved NAME."
+            )
+
+
+def _task_type(metas: Sequence[AdapterMeta]) -> str | None:
+    """Return the merged adapter's task type: that of one with a trained head, which PEFT must load, else the first."""
+    types = [meta.task_type for meta in sorted(metas, key=lambda meta: not meta.saved_modules)]
+    return next((name for name in types if name), None)

@@ -1,0 +1,67 @@
+"""`merge` as its settings ask for it: adapters, or full checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import PlanError
+from ..io.checkpoint_files import INDEX, SINGLE
+from ..io.files import check_not_input
+from ..options import MergeSettings
+from ..progress import SILENT, Watcher
+from .merge_adapters import merge
+
+_ADAPTERS_ONLY = (
+    *("places", "fill", "form", "rank", "keep", "max_residual", "compact", "saved"),
+    *("statistics", "allow_pickle", "allow_base_mismatch"),
+)
+
+OF_LEARNING = {"task", "objective", "train", "pairs", "texts", "dev", "dev_pairs", "rows", "allow_tested"}
+"""Settings of methods that learn their weights before they merge."""
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Return whether a folder holds a full checkpoint and no adapter."""
+    folder = Path(path)
+    return not (folder / "adapter_config.json").exists() and any((folder / name).is_file() for name in (SINGLE, INDEX))
+
+
+def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
+    """Merge what the settings name, and return the report.
+
+    Raises:
+        AdapterMixError: as `merge` and `merge_checkpoints`; PlanError for a mixture of adapters and checkpoints.
+    """
+    full = [is_checkpoint(path) for path in settings.adapters]
+    if not any(full):
+        given = settings.model_dump(exclude=OF_LEARNING)
+        return merge(given.pop("adapters"), watch=watch, **given)
+    if not all(full):
+        raise PlanError(
+            "inputs must be all adapters or all checkpoints, got both. Merge the adapters into the base first: "
+            "--form dense --base MODEL."
+        )
+    if settings.base is None:
+        raise PlanError("checkpoints are merged as differences from their base model: pass --base MODEL.")
+    unused = [name for name in _ADAPTERS_ONLY if getattr(settings, name) != MergeSettings.model_fields[name].default]
+    unused += [key for key in settings.options if "@" in key]
+    if unused:
+        raise PlanError(f"checkpoints are merged whole, and {unused[0]!r} is for adapters. Leave it out.")
+    from .checkpoints import merge_checkpoints
+
+    if not settings.dry_run:
+        check_not_input(Path(settings.out), [settings.base, *settings.adapters])
+    return merge_checkpoints(
+        settings.base,
+        settings.adapters,
+        settings.weights,
+        method=settings.method,
+        options=settings.options,
+        out=None if settings.dry_run else settings.out,
+        dtype=settings.dtype,
+        device=settings.device,
+        overwrite=settings.overwrite,
+        seed=settings.seed,
+        watch=watch,
+    )

@@ -1,0 +1,109 @@
+"""Files of statistics, which fisher and regmean merge by: what their headers say, and whether they fit a merge."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..adapters import AdapterSource
+from ..errors import IncompatibleAdapters, PlanError
+from ..io.checkpoint_files import Checkpoint
+from ..provenance.row_hashes import pack, remember, remembered, unpack
+
+_DOCUMENT, _ROWS = "adaptermix", "adaptermix.rows"
+KIND = "statistics"
+
+
+def metadata_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the `__metadata__` of a file of statistics: its manifest, and the hashes of the rows that this names.
+
+    Args:
+        document: The manifest.
+    """
+    files = [entry for role in ("calibration", "tested") for entry in document.get(role) or ()]
+    found = {hashes.key: hashes for entry in files if (hashes := remembered(entry.get("row_hashes"))) is not None}
+    return {
+        "format": "pt",
+        _DOCUMENT: json.dumps(document, sort_keys=True, ensure_ascii=False),
+        _ROWS: base64.b85encode(pack(found)).decode(),
+    }
+
+
+def document_of(file: Checkpoint) -> dict[str, Any]:
+    """Return the manifest of a file of statistics; an empty one where another program made it.
+
+    The hashes of the rows that it names are then known, as those of an adapter's folder would be.
+
+    Args:
+        file: What `open_tensors` returned.
+    """
+    try:
+        document = json.loads(file.metadata[_DOCUMENT])
+        for hashes in unpack(base64.b85decode(file.metadata.get(_ROWS, ""))).values():
+            remember(hashes)
+    except (KeyError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) and document.get("kind") == KIND else {}
+
+
+def check_statistics(
+    files: Sequence[Checkpoint],
+    names: Sequence[str],
+    sources: Sequence[AdapterSource],
+    method: str,
+    *,
+    allow_base_mismatch: bool,
+) -> None:
+    """Refuse statistics of another method, adapter or base model, as far as the files say.
+
+    Args:
+        files: One per adapter.
+        names: What the files are called.
+        sources: The adapters.
+        method: Name of the merge method.
+        allow_base_mismatch: Whether base models may differ.
+
+    Raises:
+        PlanError: a file was made for another method, or with another adapter.
+        IncompatibleAdapters: it was made on another base model.
+    """
+    for file, name, source in zip(files, names, sources, strict=True):
+        document = document_of(file)
+        made_for = document.get("method", method)
+        if made_for != method:
+            raise PlanError(
+                f"--statistics must be made for method '{method}', and {name} is for '{made_for}'. Run: adaptermix "
+                f"statistics --method {method}"
+            )
+        adapter, base = (_mapping(document.get(entry)) for entry in ("adapter", "base"))
+        if adapter.get("digest") not in (None, source.digest):
+            raise PlanError(
+                f"--statistics are given in the order of the adapters, and {name}, in the place of '{source.name}', "
+                f"was made with adapter '{adapter.get('name')}' or another version of it. Change the order, or make it "
+                "again."
+            )
+        trained, measured = source.meta.base_fingerprint, base.get("fingerprint")
+        if trained and measured and trained != measured and not allow_base_mismatch:
+            raise IncompatibleAdapters(
+                f"--statistics must be made on the base model of their adapter, and {name} was made on "
+                f"'{base.get('id')}', whose weight files differ from those of '{source.meta.base}'. Make it again on "
+                "that, or pass --allow-base-mismatch."
+            )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def files_behind(files: Sequence[Checkpoint]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the entries of a manifest that name the data files behind statistics, by role."""
+    documents = [document_of(file) for file in files]
+    return {role: list(_entries(documents, role)) for role in ("calibration", "tested")}
+
+
+def _entries(documents: Sequence[Mapping[str, Any]], role: str) -> Iterator[Mapping[str, Any]]:
+    for document in documents:
+        found = document.get(role)
+        yield from (e for e in found if isinstance(e, Mapping) and "sha256" in e) if isinstance(found, list) else ()

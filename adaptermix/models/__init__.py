@@ -1,0 +1,1 @@
+"""Base models: found, loaded, and seen as a stack of blocks."""

@@ -1,0 +1,263 @@
+"""Greedy, batched, left-padded generation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..progress import SILENT, Watcher
+from .base import BaseModel
+
+_FIRST_ROUND = 8
+"""Tokens of the first round; each further one makes answers at least half as long again."""
+_WORTH = 4
+"""One in so many rows of a batch are enough to go on without those of other batches."""
+_MOST_LOGITS = 2**27
+"""Most logits of a pass over drafts: half a gigabyte in float32."""
+
+
+def _stop_ids(base: BaseModel, *, one_line: bool, ends: Sequence[int] = ()) -> list[int]:
+    """Token ids that end an answer: the model's own, further `ends`, and a line break where answers are one line."""
+    config = base.model.generation_config.eos_token_id
+    own = [] if config is None else [config] if isinstance(config, int) else list(config)
+    breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n") if one_line]
+    return sorted({*own, *ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` [rows longest]."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _settings(max_new_tokens: int, stops: set[int], pad: int) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=pad
+    )
+
+
+@contextmanager
+def _plainly(base: BaseModel, settings: Any) -> Iterator[None]:
+    """Put the model's own generation settings aside: a repetition penalty, say, would fill what is left open."""
+    own = base.model.generation_config
+    base.model.generation_config = settings
+    try:
+        yield
+    finally:
+        base.model.generation_config = own
+
+
+@torch.inference_mode()
+def generate_ids(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    one_line: bool = True,
+    ends: Sequence[int] = (),
+    drafts: Sequence[Sequence[int] | None] | None = None,
+    before: Callable[[Sequence[int]], None] = lambda _rows: None,
+    watch: Watcher = SILENT,
+    label: str = "generate",
+) -> list[list[int]]:
+    """Return one greedy continuation per prompt, up to an end token and without it.
+
+    In rounds: answers of a batch that have not ended after 8 tokens go on without the others, up to 16, 24, 36, ...,
+    so that a batch does not carry what has ended to its longest answer.
+
+    With drafts, such as what another adapter answered, one pass over prompt and draft tells how far greedy choice
+    agrees; only what differs is generated. Drafts of `max_new_tokens` or more are passed over. The result is that
+    without drafts, up to rounding where two tokens are level.
+
+    Args:
+        base: A causal language model.
+        prompts: Token ids; rows of like length are batched together, the order of the results is that of the prompts.
+        max_new_tokens: Most tokens to generate per row.
+        batch_size: Rows per batch.
+        one_line: End at a line break too.
+        ends: Further tokens that end an answer, such as that of a chat's turn.
+        drafts: Per prompt a guess at the result, without its end token, or None.
+        before: Called before each run of passes with the numbers of the prompts in them, in the order of the batch.
+        watch: Receives progress.
+        label: Name of the progress bar.
+    """
+    work = _Work(
+        base=base,
+        prompts=prompts,
+        stops=set(_stop_ids(base, one_line=one_line, ends=ends)),
+        most=max_new_tokens,
+        batch_size=batch_size,
+        before=before,
+        found=[[] for _ in prompts],
+    )
+    with watch.track(label, len(prompts)) as work.advance:
+        guesses: dict[int, list[int]] = {}
+        if drafts is not None and batch_size > 1:
+            # one that never came to an end is babble, which the next adapter will not repeat
+            guesses = {
+                row: list(draft)
+                for row, draft in enumerate(drafts)
+                if draft is not None and len(draft) < max_new_tokens
+            }
+        left = work.follow(guesses) if guesses else []
+        work.go_on([row for row in range(len(prompts)) if row not in guesses] + left)
+    return work.found
+
+
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """Answers that are under way: `found` holds what there is of each."""
+
+    base: BaseModel
+    prompts: Sequence[Sequence[int]]
+    stops: set[int]
+    most: int
+    batch_size: int
+    before: Callable[[Sequence[int]], None]
+    found: list[list[int]] = field(default_factory=list)
+    advance: Callable[[int, str], None] = lambda _count, _text: None
+
+    def _batches(
+        self, rows: Iterable[int], more: Mapping[int, list[int]], size: int | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Yield rows of like length with ids and mask of their prompts and what there is more of each, padded left."""
+        order = sorted(rows, key=lambda row: len(self.prompts[row]) + len(more[row]))
+        size = size or self.batch_size
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            texts = [[*self.prompts[row], *more[row]] for row in chosen]
+            batch = _pad_left(texts, self.base.tokenizer.pad_token_id, self.base.device)
+            yield chosen, batch["input_ids"], batch["attention_mask"]
+
+    def _take(self, row: int, ids: Sequence[int]) -> bool:
+        """Add tokens to an answer up to an end; return whether it has ended."""
+        end = next((i for i, token in enumerate(ids) if token in self.stops), None)
+        self.found[row] = [*self.found[row], *ids[:end]][: self.most]
+        has_ended = end is not None or len(self.found[row]) >= self.most
+        if has_ended:
+            self.advance(1, "")
+        return has_ended
+
+    def follow(self, drafts: Mapping[int, list[int]]) -> list[int]:
+        """Take drafts as far as greedy choice agrees, and what follows; return the rows that are still to go on."""
+        left = []
+        # logits of all places of the drafts are held at once, where generation holds those of one
+        longest = 1 + max(map(len, drafts.values()), default=0)
+        vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
+        size = max(1, min(self.batch_size, _MOST_LOGITS // (longest * vocabulary)))
+        for rows, ids, mask in self._batches(drafts, drafts, size):
+            places = (mask.cumsum(-1) - 1).clamp(min=0)
+            keep = 1 + max(len(drafts[row]) for row in rows)
+            self.before(rows)
+            output = self.base.model(
+                input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=keep, use_cache=True
+            )
+            going_on, following = [], []
+            for place, (row, tokens) in enumerate(zip(rows, output.logits.argmax(-1).tolist(), strict=True)):
+                draft = drafts[row]
+                greedy = tokens[len(tokens) - len(draft) - 1 :]
+                agreed = next((i for i, token in enumerate(draft) if greedy[i] != token), len(draft))
+                mask[place, ids.shape[1] - len(draft) + agreed :] = 0
+                if not self._take(row, [*draft[:agreed], greedy[agreed]]):
+                    going_on.append(place)
+                    following.append(greedy[agreed])
+            cache = getattr(output, "past_key_values", None)
+            left += self._after(rows, (ids, mask), cache, going_on, following)
+        return left
+
+    def _after(
+        self, batch: list[int], held: tuple[Tensor, Tensor], cache: Any, places: list[int], following: list[int]
+    ) -> list[int]:
+        """Go on where drafts failed, with what the model made of prompts and drafts, but for what the mask leaves out.
+
+        Args:
+            batch: The rows of the batch.
+            held: Its ids and mask.
+            cache: What the model made of them.
+            places: Where the rows that go on are in it.
+            following: The token that comes next, of each of these.
+
+        Returns:
+            The rows that must be read anew: the model's states cannot be masked, or these are too few for a batch.
+        """
+        ids, mask = held
+        rows = [batch[place] for place in places]
+        if len(rows) * _WORTH < self.batch_size or not _can_mask(self.base.model, cache, ids.shape[1] + self.most):
+            return rows
+        chosen = torch.tensor(places, dtype=torch.long, device=ids.device)
+        cache.batch_select_indices(chosen)
+        ids = torch.cat([ids[chosen], ids.new_tensor(following).unsqueeze(1)], dim=1)
+        mask = torch.cat([mask[chosen], mask.new_ones(len(rows), 1)], dim=1)
+        self._rounds(rows, ids, mask, {"past_key_values": cache})
+        return []
+
+    def go_on(self, waiting: list[int]) -> None:
+        """Generate what is missing, in rounds; rows that go on keep what the model has made of them."""
+        for rows, ids, mask in self._batches(waiting, dict(enumerate(self.found))):
+            self._rounds(rows, ids, mask, {})
+
+    def _rounds(self, rows: list[int], ids: Tensor, mask: Tensor, kept: dict[str, Any]) -> None:
+        length = 0
+        while rows:
+            more = max(_FIRST_ROUND, length // 2) if self.batch_size > 1 else self.most
+            more = min(more, self.most - min(len(self.found[row]) for row in rows))
+            length += more
+            self.before(rows)
+            with _plainly(self.base, _settings(more, self.stops, self.base.tokenizer.pad_token_id)):
+                output = self.base.model.generate(
+                    input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **kept
+                )
+            answers = output.sequences[:, ids.shape[1] :].tolist()
+            left = [place for place, row in enumerate(rows) if not self._take(row, answers[place])]
+            rows = [rows[place] for place in left]
+            chosen = torch.tensor(left, dtype=torch.long, device=ids.device)
+            ids = output.sequences[chosen]
+            mask = torch.cat([mask[chosen], mask.new_ones(len(left), ids.shape[1] - mask.shape[1])], dim=1)
+            kept = _of_rows(output.past_key_values, chosen) if left else {}
+
+
+def _can_mask(model: Any, cache: Any, length: int) -> bool:
+    """Whether a mask undoes what a cache holds: keys and values alone, positions of their own, no window shorter."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    def reaches(layer: Any) -> bool:
+        return type(layer) is DynamicLayer or (
+            type(layer) is DynamicSlidingWindowLayer and length < layer.sliding_window
+        )
+
+    # models of other positions (ALiBi) count places of the cache, masked ones too
+    has_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return has_positions and type(cache) is DynamicCache and all(map(reaches, cache.layers))
+
+
+def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:
+    """Return what `generate` is given of the rows that go on.
+
+    Nothing, so that it reads them anew, where a model's states cannot be parted (Mamba).
+    """
+    try:
+        cache.batch_select_indices(rows)
+    except (AttributeError, NotImplementedError):
+        return {}
+    return {"past_key_values": cache}
+
+
+def generate(base: BaseModel, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
+    """Return one greedy continuation per prompt as text; see `generate_ids`, whose options it takes."""
+    return in_words(base, generate_ids(base, prompts, **options))
+
+
+def in_words(base: BaseModel, answers: Sequence[Sequence[int]]) -> list[str]:
+    """Return answers as text, without special tokens and blanks at their ends."""
+    return [base.tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in answers]

@@ -1,0 +1,152 @@
+"""Configurations, tokenizers and models of transformers, loaded here and nowhere else.
+
+No code that a model folder brings is ever run or asked for, and the form of its files is checked first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterMixError, ModelError, shown
+from ..io.base_files import CONFIG, check_base_files, unreachable
+
+_IN_BLOCK = re.compile(r"\.\d+\.")
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """Return (id, revision) of `MODEL` or `MODEL@REVISION`; a folder that exists is taken as it is."""
+    if Path(reference).exists() or "@" not in reference:
+        return reference, None
+    name, revision = reference.rsplit("@", 1)
+    return name, revision
+
+
+def cached_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """Return where a file of a model is on this disk: in its folder, or in the cache of the Hub."""
+    if Path(name).is_dir():
+        return Path(name) / file if (Path(name) / file).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str | os.PathLike) else None
+
+
+def load_config(reference: str, *, what: str = "base model") -> Any:
+    """Return the configuration of a model.
+
+    Args:
+        reference: A folder or a Hub id, with `@REVISION` if wanted.
+        what: What the model is, for messages.
+
+    Raises:
+        ModelError: no such model, files of another form, or a model that needs code of its own.
+    """
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, reference, what, "config")
+
+
+def load_tokenizer(reference: str, *, what: str = "base model", **options: Any) -> Any:
+    """Return the tokenizer of a model.
+
+    Args:
+        reference: A folder or a Hub id, with `@REVISION` if wanted.
+        what: What the model is, for messages.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: as `load_config`.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, reference, what, "tokenizer", **options)
+
+
+def load_model(reference: str, auto_class: str, *, what: str = "base model", **options: Any) -> Any:
+    """Return a model with its weights, and whatever else `from_pretrained` returns with these options.
+
+    Args:
+        reference: A folder or a Hub id, with `@REVISION` if wanted.
+        auto_class: Name of the class of transformers that loads it, such as `AutoModel`.
+        what: What the model is, for messages.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: as `load_config`, or weights that do not fit, or lack some of a block.
+    """
+    import transformers
+
+    wants_info = options.pop("output_loading_info", False)
+    model, info = _load(
+        getattr(transformers, auto_class), reference, what, "model", output_loading_info=True, **options
+    )
+    # transformers draws missing weights at random and goes on; that is right for a new head only
+    lacking = sorted(key for key in info["missing_keys"] if _IN_BLOCK.search(key))
+    if lacking:
+        raise ModelError(
+            f"{what} {shown(reference)!r} must have all weights of its blocks, and its files lack {len(lacking)}, such "
+            f"as {shown(lacking[0])!r}. Fetch the model again, and compare its config.json."
+        )
+    return (model, info) if wants_info else model
+
+
+def model_of_config(config: Any, auto_class: str, *, reference: str, **options: Any) -> Any:
+    """Return a model with new weights.
+
+    Args:
+        config: Its configuration.
+        auto_class: Name of the class of transformers that makes it.
+        reference: Where the configuration is from, for messages.
+        options: Further arguments of `from_config`.
+
+    Raises:
+        ModelError: the configuration makes no model, or needs code of its own.
+    """
+    import transformers
+
+    with loading(reference):
+        return getattr(transformers, auto_class).from_config(config, trust_remote_code=False, **options)
+
+
+def _load(loader: Any, reference: str, what: str, part: str, **options: Any) -> Any:
+    name, revision = split_revision(reference)
+    config = cached_file(name, CONFIG, revision)
+    if config is not None:
+        check_base_files(config.parent, part)
+    pinned = {"revision": revision} if revision else {}
+    with loading(reference, what):
+        return loader.from_pretrained(name, trust_remote_code=False, **pinned, **options)
+
+
+@contextmanager
+def loading(reference: str, what: str = "base model") -> Iterator[None]:
+    """Turn whatever goes wrong while a model is loaded into one sentence.
+
+    Args:
+        reference: The model, as given.
+        what: What the model is.
+
+    Raises:
+        ModelError: anything went wrong but a lack of memory.
+    """
+    try:
+        yield
+    except AdapterMixError:
+        raise
+    except Exception as error:  # of transformers, tokenizers, safetensors, the network: of any class
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise unreachable(reference, error, what) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, in tokenizers
+            raise
+        raise unreachable(reference, ValueError(str(error)), what) from error

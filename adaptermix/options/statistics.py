@@ -1,0 +1,45 @@
+"""Settings of measuring what merge methods must know of data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from . import checks
+from .base import ALLOW_TESTED, Files, Placed, Positive, Written
+from .roles import CALIBRATION, Reads
+
+
+class StatisticsSettings(Placed, Written):
+    """Measure on data what fisher or regmean must know of an adapter, for `merge --statistics`."""
+
+    adapter: str = Field(description="adapter folder")
+    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    data: Annotated[Files, Reads(CALIBRATION, rows="rows")] = Field(
+        description="rows of the task; without --task plain texts: lines, TSV, JSONL with `text` or strings"
+    )
+    method: Literal["regmean", "fisher"] = Field(
+        "regmean", description="what to measure: inputs of modules (regmean), or squared gradients (fisher)"
+    )
+    task: str | None = Field(None, description="task of the rows, whose answers fisher needs")
+    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
+    modules: list[str] = Field(
+        [],
+        description="globs over module paths, of other linear layers too; default those that the adapter adapts",
+    )
+    batch_size: Positive = Field(16, description="rows per batch")
+    out: str = Field(description="output file (.safetensors); appears whole or not at all")
+    overwrite: bool = Field(False, description="replace an existing file of statistics")
+    allow_tested: bool = Field(False, description=ALLOW_TESTED)
+    allow_base_mismatch: bool = Field(False, description="measure on another base model than the adapter names")
+
+    @model_validator(mode="after")
+    def _sound_statistics(self) -> StatisticsSettings:
+        """Refuse gradients of nothing, and a prompt that nobody reads."""
+        if self.method == "fisher" and self.task is None:
+            raise ValueError("--method fisher needs rows with answers: add --task TASK")
+        if self.template and self.task is None:
+            raise ValueError("--template is the prompt of a task, and plain texts have none: add --task, or drop it")
+        return self

@@ -1,8 +1,0 @@
-"""Merge weights, and options of merge methods, found on a dev set."""
-
-from .gates import merge_learned
-from .result import SearchResult
-from .run import search, search_dry
-from .shown import shown
-
-__all__ = ["SearchResult", "merge_learned", "search", "search_dry", "shown"]

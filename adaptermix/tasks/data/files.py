@@ -1,0 +1,393 @@
+"""`FILE` arguments: paths, globs, `.gz`, and the language, given as `de=FILE` or read from the file's name."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from ...errors import DataError
+from ...io.files import sha256
+from ...options.checks import ROWS
+from ...provenance.row_hashes import ListedRows, RowHashes, RowTexts, remember
+
+# Words of file names that look like language codes.
+_NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
+_NOT_LANGUAGES |= {"bio", "nlu", "pos"}
+# Varieties kept apart: what a language is called by its script or, where none is named, by its region.
+_VARIETIES = {
+    "zh": {"Hans": "zh", "CN": "zh", "SG": "zh", "Hant": "zh-Hant", "TW": "zh-Hant", "HK": "zh-Hant", "MO": "zh-Hant"},
+}
+_MARKS = {mark.lower(): mark for marks in _VARIETIES.values() for mark in marks}
+_MARKED = re.compile(rf"(?<![A-Za-z])([a-z]{{2,3}})((?:[-_](?i:{'|'.join(_MARKS)}))+)(?![A-Za-z])")
+# A script or a region (sr-Latn, pt-BR, zho_Hant) is part of one language, not the other side of a pair.
+_TAG = r"[a-z]{2,3}(?:[-_](?:[A-Z][a-z]{3}|[A-Z]{2}))*"
+_PAIR = re.compile(rf"(?<![A-Za-z])({_TAG})-({_TAG})(?![A-Za-z])")
+_SINGLE = re.compile(rf"(?<![^._-])({_TAG})(?![^._-])")
+# Universal Dependencies: sk_snk-ud-test
+_TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_[a-z0-9]+-ud(?![A-Za-z])")
+_GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:[-_][A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
+
+
+MOST_LINE = 2**27
+"""Bytes of a line at most: some sets of questions are one JSON document on one line."""
+MOST_EXPANSION, FEW_BYTES = 200, 2**24
+"""How many times as long as its file a compressed text may be (text is 3 to 20 times); short texts may be any."""
+
+
+class UsedRows:
+    """The rows of a file that a reader returned.
+
+    Args:
+        texts: The texts of each row, made when they are first asked for.
+        picked: The `START:STOP[:STEP]` that chose them, None for all.
+    """
+
+    def __init__(self, texts: Callable[[], Iterable[RowTexts]], picked: str | None = None) -> None:
+        self._texts, self.picked = texts, picked
+
+    @cached_property
+    def listed(self) -> ListedRows:
+        """Return the hashes of the rows, in order."""
+        return ListedRows.of(self._texts())
+
+    def entry(self) -> dict[str, object]:
+        """Return how many rows a manifest names, which, and the name of the set of their hashes."""
+        picked = {} if self.picked is None else {"picked": self.picked}
+        return {"rows": len(self.listed.whole), **picked, "row_hashes": remember(self.listed.hashes)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """One data file.
+
+    Args:
+        path: Where it is.
+        languages: Language codes from its name or as given: one, or two for pairs, or none.
+        is_given: Whether they were given as `de=FILE`; then they win over what the rows say.
+        left_out: Rows of it that were read and left out.
+        used: The rows that a reader returned; None where none has read the file.
+    """
+
+    path: Path
+    languages: tuple[str, ...]
+    is_given: bool = False
+    left_out: int = 0
+    used: UsedRows | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def language(self) -> str | None:
+        """The one language, if there is just one."""
+        return self.languages[0] if len(self.languages) == 1 else None
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Suffixes of its name, which tell the format."""
+        return self.path.suffixes
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yield numbered lines without their ends, from 1.
+
+        Raises:
+            DataError: the file is not UTF-8, its compression is broken or hides far more than a text can, or a line is
+                longer than `MOST_LINE` bytes.
+        """
+        opener = gzip.open if self.path.suffix == ".gz" else open
+        number = 0
+        try:
+            # decoded line by line, so that a fault is reported at its own line
+            with opener(self.path, "rb") as file:
+                for raw in self._raw_lines(file):
+                    line = raw.decode("utf-8-sig" if number == 0 else "utf-8")
+                    number += 1
+                    yield number, line.rstrip("\r\n")
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.") from error
+
+    def _raw_lines(self, file: Any) -> Iterator[bytes]:
+        """Yield the lines of an open file, and stop before an absurd one fills the memory."""
+        most = max(FEW_BYTES, MOST_EXPANSION * self.path.stat().st_size)
+        total = number = 0
+        while raw := file.readline(MOST_LINE + 1):
+            number += 1
+            total += len(raw)
+            if len(raw) > MOST_LINE:
+                raise DataError(
+                    f"{self.path}:{number}: a line must have at most {MOST_LINE:,} bytes, and this one is longer. Give "
+                    "a file with one row a line."
+                )
+            if total > most:
+                raise DataError(
+                    f"{self.path}:{number}: a compressed text must not be more than {MOST_EXPANSION} times as long as "
+                    "its file, and this one is. Unpack it, and look at what it holds."
+                )
+            yield raw
+
+    def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield numbered JSON objects, one a line, without unpaired surrogates; blank lines are passed over.
+
+        Raises:
+            DataError: a line is no JSON object.
+        """
+        for number, line in self.lines():
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                row = sound(row) if "\\u" in line else row
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{self.path}:{number}: every line must be JSON, found {line.strip()[:60]!r}."
+                ) from error
+            if not isinstance(row, dict):
+                raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
+            yield number, row
+
+    @property
+    def title(self) -> str:
+        """Name in manifests."""
+        return self.path.name
+
+    def hashes(self) -> dict[str, str]:
+        """Return `sha256`, that of the file's bytes, and `text`, see `text_hash`."""
+        return {"sha256": sha256(self.path), "text": text_hash(self)}
+
+    def entry(self) -> dict[str, object]:
+        """Return what a manifest records of the file, and of the rows of it that are used."""
+        used = self.used.entry() if self.used else {}
+        return {"name": self.title, "languages": list(self.languages), **self.hashes(), **used}
+
+    def row_hashes(self) -> RowHashes | None:
+        """Return the hashes of the rows that are used; None where no reader has read the file."""
+        return self.used.listed.hashes if self.used else None
+
+    def using(self, texts: Callable[[], Iterable[RowTexts]], picked: str | None, left_out: int = 0) -> Self:
+        """Return the file with the rows of it that are used.
+
+        Args:
+            texts: See `UsedRows`.
+            picked: See `UsedRows`.
+            left_out: Rows that were read and left out.
+        """
+        return replace(self, used=UsedRows(texts, picked), left_out=left_out)
+
+
+def text_hash(file: DataFile) -> str:
+    """Return the hash of a file's lines, unpacked, without their ends and without blank ones at its end."""
+    if type(file) is not DataFile:  # of the Hub
+        return file.hashes()["text"]
+    status = file.path.stat()
+    return _hash_of_lines(file.path.absolute(), (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _hash_of_lines(path: Path, _status: tuple[int, int, int]) -> str:
+    """Return the hash of a file's lines; one that is asked for many times, by each candidate, is read once."""
+    digest, blank = hashlib.sha256(), 0
+    for _, line in DataFile(path=path, languages=()).lines():
+        if line.strip():
+            digest.update(b"\n" * blank + line.rstrip().encode() + b"\n")
+        blank = 0 if line.strip() else blank + 1
+    return digest.hexdigest()
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def sound(value: Any) -> Any:
+    r"""Return JSON data with U+FFFD in the place of halves of surrogate pairs, which no tokenizer and no file takes.
+
+    Example:
+        >>> sound({"text": ["a\ud83d", 1]}) == {"text": ["a\ufffd", 1]}
+        True
+    """
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [sound(item) for item in value]
+    if isinstance(value, dict):
+        return {sound(key): sound(item) for key, item in value.items()}
+    return value
+
+
+@cache
+def canonical_language(code: str) -> str | None:
+    """Return the shortest standard code (`deu` gives `de`, `cmn` gives `zh`), or None if it is no language.
+
+    Scripts and regions are left out but for varieties that are kept apart, as traditional Chinese is.
+
+    Example:
+        >>> canonical_language("deu"), canonical_language("gsw"), canonical_language("xq")
+        ('de', 'gsw', None)
+        >>> canonical_language("pt-BR"), canonical_language("zho_Hans"), canonical_language("zh-TW")
+        ('pt', 'zh', 'zh-Hant')
+    """
+    import langcodes
+    from langcodes.tag_parser import LanguageTagError
+
+    try:
+        language = langcodes.Language.get(langcodes.standardize_tag(code, macro=True))
+    except LanguageTagError:
+        return None
+    if not language.is_valid() or language.language is None:
+        return None
+    varieties = _VARIETIES.get(language.language, {})
+    return varieties.get(language.script or language.territory or "", language.language)
+
+
+def split_pair(pair: str) -> list[str]:
+    """Return the languages of a pair, whose scripts stay with them.
+
+    Example:
+        >>> split_pair("de-en"), split_pair("zh-Hant-en")
+        (['de', 'en'], ['zh-Hant', 'en'])
+    """
+    return re.split(r"-(?![A-Z][a-z]{3}(?:-|$))", pair)
+
+
+def languages_of(path: Path) -> tuple[str, ...]:
+    """Return the language codes in a file's name; see `languages_in`.
+
+    Example:
+        >>> languages_of(Path("train.deu-eng.tsv.gz")), languages_of(Path("en.train.tsv")), languages_of(Path("x.txt"))
+        (('de', 'en'), ('en',), ())
+    """
+    return languages_in(_stem(path))
+
+
+def languages_in(name: str) -> tuple[str, ...]:
+    """Return the language codes in a name: those of a pair (`deu-eng`), else the single one, or none if it is unclear.
+
+    Of several single ones that of a treebank (`sk_snk-ud`) counts, else the best by `_single`.
+
+    Example:
+        >>> languages_in("sk_snk-ud-test"), languages_in("de.nlu"), languages_in("zh-TW.test"), languages_in("de.fr")
+        (('sk',), ('de',), ('zh-Hant',), ())
+    """
+    spelled = _spelled(name)
+    for first, second in _PAIR.findall(spelled):
+        pair = canonical_language(first), canonical_language(second)
+        if pair[0] and pair[1]:
+            return pair[0], pair[1]
+    if (treebank := _TREEBANK.search(spelled)) and (code := canonical_language(treebank[1])):
+        return (code,)
+    found = _single(spelled)
+    return tuple(found) if len(found) == 1 else ()
+
+
+def several_languages(file: DataFile) -> str:
+    """Return what to add to a complaint that a file's language is not known, if its name has several."""
+    found = _single(_spelled(_stem(file.path)))
+    return f", and its name has {' and '.join(map(repr, found))}" if len(found) > 1 and not file.languages else ""
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"(\.(tsv|csv|txt|jsonl?|conll|iob2|gz))+$", "", path.name)
+
+
+def _spelled(name: str) -> str:
+    """Spell scripts and regions of the varieties as their standard does: `zh-tw` is no pair of Chinese and Twi."""
+
+    def spell(match: re.Match[str]) -> str:
+        if canonical_language(match[1]) not in _VARIETIES:
+            return match[0]
+        return match[1] + re.sub(r"[A-Za-z]+", lambda mark: _MARKS[mark[0].lower()], match[2])
+
+    return _MARKED.sub(spell, name)
+
+
+def _single(name: str) -> list[str]:
+    """Return the codes of the best kind that a name has, each once.
+
+    Codes of two letters are better than those of three, of which those of languages that have two-letter codes too are
+    better (few words of file names look like one); then codes between dots are better than parts of what stands there.
+    """
+    kinds: dict[tuple[int, int, bool], dict[str, None]] = {}
+    for match in _SINGLE.finditer(name):
+        base = re.split("[-_]", match[1])[0]
+        code = None if match[1] in _NOT_LANGUAGES else canonical_language(match[1]) or canonical_language(base)
+        if code:
+            around = {name[: match.start()][-1:], name[match.end() :][:1]}
+            kinds.setdefault((len(base), len(code.split("-")[0]), not around <= {"", "."}), {})[code] = None
+    return list(kinds[min(kinds)]) if kinds else []
+
+
+def find_files(arguments: Sequence[str]) -> list[DataFile]:
+    """Resolve `FILE` arguments.
+
+    Args:
+        arguments: Paths or globs, each with an optional `LANGUAGE=` (or `LANGUAGE-LANGUAGE=`) in front.
+
+    Raises:
+        DataError: no file matches, a file is empty, or a form is not handled.
+    """
+    files: list[DataFile] = []
+    for argument in arguments:
+        given, pattern = _split_given(argument)
+        if pattern.startswith("hf:"):
+            from .hub import open_hub
+
+            files.append(open_hub(pattern, given))
+            continue
+        paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
+        if not paths:
+            raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
+        files += [DataFile(path=path, languages=given or languages_of(path), is_given=bool(given)) for path in paths]
+    for file in files:
+        if type(file) is not DataFile:  # of the Hub
+            continue
+        if not file.path.is_file():
+            raise DataError(f"a data file is needed, and {file.path} is a folder. Give its files, or a glob.")
+        if file.path.stat().st_size == 0:
+            raise DataError(f"a data file must hold rows, and {file.path} is empty.")
+    if not files:
+        raise DataError("at least one data file is needed, got none.")
+    return files
+
+
+def _split_given(argument: str) -> tuple[tuple[str, ...], str]:
+    match = _GIVEN.fullmatch(argument)
+    if Path(argument).exists():
+        return (), argument
+    if match is None:
+        left, equals, right = argument.partition("=")
+        if equals and glob.glob(right):
+            raise DataError(
+                f"what stands before = must be a language code, such as de, or de-en for pairs, found {left!r} in "
+                f"{argument!r}."
+            )
+        return (), argument
+    whole = _spelled(match["language"])
+    pair = _PAIR.fullmatch(whole)
+    codes = [whole] if re.fullmatch(_TAG, whole) else list(pair.groups()) if pair else whole.split("-")
+    if any("_" in code and not re.fullmatch(_TAG, code) for code in codes):
+        return (), argument
+    return tuple(canonical_language(code) or code for code in codes), match["path"]
+
+
+def parse_rows(rows: str | None) -> slice:
+    """Return the slice for `START:STOP` or `START:STOP:STEP` (each may be missing), which picks rows of every file.
+
+    Raises:
+        DataError: another form.
+
+    Example:
+        >>> parse_rows("500:"), parse_rows("::10")
+        (slice(500, None, None), slice(None, None, 10))
+    """
+    if rows is None:
+        return slice(None)
+    match = ROWS.fullmatch(rows)
+    if match is None:
+        raise DataError(
+            f"--rows must be START:STOP, or with :STEP, in whole numbers, such as 0:300, 500: or ::10, got {rows!r}."
+        )
+    return slice(*(int(match[part]) if match[part] else None for part in ("start", "stop", "step")))

@@ -1,0 +1,123 @@
+"""Data sets of the Hub as data files: `hf:owner/name[@REVISION][:config[:split]]`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+from .files import DataFile, canonical_language, languages_in
+
+_FORM = re.compile(r"hf:(?P<name>[^:@]+)(@(?P<revision>[^:@]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]+))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubData(DataFile):
+    """A split of a data set, read as one JSON object a line; class numbers are written as their names.
+
+    Args:
+        name: Hub id, or a folder that `datasets` can load.
+        config: Configuration, if there are several; often a language.
+        split: Split, such as `train`.
+        revision: Pinned revision.
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Its rows are JSON."""
+        return [".jsonl"]
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yield numbered rows as JSON, from 1.
+
+        Raises:
+            DataError: the data set, the configuration or the split is not to be had, or `datasets` is not installed.
+        """
+        rows = _load(self.name, self.config, self.split, self.revision)
+        classes = {key: found for key, kind in rows.features.items() if (found := _class_of(kind))}
+        for number, row in enumerate(rows, start=1):
+            named = {key: _named(kind, row[key]) for key, kind in classes.items()}
+            yield number, json.dumps(row | named, ensure_ascii=False, default=str)
+
+    @property
+    def title(self) -> str:
+        """Name in manifests: the argument."""
+        return str(self.path)
+
+    def hashes(self) -> dict[str, str]:
+        """Return the hash of the rows as both of those of a file."""
+        digest = hashlib.sha256()
+        for _, line in self.lines():
+            digest.update(f"{line}\n".encode("utf-8", "surrogatepass"))
+        return {"sha256": digest.hexdigest(), "text": digest.hexdigest()}
+
+
+def _class_of(kind: Any) -> Any:
+    """Return the class feature of a column, or of each entry of a column of lists; None if there is none."""
+    inner = getattr(kind, "feature", kind)
+    return inner if hasattr(inner, "int2str") else None
+
+
+def _named(kind: Any, value: Any) -> Any:
+    """Return class names for numbers; a row without a class has the number -1, or none."""
+    if isinstance(value, list):
+        return [_named(kind, entry) for entry in value]
+    return None if value is None or value < 0 else kind.int2str(value)
+
+
+@lru_cache(maxsize=16)
+def _load(name: str, config: str | None, split: str, revision: str | None) -> Any:
+    try:
+        from datasets import load_dataset
+        from datasets.utils.logging import disable_progress_bar
+    except ImportError as error:
+        raise DataError(
+            "data sets of the Hub need the package 'datasets', which is not installed. Run: pip install datasets"
+        ) from error
+    disable_progress_bar()
+    try:
+        return load_dataset(name, config, split=split, revision=revision, trust_remote_code=False)
+    except Exception as error:  # of many kinds, from the network's to pyarrow's
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"hf:{name} must be a data set that can be reached, with configuration {config or 'default'} and split "
+            f"{split}: {reason}"
+        ) from error
+
+
+def open_hub(argument: str, given: tuple[str, ...]) -> HubData:
+    """Return the data set that an argument names; its language is as given, or its configuration's name.
+
+    Raises:
+        DataError: the argument has another form.
+
+    Example:
+        >>> open_hub("hf:facebook/xnli:de:test", ()).languages
+        ('de',)
+    """
+    match = _FORM.fullmatch(argument)
+    if match is None:
+        raise DataError(f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.")
+    config = match["config"] or None
+    code = config and canonical_language(config)
+    found = given or (config and languages_in(config)) or ((code,) if code else ())
+    return HubData(
+        path=Path(argument),
+        languages=found,
+        is_given=bool(given),
+        name=match["name"],
+        config=config,
+        split=match["split"] or "train",
+        revision=match["revision"],
+    )

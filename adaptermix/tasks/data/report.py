@@ -1,0 +1,90 @@
+"""What is in a set of rows: languages, repetitions, and rows that stand in a held-out set too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from ...provenance.row_hashes import normalised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsReport:
+    """Counts of a set of rows.
+
+    Args:
+        languages: Rows per language.
+        repeated: Rows that stand earlier in the set already.
+        repeated_normalised: The same, judged without case, width, accent marks' encoding, punctuation and blanks.
+        held_out: Rows of a held-out set.
+        overlap: Held-out rows that stand in this set.
+        overlap_normalised: The same, judged as above.
+        left_out: Rows that were asked for and are not in the set, since they lack a side, a label or an answer.
+    """
+
+    languages: dict[str, int]
+    repeated: int
+    repeated_normalised: int
+    held_out: int = 0
+    overlap: int = 0
+    overlap_normalised: int = 0
+    left_out: int = 0
+
+    @property
+    def total(self) -> int:
+        """Count of rows."""
+        return sum(self.languages.values())
+
+    def document(self) -> dict[str, object]:
+        """Return plain data."""
+        return asdict(self)
+
+    def warnings(self, what: str = "rows") -> list[str]:
+        """Return what a person should know of these rows, or whatever they are called."""
+        found = []
+        if self.overlap_normalised:
+            found.append(
+                f"warning: {self.overlap} of {self.held_out} dev {what} stand in the training {what} too "
+                f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
+            )
+        return found + told_left_out(self.left_out, self.total, what)
+
+
+def told_left_out(left_out: int, kept: int, what: str = "rows") -> list[str]:
+    """Return the sentence on rows left out, if there are any."""
+    if not left_out:
+        return []
+    return [f"{left_out} of {left_out + kept} {what} lack a side, a label or an answer and are left out."]
+
+
+def by_language(languages: Sequence[str], total: int) -> str:
+    """Return how many of `total` there are, by language.
+
+    Example:
+        >>> by_language(["zh", "de", "zh"], 9)
+        '3 of 9 (de 1, zh 2)'
+    """
+    counts = ", ".join(f"{language} {count}" for language, count in sorted(Counter(languages).items()))
+    return f"{len(languages)} of {total} ({counts})"
+
+
+def describe(rows: Sequence[tuple[str, str]], held_out: Sequence[str] = (), *, left_out: int = 0) -> RowsReport:
+    """Count rows.
+
+    Args:
+        rows: (language, text) of each row.
+        held_out: Texts of a held-out set, such as dev rows.
+        left_out: Rows that are not among them since they lack a side, a label or an answer.
+    """
+    texts = [text for _, text in rows]
+    exact, loose = set(texts), {normalised(text) for text in texts}
+    return RowsReport(
+        languages=dict(sorted(Counter(language for language, _ in rows).items())),
+        repeated=len(texts) - len(exact),
+        repeated_normalised=len(texts) - len(loose),
+        held_out=len(held_out),
+        overlap=sum(text in exact for text in held_out),
+        overlap_normalised=sum(normalised(text) in loose for text in held_out),
+        left_out=left_out,
+    )

@@ -1,0 +1,130 @@
+"""What a kind of head must do: say which tasks it suits, encode rows, give their loss and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ...models.base import BaseModel
+from ...models.head_forms import HeadForm
+from ...models.positions import readable
+from .. import Task
+from ..data.report import by_language
+
+IGNORED = -100
+Features = Mapping[str, list[int]]
+"""What a model is given of a text, by the names of the tokenizer."""
+
+
+class HeadRows(Protocol):
+    """Rows encoded for a model with a head."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+
+    @property
+    def texts(self) -> Sequence[Sequence[Features]]:
+        """What the model is given of each row: one or several texts, in the order in which its passes have them."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how they were encoded."""
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """Return the loss of rows by their numbers, a scalar in float32."""
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many terms the loss of rows is a mean over."""
+
+    def answers(self, rows: Sequence[int]) -> list[str]:
+        """Return the answers to rows by their numbers, in the form in which the task scores them."""
+
+
+@runtime_checkable
+class Predicting(HeadRows, Protocol):
+    """Rows of a head that says how likely each of its labels is: of a text, or of each of its words."""
+
+    def predictions(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of rows by their numbers, in float32, each [texts or words, labels]."""
+
+
+class HeadKind(Protocol):
+    """An entry of the table of heads."""
+
+    @property
+    def form(self) -> HeadForm:
+        """What it is to the outside."""
+
+    @property
+    def needs(self) -> str:
+        """What a task must have, for messages: "a task whose answers are ..."."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether rows are refused if the head has none of their labels."""
+
+    def suits(self, task: Task) -> bool:
+        """Whether it can give the task's answers."""
+
+    def labels(self, task: Any, rows: Sequence[Any]) -> tuple[str, ...]:
+        """Return what a head must tell apart to be taught these rows.
+
+        Raises:
+            DataError: a row lacks what the head reads.
+        """
+
+    def encode(
+        self, base: BaseModel, task: Any, rows: Sequence[Any], *, max_length: int, teach: bool = False
+    ) -> HeadRows:
+        """Encode rows for a model that ends in such a head.
+
+        Args:
+            base: The model.
+            task: A task that the head suits.
+            rows: The task's rows.
+            max_length: Most tokens that the model sees at once.
+            teach: Whether the loss of the rows will be asked for.
+        """
+
+
+def pad(base: BaseModel, features: Sequence[Features]) -> Any:
+    """Return a batch of what the tokenizer gave, padded on the right, where the model is."""
+    return pad_to(base.tokenizer, features, None).to(base.device)
+
+
+def pad_to(tokenizer: Any, features: Sequence[Features], length: int | None) -> Any:
+    """Return a batch of what a tokenizer gave, padded on the right to a length, None for that of the longest."""
+    to: dict[str, Any] = {"padding": "max_length", "max_length": length} if length else {}
+    return tokenizer.pad(list(features), padding_side="right", return_tensors="pt", **to)
+
+
+def tokens_of(rows: HeadRows) -> list[list[int]]:
+    """Return the tokens of each text of each row."""
+    return [[len(text["input_ids"]) for text in texts] for texts in rows.texts]
+
+
+LONGEST = 512
+"""Most tokens that a model with a head sees at once; there texts are cut, or read in windows."""
+
+
+def longest(base: BaseModel) -> int:
+    """Return the most tokens that a model with a head reads at once."""
+    return readable(base, int(min(LONGEST, base.tokenizer.model_max_length)))
+
+
+def told_cut(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
+    """Return the note on rows, or whatever they are called, that were too long; one language for each of these."""
+    return f"{by_language(languages, rows)} {what} are longer than {max_length} tokens (--max-length) and lose {lost}."
+
+
+def cross_entropy(logits: Tensor, gold: Tensor) -> Tensor:
+    """Return the mean cross-entropy in float32 of the places whose gold is not IGNORED; 0 where there is none.
+
+    Shapes: logits [places outputs], gold [places]; returns a scalar.
+    """
+    total = torch.nn.functional.cross_entropy(logits.float(), gold, ignore_index=IGNORED, reduction="sum")
+    return total / (gold != IGNORED).sum().clamp(min=1)

@@ -1,0 +1,110 @@
+"""A head that tells the class of a text or of a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import DataError
+from ...models.base import BaseModel
+from ...models.head_forms import HEAD_FORMS
+from .. import LabelTask, Task
+from ..data.report import by_language
+from .base import IGNORED, cross_entropy, pad, told_cut
+
+_WRONG = "every answer to them is wrong"
+
+
+class ClassRows:
+    """Texts with their classes.
+
+    Args:
+        base: A model with a head over the task's labels.
+        task: The task.
+        rows: Its rows.
+        max_length: Longest row in tokens; of two texts the longer one is cut.
+        teach: Whether the loss will be asked for.
+
+    Raises:
+        DataError: the loss is asked for, and no row has a label that the head has.
+    """
+
+    def __init__(
+        self, base: BaseModel, task: LabelTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
+    ) -> None:
+        self._base, self._labels = base, base.labels
+        texts = [task.segments(row) for row in rows]
+        self._encoded = [base.tokenizer(*each, truncation=True, max_length=max_length) for each in texts]
+        full = [place for place, row in enumerate(self._encoded) if len(row["input_ids"]) == max_length]
+        cut = [
+            task.language(rows[place])
+            for place in full
+            if len(base.tokenizer(*texts[place], verbose=False)["input_ids"]) > max_length
+        ]
+        notes = [told_cut(cut, len(rows), max_length, "their ends")] if cut else []
+        known = {label: place for place, label in enumerate(self._labels)}
+        self._gold = [known.get(task.answer(row), IGNORED) for row in rows]
+        # rows without a label (an empty one) are asked, not scored
+        new = [row for row, gold in zip(rows, self._gold, strict=True) if gold == IGNORED and task.answer(row)]
+        if new:
+            notes.append(
+                f"{by_language([task.language(row) for row in new], len(rows))} rows have labels that the head does "
+                f"not have, such as {task.answer(new[0])[:40]!r}; {'the loss passes over them' if teach else _WRONG}."
+            )
+        if teach and len(new) == len(rows):
+            raise DataError(f"rows must have labels that the head has ({', '.join(self._labels)}), and none has.")
+        self.notes = tuple(notes)
+        self.lengths = [len(row["input_ids"]) for row in self._encoded]
+        self.texts = [[row] for row in self._encoded]
+
+    def _logits(self, rows: Sequence[int]) -> Tensor:
+        logits: Tensor = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits
+        return logits
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """Return the mean cross-entropy of these rows' classes."""
+        gold = torch.tensor([self._gold[row] for row in rows], device=self._base.device)
+        return cross_entropy(self._logits(rows), gold)
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return the number of rows whose labels the head has."""
+        return sum(self._gold[row] != IGNORED for row in rows)
+
+    def predictions(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of the classes of each row, each [1 labels]."""
+        return list(self._logits(rows).float().log_softmax(-1).unsqueeze(1))
+
+    def answers(self, rows: Sequence[int]) -> list[str]:
+        """Return the label of the largest logit of each row."""
+        return [self._labels[place] for place in self._logits(rows).argmax(-1).tolist()]
+
+
+class Classes:
+    """One label per row."""
+
+    form = HEAD_FORMS["classes"]
+    needs = "a task whose answers are labels"
+    closed = True
+
+    def suits(self, task: Task) -> bool:
+        """Whether answers are labels."""
+        return isinstance(task, LabelTask)
+
+    def labels(self, task: LabelTask, rows: Sequence[Any]) -> tuple[str, ...]:
+        """Return the labels of these rows, or those that the task has fixed."""
+        return task.labels(rows)
+
+    def encode(
+        self,
+        base: BaseModel,
+        task: LabelTask,
+        rows: Sequence[Any],
+        *,
+        max_length: int,
+        teach: bool = False,
+    ) -> ClassRows:
+        """Encode texts; see `ClassRows`."""
+        return ClassRows(base, task, rows, max_length=max_length, teach=teach)

@@ -1,0 +1,166 @@
+"""A head that tags words: the first sub-word of each is labelled, the others have no label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import DataError
+from ...models.base import BaseModel
+from ...models.head_forms import HEAD_FORMS
+from .. import Task, TokenTask
+from .base import IGNORED, cross_entropy, pad
+
+Spelling = Callable[[Sequence[str]], list[str]]
+
+
+def repair(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return tags as valid IOB2, as conlleval reads them: an `I-` that continues no span of its type begins one.
+
+    Example:
+        >>> repair(["I-PER", "I-PER", "I-LOC", "O", "I-LOC"])
+        ('B-PER', 'I-PER', 'B-LOC', 'O', 'B-LOC')
+    """
+    repaired: list[str] = []
+    for tag in tags:
+        continues = tag[:2] != "I-" or (repaired and repaired[-1][1:] == tag[1:])
+        repaired.append(tag if continues else f"B{tag[1:]}")
+    return tuple(repaired)
+
+
+def spelling_of(tokenizer: Any) -> Spelling:
+    """Return how words are to be given to a tokenizer so that they become the tokens that they are in a sentence.
+
+    Byte-level tokenizers take a word for the beginning of a text unless a blank stands before it.
+    """
+    whole = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    given = tokenizer(["a", " a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    bare = tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    if given == whole != bare:
+        return lambda words: [*words[:1], *(f" {word}" for word in words[1:])]
+    return list
+
+
+def first_places(word_ids: Sequence[int | None], count: int) -> list[int | None]:
+    """Return for each of `count` words where its first token is, None where it has none.
+
+    Example:
+        >>> first_places([None, 0, 0, 2, None], 4)
+        [1, None, 3, None]
+    """
+    places: list[int | None] = [None] * count
+    for place, word in enumerate(word_ids):
+        if word is not None and places[word] is None:
+            places[word] = place
+    return places
+
+
+class TokenRows:
+    """Words with their tags.
+
+    Args:
+        base: A model with a head over tags, and a fast tokenizer.
+        task: The task.
+        rows: Its rows.
+        max_length: Longest row in tokens; words beyond are `O` to the head.
+        teach: Whether the loss will be asked for.
+
+    Raises:
+        DataError: a row has no words; the loss is asked for, and no tag of any row is one of the head's.
+    """
+
+    def __init__(
+        self, base: BaseModel, task: TokenTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
+    ) -> None:
+        self._base, self._task, self._rows, self._labels = base, task, rows, base.labels
+        spelled = spelling_of(base.tokenizer)
+        words = [task.words(row) for row in rows]
+        self._encoded = [
+            base.tokenizer(spelled(each), is_split_into_words=True, truncation=True, max_length=max_length)
+            for each in words
+        ]
+        self._places = [first_places(row.word_ids(), len(each)) for row, each in zip(self._encoded, words, strict=True)]
+        self.lengths = [len(row["input_ids"]) for row in self._encoded]
+        self.texts = [[row] for row in self._encoded]
+        self.notes = tuple(filter(None, [self._cut(max_length), self._unknown() if teach else None]))
+        self._gold = [self._labelled(row) for row in range(len(rows))] if teach else []
+
+    def _cut(self, max_length: int) -> str | None:
+        cut = [places.count(None) for places in self._places if None in places]
+        if not cut:
+            return None
+        return (
+            f"{sum(cut)} words in {len(cut)} rows stand beyond {max_length} tokens, or have no token; the head neither "
+            "learns them nor finds anything there."
+        )
+
+    def _unknown(self) -> str | None:
+        tags = [tag for row in self._rows for tag in self._task.tags(row)]
+        new = [tag for tag in tags if tag not in self._labels]
+        if len(new) == len(tags):
+            raise DataError(f"rows must have tags that the head has ({', '.join(self._labels)}), and none has.")
+        if not new:
+            return None
+        return f"{len(new)} words have tags that the head does not have, such as {new[0]}; the loss passes over them."
+
+    def _labelled(self, row: int) -> list[int]:
+        gold = [IGNORED] * self.lengths[row]
+        for place, tag in zip(self._places[row], self._task.tags(self._rows[row]), strict=True):
+            if place is not None and tag in self._labels:
+                gold[place] = self._labels.index(tag)
+        return gold
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """Return the mean cross-entropy of these rows' words."""
+        batch = pad(self._base, [self._encoded[row] for row in rows])
+        width = batch["input_ids"].shape[1]
+        labels = [self._gold[row] + [IGNORED] * (width - self.lengths[row]) for row in rows]
+        gold = torch.tensor(labels, device=self._base.device)
+        return cross_entropy(self._base.model(**batch).logits.flatten(0, 1), gold.flatten())
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return the number of these rows' words that the loss counts."""
+        return sum(gold != IGNORED for row in rows for gold in self._gold[row])
+
+    def predictions(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of the tags of each row's words that have a token, each [words labels]."""
+        logs = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.float().log_softmax(-1)
+        words = [[place for place in self._places[row] if place is not None] for row in rows]
+        return [own[places] for own, places in zip(logs, words, strict=True)]
+
+    def answers(self, rows: Sequence[int]) -> list[str]:
+        """Return what the tags of the largest logits stand for."""
+        found = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.argmax(-1).tolist()
+        return [
+            self._task.tagged(
+                self._rows[row],
+                repair(["O" if place is None else self._labels[tags[place]] for place in self._places[row]]),
+            )
+            for row, tags in zip(rows, found, strict=True)
+        ]
+
+
+class Tokens:
+    """One tag per word."""
+
+    form = HEAD_FORMS["tokens"]
+    needs = "a task whose answers are tags of words"
+    closed = False
+
+    def suits(self, task: Task) -> bool:
+        """Whether words have tags."""
+        return isinstance(task, TokenTask)
+
+    def labels(self, task: TokenTask, rows: Sequence[Any]) -> tuple[str, ...]:
+        """Return `O`, then `B-` and `I-` of each type that occurs, by name; nothing for no rows."""
+        kinds = sorted({tag[2:] for row in rows for tag in task.tags(row)} - {""})
+        return ("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI")) if rows else ()
+
+    def encode(
+        self, base: BaseModel, task: TokenTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
+    ) -> TokenRows:
+        """Encode words; see `TokenRows`."""
+        return TokenRows(base, task, rows, max_length=max_length, teach=teach)

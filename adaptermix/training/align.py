@@ -1,0 +1,333 @@
+"""`train-align`: a stand-alone alignment LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import BaseModel, keep_blocks
+from ..models.eval_mode import evaluating, loras_off
+from ..models.pooling import Standards, mean_cosine, require_pooling
+from ..models.positions import within_positions
+from ..options import AlignSettings, JointSettings
+from ..options.checks import MOVING
+from ..progress import SILENT, Watcher
+from ..tasks.data import Pair, read_pairs
+from ..tasks.splits import DEV, TRAINING, refuse_tested
+from .distil import AlignmentLoss, BothLosses, DistilLoss
+from .dry_run import aligned_layer
+from .early_stopping import DevLosses, DevWatch
+from .frozen_adapter import attach_on
+from .layer_states import CHUNKS, MiddleStates
+from .least_squares import FitReport, fit_align
+from .objectives import contrastive_loss, keeper_loss, retrieved
+from .pairs import PairsLoss, describe_pairs, encode_side, pair_groups, read_dev_pairs, require_pairs
+from .parallel import ALONE, Processes, in_processes
+from .run import TrainReport, check_before, dry_report, train, vectors_entry
+from .sampler import Sampler
+from .sharding import load_for
+from .start_from import fit_start, open_start
+from .trainer import BatchLoss, Together, count_steps, in_a_row
+
+STANDARD_PAIRS, CROWD_PAIRS = 64, 16
+"""Pairs of each two languages that are measured to standardise, and to tell whether it is called for."""
+CROWDED = 0.98
+"""Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
+
+
+class AlignLoss:
+    """Loss of a batch of pairs, by batch number: contrastive, and with `keeper` times the keeper's loss added.
+
+    What the frozen base makes of the targets is computed once for both uses: as a fixed teacher and for the keeper. It
+    is the model as this LoRA found it, so an adapter that is trained on top of belongs to it, and one that training
+    begins from does not. The teacher has no dropout; the model in training does, also that of an encoder's own layers,
+    below which the keeper cannot fall.
+
+    Args:
+        base: The base model with its LoRA in.
+        pairs: The pairs.
+        settings: The run's settings.
+        layer: Number of blocks to run; default all that the model has.
+        processes: Those that share each batch; their precision is that of the sentences that are measured too.
+        watch: Told of sentences that are too long, and of vectors that are too much alike.
+        like: Pairs whose sentences are measured to standardise; default the pairs.
+        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row. The
+            step takes the mean over all of their pairs, each contrasted with the others of its own batch, so more
+            batches are not the same as a larger one, and over all of their tokens for the keeper.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        pairs: Sequence[Pair],
+        settings: AlignSettings | JointSettings,
+        *,
+        layer: int | None = None,
+        processes: Processes = ALONE,
+        watch: Watcher = SILENT,
+        like: Sequence[Pair] | None = None,
+        together: Together | None = None,
+    ) -> None:
+        self._together = together or in_a_row(settings.accumulate)
+        self._settings, self._model, self._processes = settings, base.model, processes
+        self._states = MiddleStates(
+            base,
+            layer,
+            exclude_bos=settings.exclude_bos,
+            pooling=settings.pooling,
+            # shares may differ in rows, and must not in the number of runs
+            chunks=1 if processes.sharded else CHUNKS,
+            standardize=settings.standardize,
+        )
+        self._targets = [pair.target for pair in pairs]
+        self._source_ids, self._target_ids = (
+            encode_side(base.tokenizer, pairs, side, settings.max_length, watch) for side in ("source", "target")
+        )
+        require_pooling(settings.pooling, base.kind)
+        self._languages = [pair.languages for pair in pairs]
+        measured = self._sample(like or pairs, STANDARD_PAIRS, base.tokenizer) if settings.standardize != "none" else {}
+        self._standards = Standards(settings.standardize, {language: [own] for language, own in measured.items()})
+        if self._standards:
+            for language in {language for pair in pairs for language in pair.languages}:
+                self._standards[language]  # refuses one that was not measured
+        # the base of a LoRA that took a part out of it is not whole, and dev pairs have nobody to tell
+        elif (
+            settings.init not in MOVING
+            and like is None
+            and (alike := mean_cosine(self._sample(pairs, CROWD_PAIRS, base.tokenizer))) > CROWDED
+        ):
+            watch.note(
+                f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
+                "them apart, and may do more harm than good. --standardize takes out what all of them share."
+            )
+        groups = pair_groups(pairs, settings.balance)
+        self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
+        base.model.train()
+
+    def _sample(self, pairs: Sequence[Pair], most: int, tokenizer: Any) -> dict[str, Tensor]:
+        """Return the frozen base's vectors of both sides of some pairs, evenly spaced, by language.
+
+        Shapes: each [sentences width].
+        """
+        texts: dict[str, list[str]] = {}
+        for rows in pair_groups(pairs, "languages"):
+            count = min(len(rows), most)
+            for pair in (pairs[rows[number * len(rows) // count]] for number in range(count)):
+                for language, text in zip(pair.languages, (pair.source, pair.target), strict=True):
+                    texts.setdefault(language, []).append(text)
+        found = {}
+        for language, own in texts.items():
+            encoded = tokenizer(own, truncation=True, max_length=self._settings.max_length)["input_ids"]
+            parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
+            with self._processes.autocast():  # as in training, or z-scores would be of another model
+                found[language] = torch.cat([self._of_base(part)[0] for part in parts])
+        return found
+
+    def _scored(self, vectors: Tensor, rows: Sequence[int], side: int) -> Tensor:
+        """Return z-scores of the vectors of one side of some pairs, if they are asked for."""
+        if not self._standards:
+            return vectors
+        return torch.stack(
+            [self._standards[self._languages[row][side]](vector) for row, vector in zip(rows, vectors, strict=True)]
+        )
+
+    def _of_base(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return vectors and token states of the frozen base."""
+        with torch.no_grad(), evaluating(self._model), loras_off(self._model):
+            return self._states.read(encoded, range(len(encoded) if self._settings.keeper else 0))
+
+    def _sides(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the vectors of both sides, and the keeper's loss if there is a keeper."""
+        source, target = ([side[row] for row in rows] for side in (self._source_ids, self._target_ids))
+        count, keeper, fixed = len(rows), self._settings.keeper > 0, self._settings.anchor == "base"
+        of_base = self._of_base(target) if keeper or fixed else None
+        if fixed and of_base and not keeper:
+            return self._states.pooled(source), of_base[0], None
+        both, tokens = self._states.read([*source, *target], range(count, 2 * count) if keeper else range(0))
+        theirs = of_base[0] if fixed and of_base else both[count:]
+        if self._settings.stop_gradient:
+            theirs = theirs.detach()
+        if not (keeper and of_base):
+            return both[:count], theirs, None
+        return both[:count], theirs, keeper_loss(tokens, of_base[1])
+
+    def _kept_tokens(self, rows: Sequence[int]) -> int:
+        """Return how many tokens the keeper's loss of these pairs is a mean over."""
+        return sum(self._states.count(self._target_ids[row]) for row in rows)
+
+    @property
+    def of_rows(self) -> PairsLoss:
+        """Loss of pairs by their numbers, and how many find each other."""
+        return PairsLoss(partial(self._of_rows, looks=True), [len(ids) for ids in self._source_ids])
+
+    def _of_rows(
+        self,
+        rows: Sequence[int],
+        processes: Processes = ALONE,
+        *,
+        among: Sequence[Sequence[int]] | None = None,
+        looks: bool = False,
+    ) -> BatchLoss:
+        """Return these pairs' part of a loss; of several processes, this one's part; with a look also the hits.
+
+        Args:
+            rows: The pairs of a batch.
+            processes: Those that share the batch.
+            among: All batches that the loss is a mean over; default this one alone.
+            looks: Whether to count hits.
+        """
+        own, among = processes.share(rows), among or [rows]
+        source, target, kept = self._sides(own)
+        source, target = self._scored(source, own, 0), self._scored(target, own, 1)
+        loss = self._contrast(source, target, rows, processes, sum(map(len, among)))
+        hits = retrieved(source.detach(), target.detach(), self._same(own).to(source.device)) if looks else None
+        tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own)
+        if kept is None:
+            return BatchLoss(loss, tokens, rows=len(rows), hits=hits)
+        kept = kept * processes.part(self._kept_tokens(own), rows, sum(map(self._kept_tokens, among)))
+        parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
+        weight = self._settings.keeper
+        means = ((loss.detach(), len(rows)), (weight * kept.detach(), self._kept_tokens(own)))
+        return BatchLoss(loss + weight * kept, tokens, parts, rows=len(rows), hits=hits, means=means)
+
+    def _contrast(
+        self, source: Tensor, target: Tensor, rows: Sequence[int], processes: Processes, whole: int
+    ) -> Tensor:
+        """Return the part that the vectors of this process's share have in the mean over `whole` pairs."""
+        shares = processes.shares(rows)
+        gathered = self._settings.gather_negatives and processes.gathers(rows)
+        if gathered:
+            source, target = (processes.gather(side, rows) for side in (source, target))
+        order = [row for share in shares for row in share] if gathered else shares[processes.rank]
+        loss = contrastive_loss(
+            source,
+            target,
+            temperature=self._settings.temperature,
+            symmetric=self._settings.symmetric,
+            same=self._same(order).to(source.device) if self._settings.mask_duplicates else None,
+        )
+        if gathered:
+            return processes.common(loss) * (len(rows) / whole)
+        return loss * processes.part(len(order), rows, whole)
+
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
+        among = [self._batch(other) for other in self._together(number)]
+        return self._of_rows(self._batch(number), self._processes, among=among)
+
+    def _batch(self, number: int) -> list[int]:
+        # a row drawn twice would be its own negative
+        return list(dict.fromkeys(self._sampler.batch(number)))
+
+    def _same(self, rows: Sequence[int]) -> Tensor:
+        texts = [self._targets[row] for row in rows]
+        return torch.tensor([[one == other for other in texts] for one in texts])
+
+
+def _both(base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings | JointSettings, **more: Any) -> BothLosses:
+    return BothLosses(AlignLoss(base, pairs, settings, **more), DistilLoss(base, pairs, settings, **more))
+
+
+_OBJECTIVES: dict[str, Callable[..., AlignmentLoss]] = {"contrastive": AlignLoss, "distil": DistilLoss, "both": _both}
+
+
+def alignment_loss(
+    base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings | JointSettings, **more: Any
+) -> AlignmentLoss:
+    """Return the loss of the objective that the settings name; see `AlignLoss` for the other arguments."""
+    return _OBJECTIVES[settings.objective](base, pairs, settings, **more)
+
+
+def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
+    """Return how many negatives a pair has, for a person."""
+    if settings.gather_negatives:
+        return f"{settings.batch_size - 1} negatives per pair, of all processes"
+    sizes = sorted({len(share) - 1 for share in processes.shares(range(settings.batch_size))})
+    return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
+
+
+def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport | FitReport:
+    """Train an alignment LoRA on parallel pairs, or fit one in closed form (`fit`).
+
+    The loss acts on pooled states after block L; later blocks and the output layer are neither computed nor adapted, so
+    the LoRA has no weights there. Dev pairs are measured in batches of the training's size, which decides their
+    contrastive loss, and how often a sentence is nearest to its own translation.
+
+    Raises:
+        AdapterMixError: the model, a data file, a setting or the output does not do.
+    """
+    return in_processes(_train_align, settings, watch)
+
+
+def _watched(
+    base: BaseModel,
+    pairs: Sequence[Pair],
+    dev_pairs: Sequence[Pair],
+    settings: AlignSettings,
+    *,
+    steps: int,
+    processes: Processes,
+    watch: Watcher,
+) -> DevWatch:
+    """Return what measures the loss of dev pairs after each pass over the pairs."""
+    judge = alignment_loss(base, dev_pairs, settings, processes=processes, like=pairs)
+    losses = DevLosses(base, {"dev_loss": judge.of_rows}, settings, processes)
+    rows = len(pairs)
+    return DevWatch(losses, settings, steps=steps, rows=rows, key="dev_loss", measure="dev_accuracy", watch=watch)
+
+
+def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport | FitReport:
+    if settings.fit != "gradient":
+        return fit_align(settings, watch, processes)
+    check_before(settings)
+    settings, start = open_start(settings)
+    pairs, files = read_pairs(settings.pairs, rows=settings.rows)
+    require_pairs(pairs)
+    dev_pairs, dev_files = read_dev_pairs(settings)
+    tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
+    steps = count_steps(len(pairs), settings)
+    report = describe_pairs(pairs, files, dev_pairs)
+    if settings.dry_run:
+        return dry_report(settings, steps, rows=report, start=start)
+    for note in report.warnings("pairs"):
+        watch.note(note)
+    if processes.count > 1 and settings.objective != "distil":
+        watch.note(negatives(settings, processes))
+    base = load_for(settings, processes)
+    settings = within_positions(base, settings, watch)
+    total = base.layers
+    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
+    layer = aligned_layer(base.model, settings, whole=False)
+    on = attach_on(base.model, settings, headed=base.head is not None)
+    keep_blocks(base.model, layer)
+    languages = sorted({language for pair in pairs for language in pair.languages})
+    watched = None
+    if dev_pairs:
+        watched = _watched(base, pairs, dev_pairs, settings, steps=steps, processes=processes, watch=watch)
+    return train(
+        base,
+        settings,
+        lambda: alignment_loss(base, pairs, settings, processes=processes, watch=watch),
+        steps=steps,
+        kind="train-align",
+        entries={
+            "languages": {"aligned": languages},
+            "data": [file.entry() for file in files],
+            "dev": [file.entry() for file in dev_files] or None,
+            "tested": tested or None,
+            "rows": report.document(),
+            "objective": {"name": settings.objective, "layer": layer, "layers": total, "pairs": len(pairs)},
+            "vectors": vectors_entry(settings),
+        },
+        layers=layer if layer < total else None,
+        watch=watch,
+        on=on,
+        start=start,
+        dev=watched,
+        unit="pairs",
+        processes=processes,
+    )

@@ -1,0 +1,240 @@
+"""An alignment LoRA in closed form: a ridge map between pooled states, written into one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..adapters import AdapterMeta, AdapterState, TargetSpec
+from ..algebra import LowRank
+from ..algebra.ridge import AffineMap, Products, choose_penalty, reduced_rank, ridge_map
+from ..merging.attach import Attachment
+from ..progress import Watcher
+from .displacement import Reader, Rows, Sentence, displacements
+from .objectives import bounded
+from .residual_writer import Writer
+
+MAP_PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Ridge penalties of the map that are tried, relative to the mean squared singular value of the pooled states."""
+LAYER_PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
+"""Ridge penalties of the layer's update that are tried, relative to the mean square of its inputs."""
+HEAD_WEIGHT = 1.0
+"""Weight of the token that heads read, beside that of all tokens of a sentence together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """An alignment in closed form.
+
+    Args:
+        map: From standardised pooled states to standardised displacements.
+        spread: By which both are standardised.
+        module: The layer that writes the states.
+        update: Of that layer.
+        penalty: Ridge penalty of the update, relative to the mean square of the layer's inputs.
+        share: Share of the tokens' displacements that the layer's inputs explain in tokens left out, at full rank.
+        share_with_bias: The same with a bias, at the penalty that suits it best.
+
+    Shapes: spread [d], update [d inputs].
+    """
+
+    map: AffineMap
+    spread: Float[Tensor, " d"]
+    module: str
+    update: LowRank
+    penalty: float
+    share: float
+    share_with_bias: float
+
+    def document(self) -> dict[str, Any]:
+        """Return what the manifest says of the fit."""
+        return {
+            "map": {"penalty": self.map.penalty, "explained_left_out": self.map.left_out},
+            "layer_update": {
+                "rank": self.update.rank,
+                "penalty": self.penalty,
+                "explained_left_out": self.share,
+                "explained_left_out_with_bias": self.share_with_bias,
+            },
+        }
+
+    def wanted(self, states: Tensor) -> Tensor:
+        """Return the displacement that the map wants of each state, in float64.
+
+        Shapes: [... d].
+        """
+        return self.map(states.double() / self.spread) * self.spread
+
+
+def common_spread(rows: Rows) -> Float[Tensor, " d"]:
+    """Return one standard deviation per dimension: within the pooled states of each role, in the mean over roles.
+
+    A few dimensions of language models vary hundreds of times more than others; divided by it all count the same. The
+    loss of the distillation has a spread for each role (`objectives.spread_of`); here one map acts on tokens of all
+    roles, so all of them need the same.
+    """
+    variances = [rows.x[rows.roles == role].var(0, correction=0) for role in torch.unique(rows.roles)]
+    return bounded(torch.stack(variances).mean(0).sqrt())
+
+
+def fit_map(rows: Rows, spread: Float[Tensor, " d"], *, shift_only: bool) -> AffineMap:
+    """Return the map of standardised pooled states to standardised displacements: affine, or one constant."""
+    x, y = rows.x / spread, rows.y / spread
+    if shift_only:
+        weights = (rows.weights * rows.moving)[:, None]
+        zero = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+        return AffineMap(zero, zero[0], (weights * y).sum(0) / weights.sum())
+    return ridge_map(x, y, groups=rows.groups, weights=rows.weights, penalties=MAP_PENALTIES)
+
+
+def fit_closed_form(
+    reader: Reader,
+    writer: Writer,
+    sentences: Sequence[Sentence],
+    *,
+    rank: int,
+    shift_only: bool,
+    watch: Watcher,
+) -> Fitted:
+    r"""Fit the map, and the update of one layer that moves every token as the map wants.
+
+    The map is linear in the states, so the sums of products that the update is solved from follow from those of the
+    layer's inputs with the states: every sentence is run once, and no token is kept.
+
+    Args:
+        reader: Reads the sentences.
+        writer: The layer.
+        sentences: Sentences and their translations.
+        rank: Rank of the update.
+        shift_only: Whether all states move by the mean displacement.
+        watch: Receives progress.
+    """
+    pooled: Tensor | None = None
+    parts: list[Products] = []
+    with watch.track("states", len(sentences)) as advance:
+        for batch in reader.split(sentences):
+            tokens = reader.read(sentences, batch)
+            vectors = tokens.pooled(tokens.states, reader.roles)
+            if pooled is None:
+                pooled = vectors.new_zeros(len(sentences), *vectors.shape[1:])
+                shape = tokens.inputs.shape[-1], tokens.states.shape[-1] + 1
+                parts = [Products.empty(*shape, vectors.device) for _ in range(2)]
+            pooled[torch.tensor(batch)] = vectors
+            weights = tokens.token_weights(sentences, HEAD_WEIGHT, reader.roles[-1])
+            # sinks have no displacement: of their states and of the constant nothing is wanted
+            states = torch.nn.functional.pad(tokens.states.double(), (0, 1), value=1.0) * ~tokens.sinks[..., None]
+            folds = torch.tensor([sentences[row].group % 2 for row in batch], device=weights.device)
+            for fold, part in enumerate(parts):
+                here = tokens.here & (folds == fold)[:, None]
+                part.add(tokens.inputs[here], states[here], weights[here])
+            advance(len(batch), "")
+    assert pooled is not None  # noqa: S101  (there are sentences)
+    rows = displacements(sentences, pooled)
+    spread = common_spread(rows)
+    found = fit_map(rows, spread, shift_only=shift_only)
+    matrix = torch.cat([found.weight / spread[:, None], (found.offset - found.center @ found.weight)[None]])
+    biased = [part.mapped(matrix) for part in parts]
+    plain = [Products(part.inner[:-1, :-1], part.cross[:-1], part.outer) for part in biased]
+    penalty, share = choose_penalty(plain, LAYER_PENALTIES)
+    update = reduced_rank(plain[0] + plain[1], rank=rank, penalty=penalty)
+    back = spread * writer.per_state(spread)
+    return Fitted(
+        map=found,
+        spread=spread,
+        module=writer.path,
+        update=LowRank(b=(update.b * back[:, None]).float().cpu(), a=update.a.float().cpu()),
+        penalty=penalty,
+        share=share,
+        share_with_bias=choose_penalty(biased, LAYER_PENALTIES)[1],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """How much of the displacements of sentences that no fit has seen is explained.
+
+    All are 1 - (squared error) / (squared displacement), in standardised dimensions; to leave all states where they are
+    explains 0.
+
+    Args:
+        map: Of sentences, by the map.
+        adapter: Of sentences, by the model with the adapter.
+        roles: The same by role: mean over the tokens, first or last token.
+        tokens: Of what the map wants of each token, by the model with the adapter.
+        targets_moved: Squared displacement of translations, which are to stay, relative to that of their sources.
+    """
+
+    map: float
+    adapter: float
+    roles: dict[str, float]
+    tokens: float
+    targets_moved: float
+
+    def document(self) -> dict[str, Any]:
+        """Return the shares as plain data."""
+        return {
+            "map": self.map,
+            "adapter": self.adapter,
+            "adapter_by_role": self.roles,
+            "adapter_tokens": self.tokens,
+            "targets_moved": self.targets_moved,
+        }
+
+
+def explained(
+    model: nn.Module, reader: Reader, fitted: Fitted, sentences: Sequence[Sentence], watch: Watcher
+) -> Explained:
+    """Run sentences with and without the adapter, and return how much of their displacements is explained.
+
+    Args:
+        model: The base model.
+        reader: Reads its states.
+        fitted: The fit.
+        sentences: Sentences that it has not seen, and their translations.
+        watch: Receives progress.
+    """
+    meta = AdapterMeta(base=None, targets=TargetSpec(modules=(fitted.module,)))
+    state = AdapterState(meta=meta, updates={fitted.module: fitted.update})
+    vectors: list[list[Tensor]] = [[], []]
+    numbers: list[int] = []
+    error = whole = 0.0
+    with Attachment(model, [state]) as attached, watch.track("held-out pairs", len(sentences)) as advance:
+        for batch in reader.split(sentences):
+            attached.set_weights([0.0])
+            tokens = reader.read(sentences, batch)
+            attached.set_weights([1.0])
+            after = reader.read(sentences, batch).states.double()
+            numbers += batch
+            for own, states in zip(vectors, (tokens.states.double(), after), strict=True):
+                own.append(tokens.pooled(states, reader.roles))
+            wanted = fitted.wanted(tokens.states) * ~tokens.sinks[..., None] / fitted.spread
+            missed = wanted - (after - tokens.states.double()) / fitted.spread
+            weights = tokens.token_weights(sentences, HEAD_WEIGHT, reader.roles[-1]) * tokens.here
+            error += float((weights * missed.square().sum(-1)).sum())
+            whole += float((weights * wanted.square().sum(-1)).sum())
+            advance(len(batch), "")
+    back = torch.tensor(numbers).argsort()
+    pooled, moved = (torch.cat(own)[back] for own in vectors)
+    rows = displacements(sentences, pooled)
+    y = rows.y / fitted.spread
+    change = ((moved - pooled).flatten(0, 1)) / fitted.spread
+
+    def share(missed: Tensor, chosen: Tensor) -> float:
+        weights = rows.weights * chosen
+        return 1 - float(
+            (weights * missed.square().sum(1)).sum() / (weights * y.square().sum(1)).sum().clamp_min(1e-30)
+        )
+
+    every = torch.ones_like(rows.moving)
+    return Explained(
+        map=share(y - fitted.wanted(rows.x) / fitted.spread, every),
+        adapter=share(y - change, every),
+        roles={role: share(y - change, rows.roles == number) for number, role in enumerate(reader.roles)},
+        tokens=1 - error / (whole or 1.0),
+        targets_moved=1 - share(change * ~rows.moving[:, None], every),
+    )

@@ -1,0 +1,44 @@
+"""`--compile`: the model's blocks through torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+from ..models.base import blocks
+
+
+@contextmanager
+def compiled(model: Any, *, wanted: bool) -> Iterator[None]:
+    """Let the blocks run compiled until the context ends, if wanted.
+
+    Blocks are compiled rather than the whole model: they are alike, so that one compilation serves all of them, and
+    what reads or skips them stays outside. Lengths are dynamic, since every batch has its own.
+
+    Raises:
+        ModelError: the compiler fails, which it does at the first step.
+    """
+    if not wanted:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    stack = list(blocks(model)[1])
+    for block in stack:
+        block.forward = torch.compile(block.forward, dynamic=True)
+    try:
+        yield
+    except TorchDynamoException as error:
+        inner = getattr(error, "inner_exception", error)
+        reason = (str(inner).strip() or type(inner).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"--compile needs blocks that torch.compile takes and a working compiler, and fails: {reason}. "
+            "Train without --compile."
+        ) from error
+    finally:
+        for block in stack:
+            del block.forward  # the class's own is seen again

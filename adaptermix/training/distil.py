@@ -1,0 +1,196 @@
+"""Alignment by distillation: the other languages come to where the frozen base has English."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..models.base import BaseModel
+from ..models.eval_mode import evaluating, loras_off, train_loras_only
+from ..models.pooling import MeanAndEdge
+from ..options import AlignSettings, JointSettings
+from ..progress import SILENT, Watcher
+from ..tasks.data import Pair
+from .layer_states import CHUNKS, MiddleStates
+from .objectives import distil_loss, retrieved, spread_of
+from .pairs import PairsLoss, encode_side, pair_groups
+from .parallel import ALONE, Processes
+from .sampler import Sampler
+from .trainer import BatchLoss, Together, in_a_row
+
+ENGLISH_EVERY = 4
+"""Of every four sentences in the batches one is a target, whose states must stay where they are."""
+_TEACHER_ROWS = 32
+
+
+class AlignmentLoss(Protocol):
+    """Loss of batches of pairs, by batch number."""
+
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the part of a batch."""
+
+    @property
+    def of_rows(self) -> PairsLoss:
+        """Loss of pairs by their numbers, for dev data."""
+
+
+Item = tuple[int, bool]
+"""Number of a pair, and whether its target side takes the place of its source side."""
+
+
+class DistilLoss:
+    """Loss of a batch of sentences, by batch number: distance from the frozen base's states of their translations.
+
+    Of every four sentences in the batches three are sources of pairs, and one is a target. The states of all targets
+    are computed once, without dropout and without this LoRA; with `on_top_of` that adapter belongs to the frozen base.
+    In training the base's own dropout is off, since it moves the first token further than sentences differ.
+
+    Args:
+        base: The base model with its LoRA in.
+        pairs: The pairs.
+        settings: The run's settings.
+        layer: Number of blocks to run; default all that the model has.
+        processes: Those that share each batch.
+        watch: Receives progress and warnings.
+        like: Pairs in the spread of whose targets distances are measured; default the pairs.
+        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row.
+
+    Reference: the objective is this project's; targets of a frozen teacher are those of Reimers and Gurevych, EMNLP
+    2020, arXiv 2004.09813, there for the output of a sentence encoder.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        pairs: Sequence[Pair],
+        settings: AlignSettings | JointSettings,
+        *,
+        layer: int | None = None,
+        processes: Processes = ALONE,
+        watch: Watcher = SILENT,
+        like: Sequence[Pair] | None = None,
+        together: Together | None = None,
+    ) -> None:
+        self._settings, self._model, self._processes = settings, base.model, processes
+        self._together = together or in_a_row(settings.accumulate)
+        self._states = MiddleStates(
+            base,
+            layer,
+            # shares may differ in rows, and must not in the number of runs
+            chunks=1 if processes.sharded else CHUNKS,
+            pool=MeanAndEdge(base.tokenizer, kind=base.kind, exclude_bos=settings.exclude_bos),
+        )
+        self._sides = [
+            encode_side(base.tokenizer, pairs, side, settings.max_length, watch) for side in ("source", "target")
+        ]
+        self._targets, self._place = self._teach(self._sides[1], watch)
+        theirs = like and encode_side(base.tokenizer, like, "target", settings.max_length, SILENT)
+        self._spread = spread_of(self._teach(theirs, watch)[0] if theirs else self._targets)
+        self._sampler = Sampler(
+            groups=pair_groups(pairs, settings.balance), batch_size=settings.batch_size, seed=settings.seed
+        )
+        train_loras_only(base.model)
+
+    def _teach(self, encoded: Sequence[Sequence[int]], watch: Watcher) -> tuple[Tensor, list[int]]:
+        """Return the frozen base's vectors of all different sentences, and the place of each sentence among them."""
+        places: dict[tuple[int, ...], int] = {}
+        place = [places.setdefault(tuple(ids), len(places)) for ids in encoded]
+        texts = list(map(list, places))
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        targets: list[Tensor] = []
+        with (
+            torch.no_grad(),
+            evaluating(self._model),
+            loras_off(self._model),
+            self._processes.autocast(),
+            watch.track("states of the frozen base", len(texts)) as advance,
+        ):
+            for start in range(0, len(order), _TEACHER_ROWS):
+                rows = order[start : start + _TEACHER_ROWS]
+                targets.append(self._states.pooled([texts[row] for row in rows]).cpu())
+                advance(len(rows), "")
+        return torch.cat(targets)[torch.tensor(order).argsort()], place
+
+    def items(self, number: int) -> list[Item]:
+        """Return the sentences of batch `number`: pairs, and of each whether its target side is taken."""
+        start = number * self._sampler.batch_size
+        return [
+            (row, position % ENGLISH_EVERY == ENGLISH_EVERY - 1)
+            for position, row in enumerate(self._sampler.batch(number), start)
+        ]
+
+    def _encoded(self, items: Sequence[Item]) -> list[list[int]]:
+        return [self._sides[is_target][row] for row, is_target in items]
+
+    def _of_items(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss of some sentences, their vectors and their targets."""
+        states = self._states.pooled(self._encoded(items))
+        targets = self._targets[[self._place[row] for row, _ in items]].to(states.device)
+        return distil_loss(states, targets, self._spread.to(states.device)), states, targets
+
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
+        items = self.items(number)
+        own = self._processes.share(items)
+        whole = len(self._together(number)) * len(items)
+        loss = self._of_items(own)[0] * self._processes.part(len(own), items, whole)
+        return BatchLoss(loss, sum(map(len, self._encoded(own))), rows=len(items))
+
+    def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
+        items = [(row, False) for row in rows]
+        loss, states, targets = self._of_items(items)
+        places = torch.tensor([self._place[row] for row in rows], device=states.device)
+        half = states.shape[1] // 2  # the means
+        hits = retrieved(states[:, :half], targets[:, :half], places[:, None] == places)
+        return BatchLoss(loss, sum(map(len, self._encoded(items))), rows=len(rows), hits=hits)
+
+    @property
+    def of_rows(self) -> PairsLoss:
+        """Loss of the sources of pairs by their numbers, and how many find the frozen base's translations."""
+        return PairsLoss(self._of_rows, [len(ids) for ids in self._sides[0]])
+
+
+class BothLosses:
+    """Sum of two losses of the same pairs, by batch number.
+
+    Args:
+        contrastive: The contrastive loss.
+        distil: The loss of the distillation, made last, so that the base's own dropout is off for both.
+    """
+
+    def __init__(self, contrastive: AlignmentLoss, distil: AlignmentLoss) -> None:
+        self._losses = {"contrastive": contrastive, "distil": distil}
+
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the parts of batch `number`."""
+        return self._sum({name: loss(number) for name, loss in self._losses.items()})
+
+    @staticmethod
+    def _sum(found: Mapping[str, BatchLoss]) -> BatchLoss:
+        contrastive, distil = found["contrastive"], found["distil"]
+        # with a keeper the contrastive loss is a sum of two means over unlike terms, and a log entry for each
+        parts = {
+            "contrastive": contrastive.parts.get("align", (contrastive.loss, contrastive.rows or 0)),
+            **{name: part for name, part in contrastive.parts.items() if name != "align"},
+            "distil": (distil.loss, distil.rows or 0),
+        }
+        means = contrastive.means and ((contrastive.means[0][0] + distil.loss.detach(), contrastive.means[0][1]),)
+        return BatchLoss(
+            contrastive.loss + distil.loss,
+            contrastive.tokens + distil.tokens,
+            parts,
+            rows=contrastive.rows,
+            hits=contrastive.hits,
+            means=(*means, *contrastive.means[1:]),
+        )
+
+    @property
+    def of_rows(self) -> PairsLoss:
+        """Sum of both losses of pairs by their numbers, and how many pairs find each other."""
+        sides = {name: loss.of_rows for name, loss in self._losses.items()}
+        return PairsLoss(
+            lambda rows: self._sum({name: side(rows) for name, side in sides.items()}), sides["contrastive"].lengths
+        )

@@ -1,0 +1,127 @@
+"""Rows of a task as token ids of prompt and answer, and which of them can teach their answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..progress import SILENT, Watcher
+from ..tasks import SpanTask, Task, Template
+from ..tasks.data.report import by_language
+from ..tasks.heads.base import told_cut
+from ..tasks.prompts import shortened
+
+Example = tuple[list[int], list[int]]
+"""Token ids of the prompt and of the answer."""
+
+
+class Examples(list[Example]):
+    """Encoded rows.
+
+    Args:
+        examples: All rows.
+        taught: Numbers of the rows that can teach their answer. Training leaves the others out: they had to be cut so
+            short that their answer no longer follows from their prompt.
+        notes: What was cut and left out.
+    """
+
+    def __init__(self, examples: Sequence[Example], taught: Sequence[int], notes: Sequence[str] = ()) -> None:
+        super().__init__(examples)
+        self.taught, self.notes = list(taught), tuple(notes)
+
+
+_CUT, _LOST, _ASTRAY = "cut", "lost", "astray"
+
+
+def encode_rows(
+    task: Task, template: Template, rows: Sequence[Any], tokenizer: Any, *, max_length: int, watch: Watcher = SILENT
+) -> Examples:
+    """Return prompt and answer ids per row, at most `max_length` together.
+
+    A text that a question asks about keeps the part around the answer. Other prompts that are too long lose their
+    beginning, but for the special tokens that open them, such as the start token. Only answers of tasks whose answers
+    are open lose their end, down to half of the length. Rows whose answer then no longer stands in the prompt, or is
+    cut itself, are not taught. Evaluation does not use this function, and asks every row in full.
+
+    Args:
+        task: The task.
+        template: How prompts are made.
+        rows: The rows.
+        tokenizer: The base model's tokenizer.
+        max_length: Most tokens of a row.
+        watch: Receives notes on rows that are cut or left out.
+    """
+    examples, taught = [], []
+    languages: dict[str, list[str]] = {_CUT: [], _LOST: [], _ASTRAY: []}
+    encoder = _Encoder(task, template, tokenizer, max_length)
+    for number, row in enumerate(rows):
+        example, fault = encoder(row)
+        examples.append(example)
+        if fault:
+            languages[fault].append(task.language(row))
+        if fault not in (_LOST, _ASTRAY):
+            taught.append(number)
+    notes = list(_notes(languages, len(rows), max_length))
+    for note in notes:
+        watch.note(note)
+    return Examples(examples, taught, notes)
+
+
+def _notes(languages: dict[str, list[str]], rows: int, max_length: int) -> Iterator[str]:
+    if found := languages[_CUT]:
+        yield told_cut(found, rows, max_length, "a part of their prompts or answers")
+    if found := languages[_LOST]:
+        yield (
+            f"{by_language(found, rows)} rows are longer than {max_length} tokens (--max-length), so that their answer "
+            "would be cut away, and are left out."
+        )
+    if found := languages[_ASTRAY]:
+        yield f"{by_language(found, rows)} rows have answers that do not stand in their texts, and are left out."
+
+
+class _Encoder:
+    """Encodes one row at a time; returns the example and what is wrong with it, if anything."""
+
+    def __init__(self, task: Task, template: Template, tokenizer: Any, max_length: int) -> None:
+        self._task, self._template, self._tokenizer, self._most = task, template, tokenizer, max_length
+        self._special = set(tokenizer.all_special_ids)
+
+    def __call__(self, row: Any) -> tuple[Example, str | None]:
+        whole = self._template.encode_answer(self._task.answer(row), self._tokenizer)
+        prompt = self._prompt(row)
+        least = max(1, self._most - len(prompt), self._most // 2)
+        answer = whole[: least if self._task.is_open else self._most]
+        room = max(1, self._most - len(answer))
+        fits = len(prompt) <= room and len(answer) == len(whole)
+        if isinstance(self._task, SpanTask) and self._task.is_astray(row):
+            return (shortened(prompt, room, self._special), answer), _ASTRAY
+        if fits:
+            return (prompt, answer), None
+        is_lost = len(answer) < len(whole) and not self._task.is_open
+        if isinstance(self._task, SpanTask) and len(prompt) > room:
+            around = self._around(row, room)
+            return (around or shortened(prompt, room, self._special), answer), _CUT if around and not is_lost else _LOST
+        left = shortened(prompt, room, self._special)
+        return (left, answer), _LOST if is_lost or self._lacks_evidence(row, prompt, left) else _CUT
+
+    def _prompt(self, row: Any) -> list[int]:
+        return self._template.encode(self._task.fields(row), self._tokenizer)
+
+    def _lacks_evidence(self, row: Any, before: list[int], after: list[int]) -> bool:
+        """Whether a part of the answer stood in the prompt and does not stand in what is left of it."""
+        whole, left = (" ".join(self._tokenizer.decode(ids).split()) for ids in (before, after))
+        parts = [" ".join(part.split()) for part in self._task.evidence(row)]
+        return any(part in whole and part not in left for part in parts)
+
+    def _around(self, row: Any, room: int) -> list[int] | None:
+        """Return the longest prompt that fits whose text holds the answer; None if none does."""
+        assert isinstance(self._task, SpanTask)  # noqa: S101  (for the type checker)
+        found, low, high = None, 0, len(self._task.asked(row)[1])
+        while low < high:
+            size = (low + high) // 2
+            prompt = self._prompt(self._task.around(row, size))
+            if len(prompt) <= room:
+                found, low = prompt, size + 1
+            else:
+                high = size
+        return found

@@ -1,0 +1,356 @@
+"""`train-fusion`: a task LoRA that sees each text beside its source in another language."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..adapters.keys import PREFIX
+from ..errors import DataError, PlanError
+from ..fusion.bank import SourceBank
+from ..fusion.extra_modules import MIXING, add_parts
+from ..fusion.latents import Latents, check_encoder
+from ..fusion.mixup import MIXUP, Mixer, consistency
+from ..fusion.source_rows import INPUT, encode_latents, encode_sources, is_missing, joined, read_beside
+from ..fusion.sources import Fuser, fused_modules
+from ..io.files import whole_folder, write_whole
+from ..io.safetensors_writer import write_tensors
+from ..models.base import BaseModel, block_index, model_kind
+from ..models.head_forms import Head
+from ..models.positions import readable, within_positions
+from ..options import FusionSettings
+from ..progress import SILENT, Watcher
+from ..tasks.data import DataFile
+from ..tasks.heads.base import longest
+from ..tasks.splits import DEV, TRAINING, refuse_tested
+from .early_stopping import RowsLoss, watch_rows
+from .lora import is_head, stored_name
+from .parallel import Processes, in_processes
+from .run import TrainReport, check_before, dry_report, train
+from .task import Answers, OfHead, TaskData, TaskLoss
+from .trainer import BatchLoss, count_steps
+
+_WEIGHTS = "adapter_model.safetensors"
+_OF_SOURCE = 0.4
+"""Weight of the source's own loss in X-Mixup; the target's has the rest."""
+
+
+@dataclass(kw_only=True)
+class _Fusing:
+    """A model that is to fuse, and what stands before its passes; its LoRA comes after the losses are made.
+
+    Args:
+        base: The model.
+        data: What it is trained on.
+        settings: The run's settings.
+        settings_of: The fusion's settings, by PEFT's names.
+        latents: Encoder whose states are the sources, if not the base's own.
+        watch: Receives progress.
+    """
+
+    base: BaseModel
+    data: TaskData
+    settings: FusionSettings
+    settings_of: Mapping[str, Any]
+    latents: Latents | None
+    watch: Watcher
+
+    @cached_property
+    def fuser(self) -> Fuser:
+        """What lets LoRAs fuse.
+
+        Raises:
+            PlanError: none is where it could.
+        """
+        if not fused_modules(self.base.model):
+            raise PlanError("--targets must hold queries or values, which fuse: leave it out to adapt both.")
+        return Fuser(self.base.model)
+
+    @cached_property
+    def mixer(self) -> Mixer:
+        """What mixes states in one block."""
+        return Mixer(self.base, self.settings_of["fusion_layer"], MIXING)
+
+    def rows(self, rows: Sequence[Any], times: int = 1) -> Answers | OfHead:
+        """Return the loss of rows, which may be as many times as long as usual, but no longer than a head reads."""
+        most = self.settings.max_length
+        if times > 1:
+            most = (
+                max(most, min(times * most, longest(self.base)))
+                if self.base.head
+                else readable(self.base, times * most)
+            )
+        return self.data.objective(self.base, rows, most, self.watch)
+
+
+class FusedRows:
+    """The loss of rows whose LoRAs fuse them with their sources.
+
+    Args:
+        fusing: The model.
+        rows: The rows.
+        sources: Their sources.
+    """
+
+    def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
+        settings, base, data = fusing.settings, fusing.base, fusing.data
+        self._fusing, self._rows = fusing, fusing.rows(rows)
+        self.lengths, self.taught = self._rows.lengths, self._rows.taught
+        is_whole = base.head is None and settings.alignment == "row-end"
+        prompts = [[length] for length in self.lengths] if is_whole else self._rows.prompts
+        if fusing.latents:
+            texts = encode_latents(fusing.latents, data.task, sources)
+        else:
+            texts = encode_sources(base, data.task, data.template.name, sources, settings.max_length)
+        self._bank = SourceBank(base, texts, prompts, fusing.settings_of, fusing.latents)
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these rows and their count of tokens.
+
+        Raises:
+            RuntimeError: nothing was fused.
+            ValueError: some sources were not.
+        """
+        fuser = self._fusing.fuser
+        before = fuser.count
+        sources = self._bank.of(rows)
+        fuser.use(sources)
+        found = self._rows(rows)
+        fuser.check()
+        if sources and fuser.count == before:
+            raise RuntimeError("a pass must reach the fused modules, and reached none")
+        return found
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many terms the loss of these rows is a mean over."""
+        return self._rows.terms(rows)
+
+
+class MixedRows:
+    """The loss of rows and of their sources, mixed in one block, and that of their disagreement in training.
+
+    Args:
+        fusing: A model with a head that tells classes.
+        rows: The rows.
+        sources: Their sources.
+
+    Raises:
+        PlanError: a source is missing.
+
+    Reference: Yang et al., X-Mixup, ICLR 2022, section 3.3.
+    """
+
+    def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
+        if any(is_missing(fusing.data.task, source) for source in sources):
+            raise PlanError(f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.")
+        self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)
+        self.lengths, self.taught = self._rows.lengths, self._rows.taught
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these rows and their count of tokens, sources included; without training the rows' own."""
+        mixer = self._fusing.mixer
+        mixer.use(None)
+        own = self._sources(rows)
+        source = mixer.passed()
+        mixer.use(source)
+        found = self._rows(rows)
+        mixer.use(None)
+        if not self._fusing.base.model.training:
+            return found
+        loss = _OF_SOURCE * own.loss + (1 - _OF_SOURCE) * found.loss + consistency(source, mixer.passed())
+        return found._replace(loss=loss, tokens=own.tokens + found.tokens)
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many rows the loss is a mean over, as all three of its parts are."""
+        return self._rows.terms(rows)
+
+
+def _check_head(fusion: str, head: Head | None, kind: str) -> None:
+    """Refuse a fusion that a model with such a head cannot have.
+
+    Raises:
+        PlanError: it is one.
+    """
+    if fusion == MIXUP and (head is None or head.form.name != "classes" or kind != "encoder"):
+        raise PlanError(f"--fusion {MIXUP} is for encoders with a head that tells classes: take another fusion.")
+    if fusion == "cross-attention-paper" and kind != "encoder":
+        raise PlanError(
+            f"--fusion {fusion} lets tokens see those to come, so it is for encoders: take cross-attention."
+        )
+
+
+def _joined_rows(fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> RowsLoss:
+    return fusing.rows(joined(fusing.data.task, rows, sources), times=2)
+
+
+_LOSSES: Mapping[str, Callable[[_Fusing, Sequence[Any], Sequence[Any]], RowsLoss]] = {
+    MIXUP: MixedRows,
+    INPUT: _joined_rows,
+}
+"""Losses of fusions that are not in the bottleneck."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beside:
+    """Sources of the rows.
+
+    Args:
+        train: Of the training rows.
+        dev: Of the dev rows.
+        files: Their files, those of the training rows first.
+        entries: What the manifest says, of rows and sources.
+    """
+
+    train: Sequence[Any]
+    dev: Sequence[Any]
+    files: Sequence[DataFile]
+    entries: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, settings: FusionSettings, data: TaskData, watch: Watcher) -> _Beside:
+        """Read them; where another encoder reads the rows themselves these are their own sources.
+
+        Raises:
+            DataError: there is not a source for each row, or a file is test data.
+        """
+        if not settings.source:
+            return cls(train=data.train, dev=data.dev, files=(), entries=data.entries)
+        task = data.task
+        train, files = read_beside(
+            task, settings.source, data.train, data=settings.train, chosen=settings.rows, watch=watch
+        )
+        dev, dev_files = (
+            read_beside(task, settings.dev_source, data.dev, data=settings.dev, chosen=None, watch=watch)
+            if data.dev
+            else ([], [])
+        )
+        if all(is_missing(task, source) for source in train):
+            raise DataError("at least one training row must have a source, and all are missing (-).")
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
+        entries = data.entries | {
+            "data": [*data.entries["data"], *(file.entry() for file in files)],
+            "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
+            "tested": [*(data.entries["tested"] or []), *tested] or None,
+        }
+        return cls(train=train, dev=dev, files=files, entries=entries)
+
+
+def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainReport:
+    """Train a LoRA that sees each text beside its source.
+
+    The base's states of sources are those without the LoRA, in evaluation mode.
+
+    Raises:
+        AdapterMixError: the model, a data file, a setting or the output does not do.
+
+    Reference: FLARE, section 3.
+    """
+    return in_processes(_train_fusion, settings, watch)
+
+
+def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes) -> TrainReport:
+    check_before(settings)
+    data = TaskData.read(settings, watch=watch)
+    beside = _Beside.read(settings, data, watch)
+    data = replace(data, entries=dict(beside.entries))
+    steps = count_steps(len(data.train), settings)
+    if settings.dry_run:
+        _check_head(settings.fusion, data.head(settings), model_kind(settings.base))
+        if settings.source_encoder:
+            check_encoder(settings.source_encoder)
+        return dry_report(settings, steps, rows=data.report)
+    for note in data.warnings():
+        watch.note(note)
+    base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
+    _check_head(settings.fusion, base.head, base.kind)
+    fusing = _fusing(base, data, settings, watch)
+    base = fusing.base
+    make = _LOSSES.get(settings.fusion, FusedRows)
+    rows = make(fusing, data.train, beside.train)
+    base.model.train()
+    dev = make(fusing, data.dev, beside.dev) if data.dev else None
+    steps = count_steps(len(rows.taught), settings)
+    entries = data.manifest(base, rows) | {"fusion": _entry(fusing, beside)}
+    return train(
+        base,
+        settings,
+        lambda: TaskLoss(rows, settings, processes),
+        steps=steps,
+        kind="train-fusion",
+        entries=entries,
+        layers=None,
+        watch=watch,
+        dev=watch_rows(base, settings, dev, steps=steps, rows=len(rows.taught), processes=processes, watch=watch),
+        processes=processes,
+        write=write_fusion if settings.peft_settings() else None,
+    )
+
+
+def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Watcher) -> _Fusing:
+    """Give the base what a fusion has beside its LoRAs, and load another encoder where it is asked for.
+
+    Raises:
+        AdapterMixError: there is no such encoder, or no such block.
+    """
+    latents = None
+    if settings.source_encoder:
+        place = settings.place()
+        latents = Latents(
+            settings.source_encoder, device=place["device"], dtype=place["dtype"], tag=settings.source_tag
+        )
+    found: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
+    if settings.fusion == MIXUP:
+        found["fusion_layer"] = block_index(settings.mixup_layer, base.layers, option="--mixup-layer")
+    parts = add_parts(base.model, found, latent=latents.width if latents else 0, seed=settings.seed)
+    base = replace(base, head_modules=(*base.head_modules, *parts))
+    return _Fusing(base=base, data=data, settings=settings, settings_of=found, latents=latents, watch=watch)
+
+
+def _entry(fusing: _Fusing, beside: _Beside) -> dict[str, Any]:
+    """Return what the manifest says of the fusion."""
+    encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
+    missing = sum(is_missing(fusing.data.task, source) for source in beside.train)
+    without = {"rows_without_source": missing} if missing else {}
+    return {"sources": [file.entry() for file in beside.files], **fusing.settings_of, **encoder, **without}
+
+
+def write_fusion(
+    out: Path,
+    config: Any,
+    values: Mapping[str, Tensor],
+    document: Mapping[str, Any],
+    history: bytes,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a fused LoRA as PEFT would, with its scale apart: a fusion is not linear, so the scale cannot lie in A.
+
+    Args:
+        out: The folder.
+        config: PEFT's config.
+        values: What was trained, by parameter name.
+        document: The manifest.
+        history: The history file.
+        overwrite: Replace an existing folder.
+    """
+    from ..publish.output import write_documents
+
+    tensors = {
+        stored_name(name) if is_head(name) else PREFIX + name.replace(".default", "", 1): value.detach().float().cpu()
+        for name, value in values.items()
+    }
+    with whole_folder(out, overwrite=overwrite) as folder:
+        write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
+        known = document["fusion"]  # which block is the middle one, say
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        plain |= {"inference_mode": True} | {key: known[key] for key in plain if key in known}
+        write_whole(folder / "adapter_config.json", (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
+        write_documents(folder, document, name=out.name)
+        write_whole(folder / "history.jsonl", history)

@@ -1,0 +1,55 @@
+"""A frozen base model that several processes hold together, each a share of every block's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..models.base import BaseModel, backbone, blocks, load_base, pick_dtype
+from ..options import TrainingSettings
+from .parallel import Processes
+
+
+def load_for(settings: TrainingSettings, processes: Processes, **more: Any) -> BaseModel:
+    """Load the base model of a run: whole in every process, or with `shard_base` in shares.
+
+    Args:
+        settings: The run's settings.
+        processes: Those that share the run.
+        more: Further arguments of `load_base`.
+
+    Raises:
+        ModelError: no such model, or one that does not load.
+    """
+    place = processes.place(settings)
+    if not processes.sharded:
+        return load_base(settings.base, **place, **more)
+    device = torch.device(place["device"])
+    place["dtype"] = str(pick_dtype(place["dtype"], device)).removeprefix("torch.")
+    place["device"] = "cpu"  # a device need never hold more than its share
+    base = load_base(settings.base, **place, **more)
+    shard(base, device, processes.count)
+    return base
+
+
+def shard(base: BaseModel, device: torch.device, count: int) -> None:
+    """Leave this process its share of every block; the blocks' whole weights are there only while they compute.
+
+    What is put into the model afterwards, such as a LoRA, is whole in every process. Every process must run the model
+    equally often, forward and backward.
+
+    Reference: Zhao et al., 2023, arXiv 2304.11277.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (count,))
+    stack = blocks(base.model)[1]
+    for block in stack:
+        fully_shard(block, mesh=mesh)
+    inside = set(stack.parameters())
+    # the top has no share of its own: it lets each block's weights arrive while the one before computes
+    top = backbone(base)
+    fully_shard(top, mesh=mesh, ignored_params={p for p in top.parameters() if p not in inside})
+    base.model.to(device)

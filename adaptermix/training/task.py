@@ -1,0 +1,378 @@
+"""`train-task`: a task LoRA, whose answers are generated or given by a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters import AdapterSource
+from ..errors import DataError, PlanError
+from ..models.base import BaseModel, model_kind, require_causal
+from ..models.head_forms import Head
+from ..models.positions import within_positions
+from ..options import JointSettings, TaskSettings
+from ..progress import SILENT, Watcher
+from ..tasks import Task, Template, get_task, get_template
+from ..tasks.data.report import RowsReport, describe
+from ..tasks.heads import HEADS, HeadKind, HeadRows, suiting
+from ..tasks.heads.base import IGNORED, tokens_of
+from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.splits import DEV, TRAINING, refuse_tested
+from .early_stopping import RowsLoss, watch_rows
+from .encoding import Example, Examples, encode_rows
+from .frozen_adapter import attach_on
+from .objectives import answer_loss, plain_head
+from .parallel import ALONE, Processes, in_processes
+from .run import TrainReport, check_before, dry_report, train
+from .sampler import LengthSampler, Sampler
+from .sharding import load_for
+from .start_from import fit_start, open_start
+from .trainer import BatchLoss, Together, count_steps, in_a_row
+
+
+def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """Return input_ids, attention_mask, position_ids and labels, padded on the left.
+
+    Answers then end at the same place, so that the output layer is needed at few places only.
+
+    Shapes: each [rows longest].
+    """
+    width = max(len(prompt) + len(answer) for prompt, answer in examples)
+    columns: dict[str, list[list[int]]] = {
+        name: [] for name in ("input_ids", "attention_mask", "position_ids", "labels")
+    }
+    for prompt, answer in examples:
+        length = len(prompt) + len(answer)
+        spare = width - length
+        columns["input_ids"].append([*[pad] * spare, *prompt, *answer])
+        columns["attention_mask"].append([0] * spare + [1] * length)
+        columns["position_ids"].append([0] * spare + list(range(length)))
+        # nothing stands before the first token of a row without a prompt, so nothing predicts it
+        taught = answer if prompt else [IGNORED, *answer[1:]]
+        columns["labels"].append([IGNORED] * (spare + len(prompt)) + taught)
+    return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}
+
+
+class Answers:
+    """The answers of a task, to be generated.
+
+    Args:
+        base: The base model with its LoRA in.
+        examples: Encoded rows.
+
+    Attributes:
+        prompts: Tokens of each row's prompt, by pass: there is one.
+        taught: Numbers of the rows to learn from.
+
+    Raises:
+        DataError: there is none.
+    """
+
+    def __init__(self, base: BaseModel, examples: Examples) -> None:
+        if not examples.taught:
+            notes = " ".join(examples.notes)
+            raise DataError(f"no row is left to learn from: {notes} Give a larger --max-length, or other rows.")
+        self._base, self._examples = base, examples
+        self.prompts = [[len(prompt)] for prompt, _ in examples]
+        self._head = plain_head(base.model)
+        self.lengths = [len(prompt) + len(answer) for prompt, answer in examples]
+        self.taught = examples.taught
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of these rows and their count of tokens."""
+        batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
+        loss = answer_loss(self._base.model, **batch, head=self._head)
+        return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=self.terms(rows))
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many tokens of answers the loss of these rows is a mean over."""
+        examples = (self._examples[row] for row in rows)
+        return sum(len(answer) - (not prompt) for prompt, answer in examples if answer)
+
+
+class OfHead:
+    """The answers of a task, to be given by a head.
+
+    Args:
+        rows: Encoded rows.
+
+    Attributes:
+        prompts: Tokens of each row's texts.
+        taught: Numbers of the rows to learn from: those with a class, word or window that the loss counts.
+    """
+
+    def __init__(self, rows: HeadRows) -> None:
+        self._rows = rows
+        self.lengths = rows.lengths
+        self.prompts = tokens_of(rows)
+        self.taught = [row for row in range(len(rows.lengths)) if rows.terms([row])]
+
+    def __call__(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the head's loss of these rows and their count of tokens."""
+        return BatchLoss(self._rows.loss(rows), sum(self.lengths[row] for row in rows), terms=self.terms(rows))
+
+    def terms(self, rows: Sequence[int]) -> int:
+        """Return how many classes, words or windows the head's loss of these rows is a mean over."""
+        return self._rows.terms(rows)
+
+
+def loss_of_rows(
+    base: BaseModel, task: Task, rows: Sequence[Any], *, template: str, max_length: int, watch: Watcher = SILENT
+) -> Answers | OfHead:
+    """Return the loss of rows, by their numbers: that of the model's head, or of generated answers.
+
+    Args:
+        base: The base model; adapters that act on its output layer must be on it already.
+        task: The task.
+        rows: Its rows.
+        template: Name of the prompt template.
+        max_length: Most tokens of a row.
+        watch: Receives notes on rows that are cut or left out.
+    """
+    if base.head is None:
+        prompts = get_template(task, template)
+        return Answers(base, encode_rows(task, prompts, rows, base.tokenizer, max_length=max_length, watch=watch))
+    encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=max_length, teach=True)
+    for note in encoded.notes:
+        watch.note(note)
+    return OfHead(encoded)
+
+
+class TaskLoss:
+    """Loss of a batch of rows, by batch number: its part of the mean over all terms of the optimizer step.
+
+    So 8 rows give the same step as one batch, as two of 4 and as eight of 1, in one process or several.
+
+    Args:
+        of_rows: Loss of rows by their numbers.
+        settings: The run's settings.
+        processes: Those that share each batch.
+        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row.
+    """
+
+    def __init__(
+        self,
+        of_rows: RowsLoss,
+        settings: TaskSettings | JointSettings,
+        processes: Processes = ALONE,
+        *,
+        together: Together | None = None,
+    ) -> None:
+        self._of_rows, self._processes = of_rows, processes
+        self._together = together or in_a_row(settings.accumulate)
+        self._whole: tuple[Sequence[int], int] = ((), 0)
+        sampler = Sampler(groups=[of_rows.taught], batch_size=settings.batch_size, seed=settings.seed)
+        by_length = LengthSampler(sampler=sampler, lengths=of_rows.lengths)
+        self._sampler = by_length if settings.group_by_length else sampler
+
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
+        rows = self._sampler.batch(number)
+        own = self._processes.share(rows)
+        found = self._of_rows(own)
+        part = self._processes.part(self._of_rows.terms(own), rows, self._terms(number))
+        return found._replace(loss=found.loss * part)
+
+    def _terms(self, number: int) -> int:
+        """Return how many terms the optimizer step of batch `number` has; every process computes it alone."""
+        batches = self._together(number)
+        if batches != self._whole[0]:
+            terms = sum(self._of_rows.terms(self._sampler.batch(other)) for other in batches)
+            self._whole = (batches, terms)
+        return self._whole[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData:
+    """What a task is trained on, before a model is loaded.
+
+    Args:
+        task: The task.
+        template: How prompts are made.
+        train: Training rows.
+        dev: Dev rows.
+        entries: What the manifest says of them.
+        report: Counts of the training rows.
+        start: Adapter that training begins from, if it does.
+    """
+
+    task: Task
+    template: Template
+    train: Sequence[Any]
+    dev: Sequence[Any]
+    entries: dict[str, Any]
+    report: RowsReport
+    start: AdapterSource | None = None
+
+    @classmethod
+    def read(
+        cls, settings: TaskSettings | JointSettings, start: AdapterSource | None = None, watch: Watcher = SILENT
+    ) -> TaskData:
+        """Read the rows.
+
+        Args:
+            settings: The run's settings.
+            start: Adapter that training begins from; its template of the same task is taken unless one is given.
+            watch: Receives faults of the record of test data.
+
+        Raises:
+            AdapterMixError: an unknown task or template, or a data file that does not do or is test data.
+        """
+        task = get_task(settings.task)
+        known = start.meta.manifest.get("task") if start else None
+        same = [start] if start and isinstance(known, Mapping) and known.get("name") == task.name else []
+        template = get_template(task, template_of(task, same, settings.template))
+        rows, files = task.read(settings.train, rows=settings.rows)
+        dev_rows, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
+        entries = {
+            "languages": {"supervised": sorted({task.language(row) for row in rows})},
+            "task": {"name": task.name, "template": template.name},
+            "data": [file.entry() for file in files],
+            "dev": [file.entry() for file in dev_files] or None,
+            "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
+            or None,
+        }
+        report = describe(
+            [(task.language(row), text_of(task, row)) for row in rows],
+            [text_of(task, row) for row in dev_rows],
+            left_out=sum(file.left_out for file in files),
+        )
+        entries["rows"] = report.document()
+        return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report, start=start)
+
+    def warnings(self) -> list[str]:
+        """Return what a person should know of the rows."""
+        found = self.report.warnings()
+        answers = {self.task.answer(row) for row in self.train}
+        if len(answers) == 1 and len(self.train) > 1:
+            found.append(
+                f"warning: all {len(self.train)} training rows have the answer {answers.pop()[:40]!r}: the adapter "
+                "learns to give it to everything."
+            )
+        return found
+
+    def head(self, settings: TaskSettings | JointSettings) -> Head | None:
+        """Return the head that is to give the answers, None where they are generated.
+
+        Raises:
+            DataError: a row lacks what the head reads; no dev row has a label of the training rows.
+            ModelError: no such model, or one that does not generate where it must.
+            PlanError: a head that does not suit the task, or that of the adapter training begins from; a setting of one
+                where there is none.
+        """
+        rows = [*self.train, *self.dev]
+        brought = head_of(self.task, [self.start], rows) if self.start else None
+        kind = HEADS[brought.form.name] if brought and settings.head == "auto" else self._head_kind(settings)
+        if brought and (kind is None or kind.form is not brought.form):
+            raise PlanError(f"training starts from an adapter with {brought.form.title}: drop --head {settings.head}.")
+        if kind is None:
+            if settings.head_learning_rate:
+                raise PlanError(
+                    "--head-learning-rate needs a head, and the answer is generated: add --head or drop it."
+                )
+            require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
+            return None
+        if settings.template:
+            raise PlanError("a head reads no prompt: drop --template, or --head none has the answers generated.")
+        if brought:
+            return brought
+        labels = kind.labels(self.task, self.train)
+        asked = kind.labels(self.task, self.dev)
+        new = sorted(set(asked) - set(labels))
+        if new and kind.closed and len(new) == len(asked):
+            raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
+        return Head(form=kind.form, labels=labels)
+
+    def load(self, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> BaseModel:
+        """Load the base model, with a head if the task is to have one.
+
+        Raises:
+            AdapterMixError: see `head`; or the model does not load, or cannot have the head.
+        """
+        return load_for(settings, processes, head=self.head(settings), seed=settings.seed)
+
+    def _head_kind(self, settings: TaskSettings | JointSettings) -> HeadKind | None:
+        if settings.head == "none":
+            return None
+        if settings.head == "auto":
+            return None if model_kind(settings.base) == "causal" else suiting(self.task)
+        kind = HEADS[settings.head]
+        if not kind.suits(self.task):
+            raise PlanError(f"--head {settings.head} needs {kind.needs}, and {self.task.name} has none.")
+        return kind
+
+    def objective(
+        self, base: BaseModel, rows: Sequence[Any], max_length: int, watch: Watcher = SILENT
+    ) -> Answers | OfHead:
+        """Return the loss of rows by their numbers.
+
+        Raises:
+            DataError: a head can learn from none of them.
+        """
+        if base.head is None:
+            examples = encode_rows(self.task, self.template, rows, base.tokenizer, max_length=max_length, watch=watch)
+            return Answers(base, examples)
+        encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=max_length, teach=True)
+        for note in encoded.notes:
+            watch.note(note)
+        return OfHead(encoded)
+
+    def manifest(self, base: BaseModel, rows: RowsLoss) -> dict[str, Any]:
+        """Return the manifest's entries; `rows` are the loss of the training rows."""
+        task = self.entries["task"]
+        if base.head:
+            task = task | {"head": base.head.form.name, "labels": list(base.labels)}
+        fewer = {"taught": len(rows.taught)} if len(rows.taught) < len(self.train) else {}
+        return self.entries | {"task": task, "rows": self.entries["rows"] | fewer}
+
+
+def text_of(task: Task, row: Any) -> str:
+    """Return what a row asks, to compare it with others."""
+    return "\n".join(str(value) for value in task.fields(row).values())
+
+
+def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainReport:
+    """Train a task LoRA by next-token prediction of the answers, or with a head.
+
+    Raises:
+        AdapterMixError: the model, a data file, a setting or the output does not do.
+    """
+    return in_processes(_train_task, settings, watch)
+
+
+def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) -> TrainReport:
+    check_before(settings)
+    settings, start = open_start(settings)
+    data = TaskData.read(settings, start, watch)
+    steps = count_steps(len(data.train), settings)
+    if settings.dry_run:
+        data.head(settings)
+        return dry_report(settings, steps, rows=data.report, start=start)
+    for note in data.warnings():
+        watch.note(note)
+    base = data.load(settings, processes)
+    settings = within_positions(base, settings, watch)
+    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
+    on = attach_on(base.model, settings, headed=base.head is not None)
+    rows = data.objective(base, data.train, settings.max_length, watch)
+    dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
+    steps = count_steps(len(rows.taught), settings)
+    base.model.train()
+    return train(
+        base,
+        settings,
+        lambda: TaskLoss(rows, settings, processes),
+        steps=steps,
+        kind="train-task",
+        entries=data.manifest(base, rows),
+        layers=None,
+        watch=watch,
+        on=on,
+        start=start,
+        dev=watch_rows(base, settings, dev, steps=steps, rows=len(rows.taught), processes=processes, watch=watch),
+        processes=processes,
+    )

@@ -1,0 +1,204 @@
+"""`merge --method regmean-plus`: block after block, each measured behind the merged blocks before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from ..adapters import AdapterSource, AdapterState
+from ..algebra import LowRank
+from ..baking.activations import read_same, texts_of
+from ..errors import DataError, IncompatibleAdapters, UsageError
+from ..io.checkpoint_files import Checkpoint, open_tensors
+from ..io.files import check_not_input, check_output
+from ..io.safetensors_writer import Headers, file_order, stream_tensors, write_tensors
+from ..merge_statistics.passes import Passes, TaskRows, Texts
+from ..merge_statistics.second_moments import second_moments
+from ..merging.attach import Attachment
+from ..merging.execute import merge_module
+from ..merging.merge_adapters import make_plan, merge
+from ..merging.on_model import acting
+from ..merging.output_form import Shape
+from ..merging.plan import MergePlan
+from ..merging.report import MergeReport
+from ..merging.request import OF_LEARNING
+from ..models.base import BaseModel, blocks, first_blocks, load_base, note_other_base, require_causal
+from ..models.positions import readable
+from ..options import MergeSettings
+from ..progress import SILENT, Watcher
+from ..provenance.manifest import inherit
+from ..tasks import Task, get_task
+from ..tasks.data import DataFile
+from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.splits import CALIBRATION, refuse_tested
+from ..training.task import loss_of_rows
+
+_LONGEST = 512
+_ROWS_AT_ONCE = 16
+_UNUSED = ("pairs", "dev", "dev_pairs", "statistics")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """Texts, or rows of a task, of each adapter."""
+
+    task: Task | None
+    rows: Sequence[Sequence[Any]]
+    files: Sequence[DataFile]
+
+    @classmethod
+    def read(cls, settings: MergeSettings) -> _Data:
+        given = settings.train or settings.texts
+        count = len(settings.adapters)
+        if not settings.base:
+            raise UsageError(f"method '{settings.method}' reads the base model's inputs: add --base MODEL.")
+        if bool(settings.train) == bool(settings.texts) or len(given) != count:
+            raise UsageError(
+                f"method '{settings.method}' needs data for each adapter, in their order: pass --texts, or --train "
+                f"with --task; each takes one FILE or quoted glob per adapter, {count} here, got {len(given)}."
+            )
+        if bool(settings.train) != bool(settings.task):
+            raise UsageError("--train gives rows of a task and --texts plain texts: pass --task with --train only.")
+        if settings.rows and settings.texts:
+            raise UsageError("--rows chooses rows of --train: drop it, or cut the text files.")
+        used = next((name for name in _UNUSED if getattr(settings, name, None)), None)
+        if used or getattr(settings, "objective", "task") != "task":
+            option = (used or "objective").replace("_", "-")
+            raise UsageError(f"method '{settings.method}' looks at inputs only: drop --{option}.")
+        task = get_task(settings.task) if settings.task else None
+        found = [task.read([one], rows=settings.rows) if task else texts_of([one]) for one in given]
+        for name, (rows, _) in zip(given, found, strict=True):
+            if not rows:
+                raise DataError(f"each adapter needs at least one {'row' if task else 'text'}, and {name} holds none.")
+        return cls(task=task, rows=[rows for rows, _ in found], files=[file for _, files in found for file in files])
+
+    def load(self, settings: MergeSettings, sources: Sequence[AdapterSource], watch: Watcher) -> BaseModel:
+        """Load the base model, with the head that adapters bring to the task."""
+        head = head_of(self.task, sources, [row for rows in self.rows for row in rows]) if self.task else None
+        if self.task and head is None:
+            require_causal(str(settings.base), f"without a head for it, task '{self.task.name}'")
+        base = load_base(str(settings.base), device=settings.device, head=head)
+        note_other_base(base, sources, watch)
+        return base
+
+    def passes(self, base: BaseModel, sources: Sequence[AdapterSource], watch: Watcher) -> list[Passes]:
+        """Return what the model reads for each adapter."""
+        if self.task is None:
+            return [Texts(base=base, texts=rows) for rows in self.rows]
+        task, most = self.task, readable(base, _LONGEST)
+        template = template_of(task, sources, None)
+        return [
+            TaskRows(loss=loss_of_rows(base, task, rows, template=template, max_length=most, watch=watch))
+            for rows in self.rows
+        ]
+
+
+def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) -> MergeReport:
+    """Measure and merge the blocks in their order, then write the merge by what was measured.
+
+    A dry run does everything but write.
+
+    Raises:
+        AdapterMixError: as `merge`; the model or a data file is not valid.
+    """
+    if not settings.dry_run:
+        check_output(Path(settings.out), overwrite=settings.overwrite)
+    check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
+    data = _Data.read(settings)
+    given = settings.model_dump(exclude={"adapters", "statistics", *OF_LEARNING})
+    given |= {"base": settings.base if settings.form == "dense" else None}
+    names = ("weights", "method", "options", "places", "fill", "allow_pickle", "allow_base_mismatch", "seed", "saved")
+    planned = {name: given[name] for name in names}
+    plan = make_plan(settings.adapters, **planned)
+    for source in plan.sources:
+        if kinds := replace(source, saved_headers={}).beyond_linear:
+            raise IncompatibleAdapters(
+                f"inputs are measured of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}."
+            )
+    tested = refuse_tested({CALIBRATION: data.files}, allowed=settings.allow_tested, watch=watch)
+    base = data.load(settings, plan.sources, watch)
+    modules = [name for name, _ in base.model.named_modules()]
+    plan = make_plan(settings.adapters, **planned, model_modules=modules)
+    with TemporaryDirectory(prefix="adaptermix-") as folder:
+        with acting(base, plan.sources, heads=base.head is not None, saved=settings.saved) as attached:
+            attached.set_weights([0.0] * len(plan.sources))  # of these only the heads act
+            passes = data.passes(base, plan.sources, watch)
+            files = _Blocks(base, plan, passes, Path(folder)).run(watch)
+        entries = [file.entry() for file in data.files]
+        inherited = inherit(plan.sources, calibration=entries, tested=tested)
+        learned = {name: inherited[name] for name in ("calibration", "tested")}
+        # without the head that texts need none of, the model's paths are not those of an adapter that has one
+        paths = modules if data.task else []
+        learned["measured"] = {"base": base.entry(), "rows": [len(rows) for rows in data.rows]}
+        return merge(settings.adapters, statistics=files, model_modules=paths, learned=learned, watch=watch, **given)
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """The blocks of a model, measured and merged in their order."""
+
+    base: BaseModel
+    plan: MergePlan
+    passes: Sequence[Passes]
+    folder: Path
+    merged: dict[str, LowRank] = field(default_factory=dict)
+
+    def run(self, watch: Watcher) -> list[Path]:
+        """Return a file of statistics for each adapter."""
+        groups = list(self._groups())
+        states = [replace(source, saved_headers={}).read() for source in self.plan.sources]
+        files: list[list[Checkpoint]] = [[] for _ in states]
+        with watch.track("merge blocks", len(groups) * len(states)) as advance:
+            for number, (count, names) in enumerate(groups):
+                cut = nullcontext() if count is None else first_blocks(self.base.model, count)
+                with cut:
+                    for place, state in enumerate(states):
+                        path = self.folder / f"{place}-{number}.safetensors"
+                        write_tensors(path, self._measured(names, state, self.passes[place]))
+                        files[place].append(open_tensors(path))
+                        advance(1, names[0])
+                found = replace(self.plan, shape=Shape(), statistics=tuple(own[-1] for own in files))
+                self.merged |= {name: _factors(merge_module(found, name).update) for name in names}
+        return [_joined(own, self.folder / f"{place}.safetensors") for place, own in enumerate(files)]
+
+    def _groups(self) -> Iterator[tuple[int | None, list[str]]]:
+        """Yield how many blocks to run and which modules to merge behind them; None for modules outside the blocks."""
+        path, stack = blocks(self.base.model)
+        rest = list(self.plan.modules)
+        for number in range(len(stack)):
+            own = [name for name in rest if name.startswith(f"{path}.{number}.")]
+            rest = [name for name in rest if name not in own]
+            if own:
+                yield number + 1, own
+        if rest:
+            yield None, rest
+
+    def _measured(self, names: Sequence[str], state: AdapterState, passes: Passes) -> Mapping[str, Tensor]:
+        """Return the statistics of modules behind the merged blocks, with one adapter alone at these modules."""
+        own = {name: state.updates[name] for name in names if name in state.updates}
+        modules: dict[str, Any] = {name: self.base.model.get_submodule(name) for name in names}
+        with Attachment(self.base.model, [replace(state, updates={**self.merged, **own})]):
+            firsts = read_same(self.base, "a", modules)[0]
+            asked = {first: modules[first] for first in firsts.values()}
+            found = second_moments(self.base, passes, asked, size=_ROWS_AT_ONCE)
+        return {name: found[first].cpu() for name, first in firsts.items()}
+
+
+def _factors(update: object) -> LowRank:
+    if not isinstance(update, LowRank):
+        raise TypeError("RegMean keeps the left factors of its updates")
+    return update
+
+
+def _joined(files: Sequence[Checkpoint], path: Path) -> Path:
+    """Return one file with the tensors of several."""
+    homes = {name: file for file in files for name in file.tensors}
+    headers: Headers = {name: (home.load(name).dtype, home.tensors[name].shape) for name, home in homes.items()}
+    stream_tensors(path, headers, ((name, homes[name].load(name)) for name in file_order(headers)))
+    return path

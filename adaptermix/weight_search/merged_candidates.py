@@ -1,0 +1,73 @@
+"""Merges that are there already as candidates of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..adapters import AdapterSource, open_adapter
+from ..errors import PlanError
+from ..merging.overrides import make_override
+from ..merging.plan import MergePlan
+from ..methods.base import METHODS, LinearMethod
+from ..provenance import manifest
+from ..tasks.data import DataFile
+from ..tasks.splits import warn_of_seen
+from .space import Candidate
+
+
+def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
+    """Return what a merged adapter is as a candidate: its weights, and what holds at its places.
+
+    Args:
+        folder: Output of `merge`.
+        plan: The search's adapters.
+
+    Raises:
+        PlanError: it is no weighted sum of these adapters in this order.
+    """
+    made = open_adapter(folder)
+    document, inputs = made.meta.manifest, [source.digest.split("+")[0] for source in plan.sources]
+    known = document.get("plan") if document.get("kind") == "merge" else None
+    if not isinstance(known, dict) or [entry.get("weights_sha256") for entry in document.get("inputs", ())] != inputs:
+        asked = ", ".join(source.name for source in plan.sources)
+        raise PlanError(f"--candidates must be merges of {asked} in this order, and {folder} is none.")
+    method = METHODS.get(str(known.get("method")))
+    if method is None or not issubclass(method, LinearMethod) or not _only_weighs(method):
+        raise PlanError(
+            f"--candidates must be weighted sums (exact, fuse, cat), and {folder} is of another method, "
+            f"{known.get('method')}."
+        )
+    if known.get("rank") or known.get("form") == "lowrank":
+        raise PlanError(f"--candidates must be whole sums, and {folder} was cut to a rank.")
+    if known.get("fill", "weight") != "weight":
+        raise PlanError(f"--candidates must weigh adapters alike where they act alone, and {folder} has --fill one.")
+    names = [source.name for source in plan.sources]
+    overrides = tuple(make_override(place, names, plan.modules) for place in known.get("places", ()))
+    return Candidate(weights=tuple(map(float, known["weights"])), overrides=overrides, name=str(folder))
+
+
+def _only_weighs(method: type[LinearMethod]) -> bool:
+    """Return whether the weights alone give the result of a method, without roles of adapters and options."""
+    return not (method.depends_on_deltas or method.factor or method.roles)
+
+
+def entries_of(folders: Iterable[str], name: str) -> list[dict[str, Any]]:
+    """Return what manifests of candidates say of files, under a name such as `data` or `dev`."""
+    made = [manifest.origin(open_adapter(Path(folder))) for folder in folders if folder]
+    return [dict(known.entry) for known in manifest.seen_files(made, (name,))]
+
+
+def chosen_on(files: Sequence[DataFile], folders: Sequence[str], sources: Sequence[AdapterSource]) -> list[str]:
+    """Return what a person should know of dev files that candidates learned from.
+
+    Args:
+        files: The dev files.
+        folders: The candidates.
+        sources: The search's adapters, of whose own data is told elsewhere.
+    """
+    made = [manifest.origin(open_adapter(Path(folder))) for folder in folders]
+    inherited = [known.entry for known in manifest.seen_files([manifest.origin(source) for source in sources])]
+    learned = [known for known in manifest.seen_files(made) if known.entry not in inherited]
+    return warn_of_seen(files, learned, "a candidate's weights were learned on")

@@ -1,0 +1,121 @@
+"""What a search found, put together and written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ..adapters import open_adapter
+from ..merging.execute import execute
+from ..merging.output_form import Shape
+from ..merging.report import MergeReport
+from ..methods.base import build
+from ..options import SearchSettings
+from ..provenance import manifest
+from ..publish.output import output_size, write_output
+from .candidate_model import candidate_plan
+from .merged_candidates import entries_of
+from .prepare import Prepared
+from .references import DevScores, Marking, dev_marking
+from .result import SearchResult
+from .trials import Trial
+
+CIRCUMSTANCES = {
+    "out",
+    "overwrite",
+    "dry_run",
+    "device",
+    "batch_size",
+    "storage",
+    "study",
+    "workers",
+    "report",
+    "allow_tested",
+}
+"""Settings that do not change what is found."""
+
+
+def result_of(
+    prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, marking: Marking
+) -> SearchResult:
+    """Choose among the trials that ran whole, and return the result of the search.
+
+    Args:
+        prepared: The checked search.
+        settings: Its settings.
+        trials: All trials.
+        baseline: The first adapter alone.
+        marking: What the trials are scored against.
+    """
+    board = marking.board
+    whole = [trial for trial in trials if trial.is_whole]
+    # with a sampler the task adapter alone is a candidate too; of a grid only the grid is, unless pairs decide and all
+    # of its candidates are worth 0 since they lost the answers to the source side
+    eligible = whole if settings.grid and any(map(board.keeps, whole)) else [*whole, baseline]
+    stopped = [trial for trial in trials if not trial.is_whole]
+    verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)
+    chosen = eligible[verdict.chosen]
+    roles = manifest.inherit(prepared.sources)["languages"] or {}
+    evaluation = marking.evaluation(chosen, roles, settings)
+    dev = dev_marking(prepared, settings)
+    return SearchResult(
+        trials=trials,
+        scores=[board.score(trial) for trial in trials],
+        languages=[board.languages(trial) for trial in trials],
+        baseline=baseline,
+        baseline_score=board.score(baseline),
+        baseline_languages=board.languages(baseline),
+        verdict=verdict,
+        chosen=chosen,
+        evaluation=evaluation,
+        metric=evaluation.metric,
+        objective=settings.objective,
+        rule=settings.choose,
+        out=Path(settings.out),
+        resamples=board.values(board.counts(chosen)).tolist(),
+        kept=[board.keeps(trial) for trial in trials] if prepared.pairs else None,
+        dev=DevScores.of(dev, trials, eligible, chosen, baseline, settings=settings) if dev else None,
+    )
+
+
+def write_result(result: SearchResult, prepared: Prepared, settings: SearchSettings) -> SearchResult:
+    """Write the merged adapter, and return the result with its rank and size."""
+    candidate = result.chosen.candidate
+    if result.chosen is result.baseline:  # no method touches the task adapter alone
+        plan = replace(
+            prepared.template, weights=candidate.weights, method=build("exact", {}), options={}, shape=Shape()
+        )
+    else:
+        plan = candidate_plan(prepared.template, candidate, fixed=dict(settings.options))
+    state, modules = execute(plan)
+    size = output_size(state, compact=settings.compact)
+    result = replace(result, **size)
+    report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules, **size)
+    own = [candidate.name]  # of a merge that was there before
+    document = manifest.manifest(
+        "search",
+        plan=settings.model_dump(mode="json", exclude=CIRCUMSTANCES)
+        | candidate.document()
+        | {"method": plan.method.title, "options": dict(plan.options)},
+        base=manifest.base_entry([source.meta for source in prepared.sources]),
+        inputs=[manifest.input_entry(s, w) for s, w in zip(prepared.sources, plan.weights, strict=True)],
+        fidelity=report.fidelity(),
+        scores=result.evaluation.document() | {"split": result.chosen_on, "verdict": result.verdict.document()},
+        **manifest.inherit(
+            prepared.sources,
+            acting=plan.has_part(report.acting),
+            data=entries_of(own, "data"),
+            dev=[*(file.entry() for file in prepared.files), *entries_of(own, "dev")],
+            tested=prepared.tested,
+        ),
+        fuse=next((open_adapter(Path(name)).meta.manifest.get("fuse") for name in own if name), None),
+    )
+    results = (json.dumps(result.document(), indent=2) + "\n").encode()
+    extra = {"results.json": results}
+    if settings.report:
+        from .report import report_files
+
+        extra |= report_files(result, name=f"Search of {result.out.name}")
+    write_output(result.out, state, document, compact=settings.compact, overwrite=settings.overwrite, extra=extra)
+    return result

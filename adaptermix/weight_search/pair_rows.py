@@ -1,0 +1,143 @@
+"""Sentences and their translations as rows of a task without labels; the task adapter's own answers are the labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import PlanError, UsageError
+from ..tasks import ComparableTask, Metric, Task
+from ..tasks.base import require_comparable
+from ..tasks.data import Pair
+
+_KEPT = 0.5
+"""Share of the way from a constant answer's score to the task adapter's own that the source side must reach."""
+_CONSTANTS = 20
+"""Most constant answers that are tried, the commonest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRows:
+    """Both sides of parallel pairs as rows of a task.
+
+    The second side of a pair, usually English, is the *source side*: the task adapter alone answers it, and its answer
+    is the label of both sides. The source side keeps it as its own label, so that a candidate whose answers change
+    there loses by it.
+
+    Args:
+        task: The task.
+        rows: The source sides, each once, then the other sides.
+        teachers: For each row the number of the row whose answer labels it.
+        sources: The languages of the source sides.
+    """
+
+    task: ComparableTask
+    rows: Sequence[Any]
+    teachers: Sequence[int]
+    sources: tuple[str, ...]
+
+    @classmethod
+    def of(cls, task: Task, pairs: Sequence[Pair]) -> PairRows:
+        """Return the rows of pairs.
+
+        Raises:
+            UsageError: the task's answers cannot be compared across languages, or it asks about more than one text; a
+                language is on both sides.
+        """
+        task = require_comparable(task)
+        sources = {pair.languages[1] for pair in pairs}
+        if both := sorted(sources & {pair.languages[0] for pair in pairs}):
+            raise UsageError(
+                f"the second side of every pair must be in the task adapter's own language, and '{both[0]}' is on both "
+                "sides. Leave the files out whose sides are the other way round, or name them such as de-en=FILE."
+            )
+        numbers: dict[tuple[str, str], int] = {}
+        for pair in pairs:
+            numbers.setdefault((pair.languages[1], pair.target), len(numbers))
+        teachers = [numbers[pair.languages[1], pair.target] for pair in pairs]
+        return cls(
+            task=task,
+            rows=[
+                *(task.unlabelled(text, language) for language, text in numbers),
+                *(task.unlabelled(pair.source, pair.languages[0]) for pair in pairs),
+            ],
+            teachers=[*range(len(numbers)), *teachers],
+            sources=tuple(sorted(sources)),
+        )
+
+    @property
+    def source_rows(self) -> range:
+        """Return the numbers of the source sides."""
+        return range(len(set(self.teachers)))
+
+    @property
+    def clusters(self) -> list[str] | None:
+        """Return the cluster of each row, None where each is one.
+
+        Several translations of one sentence into one language share its label, so they are right or wrong together.
+        """
+        named = [(self.task.language(row), teacher) for row, teacher in zip(self.rows, self.teachers, strict=True)]
+        return [f"sentence {teacher}" for _, teacher in named] if len(set(named)) < len(named) else None
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Return the languages of the other sides."""
+        return tuple(sorted({self.task.language(row) for row in self.rows} - set(self.sources)))
+
+    def labelled(self, answers: Sequence[str | None]) -> list[Any]:
+        """Return the rows with the task adapter's answers as their right answers.
+
+        Args:
+            answers: What the task adapter alone answers, at least to the source sides.
+        """
+        # answers that a storage kept are plain text, so tags and places of others are not used either
+        return [
+            self.task.labelled(row, str(answers[teacher] or ""))
+            for row, teacher in zip(self.rows, self.teachers, strict=True)
+        ]
+
+    def floors(self, metric: Metric, answers: Sequence[str | None]) -> dict[str, float]:
+        r"""Return the score on each source language below which a candidate has not kept the task.
+
+        It is $(s + c) / 2$, where $s$ is the score of the task adapter's own answers (1, unless some are empty) and $c$
+        the best score of one and the same answer to every sentence. So a candidate whose answers do not depend on the
+        sentence is below it, however common its answer is.
+
+        Args:
+            metric: How answers are compared.
+            answers: What the task adapter alone answers, at least to the source sides.
+
+        Raises:
+            PlanError: the task adapter itself answers every sentence of a language alike, or gives no answers.
+        """
+        rows = self.labelled(answers)
+        found = {}
+        for language in self.sources:
+            own = [number for number in self.source_rows if self.task.language(rows[number]) == language]
+            asked, answered = [rows[number] for number in own], [str(answers[number] or "") for number in own]
+            if len(own) < 2:
+                raise PlanError(
+                    f"agreement needs at least two different sentences in '{language}', and the pairs have one. "
+                    "Give more pairs."
+                )
+            said = Counter(answered)
+            constant = max(_score(metric, asked, [answer] * len(own)) for answer, _ in said.most_common(_CONSTANTS))
+            itself = _score(metric, asked, answered)
+            if constant >= itself:
+                raise PlanError(
+                    "agreement needs a task adapter that answers sentences differently, and the first adapter answers "
+                    f"all {len(own)} sentences in '{language}' with {said.most_common(1)[0][0][:40]!r}. Give pairs of "
+                    "the task's domain, or choose on labelled rows."
+                )
+            found[language] = constant + _KEPT * (itself - constant)
+        return found
+
+
+def _score(metric: Metric, rows: Sequence[Any], answers: Sequence[str]) -> float:
+    each = map(metric.count, rows, answers)
+    counts = [counted for counted in each if counted is not None]
+    return float(metric.value(np.sum(np.asarray(counts, dtype=np.float64), axis=0)))

@@ -1,0 +1,102 @@
+"""One self-contained page on a search: what was found, the trials, and pictures of them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from .control import NAME
+from .figures import pictures
+from .label import shown
+
+if TYPE_CHECKING:
+    from ..evaluation.score import Score
+    from .result import SearchResult
+
+_TITLES = {
+    "weights": "Weights and scores",
+    "languages": "Score per language, with 95 % intervals",
+    "parameters": "All parameters; bright lines scored higher",
+    "layers": "Chosen weights over the layers",
+    "cost": "Best score against cost",
+}
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+tr:nth-child(even) { background: #f4f4f4; }
+.chosen { font-weight: 600; }
+img { max-width: 100%; } .wide { overflow-x: auto; } .verdict { font-size: 1.1rem; }
+"""
+
+
+def report_files(result: SearchResult, *, name: str) -> dict[str, bytes]:
+    """Return the files of a report: `report.html`, which needs none of the others, and the pictures as PNGs.
+
+    Args:
+        result: The search.
+        name: Its title.
+    """
+    drawn = pictures(result)
+    files = {f"{picture}.png": content for picture, content in drawn.items()}
+    return {"report.html": _page(result, name, drawn).encode()} | files
+
+
+def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
+    spent = sum(trial.rows for trial in result.trials)
+    whole = len(result.trials) * len(result.baseline.answers)
+    seconds = sum(trial.seconds for trial in result.trials)
+    parts = [
+        f"<h1>{escape(name)}</h1>",
+        f'<p class="verdict">{escape(_capital(result.sentence()))}</p>',
+        f"<p>Chosen on {result.chosen_on} ({escape(result.rule)}, {escape(result.objective)} of "
+        f"{escape(result.metric)}): <b>{escape(shown(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
+        f"Task adapter alone: {_score(result.baseline_score)}.</p>",
+        *([f"<p>{escape(_capital(result.dev.sentence()))}</p>"] if result.dev else []),
+        f"<p>{len(result.trials)} trials asked {spent} rows ({spent / max(whole, 1):.0%} of all) in "
+        f"{seconds:.0f} s.</p>",
+    ]
+    for picture, content in drawn.items():
+        data = base64.b64encode(content).decode()
+        title = escape(_TITLES[picture])
+        parts.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{data}">')
+    parts += ["<h2>Trials</h2>", f'<div class="wide">{_table(result)}</div>']
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(name)}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _score(score: Score) -> str:
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
+def _table(result: SearchResult) -> str:
+    languages = list(result.baseline_languages)
+    rows = [
+        _row("task adapter alone", result.baseline_score, result.baseline_languages, languages, "", is_chosen=False)
+    ]
+    if control := result.verdict.control:
+        rows.append(_row(NAME, control.score, control.languages, languages, "", is_chosen=False))
+    for trial, score, scores in zip(result.trials, result.scores, result.languages, strict=True):
+        rows.append(
+            _row(shown(trial.candidate), score, scores, languages, trial.rows, is_chosen=trial is result.chosen)
+        )
+    head = "".join(f"<th>{escape(title)}</th>" for title in ("weights", result.objective, "rows", *languages))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _row(
+    name: str, score: Score, scores: Mapping[str, Score], languages: Sequence[str], rows: int | str, *, is_chosen: bool
+) -> str:
+    values = [f"{scores[language].value:.3f}" if language in scores else "" for language in languages]
+    cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in (name, _score(score), rows, *values))
+    return f'<tr class="chosen">{cells}</tr>' if is_chosen else f"<tr>{cells}</tr>"

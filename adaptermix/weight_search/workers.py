@@ -1,0 +1,72 @@
+"""Further processes that work on the trials of a search."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..options import SearchSettings
+from ..progress import Watcher
+
+_PATIENCE = 20.0
+"""Seconds that workers get to end by themselves."""
+
+
+def _device(settings: SearchSettings, number: int) -> str:
+    """Return where a worker computes: GPUs in turn, where the search may choose."""
+    import torch
+
+    if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        return f"cuda:{number % torch.cuda.device_count()}"
+    return settings.device
+
+
+def _threads(count: int) -> str:
+    """Return how many threads each of several processes may use."""
+    return str(max(1, len(os.sched_getaffinity(0)) // count)) if hasattr(os, "sched_getaffinity") else "1"
+
+
+@contextmanager
+def helped(settings: SearchSettings, watch: Watcher) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start the other workers of a search, and see them end.
+
+    One that dies is named and loses what it was at, which another one takes.
+    """
+    started: list[tuple[subprocess.Popen[bytes], Any]] = []
+    environment = os.environ | {"OMP_NUM_THREADS": _threads(settings.workers), "TOKENIZERS_PARALLELISM": "false"}
+    for number in range(1, settings.workers):
+        given = settings.model_copy(update={"device": _device(settings, number), "workers": 1, "overwrite": False})
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
+        command = [sys.executable, "-m", "adaptermix.weight_search.worker", str(number), str(os.getpid())]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment)
+        if process.stdin:
+            process.stdin.write(given.model_dump_json().encode())
+            process.stdin.close()
+        # whoever died must be gone for the others to see it
+        threading.Thread(target=process.wait, daemon=True).start()
+        started.append((process, errors))
+    try:
+        yield [process for process, _ in started]
+        end = time.monotonic() + _PATIENCE
+        while any(process.poll() is None for process, _ in started) and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        for number, (process, errors) in enumerate(started, start=1):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            elif process.returncode:
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines()
+                watch.note(
+                    f"warning: worker {number} ended with {process.returncode}; others took its trial."
+                    + (f" It said: {said[-1]}" if said else "")
+                )
+            errors.close()

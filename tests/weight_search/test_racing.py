@@ -1,0 +1,169 @@
+"""Races: what they save, and that they keep what matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adaptermix.weight_search.racing import COHORT, Race, rungs
+from adaptermix.weight_search.significance import Board
+from adaptermix.weight_search.space import Candidate, Space, alone
+from adaptermix.weight_search.trial_store import Ledger, Listed
+from adaptermix.weight_search.trials import Trial
+
+from .test_choice import ACCURACY
+
+ROWS, LANGUAGES = 540, 6
+NAMES = [f"l{place * LANGUAGES // ROWS}" for place in range(ROWS)]
+
+
+class World:
+    """Rows of unlike difficulty; a candidate is right where its skill exceeds it, but for some rows of its own."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        self.difficulty, self.seed, self.asked = rng.random(ROWS), seed, 0
+
+    def answers(self, asked):
+        return [self.answer(trial, places) for trial, places in asked]
+
+    def answer(self, trial, places=range(ROWS)):
+        self.asked += len(places)
+        weight = trial.candidate.weights[0]
+        own = np.random.default_rng((self.seed, int(weight * 1000))).normal(0, 0.1, ROWS)
+        skill = 0.7 - 1.5 * (weight - 0.7) ** 2
+        return ["y" if self.difficulty[place] + own[place] < skill else "n" for place in places]
+
+
+def board():
+    return Board(ACCURACY, NAMES, ["y"] * ROWS, objective="mean", seed=0)
+
+
+def raced(tmp_path, seed, searched, limit, size, sampler="random"):
+    world, table = World(seed), board()
+    baseline = Trial(
+        number=-1, candidate=alone(2), answers=tuple(world.answer(Trial(number=0, candidate=alone(2), answers=())))
+    )
+    ledger = Ledger(
+        tmp_path / f"{seed}.log", name="s", searched=searched, settings={}, limit=limit, sampler=sampler, seed=seed
+    )
+    Race(table, NAMES, world.answers, baseline=baseline, size=size).run(ledger)
+    return ledger.trials(), table, world
+
+
+def test_rungs_are_nested_spaced_and_cover_all_rows_once():
+    parts = rungs(NAMES)
+    assert [len(part) for part in parts] == [60, 120, 360]
+    assert sorted(place for part in parts for place in part) == list(range(ROWS))
+    for part in (parts[0], parts[0] + parts[1]):
+        assert len({NAMES[place] for place in part}) == LANGUAGES
+    assert rungs(["de"] * 10) == [list(range(10))]
+
+
+def test_a_grid_is_raced_for_a_third_of_the_rows_and_the_best_is_as_good(tmp_path):
+    grid = Listed([Candidate(weights=(w, round(1 - w, 2))) for w in np.linspace(0, 1, 12).round(2).tolist()])
+    for seed in range(20):
+        trials, table, world = raced(tmp_path, seed, grid, 12, 12)
+        assert len(trials) == 12
+        spent = sum(trial.rows for trial in trials)
+        assert spent <= 0.35 * 12 * ROWS
+        assert world.asked == spent + ROWS  # and the baseline
+        found = max((t for t in trials if t.is_whole), key=lambda t: table.score(t).value)
+        every = [
+            Trial(number=0, candidate=c, answers=tuple(world.answer(Trial(number=0, candidate=c, answers=()))))
+            for c in grid.candidates
+        ]
+        best = max(table.score(trial).value for trial in every)
+        assert table.score(found).low <= best <= table.score(found).high
+
+
+def test_samplers_race_in_cohorts_and_learn_from_those_that_stopped(tmp_path):
+    trials, table, _ = raced(tmp_path, 1, Space(count=2), 27, COHORT, sampler="tpe")
+    assert len(trials) == 27
+    assert sum(trial.rows for trial in trials) < 0.4 * 27 * ROWS
+    whole = [trial for trial in trials if trial.is_whole]
+    assert 1 <= len(whole) <= 3
+    assert max(whole, key=lambda t: table.score(t).value).candidate.weights[0] == pytest.approx(0.7, abs=0.2)
+
+
+def test_nobody_who_is_clearly_worse_than_the_task_adapter_runs_to_the_end_but_one(tmp_path):
+    grid = Listed([Candidate(weights=(w, 1 - w)) for w in (0.0, 0.05, 0.1, 0.15)])
+    trials, _, _ = raced(tmp_path, 0, grid, 4, 4)
+    assert sum(trial.is_whole for trial in trials) == 1
+
+
+def test_candidates_that_are_proposed_twice_are_asked_once(tmp_path):
+    grid = Listed([Candidate(weights=(0.7, 0.3)), Candidate(weights=(0.1, 0.9))] * 2)
+    world, table = World(0), board()
+    baseline = Trial(number=-1, candidate=alone(2), answers=("y",) * ROWS)
+    ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=4)
+    Race(table, NAMES, world.answers, baseline=baseline, size=2).run(ledger)
+    trials = ledger.trials()
+    assert [t.answers for t in trials[2:]] == [t.answers for t in trials[:2]]
+    assert world.asked == sum(trial.rows for trial in trials[:2])
+
+
+def test_a_first_rung_has_rows_enough_of_every_language():
+    """With one row of each nobody could be told from the best."""
+    assert [len(part) for part in rungs([f"l{row % 30}" for row in range(270)])] == [270]
+    assert [len(part) for part in rungs(["de"] * 100 + ["en"] * 13)] == [39, 74]
+
+
+def test_a_race_that_was_killed_asks_no_row_twice(tmp_path):
+    grid = Listed([Candidate(weights=(w, round(1 - w, 2))) for w in (0.2, 0.5, 0.7, 0.9)])
+    baseline = Trial(number=-1, candidate=alone(2), answers=("n",) * ROWS)
+
+    def race(world, answer):
+        ledger = Ledger(tmp_path / f"{world.seed}.log", name="s", searched=grid, settings={}, limit=4)
+        Race(board(), NAMES, answer, baseline=baseline, size=4).run(ledger)
+        return ledger.trials()
+
+    whole = World(0)
+    expected = race(whole, whole.answers)
+    broken = World(1)
+    broken.difficulty = whole.difficulty
+    calls = []
+
+    def answers(asked):
+        for trial, places in asked:
+            calls.append(trial)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            yield whole.answer(trial, places)
+
+    with pytest.raises(KeyboardInterrupt):
+        race(broken, answers)
+    calls.extend([None] * 10)
+    before = whole.asked
+    found = race(broken, answers)
+    assert {trial.candidate.weights: trial.answers for trial in found} == {
+        trial.candidate.weights: trial.answers for trial in expected
+    }
+    assert whole.asked - before == sum(trial.rows for trial in expected) - 3 * 60
+
+
+@pytest.mark.parametrize(
+    ("wrong", "asked"),
+    [
+        (4, 90),  # ahead on 1 row and behind on 4: at least as good as the leader in about 12 % of the resamples
+        (9, 30),  # ahead on 1 and behind on 9: in about 1 %
+    ],
+)
+def test_a_candidate_stops_if_it_is_worse_in_more_than_95_percent_of_the_resamples(tmp_path, wrong, asked):
+    names = ["de"] * 270  # rungs of 30, 90 and 270 rows
+    weights = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9)]
+    # the leader misses row 0, the second some rows of the first rung, the others all
+    missed = {0.9: {0}, 0.8: set(range(9, 9 * (wrong + 1), 9))}
+
+    def answers(given):
+        return [
+            ["n" if place in missed.get(trial.candidate.weights[0], range(270)) else "y" for place in places]
+            for trial, places in given
+        ]
+
+    table = Board(ACCURACY, names, ["y"] * 270, objective="mean", seed=0)
+    baseline = Trial(number=-1, candidate=alone(2), answers=("n",) * 270)
+    grid = Listed([Candidate(weights=pair) for pair in weights])
+    ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=6)
+    Race(table, names, answers, baseline=baseline, size=6).run(ledger)
+    assert [trial.rows for trial in ledger.trials()] == [270, asked, 30, 30, 30, 30]
