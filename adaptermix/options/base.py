@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from . import checks
+from .registries import TASKS
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Standardize = Literal["none", "all", "languages"]
@@ -16,7 +17,7 @@ Files = Annotated[list[str], Field(min_length=1), AfterValidator(checks.no_numbe
 ALLOW_TESTED = (
     "take dev, training and calibration files that were evaluated as test, else refused; the manifest says so"
 )
-TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
+TASK = f"task: {', '.join(TASKS.own)}, or one of another package"
 
 
 READ = {
