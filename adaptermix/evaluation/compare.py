@@ -18,7 +18,7 @@ from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
-from ..tasks.data.files import canonical_language
+from ..tasks.data.languages import canonical_language
 from ..tasks.tagged import from_entry
 from .compare_tables import column_of, read_columns, side_by_side
 from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows

@@ -30,7 +30,7 @@ from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..tasks import Metric
 from ..tasks.data import DataFile, read_parallel
-from ..tasks.data.files import split_pair
+from ..tasks.data.languages import split_pair
 from ..tasks.heads.base import told_cut
 from ..tasks.metrics import mean, mean_ends
 from ..tasks.splits import add_to_record, check_split
