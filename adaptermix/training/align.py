@@ -14,7 +14,7 @@ from ..models.eval_mode import evaluating, loras_off
 from ..models.pooling import Standards, mean_cosine, require_pooling
 from ..models.positions import within_positions
 from ..options import AlignSettings, JointSettings
-from ..options.checks import MOVING
+from ..options.training import MOVING
 from ..progress import SILENT, Watcher
 from ..tasks.data import Pair, read_pairs
 from ..tasks.splits import DEV, TRAINING, refuse_tested

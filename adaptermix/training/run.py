@@ -15,6 +15,7 @@ from ..adapters import AdapterSource
 from ..io.files import check_output
 from ..models.base import BaseModel, files_of
 from ..options import AlignSettings, JointSettings, TrainingSettings
+from ..options.roles import Role, marked
 from ..progress import Watcher
 from ..provenance import manifest
 from ..publish.output import write_output
@@ -27,9 +28,6 @@ from .lora import config_of, count_trainable, extract, inject, scales, start_of,
 from .parallel import ALONE, Processes
 from .start_from import values_of
 from .trainer import Loss, Trainer
-
-# settings that do not change the result
-_CIRCUMSTANCES = {"out", "overwrite", "resume", "dry_run", "checkpoint_every", "shard_base", "allow_tested"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +95,7 @@ class TrainReport:
 
 def plain(settings: TrainingSettings) -> dict[str, Any]:
     """Return the settings that decide the result, as plain data."""
-    return settings.model_dump(mode="json", exclude=_CIRCUMSTANCES)
+    return settings.model_dump(mode="json", exclude={"out", *marked(settings, Role.HANDLING, Role.SCHEDULING)})
 
 
 def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
