@@ -83,7 +83,7 @@ def test_a_search_does_not_go_on_with_another_base(
 def test_a_training_does_not_go_on_with_another_base(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
-    from adaptermix.training import run
+    from adaptermix.training import runner
 
     given = own | {"train": [str(tmp_path / "en.jsonl")], "out": str(tmp_path / "out"), "steps": 2, "rank": 2}
 
@@ -91,7 +91,7 @@ def test_a_training_does_not_go_on_with_another_base(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "write_output", interrupted)
+        patched.setattr(runner, "write_output", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_task(TaskSettings(**given))
     change(tmp_path / "base")
