@@ -44,7 +44,7 @@ def read_entries(text: str) -> list[Entry]:
             pattern, _, rest = line.partition(" -> ")
             advice, _, sample = rest.partition(" | ")
             is_name = section == "names"
-            whole = rf"_*({pattern})\Z" if is_name else rf"(?<![\w`'-])(?:{pattern})(?!['`]?\w|-)"
+            whole = rf"\A_*({pattern})\Z" if is_name else rf"(?<![\w`'-])(?:{pattern})(?!['`]?\w|-)"
             entries.append(Entry(re.compile(whole, re.IGNORECASE), advice, sample.strip(), is_name))
     return entries
 
