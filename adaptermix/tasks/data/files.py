@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from ...errors import DataError
 from ...io.files import sha256
-from ...options.checks import ROWS
+from ...options.fields import ROWS
 from ...provenance.row_hashes import ListedRows, RowHashes, RowTexts, remember
 from .languages import given_languages, languages_of, single_languages_of
 
