@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..algebra import LowRank
 from ..checkpoints.formats import Quantized
+from ..io.registry import Registry
+from ..options import registries
 from .fidelity import Fidelity, fidelity
 from .rounding import Inputs, fit
 
@@ -325,9 +327,6 @@ def _settles(wanted: Wanted, rows: Rows) -> bool:
     return float((wanted.settle(aim) - aim).norm()) <= _SETTLED * float(aim.norm())
 
 
-STRATEGIES: dict[str, Strategy] = {
-    "requantize": requantize,
-    "stochastic": stochastic,
-    "calibrated": calibrated,
-    "residual": residual,
-}
+STRATEGIES: Registry[Strategy] = registries.STRATEGIES
+"""Strategies by name. Entry points of other packages: `adaptermix.strategies`."""
+STRATEGIES.update(requantize=requantize, stochastic=stochastic, calibrated=calibrated, residual=residual)

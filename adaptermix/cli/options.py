@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from ..errors import shown
 from ..io.limited_yaml import parse_yaml
 from ..options import Settings
+from ..options.registries import OneOf
 from .console import Console
 
 _POSITIONAL = {
@@ -130,6 +131,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     if field.default is True:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
         help_text = help_text.replace("[default: True]", "[default: yes]")
+    if names := next((mark.choices for mark in field.metadata if isinstance(mark, OneOf)), None):
+        kind["metavar"] = f"[{'|'.join(names)}]"  # other packages may add to them, so the options check the value
     if name in _METAVARS and kind.get("multiple"):
         kind["metavar"] = _METAVARS[name]
     return click.Option([flag, name], required=field.is_required(), default=None, help=help_text, **kind)

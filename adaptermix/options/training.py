@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .base import ALLOW_TESTED, BASE, TASK, Placed, Settings, Written, refuse
 from .fields import Blocks, Files, Positive, Rows, block_range
+from .registries import HEADS, one_of
 from .roles import ADAPTER, DEV, MODEL, TRAINING, Alias, Panel, Reads, Role
 
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
@@ -208,7 +209,7 @@ class TaskOptions(Settings):
     template: Annotated[str | None, Role.DEV_CURVE] = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
     )
-    head: Annotated[Literal["auto", "none", "classes", "tokens", "span"], Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+    head: Annotated[str, one_of("auto", "none", HEADS), Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
         "auto",
         description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli), tokens: "
         "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",

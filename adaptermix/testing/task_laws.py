@@ -51,7 +51,7 @@ class TaskLaws:
         return self.task.read(files)[0]
 
     def test_the_name_is_one_word(self) -> None:
-        """Recipes, manifests and the command line use the name as it is."""
+        """Recipes, manifests and the command line use the unchanged name."""
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.task.name), "a name is lower case, with hyphens"
 
     def test_reading_is_repeatable_and_reports_every_file(self, files: list[str]) -> None:
@@ -138,7 +138,9 @@ class TaskLaws:
             counts = [metric.count(row, answer) for row in rows for answer in (self.task.answer(row), "")]
             sums = np.array([count for count in counts if count is not None], dtype=np.float64)
             together, alone = metric.value(sums), [float(metric.value(each)) for each in sums]
-            assert np.allclose(together, alone), f"{metric.name} of a batch of sums must be that of each of them"
+            assert np.allclose(together, alone), (
+                f"{metric.name} of a batch of sums must equal the values of each of them"
+            )
 
     def test_labels_are_the_answers(self, rows: Sequence[Any]) -> None:
         """A classification head tells apart what the task's answers are."""
@@ -187,6 +189,6 @@ class TaskLaws:
             for row, source in zip(rows, [*rows[1:], rows[0]], strict=True):
                 both = self.task.with_source(row, source)
                 assert self.task.answer(both) == self.task.answer(row), "the source must not change the answer"
-                for text, first, own in zip(*map(self.task.texts, (both, source, row)), strict=True):
-                    assert text.startswith(first), "the source must come first"
-                    assert text.endswith(own), "the row's own text must follow"
+                for text, first, last in zip(*map(self.task.texts, (both, source, row)), strict=True):
+                    assert text.startswith(first), "the source must precede the text"
+                    assert text.endswith(last), "the row's text must follow the source"
