@@ -21,7 +21,7 @@ class Task(Protocol):
 
     A task may also have `scorers` (names of alternative scoring scripts, which `metrics` then takes as `scorer`),
     `cluster(row)` (name of the rows that are resampled together), `remarks(rows)` (sentences for readers of its scores)
-    and `no_answer` (the answer that says that there is nothing to find).
+    and `no_answer` (the answer where a text contains no part to find).
     """
 
     @property
@@ -55,7 +55,7 @@ class Task(Protocol):
         """
 
     def fields(self, row: Any) -> Mapping[str, object]:
-        """Return the values of the templates' placeholders, and of what else they use by name."""
+        """Return the values of the templates' placeholders, and of fields that templates use by name."""
 
     def texts(self, row: Any) -> tuple[str, ...]:
         """Return the texts that a row is about, without any prompt; for sft the turns as one text."""
@@ -178,13 +178,13 @@ class SpanTask(Task, Protocol):
         """Return start and end of the right answer in the text, in characters; None if no right answer is there."""
 
     def lacks_its_answer(self, row: Any) -> bool:
-        """Return whether the row has answers, but none of them occurs in the text."""
+        """Return whether the row has answers, but the text contains no answer."""
 
     def excerpt(self, row: Any, size: int) -> Any:
         """Return the row with a part of its text: the right answer and about `size` characters around it."""
 
     def answer_at(self, row: Any, span: tuple[int, int] | None) -> str:
-        """Return the answer at these characters of the text; for None the answer that there is none."""
+        """Return the answer at these characters of the text; for None the answer `no_answer`."""
 
 
 TASKS: Registry[Task] = registries.TASKS

@@ -1,4 +1,4 @@
-"""Text classification: TSV, CSV and JSONL, and trees with one folder per language such as that of NusaX."""
+"""Text classification: TSV, CSV and JSONL, and trees with one folder per language such as NusaX."""
 
 from __future__ import annotations
 
@@ -68,14 +68,15 @@ def _with_folder(file: DataFile) -> DataFile:
 class Classify(LabelledTask[ClassifyRow]):
     """Text classification, scored by accuracy.
 
-    Accuracy is the headline metric because it is the same sum over rows whatever labels a set of rows happens to have,
+    Accuracy is the headline metric because it is the same sum over rows for every set of labels,
     so that languages and resamples compare. `macro_f1` is the metric of NusaX (Winata et al., NusaX, EACL 2023,
     arXiv 2205.15960): the mean over labels of F1, over the labels that a language's gold rows have. An answer that is
     not a label of any row is wrong.
 
     Files are TSV or CSV with a header (`text`, `label`, optionally `language`; other columns are ignored) or with two
-    columns in this order, or JSONL with these fields. The language is the one given (`de=FILE`), else that of the row's
-    `language`, else that of the file's name, else that of the file's folder if it has the English name that NusaX uses.
+    columns in this order, or JSONL with these fields. The language comes from
+    the argument (`de=FILE`), else the row's `language`, else the file's name, else its folder, if this has the English
+    name that NusaX uses.
     """
 
     name = "classify"

@@ -41,8 +41,8 @@ def _bare(text: str) -> str:
 def label_reader(labels: Sequence[str], spellings: Mapping[str, str] | None = None) -> Callable[[str], str | None]:
     """Return a function from an answer to its label, or to None if the answer is not a label.
 
-    It reads the answer's first line and ignores case, and quotes and stops around it, unless labels differ in nothing
-    else.
+    It reads the answer's first line and ignores case, and quotes and stops around it, unless labels differ only in
+    those.
 
     Args:
         labels: All labels.
@@ -65,7 +65,7 @@ def label_reader(labels: Sequence[str], spellings: Mapping[str, str] | None = No
 
 
 def macro_f1(sums: Sums) -> Sums:
-    """Return the mean over labels of F1, from sums of (hit, spurious, missed) of each label in turn.
+    """Return the mean over labels of F1, from sums of (hit, spurious, missed), label after label.
 
     Labels that no row has are left out. In [0, 1], as scikit-learn's `f1_score` with `average="macro"`, the labels of
     the rows as `labels`, and `zero_division=0`.
@@ -89,20 +89,20 @@ def label_metrics(labels: Sequence[str], read: Callable[[str], str | None]) -> t
         labels: All labels, each once.
         read: Function from an answer to its label, see `label_reader`.
     """
-    places = {label: 3 * place for place, label in enumerate(labels)}
+    offsets = {label: 3 * index for index, label in enumerate(labels)}
 
     def right(row: LabelledRow, answer: str) -> Sequence[float]:
         return read(answer) == row.label, 1
 
     def by_label(row: LabelledRow, answer: str) -> Sequence[float]:
-        counts = [0.0] * (3 * len(places))
-        found = read(answer)
-        if found == row.label:
-            counts[places[found]] = 1
+        counts = [0.0] * (3 * len(offsets))
+        label = read(answer)
+        if label == row.label:
+            counts[offsets[label]] = 1
             return counts
-        counts[places[row.label] + 2] = 1
-        if found in places:
-            counts[places[found] + 1] = 1
+        counts[offsets[row.label] + 2] = 1
+        if label in offsets:
+            counts[offsets[label] + 1] = 1
         return counts
 
     return (

@@ -41,7 +41,7 @@ class Metric:
 
 
 def micro_f1(sums: Sums) -> Sums:
-    """Return F1 from sums of hits, spurious and missed; 1 where nothing was to be found and nothing was.
+    """Return F1 from sums of hits, spurious and missed; 1 if there are no right and no predicted parts.
 
     Shapes: [... 3] gives [...].
     """
@@ -60,14 +60,14 @@ def mean(sums: Sums) -> Sums:
 
 
 def f1_ends(average: Sums) -> tuple[Sums, Sums]:
-    """Return what a perfect and a wrong row of average size add to sums of (hit, spurious, missed), label by label.
+    """Return the statistics of a perfect and of a wrong row of average size: (hit, spurious, missed), label by label.
 
     Shapes: [3 * labels] gives two of [3 * labels].
     """
     counts = average.reshape(-1, 3)
     gold = counts[:, 0] + counts[:, 2]
     nothing = np.zeros_like(gold)
-    # a row with nothing to find is wrong if something is found all the same
+    # A row without right parts is wrong if any part is predicted.
     spurious = np.where(gold > 0, gold, 1.0 if len(gold) == 1 else 0.0)
     best, worst = np.stack([gold, nothing, nothing], -1), np.stack([nothing, spurious, gold], -1)
     return best.ravel(), worst.ravel()

@@ -139,7 +139,7 @@ def _columns_of(file: DataFile, lines: Sequence[tuple[int, str]]) -> _Columns:
 
 
 class _Scheme:
-    """Counts how the entities of a file start, to tell IOB2 from schemes whose entities would be lost."""
+    """Counts how the entities of a file start, to recognise schemes other than IOB2, whose entities would be lost."""
 
     def __init__(self, file: DataFile) -> None:
         self._file, self._starts, self._strays = file, 0, list[int]()

@@ -32,12 +32,12 @@ class NliRow(LabelledRow):
 class Nli(LabelledTask[NliRow]):
     """Natural language inference, scored by accuracy.
 
-    Accuracy is what XNLI reports (Conneau et al., XNLI, EMNLP 2018, arXiv 1809.05053); `macro_f1` is over those of the
+    Accuracy is the metric of XNLI (Conneau et al., XNLI, EMNLP 2018, arXiv 1809.05053); `macro_f1` is over those of the
     three relations that a language's gold rows have. An answer that is not a relation is wrong.
 
-    Files have premise, hypothesis and label in this order, or under a header (also that of XNLI), or are JSONL with
-    such fields. Labels are names, or 0, 1, 2 in the order of `LABELS`. Rows with another label are left out, and so are
-    rows labelled "-", on which the annotators did not agree.
+    Files have premise, hypothesis and label in this order, or under a header such as XNLI's, or are JSONL with such
+    fields. Labels are names, or 0, 1, 2 in the order of `LABELS`. Rows with another label, and rows labelled
+    "-", on which the annotators did not agree, are left out.
     """
 
     name = "nli"

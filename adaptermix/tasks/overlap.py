@@ -53,7 +53,7 @@ def _bleu(language: str) -> BLEU:
     from sacrebleu.metrics.bleu import BLEU
 
     try:
-        # an effective order is what sacrebleu wants for single sentences; it does not alter their counts
+        # sacrebleu requires an effective order for single sentences; their counts stay the same
         return BLEU(tokenize=tokenizer_for(language), effective_order=True)
     except RuntimeError as error:
         raise PlanError(
@@ -63,7 +63,7 @@ def _bleu(language: str) -> BLEU:
 
 
 def has_own_tokenizer(language: str) -> bool:
-    """Return whether sacrebleu's default tokenizer does not do for a language."""
+    """Return whether a language needs another tokenizer than sacrebleu's default."""
     return tokenizer_for(language) != _DEFAULT
 
 
@@ -78,7 +78,7 @@ def require_tokenizers(languages: Sequence[str]) -> None:
 
 
 def bleu_counts(reference: str, answer: str, language: str) -> tuple[float, ...]:
-    """Return what BLEU sums over rows, in words of sacrebleu's tokenizer for the language.
+    """Return a row's statistics for BLEU, in words of sacrebleu's tokenizer for the language.
 
     Shapes: [10], the lengths of answer and reference, then for n-grams of 1 to 4 words how many are right, then how
     many there are in the answer.
@@ -86,32 +86,32 @@ def bleu_counts(reference: str, answer: str, language: str) -> tuple[float, ...]
     Raises:
         PlanError: the tokenizer is not installed.
     """
-    found = _bleu(language).sentence_score(answer, [reference])
-    return (found.sys_len, found.ref_len, *found.counts, *found.totals)
+    score = _bleu(language).sentence_score(answer, [reference])
+    return (score.sys_len, score.ref_len, *score.counts, *score.totals)
 
 
 def bleu(sums: Sums) -> Sums:
     """Return corpus BLEU in [0, 100] from sums of `bleu_counts`.
 
-    Orders of which nothing is right are smoothed as NIST's script mteval-v13a does: the first as if half an n-gram
-    were right, the next as if a quarter were, and so on. Without any right word, or with an order that no answer is
+    Orders without a right n-gram are smoothed as NIST's script mteval-v13a does: the first counts half a right n-gram,
+    each further one half of the previous one. Without any right word, or with an order that no answer is
     long enough for, it is 0.
 
     Shapes: [... 10] gives [...].
 
     Reference: Papineni et al., BLEU, ACL 2002; Post, A Call for Clarity in Reporting BLEU Scores, WMT 2018.
     """
-    length, wanted = sums[..., 0], sums[..., 1]
+    length, reference_length = sums[..., 0], sums[..., 1]
     right, total = sums[..., 2 : 2 + _BLEU_ORDER], sums[..., 2 + _BLEU_ORDER :]
     smoothed = 0.5 ** np.cumsum(right == 0, axis=-1)
     precisions = np.where(right > 0, right, smoothed) / np.maximum(total, 1)
-    shortness = np.minimum(0.0, 1 - wanted / np.maximum(length, 1))
+    shortness = np.minimum(0.0, 1 - reference_length / np.maximum(length, 1))
     values: Sums = 100 * np.exp(shortness + np.log(precisions).mean(-1))
     return np.where((right > 0).any(-1) & (total > 0).all(-1), values, 0.0)
 
 
 def chrf_counts(reference: str, answer: str) -> tuple[float, ...]:
-    """Return what chrF sums over rows, blanks left out.
+    """Return a row's statistics for chrF, without blanks.
 
     Shapes: [18], for n-grams of 1 to 6 characters how many are in the answer (0 where the reference is too short to
     have any), how many in the reference, and how many in both.

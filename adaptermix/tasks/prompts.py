@@ -17,12 +17,11 @@ class Template:
     Args:
         name: Name in the task's table.
         prompt: Text with the task's placeholders, such as `{text}`; the answer follows it directly.
-        lead: What stands between prompt and answer, a blank for plain text.
+        lead: Text between prompt and answer, a blank for plain text.
         chat: Use the tokenizer's chat template.
         system: System turn of the chat, with placeholders too.
-        turns: Of a chat: the field that holds the whole conversation as (role, content); it stands in place of
-            `system` and `prompt`.
-        broken_after: Of a chat: text after which a line break is put wherever the chat template writes it.
+        turns: In a chat, the field with the whole conversation as (role, content), instead of `system` and `prompt`.
+        broken_after: In a chat, text after which a line break is inserted wherever the chat template writes it.
     """
 
     name: str
@@ -71,8 +70,8 @@ class Template:
     def encode(self, fields: Mapping[str, Any], tokenizer: Any) -> list[int]:
         """Return the prompt's token ids.
 
-        They begin with the start token where the tokenizer puts one before a text, once, whether the chat template
-        brings it or not.
+        They start with the start token if the tokenizer puts one before a text, once, whether the chat template
+        adds it or not.
         """
         rendered = self.render(fields, tokenizer)
         ids: list[int] = tokenizer(rendered, add_special_tokens=not self.chat)["input_ids"]
@@ -80,11 +79,11 @@ class Template:
             starts = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
             return [tokenizer.bos_token_id, *ids] if starts and ids[:1] != [tokenizer.bos_token_id] else ids
         if ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]  # tokenizers that close every text would end the answer before it began
+            ids = ids[:-1]  # tokenizers that end every text would end the answer before its start
         return ids
 
     def encode_answer(self, answer: str, tokenizer: Any) -> list[int]:
-        """Return the answer's token ids, closed by the token that ends it: that of a chat's turn, else of a text."""
+        """Return the answer's token ids, followed by the token that ends it: a chat's turn, else a text."""
         ids: list[int] = tokenizer(self.lead + answer, add_special_tokens=False)["input_ids"]
         return [*ids, self.end(tokenizer)]
 
@@ -105,12 +104,12 @@ def _roles(turns: Sequence[Mapping[str, str]]) -> str:
 
 
 _ANSWER = "0123456789"
-"""An answer that chat templates leave as it is."""
+"""An answer that chat templates do not change."""
 
 
 @lru_cache(maxsize=16)
 def _turn_end(tokenizer: Any, _chat_template: str) -> int | None:
-    """Return the token that a chat template puts behind an answer, None where this is no special token.
+    """Return the token that a chat template puts after an answer, None if it is not a special token.
 
     It may be another token than the one that ends a text: `<|im_end|>` and `<|endoftext|>`, say.
     """
@@ -123,13 +122,13 @@ def _turn_end(tokenizer: Any, _chat_template: str) -> int | None:
         return None
     ids = tokenizer(text.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    place = next((place for place, token in enumerate(ids) if token in special), None)
-    # only blanks may come before it
-    return None if place is None or tokenizer.decode(ids[:place]).strip() else ids[place]
+    index = next((index for index, token in enumerate(ids) if token in special), None)
+    # Only blanks may precede it.
+    return None if index is None or tokenizer.decode(ids[:index]).strip() else ids[index]
 
 
 _QUIET = {"enable_thinking": False, "thinking": False}
-"""Arguments that make models answer without a chain of thought; chat templates that do not know them ignore them."""
+"""Arguments that make models answer without a chain of thought; other chat templates ignore them."""
 _THINK, _DONE = "<think>", "\n\n</think>\n\n"
 
 
@@ -138,7 +137,7 @@ def _chat(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> str:
 
     def render(turns: Sequence[Mapping[str, str]]) -> str:
         text = str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False, **_QUIET))
-        # a template that always opens a thought: close it, so that the answer follows
+        # A template that always opens a thought: close it, so that the answer follows.
         return f"{text.rstrip()}{_DONE}" if text.rstrip().endswith(_THINK) else text
 
     try:
@@ -146,7 +145,7 @@ def _chat(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> str:
     except TemplateError:
         if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
             raise
-        # some chat templates know no system turn
+        # Some chat templates do not support a system turn.
         joined = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
         return render([joined, *turns[2:]])
 
@@ -157,9 +156,9 @@ def table(*templates: Template) -> Mapping[str, Template]:
 
 
 def shortened(prompt: list[int], room: int, special: Set[int]) -> list[int]:
-    """Return a prompt without what is too much after its opening special tokens; its last token stays in any case."""
+    """Return a prompt of at most `room` tokens, cut after its opening special tokens; its last token always stays."""
     if len(prompt) <= room:
         return prompt
-    opening = next((place for place, token in enumerate(prompt) if token not in special), len(prompt))
+    opening = next((index for index, token in enumerate(prompt) if token not in special), len(prompt))
     opening = min(opening, room - 1)
     return prompt[:opening] + prompt[opening - room :]

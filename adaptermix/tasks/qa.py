@@ -49,15 +49,15 @@ class QaRow(Row):
         question: The question.
         context: The text.
         answers: All right answers as they occur in the text; none if the text does not answer.
-        id: The question's name in its data set, which is the same in all languages of XQuAD; empty if it has none.
-        places: Start and end of each answer in the text, in characters; None if it does not occur.
+        id: The question's name in its data set, which is the same in all languages of XQuAD; may be empty.
+        spans: Start and end of each answer in the text, in characters; None if it does not occur.
     """
 
     question: str
     context: str
     answers: tuple[str, ...]
     id: str = ""
-    places: tuple[tuple[int, int] | None, ...] = ()
+    spans: tuple[tuple[int, int] | None, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def _row(file: DataFile, where: str, row: Mapping[str, Any], context: object) ->
         language=row_language(file, named),
         id="" if row.get("id") is None else str(row["id"]),
         cluster=row_cluster(row),
-        places=tuple(span and (span[0] - blank, span[1] - blank) for span in spans),
+        spans=tuple(span and (span[0] - blank, span[1] - blank) for span in spans),
     )
 
 
@@ -172,8 +172,8 @@ def _is_punctuation(character: str) -> bool:
 def answer_tokens(text: str, language: str) -> list[str]:
     """Return the words of an answer that are scored: in lower case, without punctuation and articles.
 
-    As in MLQA's scorer (Lewis et al., MLQA, ACL 2020, arXiv 1910.07475), which for English is that of SQuAD but for
-    punctuation of all scripts. Chinese and Japanese are split into characters; words of other scripts in them stay
+    As in MLQA's scorer (Lewis et al., MLQA, ACL 2020, arXiv 1910.07475), which for English equals SQuAD's except
+    for punctuation of all scripts. Chinese and Japanese are split into characters; words of other scripts in them stay
     whole. Languages that MLQA lacks have no articles here.
 
     Example:
@@ -242,7 +242,7 @@ class Qa(BaseTask[QaRow]):
     SQuAD's (`squad_tokens`).
 
     Files are SQuAD JSON of version 1.1 or 2.0, or JSONL with `question`, `context` and `answers`. Where MLQA has texts
-    and questions in two languages, give that of the texts, which is that of the answers.
+    and questions in two languages, give the language of the texts, which the answers have too.
     """
 
     name = "qa"
@@ -276,7 +276,7 @@ class Qa(BaseTask[QaRow]):
         return row.question, row.context
 
     def span(self, row: QaRow) -> tuple[int, int] | None:
-        return next(filter(None, row.places), None)
+        return next(filter(None, row.spans), None)
 
     def lacks_its_answer(self, row: QaRow) -> bool:
         return bool(row.answers) and self.span(row) is None
@@ -296,22 +296,22 @@ class Qa(BaseTask[QaRow]):
             last = next((at for at in range(last, max(stop, last - _WORD), -1) if row.context[at - 1].isspace()), last)
         part = row.context[first:last]
         first += len(part) - len(part.lstrip())
-        spans = [span and (span[0] - first, span[1] - first) for span in row.places]
+        spans = [span and (span[0] - first, span[1] - first) for span in row.spans]
         inside = tuple(span if span and span[0] >= 0 and span[1] <= len(part.strip()) else None for span in spans)
-        return replace(row, context=part.strip(), places=inside)
+        return replace(row, context=part.strip(), spans=inside)
 
     def answer_at(self, row: QaRow, span: tuple[int, int] | None) -> str:
         return " ".join(row.context[slice(*span)].split()) if span else UNANSWERABLE
 
     def with_source(self, row: QaRow, source: QaRow) -> QaRow:
         before = f"{source.context}\n"
-        places = tuple(span and (span[0] + len(before), span[1] + len(before)) for span in row.places)
+        spans = tuple(span and (span[0] + len(before), span[1] + len(before)) for span in row.spans)
         question = f"{source.question} {row.question}"
-        return replace(row, question=question, context=before + row.context, places=places)
+        return replace(row, question=question, context=before + row.context, spans=spans)
 
     def answer(self, row: QaRow) -> str:
-        """Return the first right answer that occurs in the text, else the first one, or that there is none."""
-        occurring = (answer for answer, span in zip(row.answers, row.places, strict=False) if span)
+        """Return the first right answer that occurs in the text, else the first one, else `unanswerable`."""
+        occurring = (answer for answer, span in zip(row.answers, row.spans, strict=False) if span)
         return next(occurring, row.answers[0] if row.answers else UNANSWERABLE)
 
     def evidence(self, row: QaRow) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class SftRow(Row):
 def format_turns(turns: Sequence[Turn]) -> str:
     r"""Return a conversation as plain text, for models without a chat template.
 
-    Speakers are named only if the assistant has spoken before. Without that, the text is the prompt, below the system
+    Speakers are named only if there is a turn of the assistant. Otherwise the text is the prompt, below the system
     turn if there is one.
 
     Example:
@@ -131,13 +131,13 @@ def _chrf_counts(row: SftRow, answer: str) -> Sequence[float]:
 class Sft(BaseTask[SftRow]):
     """Supervised fine-tuning on answers, scored by exact match and chrF2.
 
-    Exact match, in [0, 1], is for answers with one right form and ignores blanks at their ends. `chrf` is that of the
-    whole set of answers, in [0, 100]; see `adaptermix.tasks.overlap`.
+    Exact match, in [0, 1], is for answers with one right form and ignores blanks at their ends. `chrf` is computed
+    over the whole set of answers, in [0, 100]; see `adaptermix.tasks.overlap`.
 
     Files are JSONL with `messages`, a list of `role` and `content` that ends with the answer; or with `prompt` and
     `answer`, also called `instruction` (with `input` below it) and `output`, `question`, `response`, `completion`. Rows
-    with an empty prompt or answer are left out. The language is the one given (`de=FILE`), else that of the row's
-    `language`, else that of the file's name, else `und`, since instruction data seldom have it.
+    with an empty prompt or answer are left out. The language comes from the argument (`de=FILE`), else the
+    row's `language`, else the file's name, else it is `und`, since instruction data seldom have it.
     """
 
     name = "sft"

@@ -30,29 +30,29 @@ class SlotRow(TaggedRow):
 
     Args:
         slots: (type, value) in order.
-        begins: Tokens at which a slot begins, which tells slots of one type apart where they touch.
+        starts: Tokens at which a slot starts, which separate slots of one type that touch.
     """
 
     slots: tuple[tuple[str, str], ...] = ()
-    begins: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
 
 
 def iob2_tags(row: SlotRow) -> tuple[str, ...]:
     """Return a row's tags as IOB2.
 
     Example:
-        >>> row = SlotRow(text="a b c", language="en", tokens=("a", "b", "c"), tags=("x", "x", "x"), begins=(0, 2))
+        >>> row = SlotRow(text="a b c", language="en", tokens=("a", "b", "c"), tags=("x", "x", "x"), starts=(0, 2))
         >>> iob2_tags(row)
         ('B-x', 'I-x', 'B-x')
     """
     return tuple(
-        tag if tag == "O" else f"{'B' if index in row.begins or before != tag else 'I'}-{tag}"
+        tag if tag == "O" else f"{'B' if index in row.starts or before != tag else 'I'}-{tag}"
         for index, (before, tag) in enumerate(zip(("O", *row.tags), row.tags, strict=False))
     )
 
 
 def slots_in(tokens: Sequence[str], tags: Sequence[str], text: str) -> list[tuple[str, str]]:
-    """Return (type, value) of each span of IOB2 tags, the value joined as it stands in the text."""
+    """Return (type, value) of each span of IOB2 tags, the value spelled as in the text."""
     slots = []
     for kind, start, stop in iob2_spans(tags):
         joined, apart = "".join(tokens[start:stop]), " ".join(tokens[start:stop])
@@ -62,7 +62,7 @@ def slots_in(tokens: Sequence[str], tags: Sequence[str], text: str) -> list[tupl
 
 def _row_from_iob2(tokens: Sequence[str], iob2: Sequence[str], text: str, language: str) -> SlotRow:
     tags = tuple(tag[2:] if tag[:2] in ("B-", "I-") else "O" for tag in iob2)
-    # Start a slot by `tags`, since tags that only begin with O are outside.
+    # Start a slot by `tags`, since tags such as "Orecurring" are outside.
     starts = [i for i, tag in enumerate(tags) if tag != "O" and (iob2[i][:2] == "B-" or i == 0 or tags[i - 1] != tag)]
     strict = [tag if tag == "O" else f"{'B' if i in starts else 'I'}-{tag}" for i, tag in enumerate(tags)]
     # Annotation may be by word where scoring is by character.
@@ -77,7 +77,7 @@ def _row_from_iob2(tokens: Sequence[str], iob2: Sequence[str], text: str, langua
         language=language,
         tokens=tuple(piece for piece, _, _ in pieces),
         tags=tuple(tag for _, tag, _ in pieces),
-        begins=tuple(number for number, (_, _, begins) in enumerate(pieces) if begins),
+        starts=tuple(number for number, (_, _, starts) in enumerate(pieces) if starts),
     )
 
 
@@ -131,7 +131,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow | None]:
             continue
         tokens: list[str] = []
         tags: list[str] = []
-        slots, begins = [], []
+        slots, starts = [], []
         last = 0
         for match in [*_MASSIVE_SLOT.finditer(marked), None]:
             plain = split_tokens(marked[last : match.start() if match else None], language)
@@ -139,7 +139,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow | None]:
             tags += ["O"] * len(plain)
             if match:
                 inside = split_tokens(match["value"], language)
-                begins += [len(tokens)] if inside else []
+                starts += [len(tokens)] if inside else []
                 tokens += inside
                 tags += [match["type"]] * len(inside)
                 slots.append((match["type"], match["value"]))
@@ -150,7 +150,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow | None]:
             language=language,
             tokens=tuple(tokens),
             tags=tuple(tags),
-            begins=tuple(begins),
+            starts=tuple(starts),
             cluster=row_cluster(row),
         )
 

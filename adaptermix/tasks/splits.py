@@ -1,8 +1,8 @@
 """Test data stay test data: rows that were evaluated as such are not chosen or trained on, and the other way round.
 
 Rows are recognised by their texts, in any file, order and format; see `adaptermix.provenance.row_hashes`. Where
-only the hash of a file is known, as in older records, the file counts as a whole: by its text, whatever its name, its
-compression and its line ends.
+only the hash of a file is known, as in older records, the file counts as a whole: by its text, regardless of name,
+compression and line ends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _ROWS_LOOKED_AT = 2**17
-"""Of two choices of rows of one file so many are compared."""
+"""Most row numbers to compare for two choices of rows of one file."""
 
 
 class Known(Protocol):
@@ -64,7 +64,7 @@ K = TypeVar("K", bound=Known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found(Generic[K]):
+class SeenRows(Generic[K]):
     """Rows of a file that are known.
 
     Args:
@@ -101,11 +101,11 @@ class Found(Generic[K]):
         return "" if self.rows.matters else " (so few may be the same by chance)"
 
 
-def overlap_of(file: DataFile, known: Sequence[K]) -> Found[K] | None:
-    """Return which rows of a file are known, None if none is.
+def overlap_of(file: DataFile, known: Sequence[K]) -> SeenRows[K] | None:
+    """Return the rows of a file that are known, None without any.
 
     Args:
-        file: The file, read or not; of one that is not only the whole text is compared.
+        file: The file. If no reader has read it, only the whole text is compared.
         known: Files that are known.
     """
     if not known:
@@ -113,38 +113,38 @@ def overlap_of(file: DataFile, known: Sequence[K]) -> Found[K] | None:
     listed = file.used.listed if file.used else None
     sets = {one.hashes.key: one.hashes for one in known if one.hashes is not None}
     rows = listed.overlap(list(sets.values())) if listed else Overlap(same=0, total=0, matters=False)
-    own = set(file.hashes().values())
-    whole = [one for one in known if not own.isdisjoint(one.file_hashes) and _meets(file, one)]
+    hashes = set(file.hashes().values())
+    whole = [one for one in known if not hashes.isdisjoint(one.file_hashes) and _meets(file, one)]
     if whole:
-        # of a file of the same text whose rows are not known every row counts
+        # Every row counts in a file of the same text whose rows are not known.
         every = listed is None or any(one.hashes is None for one in whole)
         rows = Overlap(same=rows.total if every else rows.same, total=rows.total, matters=True)
     if not rows.matters and not rows.same:
         return None
     having = (one for one in known if one.hashes is not None and listed and listed.overlap([one.hashes]).same)
-    return Found(file=file, rows=rows, first=whole[0] if whole else next(having))
+    return SeenRows(file=file, rows=rows, first=whole[0] if whole else next(having))
 
 
-def overlaps_of(files: Sequence[DataFile], known: Sequence[K]) -> list[Found[K]]:
+def overlaps_of(files: Sequence[DataFile], known: Sequence[K]) -> list[SeenRows[K]]:
     """Return which rows of some files are known, by file.
 
-    Where there is no file of which they are more than chance they may be so of all files together, as when rows are
-    spread over many files. Then all are returned as one.
+    Rows that are spread over many files may be few enough in each to be chance, but too many in all files. Then
+    all files are returned as one.
 
     Args:
         files: The files.
         known: Files that are known.
     """
-    found = [one for file in files if (one := overlap_of(file, known))]
-    if len(found) < 2 or any(one.rows.matters for one in found):
-        return found
+    seen = [one for file in files if (one := overlap_of(file, known))]
+    if len(seen) < 2 or any(one.rows.matters for one in seen):
+        return seen
     sets = {one.hashes.key: one.hashes for one in known if one.hashes is not None}
     rows = ListedRows.joined([file.used.listed for file in files if file.used]).overlap(list(sets.values()))
-    return [replace(found[0], rows=rows, others=len(files) - 1)] if rows.matters else found
+    return [replace(seen[0], rows=rows, others=len(files) - 1)] if rows.matters else seen
 
 
 def _meets(file: DataFile, known: Known) -> bool:
-    """Whether rows of a file that were used are among those that are used here, or which they were is not known."""
+    """Return whether rows of a known file are used here too, or are not known."""
     return file.used is None or known.hashes is None or _meet(known.picked, file.used.picked)
 
 
@@ -166,54 +166,54 @@ def refuse_tested(
     instead: str = "pass --allow-tested to take it all the same",
     watch: Watcher = SILENT,
 ) -> list[dict[str, Any]]:
-    """Refuse rows that were evaluated as test data, or return what a manifest says of them where they are allowed.
+    """Refuse rows that were evaluated as test data; if they are allowed, return their entries for the manifest.
 
     Args:
-        uses: Files by what they are to be, such as `DEV`.
+        uses: Files by their use, such as `DEV`.
         allowed: Whether to accept them.
         instead: What the user can do instead of giving other data.
-        watch: Receives faults of the record, and the count of test rows where it may be chance.
+        watch: Receives faults of the record, and counts of test rows that may be chance.
 
     Raises:
-        PlanError: a file holds rows that were evaluated as test data, and this is not allowed.
+        PlanError: a file has rows that were evaluated as test data, and this is not allowed.
     """
     record = read_record()
     record.announce(watch)
     entries = []
-    for use, found in ((use, found) for use, files in uses.items() for found in overlaps_of(files, record.entries)):
-        if not found.rows.matters:
-            watch.note(f"warning: {found} were evaluated as test data before{found.by_chance}; they are used.")
+    for use, seen in ((use, seen) for use, files in uses.items() for seen in overlaps_of(files, record.entries)):
+        if not seen.rows.matters:
+            watch.note(f"warning: {seen} were evaluated as test data before{seen.by_chance}; they are used.")
             continue
         if not allowed:
-            raise PlanError(f"{fault_of_tested(use, found)}. Give other data or other --rows, or {instead}.")
-        more = {"tested_rows": found.rows.same} if found.rows.total else {}
-        # rows that are spread over all files count with the first of them
-        entries.append(found.file.entry() | more)
+            raise PlanError(f"{fault_of_tested(use, seen)}. Give other data or other --rows, or {instead}.")
+        more = {"tested_rows": seen.rows.same} if seen.rows.total else {}
+        # Rows that are spread over all files are recorded with the first one.
+        entries.append(seen.file.entry() | more)
     return entries
 
 
-def fault_of_tested(use: str, found: Found[Evaluated]) -> str:
-    """Return in words that rows were evaluated as test data, without what to do.
+def fault_of_tested(use: str, seen: SeenRows[Evaluated]) -> str:
+    """Return the first part of a message: rows were evaluated as test data.
 
     Args:
-        use: What they are to be, such as `DEV`.
-        found: The rows.
+        use: Their use, such as `DEV`.
+        seen: The rows.
     """
-    entry = found.first
-    then = "" if str(found.file.path).endswith(entry.name) else f", then named {entry.name}"
+    entry = seen.first
+    then = "" if str(seen.file.path).endswith(entry.name) else f", then named {entry.name}"
     return (
-        f"{use} must not be test data, and {found} {found.verb} evaluated as test on {entry.date} "
+        f"{use} must not be test data, and {seen} {seen.verb} evaluated as test on {entry.date} "
         f"(task '{entry.task}', adapter '{entry.adapter}'{then})"
     )
 
 
 def check_split(files: Sequence[DataFile], origins: Sequence[Origin], *, split: str | None, watch: Watcher) -> None:
-    """Check what the files of an evaluation are for, against the record and what adapters and models have seen.
+    """Check the split of an evaluation's files against the record and the data that adapters and models have seen.
 
     Args:
         files: The files.
         origins: Folders of the adapters and of the base model.
-        split: What they are for: dev, test, or not given; then a warning takes the place of a refusal.
+        split: `dev` or `test`; for None rows are not refused, only reported.
         watch: Receives which files an adapter was trained or chosen on.
 
     Raises:
@@ -227,14 +227,14 @@ def check_split(files: Sequence[DataFile], origins: Sequence[Origin], *, split: 
             f"warning: {ROWS_FILE} of an adapter or model is missing or damaged: rows of {', '.join(lost)}, which it "
             "was trained or chosen on, are recognised only where a whole file is the same."
         )
-    for found in overlaps_of(files, known):
-        what = f"{found} {found.verb} seen before: an adapter or model was trained or chosen on {found.first.name}"
-        if split == "test" and found.rows.matters:
+    for seen in overlaps_of(files, known):
+        what = f"{seen} {seen.verb} seen before: an adapter or model was trained or chosen on {seen.first.name}"
+        if split == "test" and seen.rows.matters:
             raise PlanError(
                 f"test data must be new to the adapter, and {what}. Give other data or other --rows, or drop --split "
                 "test."
             )
-        watch.note(f"warning: {what}{found.by_chance}; scores on them say little.")
+        watch.note(f"warning: {what}{seen.by_chance}; scores on them say little.")
 
 
 def told_trained(
@@ -256,10 +256,10 @@ def warn_of_seen(files: Sequence[DataFile], known: Sequence[SeenFile], who: str)
     Args:
         files: The files.
         known: Files that were seen.
-        who: What was done with their rows, before the name of the file.
+        who: Start of the sentence that ends with the name of the known file.
     """
     return [
-        f"warning: {found} {found.verb} seen before: {who} {found.first.name}{found.by_chance}; the choice favours "
+        f"warning: {seen} {seen.verb} seen before: {who} {seen.first.name}{seen.by_chance}; the choice favours "
         "what it has learned."
-        for found in overlaps_of(files, known)
+        for seen in overlaps_of(files, known)
     ]

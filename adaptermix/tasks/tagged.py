@@ -85,9 +85,9 @@ def check_tags(file: DataFile, number: int, tags: Sequence[object], known: re.Pa
     odd = next((tag for tag in tags if not isinstance(tag, str) or not known.fullmatch(tag)), None)
     if odd is not None:
         advice = "Numbers need names: write the tags as text, or read a data set whose features name the classes (hf:)."
-        shown = repr(odd[:60] if isinstance(odd, str) else odd)
+        text = repr(odd[:60] if isinstance(odd, str) else odd)
         raise DataError(
-            f"{file.path}:{number}: a tag must be O, B-TYPE or I-TYPE (IOB2), found {shown}."
+            f"{file.path}:{number}: a tag must be O, B-TYPE or I-TYPE (IOB2), found {text}."
             + f" {advice}" * isinstance(odd, int)
         )
 
@@ -95,7 +95,7 @@ def check_tags(file: DataFile, number: int, tags: Sequence[object], known: re.Pa
 class Tagged(str):
     """An answer that a head gave by tagging words.
 
-    The text is that of the predictions file. Scores use the tags and pairs, since a value may occur twice in a
+    The predictions file has the text. Scores use the tags and pairs, since a value may occur twice in a
     sentence, or contain the signs that separate parts of an answer.
 
     Args:

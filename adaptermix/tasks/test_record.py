@@ -59,33 +59,33 @@ class Record:
     """The record as it was read.
 
     Args:
-        entries: What was evaluated, the first evaluation first.
-        faults: What cannot be read of it, in words; later use of such rows is not refused.
+        entries: The evaluations, the first one first.
+        faults: Sentences on parts that cannot be read; later use of such rows is not refused.
     """
 
     entries: tuple[Evaluated, ...]
     faults: tuple[str, ...] = ()
 
     def announce(self, watch: Watcher) -> None:
-        """Say what cannot be read."""
+        """Report faults of the record."""
         for fault in self.faults:
             watch.note(f"warning: {fault} Test data that it named may be used for choosing or training unnoticed.")
 
 
 def state_folder() -> Path:
-    """Return this user's folder for what is kept between runs.
+    """Return this user's folder for files that stay between runs.
 
     Raises:
         RuntimeError: the user has no home.
     """
-    if own := os.environ.get("ADAPTERMIX_STATE"):
-        return Path(own)
+    if folder := os.environ.get("ADAPTERMIX_STATE"):
+        return Path(folder)
     name, usual = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_STATE_HOME", ".local/state")
     return Path(os.environ.get(name) or Path.home() / usual) / "adaptermix"
 
 
 def read_record() -> Record:
-    """Return the record; it is empty where there is none yet."""
+    """Return the record; it is empty before the first evaluation."""
     try:
         path = state_folder() / RECORD
         content = path.read_bytes()
@@ -124,8 +124,8 @@ def _parsed(path: Path, content: bytes) -> Record:
 def _entry(document: object) -> Evaluated:
     if not isinstance(document, dict):
         raise TypeError("an entry is an object")
-    found = {name: str(document[name]) for name in _WRITTEN if document.get(name) is not None}
-    return Evaluated(**found, hashes=_rows(found.get("row_hashes", "")))
+    written = {name: str(document[name]) for name in _WRITTEN if document.get(name) is not None}
+    return Evaluated(**written, hashes=_rows(written.get("row_hashes", "")))
 
 
 def _rows_file(key: str) -> Path:
@@ -201,5 +201,5 @@ def _append(folder: Path, lines: Sequence[str]) -> None:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)
-        is_cut = bool(end) and file.read(1) != b"\n"  # a line that was cut stays by itself
+        is_cut = bool(end) and file.read(1) != b"\n"  # a line that was cut stays separate
         file.write(("\n" * is_cut + "".join(f"{line}\n" for line in lines)).encode("utf-8", "surrogatepass"))

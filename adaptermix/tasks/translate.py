@@ -208,7 +208,7 @@ class Translate:
         texts = [file for file in files if not named[file.path] and is_lines(file)]
         left_out: Counter[Path] = Counter()
         of_texts = _from_texts(texts, rows, left_out) if texts else []
-        found: list[TranslateRow] = []
+        from_files: list[TranslateRow] = []
         of_pairs: dict[Path, DataFile] = {}
         sides: dict[str, dict[str, DataFile]] = {}
         for file in files:
@@ -218,11 +218,11 @@ class Translate:
             elif file not in texts:
                 pairs, counted = pairs_of_file(file, rows=rows)
                 of_pairs[file.path] = counted
-                found += [_row(pair.languages, pair.source, pair.target) for pair in pairs]
+                from_files += [_row(pair.languages, pair.source, pair.target) for pair in pairs]
         for together in sides.values():
-            found += _from_sides(together, rows, left_out)
+            from_files += _from_sides(together, rows, left_out)
         used = [of_pairs.get(file.path) or _lines_used(file, rows, left_out[file.path]) for file in files]
-        return found + of_texts, used
+        return from_files + of_texts, used
 
     def fields(self, row: TranslateRow) -> Mapping[str, str]:
         return {

@@ -139,7 +139,7 @@ class TaskLaws:
             sums = np.array([count for count in counts if count is not None], dtype=np.float64)
             together, alone = metric.value(sums), [float(metric.value(each)) for each in sums]
             assert np.allclose(together, alone), (
-                f"{metric.name} of a batch of sums must equal the values of each of them"
+                f"{metric.name} of a batch of sums must equal each value"
             )
 
     def test_labels_are_the_answers(self, rows: Sequence[Any]) -> None:

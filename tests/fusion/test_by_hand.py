@@ -195,10 +195,10 @@ def test_sources_in_the_text_come_first() -> None:
     both = get_task("nli").with_source(pair, other)  # type: ignore[attr-defined]
     assert (both.premise, both.hypothesis) == ("sp tp", "sh th")
     asked, other_asked = (
-        QaRow(question=f"{n}?", context=f"{n} abc", answers=("abc",), language="jv", places=((2, 5),)) for n in "ts"
+        QaRow(question=f"{n}?", context=f"{n} abc", answers=("abc",), language="jv", spans=((2, 5),)) for n in "ts"
     )
     both = get_task("qa").with_source(asked, other_asked)  # type: ignore[attr-defined]
-    assert (both.question, both.context, both.places) == ("s? t?", "s abc\nt abc", ((8, 11),))
+    assert (both.question, both.context, both.spans) == ("s? t?", "s abc\nt abc", ((8, 11),))
 
 
 def test_what_the_paper_and_the_release_stand_for() -> None:

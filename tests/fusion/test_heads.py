@@ -182,7 +182,7 @@ def test_windows_stand_beside_each_other_in_proportion(pointing: BaseModel, tmp_
     bank = SourceBank(
         base,
         encode_sources(base, task, "plain", sides["en"], 64),
-        [[len(window.places) for window in of_row] for of_row in windows["jv"]],
+        [[len(window.spans) for window in of_row] for of_row in windows["jv"]],
         PLAIN | {"fusion_alignment": "end"},
     )
     found = bank.of([1, 0])
@@ -192,9 +192,9 @@ def test_windows_stand_beside_each_other_in_proportion(pointing: BaseModel, tmp_
     for place, (window, target) in enumerate(zip(chosen, targets, strict=True)):
         alone = {name: torch.tensor([values]) for name, values in window.features.items()}
         wanted = read_sources(base.model, alone, run=lambda given=alone: base.model.base_model(**given))
-        count = len(window.places)
+        count = len(window.spans)
         assert int(found.mask[place].sum()) == count
-        assert int(found.lead[place]) == len(target.places) - count  # last tokens beside each other
+        assert int(found.lead[place]) == len(target.spans) - count  # last tokens beside each other
         for block, states in found.states.items():
             torch.testing.assert_close(states[place, :count], wanted.states[block][0], rtol=1e-4, atol=1e-5)
             assert not states[place, count:].any()

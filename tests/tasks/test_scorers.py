@@ -84,7 +84,7 @@ def test_equal_neighbours_are_two_spans_only_if_strict():
         language="en",
         tokens=("a", "b", "c"),
         tags=("x", "x", "O"),
-        begins=(0, 1),
+        starts=(0, 1),
     )
     joined = Tagged("x: a b", tags=("B-x", "I-x", "O"), pairs=(("x", "a b"),))
     right = Tagged("x: a; x: b", tags=("B-x", "B-x", "O"), pairs=(("x", "a"), ("x", "b")))

@@ -20,7 +20,7 @@ from ...options.fields import ROWS
 from ...provenance.row_hashes import ListedRows, RowHashes, RowTexts, remember
 from .languages import given_languages, languages_of, single_languages_of
 
-_GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:[-_][A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
+_ARGUMENT = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:[-_][A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
 MOST_LINE = 2**27
 """Bytes of a line at most: some sets of questions are one JSON document on one line."""
 MOST_EXPANSION, FEW_BYTES = 200, 2**24
@@ -31,7 +31,7 @@ class UsedRows:
     """The rows of a file that a reader returned.
 
     Args:
-        texts: The texts of each row, made when they are first asked for.
+        texts: The texts of each row, computed at the first use.
         picked: The `START:STOP[:STEP]` that chose them, None for all.
     """
 
@@ -54,11 +54,11 @@ class DataFile:
     """One data file.
 
     Args:
-        path: Where it is.
-        languages: Language codes from its name or as given: one, or two for pairs, or none.
-        is_given: Whether they were given as `de=FILE`; then they win over what the rows say.
+        path: Its path.
+        languages: Language codes from the argument or the file's name: one, two for pairs, or an empty tuple.
+        is_given: Whether they come from an argument such as `de=FILE`, which takes precedence over the rows.
         left_out: Rows of it that were read and left out.
-        used: The rows that a reader returned; None where none has read the file.
+        used: The rows that a reader returned; None before a reader has read the file.
     """
 
     path: Path
@@ -116,10 +116,10 @@ class DataFile:
             yield raw
 
     def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield numbered JSON objects, one a line, without unpaired surrogates; blank lines are passed over.
+        """Yield numbered JSON objects, one a line, without unpaired surrogates; blank lines are skipped.
 
         Raises:
-            DataError: a line is no JSON object.
+            DataError: a line is not a JSON object.
         """
         for number, line in self.lines():
             if not line.strip():
@@ -152,16 +152,16 @@ class DataFile:
         return self.path.name
 
     def hashes(self) -> dict[str, str]:
-        """Return `sha256`, that of the file's bytes, and `text`, see `text_hash`."""
+        """Return `sha256`, the hash of the file's bytes, and `text`, see `text_hash`."""
         return {"sha256": sha256(self.path), "text": text_hash(self)}
 
     def entry(self) -> dict[str, object]:
-        """Return what a manifest records of the file, and of the rows of it that are used."""
+        """Return the manifest's entry on the file and on its rows that are used."""
         used = self.used.entry() if self.used else {}
         return {"name": self.title, "languages": list(self.languages), **self.hashes(), **used}
 
     def row_hashes(self) -> RowHashes | None:
-        """Return the hashes of the rows that are used; None where no reader has read the file."""
+        """Return the hashes of the rows that are used; None before a reader has read the file."""
         return self.used.listed.hashes if self.used else None
 
     def using(self, texts: Callable[[], Iterable[RowTexts]], picked: str | None, left_out: int = 0) -> Self:
@@ -189,7 +189,7 @@ def text_hash(file: DataFile) -> str:
 
 @lru_cache(maxsize=1024)
 def _hash_of_lines(path: Path, _status: tuple[int, int, int]) -> str:
-    """Return the hash of a file's lines; one that is asked for many times, by each candidate, is read once."""
+    """Return the hash of a file's lines; cached, since each candidate of a search needs it."""
     digest, blank = hashlib.sha256(), 0
     for _, line in DataFile(path=path, languages=()).lines():
         if line.strip():
@@ -202,7 +202,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def sound(value: Any) -> Any:
-    r"""Return JSON data with U+FFFD in the place of halves of surrogate pairs, which no tokenizer and no file takes.
+    r"""Return JSON data with U+FFFD instead of halves of surrogate pairs, which tokenizers and files refuse.
 
     Example:
         >>> sound({"text": ["a\ud83d", 1]}) == {"text": ["a\ufffd", 1]}
@@ -218,9 +218,9 @@ def sound(value: Any) -> Any:
 
 
 def several_languages(file: DataFile) -> str:
-    """Return what to add to a complaint that a file's language is not known, if its name has several."""
-    found = single_languages_of(file.path)
-    return f", and its name has {' and '.join(map(repr, found))}" if len(found) > 1 and not file.languages else ""
+    """Return the end of a message on an unknown language, for a file whose name has several languages."""
+    codes = single_languages_of(file.path)
+    return f", and its name has {' and '.join(map(repr, codes))}" if len(codes) > 1 and not file.languages else ""
 
 
 def find_files(arguments: Sequence[str]) -> list[DataFile]:
@@ -234,15 +234,18 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
     """
     files: list[DataFile] = []
     for argument in arguments:
-        given, pattern = _split_given(argument)
-        opener = OPENERS.get(pattern.partition(":")[0])
+        languages, pattern = _split_languages(argument)
+        prefix, colon, _ = pattern.partition(":")
+        opener = OPENERS.get(prefix) if colon else None
         if opener:
-            files.append(opener(pattern, given))
+            files.append(opener(pattern, languages))
             continue
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
         if not paths:
             raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
-        files += [DataFile(path=path, languages=given or languages_of(path), is_given=bool(given)) for path in paths]
+        files += [
+            DataFile(path=path, languages=languages or languages_of(path), is_given=bool(languages)) for path in paths
+        ]
     for file in files:
         file.check()
     if not files:
@@ -250,8 +253,8 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
     return files
 
 
-def _split_given(argument: str) -> tuple[tuple[str, ...], str]:
-    match = _GIVEN.fullmatch(argument)
+def _split_languages(argument: str) -> tuple[tuple[str, ...], str]:
+    match = _ARGUMENT.fullmatch(argument)
     if Path(argument).exists():
         return (), argument
     if match is None:

@@ -43,16 +43,17 @@ class HubData(DataFile):
         """Yield numbered rows as JSON, from 1.
 
         Raises:
-            DataError: the data set, the configuration or the split is not to be had, or `datasets` is not installed.
+            DataError: the data set, the configuration or the split does not exist or cannot be reached, or `datasets`
+                is not installed.
         """
         rows = _load(self.name, self.config, self.split, self.revision)
-        classes = {key: found for key, kind in rows.features.items() if (found := _class_of(kind))}
+        classes = {key: feature for key, kind in rows.features.items() if (feature := _class_of(kind))}
         for number, row in enumerate(rows, start=1):
             named = {key: _named(kind, row[key]) for key, kind in classes.items()}
             yield number, json.dumps(row | named, ensure_ascii=False, default=str)
 
     def check(self) -> None:
-        """Accept the data set; reading it reports what is wrong."""
+        """Accept the data set; its faults show when it is read."""
 
     @property
     def title(self) -> str:
@@ -68,7 +69,7 @@ class HubData(DataFile):
 
 
 def _class_of(kind: Any) -> Any:
-    """Return the class feature of a column, or of each entry of a column of lists; None if there is none."""
+    """Return the class feature of a column, or of each entry of a column of lists; None for other columns."""
     inner = getattr(kind, "feature", kind)
     return inner if hasattr(inner, "int2str") else None
 
@@ -100,8 +101,8 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
         ) from error
 
 
-def open_hub(argument: str, given: tuple[str, ...]) -> HubData:
-    """Return the data set that an argument names; its language is as given, or its configuration's name.
+def open_hub(argument: str, languages: tuple[str, ...]) -> HubData:
+    """Return the data set that an argument names; its language is the argument's, else its configuration's name.
 
     Raises:
         DataError: the argument has another form.
@@ -115,11 +116,11 @@ def open_hub(argument: str, given: tuple[str, ...]) -> HubData:
         raise DataError(f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.")
     config = match["config"] or None
     code = config and canonical_language(config)
-    found = given or (config and languages_in(config)) or ((code,) if code else ())
+    known = languages or (config and languages_in(config)) or ((code,) if code else ())
     return HubData(
         path=Path(argument),
-        languages=found,
-        is_given=bool(given),
+        languages=known,
+        is_given=bool(languages),
         name=match["name"],
         config=config,
         split=match["split"] or "train",

@@ -1,6 +1,7 @@
 """English names of languages, for prompts.
 
-A table rather than `langcodes`, whose names need a further package: a prompt must not depend on what is installed.
+A table rather than `langcodes`, whose names need a further package: a prompt must not depend on the packages that are
+installed.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ _NAMES = {
 
 
 def english_name(code: str) -> str:
-    """Return a language's English name, or the code itself where the table has none.
+    """Return a language's English name, or the code itself if the table lacks it.
 
     Example:
         >>> english_name("de"), english_name("bar")

@@ -9,7 +9,7 @@ from pathlib import Path
 # Words of file names that look like language codes.
 _NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
 _NOT_LANGUAGES |= {"bio", "nlu", "pos"}
-# Varieties kept apart: what a language is called by its script or, where none is named, by its region.
+# Varieties with separate codes, by script or, without a script, by region.
 _VARIETIES = {
     "zh": {"Hans": "zh", "CN": "zh", "SG": "zh", "Hant": "zh-Hant", "TW": "zh-Hant", "HK": "zh-Hant", "MO": "zh-Hant"},
 }
@@ -25,9 +25,9 @@ _TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_[a-z0-9]+-ud(?![A-Za-z])")
 
 @cache
 def canonical_language(code: str) -> str | None:
-    """Return the shortest standard code (`deu` gives `de`, `cmn` gives `zh`), or None if it is no language.
+    """Return the shortest standard code (`deu` gives `de`, `cmn` gives `zh`), or None if it is not a language.
 
-    Scripts and regions are left out but for varieties that are kept apart, as traditional Chinese is.
+    Scripts and regions are left out, except for varieties with separate codes such as traditional Chinese.
 
     Example:
         >>> canonical_language("deu"), canonical_language("gsw"), canonical_language("xq")
@@ -69,9 +69,9 @@ def languages_of(path: Path) -> tuple[str, ...]:
 
 
 def languages_in(name: str) -> tuple[str, ...]:
-    """Return the language codes in a name: those of a pair (`deu-eng`), else the single one, or none if it is unclear.
+    """Return the language codes in a name: a pair (`deu-eng`), else the single one, else an empty tuple.
 
-    Of several single ones that of a treebank (`sk_snk-ud`) counts, else the best by `_single`.
+    If there are several single ones, the code of a treebank (`sk_snk-ud`) is returned, else the best by `_single`.
 
     Example:
         >>> languages_in("sk_snk-ud-test"), languages_in("de.nlu"), languages_in("zh-TW.test"), languages_in("de.fr")
@@ -84,12 +84,12 @@ def languages_in(name: str) -> tuple[str, ...]:
             return pair[0], pair[1]
     if (treebank := _TREEBANK.search(spelled)) and (code := canonical_language(treebank[1])):
         return (code,)
-    found = _single(spelled)
-    return tuple(found) if len(found) == 1 else ()
+    codes = _single(spelled)
+    return tuple(codes) if len(codes) == 1 else ()
 
 
 def single_languages_of(path: Path) -> list[str]:
-    """Return the codes of single languages in a file's name; several if it is unclear which is meant."""
+    """Return the codes of single languages in a file's name; several if the name is ambiguous."""
     return _single(_spelled(_stem(path)))
 
 
@@ -108,7 +108,7 @@ def _stem(path: Path) -> str:
 
 
 def _spelled(name: str) -> str:
-    """Spell scripts and regions of the varieties as their standard does: `zh-tw` is no pair of Chinese and Twi."""
+    """Spell scripts and regions of the varieties as their standard does: `zh-tw` is not a pair of Chinese and Twi."""
 
     def spell(match: re.Match[str]) -> str:
         if canonical_language(match[1]) not in _VARIETIES:
@@ -121,8 +121,9 @@ def _spelled(name: str) -> str:
 def _single(name: str) -> list[str]:
     """Return the codes of the best kind that a name has, each once.
 
-    Codes of two letters are better than those of three, of which those of languages that have two-letter codes too are
-    better (few words of file names look like one); then codes between dots are better than parts of what stands there.
+    Codes of two letters are better than codes of three letters. Among the latter, languages that also have a two-letter
+    code are better, since few words of file names look like one. Then codes between dots are better than parts of words
+    there.
     """
     kinds: dict[tuple[int, int, bool], dict[str, None]] = {}
     for match in _SINGLE.finditer(name):

@@ -43,8 +43,8 @@ def _columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
 
 
 def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    for number, found in file.json_rows():
-        row = _flat(file, found)
+    for number, whole in file.json_rows():
+        row = _flat(file, whole)
         names = next(
             (pair for pair in (*_JSON_FIELDS, file.languages) if len(pair) == 2 and set(pair) <= set(row)), None
         )
@@ -52,7 +52,7 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
             known = " and ".join(map(repr, file.languages if len(file.languages) == 2 else ("de", "en")))
             raise DataError(
                 f"{file.path}:{number}: a pair must have the fields 'source' and 'target', or its languages ({known}), "
-                f"also under 'translation'; found {', '.join(map(repr, found)) or 'none'}."
+                f"also under 'translation'; found {', '.join(map(repr, whole)) or 'none'}."
             )
         sides = ["" if row[name] is None else row[name] for name in names]
         if not all(isinstance(side, str) for side in sides):
@@ -82,7 +82,7 @@ def read_pairs(arguments: Sequence[str], *, rows: str | None = None) -> tuple[li
         count as rows.
 
     Raises:
-        DataError: a file is missing, empty, has a row of one column, or does not tell its languages.
+        DataError: a file is missing, empty, has a row of one column, or its languages are unknown.
     """
     pairs, files = [], []
     for file in find_files(arguments):
@@ -96,16 +96,16 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair
     """Read the pairs of one file; see `read_pairs`."""
     chosen = parse_rows(rows)
     every = _every_pair(file, chosen.stop)
-    asked = every[chosen]
-    kept = [pair for pair in asked if pair.source and pair.target]
+    picked = every[chosen]
+    kept = [pair for pair in picked if pair.source and pair.target]
     if not kept:
         raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.")
-    return kept, file.using(partial(texts_of, kept), rows, len(asked) - len(kept))
+    return kept, file.using(partial(texts_of, kept), rows, len(picked) - len(kept))
 
 
 def _every_pair(file: DataFile, stop: int | None) -> list[Pair]:
     languages = _pair_languages(file)
-    found = []
+    pairs: list[Pair] = []
     for index, (number, columns) in enumerate(_columns(file)):
         if index == 0 and _is_header(columns[:2], languages):
             continue
@@ -120,10 +120,10 @@ def _every_pair(file: DataFile, stop: int | None) -> list[Pair]:
                 f"found {len(columns)}. "
                 "Keep the two, in this order."
             )
-        found.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
-        if len(found) == stop:
+        pairs.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
+        if len(pairs) == stop:
             break
-    return found
+    return pairs
 
 
 def _is_header(cells: list[str], languages: tuple[str, str]) -> bool:

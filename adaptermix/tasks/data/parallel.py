@@ -19,7 +19,7 @@ class ParallelText:
     Args:
         texts: Sentences by a key unique to the list (a language, or `de-en:de` where pairs differ by file).
         directions: (name, key of the queries, key of the candidates), such as ("de-en", ...).
-        files: Where they came from.
+        files: Their files.
     """
 
     texts: dict[str, list[str]]
@@ -28,7 +28,7 @@ class ParallelText:
 
 
 def is_lines(file: DataFile) -> bool:
-    """Tell one sentence a line from columns: a file with one language and no tab in its first line."""
+    """Return whether a file has one sentence a line: one language, and no tab in its first line."""
     if len(file.languages) != 1 or ".jsonl" in file.suffixes or ".csv" in file.suffixes:
         return False
     first = next((line for _, line in file.lines() if line.strip()), "")
@@ -36,7 +36,7 @@ def is_lines(file: DataFile) -> bool:
 
 
 def read_parallel(arguments: Sequence[str], *, rows: str | None = None) -> ParallelText:
-    """Read what `retrieve` needs.
+    """Read the texts of `retrieve`.
 
     Args:
         arguments: `FILE` arguments: pair files (`deu-eng.tsv`), or line-parallel texts (`deu.txt eng.txt`).
@@ -65,8 +65,8 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
             + "."
         )
     # as in pair files, rows with an empty side are left out
-    asked = list(zip(*texts.values(), strict=True))[chosen]
-    filled = [row for row in asked if all(row)]
+    picked = list(zip(*texts.values(), strict=True))[chosen]
+    filled = [row for row in picked if all(row)]
     if not filled:
         raise DataError(
             f"retrieval needs lines that are blank in no text, in the rows asked for ({rows or 'all'}), the texts have "
@@ -80,8 +80,8 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
 
 def _from_pairs(arguments: Sequence[str], rows: str | None) -> ParallelText:
     pairs, files = read_pairs(arguments, rows=rows)
-    found = {pair.languages for pair in pairs}
-    if twice := sorted(f"{one}-{two}" for one, two in found if (two, one) in found):
+    known = {pair.languages for pair in pairs}
+    if twice := sorted(f"{one}-{two}" for one, two in known if (two, one) in known):
         raise DataError(
             f"retrieval needs every direction once, from one language to another; found {', '.join(twice)}."
         )

@@ -1,4 +1,4 @@
-"""What is in a set of rows: languages, repetitions, and rows that stand in a held-out set too."""
+"""Counts of a set of rows: languages, repetitions, and rows that a held-out set has too."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class RowsReport:
 
     Args:
         languages: Rows per language.
-        repeated: Rows that stand earlier in the set already.
+        repeated: Rows that occur earlier in the set.
         repeated_normalised: The same, judged without case, width, accent marks' encoding, punctuation and blanks.
         held_out: Rows of a held-out set.
-        overlap: Held-out rows that stand in this set.
+        overlap: Held-out rows that occur in this set.
         overlap_normalised: The same, judged as above.
-        left_out: Rows that were asked for and are not in the set, since they lack a side, a label or an answer.
+        left_out: Rows that were read and left out, since they lack a side, a label or an answer.
     """
 
     languages: dict[str, int]
@@ -41,14 +41,14 @@ class RowsReport:
         return asdict(self)
 
     def warnings(self, what: str = "rows") -> list[str]:
-        """Return what a person should know of these rows, or whatever they are called."""
-        found = []
+        """Return warnings on these rows; `what` is their name in the plural."""
+        warnings = []
         if self.overlap_normalised:
-            found.append(
+            warnings.append(
                 f"warning: {self.overlap} of {self.held_out} dev {what} stand in the training {what} too "
                 f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
             )
-        return found + told_left_out(self.left_out, self.total, what)
+        return warnings + told_left_out(self.left_out, self.total, what)
 
 
 def told_left_out(left_out: int, kept: int, what: str = "rows") -> list[str]:

@@ -55,10 +55,10 @@ _TABLES = {".tsv", ".csv", ".txt", ".iob2", ".conll"}
 
 
 def row_language(file: DataFile, named: object = None) -> str:
-    """Return the language of a row: as given for the file, else as the row says, else from the file's name.
+    """Return the language of a row: from the argument, else from the row, else from the file's name.
 
     Raises:
-        DataError: none of them tells it.
+        DataError: the language is unknown.
     """
     if named and not file.is_given:
         code = str(named)
@@ -77,7 +77,7 @@ def row_cluster(row: Mapping[str, object]) -> str:
 
 
 def is_json(file: DataFile) -> bool:
-    """Tell JSONL from tables, by the file's name, else by its first line.
+    """Return whether a file is JSONL, not a table: by its name, else by its first line.
 
     Raises:
         DataError: every line is blank.
@@ -126,30 +126,30 @@ def records(
 def _every(
     file: DataFile, names: Mapping[str, Sequence[str]], order: Sequence[str], label: str | None
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """Yield numbered records as they stand in the file; None for one whose label is null."""
+    """Yield numbered records as the file has them; None for one whose label is null."""
     if is_json(file):
         for number, row in file.json_rows():
             is_unlabelled = label and _is_null(row, names[label])
             yield number, None if is_unlabelled else _from_json(file, number, row, names)
         return
-    places: dict[str, int] | None = None
+    columns: dict[str, int] | None = None
     width = len(order)
     for index, (number, cells) in enumerate(table_cells(file)):
-        if index == 0 and (found := _header(file, number, cells, names, order)):
-            places, width = found, len(cells)
+        if index == 0 and (header := _header(file, number, cells, names, order)):
+            columns, width = header, len(cells)
             continue
         if len(cells) != width:
-            asked = "as many as the header" if places else f"{', '.join(order)}, or a header that names more"
+            expected = "as many as the header" if columns else f"{', '.join(order)}, or a header that names more"
             raise DataError(
-                f"{file.path}:{number}: a row must have {width} columns ({asked}), "
+                f"{file.path}:{number}: a row must have {width} columns ({expected}), "
                 f"found {len(cells)}: {' '.join(cells)[:60]!r}."
             )
-        used = places or {field: place for place, field in enumerate(order)}
-        yield number, {field: cells[place] for field, place in used.items()}
+        used = columns or {field: index for index, field in enumerate(order)}
+        yield number, {field: cells[index] for field, index in used.items()}
 
 
 def table_cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
-    """Yield the numbered rows of CSV with quotes, or of TSV, where quotes have no meaning; blank ones are passed over.
+    """Yield the numbered rows of CSV with quotes, or of TSV, where quotes have no meaning; blank rows are skipped.
 
     A row of several lines has the number of its last one.
 
@@ -170,11 +170,11 @@ def table_cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
 def _header(
     file: DataFile, number: int, cells: Sequence[str], names: Mapping[str, Sequence[str]], order: Sequence[str]
 ) -> dict[str, int] | None:
-    """Return the place of each field if this row is a header."""
+    """Return the column of each field if this row is a header."""
     lowered = [cell.strip().lower() for cell in cells]
     chosen = {field: next((name for name in known if name in lowered), None) for field, known in names.items()}
-    places = {field: lowered.index(name) for field, name in chosen.items() if name}
-    lacking = [field for field in order if field not in places]
+    columns = {field: lowered.index(name) for field, name in chosen.items() if name}
+    lacking = [field for field in order if field not in columns]
     if len(lacking) == len(order):
         return None
     if lacking:  # taken for data, the header would be a row with a label that does not exist
@@ -185,12 +185,12 @@ def _header(
     twice = [name for name in chosen.values() if name and lowered.count(name) > 1]
     if twice:
         raise DataError(f"{file.path}:{number}: a header must name a column once, and {twice[0]!r} occurs twice.")
-    return places
+    return columns
 
 
 def _is_null(row: Mapping[str, object], known: Sequence[str]) -> bool:
-    found = [value for key, value in row.items() if key.strip().lower() in known]
-    return bool(found) and all(value is None for value in found)
+    values = [value for key, value in row.items() if key.strip().lower() in known]
+    return bool(values) and all(value is None for value in values)
 
 
 def _from_json(
@@ -214,7 +214,7 @@ def usable(rows: Iterable[R | DataError | None]) -> Iterator[R | None]:
     """Yield rows, and None for rows with a fault, so that one of them does not refuse the whole file.
 
     Args:
-        rows: Rows; a fault in the place of a row that cannot be used.
+        rows: Rows; a fault instead of a row that cannot be used.
 
     Raises:
         DataError: no row can be used; the first fault.
@@ -246,16 +246,16 @@ def pick_rows(
         The rows, and the files with the count of those left out.
 
     Raises:
-        DataError: nothing is left of a file, or it is malformed.
+        DataError: a file has no usable row in the range, or is malformed.
     """
     chosen = parse_rows(rows)
     kept: list[R] = []
     counted = []
     for file in files:
         every = iter(read(file))
-        whole = list(islice(every, chosen.stop))  # rows behind the last one asked for are not read
-        asked = whole[chosen]
-        here = [row for row in asked if row is not None]
+        whole = list(islice(every, chosen.stop))  # rows after the last one of the range are not read
+        picked = whole[chosen]
+        here = [row for row in picked if row is not None]
         if here and isinstance(every, Generator):
             every.close()  # a reader may have checks to make at its end
         if not here:
@@ -266,7 +266,7 @@ def pick_rows(
                 f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}."
             )
         kept += here
-        counted.append(file.using(partial(texts_of, here), rows, len(asked) - len(here)))
+        counted.append(file.using(partial(texts_of, here), rows, len(picked) - len(here)))
     return kept, counted
 
 

@@ -1,4 +1,4 @@
-"""What a kind of head must do: say which tasks it suits, encode rows, give their loss and their answers."""
+"""The protocol of heads: which tasks it suits, how rows are encoded, their loss and their answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data.report import by_language
 
 IGNORED = -100
 Features = Mapping[str, list[int]]
-"""What a model is given of a text, by the names of the tokenizer."""
+"""Inputs of a model for one text, by the names of the tokenizer."""
 
 
 class HeadRows(Protocol):
@@ -28,11 +28,11 @@ class HeadRows(Protocol):
 
     @property
     def texts(self) -> Sequence[Sequence[Features]]:
-        """What the model is given of each row: one or several texts, in the order in which its passes have them."""
+        """Inputs of each row: one or several texts, in the order of the passes."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of how they were encoded."""
+        """Notes for the user on how the rows were encoded."""
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """Return the loss of rows by their numbers, a scalar in float32."""
@@ -57,21 +57,21 @@ class HeadKind(Protocol):
 
     @property
     def form(self) -> HeadForm:
-        """What it is to the outside."""
+        """Its name, title, PEFT task type and model class."""
 
     @property
     def needs(self) -> str:
-        """What a task must have, for messages: "a task whose answers are ..."."""
+        """The tasks that it needs, for messages: "a task whose answers are ..."."""
 
     @property
     def closed(self) -> bool:
-        """Whether rows are refused if the head has none of their labels."""
+        """Whether rows are refused if the head lacks all of their labels."""
 
     def suits(self, task: Task) -> bool:
         """Whether it can give the task's answers."""
 
     def labels(self, task: Any, rows: Sequence[Any]) -> tuple[str, ...]:
-        """Return what a head must tell apart to be taught these rows.
+        """Return the labels of a head that learns these rows.
 
         Raises:
             DataError: a row lacks what the head reads.
@@ -87,17 +87,17 @@ class HeadKind(Protocol):
             task: A task that the head suits.
             rows: The task's rows.
             max_length: Most tokens that the model sees at once.
-            teach: Whether the loss of the rows will be asked for.
+            teach: Whether the loss of the rows is needed.
         """
 
 
 def pad(base: BaseModel, features: Sequence[Features]) -> Any:
-    """Return a batch of what the tokenizer gave, padded on the right, where the model is."""
+    """Return a batch of tokenized texts, padded on the right, on the model's device."""
     return pad_to(base.tokenizer, features, None).to(base.device)
 
 
 def pad_to(tokenizer: Any, features: Sequence[Features], length: int | None) -> Any:
-    """Return a batch of what a tokenizer gave, padded on the right to a length, None for that of the longest."""
+    """Return a batch of tokenized texts, padded on the right to a length, or to the longest text for None."""
     to: dict[str, Any] = {"padding": "max_length", "max_length": length} if length else {}
     return tokenizer.pad(list(features), padding_side="right", return_tensors="pt", **to)
 
@@ -117,14 +117,14 @@ def longest(base: BaseModel) -> int:
 
 
 def told_cut(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
-    """Return the note on rows, or whatever they are called, that were too long; one language for each of these."""
+    """Return the note on rows that were too long, with the language of each; `what` is their name in the plural."""
     return f"{by_language(languages, rows)} {what} are longer than {max_length} tokens (--max-length) and lose {lost}."
 
 
 def cross_entropy(logits: Tensor, gold: Tensor) -> Tensor:
-    """Return the mean cross-entropy in float32 of the places whose gold is not IGNORED; 0 where there is none.
+    """Return the mean cross-entropy in float32 over positions whose gold is not IGNORED; 0 without any.
 
-    Shapes: logits [places outputs], gold [places]; returns a scalar.
+    Shapes: logits [positions outputs], gold [positions]; returns a scalar.
     """
     total = torch.nn.functional.cross_entropy(logits.float(), gold, ignore_index=IGNORED, reduction="sum")
     return total / (gold != IGNORED).sum().clamp(min=1)

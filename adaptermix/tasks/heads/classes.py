@@ -1,4 +1,4 @@
-"""A head that tells the class of a text or of a pair of texts."""
+"""A head that classifies texts or pairs of texts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ClassRows:
         task: The task.
         rows: Its rows.
         max_length: Longest row in tokens; of two texts the longer one is cut.
-        teach: Whether the loss will be asked for.
+        teach: Whether the loss is needed.
 
     Raises:
-        DataError: the loss is asked for, and no row has a label that the head has.
+        DataError: the loss is needed, and no row has a label of the head.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class ClassRows:
         self._base, self._labels = base, base.labels
         texts = [task.segments(row) for row in rows]
         self._encoded = [base.tokenizer(*each, truncation=True, max_length=max_length) for each in texts]
-        full = [place for place, row in enumerate(self._encoded) if len(row["input_ids"]) == max_length]
+        full = [index for index, row in enumerate(self._encoded) if len(row["input_ids"]) == max_length]
         cut = [
-            task.language(rows[place])
-            for place in full
-            if len(base.tokenizer(*texts[place], verbose=False)["input_ids"]) > max_length
+            task.language(rows[index])
+            for index in full
+            if len(base.tokenizer(*texts[index], verbose=False)["input_ids"]) > max_length
         ]
         notes = [told_cut(cut, len(rows), max_length, "their ends")] if cut else []
-        known = {label: place for place, label in enumerate(self._labels)}
+        known = {label: index for index, label in enumerate(self._labels)}
         self._gold = [known.get(task.answer(row), IGNORED) for row in rows]
-        # rows without a label (an empty one) are asked, not scored
+        # rows with an empty label are answered, not scored
         new = [row for row, gold in zip(rows, self._gold, strict=True) if gold == IGNORED and task.answer(row)]
         if new:
             notes.append(
@@ -79,7 +79,7 @@ class ClassRows:
 
     def answers(self, rows: Sequence[int]) -> list[str]:
         """Return the label of the largest logit of each row."""
-        return [self._labels[place] for place in self._logits(rows).argmax(-1).tolist()]
+        return [self._labels[index] for index in self._logits(rows).argmax(-1).tolist()]
 
 
 class Classes:

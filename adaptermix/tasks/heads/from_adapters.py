@@ -1,4 +1,4 @@
-"""What adapters bring to a task: a head, and the prompt template that they were trained with."""
+"""Heads of adapters, and the prompt templates that they were trained with."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from .. import Task, get_template
 from . import HEADS
 
 
-def template_of(task: Task, sources: Sequence[AdapterSource], given: str | None) -> str:
-    """Return the prompt template: as given, else the one an adapter was trained with for this task, else the default.
+def template_of(task: Task, sources: Sequence[AdapterSource], requested: str | None) -> str:
+    """Return the name of the prompt template: the requested one, else an adapter's for this task, else the default.
 
     Raises:
-        PlanError: the task has none of this name.
+        PlanError: the task has no template of this name.
     """
     entries = [source.meta.manifest.get("task") for source in sources]
-    # a manifest is a file that people edit, so entries of another form are passed over
+    # A manifest is a file that users edit, so entries of another form are ignored.
     trained = [entry.get("template") for entry in entries if isinstance(entry, Mapping)]
-    named = given or next((name for name in trained if name and isinstance(name, str)), None)
+    named = requested or next((name for name in trained if name and isinstance(name, str)), None)
     return get_template(task, named).name
 
 
 def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -> Head | None:
-    """Return the head that adapters bring, None if they bring none.
+    """Return the head of adapters, None if they have no head.
 
-    Its labels are those of the adapter's manifest; for adapters made elsewhere those that the task has fixed.
+    Its labels are those of the adapter's manifest; for adapters of other tools the task's fixed labels.
 
     Raises:
-        PlanError: the head was trained for another task or has none of the labels of the rows, adapters differ in
-            their heads, or the labels are not known.
+        PlanError: the head was trained for another task or lacks all labels of the rows, adapters differ in their
+            heads, or the labels are not known.
     """
     forms = [(source, form) for source in sources if (form := _form(source))]
     heads = {source.name: _head(task, source, form) for source, form in forms}
@@ -43,14 +43,14 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
         raise PlanError(
             f"adapters must have heads of one kind to be compared or searched, found {' and '.join(kinds)}."
         )
-    found = {head.labels for head in heads.values()}
-    if len(found) > 1:
-        raise PlanError(f"adapters with heads must have the same labels, found {sorted(map(list, found))}.")
+    labels = {head.labels for head in heads.values()}
+    if len(labels) > 1:
+        raise PlanError(f"adapters with heads must have the same labels, found {sorted(map(list, labels))}.")
     name, head = next(iter(heads.items()))
     kind = HEADS[head.form.name]
-    asked = kind.labels(task, rows)
-    new = sorted(set(asked) - set(head.labels))
-    if new and kind.closed and len(new) == len(asked):  # a few new labels are wrong answers, or rows left out
+    needed = kind.labels(task, rows)
+    new = sorted(set(needed) - set(head.labels))
+    if new and kind.closed and len(new) == len(needed):  # a few new labels are wrong answers, or rows left out
         raise PlanError(
             f"rows must have labels of the head of '{name}' ({', '.join(head.labels)}), found {new[0]!r}. "
             "Give data of the task that it was trained for."
@@ -59,7 +59,7 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
 
 
 def _form(source: AdapterSource) -> HeadForm | None:
-    """Return the kind of head of an adapter: that of its manifest, else the usual one of its PEFT task type."""
+    """Return the kind of an adapter's head: its manifest's, else the usual one of its PEFT task type."""
     usual, entry = form_of(source.meta.task_type), source.meta.manifest.get("task")
     name = entry.get("head") if usual and isinstance(entry, Mapping) else None
     return HEADS[name].form if isinstance(name, str) and name in HEADS else usual

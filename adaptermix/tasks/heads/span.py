@@ -29,21 +29,21 @@ class Window:
     """A question with a part of its text.
 
     Args:
-        features: What the model is given.
-        places: Characters of the text per token; None for tokens that are not of the text.
+        features: Inputs of the model.
+        spans: Characters of the text per token; None for tokens outside of the text.
         null: The token that stands for "no answer here".
     """
 
     features: dict[str, list[int]]
-    places: list[Characters | None]
+    spans: list[Characters | None]
     null: int
 
     def tokens_of(self, span: Characters | None) -> tuple[int, int]:
         """Return the first and last token of characters of the text, or twice `null` if they are not all here."""
-        inside = [(place, found) for place, found in enumerate(self.places) if found]
+        inside = [(index, characters) for index, characters in enumerate(self.spans) if characters]
         if span is None or not inside:
             return self.null, self.null
-        touched = [place for place, (begin, end) in inside if end > span[0] and begin < span[1]]
+        touched = [index for index, (start, end) in inside if end > span[0] and start < span[1]]
         whole = inside[0][1][0] <= span[0] and span[1] <= inside[-1][1][1]
         return (touched[0], touched[-1]) if touched and whole else (self.null, self.null)
 
@@ -51,17 +51,16 @@ class Window:
 def cut_windows(tokenizer: Any, question: str, context: str, max_length: int) -> list[Window]:
     """Return windows of at most `max_length` tokens that together hold the whole text.
 
-    A question takes at most half of a window. Neighbours share 128 tokens, or half of what the question leaves if that
-    is less.
+    A question takes at most half of a window. Neighbours share 128 tokens, or half of the rest if that is less.
 
     Raises:
         PlanError: the text gets no token.
     """
-    asked = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     most = max(1, max_length // 2)
-    if len(asked["input_ids"]) > most:
-        question = question[: asked["offset_mapping"][most - 1][1]]
-    room = max_length - min(most, len(asked["input_ids"])) - tokenizer.num_special_tokens_to_add(pair=True)
+    if len(encoded["input_ids"]) > most:
+        question = question[: encoded["offset_mapping"][most - 1][1]]
+    room = max_length - min(most, len(encoded["input_ids"])) - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 1:
         raise PlanError(f"--max-length must leave room for a question and a part of its text, got {max_length}.")
     cut = tokenizer(
@@ -77,13 +76,13 @@ def cut_windows(tokenizer: Any, question: str, context: str, max_length: int) ->
     windows = []
     for number, ids in enumerate(cut["input_ids"]):
         sides = cut.sequence_ids(number)
-        places = [
-            tuple(found) if side == 1 and found[0] < found[1] else None
-            for side, found in zip(sides, cut["offset_mapping"][number], strict=True)
+        spans = [
+            tuple(characters) if side == 1 and characters[0] < characters[1] else None
+            for side, characters in zip(sides, cut["offset_mapping"][number], strict=True)
         ]
-        marks = [place for place, token in enumerate(ids) if token == tokenizer.cls_token_id]
+        marks = [index for index, token in enumerate(ids) if token == tokenizer.cls_token_id]
         features = {name: cut[name][number] for name in names}
-        windows.append(Window(features=features, places=places, null=marks[0] if marks else 0))
+        windows.append(Window(features=features, spans=spans, null=marks[0] if marks else 0))
     return windows
 
 
@@ -95,14 +94,14 @@ def best_span(
     Args:
         starts: Start logits.
         ends: End logits.
-        allowed: Whether an answer may begin or end at a token; at least one is.
+        allowed: Whether an answer may start or end at a token; at least one is allowed.
     """
     barred = torch.tensor([not each for each in allowed], device=starts.device)
     both = starts.float().masked_fill(barred, -torch.inf)[:, None] + ends.float().masked_fill(barred, -torch.inf)
     band = torch.ones_like(both, dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
     both = both.masked_fill(~band, -torch.inf)
-    place = int(both.argmax())
-    return float(both.flatten()[place]), place // len(allowed), place % len(allowed)
+    index = int(both.argmax())
+    return float(both.flatten()[index]), index // len(allowed), index % len(allowed)
 
 
 class SpanRows:
@@ -113,10 +112,10 @@ class SpanRows:
         task: The task.
         rows: Its rows.
         max_length: Longest window in tokens.
-        teach: Whether the loss will be asked for.
+        teach: Whether the loss is needed.
 
     Raises:
-        DataError: the loss is asked for, and no answer stands in its text, or whole in a window.
+        DataError: the loss is needed, and no answer occurs in its text, or whole in a window.
     """
 
     def __init__(
@@ -124,13 +123,13 @@ class SpanRows:
     ) -> None:
         self._base, self._task, self._rows = base, task, rows
         self._windows = [cut_windows(base.tokenizer, *task.question_and_context(row), max_length) for row in rows]
-        self.lengths = [sum(len(window.places) for window in windows) for windows in self._windows]
+        self.lengths = [sum(len(window.spans) for window in windows) for windows in self._windows]
         self.texts = [[window.features for window in windows] for windows in self._windows]
         self._taught = [self._is_taught(row) for row in range(len(rows))] if teach else []
         self.notes = tuple(self._passed_over(max_length)) if teach else ()
 
     def _is_taught(self, row: int) -> bool:
-        """Whether the row has no answer, or one that stands whole in a window; others would teach "no answer here"."""
+        """Whether the row has no answer, or one that is whole in a window; others would teach "no answer here"."""
         span = self._span(row)
         if span is None:
             return not self._task.lacks_its_answer(self._rows[row])
@@ -155,18 +154,18 @@ class SpanRows:
     def _logits(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Return start and end logits, -inf for padding: what a window is taught does not depend on its batch."""
         batch = pad(self._base, [window.features for window in windows])
-        found = self._base.model(**batch)
+        outputs = self._base.model(**batch)
         padding = batch["attention_mask"] == 0
         starts, ends = (
-            logits.float().masked_fill(padding, -torch.inf) for logits in (found.start_logits, found.end_logits)
+            logits.float().masked_fill(padding, -torch.inf) for logits in (outputs.start_logits, outputs.end_logits)
         )
         return starts, ends
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """Return the mean over these rows' windows of the cross-entropies of first and last token, halved.
 
-        A window without the answer is taught to point at its null token. All windows are in one pass, which is then the
-        one whose activations may be computed anew.
+        A window without the answer is taught to point at its null token. All windows are in one pass, so that gradient
+        checkpointing recomputes that pass.
         """
         gold = [
             window.tokens_of(self._span(row)) if self._taught[row] else (IGNORED, IGNORED)
@@ -194,17 +193,17 @@ class SpanRows:
         for start in range(0, len(windows), len(rows)):  # long texts fill no larger batches than short ones
             part = windows[start : start + len(rows)]
             logits += zip(*self._logits(part), strict=True)
-        found = iter(logits)
-        return [self._answer(row, [(window, next(found)) for window in self._windows[row]]) for row in rows]
+        each = iter(logits)
+        return [self._answer(row, [(window, next(each)) for window in self._windows[row]]) for row in rows]
 
-    def _answer(self, row: int, found: Sequence[tuple[Window, tuple[Tensor, Tensor]]]) -> str:
+    def _answer(self, row: int, windows: Sequence[tuple[Window, tuple[Tensor, Tensor]]]) -> str:
         best, nothing = -torch.inf, torch.inf
         span: Characters | None = None
-        for window, (starts, ends) in found:
+        for window, (starts, ends) in windows:
             nothing = min(nothing, float(starts[window.null].float() + ends[window.null].float()))
-            count = len(window.places)
-            score, first, last = best_span(starts[:count], ends[:count], [found is not None for found in window.places])
-            begin, end = window.places[first], window.places[last]
+            count = len(window.spans)
+            score, first, last = best_span(starts[:count], ends[:count], [found is not None for found in window.spans])
+            begin, end = window.spans[first], window.spans[last]
             if begin and end and score > best:
                 best, span = score, (begin[0], end[1])
         without = UNANSWERABLE in self._base.labels and nothing > best
@@ -219,11 +218,11 @@ class Span:
     closed = False
 
     def suits(self, task: Task) -> bool:
-        """Whether answers stand in texts."""
+        """Whether answers are parts of texts."""
         return isinstance(task, SpanTask)
 
     def labels(self, task: SpanTask, rows: Sequence[Any]) -> tuple[str, ...]:
-        """Return the kinds of answers: spans, and that there is none if this is so for one of the rows."""
+        """Return the kinds of answers: spans, and `unanswerable` if a row has no answer."""
         without = any(task.span(row) is None and not task.lacks_its_answer(row) for row in rows)
         return (SPAN, UNANSWERABLE) if without else (SPAN,)
 

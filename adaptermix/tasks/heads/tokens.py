@@ -18,7 +18,7 @@ Spelling = Callable[[Sequence[str]], list[str]]
 
 
 def repair(tags: Sequence[str]) -> tuple[str, ...]:
-    """Return tags as valid IOB2, as conlleval reads them: an `I-` that continues no span of its type begins one.
+    """Return tags as valid IOB2, as conlleval reads them: an `I-` that continues no span of its type starts a span.
 
     Example:
         >>> repair(["I-PER", "I-PER", "I-LOC", "O", "I-LOC"])
@@ -32,30 +32,30 @@ def repair(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def spelling_of(tokenizer: Any) -> Spelling:
-    """Return how words are to be given to a tokenizer so that they become the tokens that they are in a sentence.
+    """Return how to spell words for a tokenizer so that it gives the tokens that they have in a sentence.
 
-    Byte-level tokenizers take a word for the beginning of a text unless a blank stands before it.
+    Byte-level tokenizers read a word without a blank before it as the start of a text.
     """
     whole = tokenizer("a a", add_special_tokens=False)["input_ids"]
-    given = tokenizer(["a", " a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    spaced = tokenizer(["a", " a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
     bare = tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-    if given == whole != bare:
+    if spaced == whole != bare:
         return lambda words: [*words[:1], *(f" {word}" for word in words[1:])]
     return list
 
 
 def first_places(word_ids: Sequence[int | None], count: int) -> list[int | None]:
-    """Return for each of `count` words where its first token is, None where it has none.
+    """Return the index of the first token of each of `count` words, None for words without a token.
 
     Example:
         >>> first_places([None, 0, 0, 2, None], 4)
         [1, None, 3, None]
     """
-    places: list[int | None] = [None] * count
-    for place, word in enumerate(word_ids):
-        if word is not None and places[word] is None:
-            places[word] = place
-    return places
+    indices: list[int | None] = [None] * count
+    for index, word in enumerate(word_ids):
+        if word is not None and indices[word] is None:
+            indices[word] = index
+    return indices
 
 
 class TokenRows:
@@ -66,10 +66,10 @@ class TokenRows:
         task: The task.
         rows: Its rows.
         max_length: Longest row in tokens; words beyond are `O` to the head.
-        teach: Whether the loss will be asked for.
+        teach: Whether the loss is needed.
 
     Raises:
-        DataError: a row has no words; the loss is asked for, and no tag of any row is one of the head's.
+        DataError: a row has no words; the loss is needed, and the head has no tag of any row.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class TokenRows:
             base.tokenizer(spelled(each), is_split_into_words=True, truncation=True, max_length=max_length)
             for each in words
         ]
-        self._places = [first_places(row.word_ids(), len(each)) for row, each in zip(self._encoded, words, strict=True)]
+        self._first = [first_places(row.word_ids(), len(each)) for row, each in zip(self._encoded, words, strict=True)]
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
         self.texts = [[row] for row in self._encoded]
         self.notes = tuple(filter(None, [self._cut(max_length), self._unknown() if teach else None]))
         self._gold = [self._labelled(row) for row in range(len(rows))] if teach else []
 
     def _cut(self, max_length: int) -> str | None:
-        cut = [places.count(None) for places in self._places if None in places]
+        cut = [indices.count(None) for indices in self._first if None in indices]
         if not cut:
             return None
         return (
@@ -108,9 +108,9 @@ class TokenRows:
 
     def _labelled(self, row: int) -> list[int]:
         gold = [IGNORED] * self.lengths[row]
-        for place, tag in zip(self._places[row], self._task.tags(self._rows[row]), strict=True):
-            if place is not None and tag in self._labels:
-                gold[place] = self._labels.index(tag)
+        for index, tag in zip(self._first[row], self._task.tags(self._rows[row]), strict=True):
+            if index is not None and tag in self._labels:
+                gold[index] = self._labels.index(tag)
         return gold
 
     def loss(self, rows: Sequence[int]) -> Tensor:
@@ -128,18 +128,18 @@ class TokenRows:
     def predictions(self, rows: Sequence[int]) -> list[Tensor]:
         """Return the log-probabilities of the tags of each row's words that have a token, each [words labels]."""
         logs = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.float().log_softmax(-1)
-        words = [[place for place in self._places[row] if place is not None] for row in rows]
-        return [own[places] for own, places in zip(logs, words, strict=True)]
+        words = [[index for index in self._first[row] if index is not None] for row in rows]
+        return [of_row[indices] for of_row, indices in zip(logs, words, strict=True)]
 
     def answers(self, rows: Sequence[int]) -> list[str]:
-        """Return what the tags of the largest logits stand for."""
-        found = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.argmax(-1).tolist()
+        """Return the answers for the tags of the largest logits."""
+        best = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.argmax(-1).tolist()
         return [
             self._task.answer_from_tags(
                 self._rows[row],
-                repair(["O" if place is None else self._labels[tags[place]] for place in self._places[row]]),
+                repair(["O" if index is None else self._labels[tags[index]] for index in self._first[row]]),
             )
-            for row, tags in zip(rows, found, strict=True)
+            for row, tags in zip(rows, best, strict=True)
         ]
 
 

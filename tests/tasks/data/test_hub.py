@@ -10,7 +10,7 @@ import pytest
 from adaptermix.errors import DataError
 from adaptermix.tasks import get_task
 from adaptermix.tasks.data import read_pairs
-from adaptermix.tasks.data.files import find_files
+from adaptermix.tasks.data.files import DataFile, find_files
 from adaptermix.tasks.data.hub import open_hub
 
 read_classify = get_task("classify").read
@@ -148,3 +148,9 @@ def test_tags_as_classes_are_read_as_entities(tmp_path: Path) -> None:
 )
 def test_configurations_are_read_as_file_names_are(config: str, languages: tuple[str, ...]) -> None:
     assert open_hub(f"hf:owner/name:{config}", ()).languages == languages
+
+
+def test_a_file_whose_name_is_the_prefix_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hf").write_text("a\n", encoding="utf-8")
+    assert [type(file) for file in find_files(["hf"])] == [DataFile]

@@ -55,7 +55,7 @@ EXPECTED = [
         context="Ada wrote\nprograms.",
         answers=("Ada", "Ada wrote"),
         language="de",
-        places=((0, 3), (0, 9)),
+        spans=((0, 3), (0, 9)),
     ),
     QaRow(id="2", question="When?", context="Ada wrote\nprograms.", answers=(), language="de"),
 ]
@@ -112,7 +112,7 @@ def test_answers_come_in_many_forms(tmp_path: Path, answers: dict[str, Any], exp
 def test_answers_have_their_place_in_the_text(tmp_path: Path, answer: Any, place: tuple[int, int] | None) -> None:
     row = {"question": "Who?", "context": "  Ada saw\nAda. ", "answers": [answer]}
     found = read_qa([pack(tmp_path / "en.jsonl", json.dumps(row) + "\n", "plain")])[0][0]
-    assert found.places == (place,)
+    assert found.spans == (place,)
     assert place is None or found.context[slice(*place)].split() == found.answers[0].split()
 
 

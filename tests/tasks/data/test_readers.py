@@ -33,7 +33,7 @@ SLOTS = [
         language="de",
         tokens=("rote", "Lampe", "an"),
         tags=("colour", "O", "state"),
-        begins=(0, 2),
+        starts=(0, 2),
     ),
     SlotRow(text="ja", slots=(), language="de", tokens=("ja",), tags=("O",)),
 ]

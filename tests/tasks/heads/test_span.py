@@ -29,7 +29,7 @@ def qa_row(context: str, answer: str | None, question: str = "Who?") -> QaRow:
         context=context,
         answers=(answer,) if answer else (),
         language="en",
-        places=((start, start + len(answer)) if start >= 0 else None,) if answer else (),
+        spans=((start, start + len(answer)) if start >= 0 else None,) if answer else (),
     )
 
 
@@ -69,10 +69,10 @@ def test_windows_hold_the_whole_text_and_overlap(encoder: Path, length: int, que
     parts = []
     for window in windows:
         ids = window.features["input_ids"]
-        assert len(ids) == len(window.places) <= length
+        assert len(ids) == len(window.spans) <= length
         assert ids[window.null] == tokenizer.cls_token_id
-        parts.append([place for place in window.places if place])
-        asked = sum(place is None for place in window.places) - 3
+        parts.append([place for place in window.spans if place])
+        asked = sum(place is None for place in window.spans) - 3
         assert asked == min(len(tokenizer(question, add_special_tokens=False)["input_ids"]), length // 2)
     assert {place for part in parts for place in part} == set(
         tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -92,9 +92,9 @@ def test_an_answer_is_found_again_in_every_window_that_holds_it_whole(encoder: P
         found = 0
         for window in windows:
             first, last = window.tokens_of(span)
-            here = [place for place in window.places if place]
+            here = [place for place in window.spans if place]
             if here[0][0] <= span[0] and span[1] <= here[-1][1]:
-                begin, end = window.places[first], window.places[last]
+                begin, end = window.spans[first], window.spans[last]
                 assert begin is not None
                 assert end is not None
                 assert context[begin[0] : end[1]].strip() == answer
@@ -143,7 +143,7 @@ def test_windows_are_taught_the_answer_where_they_hold_it_and_null_elsewhere(bas
     row = qa_row(words(30), "w25ü")
     encoded = HEADS["span"].encode(base, QA, [row], max_length=64, teach=True)
     windows = cut_windows(base.tokenizer, row.question, row.context, 64)
-    gold = [window.tokens_of(row.places[0]) for window in windows]
+    gold = [window.tokens_of(row.spans[0]) for window in windows]
     assert (0, 0) in gold
     assert len(set(gold)) > 1
     with torch.no_grad():
@@ -181,8 +181,8 @@ def by_hand(base: BaseModel, row: QaRow, length: int) -> tuple[float, str, float
             found = base.model(**{name: torch.tensor([ids]) for name, ids in window.features.items()})
         starts, ends = found.start_logits[0].tolist(), found.end_logits[0].tolist()
         nothing = min(nothing, starts[window.null] + ends[window.null])
-        for first, begin in enumerate(window.places):
-            for last, end in enumerate(window.places[first : first + LONGEST_ANSWER], first):
+        for first, begin in enumerate(window.spans):
+            for last, end in enumerate(window.spans[first : first + LONGEST_ANSWER], first):
                 if begin and end and starts[first] + ends[last] > best:
                     best, text = starts[first] + ends[last], row.context[begin[0] : end[1]]
     return best, text, nothing

@@ -73,7 +73,7 @@ def test_the_right_tags_score_one_whatever_the_words(tags: list[str]) -> None:
     begins = tuple(place for place, tag in enumerate(tags) if tag[0] == "B")
     words = tuple(["a: b", "; c", "a: b", "d"][number % 4] for number in range(len(tags)))
     spans = [(kind, " ".join(words[start:stop])) for kind, start, stop in iob2_spans(tags)]
-    row = SlotRow(text=" ".join(words), slots=tuple(spans), language="en", tokens=words, tags=kinds, begins=begins)
+    row = SlotRow(text=" ".join(words), slots=tuple(spans), language="en", tokens=words, tags=kinds, starts=begins)
     assert iob2_tags(row) == tuple(tags)
     found = count(task, row, task.answer_from_tags(row, task.tags(row)))
     assert [statistics[1:] for statistics in found.values()] == [(0, 0)] * 3
@@ -96,7 +96,7 @@ def test_characters_are_tagged_where_words_are_annotated(tmp_path: Path) -> None
 
 
 def test_slots_of_one_type_that_touch_stay_two() -> None:
-    row = SlotRow(text="a b", slots=(), language="en", tokens=("a", "b"), tags=("x", "x"), begins=(0, 1))
+    row = SlotRow(text="a b", slots=(), language="en", tokens=("a", "b"), tags=("x", "x"), starts=(0, 1))
     assert iob2_tags(row) == ("B-x", "B-x")
 
 
