@@ -33,8 +33,8 @@ def _demand(holds: bool, sentence: str) -> None:
 
 
 def _tensors(stack: Stack) -> list[Tensor]:
-    found = [t for u in stack.updates for t in ((u.w,) if isinstance(u, Dense) else (u.b, u.a))]
-    return [*found, *stack.statistics]
+    tensors = [t for u in stack.updates for t in ((u.w,) if isinstance(u, Dense) else (u.b, u.a))]
+    return [*tensors, *stack.statistics]
 
 
 def _map(stack: Stack, change: Callable[[LowRank], Update]) -> Stack:
@@ -55,16 +55,16 @@ def _same_bytes(one: Update, other: Update) -> bool:
 
 
 class MergeMethodLaws:
-    """Laws of a merge method. A subclass whose name starts with Test gives `method`, and says which laws do not hold.
+    """Laws of a merge method. A subclass whose name starts with Test has `method`, and the laws that do not hold.
 
     Attributes:
-        method: What is tested; its options should make it do something (a density below 1).
+        method: The method that is tested; its options should have an effect (a density below 1).
         neutral: The same method with options under which it only adds up, for the law of one adapter; default `method`.
         max_k: Most adapters that it takes, at most 4.
         signed: Whether weights may be zero or negative.
         acute: Whether it is only tried on updates with acute angles, since it refuses those that cancel.
         takes_dense: Whether updates may be dense matrices.
-        returns_single: One adapter of weight 1 comes back.
+        returns_single: One adapter of weight 1 is returned unchanged.
         permutable: The order of the adapters does not matter.
         homogeneous: Updates c times as long give a result c times as long, c > 0.
         gauge_free: Only the deltas count, not how they are split into factors.
@@ -93,7 +93,7 @@ class MergeMethodLaws:
         return isinstance(self.method, StackMethod) and self.method.gives_dense
 
     def prepared(self, stack: Stack, seed: int = 0) -> Stack:
-        """Return a stack with what the method needs: a seed where it is random, and statistics."""
+        """Return a stack with the seed, if the method is random, and the statistics that the method needs."""
         return with_statistics(replace(stack, seed=seed if self.method.is_random else None), self.method.statistics)
 
     def merged(self, stack: Stack, method: MergeMethod | None = None) -> Update:
@@ -113,8 +113,8 @@ class MergeMethodLaws:
         return self.prepared(generic(shape, [2] * k, weights, seed=seed, acute=self.acute))
 
     def _demand_close(self, one: Update, other: Update | Tensor, size: float, sentence: str) -> None:
-        wanted = (other if isinstance(other, Tensor) else other.dense()).double()
-        error = float((one.dense().double() - wanted).norm())
+        expected = (other if isinstance(other, Tensor) else other.dense()).double()
+        error = float((one.dense().double() - expected).norm())
         _demand(error <= self.tolerance * size, f"{sentence}; they differ by {error:.3g} of {size:.3g}")
 
     def _one_rank(self, stack: Stack) -> Stack:
@@ -134,8 +134,8 @@ class MergeMethodLaws:
         """A merge of one is that one."""
         if self.returns_single:
             stack = self.prepared(data.draw(generic_stacks(max_k=1, acute=self.acute))).weighted([1.0])
-            found = self.merged(stack, self.neutral)
-            self._demand_close(found, stack.updates[0], rounding_scale(stack), "one adapter must come back unchanged")
+            merged = self.merged(stack, self.neutral)
+            self._demand_close(merged, stack.updates[0], rounding_scale(stack), "one adapter must be unchanged")
 
     @LAW
     @given(data=st.data(), seed=st.integers(0, 1000))
@@ -152,8 +152,8 @@ class MergeMethodLaws:
             names=tuple(stack.names[i] for i in order),
             statistics=tuple(stack.statistics[i] for i in order) if stack.statistics else (),
         )
-        found = self.merged(other)
-        self._demand_close(found, self.merged(stack), rounding_scale(stack), f"order {order} must not matter")
+        merged = self.merged(other)
+        self._demand_close(merged, self.merged(stack), rounding_scale(stack), f"order {order} must not matter")
 
     @LAW
     @given(data=st.data())
@@ -161,19 +161,19 @@ class MergeMethodLaws:
         """Nothing comes from nothing."""
         stack = self._one_rank(self.drawn(data))
         zero = _map(stack, lambda u: LowRank(b=torch.zeros_like(u.b), a=u.a, scale=u.scale))
-        found = self.merged(zero)
-        _demand(found.shape == stack.shape, f"the shape must be {stack.shape}, got {found.shape}")
-        _demand(not bool(found.dense().any()), "zero adapters must give zero")
+        merged = self.merged(zero)
+        _demand(merged.shape == stack.shape, f"the shape must be {stack.shape}, got {merged.shape}")
+        _demand(not bool(merged.dense().any()), "zero adapters must give zero")
 
     @LAW
-    @given(data=st.data(), place=st.integers(0, 3))
-    def test_how_an_adapter_is_zero_does_not_matter(self, data: st.DataObject, place: int) -> None:
+    @given(data=st.data(), index=st.integers(0, 3))
+    def test_how_an_adapter_is_zero_does_not_matter(self, data: st.DataObject, index: int) -> None:
         """B = 0, A = 0, a scale of 0, and a module that the adapter lacks are one delta."""
         if self.max_k < 2:
             return
         stack = self._one_rank(self.drawn(data, min_k=2))
-        place %= len(stack.updates)
-        update = stack.updates[place]
+        index %= len(stack.updates)
+        update = stack.updates[index]
         assert isinstance(update, LowRank)  # noqa: S101
         nothing = LowRank(b=torch.zeros_like(update.b), a=torch.zeros_like(update.a))
         others: list[Update] = []
@@ -183,12 +183,12 @@ class MergeMethodLaws:
             others.append(_as_dense(nothing))
 
         def with_zero(zero: Update) -> Stack:
-            return replace(stack, updates=(*stack.updates[:place], zero, *stack.updates[place + 1 :]))
+            return replace(stack, updates=(*stack.updates[:index], zero, *stack.updates[index + 1 :]))
 
-        wanted, size = self.merged(with_zero(nothing)), rounding_scale(stack)
+        expected, size = self.merged(with_zero(nothing)), rounding_scale(stack)
         for zero in others:
-            found = self.merged(with_zero(zero))
-            self._demand_close(found, wanted, size, "a zero delta must count alike whatever makes it zero")
+            merged = self.merged(with_zero(zero))
+            self._demand_close(merged, expected, size, "a zero delta must count the same, however it is zero")
 
     @LAW
     @given(data=st.data(), power=st.sampled_from([-20, -3, 1, 10]))
@@ -197,8 +197,8 @@ class MergeMethodLaws:
         if self.homogeneous:
             stack = self._one_rank(self.drawn(data))
             once = self.merged(stack)
-            found = self.merged(_map(stack, lambda u: u * 2.0**power)) * 2.0**-power
-            self._demand_close(found, once, rounding_scale(stack), f"m(c x) must be c m(x) for c = 2^{power}")
+            merged = self.merged(_map(stack, lambda u: u * 2.0**power)) * 2.0**-power
+            self._demand_close(merged, once, rounding_scale(stack), f"m(c x) must be c m(x) for c = 2^{power}")
 
     @LAW
     @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
@@ -214,32 +214,34 @@ class MergeMethodLaws:
             return LowRank(b=update.b @ (q * stretch), a=(q / stretch).T @ update.a, scale=update.scale)
 
         stack = self.drawn(data)
-        found = self.merged(_map(stack, turned))
-        self._demand_close(found, self.merged(stack), rounding_scale(stack), "(B R, R^-1 A) must merge as (B, A) does")
+        merged = self.merged(_map(stack, turned))
+        self._demand_close(merged, self.merged(stack), rounding_scale(stack), "(B R, R^-1 A) must merge as (B, A) does")
 
     @LAW
     @given(data=st.data())
     def test_dense_and_factored_adapters_merge_alike(self, data: st.DataObject) -> None:
-        """What a full checkpoint adds counts as what an adapter adds; a mixture too."""
+        """A delta of a full checkpoint counts as one of an adapter; a mixture too."""
         if not self.takes_dense:
             return
         stack = self.drawn(data)
-        wanted, size = self.merged(stack), rounding_scale(stack)
-        self._demand_close(self.merged(_map(stack, _as_dense)), wanted, size, "dense updates must merge as factors do")
+        expected, size = self.merged(stack), rounding_scale(stack)
+        self._demand_close(
+            self.merged(_map(stack, _as_dense)), expected, size, "dense updates must merge as factors do"
+        )
         mixed = replace(stack, updates=(Dense(w=stack.updates[0].dense()), *stack.updates[1:]))
-        self._demand_close(self.merged(mixed), wanted, size, "a dense update among factors must merge as factors do")
+        self._demand_close(self.merged(mixed), expected, size, "one dense update must merge as factors do")
 
     @LAW
     @given(data=st.data())
     def test_an_additive_method_is_the_sum_over_its_adapters(self, data: st.DataObject) -> None:
-        """What an adapter gives does not depend on those beside it."""
+        """An adapter's part does not depend on the other adapters."""
         if not self.additive:
             return
         stack = self.drawn(data)
         total = torch.zeros(stack.shape, dtype=torch.float64)
         each = zip(stack.updates, stack.weights, stack.names, stack.places, strict=True)
-        for update, weight, name, place in each:
-            alone = replace(stack, updates=(update,), weights=(weight,), names=(name,), places=(place,))
+        for update, weight, name, index in each:
+            alone = replace(stack, updates=(update,), weights=(weight,), names=(name,), places=(index,))
             total += self.merged(alone).dense()
         self._demand_close(self.merged(stack), total, rounding_scale(stack), "all must be the sum of each alone")
 
@@ -270,7 +272,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data(), state=st.integers(0, 2**32 - 1))
     def test_equal_inputs_give_equal_bytes(self, data: st.DataObject, state: int) -> None:
-        """Whatever the state of torch's own random numbers, which stays as it is."""
+        """The state of torch's random numbers has no effect and does not change."""
         stack = self._one_rank(self.drawn(data))
         one = self.merged(stack)
         with torch.random.fork_rng(devices=[]):
@@ -286,12 +288,12 @@ class MergeMethodLaws:
         """Zeros, ties, copies and rank above the sides included."""
         stack = self._one_rank(self.prepared(data.draw(messy_stacks(max_k=self.max_k), label="stack")))
         try:
-            found = self.merged(stack)
+            merged = self.merged(stack)
         except ValueError as error:
             _demand(len(str(error).strip().splitlines()) == 1, f"a refusal must be one line, got {error!r}")
             return
-        _demand(found.shape == stack.shape, f"the shape must be {stack.shape}, got {found.shape}")
-        _demand(bool(torch.isfinite(found.dense()).all()), "finite adapters must give a finite merge")
+        _demand(merged.shape == stack.shape, f"the shape must be {stack.shape}, got {merged.shape}")
+        _demand(bool(torch.isfinite(merged.dense()).all()), "finite adapters must give a finite merge")
 
     @pytest.mark.parametrize(
         ("given_dtype", "expected"),
@@ -307,14 +309,14 @@ class MergeMethodLaws:
     ) -> None:
         """Half precision is for storage only."""
         stack = _map(self.fixed((6, 5)), lambda u: _cast(u, given_dtype))
-        found = self.merged(stack)
-        _demand(found.dense().dtype == expected, f"{given_dtype} must give {expected}, got {found.dense().dtype}")
+        merged = self.merged(stack)
+        _demand(merged.dense().dtype == expected, f"{given_dtype} must give {expected}, got {merged.dense().dtype}")
         wide = self.merged(_map(stack, lambda u: _cast(u, torch.float64)))
-        error, size = float((found.dense().double() - wide.dense()).norm()), rounding_scale(stack)
+        error, size = float((merged.dense().double() - wide.dense()).norm()), rounding_scale(stack)
         _demand(error <= 1e-4 * size, f"float32 must come near float64; they differ by {error:.3g} of {size:.3g}")
 
     def test_adapters_of_several_dtypes_merge_in_the_widest(self) -> None:
-        """The result is that of adapters cast up first."""
+        """The result equals the merge of adapters that are cast up first."""
         stack = self.fixed((6, 5))
         first = stack.updates[0]
         assert isinstance(first, LowRank)  # noqa: S101
@@ -332,10 +334,10 @@ class MergeMethodLaws:
             stack = _map(stack, _as_dense)
         whole = self.merged(stack)
         monkeypatch.setattr(stack_module, "BLOCK", block)
-        found = self.merged(stack)
-        self._demand_close(found, whole, rounding_scale(stack), "the size of the blocks must not matter")
+        merged = self.merged(stack)
+        self._demand_close(merged, whole, rounding_scale(stack), "the size of the blocks must not matter")
         if self._is_entrywise and self.takes_dense:
-            _demand(_same_bytes(found, whole), "the size of the blocks must not change a byte")
+            _demand(_same_bytes(merged, whole), "the size of the blocks must not change a byte")
 
     def test_the_number_of_threads_does_not_matter(self) -> None:
         """One thread and two give one result; the matrix is large enough to be shared out."""

@@ -42,13 +42,13 @@ def generic(
     scales: tuple[float, ...] = (1.0, 0.5, -2.0, 3.25),
     acute: bool = False,
 ) -> Stack:
-    """Return a stack of updates with normal factors in float64: no two entries are equal, and none is zero.
+    """Return a stack of updates with normal factors in float64: entries differ and are not zero.
 
     Args:
-        shape: Of every update.
+        shape: Shape of every update.
         ranks: One per update.
         weights: One per update.
-        seed: Of the entries.
+        seed: Seed of the entries.
         scales: One per update, from the front.
         acute: Whether all updates share a large part, so that no angle between them is near a right one; scales are
             then taken by size.
@@ -102,7 +102,7 @@ def generic_stacks(
 
 @st.composite
 def messy_stacks(draw: st.DrawFn, *, max_k: int = 4, max_side: int = 6, max_rank: int = 4) -> Stack:
-    """Stacks of what adapters hold in the worst case: zeros, ties, one update twice, scales of zero, odd weights."""
+    """Stacks of the worst cases among adapters: zeros, ties, one update twice, scales of zero, odd weights."""
     k = draw(st.integers(1, max_k))
     out, into = draw(st.integers(1, max_side)), draw(st.integers(1, max_side))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
@@ -129,11 +129,11 @@ def with_statistics(stack: Stack, kind: Literal["out in", "in in"] | None) -> St
         return stack
     generator = torch.Generator().manual_seed(11)
     out, into = stack.shape
-    found = [
+    statistics = [
         normal(out, into, generator).square() + 0.1 if kind == "out in" else x.T @ x
         for x in (normal(2 * into + 3, into, generator) for _ in stack.updates)
     ]
-    return replace(stack, statistics=tuple(found))
+    return replace(stack, statistics=tuple(statistics))
 
 
 def rounding_scale(stack: Stack) -> float:

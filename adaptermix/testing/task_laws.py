@@ -138,9 +138,7 @@ class TaskLaws:
             counts = [metric.count(row, answer) for row in rows for answer in (self.task.answer(row), "")]
             sums = np.array([count for count in counts if count is not None], dtype=np.float64)
             together, alone = metric.value(sums), [float(metric.value(each)) for each in sums]
-            assert np.allclose(together, alone), (
-                f"{metric.name} of a batch of sums must equal each value"
-            )
+            assert np.allclose(together, alone), f"{metric.name} of a batch of sums must equal each value"
 
     def test_labels_are_the_answers(self, rows: Sequence[Any]) -> None:
         """A classification head tells apart what the task's answers are."""
