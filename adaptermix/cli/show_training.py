@@ -8,8 +8,7 @@ from .console import Console
 
 if TYPE_CHECKING:
     from ..options import AlignSettings, TrainingSettings
-    from ..training.least_squares import FitReport
-    from ..training.run import TrainReport
+    from ..training.report import FitReport, TrainReport
 
 
 def show(
@@ -76,7 +75,7 @@ def _show_fit(report: FitReport, console: Console) -> None:
 
 def show_align(report: TrainReport | FitReport, settings: AlignSettings, console: Console) -> None:
     """Show how an alignment was trained, or computed in closed form."""
-    from ..training.least_squares import FitReport
+    from ..training.report import FitReport
 
     if isinstance(report, FitReport):
         _show_fit(report, console)

@@ -8,13 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from .fields import Device, Dtype, Positive, Quantize, check_text
+from .registries import TASKS
 from .roles import Panel, Reads, Role, Writes
 
 ALLOW_TESTED = (
     "take dev, training and calibration files that were evaluated as test, else refused; the manifest says so"
 )
 BASE = "base model: folder or Hub id, with @REVISION if wanted"
-TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
+TASK = f"task: {', '.join(TASKS.own)}, or one of another package"
 
 
 class Settings(BaseModel):
