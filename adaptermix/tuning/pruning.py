@@ -21,7 +21,8 @@ from typing import Any
 
 from ..commands.recipes import Step
 from ..errors import ConfigError
-from ..options.roles import Role, marked
+from ..options import TrainingSettings
+from ..options.roles import DEV, Role, marked, used_for
 from ..progress import Advance, Look, Watcher
 from .plan import Planned
 from .report import Pruned
@@ -134,8 +135,7 @@ class Listener:
 
 def looks_at_dev(step: Step) -> bool:
     """Return whether a step is training that looks at dev data."""
-    has_dev = any(getattr(step.settings, name, None) for name in ("dev", "dev_pairs"))
-    return step.command.startswith("train-") and has_dev
+    return isinstance(step.settings, TrainingSettings) and DEV in used_for(step.settings)
 
 
 def check_looks(recipe: Path, planned: Iterable[Planned]) -> str | None:
