@@ -4,7 +4,7 @@ Training stops at a look at dev data if its best value so far is worse than the 
 training had at the same step. Its first look stops nothing, nor does any look with fewer than four others at its step.
 Stopped training counts up to its last look. Only looks that measure the same thing are compared: the share of dev pairs
 that find each other in a batch, which no temperature changes, or the loss of a task's dev rows; with equal layer, batch
-size, length of training, and so on (`SAME`).
+size, length of training, and so on (`Role.DEV_CURVE`).
 
 Reference: Golovin et al., Google Vizier, KDD 2017, section 3.2.
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 from ..commands.recipes import Step
 from ..errors import ConfigError
+from ..options.roles import Role, marked
 from ..progress import Advance, Look, Watcher
 from ..weight_search.storage import median_trial, quiet
 from .plan import RecipeCandidate
@@ -29,10 +30,6 @@ from .report import Pruned
 
 EARLIER = 4
 """Fewest other values at a step for training to be stopped there."""
-SAME = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
-SAME |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows"}
-SAME |= {"batch_size", "accumulate", "steps", "epochs", "alternate", "discard"}
-"""Settings that decide what a look measures, and how much training there was before its step."""
 
 Report = Callable[[int, float], None]
 """Callback `(step, value)` with a candidate's intermediate score; higher is better."""
@@ -141,7 +138,8 @@ def check_looks(recipe: Path, candidates: Iterable[RecipeCandidate]) -> str | No
     values: dict[str, set[str]] = {}
     for candidate in candidates:
         for step in filter(looks_at_dev, candidate.steps):
-            for name, value in step.settings.model_dump(mode="json", include=SAME).items():
+            same = marked(step.settings, Role.DEV_CURVE)
+            for name, value in step.settings.model_dump(mode="json", include=same).items():
                 text = json.dumps(value).replace(json.dumps(str(candidate.folder))[1:-1], "")
                 values.setdefault(f"{step.command}.{name}", set()).add(text)
     if not values:

@@ -16,13 +16,13 @@ from ..commands.step_record import fingerprint_of_id
 from ..errors import OutputError
 from ..io.disk import sync, sync_tree
 from ..io.files import beside, has_edited_card, listed_files, partial_path, real_path, write_whole
-from ..options import READ, Settings
+from ..options import Settings
 from ..options.paths import digest, paths_of, written_paths
+from ..options.roles import Reads, Role, Writes, marked, marks_of, values_of
 from ..progress import SILENT, Watcher
-from .pruning import SAME, Curve, PruningWatcher, Report, Stopped, ignore
+from .pruning import Curve, PruningWatcher, Report, Stopped, ignore
 from .report import Pruned, shown
 
-_WHERE = {"out", "overwrite", "resume", "dry_run"}
 _RECORD = "steps.json"
 _IDENTITY = ("vary", "recipe", "sampler", "seed", "prune")
 
@@ -226,7 +226,8 @@ def identities(steps: Sequence[Step], folder: Path) -> list[tuple[str, str]]:
     made: dict[str, str] = {}
     keys = []
     for step in steps:
-        keys.append((_key(step, folder, made), _key(step, folder, made, only=SAME)))
+        same = marked(step.settings, Role.DEV_CURVE)
+        keys.append((_key(step, folder, made), _key(step, folder, made, only=same)))
         if target := getattr(step.settings, "out", None):
             made[target] = keys[-1][0]
     return keys
@@ -255,26 +256,26 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _key(step: Step, folder: Path, made: Mapping[str, str], only: set[str] | None = None) -> str:
     """Return a hash of a step's settings, the content of its inputs, and the keys of the steps that made inputs."""
-    settings = step.settings.model_dump(mode="json", include=only, exclude=_WHERE)
+    files = marks_of(step.settings, Writes)
+    without_effect = {*marked(step.settings, Role.HANDLING), *(name for name in files if files[name].form is None)}
+    settings = step.settings.model_dump(mode="json", include=only, exclude=without_effect)
     text = json.dumps(settings, sort_keys=True)
     for path in sorted(made, key=len, reverse=True):
         text = text.replace(json.dumps(path)[1:-1], made[path])
     # Files next to an adapter are not copied from another candidate, so a step that writes some is not shared.
-    if not any(settings.get(name) for name in ("predictions", "plot", "csv", "markdown")):
+    if not any(settings.get(name) for name in files):
         text = text.replace(json.dumps(str(folder))[1:-1], "${out}")
-    files = _files(step.settings, folder, only)
-    return hashlib.sha256(f"{step.command} {text} {files}".encode()).hexdigest()
+    inputs = _files(step.settings, folder, only)
+    return hashlib.sha256(f"{step.command} {text} {inputs}".encode()).hexdigest()
 
 
 def _files(settings: Settings, folder: Path, only: set[str] | None) -> list[tuple[str, str | None]]:
     """Return name and content hash of the files and folders outside the candidate's folder that a step reads."""
     files: list[tuple[str, str | None]] = []
-    for name in sorted(READ & set(type(settings).model_fields) & (only or READ)):
-        value: Any = getattr(settings, name)
-        for argument in value if isinstance(value, list) else [value]:
-            paths = paths_of(str(argument)) if argument is not None else []
-            outside = [path for path in paths if not real_path(path).is_relative_to(real_path(folder))]
-            files += [(str(path), digest(path)) for path in outside]
-            if not paths and (weights := fingerprint_of_id(str(argument))):
-                files.append((str(argument), weights))
+    for argument in values_of(settings, [name for name in marks_of(settings, Reads) if only is None or name in only]):
+        paths = paths_of(argument)
+        outside = [path for path in paths if not real_path(path).is_relative_to(real_path(folder))]
+        files += [(str(path), digest(path)) for path in outside]
+        if not paths and (weights := fingerprint_of_id(argument)):
+            files.append((argument, weights))
     return files
