@@ -186,9 +186,8 @@ def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> clic
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
         help_text = help_text.replace("[default: True]", "[default: yes]")
     if choices := _mark(field, OneOf):
-        kind["metavar"] = (
-            f"[{'|'.join(choices.choices)}]"  # other packages may add to them: the options check the value
-        )
+        # Other packages may add to these names, so the options check the value.
+        kind["metavar"] = f"[{'|'.join(choices.choices)}]"
     own = _mark(field, Flag) or Flag()
     if own.metavar and kind.get("multiple"):
         kind["metavar"] = own.metavar
