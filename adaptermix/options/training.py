@@ -80,6 +80,9 @@ class TrainingSettings(Placed, Written):
     patience: Positive | None = Field(
         None, description="stop after so many looks at the dev loss without a new best, and keep the best"
     )
+    log_with: Literal["tensorboard", "wandb", "trackio"] | None = Field(
+        None, description="tracker that receives losses and dev values; tensorboard writes to runs/ next to --out"
+    )
     allow_tested: bool = Field(False, description=ALLOW_TESTED)
 
     _sound_training = model_validator(mode="after")(checks.sound_training)
