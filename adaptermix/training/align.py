@@ -13,7 +13,7 @@ from ..models.base import BaseModel, keep_blocks
 from ..models.eval_mode import evaluating, loras_off
 from ..models.pooling import Standards, mean_cosine, require_pooling
 from ..options import AlignSettings, JointSettings
-from ..options.checks import MOVING
+from ..options.training import MOVING
 from ..progress import SILENT, Watcher
 from ..tasks.data import Pair
 from .distil import AlignmentLoss, BothLosses, DistilLoss

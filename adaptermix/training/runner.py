@@ -21,6 +21,7 @@ from ..io.files import check_output
 from ..models.base import BaseModel, files_of
 from ..models.positions import within_positions
 from ..options import TrainingSettings
+from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..publish.output import write_output
@@ -39,9 +40,6 @@ from .start_from import fit_start, open_start, values_of
 from .trainer import Loss, Together, Trainer, count_steps
 
 S = TypeVar("S", bound=TrainingSettings)
-
-# settings that do not change the result
-_CIRCUMSTANCES = {"out", "overwrite", "resume", "dry_run", "checkpoint_every", "shard_base", "allow_tested", "log_with"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -304,7 +302,7 @@ def _manifest(objective: Objective[S], trainer: Trainer, entries: Mapping[str, A
 
 def plain(settings: TrainingSettings) -> dict[str, Any]:
     """Return the settings that decide the result, as plain data."""
-    return settings.model_dump(mode="json", exclude=_CIRCUMSTANCES)
+    return settings.model_dump(mode="json", exclude={"out", *marked(settings, Role.HANDLING, Role.SCHEDULING)})
 
 
 def first_draw(seed: int, command: str) -> int:

@@ -117,7 +117,7 @@ def test_two_trainings_into_one_output_do_not_run_together(own: dict[str, Any], 
     thread.start()
     try:
         assert held.wait(60)
-        with pytest.raises(OutputError, match="one process at a time may work on"):
+        with pytest.raises(OutputError, match="another process is working on"):
             train_task(TaskSettings(**given | {"base": "no/such-model"}, overwrite=True))
     finally:
         done.set()
