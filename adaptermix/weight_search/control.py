@@ -128,11 +128,12 @@ def random_adapters(sources: Sequence[AdapterSource], *, seed: int, number: int 
             own = Path(folder) / f"random-{place}"
             own.mkdir()
             state = source.read()
-            updates = {
-                module: random_update(update, seed=seed, key=f"control {number} {place}", module=module)
-                for module, update in state.updates.items()
+            key = f"control {number} {place}"
+            modules = {
+                path: replace(module, update=random_update(module.update, seed=seed, key=key, module=path))
+                for path, module in state.modules.items()
             }
-            write_adapter(own, replace(state, updates=updates), compact=True)
+            write_adapter(own, replace(state, modules=modules), compact=True)
             found.append(open_adapter(own))
         yield found
 
