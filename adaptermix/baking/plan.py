@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters.convert import dora_delta, find_weight, without_copies
-from ..algebra import Dense, LowRank, Update
+from ..adapters.base_weights import find_weight, without_copies
+from ..algebra import Dense, Update
 from ..checkpoints.formats import FORMATS, Quantized
 from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
 from ..checkpoints.reading import FLOATS, config_of
@@ -20,10 +21,10 @@ from ..errors import ModelError, PlanError
 from ..io.checkpoint_files import Checkpoint
 from ..io.files import check_not_input, check_output
 from ..io.fingerprints import fingerprint
-from ..merging.dense import as_weight, is_turned, weight_shape
+from ..merging.base_tensors import as_weight, is_transposed, untied, weight_names, weight_shape
 from ..merging.execute import merge_module
-from ..merging.into_base import untied, weight_names
 from ..merging.merge_adapters import check_trained_on, make_plan
+from ..merging.merge_options import MergeOptions
 from ..merging.plan import MergePlan
 from ..models.base import pick_device
 from ..models.quantization import identity, skipped_modules
@@ -92,15 +93,18 @@ class BakePlan:
 
     def update(self, name: str) -> Update:
         """Return the sum of the adapters' updates of a weight, on the CPU; that of a DoRA depends on the weight."""
-        found = merge_module(self.merge, self.names[name], device=self.device)
-        if found.magnitude is None or not isinstance(found.update, LowRank):
-            return found.update
+        merged, _ = merge_module(self.merge, self.names[name], device=self.device)
+        if isinstance(merged, Dense):
+            return merged
+        kind = self.merge.sum_kind
+        return merged.update if kind is None else kind.delta(merged, partial(self._weight, name))
+
+    def _weight(self, name: str) -> Tensor:
+        """Return the weight [out in] that the delta is computed for: of the codes, where these are the result."""
         if name in self.linear and self.strategy != "merge-16":
-            weight = self.quantized(name).weight().cpu()
-        else:
-            stored = self.checkpoint.load(name).float()
-            weight = stored.T if self.is_turned(name) else stored
-        return Dense(w=dora_delta(weight, found.update, found.magnitude))
+            return self.quantized(name).weight().cpu()
+        stored = self.checkpoint.load(name).float()
+        return stored.T if self.is_turned(name) else stored
 
     def quantized(self, name: str) -> Quantized:
         """Return a weight of the base as its quantised form has it: read where that is the base, else rounded."""
@@ -113,11 +117,11 @@ class BakePlan:
     def delta(self, name: str, update: Update) -> Tensor:
         """Return an update as the base stores the weight, in float32, where it is computed on."""
         shape = self.checkpoint.tensors[name].shape
-        return as_weight(update.dense(), shape, turned=self.is_turned(name)).float().to(self.device)
+        return as_weight(update.dense(), shape, transposed=self.is_turned(name)).float().to(self.device)
 
     def is_turned(self, name: str) -> bool:
         """Whether the base stores a weight as [in out]."""
-        return is_turned(self.merge, self.names[name])
+        return is_transposed(self.merge, self.names[name])
 
     @property
     def asked_dtype(self) -> torch.dtype | None:
@@ -146,12 +150,13 @@ def prepare(settings: BakeSettings) -> BakePlan:
         check_output(out, overwrite=settings.overwrite)
         check_not_input(out, [settings.base, *settings.adapter])
     parse_size(settings.shard_size)
-    merge = make_plan(
-        settings.adapter,
+    options = MergeOptions(
+        adapters=settings.adapter,
         weights=[1.0] * len(settings.adapter),
         base=settings.base,
         allow_base_mismatch=settings.allow_base_mismatch,
     )
+    merge = make_plan(options)
     if merge.checkpoint is None:
         raise PlanError("a base model is needed to bake into, and none is given. Pass --base MODEL.")
     checkpoint = as_whole(merge.checkpoint)

@@ -258,7 +258,7 @@ def _write_beside(folder: Path, plan: BakePlan, work: Work) -> None:
         targets=TargetSpec(modules=tuple(sorted(work.beside))),
     )
     # Beside a quantised base the size is what counts, so each module keeps the rank that it needs.
-    write_adapter(folder, AdapterState(meta=meta, updates=work.beside), dtype=work.beside_dtype, compact=True)
+    write_adapter(folder, AdapterState.of_updates(meta, work.beside), dtype=work.beside_dtype, compact=True)
 
 
 def _tried(plan: BakePlan, work: Work, watch: Watcher) -> int:
