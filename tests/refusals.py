@@ -1,4 +1,4 @@
-"""Errors are recognised by their codes: texts may be reworded, and stand in tests/messages.json."""
+"""Errors are recognised by their codes: texts may be reworded, and tests/messages.json lists them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from adaptermix.errors import AdapterMixError, InvalidValueError, codes_of
 
 
 @contextmanager
-def refuses(*codes: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
-    """Expect an error of the package that reports one of these codes.
+def refuses(expected: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """Expect an error of the package with a code, whose message names some values.
 
     Args:
-        codes: Codes, such as "rank.too-small"; several where one test has inputs that fail in different ways.
+        expected: The code, such as "rank.too-small". Where the values in the message matter, ": " and a regular
+            expression that is found in the message follow: "row.tag: x.jsonl:3.*'B'".
     """
-    with pytest.raises((AdapterMixError, InvalidValueError, ValidationError)) as caught:
+    code, _, values = expected.partition(": ")
+    with pytest.raises((AdapterMixError, InvalidValueError, ValidationError), match=values or None) as caught:
         yield caught
-    assert set(codes) & set(codes_of(caught.value)), f"expected {codes}, got {codes_of(caught.value)}: {caught.value}"
+    assert code in codes_of(caught.value), f"expected {code}, got {codes_of(caught.value)}: {caught.value}"
