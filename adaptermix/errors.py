@@ -1,7 +1,7 @@
-"""The errors of the package, by kind.
+"""The exceptions of this package.
 
-Each message says what must hold, what was found and what to do. Each error has a code that stays the same when its
-message is reworded: a dotted area and a few words, such as "rank.too-small". tests/messages.json lists all of them.
+Every message states the requirement, the value found, and what to do. Every exception has a code that stays the same
+when its message is reworded: an area and a few words, such as "rank.too-small". tests/messages.json lists them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Controls, marks of text direction, line separators and lone surrogates: they act on a terminal, or cannot be encoded.
-# The two joiners (U+200C, U+200D) stay, since words of Persian and of Indic languages hold them.
+# Controls, marks of text direction, line separators and lone surrogates change a terminal or cannot be encoded.
+# The two joiners (U+200C, U+200D) stay, since words of Persian and of Indic languages contain them.
 UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -19,11 +19,11 @@ UNSAFE = re.compile(
 
 
 def escaped(text: str, *, keep: str = "") -> str:
-    r"""Return a text with its control characters and the like written as in Python, such as `\x1b`.
+    r"""Return a text with its control characters written as in Python, such as `\x1b`.
 
     Args:
         text: Any text.
-        keep: Characters to leave as they are, such as line ends.
+        keep: Characters to leave unchanged, such as line ends.
     """
     return UNSAFE.sub(
         lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode("ascii"), text
@@ -31,10 +31,10 @@ def escaped(text: str, *, keep: str = "") -> str:
 
 
 def shown(text: object, limit: int = 200) -> str:
-    """Return text from a file or another program as a message may hold it: one line, escaped, and cut to a length.
+    """Return text from a file or another program for use in a message: one line, escaped, and cut to a limit.
 
     Args:
-        text: Any object; its `str` is shown.
+        text: Any object; its `str` is used.
         limit: Most characters.
     """
     line = escaped(" ".join(str(text).split()))
@@ -42,7 +42,7 @@ def shown(text: object, limit: int = 200) -> str:
 
 
 def cut(text: str, limit: int = 3000) -> str:
-    """Return a text that keeps its beginning and its end, where a message says what to do, if it is too long.
+    """Return a text; one that is too long loses its middle, since the end of a message says what to do.
 
     Args:
         text: Any text.
@@ -55,7 +55,7 @@ def cut(text: str, limit: int = 3000) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest known name, or nothing if none is near."""
+    """Return " Did you mean 'x'?" for the closest known name, or an empty text if no name is close."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, list(known), n=1)
@@ -109,15 +109,15 @@ class InvalidValueError(Coded, ValueError):
 
 
 class AdapterMixError(Coded):
-    """The work could not be done; the message says why and what to do."""
+    """Base class. The message explains why the work failed and how to fix it."""
 
 
 class PlanError(AdapterMixError):
-    """The request contradicts itself (a wrong count of weights, an impossible rank)."""
+    """The arguments contradict each other (a wrong number of weights, an impossible rank)."""
 
 
 class UsageError(PlanError):
-    """An option has a value that it can never have (an unknown task, weights that are no numbers)."""
+    """An option has an invalid value (an unknown task, weights that are not numbers)."""
 
 
 class IncompatibleAdapters(AdapterMixError):  # noqa: N818  (the field calls it that)
@@ -125,7 +125,7 @@ class IncompatibleAdapters(AdapterMixError):  # noqa: N818  (the field calls it 
 
 
 class AdapterFormatError(AdapterMixError):
-    """An adapter folder is damaged, or holds something that would be lost in silence."""
+    """An adapter folder is damaged, or has content that would be dropped without a message."""
 
 
 class DataError(AdapterMixError):
@@ -133,7 +133,7 @@ class DataError(AdapterMixError):
 
 
 class ModelError(AdapterMixError):
-    """A base model cannot be loaded or is of a kind that the work does not support."""
+    """A base model cannot be loaded, or is of an unsupported kind."""
 
 
 class OutputError(AdapterMixError):
@@ -149,10 +149,10 @@ class PublishError(AdapterMixError):
 
 
 class ToldElsewhere(AdapterMixError):  # noqa: N818  (it is not the fault itself)
-    """The work failed in several processes, and another one says why.
+    """The work failed in several processes, and another process reports the reason.
 
     Args:
-        message: What went wrong here.
+        message: The error in this process.
         interrupted: A signal ended the work.
         code: Names the failure.
     """

@@ -161,3 +161,12 @@ def test_importing_loads_nothing_that_is_not_needed(code: str, heavy: str) -> No
     code += f"; import sys; print([name for name in {heavy.split()} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert (found.stdout.strip(), found.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_import_what_exists(path: Path) -> None:
+    """No test runs the benchmarks, and most of their imports are inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("adaptermix"):
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], node.module
