@@ -13,12 +13,12 @@ from collections.abc import Callable
 from itertools import permutations
 
 import torch
+from adaptermix.data import read_parallel
+from adaptermix.settings import RetrieveSettings
 from torch import Tensor
 
-from adaptermix.data import read_parallel
 from adaptermix.evaluation.retrieval import embed, retrieve_with
 from adaptermix.models import load_base
-from adaptermix.settings import RetrieveSettings
 
 
 def xsim(x: Tensor, y: Tensor, k: int = 4) -> float:
