@@ -13,8 +13,6 @@ from collections.abc import Callable
 from itertools import permutations
 
 import torch
-from adaptermix.data import read_parallel
-from adaptermix.settings import RetrieveSettings
 from torch import Tensor
 
 from adaptermix.evaluation.retrieval import embed, retrieve_with
