@@ -70,6 +70,7 @@ BY_HAND = {
         "auto classes tokens span": "the_head_of_each_task",
         "none": "encoders_get_a_head_and_language_models_answer",
     },
+    "log_with": {"tensorboard wandb trackio": "what_a_tracker_receives"},
     "alternate": {"step batch sum": "whose_turn_each_batch_is what_each_batch_adds_to_the_loss_of_its_step"},
     "select": {
         "task align": "one_objective_does_not_decide_for_the_other_unless_asked",
