@@ -151,8 +151,9 @@ class _Search(VariadicCommand):
 def search(settings: SearchSettings, console: Console) -> None:
     """Find weights."""
     from ..publish.output import size_sentence
-    from ..weight_search import CONTROL_NAME, search_dry, shown
     from ..weight_search import search as work
+    from ..weight_search import search_dry, shown
+    from ..weight_search.control import NAME
 
     if settings.dry_run:
         document = search_dry(settings)
@@ -164,7 +165,7 @@ def search(settings: SearchSettings, console: Console) -> None:
         )
         if settings.control and len(settings.adapters) > 1:
             draws = f"{settings.control} draw{'s' * (settings.control > 1)}"
-            console.say(f"where a gain is found, {CONTROL_NAME} would be tried on the same rows: {draws}")
+            console.say(f"where a gain is found, {NAME} would be tried on the same rows: {draws}")
         for note in document["notes"]:
             console.note(note)
         console.document(document)
@@ -183,7 +184,7 @@ def search(settings: SearchSettings, console: Console) -> None:
     alone = "task adapter alone" + " *" * (result.chosen is result.baseline)
     rows.append(_row(alone, result.baseline_score, result.baseline_languages, ""))
     if control := result.verdict.control:
-        rows.append(_row(CONTROL_NAME, control.score, control.languages, ""))
+        rows.append(_row(NAME, control.score, control.languages, ""))
     titles = ["weights", result.objective, "95 % interval", *result.baseline_languages]
     if settings.race:
         console.table([*titles, "stopped after"], rows)
