@@ -141,7 +141,7 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
 
 
 def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """SuccessiveHalving over the answers of the whole grid, with the rows of each language in another order per seed."""
+    """Race over the answers of the whole grid, with the rows of each language in another order per seed."""
     from adaptermix.weight_search.racing import SuccessiveHalving
     from adaptermix.weight_search.significance import TrialScorer
     from adaptermix.weight_search.trial_store import TrialStore
