@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptermix.commands.table import run_judge
+from adaptermix.commands.judge import run_judge
 from adaptermix.options import EvaluateSettings
 from adaptermix.tuning.report import Pruned, RecipeTrial, Tuning
 

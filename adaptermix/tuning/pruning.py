@@ -22,7 +22,8 @@ from typing import Any
 
 from ..commands.recipes import Step
 from ..errors import ConfigError
-from ..options.roles import Role, marked
+from ..options import TrainingSettings
+from ..options.roles import DEV, Role, marked, used_for
 from ..progress import Advance, Look, Watcher
 from ..weight_search.storage import median_trial, quiet
 from .plan import RecipeCandidate
@@ -124,9 +125,8 @@ class PruningWatcher:
 
 
 def looks_at_dev(step: Step) -> bool:
-    """Return whether a step trains and looks at dev data."""
-    has_dev = any(getattr(step.settings, name, None) for name in ("dev", "dev_pairs"))
-    return step.command.startswith("train-") and has_dev
+    """Return whether a step is training that looks at dev data."""
+    return isinstance(step.settings, TrainingSettings) and DEV in used_for(step.settings)
 
 
 def check_looks(recipe: Path, candidates: Iterable[RecipeCandidate]) -> str | None:

@@ -175,11 +175,12 @@ def tune(
 
 def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
     """Run one step and return its JSON document; the document of a score includes its resamples, see `run_judge`."""
-    from ..commands.table import run_judge, run_settings
+    from ..commands import recipes
+    from ..commands.judge import run_judge
 
     if isinstance(step.settings, EvaluateSettings | SearchSettings):
         return run_judge(step.settings, watch=watch)
-    return run_settings(step.settings, watch=watch)
+    return recipes.run_step(step, watch=watch)
 
 
 def _grid(checked: Checked, steps: StepCache, watch: Watcher) -> Iterator[RecipeTrial]:

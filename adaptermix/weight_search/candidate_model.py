@@ -11,9 +11,9 @@ from ..adapters import AdapterSource, AdapterState
 from ..adapters.paths import fitted
 from ..evaluation.answering import Answering
 from ..merging.attach import Attachment, MixedRowsError
-from ..merging.execute import execute
 from ..merging.on_model import acting
 from ..merging.plan import MergePlan
+from ..merging.sinks import execute
 from ..methods.base import MergeMethod, build
 from ..methods.exact import Exact
 from ..models.base import BaseModel

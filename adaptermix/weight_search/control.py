@@ -23,7 +23,6 @@ from .space import Candidate
 from .trial_store import TrialStore
 from .trials import Answers, Trial
 
-NAME = "random adapters in place of the others"
 _NUMBER = -2
 """Number of the trial of random adapters."""
 
@@ -91,11 +90,12 @@ def random_adapters(sources: Sequence[AdapterSource], *, seed: int, number: int 
             path = Path(folder) / f"random-{index}"
             path.mkdir()
             state = source.read()
-            updates = {
-                module: random_update(update, seed=seed, key=f"control {number} {index}", module=module)
-                for module, update in state.updates.items()
+            key = f"control {number} {index}"
+            modules = {
+                name: replace(module, update=random_update(module.update, seed=seed, key=key, module=name))
+                for name, module in state.modules.items()
             }
-            write_adapter(path, replace(state, updates=updates), compact=True)
+            write_adapter(path, replace(state, modules=modules), compact=True)
             adapters.append(open_adapter(path))
         yield adapters
 

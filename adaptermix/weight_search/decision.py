@@ -10,6 +10,7 @@ from ..evaluation.score import Score
 
 LEVEL = 0.025
 """One-sided significance level, equivalent to a 95 % interval above 0."""
+CONTROL_NAME = "random adapters in place of the others"
 
 
 def plain(scores: Mapping[str, Score]) -> dict[str, Any]:

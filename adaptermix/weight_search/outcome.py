@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..adapters import open_adapter
-from ..merging.execute import execute
 from ..merging.output_form import Shape
 from ..merging.report import MergeReport
+from ..merging.sinks import execute
 from ..methods.base import build
 from ..options import SearchSettings
 from ..provenance import manifest

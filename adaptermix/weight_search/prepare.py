@@ -12,6 +12,7 @@ from ..adapters import AdapterSource
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..io.files import check_not_input, check_output
 from ..merging.merge_adapters import make_plan
+from ..merging.merge_options import MergeOptions
 from ..merging.overrides import Override, layer_of, make_override
 from ..merging.plan import MergePlan
 from ..methods.base import build, check_depths, check_roles
@@ -80,14 +81,14 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         AdapterMixError: invalid settings, adapters or data files.
     """
     _check_paths(settings, writes=writes)
-    template = make_plan(
-        settings.adapters,
+    plain = MergeOptions(
+        adapters=settings.adapters,
         weights=[1.0] * len(settings.adapters),
-        method="exact",
         rank=settings.rank,
         allow_base_mismatch=settings.allow_base_mismatch,
         seed=settings.seed,
     )
+    template = make_plan(plain)
     for source in template.sources:
         if kinds := replace(source, saved_headers={}).beyond_linear:
             raise IncompatibleAdapters(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from .control import NAME
+from .decision import CONTROL_NAME
 from .figures import pictures
 from .space import shown
 
@@ -83,7 +83,7 @@ def _table(result: SearchResult) -> str:
 
     body = [row("task adapter alone", result.baseline_score, result.baseline_languages)]
     if control := result.verdict.control:
-        body.append(row(NAME, control.score, control.languages))
+        body.append(row(CONTROL_NAME, control.score, control.languages))
     for trial, score, scores in zip(result.trials, result.scores, result.languages, strict=True):
         style = ' class="chosen"' if trial is result.chosen else ""
         body.append(row(shown(trial.candidate), score, scores, trial.rows, style))
