@@ -42,8 +42,8 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
         )
     full = [is_checkpoint(path) for path in settings.adapters]
     if not any(full):
-        given = settings.model_dump(exclude=marked(settings, Role.LEARNING))
-        return merge(given.pop("adapters"), watch=watch, **given)
+        options = settings.model_dump(exclude=marked(settings, Role.LEARNING))
+        return merge(options.pop("adapters"), watch=watch, **options)
     if not all(full):
         raise PlanError(
             "inputs must be all adapters or all checkpoints, got both. Merge the adapters into the base first: "
