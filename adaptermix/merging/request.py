@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlanError
+from ..errors import PlanError, UsageError
 from ..io.checkpoint_files import INDEX, SINGLE
 from ..io.files import check_not_input
+from ..methods.base import build
 from ..options import MergeSettings
+from ..options.paths import holds_output
 from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from .merge_adapters import merge
@@ -20,16 +23,27 @@ def is_checkpoint(path: str | Path) -> bool:
     return not (folder / "adapter_config.json").exists() and any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
+@holds_output
 def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
-    """Merge what the settings name, and return the report.
+    """Merge what the settings name, and return the report; a method that learns its weights learns them first.
 
     Raises:
-        AdapterMixError: as `merge` and `merge_checkpoints`; PlanError for a mixture of adapters and checkpoints.
+        AdapterMixError: as `merge` and `merge_checkpoints`; UsageError for data that the method does not use; PlanError
+            for a mixture of adapters and checkpoints.
     """
+    method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
+    if method.learner:
+        module, _, function = method.learner.partition(":")
+        return getattr(import_module(module), function)(settings, watch=watch)
+    if unused := settings.changed(sorted(marked(settings, Role.LEARNING))):
+        raise UsageError(
+            f"--{unused[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
+            f"method '{method.title}' is none. Leave it out."
+        )
     full = [is_checkpoint(path) for path in settings.adapters]
     if not any(full):
-        given = settings.model_dump(exclude=marked(settings, Role.LEARNING))
-        return merge(given.pop("adapters"), watch=watch, **given)
+        options = settings.model_dump(exclude=marked(settings, Role.LEARNING))
+        return merge(options.pop("adapters"), watch=watch, **options)
     if not all(full):
         raise PlanError(
             "inputs must be all adapters or all checkpoints, got both. Merge the adapters into the base first: "

@@ -32,8 +32,9 @@ class MergeMethod(ABC):
     """Whether the result is cut to the largest rank of the inputs where no other is asked for."""
     takes_factors: ClassVar[bool] = False
     """Whether it works on the factors themselves, whose ranks must then be those of the files."""
-    is_learned: ClassVar[bool] = False
-    """Whether its weights are learned on rows of a task before anything is merged."""
+    learner: ClassVar[str] = ""
+    """For a method that learns or measures before it merges, the function that does both, as `package.module:name`: it
+    gets the merge settings and `watch`, and returns the merge report."""
     roles: ClassVar[tuple[str, ...]] = ()
     """What each adapter is, in their order, where that matters; it then takes exactly so many."""
     factor: ClassVar[str | None] = None
@@ -43,6 +44,11 @@ class MergeMethod(ABC):
     def title(self) -> str:
         """Name for messages."""
         return self.name
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the method learns or measures before it merges."""
+        return bool(self.learner)
 
     @property
     def gives_dense(self) -> bool:
@@ -148,6 +154,11 @@ def check_depths(method: MergeMethod, depths: Mapping[str, int]) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackMethod(MergeMethod):
     """A method that works entry by entry on the dense updates, as a chain of operators; its result is dense."""
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the method learns or measures before it merges."""
+        return bool(self.learner)
 
     @property
     def gives_dense(self) -> bool:

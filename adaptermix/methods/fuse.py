@@ -37,7 +37,7 @@ class Fuse(LinearMethod):
     arXiv 2005.00247.
     """
 
-    is_learned: ClassVar[bool] = True
+    learner: ClassVar[str] = "adaptermix.weight_search.gates:merge_with_gates"
 
     per: Literal["layer", "module", "adapter"] = "layer"
     steps: int = 100

@@ -29,4 +29,4 @@ class RegMeanPlus(RegMean):
     Reference: Nguyen et al., RegMean++, TMLR 2026, arXiv 2508.03121, section 3; blocks as in their release.
     """
 
-    is_learned: ClassVar[bool] = True
+    learner: ClassVar[str] = "adaptermix.weight_search.block_by_block:merge_block_by_block"

@@ -11,7 +11,7 @@ from ..errors import ConfigError, UsageError
 from ..io.files import real_path
 from ..options import EvaluateSettings
 from ..options.paths import written_paths
-from ..weight_search.parameters import Choice, Interval, Parameter, combinations, ends, read_parameter
+from ..weight_search.parameters import Choice, Interval, Parameter, combinations, read_parameter
 
 SCORES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
 """By the command of the last step: the score in its document."""
@@ -129,14 +129,3 @@ def plan(recipe: Path, vary: Vary, out: Path, overrides: Mapping[str, Any] | Non
         candidate_of(recipe, overrides or {}, settings, out, number)
         for number, settings in enumerate(candidates(vary), start=1)
     ]
-
-
-def check_ends(
-    recipe: Path, vary: Vary, out: Path, overrides: Mapping[str, Any] | None = None
-) -> list[RecipeCandidate]:
-    """Check the recipe with the ends of every range and each value, and return these candidates.
-
-    Raises:
-        ConfigError: see `plan`.
-    """
-    return plan(recipe, ends(parameters_of(vary)), out, overrides)

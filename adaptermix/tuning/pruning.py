@@ -3,8 +3,8 @@
 Training stops at a look at dev data if its best value so far is worse than the median of the best values that earlier
 training had at the same step. Its first look stops nothing, nor does any look with fewer than four others at its step.
 Stopped training counts up to its last look. Only looks that measure the same thing are compared: the share of dev pairs
-that find each other in a batch, which no temperature changes, or the loss of a task's dev rows; with equal layer, batch
-size, length of training, and so on (`Role.DEV_CURVE`).
+that find each other in a batch, which no temperature changes, or the loss of a task's dev rows; with equal settings
+of `Role.DEV_CURVE` (layer, batch size, length of training, ...).
 
 Reference: Golovin et al., Google Vizier, KDD 2017, section 3.2.
 """

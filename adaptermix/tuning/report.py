@@ -58,7 +58,7 @@ class RecipeTrial:
         high: Upper end.
         ran: Number of steps that ran; the others existed already.
         pruned: Where it was stopped, if it was.
-        resamples: Its score on the dev rows, then on resamples of them, drawn alike for all trials; empty if they are
+        resamples: Its score on the dev rows, then on resamples of them, the same for all trials; empty if they are
             not known.
         rows: Dev rows, or clusters of them, of the language that has fewest.
     """
@@ -143,7 +143,7 @@ class Tuning:
         """Find the best of the trials that were not stopped.
 
         Raises:
-            PlanError: there are none.
+            PlanError: all were stopped.
         """
         whole = [(trial.value, -number) for number, trial in enumerate(trials) if trial.value is not None]
         if not whole:

@@ -17,16 +17,16 @@ from ..io.limited_yaml import read_yaml
 from ..options import EvaluateSettings, SearchSettings
 from ..progress import SILENT, Watcher
 from ..weight_search.ask_tell import SequentialTrials
-from ..weight_search.parameters import Choice, Parameter
+from ..weight_search.parameters import Choice, Parameter, ends
 from ..weight_search.storage import fitting_sampler
-from .plan import SCORES, RecipeCandidate, Vary, candidate_of, check_ends, parameters_of, plan
+from .plan import SCORES, RecipeCandidate, Vary, candidate_of, parameters_of, plan
 from .pruning import Report, check_looks, ignore
 from .report import RecipeTrial, Tuning, shown
 from .step_cache import StepCache, check_folder, identities
 
 _TRIALS = "trials.log"
 _LEARNING = ("tpe", "random")
-"""Samplers that stopped candidates do not mislead."""
+"""Samplers that can learn from stopped candidates."""
 
 
 class TuneOptions(TypedDict, total=False):
@@ -104,7 +104,8 @@ def check(
         )
     recipe, out, parameters = Path(recipe), Path(out), parameters_of(vary)
     check_folder(out)
-    planned = (plan if trials is None else check_ends)(recipe, parameters, out, overrides)
+    # The ends of ranges stand for all candidates of a sampler.
+    planned = plan(recipe, parameters if trials is None else ends(parameters), out, overrides)
     note = check_looks(recipe, planned) if prune else None
     if sampler == "auto":
         sampler = "tpe" if prune else fitting_sampler(parameters.values())
@@ -147,12 +148,12 @@ def tune(
             `command.setting`.
         out: Folder of all candidates and of `results.json`.
         run: Runs a step; default the library's own calls. A runner of your own reports no looks at dev data, so that
-            nothing is stopped.
+            it disables `prune`.
         watch: Receives progress.
         options: `overrides`: values that all candidates share. `trials`: number of candidates that a sampler proposes,
             each once, instead of all combinations; may be raised to continue. `sampler`: `random`, `tpe`, `cmaes` or
             `gp`; `auto` is gp for up to 8 ranges, else tpe, also with `prune`. `seed`: seed of the sampler. `prune`:
-            stop candidates whose training is behind that of earlier ones, see `tuning.pruning`.
+            stop candidates whose training is behind earlier training, see `tuning.pruning`.
 
     Raises:
         AdapterMixError: the recipe is invalid, or a step failed; outputs of earlier steps stay.
@@ -173,7 +174,7 @@ def tune(
 
 
 def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
-    """Run one step and return its JSON document; that of a score includes its resamples, see `run_judge`."""
+    """Run one step and return its JSON document; the document of a score includes its resamples, see `run_judge`."""
     from ..commands import recipes
     from ..commands.judge import run_judge
 

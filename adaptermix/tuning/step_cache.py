@@ -156,7 +156,7 @@ class StepCache:
         path = Path(target)
         if self._keys.get(target) == key or not os.path.lexists(path):
             return
-        written = {str(real_path(own)) for step in steps for own in written_paths(step.settings)}
+        written = {str(real_path(output)) for step in steps for output in written_paths(step.settings)}
         known = {*self._files.get(target, ()), *(listed_files(path) or ())}
         others = [name for name in _names(path) if name not in known and str(real_path(path / name)) not in written]
         others += ["an edited README.md"] if has_edited_card(path) else []

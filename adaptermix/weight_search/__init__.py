@@ -1,7 +1,7 @@
 """Merge weights, and options of merge methods, found on a dev set."""
 
+from ..merging.request import merge_as_asked as merge_learned
 from .decision import CONTROL_NAME
-from .gates import merge_learned
 from .result import SearchResult
 from .run import search, search_dry
 from .space import shown

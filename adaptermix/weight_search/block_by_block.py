@@ -1,4 +1,4 @@
-"""`merge --method regmean-plus`: block after block, each measured behind the merged blocks before it."""
+"""`merge --method regmean-plus`: merge block by block, each with the inputs from the merged blocks before it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _UNUSED = ("pairs", "dev", "dev_pairs", "statistics")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Data:
-    """Texts, or rows of a task, of each adapter."""
+    """Texts, or rows of a task, for each adapter."""
 
     task: Task | None
     rows: Sequence[Sequence[Any]]
@@ -55,14 +55,14 @@ class _Data:
 
     @classmethod
     def read(cls, settings: MergeSettings) -> _Data:
-        given = settings.train or settings.texts
+        arguments = settings.train or settings.texts
         count = len(settings.adapters)
         if not settings.base:
             raise UsageError(f"method '{settings.method}' reads the base model's inputs: add --base MODEL.")
-        if bool(settings.train) == bool(settings.texts) or len(given) != count:
+        if bool(settings.train) == bool(settings.texts) or len(arguments) != count:
             raise UsageError(
                 f"method '{settings.method}' needs data for each adapter, in their order: pass --texts, or --train "
-                f"with --task; each takes one FILE or quoted glob per adapter, {count} here, got {len(given)}."
+                f"with --task; each takes one FILE or quoted glob per adapter, {count} here, got {len(arguments)}."
             )
         if bool(settings.train) != bool(settings.task):
             raise UsageError("--train gives rows of a task and --texts plain texts: pass --task with --train only.")
@@ -73,14 +73,14 @@ class _Data:
             option = (used or "objective").replace("_", "-")
             raise UsageError(f"method '{settings.method}' looks at inputs only: drop --{option}.")
         task = get_task(settings.task) if settings.task else None
-        found = [task.read([one], rows=settings.rows) if task else texts_of([one]) for one in given]
-        for name, (rows, _) in zip(given, found, strict=True):
+        read = [task.read([one], rows=settings.rows) if task else texts_of([one]) for one in arguments]
+        for name, (rows, _) in zip(arguments, read, strict=True):
             if not rows:
                 raise DataError(f"each adapter needs at least one {'row' if task else 'text'}, and {name} holds none.")
-        return cls(task=task, rows=[rows for rows, _ in found], files=[file for _, files in found for file in files])
+        return cls(task=task, rows=[rows for rows, _ in read], files=[file for _, files in read for file in files])
 
     def load(self, settings: MergeSettings, sources: Sequence[AdapterSource], watch: Watcher) -> BaseModel:
-        """Load the base model, with the head that adapters bring to the task."""
+        """Load the base model, with the head of the adapters for the task."""
         head = head_of(self.task, sources, [row for rows in self.rows for row in rows]) if self.task else None
         if self.task and head is None:
             require_causal(str(settings.base), f"without a head for it, task '{self.task.name}'")
@@ -89,7 +89,7 @@ class _Data:
         return base
 
     def passes(self, base: BaseModel, sources: Sequence[AdapterSource], watch: Watcher) -> list[Passes]:
-        """Return what the model reads for each adapter."""
+        """Return the forward passes of each adapter's data."""
         if self.task is None:
             return [Texts(base=base, texts=rows) for rows in self.rows]
         task, most = self.task, readable(base, _LONGEST)
@@ -101,7 +101,7 @@ class _Data:
 
 
 def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) -> MergeReport:
-    """Measure and merge the blocks in their order, then write the merge by what was measured.
+    """Collect statistics of the blocks in their order, then merge with these statistics.
 
     A dry run does everything but write.
 
@@ -112,10 +112,10 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
         check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
     data = _Data.read(settings)
-    given = settings.model_dump(exclude={"adapters", "statistics", *marked(settings, Role.LEARNING)})
-    given |= {"base": settings.base if settings.form == "dense" else None}
+    merging = settings.model_dump(exclude={"adapters", "statistics", *marked(settings, Role.LEARNING)})
+    merging |= {"base": settings.base if settings.form == "dense" else None}
     names = ("weights", "method", "options", "places", "fill", "allow_pickle", "allow_base_mismatch", "seed", "saved")
-    planned = {name: given[name] for name in names}
+    planned = {name: merging[name] for name in names}
     plan = make_plan(MergeOptions(adapters=settings.adapters, **planned))
     for source in plan.sources:
         if kinds := replace(source, saved_headers={}).beyond_linear:
@@ -128,21 +128,21 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
     plan = make_plan(MergeOptions(adapters=settings.adapters, **planned, model_modules=modules))
     with TemporaryDirectory(prefix="adaptermix-") as folder:
         with acting(base, plan.sources, heads=base.head is not None, saved=settings.saved) as attached:
-            attached.set_weights([0.0] * len(plan.sources))  # of these only the heads act
+            attached.set_weights([0.0] * len(plan.sources))  # Only the heads of these act.
             passes = data.passes(base, plan.sources, watch)
             files = _Blocks(base, plan, passes, Path(folder)).run(watch)
         entries = [file.entry() for file in data.files]
         inherited = inherit(plan.sources, calibration=entries, tested=tested)
         learned = {name: inherited[name] for name in ("calibration", "tested")}
-        # without the head that texts need none of, the model's paths are not those of an adapter that has one
+        # Texts need no head, and without it the module paths are not those of an adapter with a head.
         paths = modules if data.task else []
         learned["measured"] = {"base": base.entry(), "rows": [len(rows) for rows in data.rows]}
-        return merge(settings.adapters, statistics=files, model_modules=paths, learned=learned, watch=watch, **given)
+        return merge(settings.adapters, statistics=files, model_modules=paths, learned=learned, watch=watch, **merging)
 
 
 @dataclass(slots=True)
 class _Blocks:
-    """The blocks of a model, measured and merged in their order."""
+    """The blocks of a model, merged in their order."""
 
     base: BaseModel
     plan: MergePlan
@@ -159,36 +159,38 @@ class _Blocks:
             for number, (count, names) in enumerate(groups):
                 cut = nullcontext() if count is None else first_blocks(self.base.model, count)
                 with cut:
-                    for place, state in enumerate(states):
-                        path = self.folder / f"{place}-{number}.safetensors"
-                        write_tensors(path, self._measured(names, state, self.passes[place]))
-                        files[place].append(open_tensors(path))
+                    for index, state in enumerate(states):
+                        path = self.folder / f"{index}-{number}.safetensors"
+                        write_tensors(path, self._measured(names, state, self.passes[index]))
+                        files[index].append(open_tensors(path))
                         advance(1, names[0])
-                found = replace(self.plan, shape=Shape(), statistics=tuple(own[-1] for own in files))
-                self.merged |= {name: _factors(merge_module(found, name)[0]) for name in names}
-        return [_joined(own, self.folder / f"{place}.safetensors") for place, own in enumerate(files)]
+                plan = replace(self.plan, shape=Shape(), statistics=tuple(parts[-1] for parts in files))
+                self.merged |= {name: _factors(merge_module(plan, name)[0]) for name in names}
+        return [_joined(parts, self.folder / f"{index}.safetensors") for index, parts in enumerate(files)]
 
     def _groups(self) -> Iterator[tuple[int | None, list[str]]]:
-        """Yield how many blocks to run and which modules to merge behind them; None for modules outside the blocks."""
+        """Yield the number of blocks to run and the modules to merge there; None for modules outside the blocks."""
         path, stack = blocks(self.base.model)
         rest = list(self.plan.modules)
         for number in range(len(stack)):
-            own = [name for name in rest if name.startswith(f"{path}.{number}.")]
-            rest = [name for name in rest if name not in own]
-            if own:
-                yield number + 1, own
+            names = [name for name in rest if name.startswith(f"{path}.{number}.")]
+            rest = [name for name in rest if name not in names]
+            if names:
+                yield number + 1, names
         if rest:
             yield None, rest
 
     def _measured(self, names: Sequence[str], state: AdapterState, passes: Passes) -> Mapping[str, Tensor]:
-        """Return the statistics of modules behind the merged blocks, with one adapter alone at these modules."""
-        own = {name: state.updates[name] for name in names if name in state.updates}
+        """Return the statistics of modules behind the merged blocks, with one adapter alone on these modules."""
+        updates = {name: state.updates[name] for name in names if name in state.updates}
         modules: dict[str, Any] = {name: self.base.model.get_submodule(name) for name in names}
-        with Attachment(self.base.model, [AdapterState.of_updates(state.meta, {**self.merged, **own}, state.saved)]):
+        with Attachment(
+            self.base.model, [AdapterState.of_updates(state.meta, {**self.merged, **updates}, state.saved)]
+        ):
             firsts = read_same(self.base, "a", modules)[0]
-            asked = {first: modules[first] for first in firsts.values()}
-            found = second_moments(self.base, passes, asked, size=_ROWS_AT_ONCE)
-        return {name: found[first].cpu() for name, first in firsts.items()}
+            distinct = {first: modules[first] for first in firsts.values()}
+            moments = second_moments(self.base, passes, distinct, size=_ROWS_AT_ONCE)
+        return {name: moments[first].cpu() for name, first in firsts.items()}
 
 
 def _factors(merged: object) -> LowRank:
@@ -198,7 +200,7 @@ def _factors(merged: object) -> LowRank:
 
 
 def _joined(files: Sequence[Checkpoint], path: Path) -> Path:
-    """Return one file with the tensors of several."""
+    """Write the tensors of several files to one, and return its path."""
     homes = {name: file for file in files for name in file.tensors}
     headers: Headers = {name: (home.load(name).dtype, home.tensors[name].shape) for name, home in homes.items()}
     stream_tensors(path, headers, ((name, homes[name].load(name)) for name in file_order(headers)))

@@ -100,17 +100,17 @@ class CandidateModel:
         """Whether candidates are exact weighted sums, for which no module is merged."""
         return _is_sum(self._template)
 
-    def __call__(self, asked: Sequence[tuple[Candidate, Sequence[int]]], label: str) -> Iterator[list[str]]:
+    def __call__(self, requests: Sequence[tuple[Candidate, Sequence[int]]], label: str) -> Iterator[list[str]]:
         """Yield each candidate's answers to the rows of these indices; `label` names the progress bar."""
-        if len(asked) > 1 and self.takes_several:
+        if len(requests) > 1 and self.takes_several:
             attached = self._live
-            attached.set_several([self.plan(candidate).weights_at for candidate, _ in asked])
+            attached.set_several([self.plan(candidate).weights_at for candidate, _ in requests])
             try:
-                yield from self._answering.together([rows for _, rows in asked], attached.choose, label)
+                yield from self._answering.together([rows for _, rows in requests], attached.choose, label)
                 return
             except MixedRowsError:
                 self._mixes = True
-        for candidate, rows in asked:
+        for candidate, rows in requests:
             yield self._one(candidate, rows, label)
 
     def _one(self, candidate: Candidate, rows: Sequence[int], label: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Random adapters in place of the others: a gain that they have too does not come from the others."""
+"""Random adapters instead of the others: a gain that they have too does not come from the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def control_of(
     tries: int,
     seed: int,
 ) -> Control:
-    """Score random adapters in place of all but the first, at the weights of the chosen trial.
+    """Score random adapters instead of all but the first, at the weights of the chosen trial.
 
     The answers are stored with the trials, so that a search that continues does not compute them again.
 
@@ -83,7 +83,7 @@ def _answers(candidate: Candidate, number: int, model: CandidateModel, store: Tr
 
 @contextmanager
 def random_adapters(sources: Sequence[AdapterSource], *, seed: int, number: int = 0) -> Iterator[list[AdapterSource]]:
-    """Yield the first adapter and random ones in place of the others; `number` tells several draws of a seed apart."""
+    """Yield the first adapter and random ones instead of the others; draws of one seed differ by `number`."""
     with TemporaryDirectory(prefix="adaptermix-") as folder:
         adapters = [sources[0]]
         for index, source in enumerate(sources[1:], start=1):

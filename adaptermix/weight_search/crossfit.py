@@ -39,7 +39,7 @@ def cross_fit(
     jackknife of the bagged value, which is too large here, since equally good candidates differ in the resampled rows;
     and the spread with a fixed mixture of chosen candidates per fold, which is too small. In simulations with 3 to 50
     equally good candidates the 95 % interval contains 0 in 94 to 97 % of the searches. Few rows may all agree; then
-    the error is that of rows that gain nothing, with half a row gained and half a row lost in addition.
+    the error is the one of rows without a gain, with half a row gained and half a row lost in addition.
 
     Args:
         metric: The metric.
@@ -72,10 +72,10 @@ def cross_fit(
             pooled[language] += table[fold, chosen + 1, np.arange(len(chosen))]
             mixed[language] += np.tensordot(shares, table[fold, 1:], axes=1)
     alone = join([metric.value(table.sum(0)[0]) for table in folded.values()])
-    found = join([metric.value(table) for table in pooled.values()]) - alone
+    gains = join([metric.value(table) for table in pooled.values()]) - alone
     fixed = join([metric.value(table) for table in mixed.values()]) - alone
-    value = float(found[1:].mean())
-    variance = (_jackknife(found[1:], weights.values()) + float(fixed[1:].var())) / 2
+    value = float(gains[1:].mean())
+    variance = (_jackknife(gains[1:], weights.values()) + float(fixed[1:].var())) / 2
     most = math.inf
     if metric.ends and not is_itself:  # Metrics with ends have values in [0, 1].
         units = units_of_mean([count_units(rows) for rows in baseline.values()])
@@ -89,10 +89,10 @@ def choose(values: Values, distances: Sequence[float], rule: Rule) -> int:
     """Return the index of the candidate that a rule chooses.
 
     Args:
-        values: [candidates 1 + resamples], first the values on the rows as they are.
+        values: [candidates 1 + resamples], first the values without resampling.
         distances: Distance of each candidate from the baseline; among equally good ones the nearest is chosen.
         rule: `best`, the highest value; or `one-se`, the nearest to the baseline of those that are less than one
-            standard error below the best (Breiman et al., 1984, section 3.4.3; the error here is that of the paired
+            standard error below the best (Breiman et al., 1984, section 3.4.3; the error here is the one of the paired
             difference).
     """
     return int(_choose(values, np.asarray(distances), rule)[0])

@@ -20,7 +20,7 @@ def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """Scores of random adapters at the chosen weights, in place of all adapters but the first.
+    """Scores of random adapters at the chosen weights, instead of all adapters but the first.
 
     Args:
         tried: Number of draws; the one with the best score counts.
@@ -63,7 +63,7 @@ class Decision:
         chance: p-value, corrected for the number of candidates; see `significance.chance_of`.
         honest: The difference by cross-fitting, see `cross_fit`. Samplers have seen all rows when they proposed the
             trials, so it may still be optimistic. None after races, in which all rows have chosen the survivors.
-        control: Scores of random adapters in place of the others; None if they were not tried.
+        control: Scores of random adapters instead of the others; None if they were not tried.
     """
 
     chosen: int
@@ -79,7 +79,7 @@ class Decision:
 
     @property
     def is_found(self) -> bool:
-        """Whether it is also better than random adapters in place of the others, if these were tried."""
+        """Whether it is also better than random adapters instead of the others, if these were tried."""
         return self.is_better and not (self.control and self.control.gains_too)
 
     def document(self) -> dict[str, Any]:

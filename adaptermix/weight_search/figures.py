@@ -24,7 +24,7 @@ def coordinates(candidate: Candidate, *, pairs: bool = False) -> dict[str, Any]:
 
     Args:
         candidate: The candidate.
-        pairs: Whether weights are pairs that sum to 1, of which the first is enough.
+        pairs: Whether weights are pairs that sum to 1, so that the first is enough.
     """
     axes: dict[str, Any] = {}
     for prefix, vector in _vectors(candidate).items():
@@ -59,7 +59,7 @@ def _is_numeric(values: Sequence[Any]) -> bool:
 
 def pictures(result: SearchResult) -> dict[str, bytes]:
     """Return PNGs by name, without those that would show nothing."""
-    # A merge that existed before the search has axes of its own.
+    # A merge that existed before the search has other axes.
     searched = [index for index, trial in enumerate(result.trials) if not trial.candidate.name]
     plain = replace(
         result,
@@ -185,7 +185,7 @@ def _layers(result: SearchResult) -> Any:
 
 
 def _cost(result: SearchResult) -> Any:
-    """The best score so far against the number of rows that were asked."""
+    """The best score so far against the number of answered rows."""
     figure, plot = _plot()
     rows, best, total, top = [], [], 0, result.baseline_score.value
     for trial, score in zip(result.trials, result.scores, strict=True):

@@ -1,11 +1,12 @@
-"""What gates are learned on: labelled rows, pairs without labels, or texts without labels."""
+"""The data that gates are learned on: labelled rows, pairs without labels, or texts without labels."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,55 +31,51 @@ from .pair_rows import PairRows
 
 _LONGEST = 256
 _ROWS_AT_ONCE = 16
-
-
-class GateData(Protocol):
-    """Rows and the loss that gates follow on them."""
-
-    @property
-    def rows(self) -> Sequence[Any]:
-        """The rows."""
-
-    @property
-    def files(self) -> Sequence[DataFile]:
-        """Their files."""
-
-    @property
-    def labelled(self) -> Sequence[Any]:
-        """The rows whose labels are used."""
-
-    @property
-    def languages(self) -> Mapping[str, set[str]]:
-        """Their languages, by the role that the manifest gives them."""
-
-    def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:
-        """Return the loss of rows by their numbers.
-
-        Args:
-            base: The model, with its head if it has one.
-            attached: The adapters on it, the task adapter first.
-            template: Name of the prompt template where answers are generated.
-            watch: Receives progress and notes.
-        """
+NO_ENTROPY = (
+    "--objective entropy needs an adapter with a head: the entropy of a generated answer is not defined without the "
+    "answer. Take --objective agreement with --pairs."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledRows:
-    """Rows of the task; their loss is that of its answers."""
+class GateData(ABC):
+    """Rows and their loss.
+
+    Args:
+        task: The task.
+        rows: The rows.
+        files: Their files.
+        languages: Their languages, by their role in the manifest.
+        labelled: The rows whose labels are used.
+    """
 
     task: Task
     rows: Sequence[Any]
     files: Sequence[DataFile]
+    languages: Mapping[str, set[str]] = field(default_factory=dict)
+    labelled: Sequence[Any] = ()
 
-    @property
-    def labelled(self) -> Sequence[Any]:
-        """The rows whose labels are used: all."""
-        return self.rows
+    @abstractmethod
+    def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:
+        """Return the loss of rows by their indices.
 
-    @property
-    def languages(self) -> Mapping[str, set[str]]:
-        """Their languages, as those of a task adapter."""
-        return {"supervised": {self.task.language(row) for row in self.rows}}
+        Args:
+            base: The model, with its head if it has one.
+            attached: The adapters on it, the task adapter first.
+            template: Name of the prompt template for generated answers.
+            watch: Receives progress and notes.
+        """
+
+
+class LabelledRows(GateData):
+    """Rows of the task, with the task's loss."""
+
+    @classmethod
+    def read(cls, task: Task, arguments: Sequence[str], rows: str | None) -> LabelledRows:
+        """Read the rows of files."""
+        labelled, files = task.read(arguments, rows=rows)
+        languages = {"supervised": {task.language(row) for row in labelled}}
+        return cls(task=task, rows=labelled, files=files, languages=languages, labelled=labelled)
 
     def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:  # noqa: ARG002
         """Return the task's loss."""
@@ -86,56 +83,62 @@ class LabelledRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
-    """Both sides of pairs; their loss says how far the model is from what the first adapter alone says of the second.
+class Pairs(GateData):
+    """Both sides of pairs; their loss is the distance from the first adapter's own answers to the second side.
 
-    Of a head it is the divergence of its probabilities, see `AgreementLoss`; generated answers of the first adapter
-    are taught to both sides (sequence-level distillation: Kim and Rush, EMNLP 2016, arXiv 1606.07947).
+    For a head it is the divergence of its probabilities, see `AgreementLoss`; generated answers of the first adapter
+    are labels of both sides (sequence-level distillation: Kim and Rush, EMNLP 2016, arXiv 1606.07947).
     """
 
     pairs: PairRows
-    files: Sequence[DataFile]
-    labelled: Sequence[Any] = field(default=(), init=False)
 
-    @property
-    def rows(self) -> Sequence[Any]:
-        """The rows of both sides."""
-        return self.pairs.rows
-
-    @property
-    def languages(self) -> Mapping[str, set[str]]:
-        """The languages of both sides, as those of an alignment adapter."""
-        return {"aligned": {*self.pairs.aligned, *self.pairs.sources}}
+    @classmethod
+    def read(cls, task: Task, arguments: Sequence[str], rows: str | None) -> Pairs:
+        """Read the pairs of files."""
+        read, files = read_pairs(arguments, rows=rows)
+        pairs = PairRows.of(task, read)
+        languages = {"aligned": {*pairs.aligned, *pairs.sources}}
+        return cls(task=task, rows=pairs.rows, files=files, languages=languages, pairs=pairs)
 
     def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:
-        """Have the first adapter alone answer the second sides, and return the loss against that."""
-        task = self.pairs.task
+        """Compute the first adapter's answers to the second sides, and return the loss against them."""
+        task, sources = self.pairs.task, self.pairs.source_rows
         attached.set_weights([1.0, *[0.0] * (attached.count - 1)])
-        own = self.pairs.source_rows
         if base.head:
             encoded = _encode(base, task, self.rows, watch)
-            self._require_differences(tell(encoded, batch_size=_ROWS_AT_ONCE, places=own, watch=watch, label="answers"))
+            answers = tell(encoded, batch_size=_ROWS_AT_ONCE, places=sources, watch=watch, label="answers")
+            self._require_differences(answers)
             return AgreementLoss(encoded, self.pairs, watch)
-        how = GenerationSettings()
-        asked = Answering(base, task, [self.rows[row] for row in own], how, template=template, watch=watch)
-        answers = asked("task adapter alone")
-        self._require_differences(answers)
-        return _task_loss(base, task, self.pairs.labelled(answers), template, watch)
+        rows = [self.rows[row] for row in sources]
+        generated = Answering(base, task, rows, GenerationSettings(), template=template, watch=watch)(
+            "task adapter alone"
+        )
+        self._require_differences(generated)
+        return _task_loss(base, task, self.pairs.labelled(generated), template, watch)
 
     def _require_differences(self, answers: Sequence[str | None]) -> None:
-        """Refuse a task adapter that answers every sentence alike: all gates would agree with it."""
+        """Refuse a task adapter with one answer to all sentences: all gates would agree with it."""
         self.pairs.floors(self.pairs.task.agreement(self.pairs.labelled(answers))[0], answers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnlabelledRows:
-    """Rows whose labels are not looked at; their loss is the entropy of the head's answers."""
+class UnlabelledRows(GateData):
+    """Rows without labels; their loss is the entropy of the head's answers."""
 
-    rows: Sequence[Any]
-    files: Sequence[DataFile]
-    task: Task
-    labelled: Sequence[Any] = field(default=(), init=False)
-    languages: Mapping[str, set[str]] = field(default_factory=dict, init=False)
+    @classmethod
+    def read(cls, task: Task, settings: MergeSettings) -> UnlabelledRows:
+        """Read the rows of files, without their labels, or texts."""
+        if settings.train:
+            rows, files = task.read(settings.train, rows=settings.rows)
+            return cls(task=task, rows=rows, files=files)
+        if not isinstance(task, ComparableTask):
+            raise UsageError(
+                f"--texts are for tasks that ask about one text, and '{task.name}' is not one. Give rows with --train; "
+                "their labels are not looked at."
+            )
+        texts, files = texts_of(settings.texts)
+        if not texts:
+            raise DataError("--texts must hold at least one text, and hold none.")
+        return cls(task=task, rows=[task.unlabelled(text, "und") for text in texts], files=files)
 
     def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:  # noqa: ARG002
         """Return the entropy of answers.
@@ -146,12 +149,6 @@ class UnlabelledRows:
         if base.head is None:
             raise PlanError(NO_ENTROPY)
         return EntropyLoss(_encode(base, self.task, self.rows, watch))
-
-
-NO_ENTROPY = (
-    "--objective entropy needs an adapter with a head: the entropy of a generated answer is not defined without the "
-    "answer. Take --objective agreement with --pairs."
-)
 
 
 def _encode(base: BaseModel, task: Any, rows: Sequence[Any], watch: Watcher) -> HeadRows:
@@ -185,29 +182,29 @@ class _HeadLoss:
 
 
 class AgreementLoss(_HeadLoss):
-    r"""Divergence of what the gated model says of a row from what the task adapter alone says of its source side.
+    r"""Divergence of the gated model's answers from the first adapter's own answers to the source side.
 
     $\mathrm{KL}(p_T(s_i)\,\|\,p(x_i))$ with $s_i$ the source side of the pair that the text $x_i$ is a side of, mean
-    over rows. Source sides are rows too, so gates that change them lose by it. Words of translations do not correspond
-    to each other, so where words are tagged $p$ is the mean of the probabilities over the words.
+    over rows. Source sides are rows too, so gates that change their answers have a higher loss. Words of translations
+    do not correspond to each other, so for a head that tags words $p$ is the mean of the probabilities over the words.
 
     Args:
-        encoded: The rows of both sides; the task adapter alone must act on the model.
-        pairs: Which row is whose source side.
+        encoded: The rows of both sides; only the first adapter may act on the model.
+        pairs: The source side of each row.
         watch: Receives progress.
     """
 
     def __init__(self, encoded: HeadRows, pairs: PairRows, watch: Watcher) -> None:
         super().__init__(encoded)
         self._teachers = pairs.teachers
-        own = pairs.source_rows
-        found = []
-        with torch.no_grad(), watch.track("task adapter alone", len(own)) as advance:
-            for first in range(0, len(own), _ROWS_AT_ONCE):
-                part = own[first : first + _ROWS_AT_ONCE]
-                found.append(self._pooled(part))
-                advance(len(part), "")
-        self._wanted = torch.cat(found)
+        sources = pairs.source_rows
+        targets = []
+        with torch.no_grad(), watch.track("task adapter alone", len(sources)) as advance:
+            for first in range(0, len(sources), _ROWS_AT_ONCE):
+                batch = sources[first : first + _ROWS_AT_ONCE]
+                targets.append(self._pooled(batch))
+                advance(len(batch), "")
+        self._targets = torch.cat(targets)
 
     def _pooled(self, rows: Sequence[int]) -> Tensor:
         """Return the log of the mean probabilities over the units of each row. [rows labels]."""
@@ -216,8 +213,8 @@ class AgreementLoss(_HeadLoss):
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the mean divergence of these rows, in nats."""
-        wanted = self._wanted[[self._teachers[row] for row in rows]]
-        loss = divergence(wanted, self._pooled(rows))
+        targets = self._targets[[self._teachers[row] for row in rows]]
+        loss = divergence(targets, self._pooled(rows))
         return BatchLoss(loss, self._tokens(rows), terms=len(rows))
 
     def terms(self, rows: Sequence[int]) -> int:
@@ -225,13 +222,13 @@ class AgreementLoss(_HeadLoss):
         return len(rows)
 
 
-def divergence(wanted: Tensor, found: Tensor) -> Tensor:
-    """Return the mean over rows of KL(wanted || found) of log-probabilities. Shapes: two of [rows labels]."""
-    return torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
+def divergence(targets: Tensor, predicted: Tensor) -> Tensor:
+    """Return the mean over rows of KL(targets || predicted) of log-probabilities. Shapes: two of [rows labels]."""
+    return torch.nn.functional.kl_div(predicted, targets, log_target=True, reduction="batchmean")
 
 
 class EntropyLoss(_HeadLoss):
-    """Mean entropy of the head's probabilities, in nats, over texts, or over words where these are tagged.
+    """Mean entropy of the head's probabilities, in nats, over texts, or over words for a head that tags words.
 
     Reference: Yang et al., AdaMerging, ICLR 2024, arXiv 2310.02575, equation 6.
     """
@@ -246,51 +243,18 @@ class EntropyLoss(_HeadLoss):
         return sum(map(len, self._encoded.predictions(rows)))
 
 
-def _task_rows(task: Task, arguments: Sequence[str], rows: str | None) -> LabelledRows:
-    found, files = task.read(arguments, rows=rows)
-    return LabelledRows(task=task, rows=found, files=files)
-
-
-def _pairs(task: Task, arguments: Sequence[str], rows: str | None) -> Pairs:
-    found, files = read_pairs(arguments, rows=rows)
-    return Pairs(pairs=PairRows.of(task, found), files=files)
-
-
-def _labelled(settings: MergeSettings, task: Task) -> GateData:
-    return _task_rows(task, settings.train, settings.rows)
-
-
-def _paired(settings: MergeSettings, task: Task) -> GateData:
-    return _pairs(task, settings.pairs, settings.rows)
-
-
-def _unlabelled(settings: MergeSettings, task: Task) -> GateData:
-    if settings.train:
-        found = _labelled(settings, task)
-        return UnlabelledRows(rows=found.rows, files=found.files, task=task)
-    if not isinstance(task, ComparableTask):
-        raise UsageError(
-            f"--texts are for tasks that ask about one text, and '{task.name}' is not one. Give rows with --train; "
-            "their labels are not looked at."
-        )
-    texts, files = texts_of(settings.texts)
-    if not texts:
-        raise DataError("--texts must hold at least one text, and hold none.")
-    return UnlabelledRows(rows=[task.unlabelled(text, "und") for text in texts], files=files, task=task)
-
-
 _OBJECTIVES: Mapping[str, tuple[tuple[str, ...], Callable[[MergeSettings, Task], GateData]]] = {
-    "task": (("train",), _labelled),
-    "agreement": (("pairs",), _paired),
-    "entropy": (("texts", "train"), _unlabelled),
+    "task": (("train",), lambda settings, task: LabelledRows.read(task, settings.train, settings.rows)),
+    "agreement": (("pairs",), lambda settings, task: Pairs.read(task, settings.pairs, settings.rows)),
+    "entropy": (("texts", "train"), lambda settings, task: UnlabelledRows.read(task, settings)),
 }
-"""By objective: the options that give its data, of which one is needed, and what reads them."""
-_SOURCES = ("train", "pairs", "texts")
+"""By objective: the options for its data (one is needed), and a function that reads them."""
+_DATA = ("train", "pairs", "texts")
 
 
 def lacking_data(settings: MergeSettings) -> list[str]:
-    """Return the options that give the data of the objective, as one alternative, if no data are given."""
-    if any(getattr(settings, name) for name in _SOURCES):
+    """Return the options for the data of the objective, as one alternative, if there are no data."""
+    if any(getattr(settings, name) for name in _DATA):
         return []
     return [" or ".join(f"--{name}" for name in _OBJECTIVES[settings.objective][0])]
 
@@ -299,14 +263,14 @@ def check_options(settings: MergeSettings) -> None:
     """Refuse data that the objective does not read.
 
     Raises:
-        UsageError: data are those of another objective, or of several.
+        UsageError: the data are for another objective, or for several.
     """
     names, _ = _OBJECTIVES[settings.objective]
-    given = [name for name in _SOURCES if getattr(settings, name)]
-    if len(given) != 1 or given[0] not in names:
+    used = [name for name in _DATA if getattr(settings, name)]
+    if len(used) != 1 or used[0] not in names:
         raise UsageError(
             f"--objective {settings.objective} learns from {' or '.join(f'--{name}' for name in names)}, and "
-            f"{' and '.join(f'--{name}' for name in given) or 'none'} {'are' if len(given) > 1 else 'is'} given."
+            f"{' and '.join(f'--{name}' for name in used) or 'none'} {'are' if len(used) > 1 else 'is'} given."
         )
     if settings.dev and settings.dev_pairs:
         raise UsageError("one loss says when the gates are best: give --dev or --dev-pairs, not both.")
@@ -315,12 +279,12 @@ def check_options(settings: MergeSettings) -> None:
 
 
 def read_data(settings: MergeSettings, task: Task) -> tuple[GateData, GateData | None]:
-    """Return what to learn from, and what says when gates are best if there is something.
+    """Return the training data, and the dev data if there are any.
 
     Raises:
         AdapterMixError: a file is missing or malformed, or does not suit the task.
     """
     data = _OBJECTIVES[settings.objective][1](settings, task)
     if settings.dev:
-        return data, _task_rows(task, settings.dev, None)
-    return data, _pairs(task, settings.dev_pairs, None) if settings.dev_pairs else None
+        return data, LabelledRows.read(task, settings.dev, None)
+    return data, Pairs.read(task, settings.dev_pairs, None) if settings.dev_pairs else None

@@ -1,4 +1,4 @@
-"""`merge --method fuse`: weights per place that are learned on rows of a task, then an ordinary exact merge."""
+"""`merge --method fuse`: learn weights per layer or module on rows of a task, then merge exactly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from ..merging.on_model import acting
 from ..merging.overrides import layer_of
 from ..merging.plan import check
 from ..merging.report import MergeReport
-from ..merging.request import merge_as_asked
 from ..merging.weights import resolve_weights
-from ..methods import Fuse, RegMeanPlus
-from ..methods.base import MergeMethod, build
+from ..methods import Fuse
+from ..methods.base import build
 from ..models.base import BaseModel, load_base, model_kind, model_origins, note_other_base, require_causal
 from ..models.head_forms import Head
 from ..options import MergeSettings
-from ..options.paths import holds_output
 from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from ..provenance.manifest import inherit
@@ -38,22 +36,22 @@ from ..tasks.splits import DEV, TRAINING, refuse_tested
 from ..training.early_stopping import RowsLoss
 from ..training.sampler import Sampler
 from ..training.task import text_of
-from .block_by_block import merge_block_by_block
 from .gate_data import NO_ENTROPY, GateData, check_options, lacking_data, read_data
 
 _LOOKS = 10
 _DIGITS = 4
-"""Of gates: what is learned can be typed again."""
+"""Decimals of gates, so that they can be typed again."""
 _ROWS_AT_ONCE = 16
+_LAYER = "layer "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gates:
-    """What was learned.
+    """Learned weights.
 
     Args:
         values: One gate per adapter, by group: `layer 3`, a module's path, or `all`.
-        losses: First and last training loss, and with dev rows the dev loss at the start and of what was taken.
+        losses: First and last training loss, and with dev rows the dev loss at the start and of the best step.
         taken: The step whose gates were taken.
     """
 
@@ -63,21 +61,18 @@ class Gates:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Return the mean over groups."""
+        """The mean over groups."""
         columns = zip(*self.values.values(), strict=True)
         return tuple(round(sum(column) / len(self.values), _DIGITS) for column in columns)
 
-    def places(self) -> list[dict[str, Any]]:
-        """Return them as places of a merge, which cover every module."""
-        return [{**_place(group), "weights": list(gate)} for group, gate in self.values.items()]
+    def overrides(self) -> list[dict[str, Any]]:
+        """Return the gates as overrides of a merge, which together cover all modules."""
+        return [{**_modules_of(group), "weights": list(gate)} for group, gate in self.values.items()]
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""
         values = {group: list(gate) for group, gate in self.values.items()}
         return {"gates": values, "losses": dict(self.losses), "taken_step": self.taken}
-
-
-_LAYER = "layer "
 
 
 def group_of(per: str, module: str) -> str:
@@ -93,7 +88,7 @@ def group_of(per: str, module: str) -> str:
     return module if number is None else f"{_LAYER}{number}"
 
 
-def _place(group: str) -> dict[str, Any]:
+def _modules_of(group: str) -> dict[str, Any]:
     if group == "all":
         return {}
     if group.startswith(_LAYER):
@@ -116,22 +111,22 @@ def learn_gates(
 
     Args:
         attached: The adapters on the model.
-        method: How to learn.
-        weights: Where gates begin, one per adapter.
-        rows: Loss of the rows to learn from.
-        dev: Loss of rows that say when gates are best.
+        method: Options of the training.
+        weights: Gates at the start, one per adapter.
+        rows: Loss of the training rows.
+        dev: Loss of the rows that choose the best step.
         seed: Seed of the order of rows.
         watch: Receives progress.
 
     Raises:
-        PlanError: there is nothing to weigh, or the loss is not finite.
+        PlanError: there are no weights to learn, or the loss is not finite.
     """
     gates = attached.learn(lambda module: group_of(method.per, module), weights)
     if not gates:
         raise PlanError("gates are learned of plain LoRAs on linear layers, and no adapter here is one.")
     start = torch.tensor(list(weights), dtype=torch.float32)
     optimizer = torch.optim.Adam(gates.values(), lr=method.rate)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
     sampler = Sampler(groups=[rows.taught], batch_size=method.batch, seed=seed)
     best, losses, taken = {group: tuple(map(float, weights)) for group in gates}, {}, 0
     if dev:
@@ -146,13 +141,13 @@ def learn_gates(
             optimizer.zero_grad()
             torch.autograd.backward([loss + method.decay * drift])
             optimizer.step()
-            falling.step()
+            schedule.step()
             losses.setdefault("first", now)
             losses["last"] = now
             advance(1, f"loss {now:.3f}")
             is_look = step == method.steps or step % max(1, method.steps // _LOOKS) == 0
-            if dev and is_look and (found := _mean_loss(dev)) < losses["dev"]:
-                losses["dev"], best, taken = found, _values(gates), step
+            if dev and is_look and (dev_loss := _mean_loss(dev)) < losses["dev"]:
+                losses["dev"], best, taken = dev_loss, _values(gates), step
     chosen = best if dev or not method.steps else _values(gates)
     return Gates(values=chosen, losses=losses, taken=taken if dev else method.steps)
 
@@ -164,18 +159,18 @@ def _values(gates: Mapping[str, nn.Parameter]) -> dict[str, tuple[float, ...]]:
 @torch.no_grad()
 def _mean_loss(rows: RowsLoss) -> float:
     total, count = torch.zeros(()), 0
-    places = rows.taught
-    for first in range(0, len(places), _ROWS_AT_ONCE):
-        found = rows(places[first : first + _ROWS_AT_ONCE])
-        terms = found.terms or 0
-        total, count = total + found.loss.cpu() * terms, count + terms
+    for first in range(0, len(rows.taught), _ROWS_AT_ONCE):
+        batch = rows(rows.taught[first : first + _ROWS_AT_ONCE])
+        terms = batch.terms or 0
+        total, count = total + batch.loss.cpu() * terms, count + terms
     return float(total) / max(1, count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Prepared:
     """A merge whose weights are to be learned, checked but for the model."""
 
+    settings: MergeSettings
     sources: tuple[AdapterSource, ...]
     weights: tuple[float, ...]
     method: Fuse
@@ -185,7 +180,8 @@ class _Asked:
     tested: Sequence[Mapping[str, Any]]
 
     @classmethod
-    def read(cls, settings: MergeSettings, method: MergeMethod, watch: Watcher) -> _Asked:
+    def read(cls, settings: MergeSettings, watch: Watcher) -> _Prepared:
+        method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
         lacking = [f"--{name}" for name in ("base", "task") if not getattr(settings, name)] + lacking_data(settings)
         if lacking or not isinstance(method, Fuse):
             raise UsageError(
@@ -205,6 +201,7 @@ class _Asked:
         data, dev = read_data(settings, task)
         uses = {TRAINING: data.files, DEV: dev.files if dev else []}
         return cls(
+            settings=settings,
             sources=sources,
             weights=resolve_weights([source.name for source in sources], settings.weights),
             method=method,
@@ -214,32 +211,35 @@ class _Asked:
             tested=refuse_tested(uses, allowed=settings.allow_tested, watch=watch),
         )
 
-    def head(self, settings: MergeSettings) -> Head | None:
-        """Return the head that the adapters bring; without one the base must generate."""
+    def head(self) -> Head | None:
+        """Return the head of the adapters; without one the base must generate."""
         head = head_of(self.task, self.sources, [*self.data.labelled, *(self.dev.labelled if self.dev else ())])
         if head is None:
-            if settings.objective == "entropy":
+            if self.settings.objective == "entropy":
                 raise PlanError(NO_ENTROPY)
-            require_causal(str(settings.base), f"without a head for it, task '{self.task.name}'")
+            require_causal(str(self.settings.base), f"without a head for it, task '{self.task.name}'")
         return head
 
-    def load(self, settings: MergeSettings, watch: Watcher) -> BaseModel:
-        """Load the base with the head that the adapters bring."""
-        base = load_base(str(settings.base), device=settings.device, head=self.head(settings))
-        note_other_base(base, self.sources, watch)
-        return base
-
     def notes(self) -> list[str]:
-        """Return what a person should know of the rows."""
         texts = [(self.task.language(row), text_of(self.task, row)) for row in self.data.rows]
         dev = [text_of(self.task, row) for row in self.dev.rows] if self.dev else []
         return describe(texts, dev).warnings()
 
-    def entries(self, gates: Gates, base: BaseModel, settings: MergeSettings) -> dict[str, Any]:
-        """Return what the manifest says of what was learned, how, and on what."""
-        data, dev = ([file.entry() for file in found.files] if found else [] for found in (self.data, self.dev))
-        # a full checkpoint holds what its base has seen
-        models = [own.path for own in model_origins(str(settings.base))] if settings.form == "dense" else []
+    def learn(self, base: BaseModel, watch: Watcher) -> Gates:
+        with acting(base, self.sources, saved=self.settings.saved) as attached:
+            # Losses are made with the adapters attached: an output layer that an adapter changes is run whole.
+            template = template_of(self.task, self.sources, None)
+            rows = self.data.loss(base, attached, template, watch)
+            dev = self.dev.loss(base, attached, template, watch) if self.dev else None
+            seed = self.settings.seed
+            return learn_gates(attached, self.method, self.weights, rows, dev, seed=seed, watch=watch)
+
+    def entries(self, gates: Gates, base: BaseModel) -> dict[str, Any]:
+        """Return the manifest's entries on the data and on the training."""
+        settings = self.settings
+        data, dev = ([file.entry() for file in rows.files] if rows else [] for rows in (self.data, self.dev))
+        # A full checkpoint has seen the data of its base too.
+        models = [origin.path for origin in model_origins(str(settings.base))] if settings.form == "dense" else []
         inherited = inherit(self.sources, models=models, data=data, dev=dev, tested=self.tested)
         languages = dict(inherited["languages"] or {})
         for role, spoken in self.data.languages.items():
@@ -250,63 +250,38 @@ class _Asked:
         return {**inherited, "languages": languages, "fuse": fuse}
 
 
-@holds_output
-def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
-    """Merge as the settings ask for it; a method that learns its weights learns them first.
+def merge_with_gates(settings: MergeSettings, *, watch: Watcher = SILENT) -> MergeReport:
+    """Learn the weights of a merge on rows, then merge; a dry run checks everything but learns nothing.
 
     Raises:
-        AdapterMixError: as `merge`; the model or a data file does not do.
+        AdapterMixError: as `merge`; invalid model or data files.
     """
-    method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
-    if not method.is_learned:
-        given = settings.changed(sorted(marked(settings, Role.LEARNING)))
-        if given:
-            raise UsageError(
-                f"--{given[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
-                f"method '{method.title}' is none. Leave it out."
-            )
-        return merge_as_asked(settings, watch=watch)
-    if isinstance(method, RegMeanPlus):
-        return merge_block_by_block(settings, watch=watch)
-    return _merge_with_gates(settings, method, watch)
-
-
-def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watcher) -> MergeReport:
     if not settings.dry_run:
         check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
-    asked = _Asked.read(settings, method, watch)
-    given = settings.model_dump(exclude={"adapters", "weights", "places", *marked(settings, Role.LEARNING)})
-    # the base is for learning; a weighted sum of plain LoRAs needs none
-    given |= {"base": settings.base if settings.form == "dense" else None}
-    for note in asked.notes():
+    prepared = _Prepared.read(settings, watch)
+    options = settings.model_dump(exclude={"adapters", "weights", "places", *marked(settings, Role.LEARNING)})
+    # The base is for learning; a weighted sum of plain LoRAs needs none.
+    options |= {"base": settings.base if settings.form == "dense" else None}
+    for note in prepared.notes():
         watch.note(note)
+    head = prepared.head()
     if settings.dry_run:
-        asked.head(settings)
         model_kind(str(settings.base))
-        watch.note(
-            f"gates would be learned on {len(asked.data.rows)} rows in {asked.method.steps} steps from these weights"
-        )
-        return merge(settings.adapters, weights=asked.weights, learned={}, watch=watch, **given)
-    base = asked.load(settings, watch)
-    with acting(base, asked.sources, saved=settings.saved) as attached:
-        # within: an output layer that an adapter acts on is run whole
-        template = template_of(asked.task, asked.sources, None)
-        rows = asked.data.loss(base, attached, template, watch)
-        dev = asked.dev.loss(base, attached, template, watch) if asked.dev else None
-        gates = learn_gates(attached, asked.method, asked.weights, rows, dev, seed=settings.seed, watch=watch)
-    told = (
-        "nothing was learned"
-        if not gates.losses
-        else ", ".join(f"{name} loss {value:.3f}" for name, value in gates.losses.items())
-    )
-    watch.note(f"gates of step {gates.taken}: {told}")
+        rows, steps = len(prepared.data.rows), prepared.method.steps
+        watch.note(f"gates would be learned on {rows} rows in {steps} steps from these weights")
+        return merge(settings.adapters, weights=prepared.weights, learned={}, watch=watch, **options)
+    base = load_base(str(settings.base), device=settings.device, head=head)
+    note_other_base(base, prepared.sources, watch)
+    gates = prepared.learn(base, watch)
+    losses = ", ".join(f"{name} loss {value:.3f}" for name, value in gates.losses.items())
+    watch.note(f"gates of step {gates.taken}: {losses or 'nothing was learned'}")
     return merge(
         settings.adapters,
         weights=gates.mean,
-        places=gates.places(),
+        places=gates.overrides(),
         model_modules=[name for name, _ in base.model.named_modules()],
-        learned=asked.entries(gates, base, settings),
+        learned=prepared.entries(gates, base),
         watch=watch,
-        **given,
+        **options,
     )

@@ -18,7 +18,7 @@ _CLOCK = 5.0
 
 
 def worker_of(trial: Any) -> tuple[str | None, int, str | None, float | None]:
-    """Return host, process, token and start time of a trial's worker, as far as they are known."""
+    """Return host, process, token and start time of a trial's worker, and None for unknown ones."""
     match trial.user_attrs.get("worker"):
         case [str(host), int(process), str(token), *rest]:
             start = rest[0] if rest and is_number(rest[0]) else None
@@ -27,7 +27,7 @@ def worker_of(trial: Any) -> tuple[str | None, int, str | None, float | None]:
 
 
 def started(process: int) -> float | None:
-    """Return the start time of a process, which tells it from a later one with the same number."""
+    """Return the start time of a process, which differs from a later one with the same number."""
     import psutil
 
     try:

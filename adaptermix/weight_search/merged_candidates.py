@@ -31,8 +31,8 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
     inputs = [source.digest.split("+")[0] for source in plan.sources]
     known = document.get("plan") if document.get("kind") == "merge" else None
     if not isinstance(known, dict) or [entry.get("weights_sha256") for entry in document.get("inputs", ())] != inputs:
-        asked = ", ".join(source.name for source in plan.sources)
-        raise PlanError(f"--candidates must be merges of {asked} in this order, and {folder} is none.")
+        adapters = ", ".join(source.name for source in plan.sources)
+        raise PlanError(f"--candidates must be merges of {adapters} in this order, and {folder} is none.")
     method = METHODS.get(str(known.get("method")))
     if method is None or not issubclass(method, LinearMethod) or not _only_weighs(method):
         raise PlanError(
@@ -44,7 +44,7 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
     if known.get("fill", "weight") != "weight":
         raise PlanError(f"--candidates must weigh adapters alike where they act alone, and {folder} has --fill one.")
     names = [source.name for source in plan.sources]
-    overrides = tuple(make_override(place, names, plan.modules) for place in known.get("places", ()))
+    overrides = tuple(make_override(override, names, plan.modules) for override in known.get("places", ()))
     return Candidate(weights=tuple(map(float, known["weights"])), overrides=overrides, name=str(folder))
 
 

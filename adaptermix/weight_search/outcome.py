@@ -41,8 +41,8 @@ def result_of(
     """
     scorer = references.scorer
     whole = [trial for trial in trials if trial.is_whole]
-    # With a sampler the task adapter alone is a candidate too. Of a grid only the grid is, unless pairs decide and all
-    # of its candidates are worth 0 because they lost the answers to the source side.
+    # With a sampler the task adapter alone is a candidate too. With a grid it is not, unless pairs decide and all
+    # candidates of the grid are worth 0 because they lost the answers to the source side.
     eligible = whole if settings.grid and any(map(scorer.keeps, whole)) else [*whole, baseline]
     stopped = [trial for trial in trials if not trial.is_whole]
     verdict = scorer.decide(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)

@@ -77,7 +77,7 @@ class PairRows:
     def clusters(self) -> list[str] | None:
         """The cluster of each row, None if every row is its own cluster.
 
-        Several translations of one sentence into one language share its label, so they are right or wrong together.
+        Several translations of one sentence into one language share its label, and are right or wrong together.
         """
         named = [(self.task.language(row), teacher) for row, teacher in zip(self.rows, self.teachers, strict=True)]
         return [f"sentence {teacher}" for _, teacher in named] if len(set(named)) < len(named) else None
@@ -110,26 +110,26 @@ class PairRows:
             PlanError: the task adapter itself answers every sentence of a language alike, or gives no answers.
         """
         rows = self.labelled(answers)
-        found = {}
+        floors = {}
         for language in self.sources:
-            own = [number for number in self.source_rows if self.task.language(rows[number]) == language]
-            asked, answered = [rows[number] for number in own], [str(answers[number] or "") for number in own]
-            if len(own) < 2:
+            indices = [index for index in self.source_rows if self.task.language(rows[index]) == language]
+            subset, texts = [rows[index] for index in indices], [str(answers[index] or "") for index in indices]
+            if len(subset) < 2:
                 raise PlanError(
                     f"agreement needs at least two different sentences in '{language}', and the pairs have one. "
                     "Give more pairs."
                 )
-            said = Counter(answered)
-            constant = max(_score(metric, asked, [answer] * len(own)) for answer, _ in said.most_common(_CONSTANTS))
-            itself = _score(metric, asked, answered)
+            common = Counter(texts).most_common(_CONSTANTS)
+            constant = max(_score(metric, subset, [text] * len(subset)) for text, _ in common)
+            itself = _score(metric, subset, texts)
             if constant >= itself:
                 raise PlanError(
                     "agreement needs a task adapter that answers sentences differently, and the first adapter answers "
-                    f"all {len(own)} sentences in '{language}' with {said.most_common(1)[0][0][:40]!r}. Give pairs of "
+                    f"all {len(subset)} sentences in '{language}' with {common[0][0][:40]!r}. Give pairs of "
                     "the task's domain, or choose on labelled rows."
                 )
-            found[language] = constant + _KEPT * (itself - constant)
-        return found
+            floors[language] = constant + _KEPT * (itself - constant)
+        return floors
 
 
 def _score(metric: Metric, rows: Sequence[Any], answers: Sequence[str]) -> float:

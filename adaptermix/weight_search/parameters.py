@@ -15,7 +15,7 @@ from ..io.limited_yaml import parse_yaml
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Numbers from `low` to `high`, both included; whole numbers, or on a logarithmic scale, where asked for."""
+    """Numbers from `low` to `high`, both included; `whole` numbers, or on a `log` scale."""
 
     low: float
     high: float

@@ -95,7 +95,7 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
                 f"only plain LoRAs on linear layers can be searched, and '{source.name}' has {', '.join(kinds)}. Merge "
                 "it with weights of your own."
             )
-    template = replace(template, keep_heads=True)  # A trial has the heads, whatever the weight of their adapter.
+    template = replace(template, keep_heads=True)  # A trial has the heads, for any weight of their adapter.
     searched = _space(settings, template)
     if isinstance(searched, CandidateList):
         tried = [dict(candidate.options) for candidate in searched.candidates]
@@ -135,11 +135,11 @@ def _check_paths(settings: SearchSettings, *, writes: bool) -> None:
         check_output(out, overwrite=settings.overwrite)
         check_not_input(out, settings.adapters)
     if settings.storage and "://" not in settings.storage:
-        place = Path(settings.storage).absolute()
-        if place.is_relative_to(out.absolute()):
-            raise UsageError(f"--storage must lie outside --out, which is replaced whole, and {place} lies in it.")
-        if place.is_dir():
-            raise UsageError(f"--storage must be a file, or the URL of a database, and {place} is a folder.")
+        path = Path(settings.storage).absolute()
+        if path.is_relative_to(out.absolute()):
+            raise UsageError(f"--storage must lie outside --out, which is replaced whole, and {path} lies in it.")
+        if path.is_dir():
+            raise UsageError(f"--storage must be a file, or the URL of a database, and {path} is a folder.")
     if settings.report and find_spec("matplotlib") is None:
         raise OutputError("--report needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'")
 
@@ -165,7 +165,7 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | CandidateList:
         count=count,
         simplex=settings.space == "simplex",
         reach=(settings.bounds[0], settings.bounds[1]),
-        places=overrides,
+        overrides=overrides,
         idle=tuple(_idle(override, overrides[number + 1 :], plan) for number, override in enumerate(overrides)),
         knots=settings.curve or 1,
         options=vary,
@@ -173,7 +173,7 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | CandidateList:
 
 
 def _overrides(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...]:
-    """Return the groups of modules with weights of their own; together they cover all modules."""
+    """Return the groups of modules with separate weights; together they cover all modules."""
     modules, groups = plan.modules, settings.groups
     layers = sorted({number for number in map(layer_of, modules) if number is not None})
     if len(groups) > 1 and any(group.isdecimal() for group in groups):
@@ -187,7 +187,7 @@ def _overrides(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...
                 f"--curve must have at most as many points as each group has layers, {len(layers) // count}, got "
                 f"{settings.curve}."
             )
-        # Later overrides win, so the one for modules outside the layers comes first.
+        # Later overrides win, so modules outside the layers need the first one.
         outside = [module for module in modules if layer_of(module) is None]
         return (*((Override(),) if outside else ()), *depth_groups(layers, count))
     names = [source.name for source in plan.sources]
@@ -211,8 +211,8 @@ def _read(task: Task, settings: SearchSettings) -> tuple[PairRows | None, Sequen
     pairs: PairRows | None = None
     pair_files: list[DataFile] = []
     if settings.pairs:
-        found, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
-        pairs = PairRows.of(task, found)
+        read, pair_files = read_pairs(settings.pairs, rows=settings.pair_rows)
+        pairs = PairRows.of(task, read)
         names = [metric.name for metric in pairs.task.agreement(pairs.rows)]
         if settings.metric is not None and settings.metric not in names:
             raise UsageError(

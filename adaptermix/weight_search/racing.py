@@ -23,7 +23,7 @@ _LEAST, _LEAST_EACH = 24, 5
 _DOUBT = 5.0
 """A candidate is stopped if it beats the leader on fewer than this percentage of bootstrap resamples."""
 
-Asked = Sequence[tuple[Trial, Sequence[int]]]
+Requests = Sequence[tuple[Trial, Sequence[int]]]
 """Trials, each with the indices of the rows to answer."""
 
 
@@ -56,10 +56,10 @@ def rungs(languages: Sequence[str]) -> list[list[int]]:
     return added
 
 
-def _batches(asked: Asked) -> Iterator[list[tuple[Trial, Sequence[int]]]]:
+def _batches(requests: Requests) -> Iterator[list[tuple[Trial, Sequence[int]]]]:
     """Yield trials in batches of bounded size, so that little is lost with a process that dies."""
     batch: list[tuple[Trial, Sequence[int]]] = []
-    for trial, rows in asked:
+    for trial, rows in requests:
         if batch and sum(len(others) for _, others in batch) + len(rows) > TOGETHER:
             yield batch
             batch = []
@@ -84,7 +84,7 @@ class SuccessiveHalving:
         self,
         scorer: TrialScorer,
         languages: Sequence[str],
-        answer: Callable[[Asked], Iterable[Sequence[str]]],
+        answer: Callable[[Requests], Iterable[Sequence[str]]],
         *,
         baseline: Trial,
         size: int,
@@ -121,9 +121,9 @@ class SuccessiveHalving:
         """Add the answers to these rows, without those that a dead worker has computed."""
         start = time.perf_counter()
         known = [self._with_known(trial, set(rows)) for trial in cohort]
-        asked = [(trial, [row for row in rows if trial.answers[row] is None]) for trial in known]
+        requests = [(trial, [row for row in rows if trial.answers[row] is None]) for trial in known]
         done = []
-        for batch in _batches(asked):
+        for batch in _batches(requests):
             new = iter(self._answer([(trial, missing) for trial, missing in batch if missing]))
             for trial, missing in batch:
                 answers = list(trial.answers)
@@ -131,10 +131,10 @@ class SuccessiveHalving:
                     answers[row] = answer
                 done.append(replace(trial, answers=tuple(answers)))
                 store.save_partial(done[-1])
-        each = (time.perf_counter() - start) / max(1, sum(len(missing) for _, missing in asked))
+        each = (time.perf_counter() - start) / max(1, sum(len(missing) for _, missing in requests))
         return [
             replace(trial, seconds=trial.seconds + each * len(missing))
-            for trial, (_, missing) in zip(done, asked, strict=True)
+            for trial, (_, missing) in zip(done, requests, strict=True)
         ]
 
     def _with_known(self, trial: Trial, rows: set[int]) -> Trial:
@@ -150,7 +150,7 @@ class SuccessiveHalving:
 
     def _finish(self, store: TrialStore, trial: Trial) -> None:
         value = self._value(trial)
-        if not trial.is_whole:  # The rows that were not asked may be easier or harder, for all trials alike.
+        if not trial.is_whole:  # The other rows may be easier or harder, for every trial.
             value += self._value(self._baseline) - self._value(self._baseline.on_rows_of(trial))
         is_repeat = store.is_repeat(trial.number)
         store.tell(trial, value)

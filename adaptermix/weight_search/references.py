@@ -54,7 +54,7 @@ def references_of(prepared: Prepared, settings: SearchSettings, alone: Answers) 
         alone: The first adapter's answers to all rows.
 
     Raises:
-        PlanError: pairs decide, and the first adapter answers all of them alike.
+        PlanError: pairs decide, and the first adapter has one answer to all of them.
     """
     task, rows, pairs = prepared.task, prepared.rows, prepared.pairs
     if pairs is None:

@@ -41,7 +41,7 @@ def report_files(result: SearchResult, *, name: str) -> dict[str, bytes]:
 
 
 def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
-    asked = sum(trial.rows for trial in result.trials)
+    answered = sum(trial.rows for trial in result.trials)
     rows = len(result.trials) * len(result.baseline.answers)
     seconds = sum(trial.seconds for trial in result.trials)
     parts = [
@@ -51,7 +51,7 @@ def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
         f"{escape(result.metric)}): <b>{escape(shown(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
         f"Task adapter alone: {_score(result.baseline_score)}.</p>",
         *([f"<p>{escape(_capital(result.dev.sentence()))}</p>"] if result.dev else []),
-        f"<p>{len(result.trials)} trials asked {asked} rows ({asked / max(rows, 1):.0%} of all) in "
+        f"<p>{len(result.trials)} trials asked {answered} rows ({answered / max(rows, 1):.0%} of all) in "
         f"{seconds:.0f} s.</p>",
     ]
     for picture, content in drawn.items():

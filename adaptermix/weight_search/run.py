@@ -177,15 +177,15 @@ class _TrialRunner:
     def _value(self, trial: Trial) -> float:
         return self.references.scorer.exact(self.references.scorer.counts(trial))
 
-    def _answer(self, asked: Sequence[tuple[Trial, Sequence[int]]]) -> Iterable[list[str]]:
-        numbers = [trial.number + 1 for trial, _ in asked]
-        label = f"trials {min(numbers)} to {max(numbers)}" if asked else ""
-        if len(asked) == 1:
-            label = f"trial {numbers[0]}: {shown(asked[0][0].candidate)}"
-        return self._model([(trial.candidate, rows) for trial, rows in asked], label)
+    def _answer(self, requests: Sequence[tuple[Trial, Sequence[int]]]) -> Iterable[list[str]]:
+        numbers = [trial.number + 1 for trial, _ in requests]
+        label = f"trials {min(numbers)} to {max(numbers)}" if requests else ""
+        if len(requests) == 1:
+            label = f"trial {numbers[0]}: {shown(requests[0][0].candidate)}"
+        return self._model([(trial.candidate, rows) for trial, rows in requests], label)
 
     def run(self) -> None:
-        """Run trials, in turn or as races, until none is left and none runs elsewhere."""
+        """Run trials, one after another or as races, until all are finished, here and elsewhere."""
         race = None
         if self._settings.race:
             size = len(self._searched.candidates) if isinstance(self._searched, CandidateList) else COHORT
@@ -216,8 +216,8 @@ class _TrialRunner:
             new = [index for index, known in enumerate(answers) if not known and first[index] == index]
             start = time.perf_counter()
             computed = self._answer([(trials[index], rows) for index in new]) if new else ()
-            for index, own in zip(new, computed, strict=True):
-                answers[index] = tuple(own)
+            for index, texts in zip(new, computed, strict=True):
+                answers[index] = tuple(texts)
             seconds = (time.perf_counter() - start) / max(1, len(new))
             for index, trial in enumerate(trials):
                 done = replace(trial, answers=answers[first[index]] or (), seconds=seconds if index in new else 0.0)
@@ -260,9 +260,9 @@ def _address(settings: SearchSettings) -> StudyAddress:
 def _open_as_leader(prepared: Prepared, settings: SearchSettings) -> TrialStore:
     """Open the store of the process that leads.
 
-    A journal next to the output is of an interrupted search, which continues if it is the same search. That of another
-    search is removed with --overwrite, and always if it has no trial yet: a search that was refused, for example for
-    its pairs, must not block the corrected one.
+    A journal next to the output is of an interrupted search, which continues if it is the same search. A journal of
+    another search is removed with --overwrite, and always if it has no trial yet: a search that was refused, for
+    example for its pairs, must not block the corrected one.
     """
     address = _address(settings)
     if settings.overwrite and settings.storage:

@@ -1,4 +1,4 @@
-"""Dev scores of trials, resampled alike for all, the choice among them, and its significance."""
+"""Dev scores of trials with the same resamples, the choice among them, and its significance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEVEL_ERROR = 1e-12
 
 
 class TrialScorer:
-    """Scores trials on the rows that they were asked, with the same resamples for all trials.
+    """Scores trials on the rows that they answered, with the same resamples for all trials.
 
     Args:
         metric: The task's headline metric.
@@ -31,9 +31,9 @@ class TrialScorer:
         objective: How the scores of the languages are combined.
         seed: Seed of the resampling.
         clusters: Cluster of each row: rows of one cluster are resampled together, and are in the same fold.
-        floors: Scores of languages below which a trial is worth 0, whatever its other scores. They apply to trials
-            that answered all rows of the language, since of a few rows one wrong answer may be too many, and to these
-            rows as they are: resamples of a trial that reaches its floors are not cut.
+        floors: Scores of languages below which a trial is worth 0, for any other scores. They apply to trials
+            that answered all rows of the language, since of a few rows one wrong answer may be too many, and without
+            resampling: the resamples of a trial that reaches its floors are not cut.
         first: Index of the first of these rows among those that trials answer.
     """
 
@@ -57,7 +57,7 @@ class TrialScorer:
             self._indices.setdefault(language, []).append(index)
 
     def counts(self, trial: Trial) -> dict[str, RowStatistics]:
-        """Return the statistics of the rows that were asked and can be scored, by language."""
+        """Return the statistics of the answered rows that can be scored, by language."""
         by_language = {}
         for language, indices in self._indices.items():
             statistics = RowStatistics()
@@ -176,10 +176,11 @@ def _sums(rows: Statistics) -> Values:
 
 
 def chance_of(gains: Values, chosen: int, *, rows: int) -> float:
-    r"""Return how often some candidate would look as good as the chosen one if none were better than the baseline.
+    r"""Return how often some candidate would look as good as the chosen one if all were as good as the baseline.
 
-    Each gain is measured in its own standard error, $t_c = g_c / s_c$, and that of the chosen one is compared with the
-    largest of $(g^*_c - g_c) / s_c$ in each resample, so that more candidates do not make chance findings more likely.
+    Each gain is measured in its own standard error, $t_c = g_c / s_c$, and the chosen candidate's value is compared
+    with the largest of $(g^*_c - g_c) / s_c$ in each resample, so that more candidates do not make chance findings more
+    likely.
 
     Args:
         gains: [trials 1 + resamples], each trial's difference from the baseline.

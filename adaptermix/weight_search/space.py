@@ -20,7 +20,7 @@ class Candidate:
 
     Args:
         weights: One per adapter; where they differ by location, their mean over the overrides.
-        overrides: Weights of their own for some modules.
+        overrides: Separate weights for some modules.
         options: Options of the method that were searched.
         name: Folder of a merge that existed before the search.
     """
@@ -108,7 +108,7 @@ class Space:
         count: Number of adapters, k.
         simplex: Whether weights sum to 1.
         reach: Least and largest free weight; where both are equal, all weights are that number and no parameters.
-        places: Overrides with weights of their own; they cover all modules. None: one vector for the whole model.
+        overrides: Groups of modules with separate weights, which cover all modules; none for one vector for all.
         idle: For each override the indices of the adapters that adapt no module there. Their free weights are 0 and
             no parameters, since they would change nothing.
         knots: Weight vectors per override: 1, or more for a curve over the layers.
@@ -118,7 +118,7 @@ class Space:
     count: int
     simplex: bool = True
     reach: tuple[float, float] = (0.0, 1.5)
-    places: tuple[Override, ...] = ()
+    overrides: tuple[Override, ...] = ()
     idle: tuple[frozenset[int], ...] = ()
     knots: int = 1
     options: Mapping[str, Parameter] = field(default_factory=dict)
@@ -143,9 +143,9 @@ class Space:
 
     def _prefixes(self) -> list[str]:
         """Return the prefix of the parameter names of each weight vector."""
-        if not self.places:
+        if not self.overrides:
             return [""]
-        return [f"place{p}.{k}." for p in range(len(self.places)) for k in range(self.knots)]
+        return [f"place{p}.{k}." for p in range(len(self.overrides)) for k in range(self.knots)]
 
     def candidate(self, point: Point) -> Candidate:
         """Return the candidate of a point."""
@@ -157,7 +157,7 @@ class Space:
                 layers=override.layers,
                 points=tuple(vectors[number * self.knots : (number + 1) * self.knots]),
             )
-            for number, override in enumerate(self.places)
+            for number, override in enumerate(self.overrides)
         )
         return Candidate(weights=mean, overrides=overrides, options={name: point[name] for name in self.options})
 
@@ -210,7 +210,7 @@ def grid_weights(grid: Sequence[float], count: int, *, simplex: bool) -> list[tu
     """Return the weights of a grid, in order.
 
     On the simplex the last adapter gets what the others leave. Rows that leave less than 0 are dropped, except for two
-    adapters, where (1.2, -0.2) was asked for.
+    adapters, where weights such as (1.2, -0.2) are intended.
 
     Example:
         >>> grid_weights([0.5, 0.9], 2, simplex=True)

@@ -63,8 +63,8 @@ def proposed_together(sampler: str, count: int) -> int:
 
 def fitting_sampler(parameters: Iterable[Parameter]) -> str:
     """Return the sampler that `auto` means: gp for a few numbers, else tpe."""
-    found = list(parameters)
-    few = len(found) <= _GP_UP_TO and all(isinstance(parameter, Interval) for parameter in found)
+    every = list(parameters)
+    few = len(every) <= _GP_UP_TO and all(isinstance(parameter, Interval) for parameter in every)
     return "gp" if few else "tpe"
 
 
@@ -223,8 +223,8 @@ class StudyTrials:
         """Return optuna's trials that are in one of the states, or all."""
         from optuna.trial import TrialState
 
-        wanted = tuple(TrialState[state] for state in states) or None
-        return list(self._study.get_trials(deepcopy=False, states=wanted))
+        members = tuple(TrialState[state] for state in states) or None
+        return list(self._study.get_trials(deepcopy=False, states=members))
 
     def _fail(self, number: int) -> None:
         from optuna.trial import TrialState

@@ -36,7 +36,7 @@ _REPEAT = "repeat"
 class TrialStore(StudyTrials):
     """Proposes candidates and keeps their answers.
 
-    A trial belongs to the process that asked for it. If that process dies, its trial fails, and another process gets
+    A trial belongs to the process that started it. If that process dies, its trial fails, and another process gets
     the candidate: one of a list because it is missing, one of a sampler because it is queued again.
 
     Args:
@@ -46,7 +46,7 @@ class TrialStore(StudyTrials):
         sampler: `random`, `tpe`, `cmaes` or `gp`.
         seed: Seed of the sampler. Proposals also depend on the number of trials at the start, so that a search that
             continues does not repeat itself, and on `worker`.
-        worker: Tells this process from others that share the study.
+        worker: Name of this process among those that share the study.
         limit: Most trials in all; of a list each candidate is tried once.
         rows: Number of answers per trial; None if it is not known.
 
@@ -135,19 +135,19 @@ class TrialStore(StudyTrials):
     def _start(self) -> Any:
         """Start a trial, or return None if other workers were faster: the first of equal trials counts."""
         missing = self._missing()
-        wanted = missing[0] if self._listed is not None and missing else None
-        trial = self._signed(wanted)
+        index = missing[0] if self._listed is not None and missing else None
+        trial = self._signed(index)
         if trial is None:
             return None
         earlier = self._earlier(trial.number)
         taken = {other.user_attrs.get("candidate") for other in earlier}
-        if not missing or (wanted in taken if wanted is not None else len(earlier) >= self._limit):
+        if not missing or (index in taken if index is not None else len(earlier) >= self._limit):
             self._fail(trial.number)
             return None
         return trial
 
     def _signed(self, candidate: int | None) -> Any:
-        """Start a trial and store its worker; None if others failed it before that because it had none."""
+        """Start a trial and store its worker; None if others failed it before that."""
         from optuna.exceptions import OptunaError
 
         with quiet():
@@ -232,7 +232,7 @@ class TrialStore(StudyTrials):
     def tell(self, done: Trial, value: float) -> None:
         """Store the answers of a trial, and its value for the sampler.
 
-        If other workers took this process for dead, they have the trial already, and nothing is stored.
+        If other workers took this process for dead, they have the trial already, and this method does nothing.
         """
         from optuna.exceptions import OptunaError
 
@@ -280,7 +280,7 @@ class TrialStore(StudyTrials):
             if other == candidate:
                 return answers
         for trial in self._trials("COMPLETE"):
-            if self._searched.candidate(self._point(trial)) == candidate:  # Unpacking is slow, so it comes last.
+            if self._searched.candidate(self._point(trial)) == candidate:  # Unpacking all of them would be slow.
                 return tuple(unpack(trial.user_attrs["answers"], self._rows))
         return None
 
@@ -293,7 +293,7 @@ class TrialStore(StudyTrials):
                 continue
             try:
                 self._fail(trial.number)
-            except (OptunaError, ValueError, RuntimeError):  # Another worker did it, or the trial finished after all.
+            except (OptunaError, ValueError, RuntimeError):  # Another worker did it, or the trial has finished.
                 continue
             if trial.params:  # The candidates of a list need no queue.
                 self._enqueue(trial.params)

@@ -27,18 +27,18 @@ class Trial:
     seconds: float = 0.0
 
     def on_rows_of(self, other: Trial) -> Trial:
-        """Return the trial with only those answers whose rows the other trial was asked too."""
+        """Return the trial with only those answers whose rows the other trial answered too."""
         pairs = zip(self.answers, other.answers, strict=True)
         return replace(self, answers=tuple(answer if theirs is not None else None for answer, theirs in pairs))
 
     @property
     def rows(self) -> int:
-        """The number of rows that were asked."""
+        """The number of answered rows."""
         return sum(answer is not None for answer in self.answers)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows were asked."""
+        """Whether all rows are answered."""
         return None not in self.answers
 
 

@@ -23,7 +23,7 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Run trials until none is left."""
+    """Run trials until the search ends."""
     if hasattr(os, "fork"):  # Other systems keep the number of a parent that is gone.
         threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
     from .run import run_worker

@@ -37,17 +37,17 @@ def _threads(count: int) -> str:
 def start_workers(settings: SearchSettings, watch: Watcher) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start the other workers of a search, and wait for their end.
 
-    If one dies, a note names it, and another one takes its trial.
+    If one dies, a note names it, and another one runs its trial.
     """
     started: list[tuple[subprocess.Popen[bytes], Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": _threads(settings.workers), "TOKENIZERS_PARALLELISM": "false"}
     for number in range(1, settings.workers):
-        own = settings.model_copy(update={"device": _device(settings, number), "workers": 1, "overwrite": False})
+        options = settings.model_copy(update={"device": _device(settings, number), "workers": 1, "overwrite": False})
         errors = tempfile.TemporaryFile()  # noqa: SIM115  (It is closed below.)
         command = [sys.executable, "-m", "adaptermix.weight_search.worker", str(number), str(os.getpid())]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment)
         if process.stdin:
-            process.stdin.write(own.model_dump_json().encode())
+            process.stdin.write(options.model_dump_json().encode())
             process.stdin.close()
         # A dead process must be reaped for the others to see that it is gone.
         threading.Thread(target=process.wait, daemon=True).start()

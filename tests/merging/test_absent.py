@@ -34,7 +34,7 @@ def members() -> list[str]:
 
 
 NAMES = [
-    *sorted(name for name, cls in METHODS.items() if not cls.is_learned and len(cls.roles) in (0, 2)),
+    *sorted(name for name, cls in METHODS.items() if not cls.learner and len(cls.roles) in (0, 2)),
     *members(),
 ]
 FACTOR = {

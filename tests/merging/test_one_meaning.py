@@ -95,7 +95,7 @@ class TestMerge:
         assert (again.rank, again.bytes, again.residual) == (report.rank, report.bytes, report.residual)
 
     @pytest.mark.parametrize(
-        "name", sorted(name for name, cls in METHODS.items() if not (cls.statistics or cls.is_learned))
+        "name", sorted(name for name, cls in METHODS.items() if not (cls.statistics or cls.learner))
     )
     def test_every_method(self, tmp_path: Path, name: str) -> None:
         """The two adapters have one rank per module, which some methods need, and unequal ones over the modules."""

@@ -270,7 +270,7 @@ class TestFill:
         sorted(
             name
             for name, cls in METHODS.items()
-            if not (cls.statistics or cls.is_learned) and len(cls.roles) in (0, len(NAMES))
+            if not (cls.statistics or cls.learner) and len(cls.roles) in (0, len(NAMES))
         ),
     )
     def test_a_module_at_which_nobody_acts_is_zero_for_every_method(self, tmp_path: Path, method: str) -> None:

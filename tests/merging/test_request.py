@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adaptermix.errors import AdapterMixError, PlanError
+from adaptermix.errors import AdapterMixError, PlanError, UsageError
 from adaptermix.merging.request import is_checkpoint, merge_as_asked
+from adaptermix.methods.exact import Exact
 from adaptermix.options import MergeSettings
 
 from ..factories import adapter_deltas, contents, load_base, write_lora
@@ -116,3 +117,18 @@ def test_no_input_is_replaced(base: Path, tuned: list[str], adapters: list[str])
         with pytest.raises(AdapterMixError, match="must not be one of the inputs"):
             merge_as_asked(settings(inputs, Path(out), base=str(base), overwrite=True))
         assert contents(Path(out)) == before
+
+
+def learn(settings: MergeSettings, *, watch: object) -> MergeSettings:
+    """The learner of a method in another package."""
+    return settings
+
+
+def test_a_method_names_the_function_that_learns_before_the_merge(
+    adapters: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(adapters, tmp_path / "out", train=["rows.jsonl"])
+    with pytest.raises(UsageError, match="--train is for methods that learn their weights"):
+        merge_as_asked(asked)
+    monkeypatch.setattr(Exact, "learner", f"{__name__}:learn")
+    assert merge_as_asked(asked) is asked

@@ -46,8 +46,8 @@ def searched(tmp_path, space, answer, limit, *, seed, sampler="tpe", table=None)
         (Space(count=4), "tpe", 60),
         (Space(count=6), "tpe", 100),
         (Space(count=2, simplex=False), "tpe", 40),
-        (Space(count=2, places=depth_groups(range(12), 3)), "gp", 60),
-        (Space(count=3, places=depth_groups(range(12), 2)), "tpe", 80),
+        (Space(count=2, overrides=depth_groups(range(12), 3)), "gp", 60),
+        (Space(count=3, overrides=depth_groups(range(12), 2)), "tpe", 80),
     ],
     ids=["pair, gp", "pair", "three", "four", "six", "free", "groups, gp", "three in groups"],
 )

@@ -86,7 +86,7 @@ def test_the_page_holds_its_pictures_and_every_trial(
 
 def test_axes_are_named_by_place_and_adapter():
     places = depth_groups(range(10), 2)
-    found = Space(count=2, places=places).candidate({"place0.0.w0": 0.9, "place1.0.w0": 0.4})
+    found = Space(count=2, overrides=places).candidate({"place0.0.w0": 0.9, "place1.0.w0": 0.4})
     assert coordinates(found, pairs=True) == {"0-4: weight 1": 0.9, "5-9: weight 1": 0.4}
     free = Candidate(weights=(1.0, 0.5), options={"density": 0.3})
     assert coordinates(free) == {"weight 1": 1.0, "weight 2": 0.5, "density": 0.3}

@@ -20,7 +20,7 @@ def spaces(draw):
     return Space(
         count=draw(st.integers(2, 5)),
         simplex=draw(st.booleans()),
-        places=depth_groups(range(12), layers) if layers else (),
+        overrides=depth_groups(range(12), layers) if layers else (),
         knots=draw(st.integers(1, 3)) if layers else 1,
         options={"density": Interval(0.1, 0.9)} if draw(st.booleans()) else {},
     )
@@ -31,7 +31,7 @@ def test_every_point_is_a_candidate_of_the_space(space, data):
     point = {name: data.draw(st.floats(parameter.low, parameter.high)) for name, parameter in space.parameters.items()}
     candidate = space.candidate(point)
     vectors = [point for place in candidate.overrides for point in place.points] or [candidate.weights]
-    assert len(vectors) == max(1, len(space.places)) * space.knots
+    assert len(vectors) == max(1, len(space.overrides)) * space.knots
     for vector in vectors:
         assert len(vector) == space.count
         assert min(vector) >= 0
@@ -46,7 +46,7 @@ def test_every_point_is_a_candidate_of_the_space(space, data):
 @given(st.lists(st.integers(0, 100), min_size=2, max_size=5).filter(any))
 def test_weights_that_hold_everywhere_come_back(parts):
     weights = [part / sum(parts) for part in parts]
-    space = Space(count=len(parts), places=depth_groups(range(8), 2))
+    space = Space(count=len(parts), overrides=depth_groups(range(8), 2))
     found = space.candidate(space.point(weights, {}))
     for place in found.overrides:
         assert place.points[0] == pytest.approx(weights, abs=2e-3)
@@ -81,7 +81,7 @@ def test_starts_lie_in_the_space(count, simplex):
 
 
 def test_a_curve_has_its_points_in_order():
-    space = Space(count=2, places=depth_groups(range(10), 1), knots=3)
+    space = Space(count=2, overrides=depth_groups(range(10), 1), knots=3)
     point = {"place0.0.w0": 1.0, "place0.1.w0": 0.8, "place0.2.w0": 0.2}
     (place,) = space.candidate(point).overrides
     assert place == Override(layers=(0, 9), points=((1.0, 0.0), (0.8, 0.2), (0.2, 0.8)))
@@ -115,13 +115,13 @@ def test_choices_keep_their_order():
 
 def test_free_weights_that_change_nothing_are_not_searched():
     """The second adapter acts in the lower half only, so its weight in the upper half is no parameter."""
-    space = Space(count=2, simplex=False, places=depth_groups(range(8), 2), idle=(frozenset(), frozenset({1})))
+    space = Space(count=2, simplex=False, overrides=depth_groups(range(8), 2), idle=(frozenset(), frozenset({1})))
     assert list(space.parameters) == ["place0.0.w0", "place0.0.w1", "place1.0.w0"]
     found = space.candidate({"place0.0.w0": 1.0, "place0.0.w1": 0.5, "place1.0.w0": 0.75})
     assert [place.points for place in found.overrides] == [((1.0, 0.5),), ((0.75, 0.0),)]
     assert space.point([1.0, 0.5], {}) == {"place0.0.w0": 1.0, "place0.0.w1": 0.5, "place1.0.w0": 1.0}
     # weights that must sum to 1 scale the first adapter there, so they act
-    assert len(Space(count=2, places=space.places, idle=space.idle).parameters) == 2
+    assert len(Space(count=2, overrides=space.overrides, idle=space.idle).parameters) == 2
 
 
 def test_bounds_that_are_one_number_fix_the_weights() -> None:
