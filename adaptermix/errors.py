@@ -1,12 +1,12 @@
-"""What can go wrong, by kind. Every message says what must hold, what was found, and what to do."""
+"""The exceptions of this package. Every message states the requirement, the value found, and what to do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# Controls, marks of text direction, line separators and lone surrogates: they act on a terminal, or cannot be encoded.
-# The two joiners (U+200C, U+200D) stay, since words of Persian and of Indic languages hold them.
+# Controls, marks of text direction, line separators and lone surrogates change a terminal or cannot be encoded.
+# The two joiners (U+200C, U+200D) stay, since words of Persian and of Indic languages contain them.
 UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -14,11 +14,11 @@ UNSAFE = re.compile(
 
 
 def escaped(text: str, *, keep: str = "") -> str:
-    r"""Return a text with its control characters and the like written as in Python, such as `\x1b`.
+    r"""Return a text with its control characters written as in Python, such as `\x1b`.
 
     Args:
         text: Any text.
-        keep: Characters to leave as they are, such as line ends.
+        keep: Characters to leave unchanged, such as line ends.
     """
     return UNSAFE.sub(
         lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode("ascii"), text
@@ -26,10 +26,10 @@ def escaped(text: str, *, keep: str = "") -> str:
 
 
 def shown(text: object, limit: int = 200) -> str:
-    """Return text from a file or another program as a message may hold it: one line, escaped, and cut to a length.
+    """Return text from a file or another program for use in a message: one line, escaped, and cut to a limit.
 
     Args:
-        text: Any object; its `str` is shown.
+        text: Any object; its `str` is used.
         limit: Most characters.
     """
     line = escaped(" ".join(str(text).split()))
@@ -37,7 +37,7 @@ def shown(text: object, limit: int = 200) -> str:
 
 
 def cut(text: str, limit: int = 3000) -> str:
-    """Return a text that keeps its beginning and its end, where a message says what to do, if it is too long.
+    """Return a text; one that is too long loses its middle, since the end of a message says what to do.
 
     Args:
         text: Any text.
@@ -50,7 +50,7 @@ def cut(text: str, limit: int = 3000) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest known name, or nothing if none is near."""
+    """Return " Did you mean 'x'?" for the closest known name, or an empty text if no name is close."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, list(known), n=1)
@@ -58,15 +58,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class AdapterMixError(Exception):
-    """The work could not be done; the message tells a person why and what to do."""
+    """Base class. The message explains why the work failed and how to fix it."""
 
 
 class PlanError(AdapterMixError):
-    """The request contradicts itself (a wrong count of weights, an impossible rank)."""
+    """The arguments contradict each other (a wrong number of weights, an impossible rank)."""
 
 
 class UsageError(PlanError):
-    """An option has a value that it can never have (an unknown task, weights that are no numbers)."""
+    """An option has an invalid value (an unknown task, weights that are not numbers)."""
 
 
 class IncompatibleAdapters(AdapterMixError):  # noqa: N818  (the field calls it that)
@@ -74,7 +74,7 @@ class IncompatibleAdapters(AdapterMixError):  # noqa: N818  (the field calls it 
 
 
 class AdapterFormatError(AdapterMixError):
-    """An adapter folder is damaged, or holds something that would be lost in silence."""
+    """An adapter folder is damaged, or has content that would be dropped without a message."""
 
 
 class DataError(AdapterMixError):
@@ -82,7 +82,7 @@ class DataError(AdapterMixError):
 
 
 class ModelError(AdapterMixError):
-    """A base model cannot be loaded or is of a kind that the work does not support."""
+    """A base model cannot be loaded, or is of an unsupported kind."""
 
 
 class OutputError(AdapterMixError):
@@ -98,10 +98,10 @@ class PublishError(AdapterMixError):
 
 
 class ToldElsewhere(AdapterMixError):  # noqa: N818  (it is not the fault itself)
-    """The work failed in several processes, and another one says why.
+    """The work failed in several processes, and another process reports the reason.
 
     Args:
-        message: What went wrong here.
+        message: The error in this process.
         interrupted: A signal ended the work.
     """
 

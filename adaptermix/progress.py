@@ -1,4 +1,4 @@
-"""How long work reports what it is doing, without printing: the caller passes a watcher, the CLI's draws bars."""
+"""Progress reports without printing: the caller passes a watcher, and the command line's draws bars."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 Advance = Callable[[int, str], None]
-"""Called with how many units were done and a short text about them (a loss, a speed)."""
+"""Called with the number of finished units and a short text about them (a loss, a speed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How training stands on dev data, in a number that can be compared with that of other runs.
+    """A result on dev data during training, comparable between runs.
 
     Args:
         step: Optimizer steps done.
-        measure: What was measured.
-        value: How much of it.
-        higher: Whether more is better.
+        measure: Name of the metric.
+        value: Its value.
+        higher: Whether higher is better.
     """
 
     step: int
@@ -35,10 +35,10 @@ class Watcher(Protocol):
         """Open a bar of `total` units; call what it yields after each piece of work."""
 
     def note(self, message: str) -> None:
-        """Show one line that a person should see."""
+        """Show a one-line message."""
 
     def look(self, look: Look) -> None:
-        """Be told how training stands on dev data; what it raises ends the training."""
+        """Receive a dev result. Raising an exception here stops training."""
 
 
 class Silent:

@@ -23,16 +23,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from adaptermix.data import read_pairs
-from adaptermix.pooling import masked_mean
-from adaptermix.settings import AlignSettings
-from adaptermix.train.align import AlignLoss, train_align
-from adaptermix.train.distil import DistilLoss
-from adaptermix.train.lora import factors, inject
-from adaptermix.train.objectives import contrastive_loss
-from adaptermix.train.sampler import Sampler
 
-from adaptermix.models import BaseModel, block_index, keep_blocks, load_base
+from adaptermix import train_align
+from adaptermix.models.base import BaseModel, block_index, keep_blocks, load_base
+from adaptermix.models.pooling import masked_mean
+from adaptermix.options import AlignSettings
+from adaptermix.tasks.data import read_pairs
+from adaptermix.training.align import AlignLoss
+from adaptermix.training.distil import DistilLoss
+from adaptermix.training.lora import factors, inject
+from adaptermix.training.losses import contrastive_loss
+from adaptermix.training.sampler import Sampler
 
 
 def full_forward(

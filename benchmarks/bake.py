@@ -100,7 +100,7 @@ def peak(write: Callable[[], object]) -> int:
 
 def largest(base: Path) -> list[int]:
     """Return the bytes of a checkpoint's tensors, the largest first."""
-    from adaptermix.checkpoints import open_checkpoint
+    from adaptermix.io.checkpoint_files import open_checkpoint
 
     return sorted((header.size for header in open_checkpoint(base).tensors.values()), reverse=True)
 

@@ -22,13 +22,13 @@ Step = Callable[[], None]
 
 def make(arguments: argparse.Namespace, way: str) -> Any:
     """Return a base model with a LoRA on queries and values, and what else a way of fusing has."""
-    from adaptermix.fusion.parts import add_parts
-    from adaptermix.head_forms import HEAD_FORMS, Head
     from peft import LoraConfig, inject_adapter_in_model
 
+    from adaptermix.fusion.extra_modules import add_parts
     from adaptermix.fusion.lora import FusionConfig
     from adaptermix.fusion.sources import FUSING
-    from adaptermix.models import linear_names, load_base
+    from adaptermix.models.base import linear_names, load_base
+    from adaptermix.models.head_forms import HEAD_FORMS, Head
 
     head = Head(form=HEAD_FORMS["classes"], labels=("a", "b", "c"))
     base = load_base(arguments.base, device=arguments.device, dtype=arguments.dtype, head=head)
@@ -60,8 +60,7 @@ def step_of(base: Any, batch: dict[str, torch.Tensor], before: Step = lambda: No
 
 def steps_of(arguments: argparse.Namespace, way: str) -> tuple[Step, int, int]:
     """Return a step, the tokens that it trains on, and the bytes of the source states that are kept."""
-    from adaptermix.fusion.parts import MIXING, PROJECTION
-
+    from adaptermix.fusion.extra_modules import MIXING, PROJECTION
     from adaptermix.fusion.mixup import Mixer, consistency
     from adaptermix.fusion.sources import Fuser, Sources, block_of, fused_modules, read_sources
 

@@ -144,7 +144,7 @@ def process(command: list[str]) -> tuple[float, int]:
 
 
 STARTUP = "import torch, safetensors.torch"
-OWN_STARTUP = "import adaptermix.cli, adaptermix.settings, adaptermix.compose.request"
+OWN_STARTUP = "import adaptermix.cli, adaptermix.options, adaptermix.merging.request"
 COPY = """
 import sys, torch
 from safetensors.torch import load_file, save_file

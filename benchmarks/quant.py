@@ -119,13 +119,12 @@ def divergences(base: Any, module: nn.Linear, reference: Tensor, others: dict[st
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield one row per module, delta and strategy."""
-    from adaptermix.baking.grid import FORMATS
-
     from adaptermix.adapters import open_adapter
     from adaptermix.adapters.paths import fitted
     from adaptermix.baking.activations import InputsOfModules, read_texts
     from adaptermix.baking.strategies import Wanted
-    from adaptermix.models import load_base
+    from adaptermix.checkpoints.formats import FORMATS
+    from adaptermix.models.base import load_base
     from adaptermix.progress import SILENT
 
     base = load_base(arguments.base, device=arguments.device, dtype="float32")

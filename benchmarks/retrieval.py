@@ -15,10 +15,10 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from adaptermix.data import read_parallel
 from adaptermix.evaluation.retrieval import embed, retrieve_with
-from adaptermix.models import load_base
-from adaptermix.settings import RetrieveSettings
+from adaptermix.models.base import load_base
+from adaptermix.options import RetrieveSettings
+from adaptermix.tasks.data import read_parallel
 
 
 def xsim(x: Tensor, y: Tensor, k: int = 4) -> float:

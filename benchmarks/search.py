@@ -27,7 +27,7 @@ import torch
 
 def settings_of(arguments: argparse.Namespace, out: str, *, race: bool = False) -> Any:
     """Return the settings of the search."""
-    from adaptermix.settings import SearchSettings
+    from adaptermix.options import SearchSettings
 
     spaced = [round(weight, 4) for weight in np.linspace(arguments.least, 1.0, arguments.trials).tolist()]
     return SearchSettings(
@@ -72,8 +72,8 @@ def timed_passes(model: Any) -> Iterator[list[float]]:
 
 def ours(base: Any, settings: Any) -> dict[str, Any]:
     """Search, and tell times, scores and answers of every trial."""
-    from adaptermix.study.preparing import prepare
-    from adaptermix.study.run import search_with
+    from adaptermix.weight_search.prepare import prepare
+    from adaptermix.weight_search.run import search_with
 
     prepared = prepare(settings)
     start = time.perf_counter()
@@ -93,12 +93,12 @@ def ours(base: Any, settings: Any) -> dict[str, Any]:
 
 def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size: int) -> dict[str, Any]:
     """What one writes with peft: merge per weight, generate in batches of rows of like length, score."""
-    from adaptermix.evaluation.generate import _pad_left, _stop_ids, in_words
-    from adaptermix.study.choice import Board
-    from adaptermix.study.trials import Trial
     from peft import PeftModel
 
+    from adaptermix.models.generate import _pad_left, _stop_ids, in_words
     from adaptermix.tasks import get_template
+    from adaptermix.weight_search.significance import Board
+    from adaptermix.weight_search.trials import Trial
 
     task, rows = prepared.task, prepared.rows
     template = get_template(task, prepared.prompt)
@@ -142,9 +142,9 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
 
 def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
     """Race over the answers of the whole grid, with the rows of each language in another order per seed."""
-    from adaptermix.study.choice import Board
-    from adaptermix.study.ledger import Ledger
-    from adaptermix.study.racing import Race
+    from adaptermix.weight_search.racing import Race
+    from adaptermix.weight_search.significance import Board
+    from adaptermix.weight_search.trial_store import Ledger
 
     prepared, every = found["prepared"], found["trials"]
     task, rows = prepared.task, prepared.rows
@@ -220,10 +220,9 @@ def arguments_given() -> argparse.Namespace:
 def main() -> None:
     """Print one JSON document."""
     arguments = arguments_given()
-    from adaptermix.evaluation.heads import head_of
-    from adaptermix.study.preparing import prepare
-
-    from adaptermix.models import load_base
+    from adaptermix.models.base import load_base
+    from adaptermix.tasks.heads.from_adapters import head_of
+    from adaptermix.weight_search.prepare import prepare
 
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_of(arguments, f"{folder}/out")

@@ -34,8 +34,9 @@ def texts(tokenizer: Any, rows: int, mixed: bool) -> list[tuple[list[int], list[
 
 def plain_steps(base: Any, examples: list[Any], settings: Any) -> Any:
     """The loop that one writes with peft and transformers: padding on the right, the model's own loss, AdamW."""
-    from adaptermix.train.sampler import Sampler
     from peft import LoraConfig, get_peft_model
+
+    from adaptermix.training.sampler import Sampler
 
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.1, target_modules="all-linear")
     model = get_peft_model(base.model, config).train()
@@ -67,10 +68,10 @@ def plain_steps(base: Any, examples: list[Any], settings: Any) -> Any:
 
 def our_steps(base: Any, examples: list[Any], settings: Any) -> Any:
     """The trainer's own steps."""
-    from adaptermix.train.checkpoint import Workplace
-    from adaptermix.train.lora import inject
-    from adaptermix.train.task import Answers, TaskLoss
-    from adaptermix.train.trainer import Trainer
+    from adaptermix.training.checkpoint import Workplace
+    from adaptermix.training.lora import inject
+    from adaptermix.training.task import Answers, TaskLoss
+    from adaptermix.training.trainer import Trainer
 
     answers = Answers(base, examples)
     inject(base.model, settings, seed=0)
@@ -90,9 +91,8 @@ def our_steps(base: Any, examples: list[Any], settings: Any) -> Any:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Run one side in this process."""
-    from adaptermix.settings import TaskSettings
-
-    from adaptermix.models import load_base
+    from adaptermix.models.base import load_base
+    from adaptermix.options import TaskSettings
 
     base = load_base(arguments.base, device=arguments.device, dtype=arguments.dtype)
     settings = TaskSettings(

@@ -225,7 +225,7 @@ class TestCheckOutput:
             (out / other).mkdir()
         else:
             (out / other).write_text("years of work")
-        with pytest.raises(OutputError, match=f"also holds '{other}'"):
+        with pytest.raises(OutputError, match=f"also contains '{other}'"):
             check_output(out, overwrite=True)
 
     def test_a_card_that_somebody_edited_is_not_replaced(self, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ class TestCheckOutput:
         card.write_text("as written")
         check_output(folder, overwrite=True)
         card.write_text("as written, and more")
-        with pytest.raises(OutputError, match=r"keeps cards that somebody edited, and .*README\.md was edited"):
+        with pytest.raises(OutputError, match=r"never replaces an edited card, and .*README\.md was edited"):
             check_output(folder, overwrite=True)
 
     @pytest.mark.parametrize("out", [".", "..", "../here/..", "inside/.."])
@@ -247,7 +247,7 @@ class TestCheckOutput:
     ) -> None:
         adapter(tmp_path / "here" / "inside")
         monkeypatch.chdir(tmp_path / "here")
-        with pytest.raises(OutputError, match="the current folder or a parent of it"):
+        with pytest.raises(OutputError, match="contains the current folder"):
             check_output(Path(out), overwrite=True)
 
     @pytest.mark.parametrize("overwrite", [False, True])
@@ -335,7 +335,7 @@ class TestOutputLock:
         with output_lock(out), output_lock(out):
             run_other()
         run_other()
-        assert errors[0].startswith("one process at a time may work on")
+        assert errors[0].startswith("another process is working on")
         assert errors[1] == "none"
         assert contents(tmp_path) == {}
 

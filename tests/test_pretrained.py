@@ -78,7 +78,7 @@ def test_a_base_that_needs_its_own_code_is_refused_by_name_and_nobody_is_asked(
     mark = tmp_path / "it_ran"
     folder = with_code(tiny_encoder(tmp_path / "model"), "config", mark)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("code was asked for"))
-    with pytest.raises(ModelError, match=r"model' needs Python code of its own .* never run") as caught:
+    with pytest.raises(ModelError, match=r"model' needs its own Python code .* never run") as caught:
         WAYS[way](str(folder))
     assert "\n" not in str(caught.value)
     assert not mark.exists()
@@ -99,7 +99,7 @@ def test_a_tokenizer_with_code_does_not_run_it(way: str, tmp_path: Path, monkeyp
 def test_attention_of_the_hub_is_code_too(tmp_path: Path) -> None:
     folder = tiny_causal(tmp_path / "model")
     change(folder / "config.json", attn_implementation="someone/kernel")
-    with pytest.raises(ModelError, match="is code of the Hub, and that is never run"):
+    with pytest.raises(ModelError, match=r"is code on the Hub\. Such code is never run"):
         load_base(str(folder), device="cpu")
 
 

@@ -248,10 +248,10 @@ STRINGS = (
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        (LAUGHS, "aliases may stand for at most"),
-        (MERGES, "aliases may stand for at most"),
-        ("version: 1\nvariables: &v {x: [*v]}\nsteps: []\n", "must not stand for what it lies in"),
-        ("a: &a [*a]\n", "must not stand for what it lies in"),
+        (LAUGHS, "aliases may expand to at most"),
+        (MERGES, "aliases may expand to at most"),
+        ("version: 1\nvariables: &v {x: [*v]}\nsteps: []\n", "must not stand for a value that contains it"),
+        ("a: &a [*a]\n", "must not stand for a value that contains it"),
         ("steps: " + "[" * 60 + "]" * 60, "nest at most 40 deep"),
         ("steps: " + "[" * 5000, "nest at most|must be YAML"),
         ("steps: " + "{a: " * 3000, "nest at most|must be YAML"),
@@ -268,7 +268,7 @@ STRINGS = (
         ("version: !!python/object/apply:os.system [true]", "must be YAML"),
         ("x" * 2**21, "at most 1 MiB"),
         ("version: 1\0", "must be YAML"),
-        (STRINGS, "variables may stand for at most"),
+        (STRINGS, "variables may expand to at most"),
         (MERGE.format(out='"a\\0b"'), "out: must not hold a NUL character"),
         (MERGE.format(out='"a\\ud800"'), "must be YAML|lone surrogate"),
         (MERGE.format(out="$SCRATCH/x"), "variables of the shell"),

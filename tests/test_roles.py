@@ -9,7 +9,20 @@ import pytest
 
 from adaptermix import options as settings
 from adaptermix.options import Settings
-from adaptermix.options.roles import CALIBRATION, DEV, SCORED, SPLIT, TRAINING, Reads, reads_of, used_for
+from adaptermix.options.roles import (
+    CALIBRATION,
+    DEV,
+    SCORED,
+    SPLIT,
+    TRAINING,
+    Reads,
+    Role,
+    Writes,
+    data_options,
+    marked,
+    marks_of,
+    used_for,
+)
 
 ROOT = Path(__file__).parent.parent / "adaptermix"
 COMMANDS = [
@@ -17,10 +30,8 @@ COMMANDS = [
     for found in vars(settings).values()
     if isinstance(found, type) and issubclass(found, Settings) and not found.__name__.endswith("Options")
 ]
-# Lists of texts that are not data files. A new list must be added here, or say what its files are read for.
-NO_DATA = {"adapters", "adapter", "candidates", "groups", "include", "exclude", "layers", "modules", "targets", "names"}
-NO_DATA |= {"aligned", "supervised", "systems", "beside"}
-NO_DATA |= {"statistics"}  # tensors that another program made; they have no rows
+# Lists of texts that are not files. A new list must be added here, or say what its files are read for.
+NO_FILES = {"groups", "include", "exclude", "layers", "modules", "targets", "names", "aligned", "supervised"}
 READERS = {
     "read",
     "read_pairs",
@@ -40,11 +51,11 @@ def is_texts(annotation: object) -> bool:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_every_option_that_takes_files_says_what_it_reads_them_for(command: type[Settings]) -> None:
     fields = command.model_fields
-    marked = reads_of(command)
+    data = data_options(command)
     lists = {name for name, field in fields.items() if is_texts(field.annotation)}
-    assert lists - NO_DATA == set(marked), "mark options that take data files with Reads(...)"
-    assert not set(marked) & NO_DATA
-    for mark in marked.values():
+    assert lists - NO_FILES == lists & set(marks_of(command, Reads)), "mark options that take files with Reads(...)"
+    assert set(data) <= lists
+    for mark in data.values():
         assert mark.use in (TRAINING, DEV, CALIBRATION, SPLIT, SCORED)
         assert mark.rows is None or mark.rows in fields
         assert mark.form != "task" or "task" in fields
@@ -68,15 +79,15 @@ def arguments_of_readers() -> set[str]:
 
 
 def test_what_readers_are_given_has_a_role() -> None:
-    marked = {name for command in COMMANDS for name in reads_of(command)}
-    choosing_rows = {mark.rows for command in COMMANDS for mark in reads_of(command).values()} - {None}
+    data = {name for command in COMMANDS for name in data_options(command)}
+    choosing_rows = {mark.rows for command in COMMANDS for mark in data_options(command).values()} - {None}
     found = arguments_of_readers()
     assert {"train", "dev", "pairs", "data", "source", "calibration"} <= found  # the walk sees them
-    assert found - marked - choosing_rows <= {"start", "task"}
+    assert found - data - choosing_rows <= {"start", "task"}
 
 
 def test_roles_of_each_command() -> None:
-    uses = {command.__name__: {name: mark.use for name, mark in reads_of(command).items()} for command in COMMANDS}
+    uses = {command.__name__: {name: mark.use for name, mark in data_options(command).items()} for command in COMMANDS}
     found = {name: use for name, use in uses.items() if use}
     assert found == {
         "AlignSettings": {"pairs": TRAINING, "dev_pairs": DEV},
@@ -97,8 +108,52 @@ def test_roles_of_each_command() -> None:
 def test_the_role_of_an_evaluation_is_its_split(split: str | None, use: set[str]) -> None:
     asked = settings.EvaluateSettings(base="b", task="slots", data=["x"], split=split)
     assert used_for(asked) == use
-    assert {name: mark.use for name, mark in reads_of(asked).items()} == {
+    assert {name: mark.use for name, mark in data_options(asked).items()} == {
         name: next(iter(use)) for name in ("data", "source") if use
     }
     assert used_for(settings.AlignSettings(base="b", pairs=["x"], out="o")) == {TRAINING}
     assert Reads(DEV, "pairs") != Reads(DEV)
+
+
+HANDLING = {"overwrite", "resume", "dry_run"}
+SCHEDULING = {"checkpoint_every", "shard_base", "workers", "allow_tested", "storage", "study"}
+OUTPUTS = {"out", "predictions", "plot", "csv", "markdown", "document"}
+SCORING = {"task", "dev", "rows", "max_new_tokens"}
+COMPARABLE = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
+COMPARABLE |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows"}
+COMPARABLE |= {"batch_size", "accumulate", "steps", "epochs", "alternate", "discard"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_a_field_that_a_subclass_defines_again_keeps_its_roles(command: type[Settings]) -> None:
+    """A field that is written down again in a subclass loses the marks of its parent's field."""
+    fields = set(command.model_fields)
+    assert marked(command, Role.HANDLING) == HANDLING & fields
+    assert marked(command, Role.SCHEDULING) == SCHEDULING & fields
+    assert marked(command, Role.MACHINE) == {"device"} & fields
+    assert set(marks_of(command, Writes)) == OUTPUTS & fields
+    assert marked(command, Role.AFTERWARDS) == (SCORING | {"shard_size"} if command is settings.BakeSettings else set())
+    if issubclass(command, settings.TrainingSettings):
+        assert marked(command, Role.DEV_CURVE) == COMPARABLE & fields
+
+
+def test_what_a_recipe_recognises_a_finished_step_by() -> None:
+    main = {
+        command.__name__: [name for name, mark in marks_of(command, Writes).items() if mark.is_main]
+        for command in COMMANDS
+    }
+    assert {name for name, names in main.items() if len(names) > 1} == set()
+    assert {name for name, names in main.items() if names == ["predictions"]} == {"EvaluateSettings"}
+    assert {name for name, names in main.items() if not names} == {
+        *("CompareSettings", "InspectSettings", "MethodsSettings", "PlaceSettings", "PushSettings"),
+        *("RetrieveSettings", "SpectrumSettings", "Settings", "Placed", "GenerationSettings"),
+    }
+
+
+def test_options_that_go_with_one_way_to_merge_only() -> None:
+    data = {"train", "pairs", "texts", "dev", "dev_pairs"}
+    assert marked(settings.MergeSettings, Role.LEARNING) == data | {"task", "objective", "rows", "allow_tested"}
+    assert marked(settings.MergeSettings, Role.ADAPTERS_ONLY) == {
+        *("places", "fill", "form", "rank", "keep", "max_residual", "compact", "saved"),
+        *("statistics", "allow_pickle", "allow_base_mismatch"),
+    }

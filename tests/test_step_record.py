@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from adaptermix import merge
 from adaptermix.commands.recipes import STEPS, Step, run_recipe
 from adaptermix.errors import OutputError
-from adaptermix.options import READ, WRITTEN
+from adaptermix.options.roles import Reads, Writes, marks_of
 
 from .factories import WEIGHTS, write_lora
 
@@ -173,7 +173,7 @@ def test_a_failed_step_leaves_no_record(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", sorted(STEPS))
 def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: str) -> None:
-    """A new option that names a file must be listed, or --overwrite and --resume would not see it."""
+    """A new option that names a file must be marked, or --overwrite and --resume would not see it."""
     plain = {
         *("allow_base_mismatch", "baseline", "ceiling", "supervised", "aligned", "name", "repo", "revision", "message"),
         *("task", "template", "device", "rows", "method", "options", "places", "rank", "weights", "modules", "layers"),
@@ -181,7 +181,8 @@ def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: s
         *("layer", "mixup_layer", "source_tag", "saved", "prompt", "names", "pair_rows"),
         *("metric", "scorer", "base_id"),
     }
+    paths = {*marks_of(STEPS[command], Reads), *marks_of(STEPS[command], Writes)}
     for name, field in STEPS[command].model_fields.items():
         kind = str(field.annotation)
         if "str" in kind and "Literal" not in kind:
-            assert name in READ | WRITTEN | plain, f"{name} of {command} is in no list"
+            assert (name in paths) != (name in plain), f"{name} of {command} needs Reads(...) or Writes(...)"

@@ -28,6 +28,7 @@ from ..models.base import load_base
 from ..models.quantization import config_of_format
 from ..options import BakeSettings
 from ..options.paths import holds_output
+from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..provenance.manifest import SeenFile
@@ -49,18 +50,6 @@ _SLOW = ("auto", "calibrated", "residual")
 """Strategies whose modules are kept for an interrupted run."""
 _SPENDING = ("keep_at_least", "error_at_most", "seed")
 """What strategies with several outcomes choose by, and a seed that others draw with."""
-_NOT_OF_RESULT = {
-    "out",
-    "overwrite",
-    "dry_run",
-    "device",
-    "shard_size",
-    "task",
-    "dev",
-    "rows",
-    "max_new_tokens",
-    "allow_tested",
-}
 
 
 @holds_output
@@ -201,7 +190,8 @@ class _Inputs:
 
 def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
     """Return what finished modules depend on."""
-    settings = plan.settings.model_dump(mode="json", exclude=_NOT_OF_RESULT)
+    without_effect = marked(plan.settings, Role.HANDLING, Role.SCHEDULING, Role.MACHINE, Role.AFTERWARDS)
+    settings = plan.settings.model_dump(mode="json", exclude={"out", *without_effect})
     if plan.strategy == "calibrated":  # these change nothing there
         settings = {name: value for name, value in settings.items() if name not in _SPENDING}
     return {

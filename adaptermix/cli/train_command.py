@@ -9,8 +9,7 @@ from .console import Console
 from .options import settings_command
 
 if TYPE_CHECKING:
-    from ..training.least_squares import FitReport
-    from ..training.run import TrainReport
+    from ..training.report import FitReport, TrainReport
 
 
 def _show(report: TrainReport, console: Console, unit: str = "rows", *, objective: str = "") -> None:
@@ -83,7 +82,7 @@ def _show_fit(report: FitReport, console: Console) -> None:
 def train_align(settings: AlignSettings, console: Console) -> None:
     """Train an alignment LoRA."""
     from ..training import train_align as work
-    from ..training.least_squares import FitReport
+    from ..training.report import FitReport
 
     report = work(settings, watch=console.watch)
     if isinstance(report, FitReport):

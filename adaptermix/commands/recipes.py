@@ -33,7 +33,7 @@ from ..options import (
     StatisticsSettings,
     TaskSettings,
 )
-from ..options.roles import SCORED, TEST, used_for
+from ..options.roles import ADAPTER, SCORED, TEST, Reads, main_output, marks_of, used_for, values_of
 from ..progress import SILENT, Watcher
 from ..tasks import get_task
 from ..tasks.base import require_comparable
@@ -228,16 +228,15 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
 
 def _written(step: Step) -> Path | None:
     """Return what a step leaves behind, if there is one thing."""
-    named = getattr(step.settings, "out", None) or getattr(step.settings, "predictions", None)
-    return Path(named) if named and not getattr(step.settings, "dry_run", False) else None
+    output = main_output(step.settings)
+    is_dry = getattr(step.settings, "dry_run", False)
+    return Path(output[0]) if output and output[0] and not is_dry else None
 
 
 def _read(step: Step) -> list[Path]:
     """Return the adapters that a step reads."""
-    values = [
-        getattr(step.settings, name, None) for name in ("adapter", "adapters", "on_top_of", "start_from", "against")
-    ]
-    return [Path(path) for value in values if value for path in ([value] if isinstance(value, str) else value)]
+    names = [name for name, mark in marks_of(step.settings, Reads).items() if mark.use == ADAPTER]
+    return [Path(value) for value in values_of(step.settings, names) if value != "base"]  # of --against
 
 
 def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> None:
@@ -323,8 +322,10 @@ def run_recipe(
 
 def going_on(step: Step) -> Step:
     """Let training go on where an interrupted one stopped, and answers replace those of an evaluation that was cut."""
-    fields = type(step.settings).model_fields
-    more = {"resume": True} if "resume" in fields else {"overwrite": True} if "predictions" in fields else {}
+    output = main_output(step.settings)
+    more = {"overwrite": True} if output and output[1].form else {}
+    if "resume" in type(step.settings).model_fields:
+        more = {"resume": True}
     return Step(command=step.command, settings=step.settings.model_copy(update=more))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import AdapterMixError, DataError
 from ..options import Settings
-from ..options.roles import Form, reads_of
+from ..options.roles import Form, data_options
 from ..provenance.row_hashes import RowHashes
 from ..tasks.data import DataFile, find_files, read_pairs
 from ..tasks.data.files import UsedRows
@@ -66,7 +66,7 @@ def data_files(settings: Settings) -> list[tuple[str, DataFile]]:
     Files that cannot be read have no rows; the step itself will say why.
     """
     found = []
-    for name, mark in reads_of(settings).items():
+    for name, mark in data_options(settings).items():
         arguments: Sequence[str] = getattr(settings, name)
         rows = getattr(settings, mark.rows) if mark.rows else None
         there = []

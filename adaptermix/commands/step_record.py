@@ -14,35 +14,24 @@ from ..errors import OutputError
 from ..io.files import RECORDED, beside, listed_files, real_path, write_whole
 from ..io.launcher import is_main_process
 from ..models.base import fingerprint_of
-from ..options import READ, WRITTEN, Settings
+from ..options import Settings
 from ..options.paths import digest, paths_of
+from ..options.roles import Reads, Role, Writes, marked, marks_of, values_of
 
-_CIRCUMSTANCES = {
-    *("overwrite", "resume", "dry_run", "device", "checkpoint_every", "shard_base", "workers", "allow_tested"),
-    *("storage", "study"),
-}
-"""Settings that do not change the result."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def read_files(settings: Settings, only: set[str] | None = None) -> dict[str, list[list[str | None]]]:
-    """Return name and content hash of everything that a command reads, by setting.
+def read_files(settings: Settings) -> dict[str, list[list[str | None]]]:
+    """Return name and content hash of everything that a command reads, by option.
 
     A path counts by its last part, which results can name, and by its content; a model of the Hub by what is in the
     cache.
-
-    Args:
-        settings: The command's settings.
-        only: Settings to look at; default all.
     """
-    found: dict[str, list[list[str | None]]] = {}
-    for name in sorted(READ & set(type(settings).model_fields)):
-        value: Any = getattr(settings, name)
-        if value is None or (only is not None and name not in only):
-            continue
-        given = value if isinstance(value, list) else [value]
-        found[name] = [entry for argument in given for entry in _read(str(argument))]
-    return found
+    return {
+        name: [entry for argument in values_of(settings, [name]) for entry in _read(argument)]
+        for name in marks_of(settings, Reads)
+        if getattr(settings, name) is not None
+    }
 
 
 def _read(argument: str) -> list[list[str | None]]:
@@ -59,8 +48,10 @@ def fingerprint_of_id(argument: str) -> str | None:
 
 
 def _identity(command: str, settings: Settings) -> dict[str, Any]:
-    own = settings.model_dump(mode="json", exclude=READ | WRITTEN | _CIRCUMSTANCES)
-    return {"command": command, "settings": own, "files": read_files(settings)}
+    without_effect = marked(settings, Role.HANDLING, Role.SCHEDULING, Role.MACHINE)
+    apart = {*marks_of(settings, Reads), *marks_of(settings, Writes)}
+    values = settings.model_dump(mode="json", exclude=without_effect | apart)
+    return {"command": command, "settings": values, "files": read_files(settings)}
 
 
 def _state(out: Path) -> str | None:

@@ -44,7 +44,7 @@ def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]
     if not isinstance(task, JoinableTask):
         raise PlanError(f"--fusion {INPUT} is for classify, nli and qa, and the task is {task.name}.")
     pairs = zip(rows, sources, strict=True)
-    return [row if is_missing(task, source) else task.joined(row, source) for row, source in pairs]
+    return [row if is_missing(task, source) else task.with_source(row, source) for row, source in pairs]
 
 
 def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> Sequence[Sequence[Features]]:

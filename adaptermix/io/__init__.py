@@ -1,1 +1,1 @@
-"""Files on disk: written whole, locked, hashed, and read tensor by tensor; and what the machine has."""
+"""Files on disk (atomic writes, locks, hashes, one tensor at a time), free memory, and threads."""

@@ -1,4 +1,4 @@
-"""The form of a base model's JSON files, checked before transformers reads them."""
+"""Checks of a base model's JSON files before transformers reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG = "config.json"
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json")
 _MODEL = ("generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILES = {"config": (CONFIG,), "tokenizer": _TOKENIZER, "model": _MODEL}
-"""Names of the files that are read for each part of a base model."""
+"""Names of the files to check for each part of a base model."""
 
 _MOST_BYTES, _MOST_TABLE_BYTES = 2**24, 2**29
 _TABLES = ("tokenizer.json", "vocab.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -27,26 +27,27 @@ _LIMITS = {
     **dict.fromkeys(("intermediate_size", "n_inner", "d_ff", "vocab_size"), 100_000_000),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 2**31),
 }
-"""Most that a size in a config may be; far above those of any published model."""
+"""Largest sizes that a config may contain, far above those of any published model."""
 _MAPPINGS = ("auto_map", "id2label", "label2id", "quantization_config", "rope_scaling", "rope_parameters")
 _PARTS = ("text_config", "vision_config", "audio_config")
 _TEXTS = ("model_type", "dtype", "torch_dtype", "transformers_version")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".h5", ".msgpack")
-# An embedding takes at least half a byte a number, and the rest of a model may be missing (a head) but not that.
+# An embedding takes at least half a byte per number. Other parts of a model, such as a head, may be missing from
+# the files; the embedding may not.
 _MOST_NUMBERS_PER_BYTE, _FEW_NUMBERS = 4, 10**8
 
 
 def check_base_files(folder: Path, part: str) -> None:
-    """Refuse a model folder whose JSON files transformers would stumble over, or be misled by.
+    """Refuse a model folder with JSON files that transformers would misread or fail on.
 
     Args:
         folder: The model's folder.
-        part: Key of `FILES`: what is about to be loaded.
+        part: Key of `FILES`: the part that is about to be loaded.
 
     Raises:
-        ModelError: a file is not a JSON object, is nested too deeply or too large, or a field has another type or size
-            than any model has.
+        ModelError: a file is not a JSON object, is nested too deeply or too large, or a field has an impossible type or
+            size.
     """
     for name in FILES[part]:
         path = folder / name
@@ -69,8 +70,12 @@ def _object(path: Path) -> Mapping[str, Any]:
             raise ModelError(
                 f"{path} must have at most {limit:,} bytes, and has {path.stat().st_size:,}. Fetch the model again."
             )
-        if path.name in ("tokenizer.json", "vocab.json") and path.stat().st_size > _LARGE_BYTES and _is_begun(path):
-            return {}  # tokenizers reads it faster, and its errors are caught too
+        if (
+            path.name in ("tokenizer.json", "vocab.json")
+            and path.stat().st_size > _LARGE_BYTES
+            and _starts_as_object(path)
+        ):
+            return {}  # The tokenizers library reads it faster, and its errors are caught as well.
         document = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise _too_deep(path) from error
@@ -85,8 +90,8 @@ def _object(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _is_begun(path: Path) -> bool:
-    """Return whether a file begins as a JSON object."""
+def _starts_as_object(path: Path) -> bool:
+    """Return whether a file starts like a JSON object."""
     with path.open("rb") as file:
         return file.read(64).lstrip().startswith(b"{")
 
@@ -100,13 +105,13 @@ def _is_deeper(value: object, depth: int) -> bool:
     for _ in range(depth):
         level = [
             entry
-            for found in level
-            if isinstance(found, dict | list)
-            for entry in (found.values() if isinstance(found, dict) else found)
+            for container in level
+            if isinstance(container, dict | list)
+            for entry in (container.values() if isinstance(container, dict) else container)
         ]
         if not level:
             return False
-    return any(isinstance(found, dict | list) for found in level)
+    return any(isinstance(container, dict | list) for container in level)
 
 
 def _kind(value: object) -> str:
@@ -121,10 +126,10 @@ def _kind(value: object) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-def _refuse(path: Path, field: str, wanted: str, found: object) -> ModelError:
-    value = f" {shown(found, 60)}" if isinstance(found, str | int | float) and not isinstance(found, bool) else ""
+def _refuse(path: Path, field: str, expected: str, actual: object) -> ModelError:
+    value = f" {shown(actual, 60)}" if isinstance(actual, str | int | float) and not isinstance(actual, bool) else ""
     return ModelError(
-        f"{path}: {shown(field, 60)!r} must be {wanted}, found {_kind(found)}{value}. Fetch the model again, or "
+        f"{path}: {shown(field, 60)!r} must be {expected}, found {_kind(actual)}{value}. Fetch the model again, or "
         "give another base model."
     )
 
@@ -154,8 +159,8 @@ def _check_parts(path: Path, document: Mapping[str, Any]) -> None:
     for name, value in document.items():
         if name in ("attn_implementation", "_attn_implementation") and "/" in str(value):
             raise ModelError(
-                f"{path}: {name!r} must name attention of transformers, found {shown(value, 60)!r}, which is code of "
-                "the Hub, and that is never run. Remove the entry, or give another base model."
+                f"{path}: {name!r} must name an attention implementation of transformers, found {shown(value, 60)!r}, "
+                "which is code on the Hub. Such code is never run. Remove the entry, or give another base model."
             )
         if name in _PARTS and isinstance(value, dict):
             _check_config(path, value)
@@ -164,15 +169,15 @@ def _check_parts(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _check_sizes(folder: Path, document: Mapping[str, Any]) -> None:
-    """Refuse an embedding that cannot be in the weight files: transformers would make it up, and fill the memory."""
+    """Refuse an embedding that cannot be in the weight files: transformers would initialise it and fill the memory."""
     text = document.get("text_config") or document
     width = next((text[name] for name in ("embedding_size", *_WIDTHS) if isinstance(text.get(name), int)), 0)
     numbers = width * text["vocab_size"] if isinstance(text.get("vocab_size"), int) else 0
     stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in _WEIGHTS and path.is_file())
     if stored and numbers > max(_FEW_NUMBERS, _MOST_NUMBERS_PER_BYTE * stored):
         raise ModelError(
-            f"{folder / CONFIG} names an embedding of {numbers:,} numbers, and the weight files beside it hold "
-            f"{stored:,} bytes in all. Fetch the model again, or give another base model."
+            f"{folder / CONFIG} names an embedding of {numbers:,} numbers, but the weight files next to it have only "
+            f"{stored:,} bytes. Fetch the model again, or give another base model."
         )
 
 
@@ -182,7 +187,7 @@ def _check_index(path: Path, document: Mapping[str, Any]) -> None:
         raise _refuse(path, "weight_map", "an object of file names", files)
     for file in files.values():
         if Path(file).name != file:
-            raise ModelError(f"{path} must name files of its own folder, found {shown(file)!r}. Fetch the model again.")
+            raise ModelError(f"{path} must name files in its folder, found {shown(file)!r}. Fetch the model again.")
     if document.get("metadata") is not None and not isinstance(document["metadata"], dict):
         raise _refuse(path, "metadata", "an object", document["metadata"])
 
@@ -191,15 +196,15 @@ def unreachable(reference: str, error: Exception, what: str = "base model") -> M
     """Return the error for a model that does not load.
 
     Args:
-        reference: The model, as given.
-        error: What the libraries raised.
-        what: What the model is.
+        reference: The model's folder or Hub id.
+        error: The error that the libraries raised.
+        what: The model's role.
     """
     name = shown(reference)
     if "trust_remote_code" in str(error):
         return ModelError(
-            f"{what} {name!r} needs Python code of its own (auto_map in its files), and such code is never run. "
-            "Give a model that transformers has a class for."
+            f"{what} {name!r} needs its own Python code (auto_map in its files), which is never run. Give a model that "
+            "transformers has a class for."
         )
     reason = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
     if isinstance(error, KeyError | TypeError | AttributeError | IndexError | RecursionError):
@@ -210,5 +215,5 @@ def unreachable(reference: str, error: Exception, what: str = "base model") -> M
         return ModelError(f"{what} {name!r} must be a model folder or a Hub id, and there is no such folder.")
     return ModelError(
         f"{what} {name!r} must be a model folder or a Hub id that can be reached: there is no such folder here, and "
-        f"from the Hub: {reason}"
+        f"the Hub answers: {reason}"
     )

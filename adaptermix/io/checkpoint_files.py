@@ -24,12 +24,12 @@ _FETCHED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHeader:
-    """What a file's header says of one tensor.
+    """One tensor's entry in a file's header.
 
     Args:
-        file: Name of the file that holds it.
+        file: Name of the file that contains it.
         shape: Its shape.
-        dtype: Its dtype in safetensors' words (F32, BF16, ...).
+        dtype: Its dtype, as safetensors names it (F32, BF16, ...).
     """
 
     file: str
@@ -38,20 +38,20 @@ class TensorHeader:
 
     @property
     def size(self) -> int:
-        """Its bytes, of the dtypes that weights have."""
+        """Size in bytes, for the dtypes that weights have."""
         bits = int("".join(filter(str.isdigit, self.dtype.partition("_")[0])) or 8)
         return math.prod(self.shape) * bits // 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model folder whose headers were read and whose tensors are read on demand.
+    """A model folder with its headers read; tensors are read on demand.
 
     Args:
         path: The folder.
         tensors: Header per tensor, sorted by name.
-        aliases: Name in the files of tensors that have another one there, such as a head that is tied to embeddings.
-        metadata: Strings of the file's `__metadata__`, of a checkpoint that is one file; see `open_tensors`.
+        aliases: Name in the files of each tensor that has a different name there, such as a head tied to embeddings.
+        metadata: Strings of the file's `__metadata__`, for a single-file checkpoint; see `open_tensors`.
     """
 
     path: Path
@@ -61,19 +61,19 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Short name for tables: that of the folder."""
+        """Short name for tables: the folder's name."""
         return self.path.resolve().name
 
     def files(self) -> dict[str, list[str]]:
         """Return the names of the tensors in each file, both sorted."""
-        found: dict[str, list[str]] = {}
+        by_file: dict[str, list[str]] = {}
         for key, header in self.tensors.items():
-            found.setdefault(header.file, []).append(key)
-        return dict(sorted(found.items()))
+            by_file.setdefault(header.file, []).append(key)
+        return dict(sorted(by_file.items()))
 
     @contextmanager
     def open(self, file: str) -> Iterator[Any]:
-        """Open one file of the checkpoint; `get_tensor(name)` reads a tensor of it.
+        """Open one file of the checkpoint; `get_tensor(name)` of the result reads a tensor.
 
         Raises:
             ModelError: the file is damaged.
@@ -91,7 +91,7 @@ class Checkpoint:
             ModelError: there is no such tensor, or the file is damaged.
         """
         if key not in self.tensors:
-            raise ModelError(f"the checkpoint {self.path} must hold {key!r}, and does not.")
+            raise ModelError(f"the checkpoint {self.path} has no tensor {key!r}.")
         with self.open(self.tensors[key].file) as handle:
             tensor: Tensor = handle.get_tensor(self.aliases.get(key, key))
             return tensor
@@ -114,7 +114,7 @@ def _headers(path: Path) -> dict[str, TensorHeader]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Return the names of the weight files; the index may name files of this folder only."""
+    """Return the names of the weight files. The index may only name files of this folder."""
     if (folder / INDEX).is_file():
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -123,24 +123,24 @@ def _files(folder: Path) -> list[str]:
             raise ModelError(f"{folder / INDEX} must be JSON with a weight_map: {error}. Fetch it again.") from error
         for file in files:
             if not isinstance(file, str) or Path(file).name != file:
-                raise ModelError(f"{folder / INDEX} must name files of its own folder, found {str(file)[:200]!r}.")
+                raise ModelError(f"{folder / INDEX} must name files in the same folder, found {str(file)[:200]!r}.")
             if not (folder / file).is_file():
-                raise ModelError(f"{folder} must hold {file}, which its index names, and does not. Fetch it again.")
+                raise ModelError(f"{folder} has no file {file}, which its index names. Fetch it again.")
         return files
     if (folder / SINGLE).is_file():
         return [SINGLE]
-    raise ModelError(f"a checkpoint is a folder with {SINGLE} or {INDEX}, and {folder} holds neither.")
+    raise ModelError(f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} has neither.")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model folder and read its headers; no tensor is read.
+    """Open a model folder and read its headers, but no tensors.
 
     Raises:
-        ModelError: no such folder, no safetensors in it, or a damaged file or config.
+        ModelError: there is no such folder, it has no safetensors files, or a file or the config is damaged.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ModelError(f"a checkpoint is a folder with {SINGLE} or {INDEX}, and {folder} is no folder.")
+        raise ModelError(f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} is not a folder.")
     check_base_files(folder, "config")
     tensors: dict[str, TensorHeader] = {}
     for file in _files(folder):
@@ -149,10 +149,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def open_tensors(path: str | Path) -> Checkpoint:
-    """Open one safetensors file as a checkpoint of its own.
+    """Open one safetensors file as a checkpoint.
 
     Raises:
-        ModelError: no such file, or it is damaged.
+        ModelError: there is no such file, or it is damaged.
     """
     file = Path(path)
     if not file.is_file():
@@ -163,10 +163,10 @@ def open_tensors(path: str | Path) -> Checkpoint:
 
 
 def resolve_checkpoint(reference: str) -> Path:
-    """Return the folder of `MODEL` or `MODEL@REVISION`: a local one, or the Hub's, fetched if it is not there yet.
+    """Return the folder of `MODEL` or `MODEL@REVISION`; a Hub model is downloaded if it is not cached.
 
     Raises:
-        ModelError: no such model, or the Hub cannot be reached.
+        ModelError: there is no such model, or the Hub cannot be reached.
     """
     if Path(reference).is_dir():
         return Path(reference)
@@ -177,15 +177,16 @@ def resolve_checkpoint(reference: str) -> Path:
     name, _, revision = reference.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FETCHED))
-    except Exception as error:  # the Hub client's many kinds: network, login, names
+    except Exception as error:  # The Hub client raises many classes, for network, login and names.
         raise unreachable(reference, error, "model") from error
 
 
 @lru_cache(maxsize=2)
 def loaded_names(folder: Path, names: tuple[str, ...]) -> tuple[Callable[[str], str], dict[str, str]]:
-    """Return what renames tensors as transformers does on loading, and the names in the files by those in the model.
+    """Return a function that renames tensors as transformers does on loading, and the file's name of each model tensor.
 
-    Tensors that are made from several ones are left out. Nothing is renamed where transformers does not know the model.
+    Tensors that transformers builds from several others are left out. For models that it does not know, names stay
+    unchanged.
 
     Args:
         folder: A model folder.
@@ -205,10 +206,10 @@ def loaded_names(folder: Path, names: tuple[str, ...]) -> tuple[Callable[[str], 
         renamings = [step for step in steps if isinstance(step, WeightRenaming)]
         converters = [step for step in steps if isinstance(step, WeightConverter)]
         prefix, state = model.base_model_prefix, model.state_dict()
-        found = {name: rename_source_key(name, renamings, converters, prefix, state) for name in names}
-    except Exception:  # of any class, from the inside of another library: names are then taken as they are
+        renamed = {name: rename_source_key(name, renamings, converters, prefix, state) for name in names}
+    except Exception:  # Raised inside another library, so it can be of any class. Names then stay as in the files.
         return str, {}
     return (
         lambda name: str(rename_source_key(name, renamings, converters, prefix, state)[0]),
-        {new: name for name, (new, converter) in found.items() if converter is None},
+        {new: name for name, (new, converter) in renamed.items() if converter is None},
     )

@@ -1,4 +1,4 @@
-"""What the system must do with files so that neither a crash nor another process loses any: sync, swap, lock."""
+"""Wrappers of system calls that protect files against crashes and other processes: sync, swap, lock."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from typing import Self
 from ..errors import OutputError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-"""What file systems without locks answer."""
+"""Error codes of file systems that have no locks."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk when this returns.
+    """Flush a file's content, or a folder's list of names, to the disk.
 
-    Without it a power cut after a rename may leave the new name with an empty file. File systems that cannot sync a
-    folder are left alone.
+    Without this, a power failure after a rename may leave an empty file under the new name. File systems that
+    cannot sync a folder are skipped.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows syncs names by itself
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows syncs names without being asked.
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -49,18 +49,18 @@ def sync_tree(folder: Path) -> None:
     Raises:
         OSError: as `sync`.
     """
-    for place, _, names in os.walk(folder, topdown=False):
+    for folder_path, _, names in os.walk(folder, topdown=False):
         for name in names:
-            if not (Path(place) / name).is_symlink():
-                sync(Path(place) / name)
-        sync(Path(place))
+            if not (Path(folder_path) / name).is_symlink():
+                sync(Path(folder_path) / name)
+        sync(Path(folder_path))
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one step; return False where the system cannot, and nothing has changed.
+    """Swap two paths in one step. Return False, with nothing changed, if the system does not support it.
 
     Raises:
-        OSError: the system can, and failed.
+        OSError: the system supports it, and it failed.
     """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
@@ -68,13 +68,13 @@ def exchange(first: Path, second: Path) -> bool:
     if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # an old kernel, or a file system without it
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # An old kernel, or a file system without this operation.
         return False
     raise OSError(code, os.strerror(code), str(second))
 
 
 def _flock(handle: int) -> None:
-    """Lock an open file, or do nothing on a file system without locks, where work must be possible too."""
+    """Lock an open file. File systems without locks are used without one."""
     import fcntl
 
     try:
@@ -85,12 +85,13 @@ def _flock(handle: int) -> None:
 
 
 def _take(path: Path) -> int:
-    """Return the descriptor of a lock file that this process now holds."""
+    """Lock a file, creating it if needed, and return its descriptor."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             _flock(handle)
-            # the process that held it before may have removed the file since, and a third one could make another
+            # The process that had the lock may have removed the file since, and a third process may have created it
+            # again.
             if path.exists() and os.path.samestat(path.stat(), os.fstat(handle)):
                 return handle
         except FileNotFoundError:
@@ -103,13 +104,13 @@ def _take(path: Path) -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the system releases it when the process ends, however it ends.
+    """Lock a file while the block runs; the system releases the lock when the process ends in any way.
 
-    The file is removed at the end. One that a killed process left behind is taken over.
+    The file is removed at the end. A lock file that a killed process left is reused.
 
     Raises:
-        BlockingIOError: another process, or another thread of this one, holds it.
-        OSError: the file cannot be made.
+        BlockingIOError: another process, or another thread of this one, has the lock.
+        OSError: the file cannot be created.
     """
     if sys.platform == "win32":
         from filelock import FileLock, Timeout
@@ -130,26 +131,26 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def check_space(folder: Path, size: int) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Refuse a write that the disk does not have room for.
 
     Args:
-        folder: An existing folder on it.
-        size: Bytes that are to be written.
+        folder: An existing folder on that disk.
+        size: Bytes to write.
 
     Raises:
-        OutputError: less is free.
+        OutputError: less than `size` is free.
     """
     free = shutil.disk_usage(folder).free
     if size > free:
         raise OutputError(
-            f"the disk of {folder.parent} must have room for {size / 1e9:.2f} GB, and has {free / 1e9:.2f} GB. Make "
-            "room, or give an --out on another disk."
+            f"the disk of {folder.parent} must have room for {size / 1e9:.2f} GB, and has {free / 1e9:.2f} GB. Free "
+            "some space, or give an --out on another disk."
         )
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM back while the block, which must be short, clears up; they act after it."""
+    """Defer SIGINT and SIGTERM until the block, which must be short, has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -163,17 +164,17 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # of a program that is not Python
+            if handler is not None:  # None is a handler that was not installed from Python and cannot be restored.
                 signal.signal(number, handler)
         for late in caught:
             os.kill(os.getpid(), late)
 
 
 class WriteBehind:
-    """Lets the disk begin with what a growing file holds while the rest of it is made.
+    """Starts writing a growing file to disk while the rest of it is still produced.
 
-    Who writes never waits for the disk: while it is busy with one part, other parts are left to the system, which
-    writes them when it likes. So are all where the system takes no such hints.
+    The writer never waits for the disk. While one part is being flushed, other parts are left to the system's own
+    write-back, as is everything on systems without `posix_fadvise`.
 
     Args:
         file: Descriptor of an open file.
@@ -193,15 +194,15 @@ class WriteBehind:
         self._pool.shutdown()
 
     def reached(self, end: int) -> None:
-        """Tell that the file holds all before a place, or nearly all.
+        """Report that the file is complete, or nearly so, up to a byte offset.
 
         Args:
-            end: The place, in bytes.
+            end: The offset.
         """
         if not hasattr(os, "posix_fadvise") or end - self._passed < self._STEP:
             return
         with self._lock:
             if end - self._passed >= self._STEP and (self._last is None or self._last.done()):
-                # "not needed" begins to write pages that are not on the disk yet, and keeps them in memory until then
+                # DONTNEED starts writing pages that are not on the disk yet, and keeps them in memory until they are.
                 hint = (self._file, end - self._STEP, self._STEP, os.POSIX_FADV_DONTNEED)
                 self._last, self._passed = self._pool.submit(os.posix_fadvise, *hint), end

@@ -1,4 +1,4 @@
-"""Files and folders: outputs that appear whole or not at all, inputs by path or glob, content hashes."""
+"""Files and folders: atomic outputs, inputs by path or glob, content hashes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .launcher import is_main_process
 
 MANIFEST = "adaptermix.json"
 ROWS_FILE = "adaptermix.rows"
-"""Hashes of the data rows that the manifest beside it names."""
+"""Hashes of the data rows that the manifest in the same folder names."""
 _OURS = (MANIFEST, "adapter_config.json")
 _WITHOUT_LIST = (
     *(*_OURS, "README.md", "adapter_model.safetensors", "adapter_model.bin", "history.jsonl", "results.json"),
@@ -28,10 +28,10 @@ _WITHOUT_LIST = (
     *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja"),
 )
-"""Names in the outputs of versions whose manifests list no files, and in PEFT's adapters."""
-_HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
+"""File names in PEFT adapters and in outputs of versions whose manifests do not list files."""
+_LOCKED: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 RECORDED: ContextVar[Path | None] = ContextVar("recorded", default=None)
-"""The output that a recipe's step is recorded for; the record of any other output ends when that is replaced."""
+"""Output that a recipe's step record is being written for. Replacing any other output removes its record."""
 
 
 def sha256(path: Path) -> str:
@@ -41,22 +41,22 @@ def sha256(path: Path) -> str:
 
 
 def real_path(out: Path) -> Path:
-    """Return where an output is, with links in its parents resolved; a link at its own name stays one."""
+    """Return an output's absolute path with links in its parents resolved, but not a link at its own name."""
     out = Path(out)
     return out.resolve() if out.name in ("", "..") else out.parent.resolve() / out.name
 
 
 def partial_path(out: Path) -> Path:
-    """Return the folder beside an output that holds its unfinished work."""
+    """Return the folder next to an output that contains its unfinished work."""
     return out.parent / f".{out.name}.partial"
 
 
 def remove_partial(out: Path, *patterns: str) -> None:
-    """Remove one's own unfinished work of an output: another command's stays, for it to go on with.
+    """Remove the unfinished work of one command; another command's stays, so that it can resume.
 
     Args:
         out: The output.
-        patterns: Globs of the files.
+        patterns: Globs of the files to remove.
     """
     folder = partial_path(out)
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
@@ -66,31 +66,32 @@ def remove_partial(out: Path, *patterns: str) -> None:
 
 
 def beside(out: Path, purpose: str) -> Path:
-    """Return the hidden path beside an output that serves a purpose, always the same one."""
+    """Return the hidden path next to an output for a purpose such as "lock"; it is always the same."""
     return out.parent / f".{out.name}.adaptermix-{purpose}"
 
 
 def listed_files(folder: Path) -> set[str] | None:
-    """Return the files that an output's manifest lists, by relative path with slashes; None if it lists none."""
-    found = _manifest(folder).get("files")
-    if not isinstance(found, list):
+    """Return the files that an output's manifest lists, as relative paths with slashes; None without such a list."""
+    entries = _manifest(folder).get("files")
+    if not isinstance(entries, list):
         return None
-    names = (name for name in found if isinstance(name, str) and "\0" not in name)
+    names = (name for name in entries if isinstance(name, str) and "\0" not in name)
     return {MANIFEST, *(name for name in names if not {"/", ".."} & {*Path(name).parts})}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Return an output's manifest; an empty one where there is none that can be read."""
+    """Return an output's manifest, or an empty one if it cannot be read."""
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None  # a pipe would be waited for
+        # `is_file` is False for a pipe, which would block.
+        document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def has_edited_card(folder: Path) -> bool:
-    """Return whether somebody changed the card of an output since it was written, as far as its manifest tells."""
+    """Return whether the model card was changed since the output was written, according to its manifest."""
     written, path = _manifest(folder).get("card_sha256"), folder / "README.md"
     return isinstance(written, str) and path.is_file() and sha256(path) != written
 
@@ -100,29 +101,29 @@ def is_part(path: str, listed: set[str] | None) -> bool:
 
     Args:
         path: Its path in the folder, with slashes.
-        listed: The files that the manifest lists; None if it lists none, then known names decide.
+        listed: The files that the manifest lists; None falls back to known file names.
     """
     return path in listed if listed is not None else any(fnmatch.fnmatchcase(path, p) for p in _WITHOUT_LIST)
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return what lies in an output folder and is not part of the output: unlisted files, links, empty folders."""
+    """Return the paths in an output folder that are not part of the output: unlisted files, links, empty folders."""
     listed = listed_files(folder)
-    found = []
-    for place, folders, names in os.walk(folder):
-        inside = Path(place).relative_to(folder)
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
+    paths = []
+    for directory, folders, names in os.walk(folder):
+        inside = Path(directory).relative_to(folder)
+        links = [name for name in folders if (Path(directory) / name).is_symlink()]
         for name in [*names, *links]:
             path = (inside / name).as_posix()
-            if not is_part(path, listed) or (Path(place) / name).is_symlink():
-                found.append(path)
-        if not names and not folders and place != str(folder):
-            found.append(f"{inside.as_posix()}/")
-    return sorted(found)
+            if not is_part(path, listed) or (Path(directory) / name).is_symlink():
+                paths.append(path)
+        if not names and not folders and directory != str(folder):
+            paths.append(f"{inside.as_posix()}/")
+    return sorted(paths)
 
 
 def _check_replaceable(out: Path) -> None:
-    """Refuse to replace what this toolkit did not write."""
+    """Refuse to replace a folder with files that this toolkit did not write."""
     if out.is_symlink():
         raise OutputError(f"an output must be a folder, and {out} is a link to {os.readlink(out)}. Give another --out.")
     if not out.exists():
@@ -133,18 +134,18 @@ def _check_replaceable(out: Path) -> None:
         raise OutputError(f"an output must be a folder that can be replaced, and {out} is a mount point: add a name.")
     if any(out.iterdir()) and not any((out / name).exists() for name in _OURS):
         raise OutputError(
-            f"only an adapter folder can be overwritten, and {out} holds neither {' nor '.join(_OURS)}. "
-            "Choose another --out, or remove the folder yourself."
+            f"only an adapter folder can be overwritten, and {out} has neither {' nor '.join(_OURS)}. Choose another "
+            "--out, or remove the folder yourself."
         )
     if others := foreign_files(out):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise OutputError(
-            f"--overwrite replaces only files that adaptermix wrote, and {out} also holds "
-            f"{', '.join(map(repr, others[:3]))}{more}. Move them away, or choose another --out."
+            f"--overwrite replaces only files that adaptermix wrote, and {out} also contains "
+            f"{', '.join(map(repr, others[:3]))}{more}. Move them elsewhere, or choose another --out."
         )
     if has_edited_card(out):
         raise OutputError(
-            f"--overwrite keeps cards that somebody edited, and {out / 'README.md'} was edited. Move it away first."
+            f"--overwrite never replaces an edited card, and {out / 'README.md'} was edited. Move it elsewhere first."
         )
 
 
@@ -152,15 +153,15 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that cannot be written, before any work is done.
 
     Raises:
-        OutputError: it exists and `overwrite` is not set, it holds what this toolkit did not write, it is the current
-            folder or a parent of it, or its parent is not writable.
+        OutputError: it exists and `overwrite` is not set, it contains files that this toolkit did not write, it is the
+            current folder or a parent of it, or its parent is not writable.
     """
     out = Path(out)
     if os.path.lexists(out) and not overwrite:
         raise OutputError(f"the output folder {out} exists. Pass --overwrite to replace it, or choose another.")
     if _contains(out, [Path.cwd()]):
         raise OutputError(
-            f"an output is a folder of its own, and {out} is the current folder or a parent of it. Give another --out."
+            f"an output must be a separate folder, and {out} contains the current folder. Give another --out."
         )
     _check_replaceable(real_path(out))
     parent = real_path(out).parent
@@ -171,10 +172,10 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 
 
 def remove_output(out: Path) -> None:
-    """Remove an output, if it is there and holds nothing else.
+    """Remove an output if it exists and contains only files of this toolkit.
 
     Raises:
-        OutputError: it holds what this toolkit did not write.
+        OutputError: it contains other files.
     """
     _check_replaceable(out)
     if out.exists():
@@ -183,41 +184,39 @@ def remove_output(out: Path) -> None:
 
 @contextmanager
 def output_lock(out: Path) -> Iterator[None]:
-    """Hold an output while the block runs, so that no other process or thread writes it.
+    """Lock an output while the block runs, so that no other process or thread writes it.
 
-    Inside the block the same output may be locked again. Of several processes of one training only the main one locks.
-    What a killed process left beside the output is cleared away, or put back where it was about to replace it.
+    The lock can be taken again inside the block. In distributed training only the main process locks. Leftovers of a
+    killed process are removed; an output that it was replacing is restored.
 
     Raises:
-        OutputError: another process holds it, or the lock cannot be made.
+        OutputError: another process has the lock, or the lock file cannot be created.
     """
-    place = real_path(out)
-    if place in _HELD.get() or not is_main_process():
+    path = real_path(out)
+    if path in _LOCKED.get() or not is_main_process():
         yield
         return
-    made = [parent for parent in place.parents if not parent.exists()]
+    made = [parent for parent in path.parents if not parent.exists()]
     with _parents(made, out):
         try:
-            lock = locked(beside(place, "lock"))
+            lock = locked(beside(path, "lock"))
             lock.__enter__()
         except BlockingIOError as error:
-            raise OutputError(
-                f"one process at a time may work on {out}, and another one does. Wait for it, or give another --out."
-            ) from error
+            raise OutputError(f"another process is working on {out}. Wait for it, or give another --out.") from error
         except OSError as error:
             raise OutputError(f"{out} cannot be made: {error.strerror}. Give another --out.") from error
-        token = _HELD.set(_HELD.get() | {place})
+        token = _LOCKED.set(_LOCKED.get() | {path})
         try:
-            _clear_up(place)
+            _clear_up(path)
             yield
         finally:
-            _HELD.reset(token)
+            _LOCKED.reset(token)
             lock.__exit__(None, None, None)
 
 
 @contextmanager
 def _parents(made: Sequence[Path], out: Path) -> Iterator[None]:
-    """Make missing folders, and remove those again that are empty at the end."""
+    """Create missing folders, and remove those that are still empty at the end."""
     try:
         for parent in reversed(made):
             parent.mkdir(exist_ok=True)
@@ -231,22 +230,22 @@ def _parents(made: Sequence[Path], out: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _clear_up(place: Path) -> None:
-    """Finish what a killed process began: its unfinished folder goes, an output it had moved away comes back."""
-    old = beside(place, "old")
-    if old.is_dir() and not os.path.lexists(place):
-        os.replace(old, place)
-    for left in (old, beside(place, "new")):
+def _clear_up(path: Path) -> None:
+    """Clean up after a killed process: remove its unfinished folder, restore an output that it had moved."""
+    old = beside(path, "old")
+    if old.is_dir() and not os.path.lexists(path):
+        os.replace(old, path)
+    for left in (old, beside(path, "new")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def held(folder: Path, out: Path) -> Iterator[None]:
-    """Hold an output and a folder of its unfinished work, which is made.
+    """Lock an output and create the folder of its unfinished work.
 
     Raises:
-        OutputError: another process holds it, or it cannot be made.
+        OutputError: another process has the lock, or the folder cannot be created.
     """
     with output_lock(out):
         try:
@@ -257,91 +256,92 @@ def held(folder: Path, out: Path) -> Iterator[None]:
 
 
 def _contains(out: Path, paths: Iterable[Path]) -> bool:
-    """Return whether an existing folder is one of the paths or a parent of one, whatever links or case say."""
+    """Return whether an existing folder is one of the paths or a parent of one, regardless of links and case."""
     try:
-        own = Path(out).stat()
+        status = Path(out).stat()
     except OSError:
         return False
     chain = {
-        place for path in paths for start in (path.absolute(), path.resolve()) for place in (start, *start.parents)
+        path
+        for candidate in paths
+        for start in (candidate.absolute(), candidate.resolve())
+        for path in (start, *start.parents)
     }
-    return any(place.exists() and os.path.samestat(own, place.stat()) for place in chain)
+    return any(path.exists() and os.path.samestat(status, path.stat()) for path in chain)
 
 
 def _with_targets(path: Path) -> list[Path]:
-    """Return an input and what links inside it point to."""
+    """Return an input and the links inside it."""
     links = [
-        Path(place) / name
-        for place, folders, names in (os.walk(path) if path.is_dir() else ())
+        Path(directory) / name
+        for directory, folders, names in (os.walk(path) if path.is_dir() else ())
         for name in (*folders, *names)
-        if (Path(place) / name).is_symlink()
+        if (Path(directory) / name).is_symlink()
     ]
     return [path, *links]
 
 
 def check_not_input(out: Path, inputs: Sequence[str | Path]) -> None:
-    """Refuse to replace what is being read, by whatever path it is named.
+    """Refuse to replace an input, by any path that leads to it.
 
     Args:
         out: The output.
-        inputs: Files and folders; what does not exist, such as a Hub id, is passed over.
+        inputs: Files and folders. Entries that do not exist, such as Hub ids, are skipped.
 
     Raises:
-        OutputError: the output is one of the inputs, holds one, or lies in one already.
+        OutputError: the output is an input, contains one, or is inside one.
     """
     out = Path(out)
-    for given in inputs:
-        path = Path(given)
-        if not path.exists():
-            if real_path(out) == real_path(path):
-                raise OutputError(f"the output must not be one of the inputs, and {out} is. Choose another --out.")
-            continue
-        if out.exists() and out.samefile(path):
+    for reference in inputs:
+        path = Path(reference)
+        if out.samefile(path) if out.exists() and path.exists() else real_path(out) == real_path(path):
             raise OutputError(f"the output must not be one of the inputs, and {out} is. Choose another --out.")
+        if not path.exists():
+            continue
         if _contains(out, _with_targets(path)):
-            raise OutputError(f"the output must not hold an input, and {path} lies in {out}. Choose another --out.")
+            raise OutputError(f"the output must not hold an input, and {path} is in {out}. Choose another --out.")
         if out.exists() and path.is_dir() and _contains(path, [out]):
             raise OutputError(
-                f"an existing output must not be part of an input, and {out} lies in {path}. Choose another --out."
+                f"an existing output must not be part of an input, and {out} is in {path}. Choose another --out."
             )
 
 
 @contextmanager
 def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that becomes `out` if the block succeeds and is removed if it fails.
 
-    Its manifest, if it has one, then lists its files, and everything is on the disk.
+    At the end the manifest, if there is one, lists the folder's files, and everything is synced to disk.
 
     Raises:
-        OutputError: as `check_output`, before the block and once more after it; another process works on it.
+        OutputError: as in `check_output`, before the block and again after it; or another process works on the output.
     """
-    place = real_path(out)
+    path = real_path(out)
     check_output(out, overwrite=overwrite)
-    with output_lock(place):
-        check_output(place, overwrite=overwrite)
-        temporary = beside(place, "new")
+    with output_lock(path):
+        check_output(path, overwrite=overwrite)
+        temporary = beside(path, "new")
         temporary.mkdir()
         try:
             yield temporary
-            for path in temporary.rglob("*"):
-                if path.is_file() and not path.is_symlink():  # some writers, safetensors among them, leave 0600
-                    path.chmod(0o666 & ~_umask())
+            for file in temporary.rglob("*"):
+                if file.is_file() and not file.is_symlink():  # Some writers, such as safetensors, leave mode 0600.
+                    file.chmod(0o666 & ~_umask())
             _list_files(temporary)
             sync_tree(temporary)
             with uninterrupted():
-                check_output(place, overwrite=overwrite)  # another program may have put something there
-                _put(temporary, place)
+                check_output(path, overwrite=overwrite)  # Another program may have created something at this path.
+                _put(temporary, path)
         finally:
             with uninterrupted():
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _list_files(folder: Path) -> None:
-    """Have the manifest of an output, and those in folders inside it, list the files there."""
+    """Add a list of files to an output's manifest, and to the manifests in folders inside it."""
     for path in folder.rglob(MANIFEST):
         try:
             document: Any = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # a file of this name that came with a base model
+        except ValueError:  # A file of the same name that came with a base model.
             continue
         if not isinstance(document, dict):
             continue
@@ -355,23 +355,23 @@ def manifest_bytes(document: Any) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
 
 
-def _put(temporary: Path, place: Path) -> None:
-    """Put a finished folder in its place; what was there is then at the temporary path, or gone."""
-    if not os.path.lexists(place):
-        os.replace(temporary, place)
-    elif not exchange(temporary, place):
-        old = beside(place, "old")
-        os.replace(place, old)
+def _put(temporary: Path, path: Path) -> None:
+    """Move a finished folder to its path. An output that was there moves to the temporary path or is removed."""
+    if not os.path.lexists(path):
+        os.replace(temporary, path)
+    elif not exchange(temporary, path):
+        old = beside(path, "old")
+        os.replace(path, old)
         try:
-            os.replace(temporary, place)
+            os.replace(temporary, path)
         except BaseException:
-            os.replace(old, place)
+            os.replace(old, path)
             raise
-        sync(place.parent)
+        sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
-    if RECORDED.get() != place:
-        beside(place, "step").unlink(missing_ok=True)
-    sync(place.parent)
+    if RECORDED.get() != path:
+        beside(path, "step").unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def _umask() -> int:
@@ -381,7 +381,7 @@ def _umask() -> int:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all; a device, a pipe or a link is written through, not replaced."""
+    """Write a file atomically. A device, a pipe or a link is written through instead of replaced."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         with path.open("wb") as file:
             file.write(content)

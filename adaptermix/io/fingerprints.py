@@ -1,4 +1,4 @@
-"""What tells one base model's weight files from another's, without reading them whole."""
+"""A fast hash that distinguishes the weight files of base models, without reading them in full."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _COMPANIONS = (
 
 
 def fingerprint(folder: Path) -> str | None:
-    """Return a hash of a model folder's weight files: names, sizes, and samples, 64 evenly spaced and of each tensor.
+    """Return a hash of a model folder's weight files: names, sizes, 64 evenly spaced samples, and one of each tensor.
 
-    So that of a base that an adapter was written into differs from that of the base, few tensors as it may change.
+    The sample per tensor makes the hash change when an adapter was merged into only a few tensors of a base model.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
     if not files:
@@ -34,14 +34,14 @@ def fingerprint(folder: Path) -> str | None:
             for number in range(_SAMPLES):
                 file.seek(last * number // (_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE_BYTES))
-            for place in _tensor_places(file) if path.suffix == ".safetensors" else ():
-                file.seek(place)
+            for offset in _tensor_offsets(file) if path.suffix == ".safetensors" else ():
+                file.seek(offset)
                 digest.update(file.read(_TENSOR_BYTES))
     return digest.hexdigest()
 
 
 def companion_digest(folder: Path) -> str:
-    """Return a hash of what else decides what a model computes: its configuration and its tokenizer."""
+    """Return a hash of the other files that determine a model's results: its configuration and its tokenizer."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _COMPANIONS):
@@ -49,8 +49,8 @@ def companion_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensor_places(file: BinaryIO) -> list[int]:
-    """Return where the middle of each tensor of a safetensors file is; nothing of a file that is damaged."""
+def _tensor_offsets(file: BinaryIO) -> list[int]:
+    """Return the offset of the middle of each tensor in a safetensors file; an empty list for a damaged file."""
     file.seek(0)
     try:
         length = int.from_bytes(file.read(8), "little")

@@ -1,4 +1,4 @@
-"""What a launcher (`accelerate launch`, `torchrun`) says of this process, told without importing torch."""
+"""The settings of a launcher (`accelerate launch`, `torchrun`) for this process, read without importing torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process that writes and speaks for all of them."""
+    """Return whether this is the process that writes files and prints."""
     return process_count() == 1 or os.environ["RANK"] == "0"
 
 
 def is_launched() -> bool:
-    """Return whether a launcher has anything to say: several processes, or how one is to compute."""
+    """Return whether a launcher set several processes or a precision."""
     return process_count() > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 

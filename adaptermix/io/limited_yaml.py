@@ -1,4 +1,4 @@
-"""Reading YAML that may come from anyone: limits of size, depth, and of what aliases and variables stand for."""
+"""Reading untrusted YAML: limits on size, depth, and the expansion of aliases and variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ConfigError, did_you_mean
 
 MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, MOST_CHARACTERS = 2**20, 40, 100_000, 2**22
 _LONGEST_NUMBER = 400
-"""Characters of a number. Those of base 60 (`1:1:1`) take quadratic time, and longer ones cannot be shown."""
+"""Longest number, in characters. Base-60 numbers (`1:1:1`) take quadratic time, and longer ones cannot be printed."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -39,10 +39,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what YAML text stands for.
+    """Return the value of YAML text.
 
     Raises:
-        ValueError: it is not YAML, nests too deeply, or its aliases stand for too much or for themselves.
+        ValueError: it is not YAML, nests too deeply, or an alias expands to too much or to itself.
     """
     loader = None
     try:
@@ -56,7 +56,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError(f"lists and mappings must nest at most {MOST_DEPTH} deep") from error
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # of values such as !!bool x
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # Raised for values such as `!!bool x`.
         raise ValueError(f"a value cannot be read ({error})") from error
     finally:
         if loader:
@@ -64,37 +64,37 @@ def parse_yaml(text: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Return how many entries a node stands for, with those that aliases repeat.
+    """Return the number of entries that a node expands to, counting those that aliases repeat.
 
     Raises:
-        ValueError: too many, too deep, or endless; or a number in it is too long.
+        ValueError: the node has too many entries, is too deep or endless, or contains a number that is too long.
     """
     if not isinstance(node, yaml.CollectionNode):
         if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
             raise ValueError(f"a number must have at most {_LONGEST_NUMBER} characters, found {len(node.value):,}")
         return 1
-    found = known.get(id(node))
-    if found == 0:
-        raise ValueError("an alias must not stand for what it lies in")
-    if found is not None:
-        return found
+    size = known.get(id(node))
+    if size == 0:
+        raise ValueError("an alias must not stand for a value that contains it")
+    if size is not None:
+        return size
     if depth >= MOST_DEPTH:
         raise ValueError(f"lists and mappings must nest at most {MOST_DEPTH} deep")
     known[id(node)] = 0
     children = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
     total = 1 + sum(_size(child, known, depth + 1) for child in children)
     if total > MOST_ENTRIES:
-        raise ValueError(f"aliases may stand for at most {MOST_ENTRIES:,} entries together")
+        raise ValueError(f"aliases may expand to at most {MOST_ENTRIES:,} entries together")
     known[id(node)] = total
     return total
 
 
 class Filling:
-    """Replaces `${name}` in strings, everywhere; a string that is one variable takes its value and type.
+    """Replaces `${name}` in strings at any depth; a string that is one variable gets the variable's value and type.
 
     Args:
         variables: Values by name.
-        faults: Gets what is wrong, so that all of it is shown at once.
+        faults: List to which errors are added, so that all of them can be reported at once.
     """
 
     def __init__(self, variables: Mapping[str, Any], faults: list[str]) -> None:
@@ -117,7 +117,7 @@ class Filling:
         if self._left >= 0 and self._entries >= 0:
             return True
         most = f"{MOST_ENTRIES:,} entries and {MOST_CHARACTERS >> 20} MiB of text"
-        self._fault(f"variables may stand for at most {most}")
+        self._fault(f"variables may expand to at most {most}")
         return False
 
     def _fault(self, text: str) -> None:
@@ -133,21 +133,21 @@ class Filling:
                 return value
         whole = _VARIABLE.fullmatch(value)
         if whole:
-            found = self._variables[whole[1]]
-            self._entries -= _count(found)
-            return found
+            match = self._variables[whole[1]]
+            self._entries -= _count(match)
+            return match
         texts = {name: str(self._variables[name]) for name in set(_VARIABLE.findall(value))}
         self._left -= len(value) + sum(len(texts[name]) for name in _VARIABLE.findall(value))
-        return _VARIABLE.sub(lambda found: texts[found[1]], value) if self._fits() else None
+        return _VARIABLE.sub(lambda match: texts[match[1]], value) if self._fits() else None
 
 
 def _count(value: Any) -> int:
-    """Return how many entries a value has; what was read here nests neither deeply nor endlessly."""
+    """Return the number of entries of a value. Values read here are neither deep nor endless, so recursion is safe."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + sum(map(_count, items))
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, not longer than a line or two."""
+    """Return a value for a message, at most a line or two long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

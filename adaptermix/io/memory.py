@@ -1,4 +1,4 @@
-"""How much memory is free, and how much of a disk."""
+"""Free memory and free disk space."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of a device's memory that are free."""
+    """Return the free bytes of a device's memory."""
     if device.type == "cuda":
-        # what torch holds and has not given away is free too
-        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + own
+        # Memory that torch has reserved but not allocated is free as well.
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserved
     return int(psutil.virtual_memory().available)
 
 
 def free_disk(folder: Path) -> int:
-    """Return the bytes that are free where a folder is; none where its files lie in memory."""
+    """Return the free bytes on a folder's disk; 0 if its files are in memory (tmpfs)."""
     kinds = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
-    place = folder.resolve()
-    kind = next((kinds[parent] for parent in (place, *place.parents) if parent in kinds), "")
-    return 0 if kind in _IN_MEMORY else shutil.disk_usage(place).free
+    resolved = folder.resolve()
+    kind = next((kinds[parent] for parent in (resolved, *resolved.parents) if parent in kinds), "")
+    return 0 if kind in _IN_MEMORY else shutil.disk_usage(resolved).free

@@ -1,4 +1,4 @@
-"""Safetensors files written as a stream: one tensor in memory at a time, and equal content gives equal bytes."""
+"""Streaming safetensors writer: one tensor in memory at a time, and equal content gives equal bytes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ DTYPE_NAMES = {
 }
 _ALIGNMENT = 8
 _CHUNK = 2**20
-"""Bytes that are written at once."""
+"""Bytes per write."""
 
 Headers = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def file_order(headers: Headers) -> list[str]:
-    """Return the names in the order of the file: wide dtypes first, so that each tensor is aligned, then by name.
+    """Return names in file order: wide dtypes first, so that each tensor is aligned, then by name.
 
     Args:
         headers: Dtype and shape per name.
@@ -75,19 +75,19 @@ def file_size(headers: Headers, metadata: Mapping[str, str] | None = None) -> in
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """View a tensor's content as bytes; only what is not contiguous is copied."""
-    # As bytes, since NumPy knows no bfloat16.
+    """View a tensor's content as bytes; only non-contiguous tensors are copied."""
+    # Viewed as bytes, since NumPy has no bfloat16.
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class TensorFile:
-    """A safetensors file being written; parts of tensors come in any order and from any thread.
+    """A safetensors file being written; parts of tensors may come in any order and from any thread.
 
     Args:
-        file: The file, unbuffered; its header is written here.
+        file: The file, unbuffered. The constructor writes its header.
         headers: Dtype and shape per name.
         metadata: Strings for the file's `__metadata__`.
-        reached: Told how far the file has come.
+        reached: Callback that receives the end offset after each write.
     """
 
     def __init__(
@@ -101,33 +101,33 @@ class TensorFile:
         self._put(memoryview(header), 0)
 
     def write(self, name: str, part: Tensor, first: int = 0) -> None:
-        """Write entries of a tensor, from the flat place `first` on.
+        """Write consecutive entries of a tensor.
 
         Args:
             name: The tensor.
-            part: The entries, of its dtype.
-            first: Place of the first of them.
+            part: The entries, of the tensor's dtype.
+            first: Flat index of the first entry.
         """
         data, start = _bytes(part), self._starts[name] + first * part.itemsize
-        for place in range(0, len(data), _CHUNK):
-            self._put(data[place : place + _CHUNK], start + place)
+        for offset in range(0, len(data), _CHUNK):
+            self._put(data[offset : offset + _CHUNK], start + offset)
 
     def _put(self, data: memoryview, start: int) -> None:
         with self._lock:
             self._file.seek(start)
             rest = data
-            while rest:  # the system may take less than it is given
+            while rest:  # The system may write less than requested.
                 rest = rest[self._file.write(rest) :]
         self._reached(start + len(data))
 
 
 @contextmanager
 def tensor_file(path: Path, headers: Headers, metadata: Mapping[str, str] | None = None) -> Iterator[TensorFile]:
-    """Open a safetensors file for writing; none is left where the block ends in an error.
+    """Open a safetensors file for writing; it is removed if the block raises.
 
     Args:
         path: The file.
-        headers: Dtype and shape per name, of all tensors; the block writes each of them whole.
+        headers: Dtype and shape per name, for all tensors; the block must write each of them completely.
         metadata: Strings for the file's `__metadata__`.
 
     Raises:
@@ -147,17 +147,18 @@ def tensor_file(path: Path, headers: Headers, metadata: Mapping[str, str] | None
 def stream_tensors(
     path: Path, headers: Headers, tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whose header is known before any tensor is made.
+    """Write a safetensors file whose headers are known before its tensors are computed.
 
     Args:
         path: The file.
         headers: Dtype and shape per name.
-        tensors: Names and tensors, in the order of `file_order(headers)`; each is dropped before the next is asked for.
+        tensors: Names and tensors, in the order of `file_order(headers)`. Each is released before the next is
+            requested.
         metadata: Strings for the file's `__metadata__`.
 
     Raises:
-        ValueError: a tensor is empty, of a dtype that cannot be stored, missing, out of order, or not as announced; no
-            file is left then.
+        ValueError: a tensor is empty, cannot be stored, is missing or out of order, or differs from its header. The
+            file is removed.
     """
     with tensor_file(path, headers, metadata) as file:
         rest = iter(file_order(headers))
@@ -173,7 +174,7 @@ def stream_tensors(
             del tensor
         missing = next(rest, None)
         if missing is not None:
-            raise ValueError(f"every announced tensor must be given, and {missing!r} is missing")
+            raise ValueError(f"every announced tensor must be passed, and {missing!r} is missing")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -181,7 +182,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Args:
         path: The file.
-        tensors: Tensor per name; views and tensors that share memory are written whole.
+        tensors: Tensor per name; views and tensors that share memory are written in full.
         metadata: Strings for the file's `__metadata__`.
 
     Raises:

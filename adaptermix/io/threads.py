@@ -1,4 +1,4 @@
-"""How many threads compute."""
+"""The number of threads for computing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Compute with this many threads in the block: for small tensors, waking others costs more than they save.
+    """Set torch's thread count for the block. For small tensors, waking more threads costs more than they save.
 
     Args:
-        count: How many; None leaves it.
+        count: The number of threads; None keeps the current one.
     """
     before = torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""Weight files of adapters, opened by their headers: safetensors, and PEFT's old pickles where they are allowed."""
+"""Adapter weight files, opened by their headers: safetensors, and PEFT's old pickles if allowed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_PICKLE_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """What a file says of one tensor before it is read: its dtype in safetensors' words (F32, ...) and its shape."""
+    """A tensor's header: its dtype as safetensors names it (F32, ...) and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class WeightsFile(Protocol):
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """Return a foreign message on one line, cut to a length."""
+    """Return another library's message on one line, cut to a maximum length."""
     return shown(error, limit) or type(error).__name__
 
 
@@ -74,7 +74,7 @@ class Safetensors:
             raise _damaged(path, error) from error
 
     def _check_length(self) -> None:
-        """Check the header's length before anything is allocated for it."""
+        """Check the header's length before memory is allocated for it."""
         try:
             whole = self.path.stat().st_size
             with self.path.open("rb") as file:
@@ -107,13 +107,13 @@ def _header(file: Any, key: str) -> StoredTensor:
 
 
 class Pickle:
-    """PEFT's old `adapter_model.bin`, through torch's unpickler for tensors alone, which runs no code.
+    """PEFT's old `adapter_model.bin`, read with torch's tensor-only unpickler, which runs no code.
 
     Args:
         path: The file.
 
     Raises:
-        AdapterFormatError: it is damaged, compressed, or holds anything but a mapping from names to plain tensors.
+        AdapterFormatError: it is damaged, compressed, or contains anything but a mapping from names to plain tensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,10 +121,10 @@ class Pickle:
         _check_archive(path)
         try:
             content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-        except Exception as error:  # the unpickler's many kinds
+        except Exception as error:  # The unpickler raises many classes.
             raise AdapterFormatError(
-                f"{path} must be a pickle of tensors alone, and holds something else or is damaged "
-                f"({one_line(error, 120)}). Save the adapter as {WEIGHTS} where you trust it."
+                f"{path} must be a pickle that contains only tensors, and is damaged or contains other objects "
+                f"({one_line(error, 120)}). If you trust it, save the adapter as {WEIGHTS}."
             ) from error
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise AdapterFormatError(
@@ -137,7 +137,7 @@ class Pickle:
         }
 
     def _plain(self, key: str, value: object) -> Tensor:
-        """Check that a tensor is what the file has room for: strides of 0 make a huge one of a few bytes."""
+        """Check that a tensor fits into the file: strides of 0 could expand a few bytes to a huge tensor."""
         if (
             isinstance(value, Tensor)
             and value.layout == torch.strided
@@ -154,11 +154,11 @@ class Pickle:
 
 
 class Renamed:
-    """A file whose tensors are read by other names.
+    """A view of a file that renames its tensors.
 
     Args:
         file: The file.
-        names: Name in the file per new name. Tensors that it leaves out cannot be read.
+        names: Name in the file per new name. Tensors that are not in it cannot be read.
     """
 
     def __init__(self, file: WeightsFile, names: Mapping[str, str]) -> None:
@@ -167,7 +167,7 @@ class Renamed:
         self.headers: Mapping[str, StoredTensor] = {new: file.headers[old] for new, old in self._names.items()}
 
     def stored(self, key: str) -> str:
-        """Return the name in the file of a tensor."""
+        """Return a tensor's name in the file."""
         return self._names[key]
 
     def read(self, key: str) -> Tensor:
@@ -176,14 +176,14 @@ class Renamed:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse archives that could grow when read, and the format before torch 1.6, which is no archive."""
+    """Refuse archives that could grow when read, and torch's format before 1.6, which is not an archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise AdapterFormatError(
-            f"{path} must be a whole archive of torch 1.6 or later: {one_line(error)}. "
-            f"Fetch it again, or save it as {WEIGHTS}."
+            f"{path} must be an undamaged archive of torch 1.6 or later: {one_line(error)}. Fetch it again, or save it "
+            f"as {WEIGHTS}."
         ) from error
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
@@ -198,10 +198,10 @@ def open_weights(folder: Path, *, allow_pickle: bool) -> WeightsFile:
 
     Args:
         folder: The folder.
-        allow_pickle: Read `adapter_model.bin` where there is no safetensors file.
+        allow_pickle: Read `adapter_model.bin` if there is no safetensors file.
 
     Raises:
-        AdapterFormatError: there are none, or they are damaged.
+        AdapterFormatError: there are no weights, or they are damaged.
     """
     if (folder / WEIGHTS).is_file():
         return Safetensors(folder / WEIGHTS)
@@ -212,14 +212,14 @@ def open_weights(folder: Path, *, allow_pickle: bool) -> WeightsFile:
         )
     if (folder / "adapters.safetensors").is_file():
         raise AdapterFormatError(
-            f"an adapter folder must hold {WEIGHTS}, and {folder} holds adapters.safetensors, the form of MLX. Convert "
-            "it to a PEFT adapter."
+            f"an adapter folder must contain {WEIGHTS}, and {folder} has adapters.safetensors, which is MLX's format. "
+            "Convert it to a PEFT adapter."
         )
     if not (folder / PICKLE).is_file():
-        raise AdapterFormatError(f"an adapter folder must hold {WEIGHTS}, and {folder} does not.")
+        raise AdapterFormatError(f"an adapter folder must contain {WEIGHTS}, and {folder} does not.")
     if not allow_pickle:
         raise AdapterFormatError(
-            f"an adapter folder must hold {WEIGHTS}, and {folder} does not. {PICKLE} is a pickle, which is read with "
-            "--allow-pickle only; or save it as safetensors with peft."
+            f"an adapter folder must contain {WEIGHTS}, and {folder} does not. {PICKLE} is a pickle, which is read "
+            "only with --allow-pickle; or save it as safetensors with peft."
         )
     return Pickle(folder / PICKLE)

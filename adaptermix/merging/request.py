@@ -9,16 +9,9 @@ from ..errors import PlanError
 from ..io.checkpoint_files import INDEX, SINGLE
 from ..io.files import check_not_input
 from ..options import MergeSettings
+from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from .merge_adapters import merge
-
-_ADAPTERS_ONLY = (
-    *("places", "fill", "form", "rank", "keep", "max_residual", "compact", "saved"),
-    *("statistics", "allow_pickle", "allow_base_mismatch"),
-)
-
-OF_LEARNING = {"task", "objective", "train", "pairs", "texts", "dev", "dev_pairs", "rows", "allow_tested"}
-"""Settings of methods that learn their weights before they merge."""
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -35,7 +28,7 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     """
     full = [is_checkpoint(path) for path in settings.adapters]
     if not any(full):
-        given = settings.model_dump(exclude=OF_LEARNING)
+        given = settings.model_dump(exclude=marked(settings, Role.LEARNING))
         return merge(given.pop("adapters"), watch=watch, **given)
     if not all(full):
         raise PlanError(
@@ -44,7 +37,8 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
         )
     if settings.base is None:
         raise PlanError("checkpoints are merged as differences from their base model: pass --base MODEL.")
-    unused = [name for name in _ADAPTERS_ONLY if getattr(settings, name) != MergeSettings.model_fields[name].default]
+    only = marked(settings, Role.ADAPTERS_ONLY)
+    unused = settings.changed(name for name in MergeSettings.model_fields if name in only)
     unused += [key for key in settings.options if "@" in key]
     if unused:
         raise PlanError(f"checkpoints are merged whole, and {unused[0]!r} is for adapters. Leave it out.")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 from ..algebra import Stack, Update
 from ..algebra.operators import Operator, chain
 from ..errors import PlanError, UsageError, did_you_mean
+from ..io.registry import Registry
 
 Stacks = Callable[[], Iterable[Stack]]
 """Gives the stacks of all modules, anew each time it is called."""
@@ -162,11 +163,10 @@ class StackMethod(MergeMethod):
         return chain(stack, self.operators())
 
 
-METHODS: dict[str, type[MergeMethod]] = {}
+METHODS: Registry[type[MergeMethod]] = Registry("merge method", "adaptermix.methods")
+"""Methods by name. Entry points of other packages load to a class with the decorator `@method`."""
 FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], MergeMethod]] = {}
 """What makes the methods of names such as `mergekit:NAME`, by the word before the colon."""
-ENTRY_POINTS = "adaptermix.methods"
-"""Group of entry points under which other packages offer methods; each loads to a class entered by `@method`."""
 
 _M = TypeVar("_M", bound=type[MergeMethod])
 
@@ -175,10 +175,8 @@ def method(name: str) -> Callable[[_M], _M]:
     """Enter a method in the table under a name that is not taken."""
 
     def enter(cls: _M) -> _M:
-        if name in METHODS:
-            raise ValueError(f"a merge method named {name!r} exists: {METHODS[name].__qualname__}")
+        METHODS.add(name, cls)
         cls.name = name
-        METHODS[name] = cls
         return cls
 
     return enter
@@ -239,14 +237,6 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
 
 
-def _load_outside(name: str) -> None:
-    """Import the package that offers a method of this name, if one does."""
-    from importlib.metadata import entry_points
-
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        point.load()
-
-
 def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     """Return the method of this name with these hyper-parameters.
 
@@ -256,8 +246,6 @@ def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     family, colon, member = name.partition(":")
     if colon and family in FAMILIES:
         return FAMILIES[family](member, options)
-    if name not in METHODS:
-        _load_outside(name)
     if name not in METHODS:
         raise UsageError(_unknown("merge method", name, sorted(METHODS)))
     cls = METHODS[name]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import PlanError, UsageError, did_you_mean
-from .base import ENTRY_POINTS, METHODS, is_weighted_sum, options_of
+from .base import METHODS, is_weighted_sum, options_of
 from .mergekit import describe, mergekit_methods
 
 _ZEROS = """
@@ -41,9 +40,7 @@ class MethodEntry:
 
 
 def _own() -> list[MethodEntry]:
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name not in METHODS:
-            point.load()
+    METHODS.load_all()
     found = []
     for name, cls in sorted(METHODS.items()):
         text = "\n".join(line.removeprefix("    ") for line in (cls.__doc__ or "").strip().splitlines())

@@ -3,19 +3,19 @@
 Importing this module costs no torch, so `adaptermix --help` stays fast. A field's description is its help text.
 """
 
+from .alignment import AlignOptions, AlignSettings, JointSettings
 from .baking import BakeSettings
-from .base import READ, TASK, WRITTEN, Dtype, GenerationSettings, Layer, Place, Placed, Settings, Written
+from .base import TASK, GenerationSettings, Place, Placed, Settings, Written
 from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
+from .fields import Dtype, Layer
 from .fusion import FusionSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
 from .statistics import StatisticsSettings
 from .tools import DemoInputsSettings, DemoSettings, InspectSettings, PushSettings, SpectrumSettings
-from .training import AlignOptions, AlignSettings, JointSettings, TaskOptions, TaskSettings, TrainingSettings
+from .training import TaskOptions, TaskSettings, TrainingSettings
 
 __all__ = [
-    "READ",
     "TASK",
-    "WRITTEN",
     "AlignOptions",
     "AlignSettings",
     "BakeSettings",

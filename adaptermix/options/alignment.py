@@ -1,75 +1,215 @@
-"""Which settings of alignment go together."""
+"""Options of training on translation pairs, alone and together with a task."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-from . import checks
+from pydantic import Field, model_validator
 
-if TYPE_CHECKING:
-    from .training import AlignOptions, AlignSettings
+from .base import Settings, refuse
+from .fields import Files, Layer, Rows, Standardize
+from .roles import DEV, TRAINING, Panel, Reads, Role, marked
+from .training import MOVING, TaskOptions, TrainingSettings, beyond_the_layer
 
+Objective = Literal["contrastive", "distil", "both"]
+PAIRS = "parallel pair files, such as de-en.tsv"
+LAYER = "number of blocks to run: middle (n/2), last (n) or 1 to n"
 RANKS = {"least-squares": 64, "mean-shift": 1}
-"""Rank of each closed form where none is given."""
-_TAKEN = {
+"""Default rank of each closed form."""
+_USED_BY_CLOSED_FORM = {
     *("base", "pairs", "dev_pairs", "rows", "layer", "pooling", "exclude_bos", "balance", "max_length", "batch_size"),
     *("fit", "rank", "on_top_of", "device", "dtype", "quantize", "seed", "out", "overwrite", "resume", "dry_run"),
     "allow_tested",
 }
-"""Settings that a closed form uses."""
 
 
-def rank_of_fit(values: Any) -> Any:
-    """Add the rank that suits a closed form, where none is given."""
-    if isinstance(values, dict) and values.get("rank") is None and values.get("fit") in RANKS:
-        return {**values, "rank": RANKS[values["fit"]]}
-    return values
+def check_vectors(*, exclude_bos: bool, pooling: str) -> None:
+    """Refuse to take a token and to leave it out.
+
+    Raises:
+        ValueError: both are set.
+    """
+    if exclude_bos and pooling == "bos":
+        raise ValueError("--exclude-bos leaves out the token that --pooling bos takes: drop one")
 
 
-def sound_fit(settings: AlignSettings) -> AlignSettings:
-    """Refuse, for a closed form, options that only gradient steps use."""
-    if settings.fit not in RANKS:
-        return settings
-    moved = checks.changed(settings, (name for name in type(settings).model_fields if name not in _TAKEN))
-    if moved:
-        option = moved[0].replace("_", "-")
-        raise ValueError(f"--{option} is an option of training, and --fit {settings.fit} does not train: drop one")
-    if settings.fit == "mean-shift" and settings.rank != 1:
-        raise ValueError(f"--fit mean-shift adds one vector, a LoRA of rank 1, got --rank {settings.rank}: drop --rank")
-    return settings
+class AlignOptions(Settings):
+    """The alignment objective."""
+
+    panel = Panel.OBJECTIVE
+
+    pairs: Annotated[Files, Reads(TRAINING, "pairs", "rows"), Role.DEV_CURVE, Panel.DATA] = Field(description=PAIRS)
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.DEV_CURVE, Panel.DATA] = Field(
+        [], description="pair files whose loss is logged, and chooses with --patience"
+    )
+    layer: Annotated[Layer, Role.DEV_CURVE] = Field("middle", description=LAYER)
+    objective: Objective = Field(
+        "contrastive",
+        description="contrastive: pull translations together and push other pairs apart (published); distil: move each "
+        "sentence's states to those that the frozen base has of its translation; both: the sum",
+    )
+    temperature: Annotated[float, Role.CONTRAST] = Field(0.1, gt=0, description="temperature of the contrastive loss")
+    symmetric: Annotated[bool, Role.CONTRAST] = Field(
+        False, description="average both directions; published: source to target only"
+    )
+    anchor: Annotated[Literal["pair", "base"], Role.CONTRAST] = Field(
+        "pair", description="targets' states: of the model in training, or of the frozen base (a fixed teacher)"
+    )
+    stop_gradient: Annotated[bool, Role.CONTRAST] = Field(
+        False, description="train the source side only: no gradient through the targets"
+    )
+    pooling: Annotated[Literal["mean", "bos"], Role.CONTRAST, Role.DEV_CURVE] = Field(
+        "mean", description="sentence vector: mean over tokens, or the first token"
+    )
+    mask_duplicates: Annotated[bool, Role.CONTRAST] = Field(
+        False, description="do not count equal target sentences as negatives"
+    )
+    exclude_bos: Annotated[bool, Role.DEV_CURVE] = Field(
+        False, description="leave the first special token out of the mean"
+    )
+    standardize: Annotated[Standardize, Role.CONTRAST, Role.DEV_CURVE] = Field(
+        "none",
+        description="contrast z-scores of means of unit states, over all sentences of the frozen base or those of each "
+        "language: for models whose long tokens and dimensions drown the others (all cosines near 1)",
+    )
+    gather_negatives: Annotated[bool, Role.CONTRAST, Panel.PROCESSES] = Field(
+        True,
+        description="where several processes share a batch: contrast a pair with those of all processes, as a single "
+        "process would; else with those of its own process only",
+    )
+    balance: Annotated[Literal["languages", "rows"], Panel.DATA] = Field(
+        "languages", description="draw every language pair equally often, or every row"
+    )
+    keeper: Annotated[float, Role.CONTRAST] = Field(
+        0.0, ge=0, description="weight of a term that keeps the targets' states (English) as the frozen base has them"
+    )
+
+    @model_validator(mode="after")
+    def _check_align(self) -> AlignOptions:
+        if isinstance(self.layer, int) and self.layer > 0:
+            # joint training has a task too, whose loss runs all blocks
+            whole = hasattr(self, "task")
+            if fault := beyond_the_layer(getattr(self, "blocks", None), self.layer, whole=whole):
+                raise ValueError(fault)
+        check_vectors(exclude_bos=self.exclude_bos, pooling=self.pooling)
+        if self.stop_gradient and self.anchor == "base":
+            raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
+        if self.objective == "distil" and getattr(self, "fit", None) not in RANKS:
+            only = marked(self, Role.CONTRAST)
+            if changed := self.changed(name for name in type(self).model_fields if name in only):
+                raise ValueError(
+                    f"--{changed[0].replace('_', '-')} is for the contrastive objective, and --objective distil has "
+                    "none: drop it, or use --objective both"
+                )
+        return self
 
 
-_OF_CONTRAST = (
-    *("temperature", "symmetric", "anchor", "stop_gradient", "pooling", "mask_duplicates", "standardize"),
-    *("gather_negatives", "keeper"),
-)
+class AlignSettings(AlignOptions, TrainingSettings):
+    """Train a stand-alone alignment LoRA at a middle layer, or compute it in closed form."""
 
+    panel = Panel.OBJECTIVE
 
-def contrast_if_asked(values: Any) -> Any:
-    """Choose the contrastive objective where none is given and an option is that only goes with it."""
-    if not isinstance(values, dict) or values.get("objective") or values.get("fit") in RANKS:
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.DEV_CURVE, Role.COMMON, Panel.DATA] = Field(
+        [], description="pair files whose loss is logged, and chooses with --patience"
+    )
+    layer: Annotated[Layer, Role.DEV_CURVE, Role.COMMON] = Field("middle", description=LAYER)
+    objective: Annotated[Objective, Role.COMMON] = Field(
+        "distil",
+        description="distil: move each sentence's states to those that the frozen base has of its translation, which a "
+        "task adapter was trained on; contrastive: pull translations together and push other pairs apart (published; "
+        "the default where one of its options, such as --temperature, is given); both: the sum",
+    )
+    fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
+        "gradient",
+        description="gradient: train the LoRA; least-squares: compute it without training, for one layer, so that the "
+        "frozen base's states of sources move to those of their translations (default rank 64); mean-shift: the same "
+        "constant move for all states, their mean distance",
+    )
+    batch_size: Annotated[int, Field(ge=2), Role.DEV_CURVE, Role.COMMON, Panel.OPTIMISER] = Field(
+        32,
+        description="pairs per batch; for the contrastive objective the others of a batch are the negatives, also with "
+        "--accumulate",
+    )
+    rows: Annotated[Rows | None, Role.DEV_CURVE, Panel.DATA] = Field(
+        None, description="START:STOP[:STEP], the rows of each file to use"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_objective(cls, values: Any) -> Any:
+        """Choose the contrastive objective where none is given, but an option that goes with it alone."""
+        if not isinstance(values, dict) or values.get("objective") or values.get("fit") in RANKS:
+            return values
+        # a base that has lost a part of its weights to the LoRA cannot be the teacher of a distillation
+        contrasts = bool(marked(cls, Role.CONTRAST) & set(values)) or values.get("init") in MOVING
+        return {**values, "objective": "contrastive"} if contrasts else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_rank(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("rank") is None and values.get("fit") in RANKS:
+            return {**values, "rank": RANKS[values["fit"]]}
         return values
-    # a base that has lost a part of its weights to the LoRA cannot be the teacher of a distillation
-    only = any(name in values for name in _OF_CONTRAST) or values.get("init") in checks.MOVING
-    return {**values, "objective": "contrastive"} if only else values
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> AlignSettings:
+        if self.fit not in RANKS:
+            return self
+        if changed := self.changed(name for name in type(self).model_fields if name not in _USED_BY_CLOSED_FORM):
+            option = changed[0].replace("_", "-")
+            raise ValueError(f"--{option} is an option of training, and --fit {self.fit} does not train: drop one")
+        if self.fit == "mean-shift" and self.rank != 1:
+            raise ValueError(f"--fit mean-shift adds one vector, a LoRA of rank 1, got --rank {self.rank}: drop --rank")
+        return self
 
 
-def sound_align(settings: AlignOptions) -> AlignOptions:
-    """Refuse blocks that the alignment loss does not reach."""
-    if isinstance(settings.layer, int) and settings.layer > 0:
-        # joint training has a task too, whose loss runs all blocks
-        whole = hasattr(settings, "task")
-        fault = checks.beyond_the_layer(getattr(settings, "blocks", None), settings.layer, whole=whole)
-        if fault:
-            raise ValueError(fault)
-    checks.sound_vectors(settings)
-    if settings.stop_gradient and settings.anchor == "base":
-        raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
-    if settings.objective == "distil" and getattr(settings, "fit", None) not in RANKS:
-        given = checks.changed(settings, _OF_CONTRAST)
-        if given:
-            raise ValueError(
-                f"--{given[0].replace('_', '-')} is for the contrastive objective, and --objective distil has none: "
-                "drop it, or use --objective both"
-            )
-    return settings
+class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
+    """Train one LoRA for a task and for alignment, the two taking turns."""
+
+    panel = Panel.OBJECTIVE
+
+    batch_size: Annotated[int, Field(ge=2), Role.DEV_CURVE, Role.COMMON, Panel.OPTIMISER] = Field(
+        32, description="rows, and pairs, per batch"
+    )
+    pairs: Annotated[Files, Reads(TRAINING, "pairs", "pair_rows"), Role.DEV_CURVE, Panel.DATA] = Field(
+        description=PAIRS
+    )
+    pair_rows: Annotated[Rows | None, Panel.DATA] = Field(
+        None, description="START:STOP[:STEP], the rows of each pair file to use"
+    )
+    alternate: Annotated[Literal["step", "batch", "sum"], Role.DEV_CURVE] = Field(
+        "step",
+        description="whose turn it is: another objective every optimizer step (paper), every batch (release), or "
+        "both summed",
+    )
+    align_weight: float = Field(1.0, ge=0, description="weight of the alignment loss")
+    discard: Annotated[bool, Role.DEV_CURVE] = Field(
+        False, description="skip the rows of the objective whose turn it is not, as the release does"
+    )
+    select: Literal["task", "align", "sum"] = Field(
+        "task", description="dev loss that --patience follows; the release takes the sum"
+    )
+
+    @model_validator(mode="after")
+    def _check_joint(self) -> JointSettings:
+        refuse(
+            (
+                self.select != "task" and not self.dev_pairs,
+                f"--select {self.select} needs dev pairs, and none are given: add --dev-pairs FILE",
+            ),
+            (
+                bool(self.select != "align" and self.patience and not self.dev),
+                f"--select {self.select} needs dev files of the task, and none are given: add --dev FILE, or --select "
+                "align",
+            ),
+            (
+                self.select != "task" and not self.patience,
+                f"--select {self.select} chooses the dev loss that --patience looks at, and it is not given: add "
+                "--patience N or drop --select",
+            ),
+            (
+                self.discard and self.alternate == "sum",
+                "--alternate sum uses every row of both objectives: drop --discard",
+            ),
+        )
+        return self

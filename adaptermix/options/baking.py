@@ -1,4 +1,4 @@
-"""Settings of writing adapters into their base model."""
+"""Options of writing adapters into their base model."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from . import checks
-from .base import ALLOW_TESTED, Files, Scored, Written
-from .roles import CALIBRATION, DEV, Reads
+from .base import ALLOW_TESTED, Scored, Written, refuse
+from .fields import Device, Files, Quantize, Rows, StorageDtype
+from .roles import ADAPTER, CALIBRATION, DEV, MODEL, Reads, Role
 
 
 class BakeSettings(Scored, Written):
     """Write adapters into their base model, in 16, 8 or 4 bits, and measure what is left of them."""
 
-    base: str = Field(
+    base: Annotated[str, Reads(MODEL)] = Field(
         description="base model, quantised by bitsandbytes or not: folder or Hub id, with @REVISION if wanted"
     )
-    adapter: Files = Field(description="adapter folders; several are added")
-    quantize: Literal["none", "nf4", "fp4", "int8"] = Field(
+    adapter: Annotated[Files, Reads(ADAPTER)] = Field(description="adapter folders; several are added")
+    quantize: Quantize = Field(
         "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 or 8 bits"
     )
     strategy: Literal[
@@ -26,7 +26,7 @@ class BakeSettings(Scored, Written):
     ] = Field(
         "auto",
         description="how; auto takes for each module what keeps enough with the least error, else 16 bits, and is "
-        "merge-16 without --quantize; residual puts a small LoRA beside the codes; keep writes one adapter for a base "
+        "merge-16 without --quantize; residual adds a small LoRA to the codes; keep writes one adapter for a base "
         "that stays as it is",
     )
     calibration: Annotated[list[str], Reads(CALIBRATION, "texts")] = Field(
@@ -44,20 +44,50 @@ class BakeSettings(Scored, Written):
         gt=0,
         description="for auto and residual: how far off a module's change of outputs may be, in units of what is meant",
     )
-    task: str | None = Field(None, description="task to score the result on, beside the unmerged adapters")
-    dev: Annotated[list[str], Reads(DEV, rows="rows")] = Field([], description="dev files of the task")
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each dev file to use")
-    max_new_tokens: int = Field(64, ge=1, description="most tokens to generate per row of the task")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    task: Annotated[str | None, Role.AFTERWARDS] = Field(
+        None, description="task to score the result on, and the unmerged adapters too"
+    )
+    dev: Annotated[list[str], Reads(DEV, rows="rows"), Role.AFTERWARDS] = Field([], description="dev files of the task")
+    rows: Annotated[Rows | None, Role.AFTERWARDS] = Field(
+        None, description="START:STOP[:STEP], the rows of each dev file to use"
+    )
+    max_new_tokens: Annotated[int, Role.AFTERWARDS] = Field(
+        64, ge=1, description="most tokens to generate per row of the task"
+    )
+    dtype: StorageDtype | None = Field(
         None, description="storage dtype of what is not quantised; default that of each of the base's tensors"
     )
-    shard_size: str = Field("2GB", description="size that no weight file exceeds, unless a single tensor does")
-    device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    shard_size: Annotated[str, Role.AFTERWARDS] = Field(
+        "2GB", description="size that no weight file exceeds, unless a single tensor does"
+    )
+    device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the stochastic strategy")
-    allow_tested: bool = Field(False, description=ALLOW_TESTED)
+    allow_tested: Annotated[bool, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
     without_heads: bool = Field(
         False, description="leave heads (fully trained tensors) out: for a base that further adapters are trained on"
     )
     allow_base_mismatch: bool = Field(False, description="bake an adapter that names another base model")
 
-    _sound_bake = model_validator(mode="after")(checks.sound_bake)
+    @model_validator(mode="after")
+    def _check_bake(self) -> BakeSettings:
+        chooses = self.quantize != "none" and self.strategy in ("auto", "calibrated", "residual")
+        refuse(
+            (
+                self.quantize == "none" and self.strategy not in ("auto", "merge-16", "keep"),
+                f"--strategy {self.strategy} is about a quantised base: add --quantize nf4, or drop it",
+            ),
+            (
+                self.strategy == "keep" and bool(self.task or self.calibration),
+                "--strategy keep loses nothing, so there is nothing to score or to measure: leave --task and "
+                "--calibration out",
+            ),
+            (
+                bool(self.task) != bool(self.dev),
+                "a dev score needs a task and its data: give --task and --dev together",
+            ),
+            (
+                chooses and not self.calibration,
+                f"--strategy {self.strategy} chooses codes for the inputs that occur: give texts with --calibration",
+            ),
+        )
+        return self

@@ -1,50 +1,60 @@
-"""What settings of several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypedDict
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from . import checks
+from .fields import Device, Dtype, Positive, Quantize, check_text
+from .registries import TASKS
+from .roles import Panel, Reads, Role, Writes
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Standardize = Literal["none", "all", "languages"]
-Layer = Annotated[int | Literal["middle", "last"], BeforeValidator(checks.layer_or_name)]
-Positive = Annotated[int, Field(ge=1)]
-Files = Annotated[list[str], Field(min_length=1), AfterValidator(checks.no_numbers)]
 ALLOW_TESTED = (
     "take dev, training and calibration files that were evaluated as test, else refused; the manifest says so"
 )
-TASK = "task: slots, classify, nli, translate, ner-json, qa or sft"
-
-
-READ = {
-    *("adapter", "adapters", "against", "base", "beside", "calibration", "candidates", "data", "dev", "dev_pairs"),
-    *("dev_source", "folder", "model_a", "model_b", "on_top_of", "pairs", "source", "source_encoder", "start_from"),
-    *("statistics", "systems", "texts", "train", "transfer", "tuned"),
-}
-"""Settings that name what a command reads: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids."""
-WRITTEN = {"out", "predictions", "plot", "csv", "markdown", "document"}
-"""Settings that name what a command writes."""
+BASE = "base model: folder or Hub id, with @REVISION if wanted"
+TASK = f"task: {', '.join(TASKS.own)}, or one of another package"
 
 
 class Settings(BaseModel):
     """Frozen, and strict about names; in paths `~` and `$HOME` are the home folder, as in a shell."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
+    panel: ClassVar[Panel | None] = None
+    """Panel of the help text for the options that a class adds; a field's own `Panel` mark counts more."""
+    is_long: ClassVar[bool] = False
+    """Whether --help shows options in panels, and only the common ones."""
 
     @field_validator("*")
     @classmethod
-    def _text(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
         kind: Literal["text", "read", "written"] = "text"
-        if info.field_name in READ or info.field_name in WRITTEN:
-            kind = "read" if info.field_name in READ else "written"
+        for mark in cls.model_fields[str(info.field_name)].metadata:
+            if isinstance(mark, Reads | Writes):
+                kind = "read" if isinstance(mark, Reads) else "written"
         if isinstance(value, str):
-            return checks.text(value, kind=kind)
+            return check_text(value, kind=kind)
         if isinstance(value, list):
-            return [checks.text(item, kind=kind) if isinstance(item, str) else item for item in value]
+            return [check_text(item, kind=kind) if isinstance(item, str) else item for item in value]
         return value
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Return which of these options do not have their default value, in the order of the names."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
+
+
+def refuse(*faults: tuple[bool, str]) -> None:
+    """Raise the message of the first fault that holds.
+
+    Raises:
+        ValueError: one of them holds.
+    """
+    for is_fault, message in faults:
+        if is_fault:
+            raise ValueError(message)
 
 
 class Place(TypedDict):
@@ -58,15 +68,19 @@ class Place(TypedDict):
 class Placed(Settings):
     """Where and how to compute."""
 
-    device: checks.Device = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Dtype = Field("auto", description="dtype of the base model; auto is bfloat16 where the hardware has it")
-    quantize: Literal["none", "nf4", "fp4", "int8"] = Field(
+    panel = Panel.MODEL
+
+    device: Annotated[Device, Role.MACHINE, Role.COMMON] = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Annotated[Dtype, Role.DEV_CURVE, Role.COMMON] = Field(
+        "auto", description="dtype of the base model; auto is bfloat16 where the hardware has it"
+    )
+    quantize: Annotated[Quantize, Role.DEV_CURVE] = Field(
         "none", description="load the base model in 4 or 8 bits (bitsandbytes)"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random")
+    seed: Annotated[int, Role.COMMON] = Field(0, ge=0, lt=2**31, description="seed of everything random")
 
     def place(self) -> Place:
-        """Return what `load_base` must know of it."""
+        """Return the arguments of `load_base`."""
         return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
 
 
@@ -84,9 +98,15 @@ class Scored(Settings):
 class Written(Settings):
     """What is written where."""
 
-    out: str = Field(description="output folder; appears whole or not at all")
-    overwrite: bool = Field(False, description="replace an existing output of this toolkit")
-    dry_run: bool = Field(False, description="check everything and show the plan; write nothing")
+    panel = Panel.RUN
+
+    out: Annotated[str, Writes(is_main=True)] = Field(description="output folder; appears whole or not at all")
+    overwrite: Annotated[bool, Role.HANDLING, Role.COMMON] = Field(
+        False, description="replace an existing output of this toolkit"
+    )
+    dry_run: Annotated[bool, Role.HANDLING, Role.COMMON] = Field(
+        False, description="check everything and show the plan; write nothing"
+    )
 
 
 class GenerationSettings(Placed):

@@ -1,4 +1,4 @@
-"""Settings of what measures."""
+"""Options of the commands that measure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from . import checks
-from .base import TASK, Files, GenerationSettings, Placed, Positive, Scored
-from .roles import SCORED, SPLIT, Reads
+from .alignment import check_vectors
+from .base import BASE, TASK, GenerationSettings, Placed, Scored
+from .fields import Files, Positive, Rows
+from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Reads, Role, Writes
 
 Split = Literal["dev", "test"] | None
 SPLIT_HELP = (
@@ -20,59 +21,73 @@ SPLIT_HELP = (
 class EvaluateSettings(GenerationSettings, Scored):
     """Score a base model, with an adapter or without, per language."""
 
-    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
-    adapter: str | None = Field(None, description="adapter folder; none scores the base model alone")
+    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
+    adapter: Annotated[str | None, Reads(ADAPTER)] = Field(
+        None, description="adapter folder; none scores the base model alone"
+    )
     task: str = Field(description=TASK)
     data: Annotated[Files, Reads(SPLIT, rows="rows")] = Field(description="data files, one or more languages")
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     source: Annotated[list[str], Reads(SPLIT, rows="rows")] = Field(
-        [], description="the rows in the source language of a fused adapter (train-fusion): row i beside row i"
+        [], description="the rows in the source language of a fused adapter (train-fusion): row i belongs to row i"
     )
-    source_encoder: str | None = Field(
-        None, description="where the encoder lies now from which an adapter was trained to take its sources"
+    source_encoder: Annotated[str | None, Reads(MODEL)] = Field(
+        None, description="present path of the encoder that the adapter was trained to take its sources from"
     )
     source_alignment: Literal["position", "end", "row-end", "last", "index"] | None = Field(
-        None, description="put sources beside texts otherwise than in training; last is how the release generates"
+        None, description="align sources with texts in another way than in training; the release generates with last"
     )
     split: Split = Field(None, description=SPLIT_HELP)
-    against: str | None = Field(
+    against: Annotated[str | None, Reads(ADAPTER)] = Field(
         None, description="adapter folder, or 'base', to compare with on the same rows (paired bootstrap)"
     )
-    predictions: str | None = Field(None, description="file for the answers, row by row, as JSONL; `compare` reads it")
-    overwrite: bool = Field(False, description="replace an existing file of answers")
+    predictions: Annotated[str | None, Writes("predictions", is_main=True)] = Field(
+        None, description="file for the answers, row by row, as JSONL; `compare` reads it"
+    )
+    overwrite: Annotated[bool, Role.HANDLING] = Field(False, description="replace an existing file of answers")
 
 
 class CompareSettings(Scored):
-    """Put systems side by side, each with one run per seed: scores, differences, share of a gap that is closed."""
+    """Compare systems, each with one run per seed: scores, differences, share of a gap that is closed."""
 
-    systems: Files = Field(description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs")
+    systems: Annotated[Files, Reads(OTHER)] = Field(
+        description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs"
+    )
     task: str = Field(description=TASK)
     data: Annotated[Files, Reads(SCORED, rows="rows")] = Field(description="data files, as given to `evaluate`")
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], as given to `evaluate`")
-    baseline: str | None = Field(None, description="name of the system that the others are held against")
+    rows: Rows | None = Field(None, description="START:STOP[:STEP], as given to `evaluate`")
+    baseline: str | None = Field(None, description="name of the system that the others are compared with")
     ceiling: str | None = Field(None, description="name of the system whose gain over the baseline is the gap")
     supervised: list[str] = Field([], description="languages of the task's training rows")
     aligned: list[str] = Field([], description="languages of the alignment pairs")
-    markdown: str | None = Field(None, description="file for the table in Markdown")
-    document: str | None = Field(None, description="file for the JSON document, for --beside of another data set's")
-    beside: list[str] = Field(
-        [], description="NAME=FILE of --document: other data sets whose means stand beside these, with the mean of all"
+    markdown: Annotated[str | None, Writes("markdown")] = Field(None, description="file for the table in Markdown")
+    document: Annotated[str | None, Writes("document")] = Field(
+        None, description="file for the JSON document, for --beside of another data set's"
     )
-    name: str | None = Field(None, description="what this data set is called beside others; default the task")
+    beside: Annotated[list[str], Reads(OTHER)] = Field(
+        [], description="NAME=FILE of --document: other data sets whose means are shown too, with the mean of all"
+    )
+    name: str | None = Field(None, description="name of this data set among others; default the task")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the resampling")
 
-    _sound_compare = model_validator(mode="after")(checks.sound_compare)
+    @model_validator(mode="after")
+    def _check_compare(self) -> CompareSettings:
+        if self.ceiling and (not self.baseline or self.baseline == self.ceiling):
+            raise ValueError("--ceiling needs another system as --baseline: the gap is from that one to the ceiling")
+        return self
 
 
 class RetrieveSettings(Placed):
     """Translation retrieval per layer and direction."""
 
-    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
-    adapter: str | None = Field(None, description="adapter folder; none measures the base model alone")
+    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
+    adapter: Annotated[str | None, Reads(ADAPTER)] = Field(
+        None, description="adapter folder; none measures the base model alone"
+    )
     data: Annotated[Files, Reads(SPLIT, "parallel", "rows")] = Field(
         description="pair files (de-en.tsv) or one text per language (de.txt en.txt)"
     )
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     batch_size: Positive = Field(64, description="sentences per batch")
     max_length: Positive = Field(256, description="longest sentence in tokens; longer ones are cut")
     pooling: Literal["auto", "mean", "bos"] = Field(
@@ -87,7 +102,14 @@ class RetrieveSettings(Placed):
     split: Split = Field(None, description=SPLIT_HELP)
     neighbours: Positive = Field(4, description="nearest neighbours that the margin looks at")
     compare: bool = Field(False, description="measure the base model without the adapter too")
-    transfer: str | None = Field(None, description="`evaluate --json`: correlate with its transfer languages' scores")
-    plot: str | None = Field(None, description="PNG file: heatmap over layers and directions, mean per layer")
+    transfer: Annotated[str | None, Reads(OTHER)] = Field(
+        None, description="`evaluate --json`: correlate with its transfer languages' scores"
+    )
+    plot: Annotated[str | None, Writes("plot")] = Field(
+        None, description="PNG file: heatmap over layers and directions, mean per layer"
+    )
 
-    _sound_vectors = model_validator(mode="after")(checks.sound_vectors)
+    @model_validator(mode="after")
+    def _check_vectors(self) -> RetrieveSettings:
+        check_vectors(exclude_bos=self.exclude_bos, pooling=self.pooling)
+        return self

@@ -1,4 +1,4 @@
-"""Settings of training a fusion with source texts."""
+"""Options of training a fusion with source texts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from . import checks
-from .base import Layer
-from .roles import DEV, TRAINING, Reads
+from .base import refuse
+from .fields import Layer
+from .roles import DEV, MODEL, TRAINING, Alias, Panel, Reads, Role, marked
 from .training import TaskSettings
 
 FusionName = Literal[
@@ -27,47 +27,105 @@ FusionName = Literal[
 class FusionSettings(TaskSettings):
     """Train a task LoRA that sees each text beside its source in another language (FLARE, and its rivals)."""
 
-    source: Annotated[list[str], Reads(TRAINING, rows="rows")] = Field(
+    panel = Panel.OBJECTIVE
+
+    source: Annotated[list[str], Reads(TRAINING, rows="rows"), Role.COMMON, Panel.DATA] = Field(
         [],
-        description="the training rows in the source language: row i beside row i of --train; one file may stand "
-        "beside several",
+        description="the training rows in the source language: row i belongs to row i of --train; one file may "
+        "belong to several",
     )
-    dev_source: Annotated[list[str], Reads(DEV)] = Field([], description="the dev rows in the source language")
-    source_encoder: str | None = Field(
+    dev_source: Annotated[list[str], Reads(DEV), Panel.DATA] = Field(
+        [], description="the dev rows in the source language"
+    )
+    source_encoder: Annotated[str | None, Reads(MODEL), Role.BOTTLENECK] = Field(
         None,
         description="take sources from another encoder, such as that of a translation model, through a trained "
         "projection (FLARE-MT); it reads the rows themselves, or those of --source where they are given",
     )
-    source_tag: str | None = Field(
+    source_tag: Annotated[str | None, Role.BOTTLENECK] = Field(
         None,
         description="language tag of all texts that the source encoder reads; default that of each text's language",
     )
-    fusion: FusionName = Field(
+    fusion: Annotated[FusionName, Role.COMMON] = Field(
         "add",
         description="how the two down-projections become one; x-mixup mixes states in one block instead, input puts "
         "the source before the text (a plain LoRA)",
     )
-    alignment: Literal["position", "end", "row-end", "last", "index", "soft"] = Field(
+    alignment: Annotated[Literal["position", "end", "row-end", "last", "index", "soft"], Role.BOTTLENECK] = Field(
         "position",
-        description="which source token is beside a target token: counted from the first or last of both, from the "
-        "last of the whole row with its answer, the last one beside all, place by place with padding, or learned",
+        description="source token that belongs to a target token: counted from the first or last of both, from the "
+        "last of the whole row with its answer, the last one for all, by index with padding, or learned",
     )
-    source_norm: bool = Field(
-        True, description="take source states behind the norm that stands before a module; off: the residual stream"
+    source_norm: Annotated[bool, Role.BOTTLENECK] = Field(
+        True, description="take source states after the norm that precedes a module; off: the residual stream"
     )
-    source_offset: int = Field(
+    source_offset: Annotated[int, Role.BOTTLENECK] = Field(
         0, ge=0, le=1, description="states that go into a block (0, release) or come out (1, paper)"
     )
-    source_pads: bool = Field(False, description="fuse padding of sources too, as the release does")
-    source_dropout: bool = Field(
+    source_pads: Annotated[bool, Role.BOTTLENECK] = Field(
+        False, description="fuse padding of sources too, as the release does"
+    )
+    source_dropout: Annotated[bool, Role.BOTTLENECK] = Field(
         False, description="read sources with the base's dropout in training, as the release does"
     )
-    mixup_layer: Layer = Field("middle", description="of x-mixup: block where states are mixed, 1 to n, middle or last")
-    targets: Annotated[list[str], Field(min_length=1)] = Field(
+    mixup_layer: Layer = Field(
+        "middle", description="for x-mixup: block where states are mixed, 1 to n, middle or last"
+    )
+    targets: Annotated[list[str], Field(min_length=1), Alias("--target-modules"), Panel.LORA] = Field(
         ["auto"], description="names of the modules to adapt; auto: those of queries and values"
     )
 
-    _sound_fusion = model_validator(mode="after")(checks.sound_fusion)
+    @model_validator(mode="after")
+    def _check_fusion(self) -> FusionSettings:
+        read = bool(self.source_encoder)  # it can read the rows themselves
+        whole = self.fusion in ("input", "x-mixup")
+        only = marked(self, Role.BOTTLENECK)
+        moved = self.changed(name for name in type(self).model_fields if name in only)
+        refuse(
+            (
+                not self.source and not read,
+                "rows need sources: give --source, or --source-encoder for an encoder that reads the rows themselves",
+            ),
+            (
+                bool(self.dev_source) != bool(self.dev and self.source),
+                "dev rows need sources as training rows do: give --dev and --dev-source together",
+            ),
+            (
+                self.shard_base,
+                "--shard-base wants every process to read as often, and those that fuse read sources as they come: "
+                "drop it",
+            ),
+            (
+                read and not (self.source_norm and self.source_offset == 0 and not self.source_dropout),
+                "--source-norm, --source-offset and --source-dropout are about the base's own states: drop them, or "
+                "--source-encoder",
+            ),
+            (
+                self.fusion.startswith("cross-attention") and self.alignment != "position",
+                f"--fusion {self.fusion} looks at all of the source, so --alignment means nothing to it: drop it",
+            ),
+            (bool(self.source_tag) and not read, "--source-tag is about --source-encoder: leave it out"),
+            (
+                whole and bool(moved),
+                f"--fusion {self.fusion} knows no --{(moved or [''])[0].replace('_', '-')}: drop it",
+            ),
+            (self.mixup_layer != "middle" and self.fusion != "x-mixup", "--mixup-layer is about --fusion x-mixup"),
+            (
+                self.gradient_checkpointing and self.fusion == "x-mixup",
+                "--gradient-checkpointing does not go with --fusion x-mixup: leave it out",
+            ),
+            (self.dora, "--dora changes weights, and a fusion is none: leave one out"),
+            (self.compile, "--compile does not go with a fusion: leave it out"),
+            (
+                bool(self.on_top_of or self.start_from),
+                "a fusion begins anew: leave --on-top-of and --start-from out, and bake an earlier stage into the base "
+                "(bake --without-heads)",
+            ),
+            (self.norm_budget is not None, "--norm-budget is about changes of weights, and a fusion is none"),
+            (self.init not in ("kaiming", "gaussian"), "--init must be kaiming or gaussian for a fusion"),
+            (self.lora_plus != 1, "--lora-plus does not go with a fusion: leave it out"),
+        )
+        return self
 
     def peft_settings(self) -> dict[str, Any]:
         """Return the settings of the fusion, by PEFT's names; none where the LoRA is a plain one."""

@@ -1,14 +1,15 @@
-"""Settings of merging, extracting and searching."""
+"""Options of merging, extracting and searching."""
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from . import checks
-from .base import ALLOW_TESTED, TASK, Files, GenerationSettings, Positive, Scored, Settings, Written
-from .roles import DEV, TRAINING, Reads
+from .base import ALLOW_TESTED, BASE, TASK, GenerationSettings, Scored, Settings, Written, refuse
+from .fields import Device, Files, Positive, Rows, StorageDtype, no_numbers, rank_or_auto
+from .roles import ADAPTER, DEV, MODEL, OTHER, TRAINING, Reads, Role
 
 COMPACT = "keep each module's own rank (rank_pattern); default: one rank for all, which every program reads rightly"
 
@@ -28,91 +29,105 @@ class PlaceSettings(Settings):
 class MergeSettings(Written):
     """Merge adapters; no base model is loaded, but by methods that learn their weights."""
 
-    adapters: Files = Field(description="adapter folders, or checkpoint folders with --base")
+    adapters: Annotated[Files, Reads(ADAPTER)] = Field(description="adapter folders, or checkpoint folders with --base")
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
     options: dict[str, Any] = Field(
         {}, description="options of the method; at a place: KEY@GLOB=VALUE or KEY@layers:0-15=VALUE, KEY also weights"
     )
-    places: list[PlaceSettings] = Field([], description="weights and options at some modules (recipes; else --set)")
-    fill: Literal["weight", "one"] = Field(
-        "weight", description="what an adapter weighs where it alone acts: its weight, or one"
+    places: Annotated[list[PlaceSettings], Role.ADAPTERS_ONLY] = Field(
+        [], description="weights and options at some modules (recipes; else --set)"
     )
-    form: Literal["concat", "lowrank", "dense"] | None = Field(
-        None, description="form of the result: factors side by side, recompressed, or full matrices"
+    fill: Annotated[Literal["weight", "one"], Role.ADAPTERS_ONLY] = Field(
+        "weight", description="weight of an adapter on modules that it alone adapts: its weight, or one"
     )
-    rank: Positive | Literal["auto"] | None = Field(
+    form: Annotated[Literal["concat", "lowrank", "dense"] | None, Role.ADAPTERS_ONLY] = Field(
+        None, description="form of the result: concatenated factors, recompressed, or full matrices"
+    )
+    rank: Annotated[Positive | Literal["auto"] | None, Role.ADAPTERS_ONLY] = Field(
         None, description="recompress to this rank; auto finds the least that keeps --keep; default keeps everything"
     )
-    keep: float = Field(0.999, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
-    max_residual: float = Field(
+    keep: Annotated[float, Role.ADAPTERS_ONLY] = Field(
+        0.999, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps"
+    )
+    max_residual: Annotated[float, Role.ADAPTERS_ONLY] = Field(
         0.1, ge=0, le=1, description="refuse if truncation and rounding lose more than this share of the delta's norm"
     )
-    compact: bool = Field(False, description=COMPACT)
-    base: str | None = Field(
+    compact: Annotated[bool, Role.ADAPTERS_ONLY] = Field(False, description=COMPACT)
+    base: Annotated[str | None, Reads(MODEL)] = Field(
         None,
         description="base model, where deltas depend on it (DoRA, PiSSA), weights are learned on it (fuse), or the "
         "result is to be a full checkpoint",
     )
-    saved: str = Field(
+    saved: Annotated[str, Role.ADAPTERS_ONLY] = Field(
         "refuse",
         description="fully trained tensors (heads) that differ: refuse, average, or an adapter's name or number",
     )
-    statistics: list[str] = Field(
+    statistics: Annotated[list[str], Reads(OTHER), Role.ADAPTERS_ONLY] = Field(
         [], description="for fisher and regmean: one file of `adaptermix statistics` per adapter, in their order"
     )
-    allow_pickle: bool = Field(False, description="read adapter_model.bin too (weights only, no code)")
-    allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    allow_pickle: Annotated[bool, Role.ADAPTERS_ONLY] = Field(
+        False, description="read adapter_model.bin too (weights only, no code)"
+    )
+    allow_base_mismatch: Annotated[bool, Role.ADAPTERS_ONLY] = Field(
+        False, description="merge adapters that name different base models"
+    )
+    dtype: StorageDtype | None = Field(
         None, description="storage dtype of the result; default float32, or the base's for a checkpoint"
     )
-    device: checks.Device = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
+    device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of random methods, and of the rows that weights learn from")
-    task: str | None = Field(None, description="of methods that learn their weights (fuse): the task")
-    objective: Literal["task", "agreement", "entropy"] = Field(
+    task: Annotated[str | None, Role.LEARNING] = Field(
+        None, description="for methods that learn their weights (fuse): the task"
+    )
+    objective: Annotated[Literal["task", "agreement", "entropy"], Role.LEARNING] = Field(
         "task",
-        description="of methods that learn: the task's loss on --train; or without labels, agreement of the answers to "
-        "both sides of --pairs with the first adapter's to the second side, or the entropy of answers to --texts",
+        description="for methods that learn: the task's loss on --train; or without labels, agreement of the answers "
+        "to both sides of --pairs with the first adapter's to the second side, or the entropy of answers to --texts",
     )
-    train: Annotated[list[str], Reads(TRAINING, rows="rows")] = Field(
-        [], description="of methods that learn: the task's rows to learn from; entropy does not look at their labels"
+    train: Annotated[list[str], Reads(TRAINING, rows="rows"), Role.LEARNING] = Field(
+        [], description="for methods that learn: the task's rows to learn from; entropy does not look at their labels"
     )
-    pairs: Annotated[list[str], Reads(TRAINING, "pairs", rows="rows")] = Field(
+    pairs: Annotated[list[str], Reads(TRAINING, "pairs", rows="rows"), Role.LEARNING] = Field(
         [], description="for agreement: parallel pair files such as de-en.tsv, the task adapter's language second"
     )
-    texts: Annotated[list[str], Reads(TRAINING, "texts")] = Field(
+    texts: Annotated[list[str], Reads(TRAINING, "texts"), Role.LEARNING] = Field(
         [],
         description="for entropy: texts in the wanted languages, one a line; for regmean-plus: a file per adapter",
     )
-    dev: Annotated[list[str], Reads(DEV)] = Field(
-        [], description="of methods that learn: rows whose loss says when the weights are best"
+    dev: Annotated[list[str], Reads(DEV), Role.LEARNING] = Field(
+        [], description="for methods that learn: rows whose loss says when the weights are best"
     )
-    dev_pairs: Annotated[list[str], Reads(DEV, "pairs")] = Field(
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.LEARNING] = Field(
         [], description="the same without labels: pairs whose agreement says when the weights are best"
     )
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to learn from")
-    allow_tested: bool = Field(False, description=ALLOW_TESTED)
+    rows: Annotated[Rows | None, Role.LEARNING] = Field(
+        None, description="START:STOP[:STEP], the rows of each file to learn from"
+    )
+    allow_tested: Annotated[bool, Role.LEARNING, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
 
 
 class ExtractSettings(Written):
     """Turn the difference between two checkpoints into a LoRA: tuned less base, without loading either."""
 
-    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
-    tuned: str = Field(description="model tuned from it: folder or Hub id, with @REVISION if wanted")
+    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
+    tuned: Annotated[str, Reads(MODEL)] = Field(
+        description="model tuned from it: folder or Hub id, with @REVISION if wanted"
+    )
     rank: Positive | Literal["auto"] = Field(description="rank of every module; auto finds the least that keeps --keep")
     keep: float = Field(0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
     modules: list[str] = Field(
         [], description="globs over module paths or kinds; default every matrix inside the blocks"
     )
     exact: bool = Field(False, description="take the exact SVD, not the verified randomised one")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="storage dtype of the factors")
+    dtype: StorageDtype = Field("float32", description="storage dtype of the factors")
     compact: bool = Field(False, description=COMPACT)
     max_residual: float | None = Field(
         None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
     )
-    device: checks.Device = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
+    device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
 
-    _sound_rank = field_validator("rank", mode="before")(checks.rank_or_auto)
+    _check_rank = field_validator("rank", mode="before")(rank_or_auto)
 
 
 class MethodsSettings(Settings):
@@ -124,19 +139,19 @@ class MethodsSettings(Settings):
 class SearchSettings(GenerationSettings, Scored, Written):
     """Find merge weights, and options of the merge method, on dev data or on pairs without labels."""
 
-    adapters: Files = Field(
-        description="adapter folders; the first is the task adapter, alone of which every candidate is held against"
+    adapters: Annotated[Files, Reads(ADAPTER)] = Field(
+        description="adapter folders; the first is the task adapter, which every candidate is compared with"
     )
-    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
     task: str = Field(description=TASK)
-    dev: Annotated[list[str], AfterValidator(checks.no_numbers), Reads(DEV, rows="rows")] = Field(
+    dev: Annotated[list[str], AfterValidator(no_numbers), Reads(DEV, rows="rows")] = Field(
         [], description="dev files, one or more languages; with --objective agreement they are only reported"
     )
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each dev file to use")
-    pairs: Annotated[list[str], AfterValidator(checks.no_numbers), Reads(DEV, "pairs", rows="pair_rows")] = Field(
+    rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each dev file to use")
+    pairs: Annotated[list[str], AfterValidator(no_numbers), Reads(DEV, "pairs", rows="pair_rows")] = Field(
         [], description="for --objective agreement: parallel pair files such as de-en.tsv, the task's language second"
     )
-    pair_rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
+    pair_rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
     grid: list[float] = Field(
         [], description="weights to try; of two adapters the second gets 1 - w, of more the last gets what is left"
     )
@@ -149,9 +164,9 @@ class SearchSettings(GenerationSettings, Scored, Written):
         description="weights that are not negative and sum to 1, or each within --bounds; of a grid also sum: the "
         "whole first adapter plus shares of the others, or both: averages and sums",
     )
-    candidates: list[str] = Field(
+    candidates: Annotated[list[str], Reads(ADAPTER)] = Field(
         [],
-        description="merges of these adapters that are candidates beside a grid, such as of merge --method fuse",
+        description="merges of these adapters as candidates in addition to a grid, such as by merge --method fuse",
     )
     bounds: list[float] = Field([0.0, 1.5], description="least and largest free weight; 1,1 fixes all weights at 1")
     groups: list[str] = Field(
@@ -176,27 +191,95 @@ class SearchSettings(GenerationSettings, Scored, Written):
     control: int = Field(
         1,
         ge=0,
-        description="where a gain is found, try so many random adapters of the ranks and norms of all but the first, "
-        "in their place at the chosen weights: a gain that these have too does not count; 0 tries none",
+        description="where a gain is found, try this many random adapters of the ranks and norms of all but the first, "
+        "instead of these at the chosen weights: a gain that they have too does not count; 0 tries none",
     )
     race: bool = Field(
         False, description="stop weak candidates early: successive halving over the dev rows, with paired tests"
     )
-    workers: Positive = Field(
+    workers: Annotated[Positive, Role.SCHEDULING] = Field(
         1, description="processes on this machine that share the trials, each with the base model"
     )
     report: bool = Field(False, description="write report.html, one page with pictures, and these as PNGs")
-    storage: str | None = Field(
+    storage: Annotated[str | None, Role.SCHEDULING] = Field(
         None, description="journal file or database URL of the trials, which processes on other machines can share"
     )
-    study: str | None = Field(None, description="name of the search in the storage; default that of the output folder")
+    study: Annotated[str | None, Role.SCHEDULING] = Field(
+        None, description="name of the search in the storage; default that of the output folder"
+    )
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     compact: bool = Field(False, description=COMPACT)
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
-    allow_tested: bool = Field(False, description=ALLOW_TESTED)
+    allow_tested: Annotated[bool, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
 
     batch_size: Positive | None = Field(
         None, description="rows per batch, of all candidates that share it; default: as many as fit the free memory"
     )
 
-    _sound_search = model_validator(mode="after")(checks.sound_search)
+    @model_validator(mode="after")
+    def _check_search(self) -> SearchSettings:
+        grid, bounds, groups = self.grid, self.bounds, self.groups
+        free = self.space == "free"
+        twice = sorted(set(self.options) & set(self.vary))
+        faults = (
+            (bool(grid) == (self.trials is not None), "what to try must be told once: --grid W,W,... or --trials N"),
+            (not all(map(isfinite, grid)), f"grid must hold finite numbers, got {grid}"),
+            (len(set(grid)) != len(grid), f"grid must hold each weight once, got {grid}"),
+            (
+                bool(grid) and self.sampler != "auto",
+                f"--sampler {self.sampler} proposes --trials, and a grid is given: drop one",
+            ),
+            (
+                len(bounds) != 2
+                or not all(map(isfinite, bounds))
+                or bounds[0] > bounds[1]
+                or (bounds[0] == bounds[1] and not self.vary),
+                f"--bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got {','.join(map(str, bounds))}",
+            ),
+            (
+                not free and bounds != type(self).model_fields["bounds"].default,
+                "--bounds are those of free weights: add --space free, or drop them",
+            ),
+            (
+                len(self.adapters) == 1 and not free,
+                "a single adapter has no weight to share with others: add --space free, or another adapter",
+            ),
+            (
+                bool(grid) and bool(groups or self.curve),
+                "--grid gives weights for the whole model: --groups and --curve need --trials N",
+            ),
+            (
+                bool(self.curve and groups) and not groups[0].isdecimal(),
+                "--curve goes over the layers: give it alone, or with a number of --groups",
+            ),
+            (
+                self.space in ("sum", "both") and not grid,
+                f"--space {self.space} is for a grid: add --grid W,W,..., or choose another space",
+            ),
+            (
+                bool(self.candidates) and (not grid or self.method != "exact" or self.rank is not None),
+                "--candidates stand beside weights of a grid, merged exactly: add --grid, and drop --method and --rank",
+            ),
+            (self.storage == "", "--storage must be a file, or the URL of a database, and is empty"),
+            (bool(self.study) and not self.storage, "--study names a search in a storage: add --storage"),
+            (
+                bool(twice),
+                f"{', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: drop one",
+            ),
+        )
+        refuse(*self._faults_of_agreement(), *faults)
+        return self
+
+    def _faults_of_agreement(self) -> tuple[tuple[bool, str], ...]:
+        agreement = self.objective == "agreement"
+        return (
+            (agreement and not self.pairs, "--objective agreement compares answers to translations: add --pairs FILE"),
+            (bool(self.pairs) and not agreement, "--pairs are for --objective agreement: add it, or drop them"),
+            (
+                not agreement and not self.dev,
+                "candidates are scored on dev rows: add --dev FILE, or --objective agreement --pairs FILE (no labels)",
+            ),
+            (bool(self.pair_rows) and not self.pairs, "--pair-rows chooses rows of --pairs: add them, or drop it"),
+            (bool(self.rows) and not self.dev, "--rows chooses rows of --dev: add them, or take --pair-rows"),
+            (agreement and self.race and bool(self.dev), "--race would not ask stopped candidates --dev: drop one"),
+        )

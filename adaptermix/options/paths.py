@@ -1,4 +1,4 @@
-"""The files and folders that a command reads and writes, told from its settings."""
+"""The files and folders that a command reads and writes, found by the roles of its options."""
 
 from __future__ import annotations
 
@@ -10,23 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from ..errors import OutputError
 from ..io.files import check_not_input, is_part, listed_files, output_lock, sha256
-from . import READ, WRITTEN, Settings
+from .base import Settings
+from .roles import Reads, Writes, marks_of, values_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Asked = TypeVar("Asked", bound=Settings)
-
-
-def _values(settings: Settings, names: set[str]) -> list[str]:
-    found: list[str] = []
-    for name in sorted(names & set(type(settings).model_fields)):
-        value: Any = getattr(settings, name)
-        found += [str(item) for item in (value if isinstance(value, list) else [value]) if item is not None]
-    return found
 
 
 def paths_of(argument: str) -> list[Path]:
@@ -44,12 +37,12 @@ def paths_of(argument: str) -> list[Path]:
 
 def input_paths(settings: Settings) -> list[Path]:
     """Return the existing files and folders that a command with these settings reads."""
-    return [path for value in _values(settings, READ) for path in paths_of(value)]
+    return [path for value in values_of(settings, marks_of(settings, Reads)) for path in paths_of(value)]
 
 
 def written_paths(settings: Settings) -> list[Path]:
     """Return the files and folders that a command with these settings writes."""
-    return [Path(value) for value in _values(settings, WRITTEN)]
+    return [Path(value) for value in values_of(settings, marks_of(settings, Writes))]
 
 
 def check_written(settings: Settings) -> None:
@@ -66,11 +59,11 @@ def check_written(settings: Settings) -> None:
             check_not_input(path, inputs)
         else:
             check_file_not_input(path, inputs)
-    for option in _OWN:
-        named = getattr(settings, option, None)
+    for option, mark in marks_of(settings, Writes).items():
+        named = getattr(settings, option)
         # without permission to replace, an existing file is refused in any case
-        if named and getattr(settings, "overwrite", True):
-            check_replaceable(Path(named), option)
+        if mark.form and named and getattr(settings, "overwrite", True):
+            check_replaceable(Path(named), mark.form)
 
 
 def _has_answer(head: bytes) -> bool:
@@ -82,7 +75,7 @@ def _has_answer(head: bytes) -> bool:
 
 
 _HEAD = 2**20
-_OWN: dict[str, tuple[Callable[[bytes], bool], str]] = {
+_FORMS: dict[str, tuple[Callable[[bytes], bool], str]] = {
     "predictions": (_has_answer, "answers of `evaluate --predictions`"),
     "markdown": (lambda head: head.startswith(b"| system |"), "a table of `compare --markdown`"),
     "document": (lambda head: head.startswith(b"{") and b'"systems"' in head, "a document of `compare --document`"),
@@ -92,29 +85,29 @@ _OWN: dict[str, tuple[Callable[[bytes], bool], str]] = {
         "a picture of this toolkit",
     ),
 }
-"""How files that options name are recognised, and what they are; only these are replaced."""
+"""How a file of each form is recognised, and what it is; no other file is replaced."""
 
 
-def check_replaceable(path: Path, option: str) -> None:
-    """Refuse to replace a file that no command of this toolkit wrote for the same option.
+def check_replaceable(path: Path, form: str) -> None:
+    """Refuse to replace a file that no command of this toolkit wrote in the same form.
 
     Args:
         path: The file to write.
-        option: Name of the option.
+        form: Form of the file, which has the name of the option; see `_FORMS`.
 
     Raises:
         OutputError: there is a file of another form, or one that cannot be read.
     """
     if not path.is_file():
         return
-    is_own, what = _OWN[option]
+    is_own, what = _FORMS[form]
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError as error:
-        raise OutputError(f"--{option} must be a file that can be replaced, and {path} is not: {error}.") from error
+        raise OutputError(f"--{form} must be a file that can be replaced, and {path} is not: {error}.") from error
     if head and not is_own(head):
-        raise OutputError(f"--{option} replaces only {what}, and {path} holds something else. Give another file.")
+        raise OutputError(f"--{form} replaces only {what}, and {path} holds something else. Give another file.")
 
 
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".model"}

@@ -1,18 +1,26 @@
-"""What options read data files for: a property of the option, which recipes, checks and tests look up."""
+"""What an option means to code that handles the options of all commands alike.
+
+A role is metadata of a field (`Annotated[..., Reads(DEV)]`). Checks of test data and of paths, the records of recipes
+and searches, and the help texts ask for options by role, so that a new option needs no entry in any list of names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from enum import Enum
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
 DEV, TEST, TRAINING, CALIBRATION = "dev data", "test data", "training data", "calibration data"
-"""What files are used for."""
+"""What data files are used for."""
 SPLIT = "as split says"
 """Use of the data of an evaluation: that of its setting `split`, dev or test, or none where it is not set."""
 SCORED = "scored data"
 """Use of rows that stored answers are scored on: no model reads them."""
+ADAPTER, MODEL, OTHER = "adapter", "model", "other files"
+"""What is read besides data: an adapter folder, a model (folder or Hub id), other files and folders."""
 
 Form = Literal["task", "pairs", "parallel", "texts"]
 """How rows are read: those of the task, pairs, pairs or one text per language, or plain texts."""
@@ -20,31 +28,97 @@ Form = Literal["task", "pairs", "parallel", "texts"]
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Marks an option that takes data files.
+    """Marks an option that names what a command reads: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids.
 
     Args:
         use: What the files are for.
-        form: How their rows are read.
-        rows: The option that chooses rows of each file, if one does.
+        form: How the rows of data files are read.
+        rows: The option that chooses rows of each data file, if there is one.
     """
 
     use: str
     form: Form = "task"
     rows: str | None = None
 
+    @property
+    def is_data(self) -> bool:
+        """Whether the option takes data files."""
+        return self.use not in (ADAPTER, MODEL, OTHER)
 
-def reads_of(settings: BaseModel | type[BaseModel]) -> dict[str, Reads]:
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """Marks an option that names what a command writes.
+
+    Args:
+        form: Form of the file, see `adaptermix.options.paths`; None for the output of the command as a whole.
+        is_main: Whether it is the output by which a recipe knows that the step is done.
+    """
+
+    form: str | None = None
+    is_main: bool = False
+
+
+class Role(Enum):
+    """Further properties of options."""
+
+    HANDLING = "what becomes of an existing output, or of this run's; says nothing about its content"
+    SCHEDULING = "how the work is done and checked; the result is the same"
+    MACHINE = "where the work is done; results differ in the last digits at most"
+    AFTERWARDS = "what happens to results of single modules once these are computed"
+    DEV_CURVE = "what a dev score in training depends on: only runs where these are equal can be compared"
+    LEARNING = "for merge methods that learn from data"
+    ADAPTERS_ONLY = "for merges of adapters, not of full checkpoints"
+    CONTRAST = "for the contrastive objective"
+    BOTTLENECK = "for fusions inside the LoRA"
+    COMMON = "shown by --help where it leaves other options to --help-all"
+
+
+class Panel(Enum):
+    """Titles under which --help of a command with many options groups them."""
+
+    DATA = "Data"
+    LORA = "LoRA"
+    OBJECTIVE = "Objective"
+    OPTIMISER = "Optimiser"
+    MODEL = "Model and device"
+    RUN = "Run"
+    PROCESSES = "Several processes"
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Gives an option a second name on the command line, such as the one that PEFT has for it."""
+
+    flag: str
+
+
+Mark = TypeVar("Mark")
+
+
+def marks_of(settings: BaseModel | type[BaseModel], kind: type[Mark]) -> dict[str, Mark]:
+    """Return the options that carry a mark of a kind, each with its (last) mark."""
+    fields = (settings if isinstance(settings, type) else type(settings)).model_fields
+    return {name: mark for name, field in fields.items() for mark in field.metadata if isinstance(mark, kind)}
+
+
+def marked(settings: BaseModel | type[BaseModel], *roles: Role) -> set[str]:
+    """Return the names of the options that have one of these roles."""
+    fields = (settings if isinstance(settings, type) else type(settings)).model_fields
+    return {name for name, field in fields.items() if any(role in field.metadata for role in roles)}
+
+
+def data_options(settings: BaseModel | type[BaseModel]) -> dict[str, Reads]:
     """Return the options of a command that take data files.
 
     Args:
         settings: The settings of the command; in an instance, options of use `SPLIT` have the use that its `split`
             names, and are left out if it names none.
     """
+    found = {name: mark for name, mark in marks_of(settings, Reads).items() if mark.is_data}
     if isinstance(settings, type):
-        fields = settings.model_fields.items()
-        return {name: mark for name, field in fields for mark in field.metadata if isinstance(mark, Reads)}
+        return found
     split = getattr(settings, "split", None)
-    found = reads_of(type(settings))
     resolved = {
         name: Reads(f"{split} data" if mark.use == SPLIT else mark.use, mark.form, mark.rows)
         for name, mark in found.items()
@@ -54,4 +128,18 @@ def reads_of(settings: BaseModel | type[BaseModel]) -> dict[str, Reads]:
 
 def used_for(settings: BaseModel) -> set[str]:
     """Return the uses (dev data, ...) of the data options that are set."""
-    return {mark.use for name, mark in reads_of(settings).items() if getattr(settings, name)}
+    return {mark.use for name, mark in data_options(settings).items() if getattr(settings, name)}
+
+
+def values_of(settings: BaseModel, names: Iterable[str]) -> list[str]:
+    """Return the texts that options hold, those of lists one by one; options that are not set have none."""
+    values: list[Any] = [getattr(settings, name) for name in sorted(names)]
+    return [
+        str(item) for value in values for item in (value if isinstance(value, list) else [value]) if item is not None
+    ]
+
+
+def main_output(settings: BaseModel) -> tuple[str | None, Writes] | None:
+    """Return the value of the option that names the main output, with its mark; None if the command has none."""
+    found = [(name, mark) for name, mark in marks_of(settings, Writes).items() if mark.is_main]
+    return (getattr(settings, found[0][0]), found[0][1]) if found else None

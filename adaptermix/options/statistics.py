@@ -1,4 +1,4 @@
-"""Settings of measuring what merge methods must know of data."""
+"""Options of measuring statistics for merge methods."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from . import checks
-from .base import ALLOW_TESTED, Files, Placed, Positive, Written
-from .roles import CALIBRATION, Reads
+from .base import ALLOW_TESTED, BASE, Placed, Written
+from .fields import Files, Positive, Rows
+from .roles import ADAPTER, CALIBRATION, MODEL, Reads, Role, Writes
 
 
 class StatisticsSettings(Placed, Written):
-    """Measure on data what fisher or regmean must know of an adapter, for `merge --statistics`."""
+    """Measure on data the statistics of an adapter that fisher or regmean need, for `merge --statistics`."""
 
-    adapter: str = Field(description="adapter folder")
-    base: str = Field(description="base model: folder or Hub id, with @REVISION if wanted")
+    adapter: Annotated[str, Reads(ADAPTER)] = Field(description="adapter folder")
+    base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
     data: Annotated[Files, Reads(CALIBRATION, rows="rows")] = Field(
         description="rows of the task; without --task plain texts: lines, TSV, JSONL with `text` or strings"
     )
@@ -23,21 +23,22 @@ class StatisticsSettings(Placed, Written):
         "regmean", description="what to measure: inputs of modules (regmean), or squared gradients (fisher)"
     )
     task: str | None = Field(None, description="task of the rows, whose answers fisher needs")
-    rows: checks.Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
+    rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
     modules: list[str] = Field(
         [],
         description="globs over module paths, of other linear layers too; default those that the adapter adapts",
     )
     batch_size: Positive = Field(16, description="rows per batch")
-    out: str = Field(description="output file (.safetensors); appears whole or not at all")
-    overwrite: bool = Field(False, description="replace an existing file of statistics")
-    allow_tested: bool = Field(False, description=ALLOW_TESTED)
+    out: Annotated[str, Writes(is_main=True)] = Field(
+        description="output file (.safetensors); appears whole or not at all"
+    )
+    overwrite: Annotated[bool, Role.HANDLING] = Field(False, description="replace an existing file of statistics")
+    allow_tested: Annotated[bool, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
     allow_base_mismatch: bool = Field(False, description="measure on another base model than the adapter names")
 
     @model_validator(mode="after")
-    def _sound_statistics(self) -> StatisticsSettings:
-        """Refuse gradients of nothing, and a prompt that nobody reads."""
+    def _check_statistics(self) -> StatisticsSettings:
         if self.method == "fisher" and self.task is None:
             raise ValueError("--method fisher needs rows with answers: add --task TASK")
         if self.template and self.task is None:

@@ -1,45 +1,52 @@
-"""Settings of publishing, looking and the demo."""
+"""Options of publishing, of looking into adapters and models, and of the demo."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from . import checks
-from .base import Files, Placed, Positive, Settings
+from .base import Placed, Settings
+from .fields import Device, Files, Positive
+from .roles import ADAPTER, MODEL, OTHER, Reads, Role, Writes
 
 
 class PushSettings(Settings):
     """Publish an output folder on the Hub."""
 
-    folder: str = Field(description="output folder of adaptermix, or any PEFT adapter")
+    folder: Annotated[str, Reads(ADAPTER)] = Field(description="output folder of adaptermix, or any PEFT adapter")
     repo: str = Field(description="repository, as owner/name")
     base_id: str | None = Field(None, description="base model on the Hub, OWNER/NAME[@REVISION]; needed if it is local")
     private: bool = Field(False, description="make the repository private; one that is public is refused")
     revision: str | None = Field(None, description="branch to push to")
     message: str = Field("Upload adapter", description="commit message")
-    dry_run: bool = Field(False, description="show the card and list the files; write nothing, no network")
+    dry_run: Annotated[bool, Role.HANDLING] = Field(
+        False, description="show the card and list the files; write nothing, no network"
+    )
 
 
 class InspectSettings(Settings):
     """Look into adapters: norms, ranks and shares per layer and module; how every two of them interfere."""
 
-    adapters: Files = Field(description="adapter folders")
-    plot: str | None = Field(None, description="PNG file for heatmaps over layers and module kinds")
+    adapters: Annotated[Files, Reads(ADAPTER)] = Field(description="adapter folders")
+    plot: Annotated[str | None, Writes("plot")] = Field(
+        None, description="PNG file for heatmaps over layers and module kinds"
+    )
 
 
 class SpectrumSettings(Settings):
     """Compare the singular values of two models per layer and module: how far each weight was scaled."""
 
-    model_a: str = Field(description="the base: checkpoint or adapter, folder or Hub id, with @REVISION if wanted")
-    model_b: str = Field(description="the other model, or an adapter of the base")
+    model_a: Annotated[str, Reads(MODEL)] = Field(
+        description="the base: checkpoint or adapter, folder or Hub id, with @REVISION if wanted"
+    )
+    model_b: Annotated[str, Reads(MODEL)] = Field(description="the other model, or an adapter of the base")
     layers: list[str] = Field([], description="blocks: numbers, ranges such as 8-11, or globs such as 'encoder.*'")
     modules: list[str] = Field([], description="globs over module paths or kinds; default all inside the blocks")
     include: list[str] = Field([], description="globs of modules to take besides, such as embeddings and heads")
     exclude: list[str] = Field([], description="globs of modules to leave out")
-    csv: str | None = Field(None, description="file for a table with one row per module")
-    device: checks.Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    csv: Annotated[str | None, Writes("csv")] = Field(None, description="file for a table with one row per module")
+    device: Annotated[Device, Role.MACHINE] = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
 DemoTask = Literal["intents", "slots"]
@@ -48,7 +55,9 @@ DemoTask = Literal["intents", "slots"]
 class DemoInputsSettings(Settings):
     """Make what the demo needs: a small real base model and small parallel data."""
 
-    out: str = Field(description="folder for the data files, and for a link to the base model")
+    out: Annotated[str, Writes(is_main=True)] = Field(
+        description="folder for the data files, and for a link to the base model"
+    )
     task: DemoTask = Field("intents", description="which demo: intents (multilingual-e5-small), slots (SmolLM2)")
     task_rows: Positive | None = Field(None, description="training rows per task language; default those of the demo")
     dev_rows: Positive | None = Field(None, description="dev rows per language; default those of the demo")
@@ -60,18 +69,18 @@ class DemoInputsSettings(Settings):
 class DemoSettings(Placed):
     """Run the main job on a small real model: train both adapters, find the weight, score every language."""
 
-    out: str = Field("demo-out", description="folder for everything the demo makes")
+    out: Annotated[str, Writes(is_main=True)] = Field("demo-out", description="folder for everything the demo makes")
     task: DemoTask = Field(
         "intents", description="intents: sort commands, with multilingual-e5-small; slots: read them out, with SmolLM2"
     )
-    base: str | None = Field(None, description="another base model")
-    data: str | None = Field(
+    base: Annotated[str | None, Reads(MODEL)] = Field(None, description="another base model")
+    data: Annotated[str | None, Reads(OTHER)] = Field(
         None, description="folder with xsid/ and tatoeba/, for --task slots; default the demo's own data"
     )
-    fresh: bool = Field(False, description="start again instead of going on with an earlier run")
+    fresh: bool = Field(False, description="start again instead of continuing an earlier run")
 
     @model_validator(mode="after")
-    def _data_are_of_the_task(self) -> DemoSettings:
+    def _check_data(self) -> DemoSettings:
         if self.data and self.task != "slots":
             raise ValueError("--data is for --task slots: add it, or drop --data")
         return self

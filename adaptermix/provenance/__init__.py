@@ -1,1 +1,1 @@
-"""Where an output comes from: the manifest, and hashes of the data rows it was made with."""
+"""The provenance of an output: its manifest, and hashes of the data rows that it was made with."""

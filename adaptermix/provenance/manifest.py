@@ -1,4 +1,7 @@
-"""`adaptermix.json`: what was done, to what, with which versions; no clock, no host: equal work is equal bytes."""
+"""`adaptermix.json`: the settings, inputs and package versions of an output.
+
+It contains no time and no host name, so that repeating the work gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,27 @@ from ..io.files import MANIFEST, ROWS_FILE, manifest_bytes
 from .row_hashes import RowHashes, read_sets, remembered, write_sets
 
 START = "start"
-"""Use of an input that training began from."""
+"""Use of the input that training started from."""
 _ROLES = ("data", "dev", "calibration", "tested")
 """Entries that list data files."""
 SEEN = ("data", "dev", "calibration")
-"""Those of them whose files a result has seen: trained on, chosen on, or fitted to."""
+"""Entries whose files influenced a result: used for training, selection or fitting."""
 _PACKAGES = ("adaptermix", "torch", "transformers", "peft", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide a result."""
-    found = {}
+    """Return the versions of the packages that affect a result."""
+    result = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            result[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def manifest(kind: str, *, plan: Mapping[str, Any], base: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the document of one output.
+    """Return an output's manifest document.
 
     Args:
         kind: The command that made it.
@@ -48,7 +51,7 @@ def manifest(kind: str, *, plan: Mapping[str, Any], base: Mapping[str, Any], **m
 
 
 def base_entry(metas: Sequence[AdapterMeta]) -> dict[str, Any]:
-    """Return the base model's entry of a manifest, from the adapters that were trained on it."""
+    """Return the manifest's base model entry, from the adapters that were trained on it."""
     first = metas[0]
     same = [meta for meta in metas if (meta.base, meta.revision) == (first.base, first.revision)]
     fingerprints = (meta.base_fingerprint for meta in same)
@@ -61,7 +64,7 @@ def base_entry(metas: Sequence[AdapterMeta]) -> dict[str, Any]:
 
 
 def _class(metas: Sequence[AdapterMeta]) -> str:
-    """Return the kind of base model: as the adapters' manifests have it, else by their task type."""
+    """Return the kind of base model, from the adapters' manifests or else from their task type."""
     entries = [meta.manifest.get("base") for meta in metas]
     named = [entry.get("class") for entry in entries if isinstance(entry, Mapping)]
     if any(name in ("encoder", "causal") for name in named):
@@ -70,7 +73,7 @@ def _class(metas: Sequence[AdapterMeta]) -> str:
 
 
 def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
-    """Return what a merge records of one of its inputs."""
+    """Return the manifest entry of one input of a merge."""
     weights, config = source.digest.split("+")
     return {
         "name": source.name,
@@ -87,16 +90,16 @@ def inherit(
     *,
     models: Sequence[Path] = (),
     acting: Sequence[bool] | None = None,
-    **own: Sequence[Mapping[str, Any]],
+    **new: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return what a merge takes over: languages by role, files, task and sentence vectors where all agree.
+    """Return the entries that a merge inherits: languages by role, files, and the task and sentence vectors all share.
 
     Args:
         sources: The adapters.
-        models: Folders of models that go into the result; those that this toolkit wrote name files too.
-        acting: Whether each adapter has a weight other than 0; languages of the others are left out. Default all.
-        own: Files of the merge itself, in addition to those of its inputs: `data` that it learned from, `dev` that it
-            was chosen on, `calibration` that it was fitted to, and those of them that were `tested` before.
+        models: Folders of models that go into the result. Those that this toolkit wrote list data files as well.
+        acting: Whether each adapter has a nonzero weight; languages of the others are left out. Default: all.
+        new: Files of the merge itself, in addition to those of its inputs: `data` for learning, `dev` for selection,
+            `calibration` for fitting, and `tested` for files that were test data before.
     """
     languages: dict[str, list[str]] = {}
     for source, acts in zip(sources, acting or [True] * len(sources), strict=True):
@@ -104,10 +107,10 @@ def inherit(
             languages[role] = sorted({*languages.get(role, ()), *names})
     return {
         "languages": languages or None,
-        **files_of([*map(origin, sources), *map(origin_of, models)], own),
+        **files_of([*map(origin, sources), *map(origin_of, models)], new),
         "task": _common(sources, "task"),
         "vectors": _common(sources, "vectors"),
-        # only plain LoRAs, which see sources in their texts, are merged
+        # Only plain LoRAs can be merged, and they get the source as part of the text.
         "fusion": _common(sources, "fusion"),
     }
 
@@ -115,14 +118,14 @@ def inherit(
 def carry_on(
     entries: Mapping[str, Any], start: AdapterSource | None, on: AdapterSource | None = None
 ) -> dict[str, Any]:
-    """Return the entries of a training run with those of the adapter that it began from.
+    """Return the entries of a training run combined with those of the adapter that it started from.
 
-    Languages and files are those of both. Task and sentence vectors are the run's own where it has them.
+    Languages and files are combined. The run's task and sentence vectors take precedence.
 
     Args:
         entries: The run's entries.
-        start: The adapter that training began from, if any.
-        on: The adapter that training was on top of, if any, whose files count as seen too.
+        start: The adapter that training started from, if any.
+        on: A frozen adapter under the trained one, if any; its files count as seen too.
     """
     together = files_of([origin(source) for source in (start, on) if source], entries)
     if start is None:
@@ -140,7 +143,7 @@ class Origin:
 
     Args:
         path: The folder.
-        manifest: The manifest, empty where there is none.
+        manifest: The manifest, or an empty mapping.
     """
 
     path: Path
@@ -153,7 +156,7 @@ def origin(source: AdapterSource) -> Origin:
 
 
 def origin_of(folder: Path) -> Origin:
-    """Return a folder with its manifest; one without a manifest, or with a damaged one, has an empty one."""
+    """Return a folder with its manifest; empty if it is missing or damaged."""
     document = None
     with suppress(OSError, ValueError, RecursionError):
         if (folder / MANIFEST).is_file():
@@ -166,8 +169,8 @@ class SeenFile:
     """A data file that a manifest names, with the rows that were used.
 
     Args:
-        entry: What the manifest says.
-        hashes: The rows; None where they are not known, as in older manifests.
+        entry: Its manifest entry.
+        hashes: The rows; None for older manifests, which do not record them.
     """
 
     entry: Mapping[str, Any]
@@ -180,70 +183,70 @@ class SeenFile:
 
     @property
     def file_hashes(self) -> set[str]:
-        """Hashes of the file as a whole: of its bytes, and of its lines where the manifest has it."""
+        """Hashes of the whole file: of its bytes and, if the manifest has it, of its lines."""
         return {str(self.entry[name]) for name in ("sha256", "text") if name in self.entry}
 
     @property
     def picked(self) -> str | None:
         """The rows that were used, as `START:STOP[:STEP]`; None for all."""
-        found = self.entry.get("picked")
-        return found if isinstance(found, str) else None
+        value = self.entry.get("picked")
+        return value if isinstance(value, str) else None
 
 
 def seen_files(origins: Sequence[Origin], names: Sequence[str] = SEEN) -> list[SeenFile]:
-    """Return the data files that adapters and models have seen, as far as their manifests name them.
+    """Return the data files that adapters and models have seen, according to their manifests.
 
     Args:
         origins: Their folders.
-        names: Entries to look at: `data` has the training files, `dev` those that something was chosen on.
+        names: Entries to include: `data` lists training files, `dev` files used for selection.
     """
     return [
         SeenFile(entry=entry, hashes=remembered(entry.get("row_hashes")))
-        for own in origins
+        for new in origins
         for name in names
-        for entry in _own_files(own, name)
+        for entry in _files_with_rows(new, name)
     ]
 
 
-def files_of(origins: Sequence[Origin], own: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]] | None]:
-    """Return the entries that list data files: the own ones and those of folders, each once; None where there is none.
+def files_of(origins: Sequence[Origin], new: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]] | None]:
+    """Return the entries that list data files: those of a document and of folders, without duplicates; None if empty.
 
     Args:
         origins: The folders.
-        own: A document with own entries.
+        new: A document with entries.
     """
     together: dict[str, list[Mapping[str, Any]] | None] = {}
     for name in _ROLES:
-        found: dict[Any, Mapping[str, Any]] = {}
-        for entry in (*(own.get(name) or ()), *(entry for one in origins for entry in _own_files(one, name))):
-            found.setdefault((str(entry["sha256"]), str(entry.get("row_hashes"))), entry)
-        together[name] = list(found.values()) or None
+        entries: dict[Any, Mapping[str, Any]] = {}
+        for entry in (*(new.get(name) or ()), *(entry for one in origins for entry in _files_with_rows(one, name))):
+            entries.setdefault((str(entry["sha256"]), str(entry.get("row_hashes"))), entry)
+        together[name] = list(entries.values()) or None
     return together
 
 
-def _own_files(own: Origin, name: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the files of an entry, once the rows in the folder are read; damaged ones count as not known."""
-    files = _files(own.manifest, name)
+def _files_with_rows(new: Origin, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the files of an entry after reading the folder's rows; damaged ones count as unknown."""
+    files = _files(new.manifest, name)
     if any("row_hashes" in entry for entry in files):
         with suppress(OSError, ValueError):
-            read_sets(own.path / ROWS_FILE)
+            read_sets(new.path / ROWS_FILE)
     yield from files
 
 
 def _files(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """Return the files of an entry; a manifest is a file that people edit, so what has another form is passed over."""
-    found = document.get(name)
-    return [e for e in found if isinstance(e, Mapping) and "sha256" in e] if isinstance(found, list) else []
+    """Return the files of an entry. Users edit manifests, so malformed entries are skipped."""
+    entries = document.get(name)
+    return [e for e in entries if isinstance(e, Mapping) and "sha256" in e] if isinstance(entries, list) else []
 
 
 def _common(sources: Sequence[AdapterSource], name: str) -> Any:
-    """Return an entry that is the same wherever there is one."""
-    found = [entry for source in sources if (entry := source.meta.manifest.get(name))]
-    return found[0] if found and all(entry == found[0] for entry in found) else None
+    """Return an entry's value if all adapters that have the entry agree on it."""
+    values = [entry for source in sources if (entry := source.meta.manifest.get(name))]
+    return values[0] if values and all(entry == values[0] for entry in values) else None
 
 
 def _languages(document: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return languages by role; a manifest is a file that people edit, so entries of another form are passed over."""
+    """Return languages by role. Users edit manifests, so malformed entries are skipped."""
     roles = document.get("languages")
     if not isinstance(roles, Mapping):
         return []
@@ -260,6 +263,6 @@ def dump(document: Mapping[str, Any]) -> bytes:
 
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:
-    """Write the manifest into an output folder, and next to it the rows of the data files that it names."""
+    """Write the manifest into an output folder, and the rows of the data files that it names."""
     write_sets(folder, [entry.get("row_hashes") for name in _ROLES for entry in _files(document, name)])
     (folder / MANIFEST).write_bytes(dump(document))

@@ -1,4 +1,4 @@
-"""Hashes of the texts of data rows, by which rows are recognised in other files, formats and spellings."""
+"""Hashes of the texts of data rows, to recognise rows in other files, formats and spellings."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from ..io.files import ROWS_FILE, write_whole
 Hashes = NDArray[np.uint64]
 
 SHORT_BYTES, LONG_LETTERS = 8, 24
-"""A row of fewer bytes (`yes`) is short, one of at least so many letters is long, both counted after `normalised`."""
+"""Limits after `normalised`: a row of fewer bytes (`yes`) is short, one with enough letters is long."""
 
 
 class Share(NamedTuple):
-    """Share of rows that two files may have in common by chance, and that of long rows."""
+    """Largest expected share of rows that two files have in common by coincidence: of all rows, and of long rows."""
 
     rows: float
     long: float
 
 
 OF_FILE, COVERED = Share(1 / 5, 1 / 10), Share(1 / 3, 1 / 6)
-"""Of a file's rows those that are in another, and of another's rows those that a file covers.
+"""Limits for the share of a file's rows that are in another, and for the share of another's rows that a file covers.
 
-Published splits share rows, since people say the same short things. xSID has the most: 29 % of its English test rows
-are training rows ("set an alarm for 7 am"), of those of 24 letters 13 %; of its validation rows 12 to 14 %, and 2 to
-9 %, are test rows (27 % in Japanese).
+Published splits share rows because short requests repeat. xSID has the most: 29 % of its English test rows are training
+rows ("set an alarm for 7 am"), and 13 % of those with at least 24 letters. 12 to 14 % of its validation rows, and 2 to
+9 % of the long ones, are test rows (27 % in Japanese).
 """
 _DEVIATIONS = 1.645
-"""Of a count by chance: one in twenty is above."""
+"""One-sided 5 % quantile of the normal distribution, for counts that arise by coincidence."""
 _SHORT, _MEDIUM, _LONG = range(3)
 _CLASS = np.uint64(3)
-"""The two lowest bits of a hash hold the length class."""
+"""The two lowest bits of a hash contain the length class."""
 _FEW = 2**16
 _BEYOND = re.compile(rf"[{chr(_FEW)}-{chr(sys.maxunicode)}]")
 _KINDS = ("whole", "sides", "parts")
@@ -54,7 +54,7 @@ _KINDS = ("whole", "sides", "parts")
 def _dropped() -> re.Pattern[str]:
     """Return a pattern of punctuation (P), blanks (Z) and controls (C) among the first 65,536 characters.
 
-    With those above a pattern is a hundred times as slow.
+    A pattern that includes the higher characters is 100 times slower.
     """
     kinds = "".join(kind[0] for kind in map(unicodedata.category, map(chr, range(_FEW))))
     spans = (match.span() for match in re.finditer("[PZC]+", kinds))
@@ -62,7 +62,7 @@ def _dropped() -> re.Pattern[str]:
 
 
 def normalised(text: str) -> str:
-    """Return a text without case, width, punctuation and blanks, to find rows that say the same.
+    """Return a text without case, width, punctuation and blanks, to compare rows.
 
     Example:
         >>> normalised("Hello,  World!") == normalised("hello world")
@@ -76,13 +76,13 @@ def normalised(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RowTexts:
-    """The texts of a row: what a model reads of it, and answers that are texts.
+    """The texts of a row: the model's inputs, and answers that are texts.
 
     Args:
-        texts: The texts that make the row together.
-        separate: Whether each of them is a sentence of its own, as the sides of a pair are. Else one of them alone does
-            not make two rows the same: many questions share a context.
-        further: Texts that do not make the row, such as an answer.
+        texts: The texts that identify the row together.
+        separate: Whether each text is a sentence that identifies a row alone, as the sides of a translation pair do.
+            Otherwise one shared text does not make two rows equal: many questions share a context.
+        further: Texts that do not identify the row, such as an answer.
     """
 
     texts: tuple[str, ...]
@@ -91,7 +91,7 @@ class RowTexts:
 
 
 def _hash(*normal: str) -> int:
-    """Return 8 bytes for some normalised texts in any order."""
+    """Return an 8-byte hash of normalised texts, independent of their order."""
     whole = "\0".join(sorted(normal)).encode("utf-8", "surrogatepass")
     letters = sum(map(len, normal))
     kind = _LONG if letters >= LONG_LETTERS else _SHORT if len(whole) < SHORT_BYTES else _MEDIUM
@@ -100,8 +100,8 @@ def _hash(*normal: str) -> int:
 
 
 def _sorted(values: Iterable[int] | Hashes) -> Hashes:
-    found = values if isinstance(values, np.ndarray) else np.fromiter(values, dtype=np.uint64)
-    return np.unique(found)
+    array = values if isinstance(values, np.ndarray) else np.fromiter(values, dtype=np.uint64)
+    return np.unique(array)
 
 
 def _among(values: Hashes, *known: Hashes) -> NDArray[np.bool_]:
@@ -110,12 +110,12 @@ def _among(values: Hashes, *known: Hashes) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class RowHashes:
-    """A set of rows, by hashes.
+    """A set of rows, as hashes.
 
     Args:
-        whole: Of each row, all its texts together.
-        sides: Texts of rows of several that are sentences of their own.
-        parts: Texts of other rows of several, and further texts.
+        whole: One hash per row, of all its texts.
+        sides: Texts of multi-text rows that identify a row alone.
+        parts: Texts of other multi-text rows, and further texts.
     """
 
     whole: Hashes
@@ -124,17 +124,17 @@ class RowHashes:
 
     @classmethod
     def of(cls, rows: Iterable[RowTexts]) -> RowHashes:
-        """Return the set of some rows."""
+        """Return the set of the rows."""
         return ListedRows.of(rows).hashes
 
     @classmethod
     def union(cls, sets: Sequence[RowHashes]) -> RowHashes:
-        """Return the rows of all sets, of which there is at least one."""
+        """Return the union of one or more sets."""
         return cls(*(_sorted(np.concatenate([getattr(one, kind) for one in sets])) for kind in _KINDS))
 
     @cached_property
     def key(self) -> str:
-        """Return the name of the set: a hash of its hashes."""
+        """The name of the set: a hash of its hashes."""
         digest = hashlib.blake2b(digest_size=8)
         for kind in _KINDS:
             values: Hashes = getattr(self, kind)
@@ -147,9 +147,9 @@ class Overlap:
     """Rows of a file that are in another set of rows.
 
     Args:
-        same: Count of the file's rows that are there.
-        total: Count of the file's rows.
-        matters: Whether the share is more than what files of one kind share by chance; see `OF_FILE`.
+        same: Number of the file's rows that are in the set.
+        total: Number of the file's rows.
+        matters: Whether the share is larger than coincidence explains; see `OF_FILE`.
     """
 
     same: int
@@ -159,15 +159,13 @@ class Overlap:
 
 @dataclass(frozen=True, eq=False)
 class ListedRows:
-    """The rows of a file, by hashes, in order.
+    """The rows of a file in order, as hashes.
 
     Args:
-        whole: Of each row, all its texts together.
-        pieces: Each text of rows of several, and further texts.
-        row_of: The row of each piece.
-        is_side: Whether a piece is a sentence of its own.
-
-    Shapes: [n], and [k] each of the others.
+        whole: One hash per row, of all its texts. Shape: [n].
+        pieces: Each text of multi-text rows, and further texts. Shape: [k].
+        row_of: The row of each piece. Shape: [k].
+        is_side: Whether a piece identifies a row alone. Shape: [k].
     """
 
     whole: Hashes
@@ -178,7 +176,7 @@ class ListedRows:
     @classmethod
     def of(cls, rows: Iterable[RowTexts]) -> ListedRows:
         """Hash rows."""
-        # texts repeat within a file: contexts of questions, premises
+        # Texts repeat within a file, such as contexts of questions and premises.
         normal_of = lru_cache(maxsize=4096)(lambda text: normalised(text.strip()))
         whole: list[int] = []
         pieces: list[tuple[int, int, bool]] = []
@@ -199,7 +197,7 @@ class ListedRows:
 
     @classmethod
     def joined(cls, several: Sequence[ListedRows]) -> ListedRows:
-        """Return the rows of several files, of which there is at least one, as those of one."""
+        """Concatenate the rows of one or more files."""
         starts = np.cumsum([0, *(len(one.whole) for one in several[:-1])])
         return cls(
             whole=np.concatenate([one.whole for one in several]),
@@ -210,15 +208,15 @@ class ListedRows:
 
     @cached_property
     def hashes(self) -> RowHashes:
-        """Return the set of these rows."""
+        """The set of these rows."""
         sides, parts = self.pieces[self.is_side], self.pieces[~self.is_side]
         return RowHashes(_sorted(self.whole), _sorted(sides), _sorted(parts))
 
     def overlap(self, known: Sequence[RowHashes]) -> Overlap:
         """Return how many of these rows are in some sets of rows.
 
-        A row is there if all its texts make a row there, in whatever order. So it is if it is one text and this is a
-        side or a part of a row there, or if one of its texts is a row or a side there.
+        A row counts if all its texts make a row there, in any order. It also counts if it is a single text that is a
+        side or a part there, or if one of its texts is a row or a side there.
 
         Args:
             known: The sets.
@@ -228,10 +226,10 @@ class ListedRows:
         every = RowHashes.union(known)
         exact = _among(self.whole, every.whole)
         same = exact | _among(self.whole, every.sides, every.parts)
-        found = _among(self.pieces, every.whole, every.sides) | (
+        pieces_known = _among(self.pieces, every.whole, every.sides) | (
             self.is_side & _among(self.pieces, every.parts) if len(self.pieces) else self.is_side
         )
-        same[self.row_of[found]] = True
+        same[self.row_of[pieces_known]] = True
         matters = _is_much(self.whole[same], self.whole, self.whole[exact], OF_FILE)
         return Overlap(
             same=int(same.sum()),
@@ -240,29 +238,29 @@ class ListedRows:
         )
 
     def _covers(self, other: RowHashes) -> bool:
-        """Whether these rows hold much of a set of rows."""
-        own = self.hashes
-        exact = other.whole[_among(other.whole, own.whole)]
-        single = other.whole[_among(other.whole, own.sides, own.parts)]
-        sides = other.sides[_among(other.sides, own.whole, own.sides, own.parts)]
-        parts = other.parts[_among(other.parts, own.whole, own.sides)]
+        """Return whether these rows contain a large share of another set."""
+        hashes = self.hashes
+        exact = other.whole[_among(other.whole, hashes.whole)]
+        single = other.whole[_among(other.whole, hashes.sides, hashes.parts)]
+        sides = other.sides[_among(other.sides, hashes.whole, hashes.sides, hashes.parts)]
+        parts = other.parts[_among(other.parts, hashes.whole, hashes.sides)]
         several = max(len(sides), len(parts)) if len(other.whole) else 0
         return (
             _is_much(np.union1d(exact, single), other.whole, exact, COVERED)
-            # pieces are counted in place of their rows, whose own lengths are not known from them
+            # Pieces are counted instead of their rows, since their rows' lengths are not known.
             or 0 < len(other.whole) <= several
             or _is_more(several, len(other.whole), COVERED.rows)
         )
 
 
 def _is_much(same: Hashes, rows: Hashes, exact: Hashes, share: Share) -> bool:
-    """Whether too many of some rows are the same for chance; each counts once, and short ones only by themselves.
+    """Return whether rows overlap more than coincidence explains. Each counts once; short ones only if all are short.
 
     Args:
-        same: Those that are the same.
-        rows: All of them.
-        exact: Those of `same` all of whose texts are the same.
-        share: What they may have in common.
+        same: The shared rows.
+        rows: All rows.
+        exact: Those of `same` that share all their texts.
+        share: The expected share by coincidence.
     """
     same, rows, exact = (_sorted(values) for values in (same, rows, exact))
     if np.any(rows & _CLASS != _SHORT):
@@ -273,34 +271,34 @@ def _is_much(same: Hashes, rows: Hashes, exact: Hashes, share: Share) -> bool:
 
 
 def _is_more(count: int, of: int, share: float) -> bool:
-    """Whether a count of rows is more than chance makes of a share; the binomial distribution by the normal one."""
+    """Return whether a count exceeds a share by more than coincidence (normal approximation of the binomial)."""
     return count > share * of + _DEVIATIONS * math.sqrt(share * (1 - share) * of) + 0.5
 
 
 _REMEMBERED: dict[str, RowHashes] = {}
-"""Sets of rows that this process has hashed or read, by name, so that a manifest needs to hold the names only."""
+"""Sets of rows that this process hashed or read, by name; a manifest only contains the names."""
 
 
 def remember(hashes: RowHashes) -> str:
-    """Keep a set of rows for `write_sets`, and return its name."""
+    """Cache a set of rows for `write_sets`, and return its name."""
     _REMEMBERED.setdefault(hashes.key, hashes)
     return hashes.key
 
 
 def remembered(key: object) -> RowHashes | None:
-    """Return a set of rows by its name, None if this process has not met it."""
+    """Return a cached set of rows by its name, or None."""
     return _REMEMBERED.get(key) if isinstance(key, str) else None
 
 
 def pack(sets: Mapping[str, RowHashes]) -> bytes:
-    """Return sets of rows as bytes: a line of JSON with names and counts, then 8 bytes for each hash."""
+    """Serialise sets of rows: a line of JSON with names and counts, then 8 bytes per hash."""
     counts = {key: [len(getattr(sets[key], kind)) for kind in _KINDS] for key in sorted(sets)}
     head = json.dumps({"version": 1, "sets": counts}, separators=(",", ":")).encode() + b"\n"
     return head + b"".join(getattr(sets[key], kind).astype("<u8").tobytes() for key in counts for kind in _KINDS)
 
 
 def unpack(content: bytes) -> dict[str, RowHashes]:
-    """Return sets of rows from bytes.
+    """Parse sets of rows.
 
     Raises:
         ValueError: the bytes are damaged, or of another version.
@@ -308,37 +306,39 @@ def unpack(content: bytes) -> dict[str, RowHashes]:
     head, _, body = content.partition(b"\n")
     try:
         document: Any = json.loads(head)
-        counts = {str(key): [int(count) for count in found] for key, found in document["sets"].items()}
+        counts = {str(key): [int(count) for count in lengths] for key, lengths in document["sets"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("the file must begin with a line of JSON that names its sets of rows") from error
-    if document.get("version") != 1 or any(len(found) != len(_KINDS) or min(found) < 0 for found in counts.values()):
+        raise ValueError("the file must start with a line of JSON that names its sets of rows") from error
+    if document.get("version") != 1 or any(
+        len(lengths) != len(_KINDS) or min(lengths) < 0 for lengths in counts.values()
+    ):
         raise ValueError("the file must be of version 1, with three counts for each set of rows")
     if len(body) != 8 * sum(map(sum, counts.values())):
-        raise ValueError("the file must hold as many hashes as it names, and was cut")
+        raise ValueError("the file must contain all hashes that it names, and is truncated")
     values, at, sets = np.frombuffer(body, dtype="<u8").astype(np.uint64), 0, {}
-    for key, found in counts.items():
-        ends = np.cumsum([at, *found])
+    for key, lengths in counts.items():
+        ends = np.cumsum([at, *lengths])
         sets[key] = RowHashes(*(values[start:stop] for start, stop in pairwise(ends)))
         at = int(ends[-1])
         if sets[key].key != key:
-            raise ValueError("the file must hold the hashes that it names, and was changed")
+            raise ValueError("the file must contain the hashes that it names, and was changed")
     return sets
 
 
 def write_sets(folder: Path, keys: Iterable[object]) -> None:
-    """Write the sets of rows of these names into a folder; nothing if none is known.
+    """Write the named sets of rows into a folder; write no file for an empty list.
 
     Args:
         folder: The folder.
-        keys: Names; those that `remembered` does not know are left out.
+        keys: Names; those that are not cached are left out.
     """
-    found = {hashes.key: hashes for key in keys if (hashes := remembered(key)) is not None}
-    if found:
-        write_whole(folder / ROWS_FILE, pack(found))
+    sets = {hashes.key: hashes for key in keys if (hashes := remembered(key)) is not None}
+    if sets:
+        write_whole(folder / ROWS_FILE, pack(sets))
 
 
 def read_sets(path: Path) -> dict[str, RowHashes]:
-    """Return the sets of rows of a file, and remember them.
+    """Read the sets of rows of a file, and cache them.
 
     Raises:
         OSError: it cannot be read.

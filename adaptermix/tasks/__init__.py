@@ -1,7 +1,13 @@
-"""Tasks: rows to prompts and answers, and answers to scores. Training and evaluation use the same."""
+"""Tasks: rows to prompts and answers, and answers to scores. Training and evaluation use the same.
+
+A task is one file of this folder, or a class of another package with an entry point in the group `adaptermix.tasks`.
+"""
+
+from importlib import import_module
 
 from .base import (
     TASKS,
+    BaseTask,
     ComparableTask,
     JoinableTask,
     LabelTask,
@@ -12,12 +18,17 @@ from .base import (
     get_task,
     get_template,
     metrics_of,
+    task,
 )
 from .metrics import Counts, Metric
 from .prompts import Template
 
+for _name in TASKS.own:
+    import_module(f".{_name.replace('-', '_')}", __name__)
+
 __all__ = [
     "TASKS",
+    "BaseTask",
     "ComparableTask",
     "Counts",
     "JoinableTask",
@@ -31,4 +42,5 @@ __all__ = [
     "get_task",
     "get_template",
     "metrics_of",
+    "task",
 ]

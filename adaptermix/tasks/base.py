@@ -1,43 +1,32 @@
-"""What a generative task is, and the table of tasks."""
+"""What a task is, the defaults that most tasks share, and the registry of tasks."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from ..errors import UsageError
-from .classify import Classify
-from .data import DataFile
+from ..io.registry import Registry
+from ..options import registries
+from .data.files import DataFile, find_files
+from .data.tables import Row, pick_rows
 from .metrics import Metric
-from .ner_json import NerJson, format_entities
-from .nli import Nli
 from .prompts import Template
-from .qa import UNANSWERABLE, Qa
-from .sft import Sft
-from .slots import NO_SLOTS, Slots
-from .translate import Translate
-
-__all__ = [
-    "TASKS",
-    "ComparableTask",
-    "JoinableTask",
-    "LabelTask",
-    "SpanTask",
-    "Task",
-    "TokenTask",
-    "clusters_of",
-    "get_task",
-    "get_template",
-]
 
 
 class Task(Protocol):
-    """Rows in, prompts and answers out; generated answers in, statistics out."""
+    """Rows in, prompts and answers out; generated answers in, statistics out.
+
+    A task may also have `scorers` (names of alternative scoring scripts, which `metrics` then takes as `scorer`),
+    `cluster(row)` (name of the rows that are resampled together), `remarks(rows)` (sentences for readers of its scores)
+    and `no_answer` (the answer that says that there is nothing to find).
+    """
 
     @property
     def name(self) -> str:
-        """Name in the table."""
+        """Name in the registry."""
 
     @property
     def templates(self) -> Mapping[str, Template]:
@@ -49,22 +38,33 @@ class Task(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer may be taught without its end."""
+        """Whether an answer may be trained on without its end."""
 
-    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[Sequence[Any], list[DataFile]]:
-        """Read rows from `FILE` arguments."""
+    def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[Sequence[Any], list[DataFile]]:
+        """Read rows from `FILE` arguments.
+
+        Args:
+            arguments: Paths, globs, `LANGUAGE=FILE` or data sets of the Hub.
+            rows: `START:STOP[:STEP]` of the rows of each file.
+
+        Returns:
+            The rows in file order, and the files. Rows without an answer are left out; they count as rows.
+
+        Raises:
+            DataError: a file is missing, empty or malformed, or its language is unknown.
+        """
 
     def fields(self, row: Any) -> Mapping[str, object]:
-        """Return what the templates' placeholders stand for, and what else they use by name."""
+        """Return the values of the templates' placeholders, and of what else they use by name."""
 
     def texts(self, row: Any) -> tuple[str, ...]:
         """Return the texts that a row is about, without any prompt; for sft the turns as one text."""
 
     def answer(self, row: Any) -> str:
-        """Return the answer that training teaches."""
+        """Return the right answer, which training teaches."""
 
     def evidence(self, row: Any) -> tuple[str, ...]:
-        """Return parts of the row's text that must stand in the prompt for the answer to follow from it."""
+        """Return parts of the row's text that the answer depends on, so that a prompt must not lose them."""
 
     def language(self, row: Any) -> str:
         """Return the row's language; for translation the pair, such as `de-en`."""
@@ -73,15 +73,44 @@ class Task(Protocol):
         """Return how these rows are scored, the headline metric first."""
 
 
-_ALL: tuple[Task, ...] = (
-    Classify(),
-    NerJson(),
-    Nli(),
-    Qa(),
-    Sft(),
-    Slots(),
-    Translate(),
-)
+R = TypeVar("R", bound=Row)
+
+
+class BaseTask(ABC, Generic[R]):
+    """Defaults that most tasks share.
+
+    A subclass has `name`, `templates`, `rows_of`, `fields`, `answer` and `metrics`, and the decorator `@task`.
+    """
+
+    name: str
+    templates: Mapping[str, Template]
+    one_line = True
+    is_open = False
+    no_answer: str | None = None
+
+    def files(self, arguments: Sequence[str]) -> list[DataFile]:
+        """Return the files of `FILE` arguments."""
+        return find_files(arguments)
+
+    @abstractmethod
+    def rows_of(self, file: DataFile) -> Iterable[R | None]:
+        """Yield the rows of a file; None for a row that counts as a row and is left out."""
+
+    def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[R], list[DataFile]]:
+        return pick_rows(self.files(arguments), rows, self.rows_of)
+
+    def texts(self, row: R) -> tuple[str, ...]:
+        return row.texts
+
+    def evidence(self, row: R) -> tuple[str, ...]:
+        return ()
+
+    def language(self, row: R) -> str:
+        return row.language
+
+    def remarks(self, rows: Sequence[R]) -> list[str]:
+        """Return sentences that a reader of scores on these rows should know."""
+        return []
 
 
 @runtime_checkable
@@ -97,13 +126,13 @@ class LabelTask(Task, Protocol):
 
 @runtime_checkable
 class ComparableTask(Task, Protocol):
-    """A task that asks about one text, and whose answers to a text and to its translation can be compared."""
+    """A task about one text, whose answers to a text and to its translation can be compared."""
 
     def unlabelled(self, text: str, language: str) -> Any:
         """Return a row of a text without its answer."""
 
     def labelled(self, row: Any, answer: str) -> Any:
-        """Return a row whose right answer is this one, which a model gave to the row's text or to its translation."""
+        """Return the row with an answer that a model gave to the row's text or to its translation as the right one."""
 
     def agreement(self, rows: Sequence[Any]) -> tuple[Metric, ...]:
         """Return how answers to translations are scored against the answers of the rows, the headline metric first."""
@@ -111,10 +140,10 @@ class ComparableTask(Task, Protocol):
 
 @runtime_checkable
 class JoinableTask(Task, Protocol):
-    """A task whose rows can hold their source in another language too (input-level fusion)."""
+    """A task whose rows can include their source in another language (input-level fusion)."""
 
-    def joined(self, row: Any, source: Any) -> Any:
-        """Return a row whose texts begin with those of its source."""
+    def with_source(self, row: Any, source: Any) -> Any:
+        """Return the row with the source's texts before its own."""
 
 
 @runtime_checkable
@@ -135,7 +164,7 @@ class TokenTask(Task, Protocol):
             DataError: the row has no words.
         """
 
-    def tagged(self, row: Any, tags: Sequence[str]) -> str:
+    def answer_from_tags(self, row: Any, tags: Sequence[str]) -> str:
         """Return the answer that IOB2 tags of the words stand for."""
 
 
@@ -143,72 +172,79 @@ class TokenTask(Task, Protocol):
 class SpanTask(Task, Protocol):
     """A task whose answers are parts of a text, which a question answering head can give too."""
 
-    def asked(self, row: Any) -> tuple[str, str]:
-        """Return question and text."""
+    def question_and_context(self, row: Any) -> tuple[str, str]:
+        """Return the question and the text that answers it."""
 
     def span(self, row: Any) -> tuple[int, int] | None:
-        """Return the first character of the right answer in the text and the one after its last, None if none is."""
+        """Return start and end of the right answer in the text, in characters; None if no right answer is there."""
 
-    def is_astray(self, row: Any) -> bool:
-        """Whether the row has answers, and none of them stands in the text."""
+    def lacks_its_answer(self, row: Any) -> bool:
+        """Return whether the row has answers, but none of them occurs in the text."""
 
-    def around(self, row: Any, size: int) -> Any:
+    def excerpt(self, row: Any, size: int) -> Any:
         """Return the row with a part of its text: the right answer and about `size` characters around it."""
 
-    def pointed(self, row: Any, span: tuple[int, int] | None) -> str:
-        """Return the answer that these characters of the text are, or that there is none."""
+    def answer_at(self, row: Any, span: tuple[int, int] | None) -> str:
+        """Return the answer at these characters of the text; for None the answer that there is none."""
 
 
-_NOTHING = (format_entities([]), NO_SLOTS, UNANSWERABLE)
-"""Answers that say that there is nothing to find."""
+TASKS: Registry[Task] = registries.TASKS
+"""Tasks by name. Entry points of other packages (group `adaptermix.tasks`) load to a task or to its class."""
+T = TypeVar("T", bound=Task)
 
 
-def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
-    """Return the cluster of each row, such as the text that several questions are about; None where each is one.
-
-    Rows of one cluster are easy or hard together, so intervals resample them together. A row says its cluster itself
-    (`row.cluster`, from a column of the data), or its task does (`task.cluster(row)`).
-    """
-    by_task = getattr(task, "cluster", None)
-    named = [
-        getattr(row, "cluster", "") or (by_task(row) if by_task else "") or f"row {number}"
-        for number, row in enumerate(rows)
-    ]
-    # the same text in two languages is two clusters: resamples are drawn within a language
-    return (
-        named if len({(task.language(row), name) for row, name in zip(rows, named, strict=True)}) < len(rows) else None
-    )
-
-
-TASKS: dict[str, Task] = {task.name: task for task in _ALL}
-
-
-def remarks(task: Task, rows: Sequence[Any]) -> list[str]:
-    """Return what a reader of scores on these rows should know.
-
-    A language may have one answer for all its rows; a model that always gives it has them all right.
-    """
-    own = task.remarks(rows) if isinstance(task, Translate) else []
-    answers: dict[str, Counter[str]] = {}
-    for row in rows:
-        answers.setdefault(task.language(row), Counter())[task.answer(row)] += 1
-    return own + [
-        f"warning: all {found.total()} rows of '{language}' have the answer {next(iter(found))[:40]!r}: a model that "
-        "gives no other one scores perfectly there."
-        for language, found in answers.items()
-        if len(found) == 1 and (found.total() > 1 or next(iter(found)) in _NOTHING)
-    ]
+def task(cls: type[T]) -> type[T]:
+    """Register a task class under its name (decorator)."""
+    made = cls()
+    TASKS.add(made.name, made)
+    return cls
 
 
 def get_task(name: str) -> Task:
     """Return a task by name.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: no task has this name, or the package that offers it cannot be imported.
     """
     if name not in TASKS:
-        raise UsageError(f"--task must be one of {', '.join(sorted(TASKS))}, got {name!r}.")
+        raise UsageError(f"--task must be one of {', '.join(TASKS.names())}, got {name!r}.")
     return TASKS[name]
+
+
+def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
+    """Return the cluster of each row, such as the text that several questions are about; None if each has one row.
+
+    Rows of one cluster are easy or hard together, so intervals resample them together. The cluster comes from the row
+    (`row.cluster`, from a column of the data), else from the task (`task.cluster(row)`).
+    """
+    by_task = getattr(task, "cluster", None)
+    named = [
+        getattr(row, "cluster", "") or (by_task(row) if by_task else "") or f"row {number}"
+        for number, row in enumerate(rows)
+    ]
+    # The same text in two languages is two clusters, since resamples are drawn within a language.
+    distinct = {(task.language(row), name) for row, name in zip(rows, named, strict=True)}
+    return named if len(distinct) < len(rows) else None
+
+
+def remarks(task: Task, rows: Sequence[Any]) -> list[str]:
+    """Return sentences that a reader of scores on these rows should know.
+
+    If all rows of a language have the same answer, a model that always gives it is right everywhere.
+    """
+    by_task = getattr(task, "remarks", None)
+    answers: dict[str, Counter[str]] = {}
+    for row in rows:
+        answers.setdefault(task.language(row), Counter())[task.answer(row)] += 1
+    return [
+        *(by_task(rows) if by_task else ()),
+        *(
+            f"warning: all {counts.total()} rows of '{language}' have the answer {next(iter(counts))[:40]!r}: a model "
+            "that gives no other one scores perfectly there."
+            for language, counts in answers.items()
+            if len(counts) == 1 and (counts.total() > 1 or next(iter(counts)) == getattr(task, "no_answer", None))
+        ),
+    ]
 
 
 def require_comparable(task: Task) -> ComparableTask:
@@ -234,7 +270,7 @@ def metrics_of(
         task: The task.
         rows: The rows.
         metric: Name of the headline metric; default the task's first.
-        scorer: Whose script is followed where tasks of this kind are scored differently; default the task's first.
+        scorer: Name of the scoring script to follow; default the task's first.
 
     Raises:
         UsageError: the task has no such metric or scorer, or the metric can score no row of a language.
@@ -243,26 +279,26 @@ def metrics_of(
     if scorer is not None and scorer not in scorers:
         known = f"one of {', '.join(scorers)}" if scorers else "left out"
         raise UsageError(f"--scorer must be {known} for task '{task.name}', got {scorer!r}.")
-    found = task.metrics(rows) if scorer is None else task.metrics(rows, scorer=scorer)  # type: ignore[call-arg]
-    named = {each.name: each for each in found}
-    if metric is not None and metric not in named:
-        raise UsageError(f"--metric must be one of {', '.join(named)} for these rows of {task.name}, got {metric!r}.")
-    headline = found[0] if metric is None else named[metric]
-    if metric is not None:  # the mean over languages would be one over the others
+    metrics = task.metrics(rows) if scorer is None else task.metrics(rows, scorer=scorer)  # type: ignore[call-arg]
+    by_name = {each.name: each for each in metrics}
+    if metric is not None and metric not in by_name:
+        raise UsageError(f"--metric must be one of {', '.join(by_name)} for these rows of {task.name}, got {metric!r}.")
+    headline = metrics[0] if metric is None else by_name[metric]
+    if metric is not None:  # otherwise the mean over languages would leave out the languages without a score
         scored = {task.language(row) for row in rows if headline.count(row, task.answer(row)) is not None}
         if lost := sorted({task.language(row) for row in rows} - scored):
             raise UsageError(
                 f"--metric {metric} needs annotated tokens in every language, and {', '.join(lost)} has none. "
-                f"Leave out these languages, or choose {' or '.join(name for name in named if name != metric)}."
+                f"Leave out these languages, or choose {' or '.join(name for name in by_name if name != metric)}."
             )
-    return (headline, *(each for each in found if each is not headline))
+    return (headline, *(each for each in metrics if each is not headline))
 
 
 def get_template(task: Task, name: str | None = None) -> Template:
     """Return a task's prompt template by name; default its first.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: the task has no template of this name.
     """
     if name is None:
         return next(iter(task.templates.values()))

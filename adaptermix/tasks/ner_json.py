@@ -1,27 +1,275 @@
-"""Named entities, generated as a JSON list or tagged."""
+"""Named entities: IOB2 in columns, and JSONL with the entities spelled out; generated as a JSON list, or tagged."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
-from .data import DataFile, NerRow, read_ner
-from .data.ner import entities_in, entity_spans, strict_tags, tag_entities
-from .data.slots import split_tokens
+from ..errors import DataError
+from .base import task
+from .data.files import DataFile
+from .data.tables import is_json, row_cluster, row_language, usable
 from .metrics import Counts, Metric, f1_ends, micro_f1
 from .prompts import Template, table
-from .tagged import Tagged, require_tokens
+from .tagged import CHARACTER_LANGUAGES, Pairs, Tagged, TaggedRow, TaggedTask, check_tags, count_bags, iob2_spans
 
+_TAG = re.compile(r"O|[BI]-\S+")
+_DOCUMENT = "-DOCSTART-"
+_TAG_NAMES = ("ner_tags", "tags")
 _STRING = r'"((?:[^"\\]|\\.)*)"'
 _KIND, _TEXT = rf'"TypeName"\s*:\s*{_STRING}', rf'"Text"\s*:\s*{_STRING}'
 _PAIR = re.compile(rf"{_KIND}\s*,\s*{_TEXT}|{_TEXT}\s*,\s*{_KIND}", re.DOTALL)
 
 
-def format_entities(entities: Sequence[tuple[str, str]]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NerRow(TaggedRow):
+    """A sentence with its named entities, (type, text) in order; its tags are IOB2."""
+
+    entities: tuple[tuple[str, str], ...] = ()
+
+
+def strict_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return tags in which an `I-` that continues no entity of its type is `O`.
+
+    Example:
+        >>> strict_tags(["B-PER", "I-PER", "I-LOC"])
+        ('B-PER', 'I-PER', 'O')
+    """
+    inside = {index for _, start, stop in iob2_spans(tags) for index in range(start, stop)}
+    return tuple(tag if index in inside else "O" for index, tag in enumerate(tags))
+
+
+def tag_entities(tokens: Sequence[str], entities: Pairs) -> list[str]:
+    """Return IOB2 tags for entities given as text, each at its first occurrence that no earlier one took.
+
+    Blanks are ignored, so that "Al-Zaman" matches `Al`, `-`, `Zaman`; case is not. Entities that do not occur get no
+    tags.
+
+    Example:
+        >>> tag_entities(["Ada", "met", "Ada", "Lovelace"], [("PER", "Ada"), ("PER", "Ada Lovelace")])
+        ['B-PER', 'O', 'B-PER', 'I-PER']
+    """
+    squeezed = ["".join(token.split()) for token in tokens]
+    tags = ["O"] * len(tokens)
+    for kind, value in entities:
+        if occurrence := _find(squeezed, tags, "".join(value.split())):
+            start, stop = occurrence
+            tags[start:stop] = [f"B-{kind}"] + [f"I-{kind}"] * (stop - start - 1)
+    return tags
+
+
+def _find(tokens: Sequence[str], tags: Sequence[str], phrase: str) -> tuple[int, int] | None:
+    for start in range(len(tokens)):
+        joined = ""
+        for index in range(start, len(tokens)):
+            joined += tokens[index]
+            if tags[index] != "O" or not joined or not phrase.startswith(joined):
+                break
+            if joined == phrase:
+                return start, index + 1
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Where token and tag are in a line.
+
+    Args:
+        tabbed: Tabs separate columns, not blanks.
+        numbered: The first column numbers the tokens.
+        width: Number of columns.
+        tag: Column of the tag.
+    """
+
+    tabbed: bool
+    numbered: bool
+    width: int
+    tag: int
+
+    def cells(self, line: str) -> list[str]:
+        return line.split("\t") if self.tabbed else line.split()
+
+    def is_comment(self, line: str) -> bool:
+        """Return whether a line is a comment; a token may be # too."""
+        if not line.startswith("#"):
+            return False
+        cells = self.cells(line)
+        return len(cells) == 1 if self.tabbed else len(cells) != self.width or not _TAG.fullmatch(cells[self.tag])
+
+    def read(self, file: DataFile, number: int, line: str) -> tuple[str, str]:
+        """Return token and tag."""
+        cells = self.cells(line)
+        if len(cells) != self.width:
+            raise DataError(
+                f"{file.path}:{number}: a row must have {self.width} columns as the first one has, "
+                f"found {len(cells)}: {line[:60]!r}."
+            )
+        token, tag = cells[self.numbered].strip(), cells[self.tag].strip()
+        if not token or (self.numbered and not cells[0].isdigit()):
+            raise DataError(f"{file.path}:{number}: a row must have a token and its number, found {line[:60]!r}.")
+        check_tags(file, number, [tag], _TAG)
+        return token, tag
+
+
+def _columns_of(file: DataFile, lines: Sequence[tuple[int, str]]) -> _Columns:
+    """Choose by the first sentence; if several columns have tags, use the last, as CoNLL 2003 does."""
+    tabbed = any("\t" in line for _, line in lines)
+    for filled, block in groupby(lines, key=lambda item: bool(item[1].strip())):
+        rows = [
+            (number, line.split("\t") if tabbed else line.split())
+            for number, line in (block if filled else ())
+            if not line.startswith("#") or (tabbed and "\t" in line)
+        ]
+        if not rows or rows[0][1][0] == _DOCUMENT:
+            continue
+        number, first = rows[0]
+        numbered = len(first) > 2 and [cells[0] for _, cells in rows] == [str(i + 1) for i in range(len(rows))]
+        tag = max((i for i, cell in enumerate(first) if i > numbered and _TAG.fullmatch(cell.strip())), default=None)
+        if tag is None:
+            raise DataError(
+                f"{file.path}:{number}: rows must have a token and a tag (O, B-TYPE or I-TYPE), "
+                f"found {' '.join(first)[:60]!r}."
+            )
+        return _Columns(tabbed=tabbed, numbered=numbered, width=len(first), tag=tag)
+    raise DataError(f"a data file must hold rows, and {file.path} has none.")
+
+
+class _Scheme:
+    """Counts how the entities of a file start, to tell IOB2 from schemes whose entities would be lost."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._file, self._starts, self._strays = file, 0, list[int]()
+
+    def add(self, numbers: Sequence[int], tags: Sequence[str]) -> None:
+        """Count the entities of a sentence whose tokens are in these lines."""
+        for number, before, tag in zip(numbers, ("O", *tags), tags, strict=False):
+            self._starts += tag[0] == "B"
+            if tag[0] == "I" and before not in (f"B-{tag[2:]}", tag):
+                self._strays.append(number)
+
+    def check(self) -> None:
+        """Refuse a file of another scheme; a few strays occur in UNER.
+
+        Raises:
+            DataError: more entities start with I- than with B-.
+        """
+        if len(self._strays) > self._starts:
+            raise DataError(
+                f"{self._file.path}:{self._strays[0]}: the first tag of an entity must be B- (IOB2), found "
+                f"{len(self._strays)} entities that begin with I- and {self._starts} with B-. Convert IOB1 to IOB2."
+            )
+
+
+def _iob2(file: DataFile, scheme: _Scheme) -> Iterator[NerRow]:
+    """Yield rows of `# key = value` comments, then one token a line; blank lines separate sentences."""
+    language = row_language(file)
+    lines = list(file.lines())
+    columns = _columns_of(file, lines)
+    for filled, block in groupby(lines, key=lambda item: bool(item[1].strip())):
+        text = ""
+        words: list[tuple[int, str, str]] = []
+        for number, line in block if filled else ():
+            if columns.is_comment(line):
+                key, _, value = line[1:].partition("=")
+                text = value.strip() if key.strip() == "text" else text
+                continue
+            token, tag = columns.read(file, number, line)
+            if token != _DOCUMENT:
+                words.append((number, token, tag))
+        if words:
+            numbers, tokens, tags = zip(*words, strict=True)
+            scheme.add(numbers, tags)
+            yield _from_tags(tokens, tags, text, language)
+
+
+def entities_in(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> list[tuple[str, str]]:
+    """Return (type, text) of each entity of IOB2 tags, spelled as in the sentence."""
+    entities, at = [], 0
+    for kind, start, stop in iob2_spans(tags):
+        # Tokens may touch in the text.
+        match = re.compile(r"\s*".join(map(re.escape, tokens[start:stop]))).search(text, at)
+        entities.append((kind, match[0] if match else _joined(tokens[start:stop], language)))
+        at = match.end() if match else at
+    return entities
+
+
+def _from_tags(tokens: Sequence[str], tags: Sequence[str], text: str, language: str) -> NerRow:
+    return NerRow(
+        text=text or _joined(tokens, language),
+        entities=tuple(entities_in(tokens, tags, text, language)),
+        language=language,
+        tokens=tuple(tokens),
+        tags=tuple(tags),
+    )
+
+
+def _joined(tokens: Sequence[str], language: str) -> str:
+    return ("" if language in CHARACTER_LANGUAGES else " ").join(tokens)
+
+
+def _with_tags(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerRow | None:
+    """Return the row of {"tokens", "ner_tags" or "tags", "language"}, as data sets of the Hub have it."""
+    tokens: Any = row.get("tokens")
+    if tokens == tags == []:
+        return None
+    whole = isinstance(tokens, list) and isinstance(tags, list) and tokens and len(tokens) == len(tags)
+    if not whole or not all(isinstance(token, str) and token.strip() for token in tokens):
+        raise DataError(f"{file.path}:{number}: a row must have tokens, none of them empty, and a tag for each.")
+    check_tags(file, number, tags, _TAG)
+    return replace(_from_tags(tokens, tags, "", row_language(file, row.get("language"))), cluster=row_cluster(row))
+
+
+def _spelled_out(file: DataFile, number: int, row: dict[str, Any]) -> NerRow | DataError | None:
+    """Return the row of {"text" or "tokens", "entities": [{"type", "text"}], "language"}."""
+    try:
+        entities = tuple((entity["type"], entity["text"]) for entity in row["entities"])
+        text, tokens, named = row.get("text") or "", tuple(row.get("tokens", ())), row.get("language")
+        words = [text, *tokens, *(part for entity in entities for part in entity), named or ""]
+        if not isinstance(row.get("tokens", []), list) or not all(isinstance(word, str) for word in words):
+            raise TypeError("not text")
+        if not all(part.strip() for part in words[1:-1]):
+            raise KeyError("empty")
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f'{file.path}:{number}: a row must be {{"text": ... or "tokens": [...], '
+            '"entities": [{"type": ..., "text": ...}]}, all of them text.'
+        ) from error
+    if not (text.strip() or tokens):
+        return None
+    language = row_language(file, named)
+    tags = tag_entities(tokens, entities)
+    if tokens and len(iob2_spans(tags)) != len(entities):
+        return DataError(
+            f"{file.path}:{number}: each entity must be found in tokens of its own, found "
+            f"{len(iob2_spans(tags))} of {len(entities)}. Mend the row, or leave out its tokens."
+        )
+    return NerRow(
+        text=text or _joined(tokens, language),
+        entities=entities,
+        language=language,
+        tokens=tokens,
+        tags=tuple(tags),
+        cluster=row_cluster(row),
+    )
+
+
+def _json(file: DataFile, scheme: _Scheme) -> Iterator[NerRow | DataError | None]:
+    for number, row in file.json_rows():
+        tags = next((row[name] for name in _TAG_NAMES if name in row), None)
+        if tags is None or "entities" in row:
+            yield _spelled_out(file, number, row)
+            continue
+        tagged = _with_tags(file, number, row, tags)
+        if tagged:
+            scheme.add([number] * len(tagged.tags), tagged.tags)
+        yield tagged
+
+
+def format_entities(entities: Pairs) -> str:
     """Return the answer for these entities, in one line.
 
     Example:
@@ -32,10 +280,9 @@ def format_entities(entities: Sequence[tuple[str, str]]) -> str:
 
 
 def parse_entities(answer: str) -> list[tuple[str, str]]:
-    """Read an answer back: its first JSON value if this is a list of entities or one entity, else what looks like one.
+    """Read the first JSON value of an answer if it is a list of entities or one entity, else what looks like one.
 
-    So words around the list do no harm, and neither does an end that is cut off. Items without type or text are
-    dropped.
+    Words around the list and an end that is cut off are thus ignored. Items without type or text are dropped.
 
     Example:
         >>> parse_entities('Sure: [{"Text": "Ada", "TypeName": "PER"}, {"TypeName": "LOC", "Text": "Lon')
@@ -44,8 +291,8 @@ def parse_entities(answer: str) -> list[tuple[str, str]]:
     value = _first_json(answer)
     if value == []:
         return []
-    found = _entities(value if isinstance(value, list) else [value])
-    return found or _entities(
+    whole = _entities(value if isinstance(value, list) else [value])
+    return whole or _entities(
         {"TypeName": _unescaped(match[1] or match[4]), "Text": _unescaped(match[2] or match[3])}
         for match in _PAIR.finditer(answer)
     )
@@ -76,53 +323,32 @@ def _unescaped(raw: str | None) -> str:
         return raw or ""
 
 
-def count_entities(gold: Sequence[tuple[str, str]], predicted: Sequence[tuple[str, str]]) -> Counts:
-    """Compare bags of (type, text); case counts, how blanks are written does not."""
-    want, have = (
-        Counter((kind.strip(), " ".join(value.split())) for kind, value in entities) for entities in (gold, predicted)
-    )
-    hit = sum((want & have).values())
-    return Counts(hit, sum(have.values()) - hit, sum(want.values()) - hit)
+def count_entities(gold: Pairs, predicted: Pairs) -> Counts:
+    """Compare bags of (type, text), ignoring how blanks are written."""
+    want, have = ([(kind.strip(), " ".join(value.split())) for kind, value in pairs] for pairs in (gold, predicted))
+    return count_bags(want, have)
 
 
-def _tuple_counts(row: NerRow, answer: str) -> Counts:
-    return count_entities(row.entities, answer.pairs if isinstance(answer, Tagged) else parse_entities(answer))
-
-
-def _type_counts(row: NerRow, answer: str) -> Counts:
-    """Compare bags of the entities' types alone."""
-    found = answer.pairs if isinstance(answer, Tagged) else parse_entities(answer)
-    return count_entities([(kind, "") for kind, _ in row.entities], [(kind, "") for kind, _ in found])
-
-
-def _tags(row: NerRow, answer: str) -> Sequence[str]:
-    if isinstance(answer, Tagged):
-        return answer.tags
-    return tag_entities(row.tokens, [(kind.strip(), value) for kind, value in parse_entities(answer)])
-
-
-def _span_counts(row: NerRow, answer: str) -> Counts | None:
-    if not row.tokens:
-        return None
-    gold, guess = set(entity_spans(row.tags)), set(entity_spans(_tags(row, answer)))
-    hit = len(gold & guess)
-    return Counts(hit, len(guess) - hit, len(gold) - hit)
-
-
-class NerJson:
+@task
+class NerJson(TaggedTask[NerRow]):
     """Named entity recognition, scored by micro F1.
 
     `tuple_f1` compares bags of (type, text), as Liu and Niehues do (ACL 2025). `entity_f1` compares token spans as
-    seqeval's strict IOB2 does, with each predicted text at its first place that is still free; texts that do not occur
-    cost nothing there. It needs tokens.
+    seqeval's strict IOB2 does, with each predicted text at its first occurrence that is still free; texts that do not
+    occur are ignored there. It needs tokens.
+
+    Files are IOB2, where the last column with tags is read, the token is the first column or follows its number, and
+    `# text = ` comments give the sentence; or JSONL, with entities spelled out or with tokens and their tags.
     """
 
     name = "ner-json"
-    one_line = False  # chat models like to spread JSON over lines
-    is_open = False
-    templates: Mapping[str, Template] = table(
+    row = NerRow
+    one_line = False  # chat models often write JSON on several lines
+    no_answer = format_entities([])
+    format, parse, count = staticmethod(format_entities), staticmethod(parse_entities), staticmethod(count_entities)
+    templates = table(
         Template(name="plain", prompt="Text: {text}\nEntities:", lead=" "),
-        # the form of the answer is that of Liu and Niehues, the wording of the system turn is ours
+        # The form of the answer is that of Liu and Niehues, the wording of the system turn is ours.
         Template(
             name="mid-align",
             prompt="{text}",
@@ -134,64 +360,38 @@ class NerJson:
         ),
     )
 
-    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[NerRow], list[DataFile]]:
-        """Read sentences with named entities; see `adaptermix.tasks.data.ner`."""
-        return read_ner(arguments, rows=rows)
+    def rows_of(self, file: DataFile) -> Iterator[NerRow | None]:
+        scheme = _Scheme(file)
+        try:
+            yield from usable((_json if is_json(file) else _iob2)(file, scheme))
+        except GeneratorExit:  # `--rows` needs no more sentences: check those that were read
+            scheme.check()
+            raise
+        scheme.check()
 
-    def fields(self, row: NerRow) -> Mapping[str, str]:
-        """Return the sentence."""
-        return {"text": row.text}
+    def pairs(self, row: NerRow) -> Pairs:
+        return row.entities
 
-    def texts(self, row: NerRow) -> tuple[str, ...]:
-        """Return the sentence."""
-        return (row.text,)
-
-    def answer(self, row: NerRow) -> str:
-        """Return the entities as JSON."""
-        return format_entities(row.entities)
-
-    def words(self, row: NerRow) -> tuple[str, ...]:
-        """Return the sentence's tokens."""
-        return require_tokens(row.tokens, row.text)
+    def with_pairs(self, row: NerRow, pairs: tuple[tuple[str, str], ...]) -> NerRow:
+        return replace(row, entities=pairs)
 
     def tags(self, row: NerRow) -> tuple[str, ...]:
-        """Return the tokens' tags; an `I-` that continues no entity is outside, as it is to the score."""
         self.words(row)
         return strict_tags(row.tags)
 
-    def tagged(self, row: NerRow, tags: Sequence[str]) -> Tagged:
-        """Return the entities that are tagged, as text and by place."""
-        entities = entities_in(row.tokens, tags, row.text, row.language)
-        return Tagged(format_entities(entities), tags=tags, pairs=entities)
-
-    def evidence(self, row: NerRow) -> tuple[str, ...]:
-        """Return the entities."""
-        return tuple(value for _, value in row.entities)
-
-    def language(self, row: NerRow) -> str:
-        """Return the sentence's language."""
-        return row.language
+    def tagged_pairs(self, row: NerRow, tags: Sequence[str]) -> Pairs:
+        return entities_in(row.tokens, tags, row.text, row.language)
 
     def metrics(self, rows: Sequence[NerRow]) -> tuple[Metric, ...]:
-        """Return tuple F1 and, where a row has tokens, span F1."""
-        tuples = Metric(name="tuple_f1", count=_tuple_counts, value=micro_f1, ends=f1_ends)
-        spans_too = any(row.tokens for row in rows)
-        return (
-            (tuples, Metric(name="entity_f1", count=_span_counts, value=micro_f1, ends=f1_ends))
-            if spans_too
-            else (tuples,)
-        )
+        def by_pair(row: NerRow, answer: str) -> Counts:
+            return count_entities(row.entities, self.predicted(answer))
 
-    def unlabelled(self, text: str, language: str) -> NerRow:
-        """Return a row without entities, its tokens split at blanks (Chinese and Japanese by character)."""
-        tokens = split_tokens(text, language)
-        return NerRow(text=text, entities=(), language=language, tokens=tokens, tags=("O",) * len(tokens))
+        def by_span(row: NerRow, answer: str) -> Counts | None:
+            if not row.tokens:
+                return None
+            entities = [(kind.strip(), value) for kind, value in parse_entities(answer)]
+            tags = answer.tags if isinstance(answer, Tagged) else tag_entities(row.tokens, entities)
+            return count_bags(iob2_spans(row.tags), iob2_spans(tags))
 
-    def labelled(self, row: NerRow, answer: str) -> NerRow:
-        """Return the row with the entities of an answer."""
-        entities = answer.pairs if isinstance(answer, Tagged) else tuple(parse_entities(answer))
-        return replace(row, entities=entities)
-
-    def agreement(self, rows: Sequence[NerRow]) -> tuple[Metric, ...]:  # noqa: ARG002
-        """Return type F1: names are spelled as the language of the sentence has them, so only their types compare."""
-        return (Metric(name="type_f1", count=_type_counts, value=micro_f1, ends=f1_ends),)
+        counts = {"tuple_f1": by_pair} | ({"entity_f1": by_span} if any(row.tokens for row in rows) else {})
+        return tuple(Metric(name=name, count=count, value=micro_f1, ends=f1_ends) for name, count in counts.items())

@@ -1,28 +1,55 @@
-"""Natural language inference: the answer, or the class, is the relation."""
+"""Natural language inference: three columns, the files of XNLI and MultiNLI, and JSONL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from .data import DataFile, NliRow, read_nli
-from .data.nli import LABELS, SPELLINGS
-from .labels import label_metrics, label_reader
-from .metrics import Metric
+from ..errors import DataError
+from .base import task
+from .labels import LabelledRow, LabelledTask
 from .prompts import Template, table
 
+LABELS = ("entailment", "neutral", "contradiction")
+_NUMBERS = {str(number): name for number, name in enumerate(LABELS)}
+# SNLI and MultiNLI write "-" where the annotators did not agree, their copies on the Hub -1.
+_UNLABELLED = {"-", "-1"}
 
-class Nli:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NliRow(LabelledRow):
+    """Two sentences, and how the second follows from the first (one of `LABELS`)."""
+
+    premise: str
+    hypothesis: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.premise, self.hypothesis
+
+
+@task
+class Nli(LabelledTask[NliRow]):
     """Natural language inference, scored by accuracy.
 
     Accuracy is what XNLI reports (Conneau et al., XNLI, EMNLP 2018, arXiv 1809.05053); `macro_f1` is over those of the
-    three relations that a language's gold rows hold. An answer that is no relation is wrong.
+    three relations that a language's gold rows have. An answer that is not a relation is wrong.
+
+    Files have premise, hypothesis and label in this order, or under a header (also that of XNLI), or are JSONL with
+    such fields. Labels are names, or 0, 1, 2 in the order of `LABELS`. Rows with another label are left out, and so are
+    rows labelled "-", on which the annotators did not agree.
     """
 
     name = "nli"
-    one_line = True
-    is_open = False
-    templates: Mapping[str, Template] = table(
+    row = NliRow
+    columns = {
+        "premise": ("premise", "sentence1"),
+        "hypothesis": ("hypothesis", "sentence2", "hypo"),
+        "label": ("gold_label", "label"),
+    }
+    # XNLI's machine-translated training files have `contradictory`.
+    spellings = {name: name for name in LABELS} | {"contradictory": "contradiction"}
+    templates = table(
         Template(name="plain", prompt="Premise: {premise}\nHypothesis: {hypothesis}\nRelation:", lead=" "),
         Template(
             name="chat",
@@ -32,50 +59,17 @@ class Nli:
         ),
     )
 
-    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[NliRow], list[DataFile]]:
-        """Read pairs of sentences; see `adaptermix.tasks.data.nli`."""
-        return read_nli(arguments, rows=rows)
-
-    def fields(self, row: NliRow) -> Mapping[str, str]:
-        """Return premise and hypothesis."""
-        return {"premise": row.premise, "hypothesis": row.hypothesis}
-
-    def segments(self, row: NliRow) -> tuple[str, ...]:
-        """Return premise and hypothesis."""
-        return row.premise, row.hypothesis
-
-    def joined(self, row: NliRow, source: NliRow) -> NliRow:
-        """Return a row whose sentences begin with those of its source."""
-        return replace(
-            row,
-            premise=f"{source.premise} {row.premise}",
-            hypothesis=f"{source.hypothesis} {row.hypothesis}",
+    def label_of(self, text: str, where: str) -> str | DataError | None:
+        known = self.spellings | _NUMBERS
+        if text.lower() in _UNLABELLED:
+            return None
+        return known.get(text.lower()) or DataError(
+            f"{where}: a label must be one of {', '.join(known)}, or - for none, found {text[:60]!r}."
         )
 
-    def labels(self, rows: Sequence[NliRow]) -> tuple[str, ...]:  # noqa: ARG002  (they are fixed)
-        """Return the three relations."""
-        return tuple(LABELS)
-
-    def texts(self, row: NliRow) -> tuple[str, ...]:
-        """Return premise and hypothesis."""
-        return (row.premise, row.hypothesis)
-
-    def answer(self, row: NliRow) -> str:
-        """Return the relation."""
-        return row.label
-
-    def evidence(self, row: NliRow) -> tuple[str, ...]:  # noqa: ARG002
-        """Return nothing: a part of the text may be enough for the answer."""
-        return ()
-
-    def language(self, row: NliRow) -> str:
-        """Return the sentences' language."""
-        return row.language
+    def labels(self, rows: Sequence[NliRow]) -> tuple[str, ...]:
+        return LABELS
 
     def cluster(self, row: NliRow) -> str:
         """Return the premise, which XNLI has with three hypotheses."""
         return row.premise
-
-    def metrics(self, rows: Sequence[NliRow]) -> tuple[Metric, ...]:  # noqa: ARG002  (the labels are fixed)
-        """Return accuracy and macro F1."""
-        return label_metrics(LABELS, label_reader(LABELS, SPELLINGS))

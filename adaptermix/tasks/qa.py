@@ -1,31 +1,39 @@
-"""Extractive question answering: the answer is a part of the text, generated or pointed at."""
+"""Extractive question answering: SQuAD JSON, as XQuAD and MLQA have it too, and JSONL with one question a line.
+
+The answer is a part of the text, generated or found by a head.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from .data import DataFile, QaRow, read_qa
+from ..errors import DataError
+from .base import BaseTask, task
+from .data.files import DataFile, sound
+from .data.tables import LANGUAGE_NAMES, Row, row_cluster, row_language
 from .metrics import Metric, mean, mean_ends
 from .prompts import Template, table
 
 UNANSWERABLE = "unanswerable"
 _WORD = 24
 """Characters of the longest word that is left out whole where a text is cut."""
-# those of MLQA's scorer
+# The articles of MLQA's scorer.
 _ARTICLES = {
-    "ar": re.compile("ال"),  # the article is part of the word; MLQA takes these letters out wherever they stand
+    "ar": re.compile("ال"),  # part of the word; MLQA removes these letters wherever they occur
     "de": re.compile(r"\b(?:das|dem|den|der|des|die|eine?|einem|einen|einer|eines)\b"),
     "en": re.compile(r"\b(?:an?|the)\b"),
     "es": re.compile(r"\b(?:el|las?|los|una?|unas|unos)\b"),
     "vi": re.compile(r"\b(?:chiếc|cái|của|là|những)\b"),
 }
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# by character where words are not separated; kana are not in MLQA, which has no Japanese
+# Languages that are split into characters. MLQA has no Japanese, so kana are our addition.
 _CHARACTERS = {
     "ja": re.compile(f"([{_IDEOGRAPHS}\u3040-\u30ff\u31f0-\u31ff])"),
     "zh": re.compile(f"([{_IDEOGRAPHS}])"),
@@ -33,15 +41,139 @@ _CHARACTERS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QaRow(Row):
+    """A question on a text.
+
+    Args:
+        question: The question.
+        context: The text.
+        answers: All right answers as they occur in the text; none if the text does not answer.
+        id: The question's name in its data set, which is the same in all languages of XQuAD; empty if it has none.
+        places: Start and end of each answer in the text, in characters; None if it does not occur.
+    """
+
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    id: str = ""
+    places: tuple[tuple[int, int] | None, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.question, self.context
+
+
+def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:
+    """Return the answers with their starts, if the data give them.
+
+    Accepts a list of texts or of {"text": ...}, one text, or {"text": [...]} as the Hub's export of SQuAD has it.
+    """
+    if row.get("is_impossible") is True:
+        return {}  # further "answers" are plausible ones only
+    value = row.get("answers", row.get("answer"))
+    listed = value.get("text") if isinstance(value, dict) else value
+    items = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else [None]
+    texts: list[Any] = [item.get("text") if isinstance(item, dict) else item for item in items]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f'{where}: a question must have "answers", a list of texts or of {{"text": ...}}, empty where there is '
+            f"none, found {str(value)[:60]!r}."
+        )
+    starts: Any = [item.get("answer_start") if isinstance(item, dict) else None for item in items]
+    shared = value.get("answer_start") if isinstance(value, dict) else None
+    if isinstance(shared, list) and len(shared) == len(items):
+        starts = shared
+    answers: dict[str, object] = {}
+    for text, start in zip(texts, starts, strict=True):
+        if text.strip():
+            answers.setdefault(" ".join(text.split()), start)  # annotators often agree on one spelling
+    return answers
+
+
+def _span(context: str, answer: str, start: object) -> tuple[int, int] | None:
+    """Return the characters of an answer: the occurrence nearest to its stated start, else the first one."""
+    near = start if isinstance(start, int) else 0
+    pattern = r"\s+".join(map(re.escape, answer.split()))
+    spans = [match.span() for match in re.finditer(pattern, context)]
+    return min(spans, key=lambda span: abs(span[0] - near), default=None)
+
+
+def _row(file: DataFile, where: str, row: Mapping[str, Any], context: object) -> QaRow | None:
+    """Return a question; None if question or text is empty."""
+    question = row.get("question")
+    for name, value in (("question", question), ("context", context)):
+        if not isinstance(value, str):
+            raise DataError(f"{where}: a row must have its {name!r} as text, found {str(value)[:60]!r}.")
+    if not str(question).strip() or not str(context).strip():
+        return None
+    named = next((str(row[name]) for name in LANGUAGE_NAMES if row.get(name)), None)
+    answers = _answers(where, row)
+    whole = str(context).rstrip()
+    blank = len(whole) - len(whole.lstrip())
+    spans = [_span(whole, answer, start) for answer, start in answers.items()]
+    return QaRow(
+        question=str(question).strip(),
+        context=whole.strip(),
+        answers=tuple(answers),
+        language=row_language(file, named),
+        id="" if row.get("id") is None else str(row["id"]),
+        cluster=row_cluster(row),
+        places=tuple(span and (span[0] - blank, span[1] - blank) for span in spans),
+    )
+
+
+def _items(where: str, value: object, name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the objects in a field that is a list of them, each with its location."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise DataError(f"{where}: {name!r} must be a list of objects, as in SQuAD, found {str(value)[:60]!r}.")
+    return [(f"{name}[{number}]", item) for number, item in enumerate(value)]
+
+
+def _squad(file: DataFile, text: str) -> Iterator[QaRow | None]:
+    try:
+        document = sound(json.loads(text))
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1 :][:1]
+        raise DataError(
+            f"{file.path}:{error.lineno}: question data must be SQuAD JSON, or JSONL with one question a line, found "
+            f"{''.join(line).strip()[:60]!r}."
+        ) from error
+    except (RecursionError, ValueError) as error:  # nesting, or numbers of thousands of digits
+        raise DataError(
+            f"{file.path}:1: question data must be SQuAD JSON, and this is nested too deep, or holds a number of "
+            "thousands of digits."
+        ) from error
+    if not isinstance(document, dict) or "data" not in document:
+        raise DataError(f"{file.path}:1: SQuAD JSON must be an object with 'data', found {text.strip()[:60]!r}.")
+    for article, value in _items(str(file.path), document["data"], "data"):
+        for paragraph, block in _items(f"{file.path}: {article}", value.get("paragraphs"), "paragraphs"):
+            where = f"{file.path}: {article}.{paragraph}"
+            for name, question in _items(where, block.get("qas"), "qas"):
+                yield _row(file, f"{where}.{name}", question, block.get("context"))
+
+
+def _has_rows(file: DataFile) -> bool:
+    """Return whether a file is JSONL, not SQuAD JSON, which may be one line too."""
+    if ".jsonl" in file.suffixes:
+        return True
+    first = next((line for _, line in file.lines() if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "data" not in row
+
+
 def _is_punctuation(character: str) -> bool:
     return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def answer_tokens(text: str, language: str) -> list[str]:
-    """Return the words of an answer that count: in lower case, without punctuation and articles.
+    """Return the words of an answer that are scored: in lower case, without punctuation and articles.
 
     As in MLQA's scorer (Lewis et al., MLQA, ACL 2020, arXiv 1910.07475), which for English is that of SQuAD but for
-    punctuation of all scripts. Chinese and Japanese are split into characters, words of other scripts in them stay
+    punctuation of all scripts. Chinese and Japanese are split into characters; words of other scripts in them stay
     whole. Languages that MLQA lacks have no articles here.
 
     Example:
@@ -57,7 +189,7 @@ def answer_tokens(text: str, language: str) -> list[str]:
 
 
 def squad_tokens(text: str, _: str = "") -> list[str]:
-    """Return the words of an answer that count in SQuAD's script, which treats every language as English.
+    """Return the words of an answer that SQuAD's script scores, which treats every language as English.
 
     Lower case, without ASCII punctuation and English articles, split at blanks (Rajpurkar et al., EMNLP 2016; XQuAD,
     Artetxe et al., ACL 2020, is published with this script).
@@ -71,7 +203,7 @@ def squad_tokens(text: str, _: str = "") -> list[str]:
 
 
 def token_f1(gold: Sequence[str], answer: Sequence[str]) -> float:
-    """Return F1 over bags of tokens; where one has none, whether the other has none either, as SQuAD 2.0 does."""
+    """Return F1 over bags of tokens; if either is empty, 1 if both are, else 0, as SQuAD 2.0 does."""
     if not gold or not answer:
         return float(not gold and not answer)
     hit = (Counter(gold) & Counter(answer)).total()
@@ -85,14 +217,14 @@ def _same(gold: Sequence[str], answer: Sequence[str]) -> float:
 def _counts(
     tokens: Callable[[str, str], Sequence[str]], score: Callable[[Sequence[str], Sequence[str]], float]
 ) -> Callable[[QaRow, str], Sequence[float]]:
-    """Return what counts an answer: its best score over the right answers, and 1 for the row."""
+    """Return the counter of a metric: an answer's best score over the right answers, and 1 for the row."""
 
     def count(row: QaRow, answer: str) -> Sequence[float]:
-        # tokens that hold a full stop and a line break let a model run past the end of its line
-        found = tokens(answer.strip().split("\n", maxsplit=1)[0], row.language)
+        # Tokens of a full stop and a line break let a model write past the end of its line.
+        words = tokens(answer.strip().split("\n", maxsplit=1)[0], row.language)
         if not row.answers:
-            return float(not found or found == [UNANSWERABLE]), 1
-        return max(score(tokens(gold, row.language), found) for gold in row.answers), 1
+            return float(not words or words == [UNANSWERABLE]), 1
+        return max(score(tokens(gold, row.language), words) for gold in row.answers), 1
 
     return count
 
@@ -100,19 +232,23 @@ def _counts(
 _SCORERS: dict[str, Callable[[str, str], list[str]]] = {"mlqa": answer_tokens, "squad": squad_tokens}
 
 
-class Qa:
+@task
+class Qa(BaseTask[QaRow]):
     """Question answering, scored by F1 over words and by exact match, each the mean over questions in [0, 1].
 
-    The best score over all right answers counts, as in SQuAD (Rajpurkar et al., EMNLP 2016, arXiv 1606.05250). What
-    the text does not answer (SQuAD 2.0, arXiv 1806.03822) is answered by `unanswerable`, or by nothing. Only the first
-    line of an answer counts. Words are those of MLQA's script (`answer_tokens`), or of SQuAD's (`squad_tokens`).
+    The best score over all right answers counts, as in SQuAD (Rajpurkar et al., EMNLP 2016, arXiv 1606.05250). The
+    right answer to a question that the text does not answer (SQuAD 2.0, arXiv 1806.03822) is `unanswerable`, or
+    nothing. Only the first line of an answer is scored. Words are those of MLQA's script (`answer_tokens`), or of
+    SQuAD's (`squad_tokens`).
+
+    Files are SQuAD JSON of version 1.1 or 2.0, or JSONL with `question`, `context` and `answers`. Where MLQA has texts
+    and questions in two languages, give that of the texts, which is that of the answers.
     """
 
     name = "qa"
+    no_answer = UNANSWERABLE
     scorers = tuple(_SCORERS)
-    one_line = True
-    is_open = False
-    templates: Mapping[str, Template] = table(
+    templates = table(
         Template(name="plain", prompt="Context: {context}\nQuestion: {question}\nAnswer:", lead=" "),
         Template(
             name="chat",
@@ -125,79 +261,67 @@ class Qa:
         ),
     )
 
-    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[QaRow], list[DataFile]]:
-        """Read questions on texts; see `adaptermix.tasks.data.qa`."""
-        return read_qa(arguments, rows=rows)
+    def rows_of(self, file: DataFile) -> Iterator[QaRow | None]:
+        if not _has_rows(file):
+            yield from _squad(file, "\n".join(line for _, line in file.lines()))
+            return
+        for number, row in file.json_rows():
+            is_null = any(name in row and row[name] is None for name in ("question", "context"))
+            yield None if is_null else _row(file, f"{file.path}:{number}", row, row.get("context"))
 
     def fields(self, row: QaRow) -> Mapping[str, str]:
-        """Return the text and the question."""
         return {"context": row.context, "question": row.question}
 
-    def asked(self, row: QaRow) -> tuple[str, str]:
-        """Return question and text."""
+    def question_and_context(self, row: QaRow) -> tuple[str, str]:
         return row.question, row.context
 
     def span(self, row: QaRow) -> tuple[int, int] | None:
-        """Return the place of the first right answer that stands in the text."""
         return next(filter(None, row.places), None)
 
-    def is_astray(self, row: QaRow) -> bool:
-        """Whether there are answers, and none of them stands in the text."""
+    def lacks_its_answer(self, row: QaRow) -> bool:
         return bool(row.answers) and self.span(row) is None
 
-    def around(self, row: QaRow, size: int) -> QaRow:
-        """Return the row with its right answer and `size` characters of the text around it, or less at whole words.
+    def excerpt(self, row: QaRow, size: int) -> QaRow:
+        """Return the row with its right answer and `size` characters of the text around it, or fewer at whole words.
 
-        Without a right answer it is the beginning of the text.
+        Without a right answer it is the start of the text.
         """
         start, stop = self.span(row) or (0, 0)
         before = min(start, max(size // 2, size - (len(row.context) - stop)))
         first, last = start - before, min(len(row.context), stop + size - before)
-        # a word that is cut is another word; long runs without a blank have to be cut
+        # Half a word is another word, but long runs without a blank have to be cut.
         if first and not row.context[first - 1].isspace():
             first = next((at for at in range(first, min(start, first + _WORD)) if row.context[at].isspace()), first)
         if last < len(row.context) and not row.context[last].isspace():
             last = next((at for at in range(last, max(stop, last - _WORD), -1) if row.context[at - 1].isspace()), last)
         part = row.context[first:last]
         first += len(part) - len(part.lstrip())
-        places = tuple(place and (place[0] - first, place[1] - first) for place in row.places)
-        inside = tuple(place if place and place[0] >= 0 and place[1] <= len(part.strip()) else None for place in places)
+        spans = [span and (span[0] - first, span[1] - first) for span in row.places]
+        inside = tuple(span if span and span[0] >= 0 and span[1] <= len(part.strip()) else None for span in spans)
         return replace(row, context=part.strip(), places=inside)
 
-    def pointed(self, row: QaRow, span: tuple[int, int] | None) -> str:
-        """Return a part of the text in one line, or that there is no answer."""
+    def answer_at(self, row: QaRow, span: tuple[int, int] | None) -> str:
         return " ".join(row.context[slice(*span)].split()) if span else UNANSWERABLE
 
-    def joined(self, row: QaRow, source: QaRow) -> QaRow:
-        """Return a row whose question and text begin with those of its source; the answers stand in its own text."""
+    def with_source(self, row: QaRow, source: QaRow) -> QaRow:
         before = f"{source.context}\n"
-        places = tuple(place and (place[0] + len(before), place[1] + len(before)) for place in row.places)
+        places = tuple(span and (span[0] + len(before), span[1] + len(before)) for span in row.places)
         question = f"{source.question} {row.question}"
         return replace(row, question=question, context=before + row.context, places=places)
 
-    def texts(self, row: QaRow) -> tuple[str, ...]:
-        """Return question and text."""
-        return (row.question, row.context)
-
     def answer(self, row: QaRow) -> str:
-        """Return the first right answer that stands in the text, else the first one, or that there is none."""
-        standing = (answer for answer, place in zip(row.answers, row.places, strict=False) if place)
-        return next(standing, row.answers[0] if row.answers else UNANSWERABLE)
+        """Return the first right answer that occurs in the text, else the first one, or that there is none."""
+        occurring = (answer for answer, span in zip(row.answers, row.places, strict=False) if span)
+        return next(occurring, row.answers[0] if row.answers else UNANSWERABLE)
 
     def evidence(self, row: QaRow) -> tuple[str, ...]:
-        """Return the right answer."""
         return (self.answer(row),) if row.answers else ()
-
-    def language(self, row: QaRow) -> str:
-        """Return the answers' language."""
-        return row.language
 
     def cluster(self, row: QaRow) -> str:
         """Return the text: questions on one text are easy or hard together."""
         return row.context
 
-    def metrics(self, rows: Sequence[QaRow], scorer: str = "mlqa") -> tuple[Metric, ...]:  # noqa: ARG002
-        """Return F1 and exact match."""
+    def metrics(self, rows: Sequence[QaRow], scorer: str = "mlqa") -> tuple[Metric, ...]:
         tokens = _SCORERS[scorer]
         return (
             Metric(name="f1", count=_counts(tokens, token_f1), value=mean, ends=mean_ends),

@@ -1,21 +1,62 @@
-"""Instruction following by generation: the answer to a prompt, or the next turn of a conversation."""
+"""Instruction following: prompts with answers, or conversations and their next turn, as JSONL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from .data import DataFile, SftRow, read_sft
-from .data.sft import Turn
+from ..errors import DataError
+from ..provenance.row_hashes import SHORT_BYTES, RowTexts
+from .base import BaseTask, task
+from .data.files import DataFile
+from .data.tables import LANGUAGE_NAMES, Row, row_cluster, row_language
 from .metrics import Metric, mean, mean_ends
 from .overlap import chrf, chrf_counts
 from .prompts import Template, table
+
+UNKNOWN_LANGUAGE = "und"
+_PROMPTS = ("prompt", "instruction", "question")
+_CONTEXT = "input"
+_ANSWERS = ("answer", "output", "response", "completion")
+_ROLES = ("system", "user", "assistant")
+
+Turn = tuple[str, str]
+"""Role (`system`, `user` or `assistant`) and content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftRow(Row):
+    """A conversation and its next turn.
+
+    Args:
+        turns: The turns before the answer, the last one the user's.
+        answer: The assistant's next turn.
+    """
+
+    turns: tuple[Turn, ...]
+    answer: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (format_turns(self.turns),)
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """The turns, their lines, and the answer.
+
+        A line may be a row of another task below its instruction, as the `input` of Alpaca is. System turns are left
+        out, since they are often the same in all rows and differ by format.
+        """
+        turns = [content for role, content in self.turns if role != "system"]
+        lines = [line for turn in turns if "\n" in turn for line in turn.splitlines() if len(line) >= SHORT_BYTES]
+        return RowTexts(("\n".join(turns),), further=(*(turns if len(turns) > 1 else ()), *lines, self.answer))
 
 
 def format_turns(turns: Sequence[Turn]) -> str:
     r"""Return a conversation as plain text, for models without a chat template.
 
-    A prompt, with or without a system turn, is its own text; only where the assistant has spoken before are the
-    speakers named.
+    Speakers are named only if the assistant has spoken before. Without that, the text is the prompt, below the system
+    turn if there is one.
 
     Example:
         >>> format_turns([("system", "Be brief."), ("user", "Hi")])
@@ -29,6 +70,55 @@ def format_turns(turns: Sequence[Turn]) -> str:
     return "\n\n".join([*said, "Assistant:"])
 
 
+def _text(where: str, row: Mapping[str, object], name: str) -> str:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{where}: {name!r} must be text or a number, found {type(value).__name__}.")
+    return str(value).strip()
+
+
+def _from_fields(where: str, row: Mapping[str, object]) -> tuple[tuple[Turn, ...], str]:
+    prompt_name = next((name for name in (*_PROMPTS, _CONTEXT) if row.get(name) is not None), None)
+    answer_name = next((name for name in _ANSWERS if row.get(name) is not None), None)
+    if prompt_name is None or answer_name is None:
+        raise DataError(
+            f"{where}: a row must have 'messages', or a prompt ({', '.join((*_PROMPTS, _CONTEXT))}) and an answer "
+            f"({', '.join(_ANSWERS)}), found the fields {', '.join(sorted(row)) or 'none'}."
+        )
+    prompt = _text(where, row, prompt_name)
+    # Alpaca has instructions about a text.
+    if prompt_name != _CONTEXT and row.get(_CONTEXT) is not None and (context := _text(where, row, _CONTEXT)):
+        prompt = f"{prompt}\n\n{context}"
+    return (("user", prompt),), _text(where, row, answer_name)
+
+
+def _from_messages(where: str, messages: object) -> tuple[tuple[Turn, ...], str] | None:
+    """Return the turns before the answer, and the answer; None if a turn but the system's is empty."""
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise DataError(f"{where}: 'messages' must be a list of at least two turns, found {str(messages)[:60]!r}.")
+    turns: list[Turn] = []
+    is_empty = False
+    for number, message in enumerate(messages):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in _ROLES or not isinstance(content, str | None):
+            raise DataError(
+                f"{where}: each of 'messages' must have a 'role' ({', '.join(_ROLES)}) and its 'content' as text, "
+                f"found {str(message)[:60]!r} at place {number}."
+            )
+        if (content := (content or "").strip()) or role != "system":
+            turns.append((role, content))
+        is_empty = is_empty or (not content and role != "system")
+    if is_empty:
+        return None
+    *before, (last, answer) = turns
+    if last != "assistant" or not before or before[-1][0] != "user":
+        raise DataError(
+            f"{where}: 'messages' must end with a turn of the user and the assistant's answer, found "
+            f"{', '.join(role for role, _ in turns[-3:])} at the end."
+        )
+    return tuple(before), answer
+
+
 def _exact_counts(row: SftRow, answer: str) -> Sequence[float]:
     return answer.strip() == row.answer, 1
 
@@ -37,47 +127,47 @@ def _chrf_counts(row: SftRow, answer: str) -> Sequence[float]:
     return chrf_counts(row.answer, answer)
 
 
-class Sft:
+@task
+class Sft(BaseTask[SftRow]):
     """Supervised fine-tuning on answers, scored by exact match and chrF2.
 
-    Exact match, in [0, 1], is for answers with one right form and does not regard blanks at their ends. `chrf` is that
-    of the whole set of answers, in [0, 100]; see `adaptermix.tasks.overlap`.
+    Exact match, in [0, 1], is for answers with one right form and ignores blanks at their ends. `chrf` is that of the
+    whole set of answers, in [0, 100]; see `adaptermix.tasks.overlap`.
+
+    Files are JSONL with `messages`, a list of `role` and `content` that ends with the answer; or with `prompt` and
+    `answer`, also called `instruction` (with `input` below it) and `output`, `question`, `response`, `completion`. Rows
+    with an empty prompt or answer are left out. The language is the one given (`de=FILE`), else that of the row's
+    `language`, else that of the file's name, else `und`, since instruction data seldom have it.
     """
 
     name = "sft"
     one_line = False
     is_open = True
-    templates: Mapping[str, Template] = table(
+    templates = table(
         Template(name="plain", prompt="{prompt}\n"),
         Template(name="chat", prompt="{prompt}", chat=True, turns="turns"),
     )
 
-    def read(self, arguments: Sequence[str], *, rows: str | None) -> tuple[list[SftRow], list[DataFile]]:
-        """Read prompts with answers, or conversations; see `adaptermix.tasks.data.sft`."""
-        return read_sft(arguments, rows=rows)
+    def rows_of(self, file: DataFile) -> Iterator[SftRow | None]:
+        for number, row in file.json_rows():
+            where = f"{file.path}:{number}"
+            by_turns = row.get("messages") is not None
+            parsed = _from_messages(where, row["messages"]) if by_turns else _from_fields(where, row)
+            if parsed is None or not parsed[1] or not parsed[0][-1][1]:
+                yield None  # collections such as Alpaca have a few rows without an answer
+                continue
+            turns, answer = parsed
+            named = next((str(row[name]) for name in LANGUAGE_NAMES if row.get(name)), None)
+            language = row_language(file, named) if named or file.language else UNKNOWN_LANGUAGE
+            yield SftRow(turns=turns, answer=answer, language=language, cluster=row_cluster(row))
 
     def fields(self, row: SftRow) -> Mapping[str, object]:
-        """Return the turns, and as `prompt` their text."""
         return {"prompt": format_turns(row.turns), "turns": row.turns}
 
-    def texts(self, row: SftRow) -> tuple[str, ...]:
-        """Return the turns."""
-        return (format_turns(row.turns),)
-
     def answer(self, row: SftRow) -> str:
-        """Return the answer."""
         return row.answer
 
-    def evidence(self, row: SftRow) -> tuple[str, ...]:  # noqa: ARG002
-        """Return nothing: a part of the text may be enough for the answer."""
-        return ()
-
-    def language(self, row: SftRow) -> str:
-        """Return the row's language, `und` where nothing tells it."""
-        return row.language
-
-    def metrics(self, rows: Sequence[SftRow]) -> tuple[Metric, ...]:  # noqa: ARG002
-        """Return exact match and chrF2."""
+    def metrics(self, rows: Sequence[SftRow]) -> tuple[Metric, ...]:
         return (
             Metric(name="exact_match", count=_exact_counts, value=mean, ends=mean_ends),
             Metric(name="chrf", count=_chrf_counts, value=chrf),

@@ -1,10 +1,10 @@
-"""`train-align`: a stand-alone alignment LoRA."""
+"""The alignment objective: the contrastive loss, the choice of losses, and `train-align`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,26 +12,20 @@ from torch import Tensor
 from ..models.base import BaseModel, keep_blocks
 from ..models.eval_mode import evaluating, loras_off
 from ..models.pooling import Standards, mean_cosine, require_pooling
-from ..models.positions import within_positions
 from ..options import AlignSettings, JointSettings
-from ..options.checks import MOVING
+from ..options.training import MOVING
 from ..progress import SILENT, Watcher
-from ..tasks.data import Pair, read_pairs
-from ..tasks.splits import DEV, TRAINING, refuse_tested
+from ..tasks.data import Pair
 from .distil import AlignmentLoss, BothLosses, DistilLoss
 from .dry_run import aligned_layer
-from .early_stopping import DevLosses, DevWatch
-from .frozen_adapter import attach_on
+from .early_stopping import RowsLoss
 from .layer_states import CHUNKS, MiddleStates
-from .least_squares import FitReport, fit_align
-from .objectives import contrastive_loss, keeper_loss, retrieved
-from .pairs import PairsLoss, describe_pairs, encode_side, pair_groups, read_dev_pairs, require_pairs
-from .parallel import ALONE, Processes, in_processes
-from .run import TrainReport, check_before, dry_report, train, vectors_entry
+from .losses import contrastive_loss, keeper_loss, retrieved
+from .pairs import PairData, PairsLoss, encode_side, pair_groups
+from .parallel import ALONE, Processes
+from .runner import Objective
 from .sampler import Sampler
-from .sharding import load_for
-from .start_from import fit_start, open_start
-from .trainer import BatchLoss, Together, count_steps, in_a_row
+from .trainer import BatchLoss, Together, in_a_row
 
 STANDARD_PAIRS, CROWD_PAIRS = 64, 16
 """Pairs of each two languages that are measured to standardise, and to tell whether it is called for."""
@@ -250,84 +244,65 @@ def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> 
     return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
 
 
-def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport | FitReport:
-    """Train an alignment LoRA on parallel pairs, or fit one in closed form (`fit`).
-
-    The loss acts on pooled states after block L; later blocks and the output layer are neither computed nor adapted, so
-    the LoRA has no weights there. Dev pairs are measured in batches of the training's size, which decides their
-    contrastive loss, and how often a sentence is nearest to its own translation.
-
-    Raises:
-        AdapterMixError: the model, a data file, a setting or the output does not do.
-    """
-    return in_processes(_train_align, settings, watch)
+A = TypeVar("A", bound=AlignSettings | JointSettings)
 
 
-def _watched(
-    base: BaseModel,
-    pairs: Sequence[Pair],
-    dev_pairs: Sequence[Pair],
-    settings: AlignSettings,
-    *,
-    steps: int,
-    processes: Processes,
-    watch: Watcher,
-) -> DevWatch:
-    """Return what measures the loss of dev pairs after each pass over the pairs."""
-    judge = alignment_loss(base, dev_pairs, settings, processes=processes, like=pairs)
-    losses = DevLosses(base, {"dev_loss": judge.of_rows}, settings, processes)
-    rows = len(pairs)
-    return DevWatch(losses, settings, steps=steps, rows=rows, key="dev_loss", measure="dev_accuracy", watch=watch)
+class AlignObjective(Objective[A]):
+    """Alignment of pooled states after block L; as the only objective, later blocks are neither run nor adapted."""
+
+    command = "train-align"
+    unit = "pairs"
+    measure = "dev_accuracy"
+    data: PairData
+    depth: tuple[int, int]
+    """Number of blocks below the loss, and of the whole model."""
+
+    def read(self) -> None:
+        """Read the pairs."""
+        self.data = PairData.read(self.run.settings, self.run.watch)
+        self.report = self.data.report
+
+    def notes(self) -> list[str]:
+        """Return warnings on the pairs, and how many negatives each has if processes share the batches."""
+        settings, processes = self.run.settings, self.run.processes
+        shared = processes.count > 1 and settings.objective != "distil"
+        return self.report.warnings("pairs") + ([negatives(settings, processes)] if shared else [])
+
+    def prepare(self) -> None:
+        """Remove the blocks after the loss, unless another objective needs them."""
+        base, whole = self.run.base, isinstance(self.run.settings, JointSettings)
+        total = base.layers
+        layer = aligned_layer(base.model, self.run.settings, whole=whole)
+        self.depth = layer, total
+        if not whole:
+            keep_blocks(base.model, layer)
+            self.layers = layer if layer < total else None
+
+    def rows(self) -> int:
+        """Return the number of pairs."""
+        return len(self.data.pairs)
+
+    def dev(self) -> dict[str, RowsLoss]:
+        """Return the loss of the dev pairs."""
+        if not self.data.dev:
+            return {}
+        return {"dev_loss": self._loss(self.data.dev, like=self.data.pairs).of_rows}
+
+    def entries(self) -> dict[str, Any]:
+        """Return the manifest's entries on pairs, layer and sentence vectors."""
+        settings, (layer, layers) = self.run.settings, self.depth
+        objective = {"name": settings.objective, "layer": layer, "layers": layers, "pairs": len(self.data.pairs)}
+        return self.data.entries() | {"objective": objective, "vectors": vectors_entry(settings)}
+
+    def loss(self, together: Together | None = None) -> AlignmentLoss:
+        """Return the loss of batches of pairs."""
+        return self._loss(self.data.pairs, watch=self.run.watch, together=together)
+
+    def _loss(self, pairs: Sequence[Pair], **more: Any) -> AlignmentLoss:
+        run = self.run
+        return alignment_loss(run.base, pairs, run.settings, layer=self.depth[0], processes=run.processes, **more)
 
 
-def _train_align(settings: AlignSettings, watch: Watcher, processes: Processes) -> TrainReport | FitReport:
-    if settings.fit != "gradient":
-        return fit_align(settings, watch, processes)
-    check_before(settings)
-    settings, start = open_start(settings)
-    pairs, files = read_pairs(settings.pairs, rows=settings.rows)
-    require_pairs(pairs)
-    dev_pairs, dev_files = read_dev_pairs(settings)
-    tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
-    steps = count_steps(len(pairs), settings)
-    report = describe_pairs(pairs, files, dev_pairs)
-    if settings.dry_run:
-        return dry_report(settings, steps, rows=report, start=start)
-    for note in report.warnings("pairs"):
-        watch.note(note)
-    if processes.count > 1 and settings.objective != "distil":
-        watch.note(negatives(settings, processes))
-    base = load_for(settings, processes)
-    settings = within_positions(base, settings, watch)
-    total = base.layers
-    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
-    layer = aligned_layer(base.model, settings, whole=False)
-    on = attach_on(base.model, settings, headed=base.head is not None)
-    keep_blocks(base.model, layer)
-    languages = sorted({language for pair in pairs for language in pair.languages})
-    watched = None
-    if dev_pairs:
-        watched = _watched(base, pairs, dev_pairs, settings, steps=steps, processes=processes, watch=watch)
-    return train(
-        base,
-        settings,
-        lambda: alignment_loss(base, pairs, settings, processes=processes, watch=watch),
-        steps=steps,
-        kind="train-align",
-        entries={
-            "languages": {"aligned": languages},
-            "data": [file.entry() for file in files],
-            "dev": [file.entry() for file in dev_files] or None,
-            "tested": tested or None,
-            "rows": report.document(),
-            "objective": {"name": settings.objective, "layer": layer, "layers": total, "pairs": len(pairs)},
-            "vectors": vectors_entry(settings),
-        },
-        layers=layer if layer < total else None,
-        watch=watch,
-        on=on,
-        start=start,
-        dev=watched,
-        unit="pairs",
-        processes=processes,
-    )
+def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
+    """Return the manifest's entry on how sentences become vectors, which merges copy."""
+    return settings.model_dump(include={"pooling", "exclude_bos", "standardize"})

@@ -16,7 +16,7 @@ from ..algebra.ridge import AffineMap, Products, choose_penalty, reduced_rank, r
 from ..merging.attach import Attachment
 from ..progress import Watcher
 from .displacement import Reader, Rows, Sentence, displacements
-from .objectives import bounded
+from .losses import bounded
 from .residual_writer import Writer
 
 MAP_PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -75,7 +75,7 @@ def common_spread(rows: Rows) -> Float[Tensor, " d"]:
     """Return one standard deviation per dimension: within the pooled states of each role, in the mean over roles.
 
     A few dimensions of language models vary hundreds of times more than others; divided by it all count the same. The
-    loss of the distillation has a spread for each role (`objectives.spread_of`); here one map acts on tokens of all
+    loss of the distillation has a spread for each role (`losses.spread_of`); here one map acts on tokens of all
     roles, so all of them need the same.
     """
     variances = [rows.x[rows.roles == role].var(0, correction=0) for role in torch.unique(rows.roles)]

@@ -15,7 +15,7 @@ from ..options import AlignSettings, JointSettings
 from ..progress import SILENT, Watcher
 from ..tasks.data import Pair
 from .layer_states import CHUNKS, MiddleStates
-from .objectives import distil_loss, retrieved, spread_of
+from .losses import distil_loss, retrieved, spread_of
 from .pairs import PairsLoss, encode_side, pair_groups
 from .parallel import ALONE, Processes
 from .sampler import Sampler

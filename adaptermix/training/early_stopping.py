@@ -89,23 +89,6 @@ def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int
     return best, len(values) - 1 - values.index(best) if values else 0
 
 
-def watch_rows(
-    base: BaseModel,
-    settings: TrainingSettings,
-    dev: RowsLoss | None,
-    *,
-    steps: int,
-    rows: int,
-    processes: Processes,
-    watch: Watcher,
-) -> DevWatch | None:
-    """Return what looks at the loss of a task's dev rows, if there are any; see `DevWatch`."""
-    if dev is None:
-        return None
-    losses = DevLosses(base, {"dev_loss": dev}, settings, processes)
-    return DevWatch(losses, settings, steps=steps, rows=rows, key="dev_loss", watch=watch)
-
-
 class DevWatch:
     """Logs dev losses; with `patience` it ends the run and has the best factors kept.
 

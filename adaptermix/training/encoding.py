@@ -93,7 +93,7 @@ class _Encoder:
         answer = whole[: least if self._task.is_open else self._most]
         room = max(1, self._most - len(answer))
         fits = len(prompt) <= room and len(answer) == len(whole)
-        if isinstance(self._task, SpanTask) and self._task.is_astray(row):
+        if isinstance(self._task, SpanTask) and self._task.lacks_its_answer(row):
             return (shortened(prompt, room, self._special), answer), _ASTRAY
         if fits:
             return (prompt, answer), None
@@ -116,10 +116,10 @@ class _Encoder:
     def _around(self, row: Any, room: int) -> list[int] | None:
         """Return the longest prompt that fits whose text holds the answer; None if none does."""
         assert isinstance(self._task, SpanTask)  # noqa: S101  (for the type checker)
-        found, low, high = None, 0, len(self._task.asked(row)[1])
+        found, low, high = None, 0, len(self._task.question_and_context(row)[1])
         while low < high:
             size = (low + high) // 2
-            prompt = self._prompt(self._task.around(row, size))
+            prompt = self._prompt(self._task.excerpt(row, size))
             if len(prompt) <= room:
                 found, low = prompt, size + 1
             else:

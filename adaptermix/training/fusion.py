@@ -23,18 +23,18 @@ from ..io.files import whole_folder, write_whole
 from ..io.safetensors_writer import write_tensors
 from ..models.base import BaseModel, block_index, model_kind
 from ..models.head_forms import Head
-from ..models.positions import readable, within_positions
+from ..models.positions import readable
 from ..options import FusionSettings
 from ..progress import SILENT, Watcher
 from ..tasks.data import DataFile
 from ..tasks.heads.base import longest
 from ..tasks.splits import DEV, TRAINING, refuse_tested
-from .early_stopping import RowsLoss, watch_rows
-from .lora import is_head, stored_name
-from .parallel import Processes, in_processes
-from .run import TrainReport, check_before, dry_report, train
-from .task import Answers, OfHead, TaskData, TaskLoss
-from .trainer import BatchLoss, count_steps
+from .early_stopping import RowsLoss
+from .lora import config_of, is_head, stored_name
+from .report import TrainReport
+from .runner import run_training
+from .task import Answers, OfHead, TaskData, TaskObjective
+from .trainer import BatchLoss
 
 _WEIGHTS = "adapter_model.safetensors"
 _OF_SOURCE = 0.4
@@ -197,7 +197,7 @@ _LOSSES: Mapping[str, Callable[[_Fusing, Sequence[Any], Sequence[Any]], RowsLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Beside:
+class _Sources:
     """Sources of the rows.
 
     Args:
@@ -213,7 +213,7 @@ class _Beside:
     entries: Mapping[str, Any]
 
     @classmethod
-    def read(cls, settings: FusionSettings, data: TaskData, watch: Watcher) -> _Beside:
+    def read(cls, settings: FusionSettings, data: TaskData, watch: Watcher) -> _Sources:
         """Read them; where another encoder reads the rows themselves these are their own sources.
 
         Raises:
@@ -241,58 +241,6 @@ class _Beside:
         return cls(train=train, dev=dev, files=files, entries=entries)
 
 
-def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainReport:
-    """Train a LoRA that sees each text beside its source.
-
-    The base's states of sources are those without the LoRA, in evaluation mode.
-
-    Raises:
-        AdapterMixError: the model, a data file, a setting or the output does not do.
-
-    Reference: FLARE, section 3.
-    """
-    return in_processes(_train_fusion, settings, watch)
-
-
-def _train_fusion(settings: FusionSettings, watch: Watcher, processes: Processes) -> TrainReport:
-    check_before(settings)
-    data = TaskData.read(settings, watch=watch)
-    beside = _Beside.read(settings, data, watch)
-    data = replace(data, entries=dict(beside.entries))
-    steps = count_steps(len(data.train), settings)
-    if settings.dry_run:
-        _check_head(settings.fusion, data.head(settings), model_kind(settings.base))
-        if settings.source_encoder:
-            check_encoder(settings.source_encoder)
-        return dry_report(settings, steps, rows=data.report)
-    for note in data.warnings():
-        watch.note(note)
-    base = data.load(settings, processes)
-    settings = within_positions(base, settings, watch)
-    _check_head(settings.fusion, base.head, base.kind)
-    fusing = _fusing(base, data, settings, watch)
-    base = fusing.base
-    make = _LOSSES.get(settings.fusion, FusedRows)
-    rows = make(fusing, data.train, beside.train)
-    base.model.train()
-    dev = make(fusing, data.dev, beside.dev) if data.dev else None
-    steps = count_steps(len(rows.taught), settings)
-    entries = data.manifest(base, rows) | {"fusion": _entry(fusing, beside)}
-    return train(
-        base,
-        settings,
-        lambda: TaskLoss(rows, settings, processes),
-        steps=steps,
-        kind="train-fusion",
-        entries=entries,
-        layers=None,
-        watch=watch,
-        dev=watch_rows(base, settings, dev, steps=steps, rows=len(rows.taught), processes=processes, watch=watch),
-        processes=processes,
-        write=write_fusion if settings.peft_settings() else None,
-    )
-
-
 def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Watcher) -> _Fusing:
     """Give the base what a fusion has beside its LoRAs, and load another encoder where it is asked for.
 
@@ -313,44 +261,79 @@ def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Wa
     return _Fusing(base=base, data=data, settings=settings, settings_of=found, latents=latents, watch=watch)
 
 
-def _entry(fusing: _Fusing, beside: _Beside) -> dict[str, Any]:
-    """Return what the manifest says of the fusion."""
-    encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
-    missing = sum(is_missing(fusing.data.task, source) for source in beside.train)
-    without = {"rows_without_source": missing} if missing else {}
-    return {"sources": [file.entry() for file in beside.files], **fusing.settings_of, **encoder, **without}
+class FusionObjective(TaskObjective[FusionSettings]):
+    """A task whose LoRA sees each text together with its source in another language."""
+
+    command = "train-fusion"
+    sources: _Sources
+    fusing: _Fusing
+
+    def read(self) -> None:
+        """Read the rows and their sources."""
+        super().read()
+        self.sources = _Sources.read(self.run.settings, self.data, self.run.watch)
+        self.data = replace(self.data, entries=dict(self.sources.entries))
+
+    def check(self) -> None:
+        """Check that the base model and the source encoder can fuse."""
+        settings = self.run.settings
+        _check_head(settings.fusion, self.data.head(settings), model_kind(settings.base))
+        if settings.source_encoder:
+            check_encoder(settings.source_encoder)
+
+    def prepare(self) -> None:
+        """Add the trained modules of the fusion, and encode rows and sources."""
+        run = self.run
+        _check_head(run.settings.fusion, run.base.head, run.base.kind)
+        self.fusing = _fusing(run.base, self.data, run.settings, run.watch)
+        run.base = self.fusing.base
+        make = _LOSSES.get(run.settings.fusion, FusedRows)
+        self.train_rows = make(self.fusing, self.data.train, self.sources.train)
+        run.base.model.train()
+        self.dev_rows = make(self.fusing, self.data.dev, self.sources.dev) if self.data.dev else None
+
+    def entries(self) -> dict[str, Any]:
+        """Return the manifest's entries of the task and of the fusion."""
+        fusing, files = self.fusing, self.sources.files
+        encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
+        missing = sum(is_missing(self.data.task, source) for source in self.sources.train)
+        without = {"rows_without_source": missing} if missing else {}
+        fusion = {"sources": [file.entry() for file in files], **fusing.settings_of, **encoder, **without}
+        return super().entries() | {"fusion": fusion}
+
+    def write(self, factors: dict[str, Tensor], document: Mapping[str, Any], history: bytes) -> None:
+        """Write the adapter as PEFT would: a fusion is not linear, so its scale cannot lie in A."""
+        settings, run = self.run.settings, self.run
+        if not settings.peft_settings():
+            super().write(factors, document, history)
+            return
+        from ..publish.output import write_documents
+
+        out = Path(settings.out)
+        config = config_of(settings, run.base, run.names).to_dict()
+        tensors = {
+            stored_name(name) if is_head(name) else PREFIX + name.replace(".default", "", 1): value
+            for name, value in factors.items()
+        }
+        with whole_folder(out, overwrite=settings.overwrite) as folder:
+            plain = {name: value.detach().float().cpu() for name, value in tensors.items()}
+            write_tensors(folder / _WEIGHTS, plain, {"format": "pt"})
+            known = document["fusion"]  # holds resolved values, such as the number of the middle block
+            entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+            entries |= {"inference_mode": True} | {key: known[key] for key in entries if key in known}
+            write_whole(folder / "adapter_config.json", (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
+            write_documents(folder, document, name=out.name)
+            write_whole(folder / "history.jsonl", history)
 
 
-def write_fusion(
-    out: Path,
-    config: Any,
-    values: Mapping[str, Tensor],
-    document: Mapping[str, Any],
-    history: bytes,
-    *,
-    overwrite: bool,
-) -> None:
-    """Write a fused LoRA as PEFT would, with its scale apart: a fusion is not linear, so the scale cannot lie in A.
+def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainReport:
+    """Train a LoRA that sees each text together with its source.
 
-    Args:
-        out: The folder.
-        config: PEFT's config.
-        values: What was trained, by parameter name.
-        document: The manifest.
-        history: The history file.
-        overwrite: Replace an existing folder.
+    The base's states of sources are computed without the LoRA, in evaluation mode.
+
+    Raises:
+        AdapterMixError: invalid model, data file, setting or output.
+
+    Reference: FLARE, section 3.
     """
-    from ..publish.output import write_documents
-
-    tensors = {
-        stored_name(name) if is_head(name) else PREFIX + name.replace(".default", "", 1): value.detach().float().cpu()
-        for name, value in values.items()
-    }
-    with whole_folder(out, overwrite=overwrite) as folder:
-        write_tensors(folder / _WEIGHTS, tensors, {"format": "pt"})
-        known = document["fusion"]  # which block is the middle one, say
-        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-        plain |= {"inference_mode": True} | {key: known[key] for key in plain if key in known}
-        write_whole(folder / "adapter_config.json", (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode())
-        write_documents(folder, document, name=out.name)
-        write_whole(folder / "history.jsonl", history)
+    return run_training(FusionObjective, settings, watch=watch)

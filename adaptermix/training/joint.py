@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from ..models.positions import within_positions
+from ..models.base import BaseModel
 from ..options import JointSettings
 from ..progress import SILENT, Watcher
-from ..tasks.data import DataFile, Pair, read_pairs
-from ..tasks.data.report import RowsReport
-from ..tasks.splits import DEV, TRAINING, refuse_tested
-from .align import alignment_loss, negatives
-from .dry_run import aligned_layer
-from .early_stopping import DevLosses, DevWatch, RowsLoss
-from .frozen_adapter import attach_on
-from .pairs import describe_pairs, read_dev_pairs, require_pairs
-from .parallel import Processes, in_processes
-from .run import TrainReport, check_before, dry_report, train, vectors_entry
-from .start_from import fit_start, open_start
-from .task import TaskData, TaskLoss
+from .align import AlignObjective
+from .early_stopping import RowsLoss
+from .report import TrainReport
+from .runner import Objective, Run, run_training
+from .task import TaskObjective
 from .trainer import BatchLoss, Loss, Together, count_steps
 
 OBJECTIVES = ("task", "align")
@@ -107,7 +100,7 @@ class JointLoss:
 class WithSum:
     """Dev losses, and where there are those of both objectives their sum, weighted as in training."""
 
-    def __init__(self, losses: DevLosses, align_weight: float) -> None:
+    def __init__(self, losses: Callable[[], dict[str, float]], align_weight: float) -> None:
         self._losses, self._weights = losses, {"dev_align_loss": align_weight}
 
     def __call__(self) -> dict[str, float]:
@@ -129,130 +122,88 @@ def joint_steps(rows: int, settings: JointSettings) -> int:
     return (1 if settings.steps else _turns(settings)) * count_steps(rows, settings)
 
 
+class JointObjective(Objective[JointSettings]):
+    """A task and alignment in turns, each an objective of its own."""
+
+    command = "train-joint"
+
+    def __init__(self, run: Run[JointSettings]) -> None:
+        super().__init__(run)
+        self.task, self.align = TaskObjective(run), AlignObjective(run)
+        self.selects = f"dev_{run.settings.select}_loss"
+        self.turns = _turns(run.settings)
+
+    def read(self) -> None:
+        """Read rows and pairs."""
+        self.task.read()
+        self.align.read()
+        self.report = self.task.report
+        self.measure = "dev_task_loss" if self.task.data.dev else "dev_align_accuracy"
+
+    def check(self) -> None:
+        """Check that the base model can have the task's head."""
+        self.task.check()
+
+    def notes(self) -> list[str]:
+        """Return warnings on rows and pairs."""
+        return self.task.notes() + self.align.notes()
+
+    def load(self) -> BaseModel:
+        """Load the base model, with a head if the task has one."""
+        return self.task.load()
+
+    def prepare(self) -> None:
+        """Encode the rows; the pairs are encoded with their losses."""
+        self.task.prepare()
+        self.align.prepare()
+
+    def rows(self) -> int:
+        """Return the number of the task's rows to learn from."""
+        return self.task.rows()
+
+    def steps(self) -> int:
+        """Return the number of optimizer steps, of both objectives together."""
+        return joint_steps(self.rows(), self.run.settings)
+
+    def dev(self) -> dict[str, RowsLoss]:
+        """Return the losses of dev rows and dev pairs."""
+        sides = {"dev_task_loss": self.task.dev(), "dev_align_loss": self.align.dev()}
+        return {name: loss for name, losses in sides.items() for loss in losses.values()}
+
+    def dev_values(self) -> Callable[[], dict[str, float]] | None:
+        """Return the function that measures rows and pairs, and the weighted sum of their losses."""
+        values = super().dev_values()
+        return WithSum(values, self.run.settings.align_weight) if values else None
+
+    def entries(self) -> dict[str, Any]:
+        """Return the manifest's entries of both objectives; counts of pairs are among those of the alignment."""
+        task, align = self.task.entries(), self.align.entries()
+        both = {name: [*(task[name] or []), *(align[name] or [])] or None for name in ("data", "dev", "tested")}
+        objective = align["objective"] | {"rows": align["rows"]}
+        languages = task["languages"] | align["languages"]
+        return {**task, **both, "languages": languages, "objective": objective, "vectors": align["vectors"]}
+
+    def loss(self, together: Together | None = None) -> JointLoss:  # noqa: ARG002  (it decides itself)
+        """Return the loss of the objective whose turn it is."""
+        parts: dict[str, Loss] = {
+            "align": self.align.loss(own_batches(self.run.settings, "align")),
+            "task": self.task.loss(own_batches(self.run.settings, "task")),
+        }
+        return JointLoss(parts, self.run.settings)
+
+    def dry_run(self) -> TrainReport:
+        """Return the report of a dry run, with the counts of the pairs."""
+        return replace(super().dry_run(), pairs=self.align.report)
+
+
 def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainReport:
     """Train one LoRA on a task and on parallel pairs, the objectives taking turns.
 
     The alignment loss acts at block L, where its batches stop; the task's run through the whole model. Dev losses are
-    measured of the objectives that have dev data. That of the task alone decides about early stopping, unless `select`
+    measured for the objectives that have dev data. The task's loss alone decides about early stopping, unless `select`
     says otherwise.
 
     Raises:
-        AdapterMixError: the model, a data file, a setting or the output does not do.
+        AdapterMixError: invalid model, data file, setting or output.
     """
-    return in_processes(_train_joint, settings, watch)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pairs:
-    """Pairs to train on and to look at, their files, and what the manifest says of test data among them."""
-
-    train: Sequence[Pair]
-    dev: Sequence[Pair]
-    files: Sequence[DataFile]
-    dev_files: Sequence[DataFile]
-    tested: Sequence[Mapping[str, Any]]
-    report: RowsReport
-
-    @classmethod
-    def read(cls, settings: JointSettings, watch: Watcher) -> _Pairs:
-        pairs, files = read_pairs(settings.pairs, rows=settings.pair_rows)
-        require_pairs(pairs)
-        dev, dev_files = read_dev_pairs(settings)
-        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
-        report = describe_pairs(pairs, files, dev)
-        return cls(train=pairs, dev=dev, files=files, dev_files=dev_files, tested=tested, report=report)
-
-
-def _entries(
-    of_task: Mapping[str, Any], pairs: _Pairs, settings: JointSettings, blocks: tuple[int, int]
-) -> dict[str, Any]:
-    """Return the manifest's entries; `blocks` are the numbers of blocks below the alignment loss and of the model."""
-    objective = {"name": settings.objective, "layer": blocks[0], "layers": blocks[1], "pairs": len(pairs.train)}
-    return {
-        **of_task,
-        "languages": of_task["languages"] | {"aligned": _languages(pairs.train)},
-        "data": [*of_task["data"], *(file.entry() for file in pairs.files)],
-        "dev": [*(of_task["dev"] or []), *(file.entry() for file in pairs.dev_files)] or None,
-        "tested": [*(of_task["tested"] or []), *pairs.tested] or None,
-        "objective": objective | {"rows": pairs.report.document()},
-        "vectors": vectors_entry(settings),
-    }
-
-
-def _train_joint(settings: JointSettings, watch: Watcher, processes: Processes) -> TrainReport:
-    check_before(settings)
-    settings, start = open_start(settings)
-    data = TaskData.read(settings, start, watch)
-    read = _Pairs.read(settings, watch)
-    pairs, dev_pairs = read.train, read.dev
-    steps = joint_steps(len(data.train), settings)
-    if settings.dry_run:
-        data.head(settings)
-        return dry_report(settings, steps, rows=data.report, pairs=read.report, start=start)
-    for note in [*data.warnings(), *read.report.warnings("pairs")]:
-        watch.note(note)
-    if processes.count > 1 and settings.objective != "distil":
-        watch.note(negatives(settings, processes))
-    base = data.load(settings, processes)
-    settings = within_positions(base, settings, watch)
-    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
-    on = attach_on(base.model, settings, headed=base.head is not None)
-    rows = data.objective(base, data.train, settings.max_length, watch)
-    steps = joint_steps(len(rows.taught), settings)
-    total = base.layers
-    layer = aligned_layer(base.model, settings, whole=True)
-    base.model.train()
-
-    def losses() -> JointLoss:
-        align = alignment_loss(
-            base,
-            pairs,
-            settings,
-            layer=layer,
-            processes=processes,
-            watch=watch,
-            together=own_batches(settings, "align"),
-        )
-        task = TaskLoss(rows, settings, processes, together=own_batches(settings, "task"))
-        return JointLoss({"task": task, "align": align}, settings)
-
-    sides: dict[str, RowsLoss] = {}
-    if data.dev:
-        sides["dev_task_loss"] = data.objective(base, data.dev, settings.max_length, watch)
-    if dev_pairs:
-        judge = alignment_loss(base, dev_pairs, settings, layer=layer, processes=processes, like=pairs)
-        sides["dev_align_loss"] = judge.of_rows
-    return train(
-        base,
-        settings,
-        losses,
-        steps=steps,
-        kind="train-joint",
-        entries=_entries(data.manifest(base, rows), read, settings, (layer, total)),
-        layers=None,
-        watch=watch,
-        on=on,
-        start=start,
-        dev=_watched(DevLosses(base, sides, settings, processes), data, settings, len(rows.taught), watch)
-        if sides
-        else None,
-        processes=processes,
-    )
-
-
-def _watched(losses: DevLosses, data: TaskData, settings: JointSettings, rows: int, watch: Watcher) -> DevWatch:
-    """Return what looks at the dev losses after each pass over the task's `rows` rows."""
-    return DevWatch(
-        WithSum(losses, settings.align_weight),
-        settings,
-        steps=joint_steps(rows, settings),
-        rows=rows,
-        key=f"dev_{settings.select}_loss",
-        turns=_turns(settings),
-        measure="dev_task_loss" if data.dev else "dev_align_accuracy",
-        watch=watch,
-    )
-
-
-def _languages(pairs: Sequence[Pair]) -> list[str]:
-    return sorted({language for pair in pairs for language in pair.languages})
+    return run_training(JointObjective, settings, watch=watch)

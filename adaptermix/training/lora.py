@@ -18,7 +18,8 @@ from ..errors import PlanError
 from ..fusion.sources import FUSING
 from ..models.base import BaseModel, blocks, linear_names
 from ..options import FusionSettings, TrainingSettings
-from ..options.checks import MOVING, beyond_the_layer, block_range
+from ..options.fields import block_range
+from ..options.training import MOVING, beyond_the_layer
 from .dropout import quicken
 
 _NAME = "default"

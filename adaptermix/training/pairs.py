@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..tasks.data import Pair, read_pairs
 from ..tasks.data.files import DataFile
 from ..tasks.data.report import RowsReport, describe
 from ..tasks.heads.base import told_cut
+from ..tasks.splits import DEV, TRAINING, refuse_tested
 from .trainer import BatchLoss
 
 
@@ -56,17 +57,52 @@ def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
         )
 
 
-def read_dev_pairs(settings: AlignSettings | JointSettings) -> tuple[list[Pair], list[DataFile]]:
-    """Read the pairs whose loss is looked at, none if none are given.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairData:
+    """Pairs of a run, read and checked.
 
-    Raises:
-        DataError: a file is invalid, or has fewer than two different pairs.
+    Args:
+        pairs: Pairs to train on.
+        dev: Dev pairs.
+        files: Files of the pairs.
+        dev_files: Files of the dev pairs.
+        tested: The manifest's entries on files that were evaluated as test data.
+        report: Counts of the pairs.
     """
-    if not settings.dev_pairs:
-        return [], []
-    pairs, files = read_pairs(settings.dev_pairs)
-    require_pairs(pairs, "dev pairs")
-    return pairs, files
+
+    pairs: Sequence[Pair]
+    dev: Sequence[Pair]
+    files: Sequence[DataFile]
+    dev_files: Sequence[DataFile]
+    tested: Sequence[Mapping[str, Any]]
+    report: RowsReport
+
+    @classmethod
+    def read(cls, settings: AlignSettings | JointSettings, watch: Watcher) -> PairData:
+        """Read the pairs.
+
+        Raises:
+            DataError: a file is invalid or was evaluated as test data, or there are fewer than two different pairs.
+        """
+        rows = settings.pair_rows if isinstance(settings, JointSettings) else settings.rows
+        pairs, files = read_pairs(settings.pairs, rows=rows)
+        require_pairs(pairs)
+        dev, dev_files = read_pairs(settings.dev_pairs) if settings.dev_pairs else ([], [])
+        if settings.dev_pairs:
+            require_pairs(dev, "dev pairs")
+        tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
+        report = describe_pairs(pairs, files, dev)
+        return cls(pairs=pairs, dev=dev, files=files, dev_files=dev_files, tested=tested, report=report)
+
+    def entries(self) -> dict[str, Any]:
+        """Return the manifest's entries on languages, files and rows."""
+        return {
+            "languages": {"aligned": sorted({language for pair in self.pairs for language in pair.languages})},
+            "data": [file.entry() for file in self.files],
+            "dev": [file.entry() for file in self.dev_files] or None,
+            "tested": self.tested or None,
+            "rows": self.report.document(),
+        }
 
 
 def pair_groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:

@@ -19,7 +19,6 @@ from ..merging.merge_adapters import check_trained_on
 from ..merging.overrides import layer_of
 from ..models.head_forms import form_of
 from ..options import TrainingSettings
-from ..options.checks import sound_training
 from .lora import factor_name, is_head, stored_name
 
 Own = TypeVar("Own", bound=TrainingSettings)
@@ -55,7 +54,7 @@ def open_start(settings: Own) -> tuple[Own, AdapterSource | None]:
         del taken["targets"]
     settings = settings.model_copy(update=taken)
     try:
-        sound_training(settings)
+        settings.check_together()
     except ValueError as error:
         raise PlanError(f"{error} (the adapter '{source.name}' is one with --dora).") from error
     return settings, source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from ..adapters import AdapterSource
 from ..errors import DataError, PlanError
 from ..models.base import BaseModel, model_kind, require_causal
 from ..models.head_forms import Head
-from ..models.positions import within_positions
 from ..options import JointSettings, TaskSettings
 from ..progress import SILENT, Watcher
 from ..tasks import Task, Template, get_task, get_template
@@ -22,16 +21,15 @@ from ..tasks.heads import HEADS, HeadKind, HeadRows, suiting
 from ..tasks.heads.base import IGNORED, tokens_of
 from ..tasks.heads.from_adapters import head_of, template_of
 from ..tasks.splits import DEV, TRAINING, refuse_tested
-from .early_stopping import RowsLoss, watch_rows
+from .early_stopping import RowsLoss
 from .encoding import Example, Examples, encode_rows
-from .frozen_adapter import attach_on
-from .objectives import answer_loss, plain_head
-from .parallel import ALONE, Processes, in_processes
-from .run import TrainReport, check_before, dry_report, train
+from .losses import answer_loss, plain_head
+from .parallel import ALONE, Processes
+from .report import TrainReport
+from .runner import Objective, run_training
 from .sampler import LengthSampler, Sampler
 from .sharding import load_for
-from .start_from import fit_start, open_start
-from .trainer import BatchLoss, Together, count_steps, in_a_row
+from .trainer import BatchLoss, Together, in_a_row
 
 
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
@@ -335,44 +333,63 @@ def text_of(task: Task, row: Any) -> str:
     return "\n".join(str(value) for value in task.fields(row).values())
 
 
+T = TypeVar("T", bound=TaskSettings | JointSettings)
+
+
+class TaskObjective(Objective[T]):
+    """A task: its answers are generated, or given by a head."""
+
+    command = "train-task"
+    data: TaskData
+    train_rows: RowsLoss
+    dev_rows: RowsLoss | None = None
+
+    def read(self) -> None:
+        """Read the rows."""
+        self.data = TaskData.read(self.run.settings, self.run.start, self.run.watch)
+        self.report = self.data.report
+
+    def check(self) -> None:
+        """Check that the base model can have the head."""
+        self.data.head(self.run.settings)
+
+    def notes(self) -> list[str]:
+        """Return warnings on the rows."""
+        return self.data.warnings()
+
+    def load(self) -> BaseModel:
+        """Load the base model, with a head if the task has one."""
+        return self.data.load(self.run.settings, self.run.processes)
+
+    def prepare(self) -> None:
+        """Encode the rows."""
+        base, data, settings = self.run.base, self.data, self.run.settings
+        self.train_rows = data.objective(base, data.train, settings.max_length, self.run.watch)
+        if data.dev:
+            self.dev_rows = data.objective(base, data.dev, settings.max_length, self.run.watch)
+        base.model.train()
+
+    def rows(self) -> int:
+        """Return the number of rows to learn from, which encoding may reduce."""
+        return len(self.train_rows.taught) if hasattr(self, "train_rows") else len(self.data.train)
+
+    def dev(self) -> dict[str, RowsLoss]:
+        """Return the loss of the dev rows."""
+        return {"dev_loss": self.dev_rows} if self.dev_rows else {}
+
+    def entries(self) -> dict[str, Any]:
+        """Return the manifest's entries on the task, its rows and its languages."""
+        return self.data.manifest(self.run.base, self.train_rows)
+
+    def loss(self, together: Together | None = None) -> TaskLoss:
+        """Return the loss of batches of rows."""
+        return TaskLoss(self.train_rows, self.run.settings, self.run.processes, together=together)
+
+
 def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainReport:
     """Train a task LoRA by next-token prediction of the answers, or with a head.
 
     Raises:
-        AdapterMixError: the model, a data file, a setting or the output does not do.
+        AdapterMixError: invalid model, data file, setting or output.
     """
-    return in_processes(_train_task, settings, watch)
-
-
-def _train_task(settings: TaskSettings, watch: Watcher, processes: Processes) -> TrainReport:
-    check_before(settings)
-    settings, start = open_start(settings)
-    data = TaskData.read(settings, start, watch)
-    steps = count_steps(len(data.train), settings)
-    if settings.dry_run:
-        data.head(settings)
-        return dry_report(settings, steps, rows=data.report, start=start)
-    for note in data.warnings():
-        watch.note(note)
-    base = data.load(settings, processes)
-    settings = within_positions(base, settings, watch)
-    start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
-    on = attach_on(base.model, settings, headed=base.head is not None)
-    rows = data.objective(base, data.train, settings.max_length, watch)
-    dev = data.objective(base, data.dev, settings.max_length, watch) if data.dev else None
-    steps = count_steps(len(rows.taught), settings)
-    base.model.train()
-    return train(
-        base,
-        settings,
-        lambda: TaskLoss(rows, settings, processes),
-        steps=steps,
-        kind="train-task",
-        entries=data.manifest(base, rows),
-        layers=None,
-        watch=watch,
-        on=on,
-        start=start,
-        dev=watch_rows(base, settings, dev, steps=steps, rows=len(rows.taught), processes=processes, watch=watch),
-        processes=processes,
-    )
+    return run_training(TaskObjective[TaskSettings], settings, watch=watch)

@@ -4,7 +4,7 @@ The median rule: training ends at a look if its best so far is behind the median
 at the same step, but not at its first look, nor while fewer than four have come so far. A training that was stopped
 counts up to where it was. Compared are trainings whose looks measure the same thing in the same way: the share of dev
 pairs that find each other among those of a batch, which no temperature changes, or the loss of the dev rows of a task;
-of one layer, batch size, length of training, and so on (`SAME`). Others leave each other alone.
+of one layer, batch size, length of training, and so on (`Role.DEV_CURVE`). Others leave each other alone.
 
 Reference: Golovin et al., Google Vizier, KDD 2017, section 3.2.
 """
@@ -21,15 +21,13 @@ from typing import Any
 
 from ..commands.recipes import Step
 from ..errors import ConfigError
+from ..options.roles import Role, marked
 from ..progress import Advance, Look, Watcher
 from .plan import Planned
 from .report import Pruned
 
 EARLIER, WARM_UP = 4, 1
 """Trainings that must have come as far, and looks that stop nothing."""
-SAME = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
-SAME |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows"}
-SAME |= {"batch_size", "accumulate", "steps", "epochs", "alternate", "discard"}
 """Settings that decide what a look measures, and what had been done by its step."""
 
 Report = Callable[[int, float], None]
@@ -149,7 +147,9 @@ def check_looks(recipe: Path, planned: Iterable[Planned]) -> str | None:
     found: dict[str, set[str]] = {}
     for _, folder, steps in planned:
         for step in filter(looks_at_dev, steps):
-            for name, value in step.settings.model_dump(mode="json", include=SAME).items():
+            for name, value in step.settings.model_dump(
+                mode="json", include=marked(step.settings, Role.DEV_CURVE)
+            ).items():
                 text = json.dumps(value).replace(json.dumps(str(folder))[1:-1], "")
                 found.setdefault(f"{step.command}.{name}", set()).add(text)
     if not found:

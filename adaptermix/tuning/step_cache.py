@@ -16,13 +16,13 @@ from ..commands.step_record import fingerprint_of_id
 from ..errors import OutputError
 from ..io.disk import sync, sync_tree
 from ..io.files import beside, has_edited_card, listed_files, partial_path, real_path, write_whole
-from ..options import READ, Settings
+from ..options import Settings
 from ..options.paths import digest, paths_of, written_paths
+from ..options.roles import Reads, Role, Writes, marked, marks_of, values_of
 from ..progress import SILENT, Watcher
-from .pruning import SAME, Curve, Listener, Report, Stopped, unheard
+from .pruning import Curve, Listener, Report, Stopped, unheard
 from .report import Pruned, shown
 
-_WHERE = {"out", "overwrite", "resume", "dry_run"}
 _DONE = "steps.json"
 _ASKED = ("vary", "recipe", "sampler", "seed", "prune")
 
@@ -234,7 +234,7 @@ def identities(steps: Sequence[Step], folder: Path) -> list[tuple[str, str]]:
     made: dict[str, str] = {}
     found = []
     for step in steps:
-        found.append((_key(step, folder, made), _key(step, folder, made, only=SAME)))
+        found.append((_key(step, folder, made), _key(step, folder, made, only=marked(step.settings, Role.DEV_CURVE))))
         if target := getattr(step.settings, "out", None):
             made[target] = found[-1][0]
     return found
@@ -269,26 +269,27 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _key(step: Step, folder: Path, made: Mapping[str, str], only: set[str] | None = None) -> str:
     """Return what decides a step's result: its settings, the files it reads, the keys of the steps it builds on."""
-    settings = step.settings.model_dump(mode="json", include=only, exclude=_WHERE)
+    files = marks_of(step.settings, Writes)
+    without_effect = {*marked(step.settings, Role.HANDLING), *(name for name in files if files[name].form is None)}
+    settings = step.settings.model_dump(mode="json", include=only, exclude=without_effect)
     text = json.dumps(settings, sort_keys=True)
     for path in sorted(made, key=len, reverse=True):
         text = text.replace(json.dumps(path)[1:-1], made[path])
     # files beside an adapter are not copied from another candidate, so such a step is the candidate's own
-    if not any(settings.get(name) for name in ("predictions", "plot", "csv", "markdown")):
+    if not any(settings.get(name) for name in files):
         text = text.replace(json.dumps(str(folder))[1:-1], "${out}")
-    files = _files(step.settings, folder, only)
-    return hashlib.sha256(f"{step.command} {text} {files}".encode()).hexdigest()
+    inputs = _files(step.settings, folder, only)
+    return hashlib.sha256(f"{step.command} {text} {inputs}".encode()).hexdigest()
 
 
 def _files(settings: Settings, folder: Path, only: set[str] | None) -> list[tuple[str, str | None]]:
     """Return name and content hash of the files and folders outside the candidate's folder that a step reads."""
     found: list[tuple[str, str | None]] = []
-    for name in sorted(READ & set(type(settings).model_fields) & (only or READ)):
-        value: Any = getattr(settings, name)
-        for argument in value if isinstance(value, list) else [value]:
-            paths = paths_of(str(argument)) if argument is not None else []
-            outside = [path for path in paths if not real_path(path).is_relative_to(real_path(folder))]
-            found += [(str(path), digest(path)) for path in outside]
-            if not paths and (weights := fingerprint_of_id(str(argument))):
-                found.append((str(argument), weights))
+    names = [name for name in marks_of(settings, Reads) if only is None or name in only]
+    for argument in values_of(settings, names):
+        paths = paths_of(argument)
+        outside = [path for path in paths if not real_path(path).is_relative_to(real_path(folder))]
+        found += [(str(path), digest(path)) for path in outside]
+        if not paths and (weights := fingerprint_of_id(argument)):
+            found.append((argument, weights))
     return found

@@ -28,10 +28,10 @@ from ..merging.on_model import acting
 from ..merging.output_form import Shape
 from ..merging.plan import MergePlan
 from ..merging.report import MergeReport
-from ..merging.request import OF_LEARNING
 from ..models.base import BaseModel, blocks, first_blocks, load_base, note_other_base, require_causal
 from ..models.positions import readable
 from ..options import MergeSettings
+from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from ..provenance.manifest import inherit
 from ..tasks import Task, get_task
@@ -112,7 +112,7 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
         check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
     data = _Data.read(settings)
-    given = settings.model_dump(exclude={"adapters", "statistics", *OF_LEARNING})
+    given = settings.model_dump(exclude={"adapters", "statistics", *marked(settings, Role.LEARNING)})
     given |= {"base": settings.base if settings.form == "dense" else None}
     names = ("weights", "method", "options", "places", "fill", "allow_pickle", "allow_base_mismatch", "seed", "saved")
     planned = {name: given[name] for name in names}

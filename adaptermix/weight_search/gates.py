@@ -20,7 +20,7 @@ from ..merging.on_model import acting
 from ..merging.overrides import layer_of
 from ..merging.plan import check
 from ..merging.report import MergeReport
-from ..merging.request import OF_LEARNING, merge_as_asked
+from ..merging.request import merge_as_asked
 from ..merging.weights import resolve_weights
 from ..methods import Fuse, RegMeanPlus
 from ..methods.base import MergeMethod, build
@@ -28,6 +28,7 @@ from ..models.base import BaseModel, load_base, model_kind, model_origins, note_
 from ..models.head_forms import Head
 from ..options import MergeSettings
 from ..options.paths import holds_output
+from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from ..provenance.manifest import inherit
 from ..tasks import Task, get_task
@@ -258,7 +259,7 @@ def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     """
     method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
     if not method.is_learned:
-        given = [name for name in sorted(OF_LEARNING) if getattr(settings, name) != _default(name)]
+        given = settings.changed(sorted(marked(settings, Role.LEARNING)))
         if given:
             raise UsageError(
                 f"--{given[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
@@ -270,16 +271,12 @@ def merge_learned(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     return _merge_with_gates(settings, method, watch)
 
 
-def _default(name: str) -> Any:
-    return MergeSettings.model_fields[name].default
-
-
 def _merge_with_gates(settings: MergeSettings, method: MergeMethod, watch: Watcher) -> MergeReport:
     if not settings.dry_run:
         check_output(Path(settings.out), overwrite=settings.overwrite)
     check_not_input(Path(settings.out), [*settings.adapters, str(settings.base)])
     asked = _Asked.read(settings, method, watch)
-    given = settings.model_dump(exclude={"adapters", "weights", "places", *OF_LEARNING})
+    given = settings.model_dump(exclude={"adapters", "weights", "places", *marked(settings, Role.LEARNING)})
     # the base is for learning; a weighted sum of plain LoRAs needs none
     given |= {"base": settings.base if settings.form == "dense" else None}
     for note in asked.notes():

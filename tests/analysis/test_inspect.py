@@ -258,7 +258,7 @@ def test_trainings_begin_apart_and_a_shared_beginning_is_told(causal: Path, tmp_
         numbers = pair.group(pair.modules)
         assert numbers is not None
         assert numbers["overlap_right"] < 3 * numbers["overlap_by_chance"]
-    monkeypatch.setattr("adaptermix.training.run.first_draw", lambda seed, _kind: seed)
+    monkeypatch.setattr("adaptermix.training.runner.first_draw", lambda seed, _kind: seed)
     shared = trained("shared")
     for pair in inspect(shared).pairs:
         assert any("A factors that are alike row by row" in note for note in pair.notes)

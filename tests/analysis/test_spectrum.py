@@ -280,7 +280,7 @@ class TestRefusals:
     def test_models_that_are_not_there_or_damaged(self, tmp_path: Path) -> None:
         model = write_model(tmp_path / "a", decoder())
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ModelError, match="holds neither"):
+        with pytest.raises(ModelError, match="has neither"):
             spectrum(model, tmp_path / "empty")
         (tmp_path / "cut").mkdir()
         (tmp_path / "cut/model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])

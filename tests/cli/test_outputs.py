@@ -235,8 +235,8 @@ def test_of_two_merges_into_one_output_the_second_is_refused(folder: Path, more:
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        (".", "an output is a folder of its own|must not hold an input"),
-        ("..", "must not hold an input|an output is a folder of its own"),
+        (".", "an output must be a separate folder|must not hold an input"),
+        ("..", "must not hold an input|an output must be a separate folder"),
         ("task", "must not be one of the inputs"),
         ("task/", "must not be one of the inputs"),
         ("out/../task", "must not be one of the inputs"),
@@ -245,7 +245,7 @@ def test_of_two_merges_into_one_output_the_second_is_refused(folder: Path, more:
         ("holder", "must not hold an input"),
         ("holder-link/../holder", "must not hold an input"),
         ("file", "is a file"),
-        ("notes", "also holds 'thesis.tex'"),
+        ("notes", "also contains 'thesis.tex'"),
         ("plain", "only an adapter folder can be overwritten"),
         ("task/adapter_config.json/x", "is not a writable folder|cannot be made"),
     ],

@@ -17,7 +17,7 @@ from adaptermix.models.base import load_base
 from adaptermix.models.generate import generate, generate_ids
 from adaptermix.options import GenerationSettings
 from adaptermix.tasks import get_task
-from adaptermix.tasks.data.slots import SlotRow
+from adaptermix.tasks.slots import SlotRow
 from tests.tiny import tiny_causal
 
 PROMPTS = ["a", "what a long prompt this is", "mid length", "b c", "what a long prompt this iz"]

@@ -118,7 +118,8 @@ def test_rows_that_cannot_be_scored_leave_their_clusters_too():
 
 def test_questions_on_one_text_are_a_cluster_of_their_language():
     from adaptermix.tasks import clusters_of, get_task
-    from adaptermix.tasks.data import NliRow, QaRow
+    from adaptermix.tasks.nli import NliRow
+    from adaptermix.tasks.qa import QaRow
 
     qa = get_task("qa")
     rows = [
@@ -138,7 +139,7 @@ def test_questions_on_one_text_are_a_cluster_of_their_language():
 def test_evaluation_resamples_questions_with_their_text():
     from adaptermix.evaluation.run import score_answers
     from adaptermix.tasks import get_task
-    from adaptermix.tasks.data import QaRow
+    from adaptermix.tasks.qa import QaRow
 
     rows = [
         QaRow(question=f"{number}?", context=f"text {number // 5}", answers=("a",), language="en")

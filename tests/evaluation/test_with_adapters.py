@@ -27,12 +27,13 @@ from adaptermix.evaluation.retrieval import embed
 from adaptermix.merging.on_model import acting
 from adaptermix.models.base import load_base
 from adaptermix.tasks import get_task, get_template
-from adaptermix.tasks.data import read_slots
 from tests.evaluation.test_retrieval import brute_force
 from tests.factories import load_with_peft, peft_lora
 
 from ..scoring import count, micro_f1
 from ..training.data import Notes, write_pairs, write_slots
+
+read_slots = get_task("slots").read
 
 TEXTS = {"en": ["wake me", "play some rather long song", "x"], "de": ["weck mich auf", "ja"]}
 

@@ -17,7 +17,9 @@ from adaptermix.fusion.mixup import Mixer, Mixup
 from adaptermix.models.base import load_base
 from adaptermix.models.head_forms import HEAD_FORMS, Head
 from adaptermix.tasks import get_task
-from adaptermix.tasks.data import ClassifyRow, NliRow, QaRow
+from adaptermix.tasks.classify import ClassifyRow
+from adaptermix.tasks.nli import NliRow
+from adaptermix.tasks.qa import QaRow
 
 PAD = "_"
 
@@ -188,14 +190,14 @@ def test_x_mixup_mixes_what_comes_out_of_its_block(layer: int, encoder: Path) ->
 
 def test_sources_in_the_text_come_first() -> None:
     row, source = (ClassifyRow(text=text, label="x", language="jv") for text in ("target", "source"))
-    assert get_task("classify").joined(row, source) == ClassifyRow(text="source target", label="x", language="jv")  # type: ignore[attr-defined]
+    assert get_task("classify").with_source(row, source) == ClassifyRow(text="source target", label="x", language="jv")  # type: ignore[attr-defined]
     pair, other = (NliRow(premise=f"{n}p", hypothesis=f"{n}h", label="neutral", language="jv") for n in "ts")
-    both = get_task("nli").joined(pair, other)  # type: ignore[attr-defined]
+    both = get_task("nli").with_source(pair, other)  # type: ignore[attr-defined]
     assert (both.premise, both.hypothesis) == ("sp tp", "sh th")
     asked, other_asked = (
         QaRow(question=f"{n}?", context=f"{n} abc", answers=("abc",), language="jv", places=((2, 5),)) for n in "ts"
     )
-    both = get_task("qa").joined(asked, other_asked)  # type: ignore[attr-defined]
+    both = get_task("qa").with_source(asked, other_asked)  # type: ignore[attr-defined]
     assert (both.question, both.context, both.places) == ("s? t?", "s abc\nt abc", ((8, 11),))
 
 

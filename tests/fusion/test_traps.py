@@ -161,8 +161,8 @@ def test_rows_do_not_slip_past_their_sources(tmp_path: Path) -> None:
 
 
 def test_what_a_row_is_about_is_its_text_alone(causal: Path) -> None:
-    from adaptermix.tasks.data.sft import SftRow
-    from adaptermix.tasks.data.translate import TranslateRow
+    from adaptermix.tasks.sft import SftRow
+    from adaptermix.tasks.translate import TranslateRow
 
     row = TranslateRow(source="-", target="hallo", source_language="en", target_language="de")
     assert is_missing(get_task("translate"), row)

@@ -355,7 +355,7 @@ class TestOverwriting:
         write_lora(tmp_path / "out", {Q0: (2, 2, 1)})
         (tmp_path / "out" / "notes.txt").write_text("mine")
         before = contents(tmp_path)
-        with pytest.raises(OutputError, match=r"also holds 'notes.txt'. Move them away"):
+        with pytest.raises(OutputError, match=r"also contains 'notes.txt'. Move them elsewhere"):
             merge(paths, weights=[0.9], out=tmp_path / "out", overwrite=True)
         assert contents(tmp_path) == before
 

@@ -287,7 +287,7 @@ def test_a_folder_is_not_replaced_while_it_is_sent(merged: Path, hub: Hub, monke
 
     monkeypatch.setattr(module, "prepare", slow)
     push(settings(merged))
-    assert "one process at a time may work on" in said[0]
+    assert "another process is working on" in said[0]
     assert hub.repositories["me/slots-merged"].files["adapter_model.safetensors"] == weights
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template
-from adaptermix.tasks.data import ClassifyRow
+from adaptermix.tasks.classify import ClassifyRow
 from adaptermix.tasks.labels import label_metrics, label_reader, macro_f1
 
 from ..scoring import count

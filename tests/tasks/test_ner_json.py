@@ -11,8 +11,7 @@ from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 
 from adaptermix.tasks import get_task, get_template
-from adaptermix.tasks.data import NerRow
-from adaptermix.tasks.ner_json import count_entities, format_entities, parse_entities
+from adaptermix.tasks.ner_json import NerRow, count_entities, format_entities, parse_entities
 
 from ..scoring import count, micro_f1
 

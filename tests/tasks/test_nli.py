@@ -9,8 +9,7 @@ from sklearn.metrics import f1_score
 
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template
-from adaptermix.tasks.data import NliRow
-from adaptermix.tasks.data.nli import LABELS
+from adaptermix.tasks.nli import LABELS, NliRow
 
 from ..scoring import count
 

@@ -14,8 +14,7 @@ from transformers import AutoTokenizer
 
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template
-from adaptermix.tasks.data import QaRow
-from adaptermix.tasks.qa import answer_tokens
+from adaptermix.tasks.qa import QaRow, answer_tokens
 
 from ..scoring import count
 

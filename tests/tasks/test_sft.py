@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from adaptermix.errors import ModelError
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import LabelTask, get_task, get_template
-from adaptermix.tasks.data import SftRow
+from adaptermix.tasks.sft import SftRow
 from tests.tiny import CHAT
 
 from ..scoring import count

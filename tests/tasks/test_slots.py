@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 
 from adaptermix.tasks import get_task
-from adaptermix.tasks.data import SlotRow
-from adaptermix.tasks.slots import count_pairs, format_slots, parse_slots, spans, tag_tokens
+from adaptermix.tasks.slots import SlotRow, count_pairs, format_slots, iob2_of, merged_spans, parse_slots
 
 from ..scoring import count, micro_f1
+
+
+def tag_tokens(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language: str) -> list[str]:
+    return [tag if tag == "O" else tag[2:] for tag in iob2_of(tokens, slots, language)]
+
+
+def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    return set(merged_spans([tag if tag == "O" else f"B-{tag}" for tag in tags]))
+
 
 words = st.text(alphabet="abcdefg ", min_size=1).map(str.strip).filter(bool)
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 
 from adaptermix.tasks import get_task
-from adaptermix.tasks.data import SlotRow
-from adaptermix.tasks.slots import count_pairs, count_spans, format_slots, parse_slots, spans, tag_tokens
+from adaptermix.tasks.slots import SlotRow, count_pairs, format_slots, iob2_of, merged_spans, parse_slots
 
 from ..scoring import count, micro_f1
+
+
+def tag_tokens(tokens: Sequence[str], slots: Sequence[tuple[str, str]], language: str) -> list[str]:
+    return [tag if tag == "O" else tag[2:] for tag in iob2_of(tokens, slots, language)]
+
+
+def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    return set(merged_spans([tag if tag == "O" else f"B-{tag}" for tag in tags]))
 
 
 def _plain(text: str) -> bool:
@@ -106,12 +115,13 @@ def test_phrases_that_do_not_occur_cost_a_pair_but_no_span() -> None:
 
 def test_labels_that_the_gold_never_uses_count_as_spurious() -> None:
     row = SlotRow(text="a b", slots=(("x", "a"),), language="en", tokens=("a", "b"), tags=("x", "O"))
-    assert count_spans(row, [("never-seen", "b")]) == (0, 1, 1)
+    assert count(get_task("slots"), row, format_slots([("never-seen", "b")]))["span_f1"] == (0, 1, 1)
 
 
 def test_equal_neighbours_merge_on_both_sides() -> None:
     row = SlotRow(text="a b", slots=(("x", "a"), ("x", "b")), language="en", tokens=("a", "b"), tags=("x", "x"))
-    assert count_spans(row, [("x", "a"), ("x", "b")]) == count_spans(row, [("x", "a b")]) == (1, 0, 0)
+    for slots in ([("x", "a"), ("x", "b")], [("x", "a b")]):
+        assert count(get_task("slots"), row, format_slots(slots))["span_f1"] == (1, 0, 0)
     assert count_pairs(row.slots, [("x", "a b")]) == (0, 1, 2)
 
 

@@ -18,7 +18,7 @@ from adaptermix.training import align, fusion
 from adaptermix.training.early_stopping import DevLosses
 from adaptermix.training.joint import JointLoss, own_batches
 from adaptermix.training.lora import factors, inject
-from adaptermix.training.objectives import contrastive_loss, keeper_loss
+from adaptermix.training.losses import contrastive_loss, keeper_loss
 from adaptermix.training.parallel import Processes
 from adaptermix.training.task import TaskData, TaskLoss
 

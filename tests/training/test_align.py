@@ -20,7 +20,7 @@ from adaptermix.models.pooling import masked_mean
 from adaptermix.tasks.data import Pair, read_pairs
 from adaptermix.training.align import AlignLoss
 from adaptermix.training.lora import inject
-from adaptermix.training.objectives import contrastive_loss
+from adaptermix.training.losses import contrastive_loss
 from adaptermix.training.parallel import Processes
 from adaptermix.training.sampler import Sampler
 

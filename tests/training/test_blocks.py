@@ -80,7 +80,7 @@ def test_unlike_blocks_are_merged_exactly_and_peft_loads_inputs_and_result(
 
 @pytest.mark.parametrize("blocks", ["1", "0-2", "3-3"])
 def test_peft_alone_acts_as_the_model_in_training_did(blocks: str, any_causal: Path, tmp_path: Path) -> None:
-    import adaptermix.training.run as module
+    import adaptermix.training.runner as module
 
     seen: dict[str, torch.Tensor] = {}
     original = module.state_of

@@ -19,7 +19,7 @@ from adaptermix.training.displacement import Reader, Rows
 from adaptermix.training.early_stopping import DevWatch
 from adaptermix.training.joint import JointLoss, WithSum, turn
 from adaptermix.training.lora import inject
-from adaptermix.training.objectives import contrastive_loss, distil_loss, keeper_loss
+from adaptermix.training.losses import contrastive_loss, distil_loss, keeper_loss
 from adaptermix.training.pairs import pair_groups
 from adaptermix.training.sampler import LengthSampler, Sampler
 from adaptermix.training.trainer import BatchLoss, count_steps

@@ -32,13 +32,14 @@ from adaptermix.errors import OutputError, PlanError
 from adaptermix.models.base import load_base
 from adaptermix.progress import SILENT
 from adaptermix.tasks.data import Pair
-from adaptermix.training import least_squares
 from adaptermix.training.closed_form import common_spread, fit_closed_form
 from adaptermix.training.displacement import Reader, Rows, Sentence, groups_of, pair_weights
 from adaptermix.training.layer_states import MiddleStates
-from adaptermix.training.least_squares import fit_align
+from adaptermix.training.least_squares import ClosedForm, hold_out
+from adaptermix.training.pairs import PairData
 from adaptermix.training.parallel import Processes
 from adaptermix.training.residual_writer import Norm, Writer, find_writer
+from adaptermix.training.runner import Run
 
 from ..factories import peft_noise, write_lora
 from ..tiny import _bytes, _save, tiny_causal, tiny_encoder
@@ -342,8 +343,9 @@ def test_a_base_in_4_bits_is_fitted_as_it_acts(tmp_path: Path) -> None:
 
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     crew = Processes(SimpleNamespace(num_processes=2, process_index=0))
+    run = Run(settings=settings_for(tmp_path, tmp_path), processes=crew)
     with pytest.raises(PlanError, match="--fit least-squares runs in one process"):
-        fit_align(settings_for(tmp_path, tmp_path), SILENT, crew)
+        ClosedForm(run).read()
 
 
 def test_sources_with_several_translations_neither_join_groups_nor_measure(tmp_path: Path) -> None:
@@ -352,10 +354,10 @@ def test_sources_with_several_translations_neither_join_groups_nor_measure(tmp_p
     again = [f"{line.split(chr(9))[0]}\tnot {line.split(chr(9))[1]}" for line in lines[:20]]
     (tmp_path / "jv-en.tsv").write_text("\n".join([*lines, *again]) + "\n")
     settings = settings_for(tmp_path, tmp_path, pairs=[str(tmp_path / "jv-en.tsv")])
-    data = least_squares._read(settings, SILENT)
-    texts = [{text for pair in own for text in (pair.source, pair.target)} for own in (data.pairs, data.held_out)]
+    data, held_out = hold_out(PairData.read(settings, SILENT), settings.seed)
+    texts = [{text for pair in pairs for text in (pair.source, pair.target)} for pairs in (data.pairs, held_out)]
     assert len(data.pairs) == 54
-    assert 0 < len(data.held_out) <= 6
+    assert 0 < len(held_out) <= 6
     assert not texts[0] & texts[1]
 
 

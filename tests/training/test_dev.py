@@ -71,7 +71,7 @@ def test_a_dev_loss_does_not_depend_on_the_batches(causal: Path, tmp_path: Path)
 
 
 def test_a_run_does_not_go_on_with_another_dev_set(causal: Path, tmp_path: Path) -> None:
-    import adaptermix.training.run as module
+    import adaptermix.training.runner as module
 
     slots = write_slots(tmp_path)
     dev = write_slots(tmp_path, "dev.en.jsonl")

@@ -22,7 +22,7 @@ from adaptermix.training.distil import DistilLoss
 from adaptermix.training.early_stopping import DevLosses
 from adaptermix.training.frozen_adapter import attach_on
 from adaptermix.training.lora import inject
-from adaptermix.training.objectives import distil_loss, spread_of
+from adaptermix.training.losses import distil_loss, spread_of
 
 from .data import write_pairs, write_slots
 from .test_accumulation import SPLITS, Crowd, assert_same, gradients, moved

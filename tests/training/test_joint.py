@@ -89,7 +89,7 @@ def test_a_summed_step_without_alignment_is_task_training(
     causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # each command draws its own first factors
-    monkeypatch.setattr("adaptermix.training.run.first_draw", lambda seed, _kind: seed)
+    monkeypatch.setattr("adaptermix.training.runner.first_draw", lambda seed, _kind: seed)
     train_joint(settings_for(causal, tmp_path, alternate="sum", align_weight=0.0))
     train_task(
         TaskSettings(**values(causal, tmp_path, task="slots", train=[write_slots(tmp_path)], out=str(tmp_path / "t")))

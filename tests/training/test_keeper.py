@@ -17,7 +17,7 @@ from adaptermix.models.base import BaseModel, backbone, load_base
 from adaptermix.tasks.data import Pair, read_pairs
 from adaptermix.training.align import AlignLoss
 from adaptermix.training.lora import inject
-from adaptermix.training.objectives import keeper_loss
+from adaptermix.training.losses import keeper_loss
 
 from .data import write_pairs, write_slots
 from .test_joint import values

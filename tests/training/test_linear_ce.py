@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adaptermix.models.base import load_base
 from adaptermix.options import TaskSettings
 from adaptermix.training.lora import factors, inject
-from adaptermix.training.objectives import answer_loss, linear_ce, linear_cross_entropy, plain_head
+from adaptermix.training.losses import answer_loss, linear_ce, linear_cross_entropy, plain_head
 from adaptermix.training.task import collate
 from tests.tiny import tiny_causal
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.models.base import load_base
-from adaptermix.training.objectives import answer_loss, contrastive_loss
+from adaptermix.training.losses import answer_loss, contrastive_loss
 from adaptermix.training.task import collate
 from tests.tiny import tiny_causal
 

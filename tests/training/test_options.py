@@ -52,7 +52,7 @@ class TestEarlyStopping:
         assert first == second
 
     def test_a_run_that_ends_between_its_last_checkpoint_and_its_output(self, causal: Path, tmp_path: Path) -> None:
-        import adaptermix.training.run as module
+        import adaptermix.training.runner as module
 
         def die(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
@@ -112,7 +112,7 @@ class TestKindsOfLora:
     def test_peft_alone_acts_as_the_model_in_training_did(
         self, more: dict[str, bool], causal: Path, tmp_path: Path
     ) -> None:
-        import adaptermix.training.run as module
+        import adaptermix.training.runner as module
 
         seen: dict[str, torch.Tensor] = {}
         tokens = torch.arange(3, 20)[None]

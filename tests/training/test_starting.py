@@ -69,7 +69,7 @@ def with_gaps(folder: Path, base: Path) -> Path:
 
 def logits_in_training(settings: TaskSettings) -> torch.Tensor:
     """What the model in training gives after the last step."""
-    import adaptermix.training.run as module
+    import adaptermix.training.runner as module
 
     seen: list[torch.Tensor] = []
     original = module.state_of

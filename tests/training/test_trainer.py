@@ -66,7 +66,7 @@ def stopped_run(causal: Path, folder: Path) -> TaskSettings:
     """Leave a checkpoint as a stopped run would."""
     settings = settings_for(causal, folder, steps=6, checkpoint_every=2)
     base = load_base(settings.base, dtype="float32", device="cpu")
-    from adaptermix.training.run import plain
+    from adaptermix.training.runner import plain
 
     place = Workplace(Path(settings.out), plain(settings) | {"base_fingerprint": base.fingerprint})
     place.open(resume=False, overwrite=False)
@@ -94,7 +94,7 @@ def test_a_run_does_not_go_on_in_another_dtype_because_of_the_hardware(
     causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--dtype auto` is bfloat16 on most GPUs and float32 on most CPUs."""
-    import adaptermix.training.run as module
+    import adaptermix.training.runner as module
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from adaptermix.training.align import AlignLoss, MiddleStates
 from adaptermix.training.early_stopping import DevLosses
 from adaptermix.training.joint import JointLoss
 from adaptermix.training.lora import factors, inject
-from adaptermix.training.objectives import contrastive_loss
+from adaptermix.training.losses import contrastive_loss
 from adaptermix.training.trainer import BatchLoss
 
 from .data import write_pairs, write_slots

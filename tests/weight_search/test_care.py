@@ -108,7 +108,7 @@ def test_one_process_at_a_time_works_on_an_output(given: dict[str, Any], tmp_pat
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(OutputError, match="one process at a time may work on"):
+        with pytest.raises(OutputError, match="another process is working on"):
             search(SearchSettings(**given, grid=[0.5]))
     finally:
         other.kill()

@@ -83,7 +83,7 @@ def test_a_search_does_not_go_on_with_another_base(
 def test_a_training_does_not_go_on_with_another_base(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
-    from adaptermix.training import run
+    from adaptermix.training import runner
 
     given = own | {"train": [str(tmp_path / "en.jsonl")], "out": str(tmp_path / "out"), "steps": 2, "rank": 2}
 
@@ -91,7 +91,7 @@ def test_a_training_does_not_go_on_with_another_base(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "write_output", interrupted)
+        patched.setattr(runner, "write_output", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_task(TaskSettings(**given))
     change(tmp_path / "base")
@@ -117,7 +117,7 @@ def test_two_trainings_into_one_output_do_not_run_together(own: dict[str, Any], 
     thread.start()
     try:
         assert held.wait(60)
-        with pytest.raises(OutputError, match="one process at a time may work on"):
+        with pytest.raises(OutputError, match="another process is working on"):
             train_task(TaskSettings(**given | {"base": "no/such-model"}, overwrite=True))
     finally:
         done.set()

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from ...errors import DataError
 from ...io.files import sha256
-from ...options.checks import ROWS
+from ...options.fields import ROWS
 from ...provenance.row_hashes import ListedRows, RowHashes, RowTexts, remember
 
 # Words of file names that look like language codes.

@@ -1,9 +1,10 @@
-"""What readers share: records of TSV, CSV and JSONL by the names of their columns, the language of a row, `--rows`."""
+"""What readers share: rows, records of TSV, CSV and JSONL by the names of their columns, and `--rows`."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -18,13 +19,37 @@ class Recognisable(Protocol):
 
     @property
     def row_texts(self) -> RowTexts:
-        """Return the texts by which the row is recognised in other files."""
+        """The texts by which the row is recognised in other files."""
 
 
-Row = TypeVar("Row", bound=Recognisable)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of a task's data.
+
+    Args:
+        language: Language code.
+        cluster: Name of the group of dependent rows that this one belongs to, such as a document; empty for none.
+    """
+
+    language: str
+    cluster: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that the row is about, without any prompt."""
+        raise NotImplementedError
+
+    @property
+    def row_texts(self) -> RowTexts:
+        """The texts by which the row is recognised in other files."""
+        return RowTexts(self.texts)
+
+
+R = TypeVar("R", bound=Recognisable)
 LANGUAGE_NAMES = ("language", "lang", "locale")
 CLUSTER_NAMES = ("cluster", "document_id", "doc_id", "docid")
 """Columns and fields that name the group of dependent rows that a row belongs to."""
+ROW_NAMES = {"language": LANGUAGE_NAMES, "cluster": CLUSTER_NAMES}
 _TABLES = {".tsv", ".csv", ".txt", ".iob2", ".conll"}
 
 
@@ -184,7 +209,7 @@ def _from_json(
     return record
 
 
-def usable(rows: Iterable[Row | DataError | None]) -> Iterator[Row | None]:
+def usable(rows: Iterable[R | DataError | None]) -> Iterator[R | None]:
     """Yield rows, and None for rows with a fault, so that one of them does not refuse the whole file.
 
     Args:
@@ -207,8 +232,8 @@ def usable(rows: Iterable[Row | DataError | None]) -> Iterator[Row | None]:
 
 
 def pick_rows(
-    files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[Row | None]]
-) -> tuple[list[Row], list[DataFile]]:
+    files: Sequence[DataFile], rows: str | None, read: Callable[[DataFile], Iterable[R | None]]
+) -> tuple[list[R], list[DataFile]]:
     """Read the rows of each file that `rows` (`START:STOP[:STEP]`) picks.
 
     Args:
@@ -223,7 +248,7 @@ def pick_rows(
         DataError: nothing is left of a file, or it is malformed.
     """
     chosen = parse_rows(rows)
-    kept: list[Row] = []
+    kept: list[R] = []
     counted = []
     for file in files:
         every = iter(read(file))

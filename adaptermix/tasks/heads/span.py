@@ -123,7 +123,7 @@ class SpanRows:
         self, base: BaseModel, task: SpanTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
     ) -> None:
         self._base, self._task, self._rows = base, task, rows
-        self._windows = [cut_windows(base.tokenizer, *task.asked(row), max_length) for row in rows]
+        self._windows = [cut_windows(base.tokenizer, *task.question_and_context(row), max_length) for row in rows]
         self.lengths = [sum(len(window.places) for window in windows) for windows in self._windows]
         self.texts = [[window.features for window in windows] for windows in self._windows]
         self._taught = [self._is_taught(row) for row in range(len(rows))] if teach else []
@@ -133,11 +133,11 @@ class SpanRows:
         """Whether the row has no answer, or one that stands whole in a window; others would teach "no answer here"."""
         span = self._span(row)
         if span is None:
-            return not self._task.is_astray(self._rows[row])
+            return not self._task.lacks_its_answer(self._rows[row])
         return any(window.tokens_of(span) != (window.null, window.null) for window in self._windows[row])
 
     def _passed_over(self, max_length: int) -> Iterator[str]:
-        astray = sum(map(self._task.is_astray, self._rows))
+        astray = sum(map(self._task.lacks_its_answer, self._rows))
         if astray == len(self._rows):
             raise DataError("answers must stand in their texts for a question answering head to learn them; none does.")
         if astray:
@@ -208,7 +208,7 @@ class SpanRows:
             if begin and end and score > best:
                 best, span = score, (begin[0], end[1])
         without = UNANSWERABLE in self._base.labels and nothing > best
-        return self._task.pointed(self._rows[row], None if without else span)
+        return self._task.answer_at(self._rows[row], None if without else span)
 
 
 class Span:
@@ -224,7 +224,7 @@ class Span:
 
     def labels(self, task: SpanTask, rows: Sequence[Any]) -> tuple[str, ...]:
         """Return the kinds of answers: spans, and that there is none if this is so for one of the rows."""
-        without = any(task.span(row) is None and not task.is_astray(row) for row in rows)
+        without = any(task.span(row) is None and not task.lacks_its_answer(row) for row in rows)
         return (SPAN, UNANSWERABLE) if without else (SPAN,)
 
     def encode(

@@ -135,7 +135,7 @@ class TokenRows:
         """Return what the tags of the largest logits stand for."""
         found = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.argmax(-1).tolist()
         return [
-            self._task.tagged(
+            self._task.answer_from_tags(
                 self._rows[row],
                 repair(["O" if place is None else self._labels[tags[place]] for place in self._places[row]]),
             )

@@ -12,11 +12,14 @@ from pydantic import ValidationError
 
 from adaptermix.errors import DataError
 from adaptermix.options import EvaluateSettings
+from adaptermix.tasks import get_task
 from adaptermix.tasks.data import files as source
 from adaptermix.tasks.data import find_files
-from adaptermix.tasks.data.classify import read_classify
 from adaptermix.tasks.data.pairs import read_pairs
-from adaptermix.tasks.data.qa import read_qa
+
+read_classify = get_task("classify").read
+read_qa = get_task("qa").read
+
 
 LINES = "".join(f"a text of row {number}\tyes\n" for number in range(4))
 

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import ClassifyRow, read_classify
+from adaptermix.tasks import get_task
+from adaptermix.tasks.classify import ClassifyRow
 
 from .test_readers import PACKINGS, pack
+
+read_classify = get_task("classify").read
 
 FILES = {
     "de.tsv": "rot, hell\tpositive\n\ngrün\tnegative\n",

@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import read_classify, read_ner, read_nli, read_pairs, read_slots
+from adaptermix.tasks import get_task
+from adaptermix.tasks.data import read_pairs
 from adaptermix.tasks.data.files import find_files
 from adaptermix.tasks.data.hub import open_hub
+
+read_classify = get_task("classify").read
+read_ner = get_task("ner-json").read
+read_nli = get_task("nli").read
+read_slots = get_task("slots").read
 
 datasets = pytest.importorskip("datasets")
 

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from seqeval.scheme import IOB2, Entities
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import NerRow, read_ner
-from adaptermix.tasks.data.ner import entity_spans, tag_entities
+from adaptermix.tasks import get_task
+from adaptermix.tasks.ner_json import NerRow, tag_entities
+from adaptermix.tasks.tagged import iob2_spans
 
 from .test_readers import PACKINGS, pack
+
+read_ner = get_task("ner-json").read
 
 FILES = {
     "en.dev.iob2": "Ada\tB-PER\nLovelace\tI-PER\nin\tO\nBath\tB-LOC\n\n\n#\tO\n1\tO\n",
@@ -198,14 +201,14 @@ tag_lists = st.lists(st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]),
 @given(tag_lists)
 def test_spans_are_those_of_seqeval_in_strict_iob2(tags: list[str]) -> None:
     expected = [entity.to_tuple()[1:] for entity in Entities([tags], IOB2).entities[0]]
-    assert entity_spans(tags) == expected
+    assert iob2_spans(tags) == expected
 
 
 @given(tag_lists)
 def test_entities_of_distinct_tokens_are_found_where_they_were(tags: list[str]) -> None:
     tokens = [f"t{place}." for place in range(len(tags))]
-    entities = [(kind, " ".join(tokens[start:stop])) for kind, start, stop in entity_spans(tags)]
-    assert entity_spans(tag_entities(tokens, entities)) == entity_spans(tags)
+    entities = [(kind, " ".join(tokens[start:stop])) for kind, start, stop in iob2_spans(tags)]
+    assert iob2_spans(tag_entities(tokens, entities)) == iob2_spans(tags)
 
 
 @pytest.mark.parametrize(
@@ -226,4 +229,4 @@ def test_entities_of_distinct_tokens_are_found_where_they_were(tags: list[str]) 
 def test_each_entity_takes_the_first_free_place(
     tokens: list[str], entities: list[tuple[str, str]], spans: list[tuple[str, int, int]]
 ) -> None:
-    assert entity_spans(tag_entities(tokens, entities)) == spans
+    assert iob2_spans(tag_entities(tokens, entities)) == spans

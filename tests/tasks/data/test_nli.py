@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import NliRow, read_nli
+from adaptermix.tasks import get_task
+from adaptermix.tasks.nli import NliRow
 
 from .test_readers import PACKINGS, pack
+
+read_nli = get_task("nli").read
 
 FILES = {
     "de.tsv": 'Er "ging".\tEr lief, ja.\tentailment\n\nRot\tGrün\tcontradictory\n',

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import QaRow, read_qa
+from adaptermix.tasks import get_task
+from adaptermix.tasks.qa import QaRow
 
 from .test_readers import PACKINGS, pack
+
+read_qa = get_task("qa").read
 
 SQUAD = {
     "version": "2.0",

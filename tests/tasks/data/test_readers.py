@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import SlotRow, read_pairs, read_parallel, read_slots
+from adaptermix.tasks import get_task
+from adaptermix.tasks.data import read_pairs, read_parallel
+from adaptermix.tasks.slots import SlotRow
+
+read_slots = get_task("slots").read
 
 SLOT_FILES = {
     "de.conll": (

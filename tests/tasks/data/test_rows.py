@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import read_pairs, read_parallel, read_slots
-from adaptermix.tasks.data.slots import split_tokens
+from adaptermix.tasks import get_task
+from adaptermix.tasks.data import read_pairs, read_parallel
+from adaptermix.tasks.tagged import split_tokens
+
+read_slots = get_task("slots").read
 
 
 def put(folder: Path, name: str, text: str) -> str:

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import read_sft
+from adaptermix.tasks import get_task
 
 from .test_readers import PACKINGS, pack
+
+read_sft = get_task("sft").read
 
 
 def write(path: Path, *rows: Any) -> str:

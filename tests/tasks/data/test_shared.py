@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.tasks.data import read_pairs, read_parallel, read_slots
+from adaptermix.tasks import get_task
+from adaptermix.tasks.data import read_pairs, read_parallel
+
+read_slots = get_task("slots").read
 
 DATA = Path(os.environ.get("ADAPTERMIX_DATA", Path(__file__).parents[3] / "shared" / "data"))
 pytestmark = [

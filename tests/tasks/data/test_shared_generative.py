@@ -10,7 +10,10 @@ import pytest
 
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task
-from adaptermix.tasks.data import read_qa, read_translations
+
+read_qa = get_task("qa").read
+read_translations = get_task("translate").read
+
 
 DATA = Path(os.environ.get("ADAPTERMIX_DATA", "not given"))
 pytestmark = [

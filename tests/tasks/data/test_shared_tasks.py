@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from adaptermix.tasks import get_task
-from adaptermix.tasks.data import read_classify, read_ner, read_nli
-from adaptermix.tasks.data.nli import LABELS
+from adaptermix.tasks.nli import LABELS
 
 from ...scoring import count
+
+read_classify = get_task("classify").read
+read_ner = get_task("ner-json").read
+read_nli = get_task("nli").read
 
 DATA = Path(os.environ.get("ADAPTERMIX_DATA", "not given"))
 pytestmark = [

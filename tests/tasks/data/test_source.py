@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import find_files, parse_rows, read_pairs, read_slots
+from adaptermix.tasks import get_task
+from adaptermix.tasks.data import find_files, parse_rows, read_pairs
 from adaptermix.tasks.data.files import languages_of
+
+read_slots = get_task("slots").read
 
 
 @pytest.mark.parametrize(

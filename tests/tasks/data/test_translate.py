@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.errors import DataError
-from adaptermix.tasks.data import TranslateRow, read_translations
+from adaptermix.tasks import get_task
+from adaptermix.tasks.translate import TranslateRow
 
 from .test_readers import PACKINGS, PAIR_FILES, pack
+
+read_translations = get_task("translate").read
 
 
 def write(folder: Path, **texts: str) -> list[str]:

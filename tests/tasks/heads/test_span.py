@@ -15,10 +15,9 @@ from adaptermix.errors import DataError, ModelError, PlanError
 from adaptermix.models.base import BaseModel, load_base
 from adaptermix.models.head_forms import HEAD_FORMS, Head
 from adaptermix.tasks import get_task
-from adaptermix.tasks.data import QaRow
 from adaptermix.tasks.heads import HEADS
 from adaptermix.tasks.heads.span import LONGEST_ANSWER, OVERLAP, best_span, cut_windows
-from adaptermix.tasks.qa import UNANSWERABLE
+from adaptermix.tasks.qa import UNANSWERABLE, QaRow
 
 QA = get_task("qa")
 

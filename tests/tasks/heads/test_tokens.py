@@ -17,11 +17,11 @@ from adaptermix.errors import DataError, ModelError
 from adaptermix.models.base import BaseModel, load_base
 from adaptermix.models.head_forms import HEAD_FORMS, Head
 from adaptermix.tasks import TokenTask, get_task
-from adaptermix.tasks.data import NerRow, SlotRow
-from adaptermix.tasks.data.ner import entity_spans
-from adaptermix.tasks.data.slots import iob2_tags
 from adaptermix.tasks.heads import HEADS
 from adaptermix.tasks.heads.tokens import first_places, repair, spelling_of
+from adaptermix.tasks.ner_json import NerRow
+from adaptermix.tasks.slots import SlotRow, iob2_tags
+from adaptermix.tasks.tagged import iob2_spans
 
 from ...scoring import count, micro_f1
 from ...tiny import tiny_causal
@@ -44,7 +44,7 @@ def base(request: pytest.FixtureRequest) -> BaseModel:
 @given(some_tags)
 def test_tags_are_repaired_as_conlleval_reads_them(tags: list[str]) -> None:
     found = repair(tags)
-    assert [(kind, start, stop - 1) for kind, start, stop in entity_spans(found)] == get_entities(tags)
+    assert [(kind, start, stop - 1) for kind, start, stop in iob2_spans(found)] == get_entities(tags)
     assert repair(found) == found
 
 
@@ -56,7 +56,7 @@ def test_scores_of_tags_equal_seqeval_even_where_words_repeat(rows: list[tuple[l
     for tags, random in rows:
         row = ner_row(repair(tags), ["w"] * len(tags))
         found = repair([random.choice(TAGS) for _ in tags])  # type: ignore[attr-defined]
-        statistics.append(count(task, row, task.tagged(row, found))["entity_f1"])
+        statistics.append(count(task, row, task.answer_from_tags(row, found))["entity_f1"])
         gold.append(list(row.tags))
         guess.append(list(found))
     if any(set(tags) != {"O"} for tags in gold + guess):
@@ -72,10 +72,10 @@ def test_the_right_tags_score_one_whatever_the_words(tags: list[str]) -> None:
     kinds = tuple(tag if tag == "O" else tag[2:] for tag in tags)
     begins = tuple(place for place, tag in enumerate(tags) if tag[0] == "B")
     words = tuple(["a: b", "; c", "a: b", "d"][number % 4] for number in range(len(tags)))
-    spans = [(kind, " ".join(words[start:stop])) for kind, start, stop in entity_spans(tags)]
+    spans = [(kind, " ".join(words[start:stop])) for kind, start, stop in iob2_spans(tags)]
     row = SlotRow(text=" ".join(words), slots=tuple(spans), language="en", tokens=words, tags=kinds, begins=begins)
     assert iob2_tags(row) == tuple(tags)
-    found = count(task, row, task.tagged(row, task.tags(row)))
+    found = count(task, row, task.answer_from_tags(row, task.tags(row)))
     assert [statistics[1:] for statistics in found.values()] == [(0, 0)] * 3
 
 
@@ -86,9 +86,13 @@ def test_characters_are_tagged_where_words_are_annotated(tmp_path: Path) -> None
     assert isinstance(task, TokenTask)
     row = task.read([str(tmp_path / "zh.conll")], rows=None)[0][0]
     assert task.tags(row) == ("B-date", "I-date", "I-date", "I-date", "B-verb")
-    found = count(task, row, task.tagged(row, task.tags(row)))
+    found = count(task, row, task.answer_from_tags(row, task.tags(row)))
     assert found == dict.fromkeys(("pair_f1", "type_f1", "span_f1"), (2, 0, 0))
-    assert count(task, row, task.tagged(row, ["B-date", "B-date", "I-date", "I-date", "O"]))["pair_f1"] == (0, 2, 2)
+    assert count(task, row, task.answer_from_tags(row, ["B-date", "B-date", "I-date", "I-date", "O"]))["pair_f1"] == (
+        0,
+        2,
+        2,
+    )
 
 
 def test_slots_of_one_type_that_touch_stay_two() -> None:
@@ -101,10 +105,10 @@ def test_an_answer_of_tags_is_the_text_that_a_model_would_generate() -> None:
     assert isinstance(slots, TokenTask)
     assert isinstance(ner, TokenTask)
     words = SlotRow(text="go to Rome", slots=(), language="en", tokens=("go", "to", "Rome"), tags=("O",) * 3)
-    assert slots.tagged(words, ["O", "O", "B-city"]) == "city: Rome"
-    assert slots.tagged(words, ["O", "O", "O"]) == "None"
+    assert slots.answer_from_tags(words, ["O", "O", "B-city"]) == "city: Rome"
+    assert slots.answer_from_tags(words, ["O", "O", "O"]) == "None"
     row = ner_row(["O", "O"], ["Ada", "Byron"])
-    assert ner.tagged(row, ["B-PER", "I-PER"]) == '[{"TypeName": "PER", "Text": "Ada Byron"}]'
+    assert ner.answer_from_tags(row, ["B-PER", "I-PER"]) == '[{"TypeName": "PER", "Text": "Ada Byron"}]'
 
 
 def test_the_loss_is_that_of_transformers_with_the_first_sub_word_labelled(base: BaseModel) -> None:
@@ -126,7 +130,7 @@ def test_the_loss_is_that_of_transformers_with_the_first_sub_word_labelled(base:
     first = [[place for place, gold in enumerate(row) if gold >= 0] for row in labels.tolist()]
     for number, (row, answer) in enumerate(zip(rows, encoded.answers([0, 1]), strict=True)):
         tags = repair([TAGS[int(logits[number, place].argmax())] for place in first[number]])
-        assert answer == get_task("ner-json").tagged(row, tags)  # type: ignore[attr-defined]
+        assert answer == get_task("ner-json").answer_from_tags(row, tags)  # type: ignore[attr-defined]
     assert encoded.lengths == batch["attention_mask"].sum(1).tolist()
     assert encoded.notes == ()
 

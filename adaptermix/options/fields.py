@@ -1,0 +1,112 @@
+"""Types of options, and the checks of single values."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+ROWS = re.compile(r"(?P<start>\d{0,18}):(?P<stop>\d{0,18})(?::(?:0{0,18}(?P<step>[1-9]\d{0,17}))?)?")
+"""`START:STOP` or `START:STOP:STEP`, each of which may be missing."""
+_HOME = re.compile(r"((?:[^/=]*=)?)((?:~[\w.-]*|\$HOME)(?=/|$))?(.*)", re.DOTALL)
+"""The name before `=` if there is one, the home folder, and the rest."""
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+
+
+def check_text(value: str, *, kind: Literal["text", "read", "written"]) -> str:
+    """Return a text of the settings; in a path that starts with `~` or `$HOME` these are the home folder.
+
+    Raises:
+        ValueError: no file name can hold it, or it starts with a shell variable that is not replaced.
+    """
+    try:
+        if b"\0" in os.fsencode(value):
+            raise ValueError("must not hold a NUL character")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"must be text, and holds a lone surrogate ({error.object[error.start]!a})") from error
+    if kind == "text":
+        return value
+    found = _HOME.fullmatch(value)
+    if found and found[2]:
+        value = f"{found[1]}{os.path.expanduser(found[2].replace('$HOME', '~'))}{found[3]}"
+    if kind == "written" and re.match(r"\$\w", value):
+        raise ValueError("must be a path, and variables of the shell other than $HOME are not replaced here")
+    return value
+
+
+def _block_text(value: Any) -> Any:
+    """Return `FIRST-LAST` for a range of blocks, or for one number, as text or as YAML reads it."""
+    found = _BLOCKS.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if value is not None and (found is None or int(found[2] or found[1]) < int(found[1])):
+        raise ValueError("FIRST-LAST is needed, such as 0-15, or one number")
+    return None if found is None else f"{int(found[1])}-{int(found[2] or found[1])}"
+
+
+def _rows_text(value: Any) -> Any:
+    if value is not None and not (isinstance(value, str) and ROWS.fullmatch(value)):
+        raise ValueError("START:STOP is needed, or with :STEP, in whole numbers, such as 0:300, 500: or ::10")
+    return value
+
+
+def _device_text(value: Any) -> Any:
+    if not (isinstance(value, str) and _DEVICE.fullmatch(value)):
+        raise ValueError("auto, cpu, cuda or cuda:N is needed")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """Return a whole number that is written as text; anything else as it is."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
+def rank_or_auto(value: Any) -> Any:
+    """Return a rank as a number, also from text; `auto` and None as they are."""
+    number = _number(value)
+    if value in (None, "auto") or (type(number) is int and number >= 1):
+        return number
+    raise ValueError("a whole number of at least 1, or auto, is needed")
+
+
+def _layer_or_name(value: Any) -> Any:
+    """Return a layer as a number, also from text; `middle` and `last` as they are."""
+    number = _number(value)
+    if value in ("middle", "last") or type(number) is int:
+        return number
+    raise ValueError("a whole number, middle or last is needed")
+
+
+def no_numbers(files: list[str]) -> list[str]:
+    """Refuse numbers where files or folders are wanted: `--weights 0.5 0.5` leaves the second one over."""
+    for name in files:
+        try:
+            float(name)
+        except ValueError:
+            continue
+        if not Path(name).exists():
+            raise ValueError(
+                f"{name!r} is neither a file nor a folder; the numbers of one option are separated by commas, "
+                "such as --weights 0.5,0.5"
+            )
+    return files
+
+
+Blocks = Annotated[str, BeforeValidator(_block_text)]
+Rows = Annotated[str, BeforeValidator(_rows_text)]
+Device = Annotated[str, BeforeValidator(_device_text)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Layer = Annotated[int | Literal["middle", "last"], BeforeValidator(_layer_or_name)]
+Positive = Annotated[int, Field(ge=1)]
+Quantize = Literal["none", "nf4", "fp4", "int8"]
+Standardize = Literal["none", "all", "languages"]
+StorageDtype = Literal["float32", "bfloat16", "float16"]
+Files = Annotated[list[str], Field(min_length=1), AfterValidator(no_numbers)]
+
+
+def block_range(text: str) -> range:
+    """Return the numbers of the blocks of `FIRST-LAST`, both included."""
+    first, last = text.split("-")
+    return range(int(first), int(last) + 1)

@@ -1,0 +1,315 @@
+"""What all training commands share: the steps from the settings to the adapter on disk.
+
+A command brings an `Objective`; `run_training` calls its methods in their order.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..adapters import AdapterSource
+from ..algebra import LowRank
+from ..io.files import check_output
+from ..models.base import BaseModel, files_of
+from ..models.positions import within_positions
+from ..options import TrainingSettings
+from ..options.roles import Role, marked
+from ..progress import SILENT, Watcher
+from ..provenance import manifest
+from ..publish.output import write_output
+from ..tasks.data.report import RowsReport
+from .checkpoint import Workplace
+from .compiling import compiled
+from .dry_run import count_lora
+from .early_stopping import DevLosses, DevWatch, RowsLoss
+from .frozen_adapter import attach_on
+from .lora import count_trainable, extract, inject, scales, start_of, state_of
+from .parallel import ALONE, Processes, in_processes
+from .report import TrainReport
+from .sharding import load_for
+from .start_from import fit_start, open_start, values_of
+from .trainer import Loss, Together, Trainer, count_steps
+
+S = TypeVar("S", bound=TrainingSettings)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run(Generic[S]):
+    """A training run, which the runner completes step by step.
+
+    Args:
+        settings: The run's settings.
+        watch: Receives progress.
+        processes: The processes that share the run; the main one writes.
+        start: Adapter that training starts from, if any; fitted to the model once that is loaded.
+        frozen: Adapter that is trained on top of, if any; attached to the model.
+        base: The base model, once it is loaded.
+        names: Names of the adapted modules, once the LoRA is injected.
+        scales: Factor of each module's update.
+        taken: What the LoRA took out of the base when it was injected, per module.
+    """
+
+    settings: S
+    watch: Watcher = SILENT
+    processes: Processes = ALONE
+    start: AdapterSource | None = None
+    frozen: AdapterSource | None = None
+    base: BaseModel = field(init=False)
+    names: list[str] = field(init=False)
+    scales: dict[str, float] = field(init=False)
+    taken: dict[str, LowRank] = field(init=False)
+
+
+class Objective(Generic[S]):
+    """What a LoRA is trained for: its data, its loss, and what the manifest says of them.
+
+    The runner calls `read`, then `check` in a dry run; else `notes`, `load`, `prepare`, `dev`, `entries`, then injects
+    the LoRA and asks for the `loss`.
+
+    Args:
+        run: The run.
+
+    Attributes:
+        command: Name of the command, for the manifest.
+        unit: What a row is called.
+        selects: Dev value that decides about early stopping.
+        measure: Dev value by which runs can be compared.
+        turns: How many objectives take turns, so that a pass over the rows takes as many times the steps.
+        layers: Number of blocks that are run; None for all.
+        report: Counts of the training rows.
+    """
+
+    command: ClassVar[str]
+    unit: ClassVar[str] = "rows"
+    selects = "dev_loss"
+    measure = "dev_loss"
+    turns = 1
+    layers: int | None = None
+    report: RowsReport
+
+    def __init__(self, run: Run[S]) -> None:
+        self.run = run
+
+    def read(self) -> None:
+        """Read the data files and refuse test data; no model is loaded yet.
+
+        Raises:
+            AdapterMixError: a data file is invalid or was evaluated as test data.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Check in a dry run what can be checked without weights."""
+
+    def notes(self) -> list[str]:
+        """Return notes on the data."""
+        return []
+
+    def load(self) -> BaseModel:
+        """Load the base model."""
+        return load_for(self.run.settings, self.run.processes)
+
+    def prepare(self) -> None:
+        """Encode the data and change the loaded base model as needed, before the LoRA is injected."""
+
+    def rows(self) -> int:
+        """Return the number of rows to learn from."""
+        raise NotImplementedError
+
+    def steps(self) -> int:
+        """Return the number of optimizer steps."""
+        return count_steps(self.rows(), self.run.settings)
+
+    def dev(self) -> dict[str, RowsLoss]:
+        """Return the losses of dev rows by the names under which they are logged."""
+        return {}
+
+    def dev_values(self) -> Callable[[], dict[str, float]] | None:
+        """Return the function that measures the dev rows; None without dev rows."""
+        run, sides = self.run, self.dev()
+        return DevLosses(run.base, sides, run.settings, run.processes) if sides else None
+
+    def entries(self) -> dict[str, Any]:
+        """Return the manifest's entries, at least on `data`."""
+        raise NotImplementedError
+
+    def loss(self, together: Together | None = None) -> Loss:
+        """Return the loss of batches, now that the LoRA is in.
+
+        Args:
+            together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row.
+        """
+        raise NotImplementedError
+
+    def write(self, factors: dict[str, Tensor], document: Mapping[str, Any], history: bytes) -> None:
+        """Write the adapter.
+
+        Args:
+            factors: What was trained, by parameter name.
+            document: The manifest.
+            history: The history file.
+        """
+        run, settings = self.run, self.run.settings
+        state = state_of(run.base, extract(factors, run.scales, run.taken), run.names, self.layers)
+        extra = {"history.jsonl": history}
+        write_output(Path(settings.out), state, document, overwrite=settings.overwrite, extra=extra)
+
+    def dry_run(self) -> TrainReport:
+        """Return the report of a dry run.
+
+        Raises:
+            AdapterMixError: see `check` and `count_lora`.
+        """
+        settings = self.run.settings
+        self.check()
+        parameters = count_lora(settings, self.run.start)
+        return TrainReport(
+            out=Path(settings.out), steps=self.steps(), parameters=parameters, history=[], rows=self.report
+        )
+
+    def finish(self) -> TrainReport:
+        """Train the LoRA and write it."""
+        return train(self)
+
+
+def run_training(objective: Callable[[Run[S]], Objective[S]], settings: S, *, watch: Watcher = SILENT) -> TrainReport:
+    """Train a LoRA for an objective, in all processes that a launcher started.
+
+    Args:
+        objective: Makes the objective of a run.
+        settings: The run's settings.
+        watch: Receives progress.
+
+    Raises:
+        AdapterMixError: invalid model, data file, setting or output.
+    """
+
+    def work(settings: S, watch: Watcher, processes: Processes) -> TrainReport:
+        if not settings.resume:  # refuse an output that cannot be written before anything slow is done
+            check_output(Path(settings.out), overwrite=settings.overwrite)
+        settings, start = open_start(settings)
+        run = Run(settings=settings, watch=watch, processes=processes, start=start)
+        task = objective(run)
+        task.read()
+        if settings.dry_run:
+            return task.dry_run()
+        for note in task.notes():
+            watch.note(note)
+        run.base = base = task.load()
+        run.settings = settings = within_positions(base, settings, watch)
+        run.start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
+        run.frozen = attach_on(base.model, settings, headed=base.head is not None)
+        task.prepare()
+        return task.finish()
+
+    return in_processes(work, settings, watch)
+
+
+def train(objective: Objective[S]) -> TrainReport:
+    """Inject a LoRA, train it and write it; or continue an interrupted run."""
+    run, steps = objective.run, objective.steps()
+    settings, watch, processes, start = run.settings, run.watch, run.processes, run.start
+    dev, entries = _dev_watch(objective, steps), objective.entries()
+    base = run.base
+    workplace = Workplace(Path(settings.out), plain(settings) | _inputs(run, entries) | processes.entry())
+    run.names = inject(
+        base.model, settings, seed=first_draw(settings.seed, objective.command), head=base.head_modules, start=start
+    )
+    run.scales, run.taken = scales(base.model), start_of(base.model, settings)
+    checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
+    trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch, processes=processes)
+    if start:
+        trainer.begin_at(values_of(start, trainer.masters))
+    if checkpoint:
+        trainer.restore(checkpoint)
+        if dev:
+            dev.go_on(trainer)
+        watch.note(f"resumed at step {checkpoint.step} of {steps}")
+    elif settings.resume:
+        watch.note(f"no interrupted run for {settings.out}: starting from the first step")
+    if base.model.dtype == torch.float16:
+        watch.note("warning: float16 gradients are not scaled and may vanish; --dtype bfloat16 or float32 is safer.")
+    with compiled(base.model, wanted=settings.compile):
+        trainer.run(objective.loss(), after_step=dev, label=objective.command, unit=objective.unit)
+    trainer.finish()
+    if processes.main:
+        history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
+        objective.write(trainer.masters, _manifest(objective, trainer, entries), history)
+        workplace.clear()
+    processes.wait()
+    parameters = count_trainable(base.model)
+    return TrainReport(
+        out=Path(settings.out), steps=steps, parameters=parameters, history=trainer.history, kept=trainer.kept
+    )
+
+
+def _dev_watch(objective: Objective[S], steps: int) -> DevWatch | None:
+    """Return what measures the dev rows after each pass over the training rows, if there are dev rows."""
+    losses, run = objective.dev_values(), objective.run
+    if losses is None:
+        return None
+    return DevWatch(
+        losses,
+        run.settings,
+        steps=steps,
+        rows=objective.rows(),
+        key=objective.selects,
+        turns=objective.turns,
+        measure=objective.measure,
+        watch=run.watch,
+    )
+
+
+def _manifest(objective: Objective[S], trainer: Trainer, entries: Mapping[str, Any]) -> dict[str, Any]:
+    run = objective.run
+    selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
+    return manifest.manifest(
+        objective.command,
+        plan=plain(run.settings),
+        base=run.base.entry(),
+        inputs=input_entries(run.frozen, run.start),
+        selection=selection,
+        engine=run.processes.entry() or None,
+        **manifest.carry_on(entries, run.start, run.frozen),
+    )
+
+
+def plain(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the settings that decide the result, as plain data."""
+    return settings.model_dump(mode="json", exclude={"out", *marked(settings, Role.HANDLING, Role.SCHEDULING)})
+
+
+def first_draw(seed: int, command: str) -> int:
+    """Return the seed of a LoRA's initial factors, which differs between commands.
+
+    Adapters that start with the same A still share it after training, and seem to read the same directions.
+    """
+    return random.Random(f"{seed}/{command}").getrandbits(63)  # noqa: S311
+
+
+def input_entries(frozen: AdapterSource | None, start: AdapterSource | None) -> list[dict[str, Any]] | None:
+    """Return the manifest's entries on the adapters that a run builds on; that of `start_from` is marked."""
+    below = [manifest.input_entry(frozen, 1.0)] if frozen else []
+    return below + ([manifest.input_entry(start, 1.0) | {"use": manifest.START}] if start else []) or None
+
+
+def _inputs(run: Run[S], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the result besides the settings; the dtype is the one that `auto` has become."""
+    return {
+        "base_fingerprint": run.base.fingerprint,
+        "base_files": files_of(run.settings.base),
+        "encoder": (entries.get("fusion") or {}).get("encoder_fingerprint"),
+        "dtype": run.base.entry()["dtype"],
+        "on": run.frozen and run.frozen.digest,
+        "start": run.start and run.start.digest,
+        "data": entries["data"],
+        "dev": entries.get("dev"),
+    }
