@@ -25,25 +25,25 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
             transformers changes on loading, as of vision-language models, may be those of the file or of the model.
 
     Raises:
-        ModelError: there is none, or there are several.
+        ModelError: no weight fits, or several do.
     """
     if f"{module}.weight" in checkpoint.tensors:
         return f"{module}.weight"
     pieces = module.split(".")
-    found: list[str] = []
+    matches: list[str] = []
     for start in range(len(pieces)):
         if start and pieces[start - 1].isdigit():
             break
         tail = ".".join(pieces[start:]) + ".weight"
-        found = [key for key in checkpoint.tensors if key == tail or (not start and key.endswith(f".{tail}"))]
-        if found:
+        matches = [key for key in checkpoint.tensors if key == tail or (not start and key.endswith(f".{tail}"))]
+        if matches:
             break
-    found = found or _renamed_on_loading(checkpoint, module)
+    matches = matches or _renamed_on_loading(checkpoint, module)
     # A vision-language model's files may keep the names of another release than the class that is loaded.
-    found = found or [key for key in checkpoint.tensors if same_text(key, f"{module}.weight")]
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} weights end like it ({', '.join(found[:3])})" if found else "no weight ends like it"
+    matches = matches or [key for key in checkpoint.tensors if same_text(key, f"{module}.weight")]
+    if len(matches) == 1:
+        return matches[0]
+    what = f"{len(matches)} weights end like it ({', '.join(matches[:3])})" if matches else "no weight ends like it"
     raise ModelError(
         f"the base model {checkpoint.path} must hold one weight for module '{module}', but {what}. "
         "Give the base model that the adapter was trained on, in whole precision and with its parts unfused."
@@ -53,8 +53,8 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
 def _renamed_on_loading(checkpoint: Checkpoint, module: str) -> list[str]:
     """Return the name in the files of a weight that has another one in the model that transformers makes of them."""
     rename, names = loaded_names(checkpoint.path, tuple(checkpoint.tensors))
-    wanted = f"{module}.weight"
-    return [names[name] for name in (wanted, rename(wanted)) if name in names][:1]
+    expected = f"{module}.weight"
+    return [names[name] for name in (expected, rename(expected)) if name in names][:1]
 
 
 def base_weight(
@@ -87,7 +87,7 @@ def base_weight(
 def without_copies(source: AdapterSource, checkpoint: Checkpoint) -> AdapterSource:
     """Return an adapter without the whole tensors that are the base model's own.
 
-    PEFT stores the tables of embeddings and output heads that it adapts, as they were.
+    PEFT stores unchanged copies of the tables of embeddings and output heads that it adapts.
 
     Args:
         source: The adapter.

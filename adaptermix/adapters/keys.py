@@ -30,7 +30,7 @@ _PART = re.compile(
 )
 _WHOLE = re.compile(rf"base_model\.model\.{_PATH}")
 _EMBEDDINGS = {"embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "embed"}
-# Heads that PEFT adds by itself for a task, whether or not the settings name them.
+# Heads that PEFT adds for a task, whether or not the settings name them.
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -58,7 +58,7 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The tensors of a file by what they are.
+    """The tensors of a file, sorted.
 
     Args:
         parts: Per module path, the name in the file of each part (lora_A.weight, lora_B.bias, ...).
@@ -117,18 +117,18 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
 
     Args:
         file: The file.
-        meta: What the settings say: which whole tensors are to be expected.
+        meta: Description of the adapter, which names the whole tensors.
 
     Raises:
-        AdapterFormatError: a name says nothing, or a tensor that the settings do not mention; a dtype that is no float;
-            an empty tensor.
+        AdapterFormatError: a name or a tensor that the settings do not mention, a dtype that is not a float
+            dtype, or an empty tensor.
     """
-    found = Inventory()
+    inventory = Inventory()
     for key, header in file.headers.items():
         match = _PART.fullmatch(key) if len(key) <= MAX_KEY else None
         if match is not None:
             _check_factor(file.path, key, header)
-            parts = found.parts.setdefault(match["module"], {})
+            parts = inventory.parts.setdefault(match["module"], {})
             if match["part"] in parts:
                 raise AdapterFormatError(f"{file.path}: {key!r} must stand there once. Save the adapter again.")
             parts[match["part"]] = key
@@ -138,16 +138,18 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
             continue  # `fusion` reads them
         elif len(key) <= MAX_KEY and _WHOLE.fullmatch(key) and _expected(key.removeprefix(PREFIX), meta):
             _check_whole(file.path, key, header, meta)
-            found.saved[key] = header
+            inventory.saved[key] = header
         else:
             raise _refuse(file.path, key)
-    _check_tokens(file.path, found.saved, meta.trainable_tokens)
-    if meta.saved_modules and not any(in_modules(key.removeprefix(PREFIX), meta.saved_modules) for key in found.saved):
+    _check_tokens(file.path, inventory.saved, meta.trainable_tokens)
+    if meta.saved_modules and not any(
+        in_modules(key.removeprefix(PREFIX), meta.saved_modules) for key in inventory.saved
+    ):
         raise AdapterFormatError(
             f"{file.path} must hold the fully trained modules of modules_to_save "
             f"({', '.join(meta.saved_modules)[:80]}), and holds none. Save the adapter again with peft."
         )
-    return found
+    return inventory
 
 
 def _check_factor(path: Path, key: str, header: StoredTensor) -> None:
@@ -182,7 +184,7 @@ def _check_whole(path: Path, key: str, header: StoredTensor, meta: AdapterMeta) 
 
 
 def _expected(name: str, meta: AdapterMeta) -> bool:
-    """Say whether a tensor kept whole is one that the settings, or PEFT's own habits, lead to."""
+    """Return whether the settings, or PEFT's own habits, lead to this whole tensor."""
     module, _, last = name.rpartition(".")
     if "lora_" in name or ".modules_to_save." in name or ".original_module." in name:
         return False
@@ -197,7 +199,7 @@ def _expected(name: str, meta: AdapterMeta) -> bool:
 
 
 def is_embedding(module: str) -> bool:
-    """Return whether a module is a table of embeddings or an output head, of which PEFT stores copies."""
+    """Return whether a module is a table of embeddings or an output head: PEFT stores copies of these."""
     return module.rpartition(".")[2] in _EMBEDDINGS
 
 
@@ -213,7 +215,7 @@ def lacks_head(task_type: str | None, saved: Iterable[str]) -> bool:
 
 
 def in_modules(name: str, modules: tuple[str, ...]) -> bool:
-    """Say whether a tensor belongs to one of these fully trained modules.
+    """Return whether a tensor belongs to one of these fully trained modules.
 
     PEFT trains what ends with a name, and stores all below it.
 
@@ -248,8 +250,8 @@ def _refuse(path: Path, key: str) -> AdapterFormatError:
 def tokens_of(name: str, tokens: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     """Return the token ids that belong to a `trainable_tokens_delta` by its name in the file."""
     module = name.removeprefix(PREFIX).removesuffix(f".{TOKENS}")
-    for place, ids in tokens.items():
-        if place != INPUT_EMBEDDINGS and (module == place or module.endswith(f".{place}")):
+    for module_name, ids in tokens.items():
+        if module_name != INPUT_EMBEDDINGS and (module == module_name or module.endswith(f".{module_name}")):
             return ids
     return tokens.get(INPUT_EMBEDDINGS)
 

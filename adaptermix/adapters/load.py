@@ -1,4 +1,4 @@
-"""Public one-line calls that have no better home."""
+"""Load an adapter in one call."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from . import AdapterState, open_adapter
 
 
 def load_adapter(path: str | Path) -> AdapterState:
-    """Read a PEFT LoRA folder: what it says of itself, and one low-rank update per module.
+    """Read a PEFT LoRA folder: its description, and one low-rank update per module.
 
     Raises:
-        AdapterFormatError: the folder is damaged, or holds what is not handled.
+        AdapterFormatError: the folder is damaged, or contains a part that is not supported.
     """
     return open_adapter(path).read()

@@ -1,7 +1,7 @@
 """PEFT's `adapter_config.json` for LoRA: strict reading, byte-stable writing.
 
-A setting is either understood here, or known to leave the delta alone, or must be switched off. Anything else is
-refused by name, because what is dropped in silence is a wrong adapter that looks right.
+A setting is either read here, or known not to change the delta, or must be switched off. Anything else is refused by
+name, because an ignored setting would give a wrong adapter that looks right.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _REFUSED = {
     "arrow_config": "Arrow (arrow_config) routes each token and cannot be merged",
     "monteclora_config": "MonteCLoRA (monteclora_config) samples its factors and is not handled",
 }
-# Initialisations that leave the base as it was, so that the saved factors are the whole delta.
+# Initialisations that do not change the base, so that the saved factors are the whole delta.
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica", None)
 # Those that take a part of the base weight which can be computed again from the weight itself.
 _FROM_BASE = ("pissa", "olora")
@@ -118,8 +118,8 @@ class LoraSettings:
         return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
 
 
-def _shown(value: object) -> str:
-    """Show a value from the file in a message, on one line and cut to a length."""
+def _label(value: object) -> str:
+    """Return a value from the file for a message, on one line and cut to a length."""
     try:
         return repr(value)[:80]
     except (ValueError, RecursionError):  # numbers of thousands of digits, nesting
@@ -145,7 +145,7 @@ def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
     if "fine_tune_type" in config and "peft_type" not in config:
         raise AdapterFormatError(f"{path} must be PEFT's, and is of an MLX adapter. Convert it to a PEFT adapter.")
     if config.get("peft_type") != "LORA":
-        raise AdapterFormatError(f"{path}: only peft_type 'LORA' is handled, found {_shown(config.get('peft_type'))}.")
+        raise AdapterFormatError(f"{path}: only peft_type 'LORA' is handled, found {_label(config.get('peft_type'))}.")
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise AdapterFormatError(f"{path}: {reason}.")
@@ -153,11 +153,11 @@ def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
     for key, value in config.items():
         if key not in known and value not in (None, False, {}, []):
             raise AdapterFormatError(
-                f"{path}: unknown setting {_shown(key)} = {_shown(value)} might change the delta. "
+                f"{path}: unknown setting {_label(key)} = {_label(value)} might change the delta. "
                 "If it does not, remove it from the file."
             )
     if (config.get("bias") or "none") not in _BIASES:
-        raise AdapterFormatError(f"{path}: bias must be one of {', '.join(_BIASES)}, found {_shown(config['bias'])}.")
+        raise AdapterFormatError(f"{path}: bias must be one of {', '.join(_BIASES)}, found {_label(config['bias'])}.")
     if config.get("ensure_weight_tying") and config.get("modules_to_save"):
         raise AdapterFormatError(
             f"{path}: modules_to_save with ensure_weight_tying is not handled: the tied copies would part. "
@@ -166,7 +166,7 @@ def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _initial(config: Mapping[str, Any], path: Path) -> str | None:
-    """Return the name of the part of the base that training began from, None if the factors are the whole delta."""
+    """Return the name of the part of the base that training started from, None if the factors are the whole delta."""
     init = config.get("init_lora_weights", True)
     name = init.lower() if isinstance(init, str) else init
     if name in _PLAIN_INITS:
@@ -178,7 +178,7 @@ def _initial(config: Mapping[str, Any], path: Path) -> str | None:
         "it might change the base weights, so the factors alone would not be the delta",
     )
     raise AdapterFormatError(
-        f"{path}: init_lora_weights={_shown(init)} is not handled: {reason}. "
+        f"{path}: init_lora_weights={_label(init)} is not handled: {reason}. "
         "Convert the adapter to a plain LoRA when saving (peft: path_initial_model_for_weight_conversion)."
     )
 
@@ -186,27 +186,27 @@ def _initial(config: Mapping[str, Any], path: Path) -> str | None:
 def _number(value: object, key: str, path: Path) -> float:
     # A comparison, since a whole number of any length compares with a float, and NaN with none.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {_shown(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {_label(value)}.")
     return value
 
 
 def _flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise AdapterFormatError(f"{path}: {key} must be true or false, found {_shown(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must be true or false, found {_label(value)}.")
     return bool(value)
 
 
 def _rank(value: object, key: str, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        raise AdapterFormatError(f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {_shown(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {_label(value)}.")
     return value
 
 
 def _pattern(config: Mapping[str, Any], key: str, path: Path, check: Callable[..., float]) -> PatternMap:
     value = config.get(key) or {}
     if not isinstance(value, dict):
-        raise AdapterFormatError(f"{path}: {key} must map modules to numbers, found {_shown(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must map modules to numbers, found {_label(value)}.")
     checked = {module: check(value[module], f"{key}.{one_line(module, 80)}", path) for module in value}
     return read_patterns(checked, f"{path}: {key}")
 
@@ -216,17 +216,17 @@ def _strings(value: object, key: str, path: Path) -> tuple[str, ...] | str | Non
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise AdapterFormatError(f"{path}: {key} must be a list of names or one string, found {_shown(value)}.")
+    raise AdapterFormatError(f"{path}: {key} must be a list of names or one string, found {_label(value)}.")
 
 
 def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
     modules = _strings(config.get("target_modules"), "target_modules", path)
     if not modules:
-        raise AdapterFormatError(f"{path}: target_modules must name the adapted modules, found {_shown(modules)}.")
+        raise AdapterFormatError(f"{path}: target_modules must name the adapted modules, found {_label(modules)}.")
     layers = config.get("layers_to_transform")
     layers = [layers] if type(layers) is int else layers
     if layers is not None and not (isinstance(layers, list) and all(type(n) is int for n in layers)):
-        raise AdapterFormatError(f"{path}: layers_to_transform must be whole numbers, found {_shown(layers)}.")
+        raise AdapterFormatError(f"{path}: layers_to_transform must be whole numbers, found {_label(layers)}.")
     pattern = _strings(config.get("layers_pattern"), "layers_pattern", path)
     return TargetSpec(
         modules=modules,
@@ -240,28 +240,28 @@ def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
 def _text(config: Mapping[str, Any], key: str, path: Path) -> str | None:
     value = config.get(key)
     if value is not None and not isinstance(value, str):
-        raise AdapterFormatError(f"{path}: {key} must be text or null, found {_shown(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must be text or null, found {_label(value)}.")
     return value or None
 
 
 def _saved_modules(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     names = config.get("modules_to_save") or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise AdapterFormatError(f"{path}: modules_to_save must be a list of names, found {_shown(names)}.")
+        raise AdapterFormatError(f"{path}: modules_to_save must be a list of names, found {_label(names)}.")
     return tuple(dict.fromkeys(names))  # PEFT appends its own heads each time a model is wrapped
 
 
 def _tokens(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     value = config.get("trainable_token_indices") or {}
-    places = {INPUT_EMBEDDINGS: value} if isinstance(value, list) else value
-    if not isinstance(places, dict) or not all(
+    tables = {INPUT_EMBEDDINGS: value} if isinstance(value, list) else value
+    if not isinstance(tables, dict) or not all(
         isinstance(ids, list) and ids and all(type(token) is int and token >= 0 for token in ids)
-        for ids in places.values()
+        for ids in tables.values()
     ):
         raise AdapterFormatError(
-            f"{path}: trainable_token_indices must be token ids, or map embeddings to token ids, found {_shown(value)}."
+            f"{path}: trainable_token_indices must be token ids, or map embeddings to token ids, found {_label(value)}."
         )
-    return {str(place): tuple(ids) for place, ids in places.items()}
+    return {str(table): tuple(ids) for table, ids in tables.items()}
 
 
 def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
@@ -269,10 +269,10 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
 
     Args:
         path: The file.
-        manifest: The manifest beside it, or an empty mapping.
+        manifest: The manifest in its folder, or an empty mapping.
 
     Raises:
-        AdapterFormatError: it is no LoRA, is malformed, or uses something that would be lost.
+        AdapterFormatError: it is not a LoRA, is malformed, or uses a feature that would be lost.
     """
     config = _load(path)
     _refuse_unhandled(config, path)
@@ -312,7 +312,7 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
 
 def _extras(meta: AdapterMeta, *, lora_bias: bool) -> dict[str, Any]:
     """Return the settings beyond plain LoRA that are in use; absent ones are off to PEFT."""
-    tokens = {place: list(ids) for place, ids in sorted(meta.trainable_tokens.items())}
+    tokens = {table: list(ids) for table, ids in sorted(meta.trainable_tokens.items())}
     listed: Any = tokens[INPUT_EMBEDDINGS] if list(tokens) == [INPUT_EMBEDDINGS] else tokens
     extras = {
         "use_dora": meta.dora,

@@ -20,9 +20,9 @@ class Layout:
             `lora_A.weight` [r in *kernel] and `lora_B.weight` [out r 1 ..], so the update is [out in*prod(kernel)].
         kernel: Sides of the kernel; empty unless a convolution.
 
-    Grouped convolutions: PEFT 0.21 gives `lora_B` only r/groups columns there, and such a file is refused. Earlier
+    Grouped convolutions: PEFT 0.21 gives `lora_B` only r/groups columns there, and that file is refused. Earlier
     releases stored them like any other convolution, so the file does not show the groups: the adapter is read and
-    merged as a full convolution, and a newer PEFT refuses the result, as it would refuse the input.
+    merged as a full convolution, and a newer PEFT refuses input and result.
     """
 
     kind: Literal["linear", "embedding", "convolution"] = "linear"
@@ -37,7 +37,7 @@ LINEAR = Layout()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleHeader:
-    """What is known of one module before any tensor is read.
+    """The shapes of one module, from the headers of a file.
 
     Args:
         out: Rows of the update.

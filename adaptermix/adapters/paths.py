@@ -72,12 +72,12 @@ _BLOCKS = re.compile(r"(?:^|\.)[A-Za-z_][^.]*\.(?=\d+(?:\.|$))")
 
 def _blocks(path: str) -> str | None:
     """Return the path of the list of blocks that a module lies in, with a dot; None outside the blocks."""
-    found = _BLOCKS.search(path)
-    return None if found is None else path[: found.end()]
+    match = _BLOCKS.search(path)
+    return None if match is None else path[: match.end()]
 
 
 def _tails(path: str) -> Iterator[tuple[str, str]]:
-    """Yield a path cut in two at each dot: what stands before, with its dot, and the rest; the whole path first."""
+    """Yield a path cut in two at each dot: the start with its dot, and the rest; the whole path first."""
     start = 0
     while True:
         yield path[:start], path[start:]
@@ -110,7 +110,7 @@ def same_text(one: str, other: str) -> bool:
 
 
 def _best(votes: Mapping[str, int]) -> str | None:
-    """Return the prefix with the most votes; of equal ones that of a text part, else None."""
+    """Return the prefix with the most votes; among equals the prefix of a text part, else None."""
     most = [prefix for prefix, count in votes.items() if count == max(votes.values())]
     if len(most) > 1:
         most = [prefix for prefix in most if _TEXT & set(prefix.split("."))]
@@ -118,7 +118,7 @@ def _best(votes: Mapping[str, int]) -> str | None:
 
 
 def _before(inside: Iterable[str], outside: Iterable[str]) -> Counter[str]:
-    """Count what stands before paths of one adapter in those of another."""
+    """Count the prefixes of the paths of one adapter in the paths of another."""
     ends: dict[str, list[str]] = defaultdict(list)
     for path in outside:
         for before, rest in _tails(path):
@@ -128,10 +128,10 @@ def _before(inside: Iterable[str], outside: Iterable[str]) -> Counter[str]:
 
 
 def prefix_between(inner: Iterable[str], outer: Iterable[str]) -> str | None:
-    """Return what stands before the paths of one adapter in those of another, or None.
+    """Return the prefix of the paths of one adapter in the paths of another, or None.
 
-    All modules of both are compared; where none is in both, their lists of blocks are, and at last the names that
-    classes with a head give to the model inside.
+    All modules of both are compared; if they share no module, their lists of blocks, and last the names that classes
+    with a head give to the model inside.
 
     Args:
         inner: Paths without a prefix.
@@ -146,7 +146,7 @@ def prefix_between(inner: Iterable[str], outer: Iterable[str]) -> str | None:
         return None
     votes = _before(inside, outside)
     if not votes:
-        lists, others = ({found for path in paths if (found := _blocks(path))} for paths in (inside, outside))
+        lists, others = ({blocks for path in paths if (blocks := _blocks(path))} for paths in (inside, outside))
         votes = Counter() if lists & others else _before(lists, others)
     if votes:
         return _best(votes)
@@ -170,9 +170,9 @@ def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
         # A single layer of these names is an output head.
         if first not in ("decoder", "encoder") or rest not in ("", "bias", "weight"):
             firsts.setdefault(first, path)
-        found = _blocks(path)
-        if found:
-            stem, rest = _cut(found, _CLASSES)
+        blocks = _blocks(path)
+        if blocks:
+            stem, rest = _cut(blocks, _CLASSES)
             lists[rest].setdefault(stem, path)
     for name, path in firsts.items():
         for inner in sorted(_INSIDE.get(name, frozenset()) & firsts.keys()):
@@ -201,7 +201,7 @@ def check_stored_names(source: AdapterSource) -> None:
 
 
 def _entry(name: str, rename: Rename) -> str:
-    """Return an entry of `modules_to_save` or the like: a bare name stays, a path that changes is renamed."""
+    """Return an entry of a list such as `modules_to_save`: a bare name stays, a path that changes is renamed."""
     new = rename(name)
     return name if "." not in name or new.endswith(f".{name}") else new
 
@@ -244,7 +244,7 @@ def _renamed(
 
 
 def _under(prefix: str) -> Rename:
-    """Return what puts a prefix before paths, but not before those of a head."""
+    """Return a function that puts a prefix before paths, but not before paths of a head."""
     return lambda path: path if path.partition(".")[0] in _HEADS else prefix + path
 
 
@@ -279,8 +279,8 @@ def _swap_into(paths: Collection[str], known: Collection[str]) -> tuple[str, str
                     votes[old, before] += 1
     if not votes:
         return None
-    found = max(votes, key=lambda swap: (votes[swap], bool(_TEXT & set(swap[1].split("."))), -len("".join(swap)), swap))
-    return found if votes[found] > len(set(paths).intersection(known)) else None
+    best = max(votes, key=lambda swap: (votes[swap], bool(_TEXT & set(swap[1].split("."))), -len("".join(swap)), swap))
+    return best if votes[best] > len(set(paths).intersection(known)) else None
 
 
 def in_model(paths: Collection[str], modules: Iterable[str]) -> dict[str, str]:
@@ -330,21 +330,21 @@ def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) ->
 def aligned(sources: Sequence[AdapterSource]) -> tuple[AdapterSource, ...]:
     """Return adapters with the paths of the largest class among those that they were trained in.
 
-    Encoders come under the name that a class with a head gives them, and language models under that of the text part of
-    a vision-language class.
+    Encoders get the prefix that a class with a head gives them, and language models the prefix of the text part of a
+    vision-language class.
     """
-    found = list(sources)
-    for at, source in enumerate(found):
-        paths = {path for place, other in enumerate(found) if place != at for path in other.modules}
-        found[at] = _without_data_parallel(source, paths)
-    found = _in_one_text_class(found)
-    for _ in found:
-        for at, source in enumerate(found):
-            others = [other for place, other in enumerate(found) if place != at]
+    result = list(sources)
+    for at, source in enumerate(result):
+        paths = {path for number, other in enumerate(result) if number != at for path in other.modules}
+        result[at] = _without_data_parallel(source, paths)
+    result = _in_one_text_class(result)
+    for _ in result:
+        for at, source in enumerate(result):
+            others = [other for number, other in enumerate(result) if number != at]
             prefixes = {prefix_between(source.modules, other.modules) for other in others} - {None}
             if prefixes:
-                found[at] = _renamed(source, _under(max(prefixes, key=lambda prefix: len(prefix or "")) or ""))
-    return tuple(found)
+                result[at] = _renamed(source, _under(max(prefixes, key=lambda prefix: len(prefix or "")) or ""))
+    return tuple(result)
 
 
 def _in_one_text_class(sources: Sequence[AdapterSource]) -> list[AdapterSource]:

@@ -29,8 +29,8 @@ class Node:
     """A piece of a regular expression.
 
     Args:
-        kind: "one" character, "start", "end", "any of" the parts, "all of" them in turn, "repeat" the only one, the
-            "edge" or the "inside" of a word, or the only part must lie "ahead" or "not ahead".
+        kind: "one" character, "start", "end", "any of" the parts, "all of" them one after another, "repeat" the only
+            one, the "edge" or the "inside" of a word, or the only part must match "ahead" or "not ahead".
         text: The expression of the one character.
         parts: The pieces it is made of.
         least: Least number of repetitions.
@@ -45,7 +45,7 @@ class Node:
 
     @property
     def nesting(self) -> int:
-        """Most repetitions that lie in one another."""
+        """Largest number of nested repetitions."""
         return (self.kind == "repeat") + max((part.nesting for part in self.parts), default=0)
 
     @property
@@ -154,27 +154,27 @@ class _Walk:
         self._seen: dict[Node, int] = {}
 
     def _mask(self, atom: str) -> int:
-        """Positions whose character the atom matches; Python's own engine says so."""
+        """Positions whose character the atom matches; Python's own engine decides."""
         if atom not in self.masks:
             one = re.compile(atom)
             self.masks[atom] = sum(1 << at for at, sign in enumerate(self.text) if one.fullmatch(sign))
         return self.masks[atom]
 
     def _allowed(self, node: Node) -> int:
-        """Return the positions at which a piece without characters of its own holds."""
+        """Return the positions at which a piece that matches no characters holds."""
         if node not in self._seen:
-            places = range(len(self.text) + 1)
+            positions = range(len(self.text) + 1)
             if node.kind in ("ahead", "not ahead"):
-                found = [bool(self.go(node.parts[0], 1 << at)) for at in places]
+                matches = [bool(self.go(node.parts[0], 1 << at)) for at in positions]
             else:
                 word = [False, *(bool(re.match(r"\w", sign)) for sign in self.text), False]
-                found = [word[at] != word[at + 1] for at in places]
-            wanted = node.kind in ("ahead", "edge")
-            self._seen[node] = sum(1 << at for at in places if found[at] == wanted)
+                matches = [word[at] != word[at + 1] for at in positions]
+            positive = node.kind in ("ahead", "edge")
+            self._seen[node] = sum(1 << at for at in positions if matches[at] == positive)
         return self._seen[node]
 
     def go(self, node: Node, at: int) -> int:
-        """Return the positions behind a piece that begins at any of the given ones."""
+        """Return the positions behind a piece that starts at any of some positions."""
         if node.kind == "one":
             return (at & self._mask(node.text)) << 1
         if node.kind in ("start", "end"):
@@ -221,7 +221,7 @@ def _plain(key: str) -> tuple[str, tuple[int, ...], bool] | None:
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """The keys of a pattern mapping, in their order, ready to be asked for many modules."""
+    """The keys of a pattern mapping, in their order, prepared for many modules."""
 
     plain: dict[tuple[int, tuple[int, ...], bool], dict[str, int]] = field(default_factory=dict)
     general: list[tuple[int, Node]] = field(default_factory=list)
@@ -231,7 +231,7 @@ class Patterns:
         """Prepare keys.
 
         Raises:
-            ValueError: a key is no regular expression, is too long, or uses what is not handled.
+            ValueError: a key is not a regular expression, is too long, or uses syntax that is not supported.
         """
         made = cls()
         for index, key in enumerate(keys):
@@ -248,18 +248,18 @@ class Patterns:
         return made
 
     def first(self, module: str) -> int | None:
-        """Return the place of the first key that matches a module path, or None."""
-        found = list(self._plain(module))
+        """Return the index of the first key that matches a module path, or None."""
+        matches = list(self._plain(module))
         walk = _Walk(module)
         # After the start or after any dot, as PEFT's own `(.*\\.)?` allows.
         starts = 1 | sum(1 << at + 1 for at, sign in enumerate(module) if sign == ".")
         for index, node in self.general:
-            if found and index > min(found):
+            if matches and index > min(matches):
                 break
             if walk.go(node, starts) & walk.end:
-                found.append(index)
+                matches.append(index)
                 break
-        return min(found, default=None)
+        return min(matches, default=None)
 
     def _plain(self, module: str) -> Iterator[int]:
         for (length, dots, anchored), texts in self.plain.items():
@@ -296,7 +296,7 @@ def _general(key: str) -> Node:
 
 
 def whole_match(pattern: str) -> Callable[[str], bool] | None:
-    """Return what says whether a regular expression matches a whole module path, in bounded time.
+    """Return a function that decides whether a regular expression matches a whole module path, in bounded time.
 
     Returns:
         None where the expression cannot be decided here: too long, or with references, lookbehinds or flags.
@@ -320,7 +320,7 @@ class PatternMap:
     """Numbers by pattern of a module path.
 
     Args:
-        values: The setting as it stands in the file, checked.
+        values: The setting in the file, checked.
         patterns: Its keys.
     """
 

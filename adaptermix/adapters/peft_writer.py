@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ class AdapterFile:
 
     Args:
         meta: Description of the adapter.
-        modules: Header per module path; the rank is that of the factors to be written.
+        modules: Header per module path; its rank is the rank of the factors to be written.
         saved: Whole tensors by their name in the file.
         dtype: Storage dtype of factors and biases; magnitudes are float32 or wider, whole tensors keep theirs.
         compact: Keep each module's own rank, in `rank_pattern` and `alpha_pattern`, but for experts.
@@ -53,12 +54,12 @@ class AdapterFile:
         """Return the file of an adapter that is in memory."""
         return cls(meta=state.meta, modules=state.headers, saved=state.saved, dtype=dtype, compact=compact)
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """The largest rank of a module."""
         return max(header.rank for header in self.modules.values())
 
-    @property
+    @cached_property
     def ranks(self) -> dict[str, int]:
         """Rank that each module has in the file."""
         most = self.rank
@@ -68,18 +69,19 @@ class AdapterFile:
             for path, header in self.modules.items()
         }
 
-    @property
+    @cached_property
     def has_biases(self) -> bool:
-        """Whether modules have biases inside the LoRA: PEFT wants them in all modules or in none."""
+        """Whether modules have biases inside the LoRA: PEFT needs them in all modules or in none."""
         return any(header.bias for header in self.modules.values())
 
-    @property
+    @cached_property
     def has_magnitudes(self) -> bool:
         """Whether modules have DoRA magnitudes."""
         return any(header.magnitude for header in self.modules.values())
 
+    @cached_property
     def headers(self) -> Headers:
-        """Return dtype and shape of every tensor by its name in the file."""
+        """Dtype and shape of every tensor by its name in the file."""
         headers: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for path, rank in self.ranks.items():
             for part, (dtype, shape) in self._parts(self.modules[path], rank).items():
@@ -102,7 +104,7 @@ class AdapterFile:
 
     def size(self) -> int:
         """Return the size of the file in bytes."""
-        return file_size(self.headers(), METADATA)
+        return file_size(self.headers, METADATA)
 
     def check(self) -> None:
         """Refuse an adapter that PEFT could not load, or of which it would load a part only.
@@ -162,7 +164,7 @@ class AdapterWriter:
 
     def __init__(self, plan: AdapterFile, file: TensorFile) -> None:
         self._plan, self._file = plan, file
-        self._headers = plan.headers()
+        self._headers = plan.headers
         self._missing = set(plan.modules)
 
     def add(self, path: str, module: AdapterModule) -> None:
@@ -177,8 +179,9 @@ class AdapterWriter:
         missing = self._headers[first][1][0] - update.rank
         if missing < 0:
             raise ValueError(f"module {path!r} must have at most the announced rank, and has {update.rank}")
-        self._write(first, pad(scaled(update.a, update.scale), (0, 0, 0, missing)))
-        self._write(second, pad(update.b, (0, missing)))
+        a = scaled(update.a, update.scale)
+        self._write(first, pad(a, (0, 0, 0, missing)) if missing else a)
+        self._write(second, pad(update.b, (0, missing)) if missing else update.b)
         if plan.has_biases:
             self._write(f"{PREFIX}{path}.{_BIAS}", torch.zeros(len(update.b)) if module.bias is None else module.bias)
         if module.magnitude is not None:
@@ -236,7 +239,7 @@ def adapter_writer(folder: Path, plan: AdapterFile) -> Iterator[AdapterWriter]:
             delta, or a combination that PEFT cannot load.
     """
     plan.check()
-    with tensor_file(folder / WEIGHTS, plan.headers(), METADATA) as file:
+    with tensor_file(folder / WEIGHTS, plan.headers, METADATA) as file:
         writer = AdapterWriter(plan, file)
         yield writer
         writer.finish()

@@ -55,12 +55,12 @@ class AdapterSource:
 
     @property
     def meta(self) -> AdapterMeta:
-        """What the adapter says of itself."""
+        """Description of the adapter."""
         return self.settings.meta
 
     @cached_property
     def name(self) -> str:
-        """Short name for tables: that of the folder."""
+        """Short name for tables: the name of the folder."""
         return self.path.resolve().name
 
     @property
@@ -110,7 +110,7 @@ class AdapterSource:
         return LowRank(a=a[:rank], b=b[:, :rank], scale=self.modules[module].scale)
 
     def is_zero(self, module: str) -> bool:
-        """Return whether the update of a module is exactly zero; reads next to nothing where it is not."""
+        """Return whether the update of a module is exactly zero; reads little if it is not."""
         return self.modules[module].scale == 0 or self._known(module).zero
 
     def rank(self, module: str) -> int:
@@ -119,15 +119,15 @@ class AdapterSource:
 
     @cached_property
     def _seen(self) -> dict[str, Zeros]:
-        """What `_known` found so far."""
+        """Results of `_known`."""
         return {}
 
     def _known(self, module: str, *factors: Tensor) -> Zeros:
         if module not in self._seen:
-            found = zeros_of(*(factors or self._factors(module, self.file.read)))
-            # A start from the base depends on the rank that training had.
+            zeros = zeros_of(*(factors or self._factors(module, self.file.read)))
+            # The part of the base that training started from depends on the rank in training.
             whole = self.meta.initial is not None
-            self._seen[module] = found._replace(rank=self.modules[module].rank) if whole else found
+            self._seen[module] = zeros._replace(rank=self.modules[module].rank) if whole else zeros
         return self._seen[module]
 
     def _factors(self, module: str, read: Callable[[str], Tensor]) -> tuple[Tensor, Tensor]:
@@ -144,7 +144,7 @@ class AdapterSource:
         return self.parts[module][first], self.parts[module][second]
 
     def bias(self, module: str) -> Tensor | None:
-        """Read what the bias inside a module's LoRA adds to its output, in float32 or wider; None if there is none.
+        """Read the output that the bias inside a module's LoRA adds, in float32 or wider; None without a bias.
 
         PEFT multiplies `lora_B`'s output, bias and all, by the scale, so the bias is scaled too.
 
@@ -160,7 +160,7 @@ class AdapterSource:
         return self.modules[module].scale * bias.to(torch.promote_types(bias.dtype, torch.float32))
 
     def magnitude(self, module: str) -> Tensor | None:
-        """Read the DoRA magnitude of a module; None if there is none.
+        """Read the DoRA magnitude of a module; None without one.
 
         Shapes: [out].
 
@@ -201,7 +201,7 @@ class AdapterSource:
 
 
 def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """Tell a module's layout from the names and shapes of its factors, and check that they fit together."""
+    """Return a module's layout from the names and shapes of its factors, and check that they fit together."""
     kind: Any = "embedding" if any("embedding" in part for part in shapes) else "linear"
     if {"lora_A.weight", "lora_B.weight"} & set(shapes) and kind == "embedding":
         raise AdapterFormatError(
@@ -230,7 +230,7 @@ def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> L
 
 
 def _check_variants(path: Path, module: str, layout: Layout, parts: Mapping[str, Any], settings: LoraSettings) -> None:
-    """Check that DoRA and biases stand exactly where the settings say."""
+    """Check that magnitudes and biases are exactly where the settings name them."""
     if settings.meta.dora and layout != LINEAR:
         raise AdapterFormatError(
             f"{path}: module {module!r} is a DoRA {layout}, which is not handled; linear ones are."
@@ -313,13 +313,13 @@ def _selecting(settings: LoraSettings, file: WeightsFile, inventory: Inventory) 
 
 
 def _below(folder: Path) -> str:
-    """Return a sentence on the adapters in the folders of a folder; empty where there are none."""
+    """Return a sentence on the adapters in the folders of a folder; empty if there is no adapter."""
     try:
-        found = sorted(path.name for path in folder.iterdir() if (path / CONFIG).is_file())
+        names = sorted(path.name for path in folder.iterdir() if (path / CONFIG).is_file())
     except OSError:
         return ""
-    names = ", ".join(name[:80] for name in found[:5])
-    return f" Its folders hold adapters: {names}. Give one of these." if found else ""
+    listed = ", ".join(name[:80] for name in names[:5])
+    return f" Its folders hold adapters: {listed}. Give one of these." if listed else ""
 
 
 def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
@@ -327,18 +327,18 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
 
     Args:
         path: The folder.
-        allow_pickle: Also read an old `adapter_model.bin`, through the unpickler that makes tensors and nothing else.
+        allow_pickle: Also read an old `adapter_model.bin`, through the unpickler that makes tensors only.
 
     Raises:
         AdapterFormatError: no such folder, a file is missing or damaged, shapes contradict the settings, or the adapter
-            holds something that is not handled and would be lost.
+            has a part that is not supported and would be lost.
     """
     folder = Path(path)
     try:
-        found = folder.is_dir()
+        is_folder = folder.is_dir()
     except OSError:  # a name that is too long
-        found = False
-    if not found:
+        is_folder = False
+    if not is_folder:
         fetch = (
             f" Fetch an adapter of the Hub first: hf download {path} --local-dir FOLDER."
             if _HUB_ID.fullmatch(str(path))

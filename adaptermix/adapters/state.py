@@ -20,7 +20,7 @@ class TargetSpec:
     Args:
         modules: Suffixes or full paths of modules, or one regular expression.
         layers: Numbers of the blocks to which suffixes are confined; None for all.
-        layers_pattern: Name of the list of blocks, where PEFT's own guess does not do.
+        layers_pattern: Name of the list of blocks, where PEFT's own guess is wrong.
         exclude: Suffixes or paths to leave out, or one regular expression.
         tied: Whether PEFT also adapts the module that shares its weight with a target (`ensure_weight_tying`).
     """
@@ -37,7 +37,7 @@ INPUT_EMBEDDINGS = ""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterMeta:
-    """What an adapter says of itself.
+    """The description of an adapter.
 
     Args:
         base: Base model as recorded at training, a Hub id or a folder.
@@ -45,15 +45,15 @@ class AdapterMeta:
         task_type: PEFT's task type (`CAUSAL_LM`, ...), if any.
         targets: How PEFT finds its modules.
         fan_in_fan_out: Whether the base keeps its weights as [in out] (GPT-2's Conv1D).
-        manifest: Content of the `adaptermix.json` beside it; empty for adapters made elsewhere.
-        dora: Whether each module has a magnitude beside its update (DoRA).
+        manifest: Content of the `adaptermix.json` in its folder; empty for adapters from other programs.
+        dora: Whether each module has a magnitude and an update (DoRA).
         saved_modules: Names of fully trained modules (PEFT's `modules_to_save`), such as heads.
         bias: Which biases of the base were trained: "none", "all" or "lora_only".
         trainable_tokens: Ids of the tokens whose embeddings were trained, per name of an embedding. PEFT's list form
-            stands under the name "" and means the input embeddings.
-        fusion: Settings of a fusion in the bottleneck (FLARE), which is no change of weights; empty for others.
-        initial: "pissa" or "olora" where training began from a part of the base weight, so that the factors alone are
-            not the delta (see `adapters.convert`); None for plain ones.
+            has the name "" and means the input embeddings.
+        fusion: Settings of a fusion in the bottleneck (FLARE), which does not change weights; empty for others.
+        initial: "pissa" or "olora" if training started from a part of the base weight, so that the factors alone are
+            not the delta (see `adapters.kinds`); None for plain ones.
     """
 
     base: str | None

@@ -45,7 +45,7 @@ class Selection:
 
     @property
     def is_refused(self) -> bool:
-        """Whether PEFT refuses the settings: block numbers beside a regular expression."""
+        """Whether PEFT refuses the settings: block numbers with a regular expression."""
         spec = self._spec
         return isinstance(spec.modules, str) and bool(spec.layers or spec.layers_pattern)
 
@@ -67,9 +67,9 @@ class Selection:
         """Return whether PEFT adapts a module; True where a regular expression is not understood here."""
         if self._is_excluded(module) or any(f".{name}." in f".{module}." for name in self._saved):
             return False
-        wanted = self._spec.modules
-        if isinstance(wanted, str):
-            return wanted.lower() in _EVERY or self._matches is None or self._matches(module)
+        modules = self._spec.modules
+        if isinstance(modules, str):
+            return modules.lower() in _EVERY or self._matches is None or self._matches(module)
         return module in self._names or (_ends_with(module, self._names) and self._is_in_layers(module))
 
     def _is_excluded(self, module: str) -> bool:
@@ -80,12 +80,12 @@ class Selection:
     def _is_in_layers(self, module: str) -> bool:
         if not self._spec.layers or self._has_regular_layers:
             return True
-        found = None
+        match = None
         for name in self._spec.layers_pattern or ("",):
-            found = re.match(rf"(?:^|.*?\.){name}\.(?P<index>\d+)\.", module) if name else _BLOCK.match(module)
-            if found is not None:
+            match = re.match(rf"(?:^|.*?\.){name}\.(?P<index>\d+)\.", module) if name else _BLOCK.match(module)
+            if match is not None:
                 break
-        return found is not None and int(found["index"]) in self._spec.layers
+        return match is not None and int(match["index"]) in self._spec.layers
 
 
 def _ends_with(module: str, names: Collection[str]) -> bool:
@@ -103,7 +103,7 @@ def unreached(meta: AdapterMeta, modules: Iterable[str]) -> list[str]:
     """Return the modules of an adapter that PEFT would leave out when it loads it.
 
     Args:
-        meta: What the adapter says of itself.
+        meta: Description of the adapter.
         modules: Paths of the modules that it has factors for.
     """
     selection = Selection(meta.targets, meta.saved_modules)
@@ -117,7 +117,7 @@ def selecting(meta: AdapterMeta, stored: Mapping[str, str], path: Path) -> Targe
     """Return target modules that select every module of a file.
 
     Args:
-        meta: What the adapter says of itself.
+        meta: Description of the adapter.
         stored: Path of each module as the file has it, by its path without wrapper modules.
         path: The file, for messages.
 
@@ -145,7 +145,7 @@ def written_targets(meta: AdapterMeta, modules: Iterable[str]) -> TargetSpec:
     """Return target modules that select every module of an adapter; the full paths where its own might not.
 
     Args:
-        meta: What the adapter says of itself.
+        meta: Description of the adapter.
         modules: Paths of the modules that it has factors for.
     """
     paths = tuple(sorted(modules))

@@ -139,7 +139,7 @@ class CheckpointWriter:
     r"""Writes $W_0 + \Delta$ as a full checkpoint with the base's config, tokenizer and licence files.
 
     Shards are planned from headers; then one tensor at a time is read, added to in float32 (float64 where a tensor is
-    of it), rounded once and written. Tensors without a delta are copied bit for bit.
+    of it), rounded and written. Tensors without a delta are copied bit for bit.
 
     Use as a context manager: `add` deltas inside, in the order of `order`.
 
@@ -147,13 +147,13 @@ class CheckpointWriter:
         base: The base model.
         folder: An existing folder.
         names: Names of the tensors that get a delta.
-        dtype: Storage dtype of float tensors; None keeps that of each.
-        shard_size: Size that no file exceeds, unless a single tensor does; one file where everything fits.
+        dtype: Storage dtype of float tensors; None keeps each tensor's dtype.
+        shard_size: Size that no file exceeds, unless a single tensor does; one file if everything fits.
 
     Raises:
         ModelError: a delta fits no tensor of the base, a tensor cannot be stored, or a link leads out of the base.
         OutputError: the disk has no room for the result.
-        PlanError: the shard size is none.
+        PlanError: the shard size is invalid.
     """
 
     def __init__(
@@ -197,11 +197,11 @@ class CheckpointWriter:
             copy_companions(self._base, self._folder, dtype=self._dtype)
 
     def add(self, name: str, delta: Tensor | LowRank | None) -> None:
-        """Write a tensor with what is added to it, and before it those that come first in the files.
+        """Write a tensor plus its delta, and before it the tensors that precede it in the files.
 
         Args:
             name: Name of the tensor.
-            delta: What is added, as a matrix or as factors, of the shape of the tensor; None leaves it as it is.
+            delta: The delta, as a matrix or as factors, of the shape of the tensor; None copies the tensor.
 
         Raises:
             ModelError: the delta has another shape.

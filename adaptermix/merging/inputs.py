@@ -101,14 +101,14 @@ def inputs_of(plan: MergePlan, module: str) -> Inputs:
     share = sum(entering[index] for index in chosen) / total if len(chosen) < len(counted) else 1.0
     # Without an active adapter, one of weight 0 gives the shape.
     chosen = chosen or [next(iter(loaded))]
-    empty = _zeros_like(next(iter(loaded.values())))
+    like = next(iter(loaded.values()))
     # Factors that cancel leave rounding, which would count as entries.
     cancelled = {index for index in zero if index not in loaded or not plan.sources[index].is_zero(module)}
     adapters = tuple(
         Input(
             index=index,
             source=plan.sources[index],
-            module=empty if index in cancelled else loaded[index],
+            module=_zeros_like(like) if index in cancelled else loaded[index],
             weight=entering[index],
             is_zero=index in zero,
         )

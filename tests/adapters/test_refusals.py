@@ -163,7 +163,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "pickle": (only_pickle, (WEIGHTS, "adapter_model.bin is a pickle", "save it as safetensors")),
     "no-config": (remove(CONFIG), (f"must hold {CONFIG}",)),
     "config-is-a-folder": (config_folder, (f"must hold {CONFIG}",)),
-    "no-weights": (remove(WEIGHTS), (f"must hold {WEIGHTS}",)),
+    "no-weights": (remove(WEIGHTS), (f"must contain {WEIGHTS}",)),
     "a-file": (folder_as_file, ("is no folder", CONFIG, WEIGHTS)),
     "nothing": (no_folder, ("is no folder",)),
     # the settings file

@@ -37,18 +37,18 @@ def weight_for(
     shape: tuple[int, int],
     checkpoint: Checkpoint | None,
 ) -> Float[Tensor, "out in"]:
-    """Read the base weight of a module, which adapters of a kind need.
+    """Read the base weight of a module for adapters of one kind.
 
     Args:
         kind: The kind.
         sources: The adapters of this kind.
         path: Path of the module.
         shape: Shape [out in] of its update.
-        checkpoint: The base model, if one is given.
+        checkpoint: The base model, or None.
 
     Raises:
         ModelError: as `base_weight`.
-        PlanError: no base model is given.
+        PlanError: there is no base model.
     """
     if checkpoint is None:
         raise PlanError(kind.missing_base([f"'{source.name}'" for source in sources]))
@@ -66,7 +66,7 @@ def load_module(source: AdapterSource, path: str, checkpoint: Checkpoint | None)
     Raises:
         AdapterFormatError: a part of the module holds NaN or infinity.
         ModelError: the base model does not fit.
-        PlanError: the base model is needed and not given.
+        PlanError: the base model is missing.
     """
     module = source.module(path)
     for kind in kinds_of(source.meta):

@@ -86,7 +86,7 @@ def dora_row_norms(weight: Float[Tensor, "out in"], update: LowRank) -> Float[Te
 
 
 def _gains(weight: Tensor, update: LowRank, magnitude: Tensor) -> Tensor:
-    """Return what DoRA multiplies each row of weight plus update with."""
+    """Return the factor that DoRA applies to each row of weight plus update."""
     norms = dora_row_norms(weight, update)
     if (norms == 0).any():
         raise ValueError("each row of weight plus update must have a length for DoRA to rescale, and one is zero")

@@ -16,8 +16,8 @@ from ..state import AdapterMeta
 class AdapterKind:
     """A kind of adapter module: how its tensors change the weight that they belong to.
 
-    A plain LoRA adds the product of its factors, whatever the weight is. Other kinds override what differs and stand in
-    `adapters.kinds.KINDS`. An adapter may be of several kinds, such as a DoRA that began as a PiSSA.
+    A plain LoRA adds the product of its factors to every weight. Other kinds override the methods that differ, and are
+    listed in `adapters.kinds.KINDS`. An adapter may be of several kinds, such as a DoRA that started as a PiSSA.
     """
 
     has_own_sum = False
@@ -28,7 +28,7 @@ class AdapterKind:
         raise NotImplementedError
 
     def describe(self, meta: AdapterMeta) -> AdapterMeta:
-        """Return the description of an adapter of this kind, from that of a plain LoRA."""
+        """Return the description of an adapter of this kind, from the description of a plain LoRA."""
         return meta
 
     def missing_base(self, names: Sequence[str]) -> str:
@@ -49,7 +49,7 @@ class AdapterKind:
         return module
 
     def delta(self, module: AdapterModule, weight: Callable[[], Float[Tensor, "out in"]]) -> Update:
-        """Return what the module adds to its weight."""
+        """Return the delta: the difference that the module makes to its weight."""
         return module.update
 
     def sum(

@@ -1,4 +1,4 @@
-"""OLoRA: training begins from the QR decomposition of the base weight."""
+"""OLoRA: training starts from the QR decomposition of the base weight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Olora(FromBase):
 def olora_delta(update: LowRank, weight: Float[Tensor, "out in"]) -> LowRank:
     r"""Return the delta of an OLoRA that was saved as it was trained, $\Delta = s (B A - Q_r R_r)$ with $W = Q R$.
 
-    $Q_r$ spans the first r columns of the base weight, and $R_r = Q_r^T W$, whatever the signs of Q.
+    $Q_r$ spans the first r columns of the base weight, and $R_r = Q_r^T W$, for all signs of Q.
 
     Args:
         update: The trained factors with their scale.

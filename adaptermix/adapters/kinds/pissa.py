@@ -1,4 +1,4 @@
-"""PiSSA: training begins from the largest singular directions of the base weight."""
+"""PiSSA: training starts from the largest singular directions of the base weight."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .lora import AdapterKind, less
 
 
 class FromBase(AdapterKind):
-    """A LoRA whose training began from a part of the base weight.
+    """A LoRA whose training started from a part of the base weight.
 
-    PEFT takes that part out of the base each time it loads the adapter; saved as they are, the factors are the delta
-    plus that part.
+    PEFT subtracts that part from the base each time it loads the adapter, so the saved factors are the delta plus that
+    part.
     """
 
     initial: str
