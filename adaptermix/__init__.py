@@ -1,8 +1,8 @@
 """Merge task adapters and alignment adapters across languages.
 
 Each command of the command line is a function here. Call it with settings, `train_task(TaskSettings(...))`, or with
-their fields, `train_task(base=..., task=..., train=[...], out=...)`; it returns a report. Public names are loaded when they
-are first used, so that importing the package costs next to nothing.
+their fields, `train_task(base=..., task=..., train=[...], out=...)`; it returns a report. Public names are loaded when
+they are first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations

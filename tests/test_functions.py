@@ -32,7 +32,7 @@ def adapters(tmp_path: Path) -> list[Path]:
 def test_types_and_table_name_the_same_classes_and_functions() -> None:
     """`adaptermix/__init__.py` says to type checkers what the table says at run time."""
     tree = ast.parse(Path(adaptermix.__file__).read_text(encoding="utf-8"))
-    told = {
+    typed = {
         node.targets[0].id: (node.value.args[0].id, ast.unparse(node.value.args[1]))
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "typed"
@@ -42,7 +42,7 @@ def test_types_and_table_name_the_same_classes_and_functions() -> None:
     for name, command in FUNCTIONS.items():
         module, _, function = str(command.run).partition(":")
         wanted[name] = (command.options, f"_{function}" if "." in module else f"{module}.{function}")
-    assert told == wanted
+    assert typed == wanted
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)

@@ -46,7 +46,7 @@ def typed(_schema: Callable[P, S], _run: Callable[..., R]) -> Function[S, P, R]:
 
 
 def function_of(record: Command) -> Callable[..., Any]:
-    """Return the function of a command, which takes its settings, or their fields as arguments."""
+    """Return the function of a command, with its settings, or their fields, as arguments."""
     from ..options.roles import Argument, marks_of
 
     schema = record.schema()
@@ -75,7 +75,7 @@ def function_of(record: Command) -> Callable[..., Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with texts in place of paths."""
+    """Return a value with its paths as texts."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

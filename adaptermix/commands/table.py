@@ -2,7 +2,7 @@
 
 To add a command: a class of options in `adaptermix.options`, a function of these options that returns a report with
 `document()`, a record here, and a function in `adaptermix.cli` that shows the report. Records name classes and
-functions by text, so that `adaptermix --help` imports none of them.
+functions by text, so that `adaptermix --help` does not import them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Command:
 
 
 def load(name: str) -> Any:
-    """Return what a text MODULE:NAME names in this package."""
+    """Return the class or function that a text MODULE:NAME names in this package."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(f"..{module}", __package__), attribute)
 
@@ -158,12 +158,12 @@ _ALL = (
         run="merging.extract_adapter:extract",
         takes_fields=True,
         show="show_adapters:show_extract",
-        notes="Embeddings and heads are left out unless a glob names them; what is lost with them is shown.\n\n"
+        notes="Embeddings and heads are left out unless a glob names them; their share of the difference is shown.\n\n"
         "Example: adaptermix extract --base BASE --tuned TUNED --rank 64 --out adapter",
     ),
     Command(
         name="statistics",
-        summary="Measure on data what fisher or regmean must know of an adapter.",
+        summary="Measure an adapter on data, for the merge methods fisher and regmean.",
         options="StatisticsSettings",
         function="statistics",
         run="merge_statistics:statistics",
@@ -231,7 +231,7 @@ _ALL = (
     ),
     Command(
         name="inspect",
-        summary="Show what is in adapters, and how they interfere.",
+        summary="Show the contents of adapters, and how they interfere.",
         options="InspectSettings",
         function="inspect",
         run="analysis:inspect",
@@ -284,7 +284,7 @@ _ALL = (
         run="demo.run:run_demo",
         show="show_demo:show",
         in_recipes=False,
-        notes="Example: adaptermix demo --out demo-out. Stopped with Ctrl-C, it continues where it was.",
+        notes="Example: adaptermix demo --out demo-out. Stopped with Ctrl-C, the same command continues.",
     ),
     Command(
         name="demo-inputs",
