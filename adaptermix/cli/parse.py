@@ -14,6 +14,7 @@ from ..commands.table import Command, document_of, load
 from ..errors import shown
 from ..io.limited_yaml import parse_yaml
 from ..options import Settings
+from ..options.registries import OneOf
 from ..options.roles import Argument, Flag, Panel, Role
 from .console import Console
 
@@ -184,6 +185,9 @@ def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> clic
     if field.default is True:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
         help_text = help_text.replace("[default: True]", "[default: yes]")
+    if choices := _mark(field, OneOf):
+        # Other packages may add to these names, so the options check the value.
+        kind["metavar"] = f"[{'|'.join(choices.choices)}]"
     mark = _mark(field, Flag) or Flag()
     if mark.metavar and kind.get("multiple"):
         kind["metavar"] = mark.metavar

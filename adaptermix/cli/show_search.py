@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.score import Score
     from ..options import SearchSettings, TuneSettings
-    from ..tuning import Candidate
+    from ..tuning import RecipeTrial
     from ..weight_search import SearchResult
 
 
@@ -50,7 +50,7 @@ def tune(settings: TuneSettings, console: Console) -> None:
     console.document(result.document())
 
 
-def _outcome(trial: Candidate, *, is_best: bool) -> list[str]:
+def _outcome(trial: RecipeTrial, *, is_best: bool) -> list[str]:
     from ..tuning import shown
 
     pruned = trial.pruned
@@ -63,7 +63,7 @@ def _outcome(trial: Candidate, *, is_best: bool) -> list[str]:
 
 
 def _show_plan(plan: dict[str, Any], settings: SearchSettings, console: Console) -> None:
-    from ..weight_search.control import NAME
+    from ..weight_search import CONTROL_NAME
 
     named = plan["candidates"] or plan["parameters"]
     console.say(
@@ -73,7 +73,7 @@ def _show_plan(plan: dict[str, Any], settings: SearchSettings, console: Console)
     )
     if settings.control and len(settings.adapters) > 1:
         draws = f"{settings.control} draw{'s' * (settings.control > 1)}"
-        console.say(f"where a gain is found, {NAME} would be tried on the same rows: {draws}")
+        console.say(f"where a gain is found, {CONTROL_NAME} would be tried on the same rows: {draws}")
     for note in plan["notes"]:
         console.note(note)
 
@@ -81,8 +81,7 @@ def _show_plan(plan: dict[str, Any], settings: SearchSettings, console: Console)
 def show(result: SearchResult | dict[str, Any], settings: SearchSettings, console: Console) -> None:
     """Show the trials and the chosen weights; of a dry run the plan."""
     from ..publish.output import size_sentence
-    from ..weight_search import shown
-    from ..weight_search.control import NAME
+    from ..weight_search import CONTROL_NAME, shown
 
     if isinstance(result, dict):
         _show_plan(result, settings, console)
@@ -100,7 +99,7 @@ def show(result: SearchResult | dict[str, Any], settings: SearchSettings, consol
     alone = "task adapter alone" + " *" * (result.chosen is result.baseline)
     rows.append(_row(alone, result.baseline_score, result.baseline_languages, ""))
     if control := result.verdict.control:
-        rows.append(_row(NAME, control.score, control.languages, ""))
+        rows.append(_row(CONTROL_NAME, control.score, control.languages, ""))
     titles = ["weights", result.objective, "95 % interval", *result.baseline_languages]
     if settings.race:
         console.table([*titles, "stopped after"], rows)

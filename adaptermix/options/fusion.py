@@ -8,20 +8,11 @@ from pydantic import Field, model_validator
 
 from .base import refuse
 from .fields import Layer
+from .registries import FUSIONS, one_of
 from .roles import DEV, MODEL, TRAINING, Flag, Panel, Reads, Role, marked
 from .training import TaskSettings
 
-FusionName = Literal[
-    "add",
-    "mul",
-    "add-relu",
-    "mul-relu",
-    "gated",
-    "cross-attention",
-    "cross-attention-paper",
-    "x-mixup",
-    "input",
-]
+FusionName = Annotated[str, one_of(FUSIONS, "x-mixup", "input")]
 
 
 class FusionSettings(TaskSettings):

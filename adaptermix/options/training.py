@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .base import ALLOW_TESTED, BASE, TASK, Placed, Settings, Written, refuse
 from .fields import Blocks, Files, Positive, Rows, block_range
+from .registries import HEADS, one_of
 from .roles import ADAPTER, DEV, MODEL, TRAINING, Flag, Panel, Reads, Role
 
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
@@ -131,6 +132,9 @@ class TrainingSettings(Placed, Written):
     patience: Positive | None = Field(
         None, description="stop after this many measurements of the dev loss without a new best, and keep the best"
     )
+    log_with: Annotated[Literal["tensorboard", "wandb", "trackio"] | None, Role.SCHEDULING] = Field(
+        None, description="tracker that receives losses and dev values; tensorboard writes to runs/ next to --out"
+    )
     allow_tested: Annotated[bool, Role.SCHEDULING, Panel.DATA] = Field(False, description=ALLOW_TESTED)
 
     @model_validator(mode="after")
@@ -210,7 +214,7 @@ class TaskOptions(Settings):
     template: Annotated[str | None, Role.DEV_CURVE] = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
     )
-    head: Annotated[Literal["auto", "none", "classes", "tokens", "span"], Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+    head: Annotated[str, one_of("auto", "none", HEADS), Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
         "auto",
         description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli), tokens: "
         "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",
