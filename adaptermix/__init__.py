@@ -1,6 +1,8 @@
 """Merge task adapters and alignment adapters across languages.
 
-Public names are loaded when they are first used, so that importing the package costs next to nothing.
+Each command of the command line is a function here. Call it with settings, `train_task(TaskSettings(...))`, or with
+their fields, `train_task(base=..., task=..., train=[...], out=...)`; it returns a report. Public names are loaded when
+they are first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
@@ -8,136 +10,99 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .commands.table import COMMANDS
+
 if TYPE_CHECKING:
-    from .adapters import AdapterState
-    from .adapters.load import load_adapter
-    from .analysis import Inspection, SpectrumReport, inspect, spectrum
-    from .baking import BakeReport, bake
-    from .commands.recipes import run_recipe
-    from .errors import AdapterMixError
-    from .evaluation import Evaluation, Retrieval, Systems, compare_systems, evaluate, retrieve
-    from .merge_statistics import StatisticsReport, statistics
-    from .merging import MergeReport, merge
-    from .merging.checkpoints import merge_checkpoints
-    from .merging.extract_adapter import extract
-    from .merging.extract_report import ExtractReport
-    from .options import (
-        AlignSettings,
-        BakeSettings,
-        CompareSettings,
-        EvaluateSettings,
-        ExtractSettings,
-        FusionSettings,
-        InspectSettings,
-        JointSettings,
-        MergeSettings,
-        PushSettings,
-        RetrieveSettings,
-        SearchSettings,
-        SpectrumSettings,
-        StatisticsSettings,
-        TaskSettings,
-    )
-    from .publish.hub import push
-    from .training import train_align, train_fusion, train_joint, train_task
-    from .tuning import Tuning, tune
-    from .weight_search import SearchResult, merge_learned, search
+    from . import analysis, baking, evaluation, merge_statistics, training, weight_search
+    from .adapters import AdapterState as AdapterState
+    from .adapters.load import load_adapter as load_adapter
+    from .analysis import Inspection as Inspection
+    from .analysis import SpectrumReport as SpectrumReport
+    from .baking import BakeReport as BakeReport
+    from .commands.functions import merge as merge
+    from .commands.functions import typed
+    from .commands.recipes import run_recipe as run_recipe
+    from .errors import AdapterMixError as AdapterMixError
+    from .evaluation import Evaluation as Evaluation
+    from .evaluation import Retrieval as Retrieval
+    from .evaluation import Systems as Systems
+    from .merge_statistics import StatisticsReport as StatisticsReport
+    from .merging import MergeReport as MergeReport
+    from .merging.checkpoints import merge_checkpoints as merge_checkpoints
+    from .merging.extract_adapter import extract as _extract
+    from .merging.extract_report import ExtractReport as ExtractReport
+    from .options import AlignSettings as AlignSettings
+    from .options import BakeSettings as BakeSettings
+    from .options import CompareSettings as CompareSettings
+    from .options import EvaluateSettings as EvaluateSettings
+    from .options import ExtractSettings as ExtractSettings
+    from .options import FusionSettings as FusionSettings
+    from .options import InspectSettings as InspectSettings
+    from .options import JointSettings as JointSettings
+    from .options import MergeSettings as MergeSettings
+    from .options import PushSettings as PushSettings
+    from .options import RetrieveSettings as RetrieveSettings
+    from .options import SearchSettings as SearchSettings
+    from .options import SpectrumSettings as SpectrumSettings
+    from .options import StatisticsSettings as StatisticsSettings
+    from .options import TaskSettings as TaskSettings
+    from .publish.hub import push as _push
+    from .tuning import Tuning as Tuning
+    from .tuning import tune as tune
+    from .weight_search import SearchResult as SearchResult
+    from .weight_search import merge_learned as merge_learned
+
+    bake = typed(BakeSettings, baking.bake)
+    compare_systems = typed(CompareSettings, evaluation.compare_systems)
+    evaluate = typed(EvaluateSettings, evaluation.evaluate)
+    extract = typed(ExtractSettings, _extract)
+    inspect = typed(InspectSettings, analysis.inspect)
+    push = typed(PushSettings, _push)
+    retrieve = typed(RetrieveSettings, evaluation.retrieve)
+    search = typed(SearchSettings, weight_search.search)
+    spectrum = typed(SpectrumSettings, analysis.spectrum)
+    statistics = typed(StatisticsSettings, merge_statistics.statistics)
+    train_align = typed(AlignSettings, training.train_align)
+    train_fusion = typed(FusionSettings, training.train_fusion)
+    train_joint = typed(JointSettings, training.train_joint)
+    train_task = typed(TaskSettings, training.train_task)
 
 __version__ = "0.1.0"
 
+_FUNCTIONS = {command.function: command for command in COMMANDS.values() if command.function}
 _HOMES = {
     "adapters": ("AdapterState",),
-    "analysis": ("Inspection", "SpectrumReport", "inspect", "spectrum"),
-    "baking": ("BakeReport", "bake"),
-    "merging.checkpoints": ("merge_checkpoints",),
-    "merging.extract_adapter": ("extract",),
-    "merging.extract_report": ("ExtractReport",),
-    "merging": ("MergeReport", "merge"),
-    "errors": ("AdapterMixError",),
-    "evaluation": ("Evaluation", "Retrieval", "Systems", "compare_systems", "evaluate", "retrieve"),
     "adapters.load": ("load_adapter",),
-    "merge_statistics": ("StatisticsReport", "statistics"),
-    "publish.hub": ("push",),
+    "analysis": ("Inspection", "SpectrumReport"),
+    "baking": ("BakeReport",),
+    "commands.functions": ("merge",),
     "commands.recipes": ("run_recipe",),
-    "weight_search": ("SearchResult", "merge_learned", "search"),
-    "options": (
-        "AlignSettings",
-        "BakeSettings",
-        "CompareSettings",
-        "EvaluateSettings",
-        "ExtractSettings",
-        "FusionSettings",
-        "InspectSettings",
-        "JointSettings",
-        "MergeSettings",
-        "PushSettings",
-        "RetrieveSettings",
-        "SearchSettings",
-        "SpectrumSettings",
-        "StatisticsSettings",
-        "TaskSettings",
-    ),
+    "errors": ("AdapterMixError",),
+    "evaluation": ("Evaluation", "Retrieval", "Systems"),
+    "merge_statistics": ("StatisticsReport",),
+    "merging": ("MergeReport",),
+    "merging.extract_report": ("ExtractReport",),
+    "options": ("MergeSettings", *(command.options for command in _FUNCTIONS.values())),
     "tuning": ("Tuning", "tune"),
-    "training": ("train_align", "train_fusion", "train_joint", "train_task"),
+    "weight_search": ("SearchResult",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# `merge` replaces these two.
+_OLD_HOME_OF = {"merge_checkpoints": "merging.checkpoints", "merge_learned": "weight_search"}
 
-__all__ = [
-    "AdapterMixError",
-    "AdapterState",
-    "AlignSettings",
-    "BakeReport",
-    "BakeSettings",
-    "CompareSettings",
-    "EvaluateSettings",
-    "Evaluation",
-    "ExtractReport",
-    "ExtractSettings",
-    "FusionSettings",
-    "InspectSettings",
-    "Inspection",
-    "JointSettings",
-    "MergeReport",
-    "MergeSettings",
-    "PushSettings",
-    "Retrieval",
-    "RetrieveSettings",
-    "SearchResult",
-    "SearchSettings",
-    "SpectrumReport",
-    "SpectrumSettings",
-    "StatisticsReport",
-    "StatisticsSettings",
-    "Systems",
-    "TaskSettings",
-    "Tuning",
-    "bake",
-    "compare_systems",
-    "evaluate",
-    "extract",
-    "inspect",
-    "load_adapter",
-    "merge",
-    "merge_checkpoints",
-    "merge_learned",
-    "push",
-    "retrieve",
-    "run_recipe",
-    "search",
-    "spectrum",
-    "statistics",
-    "train_align",
-    "train_fusion",
-    "train_joint",
-    "train_task",
-    "tune",
-]
+__all__ = sorted([*_HOME_OF, *_FUNCTIONS])  # noqa: PLE0605  (a sorted list of texts)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name in _FUNCTIONS:
+        from .commands.functions import function_of
+
+        # kept, since a function is pickled only if it is found again by its name
+        return globals().setdefault(name, function_of(_FUNCTIONS[name]))
+    home = _HOME_OF.get(name) or _OLD_HOME_OF.get(name)
+    if home is None:
         raise AttributeError(f"module 'adaptermix' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -98,7 +98,8 @@ def test_training_and_evaluation_do_not_know_each_other() -> None:
 
 def test_all_lists_what_is_loaded_on_use_sorted_and_once() -> None:
     assert sorted(set(adaptermix.__all__)) == adaptermix.__all__
-    assert set(adaptermix.__all__) == set(adaptermix._HOME_OF)
+    assert set(adaptermix.__all__) == {*adaptermix._HOME_OF, *adaptermix._FUNCTIONS}
+    assert all(getattr(adaptermix, name) is not None for name in adaptermix.__all__)
     assert set(dir(adaptermix)) == {*adaptermix.__all__, "__version__"}
 
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call one library function, show what came out."""
+"""The command line: parse, call one library function, show its report."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def adaptermix() -> None:
 
 def _prepare(arguments: list[str]) -> None:
     """Set what must be set before torch and transformers are imported."""
-    # Importing makes many objects and no garbage: looking for it less often starts about a tenth faster.
+    # Importing makes many objects and no garbage: collecting it less often starts about a tenth faster.
     gc.set_threshold(100_000, 50, 50)
     # The process ends and takes everything with it: a last search through all of torch would cost a quarter second.
     atexit.register(gc.freeze)

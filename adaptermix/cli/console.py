@@ -1,4 +1,4 @@
-"""What a person or a program sees: text and bars on stderr, one JSON document on stdout."""
+"""The output: text and bars on stderr, one JSON document on stdout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDEST = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Console:
-    """Where a command's output goes; of several processes the main one alone speaks.
+    """Where a command's output goes; with several processes only the main one prints.
 
     Args:
         as_json: One JSON document on stdout.
@@ -43,7 +43,7 @@ class Console:
         return Bars() if sys.stderr.isatty() else Lines()
 
     def say(self, text: str) -> None:
-        """Show text to a person; characters that would act on a terminal are escaped."""
+        """Show text on stderr; characters that would act on a terminal are escaped."""
         if not self.quiet and is_main_process():
             click.echo(escaped(text, keep="\n\t"), err=True)
 
@@ -53,7 +53,7 @@ class Console:
         self.say(f"{indent}{mark}{one_line(text)}")
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table to a person: first column left, others right."""
+        """Show a table on stderr: first column left, others right."""
         lines = [[shown(cell, _WIDEST) for cell in line] for line in (titles, *rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
         for line in lines:
@@ -63,7 +63,7 @@ class Console:
             self.say("  " + "  ".join(cells).rstrip())
 
     def document(self, document: dict[str, Any]) -> None:
-        """Print the JSON document, if asked for."""
+        """Print the JSON document with --json."""
         if self.as_json and is_main_process():
             click.echo(json_line(document))
 
@@ -213,29 +213,29 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, SystemExit | click.exceptions.Exit):
         code = error.exit_code if isinstance(error, click.exceptions.Exit) else error.code
         return code if isinstance(code, int) else 1
-    found = _failure(error)
-    if found is None:
+    failure = _failure(error)
+    if failure is None:
         raise error
-    code, kind, message = found
+    code, kind, message = failure
     if not isinstance(error, click.exceptions.NoArgsIsHelpError):
         message = one_line(message)
     if isinstance(error, ToldElsewhere):
         return 130 if error.interrupted else code
     if not is_main_process() and isinstance(error, click.ClickException | ConfigError):  # every process finds it
         return code
-    if as_json and _shown(json_line({"error": {"kind": kind, **_codes(error, kind), "message": message}})):
+    if as_json and _write(json_line({"error": {"kind": kind, **_codes(error, kind), "message": message}})):
         return code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        _shown(message, err=True)
+        _write(message, err=True)
     else:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
             hint = f" See '{error.ctx.command_path} --help'."
-        _shown(f"error: {message}{hint}", err=True)
+        _write(f"error: {message}{hint}", err=True)
     return code
 
 
-def _shown(text: str, *, err: bool = False) -> bool:
+def _write(text: str, *, err: bool = False) -> bool:
     """Show a line; return whether it arrived: a pipe may be closed, and a disk full."""
     try:
         click.echo(text, err=err)
@@ -245,11 +245,11 @@ def _shown(text: str, *, err: bool = False) -> bool:
 
 
 def close_streams() -> None:
-    """Drop what a closed pipe or a full disk does not take, else Python shows a traceback for it when it ends."""
+    """Discard output that a closed pipe or a full disk refuses; else Python shows a traceback at its exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: there is none
+        except (OSError, ValueError, AttributeError):  # ValueError: it is closed; AttributeError: there is no stream
             with suppress(OSError, ValueError, AttributeError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())

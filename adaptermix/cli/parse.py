@@ -150,7 +150,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
 
 
 def _text(default: Any) -> str:
-    """Return a default as a person would type it."""
+    """Return a default as it is typed on the command line."""
     if not isinstance(default, list):
         return str(default)
     numbers = all(isinstance(value, float) for value in default)
@@ -162,14 +162,14 @@ def _mark(field: FieldInfo, kind: type[T]) -> T | None:
 
 
 def _flag(name: str, field: FieldInfo) -> str:
-    own = _mark(field, Flag)
-    return own.name if own and own.name else "--" + name.replace("_", "-")
+    mark = _mark(field, Flag)
+    return mark.name if mark and mark.name else "--" + name.replace("_", "-")
 
 
 def _panel_of(settings: type[Settings], name: str) -> str:
-    """Return the title of an option: that of its own mark, else that of the first class that has the option."""
-    if own := _mark(settings.model_fields[name], Panel):
-        return own.value
+    """Return the title of an option: its `Panel` mark, else the panel of the first class that defines the option."""
+    if mark := _mark(settings.model_fields[name], Panel):
+        return mark.value
     first = [cls for cls in settings.__mro__ if name in vars(cls).get("__annotations__", ())][-1]
     panel: Panel | None = vars(first).get("panel")
     return panel.value if panel else _SHORT
@@ -188,10 +188,10 @@ def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> clic
     if choices := _mark(field, OneOf):
         # Other packages may add to these names, so the options check the value.
         kind["metavar"] = f"[{'|'.join(choices.choices)}]"
-    own = _mark(field, Flag) or Flag()
-    if own.metavar and kind.get("multiple"):
-        kind["metavar"] = own.metavar
-    flags = [flag, *([own.alias] if own.alias else []), name]
+    mark = _mark(field, Flag) or Flag()
+    if mark.metavar and kind.get("multiple"):
+        kind["metavar"] = mark.metavar
+    flags = [flag, *([mark.alias] if mark.alias else []), name]
     required = field.is_required()
     return SettingsOption(
         flags, required=required, default=None, help=help_text, panel=panel, is_common=is_common or required, **kind
@@ -212,7 +212,7 @@ def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.P
             panel = _panel_of(settings, name) if settings.is_long else _SHORT
             is_common = not settings.is_long or Role.COMMON in field.metadata
             parameters.append(_option(name, field, panel, is_common=is_common))
-    # what must be given comes first in --help
+    # required options are listed first in --help
     return sorted(parameters, key=lambda p: (not isinstance(p, click.Argument), not p.required))
 
 
@@ -252,7 +252,7 @@ def key_texts(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _value(value: Any, field: FieldInfo) -> Any:
-    """Return what an option holds, as its type wants it."""
+    """Return the value of an option in the type of its field."""
     core = _core(field.annotation)
     if get_origin(core) is dict:
         return key_texts(value) if get_args(core)[1] is str else key_values(value)
@@ -306,9 +306,9 @@ def click_command(record: Command) -> click.Command:
     fields = schema.model_fields
 
     def callback(*, as_json: bool, quiet: bool, **values: Any) -> None:
-        given = {name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
+        fields_set = {name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
         try:
-            settings = schema(**given)
+            settings = schema(**fields_set)
         except ValidationError as error:
             raise click.UsageError(explain(error, schema), click.get_current_context()) from error
         console = Console(as_json=as_json, quiet=quiet)

@@ -41,8 +41,10 @@ def run(settings: RunSettings, console: Console) -> None:
 
 def _summary(document: dict[str, Any]) -> str:
     """The few numbers of a step's document that say how it went."""
-    shown = {key: document[key] for key in ("loss", "best", "groups", "headline", "residual", "out") if key in document}
-    return ", ".join(f"{key} {_plain(value)}" for key, value in shown.items())
+    numbers = {
+        key: document[key] for key in ("loss", "best", "groups", "headline", "residual", "out") if key in document
+    }
+    return ", ".join(f"{key} {_plain(value)}" for key, value in numbers.items())
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Show what is in adapters and models."""
+"""Show the contents of adapters and models."""
 
 from __future__ import annotations
 
@@ -68,22 +68,22 @@ def _show_pairs(result: Inspection, console: Console) -> None:
     for pair in result.pairs:
         for note in pair.notes:
             console.note(f"{note}.", "  ")
-    shown = [pair for pair in result.pairs if pair.modules]
-    if len(shown) > _MOST_PAIRS:
+    comparable = [pair for pair in result.pairs if pair.modules]
+    if len(comparable) > _MOST_PAIRS:
         console.say("  Per layer and module: --json or --plot.")
         return
-    if not shown:
+    if not comparable:
         return
     for title, groups in (("layer", result.layers), ("module", result.kinds)):
         console.say(f"\nBetween adapters, per {title}: cosine, sign conflict, overlap")
         rows = []
         for name, paths in groups.items():
             cells = []
-            for pair in shown:
+            for pair in comparable:
                 numbers = pair.group(paths) or {}
                 cells += [_number(numbers.get(key), forms[key][0]) for key in ("cosine", "sign_conflict", "overlap")]
             rows.append([name, *cells])
-        console.table([title, *(cell for pair in shown for cell in (pair.name, "conflict", "overlap"))], rows)
+        console.table([title, *(cell for pair in comparable for cell in (pair.name, "conflict", "overlap"))], rows)
 
 
 def show_spectrum(report: SpectrumReport, settings: SpectrumSettings, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Show what a bake kept of the adapters."""
+"""Show how much of the adapters' effect a bake kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..baking.report import Compared
     from ..options import BakeSettings
 
-_SHOWN = 12
+_ROWS = 12
 
 
 def show(report: BakeReport, settings: BakeSettings, console: Console) -> None:
@@ -20,7 +20,7 @@ def show(report: BakeReport, settings: BakeSettings, console: Console) -> None:
     overall = report.overall
     has_rest = overall.kept_rest is not None
     titles = ["kept", "error", *(["kept, rest", "error, rest"] if has_rest else [])]
-    worst = sorted(report.modules.items(), key=lambda item: item[1].fidelity.least_kept)[:_SHOWN]
+    worst = sorted(report.modules.items(), key=lambda item: item[1].fidelity.least_kept)[:_ROWS]
     rows = [[path, module.strategy, *_figures(module.fidelity, has_rest), _share(module)] for path, module in worst]
     console.table(["module", "strategy", *titles, "codes changed"], rows)
     if len(report.modules) > len(rows):
@@ -54,9 +54,9 @@ def show(report: BakeReport, settings: BakeSettings, console: Console) -> None:
         console.say(f"wrote {settings.out}")
 
 
-def _figures(found: Fidelity | Compared, has_rest: bool) -> list[str]:
-    """Return what is kept and the error, then both without first tokens, where some module has these."""
-    figures = [found.kept, found.error, *([found.kept_rest, found.error_rest] if has_rest else [])]
+def _figures(fidelity: Fidelity | Compared, has_rest: bool) -> list[str]:
+    """Return the kept share and the error, then both without first tokens if some module has these."""
+    figures = [fidelity.kept, fidelity.error, *([fidelity.kept_rest, fidelity.error_rest] if has_rest else [])]
     return ["" if figure is None else f"{figure:.3f}" for figure in figures]
 
 

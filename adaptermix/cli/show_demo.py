@@ -18,12 +18,12 @@ def show(results: dict[str, Any], settings: DemoSettings, console: Console) -> N
     _show_scores(results, console)
     console.say(f"\n{verdict(results)}")
     parts = {role: results["difference"][role] for role in TITLES if role in results["difference"]}
-    for role, found in parts.items():
-        console.say(f"  {TITLES[role]}: {found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})")
-    if found := results["difference"].get("closed form"):
+    for role, interval in parts.items():
+        console.say(f"  {TITLES[role]}: {interval['value']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f})")
+    if interval := results["difference"].get("closed form"):
         console.say(
             f"  alignment in closed form, {results['closed_form']['fit']['seconds']:.0f} s without training, languages "
-            f"without task data: {found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+            f"without task data: {interval['value']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f})"
         )
     console.say(
         f"\n{results['seconds']:.0f} s in all. In {out}: align/, task/, merged/ (adapters), layers.png, weights.png, "
@@ -52,12 +52,12 @@ def _show_retrieval(results: dict[str, Any], console: Console) -> None:
     console.say("\nTranslation retrieval on held-out sentences (accuracy, mean of directions)")
     before, after = (results["retrieval"][name]["layers"] for name in ("before", "after"))
     last = len(before) - 1
-    shown = sorted({0, last // 4, last // 2, 3 * last // 4, last})
+    layers_shown = sorted({0, last // 4, last // 2, 3 * last // 4, last})
     rows = [
-        [name, *(f"{layers[str(number)]['mean']:.3f}" for number in shown)]
+        [name, *(f"{layers[str(number)]['mean']:.3f}" for number in layers_shown)]
         for name, layers in (("base", before), ("with alignment adapter", after))
     ]
-    console.table(["layer", *map(str, shown)], rows)
+    console.table(["layer", *map(str, layers_shown)], rows)
 
 
 def _show_scores(results: dict[str, Any], console: Console) -> None:

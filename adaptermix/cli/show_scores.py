@@ -17,7 +17,7 @@ def show_evaluation(result: Evaluation, settings: EvaluateSettings, console: Con
     titles = ["language", result.metric, "95 % interval", *result.others, "rows"]
     rows = []
     for language, score in result.scores.items():
-        others = [f"{found[language].value:.3f}" if language in found else "-" for found in result.others.values()]
+        others = [f"{scores[language].value:.3f}" if language in scores else "-" for scores in result.others.values()]
         interval = f"{score.low:.3f} to {score.high:.3f}"
         rows.append([language, f"{score.value:.3f}", interval, *others, str(score.n)])
     overall = result.overall
@@ -43,13 +43,13 @@ def show_evaluation(result: Evaluation, settings: EvaluateSettings, console: Con
     _say_without_split(settings.split, console)
 
 
-def _show_against(found: Comparison, console: Console) -> None:
+def _show_against(result: Comparison, console: Console) -> None:
     """Show by how much the first system is better, per language."""
     rows = [
         [language, f"{score.value:+.3f}", f"{score.low:+.3f} to {score.high:+.3f}"]
-        for language, score in [*found.languages.items(), ("mean", found.overall)]
+        for language, score in [*result.languages.items(), ("mean", result.overall)]
     ]
-    console.table(["language", f"less '{found.name}'", "95 % interval"], rows)
+    console.table(["language", f"less '{result.name}'", "95 % interval"], rows)
 
 
 def _say_without_split(split: str | None, console: Console) -> None:
@@ -79,19 +79,19 @@ def show_retrieval(result: Retrieval, settings: RetrieveSettings, console: Conso
     console.table(
         titles[: 1 + 2 * len(systems)],
         [
-            [str(n), *(cell for found in systems for cell in _cells(found.score([n])))]
+            [str(n), *(cell for system in systems for cell in _cells(system.score([n])))]
             for n in range(len(result.layers))
         ],
     )
-    headlines = ", base ".join(f"{found.headline():.3f}" for found in systems)
+    headlines = ", base ".join(f"{system.headline():.3f}" for system in systems)
     console.say(f"  mean of even layers: {headlines} over {len(result.n)} directions")
     if above := result.above_base():
         console.say(f"  above the base: {above.value:+.3f} ({above.low:+.3f} to {above.high:+.3f}), paired by sentence")
     if result.correlation:
-        found = result.correlation
+        correlation = result.correlation
         console.say(
-            f"  correlation with transfer over {len(found.languages)} languages: Pearson {found.pearson:.2f} "
-            f"(p {found.p:.3f}), Spearman {found.spearman:.2f}"
+            f"  correlation with transfer over {len(correlation.languages)} languages: Pearson "
+            f"{correlation.pearson:.2f} (p {correlation.p:.3f}), Spearman {correlation.spearman:.2f}"
         )
     if settings.plot:
         console.say(f"wrote {settings.plot}")

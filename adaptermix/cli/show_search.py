@@ -123,5 +123,5 @@ def show(result: SearchResult | dict[str, Any], settings: SearchSettings, consol
 
 
 def _row(name: str, score: Score, languages: Mapping[str, Score], rows: int | str) -> list[str]:
-    values = [f"{found.value:.3f}" for found in languages.values()]
+    values = [f"{score.value:.3f}" for score in languages.values()]
     return [name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}", *values, str(rows)]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def show(
     report: TrainReport, _settings: TrainingSettings, console: Console, *, unit: str = "rows", objective: str = ""
 ) -> None:
-    """Show the plan of a dry run, or what training came to."""
+    """Show the plan of a dry run, or the results of training."""
     document = report.document()
     if document.get("dry_run"):
         console.say(
@@ -30,15 +30,15 @@ def show(
     else:
         losses = document.get("objectives") or {"": document["loss"]}
         changes = ", ".join(
-            f"{name} loss {found['first']:.3f} -> {found['last']:.3f}".strip() for name, found in losses.items()
+            f"{name} loss {values['first']:.3f} -> {values['last']:.3f}".strip() for name, values in losses.items()
         )
         console.say(
             f"trained {document['parameters']:,} parameters in {document['steps']} steps{objective}, "
             f"{document['seconds_per_step']:.2f} s per step ({document['tokens_per_second']:.0f} tokens/s): {changes}"
         )
-        for name, found in document.get("dev", {}).items():
+        for name, values in document.get("dev", {}).items():
             console.say(
-                f"{name.replace('_', ' ')} {found['first']:.3f} -> {found['last']:.3f}, best {found['best']:.3f}"
+                f"{name.replace('_', ' ')} {values['first']:.3f} -> {values['last']:.3f}, best {values['best']:.3f}"
                 f"{'' if report.kept else '; the last step is kept (--patience keeps the best)'}"
             )
         if report.kept:
@@ -53,10 +53,10 @@ def _show_fit(report: FitReport, console: Console) -> None:
         for note in report.rows.warnings("pairs"):
             console.say(f"  {note}")
     else:
-        found, held_out = report.objective, report.objective["held_out"]
+        values, held_out = report.objective, report.objective["held_out"]
         console.say(
             f"fitted {report.parameters:,} parameters in {report.seconds:.1f} s: {report.fit}, rank "
-            f"{found['layer_update']['rank']}, on {found['module']} (block {report.layer} of {found['layers']})"
+            f"{values['layer_update']['rank']}, on {values['module']} (block {report.layer} of {values['layers']})"
         )
         if held_out:
             console.say(

@@ -18,8 +18,8 @@ _GIVE_UP = 3
 class Interrupts:
     """Turns SIGINT and SIGTERM into exceptions: KeyboardInterrupt, and SystemExit with 143.
 
-    A second interrupt while the work clears up is ignored, so that what is half-written goes. Where an exception is
-    lost, as in a finaliser, it is raised again.
+    A second interrupt while the work clears up is ignored, so that it can remove half-written files. Where an
+    exception is lost, as in a finaliser, it is raised again.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Interrupts:
         """Ignore signals from here on: the work is done, or its failure is about to be shown.
 
         Args:
-            restore: Give signals back to whoever had them before, where the process does not end now.
+            restore: Restore the previous handlers, since the process continues.
         """
         self._is_over = True
         if self._before and hasattr(signal, "setitimer"):

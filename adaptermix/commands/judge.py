@@ -15,9 +15,9 @@ from ..weight_search.result import SearchResult
 def run_judge(settings: EvaluateSettings | SearchSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
     """Score on dev data and return the command's document, with `resamples` and `units`.
 
-    `resamples` is the score on resamples of the rows. Those of the same rows are drawn alike, so that those of several
-    calls can be compared pair by pair. `units` is how many rows, or clusters of them, were resampled in the language
-    that has fewest.
+    `resamples` are the scores on resamples of the rows. The same rows are always resampled in the same way, so that
+    the resamples of several calls can be compared pair by pair. `units` is the number of rows, or of clusters of rows,
+    that were resampled in the language with the fewest.
 
     Raises:
         AdapterMixError: the work could not be done.

@@ -49,26 +49,26 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[str]) -> Step | None:
     """Check one entry of `steps`; faults are collected, not raised."""
-    place = f"step {number}"
+    step = f"step {number}"
     if not isinstance(entry, dict) or len(entry) != 1:
-        faults.append(f"{place} must be one command with its settings, such as 'merge: {{...}}', found {shown(entry)}.")
+        faults.append(f"{step} must be one command with its settings, such as 'merge: {{...}}', found {shown(entry)}.")
         return None
-    command, given = next(iter(entry.items()))
+    command, values = next(iter(entry.items()))
     if command not in STEPS:
-        faults.append(f"{place}: unknown command {shown(command)}.{_near(str(command), list(STEPS))}")
+        faults.append(f"{step}: unknown command {shown(command)}.{_near(str(command), list(STEPS))}")
         return None
-    if not isinstance(given, dict):
-        faults.append(f"{place} ({command}): settings must be a mapping, found {shown(given)}.")
+    if not isinstance(values, dict):
+        faults.append(f"{step} ({command}): settings must be a mapping, found {shown(values)}.")
         return None
     schema = STEPS[command]
-    given = {str(key): value for key, value in given.items()}
-    own = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith(f"{command}.")}
+    values = {str(key): value for key, value in values.items()}
+    overridden = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith(f"{command}.")}
     try:
-        settings = schema(**(given | own))
+        settings = schema(**(values | overridden))
         _check_task(settings)
         return Step(command=command, settings=settings)
     except UsageError as error:
-        faults.append(f"{place} ({command}): {error}")
+        faults.append(f"{step} ({command}): {error}")
         return None
     except ValidationError as error:
         for fault in error.errors():
@@ -77,7 +77,7 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
                 message = f"unknown key {path!r}.{_near(path, list(schema.model_fields))}"
             else:
                 message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {shown(fault['input'])}."
-            faults.append(f"{place} ({command}): {message}")
+            faults.append(f"{step} ({command}): {message}")
         return None
 
 
@@ -92,13 +92,13 @@ def _check_task(settings: Settings) -> None:
 
 
 def variables_of(path: Path) -> Mapping[str, Any]:
-    """Return the variables of a recipe as they stand there; none where `load_recipe` will find fault with it."""
+    """Return the variables of a recipe as they are written; none if `load_recipe` will refuse it."""
     try:
         document = read_yaml(path)
     except ConfigError:
         return {"out": None}
-    found = document.get("variables") if isinstance(document, dict) else None
-    return found if isinstance(found, dict) else {}
+    variables = document.get("variables") if isinstance(document, dict) else None
+    return variables if isinstance(variables, dict) else {}
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Step]:
@@ -130,20 +130,20 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
     overrides = dict(overrides or {})
     faults += _check_overrides(overrides, variables, steps)
     variables |= {key: value for key, value in overrides.items() if "." not in key}
-    # a variable may hold others, which hold none
+    # a variable may contain other variables, but only one level deep
     fill = Filling(variables, faults)
     variables = {name: fill(value) for name, value in variables.items()}
     fill = Filling(variables, faults)
     checked = [_step(number, fill(entry), overrides, faults) for number, entry in enumerate(steps, start=1)]
     if faults:
         raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)))
-    found = [step for step in checked if step is not None]
-    check_splits(path, found)
-    return found
+    complete = [step for step in checked if step is not None]
+    check_splits(path, complete)
+    return complete
 
 
 def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any], steps: Sequence[Any]) -> list[str]:
-    """Every override must meet a variable or a step's setting."""
+    """Return a fault for each override that names no variable and no step."""
     commands = {str(command) for entry in steps if isinstance(entry, dict) for command in entry}
     faults = []
     for key in overrides:
@@ -155,7 +155,7 @@ def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any],
 
 
 def check_splits(path: Path, steps: Sequence[Step]) -> None:
-    """Refuse to choose or train on what is test data of another step, or was evaluated as test data before.
+    """Refuse to choose or train on test data of another step, or on rows that were evaluated as test data before.
 
     Rows are recognised by their texts, see `adaptermix.tasks.splits`; in files that a step is yet to
     make, and in those of the Hub, by the file's name and their numbers.
@@ -180,12 +180,12 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
             continue
         step = steps[number - 1]
         allowed = getattr(step.settings, "allow_tested", None)
-        if own := next((found for found in overlaps_of(files, tests) if found.rows.matters), None):
-            fault = f"{use} must not be test data, and {own} {own.verb_now} test data of step {own.first.step}"
-            way_out = f", or drop split: test in step {own.first.step}"
-        elif not allowed and (
-            before := next((found for found in overlaps_of(files, known) if found.rows.matters), None)
-        ):
+        if overlap := next((each for each in overlaps_of(files, tests) if each.rows.matters), None):
+            fault = (
+                f"{use} must not be test data, and {overlap} {overlap.verb_now} test data of step {overlap.first.step}"
+            )
+            way_out = f", or drop split: test in step {overlap.first.step}"
+        elif not allowed and (before := next((each for each in overlaps_of(files, known) if each.rows.matters), None)):
             fault = fault_of_tested(use, before)
             way_out = "" if allowed is None else ", or set allow_tested: true there"
         else:
@@ -194,7 +194,7 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
 
 
 def _written(step: Step) -> Path | None:
-    """Return what a step leaves behind, if there is one thing."""
+    """Return the main output of a step, if it has one."""
     output = main_output(step.settings)
     is_dry = getattr(step.settings, "dry_run", False)
     return Path(output[0]) if output and output[0] and not is_dry else None
@@ -207,23 +207,23 @@ def _read(step: Step) -> list[Path]:
 
 
 def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> None:
-    """Refuse what would fail only when its turn comes.
+    """Refuse steps that would fail only after those before them.
 
     Args:
         path: The recipe.
         steps: Its steps.
-        resume: Whether what is there already is taken as it is.
+        resume: Whether existing outputs are reused.
 
     Raises:
-        ConfigError: two steps write the same, or a step reads an adapter that lies beside outputs and that none makes.
-        OutputError: an output is there already.
+        ConfigError: two steps write the same output, or no step makes an adapter that a step reads next to the outputs.
+        OutputError: an output exists.
     """
     made: list[Path] = []
-    beside = {out.parent for step in steps if (out := _written(step))}
+    folders = {out.parent for step in steps if (out := _written(step))}
     for number, step in enumerate(steps, start=1):
         for adapter in _read(step):
             is_made = real_path(adapter) in map(real_path, made)
-            if not is_made and adapter.parent in beside and not adapter.exists():
+            if not is_made and adapter.parent in folders and not adapter.exists():
                 near = did_you_mean(str(adapter), list(map(str, made)))
                 raise ConfigError(
                     f"{path}: step {number} ({step.command}) reads {adapter}, which is not there, and no step before "
@@ -258,14 +258,14 @@ def run_recipe(
     Args:
         path: The YAML file.
         overrides: Values of variables, or of settings as `command.setting`.
-        resume: Take outputs that are there already, if they were made with the same settings and from the same files,
-            and let training go on where it was interrupted. The document of a step that was passed over says `skipped`.
-        run: What runs a step; default the library's own calls.
-        watch: Is told of steps that are passed over.
+        resume: Reuse existing outputs if they were made with the same settings and from the same files, and continue
+            interrupted training. The document of a step that is skipped has `skipped`.
+        run: Runs a step; default `run_step`.
+        watch: Receives a note for each step that is skipped.
 
     Raises:
-        ConfigError: the recipe has faults; nothing was run.
-        OutputError: an output is there already, and nothing was run; or one was made with other settings or files.
+        ConfigError: the recipe has faults; no step was run.
+        OutputError: an output exists, and no step was run; or it was made with other settings or files.
         AdapterMixError: a step failed; those before it are done.
     """
     steps = load_recipe(Path(path), overrides)
@@ -288,7 +288,7 @@ def run_recipe(
 
 
 def going_on(step: Step) -> Step:
-    """Let training go on where an interrupted one stopped, and answers replace those of an evaluation that was cut."""
+    """Let training resume, and an evaluation replace the answers of an interrupted one."""
     output = main_output(step.settings)
     more = {"overwrite": True} if output and output[1].form else {}
     if "resume" in type(step.settings).model_fields:

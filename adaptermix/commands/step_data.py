@@ -1,4 +1,4 @@
-"""The data files of a step of a recipe, by what its options read them for."""
+"""The data files of a step of a recipe, each with its use."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..tasks.data.parallel import read_parallel
 
 
 class NamedFile(DataFile):
-    """A file that is known by its name only: a step is yet to make it, or it is on the Hub."""
+    """A file of which only the name is known: a step has yet to make it, or it is on the Hub."""
 
     def hashes(self) -> dict[str, str]:
-        """Return the name in place of the hashes."""
+        """Return the name instead of the hashes."""
         return {"text": str(self.path)}
 
 
@@ -61,25 +61,25 @@ class TestFile:
 
 
 def data_files(settings: Settings) -> list[tuple[str, DataFile]]:
-    """Return the data files of a step, each with what it is used for, and with the rows of it that are used.
+    """Return the data files of a step, each after its use, with the selected rows.
 
     Files that cannot be read have no rows; the step itself will say why.
     """
-    found = []
+    used = []
     for name, mark in data_options(settings).items():
         arguments: Sequence[str] = getattr(settings, name)
         rows = getattr(settings, mark.rows) if mark.rows else None
         there = []
         for argument in arguments:
             files = _named(argument, rows)
-            found += [(mark.use, file) for file in files]
+            used += [(mark.use, file) for file in files]
             there += [] if files else [argument]
-        found += [(mark.use, file) for file in _read(mark.form, getattr(settings, "task", None), there, rows)]
-    return found
+        used += [(mark.use, file) for file in _read(mark.form, getattr(settings, "task", None), there, rows)]
+    return used
 
 
 def _named(argument: str, rows: str | None) -> list[DataFile]:
-    """Return what an argument names, if it is not on this machine."""
+    """Return the files that an argument names if they are not on this machine."""
     try:
         files = find_files([argument])
     except DataError:

@@ -1,4 +1,4 @@
-"""The record beside the output of a recipe's step: what decided the output, so that --resume takes no other one."""
+"""The record next to the output of a recipe's step: the settings and inputs of the output, checked by --resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def read_files(settings: Settings) -> dict[str, list[list[str | None]]]:
     """Return name and content hash of everything that a command reads, by option.
 
-    A path counts by its last part, which results can name, and by its content; a model of the Hub by what is in the
+    A path counts by its last part, which results can name, and by its content; a model of the Hub by its files in the
     cache.
     """
     return {
@@ -94,7 +94,7 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_same(command: str, settings: Settings, out: Path) -> bool:
-    """Return whether an output that exists is the one that the step would make; False if it is what it replaces.
+    """Return whether an existing output is the one that the step would make; False if the step was to replace it.
 
     Raises:
         OutputError: it was made with other settings, from other files, or by something else.
@@ -127,12 +127,12 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
 
 
 def _differences(record: Mapping[str, Any], command: str, settings: Settings) -> list[str]:
-    """Return what is no longer as a record says."""
+    """Return the differences between a record and the present settings and files."""
     now = json.loads(json.dumps(_identity(command, settings)))
     if record["command"] != now["command"]:
         return [f"command {record['command']}, now {now['command']}"]
-    before, own = record["settings"], now["settings"]
-    names = [name for name in sorted({*before, *own}) if before.get(name) != own.get(name)]
-    changed = [f"{name} {before.get(name)!r}, now {own.get(name)!r}" for name in names]
+    before, after = record["settings"], now["settings"]
+    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    changed = [f"{name} {before.get(name)!r}, now {after.get(name)!r}" for name in names]
     files, read = record["files"], now["files"]
     return changed + [f"{name}: other files" for name in sorted({*files, *read}) if files.get(name) != read.get(name)]

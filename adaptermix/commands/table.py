@@ -2,7 +2,7 @@
 
 To add a command: a class of options in `adaptermix.options`, a function of these options that returns a report with
 `document()`, a record here, and a function in `adaptermix.cli` that shows the report. Records name classes and
-functions by text, so that `adaptermix --help` imports none of them.
+functions by text, so that `adaptermix --help` does not import them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Command:
         in_recipes: Whether it can be a step of a recipe.
         in_processes: Whether several processes can run it together.
         hidden: Options that only recipes and Python have.
+        function: Its name in `adaptermix`, if it is made from this record.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Command:
     in_recipes: bool = True
     in_processes: bool = False
     hidden: tuple[str, ...] = ()
+    function: str | None = None
 
     def schema(self) -> type[Settings]:
         """Return the class of the options."""
@@ -66,7 +68,7 @@ class Command:
 
 
 def load(name: str) -> Any:
-    """Return what a text MODULE:NAME names in this package."""
+    """Return the class or function that a text MODULE:NAME names in this package."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(f"..{module}", __package__), attribute)
 
@@ -82,6 +84,7 @@ _ALL = (
         name="train-align",
         summary="Train a stand-alone alignment LoRA: contrastive, at a middle layer.",
         options="AlignSettings",
+        function="train_align",
         run="training:train_align",
         show="show_training:show_align",
         in_processes=True,
@@ -91,6 +94,7 @@ _ALL = (
         name="train-task",
         summary="Train a task LoRA.",
         options="TaskSettings",
+        function="train_task",
         run="training:train_task",
         show="show_training:show",
         in_processes=True,
@@ -100,6 +104,7 @@ _ALL = (
         name="train-joint",
         summary="Train one LoRA for a task and for alignment.",
         options="JointSettings",
+        function="train_joint",
         run="training:train_joint",
         show="show_training:show",
         in_processes=True,
@@ -110,6 +115,7 @@ _ALL = (
         name="train-fusion",
         summary="Train a LoRA that fuses each text with its source.",
         options="FusionSettings",
+        function="train_fusion",
         run="training:train_fusion",
         show="show_training:show",
         in_processes=True,
@@ -129,6 +135,7 @@ _ALL = (
         name="bake",
         summary="Write adapters into their base model, in 16, 8 or 4 bits.",
         options="BakeSettings",
+        function="bake",
         run="baking:bake",
         show="show_bake:show",
         notes="Example: adaptermix bake --base MODEL --adapter task --out merged   (one rounding, in the base's "
@@ -147,16 +154,18 @@ _ALL = (
         name="extract",
         summary="Turn the difference between two checkpoints into a LoRA.",
         options="ExtractSettings",
+        function="extract",
         run="merging.extract_adapter:extract",
         takes_fields=True,
         show="show_adapters:show_extract",
-        notes="Embeddings and heads are left out unless a glob names them; what is lost with them is shown.\n\n"
+        notes="Embeddings and heads are left out unless a glob names them; their share of the difference is shown.\n\n"
         "Example: adaptermix extract --base BASE --tuned TUNED --rank 64 --out adapter",
     ),
     Command(
         name="statistics",
-        summary="Measure on data what fisher or regmean must know of an adapter.",
+        summary="Measure an adapter on data, for the merge methods fisher and regmean.",
         options="StatisticsSettings",
+        function="statistics",
         run="merge_statistics:statistics",
         show="show_adapters:show_statistics",
         notes="One file for each adapter, for `merge --method regmean` or `fisher`.\n\n"
@@ -168,6 +177,7 @@ _ALL = (
         name="search",
         summary="Find the merge weight of two adapters on dev data, or on pairs.",
         options="SearchSettings",
+        function="search",
         run="weight_search:search",
         plan="weight_search:search_dry",
         show="show_search:show",
@@ -194,6 +204,7 @@ _ALL = (
         name="evaluate",
         summary="Score a base model or an adapter per language.",
         options="EvaluateSettings",
+        function="evaluate",
         run="evaluation:evaluate",
         show="show_scores:show_evaluation",
         notes="Example: adaptermix evaluate --base MODEL --adapter task --task slots --data de.test.conll "
@@ -203,6 +214,7 @@ _ALL = (
         name="compare",
         summary="Put systems side by side: scores, differences, share of a gap closed.",
         options="CompareSettings",
+        function="compare_systems",
         run="evaluation:compare_systems",
         show="show_scores:show_comparison",
         notes="Example: adaptermix compare 'task=runs/*/task.jsonl' 'joint=runs/*/joint.jsonl' "
@@ -212,14 +224,16 @@ _ALL = (
         name="retrieve",
         summary="Measure translation retrieval per layer and direction.",
         options="RetrieveSettings",
+        function="retrieve",
         run="evaluation:retrieve",
         show="show_scores:show_retrieval",
         notes="Example: adaptermix retrieve --base MODEL --adapter align --data deu-eng.tsv --rows 500:",
     ),
     Command(
         name="inspect",
-        summary="Show what is in adapters, and how they interfere.",
+        summary="Show the contents of adapters, and how they interfere.",
         options="InspectSettings",
+        function="inspect",
         run="analysis:inspect",
         takes_fields=True,
         show="show_analysis:show_inspection",
@@ -233,6 +247,7 @@ _ALL = (
         name="spectrum",
         summary="Compare singular values of two models per layer and module.",
         options="SpectrumSettings",
+        function="spectrum",
         run="analysis:spectrum",
         takes_fields=True,
         show="show_analysis:show_spectrum",
@@ -247,6 +262,7 @@ _ALL = (
         name="push",
         summary="Publish an adapter with its model card.",
         options="PushSettings",
+        function="push",
         run="publish.hub:push",
         show="show_adapters:show_push",
         notes="Example: adaptermix push merged me/slots-merged --dry-run",
@@ -268,7 +284,7 @@ _ALL = (
         run="demo.run:run_demo",
         show="show_demo:show",
         in_recipes=False,
-        notes="Example: adaptermix demo --out demo-out. Stopped with Ctrl-C, it continues where it was.",
+        notes="Example: adaptermix demo --out demo-out. Stopped with Ctrl-C, the same command continues.",
     ),
     Command(
         name="demo-inputs",

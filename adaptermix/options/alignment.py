@@ -75,7 +75,7 @@ class AlignOptions(Settings):
     gather_negatives: Annotated[bool, Role.CONTRAST, Panel.PROCESSES] = Field(
         True,
         description="where several processes share a batch: contrast a pair with those of all processes, as a single "
-        "process would; else with those of its own process only",
+        "process would; else only with those of the same process",
     )
     balance: Annotated[Literal["languages", "rows"], Panel.DATA] = Field(
         "languages", description="draw every language pair equally often, or every row"
@@ -117,7 +117,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
         "distil",
         description="distil: move each sentence's states to those that the frozen base has of its translation, which a "
         "task adapter was trained on; contrastive: pull translations together and push other pairs apart (published; "
-        "the default where one of its options, such as --temperature, is given); both: the sum",
+        "the default with one of its options, such as --temperature); both: the sum",
     )
     fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
         "gradient",
@@ -137,7 +137,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
     @model_validator(mode="before")
     @classmethod
     def _default_objective(cls, values: Any) -> Any:
-        """Choose the contrastive objective where none is given, but an option that goes with it alone."""
+        """Choose the contrastive objective if no objective is set but an option is that only this one has."""
         if not isinstance(values, dict) or values.get("objective") or values.get("fit") in RANKS:
             return values
         # a base that has lost a part of its weights to the LoRA cannot be the teacher of a distillation

@@ -13,20 +13,21 @@ from .roles import ADAPTER, CALIBRATION, DEV, MODEL, Reads, Role
 
 
 class BakeSettings(Scored, Written):
-    """Write adapters into their base model, in 16, 8 or 4 bits, and measure what is left of them."""
+    """Write adapters into their base model, in 16, 8 or 4 bits, and measure how much of their effect is kept."""
 
     base: Annotated[str, Reads(MODEL)] = Field(
-        description="base model, quantised by bitsandbytes or not: folder or Hub id, with @REVISION if wanted"
+        description="base model, quantised by bitsandbytes or not: folder or Hub id[@REVISION]"
     )
     adapter: Annotated[Files, Reads(ADAPTER)] = Field(description="adapter folders; several are added")
     quantize: Quantize = Field(
-        "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 or 8 bits"
+        "none",
+        description="format of the base that the adapter was trained on or will run on: unquantised, or in 4 or 8 bits",
     )
     strategy: Annotated[str, one_of("auto", "keep", "merge-16", "dequant-16", STRATEGIES)] = Field(
         "auto",
         description="how; auto takes for each module what keeps enough with the least error, else 16 bits, and is "
-        "merge-16 without --quantize; residual adds a small LoRA to the codes; keep writes one adapter for a base "
-        "that stays as it is",
+        "merge-16 without --quantize; residual adds a small LoRA to the codes; keep writes one adapter for an "
+        "unchanged base",
     )
     calibration: Annotated[list[str], Reads(CALIBRATION, "texts")] = Field(
         [], description="text files, as the model will see: lines, TSV, JSONL with `text` or strings"
@@ -41,7 +42,7 @@ class BakeSettings(Scored, Written):
     error_at_most: float = Field(
         0.5,
         gt=0,
-        description="for auto and residual: how far off a module's change of outputs may be, in units of what is meant",
+        description="for auto and residual: largest error of the change of a module's outputs, relative to that change",
     )
     task: Annotated[str | None, Role.AFTERWARDS] = Field(
         None, description="task to score the result on, and the unmerged adapters too"
@@ -54,7 +55,7 @@ class BakeSettings(Scored, Written):
         64, ge=1, description="most tokens to generate per row of the task"
     )
     dtype: StorageDtype | None = Field(
-        None, description="storage dtype of what is not quantised; default that of each of the base's tensors"
+        None, description="storage dtype of tensors that are not quantised; default as in the base"
     )
     shard_size: Annotated[str, Role.AFTERWARDS] = Field(
         "2GB", description="size that no weight file exceeds, unless a single tensor does"

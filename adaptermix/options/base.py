@@ -11,10 +11,8 @@ from .fields import Device, Dtype, Positive, Quantize, check_text
 from .registries import TASKS
 from .roles import Panel, Reads, Role, Writes
 
-ALLOW_TESTED = (
-    "take dev, training and calibration files that were evaluated as test, else refused; the manifest says so"
-)
-BASE = "base model: folder or Hub id, with @REVISION if wanted"
+ALLOW_TESTED = "allow dev, training and calibration files that were evaluated as test data; the manifest records them"
+BASE = "base model: folder or Hub id[@REVISION]"
 TASK = f"task: {', '.join(TASKS.own)}, or one of another package"
 
 
@@ -96,7 +94,7 @@ class Scored(Settings):
 
 
 class Written(Settings):
-    """What is written where."""
+    """The output."""
 
     panel = Panel.RUN
 

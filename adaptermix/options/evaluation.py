@@ -13,8 +13,8 @@ from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Argument, Flag, Reads, 
 
 Split = Literal["dev", "test"] | None
 SPLIT_HELP = (
-    "what the data are for; test rows are recorded, so that no later command chooses or trains on them, and must not "
-    "be rows that an adapter or the base here was trained or chosen on; default: neither, and nothing is recorded"
+    "split of the data; test rows are recorded, so that no later command chooses or trains on them, and must not "
+    "be rows that an adapter or the base here was trained or chosen on; default: neither, and no rows are recorded"
 )
 
 
@@ -32,7 +32,7 @@ class EvaluateSettings(GenerationSettings, Scored):
         [], description="the rows in the source language of a fused adapter (train-fusion): row i belongs to row i"
     )
     source_encoder: Annotated[str | None, Reads(MODEL)] = Field(
-        None, description="present path of the encoder that the adapter was trained to take its sources from"
+        None, description="present path of the source encoder that the adapter was trained with"
     )
     source_alignment: Literal["position", "end", "row-end", "last", "index"] | None = Field(
         None, description="align sources with texts in another way than in training; the release generates with last"

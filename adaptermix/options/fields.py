@@ -30,9 +30,9 @@ def check_text(value: str, *, kind: Literal["text", "read", "written"]) -> str:
         raise ValueError(f"must be text, and holds a lone surrogate ({error.object[error.start]!a})") from error
     if kind == "text":
         return value
-    found = _HOME.fullmatch(value)
-    if found and found[2]:
-        value = f"{found[1]}{os.path.expanduser(found[2].replace('$HOME', '~'))}{found[3]}"
+    match = _HOME.fullmatch(value)
+    if match and match[2]:
+        value = f"{match[1]}{os.path.expanduser(match[2].replace('$HOME', '~'))}{match[3]}"
     if kind == "written" and re.match(r"\$\w", value):
         raise ValueError("must be a path, and variables of the shell other than $HOME are not replaced here")
     return value
@@ -40,10 +40,10 @@ def check_text(value: str, *, kind: Literal["text", "read", "written"]) -> str:
 
 def _block_text(value: Any) -> Any:
     """Return `FIRST-LAST` for a range of blocks, or for one number, as text or as YAML reads it."""
-    found = _BLOCKS.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
-    if value is not None and (found is None or int(found[2] or found[1]) < int(found[1])):
+    match = _BLOCKS.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if value is not None and (match is None or int(match[2] or match[1]) < int(match[1])):
         raise ValueError("FIRST-LAST is needed, such as 0-15, or one number")
-    return None if found is None else f"{int(found[1])}-{int(found[2] or found[1])}"
+    return None if match is None else f"{int(match[1])}-{int(match[2] or match[1])}"
 
 
 def _rows_text(value: Any) -> Any:
@@ -59,12 +59,12 @@ def _device_text(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Return a whole number that is written as text; anything else as it is."""
+    """Return a whole number that is written as text; any other value unchanged."""
     return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
 def rank_or_auto(value: Any) -> Any:
-    """Return a rank as a number, also from text; `auto` and None as they are."""
+    """Return a rank as a number, also from text; `auto` and None unchanged."""
     number = _number(value)
     if value in (None, "auto") or (type(number) is int and number >= 1):
         return number
@@ -72,7 +72,7 @@ def rank_or_auto(value: Any) -> Any:
 
 
 def _layer_or_name(value: Any) -> Any:
-    """Return a layer as a number, also from text; `middle` and `last` as they are."""
+    """Return a layer as a number, also from text; `middle` and `last` unchanged."""
     number = _number(value)
     if value in ("middle", "last") or type(number) is int:
         return number
@@ -80,7 +80,7 @@ def _layer_or_name(value: Any) -> Any:
 
 
 def no_numbers(files: list[str]) -> list[str]:
-    """Refuse numbers where files or folders are wanted: `--weights 0.5 0.5` leaves the second one over."""
+    """Refuse numbers instead of files or folders: `--weights 0.5 0.5` leaves the second one over."""
     for name in files:
         try:
             float(name)

@@ -16,7 +16,7 @@ FusionName = Annotated[str, one_of(FUSIONS, "x-mixup", "input")]
 
 
 class FusionSettings(TaskSettings):
-    """Train a task LoRA that sees each text beside its source in another language (FLARE, and its rivals)."""
+    """Train a task LoRA that sees each text with its source in another language (FLARE, and its rivals)."""
 
     panel = Panel.OBJECTIVE
 
@@ -31,11 +31,11 @@ class FusionSettings(TaskSettings):
     source_encoder: Annotated[str | None, Reads(MODEL), Role.BOTTLENECK] = Field(
         None,
         description="take sources from another encoder, such as that of a translation model, through a trained "
-        "projection (FLARE-MT); it reads the rows themselves, or those of --source where they are given",
+        "projection (FLARE-MT); it reads the rows themselves, or those of --source, if set",
     )
     source_tag: Annotated[str | None, Role.BOTTLENECK] = Field(
         None,
-        description="language tag of all texts that the source encoder reads; default that of each text's language",
+        description="language tag of all texts that the source encoder reads; default the tag of each text's language",
     )
     fusion: Annotated[FusionName, Role.COMMON] = Field(
         "add",
@@ -51,7 +51,7 @@ class FusionSettings(TaskSettings):
         True, description="take source states after the norm that precedes a module; off: the residual stream"
     )
     source_offset: Annotated[int, Role.BOTTLENECK] = Field(
-        0, ge=0, le=1, description="states that go into a block (0, release) or come out (1, paper)"
+        0, ge=0, le=1, description="states before a block (0, release) or after it (1, paper)"
     )
     source_pads: Annotated[bool, Role.BOTTLENECK] = Field(
         False, description="fuse padding of sources too, as the release does"

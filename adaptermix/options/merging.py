@@ -95,7 +95,7 @@ class MergeSettings(Written):
     )
     texts: Annotated[list[str], Reads(TRAINING, "texts"), Role.LEARNING] = Field(
         [],
-        description="for entropy: texts in the wanted languages, one a line; for regmean-plus: a file per adapter",
+        description="for entropy: texts in the target languages, one a line; for regmean-plus: a file per adapter",
     )
     dev: Annotated[list[str], Reads(DEV), Role.LEARNING] = Field(
         [], description="for methods that learn: rows whose loss says when the weights are best"
@@ -113,9 +113,7 @@ class ExtractSettings(Written):
     """Turn the difference between two checkpoints into a LoRA: tuned less base, without loading either."""
 
     base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
-    tuned: Annotated[str, Reads(MODEL)] = Field(
-        description="model tuned from it: folder or Hub id, with @REVISION if wanted"
-    )
+    tuned: Annotated[str, Reads(MODEL)] = Field(description="model tuned from it: folder or Hub id[@REVISION]")
     rank: Positive | Literal["auto"] = Field(description="rank of every module; auto finds the least that keeps --keep")
     keep: float = Field(0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
     modules: Annotated[list[str], Flag(metavar="GLOB...")] = Field(
@@ -159,7 +157,7 @@ class SearchSettings(GenerationSettings, Scored, Written):
     )
     trials: Positive | None = Field(None, description="candidates that a sampler tries, instead of a grid")
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
-        "auto", description="what proposes candidates (optuna): gp for up to 8 numbers, else tpe"
+        "auto", description="sampler of candidates (optuna): gp for up to 8 numbers, else tpe"
     )
     space: Literal["simplex", "free", "sum", "both"] = Field(
         "simplex",
@@ -172,7 +170,8 @@ class SearchSettings(GenerationSettings, Scored, Written):
     )
     bounds: list[float] = Field([0.0, 1.5], description="least and largest free weight; 1,1 fixes all weights at 1")
     groups: Annotated[list[str], Flag(metavar="N|GLOB...")] = Field(
-        [], description="places with weights of their own: a number of equal ranges of layers, or globs over modules"
+        [],
+        description="groups of modules with separate weights: the number of equal ranges of layers, or globs",
     )
     curve: Annotated[int, Field(ge=2)] | None = Field(
         None, description="let weights change smoothly over the layers, by this many evenly spaced points"
@@ -209,7 +208,7 @@ class SearchSettings(GenerationSettings, Scored, Written):
         None, description="journal file or database URL of the trials, which processes on other machines can share"
     )
     study: Annotated[str | None, Role.SCHEDULING] = Field(
-        None, description="name of the search in the storage; default that of the output folder"
+        None, description="name of the search in the storage; default the name of the output folder"
     )
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
     compact: bool = Field(False, description=COMPACT)

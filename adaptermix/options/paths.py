@@ -1,4 +1,4 @@
-"""The files and folders that a command reads and writes, found by the roles of its options."""
+"""The files and folders that a command reads and writes, existing by the roles of its options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .roles import Reads, Writes, marks_of, values_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Asked = TypeVar("Asked", bound=Settings)
+SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
 def paths_of(argument: str) -> list[Path]:
@@ -29,9 +29,9 @@ def paths_of(argument: str) -> list[Path]:
     """
     for text in (argument, argument.partition("=")[2], argument.rpartition("@")[0]):
         if text and "\0" not in text:
-            found = [text] if os.path.exists(text) else sorted(glob.glob(text))
-            if found:
-                return [Path(path) for path in found]
+            existing = [text] if os.path.exists(text) else sorted(glob.glob(text))
+            if existing:
+                return [Path(path) for path in existing]
     return []
 
 
@@ -85,7 +85,7 @@ _FORMS: dict[str, tuple[Callable[[bytes], bool], str]] = {
         "a picture of this toolkit",
     ),
 }
-"""How a file of each form is recognised, and what it is; no other file is replaced."""
+"""How a file of each form is recognised, and its description; no other file is replaced."""
 
 
 def check_replaceable(path: Path, form: str) -> None:
@@ -118,20 +118,20 @@ def check_file_not_input(path: Path, inputs: Iterable[str | Path]) -> None:
 
     Args:
         path: The file to write.
-        inputs: Files and folders; what does not exist, such as a Hub id, is passed over.
+        inputs: Files and folders; those that do not exist, such as Hub ids, are skipped.
 
     Raises:
         OutputError: the file is an input, or belongs to one.
     """
     if not path.is_file():
         return
-    for given in map(Path, inputs):
-        if given.exists() and path.samefile(given):
+    for path_read in map(Path, inputs):
+        if path_read.exists() and path.samefile(path_read):
             raise OutputError(f"an output must not be one of the inputs, and {path} is. Give another file.")
-        if not given.is_dir() or not path.resolve().is_relative_to(given.resolve()):
+        if not path_read.is_dir() or not path.resolve().is_relative_to(path_read.resolve()):
             continue
-        name = path.resolve().relative_to(given.resolve()).as_posix()
-        if path.suffix in _WEIGHTS or is_part(name, listed_files(given)):
+        name = path.resolve().relative_to(path_read.resolve()).as_posix()
+        if path.suffix in _WEIGHTS or is_part(name, listed_files(path_read)):
             raise OutputError(f"an output must not be part of an input, and {path} is. Give another file.")
 
 
@@ -151,27 +151,27 @@ def writing(settings: Settings) -> Iterator[None]:
         yield
 
 
-def holds_output(work: Callable[Concatenate[Asked, P], T]) -> Callable[Concatenate[Asked, P], T]:
+def holds_output(work: Callable[Concatenate[SettingsType, P], T]) -> Callable[Concatenate[SettingsType, P], T]:
     """Let a function of settings run inside `writing`."""
 
     @wraps(work)
-    def held(settings: Asked, /, *args: P.args, **more: P.kwargs) -> T:
+    def locked(settings: SettingsType, /, *args: P.args, **more: P.kwargs) -> T:
         with writing(settings):
             return work(settings, *args, **more)
 
-    return held
+    return locked
 
 
 def locks_out(work: Callable[P, T]) -> Callable[P, T]:
     """Let a function with a keyword `out` hold that folder from start to end, unless `dry_run` is set."""
 
     @wraps(work)
-    def held(*args: P.args, **more: P.kwargs) -> T:
+    def locked(*args: P.args, **more: P.kwargs) -> T:
         out = more.get("out")
         with nullcontext() if out is None or more.get("dry_run") else output_lock(Path(str(out))):
             return work(*args, **more)
 
-    return held
+    return locked
 
 
 def digest(path: Path) -> str:
@@ -190,9 +190,9 @@ def digest(path: Path) -> str:
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place) / name for name in names if not name.startswith("."))
+        yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
 def _hash(path: Path) -> str:

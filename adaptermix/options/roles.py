@@ -1,4 +1,4 @@
-"""What an option means to code that handles the options of all commands alike.
+"""What an option means to code that handles the options of all commands in the same way.
 
 A role is metadata of a field (`Annotated[..., Reads(DEV)]`). Checks of test data and of paths, the records of recipes
 and searches, and the help texts ask for options by role, so that a new option needs no entry in any list of names.
@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel
 
 DEV, TEST, TRAINING, CALIBRATION = "dev data", "test data", "training data", "calibration data"
-"""What data files are used for."""
+"""Uses of data files."""
 SPLIT = "as split says"
-"""Use of the data of an evaluation: that of its setting `split`, dev or test, or none where it is not set."""
+"""Use of the data of an evaluation: its setting `split` decides, dev or test; no use if that is not set."""
 SCORED = "scored data"
 """Use of rows that stored answers are scored on: no model reads them."""
 ADAPTER, MODEL, OTHER = "adapter", "model", "other files"
-"""What is read besides data: an adapter folder, a model (folder or Hub id), other files and folders."""
+"""Other inputs: an adapter folder, a model (folder or Hub id), other files and folders."""
 
 Form = Literal["task", "pairs", "parallel", "texts"]
 """How rows are read: those of the task, pairs, pairs or one text per language, or plain texts."""
@@ -31,7 +31,7 @@ class Reads:
     """Marks an option that names what a command reads: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids.
 
     Args:
-        use: What the files are for.
+        use: Use of the files.
         form: How the rows of data files are read.
         rows: The option that chooses rows of each data file, if there is one.
     """
@@ -116,7 +116,7 @@ Mark = TypeVar("Mark")
 
 
 def marks_of(settings: BaseModel | type[BaseModel], kind: type[Mark]) -> dict[str, Mark]:
-    """Return the options that carry a mark of a kind, each with its (last) mark."""
+    """Return the options that have a mark of this class, each with its (last) mark."""
     fields = (settings if isinstance(settings, type) else type(settings)).model_fields
     return {name: mark for name, field in fields.items() for mark in field.metadata if isinstance(mark, kind)}
 
@@ -132,17 +132,17 @@ def data_options(settings: BaseModel | type[BaseModel]) -> dict[str, Reads]:
 
     Args:
         settings: The settings of the command; in an instance, options of use `SPLIT` have the use that its `split`
-            names, and are left out if it names none.
+            names, and are left out if it is not set.
     """
-    found = {name: mark for name, mark in marks_of(settings, Reads).items() if mark.is_data}
+    marks = {name: mark for name, mark in marks_of(settings, Reads).items() if mark.is_data}
     if isinstance(settings, type):
-        return found
+        return marks
     split = getattr(settings, "split", None)
     resolved = {
         name: Reads(f"{split} data" if mark.use == SPLIT else mark.use, mark.form, mark.rows)
-        for name, mark in found.items()
+        for name, mark in marks.items()
     }
-    return {name: mark for name, mark in resolved.items() if split or found[name].use != SPLIT}
+    return {name: mark for name, mark in resolved.items() if split or marks[name].use != SPLIT}
 
 
 def used_for(settings: BaseModel) -> set[str]:
@@ -151,7 +151,7 @@ def used_for(settings: BaseModel) -> set[str]:
 
 
 def values_of(settings: BaseModel, names: Iterable[str]) -> list[str]:
-    """Return the texts that options hold, those of lists one by one; options that are not set have none."""
+    """Return the texts that options hold, those of lists one by one; without those that are not set."""
     values: list[Any] = [getattr(settings, name) for name in sorted(names)]
     return [
         str(item) for value in values for item in (value if isinstance(value, list) else [value]) if item is not None
@@ -159,6 +159,6 @@ def values_of(settings: BaseModel, names: Iterable[str]) -> list[str]:
 
 
 def main_output(settings: BaseModel) -> tuple[str | None, Writes] | None:
-    """Return the value of the option that names the main output, with its mark; None if the command has none."""
-    found = [(name, mark) for name, mark in marks_of(settings, Writes).items() if mark.is_main]
-    return (getattr(settings, found[0][0]), found[0][1]) if found else None
+    """Return the value of the option that names the main output, with its mark; None for commands without one."""
+    marks = [(name, mark) for name, mark in marks_of(settings, Writes).items() if mark.is_main]
+    return (getattr(settings, marks[0][0]), marks[0][1]) if marks else None

@@ -40,7 +40,7 @@ class SpectrumSettings(Settings):
     """Compare the singular values of two models per layer and module: how far each weight was scaled."""
 
     model_a: Annotated[str, Reads(MODEL), Argument("MODEL_A")] = Field(
-        description="the base: checkpoint or adapter, folder or Hub id, with @REVISION if wanted"
+        description="the base: checkpoint or adapter, folder or Hub id[@REVISION]"
     )
     model_b: Annotated[str, Reads(MODEL), Argument("MODEL_B")] = Field(
         description="the other model, or an adapter of the base"
@@ -89,7 +89,7 @@ class TuneSettings(Settings):
         None, description="candidates that a sampler proposes, each once, instead of all combinations"
     )
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
-        "auto", description="what proposes candidates (optuna): gp for up to 8 ranges, else tpe, also with --prune"
+        "auto", description="sampler of candidates (optuna): gp for up to 8 ranges, else tpe, also with --prune"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the sampler")
     prune: bool = Field(

@@ -17,7 +17,7 @@ MOVING = ("pissa", "olora")
 
 
 def beyond_the_layer(blocks: str | None, layer: int, *, whole: bool) -> str | None:
-    """Return what is wrong with adapted blocks for a loss at a layer, or None.
+    """Return the fault of adapted blocks for a loss at a layer, or None.
 
     Args:
         blocks: The adapted blocks, as `FIRST-LAST`.
@@ -106,7 +106,7 @@ class TrainingSettings(Placed, Written):
         5.0, gt=0, description="passes over the rows"
     )
     steps: Annotated[Positive | None, Role.DEV_CURVE, Panel.OPTIMISER] = Field(
-        None, description="optimizer steps; takes the place of --epochs"
+        None, description="optimizer steps, instead of --epochs"
     )
     max_length: Annotated[Positive, Role.DEV_CURVE, Panel.DATA] = Field(
         256, description="longest text in tokens; longer ones are cut"
@@ -220,7 +220,7 @@ class TaskOptions(Settings):
         "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",
     )
     head_learning_rate: Annotated[float | None, Panel.OPTIMISER] = Field(
-        None, gt=0, description="peak learning rate of the head; default that of the LoRA"
+        None, gt=0, description="peak learning rate of the head; default as for the LoRA"
     )
     group_by_length: bool = Field(False, description="batch rows of similar length together, so that less is padding")
 

@@ -1,0 +1,119 @@
+"""The commands as Python functions: one shape for all, and types that are those of the table of commands."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import adaptermix
+from adaptermix.commands.functions import function_of
+from adaptermix.commands.table import COMMANDS, Command, load
+from adaptermix.errors import PlanError, UsageError
+
+from .factories import WEIGHTS, write_lora
+
+PATH = "model.layers.0.self_attn.q_proj"
+FUNCTIONS = {command.function: command for command in COMMANDS.values() if command.function}
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Path]:
+    for seed, name in enumerate(("task", "align")):
+        write_lora(tmp_path / name, {PATH: (6, 4, 2)}, seed=seed)
+    return [tmp_path / "task", tmp_path / "align"]
+
+
+def test_types_and_table_name_the_same_classes_and_functions() -> None:
+    """`adaptermix/__init__.py` says to type checkers what the table says at run time."""
+    tree = ast.parse(Path(adaptermix.__file__).read_text(encoding="utf-8"))
+    typed = {
+        node.targets[0].id: (node.value.args[0].id, ast.unparse(node.value.args[1]))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "typed"
+        if isinstance(node.targets[0], ast.Name) and isinstance(node.value.args[0], ast.Name)
+    }
+    wanted = {}
+    for name, command in FUNCTIONS.items():
+        module, _, function = str(command.run).partition(":")
+        wanted[name] = (command.options, f"_{function}" if "." in module else f"{module}.{function}")
+    assert typed == wanted
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)
+def test_what_a_record_names_is_there(command: Command) -> None:
+    assert command.schema().__name__ == command.options
+    for name in (command.run, command.plan, command.show and f"cli.{command.show}"):
+        assert name is None or inspect.isfunction(load(name)), name
+    assert set(command.hidden) <= set(command.schema().model_fields)
+    assert command.run or command.show
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_described_and_can_be_pickled(name: str) -> None:
+    function = getattr(adaptermix, name)
+    assert function.__doc__
+    assert pickle.loads(pickle.dumps(function)) is function  # noqa: S301
+
+
+def a_command(**more: Any) -> Any:
+    record = Command(name="push", summary="", options="PushSettings", run="publish.hub:push", show=None, **more)
+    seen: list[Any] = []
+
+    class Seen(Command):
+        def call(self, settings: Any, *, watch: Any) -> Any:
+            seen.append(settings)
+            return watch
+
+    return function_of(Seen(**{name: getattr(record, name) for name in Command.__dataclass_fields__})), seen
+
+
+def test_settings_fields_and_positional_values_are_the_same(tmp_path: Path) -> None:
+    function, seen = a_command()
+    assert function(adaptermix.PushSettings(folder=str(tmp_path), repo="me/x"), watch="watcher") == "watcher"
+    function(folder=tmp_path, repo="me/x")
+    function(tmp_path, "me/x")
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0].folder == str(tmp_path)
+
+
+def test_what_a_function_does_not_take_is_refused(tmp_path: Path) -> None:
+    function, _ = a_command()
+    with pytest.raises(UsageError, match="either PushSettings or its fields"):
+        function(adaptermix.PushSettings(folder="a", repo="me/x"), private=True)
+    with pytest.raises(UsageError, match=r"at most 2 positional arguments can be given \(folder, repo\), got 3"):
+        function("a", "me/x", "b")
+    with pytest.raises(ValidationError, match="privat"):
+        function("a", "me/x", privat=True)
+
+
+def test_functions_with_fields_of_their_own_take_settings_too(adapters: list[Path]) -> None:
+    found = adaptermix.inspect(adaptermix.InspectSettings(adapters=list(map(str, adapters))))
+    assert found.document() == adaptermix.inspect(adapters).document()
+
+
+def test_merge_is_one_function_for_settings_and_folders(adapters: list[Path], tmp_path: Path) -> None:
+    report = adaptermix.merge(adapters, weights=[0.9], out=tmp_path / "one")
+    settings = adaptermix.MergeSettings(adapters=list(map(str, adapters)), weights=[0.9], out=str(tmp_path / "two"))
+    assert adaptermix.merge(settings).norm == report.norm == adaptermix.merge(adapters, weights=[0.9]).norm
+    assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
+
+
+def test_merge_learns_weights_where_the_method_or_an_option_asks_for_it(adapters: list[Path], tmp_path: Path) -> None:
+    more: dict[str, Any] = {"weights": [0.5, 0.5], "out": tmp_path / "out"}
+    with pytest.raises(UsageError, match="--task is for methods that learn"):
+        adaptermix.merge(adapters, **more, task="slots")
+    with pytest.raises((PlanError, UsageError), match="base"):
+        adaptermix.merge(adapters, **more, method="fuse")
+
+
+def test_merge_takes_full_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "model.safetensors").touch()
+    with pytest.raises(PlanError, match="pass --base MODEL"):
+        adaptermix.merge([tmp_path / "one"], weights=[1.0], out=tmp_path / "out")
