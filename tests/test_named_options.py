@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adaptermix.methods import METHODS
 from adaptermix.options.base import Settings
+from adaptermix.options.registries import OneOf
 
 TESTS = Path(__file__).parent
 NOT_OF_MEANING = {"dtype", "task"}
@@ -69,6 +70,7 @@ BY_HAND = {
         "auto classes tokens span": "the_head_of_each_task",
         "none": "encoders_get_a_head_and_language_models_answer",
     },
+    "log_with": {"tensorboard wandb trackio": "what_a_tracker_receives"},
     "alternate": {"step batch sum": "whose_turn_each_batch_is what_each_batch_adds_to_the_loss_of_its_step"},
     "select": {
         "task align": "one_objective_does_not_decide_for_the_other_unless_asked",
@@ -138,6 +140,8 @@ def test_every_word_of_an_option_has_a_line_in_the_table() -> None:
     found = set()
     for cls in filter(is_own, every(Settings)):
         found |= {(name, word) for name, field in cls.model_fields.items() for word in words(field.annotation)}
+        marks = [(name, mark) for name, field in cls.model_fields.items() for mark in field.metadata]
+        found |= {(name, word) for name, mark in marks if isinstance(mark, OneOf) for word in mark.choices}
     for method in filter(is_own, METHODS.values()):
         hints = get_type_hints(method)
         found |= {(own.name, word) for own in fields(method) for word in words(hints[own.name])}

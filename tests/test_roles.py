@@ -116,7 +116,7 @@ def test_the_role_of_an_evaluation_is_its_split(split: str | None, use: set[str]
 
 
 HANDLING = {"overwrite", "resume", "dry_run"}
-SCHEDULING = {"checkpoint_every", "shard_base", "workers", "allow_tested", "storage", "study"}
+SCHEDULING = {"checkpoint_every", "shard_base", "log_with", "workers", "allow_tested", "storage", "study"}
 OUTPUTS = {"out", "predictions", "plot", "csv", "markdown", "document"}
 SCORING = {"task", "dev", "rows", "max_new_tokens"}
 COMPARABLE = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
@@ -146,7 +146,7 @@ def test_what_a_recipe_recognises_a_finished_step_by() -> None:
     assert {name for name, names in main.items() if names == ["predictions"]} == {"EvaluateSettings"}
     assert {name for name, names in main.items() if not names} == {
         *("CompareSettings", "InspectSettings", "MethodsSettings", "PlaceSettings", "PushSettings"),
-        *("RetrieveSettings", "SpectrumSettings", "Settings", "Placed", "GenerationSettings"),
+        *("RetrieveSettings", "RunSettings", "SpectrumSettings", "Settings", "Placed", "GenerationSettings"),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from ..models.eval_mode import evaluating
 from ..options import TrainingSettings
 from ..progress import SILENT, Look, Watcher
 from .parallel import ALONE, Processes
-from .trainer import BatchLoss, Trainer
+from .trainer import BatchLoss
 
 
 class RowsLoss(Protocol):
@@ -89,25 +89,23 @@ def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int
     return best, len(values) - 1 - values.index(best) if values else 0
 
 
-class DevWatch:
-    """Logs dev losses; with `patience` it ends the run and has the best factors kept.
+class EarlyStopping:
+    """Callback that asks for evaluations; with `patience` it chooses the best step and stops.
 
-    All that it knows stands in the log, so a resumed run goes on as if it had not been interrupted.
+    All it knows is in the log, so a resumed run continues as if it had not been interrupted.
 
     Args:
-        losses: Gives the losses by name.
         settings: The run's settings.
-        steps: Optimizer steps of the run; the first look is after the last of them at the latest.
-        rows: Training rows; a look is taken after each pass over them unless `evaluate_every` is set.
+        steps: Optimizer steps of the run; the first evaluation is after the last of them at the latest.
+        rows: Training rows; each pass over them ends with an evaluation unless `evaluate_every` is set.
         key: Name of the loss that decides.
-        turns: Objectives that take turns, so that a pass over the rows takes as many times the steps.
-        measure: Name of what can be compared with other runs; default `key`. An accuracy is the better the higher.
-        watch: Is told of it at every look.
+        turns: How many objectives take turns, so that a pass over the rows takes as many times the steps.
+        measure: Dev value by which runs can be compared; default `key`. A higher accuracy is better.
+        watch: Receives the measure of every evaluation; an exception that it raises ends the training.
     """
 
     def __init__(
         self,
-        losses: Callable[[], dict[str, float]],
         settings: TrainingSettings,
         *,
         steps: int,
@@ -117,36 +115,34 @@ class DevWatch:
         measure: str | None = None,
         watch: Watcher = SILENT,
     ) -> None:
-        self._losses, self._key, self._patience = losses, key, settings.patience
-        self._measure, self._watch = measure or key, watch
+        self._key, self._patience, self._measure, self._watch = key, settings.patience, measure or key, watch
         a_pass = turns * max(1, round(rows / (settings.batch_size * settings.accumulate)))
         self._every = min(settings.evaluate_every or a_pass, steps)
 
-    def __call__(self, trainer: Trainer) -> None:
-        """Measure if it is time to."""
-        if trainer.done % self._every:
-            return
-        trainer.history.append({"step": trainer.done, **self._losses()})
-        self.decide(trainer)
-        if trainer.kept == trainer.done:
-            trainer.keep_best()
-        self._tell(trainer.history[-1])
+    def on_train_begin(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Continue an interrupted run: decide by its log, and report its evaluations."""
+        self._decide(state, control)
+        for entry in state.log_history:
+            self._report(entry)
 
-    def go_on(self, trainer: Trainer) -> None:
-        """Take up a run that was interrupted: decide by its log, and tell its looks."""
-        self.decide(trainer)
-        for entry in trainer.history:
-            self._tell(entry)
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for an evaluation if it is time to."""
+        control.should_evaluate |= state.global_step % self._every == 0
 
-    def _tell(self, entry: Mapping[str, Any]) -> None:
+    def on_evaluate(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Choose the best step so far, and decide whether to stop."""
+        self._decide(state, control)
+        self._report(state.log_history[-1])
+
+    def _report(self, entry: Mapping[str, Any]) -> None:
         if self._measure in entry:
             higher = self._measure.endswith("accuracy")
             self._watch.look(Look(step=entry["step"], measure=self._measure, value=entry[self._measure], higher=higher))
 
-    def decide(self, trainer: Trainer) -> None:
-        """Say by the log which step is the best so far, and whether to stop."""
+    def _decide(self, state: Any, control: Any) -> None:
         if self._patience is None:
             return
-        best, since = standing(trainer.history, self._key)
-        trainer.kept = next((entry["step"] for entry in trainer.history if entry.get(self._key) == best), None)
-        trainer.stop_early = since >= self._patience
+        best, since = standing(state.log_history, self._key)
+        state.best_global_step = next((e["step"] for e in state.log_history if e.get(self._key) == best), None)
+        state.best_metric = None if state.best_global_step is None else best
+        control.should_training_stop |= since >= self._patience

@@ -326,14 +326,19 @@ class FusionObjective(TaskObjective[FusionSettings]):
             write_whole(folder / "history.jsonl", history)
 
 
-def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT) -> TrainReport:
+def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
     """Train a LoRA that sees each text together with its source.
 
     The base's states of sources are computed without the LoRA, in evaluation mode.
+
+    Args:
+        settings: The run's settings.
+        watch: Receives progress.
+        callbacks: Objects with methods of transformers' `TrainerCallback`; see `training.callbacks.Callbacks`.
 
     Raises:
         AdapterMixError: invalid model, data file, setting or output.
 
     Reference: FLARE, section 3.
     """
-    return run_training(FusionObjective, settings, watch=watch)
+    return run_training(FusionObjective, settings, watch=watch, callbacks=callbacks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -196,14 +196,19 @@ class JointObjective(Objective[JointSettings]):
         return replace(super().dry_run(), pairs=self.align.report)
 
 
-def train_joint(settings: JointSettings, *, watch: Watcher = SILENT) -> TrainReport:
+def train_joint(settings: JointSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
     """Train one LoRA on a task and on parallel pairs, the objectives taking turns.
 
     The alignment loss acts at block L, where its batches stop; the task's run through the whole model. Dev losses are
     measured for the objectives that have dev data. The task's loss alone decides about early stopping, unless `select`
     says otherwise.
 
+    Args:
+        settings: The run's settings.
+        watch: Receives progress.
+        callbacks: Objects with methods of transformers' `TrainerCallback`; see `training.callbacks.Callbacks`.
+
     Raises:
         AdapterMixError: invalid model, data file, setting or output.
     """
-    return run_training(JointObjective, settings, watch=watch)
+    return run_training(JointObjective, settings, watch=watch, callbacks=callbacks)

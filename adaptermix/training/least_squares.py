@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import PlanError
 from ..models.base import BaseModel
@@ -128,18 +129,23 @@ class ClosedForm(AlignObjective[AlignSettings]):
         return fitted, explained(base.model, reader, fitted, held_out, watch)
 
 
-def train_align(settings: AlignSettings, *, watch: Watcher = SILENT) -> TrainReport:
+def train_align(settings: AlignSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
     """Train an alignment LoRA on parallel pairs, or compute one in closed form (`fit`), which returns a `FitReport`.
 
     The loss acts on pooled states after block L; later blocks and the output layer are neither computed nor adapted, so
     the LoRA has no weights there. Dev pairs are measured in batches of the training's size, which decides their
     contrastive loss, and how often a sentence is nearest to its own translation.
 
+    Args:
+        settings: The run's settings.
+        watch: Receives progress.
+        callbacks: Objects with methods of transformers' `TrainerCallback`; see `training.callbacks.Callbacks`.
+
     Raises:
         AdapterMixError: invalid model, data file, setting or output.
     """
     kind = AlignObjective[AlignSettings] if settings.fit == "gradient" else ClosedForm
-    return run_training(kind, settings, watch=watch)
+    return run_training(kind, settings, watch=watch, callbacks=callbacks)
 
 
 def hold_out(data: PairData, seed: int) -> tuple[PairData, list[Pair]]:

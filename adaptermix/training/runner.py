@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -26,10 +26,11 @@ from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..publish.output import write_output
 from ..tasks.data.report import RowsReport
-from .checkpoint import Workplace
+from .callbacks import require_tracker, tracking
+from .checkpoint import Checkpoint, Workplace
 from .compiling import compiled
 from .dry_run import count_lora
-from .early_stopping import DevLosses, DevWatch, RowsLoss
+from .early_stopping import DevLosses, EarlyStopping, RowsLoss
 from .frozen_adapter import attach_on
 from .lora import count_trainable, extract, inject, scales, start_of, state_of
 from .parallel import ALONE, Processes, in_processes
@@ -49,6 +50,7 @@ class Run(Generic[S]):
         settings: The run's settings.
         watch: Receives progress.
         processes: The processes that share the run; the main one writes.
+        callbacks: Callbacks of the caller; see `callbacks.Callbacks`.
         start: Adapter that training starts from, if any; fitted to the model once that is loaded.
         frozen: Adapter that is trained on top of, if any; attached to the model.
         base: The base model, once it is loaded.
@@ -60,6 +62,7 @@ class Run(Generic[S]):
     settings: S
     watch: Watcher = SILENT
     processes: Processes = ALONE
+    callbacks: Sequence[Any] = ()
     start: AdapterSource | None = None
     frozen: AdapterSource | None = None
     base: BaseModel = field(init=False)
@@ -180,13 +183,20 @@ class Objective(Generic[S]):
         return train(self)
 
 
-def run_training(objective: Callable[[Run[S]], Objective[S]], settings: S, *, watch: Watcher = SILENT) -> TrainReport:
+def run_training(
+    objective: Callable[[Run[S]], Objective[S]],
+    settings: S,
+    *,
+    watch: Watcher = SILENT,
+    callbacks: Sequence[Any] = (),
+) -> TrainReport:
     """Train a LoRA for an objective, in all processes that a launcher started.
 
     Args:
         objective: Makes the objective of a run.
         settings: The run's settings.
         watch: Receives progress.
+        callbacks: Further callbacks of the training; see `callbacks.Callbacks`.
 
     Raises:
         AdapterMixError: invalid model, data file, setting or output.
@@ -195,8 +205,9 @@ def run_training(objective: Callable[[Run[S]], Objective[S]], settings: S, *, wa
     def work(settings: S, watch: Watcher, processes: Processes) -> TrainReport:
         if not settings.resume:  # refuse an output that cannot be written before anything slow is done
             check_output(Path(settings.out), overwrite=settings.overwrite)
+        require_tracker(settings.log_with)
         settings, start = open_start(settings)
-        run = Run(settings=settings, watch=watch, processes=processes, start=start)
+        run = Run(settings=settings, watch=watch, processes=processes, callbacks=callbacks, start=start)
         task = objective(run)
         task.read()
         if settings.dry_run:
@@ -215,30 +226,27 @@ def run_training(objective: Callable[[Run[S]], Objective[S]], settings: S, *, wa
 
 def train(objective: Objective[S]) -> TrainReport:
     """Inject a LoRA, train it and write it; or continue an interrupted run."""
-    run, steps = objective.run, objective.steps()
-    settings, watch, processes, start = run.settings, run.watch, run.processes, run.start
-    dev, entries = _dev_watch(objective, steps), objective.entries()
-    base = run.base
+    run, steps, evaluate = objective.run, objective.steps(), objective.dev_values()
+    settings, base, watch, processes = run.settings, run.base, run.watch, run.processes
+    entries = objective.entries()
     workplace = Workplace(Path(settings.out), plain(settings) | _inputs(run, entries) | processes.entry())
-    run.names = inject(
-        base.model, settings, seed=first_draw(settings.seed, objective.command), head=base.head_modules, start=start
-    )
+    seed = first_draw(settings.seed, objective.command)
+    run.names = inject(base.model, settings, seed=seed, head=base.head_modules, start=run.start)
     run.scales, run.taken = scales(base.model), start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
-    trainer = Trainer(base.model, settings, steps=steps, workplace=workplace, watch=watch, processes=processes)
-    if start:
-        trainer.begin_at(values_of(start, trainer.masters))
-    if checkpoint:
-        trainer.restore(checkpoint)
-        if dev:
-            dev.go_on(trainer)
-        watch.note(f"resumed at step {checkpoint.step} of {steps}")
-    elif settings.resume:
-        watch.note(f"no interrupted run for {settings.out}: starting from the first step")
-    if base.model.dtype == torch.float16:
-        watch.note("warning: float16 gradients are not scaled and may vanish; --dtype bfloat16 or float32 is safer.")
-    with compiled(base.model, wanted=settings.compile):
-        trainer.run(objective.loss(), after_step=dev, label=objective.command, unit=objective.unit)
+    with tracking(settings, processes, watch) as trackers, compiled(base.model, wanted=settings.compile):
+        early = [_early_stopping(objective, steps)] if evaluate else []
+        trainer = Trainer(
+            base.model,
+            settings,
+            steps=steps,
+            workplace=workplace,
+            watch=watch,
+            processes=processes,
+            callbacks=[*early, *trackers, *run.callbacks],
+        )
+        _begin(trainer, run, checkpoint)
+        trainer.run(objective.loss(), label=objective.command, unit=objective.unit, evaluate=evaluate)
     trainer.finish()
     if processes.main:
         history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
@@ -251,20 +259,30 @@ def train(objective: Objective[S]) -> TrainReport:
     )
 
 
-def _dev_watch(objective: Objective[S], steps: int) -> DevWatch | None:
-    """Return what measures the dev rows after each pass over the training rows, if there are dev rows."""
-    losses, run = objective.dev_values(), objective.run
-    if losses is None:
-        return None
-    return DevWatch(
-        losses,
-        run.settings,
+def _begin(trainer: Trainer, run: Run[S], checkpoint: Checkpoint | None) -> None:
+    """Set the factors that training starts from, and tell the user about it."""
+    if run.start:
+        trainer.begin_at(values_of(run.start, trainer.masters))
+    if checkpoint:
+        trainer.restore(checkpoint)
+        run.watch.note(f"resumed at step {checkpoint.step} of {trainer.steps}")
+    elif run.settings.resume:
+        run.watch.note(f"no interrupted run for {run.settings.out}: starting from the first step")
+    if run.base.model.dtype == torch.float16:
+        run.watch.note(
+            "warning: float16 gradients are not scaled and may vanish; --dtype bfloat16 or float32 is safer."
+        )
+
+
+def _early_stopping(objective: Objective[S], steps: int) -> EarlyStopping:
+    return EarlyStopping(
+        objective.run.settings,
         steps=steps,
         rows=objective.rows(),
         key=objective.selects,
         turns=objective.turns,
         measure=objective.measure,
-        watch=run.watch,
+        watch=objective.run.watch,
     )
 
 

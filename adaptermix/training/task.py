@@ -386,10 +386,15 @@ class TaskObjective(Objective[T]):
         return TaskLoss(self.train_rows, self.run.settings, self.run.processes, together=together)
 
 
-def train_task(settings: TaskSettings, *, watch: Watcher = SILENT) -> TrainReport:
+def train_task(settings: TaskSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
     """Train a task LoRA by next-token prediction of the answers, or with a head.
+
+    Args:
+        settings: The run's settings.
+        watch: Receives progress.
+        callbacks: Objects with methods of transformers' `TrainerCallback`; see `training.callbacks.Callbacks`.
 
     Raises:
         AdapterMixError: invalid model, data file, setting or output.
     """
-    return run_training(TaskObjective[TaskSettings], settings, watch=watch)
+    return run_training(TaskObjective[TaskSettings], settings, watch=watch, callbacks=callbacks)

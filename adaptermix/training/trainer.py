@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..options import TrainingSettings
 from ..progress import SILENT, Watcher
+from .callbacks import Callbacks
 from .checkpoint import Checkpoint, Workplace
 from .lora import factors, is_head
 from .norm_budget import NormBudget
@@ -139,6 +140,7 @@ class Trainer:
         workplace: Where checkpoints go.
         watch: Receives progress.
         processes: Those that share the run.
+        callbacks: See `Callbacks`.
     """
 
     def __init__(
@@ -150,10 +152,11 @@ class Trainer:
         workplace: Workplace,
         watch: Watcher = SILENT,
         processes: Processes = ALONE,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         from transformers import get_scheduler
 
-        self._settings, self._steps = settings, steps
+        self._settings, self.steps = settings, steps
         self._workplace, self._watch, self._processes = workplace, watch, processes
         self._live = factors(model)
         self.masters = {name: p.detach().clone().float() for name, p in self._live.items()}
@@ -169,11 +172,25 @@ class Trainer:
             # without a warm-up transformers would fall back to a time scale of 10,000 steps, hardly a decay at all
             scheduler_specific_kwargs={"timescale": max(1, warmup)} if settings.schedule == "inverse_sqrt" else None,
         )
-        self.history: list[dict[str, Any]] = []
-        self.done = 0
         self.best: dict[str, Tensor] = {}
-        self.kept: int | None = None
-        self.stop_early = False
+        self._measured: dict[str, float] = {}
+        objects = {"model": model, "optimizer": self._optimizer, "lr_scheduler": self._scheduler}
+        self._callbacks = Callbacks(callbacks, settings, steps=steps, processes=processes, **objects)
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps done."""
+        return int(self._callbacks.state.global_step)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Log entries of steps and evaluations."""
+        return self._callbacks.state.log_history  # type: ignore[no-any-return]
+
+    @property
+    def kept(self) -> int | None:
+        """Step whose factors are kept, if the dev loss chose one."""
+        return self._callbacks.state.best_global_step if self.best else None
 
     def begin_at(self, values: Mapping[str, Tensor]) -> None:
         """Begin from these tensors, by the names of the parameters; others stay as they are."""
@@ -183,8 +200,8 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint."""
-        self.done = checkpoint.step
-        self.history = list(checkpoint.history)
+        self._callbacks.state.global_step = checkpoint.step
+        self._callbacks.state.log_history = list(checkpoint.history)
         for name, master in self.masters.items():
             master.copy_(checkpoint.tensors[name])
             if f"{name}/step" not in checkpoint.tensors:  # the loss does not reach it
@@ -251,52 +268,80 @@ class Trainer:
                 master.grad = torch.zeros_like(master) if master.grad is None else master.grad
         self._processes.add([master.grad for master in self.masters.values() if master.grad is not None])
         total, tokens = self._processes.total(total, tokens)
-        length = torch.nn.utils.clip_grad_norm_(self.masters.values(), self._settings.max_grad_norm)
-        self._check(loss=total, gradient=float(length))
+        length = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self._settings.max_grad_norm))
+        self._check(loss=total, gradient=length)
+        self._measured = {"learning_rate": self._optimizer.param_groups[0]["lr"], "grad_norm": length}
         self._optimizer.step()
         self._scheduler.step()
         held = self._budget.hold(self.masters)
         self._publish()
-        self.done += 1
+        self._callbacks.state.global_step += 1
         entry = {"step": self.done, "loss": total, "tokens": int(tokens)} | parts.entry(self._processes) | held
         return entry | {"rows": rows}
 
     def run(
-        self, loss_of: Loss, *, after_step: Callable[[Trainer], None] | None = None, label: str, unit: str = "rows"
+        self,
+        loss_of: Loss,
+        *,
+        label: str,
+        unit: str = "rows",
+        evaluate: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """Train to the last step.
+        """Train to the last step, or until a callback stops.
 
         Args:
             loss_of: Loss of a batch by its number.
-            after_step: Called after each step, to log more.
             label: Name of the progress bar.
             unit: What a row is called in it.
+            evaluate: Measures dev data, when a callback asks for it.
 
         Raises:
             Interrupted: a signal came; the checkpoint of the last whole step is on disk.
         """
         devices = sorted({p.device.index for p in self._live.values() if p.device.type == "cuda"})
+        call = self._callbacks
         with (
             torch.random.fork_rng(devices=devices),
-            _stop_requests() as stops,
-            self._watch.track(label, self._steps) as advance,
+            _stop_requests() as signals,
+            self._watch.track(label, self.steps) as advance,
         ):
             advance(self.done, "")
-            while self.done < self._steps and not self.stop_early:
+            call("on_train_begin")
+            while self.done < self.steps and not call.control.should_training_stop:
+                call.control.should_evaluate = call.control.should_save = False
+                call("on_step_begin")
                 start = time.perf_counter()
                 entry = self._step(loss_of)
                 seconds = time.perf_counter() - start
                 self.history.append(entry | {"seconds": seconds})
-                if after_step:
-                    after_step(self)
+                call("on_step_end")
+                call("on_log", logs=self.history[-1] | self._measured)
+                if evaluate and self._processes.any(call.control.should_evaluate):
+                    self._evaluate(evaluate)
                 advance(1, f"loss {entry['loss']:.3f}, {entry['rows'] / seconds:.1f} {unit}/s")
-                last = self.stop_early or self.done == self._steps
-                stopped = self._processes.any(bool(stops))
-                if stopped or last or self.done % self._settings.checkpoint_every == 0:
-                    self._save()
-                if stopped:
-                    self._processes.wait()  # a launcher ends all processes once one has ended
-                    raise Interrupted(f"stopped at step {self.done} of {self._steps}")
+                self._save_if_due(bool(signals))
+            call("on_train_end")
+
+    def _evaluate(self, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Measure dev data, and keep the factors if a callback calls this step the best."""
+        metrics = evaluate()
+        self.history.append({"step": self.done, **metrics})
+        self._callbacks("on_evaluate", metrics=metrics)
+        if self._callbacks.state.best_global_step == self.done:
+            self.keep_best()
+
+    def _save_if_due(self, interrupted: bool) -> None:
+        """Write a checkpoint if it is time to, and stop after a signal; processes decide together."""
+        control = self._callbacks.control
+        flags = self._processes.total(interrupted, control.should_training_stop, control.should_save)
+        stopped, control.should_training_stop, wanted = (count > 0 for count in flags)
+        last = control.should_training_stop or self.done == self.steps
+        if stopped or last or wanted or self.done % self._settings.checkpoint_every == 0:
+            self._save()
+            self._callbacks("on_save")
+        if stopped:
+            self._processes.wait()  # a launcher ends all processes once one has ended
+            raise Interrupted(f"stopped at step {self.done} of {self.steps}")
 
     def _check(self, **values: float) -> None:
         """Refuse a step that would spoil the factors; the last checkpoint is from before it."""

@@ -12,7 +12,7 @@ import pytest
 
 from adaptermix.cli import main
 from adaptermix.cli.console import Bars, Console, Lines, fail
-from adaptermix.cli.options import VariadicCommand
+from adaptermix.cli.parse import VariadicCommand
 from adaptermix.errors import AdapterMixError
 from adaptermix.training.trainer import Interrupted
 

@@ -10,13 +10,14 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerControl, TrainerState
 
 from adaptermix import AlignSettings, JointSettings, TaskSettings
 from adaptermix.models.base import load_base
 from adaptermix.tasks.data import Pair
 from adaptermix.training.closed_form import fit_map
 from adaptermix.training.displacement import Reader, Rows
-from adaptermix.training.early_stopping import DevWatch
+from adaptermix.training.early_stopping import EarlyStopping
 from adaptermix.training.joint import JointLoss, WithSum, turn
 from adaptermix.training.lora import inject
 from adaptermix.training.losses import contrastive_loss, distil_loss, keeper_loss
@@ -151,23 +152,18 @@ def test_when_dev_rows_are_looked_at_and_when_that_ends_a_run(
         base="b", out="o", task="slots", train=["x"], dev=["y"], batch_size=8, accumulate=2, steps=13, **more
     )
     values = iter([3.0, 2.0, 4.0, 2.0, 5.0, *[5.0] * 9])
-    watched = DevWatch(lambda: {"dev_loss": next(values)}, settings, steps=13, rows=100, key="dev_loss", turns=turns)
-
-    class Running:
-        done, kept, stop_early = 0, None, False
-
-        def __init__(self) -> None:
-            self.history: list[dict[str, Any]] = []
-
-        def keep_best(self) -> None:
-            pass
-
-    running = Running()
-    while running.done < 13 and not running.stop_early:
-        running.done += 1
-        watched(running)  # type: ignore[arg-type]
-    assert [entry["step"] for entry in running.history] == looks
-    assert running.kept == (2 if "patience" in more else None)
+    stopping = EarlyStopping(settings, steps=13, rows=100, key="dev_loss", turns=turns)
+    state, control = TrainerState(), TrainerControl()
+    stopping.on_train_begin(settings, state, control)
+    while state.global_step < 13 and not control.should_training_stop:
+        state.global_step += 1
+        control.should_evaluate = False
+        stopping.on_step_end(settings, state, control)
+        if control.should_evaluate:
+            state.log_history.append({"step": state.global_step, "dev_loss": next(values)})
+            stopping.on_evaluate(settings, state, control)
+    assert [entry["step"] for entry in state.log_history] == looks
+    assert state.best_global_step == (2 if "patience" in more else None)
 
 
 def test_batches_of_like_length() -> None:
