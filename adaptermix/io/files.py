@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import OutputError
 from .disk import exchange, locked, sync, sync_tree, uninterrupted
+from .folders import contains, parents_made, with_links
 from .launcher import is_main_process
 
 MANIFEST = "adaptermix.json"
@@ -159,7 +160,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     out = Path(out)
     if os.path.lexists(out) and not overwrite:
         raise OutputError(f"the output folder {out} exists. Pass --overwrite to replace it, or choose another.")
-    if _contains(out, [Path.cwd()]):
+    if contains(out, [Path.cwd()]):
         raise OutputError(
             f"an output must be a separate folder, and {out} contains the current folder. Give another --out."
         )
@@ -197,7 +198,7 @@ def output_lock(out: Path) -> Iterator[None]:
         yield
         return
     made = [parent for parent in path.parents if not parent.exists()]
-    with _parents(made, out):
+    with parents_made(made, out):
         try:
             lock = locked(beside(path, "lock"))
             lock.__enter__()
@@ -212,22 +213,6 @@ def output_lock(out: Path) -> Iterator[None]:
         finally:
             _LOCKED.reset(token)
             lock.__exit__(None, None, None)
-
-
-@contextmanager
-def _parents(made: Sequence[Path], out: Path) -> Iterator[None]:
-    """Create missing folders, and remove those that are still empty at the end."""
-    try:
-        for parent in reversed(made):
-            parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be made: {error.strerror} ({error.filename}). Give another --out.") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            for parent in made:
-                parent.rmdir()
 
 
 def _clear_up(path: Path) -> None:
@@ -255,32 +240,6 @@ def held(folder: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def _contains(out: Path, paths: Iterable[Path]) -> bool:
-    """Return whether an existing folder is one of the paths or a parent of one, regardless of links and case."""
-    try:
-        status = Path(out).stat()
-    except OSError:
-        return False
-    chain = {
-        path
-        for candidate in paths
-        for start in (candidate.absolute(), candidate.resolve())
-        for path in (start, *start.parents)
-    }
-    return any(path.exists() and os.path.samestat(status, path.stat()) for path in chain)
-
-
-def _with_targets(path: Path) -> list[Path]:
-    """Return an input and the links inside it."""
-    links = [
-        Path(directory) / name
-        for directory, folders, names in (os.walk(path) if path.is_dir() else ())
-        for name in (*folders, *names)
-        if (Path(directory) / name).is_symlink()
-    ]
-    return [path, *links]
-
-
 def check_not_input(out: Path, inputs: Sequence[str | Path]) -> None:
     """Refuse to replace an input, by any path that leads to it.
 
@@ -298,9 +257,9 @@ def check_not_input(out: Path, inputs: Sequence[str | Path]) -> None:
             raise OutputError(f"the output must not be one of the inputs, and {out} is. Choose another --out.")
         if not path.exists():
             continue
-        if _contains(out, _with_targets(path)):
+        if contains(out, with_links(path)):
             raise OutputError(f"the output must not hold an input, and {path} is in {out}. Choose another --out.")
-        if out.exists() and path.is_dir() and _contains(path, [out]):
+        if out.exists() and path.is_dir() and contains(path, [out]):
             raise OutputError(
                 f"an existing output must not be part of an input, and {out} is in {path}. Choose another --out."
             )

@@ -1,0 +1,52 @@
+"""Folders by any path that leads to them: what is inside one, and parents that are created when needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutputError
+
+
+def contains(out: Path, paths: Iterable[Path]) -> bool:
+    """Return whether an existing folder is one of the paths or a parent of one, regardless of links and case."""
+    try:
+        status = Path(out).stat()
+    except OSError:
+        return False
+    chain = {
+        path
+        for candidate in paths
+        for start in (candidate.absolute(), candidate.resolve())
+        for path in (start, *start.parents)
+    }
+    return any(path.exists() and os.path.samestat(status, path.stat()) for path in chain)
+
+
+def with_links(path: Path) -> list[Path]:
+    """Return an input and the links inside it."""
+    links = [
+        Path(directory) / name
+        for directory, folders, names in (os.walk(path) if path.is_dir() else ())
+        for name in (*folders, *names)
+        if (Path(directory) / name).is_symlink()
+    ]
+    return [path, *links]
+
+
+@contextmanager
+def parents_made(made: Sequence[Path], out: Path) -> Iterator[None]:
+    """Create missing folders, and remove those that are still empty at the end."""
+    try:
+        for parent in reversed(made):
+            parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made: {error.strerror} ({error.filename}). Give another --out.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
