@@ -1,4 +1,4 @@
-"""`train-fusion`: a task LoRA that sees each text beside its source in another language."""
+"""`train-fusion`: a task LoRA that sees each text together with its source in another language."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _OF_SOURCE = 0.4
 
 @dataclass(kw_only=True)
 class _Fusing:
-    """A model that is to fuse, and what stands before its passes; its LoRA comes after the losses are made.
+    """A model that will fuse, with its hooks; the LoRA is injected after the losses are made.
 
     Args:
         base: The model.
-        data: What it is trained on.
+        data: Rows of the run.
         settings: The run's settings.
         settings_of: The fusion's settings, by PEFT's names.
         latents: Encoder whose states are the sources, if not the base's own.
@@ -121,11 +121,11 @@ class FusedRows:
         before = fuser.count
         sources = self._bank.of(rows)
         fuser.use(sources)
-        found = self._rows(rows)
+        batch = self._rows(rows)
         fuser.check()
         if sources and fuser.count == before:
             raise RuntimeError("a pass must reach the fused modules, and reached none")
-        return found
+        return batch
 
     def terms(self, rows: Sequence[int]) -> int:
         """Return how many terms the loss of these rows is a mean over."""
@@ -133,10 +133,10 @@ class FusedRows:
 
 
 class MixedRows:
-    """The loss of rows and of their sources, mixed in one block, and that of their disagreement in training.
+    """Loss of rows and of their sources, mixed in one block; in training also their disagreement.
 
     Args:
-        fusing: A model with a head that tells classes.
+        fusing: A model with a head for classes.
         rows: The rows.
         sources: Their sources.
 
@@ -156,15 +156,15 @@ class MixedRows:
         """Return the loss of these rows and their count of tokens, sources included; without training the rows' own."""
         mixer = self._fusing.mixer
         mixer.use(None)
-        own = self._sources(rows)
+        alone = self._sources(rows)
         source = mixer.passed()
         mixer.use(source)
-        found = self._rows(rows)
+        batch = self._rows(rows)
         mixer.use(None)
         if not self._fusing.base.model.training:
-            return found
-        loss = _OF_SOURCE * own.loss + (1 - _OF_SOURCE) * found.loss + consistency(source, mixer.passed())
-        return found._replace(loss=loss, tokens=own.tokens + found.tokens)
+            return batch
+        loss = _OF_SOURCE * alone.loss + (1 - _OF_SOURCE) * batch.loss + consistency(source, mixer.passed())
+        return batch._replace(loss=loss, tokens=alone.tokens + batch.tokens)
 
     def terms(self, rows: Sequence[int]) -> int:
         """Return how many rows the loss is a mean over, as all three of its parts are."""
@@ -201,10 +201,10 @@ class _Sources:
     """Sources of the rows.
 
     Args:
-        train: Of the training rows.
-        dev: Of the dev rows.
+        train: Sources of the training rows.
+        dev: Sources of the dev rows.
         files: Their files, those of the training rows first.
-        entries: What the manifest says, of rows and sources.
+        entries: The manifest's entries on rows and sources.
     """
 
     train: Sequence[Any]
@@ -242,23 +242,21 @@ class _Sources:
 
 
 def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Watcher) -> _Fusing:
-    """Give the base what a fusion has beside its LoRAs, and load another encoder where it is asked for.
+    """Add the modules that a fusion trains besides its LoRAs, and load the source encoder if there is one.
 
     Raises:
         AdapterMixError: there is no such encoder, or no such block.
     """
     latents = None
     if settings.source_encoder:
-        place = settings.place()
-        latents = Latents(
-            settings.source_encoder, device=place["device"], dtype=place["dtype"], tag=settings.source_tag
-        )
-    found: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
+        load = settings.place()
+        latents = Latents(settings.source_encoder, device=load["device"], dtype=load["dtype"], tag=settings.source_tag)
+    values: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
     if settings.fusion == MIXUP:
-        found["fusion_layer"] = block_index(settings.mixup_layer, base.layers, option="--mixup-layer")
-    parts = add_parts(base.model, found, latent=latents.width if latents else 0, seed=settings.seed)
+        values["fusion_layer"] = block_index(settings.mixup_layer, base.layers, option="--mixup-layer")
+    parts = add_parts(base.model, values, latent=latents.width if latents else 0, seed=settings.seed)
     base = replace(base, head_modules=(*base.head_modules, *parts))
-    return _Fusing(base=base, data=data, settings=settings, settings_of=found, latents=latents, watch=watch)
+    return _Fusing(base=base, data=data, settings=settings, settings_of=values, latents=latents, watch=watch)
 
 
 class FusionObjective(TaskObjective[FusionSettings]):

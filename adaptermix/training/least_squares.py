@@ -31,7 +31,7 @@ from .residual_writer import Tap, find_writer
 from .runner import input_entries, plain, run_training
 
 _HELD_OUT = 0.1
-"""Share of the pairs that is kept aside to measure on, where no dev pairs are given."""
+"""Share of the pairs that is held out to measure on if there are no dev pairs."""
 _PROBES = 8
 """Sentences that show which layer writes the states."""
 
@@ -43,7 +43,7 @@ class ClosedForm(AlignObjective[AlignSettings]):
     held_out: Sequence[Pair]
 
     def read(self) -> None:
-        """Read the pairs, and set those aside that the fit is measured on."""
+        """Read the pairs, and hold out those that the fit is measured on."""
         settings, watch = self.run.settings, self.run.watch
         if self.run.processes.count > 1:
             raise PlanError(

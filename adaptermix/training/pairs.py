@@ -23,8 +23,8 @@ def encode_side(tokenizer: Any, pairs: Sequence[Pair], side: str, most: int, wat
     encoded: list[list[int]] = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
     full = [row for row, ids in enumerate(encoded) if len(ids) == most]
     whole = tokenizer([texts[row] for row in full], verbose=False)["input_ids"] if full else []
-    place = ("source", "target").index(side)
-    cut = [pairs[row].languages[place] for row, ids in zip(full, whole, strict=True) if len(ids) > most]
+    position = ("source", "target").index(side)
+    cut = [pairs[row].languages[position] for row, ids in zip(full, whole, strict=True) if len(ids) > most]
     if cut:
         watch.note(told_cut(cut, len(texts), most, "their ends", f"{side} sentences"))
     return encoded

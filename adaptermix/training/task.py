@@ -49,7 +49,7 @@ def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict
         columns["input_ids"].append([*[pad] * spare, *prompt, *answer])
         columns["attention_mask"].append([0] * spare + [1] * length)
         columns["position_ids"].append([0] * spare + list(range(length)))
-        # nothing stands before the first token of a row without a prompt, so nothing predicts it
+        # Without a prompt no token comes before the first one, so the model cannot predict it.
         taught = answer if prompt else [IGNORED, *answer[1:]]
         columns["labels"].append([IGNORED] * (spare + len(prompt)) + taught)
     return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}
@@ -67,7 +67,7 @@ class Answers:
         taught: Numbers of the rows to learn from.
 
     Raises:
-        DataError: there is none.
+        DataError: there are no such rows.
     """
 
     def __init__(self, base: BaseModel, examples: Examples) -> None:
@@ -121,7 +121,7 @@ class OfHead:
 def loss_of_rows(
     base: BaseModel, task: Task, rows: Sequence[Any], *, template: str, max_length: int, watch: Watcher = SILENT
 ) -> Answers | OfHead:
-    """Return the loss of rows, by their numbers: that of the model's head, or of generated answers.
+    """Return the loss of rows, by their numbers: of the model's head, or of generated answers.
 
     Args:
         base: The base model; adapters that act on its output layer must be on it already.
@@ -170,10 +170,10 @@ class TaskLoss:
     def __call__(self, number: int) -> BatchLoss:
         """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
         rows = self._sampler.batch(number)
-        own = self._processes.share(rows)
-        found = self._of_rows(own)
-        part = self._processes.part(self._of_rows.terms(own), rows, self._terms(number))
-        return found._replace(loss=found.loss * part)
+        share = self._processes.share(rows)
+        batch = self._of_rows(share)
+        part = self._processes.part(self._of_rows.terms(share), rows, self._terms(number))
+        return batch._replace(loss=batch.loss * part)
 
     def _terms(self, number: int) -> int:
         """Return how many terms the optimizer step of batch `number` has; every process computes it alone."""
@@ -186,16 +186,16 @@ class TaskLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskData:
-    """What a task is trained on, before a model is loaded.
+    """Rows of a task, before a model is loaded.
 
     Args:
         task: The task.
         template: How prompts are made.
         train: Training rows.
         dev: Dev rows.
-        entries: What the manifest says of them.
+        entries: The manifest's entries on the rows.
         report: Counts of the training rows.
-        start: Adapter that training begins from, if it does.
+        start: Adapter that training starts from, if any.
     """
 
     task: Task
@@ -214,11 +214,11 @@ class TaskData:
 
         Args:
             settings: The run's settings.
-            start: Adapter that training begins from; its template of the same task is taken unless one is given.
+            start: Adapter that training starts from; its template of the same task is the default.
             watch: Receives faults of the record of test data.
 
         Raises:
-            AdapterMixError: an unknown task or template, or a data file that does not do or is test data.
+            AdapterMixError: an unknown task or template, or a data file that is invalid or is test data.
         """
         task = get_task(settings.task)
         known = start.meta.manifest.get("task") if start else None
@@ -243,30 +243,29 @@ class TaskData:
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report, start=start)
 
     def warnings(self) -> list[str]:
-        """Return what a person should know of the rows."""
-        found = self.report.warnings()
+        """Return warnings on the rows."""
+        notes = self.report.warnings()
         answers = {self.task.answer(row) for row in self.train}
         if len(answers) == 1 and len(self.train) > 1:
-            found.append(
+            notes.append(
                 f"warning: all {len(self.train)} training rows have the answer {answers.pop()[:40]!r}: the adapter "
                 "learns to give it to everything."
             )
-        return found
+        return notes
 
     def head(self, settings: TaskSettings | JointSettings) -> Head | None:
-        """Return the head that is to give the answers, None where they are generated.
+        """Return the head that gives the answers; None if they are generated.
 
         Raises:
             DataError: a row lacks what the head reads; no dev row has a label of the training rows.
-            ModelError: no such model, or one that does not generate where it must.
-            PlanError: a head that does not suit the task, or that of the adapter training begins from; a setting of one
-                where there is none.
+            ModelError: no such model, or one that cannot generate the answers.
+            PlanError: a head that does not suit the task or the adapter to start from; a setting of a head without one.
         """
         rows = [*self.train, *self.dev]
-        brought = head_of(self.task, [self.start], rows) if self.start else None
-        kind = HEADS[brought.form.name] if brought and settings.head == "auto" else self._head_kind(settings)
-        if brought and (kind is None or kind.form is not brought.form):
-            raise PlanError(f"training starts from an adapter with {brought.form.title}: drop --head {settings.head}.")
+        existing = head_of(self.task, [self.start], rows) if self.start else None
+        kind = HEADS[existing.form.name] if existing and settings.head == "auto" else self._head_kind(settings)
+        if existing and (kind is None or kind.form is not existing.form):
+            raise PlanError(f"training starts from an adapter with {existing.form.title}: drop --head {settings.head}.")
         if kind is None:
             if settings.head_learning_rate:
                 raise PlanError(
@@ -276,12 +275,12 @@ class TaskData:
             return None
         if settings.template:
             raise PlanError("a head reads no prompt: drop --template, or --head none has the answers generated.")
-        if brought:
-            return brought
+        if existing:
+            return existing
         labels = kind.labels(self.task, self.train)
-        asked = kind.labels(self.task, self.dev)
-        new = sorted(set(asked) - set(labels))
-        if new and kind.closed and len(new) == len(asked):
+        in_dev = kind.labels(self.task, self.dev)
+        new = sorted(set(in_dev) - set(labels))
+        if new and kind.closed and len(new) == len(in_dev):
             raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
         return Head(form=kind.form, labels=labels)
 
@@ -309,7 +308,7 @@ class TaskData:
         """Return the loss of rows by their numbers.
 
         Raises:
-            DataError: a head can learn from none of them.
+            DataError: a head cannot learn from any of them.
         """
         if base.head is None:
             examples = encode_rows(self.task, self.template, rows, base.tokenizer, max_length=max_length, watch=watch)
@@ -329,7 +328,7 @@ class TaskData:
 
 
 def text_of(task: Task, row: Any) -> str:
-    """Return what a row asks, to compare it with others."""
+    """Return the text of a row's fields, to compare it with others."""
     return "\n".join(str(value) for value in task.fields(row).values())
 
 
