@@ -157,7 +157,6 @@ class AlignLoss:
 
     @property
     def of_rows(self) -> PairsLoss:
-        """Loss of pairs by their numbers, and how many find each other."""
         return PairsLoss(partial(self._of_rows, looks=True), [len(ids) for ids in self._source_ids])
 
     def _of_rows(
@@ -211,7 +210,6 @@ class AlignLoss:
         return loss * processes.part(len(order), rows, whole)
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
         among = [self._batch(other) for other in self._together(number)]
         return self._of_rows(self._batch(number), self._processes, among=among)
 
@@ -260,18 +258,15 @@ class AlignObjective(Objective[A]):
     """Number of blocks below the loss, and of the whole model."""
 
     def read(self) -> None:
-        """Read the pairs."""
         self.data = PairData.read(self.run.settings, self.run.watch)
         self.report = self.data.report
 
     def notes(self) -> list[str]:
-        """Return warnings on the pairs, and how many negatives each has if processes share the batches."""
         settings, processes = self.run.settings, self.run.processes
         shared = processes.count > 1 and settings.objective != "distil"
         return self.report.warnings("pairs") + ([negatives(settings, processes)] if shared else [])
 
     def prepare(self) -> None:
-        """Remove the blocks after the loss, unless another objective needs them."""
         base, whole = self.run.base, isinstance(self.run.settings, JointSettings)
         total = base.layers
         layer = aligned_layer(base.model, self.run.settings, whole=whole)
@@ -281,23 +276,19 @@ class AlignObjective(Objective[A]):
             self.layers = layer if layer < total else None
 
     def rows(self) -> int:
-        """Return the number of pairs."""
         return len(self.data.pairs)
 
     def dev(self) -> dict[str, RowsLoss]:
-        """Return the loss of the dev pairs."""
         if not self.data.dev:
             return {}
         return {"dev_loss": self._loss(self.data.dev, like=self.data.pairs).of_rows}
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries on pairs, layer and sentence vectors."""
         settings, (layer, layers) = self.run.settings, self.depth
         objective = {"name": settings.objective, "layer": layer, "layers": layers, "pairs": len(self.data.pairs)}
         return self.data.entries() | {"objective": objective, "vectors": vectors_entry(settings)}
 
     def loss(self, together: Together | None = None) -> AlignmentLoss:
-        """Return the loss of batches of pairs."""
         return self._loss(self.data.pairs, watch=self.run.watch, together=together)
 
     def _loss(self, pairs: Sequence[Pair], **more: Any) -> AlignmentLoss:

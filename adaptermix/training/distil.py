@@ -132,7 +132,6 @@ class DistilLoss:
         return distil_loss(states, targets, self._spread.to(states.device)), states, targets
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
         items = self.items(number)
         share = self._processes.share(items)
         whole = len(self._together(number)) * len(items)
@@ -149,7 +148,6 @@ class DistilLoss:
 
     @property
     def of_rows(self) -> PairsLoss:
-        """Loss of the sources of pairs by their numbers, and how many find the frozen base's translations."""
         return PairsLoss(self._of_rows, [len(ids) for ids in self._sides[0]])
 
 
@@ -165,7 +163,6 @@ class BothLosses:
         self._losses = {"contrastive": contrastive, "distil": distil}
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the parts of batch `number`."""
         return self._sum({name: loss(number) for name, loss in self._losses.items()})
 
     @staticmethod
@@ -189,7 +186,6 @@ class BothLosses:
 
     @property
     def of_rows(self) -> PairsLoss:
-        """Sum of both losses of pairs by their numbers, and how many pairs find each other."""
         sides = {name: loss.of_rows for name, loss in self._losses.items()}
         return PairsLoss(
             lambda rows: self._sum({name: side(rows) for name, side in sides.items()}), sides["contrastive"].lengths

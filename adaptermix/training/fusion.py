@@ -128,7 +128,6 @@ class FusedRows:
         return batch
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many terms the loss of these rows is a mean over."""
         return self._rows.terms(rows)
 
 
@@ -153,7 +152,6 @@ class MixedRows:
         self.lengths, self.taught = self._rows.lengths, self._rows.taught
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these rows and their count of tokens, sources included; without training the rows' own."""
         mixer = self._fusing.mixer
         mixer.use(None)
         alone = self._sources(rows)
@@ -167,7 +165,6 @@ class MixedRows:
         return batch._replace(loss=loss, tokens=alone.tokens + batch.tokens)
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many rows the loss is a mean over, as all three of its parts are."""
         return self._rows.terms(rows)
 
 
@@ -267,20 +264,17 @@ class FusionObjective(TaskObjective[FusionSettings]):
     fusing: _Fusing
 
     def read(self) -> None:
-        """Read the rows and their sources."""
         super().read()
         self.sources = _Sources.read(self.run.settings, self.data, self.run.watch)
         self.data = replace(self.data, entries=dict(self.sources.entries))
 
     def check(self) -> None:
-        """Check that the base model and the source encoder can fuse."""
         settings = self.run.settings
         _check_head(settings.fusion, self.data.head(settings), model_kind(settings.base))
         if settings.source_encoder:
             check_encoder(settings.source_encoder)
 
     def prepare(self) -> None:
-        """Add the trained modules of the fusion, and encode rows and sources."""
         run = self.run
         _check_head(run.settings.fusion, run.base.head, run.base.kind)
         self.fusing = _fusing(run.base, self.data, run.settings, run.watch)
@@ -291,7 +285,6 @@ class FusionObjective(TaskObjective[FusionSettings]):
         self.dev_rows = make(self.fusing, self.data.dev, self.sources.dev) if self.data.dev else None
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries of the task and of the fusion."""
         fusing, files = self.fusing, self.sources.files
         encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
         missing = sum(is_missing(self.data.task, source) for source in self.sources.train)
@@ -300,8 +293,8 @@ class FusionObjective(TaskObjective[FusionSettings]):
         return super().entries() | {"fusion": fusion}
 
     def write(self, factors: dict[str, Tensor], document: Mapping[str, Any], history: bytes) -> None:
-        """Write the adapter as PEFT would: a fusion is not linear, so its scale cannot lie in A."""
         settings, run = self.run.settings, self.run
+        # A fusion is not linear, so its scale cannot be a factor of A, and the file keeps PEFT's form.
         if not settings.peft_settings():
             super().write(factors, document, history)
             return

@@ -77,7 +77,6 @@ class JointLoss:
         self._weights = {"task": 1.0, "align": settings.align_weight}
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the loss of batch `number`."""
         names, part_number = turn(self._settings.alternate, number, self._settings.accumulate)
         if self._settings.discard:
             part_number = number
@@ -104,7 +103,6 @@ class WithSum:
         self._losses, self._weights = losses, {"dev_align_loss": align_weight}
 
     def __call__(self) -> dict[str, float]:
-        """Measure."""
         values = self._losses()
         losses = {name: value for name, value in values.items() if name.endswith("_loss")}
         if len(losses) < len(OBJECTIVES):
@@ -134,57 +132,47 @@ class JointObjective(Objective[JointSettings]):
         self.turns = _turns(run.settings)
 
     def read(self) -> None:
-        """Read rows and pairs."""
         self.task.read()
         self.align.read()
         self.report = self.task.report
         self.measure = "dev_task_loss" if self.task.data.dev else "dev_align_accuracy"
 
     def check(self) -> None:
-        """Check that the base model can have the task's head."""
         self.task.check()
 
     def notes(self) -> list[str]:
-        """Return warnings on rows and pairs."""
         return self.task.notes() + self.align.notes()
 
     def load(self) -> BaseModel:
-        """Load the base model, with a head if the task has one."""
         return self.task.load()
 
     def prepare(self) -> None:
-        """Encode the rows; the pairs are encoded with their losses."""
         self.task.prepare()
         self.align.prepare()
 
     def rows(self) -> int:
-        """Return the number of the task's rows to learn from."""
         return self.task.rows()
 
     def steps(self) -> int:
-        """Return the number of optimizer steps, of both objectives together."""
         return joint_steps(self.rows(), self.run.settings)
 
     def dev(self) -> dict[str, RowsLoss]:
-        """Return the losses of dev rows and dev pairs."""
         sides = {"dev_task_loss": self.task.dev(), "dev_align_loss": self.align.dev()}
         return {name: loss for name, losses in sides.items() for loss in losses.values()}
 
     def dev_values(self) -> Callable[[], dict[str, float]] | None:
-        """Return the function that measures rows and pairs, and the weighted sum of their losses."""
         values = super().dev_values()
         return WithSum(values, self.run.settings.align_weight) if values else None
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries of both objectives; counts of pairs are among those of the alignment."""
         task, align = self.task.entries(), self.align.entries()
         both = {name: [*(task[name] or []), *(align[name] or [])] or None for name in ("data", "dev", "tested")}
+        # `rows` of the manifest counts the task's rows, so the counts of pairs go with the alignment.
         objective = align["objective"] | {"rows": align["rows"]}
         languages = task["languages"] | align["languages"]
         return {**task, **both, "languages": languages, "objective": objective, "vectors": align["vectors"]}
 
     def loss(self, together: Together | None = None) -> JointLoss:  # noqa: ARG002  (it decides itself)
-        """Return the loss of the objective whose turn it is."""
         parts: dict[str, Loss] = {
             "align": self.align.loss(own_batches(self.run.settings, "align")),
             "task": self.task.loss(own_batches(self.run.settings, "task")),
@@ -192,7 +180,6 @@ class JointObjective(Objective[JointSettings]):
         return JointLoss(parts, self.run.settings)
 
     def dry_run(self) -> TrainReport:
-        """Return the report of a dry run, with the counts of the pairs."""
         return replace(super().dry_run(), pairs=self.align.report)
 
 

@@ -128,14 +128,11 @@ class PairsLoss:
     lengths: list[int]
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these pairs."""
         return self.work(rows)
 
     @property
     def taught(self) -> Sequence[int]:
-        """Numbers of all pairs."""
         return range(len(self.lengths))
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many pairs the loss is a mean over."""
         return len(rows)

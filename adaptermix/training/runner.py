@@ -141,7 +141,7 @@ class Objective(Generic[S]):
         return DevLosses(run.base, sides, run.settings, run.processes) if sides else None
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries, at least on `data`."""
+        """Return the manifest's entries; `data` lists the training files with their `sha256`."""
         raise NotImplementedError
 
     def loss(self, together: Together | None = None) -> Loss:

@@ -81,13 +81,11 @@ class Answers:
         self.taught = examples.taught
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these rows and their count of tokens."""
         batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
         loss = answer_loss(self._base.model, **batch, head=self._head)
         return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=self.terms(rows))
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many tokens of answers the loss of these rows is a mean over."""
         examples = (self._examples[row] for row in rows)
         return sum(len(answer) - (not prompt) for prompt, answer in examples if answer)
 
@@ -110,11 +108,9 @@ class OfHead:
         self.taught = [row for row in range(len(rows.lengths)) if rows.terms([row])]
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the head's loss of these rows and their count of tokens."""
         return BatchLoss(self._rows.loss(rows), sum(self.lengths[row] for row in rows), terms=self.terms(rows))
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many classes, words or windows the head's loss of these rows is a mean over."""
         return self._rows.terms(rows)
 
 
@@ -168,7 +164,6 @@ class TaskLoss:
         self._sampler = by_length if settings.group_by_length else sampler
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
         rows = self._sampler.batch(number)
         share = self._processes.share(rows)
         batch = self._of_rows(share)
@@ -310,13 +305,7 @@ class TaskData:
         Raises:
             DataError: a head cannot learn from any of them.
         """
-        if base.head is None:
-            examples = encode_rows(self.task, self.template, rows, base.tokenizer, max_length=max_length, watch=watch)
-            return Answers(base, examples)
-        encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=max_length, teach=True)
-        for note in encoded.notes:
-            watch.note(note)
-        return OfHead(encoded)
+        return loss_of_rows(base, self.task, rows, template=self.template.name, max_length=max_length, watch=watch)
 
     def manifest(self, base: BaseModel, rows: RowsLoss) -> dict[str, Any]:
         """Return the manifest's entries; `rows` are the loss of the training rows."""
@@ -344,24 +333,19 @@ class TaskObjective(Objective[T]):
     dev_rows: RowsLoss | None = None
 
     def read(self) -> None:
-        """Read the rows."""
         self.data = TaskData.read(self.run.settings, self.run.start, self.run.watch)
         self.report = self.data.report
 
     def check(self) -> None:
-        """Check that the base model can have the head."""
         self.data.head(self.run.settings)
 
     def notes(self) -> list[str]:
-        """Return warnings on the rows."""
         return self.data.warnings()
 
     def load(self) -> BaseModel:
-        """Load the base model, with a head if the task has one."""
         return self.data.load(self.run.settings, self.run.processes)
 
     def prepare(self) -> None:
-        """Encode the rows."""
         base, data, settings = self.run.base, self.data, self.run.settings
         self.train_rows = data.objective(base, data.train, settings.max_length, self.run.watch)
         if data.dev:
@@ -369,19 +353,15 @@ class TaskObjective(Objective[T]):
         base.model.train()
 
     def rows(self) -> int:
-        """Return the number of rows to learn from, which encoding may reduce."""
         return len(self.train_rows.taught) if hasattr(self, "train_rows") else len(self.data.train)
 
     def dev(self) -> dict[str, RowsLoss]:
-        """Return the loss of the dev rows."""
         return {"dev_loss": self.dev_rows} if self.dev_rows else {}
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries on the task, its rows and its languages."""
         return self.data.manifest(self.run.base, self.train_rows)
 
     def loss(self, together: Together | None = None) -> TaskLoss:
-        """Return the loss of batches of rows."""
         return TaskLoss(self.train_rows, self.run.settings, self.run.processes, together=together)
 
 
