@@ -1,9 +1,14 @@
-"""The exceptions of this package. Every message states the requirement, the value found, and what to do."""
+"""The exceptions of this package.
+
+Every message states the requirement, the value found, and what to do. Every exception has a code that stays the same
+when its message is reworded: an area and a few words, such as "rank.too-small". tests/messages.json lists them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 # Controls, marks of text direction, line separators and lone surrogates change a terminal or cannot be encoded.
 # The two joiners (U+200C, U+200D) stay, since words of Persian and of Indic languages contain them.
@@ -57,7 +62,53 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-class AdapterMixError(Exception):
+class Coded(Exception):  # noqa: N818  (a part of errors, not one of them)
+    """An exception with a stable code.
+
+    Args:
+        message: What must hold, what was found, and what to do.
+        code: Names the failure. Packages that add tasks or methods may leave it out.
+        codes: Codes of all failures, where one error reports several.
+    """
+
+    def __init__(self, message: str = "", *, code: str = "other", codes: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.codes = list(codes) or [code]
+
+
+def codes_of(error: BaseException) -> list[str]:
+    """Return the codes of all failures that an error reports, each once; none if it has no code.
+
+    Args:
+        error: An error of the package, pydantic's ValidationError, or an error that one of these caused.
+    """
+    if isinstance(error, Coded):
+        return error.codes
+    if type(error).__name__ == "ValidationError":  # pydantic's; importing pydantic here would be slow
+        faults = error.errors()  # type: ignore[attr-defined]
+        found = [getattr(fault.get("ctx", {}).get("error"), "code", None) or _of_pydantic(fault) for fault in faults]
+        return list(dict.fromkeys(found))
+    return codes_of(error.__cause__) if error.__cause__ else []
+
+
+def code_of(error: BaseException, default: str) -> str:
+    """Return the code of an error that is reported within another one, or a default if it has none."""
+    return next(iter(codes_of(error)), default)
+
+
+def _of_pydantic(fault: Mapping[str, Any]) -> str:
+    return "option." + str(fault["type"]).replace("_", "-")
+
+
+class InvalidValueError(Coded, ValueError):
+    """An argument has a value that it cannot have.
+
+    Commands and merges report it as an error of their own, with this code.
+    """
+
+
+class AdapterMixError(Coded):
     """Base class. The message explains why the work failed and how to fix it."""
 
 
@@ -103,8 +154,9 @@ class ToldElsewhere(AdapterMixError):  # noqa: N818  (it is not the fault itself
     Args:
         message: The error in this process.
         interrupted: A signal ended the work.
+        code: Names the failure.
     """
 
-    def __init__(self, message: str, *, interrupted: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, interrupted: bool = False, code: str = "other") -> None:
+        super().__init__(message, code=code)
         self.interrupted = interrupted

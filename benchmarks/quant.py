@@ -57,7 +57,7 @@ def ways(wanted: Any, dtype: torch.dtype, strategies: list[str]) -> Iterator[tup
         yield title, told(on_rows(wanted.delta, weight - base, held)), (weight, None)
 
     def baked(title: str, found: Any, **more: Any) -> tuple[str, dict[str, Any], Any]:
-        rank = 0 if found.beside is None else found.beside.rank
+        rank = 0 if found.lora is None else found.lora.rank
         written = (base + wanted.realised(found), found.shift)
         return title, told(wanted.measured(found, held)) | {"rank": rank} | more, written
 
@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from adaptermix.adapters import open_adapter
     from adaptermix.adapters.paths import fitted
     from adaptermix.baking.activations import InputsOfModules, read_texts
-    from adaptermix.baking.strategies import Wanted
+    from adaptermix.baking.strategies import Insertion
     from adaptermix.checkpoints.formats import FORMATS
     from adaptermix.models.base import load_base
     from adaptermix.progress import SILENT
@@ -144,7 +144,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         weight = module.weight.detach().float()
         four = FORMATS[arguments.kind](weight)
         for delta_name, delta, rank in deltas(weight, arguments.relative, updates.get(name), arguments.rank):
-            wanted = Wanted(
+            wanted = Insertion(
                 base=four,
                 delta=delta.to(weight.device),
                 known=inputs.of(name),

@@ -97,7 +97,7 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
 
     from adaptermix.models.generate import _pad_left, _stop_ids, in_words
     from adaptermix.tasks import get_template
-    from adaptermix.weight_search.significance import Board
+    from adaptermix.weight_search.significance import TrialScorer
     from adaptermix.weight_search.trials import Trial
 
     task, rows = prepared.task, prepared.rows
@@ -106,7 +106,7 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     stops = _stop_ids(base, one_line=task.one_line)
     metric = task.metrics(rows)[0]
-    board = Board(metric, [task.language(row) for row in rows], rows, objective="mean", seed=0)
+    scorer = TrialScorer(metric, [task.language(row) for row in rows], rows, objective="mean", seed=0)
     start = time.perf_counter()
     model = PeftModel.from_pretrained(base.model, settings.adapters[0], adapter_name="first").eval()
     model.load_adapter(settings.adapters[1], adapter_name="second")
@@ -134,7 +134,7 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
         model.delete_adapter("merged")
         model.set_adapter("first")
         trial = Trial(number=0, candidate=prepared.searched.candidates[0], answers=tuple(answers))
-        scores.append(board.exact(board.counts(trial)))
+        scores.append(scorer.exact(scorer.counts(trial)))
     seconds = time.perf_counter() - start
     model.unload()
     return {"seconds": seconds, "scores": scores}
@@ -142,9 +142,9 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
 
 def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
     """Race over the answers of the whole grid, with the rows of each language in another order per seed."""
-    from adaptermix.weight_search.racing import Race
-    from adaptermix.weight_search.significance import Board
-    from adaptermix.weight_search.trial_store import Ledger
+    from adaptermix.weight_search.racing import SuccessiveHalving
+    from adaptermix.weight_search.significance import TrialScorer
+    from adaptermix.weight_search.trial_store import TrialStore
 
     prepared, every = found["prepared"], found["trials"]
     task, rows = prepared.task, prepared.rows
@@ -156,7 +156,9 @@ def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
         for language in set(languages):
             places = np.array([place for place, name in enumerate(languages) if name == language])
             order[places] = rng.permutation(places)
-        board = Board(task.metrics(rows)[0], languages, [rows[place] for place in order], objective="mean", seed=seed)
+        scorer = TrialScorer(
+            task.metrics(rows)[0], languages, [rows[place] for place in order], objective="mean", seed=seed
+        )
         answers = {trial.candidate.weights: [trial.answers[place] for place in order] for trial in every}
         baseline = type(found["baseline"])(
             number=-1,
@@ -168,16 +170,16 @@ def races(found: dict[str, Any], seeds: int) -> dict[str, Any]:
             return [[answers[trial.candidate.weights][place] for place in places] for trial, places in asked]
 
         with tempfile.TemporaryDirectory() as folder:
-            ledger = Ledger(
-                Path(folder) / "log", name="race", searched=prepared.searched, settings={}, limit=len(every)
+            store = TrialStore(
+                (Path(folder) / "log", "race"), searched=prepared.searched, settings={}, limit=len(every)
             )
-            Race(board, languages, answers_of, baseline=baseline, size=len(every)).run(ledger)
-            raced = ledger.trials()
-        score = {trial.candidate.weights: board.score(trial) for trial in raced if trial.is_whole}
+            SuccessiveHalving(scorer, languages, answers_of, baseline=baseline, size=len(every)).run(store)
+            raced = store.trials()
+        score = {trial.candidate.weights: scorer.score(trial) for trial in raced if trial.is_whole}
         best = max(score.values(), key=lambda one: one.value)
         top = max(
-            board.exact(
-                board.counts(
+            scorer.exact(
+                scorer.counts(
                     baseline.__class__(number=0, candidate=t.candidate, answers=tuple(answers[t.candidate.weights]))
                 )
             )

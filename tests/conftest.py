@@ -52,6 +52,7 @@ def _is_under(test: str, places: Sequence[str]) -> bool:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("golden")
     group.addoption("--update-golden", action="store_true", help="rewrite the snapshots of tests/golden")
+    group.addoption("--update-messages", action="store_true", help="rewrite tests/messages.json")
     group.addoption("--golden-bytes", action="store_true", help="compare whole files in tests/golden")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adaptermix.methods import METHODS
 from adaptermix.options.base import Settings
+from adaptermix.options.registries import OneOf
 
 TESTS = Path(__file__).parent
 NOT_OF_MEANING = {"dtype", "task"}
@@ -139,6 +140,8 @@ def test_every_word_of_an_option_has_a_line_in_the_table() -> None:
     found = set()
     for cls in filter(is_own, every(Settings)):
         found |= {(name, word) for name, field in cls.model_fields.items() for word in words(field.annotation)}
+        marks = [(name, mark) for name, field in cls.model_fields.items() for mark in field.metadata]
+        found |= {(name, word) for name, mark in marks if isinstance(mark, OneOf) for word in mark.choices}
     for method in filter(is_own, METHODS.values()):
         hints = get_type_hints(method)
         found |= {(own.name, word) for own in fields(method) for word in words(hints[own.name])}

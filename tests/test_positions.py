@@ -97,7 +97,7 @@ def test_texts_beyond_the_positions_are_cut_in_every_command(name: str, tmp_path
     training: dict[str, Any] = {**place, "steps": 1, "batch_size": 4, "targets": ["all-linear"]}
     notes = Notes()
     report = train_task(TaskSettings(**training, task="classify", train=data, out=str(tmp_path / "t")), watch=notes)
-    assert "this base model has 64 positions, so that --max-length 256 becomes 64." in notes.said
+    assert "this base model has 64 positions, so --max-length 256 becomes 64." in notes.said
     assert any(note.startswith("1 of 2 (en 1) rows are longer than 64 tokens") for note in notes.said)
     assert report.history[0]["tokens"] <= 2 * 2 * 64
     asked: dict[str, Any] = {**place, "task": "classify", "data": data, "adapter": str(tmp_path / "t")}

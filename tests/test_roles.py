@@ -146,7 +146,7 @@ def test_what_a_recipe_recognises_a_finished_step_by() -> None:
     assert {name for name, names in main.items() if names == ["predictions"]} == {"EvaluateSettings"}
     assert {name for name, names in main.items() if not names} == {
         *("CompareSettings", "InspectSettings", "MethodsSettings", "PlaceSettings", "PushSettings"),
-        *("RetrieveSettings", "SpectrumSettings", "Settings", "Placed", "GenerationSettings"),
+        *("RetrieveSettings", "RunSettings", "SpectrumSettings", "Settings", "Placed", "GenerationSettings"),
     }
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from adaptermix import merge
 from adaptermix.commands.recipes import STEPS, Step, run_recipe
 from adaptermix.errors import OutputError
+from adaptermix.options.registries import OneOf
 from adaptermix.options.roles import Reads, Writes, marks_of
 
 from .factories import WEIGHTS, write_lora
@@ -181,6 +182,7 @@ def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: s
         *("layer", "mixup_layer", "source_tag", "saved", "prompt", "names", "pair_rows"),
         *("metric", "scorer", "base_id"),
     }
+    plain |= {*marks_of(STEPS[command], OneOf)}  # names in a registry
     paths = {*marks_of(STEPS[command], Reads), *marks_of(STEPS[command], Writes)}
     for name, field in STEPS[command].model_fields.items():
         kind = str(field.annotation)

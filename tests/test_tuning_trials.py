@@ -17,7 +17,7 @@ from adaptermix.errors import ConfigError, ModelError, OutputError, PlanError, U
 from adaptermix.progress import SILENT, Look, Watcher
 from adaptermix.tuning import Tuning, check, tune
 from adaptermix.tuning.pruning import Curve
-from adaptermix.weight_search.space import Choice, Interval
+from adaptermix.weight_search.parameters import Choice, Interval
 from tests.training.data import Notes, write_pairs, write_slots
 
 RECIPE = """
@@ -294,7 +294,7 @@ class TestPruning:
 
 def test_the_best_of_a_curve_is_that_up_to_a_look() -> None:
     curve = Curve("a", "dev_loss", higher=False, looks=[(5, 3.0), (10, 2.0), (15, 2.5)])
-    assert [curve.best(step) for step in (5, 10, 15, 20, 7)] == [3.0, 2.0, 2.0, None, None]
+    assert curve.bests() == {5: 3.0, 10: 2.0, 15: 2.0}
 
 
 def test_a_tiny_model_is_stopped_and_resumed(

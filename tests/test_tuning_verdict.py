@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptermix.commands.table import run_judge
+from adaptermix.commands.judge import run_judge
 from adaptermix.options import EvaluateSettings
-from adaptermix.tuning.report import Candidate, Pruned, Tuning
+from adaptermix.tuning.report import Pruned, RecipeTrial, Tuning
 
 
-def candidates(rights: list[np.ndarray], stopped: int = 0) -> list[Candidate]:
+def candidates(rights: list[np.ndarray], stopped: int = 0) -> list[RecipeTrial]:
     """Candidates with accuracy on the same rows, resampled alike."""
     rows = len(rights[0])
     weights = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=1000)
     found = [
-        Candidate(
+        RecipeTrial(
             settings={"n": number},
             folder=Path(str(number)),
             value=float(right.mean()),
@@ -32,7 +32,7 @@ def candidates(rights: list[np.ndarray], stopped: int = 0) -> list[Candidate]:
     ]
     pruned = Pruned(command="train-task", step=1, measure="dev_loss", value=1.0, median=0.5)
     more = [
-        Candidate(settings={}, folder=Path("x"), value=None, low=None, high=None, ran=1, pruned=pruned)
+        RecipeTrial(settings={}, folder=Path("x"), value=None, low=None, high=None, ran=1, pruned=pruned)
         for _ in range(stopped)
     ]
     return [*found, *more]
@@ -86,7 +86,7 @@ def test_the_first_is_not_better_than_itself_and_unknown_rows_give_no_verdict():
     verdict = Tuning.of(candidates([first, worse]), Path("o")).verdict
     assert verdict is not None
     assert (verdict.chance, verdict.sentence()) == (1.0, "no candidate is better than the first.")
-    alone = Candidate(settings={}, folder=Path("x"), value=0.5, low=None, high=None, ran=1)
+    alone = RecipeTrial(settings={}, folder=Path("x"), value=0.5, low=None, high=None, ran=1)
     assert Tuning.of([alone, alone], Path("o")).verdict is None
 
 

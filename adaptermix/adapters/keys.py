@@ -16,6 +16,12 @@ PREFIX = "base_model.model."
 MAX_KEY = 1000
 MAX_AXES = 8
 TOKENS = "token_adapter.trainable_tokens_delta"
+FACTORS = {
+    "linear": ("lora_A.weight", "lora_B.weight"),
+    "convolution": ("lora_A.weight", "lora_B.weight"),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+}
+"""Names of the two factors A and B, per kind of layout."""
 _PATH = r"(?P<module>[A-Za-z0-9_][A-Za-z0-9_.-]*)"
 _PART = re.compile(
     rf"base_model\.model\.{_PATH}\."

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..errors import AdapterFormatError
@@ -323,7 +324,7 @@ def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) ->
     Raises:
         AdapterFormatError: as `open_adapter`.
     """
-    return aligned([open_adapter(path, allow_pickle=allow_pickle) for path in paths])
+    return aligned(list(map(partial(open_adapter, allow_pickle=allow_pickle), paths)))
 
 
 def aligned(sources: Sequence[AdapterSource]) -> tuple[AdapterSource, ...]:

@@ -20,37 +20,15 @@ from ..algebra.storage import Zeros, zeros_of
 from ..errors import AdapterFormatError
 from ..io.files import MANIFEST, sha256
 from ..io.weight_files import WEIGHTS, Renamed, StoredTensor, WeightsFile, one_line, open_weights
-from .keys import PREFIX, Inventory, plain_names, take_inventory
+from .keys import FACTORS, PREFIX, Inventory, plain_names, take_inventory
 from .lora_config import LoraSettings, read_config
-from .state import LINEAR, AdapterMeta, AdapterState, Layout, beyond_linear
+from .module import LINEAR, AdapterModule, Layout, ModuleHeader
+from .state import AdapterMeta, AdapterState, beyond_linear
 from .targets import selecting
 
 CONFIG = "adapter_config.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleHeader:
-    """What is known of one module before any tensor is read.
-
-    Args:
-        out: Rows of the update.
-        into: Columns of the update; of a convolution, over all places of the kernel.
-        rank: Rank of the factors.
-        scale: Factor on their product.
-        layout: How the factors lie in the file.
-        bias: Whether there is a bias inside the LoRA.
-        magnitude: Whether there is a DoRA magnitude.
-    """
-
-    out: int
-    into: int
-    rank: int
-    scale: float
-    layout: Layout = LINEAR
-    bias: bool = False
-    magnitude: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +64,9 @@ class AdapterSource:
         return self.path.resolve().name
 
     @property
-    def layouts(self) -> dict[str, Layout]:
-        """How the factors lie in the file, for the modules that are not linear."""
-        return {module: header.layout for module, header in self.modules.items() if header.layout != LINEAR}
-
-    @property
     def beyond_linear(self) -> tuple[str, ...]:
-        """What it holds beyond updates of linear modules, in words; empty for a plain LoRA."""
-        biases = any(header.bias for header in self.modules.values())
-        return beyond_linear(self.meta, biases=biases, saved=bool(self.saved_headers), layouts=self.layouts)
+        """What it has beyond updates of linear modules, in words; empty for a plain LoRA."""
+        return beyond_linear(self.meta, self.modules.values(), saved=bool(self.saved_headers))
 
     @cached_property
     def digest(self) -> str:
@@ -168,7 +140,7 @@ class AdapterSource:
         return a.reshape(header.rank, header.into), b.reshape(header.out, header.rank)
 
     def _factor_keys(self, module: str) -> tuple[str, str]:
-        first, second = _FACTORS[self.modules[module].layout.kind]
+        first, second = FACTORS[self.modules[module].layout.kind]
         return self.parts[module][first], self.parts[module][second]
 
     def bias(self, module: str) -> Tensor | None:
@@ -206,25 +178,26 @@ class AdapterSource:
         """
         return self._read(key)
 
-    def read(self) -> AdapterState:
-        """Read everything."""
-        biases = {module: self.bias(module) for module in self.modules}
-        magnitudes = {module: self.magnitude(module) for module in self.modules}
-        return AdapterState(
-            meta=self.meta,
-            updates={module: self.load(module) for module in self.modules},
-            biases={module: bias for module, bias in biases.items() if bias is not None},
-            magnitudes={module: magnitude for module, magnitude in magnitudes.items() if magnitude is not None},
-            saved={key: self.load_saved(key) for key in self.saved_headers},
-            layouts=self.layouts,
+    def module(self, module: str) -> AdapterModule:
+        """Read all parts of one module.
+
+        Raises:
+            AdapterFormatError: a part holds NaN or infinity.
+        """
+        return AdapterModule(
+            update=self.load(module),
+            bias=self.bias(module),
+            magnitude=self.magnitude(module),
+            layout=self.modules[module].layout,
         )
 
-
-_FACTORS = {
-    "linear": ("lora_A.weight", "lora_B.weight"),
-    "convolution": ("lora_A.weight", "lora_B.weight"),
-    "embedding": ("lora_embedding_A", "lora_embedding_B"),
-}
+    def read(self) -> AdapterState:
+        """Read everything."""
+        return AdapterState(
+            meta=self.meta,
+            modules={module: self.module(module) for module in self.modules},
+            saved={key: self.load_saved(key) for key in self.saved_headers},
+        )
 
 
 def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
@@ -234,12 +207,12 @@ def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> L
         raise AdapterFormatError(
             f"{path}: module {module!r} must be either an embedding or not, and has factors of both."
         )
-    for part in _FACTORS[kind]:
+    for part in FACTORS[kind]:
         if part not in shapes:
             raise AdapterFormatError(
                 f"{path}: module {module!r} must have both factors, {part.removesuffix('.weight')} is missing."
             )
-    a, b = (shapes[part] for part in _FACTORS[kind])
+    a, b = (shapes[part] for part in FACTORS[kind])
     if kind == "linear" and 3 <= len(a) <= 5 and len(b) == len(a):
         if set(b[2:]) == {1} and b[1] < a[0] and a[0] % b[1] == 0:
             raise AdapterFormatError(
@@ -273,7 +246,7 @@ def _check_variants(path: Path, module: str, layout: Layout, parts: Mapping[str,
 
 def _module(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> ModuleHeader:
     layout = _layout(path, module, shapes)
-    a, b = (shapes[part] for part in _FACTORS[layout.kind])
+    a, b = (shapes[part] for part in FACTORS[layout.kind])
     rank = settings.rank_of(module)
     if not a[0] == b[1] == rank:
         raise AdapterFormatError(

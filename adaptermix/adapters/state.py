@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 from ..algebra import LowRank
+from .module import AdapterModule, ModuleHeader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,29 +32,6 @@ class TargetSpec:
     tied: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How the two factors of a module lie in PEFT's file.
-
-    Args:
-        kind: "linear": `lora_A.weight` [r in] and `lora_B.weight` [out r]. "embedding": `lora_embedding_A` [r num] and
-            `lora_embedding_B` [dim r], so the update is [dim num], the transpose of the table. "convolution":
-            `lora_A.weight` [r in *kernel] and `lora_B.weight` [out r 1 ..], so the update is [out in*prod(kernel)].
-        kernel: Sides of the kernel; empty unless a convolution.
-
-    Grouped convolutions: PEFT 0.21 gives `lora_B` only r/groups columns there, and such a file is refused. Releases
-    before it stored them like any other convolution, so the file does not tell: the adapter is read and merged as it
-    acts (a full convolution), and a newer PEFT refuses it, as it would refuse the input.
-    """
-
-    kind: Literal["linear", "embedding", "convolution"] = "linear"
-    kernel: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.kind} {list(self.kernel)}" if self.kernel else self.kind
-
-
-LINEAR = Layout()
 INPUT_EMBEDDINGS = ""
 
 
@@ -98,52 +77,62 @@ class AdapterMeta:
         return fingerprint if isinstance(fingerprint, str) else None
 
 
-def beyond_linear(meta: AdapterMeta, *, biases: bool, saved: bool, layouts: Mapping[str, Layout]) -> tuple[str, ...]:
-    """Name what an adapter holds beyond updates of linear modules, for code that would leave it out.
+def beyond_linear(meta: AdapterMeta, modules: Iterable[ModuleHeader], *, saved: bool) -> tuple[str, ...]:
+    """Name what an adapter has beyond updates of linear modules, for code that would leave it out.
 
     Args:
-        meta: What the adapter says of itself.
-        biases: Whether it has biases inside the LoRA.
-        saved: Whether it has tensors that are kept whole.
-        layouts: Its modules that are not linear.
+        meta: Description of the adapter.
+        modules: Headers of its modules.
+        saved: Whether it has whole tensors.
     """
-    kinds = {layout.kind for layout in layouts.values()}
-    found = {
+    headers = list(modules)
+    kinds = {header.layout.kind for header in headers}
+    features = {
         "DoRA magnitudes (use_dora)": meta.dora,
         "a fusion with a source text": bool(meta.fusion),
         f"a start from the base weights (init_lora_weights={meta.initial!r})": meta.initial is not None,
-        "biases (lora_bias)": biases,
+        "biases (lora_bias)": any(header.bias for header in headers),
         "fully trained tensors (modules_to_save, bias, trainable_token_indices)": saved,
         "embeddings": "embedding" in kinds,
         "convolutions": "convolution" in kinds,
     }
-    return tuple(name for name, there in found.items() if there)
+    return tuple(name for name, is_present in features.items() if is_present)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AdapterState:
-    """A whole adapter in memory: what it says of itself, and what it adds to each module.
+    """A whole adapter in memory.
 
     Args:
-        meta: What it says of itself.
-        updates: Update per module path.
-        biases: What the bias inside the LoRA adds to a module's output, already multiplied by the LoRA's scale.
-        magnitudes: DoRA's magnitude per module.
+        meta: Description of the adapter.
+        modules: What it adds, per module path.
         saved: Whole tensors that replace those of the base, by their full name in the file: modules_to_save, trained
             biases of the base, embedding rows of trainable tokens, and copies of resized embeddings.
-        layouts: How the factors lie in the file, for modules that are not linear.
-
-    Shapes: updates are [out in]; biases and magnitudes [out].
     """
 
     meta: AdapterMeta
-    updates: Mapping[str, LowRank]
-    biases: Mapping[str, Tensor] = field(default_factory=dict)
-    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+    modules: Mapping[str, AdapterModule]
     saved: Mapping[str, Tensor] = field(default_factory=dict)
-    layouts: Mapping[str, Layout] = field(default_factory=dict)
+
+    @classmethod
+    def of_updates(
+        cls, meta: AdapterMeta, updates: Mapping[str, LowRank], saved: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> AdapterState:
+        """Return an adapter of plain linear modules, from an update per module path."""
+        modules = {module: AdapterModule(update=update) for module, update in updates.items()}
+        return cls(meta=meta, modules=modules, saved=saved)
+
+    @property
+    def updates(self) -> dict[str, LowRank]:
+        """Update per module path."""
+        return {path: module.update for path, module in self.modules.items()}
+
+    @property
+    def headers(self) -> dict[str, ModuleHeader]:
+        """Shapes and parts per module path."""
+        return {path: module.header for path, module in self.modules.items()}
 
     @property
     def beyond_linear(self) -> tuple[str, ...]:
-        """What it holds beyond updates of linear modules, in words; empty for a plain LoRA."""
-        return beyond_linear(self.meta, biases=bool(self.biases), saved=bool(self.saved), layouts=self.layouts)
+        """What it has beyond updates of linear modules, in words; empty for a plain LoRA."""
+        return beyond_linear(self.meta, self.headers.values(), saved=bool(self.saved))

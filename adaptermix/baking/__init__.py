@@ -1,4 +1,4 @@
-"""Adapters written into their base model, in 16, 8 or 4 bits, and what is left of them there."""
+"""Merge adapters into their base model, in 16, 8 or 4 bits, and measure how much of their effect remains."""
 
 from .report import BakedModule, BakeReport
 from .run import bake

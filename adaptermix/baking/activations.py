@@ -1,4 +1,4 @@
-"""What calibration texts tell of the inputs of a model's modules."""
+"""Statistics of the inputs of a model's modules, measured on calibration texts."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from ..tasks.data.tables import lines_used
 from .strategies import Known, Rows
 
 _PARTS = ("fitted", "fitted", "fitted", "chosen", "held")
-"""Of five texts three are fitted to, by chance."""
+"""Parts of the texts, chosen by hash: three fifths for fitting."""
 _PARTS_ONCE = tuple(dict.fromkeys(_PARTS))
 _LEAST = 20
 _LONGEST = 512
 _BATCH = 16
 _MATRICES = {"fitted": 1, "chosen": 3, "held": 3}
-"""Moments that are kept of each part: of rows that count alike, of all rows, and of all but the first tokens."""
+"""Number of second moments per part: over rows with equal weights, over all rows, and without the first tokens."""
 
 
 @dataclass(slots=True)
 class Sums:
-    """Running sums over rows of inputs, about a point near their mean, so that large means cost no digits."""
+    """Running sums over rows of inputs, about a point near their mean, so that large means do not cost precision."""
 
     moment: Tensor
     total: Tensor
@@ -44,11 +44,11 @@ class Sums:
 
     @classmethod
     def of(cls, width: int, device: torch.device) -> Self:
-        """Return sums over nothing."""
+        """Return empty sums."""
         return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
 
     def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
-        """Add rows [rows width], each with its weight, or 1."""
+        """Add rows [rows width] with their weights, or with weight 1."""
         if not len(rows):
             return
         if self.center is None:
@@ -61,7 +61,7 @@ class Sums:
         self.weight += len(rows) if weights is None else float(weights.sum(dtype=torch.float64))
 
     def read(self) -> Rows:
-        """Return what was summed; the sums are used up, since there is memory for one matrix only."""
+        """Return the statistics. This consumes the sums, since there is memory for one matrix only."""
         weight = self.weight or 1.0
         off = self.total / weight
         mean = off if self.center is None else self.center + off
@@ -70,7 +70,7 @@ class Sums:
 
 @dataclass(slots=True)
 class _Part:
-    """Sums over one part of the texts: codes are fitted to `even` alone, so the others are not kept there."""
+    """Sums over one part of the texts. For the part that codes are fitted to, only `even` is needed."""
 
     even: Sums
     every: Sums | None = None
@@ -78,11 +78,11 @@ class _Part:
 
     @classmethod
     def of(cls, part: str, width: int, device: torch.device) -> Self:
-        """Return sums over nothing."""
+        """Return empty sums."""
         return cls(*(Sums.of(width, device) for _ in range(_MATRICES[part])))
 
     def add(self, rows: Tensor, weights: Tensor, first: Tensor | None) -> None:
-        """Add rows; `first` says which are the first token of a text, None where that is not known."""
+        """Add rows; `first` marks the first token of each text, None if unknown."""
         self.even.add(rows, weights)
         if self.every is not None:
             self.every.add(rows)
@@ -90,7 +90,7 @@ class _Part:
             self.rest.add(rows[~first])
 
     def read(self) -> Rows:
-        """Return what was summed, of all rows where that was, with the other two ways to count them."""
+        """Return the statistics over all rows if they were summed, with the two other weightings."""
         even = self.even.read()
         if self.every is None or self.rest is None:
             return even
@@ -100,16 +100,16 @@ class _Part:
 
 @dataclass(slots=True)
 class _Pass:
-    """What hooks of one pass over the texts fill."""
+    """State that the hooks of one pass over the texts fill."""
 
     sums: dict[str, dict[str, _Part]]
     usual: dict[str, float] = field(default_factory=dict)
     mask: Tensor = field(default_factory=lambda: torch.zeros(0))
     part: str = "fitted"
 
-    def take(self, name: str, given: Tensor) -> None:
-        rows, first = given.reshape(-1, given.shape[-1]), None
-        if len(rows) == self.mask.numel():  # some models lay all tokens one after another
+    def take(self, name: str, inputs: Tensor) -> None:
+        rows, first = inputs.reshape(-1, inputs.shape[-1]), None
+        if len(rows) == self.mask.numel():  # some models flatten the tokens of all texts
             is_first = torch.zeros_like(self.mask)
             is_first[:, 0] = True  # texts are padded on the right
             rows, first = rows[self.mask.reshape(-1)], is_first[self.mask]
@@ -125,9 +125,9 @@ class _Pass:
 
 
 def texts_of(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[str], list[DataFile]]:
-    """Return the texts of files, each once, and the files.
+    """Return the texts of files, without duplicates, and the files.
 
-    Lines, first columns of TSV, and of JSONL `text`, or all strings of a row.
+    Texts are lines, the first column of TSV, or in JSONL the field `text` or else all strings of a row.
 
     Args:
         arguments: `FILE` arguments.
@@ -139,104 +139,104 @@ def texts_of(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
     texts: list[str] = []
     files = []
     for file in find_files(arguments):
-        found: list[str] = []
+        lines: list[str] = []
         if ".jsonl" in file.suffixes:
             for _, row in file.json_rows():
                 text = row.get("text")
                 strings = [text] if isinstance(text, str) else [v for v in row.values() if isinstance(v, str)]
-                found.append(" ".join(strings))
+                lines.append(" ".join(strings))
         else:
-            found = [line.partition("\t")[0].strip() for _, line in file.lines()]
-            if found and found[0].startswith("{"):
+            lines = [line.partition("\t")[0].strip() for _, line in file.lines()]
+            if lines and lines[0].startswith("{"):
                 raise DataError(
-                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{found[0][:40]}'."
+                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'."
                 )
-        chosen = list(filter(None, found[parse_rows(rows)]))
+        chosen = list(filter(None, lines[parse_rows(rows)]))
         texts += chosen
         files.append(lines_used(file, chosen, rows))
     return list(dict.fromkeys(texts)), files
 
 
 def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
-    """Return the texts of calibration files, each once, and the files; see `texts_of`.
+    """Return the texts of calibration files, without duplicates, and the files; see `texts_of`.
 
     Raises:
         DataError: there are too few texts, or one of the parts that they are split into is empty.
     """
-    found, files = texts_of(arguments)
-    if len(found) < _LEAST:
+    texts, files = texts_of(arguments)
+    if len(texts) < _LEAST:
         raise DataError(
-            f"--calibration must hold at least {_LEAST} texts that differ (lines, `text` of JSONL, first columns of "
-            f"TSV), and holds {len(found)}. Give some hundred, as the model will see."
+            f"--calibration must contain at least {_LEAST} different texts (lines, `text` of JSONL, first columns of "
+            f"TSV), and contains {len(texts)}. Give a few hundred, similar to what the model will see."
         )
-    if not all(split(found).values()):
+    if not all(split(texts).values()):
         raise DataError(
-            f"--calibration must hold texts for three parts (to fit to, to choose on, to measure on), into which each "
-            f"text falls by chance, and its {len(found)} texts leave one part empty. Give more texts, some hundred."
+            "--calibration must contain texts for three parts (fitting, selection, measurement), into which texts are "
+            f"split by their hash, and its {len(texts)} texts leave one part empty. Give more texts, a few hundred."
         )
-    return found, files
+    return texts, files
 
 
 def split(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Return the texts of each part; which one a text is in follows from the text alone.
+    """Return the texts of each part; a text's part depends only on the text.
 
     Example:
-        >>> {part: len(found) for part, found in split([str(n) for n in range(100)]).items()}
+        >>> {part: len(texts) for part, texts in split([str(n) for n in range(100)]).items()}
         {'fitted': 61, 'chosen': 25, 'held': 14}
     """
-    found: dict[str, list[str]] = {part: [] for part in _PARTS_ONCE}
+    parts: dict[str, list[str]] = {part: [] for part in _PARTS_ONCE}
     for text in texts:
         draw = int(hashlib.sha256(text.encode()).hexdigest(), 16)
-        found[_PARTS[draw % len(_PARTS)]].append(text)
-    return found
+        parts[_PARTS[draw % len(_PARTS)]].append(text)
+    return parts
 
 
 class InputsOfModules:
-    """What texts tell of the inputs of modules, with whatever acts on the model, measured when it is asked for.
+    """Input statistics of modules on some texts, with the adapters that are attached, measured on demand.
 
-    Moments of as many modules as fit the memory are measured in one pass over the texts, in the order given, and
-    forgotten when a later one is asked for. Modules that read the same tensor share theirs.
+    One pass over the texts measures as many modules as fit the memory, in the order of `modules`, and they are dropped
+    when a later module is requested. Modules that read the same tensor share their statistics.
     """
 
     def __init__(self, base: BaseModel, texts: Sequence[str], modules: Mapping[str, str], watch: Watcher) -> None:
-        """Find which modules read the same.
+        """Determine which modules read the same tensors.
 
         Args:
             base: The model.
             texts: Calibration texts.
-            modules: Paths of linear layers in the model, by the name to ask for, in the order of asking.
+            modules: Paths of linear layers in the model by name, in the order of later requests.
             watch: Receives progress.
         """
         self._base, self._texts, self._watch = base, split(texts), watch
-        found: dict[str, Any] = dict(base.model.named_modules())
-        self._modules = {name: found[path] for name, path in modules.items()}
+        by_path: dict[str, Any] = dict(base.model.named_modules())
+        self._modules = {name: by_path[path] for name, path in modules.items()}
         self._first, self._turns = read_same(base, min(texts, key=len), self._modules)
         self._known: dict[str, Known] = {}
 
     def of(self, name: str) -> Known | None:
-        """Return what is known of a module's inputs; None for one that was not announced."""
+        """Return the statistics of a module's inputs; None for a module that is not in `modules`."""
         first = self._first.get(name)
         if first is None:
             return None
         if first not in self._known:
-            self._known = {}  # before the next ones take the memory
+            self._known = {}  # free the memory before the next ones are measured
             self._known = self._measure(self._group(name))
         return self._known[first]
 
     def _group(self, name: str) -> list[str]:
-        """Return the modules to measure together, from this one on."""
+        """Return the modules to measure together, starting with this one."""
         free, size = memory_for_moments(self._base.device), 0
-        found: list[str] = []
+        group: list[str] = []
         names = list(self._modules)
         for other in names[names.index(name) :]:
             first = self._first[other]
-            if first in found:
+            if first in group:
                 continue
             size += sum(_MATRICES.values()) * 4 * width_of(self._modules[first]) ** 2
-            if found and size > free:
+            if group and size > free:
                 break
-            found.append(first)
-        return found
+            group.append(first)
+        return group
 
     @torch.inference_mode()
     def _measure(self, names: Sequence[str]) -> dict[str, Known]:
@@ -249,7 +249,7 @@ class InputsOfModules:
                 for part in _PARTS_ONCE
             }
         )
-        # where some may have turns that are not foreseen the model reads to its end
+        # Where the order of modules may differ between texts, the model reads to its end.
         is_foreseen = all(len(self._turns[name]) == 1 for name in names)
         last = max(names, key=lambda name: self._turns[name]) if is_foreseen else None
         handles = [
@@ -258,8 +258,8 @@ class InputsOfModules:
         ]
         try:
             with self._watch.track("calibrate", sum(map(len, self._texts.values()))) as advance:
-                for running.part, own in self._texts.items():
-                    for batch in text_batches(base, own):
+                for running.part, texts in self._texts.items():
+                    for batch in text_batches(base, texts):
                         running.mask = batch["attention_mask"].bool()
                         _read(base, batch)
                         advance(len(running.mask), "")
@@ -270,11 +270,11 @@ class InputsOfModules:
 
 
 class _EnoughError(Exception):
-    """The model has read as far as it must."""
+    """Raised to stop the forward pass once all requested modules have run."""
 
 
-def _take(running: _Pass, name: str, is_last: bool, _module: Any, given: Sequence[Any]) -> None:
-    running.take(name, given[0])
+def _take(running: _Pass, name: str, is_last: bool, _module: Any, inputs: Sequence[Any]) -> None:
+    running.take(name, inputs[0])
     if is_last:
         raise _EnoughError
 
@@ -286,13 +286,13 @@ def _read(base: BaseModel, batch: Mapping[str, Any]) -> None:
 
 @torch.inference_mode()
 def read_same(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """Return, by module, the first one that reads the same tensors, and its turns."""
+    """Return, by module, the first module that reads the same tensors, and the positions of its calls."""
     read: dict[str, list[Any]] = {name: [] for name in modules}
     turns: dict[str, list[int]] = {name: [] for name in modules}
     count = itertools.count()
 
-    def note(name: str, _module: Any, given: Sequence[Any]) -> None:
-        read[name].append(given[0])  # held, so that no other tensor takes its place
+    def note(name: str, _module: Any, inputs: Sequence[Any]) -> None:
+        read[name].append(inputs[0])  # kept, so that its memory is not reused for another tensor
         turns[name].append(next(count))
 
     handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
@@ -303,10 +303,10 @@ def read_same(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[d
         for handle in handles:
             handle.remove()
     firsts: dict[tuple[int, ...], str] = {}
-    found = {}
+    calls = {}
     for name, tensors in read.items():
-        found[name] = firsts.setdefault(tuple(map(id, tensors)), name) if tensors else name
-    return found, turns
+        calls[name] = firsts.setdefault(tuple(map(id, tensors)), name) if tensors else name
+    return calls, turns
 
 
 def width_of(module: Any) -> int:
@@ -315,14 +315,14 @@ def width_of(module: Any) -> int:
 
 
 def memory_for_moments(device: torch.device) -> int:
-    """Return the bytes that moments may take."""
+    """Return the bytes available for second moments."""
     return free_memory(device) // (2 if device.type == "cuda" else 3)
 
 
 def text_batches(base: BaseModel, texts: Sequence[str], size: int = _BATCH) -> Iterator[Any]:
-    """Yield batches of encoded texts, padded on the right; texts of like length together, so that little is padding.
+    """Yield batches of encoded texts, padded on the right; texts of similar length are batched to save padding.
 
-    The longest come first, since they show best how large a token usually is.
+    The longest texts are first, since they give the best estimate of the usual size of a token.
     """
     order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), size):
@@ -332,5 +332,5 @@ def text_batches(base: BaseModel, texts: Sequence[str], size: int = _BATCH) -> I
             truncation=True,
             max_length=readable(base, _LONGEST),
             return_tensors="pt",
-            padding_side="right",  # as positions are counted from the left
+            padding_side="right",  # since positions are counted from the left
         ).to(base.device)

@@ -1,4 +1,4 @@
-"""What a bake does to the dev score of a task."""
+"""The dev score of a task before and after baking."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .plan import BakePlan
 
 
 def check_task(plan: BakePlan, watch: Watcher) -> None:
-    """Refuse a task or dev data that will not do, before anything slow is done.
+    """Refuse an invalid task or dev data before any slow work.
 
     Args:
         plan: The bake.
-        watch: Receives what cannot be read of the record of test data.
+        watch: Receives notes about unreadable records of test data.
 
     Raises:
-        AdapterMixError: there is no such task, or the data do not do or are test data.
+        AdapterMixError: there is no such task, or the data are invalid or are test data.
     """
     settings = plan.settings
     task = get_task(settings.task or "")
@@ -33,17 +33,17 @@ def check_task(plan: BakePlan, watch: Watcher) -> None:
     refuse_tested({DEV: files}, allowed=settings.allow_tested, watch=watch)
 
 
-def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> dict[str, float]:
+def scores(plan: BakePlan, baked: Path, lora: Path | None, watch: Watcher) -> dict[str, float]:
     """Return the dev scores (means over languages) of the unmerged adapters and of the result.
 
     Args:
         plan: The bake.
         baked: Folder of the result.
-        beside: Folder of a LoRA that stays beside it, if one does.
+        lora: Folder of a LoRA to load with it, if there is one.
         watch: Receives progress.
 
     Raises:
-        AdapterMixError: the task, its data or the models do not do.
+        AdapterMixError: the task, its data or a model is invalid.
     """
     settings = plan.settings
     task = get_task(settings.task or "")
@@ -68,7 +68,7 @@ def scores(plan: BakePlan, baked: Path, beside: Path | None, watch: Watcher) -> 
         quantize = "none" if plan.is_quantized_base or plan.strategy == "merge-16" else settings.quantize
         dtype = "auto" if quantize == "none" else plan.pass_dtype()
         unmerged = EvaluateSettings(base=settings.base, adapter=adapter, quantize=quantize, dtype=dtype, **common)
-        result = EvaluateSettings(base=str(baked), adapter=None if beside is None else str(beside), **common)
+        result = EvaluateSettings(base=str(baked), adapter=None if lora is None else str(lora), **common)
         return {
             "unmerged": evaluate(unmerged, watch=watch).overall.value,
             "baked": evaluate(result, watch=watch).overall.value,

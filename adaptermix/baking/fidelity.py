@@ -1,4 +1,4 @@
-"""What is left of an adapter where it was written into a weight."""
+"""Measures of how much of an adapter's effect remains after writing it into a weight."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    r"""How far a realised change of outputs is the intended one.
+    r"""Comparison of a realised change of outputs with the intended one.
 
     With the intended change $a = D x$ and the realised one $b$ of each row of inputs:
 
     Args:
         kept: $\sum a b / \sum a^2$, the share of the effect along the intended one; 1 is all of it.
-        error: $\sqrt{\sum (b - a)^2 / \sum a^2}$, how far the rest is off; 1 is as far as doing nothing.
-        codes_changed: Share of the codes in 4 bits that are not those of the base; None in 16 bits.
-        size: $\sum a^2$; 0 where nothing was intended.
-        kept_rest: `kept` without the first token of each text, whose inputs may be so large that it decides `kept`
-            alone; None where it was not measured.
+        error: $\sqrt{\sum (b - a)^2 / \sum a^2}$, the relative error; 1 is as large as without the adapter.
+        codes_changed: Share of the 4-bit codes that differ from those of the base; None in 16 bits.
+        size: $\sum a^2$; 0 if no change was intended.
+        kept_rest: `kept` without the first token of each text, whose inputs may be so large that they determine `kept`
+            alone; None if it was not measured.
         error_rest: `error` without these tokens.
-        kept_even: `kept` where no token counts more than one of usual size.
-        error_even: `error` likewise.
+        kept_even: `kept` with a limit on the weight of large tokens.
+        error_even: `error` with the same weights.
     """
 
     kept: float
@@ -40,19 +40,19 @@ class Fidelity:
 
     @property
     def least_kept(self) -> float:
-        """The least of what is kept by each way to count tokens, for which limits hold."""
+        """The least value of `kept` over all weightings of tokens; limits apply to it."""
         return min(one for one in (self.kept, self.kept_rest, self.kept_even) if one is not None)
 
     @property
     def most_error(self) -> float:
-        """The largest error by any way to count tokens, for which limits hold."""
+        """The largest error over all weightings of tokens; limits apply to it."""
         return max(one for one in (self.error, self.error_rest, self.error_even) if one is not None)
 
     @property
     def overall_error(self) -> float:
-        """The root of the mean of the squared errors by all ways to count tokens; of two results the lower is taken."""
-        found = [one for one in (self.error, self.error_rest, self.error_even) if one is not None]
-        return math.sqrt(sum(one * one for one in found) / len(found))
+        """The root mean square of the errors over all weightings of tokens; the result with the lower one is chosen."""
+        errors = [one for one in (self.error, self.error_rest, self.error_even) if one is not None]
+        return math.sqrt(sum(one * one for one in errors) / len(errors))
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""
@@ -68,13 +68,13 @@ def fidelity(
     mean: Float[Tensor, " in"] | None = None,
     codes_changed: float | None = None,
 ) -> Fidelity:
-    r"""Measure what is left of a delta.
+    r"""Measure how much of a delta remains.
 
     Args:
         intended: The delta.
-        realised: The difference of the weight that is there now from that of the base.
-        moment: Mean of $x x^\top$ over rows of inputs; None counts all directions alike, as if nothing were known.
-        shift: What was added to the bias.
+        realised: The new weight minus the base's weight.
+        moment: Mean of $x x^\top$ over rows of inputs; None weights all directions equally.
+        shift: Change of the bias.
         mean: Mean of x over the same rows, which the shift needs.
         codes_changed: Share of codes that changed.
     """
@@ -91,12 +91,12 @@ def fidelity(
     return Fidelity(kept=along / size, error=max(0.0, off / size) ** 0.5, codes_changed=codes_changed, size=size)
 
 
-def over_modules(found: list[Fidelity]) -> Fidelity:
-    """Return kept, at most 1 each, and error as means over modules that have an effect; each counts alike.
+def over_modules(modules: list[Fidelity]) -> Fidelity:
+    """Return the means of kept (at most 1 per module) and error over modules with an effect, all with equal weight.
 
-    Means of what only some modules have measured are over those.
+    Optional measures are averaged over the modules that have them.
     """
-    acting = [one for one in found if one.size > 0]
+    acting = [one for one in modules if one.size > 0]
     if not acting:
         return Fidelity(kept=1.0, error=0.0)
 

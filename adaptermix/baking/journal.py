@@ -1,4 +1,4 @@
-"""What an interrupted bake goes on from: a file per finished module."""
+"""The store of finished modules, from which an interrupted bake resumes: one file per module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -20,24 +20,22 @@ from ..io.files import held, write_whole
 from ..io.safetensors_writer import write_tensors
 from ..progress import Watcher
 from .fidelity import Fidelity
+from .finished import Finished
 from .report import BakedModule
-
-if TYPE_CHECKING:
-    from .tensor_writer import Finished
 
 _PLAN = "bake.json"
 _SHIFT, _A, _B = ":shift", ":a", ":b"
-"""Beside the names of tensors, which do not begin so."""
+"""Reserved keys next to tensor names (no tensor name starts with ":")."""
 
 
 class Journal:
-    """Keeps finished modules in a folder, or nowhere."""
+    """Stores finished modules in a folder, or discards them."""
 
     def __init__(self, folder: Path | None) -> None:
         """Open a journal.
 
         Args:
-            folder: An existing folder; None keeps nothing.
+            folder: An existing folder; None discards modules.
         """
         self._folder = folder
 
@@ -45,9 +43,7 @@ class Journal:
         return folder / f"{zlib.crc32(name.encode()):08x}-{len(name)}.safetensors"
 
     def read(self, name: str) -> Finished | None:
-        """Return a module that was finished before, if it was."""
-        from .tensor_writer import Finished
-
+        """Return a module that was finished before, or None."""
         if self._folder is None or not (path := self._file(self._folder, name)).is_file():
             return None
         try:
@@ -62,66 +58,66 @@ class Journal:
                 module=_module(document["module"]),
                 is_whole=bool(document["is_whole"]),
                 shift=shift,
-                beside=None if a is None or b is None else LowRank(b=b, a=a),
-                beside_dtype=DTYPES[document["beside_dtype"]],
+                lora=None if a is None or b is None else LowRank(b=b, a=a),
+                lora_dtype=DTYPES[document["lora_dtype"]],
             )
         except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError):
-            return None  # it was being written, or somebody has changed it
+            return None  # the file is incomplete or was edited
 
     def write(self, name: str, finished: Finished) -> None:
-        """Keep a finished module."""
+        """Store a finished module."""
         if self._folder is None:
             return
         tensors = dict(finished.tensors)
         if finished.shift is not None:
             tensors[_SHIFT] = finished.shift
-        if finished.beside is not None:
-            tensors[_A], tensors[_B] = finished.beside.a * finished.beside.scale, finished.beside.b
+        if finished.lora is not None:
+            tensors[_A], tensors[_B] = finished.lora.a * finished.lora.scale, finished.lora.b
         document = {
             "name": name,
             "module": asdict(finished.module),
             "is_whole": finished.is_whole,
-            "beside_dtype": str(finished.beside_dtype).removeprefix("torch."),
+            "lora_dtype": str(finished.lora_dtype).removeprefix("torch."),
         }
         path = self._file(self._folder, name)
-        # a half-written file has another name
+        # Incomplete files have another name.
         write_tensors(path.with_suffix(".part"), tensors, {"module": json.dumps(document)})
         sync(path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
 
 def _module(document: Mapping[str, Any]) -> BakedModule:
-    compared = {name: (Fidelity(**found), size) for name, (found, size) in document["compared"].items()}
+    compared = {name: (Fidelity(**fidelity), size) for name, (fidelity, size) in document["compared"].items()}
     return BakedModule(**{**document, "fidelity": Fidelity(**document["fidelity"]), "compared": compared})
 
 
 @contextmanager
 def journal(out: Path, identity: Mapping[str, Any], watch: Watcher) -> Iterator[Journal]:
-    """Yield the journal of a bake, with what an interrupted one of the same identity has finished.
+    """Yield the journal of a bake, with the modules that an interrupted bake of the same identity finished.
 
-    It vanishes when the block ends well.
+    The journal is removed if the block succeeds.
 
     Args:
         out: The output.
-        identity: Plain data: what the result depends on.
-        watch: Is told where finished modules cannot be used.
+        identity: Plain data: the settings and inputs that the result depends on.
+        watch: Receives a note if finished modules cannot be used.
 
     Raises:
         OutputError: another process works on the same output.
     """
     out = out.absolute()
-    folder = out.parent / f".{out.name}.bake"  # not where training into the same output keeps its own
+    folder = out.parent / f".{out.name}.bake"  # training into the same output uses another folder
     with held(folder, out):
         plan = json.dumps(identity, sort_keys=True, indent=1).encode()
         done = folder / "modules"
         before = (folder / _PLAN).read_bytes() if (folder / _PLAN).is_file() else plan
         if before != plan:
-            watch.note(f"note: modules that were finished for other settings or files are dropped ({folder}).")
+            watch.note(f"note: finished modules of other settings or files are removed ({folder}).")
             shutil.rmtree(done, ignore_errors=True)
         write_whole(folder / _PLAN, plan)
         done.mkdir(exist_ok=True)
         yield Journal(done)
         shutil.rmtree(done)
         (folder / _PLAN).unlink()
-    with suppress(OSError):  # another process may have begun there
+    with suppress(OSError):  # another process may have started there
         folder.rmdir()

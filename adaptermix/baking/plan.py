@@ -1,17 +1,18 @@
-"""A bake, decided from headers alone."""
+"""The plan of a bake, made from headers only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters.convert import dora_delta, find_weight, without_copies
-from ..algebra import Dense, LowRank, Update
+from ..adapters.base_weights import find_weight, without_copies
+from ..algebra import Dense, Update
 from ..checkpoints.formats import FORMATS, Quantized
 from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
 from ..checkpoints.reading import FLOATS, config_of
@@ -20,10 +21,10 @@ from ..errors import ModelError, PlanError
 from ..io.checkpoint_files import Checkpoint
 from ..io.files import check_not_input, check_output
 from ..io.fingerprints import fingerprint
-from ..merging.dense import as_weight, is_turned, weight_shape
+from ..merging.base_tensors import as_weight, is_transposed, untied, weight_names, weight_shape
 from ..merging.execute import merge_module
-from ..merging.into_base import untied, weight_names
 from ..merging.merge_adapters import check_trained_on, make_plan
+from ..merging.merge_options import MergeOptions
 from ..merging.plan import MergePlan
 from ..models.base import pick_device
 from ..models.quantization import identity, skipped_modules
@@ -31,27 +32,27 @@ from ..options import BakeSettings
 from ..training.dry_run import outline
 
 WHOLE = ("merge-16", "dequant-16")
-"""Strategies whose result is in 16 bits."""
+"""Strategies with a 16-bit result."""
 _HEADS = ("classifier", "score", "qa_outputs", "cls", "lm_head")
-"""What transformers puts on a model for a task, which must stay whole where it is new."""
+"""Names of the heads that transformers adds for tasks; a new head must not be quantised."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BakePlan:
-    """What is written into what.
+    """The plan of a bake.
 
     Args:
-        settings: What was asked for.
+        settings: The request.
         merge: The sum of the adapters.
         checkpoint: The base model.
-        device: Where to compute.
+        device: Device of the computation.
         names: Module of the adapters, by the name of the weight.
-        paths: Path in the model of every linear layer of it, by the name of its weight.
-        linear: Names of the weights that a quantised base has quantised.
-        skipped: Modules that it leaves whole.
-        turned: Names of weights that lie as [in out], though quantised ones are [out in].
-        rounded_from: Dtype that weights are in before they are quantised, as where the adapters were trained; None for
-            the storage dtype.
+        paths: Path in the model of every linear layer, by the name of its weight.
+        linear: Names of the weights that a quantised base stores quantised.
+        skipped: Modules that it does not quantise.
+        turned: Names of weights stored as [in out], though quantised ones are [out in].
+        rounded_from: Dtype of weights before they are quantised, as in the training of the adapters; None for the
+            storage dtype.
     """
 
     settings: BakeSettings
@@ -62,100 +63,105 @@ class BakePlan:
     paths: Mapping[str, str]
     linear: frozenset[str]
     skipped: tuple[str, ...]
-    turned: frozenset[str]
+    transposed: frozenset[str]
     rounded_from: torch.dtype | None
 
     @property
     def strategy(self) -> str:
-        """What is done: merge-16 where `auto` has no 4 bits to think of."""
+        """The strategy in use: merge-16 if `auto` has no 4-bit weights."""
         if self.settings.strategy == "auto" and self.settings.quantize == "none":
             return "merge-16"
         return self.settings.strategy
 
     def quantiser(self) -> dict[str, Any] | None:
-        """Return what a manifest says of the quantiser of the result or, in 16 bits, of what it was made from."""
+        """Return the manifest entry of the quantiser of the result or, in 16 bits, of the quantised base."""
         if not isinstance(self.checkpoint, QuantizedCheckpoint) or not self.checkpoint.readers:
             return identity(self.settings.quantize)
         return next(iter(self.checkpoint.readers.values()))().identity()
 
     @property
     def is_quantized_base(self) -> bool:
-        """Whether the base is quantised in its files."""
+        """Whether the base's files are quantised."""
         return isinstance(self.checkpoint, QuantizedCheckpoint)
 
     def pass_dtype(self) -> str:
-        """Return the dtype that a base must be loaded in so that its codes are those of this bake."""
+        """Return the dtype to load the base in, so that its codes equal those of this bake."""
         if self.rounded_from is None:
             name = next(iter(self.linear))
             return str(self.dtype_of(name, self.checkpoint.load(name).dtype)).removeprefix("torch.")
         return str(self.rounded_from).removeprefix("torch.")
 
     def update(self, name: str) -> Update:
-        """Return the sum of the adapters' updates of a weight, on the CPU; that of a DoRA depends on the weight."""
-        found = merge_module(self.merge, self.names[name], device=self.device)
-        if found.magnitude is None or not isinstance(found.update, LowRank):
-            return found.update
+        """Return the sum of the adapters' updates of a weight, on the CPU; for a DoRA it depends on the weight."""
+        merged, _ = merge_module(self.merge, self.names[name], device=self.device)
+        if isinstance(merged, Dense):
+            return merged
+        kind = self.merge.sum_kind
+        return merged.update if kind is None else kind.delta(merged, partial(self._weight, name))
+
+    def _weight(self, name: str) -> Tensor:
+        """Return the weight [out in] that the delta is computed for: of the codes if these are written."""
         if name in self.linear and self.strategy != "merge-16":
-            weight = self.quantized(name).weight().cpu()
-        else:
-            stored = self.checkpoint.load(name).float()
-            weight = stored.T if self.is_turned(name) else stored
-        return Dense(w=dora_delta(weight, found.update, found.magnitude))
+            return self.quantized(name).weight().cpu()
+        stored = self.checkpoint.load(name).float()
+        return stored.T if self.is_transposed(name) else stored
 
     def quantized(self, name: str) -> Quantized:
-        """Return a weight of the base as its quantised form has it: read where that is the base, else rounded."""
+        """Return a weight of the base in quantised form: read from a quantised base, else rounded."""
         if isinstance(self.checkpoint, QuantizedCheckpoint) and name in self.checkpoint.readers:
             return self.checkpoint.readers[name]().to(self.device)
         tensor = self.checkpoint.load(name).to(self.device)
-        tensor = tensor.T if name in self.turned else tensor
+        tensor = tensor.T if name in self.transposed else tensor
         return FORMATS[self.settings.quantize](tensor.to(self.rounded_from or self.dtype_of(name, tensor.dtype)))
 
     def delta(self, name: str, update: Update) -> Tensor:
-        """Return an update as the base stores the weight, in float32, where it is computed on."""
+        """Return an update in the base's layout, in float32, on the device of the computation."""
         shape = self.checkpoint.tensors[name].shape
-        return as_weight(update.dense(), shape, turned=self.is_turned(name)).float().to(self.device)
+        return as_weight(update.dense(), shape, transposed=self.is_transposed(name)).float().to(self.device)
 
-    def is_turned(self, name: str) -> bool:
+    def is_transposed(self, name: str) -> bool:
         """Whether the base stores a weight as [in out]."""
-        return is_turned(self.merge, self.names[name])
+        return is_transposed(self.merge, self.names[name])
 
     @property
-    def asked_dtype(self) -> torch.dtype | None:
-        """Storage dtype of float tensors that are not quantised, if one was asked for."""
+    def requested_dtype(self) -> torch.dtype | None:
+        """Requested storage dtype of float tensors that are not quantised, if any."""
         return DTYPES[self.settings.dtype] if self.settings.dtype else None
 
     def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """Return the storage dtype of a tensor that is not quantised and has this dtype in the base."""
         is_float = self.checkpoint.tensors[name].dtype in FLOATS
-        return self.asked_dtype or dtype if is_float else dtype
+        return self.requested_dtype or dtype if is_float else dtype
 
     def bias_of(self, name: str) -> str | None:
-        """Return the name of the bias beside a weight, if there is one."""
+        """Return the name of a weight's bias, if there is one."""
         bias = f"{name.removesuffix('weight')}bias"
         return bias if bias in self.checkpoint.tensors else None
 
 
 def prepare(settings: BakeSettings) -> BakePlan:
-    """Decide a bake from headers alone.
+    """Plan a bake from headers only.
 
     Raises:
-        AdapterMixError: adapters and base do not fit, or the output cannot be written.
+        AdapterMixError: adapters and base do not match, or the output cannot be written.
     """
     out = Path(settings.out)
     if not settings.dry_run:
         check_output(out, overwrite=settings.overwrite)
         check_not_input(out, [settings.base, *settings.adapter])
     parse_size(settings.shard_size)
-    merge = make_plan(
-        settings.adapter,
+    options = MergeOptions(
+        adapters=settings.adapter,
         weights=[1.0] * len(settings.adapter),
         base=settings.base,
         allow_base_mismatch=settings.allow_base_mismatch,
     )
+    merge = make_plan(options)
     if merge.checkpoint is None:
-        raise PlanError("a base model is needed to bake into, and none is given. Pass --base MODEL.")
+        raise PlanError("bake needs a base model. Pass --base MODEL.")
     checkpoint = as_whole(merge.checkpoint)
-    if not settings.allow_base_mismatch and not isinstance(checkpoint, QuantizedCheckpoint):  # whose files are others
+    # a quantised base has other files
+    if not settings.allow_base_mismatch and not isinstance(checkpoint, QuantizedCheckpoint):
         check_trained_on(merge.sources, fingerprint(checkpoint.path), settings.base)
     checkpoint = untied(checkpoint, merge)
     sources = tuple(without_copies(source, checkpoint) for source in merge.sources)
@@ -167,7 +173,7 @@ def prepare(settings: BakeSettings) -> BakePlan:
     companions(checkpoint.path)
     names = weight_names(merge, checkpoint)
     _check_shapes(merge, checkpoint, names)
-    paths, linear, skipped, turned = _layers(settings, checkpoint)
+    paths, linear, skipped, transposed = _layers(settings, checkpoint)
     return BakePlan(
         settings=settings,
         merge=merge,
@@ -177,7 +183,7 @@ def prepare(settings: BakeSettings) -> BakePlan:
         paths=paths,
         linear=frozenset(linear if settings.quantize != "none" else ()),
         skipped=skipped,
-        turned=frozenset(turned),
+        transposed=frozenset(transposed),
         rounded_from=None if settings.dtype else _trained_in(merge, settings.quantize),
     )
 
@@ -186,14 +192,14 @@ def _check_bakeable(merge: MergePlan) -> None:
     for source in merge.sources:
         if source.saved_headers or any(header.bias for header in source.modules.values()):
             raise PlanError(
-                f"what is baked are deltas of weights, and adapter '{source.name}' has biases or fully trained tensors "
-                "(a head) too, which would be lost. Load it with PEFT beside the base model, or pass --without-heads "
-                "for a base that further adapters are trained on."
+                f"adapter '{source.name}' has biases or fully trained tensors (a head), which cannot be baked. Load it "
+                "with PEFT on the base model, or pass --without-heads for a base that further adapters are trained "
+                "on."
             )
 
 
 def _trained_in(merge: MergePlan, quantize: str) -> torch.dtype | None:
-    """Return the dtype from which the base was quantised where the adapters were trained, if they tell one."""
+    """Return the dtype from which the base was quantised when the adapters were trained, if they record one."""
     for source in merge.sources:
         entry = source.meta.manifest.get("base")
         quantiser = entry.get("quantization") if isinstance(entry, Mapping) else None
@@ -203,7 +209,7 @@ def _trained_in(merge: MergePlan, quantize: str) -> torch.dtype | None:
 
 
 def _check_format(settings: BakeSettings, checkpoint: Checkpoint) -> None:
-    """Refuse a quantised base that is not meant as it is."""
+    """Refuse a quantised base that the settings do not match."""
     if not isinstance(checkpoint, QuantizedCheckpoint):
         return
     if settings.quantize != checkpoint.format:
@@ -213,32 +219,32 @@ def _check_format(settings: BakeSettings, checkpoint: Checkpoint) -> None:
         )
     if settings.strategy == "merge-16":
         raise PlanError(
-            f"--strategy merge-16 adds to the weights before they were rounded, and the base model {checkpoint.path} "
-            f"is in {checkpoint.format}. Give the model that it was made from, or take --strategy dequant-16."
+            f"--strategy merge-16 adds to the weights before rounding, and the base model {checkpoint.path} is in "
+            f"{checkpoint.format}. Give the model that it was made from, or use --strategy dequant-16."
         )
 
 
 def _check_shapes(merge: MergePlan, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
     for name, module in names.items():
-        shape, wanted = checkpoint.tensors[name].shape, weight_shape(merge, module)
-        if -1 not in wanted and tuple(wanted) != tuple(shape):
+        shape, expected = checkpoint.tensors[name].shape, weight_shape(merge, module)
+        if -1 not in expected and tuple(expected) != tuple(shape):
             raise ModelError(
-                f"the base's weight '{name}' must be {list(wanted)}, as the adapters have it, and is {list(shape)}. "
-                "Give the base model that the adapters were trained on."
+                f"the base's weight '{name}' must be {list(expected)}, as in the adapters, and is {list(shape)}. Give "
+                "the base model that the adapters were trained on."
             )
 
 
 def _layers(
     settings: BakeSettings, checkpoint: Checkpoint
 ) -> tuple[dict[str, str], set[str], tuple[str, ...], set[str]]:
-    """Return the paths of linear layers by weight name, the weights to quantise, what is left whole, what is turned."""
+    """Return the linear layers' paths by weight name, weights to quantise, skipped modules, transposed weights."""
     if settings.quantize == "none" and not settings.calibration:
         return {}, set(), (), set()
     model: Any = outline(settings.base)
     head = model.get_output_embeddings() if hasattr(model, "lm_head") or "CausalLM" in type(model).__name__ else None
     left = skipped_modules(None if head is not None else ())
     paths: dict[str, str] = {}
-    turned: set[str] = set()
+    transposed: set[str] = set()
     whole: list[str] = []
     for path, module in model.named_modules():
         if type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
@@ -248,22 +254,22 @@ def _layers(
             continue
         try:
             name = find_weight(checkpoint, path)
-        except ModelError:  # new where the model is loaded, so nothing of it is written
+        except ModelError:  # the head is new when the model is loaded, so it is not written
             continue
         paths[name] = path
         if type(module) is not nn.Linear:
-            turned.add(name)
+            transposed.add(name)
     if isinstance(checkpoint, QuantizedCheckpoint):
-        if turned:
+        if transposed:
             raise ModelError(
-                f"the base model {checkpoint.path} has quantised Conv1D layers, which are not read. Give the model "
-                "that it was made from."
+                f"the base model {checkpoint.path} has quantised Conv1D layers, which are not supported. Give the "
+                "model that it was made from."
             )
-        own = config_of(checkpoint)["quantization_config"].get("llm_int8_skip_modules")
+        listed = config_of(checkpoint)["quantization_config"].get("llm_int8_skip_modules")
         others = [*whole, *(path for name, path in paths.items() if name not in checkpoint.readers)]
-        return paths, set(checkpoint.readers), tuple(own or others), turned
+        return paths, set(checkpoint.readers), tuple(listed or others), transposed
     linear = set(paths)
     known = {name.removesuffix(".weight") for name in linear}
     others = [name.removesuffix(".weight") for name in checkpoint.tensors if name.endswith(".weight")]
-    beside = [name for name in others if name not in known and len(checkpoint.tensors[f"{name}.weight"].shape) == 2]
-    return paths, linear, tuple(dict.fromkeys([*whole, *left, *beside, *_HEADS])), turned
+    others_2d = [name for name in others if name not in known and len(checkpoint.tensors[f"{name}.weight"].shape) == 2]
+    return paths, linear, tuple(dict.fromkeys([*whole, *left, *others_2d, *_HEADS])), transposed

@@ -1,4 +1,4 @@
-"""`bake`: adapters written into their base model, and what is left of them there."""
+"""The `bake` command: merge adapters into their base model and measure how much of their effect remains."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ from .journal import Journal, journal
 from .plan import WHOLE, BakePlan, prepare
 from .report import BakedModule, BakeReport
 from .strategies import Known
-from .tensor_writer import Work
+from .tensor_writer import TensorWriter
 
-BESIDE = "residual"
-"""Folder, in that of a result, of the LoRA that stays beside it."""
+RESIDUAL = "residual"
+"""Subfolder of a result with its residual LoRA."""
 _SLOW = ("auto", "calibrated", "residual")
-"""Strategies whose modules are kept for an interrupted run."""
+"""Strategies whose finished modules are kept for an interrupted run."""
 _SPENDING = ("keep_at_least", "error_at_most", "seed")
-"""What strategies with several outcomes choose by, and a seed that others draw with."""
+"""Settings that strategies with several outcomes choose by, and the seed of random strategies."""
 
 
 @holds_output
 def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
-    """Write adapters into their base model, and measure what is left of them.
+    """Merge adapters into their base model, and measure how much of their effect remains.
 
-    The sum of the adapters' deltas is added in float32 and rounded once. With `--quantize` the base is rounded as
-    bitsandbytes does, or is so already, and the delta is written as the strategy says; the result loads with
-    transformers and bitsandbytes alone. One tensor at a time is in memory; with calibration texts the model is too,
-    and what is known of the inputs of as many modules as fit. An interrupted run that chooses codes goes on with the
-    same call.
+    The sum of the adapters' deltas is added in float32 and rounded once. With `--quantize` the base is quantised as
+    bitsandbytes does it, or is quantised already, and the strategy decides how the delta is written. transformers and
+    bitsandbytes load the result without this package. Only one tensor at a time is in memory. With calibration texts
+    the model is in memory too, with the input statistics of as many modules as fit. An interrupted run of a strategy
+    that chooses codes continues when it is called again.
 
     Raises:
-        AdapterMixError: adapters and base do not fit, too little of the adapter would be kept, or the output cannot
-            be written.
+        AdapterMixError: adapters and base do not match, too little of the adapter's effect would remain, or the output
+            cannot be written.
     """
     if settings.strategy == "keep":
         return _kept_apart(settings, watch)
@@ -77,27 +77,27 @@ def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
         inputs = _Inputs(plan, watch)
         stack.callback(inputs.close)
         if settings.dry_run:
-            work = Work(plan, inputs.of, Journal(None), compare=True)
+            writer = TensorWriter(plan, inputs.of, Journal(None), compare=True)
             if not settings.task:
-                return _report(plan, work, _tried(plan, work, watch))
+                return _report(plan, writer, _tried(plan, writer, watch))
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="adaptermix-")))
         else:
             notes = journal(out, _identity(plan, inputs), watch) if _is_kept(plan) else nullcontext(Journal(None))
             kept = stack.enter_context(notes)
             folder = stack.enter_context(whole_folder(out, overwrite=settings.overwrite))
-            work = Work(plan, inputs.of, kept)
-        report = _report(plan, work, _written(plan, work, folder, watch), out=None if settings.dry_run else out)
+            writer = TensorWriter(plan, inputs.of, kept)
+        report = _report(plan, writer, _written(plan, writer, folder, watch), out=None if settings.dry_run else out)
         if not settings.dry_run:
             _check_kept(plan, report)
         _tell_lost(report, watch)
         inputs.close()
         if settings.task:
-            beside = folder / BESIDE if work.beside else None
-            report = replace(report, task=scores(plan, folder, beside, watch))
+            lora = folder / RESIDUAL if writer.lora else None
+            report = replace(report, task=scores(plan, folder, lora, watch))
         document = _document(plan, report, inputs)
         write_documents(folder, document, name=out.name)
-        if work.beside:
-            manifest.write(folder / BESIDE, document | {"artifact": "adapter"})
+        if writer.lora:
+            manifest.write(folder / RESIDUAL, document | {"artifact": "adapter"})
     return report
 
 
@@ -106,10 +106,10 @@ def _is_kept(plan: BakePlan) -> bool:
     return plan.strategy in _SLOW and bool(plan.settings.calibration)
 
 
-def _report(plan: BakePlan, work: Work, size: int, out: Path | None = None) -> BakeReport:
+def _report(plan: BakePlan, writer: TensorWriter, size: int, out: Path | None = None) -> BakeReport:
     return BakeReport(
         strategy=plan.strategy,
-        modules=dict(sorted(work.modules.items())),
+        modules=dict(sorted(writer.modules.items())),
         bytes=size,
         least=plan.settings.keep_at_least,
         out=out,
@@ -119,7 +119,7 @@ def _report(plan: BakePlan, work: Work, size: int, out: Path | None = None) -> B
 
 
 def _lora_bytes(sources: Iterable[AdapterSource]) -> int:
-    """Return the size of the adapters as one LoRA, in float32 and of one rank as merges write it."""
+    """Return the size of the adapters as one LoRA, in float32 and with one rank, as merges write it."""
     ranks: Counter[str] = Counter()
     sides = {}
     for source in sources:
@@ -130,29 +130,28 @@ def _lora_bytes(sources: Iterable[AdapterSource]) -> int:
 
 
 def _check_quantiser(plan: BakePlan, watch: Watcher) -> None:
-    """Refuse to write an adapter into another form of its base than it was trained on, where that is not asked for."""
+    """Refuse to write an adapter into another form of its base than it was trained on, unless requested."""
     settings = plan.settings
     meant = plan.quantiser() or {"format": "none"}
     for source in plan.merge.sources:
         entry = source.meta.manifest.get("base")
         trained = (entry.get("quantization") if isinstance(entry, Mapping) else None) or {"format": "none"}
-        if trained == meant or trained["format"] == "none":  # whole weights are what codes are made from
+        if trained == meant or trained["format"] == "none":  # codes are made from unquantised weights
             continue
-        told = f"adapter '{source.name}' was trained on a base of format {trained['format']}"
+        trained_on = f"adapter '{source.name}' was trained on a base of format {trained['format']}"
         if settings.strategy == "merge-16" or settings.allow_base_mismatch:
-            watch.note(f"note: {told}, and is written onto weights that it has not seen ({meant['format']}).")
+            watch.note(f"note: {trained_on}, and is written onto weights of another format ({meant['format']}).")
         elif trained["format"] != meant["format"]:
             raise PlanError(
-                f"{told}, and --quantize says {settings.quantize}. Pass --quantize {trained['format']} (with "
-                "--strategy dequant-16 for 16 bits), or --allow-base-mismatch to write it onto weights that it has not "
-                "seen."
+                f"{trained_on}, and --quantize is {settings.quantize}. Pass --quantize {trained['format']} (with "
+                "--strategy dequant-16 for 16 bits), or --allow-base-mismatch to write it onto these weights."
             )
         else:
-            watch.note(f"note: {told} {trained}, and the result is {meant}.")
+            watch.note(f"note: {trained_on} {trained}, and the result is {meant}.")
 
 
 class _Inputs:
-    """What calibration texts tell of modules' inputs; the model is loaded when that is first asked for."""
+    """Input statistics of modules on the calibration texts; the model is loaded at the first request."""
 
     def __init__(self, plan: BakePlan, watch: Watcher) -> None:
         self._plan, self._stack, self._watch = plan, ExitStack(), watch
@@ -161,11 +160,11 @@ class _Inputs:
         self.tested = refuse_tested({CALIBRATION: self.files}, allowed=settings.allow_tested, watch=watch)
         fitted = [SeenFile(entry=file.entry(), hashes=file.row_hashes()) for file in self.files]
         _, dev = get_task(settings.task).read(settings.dev, rows=settings.rows) if settings.task else ([], [])
-        both = next((found for file in dev if (found := overlap_of(file, fitted)) and found.rows.matters), None)
+        both = next((overlap for file in dev if (overlap := overlap_of(file, fitted)) and overlap.rows.matters), None)
         if both:
             raise PlanError(
-                f"a dev score must be of rows that codes were not fitted to, and {both} are in the --calibration file "
-                f"{both.first.name} too. Give other texts."
+                f"a dev score must be of rows that codes were not fitted to, and {both} are also in the --calibration "
+                f"file {both.first.name}. Give other texts."
             )
 
     @cached_property
@@ -173,30 +172,30 @@ class _Inputs:
         plan = self._plan
         base = load_base(plan.settings.base, device=plan.settings.device, dtype="auto")
         self._stack.enter_context(acting(base, plan.merge.sources, heads=False))
-        wanted = {
+        paths = {
             name: plan.paths[name] for name in plan.checkpoint.tensors if name in plan.names and name in plan.paths
         }
-        return InputsOfModules(base, self.texts, wanted, self._watch)
+        return InputsOfModules(base, self.texts, paths, self._watch)
 
     def of(self, name: str) -> Known | None:
-        """Return what is known of the inputs of a weight's module."""
+        """Return the statistics of the inputs of a weight's module."""
         return self._measured.of(name) if self.texts and name in self._plan.paths else None
 
     def close(self) -> None:
-        """Let go of the model and of what is known."""
+        """Release the model and the statistics."""
         self._stack.close()
         self.__dict__.pop("_measured", None)
 
 
 def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
-    """Return what finished modules depend on."""
+    """Return the settings and inputs that finished modules depend on."""
     without_effect = marked(plan.settings, Role.HANDLING, Role.SCHEDULING, Role.MACHINE, Role.AFTERWARDS)
     settings = plan.settings.model_dump(mode="json", exclude={"out", *without_effect})
-    if plan.strategy == "calibrated":  # these change nothing there
+    if plan.strategy == "calibrated":  # these do not affect the result of `calibrated`
         settings = {name: value for name, value in settings.items() if name not in _SPENDING}
     return {
         "settings": settings,
-        "measured": 2,  # raised where modules are measured or chosen in another way
+        "measured": 2,  # increase this when modules are measured or chosen in another way
         "device": plan.device.type,  # the dtype of a pass depends on it
         "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
         "base": base_entry(plan.settings.base, plan.checkpoint),
@@ -207,7 +206,7 @@ def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
 
 
 def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
-    """Write the sum of the adapters as one LoRA: the base's codes stay, and nothing is lost."""
+    """Write the sum of the adapters as one LoRA next to the base, whose codes do not change."""
     is_quantized = isinstance(as_whole(open_model(settings.base)), QuantizedCheckpoint)
     merged = merge(
         settings.adapter,
@@ -216,7 +215,7 @@ def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
         out=settings.out,
         overwrite=settings.overwrite,
         dry_run=settings.dry_run,
-        # the files of a quantised base are others than those that it was made from
+        # The files of a quantised base differ from those of the model that it was made from.
         allow_base_mismatch=settings.allow_base_mismatch or is_quantized,
         watch=watch,
     )
@@ -230,42 +229,42 @@ def _kept_apart(settings: BakeSettings, watch: Watcher) -> BakeReport:
     )
 
 
-def _written(plan: BakePlan, work: Work, folder: Path, watch: Watcher) -> int:
+def _written(plan: BakePlan, writer: TensorWriter, folder: Path, watch: Watcher) -> int:
     """Write the checkpoint with its config and tokenizer; return the bytes of its tensors."""
     settings = plan.settings
     if plan.strategy in WHOLE:
-        options: dict[str, Any] = {"dtype": plan.asked_dtype, "shard_size": settings.shard_size}
-        # small factors are made beside the threads that add them, of which none should wait for others
+        options: dict[str, Any] = {"dtype": plan.requested_dtype, "shard_size": settings.shard_size}
+        # Small factors are computed here, so that the threads that add them never wait for each other.
         threads = 1 if plan.strategy == "merge-16" else None
-        write_checkpoint(plan.checkpoint, folder, work.deltas(), maker_threads=threads, watch=watch, **options)
+        write_checkpoint(plan.checkpoint, folder, writer.deltas(), maker_threads=threads, watch=watch, **options)
         _name_quantiser(folder, None)
         return _size(plan)
-    size = write_shards(folder, work.groups(watch), limit=parse_size(settings.shard_size))
-    copy_companions(plan.checkpoint, folder, dtype=plan.asked_dtype)
-    _name_quantiser(folder, _quantiser(folder, plan, work.whole))
-    if work.beside:
-        _write_beside(folder / BESIDE, plan, work)
-    return size + work.beside_bytes()
+    size = write_shards(folder, writer.groups(watch), limit=parse_size(settings.shard_size))
+    copy_companions(plan.checkpoint, folder, dtype=plan.requested_dtype)
+    _name_quantiser(folder, _quantiser(folder, plan, writer.whole))
+    if writer.lora:
+        _write_residual(folder / RESIDUAL, plan, writer)
+    return size + writer.lora_bytes()
 
 
-def _write_beside(folder: Path, plan: BakePlan, work: Work) -> None:
+def _write_residual(folder: Path, plan: BakePlan, writer: TensorWriter) -> None:
     folder.mkdir()
     meta = replace(
         plan.merge.meta(),
         base=str(Path(plan.settings.out).absolute()),
         revision=None,
         dora=False,
-        targets=TargetSpec(modules=tuple(sorted(work.beside))),
+        targets=TargetSpec(modules=tuple(sorted(writer.lora))),
     )
-    # Beside a quantised base the size is what counts, so each module keeps the rank that it needs.
-    write_adapter(folder, AdapterState(meta=meta, updates=work.beside), dtype=work.beside_dtype, compact=True)
+    # Next to a quantised base size matters, so each module keeps the rank that it needs.
+    write_adapter(folder, AdapterState.of_updates(meta, writer.lora), dtype=writer.lora_dtype, compact=True)
 
 
-def _tried(plan: BakePlan, work: Work, watch: Watcher) -> int:
-    """Do all but write; return the bytes that there would be."""
+def _tried(plan: BakePlan, writer: TensorWriter, watch: Watcher) -> int:
+    """Do everything except writing; return the bytes of the result."""
     if plan.strategy not in WHOLE:
-        return sum(map(bytes_of, work.groups(watch))) + work.beside_bytes()
-    makers = work.deltas()
+        return sum(map(bytes_of, writer.groups(watch))) + writer.lora_bytes()
+    makers = writer.deltas()
     with watch.track("bake", len(makers)) as advance:
         for name, make in makers.items():
             make()
@@ -275,27 +274,27 @@ def _tried(plan: BakePlan, work: Work, watch: Watcher) -> int:
 
 def _size(plan: BakePlan) -> int:
     """Return the bytes of the whole model in 16 bits."""
-    shards = plan_shards(plan.checkpoint, dtype=plan.asked_dtype, shard_size=plan.settings.shard_size)
+    shards = plan_shards(plan.checkpoint, dtype=plan.requested_dtype, shard_size=plan.settings.shard_size)
     return sum(kind.itemsize * math.prod(shape) for shard in shards for kind, shape in shard.headers.values())
 
 
 def _check_kept(plan: BakePlan, report: BakeReport) -> None:
-    """Refuse a result that has lost the adapter, and name what would not."""
+    """Refuse a result with too little of the adapter's effect, and name strategies that keep enough."""
     if report.is_enough:
         return
-    kept, found = report.overall.least_kept, report.compared()
+    kept, compared = report.overall.least_kept, report.compared()
     least = math.floor(kept * 100) / 100
-    ways = [f"keep ({_gigabytes(report.lora_bytes)} beside the base)"]
-    in_16 = found.get("dequant-16")
+    ways = ["keep ({_gigabytes(report.lora_bytes)} next to the base)"]
+    in_16 = compared.get("dequant-16")
     if in_16 and in_16.kept >= report.least:
         ways.append(f"dequant-16 ({in_16.kept:.3f}, {_gigabytes(in_16.bytes)})")
         between = f"between {_gigabytes(report.bytes)} and that; --dry-run with --calibration measures them"
         ways.append(" and ".join(name for name in ("residual", "auto") if name != report.strategy) + f" ({between})")
-    can_go_on = " from what is worked out" if plan.strategy == "calibrated" else ""
+    can_go_on = " from the finished modules" if plan.strategy == "calibrated" else ""
     raise PlanError(
         f"at least {report.least:g} of the adapter's effect must be kept, and strategy '{report.strategy}' keeps "
         f"{kept:.3f} (on {report.measured_on}). What keeps enough: {'; '.join(ways)}."
-        + (f" --keep-at-least {least:.2f} takes it as it is{can_go_on}." if least >= 0 else "")
+        + (f" --keep-at-least {least:.2f} accepts this result{can_go_on}." if least >= 0 else "")
     )
 
 
@@ -304,8 +303,8 @@ def _tell_lost(report: BakeReport, watch: Watcher) -> None:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         watch.note(
             f"note: in {len(lost)} of {len(report.modules)} modules the error is as large as the adapter's effect "
-            f"({', '.join(lost[:3])}{more}), so there outputs are no nearer to what is meant than without the adapter. "
-            "--strategy auto keeps such modules in 16 bits."
+            f"({', '.join(lost[:3])}{more}), so their outputs are no closer to the intended ones than without the "
+            "adapter. --strategy auto keeps such modules in 16 bits."
         )
 
 
@@ -314,9 +313,9 @@ def _gigabytes(count: int) -> str:
 
 
 def _quantiser(folder: Path, plan: BakePlan, whole: list[str]) -> dict[str, Any]:
-    """Return what the config says of what is quantised, as transformers writes it."""
+    """Return the config's quantisation entry, in the form of transformers."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # a model that is loaded without its head has other paths
+    # A model that is loaded without its head has other paths.
     short = [name.partition(".")[2] for name in whole if "." in name]
     left = [*plan.skipped, *sorted({*whole, *short})]
     if "quantization_config" in config:

@@ -1,4 +1,4 @@
-"""Ways to write a delta into a quantised weight, by name."""
+"""Strategies of writing a delta into a quantised weight, by name."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from torch import Tensor
 
 from ..algebra import LowRank
 from ..checkpoints.formats import Quantized
+from ..io.registry import Registry
+from ..options import registries
 from .fidelity import Fidelity, fidelity
 from .rounding import Inputs, fit
 
 _LARGEST, _HALVINGS = 3.0, 4
-"""Largest multiple of a delta to aim at, and how often the way there is halved."""
+"""Largest multiple of a delta to aim at, and number of bisection steps."""
 _MARGIN = 0.97
-"""Share of the error of plain rounding that is allowed on the rows codes are fitted to, so that it holds on others."""
+"""Allowed error relative to plain rounding on the rows that codes are fitted to, with a margin for other rows."""
 _ENOUGH = 0.98
-"""Share of the effect that need not be made larger."""
+"""Share of the effect that is large enough."""
 _SETTLED = 0.05
-"""Share of a shift that its bias may round away."""
+"""Largest relative rounding error allowed when the mean shift is folded into the bias."""
 _REPAID = 0.95
-"""Share of the effect that a LoRA beside the codes makes up for, unless more is asked for."""
+"""Share of the effect that a residual LoRA must reach, unless the settings demand more."""
 AUTOMATIC = ("requantize", "calibrated")
-"""What `auto` tries before it leaves a module in 16 bits."""
+"""Strategies that `auto` tries before it leaves a module in 16 bits."""
 _MORE, _ITERATIONS = 8, 4
-"""Directions beyond those that are wanted, and rounds, of a randomized decomposition."""
+"""Oversampling and number of iterations of the randomised decomposition."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """What is known of rows of a module's inputs.
+    """Statistics of rows of a module's inputs.
 
     Args:
         covariance: Second moment about the mean.
         mean: Their mean.
-        count: How many there were.
-        rest: The same without the first token of each text, if that is known. Many models give this token inputs that
-            are hundreds of times as large as others (an attention sink), so it alone decides what is measured on all.
-        even: The same where no token counts more than one of usual size: a row x has the weight min(1, m / |x|^2), with
-            m the median of |x|^2 over the longest texts.
+        count: Number of rows.
+        rest: Statistics without the first token of each text, if measured. In many models the inputs of this token are
+            hundreds of times as large as others (an attention sink), so they dominate statistics of all tokens.
+        even: Statistics with the weight of large tokens limited: a row x has the weight min(1, m / |x|^2), with m the
+            median of |x|^2 over the longest texts.
     """
 
     covariance: Float[Tensor, "in in"]
@@ -58,13 +60,13 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
-    """What calibration texts tell of a module's inputs: three parts of them that share no text.
+    """Input statistics of a module on three parts of the calibration texts, which share no text.
 
     Args:
         fitted: Rows that codes are fitted to.
         chosen: Rows on which results are chosen.
-        held: Rows that have no part in either, on which what is kept is measured. Where a strategy spends more until
-            enough is kept, these must keep it too.
+        held: Rows for measurement only. Where a strategy spends more until enough remains, enough must remain on these
+            rows as well.
     """
 
     fitted: Rows
@@ -83,29 +85,29 @@ class Baked:
 
     Args:
         weight: Codes and scales.
-        shift: What is to be added to the module's bias, if it takes part.
-        beside: A LoRA that stays beside the module, if there is one.
+        shift: Change of the module's bias, if it is used.
+        lora: A residual LoRA, if there is one.
     """
 
     weight: Quantized
     shift: Float[Tensor, " out"] | None = None
-    beside: LowRank | None = None
+    lora: LowRank | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Wanted:
+class Insertion:
     """A delta to write into a weight.
 
     Args:
-        base: The weight as the base has it.
-        delta: What is to be added.
-        known: What is known of the inputs, if anything.
-        settle: From what is to be added to the module's bias to what will have been, as the bias is stored; None
+        base: The base's weight.
+        delta: The change.
+        known: Statistics of the inputs, if measured.
+        settle: Maps a change of the module's bias to the change that results after rounding to the bias's dtype; None
             without a bias.
-        seed: Seed of strategies that draw.
-        rank: Rank of the delta; None if it has all.
-        least: Share of the effect that must be kept, for strategies that spend more on more.
-        most: Error that such strategies may leave.
+        seed: Seed of random strategies.
+        rank: Rank of the delta; None if it has full rank.
+        least: Share of the effect that must remain, for strategies that can spend more.
+        most: Largest error for such strategies.
     """
 
     base: Quantized
@@ -119,48 +121,48 @@ class Wanted:
     made: dict[str, Baked] = field(default_factory=dict, init=False)
 
     def by(self, strategy: str) -> Baked:
-        """Return what a strategy gives, worked out once.
+        """Return the result of a strategy (cached).
 
         Raises:
-            ValueError: the strategy needs to know the inputs, and nothing is known.
+            ValueError: the strategy needs statistics of the inputs, and there are none.
         """
         if strategy not in self.made:
             self.made[strategy] = STRATEGIES[strategy](self)
         return self.made[strategy]
 
     def automatic(self) -> str | None:
-        """Return which of the ways that keep enough in codes alone has the least error; None where none does."""
+        """Return the code-only strategy with the least error among those that keep enough; None if none does."""
         if self.known is None or not self.known.is_enough:
             return None
         rows = self.known.chosen
         ways = {title: self.by(title) for title in AUTOMATIC if self.is_enough(self.by(title), self.least)}
         return min(ways, key=lambda title: self.measured(ways[title], rows).most_error, default=None)
 
-    def is_enough(self, found: Baked, least: float) -> bool:
-        """Whether a result keeps a share and is not too far off, on the rows to choose on and on the others alike."""
+    def is_enough(self, baked: Baked, least: float) -> bool:
+        """Return whether a result keeps a share within the error limit, on rows for selection and on held-out ones."""
         parts = (self.known.chosen, self.known.held) if self.known else ()
-        results = [self.measured(found, rows) for rows in parts]
+        results = [self.measured(baked, rows) for rows in parts]
         return all(one.least_kept >= least and one.most_error <= self.most for one in results) and bool(results)
 
-    def realised(self, found: Baked) -> Float[Tensor, "out in"]:
-        """Return by how much a result differs from the base, its LoRA included."""
-        moved = found.weight.weight() - self.base.weight()
-        return moved if found.beside is None else moved + found.beside.dense()
+    def realised(self, baked: Baked) -> Float[Tensor, "out in"]:
+        """Return the difference of a result to the base, including its LoRA."""
+        moved = baked.weight.weight() - self.base.weight()
+        return moved if baked.lora is None else moved + baked.lora.dense()
 
-    def measured(self, found: Baked, rows: Rows | None) -> Fidelity:
-        """Return what is left of the delta on some rows, or on weights where none are given."""
-        result = on_rows(self.delta, self.realised(found), rows, shift=found.shift if rows else None)
-        return replace(result, codes_changed=float((found.weight.codes != self.base.codes).double().mean()))
+    def measured(self, baked: Baked, rows: Rows | None) -> Fidelity:
+        """Return how much of the delta remains on some rows, or on the weights without rows."""
+        result = on_rows(self.delta, self.realised(baked), rows, shift=baked.shift if rows else None)
+        return replace(result, codes_changed=float((baked.weight.codes != self.base.codes).double().mean()))
 
 
 def on_rows(intended: Tensor, realised: Tensor, rows: Rows | None, *, shift: Tensor | None = None) -> Fidelity:
-    """Return what is left of a delta on rows of inputs, by each way to count them; on weights where none are given.
+    """Return how much of a delta remains on rows of inputs, under each weighting; on the weights without rows.
 
     Args:
         intended: The delta, [out in].
-        realised: The difference of the weight that is there now from that of the base, [out in].
-        rows: What is known of the inputs.
-        shift: What was added to the bias, [out].
+        realised: The new weight minus the base's weight, [out in].
+        rows: Statistics of the inputs.
+        shift: Change of the bias, [out].
     """
     if rows is None:
         return fidelity(intended, realised, None)
@@ -169,142 +171,142 @@ def on_rows(intended: Tensor, realised: Tensor, rows: Rows | None, *, shift: Ten
         moment, mean = some.moment.to(intended.device), some.mean.to(intended.device)
         return fidelity(intended, realised, moment, shift=shift, mean=mean)
 
-    found = on(rows)
+    result = on(rows)
     if rows.rest is not None:
         rest = on(rows.rest)
-        found = replace(found, kept_rest=rest.kept, error_rest=rest.error)
+        result = replace(result, kept_rest=rest.kept, error_rest=rest.error)
     if rows.even is not None:
         even = on(rows.even)
-        found = replace(found, kept_even=even.kept, error_even=even.error)
-    return found
+        result = replace(result, kept_even=even.kept, error_even=even.error)
+    return result
 
 
-Strategy = Callable[[Wanted], Baked]
+Strategy = Callable[[Insertion], Baked]
 
 
-def requantize(wanted: Wanted) -> Baked:
-    """Add the delta to what the codes stand for and round to the nearest again, as merging into such a model does."""
-    return Baked(weight=wanted.base.requantized(wanted.base.weight() + wanted.delta))
+def requantize(insertion: Insertion) -> Baked:
+    """Add the delta to the dequantised weight and round to the nearest code, as merging into a quantised model does."""
+    return Baked(weight=insertion.base.requantized(insertion.base.weight() + insertion.delta))
 
 
-def stochastic(wanted: Wanted) -> Baked:
-    """Round each weight up or down by chance, so that on average the delta is there; needs no inputs.
+def stochastic(insertion: Insertion) -> Baked:
+    """Round each weight up or down at random, so that the delta is exact on average; needs no inputs.
 
-    The scales are those of the base, so what lies beyond them is cut.
+    The base's scales are kept, so values beyond them are clipped.
     """
-    (table, code_of), scales = wanted.base.table.sort(), wanted.base.scale_of_each()
-    aim = (wanted.base.weight() + wanted.delta) / scales
+    (table, code_of), scales = insertion.base.table.sort(), insertion.base.scale_of_each()
+    aim = (insertion.base.weight() + insertion.delta) / scales
     below = (torch.searchsorted(table, aim, right=True) - 1).clamp(0, len(table) - 2)
     share = (aim - table[below]) / (table[below + 1] - table[below])
-    draw = torch.rand(share.shape, generator=torch.Generator().manual_seed(wanted.seed)).to(share.device)
-    return Baked(weight=wanted.base.with_codes(code_of[below + (draw < share)]))
+    draw = torch.rand(share.shape, generator=torch.Generator().manual_seed(insertion.seed)).to(share.device)
+    return Baked(weight=insertion.base.with_codes(code_of[below + (draw < share)]))
 
 
-def calibrated(wanted: Wanted) -> Baked:
+def calibrated(insertion: Insertion) -> Baked:
     """Choose codes and scales whose outputs carry the delta on the inputs that occur, see `rounding`.
 
-    Steps between codes are coarse, so the nearest outputs carry less than the whole delta. A multiple of it is aimed
-    at: that which carries most nearly all of it while the error stays below that of plain rounding. Where there is a
-    bias it takes up the mean. Plain rounding is the result where it is nearer on the rows to choose on.
+    Steps between codes are coarse, so the nearest outputs carry less than the whole delta. The target is therefore the
+    multiple of the delta that carries most nearly all of it while the error stays below that of plain rounding. A bias,
+    if there is one, absorbs the mean. Plain rounding is the result if it is better on the rows for selection.
 
     Raises:
-        ValueError: nothing is known of the inputs.
+        ValueError: there are no statistics of the inputs.
     """
-    known = _known(wanted)
-    plain = wanted.by("requantize")
-    limit = _MARGIN * wanted.measured(plain, known.fitted).error
-    found = _nearest(wanted, known, limit)
-    on_choice = wanted.measured(found, known.chosen).overall_error
-    return found if on_choice < wanted.measured(plain, known.chosen).overall_error else plain
+    known = _known(insertion)
+    plain = insertion.by("requantize")
+    limit = _MARGIN * insertion.measured(plain, known.fitted).error
+    best = _nearest(insertion, known, limit)
+    on_choice = insertion.measured(best, known.chosen).overall_error
+    return best if on_choice < insertion.measured(plain, known.chosen).overall_error else plain
 
 
-def residual(wanted: Wanted) -> Baked:
-    """Put a LoRA of small rank beside codes, which carries what they do not.
+def residual(insertion: Insertion) -> Baked:
+    """Add a LoRA of small rank that carries the part of the delta that the codes do not.
 
-    The LoRA is the part of largest effect on the inputs that occur (a singular value decomposition after weighting by
-    the root of their second moment): of the delta itself, beside the codes of the base or those that `calibrated`
-    chooses for the rest, or of what the codes of `calibrated` have lost. Ranks double until as much is kept as must be,
-    at least 0.95, and the error is no larger than it may be; of the ways that do that of least error is taken. At the
-    rank of the delta the LoRA is the delta.
+    The LoRA has the largest effect on the inputs that occur (a singular value decomposition, weighted by the root of
+    their second moment). It approximates one of three matrices: the delta itself, with the codes of the base or with
+    the codes that `calibrated` chooses for the rest; or the error of the codes of `calibrated`. Ranks double until the
+    effect reaches the required share, at least 0.95, within the error limit; the candidate with the least error wins.
+    At the rank of the delta the LoRA is the delta.
 
     Raises:
-        ValueError: nothing is known of the inputs.
+        ValueError: there are no statistics of the inputs.
 
     References: Yao et al., ZeroQuant-V2 (low-rank compensation), 2023, arXiv 2303.08302; Zhang et al., QERA, ICLR 2025,
     arXiv 2410.06040 (the weighting).
     """
-    known, aim = _known(wanted), max(wanted.least, _REPAID)
+    known, aim = _known(insertion), max(insertion.least, _REPAID)
 
     def enough(ways: Iterable[Baked]) -> list[Baked]:
-        return [way for way in ways if wanted.is_enough(way, aim)]
+        return [way for way in ways if insertion.is_enough(way, aim)]
 
-    base, codes = Baked(weight=wanted.base), wanted.by("calibrated")
+    base, codes = Baked(weight=insertion.base), insertion.by("calibrated")
     if enough([codes]):
         return codes
-    full = wanted.rank or min(wanted.delta.shape)
+    full = insertion.rank or min(insertion.delta.shape)
     rank = 1
     while 2 * rank <= full:
-        plain = _repaid(wanted, known, base, rank)
-        found = enough([plain, _repaid(wanted, known, codes, rank)])
-        found = found or enough([_repaid(wanted, known, _around(wanted, plain), rank)])
-        if found:
-            return min(found, key=lambda way: wanted.measured(way, known.chosen).most_error)
+        plain = _repaid(insertion, known, base, rank)
+        good = enough([plain, _repaid(insertion, known, codes, rank)])
+        good = good or enough([_repaid(insertion, known, _around(insertion, plain), rank)])
+        if good:
+            return min(good, key=lambda way: insertion.measured(way, known.chosen).most_error)
         rank *= 2
-    return Baked(weight=wanted.base, beside=leading(wanted.delta, known.fitted.moment, full))
+    return Baked(weight=insertion.base, lora=leading(insertion.delta, known.fitted.moment, full))
 
 
-def _known(wanted: Wanted) -> Known:
-    if wanted.known is None or not wanted.known.is_enough:
+def _known(insertion: Insertion) -> Known:
+    if insertion.known is None or not insertion.known.is_enough:
         raise ValueError(
-            "codes are chosen for the inputs that occur, so texts of all three parts (to fit to, to choose on, to "
-            "measure on) must reach the module, and do not"
+            "codes are chosen for the inputs that occur, so texts of all three parts (fitting, selection, "
+            "measurement) must reach the module, and do not"
         )
-    return wanted.known
+    return insertion.known
 
 
-def _repaid(wanted: Wanted, known: Known, codes: Baked, rank: int) -> Baked:
-    """Return codes with the LoRA that takes up most of their error, and the bias after it."""
+def _repaid(insertion: Insertion, known: Known, codes: Baked, rank: int) -> Baked:
+    """Return codes with the LoRA that absorbs most of their error, and the resulting bias."""
     rows = known.fitted
-    settle = wanted.settle if _settles(wanted, rows) else None
-    rest = wanted.delta - (codes.weight.weight() - wanted.base.weight())
-    beside = leading(rest, rows.covariance if settle else rows.moment, rank)
-    shift = settle((rest - beside.dense()) @ rows.mean) if settle else None
-    return Baked(weight=codes.weight, shift=shift, beside=beside)
+    settle = insertion.settle if _settles(insertion, rows) else None
+    rest = insertion.delta - (codes.weight.weight() - insertion.base.weight())
+    lora = leading(rest, rows.covariance if settle else rows.moment, rank)
+    shift = settle((rest - lora.dense()) @ rows.mean) if settle else None
+    return Baked(weight=codes.weight, shift=shift, lora=lora)
 
 
-def _around(wanted: Wanted, found: Baked) -> Baked:
-    """Choose the codes for what a LoRA leaves."""
-    if found.beside is None:
-        return found
-    made = f"codes beside rank {found.beside.rank}"
-    if made not in wanted.made:
-        wanted.made[made] = calibrated(replace(wanted, delta=wanted.delta - found.beside.dense()))
-    return wanted.made[made]
+def _around(insertion: Insertion, plain: Baked) -> Baked:
+    """Choose the codes for the part of the delta outside a LoRA."""
+    if plain.lora is None:
+        return plain
+    made = f"codes for rank {plain.lora.rank}"
+    if made not in insertion.made:
+        insertion.made[made] = calibrated(replace(insertion, delta=insertion.delta - plain.lora.dense()))
+    return insertion.made[made]
 
 
 def leading(matrix: Tensor, moment: Tensor, rank: int) -> LowRank:
-    r"""Return the matrix of a rank that is nearest to another in outputs: $U U^\top M$, with U of the weighted one."""
+    r"""Return the closest matrix of a given rank in terms of outputs: $U U^\top M$, with U of the weighted matrix."""
     root = Inputs(moment=moment).unordered_root
     with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
-        torch.manual_seed(0)  # the decomposition begins with random directions
+        torch.manual_seed(0)  # the decomposition starts with random directions
         left, _, _ = torch.svd_lowrank(matrix @ root, q=min(rank + _MORE, *matrix.shape), niter=_ITERATIONS)
     left = left[:, :rank].contiguous()
     right = left.T @ matrix
-    # factors of like size, as half floats have a narrow range
+    # Balance the factors' sizes, since half precision has a narrow range.
     size = torch.linalg.vector_norm(right, dim=1).clamp(min=torch.finfo(right.dtype).tiny).sqrt()
     return LowRank(b=left * size, a=right / size[:, None])
 
 
-def _nearest(wanted: Wanted, known: Known, limit: float) -> Baked:
-    before, rows = wanted.base.weight(), known.fitted
-    settle = wanted.settle if _settles(wanted, rows) else None
+def _nearest(insertion: Insertion, known: Known, limit: float) -> Baked:
+    before, rows = insertion.base.weight(), known.fitted
+    settle = insertion.settle if _settles(insertion, rows) else None
     inputs = Inputs(moment=rows.covariance if settle else rows.moment)
 
     def aimed(stretch: float) -> tuple[Fidelity, Baked]:
-        found = fit(wanted.base, before + stretch * wanted.delta, inputs)
-        shift = settle((wanted.delta - (found.weight() - before)) @ rows.mean) if settle else None
-        baked = Baked(weight=found, shift=shift)
-        return wanted.measured(baked, rows), baked
+        form = fit(insertion.base, before + stretch * insertion.delta, inputs)
+        shift = settle((insertion.delta - (form.weight() - before)) @ rows.mean) if settle else None
+        baked = Baked(weight=form, shift=shift)
+        return insertion.measured(baked, rows), baked
 
     tried = [aimed(1.0)]
     low, high = 1.0, _LARGEST
@@ -317,17 +319,14 @@ def _nearest(wanted: Wanted, known: Known, limit: float) -> Baked:
     return min(within, key=lambda one: abs(one[0].kept - 1))[1]
 
 
-def _settles(wanted: Wanted, rows: Rows) -> bool:
-    """Whether the bias, as it is stored, can take up the mean of the delta."""
-    if wanted.settle is None:
+def _settles(insertion: Insertion, rows: Rows) -> bool:
+    """Return whether the bias, in its storage dtype, can absorb the mean of the delta."""
+    if insertion.settle is None:
         return False
-    aim = wanted.delta @ rows.mean
-    return float((wanted.settle(aim) - aim).norm()) <= _SETTLED * float(aim.norm())
+    aim = insertion.delta @ rows.mean
+    return float((insertion.settle(aim) - aim).norm()) <= _SETTLED * float(aim.norm())
 
 
-STRATEGIES: dict[str, Strategy] = {
-    "requantize": requantize,
-    "stochastic": stochastic,
-    "calibrated": calibrated,
-    "residual": residual,
-}
+STRATEGIES: Registry[Strategy] = registries.STRATEGIES
+"""Strategies by name. Entry points of other packages: `adaptermix.strategies`."""
+STRATEGIES.update(requantize=requantize, stochastic=stochastic, calibrated=calibrated, residual=residual)

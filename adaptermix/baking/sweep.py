@@ -1,8 +1,8 @@
-r"""Codes chosen one column after another, each allowing for the moves of those before.
+r"""Choose codes one column after another, each compensating for the moves of those before it.
 
 Rounding to the nearest plane and coordinate descent are one loop. With weights w, a gradient g of each row, and a
 coupling C: column c takes the code nearest to $w_c - g_c / C_{cc}$, moves by m, and adds $m\,C_{cj}$ to $g_j$ of every
-column j behind it. What a block of columns adds to those behind it is one product of matrices.
+column j after it. The contribution of a block of columns to those after it is one matrix product.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COLUMNS = 64
 
 
 _Block = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""What sweeps a block: as `sweep_block`."""
+"""Function that sweeps a block, such as `sweep_block`."""
 
 
 def sweep(
@@ -30,13 +30,13 @@ def sweep(
     coupling: Float[Tensor, "in in"],
     values: Float[Tensor, " levels"],
 ) -> Integer[Tensor, "out in"]:
-    """Return the place of each weight's new value among the values.
+    """Return the index of each weight's new value among the values.
 
     Args:
-        weight: Where each weight begins.
-        gradient: What the weights so far add to it, times the diagonal of the coupling.
+        weight: Initial weights.
+        gradient: Contribution of the current weights, times the diagonal of the coupling.
         scales: Scale of each weight, positive.
-        coupling: In its upper triangle what a move of a column adds to the gradients of those behind it.
+        coupling: Its upper triangle has the effect of a column's move on the gradients of later columns.
         values: Values that weights have in units of their scales, in rising order.
     """
     block = _fused() if weight.is_cuda else sweep_block
@@ -45,15 +45,15 @@ def sweep(
     count = weight.shape[1]
     for first in range(0, count, _COLUMNS):
         part = slice(first, min(first + _COLUMNS, count))
-        start, own, each = (matrix[:, part].contiguous() for matrix in (weight, gradient, scales))
-        codes[:, part], moves = block(start, own, each, coupling[part, part].contiguous(), values)
+        start, slope, each = (matrix[:, part].contiguous() for matrix in (weight, gradient, scales))
+        codes[:, part], moves = block(start, slope, each, coupling[part, part].contiguous(), values)
         gradient[:, part.stop :].addmm_(moves, coupling[part, part.stop :])
     return codes.long()
 
 
 @cache
 def _fused() -> _Block:
-    """Return the loop over a block in one kernel, where there is Triton and a C compiler that it needs."""
+    """Return the loop over a block as one kernel, if Triton and a C compiler are available."""
     if find_spec("triton") is None:
         return sweep_block
     from . import sweep_triton
@@ -61,7 +61,7 @@ def _fused() -> _Block:
     one = torch.ones(1, 1, device="cuda")
     try:
         sweep_triton.sweep_block(one, one.clone(), one, one, torch.arange(2.0, device="cuda"))
-    except Exception as error:  # whatever it is, the loop does the same
+    except Exception as error:  # after any error the plain loop gives the same result
         warnings.warn(f"codes are searched slowly, as Triton makes no kernel here: {error}", stacklevel=2)
         return sweep_block
     return sweep_triton.sweep_block
@@ -74,13 +74,13 @@ def sweep_block(
     coupling: Float[Tensor, "columns columns"],
     values: Float[Tensor, " levels"],
 ) -> tuple[Integer[Tensor, "out columns"], Float[Tensor, "out columns"]]:
-    """Sweep a block column by column; return places among the values, and moves.
+    """Sweep a block column by column; return indices among the values, and moves.
 
     Args:
-        weight: Where each weight begins.
-        gradient: As for `sweep`; it is used up.
+        weight: Initial weights.
+        gradient: As for `sweep`; it is overwritten.
         scales: Scale of each weight.
-        coupling: That of the block's columns.
+        coupling: The coupling of the block's columns.
         values: Values in rising order.
     """
     middles = (values[1:] + values[:-1]) / 2
@@ -88,9 +88,9 @@ def sweep_block(
     for column in range(weight.shape[1]):
         start, scale = weight[:, column], scales[:, column]
         center = (start - gradient[:, column] / coupling[column, column]) / scale
-        place = torch.bucketize(center, middles)
-        move = torch.addcmul(-start, values[place], scale)
-        codes[:, column] = place
+        index = torch.bucketize(center, middles)
+        move = torch.addcmul(-start, values[index], scale)
+        codes[:, column] = index
         moves[:, column] = move
         gradient[:, column + 1 :].addr_(move, coupling[column, column + 1 :])
     return codes, moves

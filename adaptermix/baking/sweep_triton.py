@@ -11,7 +11,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # `sweep` does not use this module then
+except ImportError:  # in that case `sweep` does not use this module
     triton = None
 
 _ROWS = 16
@@ -36,11 +36,11 @@ def _sweep(  # noqa: PLR0917  (kernels are called by place)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row[:, None] < rows) & (column[None, :] < columns)
-    place = row[:, None] * columns + column[None, :]
-    start = tl.load(weight + place, mask=inside, other=0.0)
-    scale = tl.load(scales + place, mask=inside, other=1.0)
-    pending = tl.load(gradient + place, mask=inside, other=0.0)
-    found = tl.zeros((ROWS, COLUMNS), tl.int32)
+    offset = row[:, None] * columns + column[None, :]
+    start = tl.load(weight + offset, mask=inside, other=0.0)
+    scale = tl.load(scales + offset, mask=inside, other=1.0)
+    pending = tl.load(gradient + offset, mask=inside, other=0.0)
+    selected = tl.zeros((ROWS, COLUMNS), tl.int32)
     moved = tl.zeros((ROWS, COLUMNS), tl.float32)
     for current in range(columns):
         here = column[None, :] == current
@@ -56,10 +56,10 @@ def _sweep(  # noqa: PLR0917  (kernels are called by place)
         behind = (column > current) & (column < columns)
         factor = tl.load(coupling + current * columns + column, mask=behind, other=0.0)
         pending += move[:, None] * factor[None, :]
-        found = tl.where(here, code[:, None], found)
+        selected = tl.where(here, code[:, None], selected)
         moved = tl.where(here, move[:, None], moved)
-    tl.store(codes + place, found, mask=inside)
-    tl.store(moves + place, moved, mask=inside)
+    tl.store(codes + offset, selected, mask=inside)
+    tl.store(moves + offset, moved, mask=inside)
 
 
 def sweep_block(
@@ -68,7 +68,7 @@ def sweep_block(
     """Sweep a block of columns; as `sweep.sweep_block`."""
     rows, columns = weight.shape
     codes, moves = torch.empty_like(weight, dtype=torch.int32), torch.empty_like(weight)
-    # kernels start on the current device
+    # Kernels start on the current device.
     with torch.cuda.device(weight.device) if weight.is_cuda else nullcontext():
         _sweep[(triton.cdiv(rows, _ROWS),)](
             weight,

@@ -6,11 +6,13 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,9 +21,9 @@ from ..algebra import LowRank
 from ..errors import ModelError, PlanError
 from ..io.checkpoint_files import INDEX, SINGLE, Checkpoint
 from ..io.disk import check_space
-from ..io.safetensors_writer import DTYPE_NAMES, Headers, file_order, tensor_file
+from ..io.safetensors_writer import DTYPE_NAMES, Headers, TensorFile, file_order, tensor_file
 from ..io.threads import torch_threads
-from ..progress import SILENT, Advance, Watcher
+from ..progress import SILENT, Watcher
 from .adding import Crew, write_sum
 from .reading import FLOATS
 
@@ -122,7 +124,7 @@ def named_shards(groups: Sequence[Headers]) -> list[Shard]:
     ]
 
 
-def _check_deltas(base: Checkpoint, names: Sequence[str]) -> None:
+def _check_deltas(base: Checkpoint, names: Collection[str]) -> None:
     for name in names:
         if name not in base.tensors:
             raise ModelError(f"the base model {base.path} must hold '{name}', which a delta is for, and does not.")
@@ -133,22 +135,109 @@ def _check_deltas(base: Checkpoint, names: Sequence[str]) -> None:
             )
 
 
-def _write_shard(
-    path: Path, base: Checkpoint, shard: Shard, deltas: Mapping[str, Delta], advance: Advance, *, threads: int | None
-) -> None:
-    with tensor_file(path, shard.headers, {"format": "pt"}) as file, Crew() as crew, torch_threads(threads):
-        for name in file_order(shard.headers):
-            stored, shape = shard.headers[name]
-            delta = deltas[name]() if name in deltas else None
-            if delta is not None and tuple(delta.shape) != tuple(shape):
-                raise ModelError(
-                    f"the delta of '{name}' must have the shape of the base's tensor, {list(shape)}, got "
-                    f"{list(delta.shape)}. Give the base model that it belongs to."
-                )
-            write_sum(crew, partial(file.write, name), base.load(name), delta, stored=stored, name=name)
-            del delta
-            advance(1, name)
-        crew.finish()
+class CheckpointWriter:
+    r"""Writes $W_0 + \Delta$ as a full checkpoint with the base's config, tokenizer and licence files.
+
+    Shards are planned from headers; then one tensor at a time is read, added to in float32 (float64 where a tensor is
+    of it), rounded once and written. Tensors without a delta are copied bit for bit.
+
+    Use as a context manager: `add` deltas inside, in the order of `order`.
+
+    Args:
+        base: The base model.
+        folder: An existing folder.
+        names: Names of the tensors that get a delta.
+        dtype: Storage dtype of float tensors; None keeps that of each.
+        shard_size: Size that no file exceeds, unless a single tensor does; one file where everything fits.
+
+    Raises:
+        ModelError: a delta fits no tensor of the base, a tensor cannot be stored, or a link leads out of the base.
+        OutputError: the disk has no room for the result.
+        PlanError: the shard size is none.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        folder: Path,
+        names: Collection[str],
+        *,
+        dtype: torch.dtype | None = None,
+        shard_size: int | str = "5GB",
+    ) -> None:
+        _check_deltas(base, names)
+        companions(base.path)
+        self._base, self._folder, self._dtype = base, folder, dtype
+        self._shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
+        headers = [header for shard in self._shards for header in shard.headers.values()]
+        check_space(folder, sum(map(_bytes, headers)))
+        self._rest = deque((shard, name) for shard in self._shards for name in file_order(shard.headers))
+        self.order = [name for _, name in self._rest if name in set(names)]
+        self._shard: Shard | None = None
+        self._file: TensorFile | None = None
+        self._open, self._crew = ExitStack(), Crew()
+
+    def __enter__(self) -> Self:
+        self._crew.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if error[0] is None:
+                self._copy_until(None)
+                self._close()
+        except BaseException as failure:
+            error = type(failure), failure, failure.__traceback__
+            raise
+        finally:
+            self._crew.__exit__(*error)
+            self._open.__exit__(*error)
+        if error[0] is None:
+            write_index(self._folder, self._shards)
+            copy_companions(self._base, self._folder, dtype=self._dtype)
+
+    def add(self, name: str, delta: Tensor | LowRank | None) -> None:
+        """Write a tensor with what is added to it, and before it those that come first in the files.
+
+        Args:
+            name: Name of the tensor.
+            delta: What is added, as a matrix or as factors, of the shape of the tensor; None leaves it as it is.
+
+        Raises:
+            ModelError: the delta has another shape.
+            OutputError: a sum overflows the storage dtype; maybe only from a later call.
+        """
+        self._copy_until(name)
+        self._write(delta)
+
+    def _copy_until(self, name: str | None) -> None:
+        while self._rest and self._rest[0][1] != name:
+            self._write(None)
+
+    def _write(self, delta: Tensor | LowRank | None) -> None:
+        shard, name = self._rest.popleft()
+        file = self._file_of(shard)
+        stored, shape = shard.headers[name]
+        if delta is not None and tuple(delta.shape) != tuple(shape):
+            raise ModelError(
+                f"the delta of '{name}' must have the shape of the base's tensor, {list(shape)}, got "
+                f"{list(delta.shape)}. Give the base model that it belongs to."
+            )
+        write_sum(self._crew, partial(file.write, name), self._base.load(name), delta, stored=stored, name=name)
+
+    def _file_of(self, shard: Shard) -> TensorFile:
+        if self._file is None or shard is not self._shard:
+            self._close()
+            self._shard = shard
+            opened = tensor_file(self._folder / shard.file, shard.headers, {"format": "pt"})
+            self._file = self._open.enter_context(opened)
+        return self._file
+
+    def _close(self) -> None:
+        """Close the present file once all threads have written."""
+        self._crew.finish()
+        self._open.close()
+        self._file = None
 
 
 def write_checkpoint(
@@ -161,36 +250,25 @@ def write_checkpoint(
     maker_threads: int | None = None,
     watch: Watcher = SILENT,
 ) -> None:
-    r"""Write $W_0 + \Delta$ as a full checkpoint beside the base's config, tokenizer and licence files.
-
-    Shards are planned from headers; then one tensor at a time is read, added to in float32 (float64 where a tensor is
-    of it), rounded once and written. Tensors without a delta are copied bit for bit.
+    """Write a full checkpoint whose deltas are made one after the other; see `CheckpointWriter`.
 
     Args:
         base: The base model.
         out_folder: An existing folder.
         delta_of: Per tensor name what makes its delta; called once, in the order of the files.
         dtype: Storage dtype of float tensors; None keeps that of each.
-        shard_size: Size that no file exceeds, unless a single tensor does; one file where everything fits.
+        shard_size: Size that no file exceeds, unless a single tensor does.
         maker_threads: Threads that make a delta, while others add the one before; default as many as torch has.
         watch: Receives progress.
 
-    Shapes: each delta has the shape of its tensor.
-
     Raises:
-        ModelError: a delta fits no tensor of the base, a tensor cannot be stored, or a link leads out of the base.
-        OutputError: a sum overflows the storage dtype, or the disk has no room for the result.
-        PlanError: the shard size is none.
+        AdapterMixError: as `CheckpointWriter`.
     """
-    _check_deltas(base, list(delta_of))
-    companions(base.path)
-    shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
-    check_space(out_folder, sum(kind.itemsize * math.prod(shape) for s in shards for kind, shape in s.headers.values()))
-    with watch.track("write", len(base.tensors)) as advance:
-        for shard in shards:
-            _write_shard(out_folder / shard.file, base, shard, delta_of, advance, threads=maker_threads)
-    write_index(out_folder, shards)
-    copy_companions(base, out_folder, dtype=dtype)
+    writer = CheckpointWriter(base, out_folder, delta_of.keys(), dtype=dtype, shard_size=shard_size)
+    with writer, torch_threads(maker_threads), watch.track("write", len(delta_of)) as advance:
+        for name in writer.order:
+            writer.add(name, delta_of[name]())
+            advance(1, name)
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:

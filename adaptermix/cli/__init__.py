@@ -7,40 +7,20 @@ import gc
 import logging
 import os
 import sys
-from importlib import import_module
 
 import click
 
+from ..commands import table
 from ..errors import did_you_mean
 from ..io.launcher import is_main_process, process_count
 from .console import close_streams, fail
 from .signals import Interrupts
 
-# name, module, what it does; the text stands here so that --help imports no command
-COMMANDS = {
-    "train-align": ("train", "Train a stand-alone alignment LoRA: contrastive, at a middle layer."),
-    "train-task": ("train", "Train a task LoRA."),
-    "train-joint": ("train", "Train one LoRA for a task and for alignment."),
-    "train-fusion": ("train", "Train a LoRA that fuses each text with its source."),
-    "merge": ("merge", "Merge adapters: files in, one adapter out, no base model."),
-    "bake": ("bake", "Write adapters into their base model, in 16, 8 or 4 bits."),
-    "methods": ("methods", "List the merge methods with their options."),
-    "extract": ("extract", "Turn the difference between two checkpoints into a LoRA."),
-    "statistics": ("statistics", "Measure on data what fisher or regmean must know of an adapter."),
-    "search": ("search", "Find the merge weight of two adapters on dev data, or on pairs."),
-    "evaluate": ("evaluate", "Score a base model or an adapter per language."),
-    "compare": ("evaluate", "Put systems side by side: scores, differences, share of a gap closed."),
-    "retrieve": ("evaluate", "Measure translation retrieval per layer and direction."),
-    "inspect": ("inspect", "Show what is in adapters, and how they interfere."),
-    "spectrum": ("spectrum", "Compare singular values of two models per layer and module."),
-    "push": ("push", "Publish an adapter with its model card."),
-    "run": ("run", "Run a recipe: a chain of commands from YAML."),
-    "demo": ("demo", "Run the whole job on a small real model, in minutes."),
-}
+COMMANDS = {name: command for name, command in table.COMMANDS.items() if command.show}
 
 
 class _Commands(click.Group):
-    """Loads a command's module when the command is used."""
+    """Makes a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -48,22 +28,24 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f".{COMMANDS[cmd_name][0]}_command", __name__)
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        return command
+        from .parse import click_command  # imports pydantic, which --help does without
+
+        return click_command(COMMANDS[cmd_name])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"No such command '{args[0]}'.{did_you_mean(args[0], COMMANDS)}", ctx)
-        if process_count() > 1 and args and not args[0].startswith(("train-", "run", "-")):
+        if process_count() > 1 and args and not args[0].startswith("-") and not COMMANDS[args[0]].in_processes:
             raise click.UsageError(f"Several processes can train; start '{args[0]}' without a launcher.", ctx)
+        if args[:1] == ["search"] and args[1:] and args[1].endswith((".yaml", ".yml")):
+            args = ["tune", *args[1:]]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, command.summary) for name, command in COMMANDS.items()])
 
 
 def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:

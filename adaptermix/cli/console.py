@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from ..errors import UNSAFE, AdapterMixError, ConfigError, ToldElsewhere, UsageError, cut, escaped, shown
+from ..errors import UNSAFE, AdapterMixError, ConfigError, ToldElsewhere, UsageError, codes_of, cut, escaped, shown
 from ..io.launcher import is_main_process
 from ..progress import SILENT, Look
 
@@ -191,6 +192,18 @@ def _exhausted(error: BaseException) -> tuple[int, str, str] | None:
     return None
 
 
+def _codes(error: BaseException, kind: str) -> dict[str, Any]:
+    """Return the code of a failure, and those of its faults where it reports several."""
+    codes = codes_of(error)
+    if len(codes) > 1:
+        return {"code": "option.several", "codes": codes}
+    if codes:
+        return {"code": codes[0]}
+    area, name = ("usage", type(error).__name__) if isinstance(error, click.ClickException) else ("system", kind)
+    name = "Invalid" if type(error) is click.UsageError else name
+    return {"code": f"{area}.{re.sub('(?<=.)(?=[A-Z][a-z])', '-', name).lower()}"}
+
+
 def fail(error: BaseException, *, as_json: bool) -> int:
     """Show a failure and return the exit code; faults of the program itself are raised again.
 
@@ -210,7 +223,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         return 130 if error.interrupted else code
     if not is_main_process() and isinstance(error, click.ClickException | ConfigError):  # every process finds it
         return code
-    if as_json and _shown(json_line({"error": {"kind": kind, "message": message}})):
+    if as_json and _shown(json_line({"error": {"kind": kind, **_codes(error, kind), "message": message}})):
         return code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         _shown(message, err=True)

@@ -14,25 +14,7 @@ from ..errors import ConfigError, OutputError, UsageError, did_you_mean
 from ..io.files import real_path
 from ..io.launcher import process_count
 from ..io.limited_yaml import Filling, read_yaml, shown
-from ..options import (
-    AlignSettings,
-    BakeSettings,
-    CompareSettings,
-    DemoInputsSettings,
-    EvaluateSettings,
-    ExtractSettings,
-    FusionSettings,
-    InspectSettings,
-    JointSettings,
-    MergeSettings,
-    PushSettings,
-    RetrieveSettings,
-    SearchSettings,
-    Settings,
-    SpectrumSettings,
-    StatisticsSettings,
-    TaskSettings,
-)
+from ..options import Settings
 from ..options.roles import ADAPTER, SCORED, TEST, Reads, main_output, marks_of, used_for, values_of
 from ..progress import SILENT, Watcher
 from ..tasks import get_task
@@ -41,25 +23,10 @@ from ..tasks.data import DataFile
 from ..tasks.splits import fault_of_tested, overlaps_of, read_record
 from .step_data import TestFile, data_files
 from .step_record import check_same, recorded
+from .table import COMMANDS, document_of
 
-STEPS: dict[str, type[Settings]] = {
-    "train-align": AlignSettings,
-    "train-task": TaskSettings,
-    "train-fusion": FusionSettings,
-    "train-joint": JointSettings,
-    "merge": MergeSettings,
-    "extract": ExtractSettings,
-    "bake": BakeSettings,
-    "search": SearchSettings,
-    "evaluate": EvaluateSettings,
-    "compare": CompareSettings,
-    "retrieve": RetrieveSettings,
-    "inspect": InspectSettings,
-    "spectrum": SpectrumSettings,
-    "statistics": StatisticsSettings,
-    "push": PushSettings,
-    "demo-inputs": DemoInputsSettings,
-}
+STEPS = {command.name: command.schema() for command in COMMANDS.values() if command.in_recipes}
+"""Options of the commands that can be steps of a recipe."""
 _TOP = ("version", "variables", "steps")
 
 
@@ -303,7 +270,7 @@ def run_recipe(
     """
     steps = load_recipe(Path(path), overrides)
     check_places(Path(path), steps, resume=resume)
-    others = sorted({step.command for step in steps if not step.command.startswith("train-")})
+    others = sorted({step.command for step in steps if not COMMANDS[step.command].in_processes})
     if process_count() > 1 and others:
         raise ConfigError(
             f"several processes can train, and {path} has {', '.join(others)}: run it without a launcher."
@@ -331,6 +298,4 @@ def going_on(step: Step) -> Step:
 
 def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
     """Run one step and return its JSON document."""
-    from .table import run_settings
-
-    return run_settings(step.settings, watch=watch)
+    return document_of(COMMANDS[step.command].call(step.settings, watch=watch))

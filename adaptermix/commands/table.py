@@ -1,87 +1,282 @@
-"""From the settings of a command to the call that does it."""
+"""The commands, one record each: the command line, recipes and the Python functions are made from these.
+
+To add a command: a class of options in `adaptermix.options`, a function of these options that returns a report with
+`document()`, a record here, and a function in `adaptermix.cli` that shows the report. Records name classes and
+functions by text, so that `adaptermix --help` imports none of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from ..analysis import inspect, spectrum
-from ..baking import bake
-from ..demo.inputs import demo_inputs
-from ..evaluation import compare_systems, evaluate, retrieve
-from ..evaluation.score import count_units
-from ..merge_statistics import statistics
-from ..merging.extract_adapter import extract
-from ..options import (
-    AlignSettings,
-    BakeSettings,
-    CompareSettings,
-    DemoInputsSettings,
-    EvaluateSettings,
-    ExtractSettings,
-    FusionSettings,
-    InspectSettings,
-    JointSettings,
-    MergeSettings,
-    PushSettings,
-    RetrieveSettings,
-    SearchSettings,
-    Settings,
-    SpectrumSettings,
-    StatisticsSettings,
-    TaskSettings,
-)
-from ..progress import SILENT, Watcher
-from ..publish.hub import push
-from ..training import train_align, train_fusion, train_joint, train_task
-from ..weight_search import merge_learned, search, search_dry
-from ..weight_search.result import SearchResult
+if TYPE_CHECKING:
+    from ..options import Settings
+    from ..progress import Watcher
 
-_CALLS: dict[type[Settings], Callable[[Any, Watcher], dict[str, Any]]] = {
-    AlignSettings: lambda settings, watch: train_align(settings, watch=watch).document(),
-    TaskSettings: lambda settings, watch: train_task(settings, watch=watch).document(),
-    FusionSettings: lambda settings, watch: train_fusion(settings, watch=watch).document(),
-    JointSettings: lambda settings, watch: train_joint(settings, watch=watch).document(),
-    MergeSettings: lambda settings, watch: merge_learned(settings, watch=watch).document(),
-    BakeSettings: lambda settings, watch: bake(settings, watch=watch).document(),
-    ExtractSettings: lambda settings, watch: extract(**settings.model_dump(), watch=watch).document(),
-    SearchSettings: lambda settings, watch: (
-        search_dry(settings) if settings.dry_run else search(settings, watch=watch).document()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command.
+
+    Args:
+        name: Its name on the command line and in recipes.
+        summary: Its line in `adaptermix --help`.
+        options: Class of its options, in `adaptermix.options`.
+        run: The function that does it, as MODULE:FUNCTION in this package. It takes the options and `watch`, and
+            returns a report with `document()`, or that document. None where `show` does the work.
+        show: The function that shows the report, as MODULE:FUNCTION in `adaptermix.cli`. It takes the report, the
+            options and the console. None for steps of recipes that the command line lacks.
+        notes: Further paragraphs of its help text.
+        takes_fields: Whether `run` takes the options as keyword arguments.
+        plan: The function of the options that returns the plan in a dry run, if it is not `run`.
+        in_recipes: Whether it can be a step of a recipe.
+        in_processes: Whether several processes can run it together.
+        hidden: Options that only recipes and Python have.
+    """
+
+    name: str
+    summary: str
+    options: str
+    run: str | None = None
+    show: str | None
+    notes: str = ""
+    takes_fields: bool = False
+    plan: str | None = None
+    in_recipes: bool = True
+    in_processes: bool = False
+    hidden: tuple[str, ...] = ()
+
+    def schema(self) -> type[Settings]:
+        """Return the class of the options."""
+        schema: type[Settings] = load(f"options:{self.options}")
+        return schema
+
+    def call(self, settings: Settings, *, watch: Watcher) -> Any:
+        """Do what the options ask for, and return the report.
+
+        Raises:
+            AdapterMixError: the work could not be done.
+        """
+        if self.plan and getattr(settings, "dry_run", False):
+            return load(self.plan)(settings)
+        run = load(self.run or "")
+        return run(**settings.model_dump(), watch=watch) if self.takes_fields else run(settings, watch=watch)
+
+
+def load(name: str) -> Any:
+    """Return what a text MODULE:NAME names in this package."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(f"..{module}", __package__), attribute)
+
+
+def document_of(report: Any) -> dict[str, Any]:
+    """Return the JSON document of a report."""
+    document: dict[str, Any] = report if isinstance(report, dict) else report.document()
+    return document
+
+
+_ALL = (
+    Command(
+        name="train-align",
+        summary="Train a stand-alone alignment LoRA: contrastive, at a middle layer.",
+        options="AlignSettings",
+        run="training:train_align",
+        show="show_training:show_align",
+        in_processes=True,
+        notes="Example: adaptermix train-align --base MODEL --pairs de-en.tsv tr-en.tsv --out align",
     ),
-    EvaluateSettings: lambda settings, watch: evaluate(settings, watch=watch).document(),
-    CompareSettings: lambda settings, watch: compare_systems(settings, watch=watch).document(),
-    RetrieveSettings: lambda settings, watch: retrieve(settings, watch=watch).document(),
-    InspectSettings: lambda settings, watch: inspect(**settings.model_dump(), watch=watch).document(),
-    SpectrumSettings: lambda settings, watch: spectrum(**settings.model_dump(), watch=watch).document(),
-    StatisticsSettings: lambda settings, watch: statistics(settings, watch=watch).document(),
-    PushSettings: lambda settings, watch: push(settings, watch=watch).document(),
-    DemoInputsSettings: lambda settings, watch: demo_inputs(settings, watch=watch),
-}
-
-
-def run_settings(settings: Settings, *, watch: Watcher = SILENT) -> dict[str, Any]:
-    """Do what the settings ask for and return the command's JSON document.
-
-    Raises:
-        AdapterMixError: the work could not be done.
-    """
-    return _CALLS[type(settings)](settings, watch)
-
-
-def run_judge(settings: EvaluateSettings | SearchSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
-    """Score on dev data and return the command's document, with `resamples` and `units`.
-
-    `resamples` is the score on resamples of the rows. Those of the same rows are drawn alike, so that those of several
-    calls can be compared pair by pair. `units` is how many rows, or clusters of them, were resampled in the language
-    that has fewest.
-
-    Raises:
-        AdapterMixError: the work could not be done.
-    """
-    result = search(settings, watch=watch) if isinstance(settings, SearchSettings) else evaluate(settings, watch=watch)
-    counts = (result.evaluation if isinstance(result, SearchResult) else result).counts
-    return {
-        **result.document(),
-        "resamples": [round(value, 6) for value in result.resamples],
-        "units": min(map(count_units, counts.values())),
-    }
+    Command(
+        name="train-task",
+        summary="Train a task LoRA.",
+        options="TaskSettings",
+        run="training:train_task",
+        show="show_training:show",
+        in_processes=True,
+        notes="Example: adaptermix train-task --base MODEL --task slots --train en.train.tsv --out task",
+    ),
+    Command(
+        name="train-joint",
+        summary="Train one LoRA for a task and for alignment.",
+        options="JointSettings",
+        run="training:train_joint",
+        show="show_training:show",
+        in_processes=True,
+        notes="Example: adaptermix train-joint --base MODEL --task slots --train en.train.tsv --pairs de-en.tsv "
+        "--out joint",
+    ),
+    Command(
+        name="train-fusion",
+        summary="Train a LoRA that fuses each text with its source.",
+        options="FusionSettings",
+        run="training:train_fusion",
+        show="show_training:show",
+        in_processes=True,
+        notes="Example: adaptermix train-fusion --base MODEL --task classify --train jv.csv --source en.csv "
+        "--out fused",
+    ),
+    Command(
+        name="merge",
+        summary="Merge adapters: files in, one adapter out, no base model.",
+        options="MergeSettings",
+        run="weight_search:merge_learned",
+        show="show_adapters:show_merge",
+        hidden=("places",),
+        notes="Example: adaptermix merge task align --weights 0.9 --out merged   (0.9 of the first, 0.1 of the second)",
+    ),
+    Command(
+        name="bake",
+        summary="Write adapters into their base model, in 16, 8 or 4 bits.",
+        options="BakeSettings",
+        run="baking:bake",
+        show="show_bake:show",
+        notes="Example: adaptermix bake --base MODEL --adapter task --out merged   (one rounding, in the base's "
+        "dtype)\n\nExample: adaptermix bake --base MODEL --adapter task --quantize nf4 --calibration texts.txt "
+        "--out merged-nf4",
+    ),
+    Command(
+        name="methods",
+        summary="List the merge methods with their options.",
+        options="MethodsSettings",
+        show="show_adapters:list_methods",
+        in_recipes=False,
+        notes="Example: adaptermix methods ties   (the formula, the options, the paper)",
+    ),
+    Command(
+        name="extract",
+        summary="Turn the difference between two checkpoints into a LoRA.",
+        options="ExtractSettings",
+        run="merging.extract_adapter:extract",
+        takes_fields=True,
+        show="show_adapters:show_extract",
+        notes="Embeddings and heads are left out unless a glob names them; what is lost with them is shown.\n\n"
+        "Example: adaptermix extract --base BASE --tuned TUNED --rank 64 --out adapter",
+    ),
+    Command(
+        name="statistics",
+        summary="Measure on data what fisher or regmean must know of an adapter.",
+        options="StatisticsSettings",
+        run="merge_statistics:statistics",
+        show="show_adapters:show_statistics",
+        notes="One file for each adapter, for `merge --method regmean` or `fisher`.\n\n"
+        "Example: adaptermix statistics task --base MODEL --data texts.txt --out task.safetensors\n\n"
+        "Example: adaptermix statistics task --base MODEL --task classify --data en.csv --method fisher --out "
+        "task.safetensors",
+    ),
+    Command(
+        name="search",
+        summary="Find the merge weight of two adapters on dev data, or on pairs.",
+        options="SearchSettings",
+        run="weight_search:search",
+        plan="weight_search:search_dry",
+        show="show_search:show",
+        notes="Example: adaptermix search task align --base MODEL --task slots --dev de.valid.conll nl.valid.conll "
+        "--grid 0.5,0.7,0.9 --out merged\n\nExample: adaptermix search task align style --base MODEL --task slots "
+        "--dev de.valid.conll --trials 40 --space free --groups 3 --out merged\n\nExample, without labels: adaptermix "
+        "search task align --base MODEL --task classify --objective agreement --pairs de-en.tsv nl-en.tsv --grid "
+        "0.25,0.5,0.75,1 --space both --out merged\n\nFor settings of training see 'adaptermix tune --help'.",
+    ),
+    Command(
+        name="tune",
+        summary="Find settings of training on dev data: a search over a recipe.",
+        options="TuneSettings",
+        show="show_search:tune",
+        in_recipes=False,
+        notes="The recipe is run for every combination of values, or for --trials of them; its last step, search or "
+        "evaluate, gives the score, and steps that candidates share are run once. The same call continues where it "
+        "stopped. `adaptermix search RECIPE` does the same.\n\nExample: adaptermix tune recipe.yaml base=MODEL --vary "
+        "train-align.temperature=0.05,0.1 train-align.layer=6,9 --out tuned\n\nExample: adaptermix tune recipe.yaml "
+        "base=MODEL --vary train-align.temperature=0.02:2:log train-align.layer=6:12 train-align.rank=8,16,32 "
+        "--trials 24 --prune --out tuned",
+    ),
+    Command(
+        name="evaluate",
+        summary="Score a base model or an adapter per language.",
+        options="EvaluateSettings",
+        run="evaluation:evaluate",
+        show="show_scores:show_evaluation",
+        notes="Example: adaptermix evaluate --base MODEL --adapter task --task slots --data de.test.conll "
+        "nl.test.conll",
+    ),
+    Command(
+        name="compare",
+        summary="Put systems side by side: scores, differences, share of a gap closed.",
+        options="CompareSettings",
+        run="evaluation:compare_systems",
+        show="show_scores:show_comparison",
+        notes="Example: adaptermix compare 'task=runs/*/task.jsonl' 'joint=runs/*/joint.jsonl' "
+        "'merged=runs/*/merged.jsonl' --task slots --data de.test.conll nl.test.conll --baseline task --ceiling joint",
+    ),
+    Command(
+        name="retrieve",
+        summary="Measure translation retrieval per layer and direction.",
+        options="RetrieveSettings",
+        run="evaluation:retrieve",
+        show="show_scores:show_retrieval",
+        notes="Example: adaptermix retrieve --base MODEL --adapter align --data deu-eng.tsv --rows 500:",
+    ),
+    Command(
+        name="inspect",
+        summary="Show what is in adapters, and how they interfere.",
+        options="InspectSettings",
+        run="analysis:inspect",
+        takes_fields=True,
+        show="show_analysis:show_inspection",
+        notes="Adapters are named after their folders; a second 'task' becomes 'task#2'.\n\n"
+        "Overlap is the mean squared cosine of the principal angles between the subspaces of two deltas: left where "
+        "they write (columns of B), right what they read (rows of A). Sign conflicts are counted on at most 16,384 "
+        "entries drawn over each module; independent adapters have 50%.\n\n"
+        "Example: adaptermix inspect task align --plot interference.png",
+    ),
+    Command(
+        name="spectrum",
+        summary="Compare singular values of two models per layer and module.",
+        options="SpectrumSettings",
+        run="analysis:spectrum",
+        takes_fields=True,
+        show="show_analysis:show_spectrum",
+        notes="MODEL_A is the base. Cells are 'norm of the singular values of A -> of B (distance d)'. With an adapter "
+        "as MODEL_B the base is compared with base and adapter together; two adapters are compared by their deltas.\n\n"
+        "Singular values are computed in float64, by an SVD up to a shorter side of 1024, beyond that from the Gram "
+        "matrix.\n\n"
+        "Give the models before the options that take several values.\n\n"
+        "Example: adaptermix spectrum BASE TUNED --layers 0-11 --modules q_proj k_proj --csv scaling.csv",
+    ),
+    Command(
+        name="push",
+        summary="Publish an adapter with its model card.",
+        options="PushSettings",
+        run="publish.hub:push",
+        show="show_adapters:show_push",
+        notes="Example: adaptermix push merged me/slots-merged --dry-run",
+    ),
+    Command(
+        name="run",
+        summary="Run a recipe: a chain of commands from YAML.",
+        options="RunSettings",
+        show="run_recipes:run",
+        in_recipes=False,
+        in_processes=True,
+        notes="KEY is a variable of the recipe, or COMMAND.SETTING.\n\n"
+        "Example: adaptermix run recipes/quickstart.yaml out=my-run train-align.temperature=0.2",
+    ),
+    Command(
+        name="demo",
+        summary="Run the whole job on a small real model, in minutes.",
+        options="DemoSettings",
+        run="demo.run:run_demo",
+        show="show_demo:show",
+        in_recipes=False,
+        notes="Example: adaptermix demo --out demo-out. Stopped with Ctrl-C, it continues where it was.",
+    ),
+    Command(
+        name="demo-inputs",
+        summary="Make what the demo needs: a small real base model and small parallel data.",
+        options="DemoInputsSettings",
+        run="demo.inputs:demo_inputs",
+        show=None,
+    ),
+)
+COMMANDS = {command.name: command for command in _ALL}
+"""All commands by name, in the order of `adaptermix --help`."""

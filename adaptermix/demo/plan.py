@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from ..tasks.data.files import canonical_language
+from ..tasks.data.languages import canonical_language
 from . import corpus, intents
 from .corpus import Command, write_lines
 

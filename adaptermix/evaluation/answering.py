@@ -1,4 +1,4 @@
-"""A loaded model's answers: generated, or given by its head. Rows are encoded once, however often it is asked."""
+"""A loaded model's answers, generated or from its head. Rows are encoded a single time for all calls."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from ..tasks.prompts import shortened
 from .head_answers import tell
 
 _WORTH = 0.6
-"""Share of answers that must have stood from one call to the next for drafts to be worth their pass."""
+"""Use drafts only if at least this share of answers was unchanged in the previous call."""
 
 
 class Answering:
-    """Rows that a model answers.
+    """Rows for a model to answer.
 
     Args:
-        base: The model; what acts on it may change between calls.
+        base: The model; its adapters may change between calls.
         task: The task.
         rows: Its rows.
-        settings: How to generate, and rows per batch.
+        settings: Generation settings, and rows per batch.
         template: Name of the prompt template.
-        watch: Receives progress, and what a person should know of how rows were encoded.
+        watch: Receives progress, and notes about encoding.
 
     Attributes:
-        before: Called before each run of passes with the rows in them, in the order of the batch.
-        longest: Most tokens of a row where a head answers.
+        before: Called before each run of passes with the rows in them, in batch order.
+        longest: Most tokens of a row for a model with a head.
 
     Raises:
-        DataError: a row lacks what the model's head reads.
-        UsageError: how to prompt or to generate is asked for, and the model has a head.
+        DataError: a row lacks a field that the model's head reads.
+        UsageError: the settings have a template or generation options, and the model has a head.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class Answering:
             self._fit(limit)
 
     def _fit(self, limit: int) -> None:
-        """Cut prompts so that they and their answers have positions; at most half of these are left to the answer."""
+        """Truncate prompts so that prompt and answer fit the model's positions, at most half of them for the answer."""
         room = max(limit - self._most, (limit + 1) // 2)
-        long = [place for place, prompt in enumerate(self._prompts) if len(prompt) > room]
+        long = [index for index, prompt in enumerate(self._prompts) if len(prompt) > room]
         special = set(self._base.tokenizer.all_special_ids)
-        for place in long:
-            self._prompts[place] = shortened(self._prompts[place], room, special)
+        for index in long:
+            self._prompts[index] = shortened(self._prompts[index], room, special)
         if long:
-            languages = [self._task.language(self._rows[place]) for place in long]
+            languages = [self._task.language(self._rows[index]) for index in long]
             self._watch.note(
                 f"{by_language(languages, len(self._prompts))} prompts are longer than {room} tokens and lose their "
                 f"beginning: this base model has {limit} positions, also for the answer (--max-new-tokens)."
@@ -100,65 +100,65 @@ class Answering:
         return len(self._rows)
 
     def prompts(self) -> list[list[int]]:
-        """Return the tokens of each row's prompt, or of its texts where a head answers, which may be several."""
+        """Return the token ids of each row's prompt, or for a head of its texts, which may be several."""
         return [[len(prompt)] for prompt in self._prompts] if self._encoded is None else tokens_of(self._encoded)
 
     @property
     def generates(self) -> bool:
-        """Whether answers are generated, not given by a head."""
+        """Whether answers are generated, rather than computed by a head."""
         return self._encoded is None
 
     def __call__(self, label: str = "answer", *, places: Sequence[int] | None = None) -> list[str]:
         """Return one answer per row.
 
-        Generated ones begin from those of the call before, if most of them stood the last time; see `generate_ids`.
+        Generation uses the previous call's answers as drafts if most were unchanged then; see `generate_ids`.
 
         Args:
             label: Name of the progress bar.
-            places: Which rows, in this order; default all.
+            places: Indices of the rows, in this order; default all.
         """
         if self._encoded:
             size = self._settings.batch_size or USUAL
             return tell(
                 self._encoded, batch_size=size, places=places, before=self.before, watch=self._watch, label=label
             )
-        return self.together([range(len(self._prompts)) if places is None else places], lambda _asked: None, label)[0]
+        return self.together([range(len(self._prompts)) if places is None else places], lambda _batch: None, label)[0]
 
     def together(
-        self, asked: Sequence[Sequence[int]], choose: Callable[[Sequence[int]], None], label: str
+        self, requests: Sequence[Sequence[int]], choose: Callable[[Sequence[int]], None], label: str
     ) -> list[list[str]]:
-        """Return generated answers for several things that act on the model at once, each on rows of its own.
+        """Return generated answers for several adapters that share the passes, each on its list of rows.
 
         Args:
-            asked: The rows that each is asked.
-            choose: Called before passes with which of them each row of the batch is for.
+            requests: Indices of the rows, per adapter.
+            choose: Called before passes with the adapter's number for each row of the batch.
             label: Name of the progress bar.
         """
-        owners = [number for number, places in enumerate(asked) for _ in places]
-        rows = [place for places in asked for place in places]
+        owners = [number for number, indices in enumerate(requests) for _ in indices]
+        rows = [index for indices in requests for index in indices]
 
         def prepare(batch: Sequence[int]) -> None:
             choose([owners[row] for row in batch])
             self.before([rows[row] for row in batch])
 
         answers = self._generated(
-            [self._prompts[place] for place in rows],
+            [self._prompts[index] for index in rows],
             one_line=self._task.one_line,
             ends=[self._end],
-            drafts=[self._drafts.get(place) for place in rows] if self._stood >= _WORTH else None,
+            drafts=[self._drafts.get(index) for index in rows] if self._stood >= _WORTH else None,
             before=prepare,
             watch=self._watch,
             label=label,
         )
-        before = [(self._drafts[place], ids) for place, ids in zip(rows, answers, strict=True) if place in self._drafts]
+        before = [(self._drafts[index], ids) for index, ids in zip(rows, answers, strict=True) if index in self._drafts]
         if before:
             self._stood = sum(draft == ids for draft, ids in before) / len(before)
         self._drafts |= dict(zip(rows, answers, strict=True))
         words = iter(in_words(self._base, answers))
-        return [[next(words) for _ in places] for places in asked]
+        return [[next(words) for _ in indices] for indices in requests]
 
     def _generated(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """Generate in passes as large as they may be; where memory ends all the same, in half as large ones."""
+        """Generate with the largest batches that fit; after running out of memory, with half as many rows."""
         most = self._most
         self._size = self._size or rows_that_fit(self._base, max(map(len, self._prompts), default=0) + 2 * most)
         while True:

@@ -1,4 +1,4 @@
-"""Many systems side by side, each with one run per seed, from the answers that `evaluate --predictions` wrote."""
+"""Comparison of systems, each with one run per seed, from the answers that `evaluate --predictions` wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
-from ..tasks.data.files import canonical_language
+from ..tasks.data.languages import canonical_language
 from ..tasks.tagged import from_entry
 from .compare_tables import column_of, read_columns, side_by_side
 from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows
@@ -32,14 +32,14 @@ class System:
 
     Args:
         name: Its name.
-        runs: The mean over languages of each of its runs.
-        languages: Score per language, the mean over runs.
-        groups: Mean over the languages of each role, the mean over runs: supervised, aligned, transfer, all.
-        above: By how much the groups exceed those of the baseline.
-        above_languages: The same for each language.
-        p_values: Of the gains of the mean over all languages (`all`) and of each language, corrected by Holm: `all` for
+        runs: Per run, the mean over languages.
+        languages: Score per language, averaged over runs.
+        groups: Mean over the languages of each role, averaged over runs: supervised, aligned, transfer, all.
+        above: Gain of each group over the baseline.
+        above_languages: Gain of each language over the baseline.
+        p_values: For the gain of the mean over all languages (`all`) and of each language, corrected by Holm: `all` for
             the number of systems, languages for the number of systems times languages.
-        gap_closed: `above` as a share of what the ceiling gains over the baseline.
+        gap_closed: `above` as a share of the ceiling's gain over the baseline.
     """
 
     name: str
@@ -70,21 +70,21 @@ class System:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Systems:
-    """Systems side by side.
+    """A comparison of systems.
 
     Args:
         task: Name of the task.
         metric: Name of the headline metric.
-        found: The systems, in the order given.
-        baseline: Name of the one that the others are held against, if any.
-        ceiling: Name of the one whose gain over the baseline is the gap, if any.
-        notes: What to know before reading the figures.
-        data_sets: Titles and rows of the table with other data sets, if there are any.
+        found: The systems, in the order of the arguments.
+        baseline: Name of the system that the others are compared with, if any.
+        ceiling: Name of the system whose gain over the baseline defines the gap, if any.
+        notes: Caveats of the figures.
+        data_sets: Titles and rows of the table over several data sets, if any.
     """
 
     task: str
     metric: str
-    found: Sequence[System]
+    systems: Sequence[System]
     baseline: str | None
     ceiling: str | None
     notes: Sequence[str]
@@ -97,41 +97,41 @@ class Systems:
             "metric": self.metric,
             "baseline": self.baseline,
             "ceiling": self.ceiling,
-            "systems": {system.name: system.document() for system in self.found},
+            "systems": {system.name: system.document() for system in self.systems},
             "notes": list(self.notes),
             "tables": [[titles, *rows] for titles, rows in self.tables()],
         }
 
     def tables(self) -> list[tuple[list[str], list[list[str]]]]:
-        """Return titles and rows of what is to be shown."""
+        """Return titles and rows of each table."""
         return [self.table(), *([self.data_sets] if self.data_sets else [])]
 
     def table(self, *, wide: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Return titles and rows for a person: groups with intervals, gap closed, then every language.
+        """Return titles and rows for display: groups with intervals, gap closed, then every language.
 
         Args:
-            wide: Give the intervals of languages too.
+            wide: Include the intervals of languages.
         """
-        groups, languages = list(self.found[0].groups), list(self.found[0].languages)
+        groups, languages = list(self.systems[0].groups), list(self.systems[0].languages)
         titles = ["system", "runs", *groups]
         titles += [f"above {self.baseline}", "p"] if self.baseline else []
         titles += ["gap closed"] if self.ceiling else []
         rows = []
-        for system in self.found:
-            cells = [system.name, str(len(system.runs)), *(_shown(system.groups[name]) for name in groups)]
+        for system in self.systems:
+            cells = [system.name, str(len(system.runs)), *(_format(system.groups[name]) for name in groups)]
             if self.baseline:
-                cells.append(_shown(system.above["all"], "+.3f") if system.above else "")
+                cells.append(_format(system.above["all"], "+.3f") if system.above else "")
                 cells.append(f"{system.p_values['all']:.3f}" if system.p_values else "")
             if self.ceiling:
-                cells.append(_shown(system.gap_closed["all"], ".2f") if system.gap_closed else "")
+                cells.append(_format(system.gap_closed["all"], ".2f") if system.gap_closed else "")
             marks = {name: "*" if value < 1 - CONFIDENCE else "" for name, value in system.p_values.items()}
             scores = [(system.languages[name], marks.get(name, "")) for name in languages]
-            cells += [(_shown(score) if wide else f"{score.value:.3f}") + mark for score, mark in scores]
+            cells += [(_format(score) if wide else f"{score.value:.3f}") + mark for score, mark in scores]
             rows.append(cells)
         return [*titles, *languages], rows
 
     def markdown(self) -> str:
-        """Return the table in Markdown, with the intervals of languages too."""
+        """Return the table in Markdown, including the intervals of languages."""
         tables = [self.table(wide=True), *([self.data_sets] if self.data_sets else [])]
         return "\n".join(
             "".join(f"| {' | '.join(line)} |\n" for line in [titles, ["---"] * len(titles), *rows])
@@ -139,7 +139,7 @@ class Systems:
         )
 
 
-def _shown(score: Score, form: str = ".3f") -> str:
+def _format(score: Score, form: str = ".3f") -> str:
     if math.isnan(score.value):
         return "unknown"
     interval = "unknown" if math.isnan(score.low) else f"{score.low:{form}}, {score.high:{form}}"
@@ -148,7 +148,7 @@ def _shown(score: Score, form: str = ".3f") -> str:
 
 def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
     """Return the files of each system from `NAME=FILE` arguments; several files of a name are its runs."""
-    found: dict[str, list[Path]] = {}
+    by_system: dict[str, list[Path]] = {}
     for argument in arguments:
         name, equals, pattern = argument.partition("=")
         if not equals or not name or not pattern:
@@ -156,31 +156,31 @@ def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(path) for path in glob.glob(pattern))
         if not paths:
             raise DataError(f"system '{name}' needs a file of `evaluate --predictions`, and {pattern!r} matches none.")
-        found.setdefault(name, []).extend(paths)
-    return found
+        by_system.setdefault(name, []).extend(paths)
+    return by_system
 
 
 def _keys(arguments: Sequence[str]) -> dict[str, set[str]]:
-    """Return for each system what the wildcards of its arguments stand for, such as the seeds of its runs."""
-    found: dict[str, set[str]] = {}
+    """Return for each system the values that the wildcards of its arguments matched, such as the seeds of its runs."""
+    keys: dict[str, set[str]] = {}
     for argument in arguments:
         name, _, pattern = argument.partition("=")
         if not Path(pattern).exists():
             form = re.compile(re.escape(pattern).replace(r"\*", "(.*)").replace(r"\?", "(.)"))
             matches = (form.fullmatch(path) for path in glob.glob(pattern))
-            found.setdefault(name, set()).update("/".join(match.groups()) for match in matches if match)
-    return found
+            keys.setdefault(name, set()).update("/".join(match.groups()) for match in matches if match)
+    return keys
 
 
 def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
-    """Read what `evaluate --predictions` wrote.
+    """Read a file of `evaluate --predictions`.
 
     Raises:
-        DataError: the file is of another form, or was made from other rows.
+        DataError: the file has another format, or was made from other rows.
     """
     answers = []
     try:
-        # at line feeds alone: answers may hold other signs that part lines
+        # Split at line feeds only: answers may contain other line separators.
         for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
             entry = json.loads(line)
             answers.append((from_entry(entry), entry.get("language"), entry.get("expected")))
@@ -193,7 +193,7 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
             "--data and --rows as to `evaluate`."
         )
     for number, ((_, language, expected), row) in enumerate(zip(answers, rows, strict=True), start=1):
-        # older files have the answer alone
+        # Older files contain only the answer.
         same = language in (None, task.language(row)) and expected in (None, task.answer(row))
         if not same:
             raise DataError(
@@ -204,7 +204,7 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
 
 
 def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, list[int]]:
-    """Return the places of the languages of each role."""
+    """Return the indices of the languages of each role."""
     named: dict[str, set[str]] = {}
     for role, codes in (("supervised", settings.supervised), ("aligned", settings.aligned)):
         named[role] = {canonical_language(code) or code for code in codes}
@@ -241,11 +241,11 @@ def _scored(
 
 @holds_output
 def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Systems:
-    """Score systems on the same rows, each the mean of its runs, and hold them against one of them.
+    """Score systems on the same rows, each as the mean of its runs, and compare them with the baseline.
 
-    Intervals hold 95 % of draws over rows and over runs, see `draws` and `over_runs`, which are alike for all systems.
-    Gap closed is (system - baseline) / (ceiling - baseline), of means over languages; without an interval where that of
-    the gap reaches zero, since any share would then do.
+    Intervals contain 95 % of draws over rows and runs, which are shared by all systems; see `draws` and `over_runs`.
+    Gap closed is (system - baseline) / (ceiling - baseline), of means over languages. It has no interval if the gap's
+    interval reaches zero, since any share would then be possible.
 
     Raises:
         AdapterMixError: a file is missing or was made from other rows, or a name is unknown.
@@ -261,20 +261,20 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     sizes, baseline, ceiling = scored.sizes, settings.baseline, settings.ceiling
     members = _members(list(sizes), settings)
     values = {name: scored.plain(name) for name in files}
-    # [groups runs 1 + resamples]: the mean over a role's languages
-    grouped = {name: group_means(found, members) for name, found in values.items()}
-    means = {name: over_runs(found, settings.seed) for name, found in grouped.items()}
-    count = {role: sum(list(sizes.values())[i] for i in places) for role, places in members.items()}
+    # [groups runs 1 + resamples]: the mean over a role's languages.
+    grouped = {name: group_means(draws, members) for name, draws in values.items()}
+    means = {name: over_runs(draws, settings.seed) for name, draws in grouped.items()}
+    count = {role: sum(list(sizes.values())[i] for i in indices) for role, indices in members.items()}
 
-    def scores(names: Sequence[str], found: Draws, rows: Mapping[str, int], least: float = 0.0) -> dict[str, Score]:
-        both = zip(rows.items(), found, strict=True)
+    def scores(names: Sequence[str], draws: Draws, rows: Mapping[str, int], least: float = 0.0) -> dict[str, Score]:
+        both = zip(rows.items(), draws, strict=True)
         return {key: scored.interval(names, each, n=n, least=least) for (key, n), each in both}
 
     chances: Mapping[str, Mapping[str, float]] = {}
     if baseline:
-        spoken = {name: over_runs(found, settings.seed) for name, found in values.items()}
+        spoken = {name: over_runs(draws, settings.seed) for name, draws in values.items()}
         chances = p_values(spoken, means, list(members).index("all"), scored.units, baseline)
-    found = []
+    systems = []
     for name, group in grouped.items():
         hedged, against = scored.hedged(name), [name, baseline] if baseline and name != baseline else []
         gains = scored.gains(name, str(baseline)) if against else None
@@ -282,7 +282,7 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
         if baseline and ceiling and against:
             gap = scores([ceiling, baseline], group_means(scored.gains(ceiling, baseline), members), count, -1.0)
             shares = shares_of_gap(means[name], means[baseline], means[ceiling], gap)
-        found.append(
+        systems.append(
             System(
                 name=name,
                 runs=[float(run) for run in group[-1, :, 0]],
@@ -294,12 +294,14 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 gap_closed=shares,
             )
         )
-    notes = _notes(found, settings)
-    result = Systems(task=task.name, metric=metric.name, found=found, baseline=baseline, ceiling=ceiling, notes=notes)
+    notes = _notes(systems, settings)
+    result = Systems(
+        task=task.name, metric=metric.name, systems=systems, baseline=baseline, ceiling=ceiling, notes=notes
+    )
     if others:
         name = settings.name or task.name
         if name in others:
-            raise UsageError(f"data sets must have names of their own, and two are called {name!r}: pass --name.")
+            raise UsageError(f"each data set must have a different name, and two are called {name!r}: pass --name.")
         result = replace(result, data_sets=side_by_side({name: column_of(result.document()), **others}))
     if settings.markdown:
         write_whole(Path(settings.markdown), result.markdown().encode())
@@ -308,21 +310,23 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     return result
 
 
-def _notes(found: Sequence[System], settings: CompareSettings) -> list[str]:
+def _notes(systems: Sequence[System], settings: CompareSettings) -> list[str]:
     notes = []
-    counts = sorted({len(system.runs) for system in found})
+    counts = sorted({len(system.runs) for system in systems})
     if len(counts) > 1:
         notes.append(f"systems have {counts[0]} to {counts[-1]} runs each, so their differences are not paired by run")
-    keys = {name: own for name, own in _keys(settings.systems).items() if own}
-    odd = next((name for name, own in keys.items() if own != next(iter(keys.values()))), None)
+    keys = {name: matched for name, matched in _keys(settings.systems).items() if matched}
+    odd = next((name for name, matched in keys.items() if matched != next(iter(keys.values()))), None)
     if odd and len(counts) == 1:
         first = next(iter(keys))
-        notes.append(f"the runs of '{odd}' are named otherwise than those of '{first}': have both the same seeds?")
+        notes.append(
+            f"the runs of '{odd}' have other names than those of '{first}': check that both have the same seeds"
+        )
     if counts[0] == 1:
-        notes.append("of a system with one run the intervals know rows alone, not how runs vary")
-    ceiling = next((system for system in found if system.name == settings.ceiling), None)
+        notes.append("intervals of a system with one run cover variation between rows only, not between runs")
+    ceiling = next((system for system in systems if system.name == settings.ceiling), None)
     if ceiling and ceiling.above and ceiling.above["all"].low <= 0:
-        gain = _shown(ceiling.above["all"], "+.3f")
+        gain = _format(ceiling.above["all"], "+.3f")
         notes.append(
             f"'{ceiling.name}' does not clearly exceed '{settings.baseline}' ({gain}), so its shares are unknown"
         )

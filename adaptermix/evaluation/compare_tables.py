@@ -1,4 +1,4 @@
-"""Systems over several data sets: one column for each, from the documents of `compare`, and their mean."""
+"""Tables over several data sets: one column each, from the documents of `compare`, and their mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import DataError, UsageError
 
 Column = Mapping[str, Mapping[str, Any]]
-"""Mean over languages of each system, as `Score.document` has it."""
+"""Mean over languages of each system, in the form of `Score.document`."""
 
 
 def column_of(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,41 +20,41 @@ def column_of(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_columns(arguments: Sequence[str]) -> dict[str, Column]:
-    """Read documents of `compare`, given as `NAME=FILE`, by name.
+    """Read documents of `compare` from `NAME=FILE` arguments, by name.
 
     Raises:
-        UsageError: an argument is of another form, or a name stands twice.
-        DataError: a file is no such document.
+        UsageError: an argument has another form, or a name occurs twice.
+        DataError: a file is not a document of `compare`.
     """
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     for argument in arguments:
         name, equals, file = argument.partition("=")
-        if not equals or not name or name in found:
+        if not equals or not name or name in columns:
             raise UsageError(f"a data set must be given once, as NAME=FILE, such as xnli=xnli.json, got {argument!r}.")
         try:
-            found[name] = column_of(json.loads(Path(file).read_text(encoding="utf-8")))
+            columns[name] = column_of(json.loads(Path(file).read_text(encoding="utf-8")))
         except OSError as error:
             raise DataError(f"{file} must be a document of `compare` (--document): {error.strerror}.") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} must be a document of `compare` (--document), and is something else.") from error
-    return found
+    return columns
 
 
 def side_by_side(columns: Mapping[str, Column]) -> tuple[list[str], list[list[str]]]:
-    """Return titles and rows of a table of systems over data sets, with the mean of those that have all.
+    """Return titles and rows of a table of systems over data sets, with the mean for systems that have all of them.
 
-    Data sets are taken for independent: the half-widths of the mean's interval are the root of the sum of squares of
-    theirs over their number.
+    Data sets are assumed to be independent: the half-widths of the mean's interval are the root of the sum of squared
+    half-widths, divided by the number of data sets.
 
-    Reference: the form of table 1 of the FLARE paper, which gives standard deviations over seeds.
+    Reference: the format of table 1 of the FLARE paper, which gives standard deviations over seeds.
     """
     systems = dict.fromkeys(system for column in columns.values() for system in column)
     rows = []
     for system in systems:
         scores = [column.get(system) for column in columns.values()]
         known = [score for score in scores if score]
-        mean = _shown(*_mean(known)) if len(known) == len(scores) else ""
-        cells = [_shown(score["value"], score["low"], score["high"]) if score else "" for score in scores]
+        mean = _format(*_mean(known)) if len(known) == len(scores) else ""
+        cells = [_format(score["value"], score["low"], score["high"]) if score else "" for score in scores]
         rows.append([system, *cells, mean])
     return ["system", *columns, "mean"], rows
 
@@ -70,5 +70,5 @@ def _mean(scores: Sequence[Mapping[str, Any]]) -> tuple[float, float | None, flo
     return value, value - below, value + above
 
 
-def _shown(value: float, low: float | None, high: float | None) -> str:
+def _format(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,4 +1,4 @@
-"""Sources for the passes of an evaluation."""
+"""Source texts for evaluating fusion adapters."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .answering import Answering
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionSource:
-    """What an adapter was trained to see beside the rows.
+    """The fusion inputs that an adapter was trained with.
 
     Args:
-        fusion: Settings of its fusion, by PEFT's names; empty for others.
+        fusion: Settings of its fusion, by PEFT's names; empty for other adapters.
         task: The task.
-        rows: Source of each row, if there are any; without them a fused adapter is a plain LoRA.
+        rows: Source of each row, if any; without them a fusion adapter is a plain LoRA.
         template: Name of the prompt template.
-        fingerprint: Hash of the weight files of the encoder that it was trained with, if it is known.
+        fingerprint: Hash of the weight files of the encoder that it was trained with, if recorded.
     """
 
     fusion: Mapping[str, Any]
@@ -44,13 +44,13 @@ class FusionSource:
 
 @contextmanager
 def fusing(base: BaseModel, answering: Answering, source: FusionSource, settings: EvaluateSettings) -> Iterator[None]:
-    """Let passes fuse with the sources of their rows, until the context ends.
+    """Fuse passes with the sources of their rows while the context is open.
 
     Args:
         base: The model with the adapter in it.
-        answering: The rows that are answered.
-        source: What the adapter was trained to see beside them.
-        settings: Of the evaluation.
+        answering: The rows to answer.
+        source: The adapter's fusion inputs.
+        settings: Settings of the evaluation.
 
     Raises:
         AdapterMixError: the encoder of the sources does not load.
@@ -70,30 +70,30 @@ def fusing(base: BaseModel, answering: Answering, source: FusionSource, settings
 
 
 _Before = tuple[Callable[[Sequence[int]], None], Callable[[], None], Callable[[], None]]
-"""What makes ready for passes over rows, what looks whether all was used, and what ends it."""
+"""Three callbacks: prepare the passes of a batch, check that every source was used, and clean up."""
 
 
 def _fused(
     base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], settings: EvaluateSettings
 ) -> _Before:
-    """Let LoRAs fuse."""
+    """Fuse inside LoRAs."""
     latents = None
     known = source.fusion.get("fusion_encoder")
     if encoder := known and (settings.source_encoder or known):
-        place = settings.place()
+        target = settings.place()
         tag = source.fusion.get("fusion_tag")
-        latents = Latents(encoder, device=place["device"], dtype=place["dtype"], tag=tag)
+        latents = Latents(encoder, device=target["device"], dtype=target["dtype"], tag=tag)
         if source.fingerprint and latents.fingerprint and source.fingerprint != latents.fingerprint:
             raise PlanError(
-                f"the source encoder must be the one that the adapter was trained with, and the weight files of "
-                f"{encoder!r} differ from its. Give where that one lies with --source-encoder."
+                "the source encoder must be the one that the adapter was trained with, and the weight files of "
+                f"{encoder!r} differ from it. Give the folder of the right one with --source-encoder."
             )
         texts = encode_latents(latents, source.task, rows)
     else:
         texts = encode_sources(base, source.task, source.template, rows, answering.longest, cut_prompts=False)
     moves = settings.source_alignment and source.fusion["fusion_alignment"] != "soft"
-    asked = {"fusion_alignment": settings.source_alignment} if moves else {}
-    bank = SourceBank(base, texts, answering.prompts(), {**source.fusion, **asked}, latents)
+    overrides = {"fusion_alignment": settings.source_alignment} if moves else {}
+    bank = SourceBank(base, texts, answering.prompts(), {**source.fusion, **overrides}, latents)
     fuser = Fuser(base.model)
 
     def before(batch: Sequence[int]) -> None:
@@ -106,22 +106,22 @@ def _fused(
 def _mixed(
     base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], _settings: EvaluateSettings
 ) -> _Before:
-    """Let passes mix with those of their sources, which the model with the adapter reads before each.
+    """Mix passes with those of their sources, which the model with the adapter computes first.
 
     Raises:
         PlanError: the model has no head.
     """
     if base.head is None:
-        raise PlanError(f"an adapter of --fusion {MIXUP} has a head that tells classes, and this one has none.")
+        raise PlanError(f"an adapter of --fusion {MIXUP} has a classification head, and this one has no head.")
     sources = HEADS[base.head.form.name].encode(base, source.task, rows, max_length=answering.longest)
     there = [not is_missing(source.task, row) for row in rows]
     mixer = Mixer(base, source.fusion["fusion_layer"], MIXING)
 
-    def before(asked: Sequence[int]) -> None:
+    def before(batch: Sequence[int]) -> None:
         mixer.use(None)
-        sources.answers(asked)
+        sources.answers(batch)
         passed = mixer.passed()
-        found = torch.tensor([there[row] for row in asked], device=base.device)
-        mixer.use(replace(passed, mask=passed.mask & found[:, None]))
+        numbers = torch.tensor([there[row] for row in batch], device=base.device)
+        mixer.use(replace(passed, mask=passed.mask & numbers[:, None]))
 
     return before, lambda: None, mixer.close

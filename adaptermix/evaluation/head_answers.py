@@ -24,14 +24,14 @@ def tell(
 
     Args:
         encoded: Rows, encoded for a model with a head.
-        batch_size: Rows per batch; rows of like length are run together.
-        places: Which rows, in this order; default all.
+        batch_size: Rows per batch; rows of similar length are run together.
+        places: Indices of the rows, in this order; default all.
         before: Called before each batch with its rows.
         watch: Receives progress.
         label: Name of the progress bar.
     """
-    asked = range(len(encoded.lengths)) if places is None else places
-    order = sorted(asked, key=lambda row: encoded.lengths[row])
+    indices = range(len(encoded.lengths)) if places is None else places
+    order = sorted(indices, key=lambda row: encoded.lengths[row])
     answers: dict[int, str] = {}
     with watch.track(label, len(order)) as advance:
         for start in range(0, len(order), batch_size):
@@ -39,4 +39,4 @@ def tell(
             before(rows)
             answers |= zip(rows, encoded.answers(rows), strict=True)
             advance(len(rows), "")
-    return [answers[row] for row in asked]
+    return [answers[row] for row in indices]

@@ -10,9 +10,9 @@ _CHUNK = 1024
 
 
 def _nearest(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and places of the k rows of y nearest to each row of x, a bounded block at a time."""
-    found = [(part @ y.T).topk(min(k, len(y)), dim=1) for part in torch.split(x, _CHUNK)]
-    return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])
+    """Return cosines and indices of the k rows of y nearest to each row of x, one bounded block at a time."""
+    blocks = [(part @ y.T).topk(min(k, len(y)), dim=1) for part in torch.split(x, _CHUNK)]
+    return torch.cat([top.values for top in blocks]), torch.cat([top.indices for top in blocks])
 
 
 def _best(near: Tensor, candidates: Tensor, back: Tensor) -> Tensor:
@@ -27,14 +27,15 @@ def margin_neighbours(
 
     $score(i, c) = \cos(x_i, y_c) / (\frac{1}{2}(\overline{\cos}_k(x_i) + \overline{\cos}_k(y_c)))$, where the means are
     over the k nearest neighbours in the other set. Only the k forward neighbours are candidates, as in LASER's xsim.
-    Both directions need the same two searches, so they are answered together.
+    Both directions need the same two searches, which are computed together.
 
     Args:
         x: Queries, and candidates of the reverse.
         y: Candidates, and queries of the reverse.
-        k: Neighbours; cut to what there is.
+        k: Neighbours; limited to the number of rows.
 
     Shapes: x [n d], y [m d]; returns n indices below m and m indices below n.
+
     Reference: Artetxe and Schwenk, Margin-based Parallel Corpus Mining, ACL 2019, arXiv 1811.01136, section 3.
     """
     x, y = (torch.nn.functional.normalize(z.float(), dim=1) for z in (x, y))

@@ -30,7 +30,7 @@ from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..tasks import Metric
 from ..tasks.data import DataFile, read_parallel
-from ..tasks.data.files import split_pair
+from ..tasks.data.languages import split_pair
 from ..tasks.heads.base import told_cut
 from ..tasks.metrics import mean, mean_ends
 from ..tasks.splits import add_to_record, check_split
@@ -40,7 +40,7 @@ from .score import Score, draws, hedged_interval, mean_score
 from .transfer import Correlation, correlate, read_scores
 
 _MEMORY = 2 * 2**30
-"""Bytes of vectors that are kept in memory; the rest lies on disk."""
+"""Bytes of vectors that stay in memory; the rest goes to disk."""
 
 
 @torch.inference_mode()
@@ -56,20 +56,20 @@ def embed(
     label: str = "",
     language: str = "",
 ) -> Float[Tensor, "layers n d"]:
-    """Return one vector per sentence of every layer's hidden states, in float32 on the CPU.
+    """Return one vector per sentence for every layer's hidden states, in float32 on the CPU.
 
-    Layer numbers are those of hidden states: 0 is the embeddings, n the last block (after the model's final norm).
+    Layers are numbered as hidden states: 0 is the embeddings, n the last block (after the model's final norm).
 
     Args:
         base: The model.
         texts: Sentences.
         batch_size: Sentences per batch.
         max_length: Longest sentence in tokens.
-        pool: Makes the vectors; default the mean over tokens.
-        into: Where to put them, with room for at least as many sentences; default memory of its own.
+        pool: Computes the vectors; default the mean over tokens.
+        into: Output tensor with room for at least all sentences; default a new one.
         watch: Receives progress.
         label: Name of the progress bar.
-        language: Language of the sentences, for the note on those that are cut.
+        language: Language of the sentences, for the note about truncated ones.
 
     Shapes: [n+1 sentences width].
     """
@@ -100,22 +100,22 @@ def embed(
 
 
 Hits = tuple[float, ...]
-"""For each sentence 1 if it found its translation, else 0."""
+"""For each sentence 1 if its translation was retrieved, else 0."""
 _ACCURACY = Metric(name="accuracy", count=lambda _, answer: (float(answer == "right"), 1.0), value=mean, ends=mean_ends)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Accuracy per layer and direction.
+    """Retrieval accuracy per layer and direction.
 
     Args:
-        hits: For each layer (0 is the embeddings) and direction, such as `de-en`, which sentences found their
-            translation.
+        hits: For each layer (0 is the embeddings) and direction, such as `de-en`, whether each sentence's translation
+            was retrieved.
         n: Sentences per direction.
-        base: The same of the base model alone, if it was asked for.
-        correlation: Of retrieval with task scores, if they were given.
+        base: Results of the base model alone, if requested.
+        correlation: Correlation of retrieval with task scores, if these were passed.
         seed: Seed of the resampling for the intervals.
-        split: What the sentences are for, dev or test, if it was given.
+        split: Use of the sentences, dev or test, if stated.
     """
 
     hits: tuple[Mapping[str, Hits], ...]
@@ -145,13 +145,13 @@ class Retrieval:
         return sum(self.mean(layer) for layer in even) / len(even)
 
     def by_language(self) -> dict[str, float]:
-        """Return for each language the mean over even layers and the directions from and to it."""
-        found: dict[str, list[float]] = {}
+        """Return for each language the mean over even layers and over the directions from and to it."""
+        accuracies: dict[str, list[float]] = {}
         for layer in self._even():
             for direction, value in self.layers[layer].items():
                 for language in split_pair(direction):
-                    found.setdefault(language, []).append(value)
-        return {language: sum(values) / len(values) for language, values in found.items()}
+                    accuracies.setdefault(language, []).append(value)
+        return {language: sum(values) / len(values) for language, values in accuracies.items()}
 
     def direction_scores(self, layer: int) -> dict[str, Score]:
         """Return for each direction the accuracy at a layer, with its interval over sentences."""
@@ -160,24 +160,24 @@ class Retrieval:
     def score(self, layers: Sequence[int] | None = None) -> Score:
         """Return the mean over directions and layers, with its interval over sentences; default even layers.
 
-        Sentences are resampled alike for all directions and layers of as many sentences, see `draws`.
+        All directions and layers with the same number of sentences share their resamples; see `draws`.
         """
         shares = self._shares(self._even() if layers is None else layers)
         return mean_score(_ACCURACY, list(shares.values()), seed=self.seed)
 
     def above_base(self) -> Score | None:
-        """Return by how much the mean of even layers exceeds that of the base model, paired by sentence."""
+        """Return the gain of the mean over even layers over the base model, paired by sentence."""
         if self.base is None:
             return None
         ours, theirs = self._shares(self._even()), self.base._shares(self.base._even())
         both = [draws(_ACCURACY, [theirs[name], ours[name]], self.seed, hedge="pair") for name in self.n]
-        gains = np.mean([own - base for base, own in both], axis=0)
+        gains = np.mean([adapted - base for base, adapted in both], axis=0)
         return hedged_interval(_ACCURACY, gains, n=sum(self.n.values()), least=-1.0)
 
     def _shares(self, layers: Sequence[int]) -> dict[str, list[tuple[float, float]]]:
-        """Return for each direction and sentence the share of layers in which it found its translation, as rows.
+        """Return for each direction and sentence the share of layers in which its translation was retrieved, as rows.
 
-        A mean over layers is one over sentences, each with its share.
+        The mean over layers equals the mean of these shares over sentences.
         """
         return {name: _rows(np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist()) for name in self.n}
 
@@ -216,7 +216,7 @@ def _rows(right: Sequence[float]) -> list[tuple[float, float]]:
 
 @contextmanager
 def _room(shape: tuple[int, ...]) -> Iterator[Callable[[], Tensor]]:
-    """Yield what makes room for the vectors of a language: on disk once all of them would not fit in memory."""
+    """Yield a function that allocates the vectors of a language: on disk if all of them would not fit in memory."""
     with tempfile.TemporaryDirectory() as folder:
         count = itertools.count()
 
@@ -231,13 +231,13 @@ def _room(shape: tuple[int, ...]) -> Iterator[Callable[[], Tensor]]:
 
 
 def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[AdapterSource]) -> Pooler:
-    """Return what makes sentence vectors: as asked, else as an adapter's alignment was trained, else the mean.
+    """Return the pooler: as requested, else as an adapter's alignment was trained, else the mean.
 
     Raises:
-        PlanError: the first token is asked for, and says nothing or is to be left out.
+        PlanError: the first token is requested, and it is uninformative or excluded.
     """
     entries = [source.meta.manifest.get("vectors") for source in sources]
-    # a manifest is a file that people edit, so entries of another form are passed over
+    # Users edit manifests, so malformed entries are skipped.
     trained = next((way for way in entries if isinstance(way, Mapping) and way.get("pooling") in ("mean", "bos")), {})
     if settings.pooling != "auto":
         trained = {**trained, "pooling": settings.pooling, "exclude_bos": False}
@@ -245,7 +245,7 @@ def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[Ada
     require_pooling(pooling, base.kind)
     if exclude_bos and pooling == "bos":
         raise PlanError(
-            "--exclude-bos leaves out the token that the adapter was trained with --pooling bos on: drop it."
+            "--exclude-bos leaves out the token that the adapter was trained on (--pooling bos): drop the option."
         )
     way = trained.get("standardize") if settings.standardize == "auto" else settings.standardize
     return Pooler(
@@ -259,7 +259,7 @@ def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[Ada
 def retrieve_with(
     base: BaseModel, settings: RetrieveSettings, *, pool: Pooler | None = None, watch: Watcher = SILENT
 ) -> Retrieval:
-    """Measure retrieval with a loaded model, as it is (with whatever is attached to it).
+    """Measure retrieval with a loaded model and its attached adapters.
 
     Every text is embedded once, and both directions of a pair are searched together.
     """
@@ -296,11 +296,11 @@ def _language(key: str) -> str:
 
 
 def _by_language(vectors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Return the vectors of a language, whatever file they are of: it is measured once, as in training."""
-    found: dict[str, list[Tensor]] = {}
-    for key, own in vectors.items():
-        found.setdefault(_language(key), []).append(own)
-    return found
+    """Return the vectors of each language over all files: a language is measured once, as in training."""
+    result: dict[str, list[Tensor]] = {}
+    for key, rows in vectors.items():
+        result.setdefault(_language(key), []).append(rows)
+    return result
 
 
 def _compare(
@@ -312,24 +312,24 @@ def _compare(
     standardize: str,
     watch: Watcher,
 ) -> tuple[dict[str, Hits], ...]:
-    """Return for each layer and direction which sentences found their translation."""
+    """Return for each layer and direction whether each sentence's translation was retrieved."""
     names = {(one, two): name for name, one, two in directions}
     layers = []
     with watch.track("search", base.layers + 1) as advance:
         for layer in range(base.layers + 1):
-            found: dict[str, Hits] = {}
+            by_direction: dict[str, Hits] = {}
             scores = Standards(standardize, _by_language({key: vectors[layer] for key, vectors in embedded.items()}))
             for (one, two), name in names.items():
-                if name in found:
+                if name in by_direction:
                     continue
                 x, y = (
                     (scores[_language(key)](embedded[key][layer]) if scores else embedded[key][layer]).to(base.device)
                     for key in (one, two)
                 )
-                found[name], back = (tuple(right.double().tolist()) for right in hits(x, y, k=k))
+                by_direction[name], back = (tuple(right.double().tolist()) for right in hits(x, y, k=k))
                 if (two, one) in names:
-                    found[names[two, one]] = back
-            layers.append({name: found[name] for name in names.values()})
+                    by_direction[names[two, one]] = back
+            layers.append({name: by_direction[name] for name in names.values()})
             advance(1, f"layer {layer}")
     return tuple(layers)
 
@@ -353,10 +353,12 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     """Measure translation retrieval of a base model, with an adapter or without.
 
     Raises:
-        AdapterMixError: the model, the adapter, a data file or a file to write does not do.
+        AdapterMixError: the model, the adapter, a data file or an output file is invalid.
     """
     if settings.compare and not settings.adapter:
-        raise UsageError("--compare measures the base model beside an adapter, and none is given: add --adapter DIR.")
+        raise UsageError(
+            "--compare measures the base model next to an adapter, and there is no adapter: add --adapter DIR."
+        )
     if settings.plot:
         check_png(Path(settings.plot))
     sources = [open_adapter(Path(settings.adapter))] if settings.adapter else []
@@ -379,5 +381,5 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     if scores is not None:
         result = replace(result, correlation=correlate(result.by_language(), scores))
     if settings.plot:
-        draw(result, Path(settings.plot))
+        draw(result.layers, Path(settings.plot), base=result.base.layers if result.base else None)
     return result

@@ -37,7 +37,7 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """By how much one system's headline score exceeds another's on the same rows; paired bootstrap intervals.
+    """The difference of one system's headline score to another's on the same rows, with paired bootstrap intervals.
 
     Args:
         name: The other system.
@@ -86,15 +86,16 @@ class Evaluation:
         others: Further metrics, each with scores per language.
         overall: Mean of the headline score over languages, with its interval.
         groups: Mean of the headline score over languages by role: supervised, aligned, transfer, all.
-        roles: Languages by role, as the adapters' manifests have them.
+        roles: Languages by role, from the adapters' manifests.
         answers: The generated answers, row by row.
         counts: For each language the headline metric's statistics, row by row.
-        against: The comparison with another system, if one was asked for.
-        split: What the rows are for, dev or test, if it was told.
-        without_source: How many rows have no source, where others have one.
-        scorer: Whose script was followed, if one was named.
+        against: The comparison with another system, if requested.
+        split: Use of the rows, dev or test, if stated.
+        without_source: Number of rows without a source, if others have one.
+        scorer: Name of the scoring script that was followed, if one was requested.
         group_scores: `groups` with their intervals.
-        resamples: The mean over languages on the rows, then on resamples of them, alike for all systems of one seed.
+        resamples: The mean over languages on the rows, then on resamples of them; systems with one seed share
+            resamples.
     """
 
     task: str
@@ -166,21 +167,21 @@ def score_answers(
         for metric in metrics
     }
     headline = metrics[0]
-    own = counts[headline.name]
-    groups = group_scores(headline, own, roles, seed=seed)
+    statistics = counts[headline.name]
+    groups = group_scores(headline, statistics, roles, seed=seed)
     return Evaluation(
         task=task.name,
         metric=headline.name,
         scores=scores[headline.name],
         others={metric.name: scores[metric.name] for metric in metrics[1:]},
-        overall=mean_score(headline, list(own.values()), seed=seed),
+        overall=mean_score(headline, list(statistics.values()), seed=seed),
         groups={role: score.value for role, score in groups.items()},
         group_scores=groups,
         roles=roles,
         answers=answers,
-        counts=own,
+        counts=statistics,
         scorer=scorer,
-        resamples=np.mean([draws(headline, [rows], seed)[0] for rows in own.values()], axis=0).tolist(),
+        resamples=np.mean([draws(headline, [rows], seed)[0] for rows in statistics.values()], axis=0).tolist(),
     )
 
 
@@ -195,21 +196,21 @@ def _check_predictions(settings: EvaluateSettings) -> None:
 
 
 def _check_fusion(settings: EvaluateSettings, systems: Sequence[AdapterSource]) -> None:
-    """Refuse options about sources that none of the adapters looks at."""
+    """Refuse options about sources if no adapter uses sources."""
     fusions = [(fusion_of([system]), reads_itself([system])) for system in systems]
     inside = [fusion for fusion, _ in fusions if fusion.get("fusion_alignment", "soft") != "soft"]
     faults = (
         (
-            settings.source and all(not fusion or own for fusion, own in fusions),
-            "--source is for adapters that fuse (train-fusion) with sources, and none is given",
+            settings.source and all(not fusion or uses_it for fusion, uses_it in fusions),
+            "--source needs an adapter that fuses (train-fusion), and there is no such adapter",
         ),
         (
             settings.source_encoder and not any(fusion.get("fusion_encoder") for fusion, _ in fusions),
-            "--source-encoder is for adapters that were trained with one, and none is given",
+            "--source-encoder needs an adapter that was trained with one, and there is no such adapter",
         ),
         (
             settings.source_alignment and not any(fusion["fusion"] in FUSIONS for fusion in inside),
-            "--source-alignment is for adapters that fuse token by token, and none is given",
+            "--source-alignment needs an adapter that fuses token by token, and there is no such adapter",
         ),
     )
     for is_fault, message in faults:
@@ -222,7 +223,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     """Evaluate a base model on a task, with an adapter or without.
 
     Raises:
-        AdapterMixError: the model, the adapter or a data file does not do.
+        AdapterMixError: the model, the adapter or a data file is invalid.
     """
     _check_predictions(settings)
     task = get_task(settings.task)
@@ -233,14 +234,14 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     _check_fusion(settings, [*sources, *(others or [])])
     for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
         watch.note(note)
-    given, beside = (
+    source_rows, source_files = (
         read_beside(task, settings.source, rows, data=settings.data, chosen=settings.rows, watch=watch)
         if settings.source
         else (None, [])
     )
     origins = [*map(manifest.origin, [*sources, *(others or [])]), *model_origins(settings.base)]
-    check_split([*files, *beside], origins, split=settings.split, watch=watch)
-    # what they need and is not installed shows before a model is loaded
+    check_split([*files, *source_files], origins, split=settings.split, watch=watch)
+    # Missing packages are reported before a model is loaded.
     metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
     head = head_of(task, [*sources, *(others or [])], rows)
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
@@ -254,11 +255,11 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     base = load_base(settings.base, **settings.place(), head=head)
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
-    scored = _Scoring(base, task, rows, given, settings, template=template, roles=roles, watch=watch)
-    missing = sum(is_missing(task, source) for source in given or ()) or None
+    scored = _Scoring(base, task, rows, source_rows, settings, template=template, roles=roles, watch=watch)
+    missing = sum(is_missing(task, source) for source in source_rows or ()) or None
     result = replace(scored(sources, "answer"), split=settings.split, without_source=missing)
     if settings.split == "test":
-        add_to_record([*files, *beside], task=task.name, adapter=_name(sources), watch=watch)
+        add_to_record([*files, *source_files], task=task.name, adapter=_name(sources), watch=watch)
     if settings.predictions:
         _write_predictions(Path(settings.predictions), task, rows, result)
     if others is not None:
@@ -269,52 +270,60 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
 
 
 class _Scoring:
-    """Scores adapters that act on a model in turn, on the same rows, each beside what it was trained to see."""
+    """Scores adapters one after another on the same model and rows, each with its fusion inputs."""
 
     def __init__(
         self,
         base: BaseModel,
         task: Task,
         rows: Sequence[Any],
-        beside: Sequence[Any] | None,
+        source_rows: Sequence[Any] | None,
         settings: EvaluateSettings,
         *,
         template: str,
         roles: Mapping[str, Sequence[str]],
         watch: Watcher,
     ) -> None:
-        self._base, self._task, self._rows, self._beside = base, task, rows, beside
+        self._base, self._task, self._rows, self._sources = base, task, rows, source_rows
         self._settings, self._template, self._roles, self._watch = settings, template, roles, watch
-        self._asked: dict[bool, Answering] = {}
+        self._cached: dict[bool, Answering] = {}
 
     def _answering(self, *, is_joined: bool) -> Answering:
-        """Return the rows, with their sources in them if these are to be there; drafts of answers stay with them."""
-        if is_joined not in self._asked:
-            rows = joined(self._task, self._rows, self._beside) if is_joined and self._beside else self._rows
-            self._asked[is_joined] = Answering(
+        """Return the rows, joined with their sources on request. They stay cached with their drafts."""
+        if is_joined not in self._cached:
+            rows = joined(self._task, self._rows, self._sources) if is_joined and self._sources else self._rows
+            self._cached[is_joined] = Answering(
                 self._base, self._task, rows, self._settings, template=self._template, watch=self._watch
             )
-        return self._asked[is_joined]
+        return self._cached[is_joined]
 
     def __call__(self, systems: Sequence[AdapterSource], label: str) -> Evaluation:
         fusion = fusion_of(systems)
-        beside = self._rows if reads_itself(systems) else self._beside
-        if fusion and beside is None:
-            self._watch.note("warning: a fused adapter is a plain LoRA without sources: give the rows' with --source.")
+        source_rows = self._rows if reads_itself(systems) else self._sources
+        if fusion and source_rows is None:
+            self._watch.note(
+                "warning: without sources a fused adapter is a plain LoRA; pass the rows' sources with --source."
+            )
         answering = self._answering(is_joined=fusion.get("fusion") == INPUT)
         entry = [system.meta.manifest.get("fusion") or {} for system in systems]
         source = FusionSource(
             fusion=fusion,
             task=self._task,
-            rows=beside if fusion else None,
+            rows=source_rows if fusion else None,
             template=self._template,
             fingerprint=next((known.get("encoder_fingerprint") for known in entry), None),
         )
         with acting(self._base, systems), fusing(self._base, answering, source, self._settings):
             answers = answering(label)
-        given = self._settings
+        settings = self._settings
         return score_answers(
-            self._task, self._rows, answers, self._roles, seed=given.seed, metric=given.metric, scorer=given.scorer
+            self._task,
+            self._rows,
+            answers,
+            self._roles,
+            seed=settings.seed,
+            metric=settings.metric,
+            scorer=settings.scorer,
         )
 
 

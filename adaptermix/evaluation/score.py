@@ -1,4 +1,4 @@
-"""A score with its interval."""
+"""Scores with their intervals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CONFIDENCE = 0.95
 NORMAL = 1.959963984540054
 """97.5 % point of the standard normal distribution."""
 _EACH = (2.0, 2.0)
-"""Numbers of added clusters: answered perfectly, and wrongly (Agresti and Coull, 1998)."""
+"""Number of added clusters: answered perfectly, and wrongly (Agresti and Coull, 1998)."""
 _PAIR = (0.5, 0.5, 0.5, 0.5)
-"""The same for pairs: both perfect, the first alone, the second alone, neither (Agresti and Min, 2005)."""
+"""Number of added clusters of pairs: both perfect, only the first, only the second, neither (Agresti and Min, 2005)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Score:
 
     Args:
         value: The score on all rows.
-        low: Lower end of the interval; NaN where it is unknown.
+        low: Lower end of the interval; NaN if unknown.
         high: Upper end.
         n: Number of rows.
     """
@@ -40,7 +40,7 @@ class Score:
     n: int
 
     def document(self) -> dict[str, float | int | None]:
-        """Return plain data; what is not known is None."""
+        """Return plain data, with None for unknown values."""
         known = {"value": self.value, "low": self.low, "high": self.high}
         return {name: None if math.isnan(value) else value for name, value in known.items()} | {"n": self.n}
 
@@ -54,8 +54,8 @@ class RowStatistics(list[Sequence[float]]):
 
     Args:
         rows: Statistics, one sequence per row; see `Metric.count`.
-        clusters: Cluster of each row, such as the text that several questions are about; None where every row is
-            independent of the others.
+        clusters: Cluster of each row, such as the text that several questions are about; None if all rows are
+            independent.
     """
 
     def __init__(self, rows: Iterable[Sequence[float]] = (), clusters: Iterable[str] | None = None) -> None:
@@ -82,7 +82,7 @@ def cluster_numbers(rows: Statistics) -> NDArray[np.int64]:
 
 
 def count_units(rows: Statistics) -> int:
-    """Return how many rows, or clusters of them, can be resampled."""
+    """Return the number of rows, or clusters of rows, that can be resampled."""
     return int(cluster_numbers(rows).max()) + 1
 
 
@@ -102,18 +102,19 @@ def count_rows(
         answers: Their answers.
         clusters: Cluster of each row; see `RowStatistics`.
     """
-    found: dict[str, RowStatistics] = {}
-    for place, (language, row, answer) in enumerate(zip(languages, rows, answers, strict=True)):
+    counts: dict[str, RowStatistics] = {}
+    for index, (language, row, answer) in enumerate(zip(languages, rows, answers, strict=True)):
         counted = metric.count(row, answer)
         if counted is not None:
-            found.setdefault(language, RowStatistics()).add(counted, clusters[place] if clusters else None)
-    return found
+            counts.setdefault(language, RowStatistics()).add(counted, clusters[index] if clusters else None)
+    return counts
 
 
 def by_role(languages: Sequence[str], supervised: Collection[str], aligned: Collection[str]) -> dict[str, list[str]]:
-    """Return the languages of each role that has some: supervised, aligned, transfer, all.
+    """Return the languages of each nonempty role: supervised, aligned, transfer, all.
 
-    A language supervised and aligned counts as supervised; where no role is known nothing counts as transfer.
+    A language that is both supervised and aligned counts as supervised. Without any known role no language counts as
+    transfer.
     """
     known = {*supervised, *aligned}
     roles = {
@@ -128,11 +129,11 @@ def by_role(languages: Sequence[str], supervised: Collection[str], aligned: Coll
 def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0) -> Score:
     """Return the mean over languages of a metric, with a bootstrap interval (Efron, 1979; 1000 resamples).
 
-    Clusters of rows are resampled within each language, see `draws`. So that few rows cannot give an interval of no
-    width, two perfect and two wrong clusters are added in the resamples, and the interval is mean and spread of the
-    resamples: for accuracy that of Agresti and Coull (Approximate is better than "exact" for interval estimation of
-    binomial proportions, American Statistician 1998). Metrics without such rows (`Metric.ends`) have a percentile
-    interval of plain resamples.
+    Clusters of rows are resampled within each language, see `draws`. To avoid an interval of zero width for few rows,
+    two perfect and two wrong clusters are added to the resamples, and the interval uses the mean and spread of the
+    resamples. For accuracy this is the interval of Agresti and Coull (Approximate is better than "exact" for interval
+    estimation of binomial proportions, American Statistician 1998). Metrics without such rows (`Metric.ends`) have a
+    percentile interval of plain resamples.
 
     Args:
         metric: The metric.
@@ -140,7 +141,7 @@ def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: no language, or one without rows.
+        ValueError: there is no language, or one has no rows.
     """
     if not languages or not all(map(len, languages)):
         raise ValueError("a score needs at least one row per language")
@@ -151,9 +152,9 @@ def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0
 def paired_difference(
     metric: Metric, first: Sequence[Statistics], second: Sequence[Statistics], *, seed: int = 0
 ) -> Score:
-    """Return by how much the second system's mean score exceeds the first's, with a paired bootstrap interval.
+    """Return the difference of the second system's mean score to the first's, with a paired bootstrap interval.
 
-    Rows are resampled together for both, so what makes a row easy or hard for both does not widen the interval. Half a
+    Rows are resampled together for both, so rows that are easy or hard for both do not widen the interval. Half a
     cluster is added for each way in which two systems can answer it (Agresti and Min, Simple improved confidence
     intervals for comparing matched proportions, Statistics in Medicine 2005); see `mean_score`.
 
@@ -181,22 +182,22 @@ def draws(
     hedge: Literal["each", "pair"] | None = None,
     first: int = 1,
 ) -> NDArray[np.float64]:
-    """Return what a metric gives for the rows of one language, and for its resamples, drawn alike for all runs.
+    """Return a metric on the rows of one language and on resamples of them; all runs share the resamples.
 
-    Clusters of rows are drawn with replacement; a row without a cluster is one of its own. Languages with as many
-    clusters as each other are drawn alike too: test sets in several languages are mostly translations, so that row i is
-    hard or easy in all of them, and a mean over languages is less certain than one of as many independent rows. Where
-    rows are independent after all, drawing them together does no harm.
+    Clusters of rows are drawn with replacement; a row without a cluster counts as one. Languages with the same number
+    of clusters share their draws as well: test sets in several languages are mostly translations, so that row i is hard
+    or easy in all of them, and a mean over languages is less certain than over as many independent rows. Sharing draws
+    is harmless for rows that are independent.
 
     Args:
         metric: The metric.
         runs: Statistics of the same rows, from several runs or systems.
         seed: Seed of the resampling.
-        hedge: Add invented clusters in the resamples: perfect and wrong ones for `each` run, see `mean_score`, or for
-            a `pair` of systems those in which they can differ, see `paired_difference`.
-        first: How many of the runs are of the first system of a pair.
+        hedge: Add invented clusters to the resamples: perfect and wrong ones for `each` run, see `mean_score`, or for a
+            `pair` of systems those in which they can differ, see `paired_difference`.
+        first: Number of runs that belong to the first system of a pair.
 
-    Shapes: returns [runs 1 + resamples], first that of the rows as they are.
+    Shapes: returns [runs 1 + resamples], the first for the original rows.
     """
     tables = cluster_sums(runs)
     extra: tuple[float, ...] = ()
@@ -226,10 +227,10 @@ def cluster_sums(runs: Sequence[Statistics]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=16)
 def resampled_counts(clusters: int, seed: int, extra: tuple[float, ...] = ()) -> NDArray[np.float64]:
-    """Return how often each cluster counts: once in the first row, then in every resample.
+    """Return the weight of each cluster: 1 in the first row, then its count in every resample.
 
     Args:
-        clusters: How many clusters there are.
+        clusters: The number of clusters.
         seed: Seed of the draws.
         extra: Expected counts of invented clusters, which count in resamples only.
 
@@ -243,7 +244,7 @@ def resampled_counts(clusters: int, seed: int, extra: tuple[float, ...] = ()) ->
 
 
 def with_interval(values: NDArray[np.float64], *, n: int) -> Score:
-    """Return the first value with the percentile interval of its resamples, widened to hold the value."""
+    """Return the first value with the percentile interval of its resamples, widened to include the value."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(values[1:], [tail, 100 - tail])
     value = float(values[0])
@@ -251,13 +252,13 @@ def with_interval(values: NDArray[np.float64], *, n: int) -> Score:
 
 
 def hedged_interval(metric: Metric, values: NDArray[np.float64], *, n: int, least: float = 0.0) -> Score:
-    """Return the first value with the interval that its hedged resamples have by the normal distribution.
+    """Return the first value with the normal interval of its hedged resamples.
 
     Args:
         metric: The metric; one without ends has a percentile interval.
         values: From `draws` with `hedge`. [1 + resamples]
         n: Number of rows.
-        least: The lowest value there is; the highest is 1.
+        least: The lowest possible value; the highest is 1.
     """
     if not metric.ends:
         return with_interval(values, n=n)

@@ -1,4 +1,4 @@
-"""Whether systems differ from a baseline beyond chance, corrected for how many comparisons there are."""
+"""Significance of systems' gains over a baseline, corrected for the number of comparisons."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Draws = NDArray[np.float64]
-"""Values of one quantity: that of the rows as they are, then those of the resamples [1 + resamples]."""
+"""Values of one quantity: on the original rows, then on the resamples [1 + resamples]."""
 
 
 def null_error(gains: NDArray[np.float64], units: float) -> float:
-    """Return the standard error of a gain if there is none: the spread of its resamples about 0, not about the gain.
+    """Return the standard error of a gain under the null hypothesis: the spread of its resamples about 0.
 
-    Where few rows differ the spread about the gain is too small, and 0 where all rows gain as much.
+    The spread about the gain is too small if few rows differ, and 0 if all rows have the same gain.
 
     Args:
         gains: The gain, then its resamples. [1 + resamples]
-        units: Rows, or clusters of them, that were resampled; see `units_of_mean`.
+        units: Rows, or clusters of rows, that were resampled; see `units_of_mean`.
     """
     return math.sqrt(float(gains[1:].var()) + float(gains[0]) ** 2 / max(units, 1))
 
@@ -27,11 +27,11 @@ def null_error(gains: NDArray[np.float64], units: float) -> float:
 def p_value(gains: NDArray[np.float64], units: float) -> float:
     """Return the two-sided p-value of a gain by Student's t distribution, with its error as in `null_error`.
 
-    For accuracy that is near McNemar's exact test, also for few rows.
+    For accuracy this is close to McNemar's exact test, including for few rows.
 
     Args:
         gains: The gain, then its resamples. [1 + resamples]
-        units: Rows, or clusters of them, that were resampled; fewer than two say nothing.
+        units: Rows, or clusters of rows, that were resampled; fewer than two carry no information.
     """
     from scipy.special import stdtr  # type: ignore[import-untyped]
 
@@ -40,7 +40,7 @@ def p_value(gains: NDArray[np.float64], units: float) -> float:
 
 
 def units_of_mean(units: Sequence[int]) -> float:
-    """Return how many units a mean over languages is worth, if row i is hard or easy in all of them.
+    """Return the effective number of units of a mean over languages, if row i is hard or easy in all of them.
 
     Example:
         >>> round(units_of_mean([12, 12, 12]), 6), round(units_of_mean([4, 400]), 1)
@@ -58,11 +58,11 @@ def holm(values: Sequence[float]) -> list[float]:
 
     Reference: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
     """
-    found, largest = [0.0] * len(values), 0.0
-    for rank, place in enumerate(sorted(range(len(values)), key=lambda place: values[place])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
-        found[place] = largest
-    return found
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def p_values(
@@ -73,13 +73,13 @@ def p_values(
     Args:
         languages: For each system the scores of the languages. [languages 1 + resamples]
         groups: For each system the means over groups. [groups 1 + resamples]
-        whole: Place of the group of all languages.
-        units: Rows, or clusters of them, of each language.
+        whole: Index of the group of all languages.
+        units: Rows, or clusters of rows, of each language.
         baseline: Name of the baseline.
     """
     others = [name for name in languages if name != baseline]
     count, every = list(units.values()), units_of_mean(list(units.values()))
     means = holm([p_value(groups[name][whole] - groups[baseline][whole], every) for name in others])
     gaps = [languages[name] - languages[baseline] for name in others]
-    each = iter(holm([p_value(row, count[place]) for gap in gaps for place, row in enumerate(gap)]))
+    each = iter(holm([p_value(row, count[index]) for gap in gaps for index, row in enumerate(gap)]))
     return {name: {"all": mean} | {key: next(each) for key in units} for name, mean in zip(others, means, strict=True)}

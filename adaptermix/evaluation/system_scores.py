@@ -1,4 +1,4 @@
-"""Scores of systems with one or several runs each, on the same rows, and how sure they are."""
+"""Scores of systems with one or several runs each, on the same rows, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .significance import Draws
 
 
 def over_runs(values: NDArray[np.float64], seed: int) -> Draws:
-    """Return the mean over runs; its draws vary as the mean of as many other runs would, for every system alike.
+    """Return the mean over runs; its draws vary as the mean of other runs would, in the same way for every system.
 
-    To the mean over runs of each resample of rows is added a draw from Student's t distribution with runs - 1 degrees
-    of freedom, scaled by the standard error of the runs' mean: few runs cannot be resampled, since they hardly show
-    how runs vary. Of one run nothing is known of other runs, and nothing added.
+    To the mean over runs of each resample of rows it adds a draw from Student's t distribution with runs - 1 degrees of
+    freedom, scaled by the standard error of the runs' mean. Runs are too few to be resampled. For a single run the
+    variation between runs is unknown and is left out.
 
     Shapes: values [... runs 1 + resamples]; returns [... 1 + resamples].
     """
@@ -29,14 +29,14 @@ def over_runs(values: NDArray[np.float64], seed: int) -> Draws:
     rng = np.random.default_rng((seed, 0, runs))
     normal = rng.standard_normal((RESAMPLES, runs))
     scale = np.sqrt(rng.chisquare(runs - 1, size=(RESAMPLES, 1)) / (runs - 1))
-    # so weighted, the runs' deviations have the variance of their mean, whatever system they are of
+    # With these weights the runs' deviations have the variance of their mean, and all systems share the weights.
     weights = (normal - normal.mean(1, keepdims=True)) / (scale * np.sqrt(runs * (runs - 1)))
     mean[..., 1:] += values[..., 0] @ weights.T
     return mean
 
 
 class Scored:
-    """Scores of systems on the same rows, which are resampled alike for all, so that all differences are paired.
+    """Scores of systems on the same rows, which share their resamples, so that all differences are paired.
 
     Args:
         metric: The headline metric.
@@ -45,7 +45,7 @@ class Scored:
 
     Attributes:
         sizes: Rows of each language.
-        units: Rows, or clusters of them, of each language.
+        units: Rows, or clusters of rows, of each language.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class Scored:
 
     def hedged(self, name: str) -> Draws:
         """Return a system's scores for intervals, see `mean_score`. [languages 1 + resamples]."""
-        found = [draws(self._metric, runs, self._seed, hedge="each") for runs in self._counts[name].values()]
-        return over_runs(np.stack(found), self._seed)
+        scores = [draws(self._metric, runs, self._seed, hedge="each") for runs in self._counts[name].values()]
+        return over_runs(np.stack(scores), self._seed)
 
     def gains(self, name: str, baseline: str) -> Draws:
         """Return the gains of a system for intervals, see `paired_difference`. [languages 1 + resamples]."""
-        found = []
+        values = []
         for language, runs in self._counts[name].items():
             base = self._counts[baseline][language]
             both = draws(self._metric, [*base, *runs], self._seed, hedge="pair", first=len(base))
-            found.append(over_runs(both[len(base) :], self._seed) - over_runs(both[: len(base)], self._seed))
-        return np.stack(found)
+            values.append(over_runs(both[len(base) :], self._seed) - over_runs(both[: len(base)], self._seed))
+        return np.stack(values)
 
     def interval(self, names: Sequence[str], values: Draws, *, n: int, least: float = 0.0) -> Score:
-        """Return a value of hedged draws with its interval: as `evaluate` has it where each system has one run.
+        """Return a value of hedged draws with its interval: as in `evaluate` if each system has one run.
 
-        The draws of several runs have the tails of Student's t distribution, so their percentiles count.
+        The draws of several runs have the tails of Student's t distribution, so their percentiles are used.
         """
         if all(len(runs) == 1 for name in names for runs in self._counts[name].values()):
             return hedged_interval(self._metric, values, n=n, least=least)
@@ -86,16 +86,16 @@ class Scored:
 
 def group_means(values: Draws, members: Mapping[str, Sequence[int]]) -> Draws:
     """Return the means over the languages of each role. [languages ...] gives [roles ...]."""
-    return np.stack([values[list(places)].mean(0) for places in members.values()])
+    return np.stack([values[list(indices)].mean(0) for indices in members.values()])
 
 
 def shares_of_gap(system: Draws, base: Draws, top: Draws, gained: Mapping[str, Score]) -> dict[str, Score]:
-    """Return which share of the gap each role's gain closes. [roles 1 + resamples], and the gap with its interval."""
+    """Return the share of the gap that each role's gain closes. Shapes: [roles 1 + resamples], and the gap."""
     gap = top - base
     shares = np.divide(system - base, gap, out=np.full_like(gap, np.nan), where=gap != 0)
-    shares[gap[:, 0] <= 0] = np.nan  # nothing is gained, so there is nothing to have a share of
-    found = {role: with_interval(each, n=gained[role].n) for role, each in zip(gained, shares, strict=True)}
+    shares[gap[:, 0] <= 0] = np.nan  # A gap of zero has no shares.
+    shares_by_role = {role: with_interval(each, n=gained[role].n) for role, each in zip(gained, shares, strict=True)}
     return {
         role: share if gained[role].low > 0 else replace(share, low=np.nan, high=np.nan)
-        for role, share in found.items()
+        for role, share in shares_by_role.items()
     }

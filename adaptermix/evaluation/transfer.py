@@ -1,4 +1,4 @@
-"""Does retrieval foretell transfer? The correlation of the two over languages."""
+"""The correlation of retrieval with transfer over languages."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Correlation:
     """Pearson's and Spearman's coefficients over languages.
 
     Args:
-        pearson: Of the values.
-        spearman: Of their ranks.
-        p: Share of 10,000 shuffles whose Pearson coefficient is at least as large in size.
+        pearson: Coefficient of the values.
+        spearman: Coefficient of their ranks.
+        p: Share of 10,000 shuffles whose Pearson coefficient has at least the same size.
         languages: The languages.
     """
 
@@ -36,7 +36,7 @@ def read_scores(path: Path) -> dict[str, float]:
     """Read the transfer languages' scores from the JSON document of `adaptermix evaluate`.
 
     Raises:
-        DataError: it is no such document.
+        DataError: it is not such a document.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def read_scores(path: Path) -> dict[str, float]:
         scores = {name: float(score["value"]) for name, score in document["scores"].items() if name not in supervised}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path} must be what 'adaptermix evaluate --json' prints, with the scores of languages, and is not."
+            f"{path} must be the output of 'adaptermix evaluate --json', with scores of languages, and is not."
         ) from error
     return scores
 

@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..io.registry import Registry
+from ..options import registries
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bottleneck:
@@ -127,7 +130,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -
     return found
 
 
-FUSIONS: Mapping[str, Callable[[int], nn.Module]] = {
+_OWN: Mapping[str, Callable[[int], nn.Module]] = {
     "add": lambda _: Elementwise(torch.add),
     "mul": lambda _: Elementwise(torch.mul),
     "add-relu": lambda _: Elementwise(lambda source, target: source.relu() + target.relu()),
@@ -136,4 +139,6 @@ FUSIONS: Mapping[str, Callable[[int], nn.Module]] = {
     "cross-attention": CrossAttention,
     "cross-attention-paper": lambda rank: CrossAttention(rank, reversed_=True),
 }
-"""What makes the fusion of a bottleneck of a width, by name."""
+FUSIONS: Registry[Callable[[int], nn.Module]] = registries.FUSIONS
+"""Functions from the width of a bottleneck to its fusion. Entry points of other packages: `adaptermix.fusions`."""
+FUSIONS.update(_OWN)

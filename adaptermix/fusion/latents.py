@@ -12,7 +12,7 @@ from ..errors import ModelError, PlanError
 from ..models.base import fingerprint_of, pick_device, pick_dtype
 from ..models.positions import positions_of
 from ..models.pretrained import load_config, load_model, load_tokenizer
-from ..tasks.data.files import canonical_language
+from ..tasks.data.languages import canonical_language
 from ..tasks.heads.base import LONGEST, Features, pad_to
 
 _WHAT = "source encoder"

@@ -54,12 +54,12 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
         super().__post_init__()
         if self.use_dora:
             raise ValueError("a fused LoRA must have no magnitudes: use_dora changes weights, and a fusion is none")
-        for name, known in (
-            (self.fusion, {**FUSIONS, MIXUP: None}),
-            (self.fusion_alignment, {**ALIGNMENTS, LAST: None, "soft": None}),
-        ):
-            if name not in known:
-                raise ValueError(f"fusions and their alignments must be among {', '.join(known)}, got {name!r}")
+        wrong = "fusions and their alignments must be among {}, got {!r}"
+        if self.fusion != MIXUP and self.fusion not in FUSIONS:
+            raise ValueError(wrong.format(", ".join([*FUSIONS.names(), MIXUP]), self.fusion))
+        alignments = [*ALIGNMENTS, LAST, "soft"]
+        if self.fusion_alignment not in alignments:
+            raise ValueError(wrong.format(", ".join(alignments), self.fusion_alignment))
         if self.fusion in FUSIONS:
             self._register_custom_module({nn.Linear: FusionLinear})
 

@@ -62,16 +62,6 @@ class Registry(dict[str, T]):
             if not super().__contains__(point.name):
                 self._load(point)
 
-    def check(self, name: str) -> str:
-        """Return a name that is known; the validator of options.
-
-        Raises:
-            ValueError: the name is unknown.
-        """
-        if name not in self:
-            raise ValueError(f"must be one of {', '.join(self.names())}")
-        return name
-
     def _points(self) -> Iterable[EntryPoint]:
         # importing this module takes part in every start of the command line, and importlib.metadata is slow to import
         from importlib.metadata import entry_points

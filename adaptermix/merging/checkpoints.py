@@ -27,7 +27,6 @@ from ..options.paths import locks_out
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..publish.output import write_documents
-from .dense import with_rounding
 from .overrides import depths_of, layer_of, stack_of
 from .report import MergeReport, ModuleReport
 from .weights import numbered, resolve_weights
@@ -200,7 +199,7 @@ class _Merge:
         whole = merged.reshape(self.base.tensors[key].shape).cpu()
         base = self.base.load(key)
         share = rounding_share(base, whole, base.dtype if self.stored is None else self.stored, name=key)
-        return whole, with_rounding(report, share)
+        return whole, report.with_rounding(share)
 
 
 def _check_buffers(merge: _Merge) -> None:

@@ -1,65 +1,187 @@
-"""Carry a plan out, module by module."""
+"""The merge of one module: from the adapters that enter to the merged module and its report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..adapters import LINEAR, AdapterState
-from ..adapters.convert import base_weight, dora_delta, dora_row_norms, merge_dora
+from ..adapters import AdapterModule
+from ..adapters.kinds import AdapterKind, kinds_of, weight_for
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, inner, norm, sign_conflict
 from ..algebra.storage import cancels
 from ..errors import PlanError
 from ..io.checkpoint_files import Checkpoint
 from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
-from ..progress import SILENT, Watcher
-from .inputs import Inputs, inputs_of
+from .inputs import Input, Inputs, inputs_of
 from .output_form import Formed
 from .overrides import layer_of, stack_of
 from .plan import MergePlan
 from .report import ModuleReport
 from .whole_tensors import merge_biases
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MergedModule:
-    """What came out for one module.
+class _Merge:
+    """The merge of one module.
 
     Args:
-        update: The merged update.
-        report: Its fidelity.
-        bias: What the merged bias inside the LoRA adds to the output, if any adapter has one.
-        magnitude: Row lengths, where the result is a DoRA.
+        plan: The plan.
+        path: Path of the module.
+        method: The method, fitted to the whole model where it needs that.
+        inputs: The adapters that enter.
+        device: Where to compute.
     """
 
-    update: Update
-    report: ModuleReport
-    bias: Tensor | None = None
-    magnitude: Tensor | None = None
+    plan: MergePlan
+    path: str
+    method: MergeMethod
+    inputs: Inputs
+    device: torch.device = CPU
+
+    def prepared(self) -> _Merge:
+        """Return the merge with updates as the method and the storage dtype need them."""
+        adapters = tuple(replace(entry, module=self._prepared(entry)) for entry in self.inputs.adapters)
+        return replace(self, inputs=replace(self.inputs, adapters=adapters))
+
+    def _prepared(self, entry: Input) -> AdapterModule:
+        update = entry.module.update
+        if self.method.takes_factors and self.path in entry.source.modules:
+            missing = entry.source.modules[self.path].rank - update.rank
+            update = LowRank(b=pad(update.b, (0, missing)), a=pad(update.a, (0, 0, 0, missing)), scale=update.scale)
+        if self.plan.shape.dtype is not None and self.method.is_linear:
+            # The weights are multiplied into the factors, and where these cancel the rounding in float32 would show.
+            update = update.to(torch.float64)
+        return replace(entry.module, update=update)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape [out in] of the update."""
+        return self.inputs.adapters[0].module.update.shape
+
+    def stack(
+        self, updates: Sequence[Update] | None = None, *, path: str = "", tensor_shape: tuple[int, ...] = ()
+    ) -> Stack:
+        """Return what the method merges.
+
+        Args:
+            updates: One per adapter that enters; default their low-rank updates.
+            path: What random draws are keyed by; default the path of the module.
+            tensor_shape: Shape of the tensor in the model, where it is not a matrix.
+        """
+        plan = self.plan
+        return Stack(
+            updates=tuple(self.inputs.updates if updates is None else updates),
+            weights=self.inputs.weights,
+            names=tuple(plan.identities[entry.index] for entry in self.inputs.adapters),
+            module=path or self.path,
+            seed=plan.seed,
+            statistics=_statistics(plan, self.inputs, self.path),
+            tensor_shape=tensor_shape,
+            adapters=tuple(source.name for source in plan.sources),
+            places=tuple(entry.index for entry in self.inputs.adapters),
+            block=layer_of(self.path),
+            depth=plan.depths.get(stack_of(self.path) or "", 0),
+        )
+
+    def deltas(self) -> list[Update]:
+        """Return what each adapter adds to the base weight; full matrices where that is no product of factors."""
+        return [self._delta(entry) for entry in self.inputs.adapters]
+
+    def _delta(self, entry: Input) -> Update:
+        kinds = kinds_of(entry.source.meta) if self.path in entry.source.modules else ()
+        return kinds[-1].delta(entry.module, partial(self.weight, kinds[-1])) if kinds else entry.module.update
+
+    def weight(self, kind: AdapterKind) -> Tensor:
+        """Read the base weight, which a kind of adapters needs.
+
+        Raises:
+            PlanError: no base model is given.
+        """
+        sources = [source for source in self.plan.sources if kind.is_of(source.meta)]
+        return weight_for(kind, sources, self.path, self.shape, self.plan.checkpoint)
+
+    def merged(self) -> tuple[AdapterModule | Update, float]:
+        """Return what came out, and the share that the method itself cut.
+
+        A sum of adapters of one kind is a module of that kind where its file can hold it; everything else an update.
+        """
+        inputs, kind = self.inputs, self.plan.sum_kind
+        if kind is not None and isinstance(self.method, LinearMethod):
+            modules = [entry.module for entry in inputs.adapters]
+            return kind.sum(modules, self.method.coefficients(self.stack()), self.weight(kind)), 0.0
+        is_empty = all(entry.is_zero for entry in inputs.adapters) or not any(inputs.weights)
+        if is_empty and not is_weighted_sum(self.method):
+            out, into = self.shape
+            return LowRank(b=torch.zeros(out, 1), a=torch.zeros(1, into)), 0.0
+        stack = _on(self.stack(self.deltas(), tensor_shape=_kernel_shape(self.plan, self.path)), self.device)
+        if isinstance(self.method, LinearMethod):
+            pairs = zip(self.method.coefficients(stack), inputs.adapters, strict=True)
+            # Zero factors would only raise the rank.
+            return stack.combined([0.0 if entry.is_zero else coefficient for coefficient, entry in pairs]), 0.0
+        merged, cut = self.method.measured(stack)
+        return (merged if inputs.share == 1 else merged * inputs.share), cut
+
+    def bias(self) -> Tensor | None:
+        """Merge the biases inside the LoRAs: with the update's coefficients, or else by the method as [out 1]."""
+        biases = [entry.module.bias for entry in self.inputs.adapters]
+        if all(bias is None for bias in biases):
+            return None
+        if isinstance(self.method, LinearMethod):
+            return merge_biases(biases, self.method.coefficients(self.stack()))
+        if self.method.statistics is not None:
+            raise PlanError(
+                f"method '{self.method.name}' has no statistics for biases (lora_bias). Use another method."
+            )
+        out = self.shape[0]
+        if not any(self.inputs.weights):
+            return torch.zeros(out)
+        columns = [Dense(w=(torch.zeros(out) if bias is None else bias)[:, None]) for bias in biases]
+        return self.method(self.stack(columns, path=f"{self.path}.bias", tensor_shape=(out,))).dense()[:, 0]
+
+    def formed(self, update: Update, length: float) -> Formed:
+        """Bring a merged update of a norm into the form of the result."""
+        adapters, shape = self.inputs.adapters, self.plan.shape
+        ranks = [entry.module.update.rank for entry in adapters if not entry.is_zero]
+        ranks = ranks or [adapters[0].module.update.rank]
+        largest = max(ranks) if self.plan.method.cuts_to_largest_rank else None
+        formed = shape.apply(update, fallback=sum(ranks), largest=largest)
+        return shape.rounded(formed, self.path, length)
+
+    def applied_weights(self, update: Update, length: float) -> tuple[float, ...]:
+        """Return the weight of every adapter for the report.
+
+        In a weighted sum it is the weight, or the coefficient that a role gives. Other methods may divide by the
+        weights of the adapters that survive, or use none: an adapter that acts alone is reported with the factor that
+        its delta got.
+        """
+        weights = self.inputs.weights_of_all
+        if isinstance(self.method, LinearMethod) and is_weighted_sum(self.method):
+            return self.method.multipliers(self.stack(), weights)
+        acting = [entry for entry in self.inputs.adapters if not entry.is_zero]
+        if len(acting) != 1 or length == 0:
+            return weights
+        index, own = acting[0].index, acting[0].module.update
+        size = norm(own)
+        factor = inner(_to_cpu(update), own) / size**2 if size > 0 else 0.0
+        is_parallel = length**2 - (factor * size) ** 2 <= 1e-6 * length**2
+        if not is_parallel or math.isclose(factor, weights[index], rel_tol=1e-5):
+            return weights
+        applied = float(f"{factor:.6g}")  # the digits that float32 holds
+        return tuple(applied if number == index else weight for number, weight in enumerate(weights))
 
 
 def _path(file: Checkpoint) -> Path:
     """Return the path of a checkpoint that is one file; its folder where the file holds nothing."""
     return next((file.path / header.file for header in file.tensors.values()), file.path)
-
-
-def _prepared(plan: MergePlan, inputs: Inputs, module: str) -> Iterator[LowRank]:
-    """Yield the updates as the method and the storage dtype need them."""
-    for source, update in zip(inputs.sources, inputs.updates, strict=True):
-        found = update
-        if plan.method.takes_factors and module in source.modules:
-            missing = source.modules[module].rank - update.rank
-            found = LowRank(b=pad(found.b, (0, missing)), a=pad(found.a, (0, 0, 0, missing)), scale=found.scale)
-        if plan.shape.dtype is not None and plan.method.is_linear:
-            # The weights are multiplied into the factors, and where these cancel the rounding in float32 would show.
-            found = found.to(torch.float64)
-        yield found
 
 
 def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, ...]:
@@ -68,10 +190,10 @@ def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, .
         return ()
     out, into = inputs.updates[0].shape
     wanted = (out, into) if kind == "out in" else (into, into)
-    found = []
-    for place in inputs.places:
-        file = plan.statistics[place]
-        name = plan.statistics_name(place, module)
+    tensors = []
+    for entry in inputs.adapters:
+        file = plan.statistics[entry.index]
+        name = plan.statistics_name(entry.index, module)
         if name is None or file.tensors[name].shape != wanted:
             got = "nothing" if name is None else list(file.tensors[name].shape)
             raise PlanError(
@@ -81,220 +203,26 @@ def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, .
         tensor = file.load(name)
         if not (tensor.is_floating_point() and all_finite(tensor)):
             raise PlanError(f"statistics must be finite floats, and '{module}' in {_path(file)} holds others.")
-        found.append(tensor)
-    return tuple(found)
+        tensors.append(tensor)
+    return tuple(tensors)
 
 
-def _stack(
-    plan: MergePlan,
-    inputs: Inputs,
-    module: str,
-    updates: Iterable[Update],
-    *,
-    tensor_shape: tuple[int, ...] = (),
-) -> Stack:
-    return Stack(
-        updates=tuple(updates),
-        weights=inputs.weights,
-        names=tuple(plan.identities[place] for place in inputs.places),
-        module=module,
-        seed=plan.seed,
-        statistics=_statistics(plan, inputs, module),
-        tensor_shape=tensor_shape,
-        adapters=tuple(source.name for source in plan.sources),
-        places=inputs.places,
-        block=layer_of(module),
-        depth=plan.depths.get(stack_of(module) or "", 0),
-    )
-
-
-def _tensor_shape(plan: MergePlan, module: str) -> tuple[int, ...]:
+def _kernel_shape(plan: MergePlan, module: str) -> tuple[int, ...]:
     """Return the shape of a kernel; empty for a matrix."""
-    header = next(source.modules[module] for source in plan.sources if module in source.modules)
+    header = plan.header(module)
     if header.layout.kind != "convolution":
         return ()
     return (header.out, header.into // math.prod(header.layout.kernel), *header.layout.kernel)
 
 
-def _base_weight(plan: MergePlan, module: str, shape: tuple[int, int]) -> Tensor:
-    if plan.checkpoint is None:
-        names = ", ".join(f"'{source.name}'" for source in plan.sources if source.meta.dora)
-        raise PlanError(
-            f"a DoRA's delta depends on the base weights, so {names} needs the base model, and none is given. "
-            "Pass --base MODEL."
-        )
-    return base_weight(plan.checkpoint, module, shape, fan_in_fan_out=plan.sources[0].meta.fan_in_fan_out)
-
-
-def _dense_inputs(plan: MergePlan, inputs: Inputs, module: str) -> Iterator[Update]:
-    """Yield the updates, with those of DoRAs as the dense deltas that they are."""
-    for source, update in zip(inputs.sources, inputs.updates, strict=True):
-        magnitude = source.magnitude(module) if module in source.modules else None
-        if magnitude is None:
-            yield update
-        else:
-            yield Dense(w=dora_delta(_base_weight(plan, module, update.shape), update, magnitude))
-
-
 def _on(stack: Stack, device: torch.device) -> Stack:
     if device.type == "cpu":
         return stack
-    moved: list[Update] = [
+    updates = tuple(
         Dense(w=u.w.to(device)) if isinstance(u, Dense) else LowRank(b=u.b.to(device), a=u.a.to(device), scale=u.scale)
         for u in stack.updates
-    ]
-    return replace(stack, updates=tuple(moved), statistics=tuple(found.to(device) for found in stack.statistics))
-
-
-def _merge_bias(plan: MergePlan, method: MergeMethod, inputs: Inputs, module: str) -> Tensor | None:
-    """Merge the biases inside the LoRAs: with the update's coefficients, or else by the method as [out 1] updates."""
-    biases = [source.bias(module) if module in source.modules else None for source in inputs.sources]
-    if all(bias is None for bias in biases):
-        return None
-    if isinstance(method, LinearMethod):
-        stack = _stack(plan, inputs, module, inputs.updates)
-        return merge_biases(biases, method.coefficients(stack))
-    if method.statistics is not None:
-        raise PlanError(f"method '{method.name}' has no statistics for biases (lora_bias). Use another method.")
-    out = inputs.updates[0].shape[0]
-    if not any(inputs.weights):
-        return torch.zeros(out)
-    columns = [Dense(w=(torch.zeros(out) if bias is None else bias)[:, None]) for bias in biases]
-    merged = method(_stack(plan, inputs, f"{module}.bias", columns, tensor_shape=(out,)))
-    return merged.dense()[:, 0]
-
-
-def _shaped(plan: MergePlan, inputs: Inputs, merged: Update) -> Formed:
-    pairs = zip(inputs.updates, inputs.zero, strict=True)
-    own = [update.rank for update, zero in pairs if not zero] or [inputs.updates[0].rank]
-    largest = max(own) if plan.method.cuts_to_largest_rank else None
-    return plan.shape.apply(merged, fallback=sum(own), largest=largest)
-
-
-def _merged(
-    plan: MergePlan, method: MergeMethod, inputs: Inputs, module: str, device: torch.device
-) -> tuple[Update, Tensor | None, float]:
-    """Return the merged update, its magnitude where the result is a DoRA, and what share the method itself cut."""
-    if plan.gives_dora and isinstance(method, LinearMethod):
-        stack = _stack(plan, inputs, module, inputs.updates)
-        weight = _base_weight(plan, module, stack.shape)
-        magnitudes = [source.magnitude(module) for source in inputs.sources]
-        return *merge_dora(weight, inputs.updates, magnitudes, method.coefficients(stack)), 0.0
-    if not is_weighted_sum(method) and (all(inputs.zero) or not any(inputs.weights)):
-        out, into = inputs.updates[0].shape
-        return LowRank(b=torch.zeros(out, 1), a=torch.zeros(1, into)), None, 0.0
-    updates = _dense_inputs(plan, inputs, module)
-    stack = _on(_stack(plan, inputs, module, updates, tensor_shape=_tensor_shape(plan, module)), device)
-    if isinstance(method, LinearMethod):
-        pairs = zip(method.coefficients(stack), inputs.zero, strict=True)
-        # Zero factors would only raise the rank.
-        return stack.combined([0.0 if zero else coefficient for coefficient, zero in pairs]), None, 0.0
-    merged, cut = method.measured(stack)
-    return (merged if inputs.share == 1 else merged * inputs.share), None, cut
-
-
-def merge_module(
-    plan: MergePlan, module: str, *, method: MergeMethod | None = None, device: torch.device | None = None
-) -> MergedModule:
-    """Merge one module; an adapter that lacks it contributes nothing.
-
-    Args:
-        plan: The plan.
-        module: Path of the module.
-        method: The method as fitted to the whole model; default the plan's own.
-        device: Where to compute; default the CPU.
-
-    Raises:
-        AdapterFormatError: a factor holds NaN or infinity.
-        OutputError: a factor overflows the 16-bit dtype of the plan.
-        PlanError: the sum overflows, the method refuses the updates, or the base model is needed.
-    """
-    inputs, weights = inputs_of(plan, module)
-    inputs = replace(inputs, updates=tuple(_prepared(plan, inputs, module)))
-    method = method or plan.method_at(module)
-    try:
-        merged, magnitude, cut = _merged(plan, method, inputs, module, device or torch.device("cpu"))
-        bias = _merge_bias(plan, method, inputs, module)
-    except ValueError as error:
-        raise PlanError(f"method '{method.title}', module '{module}': {str(error).rstrip('.')}.") from error
-    length = norm(merged)
-    if not math.isfinite(length):
-        raise PlanError(
-            f"module '{module}': the merged delta must be finite, and overflows with weights "
-            f"{', '.join(f'{weight:g}' for weight in inputs.weights)} and scales "
-            f"{', '.join(f'{update.scale:g}' for update in inputs.updates)}. "
-            "Choose smaller weights, or check the adapters' lora_alpha."
-        )
-    if plan.shape.dtype is None and plan.method.is_linear and isinstance(merged, LowRank) and cancels(merged, length):
-        # The rounding of float32 factors would show in what is left: once more, in float64.
-        careful = replace(plan, shape=replace(plan.shape, dtype=torch.float32))
-        return merge_module(careful, module, method=method, device=device)
-    whole = length
-    formed = plan.shape.rounded(_shaped(plan, inputs, merged), module, length)
-    if length == 0:  # adapters that cancel leave rounding, of which no share is lost
-        formed = replace(formed, residual=0.0, rounding=0.0)
-    if cut:
-        formed = replace(formed, residual=math.hypot(cut, formed.residual * math.sqrt(1 - cut**2)))
-    if magnitude is not None and isinstance(merged, LowRank):
-        length, formed, magnitude = _judge_dora(plan, module, merged, formed, magnitude)
-    conflict = sign_conflict(inputs.updates, inputs.weights) if len(inputs.updates) > 1 else 0.0
-    report = ModuleReport(
-        rank=formed.update.rank if isinstance(formed.update, LowRank) else None,
-        norm=length,
-        residual=formed.residual,
-        sign_conflict=conflict,
-        weights=_reported(plan, method, inputs, module, weights) or _applied(inputs, merged, whole, weights),
-        excess=formed.excess,
-        rounding=formed.rounding,
     )
-    return MergedModule(update=_to_cpu(formed.update), report=report, bias=bias, magnitude=magnitude)
-
-
-def _reported(
-    plan: MergePlan, method: MergeMethod, inputs: Inputs, module: str, weights: tuple[float, ...]
-) -> tuple[float, ...]:
-    """Return the weight of every adapter in a weighted sum, or the coefficient that its role gives it; else nothing."""
-    if not isinstance(method, LinearMethod) or not is_weighted_sum(method):
-        return ()
-    return method.multipliers(_stack(plan, inputs, module, inputs.updates), weights)
-
-
-def _applied(inputs: Inputs, merged: Update, length: float, weights: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the weights; of an adapter that acts alone, the factor that its delta got.
-
-    It is its weight, but for methods that divide by the weights of those that survive, or take none.
-    """
-    acting = [number for number, zero in enumerate(inputs.zero) if not zero]
-    if len(acting) != 1 or length == 0:
-        return weights
-    place, update = inputs.places[acting[0]], inputs.updates[acting[0]]
-    size = norm(update)
-    factor = inner(_to_cpu(merged), update) / size**2 if size > 0 else 0.0
-    is_parallel = length**2 - (factor * size) ** 2 <= 1e-6 * length**2
-    if not is_parallel or math.isclose(factor, weights[place], rel_tol=1e-5):
-        return weights
-    applied = float(f"{factor:.6g}")  # the digits that float32 holds
-    return tuple(applied if number == place else weight for number, weight in enumerate(weights))
-
-
-def _judge_dora(
-    plan: MergePlan, module: str, merged: LowRank, formed: Formed, magnitude: Tensor
-) -> tuple[float, Formed, Tensor]:
-    """Return norm, form and magnitude of a DoRA, judged by its delta on the base and not by its factors alone.
-
-    Where the factors are truncated, the magnitudes are made anew, so that each row keeps its gain.
-    """
-    weight = _base_weight(plan, module, merged.shape)
-    whole = dora_delta(weight, merged, magnitude)
-    length = norm(Dense(w=whole))
-    if formed.residual == 0 or not isinstance(formed.update, LowRank):
-        return length, formed, magnitude
-    gains = magnitude / dora_row_norms(weight, merged)
-    magnitude = (gains * dora_row_norms(weight, formed.update)).to(magnitude.dtype)
-    lost = norm(Dense(w=whole - dora_delta(weight, formed.update, magnitude)))
-    share = lost / length if length > 0 else 0.0
-    only_rounding = formed.rounding == formed.residual
-    return length, replace(formed, residual=share, rounding=share if only_rounding else formed.rounding), magnitude
+    return replace(stack, updates=updates, statistics=tuple(tensor.to(device) for tensor in stack.statistics))
 
 
 def _to_cpu(update: Update) -> Update:
@@ -303,58 +231,102 @@ def _to_cpu(update: Update) -> Update:
     return LowRank(b=update.b.cpu(), a=update.a.cpu(), scale=update.scale)
 
 
+def merge_module(
+    plan: MergePlan, path: str, *, method: MergeMethod | None = None, device: torch.device = CPU
+) -> tuple[AdapterModule | Dense, ModuleReport]:
+    """Merge one module; an adapter that lacks it contributes nothing.
+
+    Args:
+        plan: The plan.
+        path: Path of the module.
+        method: The method as fitted to the whole model; default the plan's own.
+        device: Where to compute.
+
+    Returns:
+        The merged module, on the CPU, and its report. A full matrix where the plan's form is "dense".
+
+    Raises:
+        AdapterFormatError: a factor holds NaN or infinity.
+        OutputError: a factor overflows the 16-bit dtype of the plan.
+        PlanError: the sum overflows, the method refuses the updates, or the base model is needed.
+    """
+    method = method or plan.method_at(path)
+    work = _Merge(plan=plan, path=path, method=method, inputs=inputs_of(plan, path), device=device).prepared()
+    inputs = work.inputs
+    try:
+        merged, cut = work.merged()
+        bias = work.bias()
+    except ValueError as error:
+        raise PlanError(f"method '{method.title}', module '{path}': {str(error).rstrip('.')}.") from error
+    update = merged.update if isinstance(merged, AdapterModule) else merged
+    length = _finite_norm(update, inputs, path)
+    if plan.shape.dtype is None and plan.method.is_linear and isinstance(update, LowRank) and cancels(update, length):
+        # The rounding of float32 factors would show in what is left: once more, in float64.
+        careful = replace(plan, shape=replace(plan.shape, dtype=torch.float32))
+        return merge_module(careful, path, method=method, device=device)
+    weights = work.applied_weights(update, length)
+    formed = work.formed(update, length)
+    if length == 0:  # adapters that cancel leave rounding, of which no share is lost
+        formed = replace(formed, residual=0.0, rounding=0.0)
+    if cut:
+        formed = replace(formed, residual=math.hypot(cut, formed.residual * math.sqrt(1 - cut**2)))
+    result: AdapterModule | Dense
+    if isinstance(merged, AdapterModule):
+        result, length, formed = _form_of_kind(work, merged, formed)
+    else:
+        formed = replace(formed, update=_to_cpu(formed.update))
+        result = formed.update if isinstance(formed.update, Dense) else AdapterModule(update=formed.update, bias=bias)
+    report = ModuleReport(
+        rank=None if isinstance(result, Dense) else result.update.rank,
+        norm=length,
+        residual=formed.residual,
+        sign_conflict=sign_conflict(inputs.updates, inputs.weights) if len(inputs.adapters) > 1 else 0.0,
+        weights=weights,
+        excess=formed.excess,
+        rounding=formed.rounding,
+    )
+    if isinstance(result, AdapterModule):
+        result = replace(result, layout=plan.header(path).layout)
+    return result, report
+
+
+def _finite_norm(update: Update, inputs: Inputs, path: str) -> float:
+    length = norm(update)
+    if not math.isfinite(length):
+        raise PlanError(
+            f"module '{path}': the merged delta must be finite, and overflows with weights "
+            f"{', '.join(f'{weight:g}' for weight in inputs.weights)} and scales "
+            f"{', '.join(f'{entry.scale:g}' for entry in inputs.updates)}. "
+            "Choose smaller weights, or check the adapters' lora_alpha."
+        )
+    return length
+
+
+def _form_of_kind(work: _Merge, merged: AdapterModule, formed: Formed) -> tuple[AdapterModule, float, Formed]:
+    """Return a module of the plan's kind in its form, its norm and losses: those of its delta, not of its factors."""
+    kind = work.plan.sum_kind
+    if kind is None or not isinstance(formed.update, LowRank):
+        raise TypeError("a module of a kind has factors")
+    weight = work.weight(kind)
+    whole = kind.delta(merged, lambda: weight).dense()
+    length = norm(Dense(w=whole))
+    if formed.residual == 0:
+        return replace(merged, update=formed.update), length, formed
+    fitted = kind.with_update(merged, formed.update, weight)
+    lost = norm(Dense(w=whole - kind.delta(fitted, lambda: weight).dense()))
+    share = lost / length if length > 0 else 0.0
+    only_rounding = formed.rounding == formed.residual
+    return fitted, length, replace(formed, residual=share, rounding=share if only_rounding else formed.rounding)
+
+
 def fitted_methods(plan: MergePlan) -> dict[str, MergeMethod]:
     """Return every method of the plan with what it must know of the whole model, by its representation."""
 
     def stacks() -> Iterator[Stack]:
-        for module in plan.modules:
-            inputs, _ = inputs_of(plan, module)
-            yield _stack(plan, inputs, module, _dense_inputs(plan, inputs, module))
+        for path in plan.modules:
+            merge = _Merge(plan=plan, path=path, method=plan.method, inputs=inputs_of(plan, path))
+            yield merge.stack(merge.deltas())
 
     methods = [plan.method_at(module) for module in plan.modules] if plan.overrides else [plan.method]
     distinct = {repr(method): method for method in methods}
     return {name: method.fit(stacks) for name, method in distinct.items()}
-
-
-def merged_modules(
-    plan: MergePlan, *, device: torch.device | None = None, watch: Watcher = SILENT
-) -> Iterator[tuple[str, MergedModule]]:
-    """Merge the modules one after the other, and yield each with its path; nothing is kept."""
-    fitted = fitted_methods(plan)
-    with watch.track("merge", len(plan.modules)) as advance:
-        for module in plan.modules:
-            method = fitted[repr(plan.method_at(module))]
-            yield module, merge_module(plan, module, method=method, device=device)
-            advance(1, module)
-
-
-def execute(
-    plan: MergePlan, *, device: torch.device | None = None, watch: Watcher = SILENT
-) -> tuple[AdapterState, dict[str, ModuleReport]]:
-    """Return the merged adapter and a report per module.
-
-    Raises:
-        PlanError: a result is dense, which an adapter cannot hold; as `merge_module`.
-        IncompatibleAdapters: fully trained tensors differ, and the plan does not say which to take.
-    """
-    saved = plan.merged_saved()  # first, since it fails fast
-    updates: dict[str, LowRank] = {}
-    reports, biases, magnitudes = {}, {}, {}
-    for module, merged in merged_modules(plan, device=device, watch=watch):
-        if not isinstance(merged.update, LowRank):
-            raise PlanError(f"an adapter holds factors, and the merged update of '{module}' is dense.")
-        updates[module], reports[module] = merged.update, merged.report
-        if merged.bias is not None:
-            biases[module] = merged.bias
-        if merged.magnitude is not None:
-            magnitudes[module] = merged.magnitude
-    layouts = {
-        module: header.layout
-        for source in plan.sources
-        for module, header in source.modules.items()
-        if header.layout != LINEAR
-    }
-    state = AdapterState(
-        meta=plan.meta(), updates=updates, biases=biases, magnitudes=magnitudes, saved=saved, layouts=layouts
-    )
-    return state, reports

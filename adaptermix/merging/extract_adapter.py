@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..adapters import AdapterMeta, AdapterState, Layout, TargetSpec
+from ..adapters import LINEAR, AdapterMeta, AdapterModule, AdapterState, Layout, TargetSpec
 from ..adapters.paths import in_model
 from ..algebra import Dense, LowRank, all_finite, least_rank
 from ..algebra.lowrank import balanced
@@ -297,8 +297,10 @@ def _named(meta: AdapterMeta, updates: Mapping[str, LowRank], base: Checkpoint) 
         meta = replace(meta, targets=TargetSpec(modules=tuple(sorted(names.values()))))
     return AdapterState(
         meta=meta,
-        updates={names[path]: update for path, update in updates.items()},
-        layouts={names[path]: Layout(kind="embedding") for path in updates if _is_table(path)},
+        modules={
+            names[path]: AdapterModule(update=update, layout=Layout(kind="embedding") if _is_table(path) else LINEAR)
+            for path, update in updates.items()
+        },
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..adapters import AdapterSource
-from ..adapters.convert import load_delta
+from ..adapters import AdapterModule, AdapterSource
+from ..adapters.kinds import kinds_of, load_module
 from ..algebra import LowRank, norm
 from ..errors import PlanError
 from ..methods.base import is_weighted_sum
@@ -16,24 +16,47 @@ from .plan import MergePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Input:
+    """One adapter that enters the merge of a module.
+
+    Args:
+        index: Index of the adapter in the plan.
+        source: The adapter.
+        module: Its module; an update of zeros for an adapter that lacks it.
+        weight: Its weight.
+        is_zero: Whether its delta is absent or exactly zero.
+    """
+
+    index: int
+    source: AdapterSource
+    module: AdapterModule
+    weight: float
+    is_zero: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inputs:
     """The adapters that enter the merge of one module.
 
     Args:
-        places: Index of each adapter in the plan.
-        sources: The adapters.
-        updates: Their updates; zeros for an adapter that lacks the module.
-        weights: Their weights.
-        zero: Whether the delta is absent or exactly zero.
+        adapters: These adapters.
+        weights_of_all: Weight of every adapter of the plan at the module.
         share: Factor on the result, for zero deltas that a method counts but cannot be given.
     """
 
-    places: tuple[int, ...]
-    sources: tuple[AdapterSource, ...]
-    updates: tuple[LowRank, ...]
-    weights: tuple[float, ...]
-    zero: tuple[bool, ...]
+    adapters: tuple[Input, ...]
+    weights_of_all: tuple[float, ...]
     share: float = 1.0
+
+    @property
+    def updates(self) -> list[LowRank]:
+        """Their updates."""
+        return [entry.module.update for entry in self.adapters]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Their weights."""
+        return tuple(entry.weight for entry in self.adapters)
 
 
 def acting_weights(plan: MergePlan, module: str, zero: Collection[int]) -> tuple[float, ...]:
@@ -42,62 +65,62 @@ def acting_weights(plan: MergePlan, module: str, zero: Collection[int]) -> tuple
     Args:
         plan: The plan.
         module: Path of the module.
-        zero: Places of the adapters whose update of the module is zero.
+        zero: Indices of the adapters whose update of the module is zero.
     """
     acts = [
-        module in source.modules and (place not in zero or _has_more(source, module))
-        for place, source in enumerate(plan.sources)
+        module in source.modules and (index not in zero or _has_more(source, module))
+        for index, source in enumerate(plan.sources)
     ]
     return plan.filled(plan.weights_at(module), acts)
 
 
-def inputs_of(plan: MergePlan, module: str) -> tuple[Inputs, tuple[float, ...]]:
-    """Return the adapters that enter the merge of a module, and the weight of every adapter of the plan there.
+def inputs_of(plan: MergePlan, module: str) -> Inputs:
+    """Return the adapters that enter the merge of a module.
 
     A sum needs those that act. Every other method also gets the deltas that are absent or zero, as zeros: they count in
     a mean. With `fill="one"` an adapter that acts alone is merged alone.
     """
-    found = {
-        place: load_delta(source, module, plan.checkpoint)
-        for place, source in enumerate(plan.sources)
-        if module in source.modules
-    }
+    loaded: dict[int, AdapterModule] = {}
+    for index, source in enumerate(plan.sources):
+        if module in source.modules:
+            loaded[index] = load_module(source, module, plan.checkpoint)
     is_sum = is_weighted_sum(plan.method)
     zero = {
-        place
-        for place, source in enumerate(plan.sources)
-        if place not in found or _is_zero(source, module, None if is_sum else found[place])
+        index
+        for index, source in enumerate(plan.sources)
+        if index not in loaded or _is_zero(source, module, None if is_sum else loaded[index].update)
     }
     weights = acting_weights(plan, module, zero)
     entering = weights
     is_filled = plan.fill == "one" and len(zero) == len(plan.sources) - 1 and sum(weights) > 0
     if not is_sum and not is_filled:
         entering = plan.weights_at(module)
-    counted = [place for place, weight in enumerate(entering) if weight != 0]
+    counted = [index for index, weight in enumerate(entering) if weight != 0]
     chosen = _measured(plan, module, counted, zero, entering)
     total = sum(entering)
-    share = sum(entering[place] for place in chosen) / total if len(chosen) < len(counted) else 1.0
+    share = sum(entering[index] for index in chosen) / total if len(chosen) < len(counted) else 1.0
     # Without an active adapter, one of weight 0 gives the shape.
-    chosen = chosen or [next(iter(found))]
-    like = next(iter(found.values()))
+    chosen = chosen or [next(iter(loaded))]
+    empty = _zeros_like(next(iter(loaded.values())))
     # Factors that cancel leave rounding, which would count as entries.
-    nothing = {p for p in zero if p not in found or not plan.sources[p].is_zero(module)}
-    return (
-        Inputs(
-            places=tuple(chosen),
-            sources=tuple(plan.sources[place] for place in chosen),
-            updates=tuple(_nothing(like) if place in nothing else found[place] for place in chosen),
-            weights=tuple(entering[place] for place in chosen),
-            zero=tuple(place in zero for place in chosen),
-            share=share,
-        ),
-        weights,
+    cancelled = {index for index in zero if index not in loaded or not plan.sources[index].is_zero(module)}
+    adapters = tuple(
+        Input(
+            index=index,
+            source=plan.sources[index],
+            module=empty if index in cancelled else loaded[index],
+            weight=entering[index],
+            is_zero=index in zero,
+        )
+        for index in chosen
     )
+    return Inputs(adapters=adapters, weights_of_all=weights, share=share)
 
 
-def _nothing(like: LowRank) -> LowRank:
-    """Return a zero update of the shape and rank of another; the rank matters to methods that add factors."""
-    return LowRank(b=torch.zeros(like.shape[0], like.rank), a=torch.zeros(like.rank, like.shape[1]))
+def _zeros_like(module: AdapterModule) -> AdapterModule:
+    """Return zeros of the shape and rank of a module; the rank matters to methods that add factors."""
+    (out, into), rank = module.update.shape, module.update.rank
+    return AdapterModule(update=LowRank(b=torch.zeros(out, rank), a=torch.zeros(rank, into)), layout=module.layout)
 
 
 def _is_zero(source: AdapterSource, module: str, update: LowRank | None) -> bool:
@@ -110,8 +133,8 @@ def _is_zero(source: AdapterSource, module: str, update: LowRank | None) -> bool
     """
     if _has_more(source, module):
         return False
-    # Factors that began from a part of the base are not the delta.
-    return (source.meta.initial is None and source.is_zero(module)) or (update is not None and norm(update) == 0)
+    # For other kinds than a plain LoRA the factors in the file are not the delta.
+    return (not kinds_of(source.meta) and source.is_zero(module)) or (update is not None and norm(update) == 0)
 
 
 def _measured(
@@ -124,12 +147,12 @@ def _measured(
     """
     if plan.method.statistics is None:
         return counted
-    kept = [place for place in counted if place not in zero or plan.statistics_name(place, module) is not None]
-    if len(kept) < len(counted) and min(weights) < 0:
+    measured = [index for index in counted if index not in zero or plan.statistics_name(index, module) is not None]
+    if len(measured) < len(counted) and min(weights) < 0:
         raise PlanError(
             f"method '{plan.method.title}', module '{module}': weights must be at least 0, got {list(weights)}."
         )
-    return kept
+    return measured
 
 
 def _has_more(source: AdapterSource, module: str) -> bool:

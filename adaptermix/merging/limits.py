@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from ..errors import PlanError
-from .dense import into_base
 from .plan import MergePlan
 from .report import MergeReport
 
@@ -49,5 +48,19 @@ def check_rounding(plan: MergePlan, report: MergeReport, limit: float) -> None:
     Raises:
         PlanError: it has.
     """
-    if not into_base(plan) and report.rounding > limit:
+    if not plan.writes_checkpoint and report.rounding > limit:
         check_residual(plan, report, limit)
+
+
+def check_dense(plan: MergePlan) -> None:
+    """Refuse what a file of matrices cannot hold.
+
+    Raises:
+        PlanError: an adapter has biases or fully trained tensors.
+    """
+    for source in plan.sources:
+        if source.saved_headers or any(header.bias for header in source.modules.values()):
+            raise PlanError(
+                f"--form dense holds weight matrices only, and '{source.name}' has biases or fully trained tensors "
+                "too. Use another form."
+            )

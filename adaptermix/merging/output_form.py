@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ..algebra import Dense, LowRank, Update, least_rank, singular_values, truncate
 from ..algebra.lowrank import balanced, decompose, lost_share, working_dtype
@@ -29,14 +28,12 @@ class Formed:
         update: The update.
         residual: Share of the norm lost to truncation and to rounding, in [0, 1].
         excess: Bound on how far the residual is above the least possible for the rank, as a share of it.
-        sigma: Singular values before truncation, where they are all known.
         rounding: Share of the norm lost to rounding alone.
     """
 
     update: Update
     residual: float = 0.0
     excess: float = 0.0
-    sigma: Tensor | None = None
     rounding: float = 0.0
 
 
@@ -134,7 +131,7 @@ def _cut(update: LowRank, rank: Rank, keep: float) -> Formed:
         size = abs(update.scale) * float(update.b.double().norm() * update.a.double().norm())
         chosen = max(1, min(chosen, numerical_rank(sigma, update.shape, size=size)))
     low = balanced(u, sigma, vh, rank=chosen, dtype=working_dtype([update]))
-    return Formed(update=low, residual=lost_share(sigma, chosen), sigma=sigma)
+    return Formed(update=low, residual=lost_share(sigma, chosen))
 
 
 def _cut_dense(update: Dense, rank: Rank, keep: float) -> Formed:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..adapters import LINEAR, AdapterMeta, AdapterSource, ModuleHeader, TargetSpec
+from ..adapters.kinds import AdapterKind, kinds_of
 from ..adapters.paths import in_model, two_roots
 from ..errors import IncompatibleAdapters
 from ..io.checkpoint_files import Checkpoint
@@ -90,15 +91,31 @@ class MergePlan:
         )
 
     @cached_property
-    def gives_dora(self) -> bool:
-        """Whether the result is a DoRA: a weighted sum in which at least one adapter is one.
+    def sum_kind(self) -> AdapterKind | None:
+        """The kind of the result: that of the first adapter whose kind has a sum of its own; None for a plain LoRA.
 
         PEFT has no DoRA with biases inside; its embeddings and convolutions would become DoRAs of another kind.
         """
-        is_sum = is_weighted_sum(self.method)
         headers = [header for source in self.sources for header in source.modules.values()]
-        plain = all(header.layout == LINEAR and not header.bias for header in headers)
-        return is_sum and plain and self.shape.form != "dense" and any(source.meta.dora for source in self.sources)
+        is_plain = all(header.layout == LINEAR and not header.bias for header in headers)
+        if not is_plain or not is_weighted_sum(self.method) or self.shape.form == "dense":
+            return None
+        kinds = [kind for source in self.sources for kind in kinds_of(source.meta) if kind.has_own_sum]
+        return kinds[0] if kinds else None
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether all adapters are plain LoRAs, whose factors are their whole delta."""
+        return not any(kinds_of(source.meta) for source in self.sources)
+
+    @property
+    def writes_checkpoint(self) -> bool:
+        """Whether the result is a full checkpoint."""
+        return self.shape.form == "dense" and self.checkpoint is not None
+
+    def header(self, module: str) -> ModuleHeader:
+        """Return the header of a module in the first adapter that has it."""
+        return next(source.modules[module] for source in self.sources if module in source.modules)
 
     def weights_at(self, module: str) -> tuple[float, ...]:
         """Return the weights at a module, before any filling."""
@@ -211,16 +228,16 @@ class MergePlan:
         first = metas[0]
         keepers, _ = self._keepers()
         extras: dict[str, Any] = merge_extras([source.name for source in keepers], [source.meta for source in keepers])
-        return AdapterMeta(
+        meta = AdapterMeta(
             base=first.base,
             revision=first.revision,
             # PEFT wants the head of a task type, so an adapter whose head is left out does not name one.
             task_type=_task_type([source.meta for source in keepers]),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
-            dora=self.gives_dora,
             **extras,
         )
+        return meta if self.sum_kind is None else self.sum_kind.describe(meta)
 
     def _targets(self) -> TargetSpec:
         """An input that covers every module lends its targets; otherwise they are listed by full path."""

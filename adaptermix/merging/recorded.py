@@ -6,39 +6,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..publish.output import OutputSize, size_notes
-from .dense import into_base
+from ..adapters import AdapterFile
+from ..publish.output import size_notes
+from .merge_options import MergeOptions
 from .plan import MergePlan
 from .report import MergeReport, ModuleReport
 
 
 def merge_report(
-    plan: MergePlan,
-    out: Path | None,
-    modules: Mapping[str, ModuleReport],
-    settings: Mapping[str, Any],
-    size: OutputSize | None = None,
+    plan: MergePlan, options: MergeOptions, modules: Mapping[str, ModuleReport], file: AdapterFile | None = None
 ) -> MergeReport:
     """Return the report of a merge.
 
     Args:
         plan: Its plan.
-        out: The output folder, if one was to be written.
+        options: Its options.
         modules: Report per module path.
-        settings: The resolved settings.
-        size: Rank and size of a written adapter.
+        file: The file of the adapter, where the result is one.
     """
-    large = () if size is None else size_notes(size["bytes"], _base_folder(plan))
-    name = str(settings["method"])
+    size = None if file is None else file.size()
     return MergeReport(
-        out=out,
-        method=name,
+        out=options.out,
+        method=options.method,
         weights=plan.weights,
         modules=modules,
-        plan=settings,
-        notes=(*plan.notes(), *large),
-        rank=size and size["rank"],
-        bytes=size and size["bytes"],
+        plan=merge_settings(plan, options),
+        notes=(*plan.notes(), *(() if size is None else size_notes(size, _base_folder(plan)))),
+        rank=None if file is None else file.rank,
+        bytes=size,
     )
 
 
@@ -50,28 +45,28 @@ def _base_folder(plan: MergePlan) -> Path | None:
     return Path(base) if base and Path(base).is_dir() else None
 
 
-def merge_settings(plan: MergePlan, given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the resolved settings, for the manifest; what is at its default and unused is left out."""
-    found: dict[str, Any] = {
-        "method": given.get("method", "exact"),
+def merge_settings(plan: MergePlan, options: MergeOptions) -> dict[str, Any]:
+    """Return the resolved options, for the manifest; unused defaults are left out."""
+    settings: dict[str, Any] = {
+        "method": options.method,
         "weights": list(plan.weights),
         "options": dict(plan.options),
         "rank": plan.shape.rank,
         "form": plan.shape.form,
         "fill": plan.fill,
         "saved": plan.saved,
-        "dtype": more["dtype"] or (None if into_base(plan) else "float32"),
-        "max_residual": more["max_residual"],
-        "compact": more["compact"] or None,
-        "allow_base_mismatch": bool(given.get("allow_base_mismatch")),
-        "allow_pickle": bool(given.get("allow_pickle")),
+        "dtype": options.dtype or (None if plan.writes_checkpoint else "float32"),
+        "max_residual": options.max_residual,
+        "compact": options.compact or None,
+        "allow_base_mismatch": options.allow_base_mismatch,
+        "allow_pickle": options.allow_pickle,
         "places": [override.entry() for override in plan.overrides],
-        "base": given.get("base"),
-        # a method that learns has measured its own
-        "statistics": [] if plan.method.is_learned else [str(path) for path in given.get("statistics") or ()],
+        "base": options.base,
+        # A method that learns has measured its own statistics.
+        "statistics": [] if plan.method.is_learned else [str(path) for path in options.statistics],
     }
     if plan.shape.rank == "auto":
-        found["keep"] = plan.shape.keep
+        settings["keep"] = plan.shape.keep
     if plan.method.is_random:
-        found["seed"] = plan.seed
-    return {key: value for key, value in found.items() if value not in (None, [], {})}
+        settings["seed"] = plan.seed
+    return {key: value for key, value in settings.items() if value not in (None, [], {})}

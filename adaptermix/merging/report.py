@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ class ModuleReport:
     weights: tuple[float, ...] = ()
     excess: float = 0.0
     rounding: float = 0.0
+
+    def with_rounding(self, share: float) -> ModuleReport:
+        """Return the report of a module that also loses this share of its norm to rounding."""
+        return replace(self, residual=math.hypot(self.residual, share), rounding=share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Base models: found, loaded, and seen as a stack of blocks."""
+"""Base models: loading, blocks, heads, quantisation and generation."""

@@ -1,4 +1,4 @@
-"""Base models: found, loaded, and seen as a stack of blocks. Nothing here is particular to one architecture."""
+"""Loading base models and addressing their blocks, for every architecture."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class BaseModel:
     """A base model with its tokenizer.
 
     Args:
-        id: Hub id or folder, as given.
+        id: Hub id or folder, as the user wrote it.
         revision: Pinned revision, if any.
-        fingerprint: Hash of its weight files, None where they are not on disk.
+        fingerprint: Hash of its weight files; None if they are not on disk.
         kind: "causal" for language models, "encoder" for bidirectional ones.
-        model: The transformers model, in eval mode, no parameter requiring a gradient.
+        model: The transformers model, in eval mode, without trainable parameters.
         tokenizer: Its tokenizer; a pad token is always set.
-        head: What it ends in, where it ends in a head for a task.
-        head_modules: Names of the modules of the head, which a task trains whole.
-        quantized: "nf4", "fp4" or "int8" where its linear layers are; else "none".
+        head: The task head, if the model has one.
+        head_modules: Names of the head's modules, which are trained in full.
+        quantized: "nf4", "fp4" or "int8" if its linear layers are quantised, else "none".
     """
 
     id: str
@@ -54,12 +54,12 @@ class BaseModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What its head tells apart; empty without a head."""
+        """The head's labels; empty without a head."""
         return self.head.labels if self.head else ()
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         device: torch.device = self.model.device
         return device
 
@@ -83,7 +83,7 @@ def pick_device(device: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ModelError: CUDA is asked for and not there, or the name is unknown.
+        ModelError: there is no such CUDA device, or the name is unknown.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,8 +95,8 @@ def pick_device(device: str) -> torch.device:
         raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ModelError(
-            f"--device {device} is asked for, and {torch.cuda.device_count()} CUDA devices are there. "
-            "Take one of those, or --device cpu."
+            f"--device {device} needs a CUDA device, and {torch.cuda.device_count()} CUDA devices are available. "
+            "Choose one of those, or --device cpu."
         )
     return picked
 
@@ -104,7 +104,7 @@ def pick_device(device: str) -> torch.device:
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype for `auto`, `float32`, `bfloat16` or `float16`.
 
-    `auto` is bfloat16 where the hardware multiplies it natively (CUDA, CPUs with AVX512-BF16 or AMX), else float32.
+    `auto` is bfloat16 on hardware with native bfloat16 products (CUDA, CPUs with AVX512-BF16 or AMX), else float32.
     """
     if dtype != "auto":
         named: torch.dtype = getattr(torch, dtype)
@@ -117,19 +117,19 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def fingerprint_of(reference: str) -> str | None:
-    """Return the fingerprint of a base model, None where its files are not on disk."""
+    """Return the fingerprint of a base model; None if its files are not on disk."""
     folder = model_folder(reference)
     return fingerprint(folder) if folder else None
 
 
 def model_folder(reference: str) -> Path | None:
-    """Return the folder of a model, with @REVISION if wanted; None where its weights are not on disk."""
+    """Return the folder of `MODEL` or `MODEL@REVISION`; None if its weights are not on disk."""
     return _folder(*split_revision(reference))
 
 
 def model_origins(reference: str) -> list[Origin]:
-    """Return a base model's folder with its manifest, if it is on disk: one that `bake` wrote has seen data files."""
-    with suppress(ValueError):  # a name that the Hub does not allow is refused when the model is loaded
+    """Return a base model's folder with its manifest, if it is on disk; models of `bake` have seen data files."""
+    with suppress(ValueError):  # A name that the Hub does not allow is refused when the model is loaded.
         folder = model_folder(reference)
         return [origin_of(folder)] if folder else []
     return []
@@ -142,12 +142,12 @@ def files_of(reference: str) -> list[str] | None:
 
 
 def _folder(name: str, revision: str | None) -> Path | None:
-    """Return the folder that holds a model's weights, if it is on disk."""
+    """Return the folder with a model's weights, if it is on disk."""
     if Path(name).is_dir():
         return Path(name)
     for file in ("model.safetensors", "model.safetensors.index.json"):
-        if found := cached_file(name, file, revision):
-            return found.parent
+        if cached := cached_file(name, file, revision):
+            return cached.parent
     return None
 
 
@@ -159,7 +159,7 @@ def _kind(config: Any, reference: str) -> Kind:
 
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{reference}: encoder-decoder models are not handled yet; give a language model or an encoder."
+            f"{reference}: encoder-decoder models are not supported yet; give a language model or an encoder."
         )
     named = " ".join(config.architectures or ())
     if "ForCausalLM" in named or "LMHead" in named:
@@ -172,18 +172,18 @@ def _kind(config: Any, reference: str) -> Kind:
 
 
 def model_kind(reference: str) -> Kind:
-    """Return what kind of base model this is, from its configuration alone.
+    """Return the kind of a base model, from its configuration only.
 
     Raises:
-        ModelError: no such model, or a kind that is not handled.
+        ModelError: there is no such model, or its kind is not supported.
     """
     return _kind(load_config(reference), reference)
 
 
 def class_modules(folder: Path) -> list[str]:
-    """Return the paths of all modules of the class that a model folder's config names; none where it is not known.
+    """Return the paths of all modules of the class in a model folder's config; an empty list for an unknown class.
 
-    Files of a checkpoint may have other names, which transformers converts when it loads them.
+    Names in the checkpoint's files may differ, since transformers converts them on loading.
     """
     import transformers
 
@@ -192,7 +192,7 @@ def class_modules(folder: Path) -> list[str]:
         made: Any = getattr(transformers, str((config.architectures or [""])[0]))
         with torch.device("meta"):
             return [name for name, _ in made(config).named_modules()]
-    except Exception:  # a class of another release, or of the model's own code
+    except Exception:  # The class may be of another release or come with the model, so any error is possible.
         return []
 
 
@@ -208,23 +208,23 @@ def load_base(
     """Load a base model and its tokenizer.
 
     Args:
-        reference: A folder or a Hub id, with `@REVISION` if wanted.
+        reference: A folder or a Hub id, optionally with `@REVISION`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; see `pick_dtype`.
         quantize: `none`, `nf4`, `fp4` or `int8`; see `quantization.loading_options`.
-        head: What the model is to end in.
+        head: The head to put on the model, if any.
         seed: Seed of the weights of a head that the checkpoint does not have.
 
     Raises:
-        ModelError: no such model, a kind that is not handled, or files that do not load.
+        ModelError: there is no such model, its kind is not supported, or its files do not load.
     """
     name, revision = split_revision(reference)
-    place = pick_device(device)
+    target = pick_device(device)
     config = load_config(reference)
     kind = _kind(config, reference)
-    wide = pick_dtype(dtype, place)
+    wide = pick_dtype(dtype, target)
     whole = head.form.modules if head else () if kind == "encoder" else None
-    options = loading_options(quantize, place, wide, whole=whole)
+    options = loading_options(quantize, target, wide, whole=whole)
     tokenizer = load_tokenizer(reference)
     modules: tuple[str, ...] = ()
     if head is None:
@@ -251,7 +251,7 @@ def load_base(
         revision=revision,
         fingerprint=fingerprint_of(reference),
         kind=kind,
-        model=(model.to(place) if quantized == "none" else model).eval().requires_grad_(False),
+        model=(model.to(target) if quantized == "none" else model).eval().requires_grad_(False),
         tokenizer=tokenizer,
         head=head,
         head_modules=modules,
@@ -260,21 +260,21 @@ def load_base(
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the path and the list of the model's blocks: the outermost list of as many modules as it has layers.
+    """Return the path and the list of the model's blocks: the outermost module list with one entry per layer.
 
     Raises:
         ModelError: there is no such list.
     """
     config: Any = model.config
     count = config.get_text_config().num_hidden_layers
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    if not found:
-        raise ModelError(f"a list of {count} blocks is needed in {type(model).__name__}, and there is none.")
-    return min(found, key=lambda item: item[0].count("."))
+    if not lists:
+        raise ModelError(f"{type(model).__name__} must have a list of {count} blocks, and has no such list.")
+    return min(lists, key=lambda item: item[0].count("."))
 
 
 def block_index(layer: int | Literal["middle", "last"], count: int, *, option: str = "--layer") -> int:
@@ -291,14 +291,14 @@ def block_index(layer: int | Literal["middle", "last"], count: int, *, option: s
 
 
 def keep_blocks(model: nn.Module, count: int) -> None:
-    """Remove all blocks after the first `count`, for good: their memory is freed and they are never computed."""
+    """Remove all blocks after the first `count` permanently, which saves their memory and time."""
     path, stack = blocks(model)
     _set_blocks(model, path, stack[:count])
 
 
 @contextmanager
 def first_blocks(model: nn.Module, count: int) -> Iterator[None]:
-    """Let the model run its first `count` blocks only, until the context ends."""
+    """Run only the model's first `count` blocks while the context is open."""
     path, stack = blocks(model)
     if count == len(stack):
         yield
@@ -326,13 +326,13 @@ def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
 
 
 def _set_types(text: Any, types: Sequence[str]) -> None:
-    # Mamba, Falcon-H1 and Bamba compute the list from the number of blocks, and it cannot be set
+    # Mamba, Falcon-H1 and Bamba compute the list from the number of blocks, so it cannot be set.
     with suppress(AttributeError):
         text.layer_types = types
 
 
 def backbone(base: BaseModel) -> nn.Module:
-    """Return the part of the model that gives hidden states, without any head."""
+    """Return the part of the model that computes hidden states, without any head."""
     module: nn.Module
     if base.head:
         module = base.model.base_model
@@ -342,38 +342,38 @@ def backbone(base: BaseModel) -> nn.Module:
 
 
 def reading(base: BaseModel) -> dict[str, Any]:
-    """Return what a pass that only reads is told: a language model keeps nothing to go on from."""
+    """Return extra forward arguments for inference without generation: language models get `use_cache=False`."""
     return {"use_cache": False} if base.kind == "causal" else {}
 
 
 def require_causal(reference: str, what: str) -> None:
-    """Refuse a model that does not generate, before it is loaded.
+    """Refuse a model that cannot generate, before it is loaded.
 
     Raises:
-        ModelError: the model is an encoder, or there is none.
+        ModelError: the model is an encoder, or does not exist.
     """
     if model_kind(reference) != "causal":
         raise ModelError(f"{what} generates text and needs a causal language model; {reference!r} is an encoder.")
 
 
 def note_other_base(base: BaseModel, sources: Sequence[AdapterSource], watch: Watcher) -> None:
-    """Tell a person about adapters that were trained on other weights than those of this base model."""
+    """Warn about adapters that were trained on different weights than those of this base model."""
     for source in sources:
         trained = source.meta.base_fingerprint
         if trained and base.fingerprint and trained != base.fingerprint:
             watch.note(
                 f"warning: adapter '{source.name}' was trained on '{source.meta.base}', whose weight files differ from "
-                f"those of '{base.id}'; scores may be worse than the adapter's own."
+                f"those of '{base.id}'; scores may be worse than on its base model."
             )
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer: quantised ones and Conv1D too, by what they offer, not by class."""
+    """Return whether a module is a linear layer, including quantised ones and Conv1D, judged by its attributes."""
     return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
 
 
 def linear_names(model: nn.Module, chosen: range | None = None) -> list[str]:
-    """Return the last names of all linear layers inside the blocks, or some of them; those of heads are left out."""
+    """Return the last names of all linear layers in the blocks, or in a range of blocks; heads are left out."""
     stack = [block for number, block in enumerate(blocks(model)[1]) if chosen is None or number in chosen]
     return sorted(
         {name.rsplit(".", 1)[-1] for block in stack for name, module in block.named_modules() if is_linear(module)}

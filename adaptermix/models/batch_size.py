@@ -1,4 +1,4 @@
-"""How many rows one forward pass should have."""
+"""The number of rows per forward pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..io.memory import free_memory
 from .base import BaseModel
 
 USUAL = 32
-"""Rows of a pass where nothing is known of the model."""
+"""Rows per pass if the model's memory use is unknown."""
 _MOST_ON_CPU, _MOST_ON_GPU = 256, 1024
 _SHARE_ON_CPU, _SHARE_ON_GPU = 0.25, 0.5
-"""Share of the free memory that the states of a pass may take."""
+"""Largest share of the free memory that the states of a pass may use."""
 _MOST_BYTES_ON_CPU = 4 * 2**30
 
 
@@ -22,16 +22,16 @@ def _free_bytes(base: BaseModel) -> float:
 
 
 def _most(config: Any, *names: str) -> int:
-    """Return the largest of what a config says under these names, where each may be one number or one per layer."""
-    found = [getattr(config, name, None) for name in names]
-    numbers = [number for value in found for number in (value if isinstance(value, list | tuple) else [value])]
+    """Return the largest value that a config has under these names, which may be one number or one per layer."""
+    values = [getattr(config, name, None) for name in names]
+    numbers = [number for value in values for number in (value if isinstance(value, list | tuple) else [value])]
     return max((number for number in numbers if isinstance(number, int)), default=0)
 
 
 def bytes_of_row(base: BaseModel, length: int) -> int | None:
-    """Return about what a row of this many tokens takes while it is generated; None if the model does not tell.
+    """Return the approximate memory of generating a row of this length; None if the config does not determine it.
 
-    Keys and values of all layers, the widest states of one layer, logits of one place.
+    It counts keys and values of all layers, the widest states of one layer, and the logits of one position.
     """
     try:
         config = base.model.config.get_text_config()
@@ -40,21 +40,21 @@ def bytes_of_row(base: BaseModel, length: int) -> int | None:
         each = _most(config, "head_dim", "v_head_dim", "qk_head_dim") or hidden // max(heads, 1)
         width = each * (_most(config, "num_key_value_heads") or heads)
         inner = _most(config, "intermediate_size") or 4 * hidden
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # configs that have no one value for all layers
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # Some configs have no single value for all layers.
         return None
-    told = "logits_to_keep" in inspect.signature(base.model.forward).parameters
-    if not (told and layers and hidden and heads and vocabulary):
+    limits_logits = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+    if not (limits_logits and layers and hidden and heads and vocabulary):
         return None
     size = base.model.dtype.itemsize
     return int(length * size * (2 * layers * width + hidden + 2 * inner + heads * length) + vocabulary * (size + 4))
 
 
 def rows_that_fit(base: BaseModel, length: int) -> int:
-    """Return rows per pass, a power of two: as many as make it no faster yet, and fit the free memory.
+    """Return the number of rows per pass: the largest power of two that fits the free memory, up to a useful limit.
 
     Args:
         base: The model.
-        length: Tokens of the longest row: prompt, answer, and a draft that fails.
+        length: Tokens of the longest row: prompt, answer, and a rejected draft.
     """
     each = bytes_of_row(base, length)
     most = _MOST_ON_GPU if base.device.type == "cuda" else _MOST_ON_CPU

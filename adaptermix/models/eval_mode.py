@@ -1,4 +1,4 @@
-"""Ways to run a model: without dropout, without its LoRAs, without the base model's own dropout."""
+"""Contexts that run a model without dropout, without its LoRAs, or without the base model's dropout."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let the model act without dropout, until the context ends."""
+    """Disable dropout while the context is open."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        # each its own: dropout of the base model may be off while that of a LoRA is on
+        # Modes are restored one by one: the base model's dropout may be off while a LoRA's is on.
         for module, training in modes.items():
             module.training = training
 
 
 @contextmanager
 def loras_off(model: nn.Module) -> Iterator[None]:
-    """Let the model act without the LoRAs that were put into it, until the context ends."""
+    """Disable all LoRAs in the model while the context is open."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -40,11 +40,10 @@ def loras_off(model: nn.Module) -> Iterator[None]:
 
 
 def train_loras_only(model: nn.Module) -> None:
-    """Switch the base model's own dropout off for good and that of its LoRAs on.
+    """Switch the base model's dropout off permanently and the dropout of its LoRAs on.
 
-    Blocks whose activations are recomputed in the backward pass must stay in training mode, or transformers would keep
-    their activations; dropout of their own is set to zero. PEFT skips the dropout of a DoRA unless its layer is in
-    training mode too.
+    Blocks with activation checkpointing must stay in training mode, or transformers would keep their activations; their
+    dropout is set to zero instead. PEFT skips the dropout of a DoRA unless its layer is in training mode.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.modeling_layers import GradientCheckpointingLayer

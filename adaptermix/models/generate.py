@@ -15,19 +15,19 @@ from ..progress import SILENT, Watcher
 from .base import BaseModel
 
 _FIRST_ROUND = 8
-"""Tokens of the first round; each further one makes answers at least half as long again."""
+"""Tokens of the first round; each further round makes answers at least half as long again."""
 _WORTH = 4
-"""One in so many rows of a batch are enough to go on without those of other batches."""
+"""Continue with a partial batch if at least 1/4 of its rows are unfinished."""
 _MOST_LOGITS = 2**27
-"""Most logits of a pass over drafts: half a gigabyte in float32."""
+"""Largest number of logits when drafts are checked: half a gigabyte in float32."""
 
 
 def _stop_ids(base: BaseModel, *, one_line: bool, ends: Sequence[int] = ()) -> list[int]:
-    """Token ids that end an answer: the model's own, further `ends`, and a line break where answers are one line."""
+    """Return the token ids that end an answer: the model's, further `ends`, and a line break for one-line answers."""
     config = base.model.generation_config.eos_token_id
-    own = [] if config is None else [config] if isinstance(config, int) else list(config)
+    configured = [] if config is None else [config] if isinstance(config, int) else list(config)
     breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n") if one_line]
-    return sorted({*own, *ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
+    return sorted({*configured, *ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -48,13 +48,13 @@ def _settings(max_new_tokens: int, stops: set[int], pad: int) -> Any:
 
 @contextmanager
 def _plainly(base: BaseModel, settings: Any) -> Iterator[None]:
-    """Put the model's own generation settings aside: a repetition penalty, say, would fill what is left open."""
-    own = base.model.generation_config
+    """Replace the model's generation settings; otherwise its repetition penalty, for example, would still apply."""
+    saved = base.model.generation_config
     base.model.generation_config = settings
     try:
         yield
     finally:
-        base.model.generation_config = own
+        base.model.generation_config = saved
 
 
 @torch.inference_mode()
@@ -73,22 +73,22 @@ def generate_ids(
 ) -> list[list[int]]:
     """Return one greedy continuation per prompt, up to an end token and without it.
 
-    In rounds: answers of a batch that have not ended after 8 tokens go on without the others, up to 16, 24, 36, ...,
-    so that a batch does not carry what has ended to its longest answer.
+    Generation runs in rounds. Unfinished answers of a batch continue to 8, 16, 24, 36, ... tokens, and finished ones
+    leave it, so that one long answer does not make the whole batch expensive.
 
-    With drafts, such as what another adapter answered, one pass over prompt and draft tells how far greedy choice
-    agrees; only what differs is generated. Drafts of `max_new_tokens` or more are passed over. The result is that
-    without drafts, up to rounding where two tokens are level.
+    Drafts, such as another adapter's answers, work as in speculative decoding: one forward pass of prompt and draft
+    determines how far greedy choice agrees, and only the rest is generated. Drafts of `max_new_tokens` or more are
+    ignored. Results equal those without drafts, except for rounding when two tokens have the same score.
 
     Args:
         base: A causal language model.
-        prompts: Token ids; rows of like length are batched together, the order of the results is that of the prompts.
+        prompts: Token ids. Rows of similar length are batched together; results are in the order of the prompts.
         max_new_tokens: Most tokens to generate per row.
         batch_size: Rows per batch.
-        one_line: End at a line break too.
-        ends: Further tokens that end an answer, such as that of a chat's turn.
-        drafts: Per prompt a guess at the result, without its end token, or None.
-        before: Called before each run of passes with the numbers of the prompts in them, in the order of the batch.
+        one_line: End at a line break as well.
+        ends: Further tokens that end an answer, such as the end of a chat turn.
+        drafts: Per prompt a guess of the result, without its end token, or None.
+        before: Called before each run of passes with the indices of the prompts in them, in batch order.
         watch: Receives progress.
         label: Name of the progress bar.
     """
@@ -99,12 +99,12 @@ def generate_ids(
         most=max_new_tokens,
         batch_size=batch_size,
         before=before,
-        found=[[] for _ in prompts],
+        tokens_of=[[] for _ in prompts],
     )
     with watch.track(label, len(prompts)) as work.advance:
         guesses: dict[int, list[int]] = {}
         if drafts is not None and batch_size > 1:
-            # one that never came to an end is babble, which the next adapter will not repeat
+            # A draft without an end is usually degenerate text, which the next adapter will not repeat.
             guesses = {
                 row: list(draft)
                 for row, draft in enumerate(drafts)
@@ -112,12 +112,12 @@ def generate_ids(
             }
         left = work.follow(guesses) if guesses else []
         work.go_on([row for row in range(len(prompts)) if row not in guesses] + left)
-    return work.found
+    return work.tokens_of
 
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """Answers that are under way: `found` holds what there is of each."""
+    """Answers in progress: `found` has the tokens of each so far."""
 
     base: BaseModel
     prompts: Sequence[Sequence[int]]
@@ -125,13 +125,13 @@ class _Work:
     most: int
     batch_size: int
     before: Callable[[Sequence[int]], None]
-    found: list[list[int]] = field(default_factory=list)
+    tokens_of: list[list[int]] = field(default_factory=list)
     advance: Callable[[int, str], None] = lambda _count, _text: None
 
     def _batches(
         self, rows: Iterable[int], more: Mapping[int, list[int]], size: int | None = None
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Yield rows of like length with ids and mask of their prompts and what there is more of each, padded left."""
+        """Yield rows of similar length with ids and mask of their prompts and further tokens, padded on the left."""
         order = sorted(rows, key=lambda row: len(self.prompts[row]) + len(more[row]))
         size = size or self.batch_size
         for start in range(0, len(order), size):
@@ -141,61 +141,61 @@ class _Work:
             yield chosen, batch["input_ids"], batch["attention_mask"]
 
     def _take(self, row: int, ids: Sequence[int]) -> bool:
-        """Add tokens to an answer up to an end; return whether it has ended."""
+        """Append tokens to an answer up to an end token; return whether it has ended."""
         end = next((i for i, token in enumerate(ids) if token in self.stops), None)
-        self.found[row] = [*self.found[row], *ids[:end]][: self.most]
-        has_ended = end is not None or len(self.found[row]) >= self.most
+        self.tokens_of[row] = [*self.tokens_of[row], *ids[:end]][: self.most]
+        has_ended = end is not None or len(self.tokens_of[row]) >= self.most
         if has_ended:
             self.advance(1, "")
         return has_ended
 
     def follow(self, drafts: Mapping[int, list[int]]) -> list[int]:
-        """Take drafts as far as greedy choice agrees, and what follows; return the rows that are still to go on."""
+        """Accept the part of each draft that greedy choice agrees with, plus one token; return the unfinished rows."""
         left = []
-        # logits of all places of the drafts are held at once, where generation holds those of one
+        # This pass needs the logits of all draft positions, while generation needs only the last one's.
         longest = 1 + max(map(len, drafts.values()), default=0)
         vocabulary = self.base.model.get_output_embeddings().weight.shape[0]
         size = max(1, min(self.batch_size, _MOST_LOGITS // (longest * vocabulary)))
         for rows, ids, mask in self._batches(drafts, drafts, size):
-            places = (mask.cumsum(-1) - 1).clamp(min=0)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
             keep = 1 + max(len(drafts[row]) for row in rows)
             self.before(rows)
             output = self.base.model(
-                input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=keep, use_cache=True
+                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=True
             )
             going_on, following = [], []
-            for place, (row, tokens) in enumerate(zip(rows, output.logits.argmax(-1).tolist(), strict=True)):
+            for index, (row, tokens) in enumerate(zip(rows, output.logits.argmax(-1).tolist(), strict=True)):
                 draft = drafts[row]
                 greedy = tokens[len(tokens) - len(draft) - 1 :]
                 agreed = next((i for i, token in enumerate(draft) if greedy[i] != token), len(draft))
-                mask[place, ids.shape[1] - len(draft) + agreed :] = 0
+                mask[index, ids.shape[1] - len(draft) + agreed :] = 0
                 if not self._take(row, [*draft[:agreed], greedy[agreed]]):
-                    going_on.append(place)
+                    going_on.append(index)
                     following.append(greedy[agreed])
             cache = getattr(output, "past_key_values", None)
             left += self._after(rows, (ids, mask), cache, going_on, following)
         return left
 
     def _after(
-        self, batch: list[int], held: tuple[Tensor, Tensor], cache: Any, places: list[int], following: list[int]
+        self, batch: list[int], inputs: tuple[Tensor, Tensor], cache: Any, indices: list[int], following: list[int]
     ) -> list[int]:
-        """Go on where drafts failed, with what the model made of prompts and drafts, but for what the mask leaves out.
+        """Continue after rejected drafts with the cache of prompts and drafts, masking rejected tokens.
 
         Args:
             batch: The rows of the batch.
-            held: Its ids and mask.
-            cache: What the model made of them.
-            places: Where the rows that go on are in it.
-            following: The token that comes next, of each of these.
+            inputs: Its ids and mask.
+            cache: The model's cache for it.
+            indices: Indices in the batch of the rows to continue.
+            following: The next token of each of these rows.
 
         Returns:
-            The rows that must be read anew: the model's states cannot be masked, or these are too few for a batch.
+            The rows that must be read again: the cache cannot be masked, or the rows are too few for a batch.
         """
-        ids, mask = held
-        rows = [batch[place] for place in places]
+        ids, mask = inputs
+        rows = [batch[index] for index in indices]
         if len(rows) * _WORTH < self.batch_size or not _can_mask(self.base.model, cache, ids.shape[1] + self.most):
             return rows
-        chosen = torch.tensor(places, dtype=torch.long, device=ids.device)
+        chosen = torch.tensor(indices, dtype=torch.long, device=ids.device)
         cache.batch_select_indices(chosen)
         ids = torch.cat([ids[chosen], ids.new_tensor(following).unsqueeze(1)], dim=1)
         mask = torch.cat([mask[chosen], mask.new_ones(len(rows), 1)], dim=1)
@@ -203,15 +203,15 @@ class _Work:
         return []
 
     def go_on(self, waiting: list[int]) -> None:
-        """Generate what is missing, in rounds; rows that go on keep what the model has made of them."""
-        for rows, ids, mask in self._batches(waiting, dict(enumerate(self.found))):
+        """Generate the missing tokens in rounds; unfinished rows keep their cache."""
+        for rows, ids, mask in self._batches(waiting, dict(enumerate(self.tokens_of))):
             self._rounds(rows, ids, mask, {})
 
     def _rounds(self, rows: list[int], ids: Tensor, mask: Tensor, kept: dict[str, Any]) -> None:
         length = 0
         while rows:
             more = max(_FIRST_ROUND, length // 2) if self.batch_size > 1 else self.most
-            more = min(more, self.most - min(len(self.found[row]) for row in rows))
+            more = min(more, self.most - min(len(self.tokens_of[row]) for row in rows))
             length += more
             self.before(rows)
             with _plainly(self.base, _settings(more, self.stops, self.base.tokenizer.pad_token_id)):
@@ -219,8 +219,8 @@ class _Work:
                     input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **kept
                 )
             answers = output.sequences[:, ids.shape[1] :].tolist()
-            left = [place for place, row in enumerate(rows) if not self._take(row, answers[place])]
-            rows = [rows[place] for place in left]
+            left = [index for index, row in enumerate(rows) if not self._take(row, answers[index])]
+            rows = [rows[index] for index in left]
             chosen = torch.tensor(left, dtype=torch.long, device=ids.device)
             ids = output.sequences[chosen]
             mask = torch.cat([mask[chosen], mask.new_ones(len(left), ids.shape[1] - mask.shape[1])], dim=1)
@@ -228,7 +228,7 @@ class _Work:
 
 
 def _can_mask(model: Any, cache: Any, length: int) -> bool:
-    """Whether a mask undoes what a cache holds: keys and values alone, positions of their own, no window shorter."""
+    """Return whether a mask can hide cache entries: only keys and values, explicit positions, no shorter window."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     def reaches(layer: Any) -> bool:
@@ -236,15 +236,15 @@ def _can_mask(model: Any, cache: Any, length: int) -> bool:
             type(layer) is DynamicSlidingWindowLayer and length < layer.sliding_window
         )
 
-    # models of other positions (ALiBi) count places of the cache, masked ones too
+    # Models with other positions (ALiBi) count masked cache entries too.
     has_positions = "position_ids" in inspect.signature(model.forward).parameters
     return has_positions and type(cache) is DynamicCache and all(map(reaches, cache.layers))
 
 
 def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:
-    """Return what `generate` is given of the rows that go on.
+    """Return the arguments of `generate` that reuse the cache for the unfinished rows.
 
-    Nothing, so that it reads them anew, where a model's states cannot be parted (Mamba).
+    The result is empty, so that the rows are read again, if a model's states cannot be split by row (Mamba).
     """
     try:
         cache.batch_select_indices(rows)
@@ -254,7 +254,7 @@ def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:
 
 
 def generate(base: BaseModel, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
-    """Return one greedy continuation per prompt as text; see `generate_ids`, whose options it takes."""
+    """Return one greedy continuation per prompt as text; options as in `generate_ids`."""
     return in_words(base, generate_ids(base, prompts, **options))
 
 

@@ -1,4 +1,4 @@
-"""What a head is to the outside: its name, PEFT's task type, the class of transformers. Data only."""
+"""The kinds of heads: name, PEFT task type, and transformers class. Data only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class HeadForm:
 
     Args:
         name: Name in `--head`.
-        title: What it is called in messages, with its article.
+        title: Name in messages, with its article.
         task_type: PEFT's task type.
         auto_class: Class of transformers that loads a base model with such a head.
-        modules: Names that the head's modules have in transformers.
-        outputs: Number of outputs where it is not one per label.
-        fast: Whether it needs a fast tokenizer, which knows where tokens stand in the text.
+        modules: Names of the head's modules in transformers.
+        outputs: Number of outputs, if it is not one per label.
+        fast: Whether it needs a fast tokenizer, for the offsets of tokens in the text.
     """
 
     name: str
@@ -58,18 +58,18 @@ HEAD_FORMS: dict[str, HeadForm] = {form.name: form for form in _ALL}
 
 
 def form_of(task_type: str | None) -> HeadForm | None:
-    """Return the kind of head that adapters of a PEFT task type end in, None for those without a head."""
+    """Return the kind of head for a PEFT task type; None for a type without a head."""
     return next((form for form in _ALL if form.task_type == task_type), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What a model ends in.
+    """A model's head.
 
     Args:
         form: Its kind.
-        labels: What it tells apart: classes and tags in the order of its outputs; of a span head the kinds of answers
-            that it was taught.
+        labels: Its labels: classes or tags in the order of its outputs; for a span head the kinds of answers in its
+            training data.
     """
 
     form: HeadForm

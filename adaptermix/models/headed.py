@@ -1,4 +1,4 @@
-"""Base models that end in a head: whether transformers has such a class that fits, and loading it."""
+"""Base models with a task head: whether transformers has a matching class, and loading it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from .pretrained import load_model
 
 
 def _prefix(auto: Any, config: Any) -> str | None:
-    """Return the name under which a class of models keeps the model without a head; None where there is no class."""
-    known = auto._model_mapping  # transformers has no public way to ask
+    """Return the attribute under which a class of models keeps the model without a head; None if there is no class."""
+    known = auto._model_mapping  # transformers has no public way to query this
     return str(known[type(config)].base_model_prefix) if type(config) in known else None
 
 
 def check_head(reference: str, config: Any, tokenizer: Any, head: Head) -> None:
-    """Refuse a base model that cannot end in a head, before it is loaded.
+    """Refuse a base model that cannot have the head, before it is loaded.
 
     Raises:
-        ModelError: transformers has no such class, or one that passes over the base's weights; a slow tokenizer.
+        ModelError: transformers has no such class, its class would ignore the base model's weights, or the tokenizer is
+            slow.
     """
     import transformers
 
     form = head.form
     if form.fast and not tokenizer.is_fast:
         raise ModelError(
-            f"{form.title} needs a fast tokenizer, which tells where tokens stand in the text, and that of "
-            f"{reference!r} ({type(tokenizer).__name__}) is slow. Give another base model."
+            f"{form.title} needs a fast tokenizer for the offsets of tokens in the text, and that of {reference!r} "
+            f"({type(tokenizer).__name__}) is slow. Give another base model."
         )
     inner = _prefix(getattr(transformers, form.auto_class), config)
     if inner is None:
@@ -37,13 +38,13 @@ def check_head(reference: str, config: Any, tokenizer: Any, head: Head) -> None:
             f"transformers has no {form.auto_class} for models of type {config.model_type!r}, and {reference!r} is "
             f"one. Use --head none, or another base model."
         )
-    # under another name the base's weights would be passed over in silence, and the model be random
-    own = {name for name in (_prefix(transformers.AutoModelForCausalLM, config),) if name and _is_causal(config)}
-    if own - {inner}:
+    # With another prefix, transformers would ignore the base model's weights without an error.
+    prefixes = {name for name in (_prefix(transformers.AutoModelForCausalLM, config),) if name and _is_causal(config)}
+    if prefixes - {inner}:
         raise ModelError(
             f"{form.auto_class} of transformers does not load the weights of {reference!r}: it looks for them under "
-            f"'{inner}', and language models of type {config.model_type!r} have them under '{own.pop()}'. Use --head "
-            "none, or an encoder."
+            f"'{inner}', and language models of type {config.model_type!r} have them under '{prefixes.pop()}'. Use "
+            "--head none, or an encoder."
         )
 
 
@@ -56,7 +57,7 @@ def load_headed(reference: str, head: Head, *, seed: int, **options: Any) -> tup
     """Load a base model with a head, and return it with the names of the head's modules.
 
     Args:
-        reference: Folder or Hub id, with `@REVISION` if wanted.
+        reference: Folder or Hub id, optionally with `@REVISION`.
         head: The head.
         seed: Seed of the weights of a head that the checkpoint does not have.
         options: Further arguments of `from_pretrained`.
@@ -70,7 +71,7 @@ def load_headed(reference: str, head: Head, *, seed: int, **options: Any) -> tup
         "label2id": {label: n for n, label in enumerate(labels)},
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a new head is random
+        torch.manual_seed(seed)  # a new head is initialised at random
         model, info = load_model(
             reference, head.form.auto_class, output_loading_info=True, num_labels=head.outputs, **names, **options
         )

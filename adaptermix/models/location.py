@@ -1,4 +1,4 @@
-"""Where modules stand in a model, read from their paths alone: number of the block, and kind within it."""
+"""The location of modules in a model, computed from their paths: the block's number, and the kind of module."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 OUTSIDE = "outside"
-"""Layer of modules that are in no block: embeddings, heads."""
+"""Layer of modules that are not in a block: embeddings, heads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Place of a module.
+    """Location of a module.
 
     Args:
-        layer: Number of its block, the first whole number in the path ("7"); with the name of the stack before it where
-            a model has several ("encoder.7"); OUTSIDE if there is none.
-        kind: Last part of the path ("q_proj"), or as many of the last parts as tell it from other modules of a block
+        layer: Number of its block, the first whole number in the path ("7"). In a model with several stacks it starts
+            with the stack's name ("encoder.7"). OUTSIDE for modules that are not in a block.
+        kind: Last part of the path ("q_proj"), or as many of the last parts as make it unique in a block
             ("attention.output.dense"). Numbers inside a block (experts) do not count.
-        order: Sorts layers: stack, then number; OUTSIDE last.
+        order: Sort key of layers: stack, then number; OUTSIDE last.
     """
 
     layer: str
@@ -44,18 +44,18 @@ def _split(path: str) -> _Parts:
     if first is None:
         return _Parts(stack="", number=None, inner=tuple(parts))
     inner = [part for part in parts[first + 1 :] if not _is_number(part)]
-    # a block that is itself the module, as in nn.Sequential
+    # The block itself is the module, as in nn.Sequential.
     inner = inner or [part for part in parts if not _is_number(part)][-1:] or [path]
     return _Parts(stack=".".join(parts[:first]), number=int(parts[first]), inner=tuple(inner))
 
 
 def _shared(lists: Sequence[Sequence[str]]) -> int:
-    """How many first parts are the same in all."""
+    """Return the number of leading parts that all lists share."""
     return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*lists, strict=False)))
 
 
 def _stack_names(stacks: Iterable[str]) -> dict[str, str]:
-    """Return what tells the stacks apart: nothing if there is one, `encoder` and `decoder` for a translation model."""
+    """Return a name per stack: empty for a single one, `encoder` and `decoder` for a translation model."""
     split = {stack: stack.split(".") for stack in stacks}
     if len(split) < 2:
         return dict.fromkeys(split, "")
@@ -66,7 +66,7 @@ def _stack_names(stacks: Iterable[str]) -> dict[str, str]:
 
 
 def _kinds(inners: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Return the shortest ending of each path that no other path has, or the whole path."""
+    """Return the shortest suffix of each path that no other path has, or the whole path."""
     paths = set(inners)
     owners: dict[tuple[str, ...], int] = {}
     for path in paths:
@@ -79,35 +79,35 @@ def _kinds(inners: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
 
 
 def places(paths: Iterable[str]) -> dict[str, Place]:
-    """Return the place of each module, in the order of the model: by stack and block, those outside the blocks last.
+    """Return the location of each module, in the order of the model: by stack and block, those outside the blocks last.
 
     Example:
-        >>> found = places(["model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj", "lm_head"])
-        >>> [(place.layer, place.kind) for place in found.values()]
+        >>> by_path = places(["model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj", "lm_head"])
+        >>> [(location.layer, location.kind) for location in by_path.values()]
         [('3', 'q_proj'), ('10', 'up_proj'), ('outside', 'lm_head')]
     """
     parts = {path: _split(path) for path in paths}
     stacks = _stack_names(dict.fromkeys(p.stack for p in parts.values() if p.number is not None))
     kinds = _kinds(p.inner for p in parts.values())
-    found = {}
+    located = {}
     for path, part in parts.items():
         if part.number is None:
             layer, order = OUTSIDE, ("\U0010ffff", 0)
         else:
             name = stacks[part.stack]
             layer, order = (f"{name}.{part.number}" if name else str(part.number)), (name, part.number)
-        found[path] = Place(layer=layer, kind=kinds[part.inner], order=order)
-    return dict(sorted(found.items(), key=lambda item: item[1].order))
+        located[path] = Place(layer=layer, kind=kinds[part.inner], order=order)
+    return dict(sorted(located.items(), key=lambda item: item[1].order))
 
 
-def layers_of(found: Mapping[str, Place]) -> dict[str, tuple[str, ...]]:
-    """Return the modules of each layer, layers in the order of the model."""
-    return _grouped({path: place.layer for path, place in found.items()})
+def layers_of(located: Mapping[str, Place]) -> dict[str, tuple[str, ...]]:
+    """Return the modules of each layer, in the order of the model."""
+    return _grouped({path: location.layer for path, location in located.items()})
 
 
-def kinds_of(found: Mapping[str, Place]) -> dict[str, tuple[str, ...]]:
-    """Return the modules of each kind, in the order in which they come."""
-    return _grouped({path: place.kind for path, place in found.items()})
+def kinds_of(located: Mapping[str, Place]) -> dict[str, tuple[str, ...]]:
+    """Return the modules of each kind, in order of first appearance."""
+    return _grouped({path: location.kind for path, location in located.items()})
 
 
 def _grouped(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -118,7 +118,7 @@ def _grouped(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of what is known of a group; None if nothing is."""
+    """Return the mean of the values that are not None; None for an empty group."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -130,7 +130,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
         >>> unique_names(["task", "align", "task", "task"])
         ['task', 'align', 'task#2', 'task#3']
     """
-    taken, found = set(names), []
+    taken, result = set(names), []
     seen: set[str] = set()
     for name in names:
         candidate, count = name, 1
@@ -138,5 +138,5 @@ def unique_names(names: Sequence[str]) -> list[str]:
             count += 1
             candidate = f"{name}#{count}"
         seen.add(candidate)
-        found.append(candidate)
-    return found
+        result.append(candidate)
+    return result

@@ -1,4 +1,4 @@
-"""One vector per sentence."""
+"""Sentence vectors by pooling hidden states."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def masked_mean(hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows 
 class Standard:
     """Mean and standard deviation of every dimension of some sentence vectors.
 
-    A few dimensions of language models are many times longer than the others and alike in all sentences; cosines see
-    nothing else. In z-scores every dimension counts the same.
+    In language models a few dimensions are many times larger than the others and nearly constant over sentences, so
+    they dominate cosines. In z-scores every dimension has the same weight.
 
     Args:
         mean: [d].
-        spread: [d], above zero.
+        spread: [d], positive.
 
     Reference: Timkey and van Schijndel, All Bark and No Bite, EMNLP 2021, arXiv 2109.04404, section 5.
     """
@@ -42,9 +42,9 @@ class Standard:
 
     @classmethod
     def of(cls, parts: Sequence[Float[Tensor, "rows d"]]) -> Standard:
-        """Measure vectors, in parts that are never joined; a dimension that does not vary is left as it is."""
+        """Measure vectors that are passed in parts, without joining the parts. A constant dimension gets spread 1."""
         count = sum(map(len, parts))
-        # in float64, so that the mean of a value that does not vary is that value
+        # In float64, so that the mean of a constant is exactly that constant.
         mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / count
         squares = torch.stack([(part.double() - mean).square().sum(0) for part in parts]).sum(0) / count
         spread = torch.where(squares > 0, squares.sqrt(), 1.0)
@@ -56,29 +56,31 @@ class Standard:
 
 
 LEAST = 16
-"""Sentences without which a mean and a standard deviation say too little."""
+"""Fewest sentences for which a mean and a standard deviation are meaningful."""
 
 
 class Standards:
-    """What the vectors of each language are measured by; false where there are no z-scores.
+    """The standardisation of each language's vectors; false if z-scores are off.
 
     Args:
-        way: "none"; "all", one measure for all languages; "languages", one for each, so that what tells languages apart
-            is no part of the z-scores.
+        way: "none"; "all", one measure for all languages; "languages", one per language, which removes differences
+            between languages from the z-scores.
         vectors: Some vectors of each language, in parts.
 
     Raises:
-        DataError: too few vectors.
+        DataError: there are too few vectors.
     """
 
     def __init__(self, way: str, vectors: Mapping[str, Sequence[Float[Tensor, "rows d"]]]) -> None:
-        self._all, self._own = None, {}
+        self._all, self._by_language = None, {}
         if way == "all":
             self._all = Standard.of(
                 self._enough("all languages", [part for parts in vectors.values() for part in parts])
             )
         elif way == "languages":
-            self._own = {language: Standard.of(self._enough(language, parts)) for language, parts in vectors.items()}
+            self._by_language = {
+                language: Standard.of(self._enough(language, parts)) for language, parts in vectors.items()
+            }
 
     @staticmethod
     def _enough(whose: str, parts: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -91,35 +93,36 @@ class Standards:
         return parts
 
     def __bool__(self) -> bool:
-        return bool(self._all or self._own)
+        return bool(self._all or self._by_language)
 
     def __getitem__(self, language: str) -> Standard:
-        """Return the measure of a language.
+        """Return the standardisation of a language.
 
         Raises:
             DataError: the language was not measured.
         """
-        found = self._all or self._own.get(language)
-        if found is None:
+        standard = self._all or self._by_language.get(language)
+        if standard is None:
             raise DataError(
-                f"--standardize languages measures the languages of the training pairs ({', '.join(self._own)}), and "
-                f"{language} is not among them. Use --standardize all, or leave {language} out."
+                f"--standardize languages measures the languages of the training pairs ("
+                f"{', '.join(self._by_language)}), and {language} is not among them. Use --standardize all, or leave "
+                f"{language} out."
             )
-        return found
+        return standard
 
 
 def mean_cosine(vectors: Mapping[str, Float[Tensor, "rows d"]]) -> float:
-    """Return the mean cosine of two sentences of a language, the mean over languages that have two."""
-    found = []
-    for own in vectors.values():
-        unit, count = torch.nn.functional.normalize(own, dim=-1), len(own)
+    """Return the mean cosine between two sentences of a language, averaged over languages with at least two."""
+    cosines = []
+    for rows in vectors.values():
+        unit, count = torch.nn.functional.normalize(rows, dim=-1), len(rows)
         if count > 1:
-            found.append(float((unit.sum(0).square().sum() - count) / (count * (count - 1))))
-    return sum(found) / len(found) if found else 0.0
+            cosines.append(float((unit.sum(0).square().sum() - count) / (count * (count - 1))))
+    return sum(cosines) / len(cosines) if cosines else 0.0
 
 
 def require_pooling(pooling: str, kind: str) -> None:
-    """Refuse vectors of a first token that sees no other.
+    """Refuse to use the first token of a model in which it attends to no other token.
 
     Raises:
         PlanError: "bos" for a language model.
@@ -132,14 +135,14 @@ def require_pooling(pooling: str, kind: str) -> None:
 
 
 class Pooler:
-    """How a sentence becomes a vector.
+    """Computes one vector per sentence.
 
     Args:
-        tokenizer: Tells special tokens.
+        tokenizer: Identifies special tokens.
         pooling: "mean" over the tokens, or "bos", the first token.
-        exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
-        standardize: "none", or whose z-scores the vectors are for, see `Standards`: then it is the mean of directions,
-            of states of length 1, since some tokens (the first, mostly) are hundreds of times longer than others.
+        exclude_bos: Leave out the first token if the tokenizer puts a special one there.
+        standardize: "none", or the kind of z-scores that the vectors are for, see `Standards`. With z-scores, states
+            are scaled to length 1 first, since some tokens (mostly the first) are hundreds of times longer than others.
     """
 
     def __init__(
@@ -150,7 +153,7 @@ class Pooler:
         self._first = pooling == "bos"
 
     def counted(self, encoded: Sequence[Sequence[int]], mask: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
-        """Return which tokens count, of those that are there; rows are padded on the right."""
+        """Return the mask of tokens that are pooled; rows are padded on the right."""
         if not self._skipped:
             return mask
         mask = mask.clone()
@@ -158,27 +161,27 @@ class Pooler:
         return mask
 
     def count(self, ids: Sequence[int]) -> int:
-        """Return how many tokens of a sentence count."""
+        """Return the number of tokens of a sentence that are pooled."""
         return len(ids) - (ids[0] in self._skipped if ids else 0)
 
     def __call__(
         self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows d"]:
-        """Return one vector per row, in float32; `mask` says which tokens count."""
+        """Return one vector per row, in float32; `mask` selects the tokens."""
         hidden = torch.nn.functional.normalize(hidden.float(), dim=-1) if self.standardize != "none" else hidden
         return hidden[:, 0].float() if self._first else masked_mean(hidden, mask)
 
 
 class MeanAndEdge(Pooler):
-    """The mean over tokens beside the token that a head reads: the first of encoders, the last of language models.
+    """The mean over tokens, joined with the token that a head reads: first of encoders, last of language models.
 
-    The first token of language models sees no other token, and its state is often a hundred times longer than others
+    The first token of a language model attends to no other token, and its state is often 100 times longer than others
     (an attention sink), so the mean leaves it out unless it is the only one.
 
     Args:
-        tokenizer: Tells special tokens.
+        tokenizer: Identifies special tokens.
         kind: Kind of the base model, "encoder" or "causal".
-        exclude_bos: Leave the first token out of the mean where the tokenizer puts a special one there.
+        exclude_bos: Leave out the first token if the tokenizer puts a special one there.
     """
 
     def __init__(self, tokenizer: Any, *, kind: str, exclude_bos: bool = False) -> None:
@@ -188,12 +191,12 @@ class MeanAndEdge(Pooler):
     def __call__(
         self, hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows twice_d"]:
-        """Return mean and edge token of each row side by side, in float32; rows are padded on the right."""
+        """Return mean and edge token of each row, concatenated, in float32; rows are padded on the right."""
         if not self._reads_last:
             return torch.cat([masked_mean(hidden, mask), hidden[:, 0].float()], -1)
         others = mask.clone()
         others[mask.sum(1) > 1, 0] = 0
         mean = masked_mean(hidden, others)
-        # a row whose only token is left out has that one, the first
+        # A row in which no token is left keeps its first one.
         last = torch.where(mask.bool().any(1), mask.shape[1] - 1 - mask.flip(1).argmax(1), 0).to(hidden.device)
         return torch.cat([mean, hidden[torch.arange(len(hidden), device=hidden.device), last].float()], -1)

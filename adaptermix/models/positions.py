@@ -1,4 +1,4 @@
-"""How many tokens a model has positions for."""
+"""The number of positions of a model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ S = TypeVar("S", bound=TrainingSettings)
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 _TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-"""Last names of the modules that hold one vector for each position."""
+"""Last names of the modules with one vector per position."""
 
 
 def positions_of(model: Any) -> int | None:
-    """Return how many tokens a model of transformers can read at once, None where its configuration sets no limit.
+    """Return how many tokens a model can read at once; None if its configuration sets no limit.
 
-    Where positions are looked up in a table, some of its entries may be no positions: those of RoBERTa and its
-    relatives (XLM-R) begin behind the padding token's number, those of OPT behind an offset.
+    Position tables may have unusable entries: those of RoBERTa and its relatives (XLM-R) start after the padding
+    token's number, and those of OPT after an offset.
     """
     config = model.config.get_text_config()
     limits = [value for name in _NAMES if isinstance(value := getattr(config, name, None), int) and value > 0]
@@ -33,14 +33,14 @@ def positions_of(model: Any) -> int | None:
 
 
 def readable(base: BaseModel, length: int) -> int:
-    """Return a length in tokens, or the number of positions of the model if that is less."""
+    """Return a length in tokens, limited to the model's number of positions."""
     return min(length, positions_of(base.model) or length)
 
 
 def within_positions(base: BaseModel, settings: S, watch: Watcher) -> S:
-    """Return training settings whose `max_length` the model can read; `watch` receives a note if it could not."""
+    """Limit `max_length` of training settings to the model's positions; `watch` receives a note if it changed."""
     length = readable(base, settings.max_length)
     if length == settings.max_length:
         return settings
-    watch.note(f"this base model has {length} positions, so that --max-length {settings.max_length} becomes {length}.")
+    watch.note(f"this base model has {length} positions, so --max-length {settings.max_length} becomes {length}.")
     return settings.model_copy(update={"max_length": length})

@@ -1,6 +1,6 @@
-"""Configurations, tokenizers and models of transformers, loaded here and nowhere else.
+"""The only module that loads configurations, tokenizers and models with transformers.
 
-No code that a model folder brings is ever run or asked for, and the form of its files is checked first.
+Code in a model folder is never run, and the form of the folder's files is checked first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _IN_BLOCK = re.compile(r"\.\d+\.")
 
 
 def split_revision(reference: str) -> tuple[str, str | None]:
-    """Return (id, revision) of `MODEL` or `MODEL@REVISION`; a folder that exists is taken as it is."""
+    """Return (id, revision) of `MODEL` or `MODEL@REVISION`; an existing folder is not split."""
     if Path(reference).exists() or "@" not in reference:
         return reference, None
     name, revision = reference.rsplit("@", 1)
@@ -27,28 +27,28 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 
 
 def cached_file(name: str, file: str, revision: str | None = None) -> Path | None:
-    """Return where a file of a model is on this disk: in its folder, or in the cache of the Hub."""
+    """Return the local path of a model's file: in its folder, or in the cache of the Hub."""
     if Path(name).is_dir():
         return Path(name) / file if (Path(name) / file).is_file() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, file, revision=revision)
+        path = try_to_load_from_cache(name, file, revision=revision)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str | os.PathLike) else None
+    return Path(path) if isinstance(path, str | os.PathLike) else None
 
 
 def load_config(reference: str, *, what: str = "base model") -> Any:
     """Return the configuration of a model.
 
     Args:
-        reference: A folder or a Hub id, with `@REVISION` if wanted.
-        what: What the model is, for messages.
+        reference: A folder or a Hub id, optionally with `@REVISION`.
+        what: The model's role, for messages.
 
     Raises:
-        ModelError: no such model, files of another form, or a model that needs code of its own.
+        ModelError: there is no such model, a file is malformed, or the model needs its own code.
     """
     from transformers import AutoConfig
 
@@ -59,12 +59,12 @@ def load_tokenizer(reference: str, *, what: str = "base model", **options: Any) 
     """Return the tokenizer of a model.
 
     Args:
-        reference: A folder or a Hub id, with `@REVISION` if wanted.
-        what: What the model is, for messages.
+        reference: A folder or a Hub id, optionally with `@REVISION`.
+        what: The model's role, for messages.
         options: Further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: as `load_config`.
+        ModelError: as in `load_config`.
     """
     from transformers import AutoTokenizer
 
@@ -72,16 +72,16 @@ def load_tokenizer(reference: str, *, what: str = "base model", **options: Any) 
 
 
 def load_model(reference: str, auto_class: str, *, what: str = "base model", **options: Any) -> Any:
-    """Return a model with its weights, and whatever else `from_pretrained` returns with these options.
+    """Return a model with its weights, and the other results of `from_pretrained` with these options.
 
     Args:
-        reference: A folder or a Hub id, with `@REVISION` if wanted.
+        reference: A folder or a Hub id, optionally with `@REVISION`.
         auto_class: Name of the class of transformers that loads it, such as `AutoModel`.
-        what: What the model is, for messages.
+        what: The model's role, for messages.
         options: Further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: as `load_config`, or weights that do not fit, or lack some of a block.
+        ModelError: as in `load_config`; or weights have the wrong shape or are missing in a block.
     """
     import transformers
 
@@ -89,7 +89,7 @@ def load_model(reference: str, auto_class: str, *, what: str = "base model", **o
     model, info = _load(
         getattr(transformers, auto_class), reference, what, "model", output_loading_info=True, **options
     )
-    # transformers draws missing weights at random and goes on; that is right for a new head only
+    # transformers initialises missing weights at random and continues, which is right only for a new head.
     lacking = sorted(key for key in info["missing_keys"] if _IN_BLOCK.search(key))
     if lacking:
         raise ModelError(
@@ -104,12 +104,12 @@ def model_of_config(config: Any, auto_class: str, *, reference: str, **options: 
 
     Args:
         config: Its configuration.
-        auto_class: Name of the class of transformers that makes it.
-        reference: Where the configuration is from, for messages.
+        auto_class: Name of the class of transformers that creates it.
+        reference: Origin of the configuration, for messages.
         options: Further arguments of `from_config`.
 
     Raises:
-        ModelError: the configuration makes no model, or needs code of its own.
+        ModelError: the configuration is invalid, or needs its own code.
     """
     import transformers
 
@@ -129,20 +129,20 @@ def _load(loader: Any, reference: str, what: str, part: str, **options: Any) -> 
 
 @contextmanager
 def loading(reference: str, what: str = "base model") -> Iterator[None]:
-    """Turn whatever goes wrong while a model is loaded into one sentence.
+    """Convert every error of loading a model into a one-sentence message.
 
     Args:
-        reference: The model, as given.
-        what: What the model is.
+        reference: The model's folder or Hub id.
+        what: The model's role.
 
     Raises:
-        ModelError: anything went wrong but a lack of memory.
+        ModelError: loading failed for any reason except lack of memory.
     """
     try:
         yield
     except AdapterMixError:
         raise
-    except Exception as error:  # of transformers, tokenizers, safetensors, the network: of any class
+    except Exception as error:  # transformers, tokenizers, safetensors and the network raise many classes.
         if type(error).__name__ == "OutOfMemoryError":
             raise
         raise unreachable(reference, error, what) from error

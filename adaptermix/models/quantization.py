@@ -12,15 +12,15 @@ from torch import nn
 from ..errors import ModelError
 
 BLOCK = 64
-"""Weights that share a scale in 4 bits; bitsandbytes' default."""
+"""Weights per scale in 4-bit formats; bitsandbytes' default."""
 
 
 _POOLER = ("pooler.dense", "pooler")
-"""Of encoders. Many checkpoints lack it, and what is new is not quantised while it is loaded."""
+"""Poolers of encoders. Many checkpoints lack them, and new weights are not quantised on loading."""
 
 
 def skipped_modules(whole: Sequence[str] | None) -> list[str]:
-    """Return the names of modules that are not quantised, beside the output layer of a language model.
+    """Return the names of modules that are not quantised, except the output layer of a language model.
 
     Args:
         whole: Names of a head's modules, empty for encoders without a head; None for a language model.
@@ -31,14 +31,14 @@ def skipped_modules(whole: Sequence[str] | None) -> list[str]:
 def loading_options(
     quantize: str, device: torch.device, dtype: torch.dtype, *, whole: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return what `from_pretrained` must be told.
+    """Return the arguments of `from_pretrained` for a quantised model.
 
     Args:
-        quantize: "none", "nf4", "fp4" (both with double quantisation, as QLoRA has it) or "int8".
-        device: Where the model goes; quantised weights are placed while they are loaded.
-        dtype: Of the arithmetic, and of what is not quantised.
-        whole: Names of a head's modules, which are not quantised, empty for encoders without a head; None leaves it to
-            transformers, which keeps the output layer of a language model.
+        quantize: "none", "nf4", "fp4" (both with double quantisation, as in QLoRA) or "int8".
+        device: The model's device; quantised weights are moved while they are loaded.
+        dtype: Dtype of computation, and of weights that are not quantised.
+        whole: Names of a head's modules, which are not quantised; empty for encoders without a head. None uses the
+            default of transformers, which keeps the output layer of a language model.
 
     Raises:
         ModelError: bitsandbytes is not installed.
@@ -57,16 +57,16 @@ def loading_options(
 
 
 def config_of_format(quantize: str, *, dtype: torch.dtype | str, skipped: Sequence[str] | None) -> Any:
-    """Return how transformers names a format.
+    """Return the quantisation config of transformers for a format.
 
     Args:
         quantize: "nf4", "fp4" or "int8".
-        dtype: Of the arithmetic, of formats in 4 bits.
+        dtype: Dtype of computation for 4-bit formats.
         skipped: Names of modules that are not quantised; None for the output layer of a language model.
     """
     from transformers import BitsAndBytesConfig
 
-    # the name is that of the first of these formats, and counts for all of them
+    # The option is named after the first of these formats and applies to all of them.
     left: dict[str, Any] = {} if skipped is None else {"llm_int8_skip_modules": list(skipped)}
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, **left)
@@ -82,11 +82,11 @@ def config_of_format(quantize: str, *, dtype: torch.dtype | str, skipped: Sequen
 def check_reading(model: nn.Module) -> None:
     """Refuse a 4-bit model on a CPU whose weights bitsandbytes reads wrongly.
 
-    On processors with AVX-512 its kernel (0.50) takes each row for whole blocks: of rows of 32 or 96 numbers, say, it
-    reads weights that are off by a quarter. Each length of rows that the model has is tried on a few random ones.
+    On processors with AVX-512 its kernel (0.50) assumes that rows consist of full blocks. Rows of 32 or 96 numbers, for
+    example, are off by a quarter. Every row length of the model is tried on a few random weights.
 
     Raises:
-        ModelError: there are such rows.
+        ModelError: the model has such rows.
     """
     module: Any
     tried: set[tuple[str, int]] = set()
@@ -97,8 +97,8 @@ def check_reading(model: nn.Module) -> None:
         kind, width = str(state.quant_type), int(state.shape[-1])
         if (kind, width) not in tried and not _reads(kind, width):
             raise ModelError(
-                f"bitsandbytes reads 4-bit rows of {width} numbers wrongly on this processor, and the model has such. "
-                "Use --quantize int8 or none, or a GPU."
+                f"bitsandbytes reads 4-bit rows of {width} numbers wrongly on this processor, and the model has such "
+                "rows. Use --quantize int8 or none, or a GPU."
             )
         tried.add((kind, width))
 
@@ -108,20 +108,20 @@ def _reads(kind: str, width: int) -> bool:
 
     rows = torch.randn(8, width, generator=torch.Generator().manual_seed(0))
     codes, state = functional.quantize_4bit(rows, blocksize=BLOCK, quant_type=kind)
-    found = functional.dequantize_4bit(codes, state)
+    weights = functional.dequantize_4bit(codes, state)
     scales = state.absmax.repeat_interleave(BLOCK)[: rows.numel()]
     values = state.code[unpack(codes, rows.numel()).long()]
-    return torch.allclose(found.flatten(), values * scales, rtol=1e-3, atol=1e-3)
+    return torch.allclose(weights.flatten(), values * scales, rtol=1e-3, atol=1e-3)
 
 
 def unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
-    """Return one code per weight in 4 bits; the first of two is in the high half of a byte."""
+    """Return one 4-bit code per weight; the first of two is in the high half of a byte."""
     flat = packed.flatten()
     return torch.stack([flat >> 4, flat & 15], dim=1).flatten()[:count]
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let 4-bit layers compute in a dtype, whatever the checkpoint's config says: float16 is slow on CPUs."""
+    """Set the compute dtype of 4-bit layers, overriding the checkpoint's config: float16 is slow on CPUs."""
     module: Any
     for module in model.modules():
         if hasattr(module, "compute_dtype") and hasattr(module, "compute_type_is_set"):
@@ -129,10 +129,10 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def keep_codes(model: nn.Module) -> None:
-    """Keep 4-bit weights on a CPU as they were loaded.
+    """Prevent bitsandbytes from rewriting 4-bit weights on a CPU.
 
-    On processors with bfloat16 bitsandbytes rewrites them in place at the first pass without gradients: their scales
-    are rounded to bfloat16, no gradient passes any more, and rows shorter than a block fail.
+    On processors with bfloat16 it rewrites them in place at the first pass without gradients: scales are rounded to
+    bfloat16, gradients no longer pass, and rows shorter than a block fail.
     """
     module: Any
     for module in model.modules():
@@ -141,20 +141,20 @@ def keep_codes(model: nn.Module) -> None:
 
 
 def stored_format(config: Any) -> str:
-    """Return the format that the config of a checkpoint names, such as "nf4"; "none" for weights in whole precision.
+    """Return the quantisation format in a checkpoint's config, such as "nf4"; "none" for unquantised weights.
 
     Args:
         config: A model's config.
     """
-    found = getattr(config, "quantization_config", None)
-    found = found if isinstance(found, Mapping) or found is None else found.to_dict()
-    if not found or found.get("quant_method") != "bitsandbytes":
+    stored = getattr(config, "quantization_config", None)
+    stored = stored if isinstance(stored, Mapping) or stored is None else stored.to_dict()
+    if not stored or stored.get("quant_method") != "bitsandbytes":
         return "none"
-    return "int8" if found.get("load_in_8bit") else str(found.get("bnb_4bit_quant_type", "fp4"))
+    return "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
 
 
 def identity(quantize: str) -> dict[str, Any] | None:
-    """Return what a manifest says of the quantiser; None if there is none."""
+    """Return the manifest entry of the quantiser; None without one."""
     if quantize == "none":
         return None
     if quantize == "int8":
@@ -163,13 +163,12 @@ def identity(quantize: str) -> dict[str, Any] | None:
 
 
 def stored_norm(module: nn.Module) -> float | None:
-    """Return the Frobenius norm of a linear layer's weight as the layer uses it, and leave the layer alone.
+    """Return the Frobenius norm of a linear layer's weight, without changing the layer.
 
-    A weight in 4 bits is dequantised for it; in 8 bits the norm follows from codes and scales. None where neither the
-    weight is floating point nor its format one of these.
+    4-bit weights are dequantised for it; for 8 bits the norm follows from codes and scales. None for other formats.
     """
     weight: Any = getattr(module, "weight", None)
-    if hasattr(weight, "full_tensor"):  # several processes hold it in shares
+    if hasattr(weight, "full_tensor"):  # Several processes share this weight.
         weight = weight.full_tensor()
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit

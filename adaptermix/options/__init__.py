@@ -11,7 +11,15 @@ from .fields import Dtype, Layer
 from .fusion import FusionSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
 from .statistics import StatisticsSettings
-from .tools import DemoInputsSettings, DemoSettings, InspectSettings, PushSettings, SpectrumSettings
+from .tools import (
+    DemoInputsSettings,
+    DemoSettings,
+    InspectSettings,
+    PushSettings,
+    RunSettings,
+    SpectrumSettings,
+    TuneSettings,
+)
 from .training import TaskOptions, TaskSettings, TrainingSettings
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     "Placed",
     "PushSettings",
     "RetrieveSettings",
+    "RunSettings",
     "SearchSettings",
     "Settings",
     "SpectrumSettings",
@@ -44,5 +53,6 @@ __all__ = [
     "TaskOptions",
     "TaskSettings",
     "TrainingSettings",
+    "TuneSettings",
     "Written",
 ]

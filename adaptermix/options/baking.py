@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from .base import ALLOW_TESTED, Scored, Written, refuse
 from .fields import Device, Files, Quantize, Rows, StorageDtype
+from .registries import STRATEGIES, one_of
 from .roles import ADAPTER, CALIBRATION, DEV, MODEL, Reads, Role
 
 
@@ -21,9 +22,7 @@ class BakeSettings(Scored, Written):
     quantize: Quantize = Field(
         "none", description="what the adapter was trained on, or will run on: the base as it is, or in 4 or 8 bits"
     )
-    strategy: Literal[
-        "auto", "keep", "merge-16", "dequant-16", "requantize", "stochastic", "calibrated", "residual"
-    ] = Field(
+    strategy: Annotated[str, one_of("auto", "keep", "merge-16", "dequant-16", STRATEGIES)] = Field(
         "auto",
         description="how; auto takes for each module what keeps enough with the least error, else 16 bits, and is "
         "merge-16 without --quantize; residual adds a small LoRA to the codes; keep writes one adapter for a base "

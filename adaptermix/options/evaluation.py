@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from .alignment import check_vectors
 from .base import BASE, TASK, GenerationSettings, Placed, Scored
 from .fields import Files, Positive, Rows
-from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Reads, Role, Writes
+from .roles import ADAPTER, MODEL, OTHER, SCORED, SPLIT, Argument, Flag, Reads, Role, Writes
 
 Split = Literal["dev", "test"] | None
 SPLIT_HELP = (
@@ -50,7 +50,7 @@ class EvaluateSettings(GenerationSettings, Scored):
 class CompareSettings(Scored):
     """Compare systems, each with one run per seed: scores, differences, share of a gap that is closed."""
 
-    systems: Annotated[Files, Reads(OTHER)] = Field(
+    systems: Annotated[Files, Reads(OTHER), Argument("NAME=FILE...")] = Field(
         description="NAME=FILE of `evaluate --predictions`; several files of a name are its runs"
     )
     task: str = Field(description=TASK)
@@ -58,8 +58,10 @@ class CompareSettings(Scored):
     rows: Rows | None = Field(None, description="START:STOP[:STEP], as given to `evaluate`")
     baseline: str | None = Field(None, description="name of the system that the others are compared with")
     ceiling: str | None = Field(None, description="name of the system whose gain over the baseline is the gap")
-    supervised: list[str] = Field([], description="languages of the task's training rows")
-    aligned: list[str] = Field([], description="languages of the alignment pairs")
+    supervised: Annotated[list[str], Flag(metavar="LANG...")] = Field(
+        [], description="languages of the task's training rows"
+    )
+    aligned: Annotated[list[str], Flag(metavar="LANG...")] = Field([], description="languages of the alignment pairs")
     markdown: Annotated[str | None, Writes("markdown")] = Field(None, description="file for the table in Markdown")
     document: Annotated[str | None, Writes("document")] = Field(
         None, description="file for the JSON document, for --beside of another data set's"

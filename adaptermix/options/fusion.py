@@ -8,20 +8,11 @@ from pydantic import Field, model_validator
 
 from .base import refuse
 from .fields import Layer
-from .roles import DEV, MODEL, TRAINING, Alias, Panel, Reads, Role, marked
+from .registries import FUSIONS, one_of
+from .roles import DEV, MODEL, TRAINING, Flag, Panel, Reads, Role, marked
 from .training import TaskSettings
 
-FusionName = Literal[
-    "add",
-    "mul",
-    "add-relu",
-    "mul-relu",
-    "gated",
-    "cross-attention",
-    "cross-attention-paper",
-    "x-mixup",
-    "input",
-]
+FusionName = Annotated[str, one_of(FUSIONS, "x-mixup", "input")]
 
 
 class FusionSettings(TaskSettings):
@@ -71,9 +62,9 @@ class FusionSettings(TaskSettings):
     mixup_layer: Layer = Field(
         "middle", description="for x-mixup: block where states are mixed, 1 to n, middle or last"
     )
-    targets: Annotated[list[str], Field(min_length=1), Alias("--target-modules"), Panel.LORA] = Field(
-        ["auto"], description="names of the modules to adapt; auto: those of queries and values"
-    )
+    targets: Annotated[
+        list[str], Field(min_length=1), Flag(alias="--target-modules", metavar="NAME..."), Panel.LORA
+    ] = Field(["auto"], description="names of the modules to adapt; auto: those of queries and values")
 
     @model_validator(mode="after")
     def _check_fusion(self) -> FusionSettings:

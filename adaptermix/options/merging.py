@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from .base import ALLOW_TESTED, BASE, TASK, GenerationSettings, Scored, Settings, Written, refuse
 from .fields import Device, Files, Positive, Rows, StorageDtype, no_numbers, rank_or_auto
-from .roles import ADAPTER, DEV, MODEL, OTHER, TRAINING, Reads, Role
+from .roles import ADAPTER, DEV, MODEL, OTHER, TRAINING, Argument, Flag, Reads, Role
 
 COMPACT = "keep each module's own rank (rank_pattern); default: one rank for all, which every program reads rightly"
 
@@ -29,10 +29,12 @@ class PlaceSettings(Settings):
 class MergeSettings(Written):
     """Merge adapters; no base model is loaded, but by methods that learn their weights."""
 
-    adapters: Annotated[Files, Reads(ADAPTER)] = Field(description="adapter folders, or checkpoint folders with --base")
+    adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(
+        description="adapter folders, or checkpoint folders with --base"
+    )
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
-    options: dict[str, Any] = Field(
+    options: Annotated[dict[str, Any], Flag("--set")] = Field(
         {}, description="options of the method; at a place: KEY@GLOB=VALUE or KEY@layers:0-15=VALUE, KEY also weights"
     )
     places: Annotated[list[PlaceSettings], Role.ADAPTERS_ONLY] = Field(
@@ -116,7 +118,7 @@ class ExtractSettings(Written):
     )
     rank: Positive | Literal["auto"] = Field(description="rank of every module; auto finds the least that keeps --keep")
     keep: float = Field(0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
-    modules: list[str] = Field(
+    modules: Annotated[list[str], Flag(metavar="GLOB...")] = Field(
         [], description="globs over module paths or kinds; default every matrix inside the blocks"
     )
     exact: bool = Field(False, description="take the exact SVD, not the verified randomised one")
@@ -133,13 +135,13 @@ class ExtractSettings(Written):
 class MethodsSettings(Settings):
     """List the merge methods with their options."""
 
-    names: list[str] = Field([], description="methods to show; default all")
+    names: Annotated[list[str], Argument("[NAME...]")] = Field([], description="methods to show; default all")
 
 
 class SearchSettings(GenerationSettings, Scored, Written):
     """Find merge weights, and options of the merge method, on dev data or on pairs without labels."""
 
-    adapters: Annotated[Files, Reads(ADAPTER)] = Field(
+    adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(
         description="adapter folders; the first is the task adapter, which every candidate is compared with"
     )
     base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
@@ -169,15 +171,17 @@ class SearchSettings(GenerationSettings, Scored, Written):
         description="merges of these adapters as candidates in addition to a grid, such as by merge --method fuse",
     )
     bounds: list[float] = Field([0.0, 1.5], description="least and largest free weight; 1,1 fixes all weights at 1")
-    groups: list[str] = Field(
+    groups: Annotated[list[str], Flag(metavar="N|GLOB...")] = Field(
         [], description="places with weights of their own: a number of equal ranges of layers, or globs over modules"
     )
     curve: Annotated[int, Field(ge=2)] | None = Field(
         None, description="let weights change smoothly over the layers, by this many evenly spaced points"
     )
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
-    options: dict[str, Any] = Field({}, description="options of the method that are fixed")
-    vary: dict[str, str] = Field({}, description="options of the method to search: KEY=LOW:HIGH[:log], or KEY=V,V")
+    options: Annotated[dict[str, Any], Flag("--set")] = Field({}, description="options of the method that are fixed")
+    vary: Annotated[dict[str, str], Flag(metavar="KEY=VALUES...")] = Field(
+        {}, description="options of the method to search: KEY=LOW:HIGH[:log], or KEY=V,V"
+    )
     objective: Literal["mean", "worst-language", "agreement"] = Field(
         "mean",
         description="how a candidate is scored: mean or minimum of the scores of the languages on --dev; or, without "

@@ -1,7 +1,6 @@
 """Names of what other packages can add to, so that options are checked without importing torch.
 
-The entries themselves are registered by the packages that hold them: `tasks`, `tasks.heads`, `fusion`, `baking` and
-`checkpoints`.
+The entries themselves are registered by the packages that define them: `tasks`, `tasks.heads`, `fusion` and `baking`.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
+
+from pydantic import AfterValidator
 
 from ..io.registry import Registry
 
@@ -22,3 +23,39 @@ def _task_names() -> list[str]:
 
 
 TASKS: Registry[Any] = Registry("task", "adaptermix.tasks", own=_task_names(), instances=True)
+HEADS: Registry[Any] = Registry("head", "adaptermix.heads", own=("classes", "tokens", "span"), instances=True)
+FUSIONS: Registry[Any] = Registry(
+    "fusion",
+    "adaptermix.fusions",
+    own=("add", "mul", "add-relu", "mul-relu", "gated", "cross-attention", "cross-attention-paper"),
+)
+STRATEGIES: Registry[Any] = Registry(
+    "strategy", "adaptermix.strategies", own=("requantize", "stochastic", "calibrated", "residual")
+)
+
+
+class OneOf(AfterValidator):
+    """Annotation of an option whose value is a name, of a registry or one of a few others.
+
+    Attributes:
+        choices: The names that this package has, for help texts.
+    """
+
+    choices: tuple[str, ...]
+
+
+def one_of(*choices: str | Registry[Any]) -> OneOf:
+    """Return the annotation of an option that may be any of these names, or any name of these registries."""
+    registries = [each for each in choices if isinstance(each, Registry)]
+    words = [each for each in choices if isinstance(each, str)]
+
+    def check(name: str) -> str:
+        if name not in words and not any(name in registry for registry in registries):
+            names = [*words, *(name for registry in registries for name in registry.names())]
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return name
+
+    own = [each.own if isinstance(each, Registry) else (each,) for each in choices]
+    made = OneOf(check)
+    object.__setattr__(made, "choices", tuple(name for names in own for name in names))
+    return made

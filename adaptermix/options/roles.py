@@ -87,10 +87,29 @@ class Panel(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Alias:
-    """Gives an option a second name on the command line, such as the one that PEFT has for it."""
+class Flag:
+    """Says how an option is written on the command line, where that does not follow from its name and type.
 
-    flag: str
+    Args:
+        name: Its flag.
+        alias: A second flag, such as the one that PEFT's names suggest.
+        metavar: What stands for its values in the help text.
+    """
+
+    name: str | None = None
+    alias: str | None = None
+    metavar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """Marks an option whose values are given without a flag on the command line.
+
+    Args:
+        metavar: What stands for its values in the help text.
+    """
+
+    metavar: str
 
 
 Mark = TypeVar("Mark")

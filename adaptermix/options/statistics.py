@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 
 from .base import ALLOW_TESTED, BASE, Placed, Written
 from .fields import Files, Positive, Rows
-from .roles import ADAPTER, CALIBRATION, MODEL, Reads, Role, Writes
+from .roles import ADAPTER, CALIBRATION, MODEL, Argument, Flag, Reads, Role, Writes
 
 
 class StatisticsSettings(Placed, Written):
     """Measure on data the statistics of an adapter that fisher or regmean need, for `merge --statistics`."""
 
-    adapter: Annotated[str, Reads(ADAPTER)] = Field(description="adapter folder")
+    adapter: Annotated[str, Reads(ADAPTER), Argument("ADAPTER")] = Field(description="adapter folder")
     base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
     data: Annotated[Files, Reads(CALIBRATION, rows="rows")] = Field(
         description="rows of the task; without --task plain texts: lines, TSV, JSONL with `text` or strings"
@@ -25,7 +25,7 @@ class StatisticsSettings(Placed, Written):
     task: str | None = Field(None, description="task of the rows, whose answers fisher needs")
     rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each file to use")
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
-    modules: list[str] = Field(
+    modules: Annotated[list[str], Flag(metavar="GLOB...")] = Field(
         [],
         description="globs over module paths, of other linear layers too; default those that the adapter adapts",
     )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from .base import Placed, Settings
 from .fields import Device, Files, Positive
-from .roles import ADAPTER, MODEL, OTHER, Reads, Role, Writes
+from .roles import ADAPTER, MODEL, OTHER, Argument, Flag, Reads, Role, Writes
 
 
 class PushSettings(Settings):
     """Publish an output folder on the Hub."""
 
-    folder: Annotated[str, Reads(ADAPTER)] = Field(description="output folder of adaptermix, or any PEFT adapter")
-    repo: str = Field(description="repository, as owner/name")
+    folder: Annotated[str, Reads(ADAPTER), Argument("DIR")] = Field(
+        description="output folder of adaptermix, or any PEFT adapter"
+    )
+    repo: Annotated[str, Argument("REPO")] = Field(description="repository, as owner/name")
     base_id: str | None = Field(None, description="base model on the Hub, OWNER/NAME[@REVISION]; needed if it is local")
     private: bool = Field(False, description="make the repository private; one that is public is refused")
     revision: str | None = Field(None, description="branch to push to")
@@ -28,7 +30,7 @@ class PushSettings(Settings):
 class InspectSettings(Settings):
     """Look into adapters: norms, ranks and shares per layer and module; how every two of them interfere."""
 
-    adapters: Annotated[Files, Reads(ADAPTER)] = Field(description="adapter folders")
+    adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(description="adapter folders")
     plot: Annotated[str | None, Writes("plot")] = Field(
         None, description="PNG file for heatmaps over layers and module kinds"
     )
@@ -37,16 +39,71 @@ class InspectSettings(Settings):
 class SpectrumSettings(Settings):
     """Compare the singular values of two models per layer and module: how far each weight was scaled."""
 
-    model_a: Annotated[str, Reads(MODEL)] = Field(
+    model_a: Annotated[str, Reads(MODEL), Argument("MODEL_A")] = Field(
         description="the base: checkpoint or adapter, folder or Hub id, with @REVISION if wanted"
     )
-    model_b: Annotated[str, Reads(MODEL)] = Field(description="the other model, or an adapter of the base")
-    layers: list[str] = Field([], description="blocks: numbers, ranges such as 8-11, or globs such as 'encoder.*'")
-    modules: list[str] = Field([], description="globs over module paths or kinds; default all inside the blocks")
-    include: list[str] = Field([], description="globs of modules to take besides, such as embeddings and heads")
-    exclude: list[str] = Field([], description="globs of modules to leave out")
+    model_b: Annotated[str, Reads(MODEL), Argument("MODEL_B")] = Field(
+        description="the other model, or an adapter of the base"
+    )
+    layers: Annotated[list[str], Flag(metavar="N...")] = Field(
+        [], description="blocks: numbers, ranges such as 8-11, or globs such as 'encoder.*'"
+    )
+    modules: Annotated[list[str], Flag(metavar="GLOB...")] = Field(
+        [], description="globs over module paths or kinds; default all inside the blocks"
+    )
+    include: Annotated[list[str], Flag(metavar="GLOB...")] = Field(
+        [], description="globs of modules to take besides, such as embeddings and heads"
+    )
+    exclude: Annotated[list[str], Flag(metavar="GLOB...")] = Field([], description="globs of modules to leave out")
     csv: Annotated[str | None, Writes("csv")] = Field(None, description="file for a table with one row per module")
     device: Annotated[Device, Role.MACHINE] = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class RunSettings(Settings):
+    """Run a recipe: a chain of commands from YAML."""
+
+    recipe: Annotated[str, Reads(OTHER), Argument("RECIPE")] = Field(description="the YAML file")
+    overrides: Annotated[dict[str, Any], Argument("[KEY=VALUE...]")] = Field(
+        {}, description="values of variables of the recipe, or of its settings as COMMAND.SETTING"
+    )
+    dry_run: Annotated[bool, Role.HANDLING] = Field(
+        False, description="check the recipe and show its steps; run nothing"
+    )
+    resume: Annotated[bool, Role.HANDLING] = Field(
+        False, description="take existing outputs, and continue interrupted training"
+    )
+
+
+class TuneSettings(Settings):
+    """Find settings of a recipe on dev data."""
+
+    recipe: Annotated[str, Reads(OTHER), Argument("RECIPE")] = Field(description="the YAML file")
+    overrides: Annotated[dict[str, Any], Argument("[KEY=VALUE...]")] = Field(
+        {}, description="values that all candidates share, as for `run`"
+    )
+    vary: Annotated[dict[str, str], Field(min_length=1), Flag(metavar="KEY=V[,V...]|LOW:HIGH[:log]...")] = Field(
+        description="values to try, such as train-align.temperature=0.05,0.1 train-align.layer=6,9; with --trials also "
+        "ranges, train-align.temperature=0.02:2:log train-align.layer=6:12 (whole numbers where both ends are)"
+    )
+    trials: Positive | None = Field(
+        None, description="candidates that a sampler proposes, each once, instead of all combinations"
+    )
+    sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
+        "auto", description="what proposes candidates (optuna): gp for up to 8 ranges, else tpe, also with --prune"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the sampler")
+    prune: bool = Field(
+        False,
+        description="stop candidates early whose training is behind the median of four or more earlier ones on dev "
+        "data: the accuracy of train-align's dev_pairs, which no temperature changes, or the dev loss of the task; "
+        "only training of equal layer, batch size and steps is compared",
+    )
+    out: Annotated[str, Writes(is_main=True)] = Field(
+        description="folder of all candidates; the same call continues where it stopped"
+    )
+    dry_run: Annotated[bool, Role.HANDLING] = Field(
+        False, description="check every candidate and show them; run nothing"
+    )
 
 
 DemoTask = Literal["intents", "slots"]

@@ -8,7 +8,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from .base import ALLOW_TESTED, BASE, TASK, Placed, Settings, Written, refuse
 from .fields import Blocks, Files, Positive, Rows, block_range
-from .roles import ADAPTER, DEV, MODEL, TRAINING, Alias, Panel, Reads, Role
+from .registries import HEADS, one_of
+from .roles import ADAPTER, DEV, MODEL, TRAINING, Flag, Panel, Reads, Role
 
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
 MOVING = ("pissa", "olora")
@@ -51,17 +52,19 @@ class TrainingSettings(Placed, Written):
     allow_base_mismatch: Annotated[bool, Panel.LORA] = Field(
         False, description="start from an adapter that was trained on another base model"
     )
-    rank: Annotated[Positive, Role.COMMON, Alias("--lora-r"), Panel.LORA] = Field(8, description="rank of the LoRA")
-    alpha: Annotated[float, Alias("--lora-alpha"), Panel.LORA] = Field(
+    rank: Annotated[Positive, Role.COMMON, Flag(alias="--lora-r"), Panel.LORA] = Field(
+        8, description="rank of the LoRA"
+    )
+    alpha: Annotated[float, Flag(alias="--lora-alpha"), Panel.LORA] = Field(
         16.0, gt=0, description="alpha of the LoRA; its scale is alpha/rank"
     )
-    rslora: Annotated[bool, Alias("--use-rslora"), Panel.LORA] = Field(
+    rslora: Annotated[bool, Flag(alias="--use-rslora"), Panel.LORA] = Field(
         False, description="scale by alpha/sqrt(rank) instead (rsLoRA)"
     )
-    dora: Annotated[bool, Alias("--use-dora"), Panel.LORA] = Field(
+    dora: Annotated[bool, Flag(alias="--use-dora"), Panel.LORA] = Field(
         False, description="learn the length of every row of the weights too (DoRA)"
     )
-    init: Annotated[Init, Alias("--init-lora-weights"), Panel.LORA] = Field(
+    init: Annotated[Init, Flag(alias="--init-lora-weights"), Panel.LORA] = Field(
         "kaiming",
         description="first factors of the LoRA: no update (kaiming, gaussian, orthogonal), or a part of the base's "
         "weights (pissa: leading directions; olora: of a QR; both are saved as plain LoRAs of twice the rank)",
@@ -69,12 +72,12 @@ class TrainingSettings(Placed, Written):
     lora_plus: Annotated[float, Panel.OPTIMISER] = Field(
         1.0, gt=0, description="learning rate of B in multiples of that of A (LoRA+; its authors take 16)"
     )
-    dropout: Annotated[float, Alias("--lora-dropout"), Panel.LORA] = Field(
+    dropout: Annotated[float, Flag(alias="--lora-dropout"), Panel.LORA] = Field(
         0.1, ge=0, lt=1, description="dropout inside the LoRA"
     )
-    targets: Annotated[list[str], Field(min_length=1), Alias("--target-modules"), Panel.LORA] = Field(
-        ["all-linear"], description="names of the modules to adapt"
-    )
+    targets: Annotated[
+        list[str], Field(min_length=1), Flag(alias="--target-modules", metavar="NAME..."), Panel.LORA
+    ] = Field(["all-linear"], description="names of the modules to adapt")
     blocks: Annotated[Blocks | None, Panel.LORA] = Field(
         None, description="FIRST-LAST, the blocks to adapt, both included, counted from 0; default all that are run"
     )
@@ -211,7 +214,7 @@ class TaskOptions(Settings):
     template: Annotated[str | None, Role.DEV_CURVE] = Field(
         None, description="prompt template, such as plain or mid-align; saved with the adapter"
     )
-    head: Annotated[Literal["auto", "none", "classes", "tokens", "span"], Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+    head: Annotated[str, one_of("auto", "none", HEADS), Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
         "auto",
         description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli), tokens: "
         "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",

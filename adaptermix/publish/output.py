@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
-from ..adapters import AdapterState, adapter_size, write_adapter
+from ..adapters import AdapterFile, AdapterState, write_adapter
 from ..io.files import whole_folder, write_whole
 from ..provenance import manifest
 from .card import card
 
 _LARGE = 0.5
 """Share of the base model's size above which an adapter is called large."""
-
-
-class OutputForm(TypedDict):
-    """How `write_output` writes."""
-
-    dtype: torch.dtype
-    compact: bool
-    overwrite: bool
 
 
 class OutputSize(TypedDict):
@@ -35,8 +27,8 @@ class OutputSize(TypedDict):
 
 def output_size(state: AdapterState, *, dtype: torch.dtype = torch.float32, compact: bool = False) -> OutputSize:
     """Return the rank and the size that `write_output` gives an adapter; nothing is computed."""
-    rank = max(update.rank for update in state.updates.values())
-    return {"rank": rank, "bytes": adapter_size(state, dtype=dtype, compact=compact)}
+    file = AdapterFile.of(state, dtype=dtype, compact=compact)
+    return {"rank": file.rank, "bytes": file.size()}
 
 
 def weight_bytes(folder: Path) -> int:
@@ -103,7 +95,7 @@ def write_documents(folder: Path, document: Mapping[str, Any], *, name: str) -> 
 def write_output(
     out: Path,
     state: AdapterState,
-    document: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    document: Mapping[str, Any],
     *,
     dtype: torch.dtype = torch.float32,
     compact: bool = False,
@@ -115,7 +107,7 @@ def write_output(
     Args:
         out: The folder.
         state: The adapter.
-        document: Its manifest, or what makes it once the adapter is written.
+        document: Its manifest.
         dtype: Storage dtype of the factors.
         compact: Keep each module's own rank; default is one rank for all.
         overwrite: Replace an existing adapter folder.
@@ -126,7 +118,6 @@ def write_output(
     """
     with whole_folder(out, overwrite=overwrite) as folder:
         write_adapter(folder, state, dtype=dtype, compact=compact)
-        made = document() if callable(document) else document
-        write_documents(folder, made, name=out.name)
+        write_documents(folder, document, name=out.name)
         for name, content in (extra or {}).items():
             write_whole(folder / name, content)

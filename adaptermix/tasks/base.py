@@ -109,6 +109,7 @@ class BaseTask(ABC, Generic[R]):
         return row.language
 
     def remarks(self, rows: Sequence[R]) -> list[str]:
+        """Return sentences that a reader of scores on these rows should know; see `remarks`."""
         return []
 
 

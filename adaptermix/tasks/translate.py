@@ -12,8 +12,9 @@ from pathlib import Path
 from ..errors import DataError
 from ..provenance.row_hashes import RowTexts
 from .base import task
-from .data.files import DataFile, canonical_language, find_files, parse_rows
+from .data.files import DataFile, find_files, parse_rows
 from .data.language_names import english_name
+from .data.languages import canonical_language
 from .data.pairs import pairs_of_file
 from .data.parallel import is_lines
 from .data.tables import lines_used

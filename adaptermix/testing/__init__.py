@@ -1,10 +1,14 @@
-"""Tests that any merge method can inherit, another package's too.
+r"""Tests that any merge method and any task can inherit, those of other packages too.
 
 Example, in a test file:
 
     class TestMine(MergeMethodLaws):
         method = Mine(density=0.3)
         neutral = Mine(density=1.0)
+
+    class TestMyTask(TaskLaws):
+        task = MyTask()
+        data = {"de.csv": "text,label\nrot,a\nblau,b\ngelb,a\n"}
 """
 
 try:
@@ -15,7 +19,8 @@ except ImportError as error:
 
 from .laws import MergeMethodLaws
 from .stacks import generic_stacks, messy_stacks, rounding_scale, with_statistics
+from .task_laws import TaskLaws
 
-__all__ = ["MergeMethodLaws", "generic_stacks", "messy_stacks", "rounding_scale", "with_statistics"]
+__all__ = ["MergeMethodLaws", "TaskLaws", "generic_stacks", "messy_stacks", "rounding_scale", "with_statistics"]
 
 del hypothesis, pytest

@@ -199,7 +199,7 @@ def explained(
         watch: Receives progress.
     """
     meta = AdapterMeta(base=None, targets=TargetSpec(modules=(fitted.module,)))
-    state = AdapterState(meta=meta, updates={fitted.module: fitted.update})
+    state = AdapterState.of_updates(meta, {fitted.module: fitted.update})
     vectors: list[list[Tensor]] = [[], []]
     numbers: list[int] = []
     error = whole = 0.0

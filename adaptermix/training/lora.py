@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import AdapterMeta, AdapterSource, AdapterState, TargetSpec
+from ..adapters import AdapterMeta, AdapterModule, AdapterSource, AdapterState, TargetSpec
 from ..adapters.keys import PREFIX
 from ..algebra import LowRank, concatenate
 from ..errors import PlanError
@@ -307,7 +307,11 @@ def state_of(
         dora=bool(trained.magnitudes),
         saved_modules=base.head_modules,
     )
-    return AdapterState(meta=meta, updates=trained.updates, magnitudes=trained.magnitudes, saved=trained.saved)
+    modules = {
+        path: AdapterModule(update=update, magnitude=trained.magnitudes.get(path))
+        for path, update in trained.updates.items()
+    }
+    return AdapterState(meta=meta, modules=modules, saved=trained.saved)
 
 
 def _reached(model: nn.Module, targets: TargetSpec) -> set[str]:

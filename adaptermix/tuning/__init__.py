@@ -1,11 +1,11 @@
-"""Settings of training as parameters of a search: a recipe is run once per candidate, and its last step judges.
+"""Search settings of training: a recipe runs once per candidate, and the score of its last step decides.
 
-What a candidate has in common with an earlier one is not run again: a step is known by its settings and by the steps
-that made its inputs.
+Steps that candidates have in common run once: a step is identified by its settings and by the steps that made its
+inputs.
 """
 
 from .plan import candidates, plan
-from .report import Candidate, Tuning, shown
+from .report import RecipeTrial, Tuning, shown
 from .run import check, tune
 
-__all__ = ["Candidate", "Tuning", "candidates", "check", "plan", "shown", "tune"]
+__all__ = ["RecipeTrial", "Tuning", "candidates", "check", "plan", "shown", "tune"]

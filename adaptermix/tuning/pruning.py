@@ -1,10 +1,10 @@
-"""When a candidate is stopped: its training is held against that of earlier ones by looks at dev data.
+"""Stop training that is behind earlier training on dev data: the median rule, by optuna's `MedianPruner`.
 
-The median rule: training ends at a look if its best so far is behind the median of what earlier trainings had reached
-at the same step, but not at its first look, nor while fewer than four have come so far. A training that was stopped
-counts up to where it was. Compared are trainings whose looks measure the same thing in the same way: the share of dev
-pairs that find each other among those of a batch, which no temperature changes, or the loss of the dev rows of a task;
-of one layer, batch size, length of training, and so on (`Role.DEV_CURVE`). Others leave each other alone.
+Training stops at a look at dev data if its best value so far is worse than the median of the best values that earlier
+training had at the same step. Its first look stops nothing, nor does any look with fewer than four others at its step.
+Stopped training counts up to its last look. Only looks that measure the same thing are compared: the share of dev pairs
+that find each other in a batch, which no temperature changes, or the loss of a task's dev rows; with equal layer, batch
+size, length of training, and so on (`Role.DEV_CURVE`).
 
 Reference: Golovin et al., Google Vizier, KDD 2017, section 3.2.
 """
@@ -14,36 +14,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..commands.recipes import Step
 from ..errors import ConfigError
-from ..options.roles import Role, marked
+from ..options import TrainingSettings
+from ..options.roles import DEV, Role, marked, used_for
 from ..progress import Advance, Look, Watcher
-from .plan import Planned
+from ..weight_search.storage import median_trial, quiet
+from .plan import RecipeCandidate
 from .report import Pruned
 
-EARLIER, WARM_UP = 4, 1
-"""Trainings that must have come as far, and looks that stop nothing."""
-"""Settings that decide what a look measures, and what had been done by its step."""
+EARLIER = 4
+"""Fewest other values at a step for training to be stopped there."""
 
 Report = Callable[[int, float], None]
-"""Is told how a candidate stands, step by step; of more is better."""
+"""Callback `(step, value)` with a candidate's intermediate score; higher is better."""
 
 
-def unheard(step: int, value: float) -> None:
-    """Tell nobody."""
+def ignore(step: int, value: float) -> None:
+    """Ignore an intermediate score."""
 
 
-class Stopped(Exception):  # noqa: N818  (it is no error)
-    """Training is behind.
-
-    Args:
-        pruned: Where, and by how much.
-    """
+class Stopped(Exception):  # noqa: N818  (It is not an error.)
+    """Training is behind."""
 
     def __init__(self, pruned: Pruned) -> None:
         super().__init__(pruned.sentence())
@@ -52,13 +50,9 @@ class Stopped(Exception):  # noqa: N818  (it is no error)
 
 @dataclass(slots=True)
 class Curve:
-    """The looks of one training.
+    """Step and value of each look of one training, and the measure.
 
-    Args:
-        like: What it shares with those that it can be compared with.
-        measure: What was measured.
-        higher: Whether more is better.
-        looks: Step and value of each.
+    Training is compared only with training of equal `like` and `measure`.
     """
 
     like: str
@@ -67,44 +61,37 @@ class Curve:
     looks: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, look: Look) -> None:
-        """Take a look in."""
+        """Add a look."""
         self.measure, self.higher = look.measure, look.higher
         self.looks.append((look.step, look.value))
 
-    def best(self, step: int) -> float | None:
-        """Return the best value up to a look; None without one at this step."""
-        values = [value for at, value in self.looks if at <= step]
-        there = any(at == step for at, _ in self.looks)
-        return (max if self.higher else min)(values) if there else None
+    def bests(self) -> dict[int, float]:
+        """Return the best value so far by the step of each look."""
+        values = accumulate((value for _, value in self.looks), max if self.higher else min)
+        return dict(zip((step for step, _ in self.looks), values, strict=True))
 
-    def is_comparable(self, other: Curve) -> bool:
-        """Whether both measure the same thing in the same way."""
-        return (self.like, self.measure) == (other.like, other.measure)
-
-    def tell(self, report: Report) -> None:
+    def report(self, report: Report) -> None:
         """Report all looks."""
         for step, value in self.looks:
             report(step, value if self.higher else -value)
 
-    def document(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
 
-
-class Listener:
-    """A watcher that hears the looks of one training and ends it where it is behind.
+class PruningWatcher:
+    """A watcher that stops training when it is behind.
 
     Args:
-        watch: Receives everything else.
-        command: What trains.
-        curve: Takes the looks.
-        others: Earlier trainings; none if nothing is to be stopped.
-        report: Is told of each look.
+        watch: Receives everything.
+        command: The training command.
+        curve: Receives the looks.
+        others: Earlier training; none if nothing may be stopped.
+        report: Receives the value of each look.
     """
 
     def __init__(self, watch: Watcher, command: str, curve: Curve, others: Sequence[Curve], report: Report) -> None:
         self._watch, self._command, self._curve, self._report = watch, command, curve, report
         self._others = others
+        self._bests: list[dict[int, float]] = []
+        self._trial: Any = None
 
     def track(self, label: str, total: int) -> AbstractContextManager[Advance]:
         """Open a bar."""
@@ -115,7 +102,7 @@ class Listener:
         self._watch.note(message)
 
     def look(self, look: Look) -> None:
-        """Take a look in.
+        """Add a look.
 
         Raises:
             Stopped: the training is behind.
@@ -123,41 +110,44 @@ class Listener:
         self._curve.add(look)
         self._report(look.step, look.value if look.higher else -look.value)
         self._watch.look(look)
-        bests = [curve.best(look.step) for curve in self._others if curve.is_comparable(self._curve)]
-        earlier, own = [best for best in bests if best is not None], self._curve.best(look.step)
-        if own is None or len(earlier) < EARLIER or len(self._curve.looks) <= WARM_UP:
-            return
-        middle = median(earlier)
-        if own < middle if look.higher else own > middle:
-            raise Stopped(Pruned(command=self._command, step=look.step, measure=look.measure, value=own, median=middle))
+        if self._trial is None:
+            like = (self._curve.like, self._curve.measure)
+            self._bests = [curve.bests() for curve in self._others if (curve.like, curve.measure) == like]
+            self._trial = median_trial(self._bests, fewest=EARLIER, after=look.step, maximize=look.higher)
+        with quiet():
+            self._trial.report(look.value, look.step)
+            if not self._trial.should_prune():
+                return
+        value = self._curve.bests()[look.step]
+        middle = median(bests[look.step] for bests in self._bests if look.step in bests)
+        pruned = Pruned(command=self._command, step=look.step, measure=look.measure, value=value, median=middle)
+        raise Stopped(pruned)
 
 
 def looks_at_dev(step: Step) -> bool:
     """Return whether a step is training that looks at dev data."""
-    has_dev = any(getattr(step.settings, name, None) for name in ("dev", "dev_pairs"))
-    return step.command.startswith("train-") and has_dev
+    return isinstance(step.settings, TrainingSettings) and DEV in used_for(step.settings)
 
 
-def check_looks(recipe: Path, planned: Iterable[Planned]) -> str | None:
-    """Check that some training can be stopped; return what a person should know of who is compared with whom.
+def check_looks(recipe: Path, candidates: Iterable[RecipeCandidate]) -> str | None:
+    """Check that some training can be stopped; return a note if not all training is comparable.
 
     Raises:
         ConfigError: no training looks at dev data.
     """
-    found: dict[str, set[str]] = {}
-    for _, folder, steps in planned:
-        for step in filter(looks_at_dev, steps):
-            for name, value in step.settings.model_dump(
-                mode="json", include=marked(step.settings, Role.DEV_CURVE)
-            ).items():
-                text = json.dumps(value).replace(json.dumps(str(folder))[1:-1], "")
-                found.setdefault(f"{step.command}.{name}", set()).add(text)
-    if not found:
+    values: dict[str, set[str]] = {}
+    for candidate in candidates:
+        for step in filter(looks_at_dev, candidate.steps):
+            same = marked(step.settings, Role.DEV_CURVE)
+            for name, value in step.settings.model_dump(mode="json", include=same).items():
+                text = json.dumps(value).replace(json.dumps(str(candidate.folder))[1:-1], "")
+                values.setdefault(f"{step.command}.{name}", set()).add(text)
+    if not values:
         raise ConfigError(
             f"{recipe}: --prune needs a training step that looks at dev data, and none does. Give train-align "
             "dev_pairs or train-task dev, or drop --prune."
         )
-    apart = sorted(name for name, values in found.items() if len(values) > 1)
+    apart = sorted(name for name, texts in values.items() if len(texts) > 1)
     if not apart:
         return None
     return f"--prune compares training of equal {', '.join(apart)} only: looks at others measure something else."

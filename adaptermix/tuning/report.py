@@ -1,4 +1,4 @@
-"""What a search over a recipe found."""
+"""The result of a search over a recipe."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 from ..errors import PlanError
 from ..evaluation.score import NORMAL, Score
 from ..evaluation.significance import null_error
-from ..weight_search.significance import LEVEL, chance_of
+from ..weight_search.decision import Decision
+from ..weight_search.significance import chance_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """Where a candidate was stopped, since its training was behind that of others.
+    """The point where a candidate was stopped because its training was behind.
 
     Args:
         command: The step of the recipe.
         step: Optimizer step of its last look at dev data.
-        measure: What it was compared by.
-        value: How it stood.
-        median: How the others stood at the same point.
+        measure: Name of the values.
+        value: Its best value.
+        median: The median of the others at the same step.
     """
 
     command: str
@@ -38,7 +39,7 @@ class Pruned:
         return asdict(self)
 
     def sentence(self) -> str:
-        """Say it to a person."""
+        """Return one sentence for people."""
         return (
             f"{self.command} stopped at step {self.step}: {self.measure} {self.value:.3f}, median of earlier ones "
             f"{self.median:.3f}"
@@ -46,19 +47,19 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One choice of settings and what it scored.
+class RecipeTrial:
+    """A candidate's settings and its score.
 
     Args:
         settings: Overrides of the recipe.
-        folder: What its steps wrote.
-        value: Score of the last step; None where the candidate was stopped.
+        folder: Folder of the steps' outputs.
+        value: Score of the last step; None if the candidate was stopped.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        ran: Steps that were run for it; the others were there already.
+        ran: Number of steps that ran; the others existed already.
         pruned: Where it was stopped, if it was.
-        resamples: Its score on the dev rows, then on resamples of them, drawn alike for all candidates; empty where
-            they are not known.
+        resamples: Its score on the dev rows, then on resamples of them, drawn alike for all trials; empty if they are
+            not known.
         rows: Dev rows, or clusters of them, of the language that has fewest.
     """
 
@@ -86,32 +87,18 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether the best candidate is better than the first one beyond chance.
+class RecipeDecision(Decision):
+    """The best trial compared with the first one; `tried` counts all candidates, stopped ones too."""
 
-    Args:
-        difference: By how much, on the dev rows that chose it, which flatters it; with its paired interval.
-        chance: p-value, corrected for all candidates that were tried; see
-            `adaptermix.weight_search.significance.chance_of`.
-        tried: How many candidates were tried, stopped ones too.
-    """
-
-    difference: Score
-    chance: float
     tried: int
-
-    @property
-    def is_found(self) -> bool:
-        """Whether the best candidate is better beyond chance."""
-        return self.chance <= LEVEL
 
     def document(self) -> dict[str, Any]:
         """Return plain data."""
-        found = {"found": self.is_found, "chance": self.chance, "tried": self.tried}
-        return found | {"difference": self.difference.document()}
+        counted = {"found": self.is_found, "chance": self.chance, "tried": self.tried}
+        return counted | {"difference": self.difference.document()}
 
     def sentence(self) -> str:
-        """Return the verdict in words."""
+        """Return one sentence for people."""
         gain, chance = self.difference, f"p-value {self.chance:.3f}, corrected for {self.tried} candidates"
         if gain.value <= 0:
             return "no candidate is better than the first."
@@ -119,65 +106,65 @@ class Verdict:
         return f"the best is {'' if self.is_found else 'not clearly '}better than the first candidate: {measured}."
 
 
-def verdict_on(candidates: Sequence[Candidate], best: Candidate) -> Verdict | None:
-    """Return whether the best is better than the first candidate that was run whole; None where it cannot be said."""
-    whole = [candidate for candidate in candidates if candidate.value is not None]
-    if len(whole) < 2 or not all(len(found.resamples) == len(best.resamples) > 1 for found in whole):
+def _decide(trials: Sequence[RecipeTrial], best: RecipeTrial) -> RecipeDecision | None:
+    """Compare the best trial with the first one that ran to the end; None if their rows are not known."""
+    whole = [trial for trial in trials if trial.value is not None]
+    if len(whole) < 2 or not all(len(trial.resamples) == len(best.resamples) > 1 for trial in whole):
         return None
-    values = np.array([found.resamples for found in whole])
+    values = np.array([trial.resamples for trial in whole])
     gains = values - values[0]
-    chosen = next(number for number, found in enumerate(whole) if found is best)
-    chance = chance_of(gains[1:], chosen - 1, rows=min(found.rows for found in whole)) if chosen else 1.0
-    # what was stopped was tried too, and its resamples are not known: Bonferroni for the whole
-    chance = min(1.0, chance * (len(candidates) - 1) / (len(whole) - 1))
+    chosen = next(index for index, trial in enumerate(whole) if trial is best)
+    chance = chance_of(gains[1:], chosen - 1, rows=min(trial.rows for trial in whole)) if chosen else 1.0
+    # Stopped candidates were tried too, but have no resamples: a Bonferroni factor for their share.
+    chance = min(1.0, chance * (len(trials) - 1) / (len(whole) - 1))
     value, width = float(gains[chosen, 0]), NORMAL * null_error(gains[chosen], best.rows)
     difference = Score(value=value, low=value - width, high=value + width, n=best.rows)
-    return Verdict(difference=difference, chance=chance, tried=len(candidates))
+    return RecipeDecision(chosen=chosen, difference=difference, chance=chance, tried=len(trials))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """All candidates.
+    """All trials.
 
     Args:
         candidates: In the order in which they ran.
         best: The one of the highest value, the first among equals.
         out: The folder of all.
-        verdict: Whether the best is better than the first beyond chance; None where it cannot be said.
+        verdict: Whether the best is better than the first beyond chance; None if their rows are not known.
     """
 
-    candidates: Sequence[Candidate]
-    best: Candidate
+    candidates: Sequence[RecipeTrial]
+    best: RecipeTrial
     out: Path
-    verdict: Verdict | None = None
+    verdict: RecipeDecision | None = None
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidate], out: Path) -> Tuning:
-        """Find the best of the candidates that were not stopped.
+    def of(cls, trials: Sequence[RecipeTrial], out: Path) -> Tuning:
+        """Find the best of the trials that were not stopped.
 
         Raises:
             PlanError: there are none.
         """
-        whole = [(found.value, -number) for number, found in enumerate(candidates) if found.value is not None]
+        whole = [(trial.value, -number) for number, trial in enumerate(trials) if trial.value is not None]
         if not whole:
             raise PlanError(
                 f"a search needs a candidate that is run whole, and every candidate was stopped, behind others that "
                 f"{out} holds. Drop --prune, or give another --out."
             )
-        best = candidates[-max(whole)[1]]
-        return cls(candidates=candidates, best=best, out=out, verdict=verdict_on(candidates, best))
+        best = trials[-max(whole)[1]]
+        return cls(candidates=trials, best=best, out=out, verdict=_decide(trials, best))
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document."""
         return {
             "best": self.best.document(),
-            "trials": [candidate.document() for candidate in self.candidates],
+            "trials": [trial.document() for trial in self.candidates],
             "verdict": self.verdict.document() if self.verdict else None,
             "out": str(self.out),
         }
 
 
 def shown(settings: Mapping[str, Any]) -> str:
-    """Return a candidate's settings for a person."""
+    """Return a candidate's settings for messages."""
     numbers = {key: f"{value:.4g}" for key, value in settings.items() if isinstance(value, float)}
     return ", ".join(f"{key} {numbers.get(key, value)}" for key, value in settings.items())

@@ -1,4 +1,4 @@
-"""Steps of recipes that are run once, whoever needs them."""
+"""Steps of recipes that run once for all candidates that need them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,80 +20,74 @@ from ..options import Settings
 from ..options.paths import digest, paths_of, written_paths
 from ..options.roles import Reads, Role, Writes, marked, marks_of, values_of
 from ..progress import SILENT, Watcher
-from .pruning import Curve, Listener, Report, Stopped, unheard
+from .pruning import Curve, PruningWatcher, Report, Stopped, ignore
 from .report import Pruned, shown
 
-_DONE = "steps.json"
-_ASKED = ("vary", "recipe", "sampler", "seed", "prune")
+_RECORD = "steps.json"
+_IDENTITY = ("vary", "recipe", "sampler", "seed", "prune")
 
 StepRunner = Callable[[Step, Watcher], dict[str, Any]]
-"""Runs a step, tells a watcher of it, and returns its document."""
+"""Runs a step, reports its progress to a watcher, and returns its document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the steps of a candidate came to.
-
-    Args:
-        document: The last step's; empty if it was not reached.
-        ran: How many were run.
-        pruned: Where training was stopped, if it was.
-    """
+    """The last step's document (empty if it was not reached), the number of steps that ran, and where one stopped."""
 
     document: Mapping[str, Any]
     ran: int
     pruned: Pruned | None = None
 
 
-class Steps:
-    """Documents of the steps that were run in a folder, by what decides them, so that none is run twice.
+class StepCache:
+    """Documents of the steps that ran in a folder, by their key, so that none runs twice.
 
     Args:
         out: The folder.
-        asked: What the search varies, and what proposes it.
+        identity: The search that the folder belongs to.
         run: Runs a step.
         prune: Whether training that is behind is stopped.
         watch: Receives progress.
 
     Raises:
-        OutputError: the folder holds another search.
+        OutputError: the folder belongs to another search.
     """
 
     def __init__(
-        self, out: Path, asked: Mapping[str, Any], run: StepRunner, *, prune: bool = False, watch: Watcher = SILENT
+        self, out: Path, identity: Mapping[str, Any], run: StepRunner, *, prune: bool = False, watch: Watcher = SILENT
     ) -> None:
-        self._path, self._run, self._prune, self._watch = out / _DONE, run, prune, watch
-        self._asked = asked = json.loads(json.dumps(asked))
-        self._done: dict[str, dict[str, Any]] = {}
-        self._made: dict[str, str] = {}
-        self._left: dict[str, list[str]] = {}
-        self._digests: dict[str, str] = {}
-        if self._path.exists():
-            record = _record(self._path)
-            self._done, self._made, self._left = record["steps"], record["outputs"], record["files"]
-            self._digests = record["digests"]
-            before = {name: record[name] for name in _ASKED if name in record}
-            if before.pop("recipe", None) not in (None, asked["recipe"]):
-                watch.note(
-                    "warning: the recipe, or values of its variables, changed since this folder was begun: steps that "
-                    "are others now run again, and replace what was there."
-                )
-            rest = {key: value for key, value in asked.items() if key != "recipe"}
-            if before and before != rest:  # its numbered folders would be given to other candidates
-                raise OutputError(
-                    f"{out} holds the search of {_told(before)}, and another one is asked for ({_told(asked)}). Go on "
-                    "with that one, or give another --out."
-                )
-        else:
+        self._path, self._run, self._prune, self._watch = out / _RECORD, run, prune, watch
+        self._identity = identity = json.loads(json.dumps(identity))
+        self._entries: dict[str, dict[str, Any]] = {}  # By the key of a step.
+        self._keys: dict[str, str] = {}  # By an output, as the three that follow: the key of its step,
+        self._files: dict[str, list[str]] = {}  # its files,
+        self._digests: dict[str, str] = {}  # and the hash of their content.
+        if not self._path.exists():
             self._save()
+            return
+        record = _read_record(self._path)
+        self._entries, self._keys, self._files = record["steps"], record["outputs"], record["files"]
+        self._digests = record["digests"]
+        before = {name: record[name] for name in _IDENTITY if name in record}
+        if before.pop("recipe", None) not in (None, identity["recipe"]):
+            watch.note(
+                "warning: the recipe, or values of its variables, changed since this folder was begun: steps that "
+                "are others now run again, and replace what was there."
+            )
+        rest = {key: value for key, value in identity.items() if key != "recipe"}
+        if before and before != rest:  # The numbered folders would get other candidates.
+            raise OutputError(
+                f"{out} holds the search of {_described(before)}, and another one is asked for "
+                f"({_described(identity)}). Go on with that one, or give another --out."
+            )
 
-    def run(self, steps: Sequence[Step], folder: Path, report: Report = unheard) -> Outcome:
-        """Run what is missing of a candidate's steps.
+    def run(self, steps: Sequence[Step], folder: Path, report: Report = ignore) -> Outcome:
+        """Run those steps of a candidate that have not run yet.
 
         Args:
             steps: The steps.
-            folder: Where they write.
-            report: Is told of looks at dev data; the steps of a training are counted on from the one before.
+            folder: Folder of their outputs.
+            report: Receives values of looks at dev data; each training counts its steps on from the one before.
         """
         ran, start = 0, 0
         document: dict[str, Any] = {}
@@ -101,33 +95,34 @@ class Steps:
             target = getattr(step.settings, "out", None)
             if target is not None:
                 self._clear(target, key, steps)
-            known = self._done.get(key)
-            onward = _counting_from(start, report)
-            if known is None or not self._serves(known, target):
-                known = self._work(step, key, Curve(like), onward)
+            entry = self._entries.get(key)
+            shifted = _shifted(report, start)
+            if entry is None or not self._can_use(entry, target):
+                entry = self._work(step, key, Curve(like), shifted)
                 ran += 1
-            elif "looks" in known:
-                Curve(**known["looks"]).tell(onward)
+            elif "looks" in entry:
+                Curve(**entry["looks"]).report(shifted)
             if target is not None:
-                self._made[target] = key
-                self._left[target] = _names(Path(target))
+                self._keys[target] = key
+                self._files[target] = _names(Path(target))
                 self._digests[target] = digest(Path(target)) if Path(target).exists() else ""
             self._save()
-            if "pruned" in known:
-                return Outcome(document={}, ran=ran, pruned=Pruned(**known["pruned"]))
-            document = known["document"]
-            start += known["looks"]["looks"][-1][0] if "looks" in known else 0
+            if "pruned" in entry:
+                return Outcome(document={}, ran=ran, pruned=Pruned(**entry["pruned"]))
+            document = entry["document"]
+            start += entry["looks"]["looks"][-1][0] if "looks" in entry else 0
         return Outcome(document=document, ran=ran)
 
     def _work(self, step: Step, key: str, curve: Curve, report: Report) -> dict[str, Any]:
-        """Run a step and return its entry; of one that was stopped nothing else stays."""
+        """Run a step and return its entry; a stopped one leaves no files."""
         target = getattr(step.settings, "out", None)
-        earlier = [Curve(**entry["looks"]) for entry in self._done.values() if "looks" in entry]
-        # what was run whole before, and is gone, is run whole again
-        others = earlier if self._prune and key not in self._done else []
+        earlier = [Curve(**entry["looks"]) for entry in self._entries.values() if "looks" in entry]
+        # A step that ran to its end before, and whose output is gone, runs to its end again.
+        others = earlier if self._prune and key not in self._entries else []
+        watch = PruningWatcher(self._watch, step.command, curve, others, report)
         entry: dict[str, Any] = {"out": target}
         try:
-            entry["document"] = self._run(going_on(step), Listener(self._watch, step.command, curve, others, report))
+            entry["document"] = self._run(going_on(step), watch)
         except Stopped as stopped:
             if target is not None:
                 shutil.rmtree(partial_path(Path(target).absolute()), ignore_errors=True)
@@ -137,43 +132,43 @@ class Steps:
                 f"{step.command} looked at dev data once, and its first look stops nothing: set evaluate_every."
             )
         if curve.looks:
-            entry["looks"] = curve.document()
-        self._done[key] = entry
+            entry["looks"] = asdict(curve)
+        self._entries[key] = entry
         return entry
 
-    def _serves(self, known: Mapping[str, Any], target: str | None) -> bool:
-        """Return whether what is known of a step will do, its output in place."""
-        if "pruned" in known:
+    def _can_use(self, entry: Mapping[str, Any], target: str | None) -> bool:
+        """Return whether an entry can be used, and put its output in place."""
+        if "pruned" in entry:
             return self._prune
-        return target is None or self._bring(known["out"], target)
+        return target is None or self._copy(entry["out"], target)
 
     def _save(self) -> None:
-        record = {**self._asked, "steps": self._done, "outputs": self._made, "files": self._left}
+        record = {**self._identity, "steps": self._entries, "outputs": self._keys, "files": self._files}
         record["digests"] = self._digests
         write_whole(self._path, (json.dumps(record, indent=1) + "\n").encode())
 
     def _clear(self, target: str, key: str, steps: Sequence[Step]) -> None:
-        """Remove what stands in the place of this step's output: of other settings, or not in the record yet.
+        """Remove an output at this step's path that is of other settings, or not in the record yet.
 
         Raises:
-            OutputError: it is no output of this search, or holds a file that no step wrote.
+            OutputError: it is not an output of this search, or contains a file that no step wrote.
         """
-        place = Path(target)
-        if self._made.get(target) == key or not os.path.lexists(place):
+        path = Path(target)
+        if self._keys.get(target) == key or not os.path.lexists(path):
             return
-        written = {str(real_path(path)) for step in steps for path in written_paths(step.settings)}
-        own = {*self._left.get(target, ()), *(listed_files(place) or ())}
-        others = [name for name in _names(place) if name not in own and str(real_path(place / name)) not in written]
-        others += ["an edited README.md"] if has_edited_card(place) else []
-        if place.is_symlink() or not place.is_dir() or others:
+        written = {str(real_path(own)) for step in steps for own in written_paths(step.settings)}
+        known = {*self._files.get(target, ()), *(listed_files(path) or ())}
+        others = [name for name in _names(path) if name not in known and str(real_path(path / name)) not in written]
+        others += ["an edited README.md"] if has_edited_card(path) else []
+        if path.is_symlink() or not path.is_dir() or others:
             raise OutputError(
                 f"a search replaces only outputs of its own steps, and {target} {'holds' if others else 'is'} "
                 f"{repr(others[0]) if others else 'a file or a link'}. Move it away, or give another --out."
             )
-        shutil.rmtree(place)
+        shutil.rmtree(path)
 
-    def _bring(self, source: str, target: str) -> bool:
-        """Put an earlier output where this candidate expects it; return whether it was still there, as it was made."""
+    def _copy(self, source: str, target: str) -> bool:
+        """Copy an earlier output to this candidate; return whether it still exists, unchanged."""
         here, there = Path(target), Path(source)
         if here.exists():
             if self._is_whole(target) and self._is_changed(target):
@@ -193,89 +188,81 @@ class Steps:
         return True
 
     def _is_whole(self, target: str) -> bool:
-        """Return whether all files of an output are there still."""
-        return set(self._left.get(target, ())) <= set(_names(Path(target)))
+        return set(self._files.get(target, ())) <= set(_names(Path(target)))
 
     def _is_changed(self, target: str) -> bool:
-        """Return whether somebody changed the content of an output."""
         return self._digests.get(target) not in (None, digest(Path(target)))
 
 
-def _counting_from(start: int, report: Report) -> Report:
+def _shifted(report: Report, start: int) -> Report:
     return lambda step, value: report(start + step, value)
 
 
-def _told(asked: Mapping[str, Any]) -> str:
-    more = {name: value for name, value in asked.items() if name not in ("vary", "recipe")}
-    return shown({**asked["vary"], **more})
+def _described(identity: Mapping[str, Any]) -> str:
+    more = {name: value for name, value in identity.items() if name not in ("vary", "recipe")}
+    return shown({**identity["vary"], **more})
 
 
-def check_place(out: Path) -> None:
-    """Refuse a folder of something else.
+def check_folder(out: Path) -> None:
+    """Refuse a folder that does not belong to a search over a recipe.
 
     Raises:
-        OutputError: it holds files, and is not of such a search.
+        OutputError: the folder contains other files.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out must be a folder, and {out} is a file. Give another.")
-    own = {"trials", "trials.log"}
-    others = [path for path in out.iterdir() if path.name not in own] if out.is_dir() else []
-    if others and not (out / _DONE).exists():
+    others = [path for path in out.iterdir() if path.name not in ("trials", "trials.log")] if out.is_dir() else []
+    if others and not (out / _RECORD).exists():
         raise OutputError(f"--out must be new, or the folder of such a search, and {out} holds other files.")
 
 
 def identities(steps: Sequence[Step], folder: Path) -> list[tuple[str, str]]:
-    """Return what decides the result of each step, and what looks at its training must share to be compared.
+    """Return for each step of a candidate a key of its result, and a key that comparable training shares.
 
     Args:
-        steps: The steps of a candidate.
-        folder: Where they write.
+        steps: The steps.
+        folder: Folder of their outputs.
     """
     made: dict[str, str] = {}
-    found = []
+    keys = []
     for step in steps:
-        found.append((_key(step, folder, made), _key(step, folder, made, only=marked(step.settings, Role.DEV_CURVE))))
+        same = marked(step.settings, Role.DEV_CURVE)
+        keys.append((_key(step, folder, made), _key(step, folder, made, only=same)))
         if target := getattr(step.settings, "out", None):
-            made[target] = found[-1][0]
-    return found
+            made[target] = keys[-1][0]
+    return keys
 
 
 def _names(folder: Path) -> list[str]:
-    """Return all files in a folder, and the links, by relative path."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    """Return the relative paths of all files and links in a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Read the record of a search.
-
-    Raises:
-        OutputError: it is none.
-    """
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        found = {**record, **{name: dict(record[name]) for name in ("steps", "outputs", "files")}}
-        found["digests"] = dict(record.get("digests", {}))  # of records of earlier versions there are none
-        if not all(
-            isinstance(entry, dict) and ("document" in entry or "pruned" in entry) for entry in found["steps"].values()
-        ):
+        record = {**record, **{name: dict(record[name]) for name in ("steps", "outputs", "files")}}
+        record["digests"] = dict(record.get("digests", {}))  # Earlier versions wrote none.
+        entries = record["steps"].values()
+        if not all(isinstance(entry, dict) and ("document" in entry or "pruned" in entry) for entry in entries):
             raise ValueError("a step has no document")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise OutputError(
             f"{path} must be the record of a search over a recipe, and is not ({error}). Give another --out."
         ) from error
-    return found
+    return record
 
 
 def _key(step: Step, folder: Path, made: Mapping[str, str], only: set[str] | None = None) -> str:
-    """Return what decides a step's result: its settings, the files it reads, the keys of the steps it builds on."""
+    """Return a hash of a step's settings, the content of its inputs, and the keys of the steps that made inputs."""
     files = marks_of(step.settings, Writes)
     without_effect = {*marked(step.settings, Role.HANDLING), *(name for name in files if files[name].form is None)}
     settings = step.settings.model_dump(mode="json", include=only, exclude=without_effect)
     text = json.dumps(settings, sort_keys=True)
     for path in sorted(made, key=len, reverse=True):
         text = text.replace(json.dumps(path)[1:-1], made[path])
-    # files beside an adapter are not copied from another candidate, so such a step is the candidate's own
+    # Files next to an adapter are not copied from another candidate, so a step that writes some is not shared.
     if not any(settings.get(name) for name in files):
         text = text.replace(json.dumps(str(folder))[1:-1], "${out}")
     inputs = _files(step.settings, folder, only)
@@ -284,12 +271,11 @@ def _key(step: Step, folder: Path, made: Mapping[str, str], only: set[str] | Non
 
 def _files(settings: Settings, folder: Path, only: set[str] | None) -> list[tuple[str, str | None]]:
     """Return name and content hash of the files and folders outside the candidate's folder that a step reads."""
-    found: list[tuple[str, str | None]] = []
-    names = [name for name in marks_of(settings, Reads) if only is None or name in only]
-    for argument in values_of(settings, names):
+    files: list[tuple[str, str | None]] = []
+    for argument in values_of(settings, [name for name in marks_of(settings, Reads) if only is None or name in only]):
         paths = paths_of(argument)
         outside = [path for path in paths if not real_path(path).is_relative_to(real_path(folder))]
-        found += [(str(path), digest(path)) for path in outside]
+        files += [(str(path), digest(path)) for path in outside]
         if not paths and (weights := fingerprint_of_id(argument)):
-            found.append((argument, weights))
-    return found
+            files.append((argument, weights))
+    return files

@@ -1,8 +1,9 @@
 """Merge weights, and options of merge methods, found on a dev set."""
 
+from .decision import CONTROL_NAME
 from .gates import merge_learned
-from .label import shown
 from .result import SearchResult
 from .run import search, search_dry
+from .space import shown
 
-__all__ = ["SearchResult", "merge_learned", "search", "search_dry", "shown"]
+__all__ = ["CONTROL_NAME", "SearchResult", "merge_learned", "search", "search_dry", "shown"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters import AdapterSource, AdapterState
+from ..adapters import AdapterModule, AdapterSource, AdapterState
 from ..algebra import LowRank
 from ..baking.activations import read_same, texts_of
 from ..errors import DataError, IncompatibleAdapters, UsageError
@@ -23,6 +23,7 @@ from ..merge_statistics.second_moments import second_moments
 from ..merging.attach import Attachment
 from ..merging.execute import merge_module
 from ..merging.merge_adapters import make_plan, merge
+from ..merging.merge_options import MergeOptions
 from ..merging.on_model import acting
 from ..merging.output_form import Shape
 from ..merging.plan import MergePlan
@@ -115,7 +116,7 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
     given |= {"base": settings.base if settings.form == "dense" else None}
     names = ("weights", "method", "options", "places", "fill", "allow_pickle", "allow_base_mismatch", "seed", "saved")
     planned = {name: given[name] for name in names}
-    plan = make_plan(settings.adapters, **planned)
+    plan = make_plan(MergeOptions(adapters=settings.adapters, **planned))
     for source in plan.sources:
         if kinds := replace(source, saved_headers={}).beyond_linear:
             raise IncompatibleAdapters(
@@ -124,7 +125,7 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
     tested = refuse_tested({CALIBRATION: data.files}, allowed=settings.allow_tested, watch=watch)
     base = data.load(settings, plan.sources, watch)
     modules = [name for name, _ in base.model.named_modules()]
-    plan = make_plan(settings.adapters, **planned, model_modules=modules)
+    plan = make_plan(MergeOptions(adapters=settings.adapters, **planned, model_modules=modules))
     with TemporaryDirectory(prefix="adaptermix-") as folder:
         with acting(base, plan.sources, heads=base.head is not None, saved=settings.saved) as attached:
             attached.set_weights([0.0] * len(plan.sources))  # of these only the heads act
@@ -164,7 +165,7 @@ class _Blocks:
                         files[place].append(open_tensors(path))
                         advance(1, names[0])
                 found = replace(self.plan, shape=Shape(), statistics=tuple(own[-1] for own in files))
-                self.merged |= {name: _factors(merge_module(found, name).update) for name in names}
+                self.merged |= {name: _factors(merge_module(found, name)[0]) for name in names}
         return [_joined(own, self.folder / f"{place}.safetensors") for place, own in enumerate(files)]
 
     def _groups(self) -> Iterator[tuple[int | None, list[str]]]:
@@ -183,17 +184,17 @@ class _Blocks:
         """Return the statistics of modules behind the merged blocks, with one adapter alone at these modules."""
         own = {name: state.updates[name] for name in names if name in state.updates}
         modules: dict[str, Any] = {name: self.base.model.get_submodule(name) for name in names}
-        with Attachment(self.base.model, [replace(state, updates={**self.merged, **own})]):
+        with Attachment(self.base.model, [AdapterState.of_updates(state.meta, {**self.merged, **own}, state.saved)]):
             firsts = read_same(self.base, "a", modules)[0]
             asked = {first: modules[first] for first in firsts.values()}
             found = second_moments(self.base, passes, asked, size=_ROWS_AT_ONCE)
         return {name: found[first].cpu() for name, first in firsts.items()}
 
 
-def _factors(update: object) -> LowRank:
-    if not isinstance(update, LowRank):
+def _factors(merged: object) -> LowRank:
+    if not isinstance(merged, AdapterModule):
         raise TypeError("RegMean keeps the left factors of its updates")
-    return update
+    return merged.update
 
 
 def _joined(files: Sequence[Checkpoint], path: Path) -> Path:

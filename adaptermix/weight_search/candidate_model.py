@@ -1,4 +1,4 @@
-"""Candidates on a live model: what each answers to the dev rows."""
+"""The answers of candidates: the adapters on a live model, with the weights of a candidate."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ..adapters import AdapterSource, AdapterState
 from ..adapters.paths import fitted
 from ..evaluation.answering import Answering
 from ..merging.attach import Attachment, MixedRowsError
-from ..merging.execute import execute
 from ..merging.on_model import acting
 from ..merging.plan import MergePlan
+from ..merging.sinks import execute
 from ..methods.base import MergeMethod, build
 from ..methods.exact import Exact
 from ..models.base import BaseModel
 from .space import Candidate
 
 TOGETHER = 512
-"""Rows that candidates which share forward passes have in all: as many make passes no faster per row, and are lost with
-a process that dies."""
+"""Most rows of all candidates that share forward passes: more rows make no pass faster per row, and are lost with a
+process that dies."""
 
 
 def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: dict[str, Any]) -> MergePlan:
-    """Return the merge that a candidate stands for.
+    """Return the merge of a candidate.
 
     Args:
-        template: Sources, method, form and seed.
-        candidate: Weights, places and options.
+        template: Adapters, method, form and seed.
+        candidate: Weights, overrides and options.
         fixed: Options that are not searched.
     """
     options = {**fixed, **candidate.options}
@@ -42,13 +42,13 @@ def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: dict[str
     )
 
 
-class Judge:
-    """Lets candidates answer; of exact sums a trial only sets coefficients, others are merged module by module.
+class CandidateModel:
+    """Computes candidates' answers: for exact sums only weights are set, other methods merge module by module.
 
     Args:
         base: The model.
         answering: The dev rows.
-        template: Sources, method, form and seed of the merge.
+        template: Adapters, method, form and seed of the merge.
         fixed: Options of the method that are not searched.
     """
 
@@ -59,8 +59,8 @@ class Judge:
         self._last: tuple[Candidate, AdapterState] | None = None
 
     @contextmanager
-    def at_work(self, sources: Sequence[AdapterSource]) -> Iterator[Judge]:
-        """Attach the adapters for as long as candidates are judged."""
+    def attached_to_model(self, sources: Sequence[AdapterSource]) -> Iterator[CandidateModel]:
+        """Attach the adapters while the block runs; only inside it candidates can answer."""
         names = [name for name, _ in self._base.model.named_modules()]
         self._template = replace(self._template, sources=tuple(fitted(source, names) for source in sources))
         with acting(self._base, sources) as attached:
@@ -69,74 +69,72 @@ class Judge:
 
     @property
     def sources(self) -> tuple[AdapterSource, ...]:
-        """Return the adapters."""
+        """The adapters."""
         return self._template.sources
 
     @property
     def every_row(self) -> Sequence[int]:
-        """Return the numbers of all rows."""
+        """The indices of all rows."""
         return range(self._answering.count)
 
-    def of(self, sources: Sequence[AdapterSource]) -> Judge:
-        """Return what judges candidates of other adapters on the same rows; as many, with the same modules."""
-        return Judge(self._base, self._answering, replace(self._template, sources=tuple(sources)), self._fixed)
+    def with_sources(self, sources: Sequence[AdapterSource]) -> CandidateModel:
+        """Return the same for other adapters: as many, with the same modules."""
+        return CandidateModel(self._base, self._answering, replace(self._template, sources=tuple(sources)), self._fixed)
 
     def plan(self, candidate: Candidate) -> MergePlan:
-        """Return the merge that a candidate stands for."""
+        """Return the merge of a candidate."""
         return candidate_plan(self._template, candidate, fixed=self._fixed)
 
     def alone(self, label: str) -> list[str]:
-        """Return the answers of the first adapter alone, which no method has touched."""
-        attached = self._live
-        attached.set_weights([1.0, *[0.0] * (len(self._template.sources) - 1)])
+        """Return the answers of the first adapter alone, which no method has changed."""
+        self._live.set_weights([1.0, *[0.0] * (len(self._template.sources) - 1)])
         return self._answering(label)
 
     @property
     def takes_several(self) -> bool:
-        """Whether candidates can share forward passes: rows with weights of their own, where rows keep their places."""
+        """Whether candidates can share forward passes: each row has its own weights and keeps its index in a batch."""
         return self.is_sum and self._answering.generates and not self._mixes
 
     @property
     def is_sum(self) -> bool:
-        """Whether candidates are exact weighted sums, for which nothing is merged."""
-        return isinstance(self._template.method, Exact) and self._template.shape.rank is None
+        """Whether candidates are exact weighted sums, for which no module is merged."""
+        return _is_sum(self._template)
 
     def __call__(self, asked: Sequence[tuple[Candidate, Sequence[int]]], label: str) -> Iterator[list[str]]:
-        """Yield the answers of candidates, each to dev rows of its own, in their order.
-
-        Args:
-            asked: What to merge, and the rows that it is asked.
-            label: Name of the progress bar.
-        """
+        """Yield each candidate's answers to the rows of these indices; `label` names the progress bar."""
         if len(asked) > 1 and self.takes_several:
             attached = self._live
             attached.set_several([self.plan(candidate).weights_at for candidate, _ in asked])
             try:
-                yield from self._answering.together([places for _, places in asked], attached.choose, label)
+                yield from self._answering.together([rows for _, rows in asked], attached.choose, label)
                 return
             except MixedRowsError:
                 self._mixes = True
-        for candidate, places in asked:
-            yield self._one(candidate, places, label)
+        for candidate, rows in asked:
+            yield self._one(candidate, rows, label)
 
-    def _one(self, candidate: Candidate, places: Sequence[int], label: str) -> list[str]:
+    def _one(self, candidate: Candidate, rows: Sequence[int], label: str) -> list[str]:
         plan, attached = self.plan(candidate), self._live
-        if isinstance(plan.method, Exact) and plan.shape.rank is None:
+        if _is_sum(plan):
             attached.set_weights_by_module(plan.weights_at)
-            return self._answering(label, places=places)
+            return self._answering(label, places=rows)
         attached.set_weights([0.0] * len(plan.sources))
         rest, factor = _without_factor(candidate, plan.method)
         if self._last is None or self._last[0] != rest:
             state, _ = execute(self.plan(rest), device=self._base.device)
             self._last = rest, replace(state, saved={})
         with Attachment(self._base.model, [self._last[1]], [factor]):
-            return self._answering(label, places=places)
+            return self._answering(label, places=rows)
 
     @property
     def _live(self) -> Attachment:
         if self._attached is None:
-            raise RuntimeError("candidates are judged inside `at_work`")
+            raise RuntimeError("candidates answer inside `attached_to_model`")
         return self._attached
+
+
+def _is_sum(plan: MergePlan) -> bool:
+    return isinstance(plan.method, Exact) and plan.shape.rank is None
 
 
 def _without_factor(candidate: Candidate, method: MergeMethod) -> tuple[Candidate, float]:

@@ -1,4 +1,4 @@
-"""How much better a choice among candidates is on rows that had no part in it, with an interval that is honest."""
+"""The gain of a choice among candidates on rows that had no part in the choice, with an unbiased interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Values = NDArray[np.float64]
 
 FOLDS = 5
 _UNITS = 60
-"""Most groups of rows that are resampled: enough for a stable variance, few enough for any number of rows."""
+"""Most groups of rows to resample: enough for a stable variance, and a bounded cost for any number of rows."""
 
 
 def cross_fit(
@@ -31,23 +31,23 @@ def cross_fit(
     join: Callable[[Sequence[Values]], Values],
     seed: int,
 ) -> Score:
-    """Return by how much the chosen candidate exceeds the baseline on rows that had no part in its choice.
+    """Return the chosen candidate's gain over the baseline on rows that had no part in the choice.
 
-    The rows are split into 5 folds, and each fold is answered by the candidate that the other folds choose. The choice
-    depends on chance, so the whole procedure, choice and all, is repeated on resamples of the rows, and the value is
-    the mean over them (bagging). The standard error is the root mean square of two estimates: the infinitesimal
-    jackknife of the bagged value, which is too large here, since candidates that are equally good differ in the
-    resampled rows; and the spread where each fold keeps its mixture of chosen candidates, which is too small. In
-    simulations with 3 to 50 equally good candidates the 95 % interval holds 0 in 94 to 97 % of the searches. Few rows
-    may all agree; then the error is that of rows that gain nothing, with half a row gained and half a row lost besides.
+    The rows are split into 5 folds, and each fold is scored for the candidate that the other folds choose. The choice
+    depends on chance, so the whole procedure, including the choice, is repeated on resamples of the rows, and the value
+    is the mean over them (bagging). The standard error is the root mean square of two estimates: the infinitesimal
+    jackknife of the bagged value, which is too large here, since equally good candidates differ in the resampled rows;
+    and the spread with a fixed mixture of chosen candidates per fold, which is too small. In simulations with 3 to 50
+    equally good candidates the 95 % interval contains 0 in 94 to 97 % of the searches. Few rows may all agree; then
+    the error is that of rows that gain nothing, with half a row gained and half a row lost in addition.
 
     Args:
         metric: The metric.
         candidates: For each candidate the statistics of its rows, by language.
         baseline: The same for the baseline, on the same rows.
-        distances: How far each candidate is from the baseline; of equally good ones the nearest is chosen.
-        rule: How a candidate is chosen, see `choose`.
-        join: From the values of the languages to the objective.
+        distances: Distance of each candidate from the baseline; among equally good ones the nearest is chosen.
+        rule: See `choose`.
+        join: Combines the values of the languages.
         seed: Seed of the resampling.
 
     Reference: Efron, Estimation and accuracy after model selection, JASA 2014, equations 3.6 and 4.6.
@@ -62,7 +62,7 @@ def cross_fit(
     order = np.asarray(distances)
     pooled = {language: np.zeros_like(table[0, 0]) for language, table in folded.items()}
     mixed = {language: np.zeros_like(table[0, 0]) for language, table in folded.items()}
-    is_itself = True  # the baseline may be a candidate, and differs from itself by exactly nothing
+    is_itself = True  # The baseline may be a candidate, and its difference from itself is exactly 0.
     for fold in range(FOLDS):
         others = [metric.value((table.sum(0) - table[fold])[1:]) for table in folded.values()]
         chosen = _choose(np.asarray(join(others)), order, rule)
@@ -77,7 +77,7 @@ def cross_fit(
     value = float(found[1:].mean())
     variance = (_jackknife(found[1:], weights.values()) + float(fixed[1:].var())) / 2
     most = math.inf
-    if metric.ends and not is_itself:  # with ends, values are in [0, 1]
+    if metric.ends and not is_itself:  # Metrics with ends have values in [0, 1].
         units = units_of_mean([count_units(rows) for rows in baseline.values()])
         variance, most = max(variance, value**2 / units + 1 / (units + 2) ** 2), 1.0
     width = NORMAL * math.sqrt(variance)
@@ -86,11 +86,11 @@ def cross_fit(
 
 
 def choose(values: Values, distances: Sequence[float], rule: Rule) -> int:
-    """Return the number of the candidate that a rule takes.
+    """Return the index of the candidate that a rule chooses.
 
     Args:
         values: [candidates 1 + resamples], first the values on the rows as they are.
-        distances: How far each candidate is from the baseline; of equally good ones the nearest is taken.
+        distances: Distance of each candidate from the baseline; among equally good ones the nearest is chosen.
         rule: `best`, the highest value; or `one-se`, the nearest to the baseline of those that are less than one
             standard error below the best (Breiman et al., 1984, section 3.4.3; the error here is that of the paired
             difference).
@@ -99,7 +99,7 @@ def choose(values: Values, distances: Sequence[float], rule: Rule) -> int:
 
 
 def _choose(values: Values, distances: Values, rule: Rule) -> NDArray[np.int64]:
-    """Return the number of the candidate that a rule takes on the rows and on each resample. [1 + resamples]."""
+    """Return the index of the candidate that a rule chooses on the rows and on each resample. [1 + resamples]."""
     best = _nearest(values == values.max(0), distances, values)
     if rule == "best":
         return best
@@ -111,7 +111,7 @@ def _choose(values: Values, distances: Values, rule: Rule) -> NDArray[np.int64]:
 
 
 def _nearest(eligible: NDArray[np.bool_], distances: Values, values: Values) -> NDArray[np.int64]:
-    """Return which of the eligible candidates is nearest to the baseline, of several the best, of these the first."""
+    """Return the eligible candidate nearest to the baseline; among several the best, and then the first."""
     far = np.where(eligible, distances[:, None], np.inf)
     near = far == far.min(0)
     return np.asarray(np.where(near, values, -np.inf).argmax(0))
@@ -139,7 +139,7 @@ def _by_fold(table: Values, weights: Values) -> Values:
 def _jackknife(values: Values, weights: Iterable[Values]) -> float:
     """Return the variance of the mean of resampled values by the infinitesimal jackknife, corrected for their number.
 
-    Languages with as many units as each other are drawn alike, so they count as one.
+    Languages with equal numbers of units share their draws, so they count as one.
     """
     centred = values - values.mean()
     drawn = {each.shape[1]: each[1:] for each in weights}

@@ -1,4 +1,4 @@
-"""The journal file of a search: locked by the system, and without a last line that was cut off."""
+"""The journal file of a search: locked by the system, and repaired if its last line was cut off."""
 
 from __future__ import annotations
 
@@ -14,23 +14,20 @@ _BLOCK = 2**20
 
 
 class JournalLock:
-    """Holds a journal while a line is appended.
+    """Locks a journal while a line is appended, for optuna's journal backend.
 
-    The journal itself is locked, so that the system releases it when a process dies. A last line without its end was
-    cut off by a kill or a full disk before anyone relied on it: it is removed before the next one is written.
-
-    Args:
-        path: The journal.
+    The journal itself is locked, so that the system releases the lock when a process dies. A last line without its end
+    was cut off by a kill or a full disk before any process relied on it; it is removed before the next one is written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._threads, self._handle = path, threading.Lock(), -1
 
     def acquire(self) -> bool:
-        """Wait for the journal.
+        """Wait for the lock.
 
         Raises:
-            OSError: it cannot be opened, or its file system has no locks.
+            OSError: the journal cannot be opened, or its file system has no locks.
         """
         import fcntl
 
@@ -45,7 +42,7 @@ class JournalLock:
         return True
 
     def release(self) -> None:
-        """Let others have the journal."""
+        """Release the lock."""
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = -1
@@ -53,32 +50,32 @@ class JournalLock:
 
 
 def _cut(handle: int) -> None:
-    """Remove what follows the last end of a line."""
+    """Remove the bytes after the last end of a line."""
     end = os.fstat(handle).st_size
     if end == 0 or os.pread(handle, 1, end - 1) == b"\n":
         return
     while end > 0:
         start = max(0, end - _BLOCK)
-        found = os.pread(handle, end - start, start).rfind(b"\n")
-        if found >= 0:
-            os.ftruncate(handle, start + found + 1)
+        newline = os.pread(handle, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            os.ftruncate(handle, start + newline + 1)
             return
         end = start
     os.ftruncate(handle, 0)
 
 
 def open_journal(path: Path) -> Any:
-    """Return optuna's backend for a journal file, which is made if there is none.
+    """Return optuna's backend for a journal file, which is created if it does not exist.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = JournalFileOpenLock(str(path)) if sys.platform == "win32" else JournalLock(path)
     try:
-        lock.acquire()  # an unfinished line goes before it is read
+        lock.acquire()  # This repairs an unfinished line before optuna reads it.
         lock.release()
     except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -1,4 +1,4 @@
-"""Whether the process that a trial belongs to is still alive."""
+"""Whether the process that runs a trial is still alive."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from .storage import is_number
 
 STALE_AFTER = 120.0
-"""Seconds without a sign of life after which a worker on another machine counts as dead."""
+"""Seconds without a heartbeat after which a worker on another machine counts as dead."""
 _UNSIGNED = 5.0
-"""Seconds after which a trial without the name of its worker counts as dead; it is written within milliseconds."""
+"""Seconds after which a trial without its worker's name counts as dead; workers sign within milliseconds."""
 _CLOCK = 5.0
-"""Seconds by which the start of one process may seem to move, when the clock is set."""
+"""Seconds by which the start time of one process may seem to move when the clock is set."""
 
 
 def worker_of(trial: Any) -> tuple[str | None, int, str | None, float | None]:
-    """Return host, process, token and start of a trial's worker, as far as they are known."""
+    """Return host, process, token and start time of a trial's worker, as far as they are known."""
     match trial.user_attrs.get("worker"):
         case [str(host), int(process), str(token), *rest]:
             start = rest[0] if rest and is_number(rest[0]) else None
@@ -27,7 +27,7 @@ def worker_of(trial: Any) -> tuple[str | None, int, str | None, float | None]:
 
 
 def started(process: int) -> float | None:
-    """Return when a process began, so that one that has its number later is not taken for it."""
+    """Return the start time of a process, which tells it from a later one with the same number."""
     import psutil
 
     try:
@@ -37,15 +37,15 @@ def started(process: int) -> float | None:
 
 
 def works(trial: Any) -> bool:
-    """Return whether the worker of a trial that another ledger asked for lives."""
-    begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    """Return whether the worker of a trial that another store started is alive."""
+    start_time = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     host, process, _, start = worker_of(trial)
-    if host is None:  # it ended between the trial's start and its note, or is about to write it
-        return time.time() - begun < _UNSIGNED
+    if host is None:  # It ended between the trial's start and its signature, or is about to sign.
+        return time.time() - start_time < _UNSIGNED
     if host != socket.gethostname():
-        beat = trial.user_attrs.get("beat", begun)
+        beat = trial.user_attrs.get("beat", start_time)
         return is_number(beat) and time.time() - float(beat) < STALE_AFTER
-    if process == os.getpid():  # of an earlier search here, or before a restart
+    if process == os.getpid():  # The trial is of an earlier search in this process, or from before a restart.
         return False
     try:
         os.kill(process, 0)

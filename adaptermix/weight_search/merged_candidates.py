@@ -1,4 +1,4 @@
-"""Merges that are there already as candidates of a search."""
+"""Merges that exist before the search, as candidates."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .space import Candidate
 
 
 def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
-    """Return what a merged adapter is as a candidate: its weights, and what holds at its places.
+    """Return the candidate of a merged adapter: its weights and its overrides.
 
     Args:
         folder: Output of `merge`.
-        plan: The search's adapters.
+        plan: The merge of the search, for its adapters.
 
     Raises:
-        PlanError: it is no weighted sum of these adapters in this order.
+        PlanError: the output is not a weighted sum of these adapters in this order.
     """
-    made = open_adapter(folder)
-    document, inputs = made.meta.manifest, [source.digest.split("+")[0] for source in plan.sources]
+    document = open_adapter(folder).meta.manifest
+    inputs = [source.digest.split("+")[0] for source in plan.sources]
     known = document.get("plan") if document.get("kind") == "merge" else None
     if not isinstance(known, dict) or [entry.get("weights_sha256") for entry in document.get("inputs", ())] != inputs:
         asked = ", ".join(source.name for source in plan.sources)
@@ -49,25 +49,25 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
 
 
 def _only_weighs(method: type[LinearMethod]) -> bool:
-    """Return whether the weights alone give the result of a method, without roles of adapters and options."""
+    """Return whether a method is determined by the weights alone, without roles of adapters and options."""
     return not (method.depends_on_deltas or method.factor or method.roles)
 
 
 def entries_of(folders: Iterable[str], name: str) -> list[dict[str, Any]]:
-    """Return what manifests of candidates say of files, under a name such as `data` or `dev`."""
-    made = [manifest.origin(open_adapter(Path(folder))) for folder in folders if folder]
-    return [dict(known.entry) for known in manifest.seen_files(made, (name,))]
+    """Return the entries of files in the manifests of candidates, by a key such as `data` or `dev`."""
+    origins = [manifest.origin(open_adapter(Path(folder))) for folder in folders]
+    return [dict(known.entry) for known in manifest.seen_files(origins, (name,))]
 
 
 def chosen_on(files: Sequence[DataFile], folders: Sequence[str], sources: Sequence[AdapterSource]) -> list[str]:
-    """Return what a person should know of dev files that candidates learned from.
+    """Return warnings about dev files that candidates learned from.
 
     Args:
         files: The dev files.
         folders: The candidates.
-        sources: The search's adapters, of whose own data is told elsewhere.
+        sources: The adapters of the search; other warnings cover their training data.
     """
-    made = [manifest.origin(open_adapter(Path(folder))) for folder in folders]
+    origins = [manifest.origin(open_adapter(Path(folder))) for folder in folders]
     inherited = [known.entry for known in manifest.seen_files([manifest.origin(source) for source in sources])]
-    learned = [known for known in manifest.seen_files(made) if known.entry not in inherited]
+    learned = [known for known in manifest.seen_files(origins) if known.entry not in inherited]
     return warn_of_seen(files, learned, "a candidate's weights were learned on")

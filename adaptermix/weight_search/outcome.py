@@ -1,4 +1,4 @@
-"""What a search found, put together and written."""
+"""Put the result of a search together, and write it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..adapters import open_adapter
-from ..merging.execute import execute
 from ..merging.output_form import Shape
 from ..merging.report import MergeReport
+from ..merging.sinks import execute
 from ..methods.base import build
 from ..options import SearchSettings
 from ..provenance import manifest
@@ -17,55 +17,46 @@ from ..publish.output import output_size, write_output
 from .candidate_model import candidate_plan
 from .merged_candidates import entries_of
 from .prepare import Prepared
-from .references import DevScores, Marking, dev_marking
+from .references import DevScores, References, dev_references
 from .result import SearchResult
 from .trials import Trial
 
 CIRCUMSTANCES = {
-    "out",
-    "overwrite",
-    "dry_run",
-    "device",
-    "batch_size",
-    "storage",
-    "study",
-    "workers",
-    "report",
-    "allow_tested",
+    *("out", "overwrite", "dry_run", "device", "batch_size", "storage", "study", "workers", "report", "allow_tested")
 }
-"""Settings that do not change what is found."""
+"""Settings that do not change the result."""
 
 
 def result_of(
-    prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, marking: Marking
+    prepared: Prepared, settings: SearchSettings, trials: list[Trial], baseline: Trial, references: References
 ) -> SearchResult:
-    """Choose among the trials that ran whole, and return the result of the search.
+    """Choose among the trials that ran to the end, and return the result.
 
     Args:
         prepared: The checked search.
         settings: Its settings.
         trials: All trials.
         baseline: The first adapter alone.
-        marking: What the trials are scored against.
+        references: The rows that trials are scored on.
     """
-    board = marking.board
+    scorer = references.scorer
     whole = [trial for trial in trials if trial.is_whole]
-    # with a sampler the task adapter alone is a candidate too; of a grid only the grid is, unless pairs decide and all
-    # of its candidates are worth 0 since they lost the answers to the source side
-    eligible = whole if settings.grid and any(map(board.keeps, whole)) else [*whole, baseline]
+    # With a sampler the task adapter alone is a candidate too. Of a grid only the grid is, unless pairs decide and all
+    # of its candidates are worth 0 because they lost the answers to the source side.
+    eligible = whole if settings.grid and any(map(scorer.keeps, whole)) else [*whole, baseline]
     stopped = [trial for trial in trials if not trial.is_whole]
-    verdict = board.verdict(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)
+    verdict = scorer.decide(eligible, baseline, rule=settings.choose, stopped=stopped, raced=settings.race)
     chosen = eligible[verdict.chosen]
     roles = manifest.inherit(prepared.sources)["languages"] or {}
-    evaluation = marking.evaluation(chosen, roles, settings)
-    dev = dev_marking(prepared, settings)
+    evaluation = references.evaluation(chosen, roles, settings)
+    dev = dev_references(prepared, settings)
     return SearchResult(
         trials=trials,
-        scores=[board.score(trial) for trial in trials],
-        languages=[board.languages(trial) for trial in trials],
+        scores=[scorer.score(trial) for trial in trials],
+        languages=[scorer.languages(trial) for trial in trials],
         baseline=baseline,
-        baseline_score=board.score(baseline),
-        baseline_languages=board.languages(baseline),
+        baseline_score=scorer.score(baseline),
+        baseline_languages=scorer.languages(baseline),
         verdict=verdict,
         chosen=chosen,
         evaluation=evaluation,
@@ -73,8 +64,8 @@ def result_of(
         objective=settings.objective,
         rule=settings.choose,
         out=Path(settings.out),
-        resamples=board.values(board.counts(chosen)).tolist(),
-        kept=[board.keeps(trial) for trial in trials] if prepared.pairs else None,
+        resamples=scorer.values(scorer.counts(chosen)).tolist(),
+        kept=[scorer.keeps(trial) for trial in trials] if prepared.pairs else None,
         dev=DevScores.of(dev, trials, eligible, chosen, baseline, settings=settings) if dev else None,
     )
 
@@ -82,7 +73,7 @@ def result_of(
 def write_result(result: SearchResult, prepared: Prepared, settings: SearchSettings) -> SearchResult:
     """Write the merged adapter, and return the result with its rank and size."""
     candidate = result.chosen.candidate
-    if result.chosen is result.baseline:  # no method touches the task adapter alone
+    if result.chosen is result.baseline:  # No method may change the task adapter alone.
         plan = replace(
             prepared.template, weights=candidate.weights, method=build("exact", {}), options={}, shape=Shape()
         )
@@ -92,7 +83,7 @@ def write_result(result: SearchResult, prepared: Prepared, settings: SearchSetti
     size = output_size(state, compact=settings.compact)
     result = replace(result, **size)
     report = MergeReport(out=result.out, method=plan.method.title, weights=plan.weights, modules=modules, **size)
-    own = [candidate.name]  # of a merge that was there before
+    merged = [candidate.name] if candidate.name else []
     document = manifest.manifest(
         "search",
         plan=settings.model_dump(mode="json", exclude=CIRCUMSTANCES)
@@ -105,14 +96,13 @@ def write_result(result: SearchResult, prepared: Prepared, settings: SearchSetti
         **manifest.inherit(
             prepared.sources,
             acting=plan.has_part(report.acting),
-            data=entries_of(own, "data"),
-            dev=[*(file.entry() for file in prepared.files), *entries_of(own, "dev")],
+            data=entries_of(merged, "data"),
+            dev=[*(file.entry() for file in prepared.files), *entries_of(merged, "dev")],
             tested=prepared.tested,
         ),
-        fuse=next((open_adapter(Path(name)).meta.manifest.get("fuse") for name in own if name), None),
+        fuse=next((open_adapter(Path(name)).meta.manifest.get("fuse") for name in merged), None),
     )
-    results = (json.dumps(result.document(), indent=2) + "\n").encode()
-    extra = {"results.json": results}
+    extra = {"results.json": (json.dumps(result.document(), indent=2) + "\n").encode()}
     if settings.report:
         from .report import report_files
 

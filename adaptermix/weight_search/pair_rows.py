@@ -1,4 +1,4 @@
-"""Sentences and their translations as rows of a task without labels; the task adapter's own answers are the labels."""
+"""Parallel sentences as rows of a task without labels: the task adapter's own answers serve as labels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..tasks.base import require_comparable
 from ..tasks.data import Pair
 
 _KEPT = 0.5
-"""Share of the way from a constant answer's score to the task adapter's own that the source side must reach."""
+"""The source side must reach this share of the way from a constant answer's score to the task adapter's own."""
 _CONSTANTS = 20
-"""Most constant answers that are tried, the commonest first."""
+"""Most constant answers to try, starting with the most frequent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +25,12 @@ class PairRows:
     """Both sides of parallel pairs as rows of a task.
 
     The second side of a pair, usually English, is the *source side*: the task adapter alone answers it, and its answer
-    is the label of both sides. The source side keeps it as its own label, so that a candidate whose answers change
-    there loses by it.
+    is the label of both sides. The source sides are rows too, so a candidate that changes their answers scores less.
 
     Args:
         task: The task.
-        rows: The source sides, each once, then the other sides.
-        teachers: For each row the number of the row whose answer labels it.
+        rows: The distinct source sides, then the other sides.
+        teachers: For each row the index of the row whose answer is its label.
         sources: The languages of the source sides.
     """
 
@@ -71,12 +70,12 @@ class PairRows:
 
     @property
     def source_rows(self) -> range:
-        """Return the numbers of the source sides."""
+        """The indices of the source sides."""
         return range(len(set(self.teachers)))
 
     @property
     def clusters(self) -> list[str] | None:
-        """Return the cluster of each row, None where each is one.
+        """The cluster of each row, None if every row is its own cluster.
 
         Several translations of one sentence into one language share its label, so they are right or wrong together.
         """
@@ -85,31 +84,27 @@ class PairRows:
 
     @property
     def aligned(self) -> tuple[str, ...]:
-        """Return the languages of the other sides."""
+        """The languages of the other sides."""
         return tuple(sorted({self.task.language(row) for row in self.rows} - set(self.sources)))
 
     def labelled(self, answers: Sequence[str | None]) -> list[Any]:
-        """Return the rows with the task adapter's answers as their right answers.
-
-        Args:
-            answers: What the task adapter alone answers, at least to the source sides.
-        """
-        # answers that a storage kept are plain text, so tags and places of others are not used either
+        """Return the rows with the task adapter's answers (at least to the source sides) as their right answers."""
+        # Stored answers are plain text, so tags and spans of computed ones are not used either.
         return [
             self.task.labelled(row, str(answers[teacher] or ""))
             for row, teacher in zip(self.rows, self.teachers, strict=True)
         ]
 
     def floors(self, metric: Metric, answers: Sequence[str | None]) -> dict[str, float]:
-        r"""Return the score on each source language below which a candidate has not kept the task.
+        r"""Return the score on each source language below which a candidate has lost the task.
 
         It is $(s + c) / 2$, where $s$ is the score of the task adapter's own answers (1, unless some are empty) and $c$
-        the best score of one and the same answer to every sentence. So a candidate whose answers do not depend on the
-        sentence is below it, however common its answer is.
+        the best score of one constant answer to all sentences. So a candidate whose answers do not depend on the
+        sentence is below it, however frequent its answer is.
 
         Args:
-            metric: How answers are compared.
-            answers: What the task adapter alone answers, at least to the source sides.
+            metric: Compares answers.
+            answers: The task adapter's answers, at least to the source sides.
 
         Raises:
             PlanError: the task adapter itself answers every sentence of a language alike, or gives no answers.

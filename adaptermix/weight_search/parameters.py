@@ -1,30 +1,65 @@
-"""What `--vary KEY=...` stands for: one reader for options of a merge method and for settings of a recipe."""
+"""Parameters of a search, and how `--vary KEY=...` writes them: options of a merge method, settings of a recipe."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any
 
 from ..errors import UsageError
 from ..io.limited_yaml import parse_yaml
-from .space import Choice, Interval, Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Numbers from `low` to `high`, both included; whole numbers, or on a logarithmic scale, where asked for."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.low}:{self.high}" + ":log" * self.log
+
+    @property
+    def middle(self) -> float:
+        """The number halfway between the ends.
+
+        Example:
+            >>> Interval(1, 100, log=True, whole=True).middle, Interval(0.0, 1.0).middle
+            (10, 0.5)
+        """
+        value = sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return round(value) if self.whole else value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several values."""
+
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
+
+
+Parameter = Interval | Choice
+Point = Mapping[str, Any]
+"""One value per parameter."""
 
 
 def read_parameter(key: str, text: str) -> Parameter:
-    """Return what `LOW:HIGH`, `LOW:HIGH:log`, `V,V` or a YAML list stands for.
+    """Read `LOW:HIGH`, `LOW:HIGH:log`, `V,V` or a YAML list.
 
-    A range holds whole numbers if both ends are written as such, so 0:1 is 0 or 1, and 0.0:1 is all between. A single
-    text with a colon in it is written as a list: `[0:100]`.
-
-    Args:
-        key: What is varied.
-        text: Its values.
+    A range holds whole numbers if both ends are written as such, so 0:1 is 0 or 1, and 0.0:1 is any number between. A
+    single text with a colon in it is written as a list: `[0:100]`.
 
     Raises:
-        UsageError: another form.
+        UsageError: the text has another form.
 
     Example:
         >>> read_parameter("layer", "6:12")
@@ -38,32 +73,32 @@ def read_parameter(key: str, text: str) -> Parameter:
     """
     text = text.strip()
     is_range = ":" in text and "," not in text and not text.startswith(("[", "'", '"'))
-    found = _interval(text) if is_range else _choice(text)
-    if found is None:
+    parameter = _interval(text) if is_range else _choice(text)
+    if parameter is None:
         raise UsageError(
             f"--vary {key} must be LOW:HIGH with LOW < HIGH, LOW:HIGH:log with LOW above 0, or values parted by "
             f"commas or a YAML list, with one value or more, each once; got {text!r}."
         )
-    return found
+    return parameter
 
 
 def _interval(text: str) -> Interval | None:
-    first, second, *way = (part.strip() for part in text.split(":"))
+    first, second, *scale = (part.strip() for part in text.split(":"))
     low, high = _number(first), _number(second)
-    if low is None or high is None or low >= high or way not in ([], ["log"]) or (way and low <= 0):
+    if low is None or high is None or low >= high or scale not in ([], ["log"]) or (scale and low <= 0):
         return None
     if isinstance(low, int) and isinstance(high, int):
-        return Interval(low, high, log=bool(way), whole=True)
-    return Interval(float(low), float(high), log=bool(way))
+        return Interval(low, high, log=bool(scale), whole=True)
+    return Interval(float(low), float(high), log=bool(scale))
 
 
 def _number(text: str) -> int | float | None:
     for read in (int, float):
         try:
-            found = read(text)
+            number = read(text)
         except ValueError:
             continue
-        return found if isfinite(found) else None
+        return number if isfinite(number) else None
     return None
 
 
@@ -74,12 +109,12 @@ def _choice(text: str) -> Choice | None:
         return None
     if not isinstance(values, list) or not values or None in values or "" in values:
         return None
-    values = [_powers(value) for value in values]
+    values = [_exponent(value) for value in values]
     return Choice(tuple(values)) if len(set(map(label, values))) == len(values) else None
 
 
-def _powers(value: Any) -> Any:
-    """Return 1e-4 as a number; YAML has it as text."""
+def _exponent(value: Any) -> Any:
+    """Return 1e-4 as a number; YAML reads it as text."""
     if not isinstance(value, str) or "e" not in value.lower():
         return value
     number = _number(value)
@@ -87,7 +122,7 @@ def _powers(value: Any) -> Any:
 
 
 def label(value: Any) -> Any:
-    """Return a value as optuna keeps it: lists and mappings as text.
+    """Return a value in the form that optuna can store: lists and mappings as JSON text.
 
     Example:
         >>> label(["q_proj", "v_proj"]), label(0.1)
@@ -109,7 +144,7 @@ def described(parameter: Parameter) -> Any:
 
 
 def ends(parameters: Mapping[str, Parameter]) -> dict[str, Choice]:
-    """Return what to check of parameters: the ends of ranges, each value.
+    """Return the values that a check must try: the ends of ranges, and all values of choices.
 
     Example:
         >>> ends({"density": Interval(0.1, 0.9), "order": Choice(("a", "b"))})
@@ -119,10 +154,10 @@ def ends(parameters: Mapping[str, Parameter]) -> dict[str, Choice]:
 
 
 def combinations(parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
-    """Return all combinations of values, the last parameter changing fastest.
+    """Return all combinations of values; the last parameter changes fastest.
 
     Raises:
-        UsageError: a range, which has no end of values.
+        UsageError: a parameter is a range, which has no end of values.
 
     Example:
         >>> combinations({"a": Choice((1, 2)), "b": Choice((3,))})
@@ -133,4 +168,4 @@ def combinations(parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
         if isinstance(parameter, Interval):
             raise UsageError(f"a grid needs values, and --vary {key} is a range: give V,V, or --trials N.")
         values.append(parameter.values)
-    return [dict(zip(parameters, chosen, strict=True)) for chosen in product(*values)]
+    return [dict(zip(parameters, combination, strict=True)) for combination in product(*values)]

@@ -9,33 +9,33 @@ from dataclasses import replace
 import numpy as np
 
 from .candidate_model import TOGETHER
-from .significance import Board
-from .trial_store import Ledger
+from .significance import TrialScorer
+from .trial_store import TrialStore
 from .trials import Trial
 
 ETA = 3
-"""Each rung has this many times the rows of the one before, and at most one in as many candidates goes on."""
+"""Each rung has this many times the rows of the one before, and at most one of this many candidates continues."""
 RUNGS = 3
 COHORT = 9
 """Candidates of a sampler that race with each other."""
 _LEAST, _LEAST_EACH = 24, 5
-"""Rows of the first rung, and of each language in it: what is resampled are the rows of a language."""
+"""Fewest rows of the first rung, in all and of each language: resampling is by language."""
 _DOUBT = 5.0
-"""Per cent: who is worse than the leader on all but as many resamples stops."""
+"""A candidate is stopped if it beats the leader on fewer than this percentage of bootstrap resamples."""
 
-Told = Callable[[Trial, float], None]
-Answer = Callable[[Sequence[tuple[Trial, Sequence[int]]]], Iterable[Sequence[str]]]
+Asked = Sequence[tuple[Trial, Sequence[int]]]
+"""Trials, each with the indices of the rows to answer."""
 
 
 def rungs(languages: Sequence[str]) -> list[list[int]]:
-    """Return the rows that each rung adds: every ninth of each language, those that make it every third, the rest.
+    """Return the rows that each rung adds: every ninth row of each language, every third, the rest.
 
-    With few rows there are fewer rungs, so that the first has enough of them, in every language, to tell anything.
+    With few rows there are fewer rungs, so that the first one has enough rows in every language.
 
     Example:
-        >>> [len(places) for places in rungs(["de"] * 270)]
+        >>> [len(rows) for rows in rungs(["de"] * 270)]
         [30, 60, 180]
-        >>> [len(places) for places in rungs(["de"] * 40)]
+        >>> [len(rows) for rows in rungs(["de"] * 40)]
         [40]
     """
     counts: dict[str, int] = {}
@@ -47,125 +47,124 @@ def rungs(languages: Sequence[str]) -> list[list[int]]:
     fewest = min(counts.values(), default=0)
     while steps and (fewest < steps[0] * (_LEAST_EACH - 1) + 1 or sum(r % steps[0] == 0 for r in ranks) < _LEAST):
         steps.pop(0)
-    found: list[list[int]] = []
+    added: list[list[int]] = []
     before: set[int] = set()
     for step in [*steps, 1]:
-        chosen = {place for place, rank in enumerate(ranks) if rank % step == 0}
-        found.append(sorted(chosen - before))
-        before |= chosen
-    return found
+        rows = {row for row, rank in enumerate(ranks) if rank % step == 0}
+        added.append(sorted(rows - before))
+        before |= rows
+    return added
 
 
-def _parts(asked: Sequence[tuple[Trial, Sequence[int]]]) -> Iterator[list[tuple[Trial, Sequence[int]]]]:
-    """Yield trials with the rows they are asked, so many at a time that what is lost with a process stays small."""
-    part: list[tuple[Trial, Sequence[int]]] = []
-    for trial, left in asked:
-        if part and sum(len(rows) for _, rows in part) + len(left) > TOGETHER:
-            yield part
-            part = []
-        part.append((trial, left))
-    if part:
-        yield part
+def _batches(asked: Asked) -> Iterator[list[tuple[Trial, Sequence[int]]]]:
+    """Yield trials in batches of bounded size, so that little is lost with a process that dies."""
+    batch: list[tuple[Trial, Sequence[int]]] = []
+    for trial, rows in asked:
+        if batch and sum(len(others) for _, others in batch) + len(rows) > TOGETHER:
+            yield batch
+            batch = []
+        batch.append((trial, rows))
+    if batch:
+        yield batch
 
 
-class Race:
-    """Runs candidates in cohorts that are halved from rung to rung.
+class SuccessiveHalving:
+    """Runs candidates in cohorts that shrink from rung to rung.
 
     Args:
-        board: Scores the answers.
+        scorer: Scores the answers.
         languages: Language of each dev row.
-        answer: From trials, each with the rows it is asked, to their answers.
-        baseline: The first adapter alone, whole; who is clearly worse than it stops too.
-        size: Candidates of a cohort; the whole grid, or `COHORT`.
-        told: Called with each trial that has ended and its value.
+        answer: Returns the answers of trials, each to some rows.
+        baseline: The first adapter alone, on all rows; a candidate that is clearly worse than it stops too.
+        size: Candidates of a cohort: the whole grid, or `COHORT`.
+        on_result: Called with each finished trial and its value.
     """
 
     def __init__(
         self,
-        board: Board,
+        scorer: TrialScorer,
         languages: Sequence[str],
-        answer: Answer,
+        answer: Callable[[Asked], Iterable[Sequence[str]]],
         *,
         baseline: Trial,
         size: int,
-        told: Told = lambda _trial, _value: None,
+        on_result: Callable[[Trial, float], None] = lambda _trial, _value: None,
     ) -> None:
-        self._board, self._answer, self._baseline, self._size = board, answer, baseline, size
-        self._rungs, self._told = rungs(languages), told
+        self._scorer, self._answer, self._baseline, self._size = scorer, answer, baseline, size
+        self._rungs, self._on_result = rungs(languages), on_result
         self._before: dict[int, Sequence[str | None]] = {}
 
-    def run(self, ledger: Ledger) -> None:
-        """Run all trials of a ledger."""
-        while cohort := list(self._asked(ledger)):
-            for rung, places in enumerate(self._rungs):
-                cohort = self._asked_more(ledger, cohort, places)
-                last = rung + 1 == len(self._rungs)
-                going_on = [] if last or not cohort else self._survivors(cohort, ledger.trials())
+    def run(self, store: TrialStore) -> None:
+        """Run all trials of a store."""
+        while cohort := list(self._start(store)):
+            for rung, rows in enumerate(self._rungs):
+                cohort = self._answer_rows(store, cohort, rows)
+                is_last = rung + 1 == len(self._rungs)
+                survivors = [] if is_last or not cohort else self._survivors(cohort, store.trials())
                 for trial in cohort:
-                    if trial not in going_on:
-                        self._tell(ledger, trial)
-                cohort = going_on
+                    if trial not in survivors:
+                        self._finish(store, trial)
+                cohort = survivors
 
-    def _asked(self, ledger: Ledger) -> Iterator[Trial]:
-        asked = 0
-        while asked < self._size and (found := ledger.ask()):
-            number, candidate = found
-            if known := ledger.known(candidate):
-                self._tell(ledger, Trial(number=number, candidate=candidate, answers=known))
+    def _start(self, store: TrialStore) -> Iterator[Trial]:
+        """Start the trials of a cohort; those with known answers finish at once."""
+        count = 0
+        while count < self._size and (trial := store.ask()):
+            if known := store.known(trial.candidate):
+                self._finish(store, replace(trial, answers=known))
                 continue
-            asked += 1
-            self._before[number] = ledger.partial(candidate) or ()
-            yield Trial(number=number, candidate=candidate, answers=(None,) * sum(map(len, self._rungs)))
+            count += 1
+            self._before[trial.number] = store.partial(trial.candidate) or ()
+            yield replace(trial, answers=(None,) * sum(map(len, self._rungs)))
 
-    def _asked_more(self, ledger: Ledger, cohort: Sequence[Trial], places: Sequence[int]) -> list[Trial]:
-        """Ask trials more rows, but for those that a worker which died has asked them."""
+    def _answer_rows(self, store: TrialStore, cohort: Sequence[Trial], rows: Sequence[int]) -> list[Trial]:
+        """Add the answers to these rows, without those that a dead worker has computed."""
         start = time.perf_counter()
-        known = [self._known(trial, places) for trial in cohort]
-        asked = [(trial, [place for place in places if trial.answers[place] is None]) for trial in known]
+        known = [self._with_known(trial, set(rows)) for trial in cohort]
+        asked = [(trial, [row for row in rows if trial.answers[row] is None]) for trial in known]
         done = []
-        for part in _parts(asked):
-            new = iter(self._answer([(trial, left) for trial, left in part if left]))
-            for trial, left in part:
+        for batch in _batches(asked):
+            new = iter(self._answer([(trial, missing) for trial, missing in batch if missing]))
+            for trial, missing in batch:
                 answers = list(trial.answers)
-                for place, answer in zip(left, next(new) if left else (), strict=True):
-                    answers[place] = answer
+                for row, answer in zip(missing, next(new) if missing else (), strict=True):
+                    answers[row] = answer
                 done.append(replace(trial, answers=tuple(answers)))
-                ledger.keep_partial(done[-1])
-        each = (time.perf_counter() - start) / max(1, sum(len(left) for _, left in asked))
+                store.save_partial(done[-1])
+        each = (time.perf_counter() - start) / max(1, sum(len(missing) for _, missing in asked))
         return [
-            replace(trial, seconds=trial.seconds + each * len(left))
-            for trial, (_, left) in zip(done, asked, strict=True)
+            replace(trial, seconds=trial.seconds + each * len(missing))
+            for trial, (_, missing) in zip(done, asked, strict=True)
         ]
 
-    def _known(self, trial: Trial, places: Sequence[int]) -> Trial:
-        """Return a trial with what is known of these rows from one that was not brought to an end."""
+    def _with_known(self, trial: Trial, rows: set[int]) -> Trial:
+        """Return a trial with the answers to these rows of one that was not finished."""
         before = self._before[trial.number]
         if not before:
             return trial
-        asked = set(places)
-        return replace(
-            trial,
-            answers=tuple(before[place] if place in asked else answer for place, answer in enumerate(trial.answers)),
-        )
+        answers = (before[row] if row in rows else answer for row, answer in enumerate(trial.answers))
+        return replace(trial, answers=tuple(answers))
 
-    def _tell(self, ledger: Ledger, trial: Trial) -> None:
-        value = self._board.exact(self._board.counts(trial))
-        if not trial.is_whole:  # other rows are easier or harder for all alike
-            value += self._board.exact(self._board.counts(self._baseline))
-            value -= self._board.exact(self._board.counts(self._baseline.on_rows_of(trial)))
-        is_repeat = ledger.is_repeat(trial.number)
-        ledger.tell(trial, value)
+    def _value(self, trial: Trial) -> float:
+        return self._scorer.exact(self._scorer.counts(trial))
+
+    def _finish(self, store: TrialStore, trial: Trial) -> None:
+        value = self._value(trial)
+        if not trial.is_whole:  # The rows that were not asked may be easier or harder, for all trials alike.
+            value += self._value(self._baseline) - self._value(self._baseline.on_rows_of(trial))
+        is_repeat = store.is_repeat(trial.number)
+        store.tell(trial, value)
         if not is_repeat:
-            self._told(trial, value)
+            self._on_result(trial, value)
 
     def _survivors(self, cohort: Sequence[Trial], earlier: Sequence[Trial]) -> list[Trial]:
-        """Return who goes on: at most a third, and nobody who is clearly worse than the best on the same rows."""
-        values = np.stack([self._board.values(self._board.counts(trial)) for trial in cohort])
-        order = sorted(range(len(cohort)), key=lambda place: (-values[place, 0], cohort[place].candidate.distance))
+        """Return at most a third of the cohort, and no trial that is clearly worse than the best on the same rows."""
+        values = np.stack([self._scorer.values(self._scorer.counts(trial)) for trial in cohort])
+        order = sorted(range(len(cohort)), key=lambda index: (-values[index, 0], cohort[index].candidate.distance))
         whole = [trial for trial in earlier if trial.is_whole]
         others = [trial.on_rows_of(cohort[0]) for trial in (*whole, self._baseline)]
-        leaders = [values[order[0]], *(self._board.values(self._board.counts(trial)) for trial in others)]
+        leaders = [values[order[0]], *(self._scorer.values(self._scorer.counts(trial)) for trial in others)]
         leader = max(leaders, key=lambda row: float(row[0]))
-        most = max(1, -(-len(cohort) // ETA))
-        found = [cohort[place] for place in order[:most] if np.percentile(leader[1:] - values[place, 1:], _DOUBT) <= 0]
-        return found if found or whole else [cohort[order[0]]]  # a search ends with one that ran to the end
+        best = order[: max(1, -(-len(cohort) // ETA))]
+        survivors = [cohort[i] for i in best if np.percentile(leader[1:] - values[i, 1:], _DOUBT) <= 0]
+        return survivors if survivors or whole else [cohort[order[0]]]  # One trial must run to the end.

@@ -1,4 +1,4 @@
-"""What trials are scored against: labels of dev rows, or what the task adapter alone says of pairs' source side."""
+"""The reference answers of a search: labels of dev rows, or the task adapter's answers to the source side of pairs."""
 
 from __future__ import annotations
 
@@ -12,82 +12,77 @@ from ..evaluation.run import Evaluation, score_answers
 from ..evaluation.score import Score
 from ..options import SearchSettings
 from ..tasks import Metric, Task, clusters_of, metrics_of
-from .label import shown
+from .crossfit import choose
 from .prepare import Prepared
-from .significance import Board, choose
-from .trials import Trial
+from .significance import TrialScorer
+from .space import shown
+from .trials import Answers, Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marking:
-    """Rows with their right answers, and the board that scores trials on them.
+class References:
+    """Rows with their right answers.
 
     Args:
         task: The task.
         rows: The rows.
-        metrics: How answers are scored, the headline metric first.
-        board: Scores trials by the headline metric.
-        first: Number of the first of these rows among those that trials answer.
+        metrics: All metrics, the headline metric first.
+        scorer: Scores trials by the headline metric.
+        first: Index of the first of these rows among those that trials answer.
     """
 
     task: Task
     rows: Sequence[Any]
     metrics: tuple[Metric, ...]
-    board: Board
+    scorer: TrialScorer
     first: int = 0
 
     def evaluation(self, trial: Trial, roles: Mapping[str, Sequence[str]], settings: SearchSettings) -> Evaluation:
-        """Return all scores of a trial that ran whole."""
+        """Return all scores of a trial that ran to the end."""
         answers = [answer or "" for answer in trial.answers[self.first : self.first + len(self.rows)]]
         return score_answers(
             self.task, self.rows, answers, roles, seed=settings.seed, metrics=self.metrics, scorer=settings.scorer
         )
 
 
-def marking_of(prepared: Prepared, settings: SearchSettings, alone: Sequence[str | None]) -> Marking:
-    """Return what decides: dev rows, or pairs.
+def references_of(prepared: Prepared, settings: SearchSettings, alone: Answers) -> References:
+    """Return the references that decide: dev rows, or pairs.
 
     Args:
         prepared: The checked search.
         settings: Its settings.
-        alone: What the first adapter alone answers to all rows.
+        alone: The first adapter's answers to all rows.
 
     Raises:
         PlanError: pairs decide, and the first adapter answers all of them alike.
     """
-    if prepared.pairs is None:
-        rows = prepared.rows
-        return _marking(
-            prepared, settings, rows, _metrics(prepared, settings), clusters=clusters_of(prepared.task, rows)
-        )
-    rows = prepared.pairs.labelled(alone)
-    metrics = _in_order(prepared.pairs.task.agreement(rows), settings.metric)
-    floors = prepared.pairs.floors(metrics[0], alone)
+    task, rows, pairs = prepared.task, prepared.rows, prepared.pairs
+    if pairs is None:
+        metrics = metrics_of(task, rows, metric=settings.metric, scorer=settings.scorer)
+        return _references(task, settings, rows, metrics, clusters=clusters_of(task, rows))
+    rows = pairs.labelled(alone)
+    metrics = _headline_first(pairs.task.agreement(rows), settings.metric)
+    floors = pairs.floors(metrics[0], alone)
     named = tuple(replace(metric, name=f"agreement ({metric.name})") for metric in metrics)
-    return _marking(prepared, settings, rows, named, clusters=prepared.pairs.clusters, floors=floors)
+    return _references(task, settings, rows, named, clusters=pairs.clusters, floors=floors)
 
 
-def dev_marking(prepared: Prepared, settings: SearchSettings) -> Marking | None:
-    """Return the scores on dev rows that have no part in a choice by pairs, None where there are none."""
+def dev_references(prepared: Prepared, settings: SearchSettings) -> References | None:
+    """Return the dev rows if pairs decide, so that the dev rows have no part in the choice. None without such rows."""
     if prepared.pairs is None or not prepared.dev_rows:
         return None
-    rows = prepared.dev_rows
-    metrics = _in_order(metrics_of(prepared.task, rows, scorer=settings.scorer), settings.metric)
-    clusters = clusters_of(prepared.task, rows)
-    return _marking(prepared, settings, rows, metrics, clusters=clusters, first=len(prepared.pairs.rows))
+    task, rows = prepared.task, prepared.dev_rows
+    metrics = _headline_first(metrics_of(task, rows, scorer=settings.scorer), settings.metric)
+    first = len(prepared.pairs.rows)
+    return _references(task, settings, rows, metrics, clusters=clusters_of(task, rows), first=first)
 
 
-def _in_order(metrics: Sequence[Metric], asked: str | None) -> tuple[Metric, ...]:
-    """Return the metrics, the one that is asked for first; in their order where they do not have it."""
-    return tuple(sorted(metrics, key=lambda metric: metric.name != asked))
+def _headline_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric, ...]:
+    return tuple(sorted(metrics, key=lambda metric: metric.name != name))
 
 
-def _metrics(prepared: Prepared, settings: SearchSettings) -> tuple[Metric, ...]:
-    return metrics_of(prepared.task, prepared.rows, metric=settings.metric, scorer=settings.scorer)
-
-
-def _marking(
-    prepared: Prepared,
+def _references(
+    task: Task,
     settings: SearchSettings,
     rows: Sequence[Any],
     metrics: tuple[Metric, ...],
@@ -95,9 +90,8 @@ def _marking(
     clusters: Sequence[str] | None,
     floors: Mapping[str, float] | None = None,
     first: int = 0,
-) -> Marking:
-    task = prepared.task
-    board = Board(
+) -> References:
+    scorer = TrialScorer(
         metrics[0],
         [task.language(row) for row in rows],
         rows,
@@ -107,19 +101,19 @@ def _marking(
         floors=floors,
         first=first,
     )
-    return Marking(task=task, rows=rows, metrics=metrics, board=board, first=first)
+    return References(task=task, rows=rows, metrics=metrics, scorer=scorer, first=first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevScores:
-    """How a choice without labels stands on dev rows that had no part in it.
+    """Scores on dev rows that had no part in a choice by pairs.
 
     Args:
         metric: The task's headline metric.
         trials: Score of each trial.
         alone: Score of the first adapter alone.
-        chosen: Score of the choice.
-        best: What the dev rows would have chosen.
+        chosen: Score of the chosen trial.
+        best: The trial that the dev rows would have chosen.
         best_score: Its score.
     """
 
@@ -132,20 +126,20 @@ class DevScores:
 
     @classmethod
     def of(
-        cls, marking: Marking, trials: Sequence[Trial], eligible: Sequence[Trial], chosen: Trial, baseline: Trial,
+        cls, references: References, trials: Sequence[Trial], eligible: Sequence[Trial], chosen: Trial, baseline: Trial,
         *, settings: SearchSettings,
     ) -> DevScores:  # fmt: skip
         """Score all trials, and choose among the eligible ones by dev rows and the rule of the search."""
-        board = marking.board
-        values = np.stack([board.values(board.counts(trial)) for trial in eligible])
+        scorer = references.scorer
+        values = np.stack([scorer.values(scorer.counts(trial)) for trial in eligible])
         best = eligible[choose(values, [trial.candidate.distance for trial in eligible], settings.choose)]
         return cls(
-            metric=marking.metrics[0].name,
-            trials=[board.score(trial) for trial in trials],
-            alone=board.score(baseline),
-            chosen=board.score(chosen),
+            metric=references.metrics[0].name,
+            trials=[scorer.score(trial) for trial in trials],
+            alone=scorer.score(baseline),
+            chosen=scorer.score(chosen),
             best=best,
-            best_score=board.score(best),
+            best_score=scorer.score(best),
         )
 
     def document(self) -> dict[str, Any]:
@@ -159,7 +153,7 @@ class DevScores:
         }
 
     def sentence(self) -> str:
-        """Return in words what the dev rows say of the choice."""
+        """Return one sentence for people."""
         more = self.best_score.value - self.chosen.value
         other = f"{shown(self.best.candidate)} ({self.best_score.value:.3f}, {more:+.3f})" if more else "nothing better"
         return (

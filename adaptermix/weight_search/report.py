@@ -1,4 +1,4 @@
-"""One self-contained page on a search: what was found, the trials, and pictures of them."""
+"""One self-contained page on a search: the result, the trials, and pictures of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from .control import NAME
+from .decision import CONTROL_NAME
 from .figures import pictures
-from .label import shown
+from .space import shown
 
 if TYPE_CHECKING:
     from ..evaluation.score import Score
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _TITLES = {
     "weights": "Weights and scores",
     "languages": "Score per language, with 95 % intervals",
-    "parameters": "All parameters; bright lines scored higher",
+    "parameters": "All parameters; dark lines scored higher",
     "layers": "Chosen weights over the layers",
     "cost": "Best score against cost",
 }
@@ -34,20 +34,15 @@ img { max-width: 100%; } .wide { overflow-x: auto; } .verdict { font-size: 1.1re
 
 
 def report_files(result: SearchResult, *, name: str) -> dict[str, bytes]:
-    """Return the files of a report: `report.html`, which needs none of the others, and the pictures as PNGs.
-
-    Args:
-        result: The search.
-        name: Its title.
-    """
+    """Return the files of a report: `report.html`, which is self-contained, and the pictures as PNGs."""
     drawn = pictures(result)
     files = {f"{picture}.png": content for picture, content in drawn.items()}
     return {"report.html": _page(result, name, drawn).encode()} | files
 
 
 def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
-    spent = sum(trial.rows for trial in result.trials)
-    whole = len(result.trials) * len(result.baseline.answers)
+    asked = sum(trial.rows for trial in result.trials)
+    rows = len(result.trials) * len(result.baseline.answers)
     seconds = sum(trial.seconds for trial in result.trials)
     parts = [
         f"<h1>{escape(name)}</h1>",
@@ -56,7 +51,7 @@ def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
         f"{escape(result.metric)}): <b>{escape(shown(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
         f"Task adapter alone: {_score(result.baseline_score)}.</p>",
         *([f"<p>{escape(_capital(result.dev.sentence()))}</p>"] if result.dev else []),
-        f"<p>{len(result.trials)} trials asked {spent} rows ({spent / max(whole, 1):.0%} of all) in "
+        f"<p>{len(result.trials)} trials asked {asked} rows ({asked / max(rows, 1):.0%} of all) in "
         f"{seconds:.0f} s.</p>",
     ]
     for picture, content in drawn.items():
@@ -81,22 +76,20 @@ def _score(score: Score) -> str:
 
 def _table(result: SearchResult) -> str:
     languages = list(result.baseline_languages)
-    rows = [
-        _row("task adapter alone", result.baseline_score, result.baseline_languages, languages, "", is_chosen=False)
-    ]
+
+    def row(name: str, score: Score, scores: Mapping[str, Score], rows: int | str = "", style: str = "") -> str:
+        values = [f"{scores[language].value:.3f}" if language in scores else "" for language in languages]
+        return f"<tr{style}>{_cells('td', [name, _score(score), rows, *values])}</tr>"
+
+    body = [row("task adapter alone", result.baseline_score, result.baseline_languages)]
     if control := result.verdict.control:
-        rows.append(_row(NAME, control.score, control.languages, languages, "", is_chosen=False))
+        body.append(row(CONTROL_NAME, control.score, control.languages))
     for trial, score, scores in zip(result.trials, result.scores, result.languages, strict=True):
-        rows.append(
-            _row(shown(trial.candidate), score, scores, languages, trial.rows, is_chosen=trial is result.chosen)
-        )
-    head = "".join(f"<th>{escape(title)}</th>" for title in ("weights", result.objective, "rows", *languages))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        style = ' class="chosen"' if trial is result.chosen else ""
+        body.append(row(shown(trial.candidate), score, scores, trial.rows, style))
+    head = _cells("th", ["weights", result.objective, "rows", *languages])
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
-def _row(
-    name: str, score: Score, scores: Mapping[str, Score], languages: Sequence[str], rows: int | str, *, is_chosen: bool
-) -> str:
-    values = [f"{scores[language].value:.3f}" if language in scores else "" for language in languages]
-    cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in (name, _score(score), rows, *values))
-    return f'<tr class="chosen">{cells}</tr>' if is_chosen else f"<tr>{cells}</tr>"
+def _cells(tag: str, values: Sequence[object]) -> str:
+    return "".join(f"<{tag}>{escape(str(value))}</{tag}>" for value in values)

@@ -1,74 +1,28 @@
-"""What is searched: weights of adapters, over the whole model or by place, and options of the merge method."""
+"""The search space: weights of adapters, for the whole model or by location, and options of the merge method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
-from math import sqrt
-from typing import Any
+from typing import Any, Protocol
 
 from ..merging.overrides import Override
+from .parameters import Choice, Interval, Parameter, Point
 
 _DIGITS = 3
-"""Of weights: what is found can be typed again, and near points are one candidate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A number from `low` to `high`, both included.
-
-    Args:
-        low: Lower end.
-        high: Upper end.
-        log: Whether equal ratios count alike, not equal differences; `low` is above 0 then.
-        whole: Whether it is a whole number.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.low}:{self.high}" + ":log" * self.log
-
-    @property
-    def middle(self) -> float:
-        """Return what lies halfway.
-
-        Example:
-            >>> Interval(1, 100, log=True, whole=True).middle, Interval(0.0, 1.0).middle
-            (10, 0.5)
-        """
-        found = sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        return round(found) if self.whole else found
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of several values."""
-
-    values: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return ",".join(map(str, self.values))
-
-
-Parameter = Interval | Choice
-Point = Mapping[str, Any]
-"""A value per parameter."""
+"""Decimals of weights, so that a result can be typed again and near points are one candidate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What a trial merges.
+    """The merge that a trial scores.
 
     Args:
-        weights: One per adapter; where they differ by place, their mean over the places.
-        overrides: What holds at the places.
+        weights: One per adapter; where they differ by location, their mean over the overrides.
+        overrides: Weights of their own for some modules.
         options: Options of the method that were searched.
-        name: What a person knows it by, where it is a merge that was there before.
+        name: Folder of a merge that existed before the search.
     """
 
     weights: tuple[float, ...]
@@ -88,19 +42,64 @@ class Candidate:
         return document
 
     @property
+    def vectors(self) -> list[tuple[float, ...]]:
+        """The weight vectors of all overrides, or the only one."""
+        return [point for override in self.overrides for point in override.points] or [self.weights]
+
+    @property
     def distance(self) -> float:
-        """Return how far the weights are from the first adapter alone: sum of |w - (1, 0, ...)|, mean over places."""
-        vectors = [point for override in self.overrides for point in override.points] or [self.weights]
-        alone = _alone(len(self.weights))
-        gaps = [sum(abs(w - a) for w, a in zip(vector, alone, strict=True)) for vector in vectors]
+        """Distance of the weights from the first adapter alone: sum of |w - (1, 0, ...)|, mean over the vectors."""
+        first = alone(len(self.weights)).weights
+        gaps = [sum(abs(w - a) for w, a in zip(vector, first, strict=True)) for vector in self.vectors]
         return sum(gaps) / len(gaps)
+
+
+def shown(candidate: Candidate) -> str:
+    """Return a short label of a candidate: weights, with bars between those of several locations, and options.
+
+    Example:
+        >>> shown(Candidate(weights=(0.9, 0.1), options={"density": 0.25}))
+        '0.9/0.1 density=0.25'
+    """
+    if candidate.name:
+        return candidate.name
+    weights = " | ".join("/".join(f"{weight:g}" for weight in vector) for vector in candidate.vectors)
+    options = (f"{key}={f'{v:.4g}' if isinstance(v, float) else v}" for key, v in candidate.options.items())
+    return " ".join([weights, *options])
+
+
+class SearchSpace(Protocol):
+    """The candidates of a search, by the values of their parameters."""
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Parameters by name."""
+
+    def candidate(self, point: Point) -> Candidate:
+        """Return the candidate of a point."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateList:
+    """A search space of given candidates, each of which is tried once."""
+
+    candidates: Sequence[Candidate]
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The only parameter: the index of the candidate."""
+        return {"candidate": Choice(tuple(range(len(self.candidates))))}
+
+    def candidate(self, point: Point) -> Candidate:
+        """Return the candidate of this index."""
+        return self.candidates[int(point["candidate"])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
     r"""Weights of k adapters and options of a method, as independent parameters.
 
-    On the simplex, where weights are not negative and sum to 1, there are k - 1 parameters $u_i \in [0, 1]$ per place,
+    On the simplex, where weights are at least 0 and sum to 1, there are k - 1 parameters $u_i \in [0, 1]$ per vector,
     $w_i = r_i (1 - (1 - u_i)^{1/(k - 1 - i)})$ with $r_i$ what the earlier weights have left, so that uniform
     parameters give uniform weights; for two adapters $u_0$ is the first one's weight. Free weights are parameters
     themselves.
@@ -108,11 +107,11 @@ class Space:
     Args:
         count: Number of adapters, k.
         simplex: Whether weights sum to 1.
-        reach: Least and largest free weight; where both are one number, all weights are that and no parameters.
-        places: Places that have weights of their own; they cover all modules. None: one for the whole model.
-        idle: For each place the numbers of the adapters that adapt no module there. Free weights of theirs are 0 and
+        reach: Least and largest free weight; where both are equal, all weights are that number and no parameters.
+        places: Overrides with weights of their own; they cover all modules. None: one vector for the whole model.
+        idle: For each override the indices of the adapters that adapt no module there. Their free weights are 0 and
             no parameters, since they would change nothing.
-        knots: Weight vectors per place, 1, or more for a curve over the layers.
+        knots: Weight vectors per override: 1, or more for a curve over the layers.
         options: Options of the method.
     """
 
@@ -126,16 +125,15 @@ class Space:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """Return the parameters by name."""
+        """Parameters by name."""
         if self._is_fixed:
             return dict(self.options)
         bounds = Interval(0.0, 1.0) if self.simplex else Interval(*self.reach)
-        per_vector = self.count - 1 if self.simplex else self.count
         weights = {
-            f"{slot}w{i}": bounds
-            for number, slot in enumerate(self._slots())
-            for i in range(per_vector)
-            if i not in self._idle_at(number)
+            f"{prefix}w{i}": bounds
+            for number, prefix in enumerate(self._prefixes())
+            for i in range(self.count - self.simplex)
+            if self.simplex or not self.idle or i not in self.idle[number // self.knots]
         }
         return weights | dict(self.options)
 
@@ -143,62 +141,59 @@ class Space:
     def _is_fixed(self) -> bool:
         return not self.simplex and self.reach[0] == self.reach[1]
 
-    def _idle_at(self, number: int) -> frozenset[int]:
-        """Return the adapters whose free weight changes nothing in the weight vector of this number."""
-        return frozenset() if self.simplex or not self.idle else self.idle[number // self.knots]
-
-    def _slots(self) -> list[str]:
-        """Return a prefix per weight vector."""
+    def _prefixes(self) -> list[str]:
+        """Return the prefix of the parameter names of each weight vector."""
         if not self.places:
             return [""]
         return [f"place{p}.{k}." for p in range(len(self.places)) for k in range(self.knots)]
 
     def candidate(self, point: Point) -> Candidate:
-        """Return what a point stands for."""
-        vectors = [self._weights(point, slot) for slot in self._slots()]
-        options = {name: point[name] for name in self.options}
+        """Return the candidate of a point."""
+        vectors = [self._weights(point, prefix) for prefix in self._prefixes()]
         mean = tuple(round(sum(column) / len(vectors), _DIGITS) for column in zip(*vectors, strict=True))
         overrides = tuple(
             Override(
-                modules=place.modules,
-                layers=place.layers,
+                modules=override.modules,
+                layers=override.layers,
                 points=tuple(vectors[number * self.knots : (number + 1) * self.knots]),
             )
-            for number, place in enumerate(self.places)
+            for number, override in enumerate(self.places)
         )
-        return Candidate(weights=mean, overrides=overrides, options=options)
+        return Candidate(weights=mean, overrides=overrides, options={name: point[name] for name in self.options})
 
-    def _weights(self, point: Point, slot: str) -> tuple[float, ...]:
+    def _weights(self, point: Point, prefix: str) -> tuple[float, ...]:
         if not self.simplex:
             missing = self.reach[0] if self._is_fixed else 0.0
-            return tuple(round(float(point.get(f"{slot}w{i}", missing)), _DIGITS) for i in range(self.count))
-        left, found = 1.0, []
+            return tuple(round(float(point.get(f"{prefix}w{i}", missing)), _DIGITS) for i in range(self.count))
+        left: float = 1.0
+        weights: list[float] = []
         for i in range(self.count - 1):
-            share = 1 - (1 - float(point[f"{slot}w{i}"])) ** (1 / (self.count - 1 - i))
-            found.append(round(left * share, _DIGITS))
-            left -= found[-1]
-        return (*found, round(left, _DIGITS))
+            share = 1 - (1 - float(point[f"{prefix}w{i}"])) ** (1 / (self.count - 1 - i))
+            weights.append(round(left * share, _DIGITS))
+            left -= weights[-1]
+        return (*weights, round(left, _DIGITS))
 
     def point(self, weights: Sequence[float], options: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the point of weights that hold everywhere, or None if they do not lie in the space."""
+        """Return the point of weights that hold everywhere, or None if they are outside the space."""
         if self.simplex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
             return None
         if not self.simplex and not all(self.reach[0] <= weight <= self.reach[1] for weight in weights):
             return None
         vector = self._shares(weights) if self.simplex else list(map(float, weights))
-        named = {f"{slot}w{i}": value for slot in self._slots() for i, value in enumerate(vector)}
+        named = {f"{prefix}w{i}": value for prefix in self._prefixes() for i, value in enumerate(vector)}
         return {key: value for key, value in named.items() if key in self.parameters} | dict(options)
 
     def _shares(self, weights: Sequence[float]) -> list[float]:
-        left, found = 1.0, []
+        left: float = 1.0
+        shares: list[float] = []
         for i, weight in enumerate(weights[:-1]):
             share = min(1.0, weight / left) if left > 1e-9 else 1.0
-            found.append(1 - (1 - share) ** (self.count - 1 - i))
+            shares.append(1 - (1 - share) ** (self.count - 1 - i))
             left -= weight
-        return found
+        return shares
 
     def starts(self) -> list[tuple[float, ...]]:
-        """Return the weights that are tried first: 0.9 of the first adapter, all alike; free ones also as sums."""
+        """Return the weights to try first: 0.9 for the first adapter, equal weights, and for free weights two sums."""
         if self.count == 1:
             return [] if self.simplex else [(1.0,)]
         others = self.count - 1
@@ -206,20 +201,16 @@ class Space:
         return starts if self.simplex else [*starts, (1.0, *[0.5] * others), (1.0, *[1.0] * others)]
 
 
-def _alone(count: int) -> tuple[float, ...]:
-    return (1.0, *[0.0] * (count - 1))
-
-
 def alone(count: int) -> Candidate:
-    """Return the first adapter alone, against which every candidate is held."""
-    return Candidate(weights=_alone(count))
+    """Return the first adapter alone: the baseline of every search."""
+    return Candidate(weights=(1.0, *[0.0] * (count - 1)))
 
 
 def grid_weights(grid: Sequence[float], count: int, *, simplex: bool) -> list[tuple[float, ...]]:
     """Return the weights of a grid, in order.
 
-    On the simplex the last adapter gets what the others leave, and nothing below 0 but for pairs, where (1.2, -0.2) is
-    what was asked for.
+    On the simplex the last adapter gets what the others leave. Rows that leave less than 0 are dropped, except for two
+    adapters, where (1.2, -0.2) was asked for.
 
     Example:
         >>> grid_weights([0.5, 0.9], 2, simplex=True)
@@ -246,12 +237,12 @@ def sums_of_grid(grid: Sequence[float], count: int) -> list[tuple[float, ...]]:
 
 
 def depth_groups(layers: Sequence[int], count: int) -> tuple[Override, ...]:
-    """Return places that part layers, in order, into ranges of as equal numbers of them as may be.
+    """Return overrides that split the layers, in order, into ranges of about equal length.
 
     Example:
-        >>> [place.layers for place in depth_groups(range(10), 3)]
+        >>> [override.layers for override in depth_groups(range(10), 3)]
         [(0, 2), (3, 5), (6, 9)]
-        >>> [place.layers for place in depth_groups([4, 5, 8, 9], 2)]
+        >>> [override.layers for override in depth_groups([4, 5, 8, 9], 2)]
         [(4, 5), (8, 9)]
     """
     ends = [len(layers) * number // count for number in range(count + 1)]

@@ -1,4 +1,4 @@
-"""What searches take from optuna: where trials are kept, what proposes them, and what is proposed."""
+"""Thin wrapper around optuna: storages, studies, samplers and distributions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,26 @@ from urllib.parse import unquote
 
 from ..errors import OutputError
 from .journal import open_journal
-from .parameters import label
-from .space import Choice, Interval, Parameter
+from .parameters import Choice, Interval, Parameter, Point, label
+
+StudyAddress = tuple[str | Path, str]
+"""A journal file or the URL of a database, and the name of the study there."""
 
 _GP_UP_TO = 8
 _STARTUP = 6
-"""Trials that TPE and the Gaussian process propose at random, before they look at any."""
+"""Trials that TPE and the Gaussian process draw at random before they use results."""
 _UNSEEN = {"random": 1_000_000, "cmaes": 4, "tpe": 1, "gp": 1}
-"""Further trials that a sampler proposes without having seen how they did: CMA-ES those of a generation."""
+"""Further trials that a sampler proposes without the results of the ones before; for CMA-ES one generation."""
 _PASSWORD = re.compile(
     r"(://[^:/@\s]*:)(\S*)(?=@)|([?&;](?:password|passwd|pwd|sslpassword|pass)=)([^&;#\s]*)", re.IGNORECASE
 )
 _LONGEST_FIRST = 2**20
-"""Bytes of a journal's first line that are looked at; those of optuna are short."""
+"""Bytes of a journal's first line that are read; optuna's are short."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep optuna from telling what it does, and that parts of it are experimental."""
+    """Silence optuna's log and its warnings about experimental features."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -54,25 +56,20 @@ def make_sampler(name: str, seed: int) -> Any:
         return makers[name]()
 
 
-def proposed_together(sampler: str, begun: int) -> int:
-    """Return how many trials to ask a sampler for at once so that it proposes what it would one at a time.
-
-    Args:
-        sampler: Its name.
-        begun: Trials that it has proposed.
-    """
-    return max(_UNSEEN[sampler], _STARTUP - begun)
+def proposed_together(sampler: str, count: int) -> int:
+    """Return how many trials to ask for at once without changing the proposals, after `count` proposals."""
+    return max(_UNSEEN[sampler], _STARTUP - count)
 
 
 def fitting_sampler(parameters: Iterable[Parameter]) -> str:
-    """Return the sampler that `auto` stands for: gp for a few numbers, else tpe."""
+    """Return the sampler that `auto` means: gp for a few numbers, else tpe."""
     found = list(parameters)
     few = len(found) <= _GP_UP_TO and all(isinstance(parameter, Interval) for parameter in found)
     return "gp" if few else "tpe"
 
 
 def distribution(parameter: Parameter) -> Any:
-    """Return optuna's form of a parameter."""
+    """Return the optuna distribution of a parameter."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(parameter, Choice):
@@ -81,28 +78,28 @@ def distribution(parameter: Parameter) -> Any:
     return kind(parameter.low, parameter.high, log=parameter.log)
 
 
-def is_number(found: object) -> bool:
-    """Return whether something read from a storage is a finite number."""
-    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+def is_number(value: object) -> bool:
+    """Return whether a value read from a storage is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def value_of(parameter: Parameter, value: Any) -> Any:
-    """Return a value of a parameter.
+def value_of(parameter: Parameter, stored: Any) -> Any:
+    """Return the value of a parameter that optuna stored.
 
     Raises:
-        ValueError: it can have no such value.
+        ValueError: the parameter cannot have this value.
     """
     if isinstance(parameter, Choice):
-        is_one = value in [label(choice) for choice in parameter.values]
-    else:
-        is_one = is_number(value) and parameter.low <= value <= parameter.high
-    if not is_one:
-        raise ValueError(f"a parameter has the value {value!r}, which it cannot have")
-    return value
+        for value in parameter.values:
+            if label(value) == stored:
+                return value
+    elif is_number(stored) and parameter.low <= stored <= parameter.high:
+        return stored
+    raise ValueError(f"a parameter has the value {stored!r}, which it cannot have")
 
 
-def without_password(place: str | Path) -> str:
-    """Return a place for a person: the password of a URL is hidden.
+def without_password(location: str | Path) -> str:
+    """Return a storage location for messages, with the password of a URL hidden.
 
     Example:
         >>> without_password("postgresql://me:secret@host/db")
@@ -110,93 +107,138 @@ def without_password(place: str | Path) -> str:
         >>> without_password("mysql://host/db?user=me&password=secret")
         'mysql://host/db?user=me&password=***'
     """
-    return _PASSWORD.sub(lambda found: f"{found[1] or found[3]}***", str(place))
+    return _PASSWORD.sub(lambda match: f"{match[1] or match[3]}***", str(location))
 
 
-def hidden(place: str | Path, text: str) -> str:
-    """Return a text of a driver without the passwords of a storage, decoded or not."""
-    found = _PASSWORD.findall(str(place)) if "://" in str(place) else []
-    secrets = {secret for _, user, _, named in found for secret in (user, unquote(user), named, unquote(named))}
+def hidden(location: str | Path, text: str) -> str:
+    """Return a driver's message without the passwords of a storage, decoded or not."""
+    matches = _PASSWORD.findall(str(location)) if "://" in str(location) else []
+    secrets = {secret for _, user, _, named in matches for secret in (user, unquote(user), named, unquote(named))}
     for secret in sorted(secrets - {""}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return without_password(text)
 
 
-def _storage(place: str | Path) -> Any:
+def _open_storage(location: str | Path) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
 
-    try:
-        if "://" in str(place):
-            return RDBStorage(str(place))
-        path = Path(place)
-        if path.exists() and not path.is_file() and not path.is_dir():  # a named pipe would be waited for
-            raise ValueError("it is not a file")
-        if path.exists():  # a file of something else is not to be changed
-            _check_first_line(path)
-        return JournalStorage(open_journal(path))
-    except Exception as error:  # of many kinds: drivers, networks, permissions, files that are no journal
-        raise _refused(place, error) from error
+    if "://" in str(location):
+        return RDBStorage(str(location))
+    path = Path(location)
+    if path.exists() and not path.is_file() and not path.is_dir():  # Opening a named pipe would block.
+        raise ValueError("it is not a file")
+    if path.exists():  # A file of another kind must not be changed.
+        _check_first_line(path)
+    return JournalStorage(open_journal(path))
 
 
 def _check_first_line(path: Path) -> None:
     with path.open("rb") as file:
         line = file.readline(_LONGEST_FIRST)
-    if line.endswith(b"\n") and not (isinstance(found := json.loads(line), dict) and "op_code" in found):
+    if line.endswith(b"\n"):
+        is_journal = isinstance(entry := json.loads(line), dict) and "op_code" in entry
+    else:  # The line is empty or was cut off.
+        is_journal = b'{"op_code":'.startswith(line[:11])
+    if not is_journal:
         raise ValueError("its first line is not that of a journal")
-    if line and not line.endswith(b"\n") and not b'{"op_code":'.startswith(line[:11]):
-        raise ValueError("its first line is not that of a journal")
 
 
-def _refused(place: str | Path, error: Exception) -> OutputError:
-    reason = hidden(place, " ".join(str(error).split())[:200]) or type(error).__name__
-    return OutputError(
-        f"--storage must be a journal file of a search, or a database that can be reached, and "
-        f"{without_password(place)} is not: {reason}. Give another one, or remove it."
-    )
+@contextmanager
+def _reachable(location: str | Path) -> Iterator[None]:
+    """Turn errors of a storage (of drivers, networks, permissions, forged journals) into one sentence."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        reason = hidden(location, " ".join(str(error).split())[:200]) or type(error).__name__
+        raise OutputError(
+            f"--storage must be a journal file of a search, or a database that can be reached, and "
+            f"{without_password(location)} is not: {reason}. Give another one, or remove it."
+        ) from error
 
 
-def open_study(place: str | Path, name: str) -> Any:
-    """Open a study, or begin it; what it is to find is the greatest value.
+def open_study(address: StudyAddress) -> Any:
+    """Open or create a study that maximizes its value.
+
+    Raises:
+        OutputError: the storage cannot be reached.
+    """
+    import optuna
+
+    location, name = address
+    with _reachable(location):
+        storage = _open_storage(location)
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+
+
+def forget(address: StudyAddress) -> None:
+    """Delete a study if it exists.
+
+    Raises:
+        OutputError: the storage cannot be reached.
+    """
+    import optuna
+
+    location, name = address
+    with _reachable(location):
+        storage = _open_storage(location)
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
+
+
+def median_trial(others: Sequence[Mapping[int, float]], *, fewest: int, after: int, maximize: bool) -> Any:
+    """Return an optuna trial in memory that `should_prune` if it is worse than the median of others.
 
     Args:
-        place: Journal file, or the URL of a database.
-        name: Name of the study.
-
-    Raises:
-        OutputError: the storage cannot be reached.
+        others: Values of the others by step.
+        fewest: Fewest values of others at a step for the trial to be pruned there.
+        after: Step up to which the trial is not pruned.
+        maximize: Whether higher values are better.
     """
-    import optuna
+    from optuna import create_study
+    from optuna.pruners import MedianPruner
+    from optuna.trial import create_trial
 
     with quiet():
-        storage = _storage(place)
-        try:
-            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        except Exception as error:  # a journal is read here, whatever somebody has written into it
-            raise _refused(place, error) from error
+        pruner = MedianPruner(n_startup_trials=fewest, n_warmup_steps=after + 1, n_min_trials=fewest)
+        study = create_study(direction="maximize" if maximize else "minimize", pruner=pruner)
+        for values in others:  # The pruner counts only complete trials; their final value has no part in the rule.
+            study.add_trial(create_trial(value=0.0, intermediate_values=dict(values)))
+        return study.ask()
 
 
-def has_no_trial(place: str | Path, name: str) -> bool:
-    """Return whether a study has no trial, finished or not.
-
-    Raises:
-        OutputError: the storage cannot be reached.
-    """
-    return not open_study(place, name).get_trials(deepcopy=False)
-
-
-def forget(place: str | Path, name: str) -> None:
-    """Delete a study, if there is one of this name.
+class StudyTrials:
+    """The trials of one study, whose parameters are known.
 
     Raises:
         OutputError: the storage cannot be reached.
     """
-    import optuna
 
-    with quiet(), suppress(KeyError):
-        storage = _storage(place)
-        try:
-            optuna.delete_study(study_name=name, storage=storage)
-        except KeyError:
-            raise
-        except Exception as error:
-            raise _refused(place, error) from error
+    def __init__(self, address: StudyAddress, parameters: Mapping[str, Parameter]) -> None:
+        self._parameters = parameters
+        self._study = open_study(address)
+        self._distributions = {key: distribution(parameter) for key, parameter in parameters.items()}
+
+    def _trials(self, *states: str) -> list[Any]:
+        """Return optuna's trials that are in one of the states, or all."""
+        from optuna.trial import TrialState
+
+        wanted = tuple(TrialState[state] for state in states) or None
+        return list(self._study.get_trials(deepcopy=False, states=wanted))
+
+    def _fail(self, number: int) -> None:
+        from optuna.trial import TrialState
+
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def _enqueue(self, point: Point, *, skip_if_exists: bool = False) -> None:
+        with quiet():
+            self._study.enqueue_trial(dict(point), skip_if_exists=skip_if_exists)
+
+    def _point(self, trial: Any) -> Point:
+        """Return the parameters of a trial.
+
+        Raises:
+            LookupError, ValueError: the storage holds others.
+        """
+        return {key: value_of(parameter, trial.params[key]) for key, parameter in self._parameters.items()}

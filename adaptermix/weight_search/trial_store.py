@@ -1,4 +1,4 @@
-"""The trials of one search in an optuna storage, which any number of processes may share."""
+"""The trials of one search in an optuna storage that any number of processes may share."""
 
 from __future__ import annotations
 
@@ -10,85 +10,55 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from ..errors import OutputError
 from .liveness import STALE_AFTER, started, worker_of, works
-from .space import Candidate, Choice, Parameter, Point
+from .parameters import Point
+from .space import Candidate, CandidateList, SearchSpace
 from .storage import (
-    distribution,
+    StudyAddress,
+    StudyTrials,
     is_number,
     make_sampler,
     open_study,
     proposed_together,
     quiet,
-    value_of,
     without_password,
 )
-from .trials import Trial, pack, unpack
+from .trials import Answers, Trial, pack, unpack
 
 _REPEAT = "repeat"
-"""Mark of a trial whose candidate was known before."""
+"""Attribute of a trial whose candidate was known when the sampler proposed it."""
 
 
-class Searched(Protocol):
-    """What the ledger must know of a space."""
+class TrialStore(StudyTrials):
+    """Proposes candidates and keeps their answers.
 
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        """Parameters by name."""
-
-    def candidate(self, point: Point) -> Candidate:
-        """Return what a point stands for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A space of candidates that are given one by one, each to be tried once."""
-
-    candidates: Sequence[Candidate]
-
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        """One: which of them."""
-        return {"candidate": Choice(tuple(range(len(self.candidates))))}
-
-    def candidate(self, point: Point) -> Candidate:
-        """Return the one of this number."""
-        return self.candidates[int(point["candidate"])]
-
-
-class Ledger:
-    """Asks for candidates and keeps what they answered.
-
-    A trial belongs to the process that asked for it. If that one dies, its trial counts no more, and its candidate is
-    given to another: a listed one since it is missing, one that a sampler proposed by being queued again.
+    A trial belongs to the process that asked for it. If that process dies, its trial fails, and another process gets
+    the candidate: one of a list because it is missing, one of a sampler because it is queued again.
 
     Args:
-        place: Journal file, or the URL of a database.
-        name: Name of the study, one per search.
-        searched: The space.
-        settings: What the search is of; another one under the same name is refused.
+        address: Storage and name of the study, one per search.
+        searched: The search space.
+        settings: What identifies the search; a study of other settings is refused.
         sampler: `random`, `tpe`, `cmaes` or `gp`.
-        seed: Seed of the sampler. What it proposes depends on the trials that are there too, so that one that goes on
-            does not repeat itself; workers differ in `worker`.
-        worker: What tells this process from others that share the study.
-        limit: Most trials in all; for a list each of it once.
-        rows: Dev rows, which every trial answers; None if that is not known.
+        seed: Seed of the sampler. Proposals also depend on the number of trials at the start, so that a search that
+            continues does not repeat itself, and on `worker`.
+        worker: Tells this process from others that share the study.
+        limit: Most trials in all; of a list each candidate is tried once.
+        rows: Number of answers per trial; None if it is not known.
 
     Raises:
-        OutputError: the study is of other settings or is damaged, or the storage cannot be reached.
+        OutputError: the study has other settings or is damaged, or the storage cannot be reached.
     """
 
     def __init__(
         self,
-        place: str | Path,
+        address: StudyAddress,
         *,
-        name: str,
-        searched: Searched,
+        searched: SearchSpace,
         settings: Mapping[str, Any],
         sampler: str = "random",
         seed: int = 0,
@@ -96,15 +66,15 @@ class Ledger:
         limit: int,
         rows: int | None = None,
     ) -> None:
-        self._place, self._rows = place, rows
+        super().__init__(address, searched.parameters)
+        self._location, self._rows = without_password(address[0]), rows
         self._searched, self._limit, self._sampler = searched, limit, sampler
+        self._listed = searched.candidates if isinstance(searched, CandidateList) else None
         self._open: dict[int, Any] = {}
         self._known: list[tuple[Candidate, tuple[str | None, ...]]] = []
-        self._distributions = {key: distribution(parameter) for key, parameter in searched.parameters.items()}
         self._token = uuid4().hex
-        self._study = open_study(place, name)
-        begun = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = make_sampler(sampler, (seed + zlib.crc32(f"{worker} {begun}".encode())) % 2**31)
+        count = len(self._trials())
+        self._study.sampler = make_sampler(sampler, (seed + zlib.crc32(f"{worker} {count}".encode())) % 2**31)
         known = json.loads(json.dumps(settings, sort_keys=True))
         recorded = self._study.user_attrs.get("settings")
         if recorded is None:
@@ -113,83 +83,75 @@ class Ledger:
             before = recorded if isinstance(recorded, dict) else {}
             changed = sorted(key for key in {*before, *known} if before.get(key) != known.get(key))
             raise OutputError(
-                f"study '{name}' in {without_password(place)} was begun with other settings ({', '.join(changed)}). "
+                f"study '{address[1]}' in {self._location} was begun with other settings ({', '.join(changed)}). "
                 "Go on with those, pass --overwrite to begin again, or give another --out or --study."
             )
-
         self._check()
 
     def _check(self) -> None:
-        """Check what is read later on: a storage is a file, or a database, that others can write to.
+        """Check the form of everything that is read later: others can write to a storage.
 
         Raises:
             OutputError: a trial or the baseline has another form.
         """
-        for trial in self._done():
-            try:
-                self._searched.candidate(self._point(trial))
-                unpack(trial.user_attrs.get("answers"), self._rows)
-                if not all(is_number(found) for found in (trial.user_attrs.get("seconds"), *(trial.values or [None]))):
-                    raise ValueError("its value and its seconds must be numbers")
-            except (ValueError, LookupError, TypeError) as error:
-                raise self._damaged(f"trial {trial.number + 1}", error) from error
+        damaged = "the baseline"
         try:
-            self.baseline()
-        except ValueError as error:
-            raise self._damaged("the baseline", error) from error
-
-    def _damaged(self, what: str, error: Exception) -> OutputError:
-        return OutputError(
-            f"{without_password(self._place)} must be as a search left it, and {what} in it is damaged: {error}. Pass "
-            "--overwrite to begin again, or give another --storage."
-        )
+            self.saved_answers()
+            for trial in self._trials("COMPLETE"):
+                damaged = f"trial {trial.number + 1}"
+                self._finished(trial)
+                if not all(is_number(value) for value in (trial.user_attrs.get("seconds"), *(trial.values or [None]))):
+                    raise ValueError("its value and its seconds must be numbers")
+        except (ValueError, LookupError, TypeError) as error:
+            raise OutputError(
+                f"{self._location} must be as a search left it, and {damaged} in it is damaged: {error}. Pass "
+                "--overwrite to begin again, or give another --storage."
+            ) from error
 
     def enqueue(self, points: Sequence[Point]) -> None:
-        """Have these points tried first; those that are known already are passed over."""
-        with quiet():
-            for point in points:
-                self._study.enqueue_trial(dict(point), skip_if_exists=True)
+        """Queue these points to be tried first, except those that are in the study already."""
+        for point in points:
+            self._enqueue(point, skip_if_exists=True)
 
-    def ask(self) -> tuple[int, Candidate] | None:
-        """Begin a trial and return its number and candidate; None if enough are begun or done."""
-        self.bury()
+    def ask(self) -> Trial | None:
+        """Start a trial; None if enough are running or done."""
+        self.fail_dead_trials()
         while self._missing():
-            trial = self._begun()
+            trial = self._start()
             if trial is not None:
                 candidate = self._searched.candidate(self._point(trial))
-                if not isinstance(self._searched, Listed) and self.known(candidate) is not None:
+                if self._listed is None and self.known(candidate) is not None:
                     trial.set_user_attr(_REPEAT, True)
-                return trial.number, candidate
+                return Trial(number=trial.number, candidate=candidate)
         return None
 
     def is_repeat(self, number: int) -> bool:
         """Whether a running trial of this process has a candidate that was known when the sampler proposed it.
 
-        It teaches the sampler, and takes no place among the trials that were asked for.
+        Its value is reported to the sampler, and it does not count as one of the requested trials.
         """
         return _REPEAT in self._open[number].user_attrs
 
-    def _begun(self) -> Any:
-        """Begin a trial, and give it up if other workers were faster: of equals the one that began first counts."""
-        listed = isinstance(self._searched, Listed)
+    def _start(self) -> Any:
+        """Start a trial, or return None if other workers were faster: the first of equal trials counts."""
         missing = self._missing()
-        trial = self._signed(missing[0] if listed and missing else None)
+        wanted = missing[0] if self._listed is not None and missing else None
+        trial = self._signed(wanted)
         if trial is None:
             return None
-        earlier = self._earlier(trial.number, all_told=listed)
+        earlier = self._earlier(trial.number)
         taken = {other.user_attrs.get("candidate") for other in earlier}
-        surplus = missing[0] in taken if listed and missing else len(earlier) >= self._limit
-        if surplus or not missing:
+        if not missing or (wanted in taken if wanted is not None else len(earlier) >= self._limit):
             self._fail(trial.number)
             return None
         return trial
 
     def _signed(self, candidate: int | None) -> Any:
-        """Begin a trial and note whose it is; None if others took it for nobody's before that."""
+        """Start a trial and store its worker; None if others failed it before that because it had none."""
         from optuna.exceptions import OptunaError
 
         with quiet():
-            trial = self._study.ask({} if isinstance(self._searched, Listed) else self._distributions)
+            trial = self._study.ask({} if self._listed is not None else self._distributions)
         try:
             worker = [socket.gethostname(), os.getpid(), self._token, started(os.getpid())]
             trial.set_user_attr("worker", worker)
@@ -199,51 +161,51 @@ class Ledger:
         except OptunaError:
             return None
         except BaseException:
-            with suppress(Exception):  # else others would wait for it
+            with suppress(Exception):  # Otherwise other workers would wait for this trial.
                 self._fail(trial.number)
             raise
         self._open[trial.number] = trial
         return trial
 
-    def _earlier(self, number: int, *, all_told: bool) -> list[Any]:
-        """Return the trials that began before; of a list, once each of them has told what it took."""
+    def _earlier(self, number: int) -> list[Any]:
+        """Return the trials that started before; for a list, after each of them has stored its candidate."""
         while True:
             earlier = [other for other in self._counted() if other.number < number]
-            if not all_told or all("candidate" in other.user_attrs for other in earlier):
+            if self._listed is None or all("candidate" in other.user_attrs for other in earlier):
                 return earlier
             time.sleep(0.01)
-            self.bury()
+            self.fail_dead_trials()
 
     def left(self) -> int:
-        """Return how many trials are still to be begun."""
-        self.bury()
+        """Return how many trials have not started yet."""
+        self.fail_dead_trials()
         return len(self._missing())
 
     def together(self) -> int:
-        """Return how many trials may be asked for before any of them is told, with no other ones proposed for it."""
-        if isinstance(self._searched, Listed):
-            return len(self._searched.candidates)
+        """Return how many trials may be started at once without changing the proposals."""
+        if self._listed is not None:
+            return len(self._listed)
         return proposed_together(self._sampler, len(self._counted()))
 
     def _missing(self) -> list[int]:
-        """Return what is still to be begun: numbers of a list, or of trials."""
+        """Return the indices of a list, or the numbers of trials, that have not started yet."""
         counted = self._counted()
-        if isinstance(self._searched, Listed):
+        if self._listed is not None:
             taken = {trial.user_attrs.get("candidate") for trial in counted}
-            return [number for number in range(len(self._searched.candidates)) if number not in taken]
-        # a sampler that has settled on one candidate would propose it for ever
-        repeats = sum(_REPEAT in trial.user_attrs for trial in self._done())
+            return [number for number in range(len(self._listed)) if number not in taken]
+        # A sampler that has converged would propose one candidate for ever.
+        repeats = sum(_REPEAT in trial.user_attrs for trial in self._trials("COMPLETE"))
         return list(range(len(counted), self._limit)) if repeats < self._limit else []
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Give signs of life for this process's trials while the block runs."""
+    def heartbeat(self) -> Iterator[None]:
+        """Write a heartbeat for this process's trials while the block runs."""
         done = threading.Event()
 
         def beat() -> None:
             while not done.wait(STALE_AFTER / 4):
                 for trial in list(self._open.values()):
-                    with suppress(Exception):  # the trial has ended, or the storage is away for a while
+                    with suppress(Exception):  # The trial has ended, or the storage is unreachable for a while.
                         trial.set_user_attr("beat", time.time())
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -254,23 +216,23 @@ class Ledger:
             done.set()
             thread.join()
 
-    def keep_partial(self, trial: Trial) -> None:
-        """Keep what a trial has answered so far, for whoever goes on with it."""
+    def save_partial(self, trial: Trial) -> None:
+        """Store the answers of an unfinished trial, for a process that continues it."""
         self._open[trial.number].set_user_attr("partial", pack(trial.answers))
 
     def partial(self, candidate: Candidate) -> tuple[str | None, ...] | None:
-        """Return what a candidate answered in a trial that its worker did not bring to an end, if there is one."""
-        for trial in self._study.get_trials(deepcopy=False):
+        """Return a candidate's answers in a trial that its worker did not finish, if there is one."""
+        for trial in self._trials():
             if "partial" in trial.user_attrs and trial.number not in self._open:
-                with suppress(ValueError, LookupError, TypeError):  # what is damaged is asked again
+                with suppress(ValueError, LookupError, TypeError):  # Damaged answers are computed again.
                     if self._searched.candidate(self._point(trial)) == candidate:
                         return tuple(unpack(trial.user_attrs["partial"], self._rows))
         return None
 
     def tell(self, done: Trial, value: float) -> None:
-        """Keep what a trial answered, and what the sampler is to learn from it.
+        """Store the answers of a trial, and its value for the sampler.
 
-        If others took this process for dead, the trial is theirs already, and nothing is kept.
+        If other workers took this process for dead, they have the trial already, and nothing is stored.
         """
         from optuna.exceptions import OptunaError
 
@@ -282,109 +244,93 @@ class Ledger:
         self._open.pop(done.number)
 
     def trials(self) -> list[Trial]:
-        """Return the trials that are done, in the order in which they began."""
-        return [
-            Trial(
-                number=trial.number,
-                candidate=self._searched.candidate(self._point(trial)),
-                answers=tuple(unpack(trial.user_attrs["answers"], self._rows)),
-                seconds=trial.user_attrs["seconds"],
-            )
-            for trial in self._done()
-            if _REPEAT not in trial.user_attrs
-        ]
+        """Return the finished trials, in the order in which they started."""
+        return [self._finished(trial) for trial in self._trials("COMPLETE") if _REPEAT not in trial.user_attrs]
 
-    def _done(self) -> list[Any]:
-        from optuna.trial import TrialState
+    def _finished(self, trial: Any) -> Trial:
+        return Trial(
+            number=trial.number,
+            candidate=self._searched.candidate(self._point(trial)),
+            answers=tuple(unpack(trial.user_attrs.get("answers"), self._rows)),
+            seconds=trial.user_attrs.get("seconds"),
+        )
 
-        return list(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    def saved_answers(self, name: str = "baseline") -> list[str | None] | None:
+        """Return answers that belong to no trial: those of the first adapter alone, or others by their name."""
+        packed = self._study.user_attrs.get(name)
+        return unpack(packed, self._rows) if packed is not None else None
 
-    def baseline(self, name: str = "baseline") -> list[str | None] | None:
-        """Return what the first adapter alone answered, or what is kept by another name, if some process asked it."""
-        found = self._study.user_attrs.get(name)
-        return unpack(found, self._rows) if found is not None else None
-
-    def keep_baseline(self, answers: Sequence[str | None], name: str = "baseline") -> None:
-        """Keep what the first adapter alone answered, or other answers that are not a trial, by another name."""
-        if self.baseline(name) is None:
+    def save_answers(self, answers: Answers, name: str = "baseline") -> None:
+        """Store answers that belong to no trial, unless another process has stored them."""
+        if self.saved_answers(name) is None:
             self._study.set_user_attr(name, pack(answers))
 
     def is_busy(self) -> bool:
-        """Whether a trial runs, here or elsewhere, or is still to be begun."""
-        from optuna.trial import TrialState
+        """Whether a trial runs, here or elsewhere, or has not started yet."""
+        self.fail_dead_trials()
+        return bool(self._missing() or self._trials("RUNNING"))
 
-        self.bury()
-        return bool(self._missing() or self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-
-    def keep_known(self, candidate: Candidate, answers: Sequence[str | None]) -> None:
-        """Take answers of a candidate that need no trial."""
+    def add_known_answers(self, candidate: Candidate, answers: Answers) -> None:
+        """Add the answers of a candidate that needs no trial."""
         self._known.append((candidate, tuple(answers)))
 
     def known(self, candidate: Candidate) -> tuple[str | None, ...] | None:
-        """Return the answers of an earlier trial of the same candidate, if there is one."""
+        """Return the known answers of a candidate, if there are any."""
         for other, answers in self._known:
             if other == candidate:
                 return answers
-        for trial in self._done():
-            if self._searched.candidate(self._point(trial)) == candidate:  # only then is it unpacked
+        for trial in self._trials("COMPLETE"):
+            if self._searched.candidate(self._point(trial)) == candidate:  # Unpacking is slow, so it comes last.
                 return tuple(unpack(trial.user_attrs["answers"], self._rows))
         return None
 
-    def bury(self) -> None:
-        """Give the candidates of workers that died to others; each trial is given once."""
+    def fail_dead_trials(self) -> None:
+        """Fail the trials of dead workers and queue their candidates again, each once."""
         from optuna.exceptions import OptunaError
-        from optuna.trial import TrialState
 
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._trials("RUNNING"):
             if self._lives(trial):
                 continue
             try:
                 self._fail(trial.number)
-            except (OptunaError, ValueError, RuntimeError):  # another worker did it, or it was done after all
+            except (OptunaError, ValueError, RuntimeError):  # Another worker did it, or the trial finished after all.
                 continue
-            if trial.params:  # a list knows what is missing
-                self._study.enqueue_trial(trial.params)
+            if trial.params:  # The candidates of a list need no queue.
+                self._enqueue(trial.params)
 
     def _point(self, trial: Any) -> Point:
-        """Return a trial's point; of a list it is what the worker took."""
-        if not isinstance(self._searched, Listed):
-            return {key: value_of(parameter, trial.params[key]) for key, parameter in self._searched.parameters.items()}
-        number, count = trial.user_attrs["candidate"], len(self._searched.candidates)
+        if self._listed is None:
+            return super()._point(trial)
+        number, count = trial.user_attrs["candidate"], len(self._listed)
         if type(number) is not int or not 0 <= number < count:
             raise ValueError(f"its candidate must be a number below {count}, found {number!r}")
         return {"candidate": number}
 
     def _lives(self, trial: Any) -> bool:
-        """Return whether a trial's worker lives: by its process on this machine, by its last sign elsewhere."""
+        """Return whether a trial's worker is alive: by its process on this machine, by its heartbeat elsewhere."""
         token = worker_of(trial)[2]
         return trial.number in self._open if token == self._token else works(trial)
 
     def _fail(self, number: int) -> None:
-        from optuna.trial import TrialState
-
-        self._study.tell(number, state=TrialState.FAIL)
+        super()._fail(number)
         self._open.pop(number, None)
 
     def _counted(self) -> list[Any]:
         """Return the trials that run or are done, without repeats."""
-        from optuna.trial import TrialState
-
-        states = (TrialState.COMPLETE, TrialState.RUNNING)
-        found = self._study.get_trials(deepcopy=False, states=states)
-        return [trial for trial in found if _REPEAT not in trial.user_attrs]
+        return [trial for trial in self._trials("COMPLETE", "RUNNING") if _REPEAT not in trial.user_attrs]
 
 
-def check_idle(place: str | Path, name: str) -> None:
-    """Refuse to begin a study anew while others work on it.
+def check_idle(address: StudyAddress) -> None:
+    """Refuse to start a study again while other processes work on it.
 
     Raises:
         OutputError: a trial of it runs.
     """
     from optuna.trial import TrialState
 
-    running = open_study(place, name).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    running = open_study(address).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     if any(map(works, running)):
         raise OutputError(
-            f"study '{name}' in {without_password(place)} must be idle to be begun again, and a process works on it. "
-            "Wait for it, or give another --study."
+            f"study '{address[1]}' in {without_password(address[0])} must be idle to be begun again, and a process "
+            "works on it. Wait for it, or give another --study."
         )

@@ -1,4 +1,4 @@
-"""What was tried and what it answered, as plain text that any storage can keep."""
+"""Trials and their answers, as plain text that any storage can keep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from .space import Candidate
 
 _MOST_BYTES = 2**28
-"""Size of the answers of one trial that no search comes near; a few bytes can stand for more than a memory holds."""
+"""Largest unpacked size of the answers of a trial: a few bytes of a forged storage could expand to fill the memory."""
 
 Answers = Sequence[str | None]
 """One per dev row; None where a row was not asked."""
@@ -19,28 +19,21 @@ Answers = Sequence[str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A candidate and its answers on dev.
-
-    Args:
-        number: In the order in which trials began.
-        candidate: What was merged.
-        answers: One per dev row; None where the trial was stopped before it.
-        seconds: What it took.
-    """
+    """A candidate, its answers (one per dev row, None where it was stopped before), and the seconds they took."""
 
     number: int
     candidate: Candidate
-    answers: tuple[str | None, ...]
+    answers: tuple[str | None, ...] = ()
     seconds: float = 0.0
 
     def on_rows_of(self, other: Trial) -> Trial:
-        """Return the trial as if it had been asked only the rows that another was."""
+        """Return the trial with only those answers whose rows the other trial was asked too."""
         pairs = zip(self.answers, other.answers, strict=True)
-        return replace(self, answers=tuple(own if theirs is not None else None for own, theirs in pairs))
+        return replace(self, answers=tuple(answer if theirs is not None else None for answer, theirs in pairs))
 
     @property
     def rows(self) -> int:
-        """Return how many rows were asked."""
+        """The number of rows that were asked."""
         return sum(answer is not None for answer in self.answers)
 
     @property
@@ -60,25 +53,25 @@ def pack(answers: Answers) -> str:
 
 
 def unpack(text: object, rows: int | None = None) -> list[str | None]:
-    """Return the answers that `pack` made a line of.
+    """Return the answers that `pack` encoded.
 
     Args:
         text: The line, from a storage that others can write to.
-        rows: How many answers there must be, if that is known.
+        rows: Number of answers that there must be, if it is known.
 
     Raises:
-        ValueError: it is no such line, or has another number of answers, or is larger than any answers are.
+        ValueError: the text is not such a line, has another number of answers, or is larger than any answers are.
     """
     if not isinstance(text, str):
         raise ValueError(f"answers must be text, found {type(text).__name__}")
     unpacker = zlib.decompressobj()
     try:
         content = unpacker.decompress(base64.b85decode(text), _MOST_BYTES)
-        found = json.loads(content) if unpacker.eof else None
+        answers = json.loads(content) if unpacker.eof else None
     except (zlib.error, RecursionError) as error:
         raise ValueError(f"answers cannot be unpacked ({error})") from error
-    if not isinstance(found, list) or not all(answer is None or isinstance(answer, str) for answer in found):
+    if not isinstance(answers, list) or not all(answer is None or isinstance(answer, str) for answer in answers):
         raise ValueError(f"answers must be a list of texts of at most {_MOST_BYTES >> 20} MiB")
-    if rows is not None and len(found) != rows:
-        raise ValueError(f"there must be {rows} answers, found {len(found)}")
-    return found
+    if rows is not None and len(answers) != rows:
+        raise ValueError(f"there must be {rows} answers, found {len(answers)}")
+    return answers

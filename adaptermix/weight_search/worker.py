@@ -1,4 +1,4 @@
-"""One further process of a search: settings as JSON on stdin, its number and its parent's process id as arguments."""
+"""One more process of a search: settings as JSON on stdin, its number and its parent's process id as arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def end_with(parent: int) -> None:
     """End this process when its parent is gone, even if that happened before the call.
 
     Args:
-        parent: Process id of the parent, as the parent knows it: a process whose parent is gone has another one.
+        parent: Process id that the parent reported: a process whose parent is gone has another parent.
     """
     while os.getppid() == parent:
         time.sleep(1.0)
@@ -23,13 +23,13 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Run trials until there are none left."""
-    if hasattr(os, "fork"):  # elsewhere a process keeps the number of a parent that is gone
+    """Run trials until none is left."""
+    if hasattr(os, "fork"):  # Other systems keep the number of a parent that is gone.
         threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
-    from .run import help_with
+    from .run import run_worker
 
     settings = SearchSettings.model_validate_json(sys.stdin.read())
-    help_with(settings, number=int(sys.argv[1]))
+    run_worker(settings, number=int(sys.argv[1]))
 
 
 if __name__ == "__main__":

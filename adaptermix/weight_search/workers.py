@@ -1,4 +1,4 @@
-"""Further processes that work on the trials of a search."""
+"""More processes that run the trials of a search."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..options import SearchSettings
 from ..progress import Watcher
 
 _PATIENCE = 20.0
-"""Seconds that workers get to end by themselves."""
+"""Seconds to wait for workers to end before they are killed."""
 
 
 def _device(settings: SearchSettings, number: int) -> str:
-    """Return where a worker computes: GPUs in turn, where the search may choose."""
+    """Return the device of a worker: one GPU after the other, if the search may choose."""
     import torch
 
     if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
@@ -29,27 +29,27 @@ def _device(settings: SearchSettings, number: int) -> str:
 
 
 def _threads(count: int) -> str:
-    """Return how many threads each of several processes may use."""
+    """Return the number of threads for each of `count` processes."""
     return str(max(1, len(os.sched_getaffinity(0)) // count)) if hasattr(os, "sched_getaffinity") else "1"
 
 
 @contextmanager
-def helped(settings: SearchSettings, watch: Watcher) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start the other workers of a search, and see them end.
+def start_workers(settings: SearchSettings, watch: Watcher) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start the other workers of a search, and wait for their end.
 
-    One that dies is named and loses what it was at, which another one takes.
+    If one dies, a note names it, and another one takes its trial.
     """
     started: list[tuple[subprocess.Popen[bytes], Any]] = []
     environment = os.environ | {"OMP_NUM_THREADS": _threads(settings.workers), "TOKENIZERS_PARALLELISM": "false"}
     for number in range(1, settings.workers):
-        given = settings.model_copy(update={"device": _device(settings, number), "workers": 1, "overwrite": False})
-        errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
+        own = settings.model_copy(update={"device": _device(settings, number), "workers": 1, "overwrite": False})
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  (It is closed below.)
         command = [sys.executable, "-m", "adaptermix.weight_search.worker", str(number), str(os.getpid())]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment)
         if process.stdin:
-            process.stdin.write(given.model_dump_json().encode())
+            process.stdin.write(own.model_dump_json().encode())
             process.stdin.close()
-        # whoever died must be gone for the others to see it
+        # A dead process must be reaped for the others to see that it is gone.
         threading.Thread(target=process.wait, daemon=True).start()
         started.append((process, errors))
     try:
@@ -64,9 +64,9 @@ def helped(settings: SearchSettings, watch: Watcher) -> Iterator[list[subprocess
                 process.wait()
             elif process.returncode:
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().splitlines()
+                output = errors.read().decode(errors="replace").strip().splitlines()
                 watch.note(
                     f"warning: worker {number} ended with {process.returncode}; others took its trial."
-                    + (f" It said: {said[-1]}" if said else "")
+                    + (f" It said: {output[-1]}" if output else "")
                 )
             errors.close()

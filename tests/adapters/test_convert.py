@@ -13,17 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adaptermix.adapters import AdapterState, open_adapter, write_adapter
-from adaptermix.adapters.convert import (
-    base_weight,
-    dora_delta,
-    dora_row_norms,
-    find_weight,
-    load_delta,
-    merge_dora,
-    olora_delta,
-    pissa_delta,
-)
+from adaptermix.adapters import AdapterModule, AdapterSource, AdapterState, open_adapter, write_adapter
+from adaptermix.adapters.base_weights import base_weight, find_weight
+from adaptermix.adapters.kinds import load_module
+from adaptermix.adapters.kinds.dora import dora_delta, dora_row_norms, merge_dora
+from adaptermix.adapters.kinds.olora import olora_delta
+from adaptermix.adapters.kinds.pissa import pissa_delta
 from adaptermix.algebra import LowRank
 from adaptermix.errors import ModelError, PlanError
 from adaptermix.io.checkpoint_files import Checkpoint, TensorHeader, open_checkpoint
@@ -43,6 +38,10 @@ def with_deltas(model: Any, deltas: Mapping[str, Tensor], *, transposed: bool = 
         for name, delta in deltas.items():
             model.get_submodule(name).weight += (delta.T if transposed else delta).float()
     return model
+
+
+def load_delta(source: AdapterSource, module: str, checkpoint: Checkpoint | None) -> LowRank:
+    return load_module(source, module, checkpoint).update
 
 
 def checkpoint_of(*keys: str) -> Checkpoint:
@@ -76,7 +75,7 @@ class TestInitials:
         source = open_adapter(peft_kind(load_base(base), tmp_path / "a", r=4, **settings))
         deltas = {module: load_delta(source, module, open_checkpoint(base)) for module in source.modules}
         (tmp_path / "b").mkdir()
-        write_adapter(tmp_path / "b", AdapterState(meta=replace(source.meta, initial=None), updates=deltas))
+        write_adapter(tmp_path / "b", AdapterState.of_updates(replace(source.meta, initial=None), deltas))
         torch.testing.assert_close(
             logits(wrap_with_peft(load_base(base), tmp_path / "b")),
             logits(wrap_with_peft(load_base(base), tmp_path / "a")),
@@ -189,7 +188,8 @@ class TestDora:
             dense = dora_delta(weight, merged[module], lengths[module])
             torch.testing.assert_close(dense, deltas[module].float(), rtol=1e-4, atol=1e-6)
         (tmp_path / "out").mkdir()
-        write_adapter(tmp_path / "out", AdapterState(meta=sources[0].meta, updates=merged, magnitudes=lengths))
+        modules = {path: AdapterModule(update=merged[path], magnitude=lengths[path]) for path in merged}
+        write_adapter(tmp_path / "out", AdapterState(meta=sources[0].meta, modules=modules))
         expected = logits(with_deltas(load_base(base), deltas))
         torch.testing.assert_close(
             logits(wrap_with_peft(load_base(base), tmp_path / "out")), expected, rtol=1e-4, atol=1e-4

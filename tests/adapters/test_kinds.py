@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptermix.adapters import AdapterSource, AdapterState, Layout, open_adapter, write_adapter
+from adaptermix.adapters import LINEAR, AdapterModule, AdapterSource, AdapterState, Layout, open_adapter, write_adapter
 from adaptermix.algebra import LowRank
 from adaptermix.errors import AdapterFormatError, OutputError
 
@@ -70,7 +70,11 @@ def combine(sources: Sequence[AdapterSource], weights: Sequence[float]) -> Adapt
             bias = source.bias(module)
             if bias is not None:
                 biases[module] = biases.get(module, 0) + weight * bias
-    return AdapterState(meta=sources[0].meta, updates=updates, biases=biases, layouts=sources[0].layouts)
+    modules = {
+        path: AdapterModule(update=update, bias=biases.get(path), layout=sources[0].modules[path].layout)
+        for path, update in updates.items()
+    }
+    return AdapterState(meta=sources[0].meta, modules=modules)
 
 
 LLAMA: dict[str, dict[str, Any]] = {
@@ -123,7 +127,8 @@ def test_what_an_adapter_holds_is_known_from_its_headers(tmp_path: Path, base: P
     assert dora.meta.dora
     assert all(header.magnitude and not header.bias for header in dora.modules.values())
     assert all(header.bias and not header.magnitude for header in biased.modules.values())
-    assert table.layouts == {"model.embed_tokens": Layout(kind="embedding")}
+    assert [path for path, header in table.modules.items() if header.layout != LINEAR] == ["model.embed_tokens"]
+    assert table.modules["model.embed_tokens"].layout == Layout(kind="embedding")
     header = table.modules["model.embed_tokens"]
     assert (header.out, header.into, header.rank) == (32, 101, 4)
     assert list(table.saved_headers) == ["base_model.model.model.embed_tokens.base_layer.weight"]
@@ -176,7 +181,8 @@ def test_convolution_factors_are_peft_s_delta_with_the_kernel_flattened(tmp_path
     for name in targets:
         delta = model.base_model.model.get_submodule(name).get_delta_weight("default").detach()
         torch.testing.assert_close(source.load(name).dense(), delta.flatten(1), rtol=1e-5, atol=1e-5)
-    assert source.layouts == {
+    assert {path: header.layout for path, header in source.modules.items()} == {
+        "head": LINEAR,
         "line": Layout(kind="convolution", kernel=(3,)),
         "point": Layout(kind="convolution", kernel=(1,)),
         "plane": Layout(kind="convolution", kernel=(3, 2)),
@@ -305,14 +311,14 @@ class TestRefusals:
 
     def test_a_dora_without_all_its_magnitudes_is_not_written(self, tmp_path: Path, base: Path) -> None:
         state = open_adapter(peft_kind(load_base(base), tmp_path / "a", r=2, **LLAMA["dora"])).read()
-        some = dict(list(state.magnitudes.items())[1:])
+        some = list(state.modules)[1:]
         with pytest.raises(OutputError, match="magnitude for every module"):
             write_adapter(tmp_path, _with(state, some))
 
     def test_a_dora_without_magnitudes_is_not_written(self, tmp_path: Path, base: Path) -> None:
         state = open_adapter(peft_kind(load_base(base), tmp_path / "a", r=2, **LLAMA["dora"])).read()
         with pytest.raises(OutputError, match="0 magnitudes"):
-            write_adapter(tmp_path, _with(state, {}))
+            write_adapter(tmp_path, _with(state, []))
 
     def test_factors_that_are_not_the_delta_are_not_written(self, tmp_path: Path, base: Path) -> None:
         settings = {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}
@@ -322,19 +328,24 @@ class TestRefusals:
             write_adapter(tmp_path, state)
 
 
-def _with(state: AdapterState, magnitudes: dict[str, Tensor]) -> AdapterState:
-    return replace(state, magnitudes=magnitudes)
+def _with(state: AdapterState, magnitudes: list[str]) -> AdapterState:
+    return replace(
+        state,
+        modules={p: m if p in magnitudes else replace(m, magnitude=None) for p, m in state.modules.items()},
+    )
 
 
 def test_biases_of_some_modules_are_filled_with_zeros(tmp_path: Path, base: Path) -> None:
     peft_kind(load_base(base), tmp_path / "a", r=2, **LLAMA["bias-inside"])
     state = open_adapter(tmp_path / "a").read()
-    first = min(state.biases)
+    first = min(state.modules)
+    bias = state.modules[first].bias
+    assert bias is not None
     (tmp_path / "b").mkdir()
-    part = AdapterState(meta=state.meta, updates=state.updates, biases={first: state.biases[first]})
-    write_adapter(tmp_path / "b", part)
+    bare = {path: replace(module, bias=bias if path == first else None) for path, module in state.modules.items()}
+    write_adapter(tmp_path / "b", replace(state, modules=bare))
     back = open_adapter(tmp_path / "b")
     assert all(header.bias for header in back.modules.values())
-    torch.testing.assert_close(back.bias(first), state.biases[first])
+    torch.testing.assert_close(back.bias(first), bias)
     assert not torch.cat([back.bias(module) for module in back.modules if module != first]).any()
     wrap_with_peft(load_base(base), tmp_path / "b")

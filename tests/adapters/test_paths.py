@@ -318,7 +318,7 @@ def test_paths_of_two_classes_are_seen(tmp_path: Path, paths: list[str], clash: 
     assert (two_roots(paths) is not None) == clash
     meta = AdapterMeta(base="org/base", targets=TargetSpec(modules=tuple(paths)))
     update = LowRank(b=torch.ones(4, 1), a=torch.ones(1, 4))
-    state = AdapterState(meta=meta, updates=dict.fromkeys(paths, update))
+    state = AdapterState.of_updates(meta, dict.fromkeys(paths, update))
     if not clash:
         write_adapter(tmp_path, state)
         return

@@ -67,14 +67,14 @@ def small(*, dtype: torch.dtype = torch.float32, reverse: bool = False) -> Adapt
         )
         for module, rank, scale in [(Q0, 2, 1.0), (Q1, 2, -0.5), (V0, 1, 3.0)]
     }
-    return AdapterState(
-        meta=AdapterMeta(
+    return AdapterState.of_updates(
+        AdapterMeta(
             base="org/base-ä",
             revision="abc123",
             task_type="CAUSAL_LM",
             targets=TargetSpec(modules=("v_proj", "q_proj"), layers=(0, 1), layers_pattern=("layers",)),
         ),
-        updates=dict(reversed(made.items())) if reverse else made,
+        dict(reversed(made.items())) if reverse else made,
     )
 
 
@@ -92,9 +92,9 @@ def test_without_compact_it_has_one_rank_and_no_patterns(tmp_path: Path) -> None
 
 def test_the_largest_rank_becomes_r_where_the_others_are_more_common(tmp_path: Path) -> None:
     ranks = {"layers.0.q": 1, "layers.1.q": 3, "layers.2.q": 1}
-    state = AdapterState(
-        meta=AdapterMeta(base=None, targets=TargetSpec(modules=("q",))),
-        updates={m: LowRank(b=torch.ones(3, r), a=torch.ones(r, 3)) for m, r in ranks.items()},
+    state = AdapterState.of_updates(
+        AdapterMeta(base=None, targets=TargetSpec(modules=("q",))),
+        {m: LowRank(b=torch.ones(3, r), a=torch.ones(r, 3)) for m, r in ranks.items()},
     )
     write_adapter(tmp_path, state, compact=True)
     config = json.loads((tmp_path / CONFIG).read_text())
@@ -119,7 +119,7 @@ def test_ranks_that_are_equally_common_give_equal_bytes_in_any_order(tmp_path: P
     written = []
     for name, made in [("one", {"x": one, "y": two}), ("two", {"y": two, "x": one})]:
         (tmp_path / name).mkdir()
-        write_adapter(tmp_path / name, AdapterState(meta=meta, updates=made))
+        write_adapter(tmp_path / name, AdapterState.of_updates(meta, made))
         written.append(contents(tmp_path / name))
     assert written[0] == written[1]
 
@@ -148,9 +148,9 @@ def test_reading_and_writing_again_gives_equal_bytes(tmp_path: Path) -> None:
 @given(made=st.lists(updates(dtype=torch.float32), min_size=1, max_size=4))
 def test_any_update_survives_the_round_trip(tmp_path_factory: pytest.TempPathFactory, made: list[LowRank]) -> None:
     folder = tmp_path_factory.mktemp("adapter")
-    state = AdapterState(
-        meta=AdapterMeta(base=None, targets=TargetSpec(modules=r".*\.m\d")),
-        updates={f"layers.{index}.m{index}": update for index, update in enumerate(made)},
+    state = AdapterState.of_updates(
+        AdapterMeta(base=None, targets=TargetSpec(modules=r".*\.m\d")),
+        {f"layers.{index}.m{index}": update for index, update in enumerate(made)},
     )
     write_adapter(folder, state)
     back = open_adapter(folder).read()
@@ -174,7 +174,7 @@ def test_any_update_survives_the_round_trip(tmp_path_factory: pytest.TempPathFac
 )
 def test_targets_survive_the_round_trip(tmp_path: Path, targets: TargetSpec) -> None:
     meta = AdapterMeta(base="org/base", targets=targets, fan_in_fan_out=True)
-    write_adapter(tmp_path, AdapterState(meta=meta, updates={Q0: small().updates[Q0]}))
+    write_adapter(tmp_path, AdapterState.of_updates(meta, {Q0: small().updates[Q0]}))
     assert open_adapter(tmp_path).meta == meta
 
 
@@ -195,7 +195,7 @@ def test_a_scale_is_applied_to_half_precision_factors_in_float32(tmp_path: Path)
     """1.001 is a float32 and no bfloat16: a product taken in bfloat16 would be 1."""
     update = LowRank(b=torch.ones(1, 1).bfloat16(), a=torch.ones(1, 1).bfloat16(), scale=1.001)
     meta = AdapterMeta(base=None, targets=TargetSpec(modules=("m",)))
-    write_adapter(tmp_path, AdapterState(meta=meta, updates={"m": update}))
+    write_adapter(tmp_path, AdapterState.of_updates(meta, {"m": update}))
     assert open_adapter(tmp_path).read().updates["m"].a.item() == pytest.approx(1.001, rel=1e-7)
 
 
@@ -204,14 +204,14 @@ def test_a_delta_that_overflows_the_storage_dtype_is_refused(tmp_path: Path, sca
     update = LowRank(b=torch.ones(2, 1), a=torch.ones(1, 2), scale=scale)
     meta = AdapterMeta(base=None, targets=TargetSpec(modules=("m",)))
     with pytest.raises(AdapterMixError, match=r"'m'.*finite"):
-        write_adapter(tmp_path, AdapterState(meta=meta, updates={"m": update}), dtype=dtype)
+        write_adapter(tmp_path, AdapterState.of_updates(meta, {"m": update}), dtype=dtype)
     assert contents(tmp_path) == {}
 
 
 def test_one_update_may_stand_in_two_modules(tmp_path: Path) -> None:
     update = LowRank(b=torch.ones(2, 1), a=torch.ones(1, 2))
     meta = AdapterMeta(base=None, targets=TargetSpec(modules=("x", "y")))
-    write_adapter(tmp_path, AdapterState(meta=meta, updates={"x": update, "y": update}))
+    write_adapter(tmp_path, AdapterState.of_updates(meta, {"x": update, "y": update}))
     assert set(open_adapter(tmp_path).modules) == {"x", "y"}
 
 
@@ -219,16 +219,16 @@ def test_factors_that_are_views_are_written_whole(tmp_path: Path) -> None:
     table = torch.arange(24.0).reshape(4, 6)
     update = LowRank(b=table[:, ::3], a=table.T[1:3])
     meta = AdapterMeta(base=None, targets=TargetSpec(modules=("m",)))
-    write_adapter(tmp_path, AdapterState(meta=meta, updates={"m": update}))
+    write_adapter(tmp_path, AdapterState.of_updates(meta, {"m": update}))
     assert torch.equal(open_adapter(tmp_path).read().updates["m"].dense(), update.dense())
 
 
 def test_a_module_whose_path_ends_like_another_keeps_its_own_rank(tmp_path: Path) -> None:
     """PEFT matches the end of a path, so a pattern for `layers.0.q` must not hit `vision.layers.0.q`."""
     ranks = {"layers.0.q": 2, "layers.1.q": 1, "vision.layers.0.q": 1, "vision.layers.1.q": 1}
-    state = AdapterState(
-        meta=AdapterMeta(base=None, targets=TargetSpec(modules=("q",))),
-        updates={m: LowRank(b=torch.ones(3, r), a=torch.ones(r, 3)) for m, r in ranks.items()},
+    state = AdapterState.of_updates(
+        AdapterMeta(base=None, targets=TargetSpec(modules=("q",))),
+        {m: LowRank(b=torch.ones(3, r), a=torch.ones(r, 3)) for m, r in ranks.items()},
     )
     write_adapter(tmp_path, state, compact=True)
     assert {m: header.rank for m, header in open_adapter(tmp_path).modules.items()} == ranks

@@ -130,7 +130,7 @@ def test_settings_that_peft_cannot_read_back_are_written_as_paths(tmp_path: Path
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
-        state = AdapterState(meta=AdapterMeta(base=None, targets=spec), updates=dict.fromkeys(Q, update))
+        state = AdapterState.of_updates(AdapterMeta(base=None, targets=spec), dict.fromkeys(Q, update))
         write_adapter(folder, state)
         assert open_adapter(folder).meta.targets == TargetSpec(modules=tuple(Q))
 
@@ -139,7 +139,7 @@ def test_a_module_that_is_adapted_and_fully_trained_is_not_written(tmp_path: Pat
     update = LowRank(b=torch.ones(4, 1), a=torch.ones(1, 4))
     meta = AdapterMeta(base=None, targets=TargetSpec(modules=("q_proj", "score")), saved_modules=("score",))
     with pytest.raises(OutputError, match="'score' has a LoRA, so it must not belong to the fully trained modules"):
-        write_adapter(tmp_path, AdapterState(meta=meta, updates={"score": update, Q[0]: update}))
+        write_adapter(tmp_path, AdapterState.of_updates(meta, {"score": update, Q[0]: update}))
     assert list(tmp_path.iterdir()) == []
 
 

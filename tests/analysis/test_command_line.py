@@ -132,7 +132,7 @@ def test_bad_input_is_one_line_with_an_exit_code_and_leaves_no_trace(
     assert words in err
     code, out, _ = run(capsys, *line.split(), "--json")
     assert code == expected
-    assert set(json.loads(out)["error"]) == {"kind", "message"}
+    assert {"kind", "code", "message"} <= set(json.loads(out)["error"])
     assert contents(folder) == before
 
 

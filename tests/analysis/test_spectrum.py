@@ -170,7 +170,7 @@ class TestCheckpoints:
 
 
 class TestAdapters:
-    MODULES = {f"model.layers.{n}.self_attn.q_proj": (12, 8, 2) for n in range(2)}  # noqa: RUF012
+    MODULES = {f"model.layers.{n}.self_attn.q_proj": (12, 8, 2) for n in range(2)}
 
     def test_a_base_with_an_adapter_is_the_checkpoint_that_has_it_baked_in(self, tmp_path: Path) -> None:
         deltas = write_lora(tmp_path / "task", self.MODULES, alpha=3)

@@ -141,7 +141,7 @@ def test_an_interrupted_bake_goes_on(wide: Path, texts: str, tmp_path: Path, mon
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "residual", "calibration": [texts], "keep_at_least": 0.5}
     bake(settings(wide, one, tmp_path / "whole", **more))
     made: list[str] = []
-    finish = work.Work._finish
+    finish = work.TensorWriter._finish
 
     def counting(self: Any, name: str) -> Any:
         if len(made) == 5:
@@ -149,13 +149,13 @@ def test_an_interrupted_bake_goes_on(wide: Path, texts: str, tmp_path: Path, mon
         made.append(name)
         return finish(self, name)
 
-    monkeypatch.setattr(work.Work, "_finish", counting)
+    monkeypatch.setattr(work.TensorWriter, "_finish", counting)
     with pytest.raises(KeyboardInterrupt):
         bake(settings(wide, one, tmp_path / "out", **more))
     assert not (tmp_path / "out").exists()
     first = list(made)
     made.clear()
-    monkeypatch.setattr(work.Work, "_finish", lambda self, name: made.append(name) or finish(self, name))
+    monkeypatch.setattr(work.TensorWriter, "_finish", lambda self, name: made.append(name) or finish(self, name))
     report = bake(settings(wide, one, tmp_path / "out", **more))
     assert not set(made) & set(first)
     assert len(made) + len(first) == len(report.modules)
@@ -174,7 +174,7 @@ def test_what_was_worked_out_is_not_lost_when_it_is_refused(
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts]}
     with pytest.raises(PlanError, match=r"What keeps enough: keep "):
         bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=1.0))
-    monkeypatch.setattr(work.Work, "_finish", None)
+    monkeypatch.setattr(work.TensorWriter, "_finish", None)
     report = bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=0.0))
     assert report.overall.kept > 0.1
 

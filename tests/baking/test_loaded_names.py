@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from adaptermix import BakeSettings, bake, merge
-from adaptermix.adapters.convert import find_weight
+from adaptermix.adapters.base_weights import find_weight
 from adaptermix.errors import ModelError
 from adaptermix.io.checkpoint_files import open_checkpoint
 from tests.factories import peft_kind, wrap_with_peft

@@ -13,7 +13,7 @@ pytest.importorskip("bitsandbytes")
 
 from adaptermix.baking.fidelity import fidelity
 from adaptermix.baking.rounding import Inputs, descend, fit, fit_scales, nearest_plane
-from adaptermix.baking.strategies import STRATEGIES, Known, Rows, Wanted, leading
+from adaptermix.baking.strategies import STRATEGIES, Insertion, Known, Rows, leading
 from adaptermix.checkpoints.formats import FORMATS, FourBit
 
 OUT, INTO = 48, 192
@@ -113,7 +113,7 @@ def test_on_rows_that_had_no_part_calibrated_codes_keep_what_plain_rounding_lose
     weight, delta = case(0.02)
     base, held = FORMATS[kind](weight), inputs(3)
     known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
-    wanted = Wanted(base=base, delta=delta, known=known, settle=torch.Tensor.clone if has_bias else None)
+    wanted = Insertion(base=base, delta=delta, known=known, settle=torch.Tensor.clone if has_bias else None)
     naive = wanted.measured(STRATEGIES["requantize"](wanted), known.held)
     baked = STRATEGIES["calibrated"](wanted)
     found = wanted.measured(baked, known.held)
@@ -135,7 +135,7 @@ def test_calibrated_is_not_worse_than_plain_rounding_on_the_rows_to_choose_on(re
     """However large the delta is and however few the rows are."""
     weight, delta = case(relative)
     known = Known(fitted=rows_of(1, rows), chosen=rows_of(2), held=rows_of(3))
-    wanted = Wanted(base=FORMATS["nf4"](weight), delta=delta, known=known)
+    wanted = Insertion(base=FORMATS["nf4"](weight), delta=delta, known=known)
     plain = wanted.measured(STRATEGIES["requantize"](wanted), known.chosen).error
     found = STRATEGIES["calibrated"](wanted)
     assert wanted.measured(found, known.chosen).error <= plain
@@ -145,7 +145,7 @@ def test_calibrated_is_not_worse_than_plain_rounding_on_the_rows_to_choose_on(re
 def test_a_bias_that_rounds_the_shift_away_takes_no_part() -> None:
     weight, delta = case(0.02)
     known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
-    wanted = Wanted(base=FORMATS["nf4"](weight), delta=delta, known=known, settle=torch.zeros_like)
+    wanted = Insertion(base=FORMATS["nf4"](weight), delta=delta, known=known, settle=torch.zeros_like)
     assert STRATEGIES["calibrated"](wanted).shift is None
 
 
@@ -155,7 +155,7 @@ def test_inputs_of_which_one_never_moves_are_no_obstacle() -> None:
     still[:, 5] = 50.0
     mean = still.mean(0)
     rows = Rows(covariance=moment(still - mean), mean=mean, count=len(still))
-    wanted = Wanted(
+    wanted = Insertion(
         base=FORMATS["nf4"](weight),
         delta=delta,
         known=Known(fitted=rows, chosen=rows, held=rows),
@@ -169,7 +169,7 @@ def test_inputs_of_which_one_never_moves_are_no_obstacle() -> None:
 def test_chance_keeps_all_of_it_on_average_with_much_noise(kind: str) -> None:
     weight, delta = case(0.02)
     base = FORMATS[kind](weight)
-    wanted = Wanted(base=base, delta=delta)
+    wanted = Insertion(base=base, delta=delta)
     found = wanted.measured(STRATEGIES["stochastic"](wanted), None)
     assert found.kept == pytest.approx(1.0, abs=0.25)
     assert 1 < found.error < 10
@@ -193,24 +193,24 @@ def test_a_small_lora_repays_what_codes_lose(has_bias: bool, kind: str) -> None:
     delta *= 0.005 * weight.norm() / delta.norm()
     known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
     settle = torch.Tensor.clone if has_bias else None
-    wanted = Wanted(base=FORMATS[kind](weight), delta=delta, known=known, settle=settle, rank=16, most=0.5)
+    wanted = Insertion(base=FORMATS[kind](weight), delta=delta, known=known, settle=settle, rank=16, most=0.5)
     codes, found = wanted.by("calibrated"), STRATEGIES["residual"](wanted)
     assert wanted.measured(found, known.held).kept >= 0.95
     assert wanted.measured(found, known.held).error < wanted.measured(codes, known.held).error
     root = torch.linalg.cholesky(known.held.moment.double())
     shares = torch.linalg.svdvals(delta.double() @ root).square().cumsum(0)
     alone = int((shares < 0.96 * shares[-1]).sum()) + 1  # the rank that cutting the delta takes
-    assert found.beside is not None
-    assert found.beside.rank < 2 * alone
+    assert found.lora is not None
+    assert found.lora.rank < 2 * alone
 
 
 def test_where_no_smaller_lora_repays_it_the_lora_is_the_delta() -> None:
     weight, delta = case(1e-4)
     known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
-    wanted = Wanted(base=FORMATS["nf4"](weight), delta=delta, known=known, rank=4, least=1.0)
+    wanted = Insertion(base=FORMATS["nf4"](weight), delta=delta, known=known, rank=4, least=1.0)
     found = STRATEGIES["residual"](wanted)
-    assert found.beside is not None
-    torch.testing.assert_close(found.beside.dense(), delta, rtol=1e-3, atol=1e-6 * float(delta.abs().max()))
+    assert found.lora is not None
+    torch.testing.assert_close(found.lora.dense(), delta, rtol=1e-3, atol=1e-6 * float(delta.abs().max()))
     assert torch.equal(found.weight.codes, wanted.base.codes)
 
 
@@ -253,10 +253,10 @@ def test_the_kernel_for_gpus_is_the_loop() -> None:
 def test_on_a_gpu_it_is_as_on_a_cpu(kind: str) -> None:
     weight, delta = case(0.02)
     known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
-    on_cpu = STRATEGIES["calibrated"](Wanted(base=FORMATS[kind](weight), delta=delta, known=known))
-    told = Wanted(base=FORMATS[kind](weight), delta=delta, known=known).measured(on_cpu, known.held)
+    on_cpu = STRATEGIES["calibrated"](Insertion(base=FORMATS[kind](weight), delta=delta, known=known))
+    told = Insertion(base=FORMATS[kind](weight), delta=delta, known=known).measured(on_cpu, known.held)
     there = Known(**{part: _there(getattr(known, part)) for part in ("fitted", "chosen", "held")})
-    wanted = Wanted(base=FORMATS[kind](weight.cuda()), delta=delta.cuda(), known=there)
+    wanted = Insertion(base=FORMATS[kind](weight.cuda()), delta=delta.cuda(), known=there)
     found = wanted.measured(STRATEGIES["calibrated"](wanted), there.held)
     assert found.kept == pytest.approx(told.kept, abs=0.03)
     assert found.error == pytest.approx(told.error, abs=0.03)
@@ -282,11 +282,11 @@ def test_the_nearest_codes_by_hand(kind: str, expected: list[float]) -> None:
     assert FORMATS[kind](weight).weight()[0, :6].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def in_steps(delta: list[float]) -> Wanted:
+def in_steps(delta: list[float]) -> Insertion:
     """A row of 8 bits whose scale is 127, so that every whole number is a code."""
     base = FORMATS["int8"](torch.tensor([[127.0, 10.0, -3.0, 0.0]]))
     assert base.weight().tolist() == [[127.0, 10.0, -3.0, 0.0]]
-    return Wanted(base=base, delta=torch.tensor([delta]))
+    return Insertion(base=base, delta=torch.tensor([delta]))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_delta_on_codes_that_are_whole_numbers(strategy: str, delta: list[floa
 
 def test_chance_rounds_up_as_often_as_the_share_says() -> None:
     base = FORMATS["int8"](torch.tensor([[127.0, *[10.0] * 4000]]))
-    wanted = Wanted(base=base, delta=torch.tensor([[0.0, *[0.25] * 4000]]))
+    wanted = Insertion(base=base, delta=torch.tensor([[0.0, *[0.25] * 4000]]))
     found = STRATEGIES["stochastic"](wanted).weight.weight()[0, 1:].round(decimals=3)
     assert found.unique().tolist() == [10, 11]
     assert float((found == 11).float().mean()) == pytest.approx(0.25, abs=0.03)
@@ -316,9 +316,9 @@ def test_a_delta_that_codes_hold_is_written_whole(strategy: str) -> None:
     """Four inputs that know nothing of each other, of which none is constant."""
     rows = Rows(covariance=torch.eye(4), mean=torch.zeros(4), count=9)
     wanted = in_steps([0.0, 2.0, -5.0, 1.0])
-    wanted = Wanted(base=wanted.base, delta=wanted.delta, known=Known(fitted=rows, chosen=rows, held=rows))
+    wanted = Insertion(base=wanted.base, delta=wanted.delta, known=Known(fitted=rows, chosen=rows, held=rows))
     found = STRATEGIES[strategy](wanted)
-    assert found.beside is None
+    assert found.lora is None
     assert found.shift is None
     assert found.weight.weight()[0].tolist() == pytest.approx([127, 12, -8, 1], abs=0.01)
 
@@ -336,5 +336,5 @@ def test_which_strategy_auto_takes(delta: list[float], has_rows: bool, expected:
     rows = Rows(covariance=torch.eye(4), mean=torch.zeros(4), count=9)
     known = Known(fitted=rows, chosen=rows, held=rows) if has_rows else None
     wanted = in_steps(delta)
-    found = Wanted(base=wanted.base, delta=wanted.delta, known=known, least=0.9, most=0.5)
+    found = Insertion(base=wanted.base, delta=wanted.delta, known=known, least=0.9, most=0.5)
     assert found.automatic() == expected

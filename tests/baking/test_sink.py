@@ -16,7 +16,7 @@ pytest.importorskip("bitsandbytes")
 from adaptermix import bake
 from adaptermix.baking.activations import InputsOfModules, split
 from adaptermix.baking.fidelity import Fidelity, over_modules
-from adaptermix.baking.strategies import Known, Rows, Wanted, _nearest
+from adaptermix.baking.strategies import Insertion, Known, Rows, _nearest
 from adaptermix.checkpoints.formats import FORMATS
 from adaptermix.models.base import BaseModel, load_base
 from adaptermix.progress import SILENT
@@ -112,14 +112,14 @@ def every_way(seed: int, place: int | None) -> Rows:
     return replace(counted(rows, ones), rest=counted(rows[~first], ones[~first]), even=even)
 
 
-def wanted(place: int | None, relative: float, **more: Any) -> Wanted:
+def wanted(place: int | None, relative: float, **more: Any) -> Insertion:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 64, generator=generator) * 0.05
     delta = torch.randn(48, 4, generator=generator) @ torch.randn(4, 64, generator=generator)
     chosen, held, fitted = (every_way(seed, place) for seed in (2, 3, 1))
     assert fitted.even is not None
     known = Known(fitted=fitted.even, chosen=chosen, held=held)
-    return Wanted(
+    return Insertion(
         base=FORMATS["nf4"](weight), delta=delta * (relative * weight.norm() / delta.norm()), known=known, **more
     )
 

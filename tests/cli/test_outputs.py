@@ -28,7 +28,7 @@ PATHS = {f"model.layers.{n}.self_attn.q_proj": (24, 16, 4) for n in range(3)}
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> Iterator[None]:
     """Let the server of new processes import what they need, once."""
-    _START.set_forkserver_preload(["torch", "adaptermix.cli.merge_command", "adaptermix.weight_search", __name__])
+    _START.set_forkserver_preload(["torch", "adaptermix.cli.show_adapters", "adaptermix.weight_search", __name__])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield

@@ -47,8 +47,8 @@ def test_help_lists_every_command_and_says_what_each_does(record_property: Calla
     print(f"adaptermix --help: {seconds:.2f} s of CPU time")  # noqa: T201  (the report)
     assert (done.returncode, done.stderr) == (0, "")
     words = " ".join(done.stdout.split())
-    for name, (_, text) in COMMANDS.items():
-        assert f" {name} {text}" in words
+    for name, command in COMMANDS.items():
+        assert f" {name} {command.summary}" in words
 
 
 def test_help_of_the_group_and_of_a_usage_fault_load_nothing_heavy() -> None:

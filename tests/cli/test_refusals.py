@@ -12,7 +12,7 @@ import pytest
 
 from adaptermix.cli import main
 from adaptermix.cli.console import Bars, Console, Lines, fail
-from adaptermix.cli.options import VariadicCommand
+from adaptermix.cli.parse import VariadicCommand
 from adaptermix.errors import AdapterMixError
 from adaptermix.training.trainer import Interrupted
 
@@ -128,7 +128,7 @@ def test_it_is_one_line_with_an_exit_code_and_leaves_no_trace(
     code, out, err = run(f"{line} --json", base=causal, encoder=encoder)
     [document] = out.splitlines()
     error = json.loads(document)["error"]
-    assert set(error) == {"kind", "message"}
+    assert {"kind", "code", "message"} <= set(error)
     assert (error["kind"] == "Usage") == (code == 2)
     if not line.endswith(("--weights", "--set {{")):  # there --json becomes part of the fault
         assert code == expected

@@ -11,7 +11,7 @@ import yaml
 
 from adaptermix.cli import main
 from adaptermix.cli.console import Console
-from adaptermix.cli.demo_command import show
+from adaptermix.cli.show_demo import show
 from adaptermix.demo import run as demo
 from adaptermix.demo.intents import LANGUAGES
 from adaptermix.demo.kinds import KINDS
@@ -74,7 +74,7 @@ def test_the_demo_measures_everything_and_goes_on_where_it_was(
     trained = json.loads((tmp_path / "out" / "align" / "adaptermix.json").read_text())["objective"]
     assert results["layer"] == trained["layer"] == trained["layers"] // 2  # of another base than the demo's own
     assert json.loads((tmp_path / "out" / "results.json").read_text())["seconds"] == pytest.approx(results["seconds"])
-    show(results, settings.out, Console())
+    show(results, settings, Console())
     shown = capsys.readouterr().err
     for piece in (
         "task only",
@@ -177,7 +177,7 @@ def test_a_folder_without_the_real_data_is_refused(tmp_path: Path) -> None:
 def test_the_demo_needs_no_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen = []
     monkeypatch.setattr(demo, "run_demo", lambda settings, *, watch: seen.append(settings) or {"seconds": 0})
-    monkeypatch.setattr("adaptermix.cli.demo_command.show", lambda *_: None)
+    monkeypatch.setattr("adaptermix.cli.show_demo.show", lambda *_: None)
     with pytest.raises(SystemExit) as caught:
         main(["demo", "--json"])
     assert caught.value.code == 0

@@ -133,7 +133,7 @@ def test_vectors_of_the_first_token_are_refused_where_they_say_nothing(
         retrieve(RetrieveSettings(base=str(causal), data=pairs, pooling="bos", **own))  # type: ignore[arg-type]
     out = str(tmp_path / "out")
     train_align(AlignSettings(base=str(encoder), pairs=pairs, steps=1, batch_size=3, pooling="bos", out=out, **own))  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match="the adapter was trained with --pooling bos"):
+    with pytest.raises(PlanError, match="the adapter was trained on"):
         retrieve(RetrieveSettings(base=str(encoder), data=pairs, adapter=out, exclude_bos=True, **own))  # type: ignore[arg-type]
 
 
@@ -356,5 +356,5 @@ def test_scores_are_those_of_transfer_languages(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     assert read_scores(path) == {"de": 0.5}
     path.write_text("[]")
-    with pytest.raises(DataError, match="must be what 'adaptermix evaluate --json' prints"):
+    with pytest.raises(DataError, match="must be the output of 'adaptermix evaluate --json'"):
         read_scores(path)

@@ -56,7 +56,7 @@ def gained_and_lost() -> tuple[np.ndarray, np.ndarray]:
 def test_the_p_value_of_a_comparison_is_near_that_of_mcnemar(tmp_path: Path):
     """40 rows gained and 20 lost of 400: McNemar's z is 20 / sqrt(60)."""
     base, other = gained_and_lost()
-    found = compared(tmp_path, {"base": base, "other": other}).found[1]
+    found = compared(tmp_path, {"base": base, "other": other}).systems[1]
     assert found.above["all"].value == pytest.approx(0.05)
     assert stats.norm.isf(found.p_values["all"] / 2) == pytest.approx(20 / 60**0.5, rel=0.06)
     assert found.p_values["en"] == pytest.approx(found.p_values["all"])
@@ -69,7 +69,7 @@ def test_few_rows_have_the_p_value_of_the_exact_test_and_an_interval_with_a_widt
 ):
     """All rows that differ are gains, so the resamples vary little or not at all."""
     base = np.arange(rows) >= gained
-    found = compared(tmp_path, {"base": base, "other": np.ones(rows, dtype=bool)}).found[1]
+    found = compared(tmp_path, {"base": base, "other": np.ones(rows, dtype=bool)}).systems[1]
     exact = stats.binomtest(gained, gained).pvalue  # McNemar's exact test; half of it is its mid-p value
     assert exact / 2 < found.p_values["all"] < max(1.6 * exact, 0.01)
     # Agresti and Min's interval: half a row for each way in which two answers can differ
@@ -87,7 +87,7 @@ def test_few_rows_have_the_p_value_of_the_exact_test_and_an_interval_with_a_widt
 
 def test_more_systems_make_a_finding_less_likely(tmp_path: Path):
     base, other = gained_and_lost()
-    alone = compared(tmp_path, {"base": base, "other": other}).found[1]
+    alone = compared(tmp_path, {"base": base, "other": other}).systems[1]
     rng = np.random.default_rng(0)
     # ten systems that differ from the baseline in forty rows, as often for the better as for the worse
     noise = {
@@ -95,8 +95,8 @@ def test_more_systems_make_a_finding_less_likely(tmp_path: Path):
         for i in range(10)
     }
     many = compared(tmp_path, {"base": base, "other": other, **noise})
-    assert many.found[1].p_values["all"] == pytest.approx(11 * alone.p_values["all"])
-    assert alone.p_values["all"] < 0.05 < many.found[1].p_values["all"]
+    assert many.systems[1].p_values["all"] == pytest.approx(11 * alone.p_values["all"])
+    assert alone.p_values["all"] < 0.05 < many.systems[1].p_values["all"]
     titles, rows = many.table()
     assert "p" in titles
     assert not any(cell.endswith("*") for row in rows for cell in row)

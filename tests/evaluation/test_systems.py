@@ -78,7 +78,7 @@ def test_values_are_means_over_runs_and_languages(data: list[str], systems: dict
     found = compare_systems(
         settings(data, systems, baseline="task", ceiling="joint", supervised=["en"], aligned=["tr"])
     )
-    for system in found.found:
+    for system in found.systems:
         runs = [accuracy(path) for path in systems[system.name]]
         assert list(system.runs) == pytest.approx([np.mean(list(run.values())) for run in runs])
         for language, score in system.languages.items():
@@ -88,7 +88,7 @@ def test_values_are_means_over_runs_and_languages(data: list[str], systems: dict
         assert system.groups["transfer"].value == pytest.approx(system.languages["de"].value)
         assert system.groups["all"].value == pytest.approx(np.mean(system.runs))
         assert (system.groups["aligned"].n, system.groups["all"].n) == (22, 63)
-    task, joint, merged = found.found
+    task, joint, merged = found.systems
     assert task.above == task.gap_closed == {}
     gain = merged.groups["all"].value - task.groups["all"].value
     gap = joint.groups["all"].value - task.groups["all"].value
@@ -100,7 +100,9 @@ def test_values_are_means_over_runs_and_languages(data: list[str], systems: dict
 def test_the_ceiling_closes_the_whole_gap_and_a_copy_of_the_baseline_none(
     data: list[str], systems: dict[str, list[str]]
 ) -> None:
-    found = compare_systems(settings(data, systems | {"copy": systems["task"]}, baseline="task", ceiling="joint")).found
+    found = compare_systems(
+        settings(data, systems | {"copy": systems["task"]}, baseline="task", ceiling="joint")
+    ).systems
     ends = [(s.low, s.value, s.high) for s in (found[1].gap_closed["all"], found[3].gap_closed["all"])]
     assert ends == [(1.0, 1.0, 1.0), (0.0, 0.0, 0.0)]
     # answers that are the same do not show that other rows would be answered the same
@@ -123,7 +125,7 @@ def test_answers_of_a_tagging_head_score_as_evaluate_scores_them(tmp_path: Path)
         CompareSettings(systems=[f"one={tmp_path / 'answers.jsonl'}"], task="slots", data=[str(path)])
     )
     expected = score_answers(task, read, answers, {}, seed=0)
-    assert found.found[0].groups["all"] == expected.overall
+    assert found.systems[0].groups["all"] == expected.overall
     assert expected.overall.value > 0
 
 
@@ -131,7 +133,7 @@ def test_runs_widen_the_interval_where_they_differ(data: list[str], tmp_path: Pa
     shares = [dict.fromkeys(LANGUAGES, share) for share in (0.2, 0.9)]
     paths = [answer(tmp_path / f"run{n}.jsonl", data, share) for n, share in enumerate(shares)]
     wide, low = (
-        compare_systems(settings(data, {"a": chosen})).found[0].groups["all"] for chosen in (paths, paths[:1] * 2)
+        compare_systems(settings(data, {"a": chosen})).systems[0].groups["all"] for chosen in (paths, paths[:1] * 2)
     )
     assert wide.high - wide.low > 1.5 * (low.high - low.low)
 
@@ -140,7 +142,7 @@ def test_what_a_reader_should_know_is_told(data: list[str], systems: dict[str, l
     found = compare_systems(settings(data, systems, baseline="joint", ceiling="task"))
     assert "does not clearly exceed" in found.notes[0]
     assert compare_systems(settings(data, systems, baseline="task", ceiling="joint")).notes == []
-    none = next(system for system in found.found if system.name == "merged")
+    none = next(system for system in found.systems if system.name == "merged")
     assert none.document()["gap_closed"]["all"]["value"] is None
     assert " unknown |" in found.markdown()
     for row in systems["merged"]:
@@ -150,7 +152,7 @@ def test_what_a_reader_should_know_is_told(data: list[str], systems: dict[str, l
     )
     assert compare_systems(globs).notes == []
     (tmp_path / "other_0.jsonl").rename(tmp_path / "other_7.jsonl")
-    assert "have both the same seeds" in compare_systems(globs).notes[0]
+    assert "check that both have the same seeds" in compare_systems(globs).notes[0]
     uneven = systems | {"task": systems["task"][:1]}
     assert "not paired by run" in compare_systems(settings(data, uneven)).notes[0]
 
@@ -211,7 +213,7 @@ def test_data_sets_stand_beside_each_other(data: list[str], systems: dict[str, l
     assert titles == ["system", "classify", "other", "mean"]
     assert [row[0] for row in rows] == ["task", "joint", "merged"]
     assert rows[2][2:] == ["", ""]  # the other data set knows no merged system
-    score = both.found[0].groups["all"]
+    score = both.systems[0].groups["all"]
     half = (score.value - score.low) / 2**0.5
     assert rows[0][3].startswith(f"{score.value:.3f} [{score.value - half:.3f}, ")
     assert "| system | classify | other | mean |" in both.markdown()

@@ -210,7 +210,7 @@ def test_what_does_not_go_together_is_refused(encoder: Path, causal: Path, tmp_p
         score(encoder, tmp_path, source_encoder=str(encoder))
     train_fusion(settings(encoder, tmp_path, steps=1, fusion="cross-attention", overwrite=True, alignment="position"))
     train_fusion(settings(encoder, tmp_path, steps=1, fusion="input", overwrite=True))
-    with pytest.raises(AdapterMixError, match="fuse token by token"):
+    with pytest.raises(AdapterMixError, match="fuses token by token"):
         score(encoder, tmp_path, source=[str(tmp_path / "en.csv")], source_alignment="last")
 
 

@@ -184,7 +184,7 @@ def test_an_encoder_that_reads_the_rows_goes_on_to_read_them(encoder: Path, tmp_
     other = tiny_encoder(tmp_path / "mt", layers=2, hidden=24)
     train_fusion(settings(encoder, tmp_path, source=[], source_encoder=str(other), steps=30))
     rows = [write_rows(tmp_path, "en.csv", says=True)]
-    with pytest.raises(AdapterMixError, match="adapters that fuse"):
+    with pytest.raises(AdapterMixError, match="adapter that fuses"):
         score(encoder, tmp_path, source=rows)
     changed = tiny_encoder(tmp_path / "changed", layers=3, hidden=24)
     with pytest.raises(AdapterMixError, match="weight files of"):

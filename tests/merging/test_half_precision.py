@@ -184,7 +184,7 @@ class TestSizes:
     def test_the_writer_alone_refactors_too(self, tmp_path: Path, dtype: str) -> None:
         (a, b), turn = factors(7), gauge(1e6)
         update = LowRank(a=torch.linalg.solve(turn, a), b=b @ turn, scale=-2.0)
-        state = AdapterState(meta=AdapterMeta(base=None, targets=TargetSpec(modules=("q",))), updates={Q: update})
+        state = AdapterState.of_updates(AdapterMeta(base=None, targets=TargetSpec(modules=("q",))), {Q: update})
         write_adapter(tmp_path, state, dtype=getattr(torch, dtype))
         exact = -2.0 * (update.b @ update.a)
         assert float((check_one_meaning(tmp_path)[Q] - exact).norm() / exact.norm()) < bound(dtype)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adaptermix import merge
-from adaptermix.adapters.convert import dora_row_norms
+from adaptermix.adapters.kinds.dora import dora_row_norms
 from adaptermix.algebra import LowRank
 from adaptermix.errors import PlanError
 from adaptermix.methods.base import build

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import adaptermix.publish.output
+import adaptermix.merging.sinks
 from adaptermix.adapters import open_adapter
 from adaptermix.errors import AdapterFormatError, AdapterMixError, IncompatibleAdapters, OutputError, PlanError
 from adaptermix.merging import MergePlan, MergeReport, ModuleReport, merge, resolve_weights
@@ -370,7 +370,7 @@ class TestOverwriting:
         paths = pair(tmp_path)
         merge(paths, weights=[0.9], out=tmp_path / "out")
         before = contents(tmp_path)
-        monkeypatch.setattr(adaptermix.publish.output, "write_adapter", fails)
+        monkeypatch.setattr(adaptermix.merging.sinks, "adapter_writer", fails)
         with pytest.raises(type(error)):
             merge(paths, weights=[0.5], out=tmp_path / "out", overwrite=True)
         assert contents(tmp_path) == before
@@ -613,7 +613,7 @@ def test_a_plan_is_frozen_and_knows_its_modules(tmp_path: Path) -> None:
 def test_a_merge_needs_neither_transformers_nor_peft(tmp_path: Path) -> None:
     script = """
 import sys
-from adaptermix.compose import merge
+from adaptermix.merging import merge
 merge(sys.argv[2:], weights=[0.9], rank=2, max_residual=1.0, out=sys.argv[1])
 print(sorted({"transformers", "peft", "datasets", "accelerate"} & set(sys.modules)))
 """

@@ -190,7 +190,7 @@ class TestAttachment:
     ) -> None:
         model = load_base(base)
         wrong = LowRank(b=torch.ones(shape[0], 1), a=torch.ones(1, shape[1]))
-        other = AdapterState(meta=AdapterMeta(base=None, targets=TargetSpec(modules=("x",))), updates={module: wrong})
+        other = AdapterState.of_updates(AdapterMeta(base=None, targets=TargetSpec(modules=("x",))), {module: wrong})
         with pytest.raises(IncompatibleAdapters, match=words):
             Attachment(model, [*states(plain), other])
         assert not hooks(model)
@@ -206,7 +206,7 @@ class TestAttachment:
     def test_gradients_flow_through_to_the_inputs_and_not_to_the_factors(self) -> None:
         layer = nn.Sequential(nn.Linear(3, 2, bias=False))
         update = LowRank(b=torch.ones(2, 1), a=torch.ones(1, 3), scale=2.0)
-        state = AdapterState(meta=AdapterMeta(base=None, targets=TargetSpec(modules=("0",))), updates={"0": update})
+        state = AdapterState.of_updates(AdapterMeta(base=None, targets=TargetSpec(modules=("0",))), {"0": update})
         inputs = torch.ones(1, 3, requires_grad=True)
         with Attachment(layer, [state], [0.5]):
             layer(inputs).sum().backward()

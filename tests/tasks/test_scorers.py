@@ -129,10 +129,10 @@ def test_systems_are_compared_by_the_metric_that_is_named(tmp_path: Path):
     answers = tmp_path / "answers.jsonl"
     answers.write_text("".join(json.dumps({"answer": "a"}) + "\n" for _ in rows))
     common = {"systems": [f"s={answers}"], "task": "classify", "data": [str(data)]}
-    assert compare_systems(CompareSettings(**common)).found[0].runs == [0.8]
+    assert compare_systems(CompareSettings(**common)).systems[0].runs == [0.8]
     by_label = compare_systems(CompareSettings(**common, metric="macro_f1"))
     assert by_label.metric == "macro_f1"
-    assert by_label.found[0].runs == [pytest.approx(2 * 8 / 18 / 3)]
+    assert by_label.systems[0].runs == [pytest.approx(2 * 8 / 18 / 3)]
 
 
 def test_an_evaluation_says_which_metric_and_script_count():

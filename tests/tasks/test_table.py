@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from adaptermix.options import TASK, TaskOptions
+from adaptermix.options.registries import OneOf
 from adaptermix.tasks import TASKS
 from adaptermix.tasks.heads import HEADS, suiting
 
@@ -15,7 +14,8 @@ def test_help_names_every_task_and_no_other() -> None:
 
 def test_the_choices_of_heads_are_those_of_the_table():
     field = TaskOptions.model_fields["head"]
-    assert set(get_args(field.annotation)) == {"auto", "none", *HEADS}
+    (names,) = [mark.choices for mark in field.metadata if isinstance(mark, OneOf)]
+    assert set(names) == {"auto", "none", *HEADS}
     for name, head in HEADS.items():
         suited = [task for task in TASKS.values() if head.suits(task)]
         assert suited

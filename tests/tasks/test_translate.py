@@ -14,8 +14,8 @@ from adaptermix.errors import PlanError
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, get_template, overlap
 from adaptermix.tasks.base import remarks
-from adaptermix.tasks.data.files import canonical_language
 from adaptermix.tasks.data.language_names import _NAMES, english_name
+from adaptermix.tasks.data.languages import canonical_language
 from adaptermix.tasks.translate import TranslateRow
 
 from ..scoring import count

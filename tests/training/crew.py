@@ -13,7 +13,7 @@ from typing import Any
 from torch.distributed import TCPStore
 
 _START = multiprocessing.get_context("forkserver")
-_PRELOAD = ("torch", "transformers.models.llama", "peft", "accelerate", "adaptermix.cli.train_command", __name__)
+_PRELOAD = ("torch", "transformers.models.llama", "peft", "accelerate", "adaptermix.training", __name__)
 
 
 def fail_at(step: int) -> None:

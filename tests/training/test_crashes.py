@@ -73,7 +73,7 @@ def warm() -> Iterator[None]:
         "torch",
         "transformers.models.llama",
         "peft",
-        "adaptermix.cli.train_command",
+        "adaptermix.cli.show_training",
         "adaptermix.training",
         __name__,
     ]

@@ -18,11 +18,11 @@ from adaptermix.options import AlignSettings, TaskSettings
 from adaptermix.tasks import TASKS, ComparableTask, get_task
 from adaptermix.tasks.data import Pair
 from adaptermix.tasks.tagged import Tagged
-from adaptermix.weight_search.candidate_model import Judge
+from adaptermix.weight_search.candidate_model import CandidateModel
 from adaptermix.weight_search.pair_rows import PairRows
-from adaptermix.weight_search.significance import Board
+from adaptermix.weight_search.significance import TrialScorer
 from adaptermix.weight_search.space import Candidate
-from adaptermix.weight_search.trial_store import Ledger
+from adaptermix.weight_search.trial_store import TrialStore
 from adaptermix.weight_search.trials import Trial
 
 CLASSIFY = get_task("classify")
@@ -34,12 +34,12 @@ def pairs_of(*languages: str, count: int) -> list[Pair]:
     ]
 
 
-def board_of(pairs: PairRows, teacher: list[str], *, floored: bool = True) -> Board:
+def scorer_of(pairs: PairRows, teacher: list[str], *, floored: bool = True) -> TrialScorer:
     rows = pairs.labelled(teacher)
     metric = pairs.task.agreement(rows)[0]
     languages = [pairs.task.language(row) for row in rows]
     floors = pairs.floors(metric, teacher) if floored else {}
-    return Board(metric, languages, rows, objective="mean", seed=0, floors=floors)
+    return TrialScorer(metric, languages, rows, objective="mean", seed=0, floors=floors)
 
 
 def trial(answers: list[str | None], number: int = 0) -> Trial:
@@ -60,7 +60,7 @@ def test_a_candidate_is_worth_its_agreement_with_the_task_adapter_on_the_source_
     pairs = PairRows.of(CLASSIFY, pairs_of("de", "jv", count=4))
     teacher = ["+", "-", "+", "0", *["-"] * 8]
     answers = [*"+-+-", *"+--+", *"+-00"]
-    found = board_of(pairs, teacher)
+    found = scorer_of(pairs, teacher)
     wanted = 0.0
     for first in (0, 4, 8):
         wanted += sum(answers[first + n] == teacher[n] for n in range(4)) / 4 / 3
@@ -75,13 +75,13 @@ def test_a_task_adapter_that_leaves_some_answers_out_keeps_its_own() -> None:
     """By hand: an empty answer is never right, so its own answers score 2 of 4, and the best constant 1 of 4."""
     pairs = PairRows.of(CLASSIFY, pairs_of("de", count=4))
     teacher = ["+", "-", "", ""]
-    found = board_of(pairs, teacher)
+    found = scorer_of(pairs, teacher)
     assert pairs.floors(pairs.task.agreement(pairs.labelled(teacher))[0], teacher) == {"en": 3 / 8}
     assert found.keeps(trial([*teacher, *"+-+-"]))
     assert found.exact(found.counts(trial([*teacher, *"+-+-"]))) == pytest.approx(0.5)
     assert not found.keeps(trial([*"++++", *"++++"]))
     with pytest.raises(PlanError, match="answers all 4 sentences in 'en' with ''"):
-        board_of(pairs, [""] * 4)
+        scorer_of(pairs, [""] * 4)
 
 
 def test_intervals_of_what_reaches_the_floor_are_those_without_one() -> None:
@@ -89,18 +89,18 @@ def test_intervals_of_what_reaches_the_floor_are_those_without_one() -> None:
     pairs = PairRows.of(CLASSIFY, pairs_of("de", count=40))
     teacher = [*"+" * 36, *"-" * 4]
     alone, chosen = trial([*teacher, *"+-" * 20]), trial([*teacher[:-1], "+", *teacher[:36], *"++--"], 1)
-    found, plain = (board_of(pairs, teacher, floored=floored) for floored in (True, False))
+    found, plain = (scorer_of(pairs, teacher, floored=floored) for floored in (True, False))
     assert found.keeps(chosen)
     assert found.score(alone) == plain.score(alone)
     assert found.difference(alone, chosen) == plain.difference(alone, chosen)
-    assert found.verdict([chosen], alone, rule="best") == plain.verdict([chosen], alone, rule="best")
-    assert found.verdict([chosen], alone, rule="best").is_found
+    assert found.decide([chosen], alone, rule="best") == plain.decide([chosen], alone, rule="best")
+    assert found.decide([chosen], alone, rule="best").is_found
 
 
 def test_a_trial_that_was_stopped_early_is_not_judged_by_a_few_answers() -> None:
     """By hand: one of two rows of en, below the floor of .75, and both of de."""
     pairs = PairRows.of(CLASSIFY, pairs_of("de", count=4))
-    found = board_of(pairs, ["+", "-", "+", "0"])
+    found = scorer_of(pairs, ["+", "-", "+", "0"])
     stopped = trial(["+", "+", None, None, "+", "-", None, None])
     assert found.exact(found.counts(stopped)) == pytest.approx((1 / 2 + 1) / 2)
     assert found.keeps(stopped) is None
@@ -116,13 +116,13 @@ def test_one_answer_to_everything_is_worth_nothing(source: list[str], constant: 
     """Both sides of every pair then agree with each other, and with the commonest answer of the task adapter."""
     pairs = PairRows.of(CLASSIFY, pairs_of("de", count=len(source)))
     other = data.draw(st.lists(LABELS, min_size=len(source), max_size=len(source)))
-    board = board_of(pairs, source)
+    scorer = scorer_of(pairs, source)
     collapsed, alone = trial([constant] * len(pairs.rows), 1), trial([*source, *other])
-    assert not board.keeps(collapsed)
-    assert board.exact(board.counts(collapsed)) == 0
-    assert board.score(collapsed).value == 0
-    assert board.exact(board.counts(alone)) >= 0.5
-    verdict = board.verdict([collapsed, alone], alone, rule="best")
+    assert not scorer.keeps(collapsed)
+    assert scorer.exact(scorer.counts(collapsed)) == 0
+    assert scorer.score(collapsed).value == 0
+    assert scorer.exact(scorer.counts(alone)) >= 0.5
+    verdict = scorer.decide([collapsed, alone], alone, rule="best")
     assert verdict.chosen == 1
 
 
@@ -137,20 +137,20 @@ def test_the_choice_without_labels_is_that_of_labels() -> None:
 
     pairs = PairRows.of(CLASSIFY, pairs_of("de", "jv", count=count))
     teacher = answered(0.85)
-    board = board_of(pairs, [*teacher, *[""] * 2 * count])
+    scorer = scorer_of(pairs, [*teacher, *[""] * 2 * count])
     rows = [
         row
         for row, label in zip(pairs.rows[count:], [*gold, *gold], strict=True)
         for row in [pairs.task.labelled(row, str(label))]
     ]
-    labelled = Board(
+    labelled = TrialScorer(
         CLASSIFY.metrics(rows)[0], ["de"] * count + ["jv"] * count, rows, objective="mean", seed=0, first=count
     )
     trials = [trial([*teacher, *answered(skill), *answered(skill)], n) for n, skill in enumerate(skills)]
-    by_pairs, by_labels = ([one.exact(one.counts(found)) for found in trials] for one in (board, labelled))
+    by_pairs, by_labels = ([one.exact(one.counts(found)) for found in trials] for one in (scorer, labelled))
     assert np.argsort(by_pairs).tolist() == np.argsort(by_labels).tolist() == [0, 3, 1, 2]
-    assert board.verdict(trials, trials[0], rule="best").chosen == 2
-    assert board.verdict(trials, trials[0], rule="best").is_found
+    assert scorer.decide(trials, trials[0], rule="best").chosen == 2
+    assert scorer.decide(trials, trials[0], rule="best").is_found
 
 
 def test_tasks_compare_what_is_alike_in_all_languages() -> None:
@@ -188,7 +188,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         PairRows.of(CLASSIFY, turned)
     pairs = PairRows.of(CLASSIFY, pairs_of("de", count=3))
     with pytest.raises(PlanError, match="answers all 3 sentences in 'en' with '\\+'"):
-        board_of(pairs, ["+"] * 3)
+        scorer_of(pairs, ["+"] * 3)
 
 
 @pytest.mark.parametrize(
@@ -336,11 +336,11 @@ def test_processes_that_share_trials_score_against_the_same_answers(
     """Two that begin at once both ask the task adapter alone; the second, whose answers differ, takes the first's."""
     storage = {"storage": str(tmp_path / "trials.log"), "study": "s", "grid": [0.5, 1.0]}
     first = search(asked(encoder, folder, tmp_path / "one", **storage))
-    kept, looks = Ledger.baseline, iter([None])
-    monkeypatch.setattr(Ledger, "_check", lambda _self: None)  # which looks too
-    monkeypatch.setattr(Ledger, "baseline", lambda self, *name: next(looks, kept(self, *name)))
+    kept, looks = TrialStore.saved_answers, iter([None])
+    monkeypatch.setattr(TrialStore, "_check", lambda _self: None)  # which looks too
+    monkeypatch.setattr(TrialStore, "saved_answers", lambda self, *name: next(looks, kept(self, *name)))
     rows = 48
-    monkeypatch.setattr(Judge, "alone", lambda _self, _label: ["positive", *["negative"] * (rows - 1)])
+    monkeypatch.setattr(CandidateModel, "alone", lambda _self, _label: ["positive", *["negative"] * (rows - 1)])
     second = search(asked(encoder, folder, tmp_path / "two", **storage))
     assert second.document()["task_alone"] == first.document()["task_alone"]
     assert second.document()["best"] == first.document()["best"]

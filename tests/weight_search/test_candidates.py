@@ -11,7 +11,7 @@ from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search
 from adaptermix.errors import AdapterMixError, IncompatibleAdapters, PlanError, UsageError
 from adaptermix.weight_search import search_dry
 from adaptermix.weight_search.prepare import prepare
-from adaptermix.weight_search.trial_store import Listed
+from adaptermix.weight_search.space import CandidateList
 from tests.factories import peft_lora
 
 COMMON = {"task": "classify", "max_new_tokens": 6, "dtype": "float32", "device": "cpu"}
@@ -187,7 +187,7 @@ def test_what_cannot_be_searched_is_refused_before_a_model_is_loaded(
 def test_sums_are_the_whole_first_adapter_and_shares_of_the_others(given: dict[str, object]) -> None:
     settings = SearchSettings(**(given | {"grid": [0.0, 0.5], "space": "sum"}))  # type: ignore[arg-type]
     found = prepare(settings, writes=False)
-    assert isinstance(found.searched, Listed)
+    assert isinstance(found.searched, CandidateList)
     weights = [candidate.weights for candidate in found.searched.candidates]
     assert weights == [(1.0, 0.0, 0.0), (1.0, 0.0, 0.5), (1.0, 0.5, 0.0), (1.0, 0.5, 0.5)]
     assert "left out" not in " ".join(found.notes)
@@ -255,7 +255,7 @@ def test_the_weights_of_a_grid_in_each_space(
 ) -> None:
     given["adapters"] = given["adapters"][:2]  # type: ignore[index]
     found = prepare(SearchSettings(**given, grid=[0.5, 1.0], space=space)).searched  # type: ignore[arg-type]
-    assert isinstance(found, Listed)
+    assert isinstance(found, CandidateList)
     assert [candidate.weights for candidate in found.candidates] == expected
 
 

@@ -17,8 +17,8 @@ from adaptermix.errors import ConfigError, OutputError, UsageError
 from adaptermix.io.files import held
 from adaptermix.tuning import tune
 from adaptermix.weight_search import search_dry
-from adaptermix.weight_search.space import Candidate
-from adaptermix.weight_search.trial_store import Ledger, Listed, check_idle
+from adaptermix.weight_search.space import Candidate, CandidateList
+from adaptermix.weight_search.trial_store import TrialStore, check_idle
 from tests.factories import peft_lora
 from tests.training.data import Notes, write_slots
 
@@ -78,7 +78,7 @@ def test_a_search_that_goes_on_says_so_and_knows_the_best(
 
     settings = SearchSettings(**given, grid=[0.3, 0.6, 0.9])
     monkeypatch.setattr(run, "TOGETHER", 1)
-    real, asked = run._Work._answer, []
+    real, asked = run._TrialRunner._answer, []
 
     def answer(work: Any, trials: Any) -> Any:
         asked.append(trials)
@@ -87,7 +87,7 @@ def test_a_search_that_goes_on_says_so_and_knows_the_best(
         return real(work, trials)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run._Work, "_answer", answer)
+        patched.setattr(run._TrialRunner, "_answer", answer)
         with pytest.raises(KeyboardInterrupt):
             search(settings)
     notes = Notes()
@@ -121,13 +121,13 @@ def test_one_process_at_a_time_works_on_an_output(given: dict[str, Any], tmp_pat
 
 def test_a_study_that_others_work_on_is_not_begun_again(tmp_path: Path) -> None:
     place = tmp_path / "log"
-    ledger = Ledger(place, name="s", searched=Listed([Candidate(weights=(1.0,))]), settings={}, limit=1)
-    asked = ledger.ask()
+    store = TrialStore((place, "s"), searched=CandidateList([Candidate(weights=(1.0,))]), settings={}, limit=1)
+    asked = store.ask()
     assert asked is not None
-    check_idle(place, "s")  # this process's own
-    ledger._open[asked[0]].set_user_attr("worker", [socket.gethostname(), os.getppid(), "another"])
+    check_idle((place, "s"))  # this process's own
+    store._open[asked.number].set_user_attr("worker", [socket.gethostname(), os.getppid(), "another"])
     with pytest.raises(OutputError, match="must be idle to be begun again"):
-        check_idle(place, "s")
+        check_idle((place, "s"))
 
 
 @pytest.mark.parametrize("is_late", [False, True])

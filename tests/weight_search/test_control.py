@@ -22,7 +22,7 @@ from adaptermix.weight_search.control import random_adapters, random_update
 from tests.factories import peft_lora
 from tests.fusion.test_commands import write_rows
 
-from .test_choice import board, trial
+from .test_significance import scorer, trial
 
 COMMON: dict[str, Any] = {"task": "classify", "max_new_tokens": 12, "dtype": "float32", "device": "cpu"}
 
@@ -74,11 +74,11 @@ def verdict_of(chosen: list[bool], rival: list[bool], alone: list[bool]) -> Any:
     """Return the verdict on a candidate where random adapters answer so."""
     from dataclasses import replace
 
-    from adaptermix.weight_search.control import Control
+    from adaptermix.weight_search.decision import Control
 
-    table = board(len(alone), languages=2)
+    table = scorer(len(alone), languages=2)
     own, base, other = trial(chosen), trial(alone, weights=(1.0, 0.0)), trial(rival)
-    found = table.verdict([own, base], base, rule="best")
+    found = table.decide([own, base], base, rule="best")
     return replace(
         found,
         control=Control(
@@ -227,7 +227,7 @@ def test_heads_groups_and_choices_without_labels(
         train_align(aligned)
     asked = {"adapters": [str(tmp_path / name) for name in ("task", "align1", "align2")], "task": "classify"}
     asked |= {"pairs": [str(pairs)]} if "objective" in more else {"dev": [rows]}
-    monkeypatch.setattr("adaptermix.weight_search.significance.LEVEL", 1.0)  # whatever is chosen counts as better
+    monkeypatch.setattr("adaptermix.weight_search.decision.LEVEL", 1.0)  # whatever is chosen counts as better
     result = search(SearchSettings(**common, **asked, **more, out=str(tmp_path / "out")))
     found = result.verdict.control
     assert found is not None

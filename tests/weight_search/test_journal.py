@@ -13,33 +13,35 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adaptermix.errors import OutputError
-from adaptermix.weight_search.ask_tell import Proposals
+from adaptermix.weight_search.ask_tell import SequentialTrials
 from adaptermix.weight_search.liveness import works
-from adaptermix.weight_search.space import Candidate, Choice, Interval, Space
+from adaptermix.weight_search.parameters import Choice, Interval
+from adaptermix.weight_search.space import Candidate, CandidateList, Space
 from adaptermix.weight_search.storage import hidden, open_study, without_password
-from adaptermix.weight_search.trial_store import Ledger, Listed
-from adaptermix.weight_search.trials import Trial, pack, unpack
+from adaptermix.weight_search.trial_store import TrialStore
+from adaptermix.weight_search.trials import pack, unpack
 
-LISTED = Listed([Candidate(weights=(weight,)) for weight in (0.1, 0.5, 0.9)])
+LISTED = CandidateList([Candidate(weights=(weight,)) for weight in (0.1, 0.5, 0.9)])
 SPACE = Space(count=2, simplex=False, reach=(0.0, 1.0), options={})
 
 
-def ledger(place: Path, searched: Any = LISTED, **given: Any) -> Ledger:
-    return Ledger(place, name="s", searched=searched, settings={"a": 1}, limit=3, rows=2, **given)
+def store(place: Path, searched: Any = LISTED, **given: Any) -> TrialStore:
+    return TrialStore((place, "s"), searched=searched, settings={"a": 1}, limit=3, rows=2, **given)
 
 
-def run(found: Ledger, most: int = 9) -> int:
+def run(found: TrialStore, most: int = 9) -> int:
     """Run the trials that are left and return how many."""
     count = 0
-    found.keep_baseline(["x", "y"])
+    found.save_answers(["x", "y"])
     while count < most and (asked := found.ask()):
-        found.tell(Trial(number=asked[0], candidate=asked[1], answers=("x", None), seconds=1.0), 0.5)
+        found.tell(replace(asked, answers=("x", None), seconds=1.0), 0.5)
         count += 1
     return count
 
@@ -47,21 +49,21 @@ def run(found: Ledger, most: int = 9) -> int:
 @pytest.fixture
 def journal(tmp_path: Path) -> Path:
     """A journal of a search with two of three trials done."""
-    assert run(ledger(tmp_path / "log"), most=2) == 2
+    assert run(store(tmp_path / "log"), most=2) == 2
     return tmp_path / "log"
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match=r"must be a journal file of a search, .* it is not a file"):
-        open_study(tmp_path / "pipe", "study")
+        open_study((tmp_path / "pipe", "study"))
 
 
 @pytest.mark.parametrize("lost", [1, 2, 10, 60])
 def test_a_last_line_that_was_cut_off_is_removed(journal: Path, lost: int) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole[:-lost])
-    found = ledger(journal)
+    found = store(journal)
     assert run(found) in (1, 2)
     assert len(found.trials()) == 3
     for line in journal.read_text().splitlines():
@@ -72,12 +74,12 @@ def test_a_last_line_that_was_cut_off_is_removed(journal: Path, lost: int) -> No
 def test_what_a_crash_appended_is_removed(journal: Path, tail: bytes) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole + tail)
-    assert run(ledger(journal)) == 1
+    assert run(store(journal)) == 1
     assert journal.read_bytes().startswith(whole + b"{")
 
 
 def test_a_line_that_is_cut_off_while_a_search_runs_does_not_stop_it(journal: Path) -> None:
-    found, other = ledger(journal), ledger(journal)
+    found, other = store(journal), store(journal)
     with journal.open("ab") as file:
         file.write(b'{"op_code":8,"trial_id":0,"user_at')
     assert run(found) == 1
@@ -86,14 +88,14 @@ def test_a_line_that_is_cut_off_while_a_search_runs_does_not_stop_it(journal: Pa
 
 def test_a_journal_that_was_cut_off_in_its_first_line_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / "log").write_text('{"op_code":0,"worker_id":"x')
-    assert run(ledger(tmp_path / "log")) == 3
+    assert run(store(tmp_path / "log")) == 3
 
 
 @pytest.mark.parametrize("text", ["dear diary", "dear diary\n", "[1]\n", "null\n", '{"a": 1}\n', "\xff\xfe\n"])
 def test_a_file_of_something_else_is_refused_and_not_changed(tmp_path: Path, text: str) -> None:
     (tmp_path / "log").write_bytes(text.encode("latin-1"))
     with pytest.raises(OutputError, match="--storage must be a journal file of a search"):
-        ledger(tmp_path / "log")
+        store(tmp_path / "log")
     assert (tmp_path / "log").read_bytes() == text.encode("latin-1")
 
 
@@ -104,7 +106,7 @@ def test_a_line_of_another_form_in_the_middle_is_told(journal: Path, line: str) 
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n")
     with pytest.raises(OutputError, match="--storage must be a journal file of a search"):
-        ledger(journal)
+        store(journal)
 
 
 def _forged(journal: Path, name: str, change: Callable[[Any], Any]) -> None:
@@ -139,10 +141,10 @@ BOMB = base64.b85encode(zlib.compress(b"[" + b" " * 2**29 + b"]", 9)).decode()
 def test_answers_of_another_form_are_told(journal: Path, name: str, value: object) -> None:
     _forged(journal, name, lambda _: value)
     if name == "baseline" and value is None:  # as if there were none
-        assert ledger(journal).baseline() is None
+        assert store(journal).saved_answers() is None
         return
     with pytest.raises(OutputError, match=r"log must be as a search left it, and .* is damaged: "):
-        ledger(journal)
+        store(journal)
 
 
 @pytest.mark.parametrize(
@@ -155,39 +157,39 @@ def test_answers_of_another_form_are_told(journal: Path, name: str, value: objec
 def test_notes_of_another_form_are_told(journal: Path, name: str, value: object) -> None:
     _forged(journal, name, lambda _: value)
     with pytest.raises(OutputError, match=r"trial 1 in it is damaged: |--storage must be a journal file"):
-        ledger(journal)
+        store(journal)
 
 
 @pytest.mark.parametrize("settings", [None, [], "x", 1, {"a": 2}, {}])
 def test_settings_of_another_form_are_others(journal: Path, settings: object) -> None:
     _forged(journal, "settings", lambda _: settings)
     if settings is None:  # of a study that had none yet
-        assert len(ledger(journal).trials()) == 2
+        assert len(store(journal).trials()) == 2
         return
     with pytest.raises(OutputError, match=r"was begun with other settings \(a\)"):
-        ledger(journal)
+        store(journal)
 
 
 @pytest.mark.parametrize("value", [2.0, -1.0, "x", None, True])
 def test_a_parameter_outside_its_range_is_told(tmp_path: Path, value: object) -> None:
-    assert run(ledger(tmp_path / "log", SPACE), most=1) == 1
+    assert run(store(tmp_path / "log", SPACE), most=1) == 1
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     for line in lines:
         if "param_value_internal" in line:
             line["param_value_internal"] = value
     (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(OutputError, match=r"is damaged|--storage must be a journal file"):
-        ledger(tmp_path / "log", SPACE)
+        store(tmp_path / "log", SPACE)
 
 
 @pytest.mark.parametrize("worker", [None, 1, "x", [], ["h"], [1, 2, 3], ["h", "p", "t"], [None, None, None], {}])
 def test_a_running_trial_of_nobody_is_given_again(tmp_path: Path, worker: object) -> None:
     from datetime import datetime
 
-    found = ledger(tmp_path / "log")
+    found = store(tmp_path / "log")
     asked = found.ask()
     assert asked
-    found._open[asked[0]].set_user_attr("worker", worker)
+    found._open[asked.number].set_user_attr("worker", worker)
     (trial,) = found._study.get_trials(deepcopy=False)
     trial.datetime_start = datetime.fromtimestamp(time.time())
     assert works(trial)  # just begun
@@ -200,7 +202,7 @@ def test_a_reused_process_number_is_another_worker(tmp_path: Path) -> None:
 
     import psutil
 
-    found = ledger(tmp_path / "log")
+    found = store(tmp_path / "log")
     found.ask()
     (trial,) = found._study.get_trials(deepcopy=False)
     started = psutil.Process(os.getppid()).create_time()
@@ -214,7 +216,7 @@ def test_an_interrupt_between_a_trial_and_its_note_gives_it_back(
 ) -> None:
     from adaptermix.weight_search import trial_store as module
 
-    found = ledger(tmp_path / "log")
+    found = store(tmp_path / "log")
 
     def interrupted(process: int) -> float:
         raise KeyboardInterrupt
@@ -223,7 +225,7 @@ def test_an_interrupt_between_a_trial_and_its_note_gives_it_back(
         patched.setattr(module, "started", interrupted)
         with pytest.raises(KeyboardInterrupt):
             found.ask()
-    other = ledger(tmp_path / "log")
+    other = store(tmp_path / "log")
     assert run(other) == 3
     assert not other.is_busy()
 
@@ -232,8 +234,8 @@ KILLED_INSIDE = """
 import os, signal, sys
 from pathlib import Path
 from adaptermix.weight_search import journal
-from tests.weight_search.test_journal import ledger
-found = ledger(Path(sys.argv[1]))
+from tests.weight_search.test_journal import store
+found = store(Path(sys.argv[1]))
 journal._cut = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
 found.ask()
 """
@@ -251,12 +253,12 @@ def test_a_process_that_is_killed_inside_the_lock_leaves_it_free(
     monkeypatch.chdir(tmp_path)
     with open(place, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it
-    assert run(ledger(Path(place))) == 3
+    assert run(store(Path(place))) == 3
 
 
 def test_proposals_of_another_form_are_told(tmp_path: Path) -> None:
     parameters = {"x": Interval(0.0, 1.0), "y": Choice((1, 2))}
-    found = Proposals(tmp_path / "log", parameters, sampler="random", seed=0)
+    found = SequentialTrials(tmp_path / "log", parameters, sampler="random", seed=0)
     found.point(0)
     found.tell(0.5, "note")
     text = (tmp_path / "log").read_text()
@@ -267,7 +269,7 @@ def test_proposals_of_another_form_are_told(tmp_path: Path) -> None:
         assert forged != text, name
         (tmp_path / "log").write_text(forged)
         with pytest.raises(OutputError, match="must be a journal"):
-            Proposals(tmp_path / "log", parameters, sampler="random", seed=0)
+            SequentialTrials(tmp_path / "log", parameters, sampler="random", seed=0)
 
 
 @pytest.mark.parametrize(

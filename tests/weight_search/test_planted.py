@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from adaptermix.weight_search.significance import Board
+from adaptermix.weight_search.significance import TrialScorer
 from adaptermix.weight_search.space import Candidate, Space, alone, depth_groups
-from adaptermix.weight_search.trial_store import Ledger
+from adaptermix.weight_search.trial_store import TrialStore
 from adaptermix.weight_search.trials import Trial
 
-from .test_choice import ACCURACY
+from .test_significance import ACCURACY
 
 ROWS = 600
 
@@ -19,20 +21,20 @@ def vectors(candidate):
     return np.array([point for place in candidate.overrides for point in place.points] or [candidate.weights])
 
 
-def board(rows=ROWS):
-    return Board(ACCURACY, [f"l{row % 3}" for row in range(rows)], ["y"] * rows, objective="mean", seed=0)
+def scorer(rows=ROWS):
+    return TrialScorer(ACCURACY, [f"l{row % 3}" for row in range(rows)], ["y"] * rows, objective="mean", seed=0)
 
 
 def searched(tmp_path, space, answer, limit, *, seed, sampler="tpe", table=None):
-    table = table or board()
-    ledger = Ledger(
-        tmp_path / f"{seed}.log", name="s", searched=space, settings={}, sampler=sampler, limit=limit, seed=seed
+    table = table or scorer()
+    store = TrialStore(
+        (tmp_path / f"{seed}.log", "s"), searched=space, settings={}, sampler=sampler, limit=limit, seed=seed
     )
-    ledger.enqueue([space.point(weights, {}) for weights in space.starts()])
-    while asked := ledger.ask():
-        trial = Trial(number=asked[0], candidate=asked[1], answers=tuple(answer(asked[1])))
-        ledger.tell(trial, table.exact(table.counts(trial)))
-    return ledger.trials()
+    store.enqueue([space.point(weights, {}) for weights in space.starts()])
+    while asked := store.ask():
+        trial = replace(asked, answers=tuple(answer(asked.candidate)))
+        store.tell(trial, table.exact(table.counts(trial)))
+    return store.trials()
 
 
 @pytest.mark.parametrize(
@@ -66,8 +68,8 @@ def test_planted_weights_are_found_within_a_tenth(tmp_path, space, sampler, limi
 
         trials = searched(tmp_path, space, answer, limit, seed=seed, sampler=sampler)
         assert len(trials) == limit
-        table = board()
-        verdict = table.verdict(
+        table = scorer()
+        verdict = table.decide(
             trials,
             Trial(number=-1, candidate=alone(space.count), answers=tuple(answer(alone_everywhere(space)))),
             rule="best",
@@ -84,7 +86,7 @@ def alone_everywhere(space):
 
 def test_where_there_is_nothing_to_find_it_says_so(tmp_path):
     """30 searches by a sampler that learns from noise; 4 % of 600 such searches said that they found something."""
-    table, space, said = board(120), Space(count=2), 0
+    table, space, said = scorer(120), Space(count=2), 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
 
@@ -93,5 +95,5 @@ def test_where_there_is_nothing_to_find_it_says_so(tmp_path):
 
         baseline = Trial(number=-1, candidate=alone(2), answers=tuple(answer(alone(2))))
         trials = searched(tmp_path, space, answer, 12, seed=seed, table=table)
-        said += table.verdict([*trials, baseline], baseline, rule="best").is_found
+        said += table.decide([*trials, baseline], baseline, rule="best").is_found
     assert said <= 4  # of 30; with the 2.5 % that are meant, more come about once in 1000 times

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adaptermix.weight_search.racing import COHORT, Race, rungs
-from adaptermix.weight_search.significance import Board
-from adaptermix.weight_search.space import Candidate, Space, alone
-from adaptermix.weight_search.trial_store import Ledger, Listed
+from adaptermix.weight_search.racing import COHORT, SuccessiveHalving, rungs
+from adaptermix.weight_search.significance import TrialScorer
+from adaptermix.weight_search.space import Candidate, CandidateList, Space, alone
+from adaptermix.weight_search.trial_store import TrialStore
 from adaptermix.weight_search.trials import Trial
 
-from .test_choice import ACCURACY
+from .test_significance import ACCURACY
 
 ROWS, LANGUAGES = 540, 6
 NAMES = [f"l{place * LANGUAGES // ROWS}" for place in range(ROWS)]
@@ -35,20 +35,20 @@ class World:
         return ["y" if self.difficulty[place] + own[place] < skill else "n" for place in places]
 
 
-def board():
-    return Board(ACCURACY, NAMES, ["y"] * ROWS, objective="mean", seed=0)
+def scorer():
+    return TrialScorer(ACCURACY, NAMES, ["y"] * ROWS, objective="mean", seed=0)
 
 
 def raced(tmp_path, seed, searched, limit, size, sampler="random"):
-    world, table = World(seed), board()
+    world, table = World(seed), scorer()
     baseline = Trial(
         number=-1, candidate=alone(2), answers=tuple(world.answer(Trial(number=0, candidate=alone(2), answers=())))
     )
-    ledger = Ledger(
-        tmp_path / f"{seed}.log", name="s", searched=searched, settings={}, limit=limit, sampler=sampler, seed=seed
+    store = TrialStore(
+        (tmp_path / f"{seed}.log", "s"), searched=searched, settings={}, limit=limit, sampler=sampler, seed=seed
     )
-    Race(table, NAMES, world.answers, baseline=baseline, size=size).run(ledger)
-    return ledger.trials(), table, world
+    SuccessiveHalving(table, NAMES, world.answers, baseline=baseline, size=size).run(store)
+    return store.trials(), table, world
 
 
 def test_rungs_are_nested_spaced_and_cover_all_rows_once():
@@ -61,7 +61,7 @@ def test_rungs_are_nested_spaced_and_cover_all_rows_once():
 
 
 def test_a_grid_is_raced_for_a_third_of_the_rows_and_the_best_is_as_good(tmp_path):
-    grid = Listed([Candidate(weights=(w, round(1 - w, 2))) for w in np.linspace(0, 1, 12).round(2).tolist()])
+    grid = CandidateList([Candidate(weights=(w, round(1 - w, 2))) for w in np.linspace(0, 1, 12).round(2).tolist()])
     for seed in range(20):
         trials, table, world = raced(tmp_path, seed, grid, 12, 12)
         assert len(trials) == 12
@@ -87,18 +87,18 @@ def test_samplers_race_in_cohorts_and_learn_from_those_that_stopped(tmp_path):
 
 
 def test_nobody_who_is_clearly_worse_than_the_task_adapter_runs_to_the_end_but_one(tmp_path):
-    grid = Listed([Candidate(weights=(w, 1 - w)) for w in (0.0, 0.05, 0.1, 0.15)])
+    grid = CandidateList([Candidate(weights=(w, 1 - w)) for w in (0.0, 0.05, 0.1, 0.15)])
     trials, _, _ = raced(tmp_path, 0, grid, 4, 4)
     assert sum(trial.is_whole for trial in trials) == 1
 
 
 def test_candidates_that_are_proposed_twice_are_asked_once(tmp_path):
-    grid = Listed([Candidate(weights=(0.7, 0.3)), Candidate(weights=(0.1, 0.9))] * 2)
-    world, table = World(0), board()
+    grid = CandidateList([Candidate(weights=(0.7, 0.3)), Candidate(weights=(0.1, 0.9))] * 2)
+    world, table = World(0), scorer()
     baseline = Trial(number=-1, candidate=alone(2), answers=("y",) * ROWS)
-    ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=4)
-    Race(table, NAMES, world.answers, baseline=baseline, size=2).run(ledger)
-    trials = ledger.trials()
+    store = TrialStore((tmp_path / "log", "s"), searched=grid, settings={}, limit=4)
+    SuccessiveHalving(table, NAMES, world.answers, baseline=baseline, size=2).run(store)
+    trials = store.trials()
     assert [t.answers for t in trials[2:]] == [t.answers for t in trials[:2]]
     assert world.asked == sum(trial.rows for trial in trials[:2])
 
@@ -110,13 +110,13 @@ def test_a_first_rung_has_rows_enough_of_every_language():
 
 
 def test_a_race_that_was_killed_asks_no_row_twice(tmp_path):
-    grid = Listed([Candidate(weights=(w, round(1 - w, 2))) for w in (0.2, 0.5, 0.7, 0.9)])
+    grid = CandidateList([Candidate(weights=(w, round(1 - w, 2))) for w in (0.2, 0.5, 0.7, 0.9)])
     baseline = Trial(number=-1, candidate=alone(2), answers=("n",) * ROWS)
 
     def race(world, answer):
-        ledger = Ledger(tmp_path / f"{world.seed}.log", name="s", searched=grid, settings={}, limit=4)
-        Race(board(), NAMES, answer, baseline=baseline, size=4).run(ledger)
-        return ledger.trials()
+        store = TrialStore((tmp_path / f"{world.seed}.log", "s"), searched=grid, settings={}, limit=4)
+        SuccessiveHalving(scorer(), NAMES, answer, baseline=baseline, size=4).run(store)
+        return store.trials()
 
     whole = World(0)
     expected = race(whole, whole.answers)
@@ -161,9 +161,9 @@ def test_a_candidate_stops_if_it_is_worse_in_more_than_95_percent_of_the_resampl
             for trial, places in given
         ]
 
-    table = Board(ACCURACY, names, ["y"] * 270, objective="mean", seed=0)
+    table = TrialScorer(ACCURACY, names, ["y"] * 270, objective="mean", seed=0)
     baseline = Trial(number=-1, candidate=alone(2), answers=("n",) * 270)
-    grid = Listed([Candidate(weights=pair) for pair in weights])
-    ledger = Ledger(tmp_path / "log", name="s", searched=grid, settings={}, limit=6)
-    Race(table, names, answers, baseline=baseline, size=6).run(ledger)
-    assert [trial.rows for trial in ledger.trials()] == [270, asked, 30, 30, 30, 30]
+    grid = CandidateList([Candidate(weights=pair) for pair in weights])
+    store = TrialStore((tmp_path / "log", "s"), searched=grid, settings={}, limit=6)
+    SuccessiveHalving(table, names, answers, baseline=baseline, size=6).run(store)
+    assert [trial.rows for trial in store.trials()] == [270, asked, 30, 30, 30, 30]

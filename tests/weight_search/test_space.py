@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptermix.merging.overrides import Override
-from adaptermix.weight_search.space import Candidate, Choice, Interval, Space, alone, depth_groups, grid_weights
+from adaptermix.weight_search.parameters import Choice, Interval
+from adaptermix.weight_search.space import Candidate, Space, alone, depth_groups, grid_weights
 
 units = st.floats(0, 1, allow_nan=False)
 

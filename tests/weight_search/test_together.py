@@ -97,8 +97,8 @@ def test_where_modules_do_not_see_rows_candidates_answer_one_by_one(
     settings = given(tmp_path, "qwen2_moe", target_modules=["q_proj", "shared_expert.up_proj"])
     case = {"grid": [0.2, 0.5, 0.8]}
     asked: list[object] = []
-    real = judging.Judge._one
-    monkeypatch.setattr(judging.Judge, "_one", lambda self, *one: asked.append(one[0]) or real(self, *one))
+    real = judging.CandidateModel._one
+    monkeypatch.setattr(judging.CandidateModel, "_one", lambda self, *one: asked.append(one[0]) or real(self, *one))
     found = search(SearchSettings(**settings | case))
     assert len(asked) == 3
     alone = search(SearchSettings(**settings | case | {"out": str(tmp_path / "one"), "batch_size": 1}))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adaptermix.errors import UsageError
-from adaptermix.weight_search.parameters import described, read_parameter
-from adaptermix.weight_search.space import Choice, Interval
+from adaptermix.weight_search.parameters import Choice, Interval, described, read_parameter
 from adaptermix.weight_search.storage import distribution, fitting_sampler
 
 

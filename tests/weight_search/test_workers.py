@@ -69,7 +69,7 @@ def test_two_of_four_workers_are_killed_and_no_trial_is_lost_or_counted_twice(
     killed: list[int] = []
     done = threading.Event()
     journal = tmp_path / ".out.partial" / "trials.log"
-    real = workers.helped
+    real = workers.start_workers
 
     def kill_busy(processes: list[subprocess.Popen[bytes]]) -> None:
         """Kill two workers, each when it has its first trial."""
@@ -88,12 +88,12 @@ def test_two_of_four_workers_are_killed_and_no_trial_is_lost_or_counted_twice(
             threading.Thread(target=kill_busy, args=(processes,), daemon=True).start()
             yield
 
-    monkeypatch.setattr("adaptermix.weight_search.run.helped", watched)
+    monkeypatch.setattr("adaptermix.weight_search.run.start_workers", watched)
     from adaptermix.weight_search import run
 
     # this process waits with its first trials until two others have had some and are gone
-    fast = run._Work._answer
-    monkeypatch.setattr(run._Work, "_answer", lambda *given: done.wait() and fast(*given))
+    fast = run._TrialRunner._answer
+    monkeypatch.setattr(run._TrialRunner, "_answer", lambda *given: done.wait() and fast(*given))
     parallel = search(settings.model_copy(update={"workers": 4}))
     assert len(killed) == 2
     weights = sorted(trial.candidate.weights[0] for trial in parallel.trials)
@@ -116,12 +116,12 @@ def test_a_search_that_was_killed_goes_on_and_ends_as_an_unbroken_one(settings: 
         "from adaptermix import SearchSettings, search\n"
         "from adaptermix.weight_search import run\n"
         "run.TOGETHER = 100  # some trials share passes\n"
-        "count = [0]; real = run._Work._answer\n"
+        "count = [0]; real = run._TrialRunner._answer\n"
         "def answer(*given):\n"
         "    count[0] += 1\n"
         "    if count[0] == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(*given)\n"
-        "run._Work._answer = answer\n"
+        "run._TrialRunner._answer = answer\n"
         "search(SearchSettings.model_validate_json(sys.stdin.read()))\n"
     )
     text = settings.model_dump_json().encode()
@@ -129,9 +129,9 @@ def test_a_search_that_was_killed_goes_on_and_ends_as_an_unbroken_one(settings: 
     asked = []
     from adaptermix.weight_search import run
 
-    real = run._Work._answer
+    real = run._TrialRunner._answer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run._Work, "_answer", lambda work, trials: asked.extend(trials) or real(work, trials))
+        patch.setattr(run._TrialRunner, "_answer", lambda work, trials: asked.extend(trials) or real(work, trials))
         search(settings)
     rows = len(Path(settings.dev[0]).read_text().splitlines())
     assert 1 < -(-100 // rows) < 5
@@ -185,7 +185,7 @@ def test_an_interrupted_search_that_replaces_an_output_goes_on(settings: SearchS
     search(few)
     from adaptermix.weight_search import run
 
-    real, asked = run._Work._answer, []
+    real, asked = run._TrialRunner._answer, []
 
     def answer(work: Any, trials: Any) -> Any:
         asked.extend(trial.candidate.weights[0] for trial, _ in trials)
@@ -195,7 +195,7 @@ def test_an_interrupted_search_that_replaces_an_output_goes_on(settings: SearchS
 
     again = few.model_copy(update={"overwrite": True})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run._Work, "_answer", answer)
+        patch.setattr(run._TrialRunner, "_answer", answer)
         patch.setattr(run, "TOGETHER", 1)
         with pytest.raises(KeyboardInterrupt):
             search(again)

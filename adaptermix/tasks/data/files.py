@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,25 +18,9 @@ from ...errors import DataError
 from ...io.files import sha256
 from ...options.fields import ROWS
 from ...provenance.row_hashes import ListedRows, RowHashes, RowTexts, remember
+from .languages import given_languages, languages_of, single_languages_of
 
-# Words of file names that look like language codes.
-_NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
-_NOT_LANGUAGES |= {"bio", "nlu", "pos"}
-# Varieties kept apart: what a language is called by its script or, where none is named, by its region.
-_VARIETIES = {
-    "zh": {"Hans": "zh", "CN": "zh", "SG": "zh", "Hant": "zh-Hant", "TW": "zh-Hant", "HK": "zh-Hant", "MO": "zh-Hant"},
-}
-_MARKS = {mark.lower(): mark for marks in _VARIETIES.values() for mark in marks}
-_MARKED = re.compile(rf"(?<![A-Za-z])([a-z]{{2,3}})((?:[-_](?i:{'|'.join(_MARKS)}))+)(?![A-Za-z])")
-# A script or a region (sr-Latn, pt-BR, zho_Hant) is part of one language, not the other side of a pair.
-_TAG = r"[a-z]{2,3}(?:[-_](?:[A-Z][a-z]{3}|[A-Z]{2}))*"
-_PAIR = re.compile(rf"(?<![A-Za-z])({_TAG})-({_TAG})(?![A-Za-z])")
-_SINGLE = re.compile(rf"(?<![^._-])({_TAG})(?![^._-])")
-# Universal Dependencies: sk_snk-ud-test
-_TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_[a-z0-9]+-ud(?![A-Za-z])")
 _GIVEN = re.compile(r"(?P<language>[a-zA-Z]{2,3}(?:[-_][A-Za-z]{2,4})*)=(?P<path>.+)", re.DOTALL)
-
-
 MOST_LINE = 2**27
 """Bytes of a line at most: some sets of questions are one JSON document on one line."""
 MOST_EXPANSION, FEW_BYTES = 200, 2**24
@@ -151,6 +135,17 @@ class DataFile:
                 raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
             yield number, row
 
+    def check(self) -> None:
+        """Refuse folders and empty files.
+
+        Raises:
+            DataError: the path is a folder, or the file is empty.
+        """
+        if not self.path.is_file():
+            raise DataError(f"a data file is needed, and {self.path} is a folder. Give its files, or a glob.")
+        if self.path.stat().st_size == 0:
+            raise DataError(f"a data file must hold rows, and {self.path} is empty.")
+
     @property
     def title(self) -> str:
         """Name in manifests."""
@@ -178,6 +173,10 @@ class DataFile:
             left_out: Rows that were read and left out.
         """
         return replace(self, used=UsedRows(texts, picked), left_out=left_out)
+
+
+OPENERS: dict[str, Callable[[str, tuple[str, ...]], DataFile]] = {}
+"""Openers of data that are not files, by the word before the colon of an argument; they get its languages too."""
 
 
 def text_hash(file: DataFile) -> str:
@@ -218,106 +217,10 @@ def sound(value: Any) -> Any:
     return value
 
 
-@cache
-def canonical_language(code: str) -> str | None:
-    """Return the shortest standard code (`deu` gives `de`, `cmn` gives `zh`), or None if it is no language.
-
-    Scripts and regions are left out but for varieties that are kept apart, as traditional Chinese is.
-
-    Example:
-        >>> canonical_language("deu"), canonical_language("gsw"), canonical_language("xq")
-        ('de', 'gsw', None)
-        >>> canonical_language("pt-BR"), canonical_language("zho_Hans"), canonical_language("zh-TW")
-        ('pt', 'zh', 'zh-Hant')
-    """
-    import langcodes
-    from langcodes.tag_parser import LanguageTagError
-
-    try:
-        language = langcodes.Language.get(langcodes.standardize_tag(code, macro=True))
-    except LanguageTagError:
-        return None
-    if not language.is_valid() or language.language is None:
-        return None
-    varieties = _VARIETIES.get(language.language, {})
-    return varieties.get(language.script or language.territory or "", language.language)
-
-
-def split_pair(pair: str) -> list[str]:
-    """Return the languages of a pair, whose scripts stay with them.
-
-    Example:
-        >>> split_pair("de-en"), split_pair("zh-Hant-en")
-        (['de', 'en'], ['zh-Hant', 'en'])
-    """
-    return re.split(r"-(?![A-Z][a-z]{3}(?:-|$))", pair)
-
-
-def languages_of(path: Path) -> tuple[str, ...]:
-    """Return the language codes in a file's name; see `languages_in`.
-
-    Example:
-        >>> languages_of(Path("train.deu-eng.tsv.gz")), languages_of(Path("en.train.tsv")), languages_of(Path("x.txt"))
-        (('de', 'en'), ('en',), ())
-    """
-    return languages_in(_stem(path))
-
-
-def languages_in(name: str) -> tuple[str, ...]:
-    """Return the language codes in a name: those of a pair (`deu-eng`), else the single one, or none if it is unclear.
-
-    Of several single ones that of a treebank (`sk_snk-ud`) counts, else the best by `_single`.
-
-    Example:
-        >>> languages_in("sk_snk-ud-test"), languages_in("de.nlu"), languages_in("zh-TW.test"), languages_in("de.fr")
-        (('sk',), ('de',), ('zh-Hant',), ())
-    """
-    spelled = _spelled(name)
-    for first, second in _PAIR.findall(spelled):
-        pair = canonical_language(first), canonical_language(second)
-        if pair[0] and pair[1]:
-            return pair[0], pair[1]
-    if (treebank := _TREEBANK.search(spelled)) and (code := canonical_language(treebank[1])):
-        return (code,)
-    found = _single(spelled)
-    return tuple(found) if len(found) == 1 else ()
-
-
 def several_languages(file: DataFile) -> str:
     """Return what to add to a complaint that a file's language is not known, if its name has several."""
-    found = _single(_spelled(_stem(file.path)))
+    found = single_languages_of(file.path)
     return f", and its name has {' and '.join(map(repr, found))}" if len(found) > 1 and not file.languages else ""
-
-
-def _stem(path: Path) -> str:
-    return re.sub(r"(\.(tsv|csv|txt|jsonl?|conll|iob2|gz))+$", "", path.name)
-
-
-def _spelled(name: str) -> str:
-    """Spell scripts and regions of the varieties as their standard does: `zh-tw` is no pair of Chinese and Twi."""
-
-    def spell(match: re.Match[str]) -> str:
-        if canonical_language(match[1]) not in _VARIETIES:
-            return match[0]
-        return match[1] + re.sub(r"[A-Za-z]+", lambda mark: _MARKS[mark[0].lower()], match[2])
-
-    return _MARKED.sub(spell, name)
-
-
-def _single(name: str) -> list[str]:
-    """Return the codes of the best kind that a name has, each once.
-
-    Codes of two letters are better than those of three, of which those of languages that have two-letter codes too are
-    better (few words of file names look like one); then codes between dots are better than parts of what stands there.
-    """
-    kinds: dict[tuple[int, int, bool], dict[str, None]] = {}
-    for match in _SINGLE.finditer(name):
-        base = re.split("[-_]", match[1])[0]
-        code = None if match[1] in _NOT_LANGUAGES else canonical_language(match[1]) or canonical_language(base)
-        if code:
-            around = {name[: match.start()][-1:], name[match.end() :][:1]}
-            kinds.setdefault((len(base), len(code.split("-")[0]), not around <= {"", "."}), {})[code] = None
-    return list(kinds[min(kinds)]) if kinds else []
 
 
 def find_files(arguments: Sequence[str]) -> list[DataFile]:
@@ -332,22 +235,16 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
     files: list[DataFile] = []
     for argument in arguments:
         given, pattern = _split_given(argument)
-        if pattern.startswith("hf:"):
-            from .hub import open_hub
-
-            files.append(open_hub(pattern, given))
+        opener = OPENERS.get(pattern.partition(":")[0])
+        if opener:
+            files.append(opener(pattern, given))
             continue
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
         if not paths:
             raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
         files += [DataFile(path=path, languages=given or languages_of(path), is_given=bool(given)) for path in paths]
     for file in files:
-        if type(file) is not DataFile:  # of the Hub
-            continue
-        if not file.path.is_file():
-            raise DataError(f"a data file is needed, and {file.path} is a folder. Give its files, or a glob.")
-        if file.path.stat().st_size == 0:
-            raise DataError(f"a data file must hold rows, and {file.path} is empty.")
+        file.check()
     if not files:
         raise DataError("at least one data file is needed, got none.")
     return files
@@ -365,12 +262,8 @@ def _split_given(argument: str) -> tuple[tuple[str, ...], str]:
                 f"{argument!r}."
             )
         return (), argument
-    whole = _spelled(match["language"])
-    pair = _PAIR.fullmatch(whole)
-    codes = [whole] if re.fullmatch(_TAG, whole) else list(pair.groups()) if pair else whole.split("-")
-    if any("_" in code and not re.fullmatch(_TAG, code) for code in codes):
-        return (), argument
-    return tuple(canonical_language(code) or code for code in codes), match["path"]
+    languages = given_languages(match["language"])
+    return ((), argument) if languages is None else (languages, match["path"])
 
 
 def parse_rows(rows: str | None) -> slice:

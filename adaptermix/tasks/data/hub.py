@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from .files import DataFile, canonical_language, languages_in
+from .files import OPENERS, DataFile
+from .languages import canonical_language, languages_in
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(@(?P<revision>[^:@]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]+))?")
 
@@ -49,6 +50,9 @@ class HubData(DataFile):
         for number, row in enumerate(rows, start=1):
             named = {key: _named(kind, row[key]) for key, kind in classes.items()}
             yield number, json.dumps(row | named, ensure_ascii=False, default=str)
+
+    def check(self) -> None:
+        """Accept the data set; reading it reports what is wrong."""
 
     @property
     def title(self) -> str:
@@ -121,3 +125,6 @@ def open_hub(argument: str, given: tuple[str, ...]) -> HubData:
         split=match["split"] or "train",
         revision=match["revision"],
     )
+
+
+OPENERS["hf"] = open_hub

@@ -9,8 +9,9 @@ from typing import Any
 
 from ...errors import DataError
 from ...provenance.row_hashes import RowTexts
-from .files import DataFile, canonical_language, find_files, parse_rows, several_languages
+from .files import DataFile, find_files, parse_rows, several_languages
 from .language_names import english_name
+from .languages import canonical_language
 from .tables import table_cells, texts_of
 
 _JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))

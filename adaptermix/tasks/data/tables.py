@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 
 from ...errors import DataError
 from ...provenance.row_hashes import RowTexts
-from .files import DataFile, canonical_language, parse_rows, several_languages
+from .files import DataFile, parse_rows, several_languages
+from .languages import canonical_language
 
 
 class Recognisable(Protocol):

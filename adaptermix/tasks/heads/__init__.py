@@ -1,20 +1,23 @@
-"""Heads on base models: a table of kinds, each of which encodes rows, gives their loss and their answers."""
+"""Heads on base models: kinds that encode rows, compute their loss and give their answers."""
 
 from __future__ import annotations
 
+from ...io.registry import Registry
+from ...options import registries
 from .. import Task
 from .base import HeadKind, HeadRows
 from .classes import Classes
 from .span import Span
 from .tokens import Tokens
 
-_ALL: tuple[HeadKind, ...] = (Classes(), Tokens(), Span())
-HEADS: dict[str, HeadKind] = {kind.form.name: kind for kind in _ALL}
+HEADS: Registry[HeadKind] = registries.HEADS
+"""Kinds of heads by name. Entry points of other packages: `adaptermix.heads`."""
+HEADS.update(classes=Classes(), tokens=Tokens(), span=Span())
 
 
 def suiting(task: Task) -> HeadKind | None:
-    """Return the kind of head that can give a task's answers, if there is one."""
-    return next((kind for kind in _ALL if kind.suits(task)), None)
+    """Return the first kind of head that can give a task's answers, or None."""
+    return next((kind for kind in HEADS.values() if kind.suits(task)), None)
 
 
 __all__ = ["HEADS", "HeadKind", "HeadRows", "suiting"]

@@ -34,7 +34,7 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
         PlanError: the head was trained for another task or has none of the labels of the rows, adapters differ in
             their heads, or the labels are not known.
     """
-    forms = [(source, form) for source in sources if (form := form_of(source.meta.task_type))]
+    forms = [(source, form) for source in sources if (form := _form(source))]
     heads = {source.name: _head(task, source, form) for source, form in forms}
     if not heads:
         return None
@@ -56,6 +56,13 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
             "Give data of the task that it was trained for."
         )
     return head
+
+
+def _form(source: AdapterSource) -> HeadForm | None:
+    """Return the kind of head of an adapter: that of its manifest, else the usual one of its PEFT task type."""
+    usual, entry = form_of(source.meta.task_type), source.meta.manifest.get("task")
+    name = entry.get("head") if usual and isinstance(entry, Mapping) else None
+    return HEADS[name].form if isinstance(name, str) and name in HEADS else usual
 
 
 def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:

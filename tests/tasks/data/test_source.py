@@ -11,7 +11,7 @@ import pytest
 from adaptermix.errors import DataError
 from adaptermix.tasks import get_task
 from adaptermix.tasks.data import find_files, parse_rows, read_pairs
-from adaptermix.tasks.data.files import languages_of
+from adaptermix.tasks.data.languages import languages_of
 
 read_slots = get_task("slots").read
 

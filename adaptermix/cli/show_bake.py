@@ -1,32 +1,22 @@
-"""`bake`."""
+"""Show what a bake kept of the adapters."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..options import BakeSettings
 from .console import Console
-from .options import settings_command
 
 if TYPE_CHECKING:
-    from ..baking import BakedModule
+    from ..baking import BakedModule, BakeReport
     from ..baking.fidelity import Fidelity
     from ..baking.report import Compared
+    from ..options import BakeSettings
 
 _SHOWN = 12
 
 
-@settings_command(
-    BakeSettings,
-    name="bake",
-    text="Example: adaptermix bake --base MODEL --adapter task --out merged   (one rounding, in the base's dtype)\n\n"
-    "Example: adaptermix bake --base MODEL --adapter task --quantize nf4 --calibration texts.txt --out merged-nf4",
-)
-def bake(settings: BakeSettings, console: Console) -> None:
-    """Write adapters into a base model."""
-    from ..baking import bake as work
-
-    report = work(settings, watch=console.watch)
+def show(report: BakeReport, settings: BakeSettings, console: Console) -> None:
+    """Show the worst modules, the means over all, and the strategies."""
     overall = report.overall
     has_rest = overall.kept_rest is not None
     titles = ["kept", "error", *(["kept, rest", "error, rest"] if has_rest else [])]
@@ -62,7 +52,6 @@ def bake(settings: BakeSettings, console: Console) -> None:
         console.say("wrote nothing" + ("" if report.is_enough else f"; less than {report.least:g} is kept: refused"))
     else:
         console.say(f"wrote {settings.out}")
-    console.document(report.document())
 
 
 def _figures(found: Fidelity | Compared, has_rest: bool) -> list[str]:

@@ -1,18 +1,20 @@
-"""`train-align`, `train-task`, `train-joint` and `train-fusion`."""
+"""Show how training went."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..options import AlignSettings, FusionSettings, JointSettings, TaskSettings
 from .console import Console
-from .options import settings_command
 
 if TYPE_CHECKING:
+    from ..options import AlignSettings, TrainingSettings
     from ..training.report import FitReport, TrainReport
 
 
-def _show(report: TrainReport, console: Console, unit: str = "rows", *, objective: str = "") -> None:
+def show(
+    report: TrainReport, _settings: TrainingSettings, console: Console, *, unit: str = "rows", objective: str = ""
+) -> None:
+    """Show the plan of a dry run, or what training came to."""
     document = report.document()
     if document.get("dry_run"):
         console.say(
@@ -27,12 +29,12 @@ def _show(report: TrainReport, console: Console, unit: str = "rows", *, objectiv
                 console.say(f"  {note}")
     else:
         losses = document.get("objectives") or {"": document["loss"]}
-        told = ", ".join(
+        changes = ", ".join(
             f"{name} loss {found['first']:.3f} -> {found['last']:.3f}".strip() for name, found in losses.items()
         )
         console.say(
             f"trained {document['parameters']:,} parameters in {document['steps']} steps{objective}, "
-            f"{document['seconds_per_step']:.2f} s per step ({document['tokens_per_second']:.0f} tokens/s): {told}"
+            f"{document['seconds_per_step']:.2f} s per step ({document['tokens_per_second']:.0f} tokens/s): {changes}"
         )
         for name, found in document.get("dev", {}).items():
             console.say(
@@ -43,11 +45,9 @@ def _show(report: TrainReport, console: Console, unit: str = "rows", *, objectiv
             early = "" if document["steps"] == report.steps else f" (stopped early, of {report.steps})"
             console.say(f"kept step {report.kept} of {document['steps']}{early}: the least dev loss")
         console.say(f"wrote {report.out}")
-    console.document(document)
 
 
 def _show_fit(report: FitReport, console: Console) -> None:
-    document = report.document()
     if report.objective is None:
         console.say(f"would fit a LoRA of one layer ({report.fit}, block {report.layer}) and write {report.out}")
         for note in report.rows.warnings("pairs"):
@@ -71,57 +71,13 @@ def _show_fit(report: FitReport, console: Console) -> None:
                 "that shares no sentence with them"
             )
         console.say(f"wrote {report.out}")
-    console.document(document)
 
 
-@settings_command(
-    AlignSettings,
-    name="train-align",
-    text="Example: adaptermix train-align --base MODEL --pairs de-en.tsv tr-en.tsv --out align",
-)
-def train_align(settings: AlignSettings, console: Console) -> None:
-    """Train an alignment LoRA."""
-    from ..training import train_align as work
+def show_align(report: TrainReport | FitReport, settings: AlignSettings, console: Console) -> None:
+    """Show how an alignment was trained, or computed in closed form."""
     from ..training.report import FitReport
 
-    report = work(settings, watch=console.watch)
     if isinstance(report, FitReport):
         _show_fit(report, console)
     else:
-        _show(report, console, "pairs", objective=f" ({settings.objective})")
-
-
-@settings_command(
-    TaskSettings,
-    name="train-task",
-    text="Example: adaptermix train-task --base MODEL --task slots --train en.train.tsv --out task",
-)
-def train_task(settings: TaskSettings, console: Console) -> None:
-    """Train a task LoRA."""
-    from ..training import train_task as work
-
-    _show(work(settings, watch=console.watch), console)
-
-
-@settings_command(
-    JointSettings,
-    name="train-joint",
-    text="Example: adaptermix train-joint --base MODEL --task slots --train en.train.tsv --pairs de-en.tsv --out joint",
-)
-def train_joint(settings: JointSettings, console: Console) -> None:
-    """Train one LoRA for a task and for alignment."""
-    from ..training import train_joint as work
-
-    _show(work(settings, watch=console.watch), console)
-
-
-@settings_command(
-    FusionSettings,
-    name="train-fusion",
-    text="Example: adaptermix train-fusion --base MODEL --task classify --train jv.csv --source en.csv --out fused",
-)
-def train_fusion(settings: FusionSettings, console: Console) -> None:
-    """Train a LoRA that fuses each text with its source."""
-    from ..training import train_fusion as work
-
-    _show(work(settings, watch=console.watch), console)
+        show(report, settings, console, unit="pairs", objective=f" ({settings.objective})")

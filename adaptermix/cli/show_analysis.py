@@ -1,39 +1,25 @@
-"""`inspect`."""
+"""Show what is in adapters and models."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..options import InspectSettings
 from .console import Console
-from .options import settings_command
 
 if TYPE_CHECKING:
-    from ..analysis import Inspection
+    from ..analysis import Inspection, SpectrumReport
+    from ..options import InspectSettings, SpectrumSettings
 
 _MOST_PAIRS = 3
 
 
-@settings_command(
-    InspectSettings,
-    name="inspect",
-    text="Adapters are named after their folders; a second 'task' becomes 'task#2'.\n\n"
-    "Overlap is the mean squared cosine of the principal angles between the subspaces of two deltas: left where they "
-    "write (columns of B), right what they read (rows of A). Sign conflicts are counted on at most 16,384 entries "
-    "drawn over each module; independent adapters have 50%.\n\n"
-    "Example: adaptermix inspect task align --plot interference.png",
-)
-def inspect(settings: InspectSettings, console: Console) -> None:
-    """Inspect adapters."""
-    from ..analysis import inspect as work
-
-    result = work(**settings.model_dump(), watch=console.watch)
+def show_inspection(result: Inspection, settings: InspectSettings, console: Console) -> None:
+    """Show each adapter, and every two of them together."""
     _show_adapters(result, console)
     if result.pairs:
         _show_pairs(result, console)
     if settings.plot:
         console.say(f"wrote {settings.plot}")
-    console.document(result.document())
 
 
 def _number(value: float | None, form: str) -> str:
@@ -98,3 +84,31 @@ def _show_pairs(result: Inspection, console: Console) -> None:
                 cells += [_number(numbers.get(key), forms[key][0]) for key in ("cosine", "sign_conflict", "overlap")]
             rows.append([name, *cells])
         console.table([title, *(cell for pair in shown for cell in (pair.name, "conflict", "overlap"))], rows)
+
+
+def show_spectrum(report: SpectrumReport, settings: SpectrumSettings, console: Console) -> None:
+    """Show how the singular values of two models differ."""
+    console.say(
+        f"Singular values of {report.a} (A) and {report.b} (B): {report.compared}, {len(report.modules)} modules"
+    )
+    rows = []
+    for layer in report.layers:
+        cells = [report.cell(layer, kind) for kind in report.kinds]
+        rows.append(
+            [
+                layer,
+                *(f"{c['norm_a']:.4g} -> {c['norm_b']:.4g} ({c['distance']:.3g})" if c else "-" for c in cells),
+            ]
+        )
+    console.table(["layer", *report.kinds], rows)
+    console.say("\nMeans over the layers")
+    rows = []
+    for kind, paths in report.kinds.items():
+        numbers = report.together(paths) or {}
+        means = [numbers[key] for key in ("mean_ratio", "mean_distance", "mean_relative_distance")]
+        rows.append([kind, *("-" if value is None else f"{value:.4g}" for value in means)])
+    console.table(["module", "ratio B/A", "d", "d / norm A"], rows)
+    for note in report.notes:
+        console.note(f"{note}.", "  ")
+    if settings.csv:
+        console.say(f"wrote {settings.csv}")

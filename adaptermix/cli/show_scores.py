@@ -1,19 +1,18 @@
-"""`evaluate`, `compare` and `retrieve`."""
+"""Show scores, comparisons and retrieval."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..options import CompareSettings, EvaluateSettings, RetrieveSettings
 from .console import Console
-from .options import settings_command
 
 if TYPE_CHECKING:
-    from ..evaluation import Comparison, Evaluation
+    from ..evaluation import Comparison, Evaluation, Retrieval, Systems
     from ..evaluation.score import Score
+    from ..options import CompareSettings, EvaluateSettings, RetrieveSettings
 
 
-def show_scores(result: Evaluation, console: Console) -> None:
+def show_evaluation(result: Evaluation, settings: EvaluateSettings, console: Console) -> None:
     """Show one row per language and one per group."""
     titles = ["language", result.metric, "95 % interval", *result.others, "rows"]
     rows = []
@@ -40,10 +39,11 @@ def show_scores(result: Evaluation, console: Console) -> None:
     if groups:
         console.say(f"  means: {groups}")
     if result.against:
-        _show_comparison(result.against, console)
+        _show_against(result.against, console)
+    _say_without_split(settings.split, console)
 
 
-def _show_comparison(found: Comparison, console: Console) -> None:
+def _show_against(found: Comparison, console: Console) -> None:
     """Show by how much the first system is better, per language."""
     rows = [
         [language, f"{score.value:+.3f}", f"{score.low:+.3f} to {score.high:+.3f}"]
@@ -57,32 +57,8 @@ def _say_without_split(split: str | None, console: Console) -> None:
         console.say("  note: without --split nothing is recorded; --split test keeps these rows out of later training.")
 
 
-@settings_command(
-    EvaluateSettings,
-    name="evaluate",
-    text="Example: adaptermix evaluate --base MODEL --adapter task --task slots --data de.test.conll nl.test.conll",
-)
-def evaluate(settings: EvaluateSettings, console: Console) -> None:
-    """Evaluate on a task."""
-    from ..evaluation import evaluate as work
-
-    result = work(settings, watch=console.watch)
-    show_scores(result, console)
-    _say_without_split(settings.split, console)
-    console.document(result.document())
-
-
-@settings_command(
-    CompareSettings,
-    name="compare",
-    text="Example: adaptermix compare 'task=runs/*/task.jsonl' 'joint=runs/*/joint.jsonl' 'merged=runs/*/merged.jsonl' "
-    "--task slots --data de.test.conll nl.test.conll --baseline task --ceiling joint",
-)
-def compare(settings: CompareSettings, console: Console) -> None:
-    """Put systems side by side."""
-    from ..evaluation import compare_systems as work
-
-    result = work(settings, watch=console.watch)
+def show_comparison(result: Systems, settings: CompareSettings, console: Console) -> None:
+    """Show the tables of several systems."""
     for table in result.tables():
         console.table(*table)
     if result.baseline:
@@ -94,19 +70,10 @@ def compare(settings: CompareSettings, console: Console) -> None:
         console.note(note, "  ")
     for path in filter(None, (settings.markdown, settings.document)):
         console.say(f"wrote {path}")
-    console.document(result.document())
 
 
-@settings_command(
-    RetrieveSettings,
-    name="retrieve",
-    text="Example: adaptermix retrieve --base MODEL --adapter align --data deu-eng.tsv --rows 500:",
-)
-def retrieve(settings: RetrieveSettings, console: Console) -> None:
-    """Measure retrieval."""
-    from ..evaluation import retrieve as work
-
-    result = work(settings, watch=console.watch)
+def show_retrieval(result: Retrieval, settings: RetrieveSettings, console: Console) -> None:
+    """Show the accuracy per layer."""
     systems = [result, *([result.base] if result.base else [])]
     titles = ["layer", "accuracy", "95 % interval", "base", "95 % interval"]
     console.table(
@@ -129,7 +96,6 @@ def retrieve(settings: RetrieveSettings, console: Console) -> None:
     if settings.plot:
         console.say(f"wrote {settings.plot}")
     _say_without_split(settings.split, console)
-    console.document(result.document())
 
 
 def _cells(score: Score) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`demo`."""
+"""Show the results of the demo."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ from typing import Any
 from ..demo.words import TITLES, label_of, merge_name, verdict
 from ..options import DemoSettings
 from .console import Console
-from .options import settings_command
 
 
-@settings_command(
-    DemoSettings,
-    name="demo",
-    text="Example: adaptermix demo --out demo-out. Stopped with Ctrl-C, it goes on where it was.",
-)
-def demo(settings: DemoSettings, console: Console) -> None:
-    """Run the demo."""
-    from ..demo.run import run_demo
-
-    results = run_demo(settings, watch=console.watch)
-    show(results, settings.out, console)
-    console.document(results)
-
-
-def show(results: dict[str, Any], out: str, console: Console) -> None:
-    """Show the results."""
+def show(results: dict[str, Any], settings: DemoSettings, console: Console) -> None:
+    """Show training, retrieval, scores and the verdict."""
+    out = settings.out
     console.say(f"\nBase model: {results['base']}\nData: {results['data']}")
     _show_training(results, console)
     _show_retrieval(results, console)

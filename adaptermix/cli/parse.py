@@ -1,0 +1,329 @@
+"""Commands of the command line, made from their records and the classes of their options."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from ..commands.table import Command, document_of, load
+from ..errors import shown
+from ..io.limited_yaml import parse_yaml
+from ..options import Settings
+from ..options.registries import OneOf
+from ..options.roles import Argument, Flag, Panel, Role
+from .console import Console
+
+_SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+T = TypeVar("T")
+_SHORT, _OUTPUT = "Options", "Output"
+
+
+class SettingsOption(click.Option):
+    """An option of a command, with its place in the help text.
+
+    Args:
+        panel: Title above it in the help text of commands with many options.
+        is_common: Whether `--help` shows it there, or `--help-all` only.
+    """
+
+    def __init__(self, *arguments: Any, panel: str, is_common: bool, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.panel, self.is_common = panel, is_common
+
+
+_SHOWS_ALL = "adaptermix.help_all"
+
+
+class VariadicCommand(click.Command):
+    """Lets `--pairs a.tsv b.tsv` stand for `--pairs a.tsv --pairs b.tsv`; values end at the next option.
+
+    Options with panels are grouped by them in the help text, and rare ones left to `--help-all`.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, panel by panel."""
+        shows_all = ctx.meta.get(_SHOWS_ALL, False)
+        options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
+        is_long = any(isinstance(option, SettingsOption) and option.panel != _SHORT for option in options)
+        panels: dict[str, list[tuple[str, str]]] = {panel.value: [] for panel in Panel}
+        left_out = 0
+        for option in options:
+            record = option.get_help_record(ctx)
+            if record is None:
+                continue
+            if isinstance(option, SettingsOption) and not (shows_all or option.is_common):
+                left_out += 1
+                continue
+            panels.setdefault(getattr(option, "panel", _OUTPUT if is_long else _SHORT), []).append(record)
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl(records)
+        if left_out:
+            formatter.write_paragraph()
+            formatter.write_text(f"{left_out} more options: {ctx.command_path} --help-all")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the flag before each further value."""
+        many = {name for p in self.params if isinstance(p, click.Option) and p.multiple for name in p.opts}
+        spread: list[str] = []
+        current: str | None = None
+        values = 0
+        for position, argument in enumerate(args):
+            if argument == "--":
+                spread += args[position:]
+                break
+            if argument.startswith("-") and not _is_number(argument):
+                if current and not values:
+                    raise click.UsageError(f"Option '{current}' needs at least one value.", ctx)
+                current, values = (argument if argument in many else None), 0
+                spread.append(argument)
+                continue
+            if current and values:
+                spread.append(current)
+            values += 1
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+if TYPE_CHECKING:
+    _NumbersType = click.ParamType[list[float]]
+else:  # generic since click 8.4 only
+    _NumbersType = click.ParamType
+
+
+class Numbers(_NumbersType):
+    """`0.5,0.7,0.9`."""
+
+    name = "W[,W...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Split at commas."""
+        if isinstance(value, list):
+            return value
+        try:
+            return [float(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"numbers parted by commas are needed, such as 0.5,0.7,0.9, got {value!r}.", param, ctx)
+
+
+def _core(annotation: Any) -> Any:
+    """Strip Annotated and `| None`."""
+    while hasattr(annotation, "__metadata__"):
+        annotation = annotation.__origin__
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        if len(members) == 1:
+            return _core(members[0])
+        return str  # such as int | "middle": the settings decide
+    return annotation
+
+
+def _kind(annotation: Any) -> dict[str, Any]:
+    """Return click's keyword arguments for a field's type."""
+    core = _core(annotation)
+    if core is bool:
+        return {"is_flag": True}
+    if get_origin(core) is Literal:
+        return {"type": click.Choice([str(choice) for choice in get_args(core)])}
+    if get_origin(core) is list:
+        inner = _core(get_args(core)[0])
+        return {"type": Numbers()} if inner is float else {"multiple": True, "metavar": "FILE..."}
+    if get_origin(core) is dict:
+        return {"multiple": True, "metavar": "KEY=VALUE"}
+    return {"type": _SCALARS.get(core, click.STRING)}
+
+
+def _text(default: Any) -> str:
+    """Return a default as a person would type it."""
+    if not isinstance(default, list):
+        return str(default)
+    numbers = all(isinstance(value, float) for value in default)
+    return ",".join(f"{value:g}" for value in default) if numbers else " ".join(default)
+
+
+def _mark(field: FieldInfo, kind: type[T]) -> T | None:
+    return next((mark for mark in reversed(field.metadata) if isinstance(mark, kind)), None)
+
+
+def _flag(name: str, field: FieldInfo) -> str:
+    own = _mark(field, Flag)
+    return own.name if own and own.name else "--" + name.replace("_", "-")
+
+
+def _panel_of(settings: type[Settings], name: str) -> str:
+    """Return the title of an option: that of its own mark, else that of the first class that has the option."""
+    if own := _mark(settings.model_fields[name], Panel):
+        return own.value
+    first = [cls for cls in settings.__mro__ if name in vars(cls).get("__annotations__", ())][-1]
+    panel: Panel | None = vars(first).get("panel")
+    return panel.value if panel else _SHORT
+
+
+def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> click.Option:
+    flag = _flag(name, field)
+    help_text = field.description or ""
+    if not field.is_required() and field.default not in (None, False, [], {}):
+        default = _text(field.default)
+        help_text += f"  [default: {default}]"
+    kind = _kind(field.annotation)
+    if field.default is True:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+        help_text = help_text.replace("[default: True]", "[default: yes]")
+    if choices := _mark(field, OneOf):
+        # Other packages may add to these names, so the options check the value.
+        kind["metavar"] = f"[{'|'.join(choices.choices)}]"
+    own = _mark(field, Flag) or Flag()
+    if own.metavar and kind.get("multiple"):
+        kind["metavar"] = own.metavar
+    flags = [flag, *([own.alias] if own.alias else []), name]
+    required = field.is_required()
+    return SettingsOption(
+        flags, required=required, default=None, help=help_text, panel=panel, is_common=is_common or required, **kind
+    )
+
+
+def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.Parameter]:
+    parameters: list[click.Parameter] = []
+    for name, field in settings.model_fields.items():
+        if name in hidden:
+            continue
+        if argument := _mark(field, Argument):
+            many = -1 if get_origin(_core(field.annotation)) in (list, dict) else 1
+            parameters.append(
+                click.Argument([name], nargs=many, required=field.is_required(), metavar=argument.metavar)
+            )
+        else:
+            panel = _panel_of(settings, name) if settings.is_long else _SHORT
+            is_common = not settings.is_long or Role.COMMON in field.metadata
+            parameters.append(_option(name, field, panel, is_common=is_common))
+    # what must be given comes first in --help
+    return sorted(parameters, key=lambda p: (not isinstance(p, click.Argument), not p.required))
+
+
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return the mapping of `KEY=VALUE` arguments; values are read as YAML scalars.
+
+    Raises:
+        click.BadParameter: an argument without `=`.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"KEY=VALUE is needed, got {pair!r}.")
+        try:
+            found[key] = parse_yaml(value)
+        except ValueError as error:
+            raise click.BadParameter(f"the value of {key!r} must be YAML: {value!r}.") from error
+    return found
+
+
+def key_texts(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the mapping of `KEY=VALUES` arguments, the values as they are written.
+
+    Raises:
+        click.BadParameter: an argument without `=`, or a key twice.
+    """
+    found: dict[str, str] = {}
+    for key, equals, text in (pair.partition("=") for pair in pairs):
+        if not (equals and key and text) or key in found:
+            raise click.BadParameter(
+                "KEY=VALUE[,VALUE...] is needed, or KEY=LOW:HIGH, and a key is given once; got "
+                f"{key + equals + text!r}."
+            )
+        found[key] = text
+    return found
+
+
+def _value(value: Any, field: FieldInfo) -> Any:
+    """Return what an option holds, as its type wants it."""
+    core = _core(field.annotation)
+    if get_origin(core) is dict:
+        return key_texts(value) if get_args(core)[1] is str else key_values(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def explain(error: ValidationError, settings: type[Settings]) -> str:
+    """Return all faults of a set of options in one line."""
+    faults = []
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:  # of several options, whose values would be all of them
+            faults.append("the options is needed" if fault["type"] == "missing" else message)
+            continue
+        name = str(fault["loc"][0])
+        field = settings.model_fields.get(name)
+        argument = _mark(field, Argument) if field else None
+        flag = argument.metavar if argument else _flag(name, field) if field else "--" + name.replace("_", "-")
+        if fault["type"] == "missing":
+            faults.append(f"{flag} is needed")
+        else:
+            faults.append(f"{flag}: {message}, got {shown(repr(fault['input']))}")
+    return "; ".join(dict.fromkeys(faults)) + "."
+
+
+def _show_all(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_SHOWS_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+def _console_options(*, has_rare: bool) -> list[click.Parameter]:
+    """Return the options that every command has."""
+    options: list[click.Parameter] = [
+        click.Option(["--json", "as_json"], is_flag=True, help="print one JSON document on stdout"),
+        click.Option(["--quiet"], is_flag=True, help="no text and no progress bars"),
+    ]
+    if has_rare:  # the last line of the help text names it
+        options.append(
+            click.Option(
+                ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, hidden=True
+            )
+        )
+    return options
+
+
+def click_command(record: Command) -> click.Command:
+    """Return the command of a record, with an option for each field of its class of options."""
+    schema = record.schema()
+    fields = schema.model_fields
+
+    def callback(*, as_json: bool, quiet: bool, **values: Any) -> None:
+        given = {name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
+        try:
+            settings = schema(**given)
+        except ValidationError as error:
+            raise click.UsageError(explain(error, schema), click.get_current_context()) from error
+        console = Console(as_json=as_json, quiet=quiet)
+        show = load(f"cli.{record.show}")
+        if record.run is None:
+            show(settings, console)
+            return
+        report = record.call(settings, watch=console.watch)
+        show(report, settings, console)
+        console.document(document_of(report))
+
+    return VariadicCommand(
+        record.name,
+        callback=callback,
+        params=[*_parameters(schema, record.hidden), *_console_options(has_rare=schema.is_long)],
+        help=f"{schema.__doc__}\n\n{record.notes}".strip(),
+        no_args_is_help=any(field.is_required() for field in fields.values()),
+    )

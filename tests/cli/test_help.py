@@ -1,0 +1,73 @@
+"""Help texts of commands with many options, and second names of options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adaptermix.cli import COMMANDS
+from adaptermix.options.roles import Flag, marks_of
+
+from .test_commands import run
+
+LONG = [name for name, command in COMMANDS.items() if command.schema().is_long]
+PEFT = {
+    "--lora-r": "rank",
+    "--lora-alpha": "alpha",
+    "--lora-dropout": "dropout",
+    "--target-modules": "targets",
+    "--use-dora": "dora",
+    "--use-rslora": "rslora",
+    "--init-lora-weights": "init",
+}
+
+
+def options_in(text: str) -> list[str]:
+    """Return the options that are listed, without those of the examples above them."""
+    return re.findall(r"^  (?:-h, )?(--[\w-]+)", text.partition("\nData:\n")[2], re.MULTILINE)
+
+
+def test_the_training_commands_are_those_with_panels() -> None:
+    assert [name for name in COMMANDS if name.startswith("train-")] == LONG
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_help_shows_the_common_options_and_help_all_the_others(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, short, _ = run(capsys, name, "--help")
+    _, whole, _ = run(capsys, name, "--help-all")
+    assert len(options_in(short)) <= 20
+    assert set(options_in(short)) < set(options_in(whole))
+    left_out = len(options_in(whole)) - len(options_in(short))
+    assert f"{left_out} more options: adaptermix {name} --help-all" in short
+    fields = {"--" + field.replace("_", "-") for field in COMMANDS[name].schema().model_fields}
+    assert set(options_in(whole)) == fields | {"--json", "--quiet", "--help"}
+    for title in ("Data", "LoRA", "Optimiser", "Model and device", "Run"):
+        assert f"\n{title}:\n" in short
+
+
+def test_help_of_other_commands_shows_all_options(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "evaluate", "--help")
+    assert "\nOptions:\n" in text
+    assert "--source-alignment" in text
+    assert "--help-all" not in text
+
+
+def test_options_have_the_names_that_peft_gives_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {flag.alias: name for name, flag in marks_of(COMMANDS["train-task"].schema(), Flag).items() if flag.alias}
+    assert flags == PEFT
+    train = ["train-task", "--base", "b", "--task", "slots", "--train", tmp_path / "x", "--out", tmp_path / "out"]
+    # both names stand for one option, which refuses a value by its first name
+    _, _, by_alias = run(capsys, *train, "--target-modules", "q_proj", "v_proj", "--lora-r", "0")
+    assert "--rank: " in by_alias
+    assert by_alias == run(capsys, *train, "--targets", "q_proj", "v_proj", "--rank", "0")[2]
+
+
+def test_a_search_over_a_recipe_has_two_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "none.yaml"
+    arguments = [recipe, "--vary", "a.b=1,2", "--out", tmp_path / "out"]
+    code, _, message = run(capsys, "tune", *arguments)
+    assert code == 1
+    assert "must exist" in message
+    assert (code, "", message) == run(capsys, "search", *arguments)
