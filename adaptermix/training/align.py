@@ -28,7 +28,7 @@ from .sampler import Sampler
 from .trainer import BatchLoss, Together, in_a_row
 
 STANDARD_PAIRS, CROWD_PAIRS = 64, 16
-"""Pairs of each two languages that are measured to standardise, and to tell whether it is called for."""
+"""Pairs of each two languages that are measured to standardise, and to see whether that is needed."""
 CROWDED = 0.98
 """Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
 
@@ -36,22 +36,22 @@ CROWDED = 0.98
 class AlignLoss:
     """Loss of a batch of pairs, by batch number: contrastive, and with `keeper` times the keeper's loss added.
 
-    What the frozen base makes of the targets is computed once for both uses: as a fixed teacher and for the keeper. It
-    is the model as this LoRA found it, so an adapter that is trained on top of belongs to it, and one that training
-    begins from does not. The teacher has no dropout; the model in training does, also that of an encoder's own layers,
-    below which the keeper cannot fall.
+    The frozen base's states of the targets are computed once for both uses: as a fixed teacher and for the keeper. The
+    frozen base is the model without this LoRA: an adapter in `on_top_of` belongs to it, one in `start_from` does not.
+    The teacher has no dropout. The model in training has, also in an encoder's layers, which bounds the keeper's loss
+    from below.
 
     Args:
         base: The base model with its LoRA in.
         pairs: The pairs.
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
-        processes: Those that share each batch; their precision is that of the sentences that are measured too.
-        watch: Told of sentences that are too long, and of vectors that are too much alike.
+        processes: The processes that share each batch; their precision applies to the measured sentences too.
+        watch: Receives notes on sentences that are too long and on vectors that are too similar.
         like: Pairs whose sentences are measured to standardise; default the pairs.
         together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row. The
-            step takes the mean over all of their pairs, each contrasted with the others of its own batch, so more
-            batches are not the same as a larger one, and over all of their tokens for the keeper.
+            step takes the mean over all of their pairs, and over all of their tokens for the keeper. Each pair is
+            contrasted with the others of its batch, so more batches are not the same as a larger one.
     """
 
     def __init__(
@@ -84,11 +84,13 @@ class AlignLoss:
         require_pooling(settings.pooling, base.kind)
         self._languages = [pair.languages for pair in pairs]
         measured = self._sample(like or pairs, STANDARD_PAIRS, base.tokenizer) if settings.standardize != "none" else {}
-        self._standards = Standards(settings.standardize, {language: [own] for language, own in measured.items()})
+        self._standards = Standards(
+            settings.standardize, {language: [vectors] for language, vectors in measured.items()}
+        )
         if self._standards:
             for language in {language for pair in pairs for language in pair.languages}:
                 self._standards[language]  # refuses one that was not measured
-        # the base of a LoRA that took a part out of it is not whole, and dev pairs have nobody to tell
+        # With PiSSA and OLoRA the base lacks a part of its weights; for dev pairs the note would be a duplicate.
         elif (
             settings.init not in MOVING
             and like is None
@@ -113,16 +115,16 @@ class AlignLoss:
             for pair in (pairs[rows[number * len(rows) // count]] for number in range(count)):
                 for language, text in zip(pair.languages, (pair.source, pair.target), strict=True):
                     texts.setdefault(language, []).append(text)
-        found = {}
-        for language, own in texts.items():
-            encoded = tokenizer(own, truncation=True, max_length=self._settings.max_length)["input_ids"]
+        vectors = {}
+        for language, sentences in texts.items():
+            encoded = tokenizer(sentences, truncation=True, max_length=self._settings.max_length)["input_ids"]
             parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
             with self._processes.autocast():  # as in training, or z-scores would be of another model
-                found[language] = torch.cat([self._of_base(part)[0] for part in parts])
-        return found
+                vectors[language] = torch.cat([self._of_base(part)[0] for part in parts])
+        return vectors
 
     def _scored(self, vectors: Tensor, rows: Sequence[int], side: int) -> Tensor:
-        """Return z-scores of the vectors of one side of some pairs, if they are asked for."""
+        """Return the vectors of one side of some pairs, as z-scores if `standardize` is set."""
         if not self._standards:
             return vectors
         return torch.stack(
@@ -155,7 +157,6 @@ class AlignLoss:
 
     @property
     def of_rows(self) -> PairsLoss:
-        """Loss of pairs by their numbers, and how many find each other."""
         return PairsLoss(partial(self._of_rows, looks=True), [len(ids) for ids in self._source_ids])
 
     def _of_rows(
@@ -174,18 +175,18 @@ class AlignLoss:
             among: All batches that the loss is a mean over; default this one alone.
             looks: Whether to count hits.
         """
-        own, among = processes.share(rows), among or [rows]
-        source, target, kept = self._sides(own)
-        source, target = self._scored(source, own, 0), self._scored(target, own, 1)
+        share, among = processes.share(rows), among or [rows]
+        source, target, kept = self._sides(share)
+        source, target = self._scored(source, share, 0), self._scored(target, share, 1)
         loss = self._contrast(source, target, rows, processes, sum(map(len, among)))
-        hits = retrieved(source.detach(), target.detach(), self._same(own).to(source.device)) if looks else None
-        tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in own)
+        hits = retrieved(source.detach(), target.detach(), self._same(share).to(source.device)) if looks else None
+        tokens = sum(len(side[row]) for side in (self._source_ids, self._target_ids) for row in share)
         if kept is None:
             return BatchLoss(loss, tokens, rows=len(rows), hits=hits)
-        kept = kept * processes.part(self._kept_tokens(own), rows, sum(map(self._kept_tokens, among)))
+        kept = kept * processes.part(self._kept_tokens(share), rows, sum(map(self._kept_tokens, among)))
         parts = {"align": (loss, len(rows)), "keeper": (kept, len(rows))}
         weight = self._settings.keeper
-        means = ((loss.detach(), len(rows)), (weight * kept.detach(), self._kept_tokens(own)))
+        means = ((loss.detach(), len(rows)), (weight * kept.detach(), self._kept_tokens(share)))
         return BatchLoss(loss + weight * kept, tokens, parts, rows=len(rows), hits=hits, means=means)
 
     def _contrast(
@@ -209,12 +210,11 @@ class AlignLoss:
         return loss * processes.part(len(order), rows, whole)
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
         among = [self._batch(other) for other in self._together(number)]
         return self._of_rows(self._batch(number), self._processes, among=among)
 
     def _batch(self, number: int) -> list[int]:
-        # a row drawn twice would be its own negative
+        # A row that is drawn twice would be its share negative.
         return list(dict.fromkeys(self._sampler.batch(number)))
 
     def _same(self, rows: Sequence[int]) -> Tensor:
@@ -237,11 +237,11 @@ def alignment_loss(
 
 
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
-    """Return how many negatives a pair has, for a person."""
+    """Return a note on how many negatives a pair has."""
     if settings.gather_negatives:
         return f"{settings.batch_size - 1} negatives per pair, of all processes"
     sizes = sorted({len(share) - 1 for share in processes.shares(range(settings.batch_size))})
-    return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
+    return f"{' or '.join(map(str, sizes))} negatives per pair, of its share process (--no-gather-negatives)"
 
 
 A = TypeVar("A", bound=AlignSettings | JointSettings)
@@ -258,18 +258,15 @@ class AlignObjective(Objective[A]):
     """Number of blocks below the loss, and of the whole model."""
 
     def read(self) -> None:
-        """Read the pairs."""
         self.data = PairData.read(self.run.settings, self.run.watch)
         self.report = self.data.report
 
     def notes(self) -> list[str]:
-        """Return warnings on the pairs, and how many negatives each has if processes share the batches."""
         settings, processes = self.run.settings, self.run.processes
         shared = processes.count > 1 and settings.objective != "distil"
         return self.report.warnings("pairs") + ([negatives(settings, processes)] if shared else [])
 
     def prepare(self) -> None:
-        """Remove the blocks after the loss, unless another objective needs them."""
         base, whole = self.run.base, isinstance(self.run.settings, JointSettings)
         total = base.layers
         layer = aligned_layer(base.model, self.run.settings, whole=whole)
@@ -279,23 +276,19 @@ class AlignObjective(Objective[A]):
             self.layers = layer if layer < total else None
 
     def rows(self) -> int:
-        """Return the number of pairs."""
         return len(self.data.pairs)
 
     def dev(self) -> dict[str, RowsLoss]:
-        """Return the loss of the dev pairs."""
         if not self.data.dev:
             return {}
         return {"dev_loss": self._loss(self.data.dev, like=self.data.pairs).of_rows}
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries on pairs, layer and sentence vectors."""
         settings, (layer, layers) = self.run.settings, self.depth
         objective = {"name": settings.objective, "layer": layer, "layers": layers, "pairs": len(self.data.pairs)}
         return self.data.entries() | {"objective": objective, "vectors": vectors_entry(settings)}
 
     def loss(self, together: Together | None = None) -> AlignmentLoss:
-        """Return the loss of batches of pairs."""
         return self._loss(self.data.pairs, watch=self.run.watch, together=together)
 
     def _loss(self, pairs: Sequence[Pair], **more: Any) -> AlignmentLoss:

@@ -20,10 +20,10 @@ class Callbacks:
     """Calls the callbacks of a run.
 
     A callback has any of the methods `on_train_begin`, `on_step_begin`, `on_step_end`, `on_log`, `on_evaluate`,
-    `on_save` and `on_train_end`, such as a `transformers.TrainerCallback` has. Each gets the settings in the place of
-    transformers' arguments, the state, the control, and `model`, `optimizer` and `lr_scheduler` by name; `on_log` gets
-    `logs` and `on_evaluate` gets `metrics` too. `should_training_stop`, `should_evaluate` and `should_save` of the
-    control are obeyed after each step, in all processes if they are set in one of them.
+    `on_save` and `on_train_end`, such as a `transformers.TrainerCallback`. Each gets the settings (where transformers
+    passes its arguments), the state, the control, and `model`, `optimizer` and `lr_scheduler` by name; `on_log` gets
+    `logs` and `on_evaluate` gets `metrics` too. After each step the trainer reads `should_training_stop`,
+    `should_evaluate` and `should_save` of the control; if one process sets them, they hold for all.
 
     Args:
         callbacks: The callbacks.
@@ -108,8 +108,8 @@ def _start(settings: TrainingSettings, watch: Watcher) -> Any:
         tracker = LOGGER_TYPE_TO_CLASS[name](project, name=out.name)
     try:
         tracker.start()
-    except Exception as error:  # trackers raise classes of their own
-        raise PlanError(f"--log-with {name} does not start: {shown(error)}. Mend that, or drop --log-with.") from error
+    except Exception as error:  # each tracker raises other classes
+        raise PlanError(f"--log-with {name} does not start: {shown(error)}. Fix that, or drop --log-with.") from error
     return tracker
 
 
@@ -131,7 +131,7 @@ class TrackerCallback:
         )
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Send a step's numbers, as `train/loss` and the like."""
+        """Send a step's numbers, such as `train/loss`."""
         parts = {f"train/{name}_loss": part["loss"] for name, part in logs.get("objectives", {}).items()}
         numbers = {
             f"train/{name}": value for name, value in logs.items() if name != "step" and isinstance(value, int | float)
@@ -139,6 +139,6 @@ class TrackerCallback:
         self._tracker.log(numbers | parts, step=state.global_step)
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Send dev values, as `dev/loss` and the like."""
+        """Send dev values, such as `dev/loss`."""
         values = {f"dev/{name.removeprefix('dev_')}": value for name, value in metrics.items()}
         self._tracker.log(values, step=state.global_step)

@@ -23,7 +23,7 @@ _FILE = "checkpoint.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a run needs to go on; all randomness is a function of the seed and the step.
+    """State from which a run resumes; all randomness is a function of the seed and the step.
 
     Args:
         step: Optimizer steps done.
@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 class Workplace:
-    """The folder beside an output that holds its unfinished run.
+    """The folder next to an output that holds its unfinished run.
 
     Args:
         out: The output folder.
@@ -50,10 +50,10 @@ class Workplace:
         self._settings = json.loads(json.dumps(settings, sort_keys=True))
 
     def open(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-        """Check the folder, empty it if asked to, and return the checkpoint to go on from, if any.
+        """Check the folder, empty it with `overwrite`, and return the checkpoint to resume from, if any.
 
         Raises:
-            OutputError: the output exists; an interrupted run is there and neither flag is given; or it was run with
+            OutputError: the output exists; there is an interrupted run and neither flag is set; or it was run with
                 other settings.
         """
         if resume and self._out.exists() and not overwrite:

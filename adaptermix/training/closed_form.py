@@ -24,7 +24,7 @@ MAP_PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 LAYER_PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """Ridge penalties of the layer's update that are tried, relative to the mean square of its inputs."""
 HEAD_WEIGHT = 1.0
-"""Weight of the token that heads read, beside that of all tokens of a sentence together."""
+"""Weight of the token that heads read, relative to all tokens of a sentence together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +35,9 @@ class Fitted:
         map: From standardised pooled states to standardised displacements.
         spread: By which both are standardised.
         module: The layer that writes the states.
-        update: Of that layer.
+        update: Update of that layer.
         penalty: Ridge penalty of the update, relative to the mean square of the layer's inputs.
-        share: Share of the tokens' displacements that the layer's inputs explain in tokens left out, at full rank.
+        share: Share of the displacements of held-out tokens that the layer's inputs explain, at full rank.
         share_with_bias: The same with a bias, at the penalty that suits it best.
 
     Shapes: spread [d], update [d inputs].
@@ -52,7 +52,7 @@ class Fitted:
     share_with_bias: float
 
     def document(self) -> dict[str, Any]:
-        """Return what the manifest says of the fit."""
+        """Return the manifest's entry on the fit."""
         return {
             "map": {"penalty": self.map.penalty, "explained_left_out": self.map.left_out},
             "layer_update": {
@@ -63,8 +63,8 @@ class Fitted:
             },
         }
 
-    def wanted(self, states: Tensor) -> Tensor:
-        """Return the displacement that the map wants of each state, in float64.
+    def displacement(self, states: Tensor) -> Tensor:
+        """Return the map's displacement of each state, in float64.
 
         Shapes: [... d].
         """
@@ -101,7 +101,7 @@ def fit_closed_form(
     shift_only: bool,
     watch: Watcher,
 ) -> Fitted:
-    r"""Fit the map, and the update of one layer that moves every token as the map wants.
+    r"""Fit the map, and the update of one layer that moves every token as the map does.
 
     The map is linear in the states, so the sums of products that the update is solved from follow from those of the
     layer's inputs with the states: every sentence is run once, and no token is kept.
@@ -126,7 +126,7 @@ def fit_closed_form(
                 parts = [Products.empty(*shape, vectors.device) for _ in range(2)]
             pooled[torch.tensor(batch)] = vectors
             weights = tokens.token_weights(sentences, HEAD_WEIGHT, reader.roles[-1])
-            # sinks have no displacement: of their states and of the constant nothing is wanted
+            # Attention sinks stay where they are, so their states and the constant count as zero.
             states = torch.nn.functional.pad(tokens.states.double(), (0, 1), value=1.0) * ~tokens.sinks[..., None]
             folds = torch.tensor([sentences[row].group % 2 for row in batch], device=weights.device)
             for fold, part in enumerate(parts):
@@ -136,15 +136,15 @@ def fit_closed_form(
     assert pooled is not None  # noqa: S101  (there are sentences)
     rows = displacements(sentences, pooled)
     spread = common_spread(rows)
-    found = fit_map(rows, spread, shift_only=shift_only)
-    matrix = torch.cat([found.weight / spread[:, None], (found.offset - found.center @ found.weight)[None]])
+    affine = fit_map(rows, spread, shift_only=shift_only)
+    matrix = torch.cat([affine.weight / spread[:, None], (affine.offset - affine.center @ affine.weight)[None]])
     biased = [part.mapped(matrix) for part in parts]
     plain = [Products(part.inner[:-1, :-1], part.cross[:-1], part.outer) for part in biased]
     penalty, share = choose_penalty(plain, LAYER_PENALTIES)
     update = reduced_rank(plain[0] + plain[1], rank=rank, penalty=penalty)
     back = spread * writer.per_state(spread)
     return Fitted(
-        map=found,
+        map=affine,
         spread=spread,
         module=writer.path,
         update=LowRank(b=(update.b * back[:, None]).float().cpu(), a=update.a.float().cpu()),
@@ -162,11 +162,11 @@ class Explained:
     explains 0.
 
     Args:
-        map: Of sentences, by the map.
-        adapter: Of sentences, by the model with the adapter.
+        map: Share of the sentences' displacements that the map explains.
+        adapter: Share that the model with the adapter explains.
         roles: The same by role: mean over the tokens, first or last token.
-        tokens: Of what the map wants of each token, by the model with the adapter.
-        targets_moved: Squared displacement of translations, which are to stay, relative to that of their sources.
+        tokens: Share of the map's displacements of tokens that the model with the adapter explains.
+        targets_moved: Squared displacement of translations, which should stay, relative to that of their sources.
     """
 
     map: float
@@ -210,16 +210,16 @@ def explained(
             attached.set_weights([1.0])
             after = reader.read(sentences, batch).states.double()
             numbers += batch
-            for own, states in zip(vectors, (tokens.states.double(), after), strict=True):
-                own.append(tokens.pooled(states, reader.roles))
-            wanted = fitted.wanted(tokens.states) * ~tokens.sinks[..., None] / fitted.spread
-            missed = wanted - (after - tokens.states.double()) / fitted.spread
+            for pooled_states, states in zip(vectors, (tokens.states.double(), after), strict=True):
+                pooled_states.append(tokens.pooled(states, reader.roles))
+            target = fitted.displacement(tokens.states) * ~tokens.sinks[..., None] / fitted.spread
+            missed = target - (after - tokens.states.double()) / fitted.spread
             weights = tokens.token_weights(sentences, HEAD_WEIGHT, reader.roles[-1]) * tokens.here
             error += float((weights * missed.square().sum(-1)).sum())
-            whole += float((weights * wanted.square().sum(-1)).sum())
+            whole += float((weights * target.square().sum(-1)).sum())
             advance(len(batch), "")
     back = torch.tensor(numbers).argsort()
-    pooled, moved = (torch.cat(own)[back] for own in vectors)
+    pooled, moved = (torch.cat(parts)[back] for parts in vectors)
     rows = displacements(sentences, pooled)
     y = rows.y / fitted.spread
     change = ((moved - pooled).flatten(0, 1)) / fitted.spread
@@ -232,7 +232,7 @@ def explained(
 
     every = torch.ones_like(rows.moving)
     return Explained(
-        map=share(y - fitted.wanted(rows.x) / fitted.spread, every),
+        map=share(y - fitted.displacement(rows.x) / fitted.spread, every),
         adapter=share(y - change, every),
         roles={role: share(y - change, rows.roles == number) for number, role in enumerate(reader.roles)},
         tokens=1 - error / (whole or 1.0),

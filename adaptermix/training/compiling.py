@@ -13,16 +13,16 @@ from ..models.base import blocks
 
 
 @contextmanager
-def compiled(model: Any, *, wanted: bool) -> Iterator[None]:
-    """Let the blocks run compiled until the context ends, if wanted.
+def compiled(model: Any, *, enabled: bool) -> Iterator[None]:
+    """Run the blocks compiled until the context ends, if enabled.
 
-    Blocks are compiled rather than the whole model: they are alike, so that one compilation serves all of them, and
-    what reads or skips them stays outside. Lengths are dynamic, since every batch has its own.
+    Blocks are compiled rather than the whole model: they have one structure, so a single compilation serves all of
+    them, and code that reads or skips them is not compiled. Lengths are dynamic, since every batch has its own.
 
     Raises:
         ModelError: the compiler fails, which it does at the first step.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException
@@ -41,4 +41,4 @@ def compiled(model: Any, *, wanted: bool) -> Iterator[None]:
         ) from error
     finally:
         for block in stack:
-            del block.forward  # the class's own is seen again
+            del block.forward  # uncovers the method of the class

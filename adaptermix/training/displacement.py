@@ -1,4 +1,4 @@
-"""Where the states of sentences are to go: to those of their translations, by a map that is linear in the states."""
+"""Displacements of sentences' states to those of their translations, and the tokens that they are measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .residual_writer import Tap
 
 _SINK = 4.0
 """Tokens whose states are this many times longer than the median token's are attention sinks (Sun et al., Massive
-Activations in Large Language Models, COLM 2024, arXiv 2402.17762): they say little and would drown all others."""
+Activations in Large Language Models, COLM 2024, arXiv 2402.17762): they mean little and would outweigh all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Sentence:
         ids: Its tokens.
         weight: Weight of its pairs.
         group: Number of the group of pairs with one translation; no fit is judged by a group that it has seen.
-        target: Number of its translation; None for a translation itself, which stays where it is.
+        target: Number of its translation; None for a translation, which does not move.
     """
 
     ids: list[int]
@@ -38,7 +38,7 @@ def groups_of(pairs: Sequence[Pair]) -> list[int]:
     """Return the group of each pair: pairs with one translation, in any languages, are one group.
 
     Sources are not looked at: through sources that have several translations most pairs of a large file would end in a
-    single group, and nothing could be left out. Where all pairs have one translation each is a group of its own.
+    single group, and nothing could be left out. If all pairs have the same translation, each pair is a separate group.
 
     Example:
         >>> texts = [("ja", "yes"), ("oui", "yes"), ("oui", "yeah"), ("nein", "no")]
@@ -79,14 +79,16 @@ def sentences_of(
     numbers: dict[tuple[str, str], int] = {}
     number = [numbers.setdefault((pair.languages[1], pair.target), len(numbers)) for pair in pairs]
     total = [0.0] * len(numbers)
-    for own, weight in zip(number, weights, strict=True):
-        total[own] += weight
-    first = {own: row for row, own in reversed(list(enumerate(number)))}
-    found = [
-        Sentence(ids=targets[first[own]], weight=total[own], group=groups[first[own]]) for own in range(len(total))
+    for target, weight in zip(number, weights, strict=True):
+        total[target] += weight
+    first = {target: row for row, target in reversed(list(enumerate(number)))}
+    translations = [
+        Sentence(ids=targets[row], weight=total[target], group=groups[row]) for target, row in sorted(first.items())
     ]
     rows = zip(sources, weights, groups, number, strict=True)
-    return found + [Sentence(ids=ids, weight=weight, group=group, target=own) for ids, weight, group, own in rows]
+    return translations + [
+        Sentence(ids=ids, weight=weight, group=group, target=target) for ids, weight, group, target in rows
+    ]
 
 
 class Reader:
@@ -130,7 +132,7 @@ class Tokens:
         inputs: Inputs of the layer that writes them, over the norm's scale.
         here: Which tokens are there.
         counted: Which of them a mean counts.
-        sinks: Which are attention sinks, which stay where they are.
+        sinks: Which are attention sinks, which do not move.
         last: Place of the last token, where heads read that one.
 
     Shapes: states [rows tokens d], inputs [rows tokens i], here, counted and sinks [rows tokens], last [rows].
@@ -150,18 +152,20 @@ class Tokens:
         return weights @ states.double()
 
     def role_weights(self, role: str) -> Float[Tensor, "rows tokens"]:
-        """Return the weights of the tokens in the vector of a role; they sum to 1, or to 0 where none counts."""
+        """Return the weights of the tokens in the vector of a role; they sum to 1, or to 0 if no token counts."""
         if role == "mean":
             counted = self.counted.double()
             return counted / counted.sum(1, keepdim=True).clamp_min(1.0)
-        places = torch.zeros_like(self.here[:, 0], dtype=torch.long) if self.last is None else self.last
-        return torch.nn.functional.one_hot(places, self.here.shape[1]).double()
+        positions = torch.zeros_like(self.here[:, 0], dtype=torch.long) if self.last is None else self.last
+        return torch.nn.functional.one_hot(positions, self.here.shape[1]).double()
 
     def token_weights(self, sentences: Sequence[Sentence], head: float, role: str) -> Float[Tensor, "rows tokens"]:
         """Return the weight of each token: its share of its sentence, and `head` more for the one that heads read."""
-        own = torch.tensor([sentences[row].weight for row in self.rows], dtype=torch.float64, device=self.here.device)
+        weights = torch.tensor(
+            [sentences[row].weight for row in self.rows], dtype=torch.float64, device=self.here.device
+        )
         shares = self.here.double() / self.here.double().sum(1, keepdim=True)
-        return own[:, None] * (shares + head * self.role_weights(role) * ~self.sinks)
+        return weights[:, None] * (shares + head * self.role_weights(role) * ~self.sinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +174,7 @@ class Rows:
 
     Args:
         x: Pooled states, one row per sentence and role.
-        y: Where they are to go, from where they are.
+        y: Displacement of each, to its translation.
         weights: Weight of each row.
         groups: Group of each row.
         roles: Role of each row.
@@ -190,9 +194,9 @@ class Rows:
 def displacements(sentences: Sequence[Sentence], pooled: Float[Tensor, "n roles d"]) -> Rows:
     """Return the displacement of each sentence: to its translation's states, none for the translation itself."""
     count, roles, width = pooled.shape
-    place = torch.tensor([own if s.target is None else s.target for own, s in enumerate(sentences)])
+    target = torch.tensor([row if s.target is None else s.target for row, s in enumerate(sentences)])
     moving = torch.tensor([s.target is not None for s in sentences])
-    y = pooled[place.to(pooled.device)] - pooled
+    y = pooled[target.to(pooled.device)] - pooled
 
     def spread(values: Tensor) -> Tensor:
         return values.to(pooled.device)[:, None].expand(count, roles).reshape(-1)

@@ -1,4 +1,4 @@
-"""Alignment by distillation: the other languages come to where the frozen base has English."""
+"""Alignment by distillation: states of other languages move to the frozen base's states of English."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .sampler import Sampler
 from .trainer import BatchLoss, Together, in_a_row
 
 ENGLISH_EVERY = 4
-"""Of every four sentences in the batches one is a target, whose states must stay where they are."""
+"""One in four sentences of the batches is a target, whose states should not move."""
 _TEACHER_ROWS = 32
 
 
@@ -38,7 +38,7 @@ class AlignmentLoss(Protocol):
 
 
 Item = tuple[int, bool]
-"""Number of a pair, and whether its target side takes the place of its source side."""
+"""Number of a pair, and whether its target side replaces its source side."""
 
 
 class DistilLoss:
@@ -46,7 +46,7 @@ class DistilLoss:
 
     Of every four sentences in the batches three are sources of pairs, and one is a target. The states of all targets
     are computed once, without dropout and without this LoRA; with `on_top_of` that adapter belongs to the frozen base.
-    In training the base's own dropout is off, since it moves the first token further than sentences differ.
+    In training the base's share dropout is off, since it moves the first token further than sentences differ.
 
     Args:
         base: The base model with its LoRA in.
@@ -86,7 +86,7 @@ class DistilLoss:
         self._sides = [
             encode_side(base.tokenizer, pairs, side, settings.max_length, watch) for side in ("source", "target")
         ]
-        self._targets, self._place = self._teach(self._sides[1], watch)
+        self._targets, self._index = self._teach(self._sides[1], watch)
         theirs = like and encode_side(base.tokenizer, like, "target", settings.max_length, SILENT)
         self._spread = spread_of(self._teach(theirs, watch)[0] if theirs else self._targets)
         self._sampler = Sampler(
@@ -95,10 +95,10 @@ class DistilLoss:
         train_loras_only(base.model)
 
     def _teach(self, encoded: Sequence[Sequence[int]], watch: Watcher) -> tuple[Tensor, list[int]]:
-        """Return the frozen base's vectors of all different sentences, and the place of each sentence among them."""
-        places: dict[tuple[int, ...], int] = {}
-        place = [places.setdefault(tuple(ids), len(places)) for ids in encoded]
-        texts = list(map(list, places))
+        """Return the frozen base's vectors of all different sentences, and the index of each sentence among them."""
+        numbers: dict[tuple[int, ...], int] = {}
+        index = [numbers.setdefault(tuple(ids), len(numbers)) for ids in encoded]
+        texts = list(map(list, numbers))
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         targets: list[Tensor] = []
         with (
@@ -112,7 +112,7 @@ class DistilLoss:
                 rows = order[start : start + _TEACHER_ROWS]
                 targets.append(self._states.pooled([texts[row] for row in rows]).cpu())
                 advance(len(rows), "")
-        return torch.cat(targets)[torch.tensor(order).argsort()], place
+        return torch.cat(targets)[torch.tensor(order).argsort()], index
 
     def items(self, number: int) -> list[Item]:
         """Return the sentences of batch `number`: pairs, and of each whether its target side is taken."""
@@ -128,28 +128,26 @@ class DistilLoss:
     def _of_items(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of some sentences, their vectors and their targets."""
         states = self._states.pooled(self._encoded(items))
-        targets = self._targets[[self._place[row] for row, _ in items]].to(states.device)
+        targets = self._targets[[self._index[row] for row, _ in items]].to(states.device)
         return distil_loss(states, targets, self._spread.to(states.device)), states, targets
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
         items = self.items(number)
-        own = self._processes.share(items)
+        share = self._processes.share(items)
         whole = len(self._together(number)) * len(items)
-        loss = self._of_items(own)[0] * self._processes.part(len(own), items, whole)
-        return BatchLoss(loss, sum(map(len, self._encoded(own))), rows=len(items))
+        loss = self._of_items(share)[0] * self._processes.part(len(share), items, whole)
+        return BatchLoss(loss, sum(map(len, self._encoded(share))), rows=len(items))
 
     def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
         items = [(row, False) for row in rows]
         loss, states, targets = self._of_items(items)
-        places = torch.tensor([self._place[row] for row in rows], device=states.device)
+        indices = torch.tensor([self._index[row] for row in rows], device=states.device)
         half = states.shape[1] // 2  # the means
-        hits = retrieved(states[:, :half], targets[:, :half], places[:, None] == places)
+        hits = retrieved(states[:, :half], targets[:, :half], indices[:, None] == indices)
         return BatchLoss(loss, sum(map(len, self._encoded(items))), rows=len(rows), hits=hits)
 
     @property
     def of_rows(self) -> PairsLoss:
-        """Loss of the sources of pairs by their numbers, and how many find the frozen base's translations."""
         return PairsLoss(self._of_rows, [len(ids) for ids in self._sides[0]])
 
 
@@ -158,19 +156,18 @@ class BothLosses:
 
     Args:
         contrastive: The contrastive loss.
-        distil: The loss of the distillation, made last, so that the base's own dropout is off for both.
+        distil: The loss of the distillation, made last, so that the base's share dropout is off for both.
     """
 
     def __init__(self, contrastive: AlignmentLoss, distil: AlignmentLoss) -> None:
         self._losses = {"contrastive": contrastive, "distil": distil}
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the parts of batch `number`."""
         return self._sum({name: loss(number) for name, loss in self._losses.items()})
 
     @staticmethod
-    def _sum(found: Mapping[str, BatchLoss]) -> BatchLoss:
-        contrastive, distil = found["contrastive"], found["distil"]
+    def _sum(losses: Mapping[str, BatchLoss]) -> BatchLoss:
+        contrastive, distil = losses["contrastive"], losses["distil"]
         # with a keeper the contrastive loss is a sum of two means over unlike terms, and a log entry for each
         parts = {
             "contrastive": contrastive.parts.get("align", (contrastive.loss, contrastive.rows or 0)),
@@ -189,7 +186,6 @@ class BothLosses:
 
     @property
     def of_rows(self) -> PairsLoss:
-        """Sum of both losses of pairs by their numbers, and how many pairs find each other."""
         sides = {name: loss.of_rows for name, loss in self._losses.items()}
         return PairsLoss(
             lambda rows: self._sum({name: side(rows) for name, side in sides.items()}), sides["contrastive"].lengths

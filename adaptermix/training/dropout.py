@@ -16,7 +16,7 @@ class FastDropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (nn.Dropout's name)
-        """Drop entries of a tensor of any shape; in evaluation return it as it is."""
+        """Drop entries of a tensor of any shape; in evaluation return it unchanged."""
         dropped = round(self.p * _LEVELS)
         if not self.training or input.device.type != "cpu" or dropped in (0, _LEVELS) or torch.compiler.is_compiling():
             return super().forward(input)
@@ -27,7 +27,7 @@ class FastDropout(nn.Dropout):
 
 
 def quicken(model: nn.Module) -> None:
-    """Put `FastDropout` in place of the dropout of every LoRA of a model."""
+    """Replace the dropout of every LoRA of a model by `FastDropout`."""
     for name, module in model.named_modules():
         if name.endswith(".lora_dropout") and isinstance(module, nn.ModuleDict):
             module.update({key: FastDropout(d.p) for key, d in module.items() if type(d) is nn.Dropout})

@@ -1,4 +1,4 @@
-"""What a dry run can tell of a model: its modules, without their weights."""
+"""Checks of a dry run: a model's modules without their weights."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def outline(reference: str) -> Any:
 
 
 def count_lora(settings: TrainingSettings, start: AdapterSource | None = None) -> int:
-    """Return how many parameters the LoRA of a run would have, that of a head not among them.
+    """Return how many parameters the LoRA of a run would have, without a head.
 
     Raises:
         AdapterMixError: no such model, device or quantisation; a layer, targets or blocks that the model has not or
-            that the loss does not reach; an adapter to train on top of, or to begin from, that is damaged or of
+            that the loss does not reach; an adapter to train on top of, or to start from, that is damaged or of
             another base.
     """
     device = pick_device(settings.device)

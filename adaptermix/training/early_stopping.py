@@ -1,4 +1,4 @@
-"""Looking at the dev loss: when to stop, and which factors to keep."""
+"""Evaluation on dev data in training: when to evaluate, when to stop, and which factors to keep."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RowsLoss(Protocol):
 
     @property
     def taught(self) -> Sequence[int]:
-        """Numbers of the rows to learn from; the loss of others says nothing."""
+        """Numbers of the rows to learn from; the loss of others is meaningless."""
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss of these rows."""
@@ -62,28 +62,28 @@ class DevLosses:
             starts.pop()  # a pair alone has no negatives, and a loss of 0
         parts = [taught[start:stop] for start, stop in pairwise([*starts, count])]
         hits, rows = 0.0, 0.0
-        sums = [[0.0, 0.0], [0.0, 0.0]]  # of the loss and its terms; the second pair is for a second mean
+        sums = [[0.0, 0.0], [0.0, 0.0]]  # sum of the loss and count of its terms; the second pair is for a second mean
         for part in self._processes.turns(parts):
-            found = loss_of(part)
-            terms: float = len(part) if found.terms is None else found.terms
-            for own, (mean, number) in zip(sums, found.means or ((found.loss, terms),), strict=False):
-                own[0] += float(mean) * number
-                own[1] += number
-            hits, rows = hits + (found.hits or 0.0), rows + (len(part) if found.hits is not None else 0)
+            batch = loss_of(part)
+            terms: float = len(part) if batch.terms is None else batch.terms
+            for total, (mean, number) in zip(sums, batch.means or ((batch.loss, terms),), strict=False):
+                total[0] += float(mean) * number
+                total[1] += number
+            hits, rows = hits + (batch.hits or 0.0), rows + (len(part) if batch.hits is not None else 0)
         # the sums are the same in every process, so all stop early or none
-        total, whole, other, others, hits, rows = self._processes.total(*sums[0], *sums[1], hits, rows)
+        loss, terms, other, others, hits, rows = self._processes.total(*sums[0], *sums[1], hits, rows)
         share = {f"{name.removesuffix('_loss')}_accuracy": hits / rows} if rows else {}
-        return {name: total / (whole or 1) + other / (others or 1)} | share
+        return {name: loss / (terms or 1) + other / (others or 1)} | share
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
         with torch.no_grad(), evaluating(self._model), self._processes.autocast():
-            found = [self._means(name, loss_of) for name, loss_of in self._sides.items()]
-        return {name: value for means in found for name, value in means.items()}
+            sides = [self._means(name, loss_of) for name, loss_of in self._sides.items()]
+        return {name: value for means in sides for name, value in means.items()}
 
 
 def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int]:
-    """Return the best value of a log so far, and how many looks have passed since."""
+    """Return the best value of a log so far, and the number of evaluations since."""
     values = [entry[key] for entry in history if key in entry]
     best = min(values, default=math.inf)
     return best, len(values) - 1 - values.index(best) if values else 0
@@ -97,9 +97,9 @@ class EarlyStopping:
     Args:
         settings: The run's settings.
         steps: Optimizer steps of the run; the first evaluation is after the last of them at the latest.
-        rows: Training rows; each pass over them ends with an evaluation unless `evaluate_every` is set.
+        rows: Training rows; each epoch ends with an evaluation unless `evaluate_every` is set.
         key: Name of the loss that decides.
-        turns: How many objectives take turns, so that a pass over the rows takes as many times the steps.
+        turns: How many objectives take turns; an epoch takes as many times the steps.
         measure: Dev value by which runs can be compared; default `key`. A higher accuracy is better.
         watch: Receives the measure of every evaluation; an exception that it raises ends the training.
     """

@@ -22,7 +22,7 @@ class Examples(list[Example]):
         examples: All rows.
         taught: Numbers of the rows that can teach their answer. Training leaves the others out: they had to be cut so
             short that their answer no longer follows from their prompt.
-        notes: What was cut and left out.
+        notes: Messages on rows that were cut or left out.
     """
 
     def __init__(self, examples: Sequence[Example], taught: Sequence[int], notes: Sequence[str] = ()) -> None:
@@ -40,7 +40,7 @@ def encode_rows(
 
     A text that a question asks about keeps the part around the answer. Other prompts that are too long lose their
     beginning, but for the special tokens that open them, such as the start token. Only answers of tasks whose answers
-    are open lose their end, down to half of the length. Rows whose answer then no longer stands in the prompt, or is
+    are open lose their end, down to half of the length. Rows whose answer is then no longer in the prompt, or is
     cut itself, are not taught. Evaluation does not use this function, and asks every row in full.
 
     Args:
@@ -68,19 +68,19 @@ def encode_rows(
 
 
 def _notes(languages: dict[str, list[str]], rows: int, max_length: int) -> Iterator[str]:
-    if found := languages[_CUT]:
-        yield told_cut(found, rows, max_length, "a part of their prompts or answers")
-    if found := languages[_LOST]:
+    if cut := languages[_CUT]:
+        yield told_cut(cut, rows, max_length, "a part of their prompts or answers")
+    if lost := languages[_LOST]:
         yield (
-            f"{by_language(found, rows)} rows are longer than {max_length} tokens (--max-length), so that their answer "
+            f"{by_language(lost, rows)} rows are longer than {max_length} tokens (--max-length), so that their answer "
             "would be cut away, and are left out."
         )
-    if found := languages[_ASTRAY]:
-        yield f"{by_language(found, rows)} rows have answers that do not stand in their texts, and are left out."
+    if astray := languages[_ASTRAY]:
+        yield f"{by_language(astray, rows)} rows have answers that do not stand in their texts, and are left out."
 
 
 class _Encoder:
-    """Encodes one row at a time; returns the example and what is wrong with it, if anything."""
+    """Encodes one row at a time; returns the example and its fault, if any."""
 
     def __init__(self, task: Task, template: Template, tokenizer: Any, max_length: int) -> None:
         self._task, self._template, self._tokenizer, self._most = task, template, tokenizer, max_length
@@ -108,20 +108,20 @@ class _Encoder:
         return self._template.encode(self._task.fields(row), self._tokenizer)
 
     def _lacks_evidence(self, row: Any, before: list[int], after: list[int]) -> bool:
-        """Whether a part of the answer stood in the prompt and does not stand in what is left of it."""
+        """Whether cutting the prompt removed a part of the answer from it."""
         whole, left = (" ".join(self._tokenizer.decode(ids).split()) for ids in (before, after))
         parts = [" ".join(part.split()) for part in self._task.evidence(row)]
         return any(part in whole and part not in left for part in parts)
 
     def _around(self, row: Any, room: int) -> list[int] | None:
-        """Return the longest prompt that fits whose text holds the answer; None if none does."""
+        """Return the longest prompt that fits whose text holds the answer, if there is one."""
         assert isinstance(self._task, SpanTask)  # noqa: S101  (for the type checker)
-        found, low, high = None, 0, len(self._task.question_and_context(row)[1])
+        longest, low, high = None, 0, len(self._task.question_and_context(row)[1])
         while low < high:
             size = (low + high) // 2
             prompt = self._prompt(self._task.excerpt(row, size))
             if len(prompt) <= room:
-                found, low = prompt, size + 1
+                longest, low = prompt, size + 1
             else:
                 high = size
-        return found
+        return longest

@@ -1,4 +1,4 @@
-"""`train-fusion`: a task LoRA that sees each text beside its source in another language."""
+"""`train-fusion`: a task LoRA that sees each text together with its source in another language."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _OF_SOURCE = 0.4
 
 @dataclass(kw_only=True)
 class _Fusing:
-    """A model that is to fuse, and what stands before its passes; its LoRA comes after the losses are made.
+    """A model that will fuse, with its hooks; the LoRA is injected after the losses are made.
 
     Args:
         base: The model.
-        data: What it is trained on.
+        data: Rows of the run.
         settings: The run's settings.
         settings_of: The fusion's settings, by PEFT's names.
         latents: Encoder whose states are the sources, if not the base's own.
@@ -121,22 +121,21 @@ class FusedRows:
         before = fuser.count
         sources = self._bank.of(rows)
         fuser.use(sources)
-        found = self._rows(rows)
+        batch = self._rows(rows)
         fuser.check()
         if sources and fuser.count == before:
             raise RuntimeError("a pass must reach the fused modules, and reached none")
-        return found
+        return batch
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many terms the loss of these rows is a mean over."""
         return self._rows.terms(rows)
 
 
 class MixedRows:
-    """The loss of rows and of their sources, mixed in one block, and that of their disagreement in training.
+    """Loss of rows and of their sources, mixed in one block; in training also their disagreement.
 
     Args:
-        fusing: A model with a head that tells classes.
+        fusing: A model with a head for classes.
         rows: The rows.
         sources: Their sources.
 
@@ -153,21 +152,19 @@ class MixedRows:
         self.lengths, self.taught = self._rows.lengths, self._rows.taught
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these rows and their count of tokens, sources included; without training the rows' own."""
         mixer = self._fusing.mixer
         mixer.use(None)
-        own = self._sources(rows)
+        alone = self._sources(rows)
         source = mixer.passed()
         mixer.use(source)
-        found = self._rows(rows)
+        batch = self._rows(rows)
         mixer.use(None)
         if not self._fusing.base.model.training:
-            return found
-        loss = _OF_SOURCE * own.loss + (1 - _OF_SOURCE) * found.loss + consistency(source, mixer.passed())
-        return found._replace(loss=loss, tokens=own.tokens + found.tokens)
+            return batch
+        loss = _OF_SOURCE * alone.loss + (1 - _OF_SOURCE) * batch.loss + consistency(source, mixer.passed())
+        return batch._replace(loss=loss, tokens=alone.tokens + batch.tokens)
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many rows the loss is a mean over, as all three of its parts are."""
         return self._rows.terms(rows)
 
 
@@ -201,10 +198,10 @@ class _Sources:
     """Sources of the rows.
 
     Args:
-        train: Of the training rows.
-        dev: Of the dev rows.
+        train: Sources of the training rows.
+        dev: Sources of the dev rows.
         files: Their files, those of the training rows first.
-        entries: What the manifest says, of rows and sources.
+        entries: The manifest's entries on rows and sources.
     """
 
     train: Sequence[Any]
@@ -242,23 +239,21 @@ class _Sources:
 
 
 def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Watcher) -> _Fusing:
-    """Give the base what a fusion has beside its LoRAs, and load another encoder where it is asked for.
+    """Add the modules that a fusion trains besides its LoRAs, and load the source encoder if there is one.
 
     Raises:
         AdapterMixError: there is no such encoder, or no such block.
     """
     latents = None
     if settings.source_encoder:
-        place = settings.place()
-        latents = Latents(
-            settings.source_encoder, device=place["device"], dtype=place["dtype"], tag=settings.source_tag
-        )
-    found: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
+        load = settings.place()
+        latents = Latents(settings.source_encoder, device=load["device"], dtype=load["dtype"], tag=settings.source_tag)
+    values: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
     if settings.fusion == MIXUP:
-        found["fusion_layer"] = block_index(settings.mixup_layer, base.layers, option="--mixup-layer")
-    parts = add_parts(base.model, found, latent=latents.width if latents else 0, seed=settings.seed)
+        values["fusion_layer"] = block_index(settings.mixup_layer, base.layers, option="--mixup-layer")
+    parts = add_parts(base.model, values, latent=latents.width if latents else 0, seed=settings.seed)
     base = replace(base, head_modules=(*base.head_modules, *parts))
-    return _Fusing(base=base, data=data, settings=settings, settings_of=found, latents=latents, watch=watch)
+    return _Fusing(base=base, data=data, settings=settings, settings_of=values, latents=latents, watch=watch)
 
 
 class FusionObjective(TaskObjective[FusionSettings]):
@@ -269,20 +264,17 @@ class FusionObjective(TaskObjective[FusionSettings]):
     fusing: _Fusing
 
     def read(self) -> None:
-        """Read the rows and their sources."""
         super().read()
         self.sources = _Sources.read(self.run.settings, self.data, self.run.watch)
         self.data = replace(self.data, entries=dict(self.sources.entries))
 
     def check(self) -> None:
-        """Check that the base model and the source encoder can fuse."""
         settings = self.run.settings
         _check_head(settings.fusion, self.data.head(settings), model_kind(settings.base))
         if settings.source_encoder:
             check_encoder(settings.source_encoder)
 
     def prepare(self) -> None:
-        """Add the trained modules of the fusion, and encode rows and sources."""
         run = self.run
         _check_head(run.settings.fusion, run.base.head, run.base.kind)
         self.fusing = _fusing(run.base, self.data, run.settings, run.watch)
@@ -293,7 +285,6 @@ class FusionObjective(TaskObjective[FusionSettings]):
         self.dev_rows = make(self.fusing, self.data.dev, self.sources.dev) if self.data.dev else None
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries of the task and of the fusion."""
         fusing, files = self.fusing, self.sources.files
         encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
         missing = sum(is_missing(self.data.task, source) for source in self.sources.train)
@@ -302,8 +293,8 @@ class FusionObjective(TaskObjective[FusionSettings]):
         return super().entries() | {"fusion": fusion}
 
     def write(self, factors: dict[str, Tensor], document: Mapping[str, Any], history: bytes) -> None:
-        """Write the adapter as PEFT would: a fusion is not linear, so its scale cannot lie in A."""
         settings, run = self.run.settings, self.run
+        # A fusion is not linear, so its scale cannot be a factor of A, and the file keeps PEFT's form.
         if not settings.peft_settings():
             super().write(factors, document, history)
             return

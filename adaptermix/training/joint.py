@@ -22,7 +22,7 @@ OBJECTIVES = ("task", "align")
 def turn(alternate: str, number: int, accumulate: int) -> tuple[tuple[str, ...], int]:
     """Return whose turn a batch is, and which of the objective's own batches it takes.
 
-    The task begins. "batch" is the published code: with an even count of accumulated batches every optimizer step holds
+    The task is first. "batch" is the published code: with an even count of accumulated batches every optimizer step has
     both. "step" is the paper's text: every optimizer step is for one objective alone. "sum" adds both losses.
 
     Args:
@@ -42,14 +42,14 @@ def turn(alternate: str, number: int, accumulate: int) -> tuple[tuple[str, ...],
 
 def own_batches(settings: JointSettings, name: str) -> Together:
     """Return a function from a batch number of an objective to all its batches of the same optimizer step."""
-    accumulate, place = settings.accumulate, OBJECTIVES.index(name)
+    accumulate, position = settings.accumulate, OBJECTIVES.index(name)
 
-    def together(own: int) -> list[int]:
-        step = own // accumulate
+    def together(number: int) -> list[int]:
+        step = number // accumulate
         if not settings.discard and settings.alternate == "step":
-            step = 2 * step + place
+            step = 2 * step + position
         elif not settings.discard and settings.alternate == "batch":
-            step = (2 * own + place) // accumulate
+            step = (2 * number + position) // accumulate
         return _own_numbers(settings, name, step)
 
     return together
@@ -59,7 +59,7 @@ def _own_numbers(settings: JointSettings, name: str, step: int) -> list[int]:
     """Return the numbers, among its own, of the batches that an objective has in an optimizer step."""
     batches = range(step * settings.accumulate, (step + 1) * settings.accumulate)
     turns = [(turn(settings.alternate, number, settings.accumulate), number) for number in batches]
-    return [number if settings.discard else own for (names, own), number in turns if name in names]
+    return [number if settings.discard else part for (names, part), number in turns if name in names]
 
 
 class JointLoss:
@@ -77,20 +77,19 @@ class JointLoss:
         self._weights = {"task": 1.0, "align": settings.align_weight}
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the loss of batch `number`."""
-        names, own = turn(self._settings.alternate, number, self._settings.accumulate)
+        names, part_number = turn(self._settings.alternate, number, self._settings.accumulate)
         if self._settings.discard:
-            own = number
+            part_number = number
         accumulate = self._settings.accumulate
         share = {name: len(_own_numbers(self._settings, name, number // accumulate)) / accumulate for name in names}
-        found = {name: BatchLoss(*self._losses[name](own)) for name in names}
-        rows = {name: batch.rows or self._settings.batch_size for name, batch in found.items()}
+        batches = {name: BatchLoss(*self._losses[name](part_number)) for name in names}
+        rows = {name: batch.rows or self._settings.batch_size for name, batch in batches.items()}
         return BatchLoss(
-            sum(self._weights[name] * share[name] * batch.loss for name, batch in found.items()),  # type: ignore[arg-type]
-            sum(batch.tokens for batch in found.values()),
+            sum(self._weights[name] * share[name] * batch.loss for name, batch in batches.items()),  # type: ignore[arg-type]
+            sum(batch.tokens for batch in batches.values()),
             {
                 part: entry
-                for name, batch in found.items()
+                for name, batch in batches.items()
                 for part, entry in (batch.parts or {name: (batch.loss, rows[name])}).items()
             },
             rows=sum(rows.values()),
@@ -104,26 +103,25 @@ class WithSum:
         self._losses, self._weights = losses, {"dev_align_loss": align_weight}
 
     def __call__(self) -> dict[str, float]:
-        """Measure."""
-        found = self._losses()
-        losses = {name: value for name, value in found.items() if name.endswith("_loss")}
+        values = self._losses()
+        losses = {name: value for name, value in values.items() if name.endswith("_loss")}
         if len(losses) < len(OBJECTIVES):
-            return found
-        return found | {"dev_sum_loss": sum(self._weights.get(name, 1.0) * loss for name, loss in losses.items())}
+            return values
+        return values | {"dev_sum_loss": sum(self._weights.get(name, 1.0) * loss for name, loss in losses.items())}
 
 
 def _turns(settings: JointSettings) -> int:
-    """Return how many objectives take turns, so that a pass over the task's rows takes as many times the steps."""
+    """Return how many objectives take turns, so that an epoch of the task takes as many times the steps."""
     return 1 if settings.alternate == "sum" or settings.discard else 2
 
 
 def joint_steps(rows: int, settings: JointSettings) -> int:
-    """Return the optimizer steps: in each pass the task sees every row, unless rows are passed over."""
+    """Return the optimizer steps: in each epoch the task sees every row, unless rows are skipped."""
     return (1 if settings.steps else _turns(settings)) * count_steps(rows, settings)
 
 
 class JointObjective(Objective[JointSettings]):
-    """A task and alignment in turns, each an objective of its own."""
+    """A task and alignment in turns, as two objectives."""
 
     command = "train-joint"
 
@@ -134,57 +132,47 @@ class JointObjective(Objective[JointSettings]):
         self.turns = _turns(run.settings)
 
     def read(self) -> None:
-        """Read rows and pairs."""
         self.task.read()
         self.align.read()
         self.report = self.task.report
         self.measure = "dev_task_loss" if self.task.data.dev else "dev_align_accuracy"
 
     def check(self) -> None:
-        """Check that the base model can have the task's head."""
         self.task.check()
 
     def notes(self) -> list[str]:
-        """Return warnings on rows and pairs."""
         return self.task.notes() + self.align.notes()
 
     def load(self) -> BaseModel:
-        """Load the base model, with a head if the task has one."""
         return self.task.load()
 
     def prepare(self) -> None:
-        """Encode the rows; the pairs are encoded with their losses."""
         self.task.prepare()
         self.align.prepare()
 
     def rows(self) -> int:
-        """Return the number of the task's rows to learn from."""
         return self.task.rows()
 
     def steps(self) -> int:
-        """Return the number of optimizer steps, of both objectives together."""
         return joint_steps(self.rows(), self.run.settings)
 
     def dev(self) -> dict[str, RowsLoss]:
-        """Return the losses of dev rows and dev pairs."""
         sides = {"dev_task_loss": self.task.dev(), "dev_align_loss": self.align.dev()}
         return {name: loss for name, losses in sides.items() for loss in losses.values()}
 
     def dev_values(self) -> Callable[[], dict[str, float]] | None:
-        """Return the function that measures rows and pairs, and the weighted sum of their losses."""
         values = super().dev_values()
         return WithSum(values, self.run.settings.align_weight) if values else None
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries of both objectives; counts of pairs are among those of the alignment."""
         task, align = self.task.entries(), self.align.entries()
         both = {name: [*(task[name] or []), *(align[name] or [])] or None for name in ("data", "dev", "tested")}
+        # `rows` of the manifest counts the task's rows, so the counts of pairs go with the alignment.
         objective = align["objective"] | {"rows": align["rows"]}
         languages = task["languages"] | align["languages"]
         return {**task, **both, "languages": languages, "objective": objective, "vectors": align["vectors"]}
 
     def loss(self, together: Together | None = None) -> JointLoss:  # noqa: ARG002  (it decides itself)
-        """Return the loss of the objective whose turn it is."""
         parts: dict[str, Loss] = {
             "align": self.align.loss(own_batches(self.run.settings, "align")),
             "task": self.task.loss(own_batches(self.run.settings, "task")),
@@ -192,7 +180,6 @@ class JointObjective(Objective[JointSettings]):
         return JointLoss(parts, self.run.settings)
 
     def dry_run(self) -> TrainReport:
-        """Return the report of a dry run, with the counts of the pairs."""
         return replace(super().dry_run(), pairs=self.align.report)
 
 

@@ -24,7 +24,7 @@ class MiddleStates:
         pooling: "mean" over the tokens, or "bos", the first token.
         chunks: In how many parts rows are run, by their lengths.
         standardize: Prepare vectors for z-scores; see `Pooler`.
-        pool: Makes the vectors, in place of a pooler of the three settings.
+        pool: Makes the vectors, instead of a pooler of the three settings.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class MiddleStates:
 
         Args:
             encoded: The token lists.
-            tokens_of: Numbers of the lists whose tokens are wanted; those that a mean leaves out are left out here too.
+            tokens_of: Numbers of the lists whose tokens are returned, without the tokens that a mean leaves out.
 
         Shapes: [rows width], [tokens width].
         """
@@ -103,8 +103,8 @@ class MiddleStates:
             states, mask = self.states([encoded[row] for row in chunk])
             vectors.append(self._pool(states, mask))
             if tokens_of:
-                wanted = torch.tensor([row in tokens_of for row in chunk], device=mask.device)
-                tokens.append(states[mask.bool() & wanted[:, None]])
+                chosen = torch.tensor([row in tokens_of for row in chunk], device=mask.device)
+                tokens.append(states[mask.bool() & chosen[:, None]])
         joined = torch.cat(vectors)
         back = torch.tensor(order, device=joined.device).argsort()
         return joined[back], torch.cat(tokens) if tokens else joined[:0]

@@ -31,7 +31,7 @@ from .residual_writer import Tap, find_writer
 from .runner import input_entries, plain, run_training
 
 _HELD_OUT = 0.1
-"""Share of the pairs that is kept aside to measure on, where no dev pairs are given."""
+"""Share of the pairs that is held out to measure on if there are no dev pairs."""
 _PROBES = 8
 """Sentences that show which layer writes the states."""
 
@@ -43,7 +43,6 @@ class ClosedForm(AlignObjective[AlignSettings]):
     held_out: Sequence[Pair]
 
     def read(self) -> None:
-        """Read the pairs, and set those aside that the fit is measured on."""
         settings, watch = self.run.settings, self.run.watch
         if self.run.processes.count > 1:
             raise PlanError(
@@ -57,14 +56,13 @@ class ClosedForm(AlignObjective[AlignSettings]):
             )
 
     def load(self) -> BaseModel:
-        """Load the base model, once an interrupted training into the same folder is out of the way."""
         settings = self.run.settings
+        # An interrupted training into the same folder is refused or removed before the slow part.
         self.workplace = Workplace(Path(settings.out), plain(settings))
         self.workplace.open(resume=settings.resume, overwrite=settings.overwrite)
         return super().load()
 
     def dry_run(self) -> FitReport:
-        """Return the report of a dry run."""
         settings = self.run.settings
         model = outline(settings.base)
         attach_on(model, settings, headed=False)
@@ -72,7 +70,6 @@ class ClosedForm(AlignObjective[AlignSettings]):
         return FitReport(out=Path(settings.out), fit=settings.fit, layer=layer, rows=self.report)
 
     def finish(self) -> FitReport:
-        """Compute the LoRA and write it."""
         start = time.perf_counter()
         run, settings, base, layer = self.run, self.run.settings, self.run.base, self.depth[0]
         fitted, shares = self._fit()

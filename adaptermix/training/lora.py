@@ -23,7 +23,7 @@ from ..options.training import MOVING, beyond_the_layer
 from .dropout import quicken
 
 _NAME = "default"
-# PEFT refuses these modules of these models: their kernels read the weights themselves and would pass over a LoRA
+# PEFT refuses these modules of these models: their kernels read the weights directly and would skip a LoRA.
 _STATE_SPACES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 _UNSUITED = {"out_proj", "conv1d"}
 _WHOLE = f".modules_to_save.{_NAME}"
@@ -72,12 +72,12 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
     refused = _UNSUITED if getattr(model.config, "model_type", "") in _STATE_SPACES else set[str]()
     known = [name for name in linear_names(model, chosen) if name not in refused]
     if list(targets) == ["auto"]:
-        found = [name for name in known if name in FUSING]
-        if not found:
+        fusing = [name for name in known if name in FUSING]
+        if not fusing:
             raise PlanError(
                 f"--targets must name the queries and values of this base model, which has {', '.join(known)}."
             )
-        return found
+        return fusing
     if "all-linear" in targets:
         if len(targets) > 1:
             raise PlanError(f"--targets all-linear stands alone, got {', '.join(targets)}.")
@@ -89,22 +89,22 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
 
 
 def _in_blocks(model: nn.Module, names: Sequence[str], chosen: range) -> dict[str, Any]:
-    """Return modules of blocks, as PEFT wants to have them."""
+    """Return modules of blocks in the form that PEFT takes."""
     pattern = blocks(model)[0].rpartition(".")[2]
     return {"target_modules": list(names), "layers_to_transform": list(chosen), "layers_pattern": pattern}
 
 
 def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, Any]:
-    """Return the places and ranks of an adapter, as PEFT wants to have them.
+    """Return the modules and ranks of an adapter in the form that PEFT takes.
 
     Raises:
-        PlanError: other places were asked for.
+        PlanError: the settings name other modules.
     """
-    own = {path.rpartition(".")[2] for path in start.modules}
-    if own != set(names):
+    adapted = {path.rpartition(".")[2] for path in start.modules}
+    if adapted != set(names):
         raise PlanError(
             f"with --start-from the adapter '{start.name}' decides, so drop --targets {', '.join(names)} (it has "
-            f"{', '.join(sorted(own))})."
+            f"{', '.join(sorted(adapted))})."
         )
     ranks = {f"^{re.escape(path)}": start.rank(path) for path in start.modules}
     return {"target_modules": list(start.modules), "rank_pattern": ranks}
@@ -122,14 +122,14 @@ def inject(
 
     The model's output does not change: the update starts at zero, or the base loses what the factors hold,
     see `start_of`. Only LoRA factors and the modules of `head`, which are trained whole, require a gradient.
-    For an adapter to begin from places, ranks and scales are made ready here; its factors are `Trainer.begin_at`'s.
+    For an adapter to start from, modules, ranks and scales are set here, and its factors by `Trainer.start_at`.
 
     Args:
         model: The base model, with any head.
         settings: The run's settings.
         seed: Seed of the factors.
         head: Names of the head's modules.
-        start: The adapter that training begins from, fitted to the model.
+        start: The adapter that training starts from, fitted to the model.
 
     Raises:
         PlanError: targets or blocks that the model has not, or an `init` that does not suit its dtype or its layers.
@@ -145,13 +145,13 @@ def inject(
         )
     if settings.init == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
         raise PlanError("--init olora needs linear layers that are not transposed (GPT-2 has such): use --init pissa.")
-    places = _in_blocks(model, names, chosen) if start is None else _as_in(start, names)
-    config = _config(settings, modules_to_save=list(head) or None, **places)
+    modules = _in_blocks(model, names, chosen) if start is None else _as_in(start, names)
+    config = _config(settings, modules_to_save=list(head) or None, **modules)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for path, header in start.modules.items() if start else ():
-        model.get_submodule(path).scaling[_NAME] = header.scale  # to the last digit, whatever its alphas
+        model.get_submodule(path).scaling[_NAME] = header.scale  # exact for any alpha
     quicken(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or is_head(name))
@@ -225,7 +225,7 @@ def count_trainable(model: nn.Module) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What was trained, in float32 on the CPU.
+    """Trained tensors, in float32 on the CPU.
 
     Args:
         updates: Update per module path.
@@ -239,7 +239,7 @@ class Trained:
 
 
 def start_of(model: nn.Module, settings: TrainingSettings) -> dict[str, LowRank]:
-    """Return, per module path, what a LoRA that was just put in has taken out of the base; mostly nothing.
+    """Return, per module path, the part that a newly injected LoRA took out of the base; empty for most inits.
 
     Reference: Meng et al., PiSSA, NeurIPS 2024, arXiv 2404.02948; Bueyuekakyuez, OLoRA, 2024, arXiv 2406.01775.
     """
@@ -251,25 +251,27 @@ def start_of(model: nn.Module, settings: TrainingSettings) -> dict[str, LowRank]
 def extract(
     values: dict[str, Tensor], scale_of: Mapping[str, float], start: Mapping[str, LowRank] = MappingProxyType({})
 ) -> Trained:
-    """Return what was trained, from parameters by name.
+    """Return the trained tensors, from parameters by name.
 
     Args:
         values: The parameters.
         scale_of: Scale of each module's update.
-        start: What the LoRA took out of the base when it was put in.
+        start: The part that the LoRA took out of the base when it was injected.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    factors_of: dict[str, dict[str, Tensor]] = {}
     saved = {}
     for name, value in values.items():
         if is_head(name):
             saved[stored_name(name)] = value.detach().float().cpu()
             continue
         module, _, rest = name.partition(".lora_")
-        found.setdefault(module, {})[rest.partition(".")[0]] = value.detach().float().cpu()
-    updates = {name: LowRank(b=parts["B"], a=parts["A"], scale=scale_of[name]) for name, parts in found.items()}
-    # the base that the adapter is for still has it
+        factors_of.setdefault(module, {})[rest.partition(".")[0]] = value.detach().float().cpu()
+    updates = {name: LowRank(b=parts["B"], a=parts["A"], scale=scale_of[name]) for name, parts in factors_of.items()}
+    # The base that the adapter is for still has that part.
     updates |= {module: concatenate([updates[module], taken], [1.0, -1.0]) for module, taken in start.items()}
-    magnitudes = {module: parts["magnitude_vector"] for module, parts in found.items() if "magnitude_vector" in parts}
+    magnitudes = {
+        module: parts["magnitude_vector"] for module, parts in factors_of.items() if "magnitude_vector" in parts
+    }
     return Trained(updates=updates, magnitudes=magnitudes, saved=saved)
 
 
@@ -283,7 +285,7 @@ def state_of(
 
     Args:
         base: The base model it was trained on.
-        trained: What was trained.
+        trained: The trained tensors.
         names: Names of the adapted modules.
         layers: Number of blocks that were run, or None for all of the model's.
     """
@@ -291,11 +293,11 @@ def state_of(
     ends = [name.rpartition(".")[2] for name, _ in base.model.named_modules() if not name.startswith(f"{path}.")]
     confined: dict[str, Any] = {}
     adapted = {int(name.removeprefix(f"{path}.").partition(".")[0]) for name in trained.updates}
-    # a name such as "dense" may occur outside the blocks too, where nothing was trained
+    # a name such as "dense" may occur outside the blocks too, where no module was trained
     if layers is not None or len(adapted) < len(stack) or set(ends) & set(names):
         confined = {"layers": tuple(sorted(adapted)), "layers_pattern": (path.rpartition(".")[2],)}
     targets = TargetSpec(modules=tuple(names), **confined)
-    if _reached(base.model, targets) != set(trained.updates):  # an adapter that training began from may have gaps
+    if _reached(base.model, targets) != set(trained.updates):  # an adapter to start from may have gaps
         targets = TargetSpec(modules=tuple(sorted(trained.updates)))
     meta = AdapterMeta(
         base=base.id,

@@ -13,7 +13,7 @@ from ..models.quantization import stored_norm
 from ..options import TrainingSettings
 from .lora import scales
 
-# what rounding a float32 factor may add to a norm is less than this
+# Rounding a float32 factor adds less than this to a norm.
 _MARGIN = 1e-6
 
 
@@ -47,15 +47,15 @@ class NormBudget:
     r"""Holds each module's update within a share of its weight.
 
     After a step, where $s|BA|_F > c|W|_F$, B is multiplied by $c|W|_F / (s|BA|_F)$, so the bound holds and the update
-    keeps its direction; elsewhere no bit changes. A stays, and so do the optimizer's moments. With a resumed run
-    nothing need be remembered: the bound is a function of the base and the factors alone.
+    keeps its direction; elsewhere no bit changes. A and the optimizer's moments do not change. A resumed run needs no
+    further state: the bound is a function of the base and the factors alone.
 
     Args:
         model: The base model with its LoRA in.
         settings: The run's settings; `norm_budget` is c, None for no bound.
 
     Raises:
-        PlanError: the norm of a weight cannot be had.
+        PlanError: the norm of a weight cannot be computed.
 
     Relations: a projection onto a ball per module, as `max_grad_norm` is one for gradients. What `--on-top-of` lays
     under the LoRA counts neither as W nor as update; a head, which is trained whole, has no bound.
@@ -67,14 +67,14 @@ class NormBudget:
             return
         modules, scale_of = dict(model.named_modules()), scales(model)
         for b, _ in model.named_parameters():
-            name, found, rest = b.partition(".lora_B.")
-            if found:
+            name, separator, rest = b.partition(".lora_B.")
+            if separator:
                 limit = settings.norm_budget * weight_norm(modules[f"{name}.base_layer"], name)
                 self._limits[b, f"{name}.lora_A.{rest}"] = limit, scale_of[name]
 
     @torch.no_grad()
-    def hold(self, masters: Mapping[str, Tensor]) -> dict[str, int]:
-        """Scale updates back to their bounds, in place; return what is logged: how many were beyond."""
+    def apply(self, masters: Mapping[str, Tensor]) -> dict[str, int]:
+        """Scale updates back to their bounds, in place; return the log entry: how many were beyond."""
         beyond = []
         for (b, a), (limit, scale) in self._limits.items():
             norm = scale * product_norm(masters[b], masters[a])

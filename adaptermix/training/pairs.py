@@ -23,8 +23,8 @@ def encode_side(tokenizer: Any, pairs: Sequence[Pair], side: str, most: int, wat
     encoded: list[list[int]] = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
     full = [row for row, ids in enumerate(encoded) if len(ids) == most]
     whole = tokenizer([texts[row] for row in full], verbose=False)["input_ids"] if full else []
-    place = ("source", "target").index(side)
-    cut = [pairs[row].languages[place] for row, ids in zip(full, whole, strict=True) if len(ids) > most]
+    position = ("source", "target").index(side)
+    cut = [pairs[row].languages[position] for row, ids in zip(full, whole, strict=True) if len(ids) > most]
     if cut:
         watch.note(told_cut(cut, len(texts), most, "their ends", f"{side} sentences"))
     return encoded
@@ -128,14 +128,11 @@ class PairsLoss:
     lengths: list[int]
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these pairs."""
         return self.work(rows)
 
     @property
     def taught(self) -> Sequence[int]:
-        """Numbers of all pairs."""
         return range(len(self.lengths))
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many pairs the loss is a mean over."""
         return len(rows)

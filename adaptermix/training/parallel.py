@@ -1,9 +1,9 @@
 """Several processes on one run: each takes a share of every batch, and all take the same step.
 
-What must hold: the step is that of the whole batch in one process; no process decides anything alone; one writes and
-speaks; a process that fails, or is killed, ends all of them. What is trained is small, so it is not wrapped: every
-process has all of it, and the gradients are summed in one message per step. The base model is whole in every process
-too, unless `sharding` shares it out. Without a launcher nothing of this is imported, and no number changes.
+Invariants: the step equals the step of the whole batch in one process; processes decide together; one of them writes
+and prints; a process that fails, or is killed, ends all of them. The LoRA is small, so every process has all of it
+without a wrapper, and the gradients are summed in one message per step. The base model is whole in every process too,
+unless `sharding` splits it. Without a launcher this module imports no accelerate, and no number changes.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this one writes and speaks for all."""
+        """Whether this one writes and prints for all."""
         return self.rank == 0
 
     def place(self, settings: TrainingSettings) -> Place:
         """Return where and how this process loads the base model."""
-        place = settings.place()
+        options = settings.place()
         if self._accelerator and (self.count > 1 or self._accelerator.device.type == "cpu"):
-            place["device"] = str(self._accelerator.device)
-        return place
+            options["device"] = str(self._accelerator.device)
+        return options
 
     def entry(self) -> dict[str, Any]:
-        """Return what decides the result beside the settings; nothing for a process that runs alone in one dtype."""
+        """Return everything besides the settings that decides the result; empty for a single process in one dtype."""
         shared: dict[str, Any] = {"processes": self.count} if self.count > 1 else {}
         shared |= {"sharded": True} if self.sharded else {}  # other dropout draws
         return shared | ({"mixed_precision": precision()} if self._accelerator and precision() != "no" else {})
@@ -107,7 +107,7 @@ class Processes:
         return terms / copies / (whole or 1)
 
     def gathers(self, rows: Sequence[int]) -> bool:
-        """Return whether the rows of a batch lie with several processes."""
+        """Return whether several processes have rows of a batch."""
         return 1 < self.count <= len(rows)
 
     def gather(self, vectors: Tensor, rows: Sequence[int]) -> Tensor:
@@ -116,17 +116,17 @@ class Processes:
         Where every process computes the same loss of them, see `common`, the sum of the gradients is the whole one.
 
         Args:
-            vectors: Of this process's share.
-            rows: Of the whole batch.
+            vectors: Vectors of this process's share.
+            rows: Rows of the whole batch.
 
         Shapes: vectors [own width]; returns [rows width].
         """
         sizes = [len(share) for share in self.shares(rows)]
         padded = vectors.new_zeros(max(sizes), *vectors.shape[1:])
         padded[: len(vectors)] = vectors.detach()
-        with _others_there():
-            found = self._accelerator.gather(padded).view(self.count, *padded.shape)
-        return torch.cat([vectors if n == self.rank else found[n, :size] for n, size in enumerate(sizes)])
+        with _peers_alive():
+            gathered = self._accelerator.gather(padded).view(self.count, *padded.shape)
+        return torch.cat([vectors if n == self.rank else gathered[n, :size] for n, size in enumerate(sizes)])
 
     def common(self, loss: Tensor) -> Tensor:
         """Return this process's part of a loss that every process has computed whole from gathered vectors.
@@ -139,9 +139,9 @@ class Processes:
         """Return the sums of numbers over all processes, the same bits in each."""
         if self.count == 1:
             return list(numbers)
-        own = torch.tensor(numbers, dtype=torch.float64, device=self._accelerator.device)
-        with _others_there():
-            return cast(list[float], self._accelerator.reduce(own, "sum").tolist())
+        local = torch.tensor(numbers, dtype=torch.float64, device=self._accelerator.device)
+        with _peers_alive():
+            return cast(list[float], self._accelerator.reduce(local, "sum").tolist())
 
     def any(self, flag: bool) -> bool:
         """Return whether it holds in some process."""
@@ -152,7 +152,7 @@ class Processes:
         if self.count == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _others_there():
+        with _peers_alive():
             flat = self._accelerator.reduce(flat, "sum")
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -160,7 +160,7 @@ class Processes:
     def wait(self) -> None:
         """Wait until all are here."""
         if self.count > 1:
-            with _others_there():
+            with _peers_alive():
                 self._accelerator.wait_for_everyone()
 
     def main_first(self, work: Callable[[], T]) -> T:
@@ -172,8 +172,8 @@ class Processes:
         self.wait()
         return work()
 
-    def told(self) -> str | None:
-        """Return what a person should know of it."""
+    def note(self) -> str | None:
+        """Return a note on processes and precision."""
         entry = self.entry()
         mixed = f", mixed precision {entry['mixed_precision']}" if "mixed_precision" in entry else ""
         where = "CPU" if self._accelerator and self._accelerator.device.type == "cpu" else "a GPU each"
@@ -188,8 +188,8 @@ ALONE = Processes()
 
 
 @contextmanager
-def _others_there() -> Iterator[None]:
-    """Say in a sentence that another process is gone."""
+def _peers_alive() -> Iterator[None]:
+    """Turn the error of a missing process into one sentence."""
     try:
         yield
     except RuntimeError as error:  # torch's, of all its backends
@@ -238,11 +238,11 @@ def _fault_of_settings(settings: TrainingSettings, count: int) -> str | None:
 
 
 def _join(settings: TrainingSettings) -> Processes:
-    """Meet the other processes.
+    """Connect to the other processes.
 
     Raises:
         PlanError: the settings and the launcher do not fit each other.
-        ToldElsewhere: so in a process that does not speak.
+        ToldElsewhere: the same in a process that does not print.
     """
     fault = _fault(settings)
     if fault:
@@ -250,7 +250,7 @@ def _join(settings: TrainingSettings) -> Processes:
     from accelerate import Accelerator
 
     cpu = settings.device == "cpu" or not torch.cuda.is_available() or asks_for("ACCELERATE_USE_CPU")
-    with _others_there():
+    with _peers_alive():
         accelerator = Accelerator(cpu=cpu)
     atexit.unregister(_leave)
     atexit.register(_leave)
@@ -262,8 +262,8 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _first_to_tell(key: str) -> bool:
-    """Return whether no other process has failed before; asked of what outlives a process, the launcher's store."""
+def _first_to_report(key: str) -> bool:
+    """Return whether no other process has failed before; the launcher's store, which outlives a process, records it."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     try:
@@ -284,12 +284,12 @@ def in_processes(work: Callable[[S, Watcher, Processes], T], settings: S, watch:
     processes = _join(settings)
     key = f"adaptermix/told/{next(_RUNS)}"
     watch = watch if processes.main else SILENT
-    if note := processes.told():
+    if note := processes.note():
         watch.note(note)
     try:
         with writing(settings):  # only the main process locks
             return work(settings, watch, processes)
     except BaseException as error:
-        if processes.count == 1 or _first_to_tell(key):
+        if processes.count == 1 or _first_to_report(key):
             raise
         raise ToldElsewhere(str(error), interrupted=isinstance(error, KeyboardInterrupt)) from error

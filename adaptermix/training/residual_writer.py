@@ -19,18 +19,18 @@ from .lora import resolve_targets
 Run = Callable[[], tuple[Tensor, Tensor]]
 """Returns the states after a block, and which tokens are there."""
 _STEP = 0.05
-"""Size of the trial displacement, relative to the state, or to what a norm in between lets through."""
+"""Size of the trial displacement, relative to the state, or to the output of a norm in between."""
 _MOST_ODD = 0.25
-"""Most of a trial displacement that may come out in another direction."""
+"""Largest share of a trial displacement that may end in another direction."""
 _SHRINK = 0.1
 """Penalty on displacements before a norm's gain. On Gemma 3 270M, whose norms have gains from -0.1 to hundreds, the
-displacement that the map wants is reached to 90 % with 0.1, to 81 % with 0.001 and to 76 % with 1; without it, not at
+displacement of the map is reached to 90 % with 0.1, to 81 % with 0.001 and to 76 % with 1; without it, not at
 all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    r"""A LayerNorm or RMSNorm, known by what it does: $v \mapsto g \odot (v - \mu) / \sigma + \beta$.
+    r"""A LayerNorm or RMSNorm, measured by its effect: $v \mapsto g \odot (v - \mu) / \sigma + \beta$.
 
     Args:
         gain: $g$; an RMSNorm may store it in another form, such as $g - 1$.
@@ -80,7 +80,7 @@ class Writer:
     factor: float = 1.0
 
     def per_state(self, spread: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
-        r"""Return by what a displacement of the state is multiplied to be one of the output over $\sigma$.
+        r"""Return the factors from a displacement of the state to one of the output over $\sigma$.
 
         Without a norm that is $1 / f$. A norm fixes the length of its output, so a long displacement of dimensions that
         it nearly blocks would shrink all others: $g / (f (g^2 + \kappa s^2))$ minimises, in each dimension, the squared
@@ -111,14 +111,18 @@ class Tap:
 
         Shapes: [rows tokens width], [rows tokens], [rows tokens inputs+1]; padded on the right.
         """
-        found: dict[str, Tensor] = {}
+        inputs_of: dict[str, Tensor] = {}
         watched = {self._writer.path: "inputs"}
         if self._writer.norm_path:
             watched[self._writer.norm_path] = "normed"
-        with _hooks(self._model, watched, lambda name, inputs, _: found.update({watched[name]: inputs[0]})):
+        with _hooks(self._model, watched, lambda name, inputs, _: inputs_of.update({watched[name]: inputs[0]})):
             states, mask = self._states.states(encoded)
-        inputs = torch.nn.functional.pad(found["inputs"].double(), (0, 1), value=1.0)
-        return states, mask, inputs if self._writer.norm is None else inputs / self._writer.norm.scale(found["normed"])
+        inputs = torch.nn.functional.pad(inputs_of["inputs"].double(), (0, 1), value=1.0)
+        return (
+            states,
+            mask,
+            inputs if self._writer.norm is None else inputs / self._writer.norm.scale(inputs_of["normed"]),
+        )
 
 
 @contextmanager
@@ -139,8 +143,8 @@ def _hooks(model: nn.Module, names: Any, seen: Any) -> Iterator[None]:
 def find_writer(base: BaseModel, layer: int, run: Run) -> Writer:
     """Find the linear layer that writes the states of a block last, by running the block.
 
-    That layer's place, and any norm behind it, are taken from the order in which the block calls its modules, not from
-    their names. A small displacement of its output then shows whether the states follow as they should.
+    The order in which the block calls its modules, not their names, shows that layer and any norm after it. A small
+    displacement of its output then shows whether the states follow as they should.
 
     Args:
         base: The base model.
@@ -189,19 +193,19 @@ def _factor(
     noise = torch.randn(before.shape, generator=generator, dtype=torch.float64).to(before.device)
     if writer.norm and writer.norm_path:
         norm = writer.norm
-        found: list[Tensor] = []
-        with _hooks(base.model, [writer.norm_path], lambda _, inputs, __: found.append(norm.scale(inputs[0]))):
+        norm_scales: list[Tensor] = []
+        with _hooks(base.model, [writer.norm_path], lambda _, inputs, __: norm_scales.append(norm.scale(inputs[0]))):
             run()
-        step, wanted = _STEP * noise * found[0], _STEP * noise * norm.gain
+        step, target = _STEP * noise * norm_scales[0], _STEP * noise * norm.gain
     else:
-        step = wanted = _STEP * noise * before.double().square().mean(-1, keepdim=True).sqrt()
+        step = target = _STEP * noise * before.double().square().mean(-1, keepdim=True).sqrt()
     with _hooks(base.model, [writer.path], lambda _, __, output: output + step.to(output.dtype)):
         after = run()[0]
     here = mask.bool()
     usual = before[here].double().square().mean(0).sqrt().clamp_min(1e-12)  # long dimensions are rounded more coarsely
-    moved, wanted = (after.double() - before.double())[here] / usual, wanted[here] / usual
-    factor = float((moved * wanted).sum() / wanted.square().sum())
-    odd = float((moved - factor * wanted).norm() / moved.norm().clamp_min(1e-30))
+    moved, target = (after.double() - before.double())[here] / usual, target[here] / usual
+    factor = float((moved * target).sum() / target.square().sum())
+    odd = float((moved - factor * target).norm() / moved.norm().clamp_min(1e-30))
     if not odd < _MOST_ODD or factor <= 0:
         raise PlanError(
             "--fit least-squares and mean-shift need a block whose states follow the linear layer that writes them, "

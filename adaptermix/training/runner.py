@@ -1,4 +1,4 @@
-"""What all training commands share: the steps from the settings to the adapter on disk.
+"""The steps that all training commands share, from the settings to the adapter on disk.
 
 A command brings an `Objective`; `run_training` calls its methods in their order.
 """
@@ -72,7 +72,7 @@ class Run(Generic[S]):
 
 
 class Objective(Generic[S]):
-    """What a LoRA is trained for: its data, its loss, and what the manifest says of them.
+    """What a LoRA is trained for: its data, its loss and its entries in the manifest.
 
     The runner calls `read`, then `check` in a dry run; else `notes`, `load`, `prepare`, `dev`, `entries`, then injects
     the LoRA and asks for the `loss`.
@@ -85,7 +85,7 @@ class Objective(Generic[S]):
         unit: What a row is called.
         selects: Dev value that decides about early stopping.
         measure: Dev value by which runs can be compared.
-        turns: How many objectives take turns, so that a pass over the rows takes as many times the steps.
+        turns: How many objectives take turns; an epoch takes as many times the steps.
         layers: Number of blocks that are run; None for all.
         report: Counts of the training rows.
     """
@@ -141,7 +141,7 @@ class Objective(Generic[S]):
         return DevLosses(run.base, sides, run.settings, run.processes) if sides else None
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries, at least on `data`."""
+        """Return the manifest's entries; `data` lists the training files with their `sha256`."""
         raise NotImplementedError
 
     def loss(self, together: Together | None = None) -> Loss:
@@ -156,7 +156,7 @@ class Objective(Generic[S]):
         """Write the adapter.
 
         Args:
-            factors: What was trained, by parameter name.
+            factors: Trained tensors by parameter name.
             document: The manifest.
             history: The history file.
         """
@@ -234,7 +234,7 @@ def train(objective: Objective[S]) -> TrainReport:
     run.names = inject(base.model, settings, seed=seed, head=base.head_modules, start=run.start)
     run.scales, run.taken = scales(base.model), start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
-    with tracking(settings, processes, watch) as trackers, compiled(base.model, wanted=settings.compile):
+    with tracking(settings, processes, watch) as trackers, compiled(base.model, enabled=settings.compile):
         early = [_early_stopping(objective, steps)] if evaluate else []
         trainer = Trainer(
             base.model,
@@ -260,9 +260,9 @@ def train(objective: Objective[S]) -> TrainReport:
 
 
 def _begin(trainer: Trainer, run: Run[S], checkpoint: Checkpoint | None) -> None:
-    """Set the factors that training starts from, and tell the user about it."""
+    """Set the factors that training starts from, and note how the run starts."""
     if run.start:
-        trainer.begin_at(values_of(run.start, trainer.masters))
+        trainer.start_at(values_of(run.start, trainer.masters))
     if checkpoint:
         trainer.restore(checkpoint)
         run.watch.note(f"resumed at step {checkpoint.step} of {trainer.steps}")
@@ -314,13 +314,13 @@ def first_draw(seed: int, command: str) -> int:
 
 
 def input_entries(frozen: AdapterSource | None, start: AdapterSource | None) -> list[dict[str, Any]] | None:
-    """Return the manifest's entries on the adapters that a run builds on; that of `start_from` is marked."""
+    """Return the manifest's entries on the adapters that a run builds on; the one of `start_from` is marked."""
     below = [manifest.input_entry(frozen, 1.0)] if frozen else []
     return below + ([manifest.input_entry(start, 1.0) | {"use": manifest.START}] if start else []) or None
 
 
 def _inputs(run: Run[S], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the result besides the settings; the dtype is the one that `auto` has become."""
+    """Return everything besides the settings that decides the result; the dtype is the one that `auto` stands for."""
     return {
         "base_fingerprint": run.base.fingerprint,
         "base_files": files_of(run.settings.base),

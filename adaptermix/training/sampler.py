@@ -31,9 +31,9 @@ class Sampler:
 
     def row(self, position: int) -> int:
         """Return the row at a position of the endless stream."""
-        turn, place = divmod(position, len(self.groups))
-        # groups take turns in an order that is drawn anew every round, so that none always opens a batch
-        group = _permutation(self.seed, -1, turn, len(self.groups))[place]
+        turn, slot = divmod(position, len(self.groups))
+        # Groups take turns in another random order every round, so that no group is always first in a batch.
+        group = _permutation(self.seed, -1, turn, len(self.groups))[slot]
         rows = self.groups[group]
         epoch, index = divmod(turn, len(rows))
         return rows[_permutation(self.seed, group, epoch, len(rows))[index]]
@@ -49,11 +49,11 @@ _MOST = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthSampler:
-    """Batches of rows of like length: of up to 50 batches of a sampler the rows are sorted by length and cut anew.
+    """Batches of rows of similar length: rows of up to 50 batches of a sampler are sorted by length and split again.
 
-    Windows of batches end where a pass over the rows does, so every row comes once per pass, as with the sampler alone:
-    as many batches as draw k passes hold the same rows as its own. A window that takes the batch in which the next pass
-    begins may hold a few rows twice. The batches of a window come in an order that is drawn.
+    Windows of batches end with an epoch, so every row comes once per epoch, as with the sampler alone: the batches of k
+    epochs have the same rows as the sampler's. A window with the batch in which the next epoch starts may have a few
+    rows twice. The batches of a window come in random order.
 
     Args:
         sampler: Whose rows to take; a pass is as many draws as its groups have rows.
@@ -67,12 +67,12 @@ class LengthSampler:
         """Return the batches that share their rows with batch `number`."""
         size, rows = self.sampler.batch_size, sum(map(len, self.sampler.groups))
         epoch = number * size // rows
-        # those that begin in this pass, in windows of like size
+        # Batches that start in this epoch, in windows of similar size.
         first, stop = (-(-one * rows // size) for one in (epoch, epoch + 1))
         count = stop - first
         windows = -(-count // _MOST)
-        place = ((number - first + 1) * windows - 1) // count
-        return range(first + place * count // windows, first + (place + 1) * count // windows)
+        window = ((number - first + 1) * windows - 1) // count
+        return range(first + window * count // windows, first + (window + 1) * count // windows)
 
     def batch(self, number: int) -> list[int]:
         """Return the rows of batch `number`, from 0."""

@@ -22,13 +22,13 @@ def load_for(settings: TrainingSettings, processes: Processes, **more: Any) -> B
     Raises:
         ModelError: no such model, or one that does not load.
     """
-    place = processes.place(settings)
+    options = processes.place(settings)
     if not processes.sharded:
-        return load_base(settings.base, **place, **more)
-    device = torch.device(place["device"])
-    place["dtype"] = str(pick_dtype(place["dtype"], device)).removeprefix("torch.")
-    place["device"] = "cpu"  # a device need never hold more than its share
-    base = load_base(settings.base, **place, **more)
+        return load_base(settings.base, **options, **more)
+    device = torch.device(options["device"])
+    options["dtype"] = str(pick_dtype(options["dtype"], device)).removeprefix("torch.")
+    options["device"] = "cpu"  # a device need never hold more than its share
+    base = load_base(settings.base, **options, **more)
     shard(base, device, processes.count)
     return base
 
@@ -36,8 +36,8 @@ def load_for(settings: TrainingSettings, processes: Processes, **more: Any) -> B
 def shard(base: BaseModel, device: torch.device, count: int) -> None:
     """Leave this process its share of every block; the blocks' whole weights are there only while they compute.
 
-    What is put into the model afterwards, such as a LoRA, is whole in every process. Every process must run the model
-    equally often, forward and backward.
+    Modules that are added to the model afterwards, such as a LoRA, are whole in every process. Every process must run
+    the model equally often, forward and backward.
 
     Reference: Zhao et al., 2023, arXiv 2304.11277.
     """
@@ -49,7 +49,7 @@ def shard(base: BaseModel, device: torch.device, count: int) -> None:
     for block in stack:
         fully_shard(block, mesh=mesh)
     inside = set(stack.parameters())
-    # the top has no share of its own: it lets each block's weights arrive while the one before computes
+    # The top has no parameters to shard: it prefetches each block's weights while the block before computes.
     top = backbone(base)
     fully_shard(top, mesh=mesh, ignored_params={p for p in top.parameters() if p not in inside})
     base.model.to(device)

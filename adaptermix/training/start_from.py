@@ -1,4 +1,4 @@
-"""The adapter that training begins from: what it decides, and what goes from it into the model."""
+"""The adapter that training starts from: the settings that it decides, and its tensors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..models.head_forms import form_of
 from ..options import TrainingSettings
 from .lora import factor_name, is_head, stored_name
 
-Own = TypeVar("Own", bound=TrainingSettings)
+S = TypeVar("S", bound=TrainingSettings)
 
 
-def open_start(settings: Own) -> tuple[Own, AdapterSource | None]:
-    """Return the settings with what the adapter decides that training begins from, and that adapter if there is one.
+def open_start(settings: S) -> tuple[S, AdapterSource | None]:
+    """Return the settings completed from the adapter that training starts from, and that adapter, if there is one.
 
     Args:
         settings: The run's settings. Rank, alpha and blocks are those of the adapter; where its modules differ in rank
@@ -34,7 +34,7 @@ def open_start(settings: Own) -> tuple[Own, AdapterSource | None]:
     Raises:
         AdapterFormatError: the adapter is damaged.
         OutputError: it would be replaced.
-        PlanError: it holds what is not trained here, lies under the LoRA too, or is contradicted by the settings.
+        PlanError: it has modules that are not trained here, is also in `on_top_of`, or contradicts the settings.
     """
     if settings.start_from is None:
         return settings, None
@@ -50,7 +50,7 @@ def open_start(settings: Own) -> tuple[Own, AdapterSource | None]:
     decided = _decided(source)
     _check_given(settings, source, {name: values for name, values in decided.items() if name != "targets"})
     taken = {name: values[0] for name, values in decided.items()}
-    if "targets" in settings.model_fields_set:  # `all-linear` means something with the model only
+    if "targets" in settings.model_fields_set:  # `all-linear` depends on the model
         del taken["targets"]
     settings = settings.model_copy(update=taken)
     try:
@@ -61,7 +61,7 @@ def open_start(settings: Own) -> tuple[Own, AdapterSource | None]:
 
 
 def _check_kind(source: AdapterSource) -> None:
-    """Refuse what training would leave out or leave as it is."""
+    """Refuse an adapter with parts that training would drop or not change."""
     meta, form = source.meta, form_of(source.meta.task_type)
     heads = (*meta.saved_modules, *(form.modules if form else ()))
     whole = [key for key in source.saved_headers if not in_modules(key.removeprefix(PREFIX), heads)]
@@ -124,13 +124,13 @@ def fit_start(
         fingerprint: Hash of the base model's files, if they are on disk.
 
     Raises:
-        IncompatibleAdapters: it was trained on another base model, as far as files, names and shapes tell.
+        IncompatibleAdapters: files, names or shapes show that it was trained on another base model.
     """
     if not settings.allow_base_mismatch:
         check_trained_on([start], fingerprint, settings.base)
     modules = dict(model.named_modules())
-    found = fitted(start, modules)
-    for path, header in found.modules.items():
+    start = fitted(start, modules)
+    for path, header in start.modules.items():
         module: Any = modules.get(path)
         shape = (getattr(module, "out_features", header.out), getattr(module, "in_features", header.into))
         if module is None or (header.out, header.into) != shape:
@@ -139,25 +139,25 @@ def fit_start(
                 f"module '{path}': the update of '{start.name}' is {[header.out, header.into]}, and {there}. The "
                 "adapter was trained on another base model."
             )
-    return found
+    return start
 
 
 def values_of(start: AdapterSource, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return an adapter's tensors by the names of the parameters that begin as they are.
+    """Return an adapter's tensors by the names of the parameters that start from them.
 
     Args:
         start: The adapter, fitted to the model.
-        names: Names of all trainable parameters; a head of which the adapter has nothing is left out.
+        names: Names of all trainable parameters; a head that the adapter does not have is left out.
 
     Raises:
         AdapterFormatError: a tensor holds NaN or infinity.
         PlanError: the adapter has a head that the model has not.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for module in start.modules:
         update, magnitude = start.load(module), start.magnitude(module)
-        found |= {factor_name(module, "A"): update.a, factor_name(module, "B"): update.b}
-        found |= {} if magnitude is None else {factor_name(module, "magnitude_vector"): magnitude}
+        tensors |= {factor_name(module, "A"): update.a, factor_name(module, "B"): update.b}
+        tensors |= {} if magnitude is None else {factor_name(module, "magnitude_vector"): magnitude}
     heads = {stored_name(name): name for name in names if is_head(name)}
     if start.saved_headers and set(heads) != set(start.saved_headers):
         odd = sorted(set(heads) ^ set(start.saved_headers))[0].removeprefix(PREFIX)
@@ -165,4 +165,4 @@ def values_of(start: AdapterSource, names: Iterable[str]) -> dict[str, Tensor]:
             f"the adapter '{start.name}' has a head, and this run has not the same ('{odd}'), so it would be lost or "
             "mixed up. Train the task of that head, or merge the adapter without it."
         )
-    return found | {heads[key]: start.load_saved(key) for key in start.saved_headers}
+    return tensors | {heads[key]: start.load_saved(key) for key in start.saved_headers}

@@ -49,7 +49,7 @@ def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict
         columns["input_ids"].append([*[pad] * spare, *prompt, *answer])
         columns["attention_mask"].append([0] * spare + [1] * length)
         columns["position_ids"].append([0] * spare + list(range(length)))
-        # nothing stands before the first token of a row without a prompt, so nothing predicts it
+        # Without a prompt no token comes before the first one, so the model cannot predict it.
         taught = answer if prompt else [IGNORED, *answer[1:]]
         columns["labels"].append([IGNORED] * (spare + len(prompt)) + taught)
     return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}
@@ -67,7 +67,7 @@ class Answers:
         taught: Numbers of the rows to learn from.
 
     Raises:
-        DataError: there is none.
+        DataError: there are no such rows.
     """
 
     def __init__(self, base: BaseModel, examples: Examples) -> None:
@@ -81,13 +81,11 @@ class Answers:
         self.taught = examples.taught
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the loss of these rows and their count of tokens."""
         batch = collate([self._examples[row] for row in rows], self._base.tokenizer.pad_token_id, self._base.device)
         loss = answer_loss(self._base.model, **batch, head=self._head)
         return BatchLoss(loss, sum(self.lengths[row] for row in rows), terms=self.terms(rows))
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many tokens of answers the loss of these rows is a mean over."""
         examples = (self._examples[row] for row in rows)
         return sum(len(answer) - (not prompt) for prompt, answer in examples if answer)
 
@@ -110,18 +108,16 @@ class OfHead:
         self.taught = [row for row in range(len(rows.lengths)) if rows.terms([row])]
 
     def __call__(self, rows: Sequence[int]) -> BatchLoss:
-        """Return the head's loss of these rows and their count of tokens."""
         return BatchLoss(self._rows.loss(rows), sum(self.lengths[row] for row in rows), terms=self.terms(rows))
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return how many classes, words or windows the head's loss of these rows is a mean over."""
         return self._rows.terms(rows)
 
 
 def loss_of_rows(
     base: BaseModel, task: Task, rows: Sequence[Any], *, template: str, max_length: int, watch: Watcher = SILENT
 ) -> Answers | OfHead:
-    """Return the loss of rows, by their numbers: that of the model's head, or of generated answers.
+    """Return the loss of rows, by their numbers: of the model's head, or of generated answers.
 
     Args:
         base: The base model; adapters that act on its output layer must be on it already.
@@ -168,12 +164,11 @@ class TaskLoss:
         self._sampler = by_length if settings.group_by_length else sampler
 
     def __call__(self, number: int) -> BatchLoss:
-        """Return the part of batch `number` and its count of tokens; of several processes, this one's part."""
         rows = self._sampler.batch(number)
-        own = self._processes.share(rows)
-        found = self._of_rows(own)
-        part = self._processes.part(self._of_rows.terms(own), rows, self._terms(number))
-        return found._replace(loss=found.loss * part)
+        share = self._processes.share(rows)
+        batch = self._of_rows(share)
+        part = self._processes.part(self._of_rows.terms(share), rows, self._terms(number))
+        return batch._replace(loss=batch.loss * part)
 
     def _terms(self, number: int) -> int:
         """Return how many terms the optimizer step of batch `number` has; every process computes it alone."""
@@ -186,16 +181,16 @@ class TaskLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskData:
-    """What a task is trained on, before a model is loaded.
+    """Rows of a task, before a model is loaded.
 
     Args:
         task: The task.
         template: How prompts are made.
         train: Training rows.
         dev: Dev rows.
-        entries: What the manifest says of them.
+        entries: The manifest's entries on the rows.
         report: Counts of the training rows.
-        start: Adapter that training begins from, if it does.
+        start: Adapter that training starts from, if any.
     """
 
     task: Task
@@ -214,11 +209,11 @@ class TaskData:
 
         Args:
             settings: The run's settings.
-            start: Adapter that training begins from; its template of the same task is taken unless one is given.
+            start: Adapter that training starts from; its template of the same task is the default.
             watch: Receives faults of the record of test data.
 
         Raises:
-            AdapterMixError: an unknown task or template, or a data file that does not do or is test data.
+            AdapterMixError: an unknown task or template, or a data file that is invalid or is test data.
         """
         task = get_task(settings.task)
         known = start.meta.manifest.get("task") if start else None
@@ -243,30 +238,29 @@ class TaskData:
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report, start=start)
 
     def warnings(self) -> list[str]:
-        """Return what a person should know of the rows."""
-        found = self.report.warnings()
+        """Return warnings on the rows."""
+        notes = self.report.warnings()
         answers = {self.task.answer(row) for row in self.train}
         if len(answers) == 1 and len(self.train) > 1:
-            found.append(
+            notes.append(
                 f"warning: all {len(self.train)} training rows have the answer {answers.pop()[:40]!r}: the adapter "
                 "learns to give it to everything."
             )
-        return found
+        return notes
 
     def head(self, settings: TaskSettings | JointSettings) -> Head | None:
-        """Return the head that is to give the answers, None where they are generated.
+        """Return the head that gives the answers; None if they are generated.
 
         Raises:
             DataError: a row lacks what the head reads; no dev row has a label of the training rows.
-            ModelError: no such model, or one that does not generate where it must.
-            PlanError: a head that does not suit the task, or that of the adapter training begins from; a setting of one
-                where there is none.
+            ModelError: no such model, or one that cannot generate the answers.
+            PlanError: a head that does not suit the task or the adapter to start from; a setting of a head without one.
         """
         rows = [*self.train, *self.dev]
-        brought = head_of(self.task, [self.start], rows) if self.start else None
-        kind = HEADS[brought.form.name] if brought and settings.head == "auto" else self._head_kind(settings)
-        if brought and (kind is None or kind.form is not brought.form):
-            raise PlanError(f"training starts from an adapter with {brought.form.title}: drop --head {settings.head}.")
+        existing = head_of(self.task, [self.start], rows) if self.start else None
+        kind = HEADS[existing.form.name] if existing and settings.head == "auto" else self._head_kind(settings)
+        if existing and (kind is None or kind.form is not existing.form):
+            raise PlanError(f"training starts from an adapter with {existing.form.title}: drop --head {settings.head}.")
         if kind is None:
             if settings.head_learning_rate:
                 raise PlanError(
@@ -276,12 +270,12 @@ class TaskData:
             return None
         if settings.template:
             raise PlanError("a head reads no prompt: drop --template, or --head none has the answers generated.")
-        if brought:
-            return brought
+        if existing:
+            return existing
         labels = kind.labels(self.task, self.train)
-        asked = kind.labels(self.task, self.dev)
-        new = sorted(set(asked) - set(labels))
-        if new and kind.closed and len(new) == len(asked):
+        in_dev = kind.labels(self.task, self.dev)
+        new = sorted(set(in_dev) - set(labels))
+        if new and kind.closed and len(new) == len(in_dev):
             raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
         return Head(form=kind.form, labels=labels)
 
@@ -309,15 +303,9 @@ class TaskData:
         """Return the loss of rows by their numbers.
 
         Raises:
-            DataError: a head can learn from none of them.
+            DataError: a head cannot learn from any of them.
         """
-        if base.head is None:
-            examples = encode_rows(self.task, self.template, rows, base.tokenizer, max_length=max_length, watch=watch)
-            return Answers(base, examples)
-        encoded = HEADS[base.head.form.name].encode(base, self.task, rows, max_length=max_length, teach=True)
-        for note in encoded.notes:
-            watch.note(note)
-        return OfHead(encoded)
+        return loss_of_rows(base, self.task, rows, template=self.template.name, max_length=max_length, watch=watch)
 
     def manifest(self, base: BaseModel, rows: RowsLoss) -> dict[str, Any]:
         """Return the manifest's entries; `rows` are the loss of the training rows."""
@@ -329,7 +317,7 @@ class TaskData:
 
 
 def text_of(task: Task, row: Any) -> str:
-    """Return what a row asks, to compare it with others."""
+    """Return the text of a row's fields, to compare it with others."""
     return "\n".join(str(value) for value in task.fields(row).values())
 
 
@@ -345,24 +333,19 @@ class TaskObjective(Objective[T]):
     dev_rows: RowsLoss | None = None
 
     def read(self) -> None:
-        """Read the rows."""
         self.data = TaskData.read(self.run.settings, self.run.start, self.run.watch)
         self.report = self.data.report
 
     def check(self) -> None:
-        """Check that the base model can have the head."""
         self.data.head(self.run.settings)
 
     def notes(self) -> list[str]:
-        """Return warnings on the rows."""
         return self.data.warnings()
 
     def load(self) -> BaseModel:
-        """Load the base model, with a head if the task has one."""
         return self.data.load(self.run.settings, self.run.processes)
 
     def prepare(self) -> None:
-        """Encode the rows."""
         base, data, settings = self.run.base, self.data, self.run.settings
         self.train_rows = data.objective(base, data.train, settings.max_length, self.run.watch)
         if data.dev:
@@ -370,19 +353,15 @@ class TaskObjective(Objective[T]):
         base.model.train()
 
     def rows(self) -> int:
-        """Return the number of rows to learn from, which encoding may reduce."""
         return len(self.train_rows.taught) if hasattr(self, "train_rows") else len(self.data.train)
 
     def dev(self) -> dict[str, RowsLoss]:
-        """Return the loss of the dev rows."""
         return {"dev_loss": self.dev_rows} if self.dev_rows else {}
 
     def entries(self) -> dict[str, Any]:
-        """Return the manifest's entries on the task, its rows and its languages."""
         return self.data.manifest(self.run.base, self.train_rows)
 
     def loss(self, together: Together | None = None) -> TaskLoss:
-        """Return the loss of batches of rows."""
         return TaskLoss(self.train_rows, self.run.settings, self.run.processes, together=together)
 
 

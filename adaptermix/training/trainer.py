@@ -23,15 +23,15 @@ from .parallel import ALONE, Processes
 
 
 class BatchLoss(NamedTuple):
-    """What a batch gives.
+    """Result of a batch.
 
     Args:
         loss: To be differentiated.
         tokens: Tokens of the batch, without padding.
-        parts: Where several objectives take part, loss and rows of each.
+        parts: Loss and rows of each objective, if there are several.
         rows: Rows of the whole batch that were used, of all processes and objectives, where it is not `batch_size`.
         terms: How many terms the loss is a mean over; None for a mean over the rows.
-        hits: Of a look at pairs: how many find each other.
+        hits: How many pairs find each other, in an evaluation.
         means: Where the loss is a sum of two means over unlike terms: each mean with its number of terms.
     """
 
@@ -97,17 +97,17 @@ class _Parts:
     """Loss and rows of each objective over the batches of a step, whose parts add up."""
 
     def __init__(self) -> None:
-        self._found: dict[str, list[tuple[float, int]]] = {}
+        self._losses: dict[str, list[tuple[float, int]]] = {}
 
     def add(self, batch: BatchLoss) -> None:
         for name, (loss, rows) in batch.parts.items():
-            self._found.setdefault(name, []).append((float(loss.detach()), rows))
+            self._losses.setdefault(name, []).append((float(loss.detach()), rows))
 
     def entry(self, processes: Processes) -> dict[str, Any]:
-        losses = [sum(loss for loss, _ in found) for found in self._found.values()]
+        losses = [sum(loss for loss, _ in entries) for entries in self._losses.values()]
         objectives = {
-            name: {"loss": loss, "rows": sum(rows for _, rows in found)}
-            for (name, found), loss in zip(self._found.items(), processes.total(*losses), strict=True)
+            name: {"loss": loss, "rows": sum(rows for _, rows in entries)}
+            for (name, entries), loss in zip(self._losses.items(), processes.total(*losses), strict=True)
         }
         return {"objectives": objectives} if objectives else {}
 
@@ -115,23 +115,23 @@ class _Parts:
 def _groups(masters: Mapping[str, Tensor], settings: TrainingSettings) -> list[dict[str, Any]]:
     """Return the optimizer's groups, one per learning rate.
 
-    LoRA+ gives B a learning rate of its own (Hayou et al., 2024, section 4), and a head may have one.
+    LoRA+ has another learning rate for B (Hayou et al., 2024, section 4), and a head may have another.
     """
     rate = settings.learning_rate
     of_head = getattr(settings, "head_learning_rate", None) or rate
     groups: dict[float, list[Tensor]] = {}
     for name, master in masters.items():
-        own = of_head if is_head(name) else rate * settings.lora_plus if "lora_B" in name else rate
-        groups.setdefault(own, []).append(master)
-    return [{"params": params, "lr": own} for own, params in groups.items()]
+        group = of_head if is_head(name) else rate * settings.lora_plus if "lora_B" in name else rate
+        groups.setdefault(group, []).append(master)
+    return [{"params": params, "lr": rate} for rate, params in groups.items()]
 
 
 class Trainer:
     """AdamW on the LoRA factors, with float32 masters and checkpoints.
 
     The factors on the model may be half precision; their masters and moments are float32, so small late updates are not
-    rounded away. Dropout is drawn from a seed of its own for every batch, so a resumed run repeats an unbroken one.
-    Of several processes each has the loss of its share of a batch; gradients are summed before they are clipped.
+    rounded away. Every batch has its own seed for dropout, so a resumed run repeats an unbroken one. Several processes
+    each compute the loss of a share of a batch; gradients are summed before they are clipped.
 
     Args:
         model: The model with its LoRA.
@@ -192,8 +192,8 @@ class Trainer:
         """Step whose factors are kept, if the dev loss chose one."""
         return self._callbacks.state.best_global_step if self.best else None
 
-    def begin_at(self, values: Mapping[str, Tensor]) -> None:
-        """Begin from these tensors, by the names of the parameters; others stay as they are."""
+    def start_at(self, values: Mapping[str, Tensor]) -> None:
+        """Start from these tensors, by the names of the parameters; others do not change."""
         for name, value in values.items():
             self.masters[name].copy_(value)
         self._publish()
@@ -227,11 +227,11 @@ class Trainer:
                 parameter.copy_(self.masters[name])
 
     def keep_best(self) -> None:
-        """Remember the factors as they are; `finish` goes back to them."""
+        """Store the current factors; `finish` restores them."""
         self.best = {name: master.detach().clone() for name, master in self.masters.items()}
 
     def finish(self) -> None:
-        """Take the factors that were remembered, if any."""
+        """Restore the stored factors, if any."""
         for name, value in self.best.items():
             self.masters[name].copy_(value)
         self._publish()
@@ -257,13 +257,13 @@ class Trainer:
             batch.loss.backward()  # type: ignore[no-untyped-call]
             total += float(batch.loss.detach())
             tokens += batch.tokens
-            # of the whole batch in every process, so there is nothing to add up
+            # Each process counts the whole batch, so the counts are not summed.
             rows += self._settings.batch_size if batch.rows is None else batch.rows
             parts.add(batch)
         for name, parameter in self._live.items():
             self.masters[name].grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        if self._processes.count > 1:  # what this process's part did not reach others may have
+        if self._processes.count > 1:  # other processes may have gradients that this one lacks
             for master in self.masters.values():
                 master.grad = torch.zeros_like(master) if master.grad is None else master.grad
         self._processes.add([master.grad for master in self.masters.values() if master.grad is not None])
@@ -273,10 +273,10 @@ class Trainer:
         self._measured = {"learning_rate": self._optimizer.param_groups[0]["lr"], "grad_norm": length}
         self._optimizer.step()
         self._scheduler.step()
-        held = self._budget.hold(self.masters)
+        scaled = self._budget.apply(self.masters)
         self._publish()
         self._callbacks.state.global_step += 1
-        entry = {"step": self.done, "loss": total, "tokens": int(tokens)} | parts.entry(self._processes) | held
+        entry = {"step": self.done, "loss": total, "tokens": int(tokens)} | parts.entry(self._processes) | scaled
         return entry | {"rows": rows}
 
     def run(
@@ -334,9 +334,9 @@ class Trainer:
         """Write a checkpoint if it is time to, and stop after a signal; processes decide together."""
         control = self._callbacks.control
         flags = self._processes.total(interrupted, control.should_training_stop, control.should_save)
-        stopped, control.should_training_stop, wanted = (count > 0 for count in flags)
+        stopped, control.should_training_stop, save = (count > 0 for count in flags)
         last = control.should_training_stop or self.done == self.steps
-        if stopped or last or wanted or self.done % self._settings.checkpoint_every == 0:
+        if stopped or last or save or self.done % self._settings.checkpoint_every == 0:
             self._save()
             self._callbacks("on_save")
         if stopped:

@@ -63,7 +63,7 @@ def test_updates_are_never_above_and_those_below_are_not_touched(rslora: bool, c
             for name, p in factors(model).items()
         }
         before = {name: master.clone() for name, master in masters.items()}
-        logged = budget.hold(masters)
+        logged = budget.apply(masters)
         held = 0
         for name, b in masters.items():
             if "lora_A" in name:
@@ -84,7 +84,7 @@ def test_updates_are_never_above_and_those_below_are_not_touched(rslora: bool, c
             seen.add(norm <= bound)
         assert logged == {"held": held}
         after = {name: master.clone() for name, master in masters.items()}
-        assert budget.hold(masters) == {"held": 0}
+        assert budget.apply(masters) == {"held": 0}
         assert all(torch.equal(masters[name], value) for name, value in after.items())
     assert seen == {True, False}
 

@@ -323,7 +323,7 @@ def test_the_mean_shift_moves_every_token_by_the_mean_displacement() -> None:
     tokens = reader.read(sentences, list(range(60)))
     vectors = tokens.pooled(tokens.states, reader.roles)
     expected = (vectors[:30] - vectors[30:]).mean((0, 1))
-    torch.testing.assert_close(found.wanted(torch.randn(4, 6)), expected.expand(4, 6))
+    torch.testing.assert_close(found.displacement(torch.randn(4, 6)), expected.expand(4, 6))
 
 
 def test_an_output_is_not_replaced_unasked(tmp_path: Path) -> None:

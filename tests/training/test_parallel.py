@@ -322,6 +322,6 @@ def test_a_compiler_that_fails_is_a_sentence(causal: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "compile", lambda function, **_: real(function, backend=fail))
     base = load_base(str(causal), dtype="float32", device="cpu")
     message = r"--compile needs .* and fails: no compiler here\. Train without --compile\."
-    with pytest.raises(ModelError, match=message), compiled(base.model, wanted=True):
+    with pytest.raises(ModelError, match=message), compiled(base.model, enabled=True):
         base.model(torch.tensor([[1, 2, 3]]))
     assert all("forward" not in vars(block) for block in blocks(base.model)[1])

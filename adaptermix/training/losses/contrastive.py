@@ -68,5 +68,5 @@ def retrieved(source: Float[Tensor, "n d"], target: Float[Tensor, "n d"], same: 
     source, target = (torch.nn.functional.normalize(side.float(), dim=1) for side in (source, target))
     with torch.autocast(source.device.type, enabled=False):
         similarity = source @ target.T
-    found = [same.gather(1, way.argmax(1, keepdim=True)).sum() for way in (similarity, similarity.T)]
-    return float(sum(found)) / 2
+    hits = [same.gather(1, way.argmax(1, keepdim=True)).sum() for way in (similarity, similarity.T)]
+    return float(sum(hits)) / 2

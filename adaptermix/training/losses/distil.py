@@ -49,11 +49,11 @@ def distil_loss(
     Args:
         states: Vectors of the model in training.
         targets: Vectors that the frozen base has of the translations; no gradient reaches them.
-        spread: What a distance of one is in each dimension, see `spread_of`.
+        spread: Unit of distance in each dimension, see `spread_of`.
 
     Shapes: states and targets [n d], spread [d]; returns a scalar.
-    Relations: `contrastive_loss` draws both sides to wherever they tell pairs apart; here the other languages come to
-    where the base has English, so that a task adapter that was trained on the base finds there what it knows.
+    Relations: `contrastive_loss` moves both sides to wherever pairs differ; here the other languages move to the
+    base's states of English, which a task adapter was trained on.
     """
     with torch.autocast(states.device.type, enabled=False):
         loss: Tensor = ((states.float() - targets.detach().float()) / spread.float()).square().mean()

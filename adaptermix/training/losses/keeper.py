@@ -1,4 +1,4 @@
-"""Leave states where the base has them."""
+"""Keep states close to those of the base."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ def keeper_loss(states: Float[Tensor, "tokens d"], base: Float[Tensor, "tokens d
 
         $L = \frac{1}{n} \sum_t |h_t - h^0_t|^2 / |h^0_t|^2$
 
-    Every token counts the same, whatever its sentence and its length: the first token of many models is a hundred times
-    longer than the others, and a share of the sum of squares would be its alone. 0 where nothing moved, 1 where the
-    states are zero.
+    Every token counts the same, regardless of its length: the first token of many models is a hundred times longer than
+    the others, and would dominate a share of the sum of squares. 0 if no state moved, 1 if all states are zero.
 
     Args:
         states: States of the model in training.
         base: States of the frozen base; no gradient reaches them.
 
     Shapes: both [tokens d]; returns a scalar.
-    Relations: an anchor, where `contrastive_loss` is a pull: translations come to states that stay where they are.
+    Relations: an anchor, while `contrastive_loss` pulls: translations move to states that stay the same.
     """
     base = base.detach().float()
     lengths = base.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# logits held at a time: 64 MiB on a CPU, 1 GiB on an accelerator, which wants large products
+# Logits in memory at a time: 64 MiB on a CPU, 1 GiB on an accelerator, where large products are faster.
 _CPU_LOGITS, _DEVICE_LOGITS = 2**24, 2**28
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradient is computed on the way forward, while a block of logits is at hand."""
+    """The gradient is computed on the way forward, while a block of logits is in memory."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -29,12 +29,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if bias is not None:
                 logits += bias
             wide = logits.float()  # the same memory where it is float32 already
-            wanted = targets[part, None]
+            gold = targets[part, None]
             spread = wide.logsumexp(-1, keepdim=True)
-            total += (spread - wide.gather(1, wanted)).sum()
+            total += (spread - wide.gather(1, gold)).sum()
             if gradient is not None:
                 wide.sub_(spread).exp_()
-                wide.scatter_add_(1, wanted, wide.new_full((len(wanted), 1), -1.0))
+                wide.scatter_add_(1, gold, wide.new_full((len(gold), 1), -1.0))
                 torch.mm(wide.div_(count).to(weight.dtype), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return total / max(1, count)
@@ -66,7 +66,7 @@ def linear_cross_entropy(
     Reference: Wijmans et al., 2025, arXiv 2411.09009, section 4, for not keeping the logits.
     """
     kind = states.device.type
-    if torch.is_autocast_enabled(kind):  # which knows nothing of products into given memory
+    if torch.is_autocast_enabled(kind):  # which does not cover products with `out=`
         dtype = torch.get_autocast_dtype(kind)
         states, weight = states.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -76,9 +76,9 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def plain_head(model: Any) -> nn.Linear | None:
-    """Return the output layer of a causal language model if the logits are its output and nothing else.
+    """Return the output layer of a causal language model if the logits are exactly its output.
 
-    Some models scale or bound them afterwards; it is told by value, so no architecture needs to be known.
+    Some models scale or bound them afterwards. Comparing values shows it for any architecture.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.weight.requires_grad or head._forward_hooks:  # hooks: an attached adapter

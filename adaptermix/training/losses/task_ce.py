@@ -29,20 +29,20 @@ def answer_loss(
         model: A causal language model of transformers that takes `logits_to_keep`.
         input_ids: Prompt and answer; padded on the left, answers end together and the fewest logits are needed.
         attention_mask: 1 for tokens, 0 for padding.
-        labels: Token ids of the answer at their own places, -100 elsewhere.
-        position_ids: Places of the tokens, needed where rows are padded on the left.
+        labels: Token ids of the answer at their positions, -100 elsewhere.
+        position_ids: Positions of the tokens, needed if rows are padded on the left.
         head: The model's output layer, where `plain_head` finds that it alone makes the logits.
 
     Shapes: all [rows tokens]; returns a scalar in float32, 0 where no token is labelled.
     Reference: Liu and Niehues, ACL 2025, arXiv 2502.14830, section 3; loss on the answer alone as in their release.
     """
-    wanted = labels[:, 1:]  # the token at t is predicted from position t - 1
+    gold = labels[:, 1:]  # the token at t is predicted from position t - 1
     extra = {} if position_ids is None else {"position_ids": position_ids}
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, **extra}
     if head is not None:
-        labelled = wanted != IGNORED
+        labelled = gold != IGNORED
         states = model.get_decoder()(**batch).last_hidden_state[:, :-1][labelled]
-        return linear_cross_entropy(states, head.weight, wanted[labelled], head.bias)
-    places = (wanted != IGNORED).any(0).nonzero().squeeze(1)
-    logits = model(**batch, logits_to_keep=places).logits
-    return cross_entropy(logits.flatten(0, 1), wanted[:, places].flatten())
+        return linear_cross_entropy(states, head.weight, gold[labelled], head.bias)
+    positions = (gold != IGNORED).any(0).nonzero().squeeze(1)
+    logits = model(**batch, logits_to_keep=positions).logits
+    return cross_entropy(logits.flatten(0, 1), gold[:, positions].flatten())
