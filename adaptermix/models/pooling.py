@@ -105,7 +105,8 @@ class Standards:
         if standard is None:
             raise DataError(
                 f"--standardize languages measures the languages of the training pairs ("
-                f"{', '.join(self._by_language)}), and {language} is not among them. Use --standardize all, or leave {language} out."
+                f"{', '.join(self._by_language)}), and {language} is not among them. Use --standardize all, or leave "
+                f"{language} out."
             )
         return standard
 
