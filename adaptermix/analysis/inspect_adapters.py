@@ -65,7 +65,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
                 if i in loaded and j in loaded and loaded[i][0].shape == loaded[j][0].shape:
                     numbers[path] = _pair(loaded[i], loaded[j])
             advance(1, path)
-    found = tuple(
+    matches = tuple(
         AdapterInspection(
             name=name,
             path=str(folder),
@@ -76,9 +76,9 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
         for name, folder, source, modules in zip(names, adapters, sources, singles, strict=True)
     )
     result = Inspection(
-        adapters=found,
+        adapters=matches,
         pairs=tuple(
-            PairInspection(a=found[i], b=found[j], modules=numbers, notes=_notes(found[i], found[j], numbers))
+            PairInspection(a=matches[i], b=matches[j], modules=numbers, notes=_notes(matches[i], matches[j], numbers))
             for (i, j), numbers in pairs.items()
         ),
         places=places(paths),
@@ -144,8 +144,7 @@ def _notes(a: AdapterInspection, b: AdapterInspection, compared: dict[str, PairN
     if a.path != b.path and alike is not None and alike > _ALIKE:
         notes.append(
             f"{pair} have similar A factors row by row (mean cosine {alike:.2f}), as if both trainings started with "
-            "the same random A: the overlap on the right, and its mean with the left one, are not informative about "
-            "what was learned"
+            "the same random A: the overlap on the right, and its mean with the left one, are not informative"
         )
     if a.base and b.base and a.base != b.base:
         notes.append(f"{pair} name different base models, '{a.base}' and '{b.base}'")

@@ -237,7 +237,7 @@ def _measure(
             _check_finite(path, tensor)
             file.write(path, tensor.cpu())
     if len(unread) == len(modules):
-        raise ModelError("the model must run the modules that are measured, and ran none of them.")
+        raise ModelError("the model must run the modules that are measured, and did not.")
     if not unread:
         return []
     more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""

@@ -82,7 +82,7 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
 
     Only files with known names are published, and if the manifest lists files, only those; local paths are removed. A
     `README.md` that was written or edited by hand is published unchanged. The folder is only read. With `dry_run`
-    nothing is sent.
+    all requests are skipped.
 
     Args:
         settings: The folder, and the repository.
@@ -223,7 +223,7 @@ class _Push:
             return
         raise PublishError(
             f"--private was passed, and the repository {self._repo} is public{' although it was just made' * made}. "
-            "Nothing was sent. Make it private on the Hub, choose another name, or omit --private."
+            "No file was sent. Make it private on the Hub, choose another name, or omit --private."
         )
 
     def _commit(self, api: Any) -> None:
@@ -239,7 +239,7 @@ class _Push:
                 if self._arrived(api):
                     return
                 raise PublishError(
-                    f"{self._repo} was changed by another commit during the push, and nothing was committed to it. "
+                    f"{self._repo} was changed by another commit during the push, and no commit was made. "
                     "Check it, then push again."
                 )
             self._there = "It is not known whether the commit arrived: look at the repository before you push again"
