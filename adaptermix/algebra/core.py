@@ -56,7 +56,7 @@ def core_of(updates: Sequence[Update]) -> Core:
     parts = [b @ a.T for b, a in zip(r_b.split(ranks, dim=1), r_a.split(ranks, dim=1), strict=True)]
     left = _basis(q_b, torch.cat(parts, dim=1), shape)
     right = _basis(q_a, torch.cat(parts).T, shape)
-    # Both are products with orthonormal columns: small matrices in the place of [out in] ones.
+    # Both are products with orthonormal columns: small matrices instead of [out in] ones.
     turn_b, turn_a = left.T @ q_b, q_a.T @ right
     return Core(left=left, right=right, parts=tuple(turn_b @ part @ turn_a for part in parts))
 

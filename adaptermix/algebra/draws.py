@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and on nothing else.
+"""Random numbers that depend only on their purpose.
 
 A draw is a pure function of (seed, adapter, module, position), so neither the order of the modules nor the number of
 threads, the size of the blocks or the device changes it.
@@ -15,7 +15,7 @@ _MASK16, _MASK19 = 0xFFFF, 0x7FFFF
 
 
 def _signed(value: int) -> int:
-    """Return the 32-bit pattern of a whole number as a signed one, which is what torch multiplies."""
+    """Return the 32-bit pattern of a whole number as a signed one, as torch multiplies it."""
     value &= 0xFFFFFFFF
     return value - 2**32 if value >= 2**31 else value
 
@@ -42,7 +42,7 @@ def uniform(
         adapter: Whose update it is for.
         module: Path of the module.
         first: Position, in row order, of the first number.
-        shape: Shape wanted; filled in row order.
+        shape: Shape of the result; filled in row order.
         device: Where to compute.
 
     Shapes: `shape`, float32.

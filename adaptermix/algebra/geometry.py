@@ -16,11 +16,11 @@ _ROWS = 256
 SAMPLE = 2**14
 """Most entries that `sign_conflict` looks at."""
 _ROUNDING = 8 * torch.finfo(torch.float64).eps
-"""Share of the sum of sizes below which an inner product of factors is what rounding leaves of terms that cancel."""
+"""Share of the sum of sizes below which an inner product of factors is a rounding error of terms that cancel."""
 
 
 def _dense_inner(x: Update, y: Update) -> float:
-    """The same where one of the two is dense, over slices of rows, so that nothing is copied whole."""
+    """The same where one of the two is dense, over slices of rows, so that the matrix is never copied in full."""
     total = 0.0
     for first in range(0, x.shape[0], _ROWS):
         rows = slice(first, first + _ROWS)
@@ -111,13 +111,13 @@ def _sample(out: int, into: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(SAMPLE, generator=generator)
     steps = torch.arange(SAMPLE), order
-    found = [
+    result = [
         ((step + torch.rand(SAMPLE, generator=generator, dtype=torch.float64)) / SAMPLE * size)
         .long()
         .clamp(max=size - 1)
         for step, size in zip(steps, (out, into), strict=True)
     ]
-    return found[0], found[1]
+    return result[0], result[1]
 
 
 def _sampled(update: Update, rows: Tensor, columns: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def sign_conflict_by_chance(count: int) -> float:
     """Return the share of sign conflicts of independent updates whose signs are even: 1/2 of two, 3/4 of three.
 
     Args:
-        count: Number of updates; of fewer than two that of two is returned.
+        count: Number of updates; fewer than two count as two.
     """
     return 1 - 0.5 ** (max(count, 2) - 1)
 
@@ -147,10 +147,10 @@ def sign_conflict(updates: Sequence[Update], weights: Sequence[float] | None = N
 
     Args:
         updates: The updates.
-        weights: One per update, of which only the sign counts; default 1 each.
+        weights: One per update, only its sign counts; default 1 each.
 
     Raises:
-        ValueError: no update is given.
+        ValueError: there is no update.
     """
     if not updates:
         raise ValueError("at least one update is needed")

@@ -73,15 +73,15 @@ def singular_values(update: LowRank) -> Float[Tensor, " r"]:
 
 
 def recompress(update: LowRank, rank: int) -> tuple[LowRank, float]:
-    r"""Return the best approximation of an update by one of a smaller rank, and what it loses.
+    r"""Return the best approximation of an update by one of a smaller rank, and the loss.
 
     With $\Delta = U \Sigma V^T$ the result is $U_r \Sigma_r V_r^T$ (Eckart and Young, 1936), with
     $\sqrt{\Sigma_r}$ on both factors so that neither loses more than the other when cast down. Cost is that of two
     thin QRs and an R x R SVD, where R is the rank of the input; no [out in] matrix is formed.
 
     Args:
-        update: What to approximate.
-        rank: Rank wanted, at least 1; a rank at or above the input's keeps everything.
+        update: The update to approximate.
+        rank: Requested rank, at least 1; a rank at or above the input's keeps everything.
 
     Shapes: [out in] of rank R in, [out in] of rank min(rank, R, out, in) out, scale 1, in the input's working dtype.
 

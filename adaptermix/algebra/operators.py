@@ -23,7 +23,7 @@ from .updates import Dense
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a block of rows lies: which stack, and its first row."""
+    """Location of a block of rows: its stack, and its first row."""
 
     stack: Stack
     first: int
@@ -49,7 +49,7 @@ class Operator(ABC):
     """One step of a chain. Operators are values: `fit` returns a new one."""
 
     def fit(self, stack: Stack) -> Operator:  # noqa: ARG002
-        """Return the operator with what it must know of whole updates, as they enter the chain."""
+        """Return the operator fitted to whole updates, in their state at the start of the chain."""
         return self
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Operator(ABC):
 
         Args:
             values: The same rows of every update.
-            place: Which rows, and of what.
+            place: Location of the rows.
         """
 
 
@@ -70,10 +70,10 @@ def chain(stack: Stack, operators: Sequence[Operator]) -> Dense:
     fitted = [operator.fit(stack) for operator in operators]
     merged = torch.empty(stack.shape, dtype=stack.dtype, device=stack.device)
     for first, block in stack.blocks():
-        place = Place(stack=stack, first=first)
+        index = Place(stack=stack, first=first)
         values = block
         for operator in fitted:
-            values = operator(values, place)
+            values = operator(values, index)
         merged[first : first + values.shape[1]] = values[0]
     return Dense(w=merged)
 
@@ -106,7 +106,7 @@ class Trim(Operator):
         return replace(self, kept=kept, skipped=skipped)
 
     def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:
-        """Zero what is under the threshold."""
+        """Zero the entries under the threshold."""
         for number, name in enumerate(place.stack.names):
             update = values[number]
             # Both masks look at the entries as they came.
@@ -124,7 +124,7 @@ class Drop(Operator):
 
     Args:
         density: Probability of being kept, in (0, 1].
-        rescale: "inverse" divides by the density, which keeps the expectation; "none" leaves the survivors alone.
+        rescale: "inverse" divides by the density, which keeps the expectation; "none" does not change the survivors.
     """
 
     density: float
@@ -159,7 +159,7 @@ class DropByMagnitude(Operator):
         """Drop and rescale."""
         width = values.shape[2]
         steps = torch.linspace(-0.5, 0.5, width, dtype=torch.float64) if width > 1 else torch.zeros(1)
-        # No smaller than what a draw can resolve: a chance of 0 would be divided by.
+        # No smaller than the resolution of a draw: a chance of 0 would be divided by.
         chances = (self.density + self.epsilon * steps).clamp(min=2.0**-24).to(values)
         for number in range(len(values)):
             update = values[number]

@@ -21,7 +21,7 @@ _ALPHA = math.sqrt(2 / math.pi) * math.sqrt(10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approximation:
-    """A low-rank approximation and what it loses.
+    """A low-rank approximation and its error.
 
     Args:
         update: The approximation.
@@ -124,15 +124,15 @@ def _optimum_bound(theta: Tensor, residual: float, outside: float) -> float:
 
 
 def truncate(matrix: Float[Tensor, "out in"], rank: int, *, tolerance: float = 0.01) -> Approximation:
-    r"""Return an approximation of rank r whose residual is at most 1 % above the least possible, and say so.
+    r"""Return an approximation of rank r whose residual is at most 1 % above the least possible, and report it.
 
     Block power iteration from a fixed start (Halko, Martinsson and Tropp, 2011, algorithm 4.4) until a bound on the sum
     of the r largest eigenvalues of $M^T M$ shows that no more than the tolerance is missing; where 24 rounds do not get
     there, the exact SVD. Memory beyond the matrix: a few [out r] and [in r].
 
     Args:
-        matrix: What to approximate.
-        rank: Rank wanted, at least 1.
+        matrix: The matrix to approximate.
+        rank: Requested rank, at least 1.
         tolerance: Excess of the residual over the optimum that is allowed.
 
     Shapes: [out in] gives factors [out r] and [r in], r = min(rank, out, in), in the matrix's dtype.
@@ -172,13 +172,13 @@ def _iterate(matrix: Tensor, rank: int, width: int, total: float, tolerance: flo
         settled = number > 1 and captured - before < 0.02 * tolerance * max(total**2 - captured, 1e-12 * total**2)
         if settled or number == _MOST - 1:
             lost = max(total**2 - captured, 0.0)
-            found = _judge(matrix, v, theta[:rank], off, lost)
+            result = _judge(matrix, v, theta[:rank], off, lost)
             small = lost < (_SMALL * total) ** 2
-            if found <= tolerance or small:
+            if result <= tolerance or small:
                 low = _finish(q, z, rank).to(matrix.dtype)
                 residual = _residual(matrix, low) / total
-                # Of a small residual the rounding of the products is a part, which the bound does not see.
-                excess = residual / _SMALL if small else max(found, 0.0)
+                # A small residual contains the rounding errors of the products, which the bound does not see.
+                excess = residual / _SMALL if small else max(result, 0.0)
                 return Approximation(update=low, residual=residual, excess=excess)
         before = captured
         v = torch.linalg.qr(z).Q

@@ -53,7 +53,7 @@ def left_out_residuals(
     Shapes: residuals [n e], hat [n k], groups [n]; returns [n e].
     Reference: Golub, Heath and Wahba, Technometrics 21(2), 1979, equation 2.2, for groups of one.
     """
-    found = torch.empty_like(residuals)
+    result = torch.empty_like(residuals)
     order = groups.argsort(stable=True)
     sizes = torch.unique_consecutive(groups[order], return_counts=True)[1]
     starts = sizes.cumsum(0) - sizes
@@ -61,8 +61,8 @@ def left_out_residuals(
         rows = order[starts[sizes == size, None] + torch.arange(size, device=order.device)]
         own = hat[rows]
         eye = torch.eye(size, dtype=own.dtype, device=own.device)
-        found[rows] = torch.linalg.solve(eye - own @ own.mT, residuals[rows])
-    return found
+        result[rows] = torch.linalg.solve(eye - own @ own.mT, residuals[rows])
+    return result
 
 
 def ridge_map(
@@ -92,17 +92,17 @@ def ridge_map(
     root = weights.double().sqrt()[:, None]
     total = root.square().sum()
     center, offset = ((root.square() * side.double()).sum(0) / total for side in (x, y))
-    own, wanted = (root * (side.double() - mean) for side, mean in ((x, center), (y, offset)))
+    own, expected = (root * (side.double() - mean) for side, mean in ((x, center), (y, offset)))
     values, vectors = torch.linalg.eigh(own.T @ own)
     values = values.clamp_min(0.0)
-    scores, rotated = own @ vectors, vectors.T @ (own.T @ wanted)
+    scores, rotated = own @ vectors, vectors.T @ (own.T @ expected)
     # of a constant input no penalty matters, and none may be zero
     scale = float(values.mean()) or 1.0
     whole = float((root * y.double()).square().sum()) or 1.0
     shares = {}
     for penalty in penalties:
         shrunk = (values + penalty * scale).reciprocal()
-        residuals = wanted - scores @ (shrunk[:, None] * rotated)
+        residuals = expected - scores @ (shrunk[:, None] * rotated)
         hat = torch.cat([scores * shrunk.sqrt(), root / total.sqrt()], dim=1)
         shares[penalty] = 1 - float(left_out_residuals(residuals, hat, groups).square().sum()) / whole
     chosen = max(shares, key=lambda penalty: shares[penalty])
@@ -176,11 +176,11 @@ def choose_penalty(parts: Sequence[Products], penalties: Sequence[float]) -> tup
     """
     others = [_sum([other for other in parts if other is not part]) for part in parts]
     whole = sum(part.square for part in parts) or 1.0
-    found = [
+    result = [
         (sum(part.error(solve_ridge(rest, penalty)) for part, rest in zip(parts, others, strict=True)), penalty)
         for penalty in penalties
     ]
-    error, penalty = min(found)
+    error, penalty = min(result)
     return penalty, 1 - error / whole
 
 

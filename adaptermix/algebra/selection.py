@@ -19,12 +19,12 @@ _MARGIN = 0.03
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Threshold:
-    """Where to cut so that a wanted number of entries is kept.
+    """Threshold that keeps a requested number of entries.
 
     Args:
         value: The smallest absolute value that is kept.
         ties: How many of the entries equal to it are kept, the first in row order; None for all.
-        before: Number of entries equal to it that lie before each block, by the block's first row.
+        before: Number of entries equal to it before each block, by the block's first row.
     """
 
     value: float
@@ -47,14 +47,14 @@ class Threshold:
     def trim(self, values: Float[Tensor, "rows in"], first: int) -> Tensor:
         """Return a block with the entries that are not kept at zero."""
         if self.ties is None and self.value > 0:
-            # One pass: zero is what |x| <= the next smaller number.
+            # One pass: zeros are the entries with |x| <= the next smaller number.
             below = torch.nextafter(values.new_tensor(self.value), values.new_zeros(()))
             return torch.nn.functional.hardshrink(values, float(below))
         return values.masked_fill(~self.keeps(values, first), 0.0)
 
 
 Pieces = Callable[[], Iterator[tuple[int, Tensor]]]
-"""Gives the absolute values anew each time: (first row, values)."""
+"""Returns a new iterator over the absolute values at each call: (first row, values)."""
 
 
 def kept_count(density: float, size: int) -> int:
@@ -73,14 +73,14 @@ def grid(stack: Stack, place: int) -> Float[Tensor, " n"]:
 
 
 def bracket(samples: Sequence[tuple[Float[Tensor, " _"], int]], density: float) -> tuple[float, float]:
-    """Return bounds between which the smallest kept value probably lies, judged by samples.
+    """Return bounds that probably enclose the smallest kept value, judged by samples.
 
     Args:
         samples: Per matrix some of its absolute values, and how many entries it has.
         density: Share of all entries to keep.
     """
-    sizes = torch.cat([found for found, _ in samples])
-    mass = torch.cat([torch.full_like(found, size / len(found), dtype=torch.float64) for found, size in samples])
+    sizes = torch.cat([result for result, _ in samples])
+    mass = torch.cat([torch.full_like(result, size / len(result), dtype=torch.float64) for result, size in samples])
     order = sizes.argsort(descending=True)
     share = mass[order].cumsum(0) / mass.sum()
     # Rounding may leave the last share just below 1.
@@ -101,7 +101,7 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
     Args:
         pieces: The absolute values, block by block.
         count: Entries to keep, at least 1.
-        bounds: Where the threshold probably lies; entries above are only counted, those between are collected.
+        bounds: Bounds that probably enclose the threshold; entries above are only counted, those between are collected.
 
     Raises:
         ValueError: an entry is NaN.
@@ -111,7 +111,7 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
     for first, values in pieces():
         above += int(torch.count_nonzero(values > high))
         inside.append((first, values[(values >= low) & (values <= high)]))
-    between = torch.cat([found for _, found in inside])
+    between = torch.cat([result for _, result in inside])
     need = count - above
     if not 0 < need <= len(between):
         if bounds == (0.0, math.inf):
@@ -119,9 +119,9 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
         return kth_largest(pieces, count, (0.0, math.inf))
     value = float(between.kthvalue(len(between) - need + 1).values)
     ties, before, seen = need - int((between > value).sum()), {}, 0
-    for first, found in inside:
+    for first, result in inside:
         before[first] = seen
-        seen += int(torch.count_nonzero(found == value))
+        seen += int(torch.count_nonzero(result == value))
     return Threshold(value=value, ties=None if ties == seen else ties, before=before)
 
 
@@ -146,10 +146,10 @@ def threshold(stack: Stack, place: int, count: int) -> Threshold:
 def model_threshold(stacks: Callable[[], Iterable[Stack]], name: str, density: float) -> Threshold:
     """Return the threshold that keeps a share of the largest entries of one adapter over all its modules.
 
-    Entries equal to it are all kept, in whatever module.
+    Entries equal to it are all kept, in every module.
 
     Args:
-        stacks: Gives the stacks of all modules anew each time.
+        stacks: Returns a new iterator over all stacks at each call.
         name: The adapter.
         density: Share of its entries to keep.
     """

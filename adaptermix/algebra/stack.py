@@ -1,4 +1,4 @@
-"""The operand of every merge: the updates of one module, a weight for each, and what identifies them."""
+"""The operand of every merge: the updates of one module, a weight for each, and their identity."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stack:
         adapters: What users call the adapters of the whole merge, also those that are left out here.
         places: Index in `adapters` of each update; default their positions.
         block: Number of the model's block that the module lies in; None outside the blocks.
-        depth: Number of blocks of the stack that the module lies in, as far as the adapters show it.
+        depth: Number of blocks of the module's stack, according to the adapters.
 
     Shapes: each update is [out in].
 
@@ -59,15 +59,15 @@ class Stack:
         if len(self.weights) != len(self.updates):
             raise ValueError(f"one weight per update is needed, got {len(self.weights)} for {len(self.updates)}")
         if not self.names:
-            object.__setattr__(self, "names", tuple(str(place) for place in range(len(self.updates))))
+            object.__setattr__(self, "names", tuple(str(index) for index in range(len(self.updates))))
         if not self.places:
             object.__setattr__(self, "places", tuple(range(len(self.updates))))
         if len(set(self.names)) != len(self.updates):
-            raise ValueError(f"one name of its own per update is needed, got {list(self.names)}")
+            raise ValueError(f"one distinct name per update is needed, got {list(self.names)}")
 
     @staticmethod
     def of(updates: Sequence[Update], weights: Sequence[float] | None = None, *, seed: int | None = None) -> Stack:
-        """Return a stack of updates, each of weight 1 if no weights are given."""
+        """Return a stack of updates, each of weight 1 by default."""
         return Stack(
             updates=tuple(updates),
             weights=tuple(1.0 for _ in updates) if weights is None else tuple(map(float, weights)),
@@ -123,9 +123,9 @@ class Stack:
         for first in range(0, out, step):
             rows = slice(first, min(first + step, out))
             block = torch.empty(len(wide), rows.stop - first, into, dtype=dtype, device=self.device)
-            for place, update in enumerate(wide):
+            for index, update in enumerate(wide):
                 if isinstance(update, Dense):
-                    block[place] = update.w[rows]
+                    block[index] = update.w[rows]
                 else:
-                    torch.mm(update.b[rows] * update.scale, update.a, out=block[place])
+                    torch.mm(update.b[rows] * update.scale, update.a, out=block[index])
             yield first, block

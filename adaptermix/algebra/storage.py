@@ -38,7 +38,7 @@ def cancels(update: LowRank, length: float) -> bool:
 
 
 def to_storage(update: LowRank, dtype: torch.dtype) -> tuple[LowRank, float]:
-    r"""Return an update with factors in a storage dtype, and the Frobenius norm of what the rounding changes.
+    r"""Return an update with factors in a storage dtype, and the Frobenius norm of the rounding error.
 
     The factors are rounded as they are if this costs no more than rounding costs anywhere. Factors that are long and
     whose product is short (a difference of two adapters, PiSSA less its start) would lose far more: these are replaced
@@ -76,7 +76,7 @@ def _even(update: LowRank) -> LowRank:
     left = torch.linalg.vector_norm(b, dim=0, dtype=torch.float64)
     there = (left > 0) & (right > 0)
     exponent = torch.where(there, 0.5 * (right.log2() - left.log2()), 0.0)
-    share = torch.exp2(exponent.round()).to(dtype)  # powers of two, so that nothing is rounded here
+    share = torch.exp2(exponent.round()).to(dtype)  # powers of two, so that no rounding happens here
     return LowRank(b=b * share, a=a / share[:, None])
 
 

@@ -47,9 +47,9 @@ class Frame:
 
 
 def numerical_rank(sigma: Float[Tensor, " r"], shape: tuple[int, int], *, size: float | None = None) -> int:
-    r"""Return how many singular values stand above rounding: $\sigma > \max(shape) \cdot \epsilon \cdot size$.
+    r"""Return how many singular values are above rounding errors: $\sigma > \max(shape) \cdot \epsilon \cdot size$.
 
-    The epsilon is that of float64, whatever the dtype of the files: stored factors are taken as exact, as a model
+    The epsilon is that of float64, regardless of the dtype of the files: stored factors count as exact, since a model
     applies them, so the only rounding is that of the arithmetic here. (With the epsilon of bfloat16, 2^-7, the rule
     would find no rank at all in a module of 128 or more rows.)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def all_finite(tensor: Tensor) -> bool:
     """Return whether no entry is NaN or infinite."""
-    # A sum is not finite if an entry is not; one that overflows by itself is looked at more closely.
+    # A sum is not finite if an entry is not; one that itself overflows is examined entry by entry.
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
 
@@ -23,7 +23,7 @@ class LowRank:
     Args:
         b: Left factor.
         a: Right factor.
-        scale: Factor on the product; alpha/r or alpha/sqrt(r) of the adapter it came from.
+        scale: Factor on the product; alpha/r or alpha/sqrt(r) of its adapter.
 
     Shapes: b is [out r], a is [r in]; the update is [out in].
 

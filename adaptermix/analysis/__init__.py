@@ -1,4 +1,4 @@
-"""Looking into adapters and checkpoints: what is in them, and how they differ."""
+"""Reports about adapters and checkpoints: their content, and their differences."""
 
 from .compare_spectra import spectrum
 from .inspect_adapters import inspect

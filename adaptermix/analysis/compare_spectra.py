@@ -35,38 +35,38 @@ def spectrum(
     device: str = "auto",
     watch: Watcher = SILENT,
 ) -> SpectrumReport:
-    r"""Compare the singular values of two models, weight by weight: what was scaled, and by how much.
+    r"""Compare the singular values of two models, weight by weight.
 
     For each matrix that both have, with its singular values $\sigma$ in descending order:
 
         $\|\sigma_A\|_2$, $\|\sigma_B\|_2$, their ratio, and $d = \|\sigma_B - \sigma_A\|_2$
 
-    and besides $\|W_B - W_A\|_F \ge d$ with its stable rank. d = 0 does not mean equal weights: rotations keep it 0.
+    and $\|W_B - W_A\|_F \ge d$ with its stable rank. d = 0 does not mean equal weights: rotations keep it 0.
 
-    Two checkpoints are compared as they are. A checkpoint and an adapter: W against $W + \Delta$ (before any rounding
-    to the dtype of the file), for the modules of the adapter. Two adapters: the singular values of the deltas, from
-    the factors. A few matrices are held at a time. Singular values are exact in float64: by an SVD up to a shorter
-    side of 1024, beyond that (and for embeddings) from the Gram matrix, which leaves errors of at most about 1e-8 of
-    the largest one.
+    Two checkpoints are compared directly. For a checkpoint and an adapter, W is compared with $W + \Delta$ (before any
+    rounding to the dtype of the file), for the adapter's modules. For two adapters, the singular values of the deltas
+    are compared, computed from the factors. Only a few matrices are in memory at a time. Singular values are exact in
+    float64: by an SVD up to a shorter side of 1024, beyond that (and for embeddings) from the Gram matrix, with errors
+    of at most about 1e-8 of the largest one.
 
     Args:
-        model_a: The base: checkpoint folder, adapter folder, or Hub id with @REVISION if wanted.
+        model_a: The base: checkpoint folder, adapter folder, or Hub id, optionally with @REVISION.
         model_b: The other one, of the same kind, or an adapter of the base.
         layers: Block numbers, ranges such as "8-11", or globs over layer labels ("encoder.*").
         modules: Globs over module paths or kinds; default all matrices inside the blocks.
-        include: Globs of modules to take besides, such as embeddings and heads.
+        include: Globs of additional modules, such as embeddings and heads.
         exclude: Globs of modules to leave out.
         csv: File for a table with one row per module.
-        device: Where to compute: auto, cpu, cuda or cuda:N.
+        device: Device of the computation: auto, cpu, cuda or cuda:N.
         watch: Receives progress.
 
-    Differs from the paper: which norm is meant by "norm" and "pairwise distance" is not said there; both are Euclidean
-    here, which all of its numbers allow.
+    Differs from the paper: it does not define "norm" and "pairwise distance"; both are Euclidean here, which is
+    consistent with all of its numbers.
 
     Raises:
         ModelError: a model is missing or damaged, or the two share no weight.
-        IncompatibleAdapters: the adapter does not fit the checkpoint.
-        PlanError: a glob meets nothing, or the adapter comes first.
+        IncompatibleAdapters: the adapter does not match the checkpoint.
+        PlanError: a glob matches no module, or the adapter is the first model.
         OutputError: the CSV file cannot be written.
 
     Reference: the appendix of the study of MT as continued pre-training (methods.md, section 4), B.2 and table 5.
@@ -75,17 +75,17 @@ def spectrum(
         check_file(Path(csv), "--csv")
         check_file_not_input(Path(csv), (model_a, model_b))
         check_replaceable(Path(csv), "csv")
-    place = pick_device(device)
+    target = pick_device(device)
     a, b = open_side(str(model_a)), open_side(str(model_b))
-    compared, measure = _measure(a, b, place)
+    compared, measure = _measure(a, b, target)
     pairs, notes = _pairs(a, b)
     notes += tuple(note for side in (a, b) if isinstance(side, Updates) for note in beyond_factors(side.source.meta))
-    found = places(pairs)
-    chosen = select(found, layers=layers, modules=modules, include=include, exclude=exclude)
+    located = places(pairs)
+    chosen = select(located, layers=layers, modules=modules, include=include, exclude=exclude)
     if not chosen:
         raise ModelError(
-            f"{a.reference} and {b.reference} must share a matrix inside their blocks that was asked for, and share "
-            "none. Take others with --include, or leave fewer out."
+            f"{a.reference} and {b.reference} must share a selected matrix inside their blocks, and share no such "
+            "matrix. Select others with --include, or exclude fewer."
         )
     numbers = {}
     with watch.track("spectrum", len(chosen)) as advance:
@@ -97,7 +97,7 @@ def spectrum(
         b=b.reference,
         compared=compared,
         modules=numbers,
-        places={path: found[path] for path in chosen},
+        places={path: located[path] for path in chosen},
         notes=notes,
     )
     if csv is not None:
@@ -106,11 +106,11 @@ def spectrum(
 
 
 def _pairs(a: Side, b: Side) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the path in B of each matrix of A, and notes about what has no partner.
+    """Return the path in B of each matrix of A, and notes about matrices without a counterpart.
 
     Raises:
         IncompatibleAdapters: a module of the adapter is not in the base, or has another shape.
-        ModelError: the models share nothing.
+        ModelError: the models share no matrix.
     """
     pairs = match_names(a.matrices, b.matrices)
     notes = []
@@ -140,34 +140,34 @@ def _pairs(a: Side, b: Side) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _without_matrix(a: Weights, b: Updates, missing: set[str]) -> list[str]:
-    """Return a note about modules of the adapter that the base keeps otherwise: as convolutions, or tied to others.
+    """Return a note about the adapter's modules that the base stores in another form: as convolutions, or tied.
 
     Raises:
-        IncompatibleAdapters: the base does not know a module inside the blocks.
+        IncompatibleAdapters: the base lacks a module inside the blocks.
     """
     other_sorts = {key.removesuffix(".weight") for key in a.checkpoint.tensors} - set(a.matrices)
     unknown = missing - set(match_names(missing, other_sorts))
-    found = places(sorted(unknown))
-    strange = next((path for path, place in found.items() if place.layer != OUTSIDE), None)
+    located = places(sorted(unknown))
+    strange = next((path for path, location in located.items() if location.layer != OUTSIDE), None)
     if strange is not None:
         raise IncompatibleAdapters(
-            f"every module of {b.reference} must be a weight of {a.reference}, and '{strange}' is none. "
-            "It was trained on another base model."
+            f"every module of {b.reference} must be a weight of {a.reference}, and '{strange}' is not. It was trained "
+            "on another base model."
         )
     if not missing:
         return []
     return [
-        f"{len(missing)} modules of the adapter are no matrices in the base's files (convolutions, tied heads) "
-        f"and are left out, such as '{min(missing)}'"
+        f"{len(missing)} modules of the adapter are not matrices in the base's files (convolutions, tied heads) and "
+        f"are left out, such as '{min(missing)}'"
     ]
 
 
 def _fits(a: Side, path: str, b: Side, theirs: str) -> bool:
-    """Whether two shapes are those of one matrix, in the orientations in which files keep it."""
+    """Return whether two shapes belong to one matrix, in the orientations that files use."""
     one, other = a.matrices[path], b.matrices[theirs]
     turned = isinstance(b, Weights)
     if isinstance(a, Weights) and isinstance(b, Updates):
-        # Conv1D, and embeddings, whose updates PEFT keeps as [dim num].
+        # Conv1D, and embeddings, whose updates PEFT stores as [dim num].
         turned = b.source.meta.fan_in_fan_out or places([path])[path].layer == OUTSIDE
     return one == other or (turned and one == other[::-1])
 
@@ -176,10 +176,10 @@ Measure = Callable[[str, str], Scaling]
 
 
 def _measure(a: Side, b: Side, device: torch.device) -> tuple[str, Measure]:
-    """Return what is compared, in words, and what compares one pair of paths.
+    """Return the kind of comparison in words, and the function that compares one pair of paths.
 
     Raises:
-        PlanError: the adapter comes first.
+        PlanError: the adapter is the first model.
     """
     if isinstance(a, Updates) and isinstance(b, Updates):
         return "adapters", lambda ours, theirs: _of_deltas(a, b, ours, theirs)
@@ -187,7 +187,7 @@ def _measure(a: Side, b: Side, device: torch.device) -> tuple[str, Measure]:
         return "base and base with adapter", lambda ours, theirs: _of_update(a, b, ours, theirs, device)
     if isinstance(a, Weights) and isinstance(b, Weights):
         return "checkpoints", lambda ours, theirs: _of_weights(a, b, ours, theirs, device)
-    raise PlanError(f"the base must come first, and {a.reference} is an adapter. Swap MODEL_A and MODEL_B.")
+    raise PlanError(f"the base must be the first model, and {a.reference} is an adapter. Swap MODEL_A and MODEL_B.")
 
 
 def _unchanged(norm: float) -> Scaling:
@@ -218,23 +218,23 @@ def _of_weights(a: Weights, b: Weights, ours: str, theirs: str, device: torch.de
 
 
 def _of_update(a: Weights, b: Updates, ours: str, theirs: str, device: torch.device) -> Scaling:
-    own = b.frame(theirs, b.load(theirs))
+    frame = b.frame(theirs, b.load(theirs))
     weight = a.load(ours).to(device)
     sigma = dense_singular_values(weight)
     norm = float(torch.linalg.vector_norm(sigma))
-    if not own.rank:
+    if not frame.rank:
         return _unchanged(norm)
     shape = b.matrices[theirs]
-    left, right = (own.left * own.sigma).to(device), own.right.to(device)
-    # GPT-2's Conv1D keeps [in out], which a square weight does not show.
+    left, right = (frame.left * frame.sigma).to(device), frame.right.to(device)
+    # GPT-2's Conv1D stores [in out], which cannot be detected for a square weight.
     flipped = a.matrices[ours] != shape or (b.source.meta.fan_in_fan_out and shape[0] == shape[1])
     other = dense_singular_values(weight.double() + (right @ left.T if flipped else left @ right.T))
     return Scaling(
         norm_a=norm,
         norm_b=float(torch.linalg.vector_norm(other)),
         distance=spectral_distance(sigma, other),
-        difference_norm=own.norm,
-        stable_rank=own.stable_rank,
+        difference_norm=frame.norm,
+        stable_rank=frame.stable_rank,
     )
 
 

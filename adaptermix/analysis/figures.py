@@ -17,14 +17,14 @@ from ..io.files import write_whole
 from .inspect_report import AdapterInspection, Inspection, PairInspection
 
 MOST_ADAPTERS = 8
-"""More adapters than this give more panels than a picture can hold."""
+"""More adapters would need more panels than a figure can show."""
 _COLUMNS = 4
 _DPI = 110
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Panel:
-    """One heatmap: a title, the value of a cell (None where there is none), colours and their range."""
+    """One heatmap: a title, the value of a cell (None for an empty one), colours and their range."""
 
     title: str
     value: Callable[[Sequence[str]], float | None]
@@ -95,9 +95,9 @@ def _panels(result: Inspection) -> list[_Panel]:
 
 
 def draw(result: Inspection, path: Path) -> None:
-    """Write a PNG, whole or not at all: per adapter the norm, per pair cosine and overlap, layers by module kinds.
+    """Write a PNG atomically: per adapter the norm, per pair cosine and overlap, layers by module kinds.
 
-    Cells where there is nothing to show (no such module, a zero delta) are grey.
+    Empty cells (no such module, a zero delta) are grey.
 
     Raises:
         OutputError: the file cannot be written.
@@ -113,10 +113,10 @@ def draw(result: Inspection, path: Path) -> None:
     height = min(9.0, 1.5 + 0.17 * len(result.layers))
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     FigureCanvasAgg(figure)
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, panel in zip(places, panels, strict=False):
+    panels_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(panels_axes, panels, strict=False):
         _draw_panel(figure, axes, panel, result)
-    for axes in places[len(panels) :]:
+    for axes in panels_axes[len(panels) :]:
         axes.set_axis_off()
     content = BytesIO()
     figure.savefig(content, dpi=_DPI, format="png", metadata={"Software": "adaptermix"})

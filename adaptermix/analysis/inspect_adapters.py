@@ -1,4 +1,4 @@
-"""Look into adapters: one module at a time, from the factors alone."""
+"""Inspect adapters one module at a time, using only the factors."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .spectrum_inputs import beyond_factors
 
 _Loaded = dict[int, tuple[LowRank, Frame]]
 _ALIKE = 0.5
-"""Mean cosine of rows of A above which two trainings probably started with the same A; near 0 if they did not."""
+"""Mean cosine of rows of A above which two trainings probably started with the same A; otherwise it is near 0."""
 
 
 def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, watch: Watcher = SILENT) -> Inspection:
-    r"""Look into adapters: norm, ranks and share per layer and module kind; between two, cosine and overlaps.
+    r"""Inspect adapters: norm, ranks and share per layer and module kind; for pairs, cosine and overlaps.
 
-    Everything comes from the factors, in float64: two thin QRs and one r x r SVD per update, never a dense matrix. Only
-    the share of sign conflicts needs entries; it is counted on at most 16,384 entries drawn over each module, as in the
+    Everything is computed from the factors in float64: two thin QRs and one r x r SVD per update, never a dense matrix.
+    Only the share of sign conflicts needs entries. It is counted on at most 16,384 random entries per module, as in the
     report of a merge, and is exact for smaller modules.
 
     Overlap is the mean squared cosine of the principal angles, $\|U_1^T U_2\|_F^2 / \min(r_1, r_2)$ with bases of
-    numerical rank: between the column spaces of B (left: where the deltas write) and the row spaces of A (right: what
-    they read).
+    numerical rank: between the column spaces of B (left: the directions that the deltas write) and the row spaces of A
+    (right: the directions that they read).
 
     Args:
         adapters: Adapter folders. They are named after the folders; a second `task` becomes `task#2`.
@@ -41,9 +41,9 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
         watch: Receives progress.
 
     Raises:
-        AdapterFormatError: an adapter is damaged or holds what is not handled.
+        AdapterFormatError: an adapter is damaged or has unsupported content.
         OutputError: the plot cannot be written.
-        PlanError: no adapter is given, or more than a plot holds.
+        PlanError: there is no adapter, or there are more than a plot can show.
     """
     if not adapters:
         raise PlanError("at least one adapter is needed to inspect, got none.")
@@ -51,7 +51,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
         check_plot(Path(plot), count=len(adapters))
         check_file_not_input(Path(plot), adapters)
         check_replaceable(Path(plot), "plot")
-    sources = open_adapters(adapters)  # a head in one of them moves the paths of its encoder
+    sources = open_adapters(adapters)  # a head in one of them changes the paths of its encoder
     names = unique_names([source.name for source in sources])
     paths = list(dict.fromkeys(path for source in sources for path in source.modules))
     singles: list[dict[str, ModuleNumbers]] = [{} for _ in sources]
@@ -59,26 +59,26 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
     with watch.track("inspect", len(paths)) as advance:
         for path in paths:
             loaded = _load(sources, path)
-            for index, (update, own) in loaded.items():
-                singles[index][path] = _single(update, own)
+            for index, (update, frame) in loaded.items():
+                singles[index][path] = _single(update, frame)
             for (i, j), numbers in pairs.items():
                 if i in loaded and j in loaded and loaded[i][0].shape == loaded[j][0].shape:
                     numbers[path] = _pair(loaded[i], loaded[j])
             advance(1, path)
-    found = tuple(
+    matches = tuple(
         AdapterInspection(
             name=name,
-            path=str(given),
+            path=str(folder),
             base=source.meta.base,
             modules=modules,
             notes=beyond_factors(source.meta),
         )
-        for name, given, source, modules in zip(names, adapters, sources, singles, strict=True)
+        for name, folder, source, modules in zip(names, adapters, sources, singles, strict=True)
     )
     result = Inspection(
-        adapters=found,
+        adapters=matches,
         pairs=tuple(
-            PairInspection(a=found[i], b=found[j], modules=numbers, notes=_notes(found[i], found[j], numbers))
+            PairInspection(a=matches[i], b=matches[j], modules=numbers, notes=_notes(matches[i], matches[j], numbers))
             for (i, j), numbers in pairs.items()
         ),
         places=places(paths),
@@ -89,7 +89,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
 
 
 def _load(sources: Sequence[AdapterSource], path: str) -> _Loaded:
-    """Read the updates of one module and decompose them, by number of the adapter."""
+    """Read the updates of one module and decompose them, by index of the adapter."""
     loaded = {}
     for index, source in enumerate(sources):
         if path in source.modules:
@@ -103,8 +103,8 @@ def _load(sources: Sequence[AdapterSource], path: str) -> _Loaded:
     return loaded
 
 
-def _single(update: LowRank, own: Frame) -> ModuleNumbers:
-    return ModuleNumbers(rank=update.rank, numerical_rank=own.rank, norm=own.norm, stable_rank=own.stable_rank)
+def _single(update: LowRank, frame: Frame) -> ModuleNumbers:
+    return ModuleNumbers(rank=update.rank, numerical_rank=frame.rank, norm=frame.norm, stable_rank=frame.stable_rank)
 
 
 def _pair(first: tuple[LowRank, Frame], second: tuple[LowRank, Frame]) -> PairNumbers:
@@ -123,18 +123,18 @@ def _pair(first: tuple[LowRank, Frame], second: tuple[LowRank, Frame]) -> PairNu
 
 
 def _first_factors(one: LowRank, other: LowRank) -> float | None:
-    if one.a.shape != other.a.shape or torch.equal(one.a, other.a):  # equal after training: a copy
+    if one.a.shape != other.a.shape or torch.equal(one.a, other.a):  # equal after training means a copy
         return None
     return float(torch.nn.functional.cosine_similarity(one.a.double(), other.a.double(), dim=1).mean())
 
 
 def _notes(a: AdapterInspection, b: AdapterInspection, compared: dict[str, PairNumbers]) -> tuple[str, ...]:
-    """Say in words why numbers are missing, or should be read with care."""
+    """Explain missing numbers and numbers that need care."""
     notes = []
     both = set(a.modules) & set(b.modules)
     pair = f"'{a.name}' and '{b.name}'"
     if not both:
-        notes.append(f"{pair} have no module in common, so there is nothing to compare")
+        notes.append(f"{pair} have no module in common")
     elif len(compared) < len(both):
         notes.append(f"{pair} differ in shape at {len(both) - len(compared)} of {len(both)} shared modules, left out")
     if both and not all(adapter.norm() > 0 for adapter in (a, b)):
@@ -143,9 +143,8 @@ def _notes(a: AdapterInspection, b: AdapterInspection, compared: dict[str, PairN
     alike = mean(numbers.first_factors for numbers in compared.values())
     if a.path != b.path and alike is not None and alike > _ALIKE:
         notes.append(
-            f"{pair} have A factors that are alike row by row (mean cosine {alike:.2f}), as they are where both "
-            "trainings began with the same random A: the overlap on the right, and its mean with that on the left, say "
-            "nothing about what was learned"
+            f"{pair} have similar A factors row by row (mean cosine {alike:.2f}), as if both trainings started with "
+            "the same random A: the overlap on the right, and its mean with the left one, are not informative"
         )
     if a.base and b.base and a.base != b.base:
         notes.append(f"{pair} name different base models, '{a.base}' and '{b.base}'")

@@ -1,4 +1,4 @@
-"""What `inspect` finds, per module; numbers of layers, kinds and whole adapters are made from those of modules."""
+"""The report of `inspect` per module, with aggregates over layers, kinds and adapters."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class ModuleNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairNumbers:
-    """One module that adapters a and b both have; None where an update is zero, so that there is nothing to compare.
+    """One module that adapters a and b both have; None for values that a zero update makes undefined.
 
     Args:
         cosine: Cosine of the angle between the two updates.
         sign_conflict: Share of entries with opposite signs, of at most 16,384 drawn over the module.
         overlap_left: Mean squared cosine of the principal angles between the column spaces of the two B.
-        overlap_right: The same of the row spaces of the two A.
-        first_factors: Mean cosine of row i of one A and row i of the other, where they have as many rows and are not
-            equal; near 1 where both trainings began with the same random A.
-        overlap_by_chance: What random subspaces of these dimensions would have on average, mean of both sides.
-        share_a_in_b: Share of the squared norm of a that lies in the subspaces of b.
+        overlap_right: The same for the row spaces of the two A.
+        first_factors: Mean cosine of row i of one A and row i of the other, if they have the same number of rows and
+            are not equal; near 1 if both trainings started with the same random A.
+        overlap_by_chance: Expected overlap of random subspaces of these dimensions, mean of both sides.
+        share_a_in_b: Share of the squared norm of a in the subspaces of b.
         share_b_in_a: The other way round.
     """
 
@@ -75,10 +75,10 @@ class AdapterInspection:
 
     Args:
         name: Name of the folder; made unique as `task#2`.
-        path: The folder as given.
-        base: Base model that it names.
+        path: The folder.
+        base: Its base model.
         modules: Numbers per module path.
-        notes: What it holds besides the factors.
+        notes: Its content besides the factors.
     """
 
     name: str
@@ -98,27 +98,27 @@ class AdapterInspection:
         return (self.norm(paths) / whole) ** 2 if whole > 0 else 0.0
 
     def group(self, paths: Iterable[str]) -> dict[str, Any] | None:
-        """Return the numbers of some modules together; None if the adapter has none of them."""
-        own = [path for path in paths if path in self.modules]
-        if not own:
+        """Return the aggregate of some modules; None if the adapter lacks all of them."""
+        present = [path for path in paths if path in self.modules]
+        if not present:
             return None
         return {
-            "modules": len(own),
-            "rank": max(self.modules[path].rank for path in own),
-            "numerical_rank": max(self.modules[path].numerical_rank for path in own),
-            "norm": self.norm(own),
-            "share": self.share(own),
+            "modules": len(present),
+            "rank": max(self.modules[path].rank for path in present),
+            "numerical_rank": max(self.modules[path].numerical_rank for path in present),
+            "norm": self.norm(present),
+            "share": self.share(present),
         }
 
-    def document(self, found: Mapping[str, Place]) -> dict[str, Any]:
+    def document(self, located: Mapping[str, Place]) -> dict[str, Any]:
         """Return the adapter's part of the JSON document."""
         return {
             "path": self.path,
             "base": self.base,
             **(self.group(self.modules) or {}),
             "modules": {path: asdict(m) | {"share": self.share([path])} for path, m in self.modules.items()},
-            "layers": _groups(layers_of(found), self.group),
-            "kinds": _groups(kinds_of(found), self.group),
+            "layers": _groups(layers_of(located), self.group),
+            "kinds": _groups(kinds_of(located), self.group),
             "notes": list(self.notes),
         }
 
@@ -136,7 +136,7 @@ class PairInspection:
         a: The first.
         b: The second.
         modules: Numbers per module that both have, in one shape.
-        notes: What a person should know of the comparison.
+        notes: Caveats of the comparison.
     """
 
     a: AdapterInspection
@@ -170,46 +170,46 @@ class PairInspection:
         return sum((shares[path] or 0.0) * (inner.modules[path].norm / whole) ** 2 for path in shares)
 
     def group(self, paths: Iterable[str]) -> dict[str, Any] | None:
-        """Return the numbers of some modules together; None if the two share none of them.
+        """Return the aggregate of some modules; None if the two share no such module.
 
-        Cosine and shares are those of the joined deltas, sign conflict and overlaps are means over the modules.
+        Cosine and shares are computed on the joined deltas; sign conflict and overlaps are means over the modules.
         """
         paths = list(paths)
-        own = {path: self.modules[path] for path in paths if path in self.modules}
-        if not own:
+        present = {path: self.modules[path] for path in paths if path in self.modules}
+        if not present:
             return None
         return {
-            "modules_in_common": len(own),
+            "modules_in_common": len(present),
             "cosine": self.cosine(paths),
-            "sign_conflict": mean(m.sign_conflict for m in own.values()),
-            "overlap": mean(m.overlap for m in own.values()),
-            "overlap_left": mean(m.overlap_left for m in own.values()),
-            "overlap_right": mean(m.overlap_right for m in own.values()),
-            "overlap_by_chance": mean(m.overlap_by_chance for m in own.values()),
-            "share_a_in_b": self._share(self.a, paths, {path: m.share_a_in_b for path, m in own.items()}),
-            "share_b_in_a": self._share(self.b, paths, {path: m.share_b_in_a for path, m in own.items()}),
+            "sign_conflict": mean(m.sign_conflict for m in present.values()),
+            "overlap": mean(m.overlap for m in present.values()),
+            "overlap_left": mean(m.overlap_left for m in present.values()),
+            "overlap_right": mean(m.overlap_right for m in present.values()),
+            "overlap_by_chance": mean(m.overlap_by_chance for m in present.values()),
+            "share_a_in_b": self._share(self.a, paths, {path: m.share_a_in_b for path, m in present.items()}),
+            "share_b_in_a": self._share(self.b, paths, {path: m.share_b_in_a for path, m in present.items()}),
         }
 
-    def document(self, found: Mapping[str, Place]) -> dict[str, Any]:
+    def document(self, located: Mapping[str, Place]) -> dict[str, Any]:
         """Return the pair's part of the JSON document; all numbers are null for adapters with no module in common."""
-        everything = self.group(found) or {"modules_in_common": 0} | dict.fromkeys(_MEASURES)
+        everything = self.group(located) or {"modules_in_common": 0} | dict.fromkeys(_MEASURES)
         return {
             "a": self.a.name,
             "b": self.b.name,
             **everything,
             "modules": {path: asdict(numbers) | {"overlap": numbers.overlap} for path, numbers in self.modules.items()},
-            "layers": _groups(layers_of(found), self.group),
-            "kinds": _groups(kinds_of(found), self.group),
+            "layers": _groups(layers_of(located), self.group),
+            "kinds": _groups(kinds_of(located), self.group),
             "notes": list(self.notes),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What is in some adapters, and how every two of them interfere.
+    """The content of some adapters, and the interference of every two of them.
 
     Args:
-        adapters: The adapters, in the order given.
+        adapters: The adapters, in the order of the arguments.
         pairs: Every pair of them.
         places: Layer and kind of every module of any of them.
     """

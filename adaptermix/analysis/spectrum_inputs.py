@@ -24,7 +24,7 @@ class Weights:
     """The two-dimensional float weights of a checkpoint, read one at a time.
 
     Args:
-        reference: The model, as given.
+        reference: The model's folder or Hub id.
         checkpoint: Its files.
         matrices: Shape per module path.
     """
@@ -54,7 +54,7 @@ class Updates:
     """The updates of an adapter, read one at a time.
 
     Args:
-        reference: The adapter, as given.
+        reference: The adapter's folder.
         source: Its files.
         matrices: Shape per module path.
     """
@@ -80,28 +80,28 @@ class Updates:
 
 
 def beyond_factors(meta: AdapterMeta) -> tuple[str, ...]:
-    """Say what an adapter holds besides its factors, which are all that is looked at here."""
-    found = {
+    """Return notes about an adapter's content besides the factors, which are the only part compared here."""
+    content = {
         "its DoRA magnitudes": meta.dora,
         "its fully trained modules": bool(meta.saved_modules),
         "its trained biases": meta.bias != "none",
         "its trained tokens": bool(meta.trainable_tokens),
     }
-    notes = [f"{what} are not part of these numbers" for what, there in found.items() if there]
+    notes = [f"{what} are not part of these numbers" for what, there in content.items() if there]
     if meta.initial is not None:
         notes.append(
-            f"its training began from a part of the base weights ({meta.initial}), so the numbers are those of its "
-            "factors, not of its delta"
+            f"its training started from a part of the base weights ({meta.initial}), so the numbers describe its "
+            "factors, not its delta"
         )
     return tuple(notes)
 
 
 def open_side(reference: str) -> Weights | Updates:
-    """Open a model folder, an adapter folder, or a Hub id with @REVISION; headers only.
+    """Open a model folder, an adapter folder, or a Hub id with @REVISION; reads headers only.
 
     Raises:
-        ModelError: no such model, or a damaged one.
-        AdapterFormatError: a damaged adapter, or one that holds what is not handled.
+        ModelError: there is no such model, or it is damaged.
+        AdapterFormatError: the adapter is damaged, or has unsupported content.
     """
     folder = resolve_checkpoint(reference)
     if (folder / _ADAPTER).is_file():

@@ -1,4 +1,4 @@
-"""What `spectrum` finds, per module; numbers of layers and kinds are made from those of their modules."""
+"""The report of `spectrum` per module, with aggregates over layers and kinds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIELDS = ("norm_a", "norm_b", "ratio", "distance", "relative_distance", "differ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    r"""How the singular values of one weight differ between two models.
+    r"""The difference of one weight's singular values between two models.
 
     Args:
         norm_a: $\|\sigma_A\|_2$, which is $\|W_A\|_F$.
@@ -54,12 +54,12 @@ class SpectrumReport:
     """Singular-value scaling from model A, the base, to model B.
 
     Args:
-        a: The base, as given.
-        b: The other, as given.
-        compared: What stands against what: `checkpoints`, `base and base with adapter`, or `adapters`.
+        a: The base's folder or Hub id.
+        b: The other's folder or Hub id.
+        compared: Kind of comparison: `checkpoints`, `base and base with adapter`, or `adapters`.
         modules: Numbers per module path, as A names it.
         places: Layer and kind of each of these modules.
-        notes: What was left out, and why.
+        notes: Modules that were left out, with reasons.
     """
 
     a: str
@@ -80,26 +80,26 @@ class SpectrumReport:
         return kinds_of(self.places)
 
     def together(self, paths: Iterable[str]) -> dict[str, Any] | None:
-        """Return the numbers of some modules, taken as one long vector of singular values, and their means.
+        """Return the numbers of some modules as if their singular values were one vector, and their means.
 
-        Without modules there is nothing to say: None.
+        Without modules the result is None.
         """
-        own = [self.modules[path] for path in paths]
-        if not own:
+        scalings = [self.modules[path] for path in paths]
+        if not scalings:
             return None
-        norm_a, norm_b = math.hypot(*(m.norm_a for m in own)), math.hypot(*(m.norm_b for m in own))
-        distance = math.hypot(*(m.distance for m in own))
+        norm_a, norm_b = math.hypot(*(m.norm_a for m in scalings)), math.hypot(*(m.norm_b for m in scalings))
+        distance = math.hypot(*(m.distance for m in scalings))
         return {
-            "modules": len(own),
+            "modules": len(scalings),
             "norm_a": norm_a,
             "norm_b": norm_b,
             "ratio": _ratio(norm_b, norm_a),
             "distance": distance,
             "relative_distance": _ratio(distance, norm_a),
-            "difference_norm": math.hypot(*(m.difference_norm for m in own)),
-            "mean_ratio": mean(_ratio(m.norm_b, m.norm_a) for m in own),
-            "mean_distance": mean(m.distance for m in own),
-            "mean_relative_distance": mean(_ratio(m.distance, m.norm_a) for m in own),
+            "difference_norm": math.hypot(*(m.difference_norm for m in scalings)),
+            "mean_ratio": mean(_ratio(m.norm_b, m.norm_a) for m in scalings),
+            "mean_distance": mean(m.distance for m in scalings),
+            "mean_relative_distance": mean(_ratio(m.distance, m.norm_a) for m in scalings),
         }
 
     def cell(self, layer: str, kind: str) -> dict[str, Any] | None:

@@ -167,7 +167,7 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
     if len(texts) < _LEAST:
         raise DataError(
             f"--calibration must contain at least {_LEAST} different texts (lines, `text` of JSONL, first columns of "
-            f"TSV), and contains {len(texts)}. Give a few hundred, similar to what the model will see."
+            f"TSV), and contains {len(texts)}. Give a few hundred, similar to the model's later inputs."
         )
     if not all(split(texts).values()):
         raise DataError(

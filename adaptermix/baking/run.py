@@ -284,7 +284,7 @@ def _check_kept(plan: BakePlan, report: BakeReport) -> None:
         return
     kept, compared = report.overall.least_kept, report.compared()
     least = math.floor(kept * 100) / 100
-    ways = ["keep ({_gigabytes(report.lora_bytes)} next to the base)"]
+    ways = [f"keep ({_gigabytes(report.lora_bytes)} next to the base)"]
     in_16 = compared.get("dequant-16")
     if in_16 and in_16.kept >= report.least:
         ways.append(f"dequant-16 ({in_16.kept:.3f}, {_gigabytes(in_16.bytes)})")

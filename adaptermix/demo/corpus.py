@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 LANGUAGES: tuple[str, ...] = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da")
-"""Codes of the languages of the corpus; English comes first because its templates order the slots."""
+"""Codes of the languages of the corpus; English is first because its templates order the slots."""
 
 LEXICONS: tuple[str, ...] = (*LANGUAGES, "ht", "lb", "oc", "pap")
 """Codes of all languages that have a lexicon: those of the corpus, and those that the demo of intents aligns."""
@@ -111,7 +111,7 @@ def pairs(language: str, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
     if language == "en":
         raise ValueError("English cannot be paired with itself.")
     lexicon, english = _lexicon_of_corpus(language), lexicon_of("en")
-    # An order of its own, so that the pairs are not the first rows of the task data again.
+    # Another order, so that the pairs are not the first rows of the task data again.
     meanings = _draw("train", count, f"pairs {seed}")
     sides = (lexicon, english)
     return [(first, second) for first, second in ([render(m, s, s.templates).text for s in sides] for m in meanings)]
@@ -141,7 +141,7 @@ def write(
         seed: Chooses another order.
 
     Raises:
-        ValueError: More rows are asked for than exist, or a language is unknown.
+        ValueError: more rows are requested than exist, or a language is unknown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for language in task_languages:
@@ -176,7 +176,7 @@ def _draw(split: Split, count: int, order: str) -> list[Meaning]:
     groups = _meanings(split)
     available = sum(len(group) for group in groups)
     if not 0 <= count <= available:
-        raise ValueError(f"The {split} split has {available} commands, but {count} were asked for.")
+        raise ValueError(f"The {split} split has {available} commands, but {count} were requested.")
     return take_turns(groups, count, f"{split} {order}")
 
 
@@ -224,7 +224,7 @@ def render(meaning: Meaning, lexicon: Lexicon, templates: Mapping[str, str]) -> 
     """Say a meaning in a language, with one of the sets of templates that its lexicon has."""
     words = {kind: lexicon.values[kind][value] for kind, value in meaning.slots}
     text = templates[meaning.template].format(**words)
-    # some sentences begin with a value
+    # Some sentences start with a value.
     return Command(key=meaning.key, language=lexicon.language, text=text[0].upper() + text[1:], slots=meaning.slots)
 
 
@@ -239,7 +239,7 @@ def lexicon_of(language: str) -> Lexicon:
     """Return the lexicon of a language.
 
     Raises:
-        ValueError: There is none.
+        ValueError: there is no such lexicon.
     """
     if language not in LEXICONS:
         raise ValueError(f"There is no lexicon of {language!r}; choose one of {', '.join(LEXICONS)}.")

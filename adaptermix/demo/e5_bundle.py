@@ -35,7 +35,7 @@ _NORM_EPS = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """What a bundle holds.
+    """The content of a bundle.
 
     Args:
         sizes: Hidden size, blocks, heads, intermediate size, rows of the word, position and type tables.
@@ -59,14 +59,14 @@ class _Reader:
         self._data, self._at = data, 0
 
     def take(self, form: str) -> tuple[Any, ...]:
-        found = struct.unpack_from(f"<{form}", self._data, self._at)
+        result = struct.unpack_from(f"<{form}", self._data, self._at)
         self._at += struct.calcsize(f"<{form}")
-        return found
+        return result
 
     def array(self, kind: str, count: int) -> np.ndarray[Any, Any]:
-        found = np.frombuffer(self._data, kind, count, self._at)
-        self._at += found.nbytes
-        return found
+        result = np.frombuffer(self._data, kind, count, self._at)
+        self._at += result.nbytes
+        return result
 
     def bytes(self, count: int, start: int | None = None) -> bytes:
         if start is not None:
@@ -123,7 +123,7 @@ def dequantised(data: bytes, shape: Sequence[int]) -> Tensor:
 
 def weights_of(bundle: Bundle) -> dict[str, Tensor]:
     """Return the weights by the names that BERT has for them."""
-    hidden, blocks, _, inner, words, places, types = bundle.sizes
+    hidden, blocks, _, inner, words, indices, types = bundle.sizes
 
     def get(name: str, *shape: int) -> Tensor:
         packed, count, data = bundle.tensors[name]
@@ -133,9 +133,9 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
             dequantised(data, shape) if packed else torch.from_numpy(np.frombuffer(data, "<f4").reshape(shape).copy())
         )
 
-    found = {
+    result = {
         "embeddings.word_embeddings.weight": get("emb.word", words, hidden),
-        "embeddings.position_embeddings.weight": get("emb.pos", places, hidden),
+        "embeddings.position_embeddings.weight": get("emb.pos", indices, hidden),
         "embeddings.token_type_embeddings.weight": get("emb.type", types, hidden),
         "embeddings.LayerNorm.weight": get("emb.ln.w", hidden),
         "embeddings.LayerNorm.bias": get("emb.ln.b", hidden),
@@ -144,9 +144,9 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
     for block in range(blocks):
         for part, name in _FIELDS.items():
             shape = shapes.get(part, (hidden, hidden))
-            found[f"encoder.layer.{block}.{name}.weight"] = get(f"l{block}.{part}.w", *shape)
-            found[f"encoder.layer.{block}.{name}.bias"] = get(f"l{block}.{part}.b", shape[0])
-    return found
+            result[f"encoder.layer.{block}.{name}.weight"] = get(f"l{block}.{part}.w", *shape)
+            result[f"encoder.layer.{block}.{name}.bias"] = get(f"l{block}.{part}.b", shape[0])
+    return result
 
 
 def tokenizer_of(bundle: Bundle) -> Any:
@@ -197,7 +197,7 @@ def convert(path: Path, out: Path) -> None:
     from transformers import BertConfig, BertModel
 
     bundle = read_bundle(path)
-    hidden, blocks, heads, inner, words, places, types = bundle.sizes
+    hidden, blocks, heads, inner, words, indices, types = bundle.sizes
     begin, end, pad, _ = bundle.special
     config = BertConfig(
         vocab_size=words,
@@ -205,7 +205,7 @@ def convert(path: Path, out: Path) -> None:
         num_hidden_layers=blocks,
         num_attention_heads=heads,
         intermediate_size=inner,
-        max_position_embeddings=places,
+        max_position_embeddings=indices,
         type_vocab_size=types,
         layer_norm_eps=_NORM_EPS,
         pad_token_id=pad,

@@ -65,10 +65,10 @@ def _weights(results: dict[str, Any], path: Path) -> None:
     languages = [name for role in ("supervised", "aligned", "transfer") for name in members.get(role, ())]
     width = 0.81 / len(tests)
     for number, (name, document) in enumerate(tests.items()):
-        places = [place + (number - (len(tests) - 1) / 2) * width for place in range(len(languages))]
+        indices = [index + (number - (len(tests) - 1) / 2) * width for index in range(len(languages))]
         scores = [document["scores"][language] for language in languages]
         right.bar(
-            places,
+            indices,
             [score["value"] for score in scores],
             width,
             yerr=_spread(scores),

@@ -17,17 +17,17 @@ def demo_inputs(settings: DemoInputsSettings, *, watch: Watcher = SILENT) -> dic
     """Write a demo's data into a folder and link its base model there as `base`; running it again changes nothing.
 
     Raises:
-        ModelError: the base model cannot be had.
-        PlanError: more rows are asked for than there are.
+        ModelError: the base model is not available.
+        PlanError: more rows are requested than exist.
     """
     out, kind = Path(settings.out), KINDS[settings.task]
-    given = {
+    value = {
         "train": settings.task_rows,
         "dev": settings.dev_rows,
         "test": settings.test_rows,
         "pairs": settings.pairs,
     }
-    sizes = {name: getattr(kind.sizes, name) if rows is None else rows for name, rows in given.items()}
+    sizes = {name: getattr(kind.sizes, name) if rows is None else rows for name, rows in value.items()}
     try:
         kind.own_data(out, Sizes(**sizes), seed=settings.seed)
     except ValueError as error:

@@ -15,18 +15,18 @@ from typing import Literal, TypeAlias
 from .corpus import Command, Lexicon, Meaning, lexicon_of, meanings_of, render, split_of, take_turns, write_lines
 
 Part: TypeAlias = Literal["train", "pairs", "dev", "test"]
-"""One of the parts of the data; dev and test have templates of their own."""
+"""One of the parts of the data; dev and test have separate templates."""
 
 INTENTS: tuple[str, ...] = ("alarm", "calendar", "food", "home", "music", "reminder", "travel", "weather")
 """What a command can be about: the first word of its template's name."""
 
 ALIGN_LANGUAGES: tuple[str, ...] = ("ht", "lb", "oc", "pap")
-"""Haitian Creole, Luxembourgish, Occitan and Papiamento: multilingual encoders have seen little or nothing of them."""
+"""Haitian Creole, Luxembourgish, Occitan and Papiamento: multilingual encoders were hardly trained on them."""
 LANGUAGES: tuple[str, ...] = ("en", *ALIGN_LANGUAGES, "de", "es", "fr")
 """English, the languages of the pairs, and relatives of theirs that are in no training data."""
 
 _AMBIGUOUS = frozenset({"travel_6"})
-"""Templates that are left out: to ask for the time in a city could be meant for a clock too."""
+"""Templates that are left out: asking for the time in a city is ambiguous."""
 _DEV = ("_2", "_12")
 """Ends of the names of dev's templates: two of each intent."""
 
@@ -37,7 +37,7 @@ def intent_of(template: str) -> str:
 
 
 def templates(part: Part, lexicon: Lexicon) -> Mapping[str, str]:
-    """Return the templates of a part in a language, by name; empty where it has none.
+    """Return the templates of a part in a language, by name; empty if it lacks them.
 
     Raises:
         ValueError: There is no such part.
@@ -74,7 +74,7 @@ def sentences(part: Part, language: str, count: int, *, seed: int = 0) -> list[C
     groups = _meanings(part)
     available = sum(map(len, groups))
     if not 0 <= count <= available:
-        raise ValueError(f"The {part} part has {available} sentences, but {count} were asked for.")
+        raise ValueError(f"The {part} part has {available} sentences, but {count} were requested.")
     return [render(meaning, lexicon, own) for meaning in take_turns(groups, count, f"intents {part} {seed}")]
 
 
@@ -106,7 +106,7 @@ def write_intents(folder: Path, *, train: int, dev: int, test: int, pairs: int, 
         seed: Chooses another order.
 
     Raises:
-        ValueError: More rows are asked for than exist.
+        ValueError: more rows are requested than exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "train.en.jsonl", sentences("train", "en", train, seed=seed))

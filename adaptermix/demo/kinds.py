@@ -26,9 +26,9 @@ class DemoKind:
         task: The task's name in the toolkit.
         score: What its score is called.
         model: The base model.
-        sizes: Rows of its own data.
+        sizes: Rows of the generated data.
         own_data: Writes them and returns the plan.
-        real_data: Returns the plan for published data in a folder; None where there is none.
+        real_data: Returns the plan for published data in a folder; None if there is no such data.
         training: Settings of both trainings.
         align: Further settings of alignment training.
         align_layer: Block of `model` that it aligns; of another base (`--base`) the middle one.

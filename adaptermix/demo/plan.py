@@ -13,7 +13,7 @@ from .corpus import Command, write_lines
 
 TASK_LANGUAGES = ("en", "fr")
 ALIGN_LANGUAGES = ("de", "es", "it", "nl")
-"""Of the slots demo."""
+"""Data of the slots demo."""
 _XSID = ("en", "de", "nl", "it", "da", "id", "tr", "sr")
 _TATOEBA = ("deu", "nld", "ita", "ind")
 
@@ -39,7 +39,7 @@ class DemoPlan:
     note: str
 
     def entry(self) -> dict[str, object]:
-        """Return plain data, to tell whether an earlier run was the same."""
+        """Return plain data, to compare with an earlier run."""
         names = ("train", "pairs", "dev", "test", "retrieval")
         return {name: [*getattr(self, name)[0], getattr(self, name)[1]] for name in names}
 

@@ -1,4 +1,4 @@
-"""The main job from end to end on a small real model, stage by stage, each kept so that a stopped demo goes on."""
+"""The main job from end to end on a small real model, stage by stage, resuming after a stop."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _STAGES |= {
 
 
 def _is_own(out: Path) -> bool:
-    """Return whether a folder is empty or of a demo: many projects have a folder `stages` for files of their own."""
+    """Return whether a folder is empty or of a demo: many projects have a folder `stages` for other files."""
     if not out.is_dir():
         return False
     names, stages = {path.name for path in out.iterdir()}, out / "stages"
@@ -79,7 +79,7 @@ class Demo:
         self.out = Path(self.settings.out)
         if self.out.exists() and not _is_own(self.out):
             raise OutputError(
-                f"the demo needs a folder of its own, and {self.out} holds other things. Choose another --out."
+                f"the demo needs an empty folder, and {self.out} has other content. Choose another --out."
             )
         if self.settings.fresh and (self.out / "stages").exists():
             for part in ("align", "task", "merged", *_CLOSED):
@@ -92,7 +92,7 @@ class Demo:
 
     @property
     def kind(self) -> DemoKind:
-        """What is trained, on what."""
+        """The demo's model, task and settings."""
         return KINDS[self.settings.task]
 
     @cached_property
@@ -153,7 +153,7 @@ class Demo:
         return key
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do a stage, or read what an earlier run with the same data, model and seed found."""
+        """Run a stage, or read the result of an earlier run with the same data, model and seed."""
         path = self.stages / f"{name}.json"
         key = self.key
         if path.exists():
@@ -250,8 +250,8 @@ class Demo:
         result = score_answers(self.task_form, rows, answers, roles, seed=self.settings.seed)
         add_to_record(read, task=self.kind.task, adapter=label, watch=self.watch)
         counts = {
-            name: {"rows": list(found), "clusters": getattr(found, "clusters", None)}
-            for name, found in result.counts.items()
+            name: {"rows": list(matches), "clusters": getattr(matches, "clusters", None)}
+            for name, matches in result.counts.items()
         }
         members = by_role(list(result.scores), roles["supervised"], roles["aligned"])
         return result.document() | {"counts": counts, "members": members}
@@ -272,7 +272,7 @@ def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> dict[str, An
     """Run the demo and return its results; also written as `results.json`, `layers.png` and `weights.png`.
 
     Raises:
-        AdapterMixError: the model or the data cannot be had, or another process works in the folder.
+        AdapterMixError: the model or the data are not available, or another process works in the folder.
     """
     with output_lock(Path(settings.out)):
         return _run(settings, watch)
@@ -341,12 +341,12 @@ def _differences(demo: Demo, tests: dict[str, Any]) -> dict[str, Any]:
     rows, _ = demo.task_form.read(files, rows=chosen)
     metric = demo.task_form.metrics(rows)[0]
     seed = demo.settings.seed
-    found = {
+    result = {
         name: difference(metric, tests["task only"], tests["chosen"], languages, seed)
         for name, languages in members.items()
         if languages
     }
     if "closed form" in tests:
         languages = members["without task data"]
-        found["closed form"] = difference(metric, tests["task only"], tests["closed form"], languages, seed)
-    return found
+        result["closed form"] = difference(metric, tests["task only"], tests["closed form"], languages, seed)
+    return result

@@ -15,7 +15,7 @@ def is_task_alone(weights: Sequence[float]) -> bool:
 
 
 def merge_name(weights: Sequence[float], *, alignment: str = "alignment") -> str:
-    """Return what a merge is called, given the name of its second adapter.
+    """Return the name of a merge from the name of its second adapter.
 
     Example:
         >>> merge_name([1.0, 0.5]), merge_name([0.9, 0.1]), merge_name([1.0, 0.0])
@@ -39,10 +39,10 @@ def verdict(results: dict[str, Any]) -> str:
     best = results["search"]["best"]["weights"]
     if is_task_alone(best):
         return "On dev no merge was better than the task adapter alone, so the task adapter alone was chosen."
-    found = results["difference"]["without task data"]
-    said = f"{found['value']:+.3f} {results['score']} (95 % interval {found['low']:+.3f} to {found['high']:+.3f})"
-    if found["low"] > 0:
+    result = results["difference"]["without task data"]
+    said = f"{result['value']:+.3f} {results['score']} (95 % interval {result['low']:+.3f} to {result['high']:+.3f})"
+    if result["low"] > 0:
         return f"The merge helps in languages without task data, beyond chance: {said}."
-    if found["high"] < 0:
+    if result["high"] < 0:
         return f"The merge hurts in languages without task data, beyond chance: {said}."
     return f"The gain of the merge in languages without task data cannot be told from chance: {said}."

@@ -1,4 +1,4 @@
-"""Modules that a model gets beside fused LoRAs: they are trained whole, as heads are, and travel with the adapter."""
+"""Extra modules of fusions next to the LoRAs: they are trained in full, like heads, and saved with the adapter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PROJECTION, MIXING = "fusion_projection", "fusion_mixup"
 
 
 def add_parts(model: Any, settings: Mapping[str, Any], *, latent: int = 0, seed: int = 0) -> tuple[str, ...]:
-    """Give a model the modules that a fusion has beside its LoRAs, and return their names.
+    """Add the extra modules of a fusion to a model, and return their names.
 
     Args:
         model: The model.
         settings: The fusion's settings, by PEFT's names.
-        latent: Width of the states of another encoder, where they are the sources.
+        latent: Width of the states of another encoder, if these are the sources.
         seed: Seed of their weights.
     """
     width = model.config.get_text_config().hidden_size
@@ -35,7 +35,7 @@ def add_parts(model: Any, settings: Mapping[str, Any], *, latent: int = 0, seed:
 
 
 def remove_parts(model: nn.Module) -> None:
-    """Take them off again."""
+    """Remove the modules."""
     for name in (PROJECTION, MIXING):
         if hasattr(model, name):
             delattr(model, name)

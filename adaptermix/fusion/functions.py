@@ -1,6 +1,6 @@
-r"""How the down-projections of a target and of its source become one.
+r"""Functions that fuse the down-projections of a target and of its source.
 
-With $a_t = A x_t$ and $a_s = A x_s$ a fused LoRA gives $W x_t + s B \phi(a_s, a_t)$.
+With $a_t = A x_t$ and $a_s = A x_s$ a fusion LoRA gives $W x_t + s B \phi(a_s, a_t)$.
 
 Reference: FLARE, section 3.2 (equations 2 and 3) and appendix C.
 """
@@ -23,10 +23,10 @@ class Bottleneck:
     """Down-projections of a batch.
 
     Args:
-        target: Of the target's tokens.
-        source: Of the source's tokens.
-        visible: Which source tokens a target token may look at.
-        aligned: The source token that stands beside each target token; anything where there is none.
+        target: The target's tokens.
+        source: The source's tokens.
+        visible: Mask of the source tokens that a target token may attend to.
+        aligned: The source token aligned with each target token; arbitrary without one.
         present: Whether there is one.
     """
 
@@ -37,45 +37,46 @@ class Bottleneck:
     present: Bool[Tensor, "rows tokens"]
 
     def where_present(self, fused: Tensor) -> Tensor:
-        """Return what is fused, and the target alone where there is no source."""
+        """Return the fused values, and the target alone where there is no source."""
         return torch.where(self.present[..., None], fused, self.target)
 
 
 class Elementwise(nn.Module):
-    """A function of two numbers.
+    """An elementwise function of source and target.
 
     Args:
-        function: Of source and target.
+        function: Function of source and target.
     """
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self._function = function
 
-    def forward(self, given: Bottleneck) -> Tensor:
+    def forward(self, bottleneck: Bottleneck) -> Tensor:
         """Fuse token by token."""
-        return given.where_present(self._function(given.aligned, given.target))
+        return bottleneck.where_present(self._function(bottleneck.aligned, bottleneck.target))
 
 
 class Gated(nn.Module):
-    """The target and a learned multiple of the source; 1 at the start, where it is `add`."""
+    """The target plus a learned multiple of the source; the multiple starts at 1, which equals `add`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.ones(()))
 
-    def forward(self, given: Bottleneck) -> Tensor:
+    def forward(self, bottleneck: Bottleneck) -> Tensor:
         """Fuse token by token."""
-        return given.where_present(given.target + self.gate * given.aligned)
+        return bottleneck.where_present(bottleneck.target + self.gate * bottleneck.aligned)
 
 
 class CrossAttention(nn.Module):
-    """The target and what it finds in the source by attention of one head.
+    """The target plus the result of single-head attention to the source.
 
     Args:
         rank: Width of the bottleneck.
-        reversed_: Let the source ask the target, with nothing added, as equation 3 of the paper has it. The shorter
-            side is padded with zeros, and padding takes part; a decoder sees tokens to come.
+        reversed_: Use the source as query and the target as keys, without adding the target, as in equation 3 of the
+            paper. The shorter side is padded with zeros, which are attended to, and a decoder sees later
+            tokens.
     """
 
     def __init__(self, rank: int, *, reversed_: bool = False) -> None:
@@ -83,20 +84,25 @@ class CrossAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(rank, rank) for _ in range(3))
         self._reversed = reversed_
 
-    def forward(self, given: Bottleneck) -> Tensor:
+    def forward(self, bottleneck: Bottleneck) -> Tensor:
         """Attend."""
         if self._reversed:
-            longest = max(given.source.shape[1], given.target.shape[1])
-            source, target = (_lengthened(side, longest) for side in (given.source, given.target))
-            found = _attend(self.query(source), self.key(target), self.value(target), None)
-            there = given.visible.any(-1, keepdim=True)  # a source may be missing
-            return torch.where(there, found[:, : given.target.shape[1]], given.target)
-        found = _attend(self.query(given.target), self.key(given.source), self.value(given.source), given.visible)
-        return given.target + torch.where(given.visible.any(-1, keepdim=True), found, 0)
+            longest = max(bottleneck.source.shape[1], bottleneck.target.shape[1])
+            source, target = (_lengthened(side, longest) for side in (bottleneck.source, bottleneck.target))
+            attended = _attend(self.query(source), self.key(target), self.value(target), None)
+            there = bottleneck.visible.any(-1, keepdim=True)  # a source may be missing
+            return torch.where(there, attended[:, : bottleneck.target.shape[1]], bottleneck.target)
+        attended = _attend(
+            self.query(bottleneck.target),
+            self.key(bottleneck.source),
+            self.value(bottleneck.source),
+            bottleneck.visible,
+        )
+        return bottleneck.target + torch.where(bottleneck.visible.any(-1, keepdim=True), attended, 0)
 
 
 class SoftAlignment(nn.Module):
-    """Finds the source of each target token by attention, for a fusion of tokens.
+    """Finds the source of each target token by attention, for tokenwise fusions.
 
     Args:
         rank: Width of the bottleneck.
@@ -106,15 +112,17 @@ class SoftAlignment(nn.Module):
         super().__init__()
         self.query, self.key = nn.Linear(rank, rank, bias=False), nn.Linear(rank, rank, bias=False)
 
-    def forward(self, given: Bottleneck) -> Bottleneck:
-        """Return the same with sources that were found."""
-        found = _attend(self.query(given.target), self.key(given.source), given.source, given.visible)
+    def forward(self, bottleneck: Bottleneck) -> Bottleneck:
+        """Return the same bottleneck with the attended sources."""
+        attended = _attend(
+            self.query(bottleneck.target), self.key(bottleneck.source), bottleneck.source, bottleneck.visible
+        )
         return Bottleneck(
-            target=given.target,
-            source=given.source,
-            visible=given.visible,
-            aligned=found,
-            present=given.visible.any(-1),
+            target=bottleneck.target,
+            source=bottleneck.source,
+            visible=bottleneck.visible,
+            aligned=attended,
+            present=bottleneck.visible.any(-1),
         )
 
 
@@ -126,8 +134,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -
     weights = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if visible is not None:
         weights = weights.masked_fill(~visible, torch.finfo(weights.dtype).min)
-    found: Tensor = weights.softmax(-1) @ value
-    return found
+    attended: Tensor = weights.softmax(-1) @ value
+    return attended
 
 
 _OWN: Mapping[str, Callable[[int], nn.Module]] = {
@@ -140,5 +148,5 @@ _OWN: Mapping[str, Callable[[int], nn.Module]] = {
     "cross-attention-paper": lambda rank: CrossAttention(rank, reversed_=True),
 }
 FUSIONS: Registry[Callable[[int], nn.Module]] = registries.FUSIONS
-"""Functions from the width of a bottleneck to its fusion. Entry points of other packages: `adaptermix.fusions`."""
+"""Constructor of the fusion of a bottleneck of a given width, by name. Entry points of other packages: `adaptermix.fusions`."""
 FUSIONS.update(_OWN)

@@ -1,4 +1,4 @@
-"""States of another encoder, such as that of a translation model, as sources (FLARE-MT)."""
+"""States of another encoder, such as a translation model, as sources (FLARE-MT)."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ _WHAT = "source encoder"
 
 
 def check_encoder(reference: str) -> None:
-    """Look whether there is an encoder, by its configuration alone.
+    """Check that a model has an encoder, from its configuration only.
 
     Raises:
-        ModelError: there is none.
+        ModelError: it has no encoder.
     """
     load_config(reference, what=_WHAT)
 
 
 class Latents:
-    """An encoder whose last states of a text are its source.
+    """An encoder whose last states of a text are the source.
 
     Args:
-        reference: Folder or Hub id of any encoder, or of an encoder-decoder (NLLB, M2M100, mT5), whose decoder is left
-            out; of a decoder its last states are taken. With `@REVISION` if wanted.
+        reference: Folder or Hub id, optionally with `@REVISION`, of an encoder; of an encoder-decoder (NLLB, M2M100,
+            mT5), whose decoder is left out; or of a decoder, whose last states are used.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        tag: Language tag of all texts, for encoders that read one; default that of each text's language.
+        tag: Language tag of all texts, for encoders that read one; default the tag of each text's language.
 
     Attributes:
         width: Width of the states.
-        fingerprint: Hash of its weight files, None where they are not on disk.
+        fingerprint: Hash of its weight files; None if they are not on disk.
 
     Raises:
-        ModelError: no such model.
-        PlanError: a tag that the encoder does not know, or none that it reads.
+        ModelError: there is no such model.
+        PlanError: the encoder does not have the tag, or reads no tags.
 
     Reference: FLARE, section 3.1 (FLARE MT).
     """
 
     def __init__(self, reference: str, *, device: str = "auto", dtype: str = "auto", tag: str | None = None) -> None:
-        place = pick_device(device)
+        target = pick_device(device)
         self._tokenizer = load_tokenizer(reference, what=_WHAT)
-        model = load_model(reference, "AutoModel", what=_WHAT, dtype=pick_dtype(dtype, place))
+        model = load_model(reference, "AutoModel", what=_WHAT, dtype=pick_dtype(dtype, target))
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-        self._model: Any = encoder.to(place).eval().requires_grad_(False)
+        self._model: Any = encoder.to(target).eval().requires_grad_(False)
         config = model.config.get_text_config()
         self.width: int = getattr(config, "d_model", None) or config.hidden_size
         self.fingerprint = fingerprint_of(reference)
@@ -61,7 +61,7 @@ class Latents:
         self._tags = self._tags_of(reference, tag)
 
     def _tags_of(self, reference: str, tag: str | None) -> dict[str, str]:
-        """Return the tags of languages that the tokenizer knows, by language; "" stands for all."""
+        """Return the tokenizer's language tags, by language; "" stands for all."""
         if not hasattr(self._tokenizer, "src_lang"):
             if tag:
                 raise PlanError(f"--source-tag is for encoders that read a language tag, and {reference!r} reads none.")
@@ -71,34 +71,34 @@ class Latents:
             if tag not in known:
                 raise PlanError(f"--source-tag must be a language tag of {reference!r}, got {tag!r}.")
             return {"": tag}
-        found: dict[str, str] = {}
+        tags: dict[str, str] = {}
         for token in sorted(known, key=_is_rare):
             if language := canonical_language(token):
-                found.setdefault(language, token)
-        return found
+                tags.setdefault(language, token)
+        return tags
 
     def encode(self, texts: Sequence[tuple[str, ...]], languages: Sequence[str]) -> list[Features]:
-        """Return what the encoder is given of texts, or of pairs of them.
+        """Return the encoder's inputs for texts, or for pairs of texts.
 
         Raises:
-            ModelError: the encoder reads a tag, and has none for a language.
+            ModelError: the encoder reads a tag, and has no tag for a language.
         """
-        found: list[Features] = []
+        features: list[Features] = []
         for text, language in zip(texts, languages, strict=True):
             if self._tags:
                 tag = self._tags.get("", self._tags.get(language))
                 if tag is None:
                     raise ModelError(
-                        f"the source encoder must know the language of every text, and has no tag for {language!r}: "
-                        "give that of a near one with --source-tag."
+                        f"the source encoder must support the language of every text, and has no tag for {language!r}: "
+                        "give a related language with --source-tag."
                     )
                 self._tokenizer.src_lang = tag
-            found.append(self._tokenizer(*text, truncation=True, max_length=self._longest))
-        return found
+            features.append(self._tokenizer(*text, truncation=True, max_length=self._longest))
+        return features
 
     @torch.no_grad()
     def read(self, texts: Sequence[Features], length: int | None = None) -> Tensor:
-        """Return the states of texts, padded on the right to a length, or to that of the longest.
+        """Return the states of texts, padded on the right to a length, by default the longest one's.
 
         Shapes: [rows tokens width].
         """
@@ -108,7 +108,7 @@ class Latents:
 
 
 def _is_rare(tag: str) -> bool:
-    """Whether a tag names a script that its language is not mostly written in (`ace_Arab`)."""
+    """Return whether a tag names a script that its language is rarely written in (`ace_Arab`)."""
     import langcodes
 
     language, _, script = tag.partition("_")

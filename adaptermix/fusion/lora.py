@@ -1,4 +1,4 @@
-"""PEFT's LoRA with a fusion in its bottleneck; import this module late, since it imports PEFT."""
+"""PEFT's LoRA with a fusion in its bottleneck. Import this module late, since it imports PEFT."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
     """A LoRA whose bottleneck fuses source and target; PEFT alone loads it as a plain LoRA.
 
     Args:
-        fusion: Name of the fusion; `x-mixup` mixes in one block and leaves the LoRAs as they are.
+        fusion: Name of the fusion; `x-mixup` mixes in one block and does not change the LoRAs.
         fusion_alignment: `position`, `end`, `row-end`, `last`, `index`, or `soft`, which is learned.
-        fusion_norm: Whether sources are taken behind the norm that stands before a module.
-        fusion_offset: 0 for what goes into a block, 1 for what comes out of it.
+        fusion_norm: Whether sources are taken after the norm before a module.
+        fusion_offset: 0 for a block's input, 1 for its output.
         fusion_pads: Whether padding of a source counts as a token, as in the release.
         fusion_dropout: Whether sources are read with the base's dropout in training, as in the release.
-        fusion_encoder: Encoder whose states are the sources, if not the base's own.
-        fusion_tag: Language tag of all texts that this encoder reads; default that of each text's language.
+        fusion_encoder: Encoder whose states are the sources, if not the base's.
+        fusion_tag: Language tag of all texts for this encoder; default the tag of each text's language.
         fusion_layer: Number of the block where `x-mixup` mixes.
 
     Raises:
@@ -53,7 +53,10 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_dora:
-            raise ValueError("a fused LoRA must have no magnitudes: use_dora changes weights, and a fusion is none")
+            raise ValueError(
+                "a fusion LoRA must not have magnitudes: use_dora changes weights, and a fusion does not "
+                "change a weight"
+            )
         wrong = "fusions and their alignments must be among {}, got {!r}"
         if self.fusion != MIXUP and self.fusion not in FUSIONS:
             raise ValueError(wrong.format(", ".join([*FUSIONS.names(), MIXUP]), self.fusion))
@@ -65,113 +68,113 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> FusionConfig:
-        """Return the config of an adapter's JSON, which names PEFT's own type."""
+        """Return the config from an adapter's JSON, which names PEFT's original type."""
         return cls(**{name: value for name, value in kwargs.items() if name in cls.__dataclass_fields__})
 
     @classmethod
     def release(cls, **more: Any) -> FusionConfig:
-        """Return a config as the released code has it: raw states before a block, place by place, padding too.
+        """Return the released code's configuration: raw states before a block, aligned by index, with padding.
 
-        That is how it is for encoders; its decoders, padded on the left, train with `fusion_alignment="row-end"` and
-        answer with `"last"`.
+        This is the release's setting for encoders. Its decoders, padded on the left, train with
+        `fusion_alignment="row-end"` and answer with `"last"`.
         """
-        own: dict[str, Any] = {"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index"}
-        return cls(**own | {"fusion_pads": True, "fusion_dropout": True} | more)
+        settings: dict[str, Any] = {"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index"}
+        return cls(**settings | {"fusion_pads": True, "fusion_dropout": True} | more)
 
     @classmethod
     def paper(cls, **more: Any) -> FusionConfig:
-        """Return a config as the paper has it: as the release, and states behind a block."""
-        own: dict[str, Any] = {"fusion_offset": 1}
-        return cls.release(**own | more)
+        """Return the configuration of the paper: as in the release, with states after a block."""
+        settings: dict[str, Any] = {"fusion_offset": 1}
+        return cls.release(**settings | more)
 
 
 class FusionVariant(LoraVariant):  # type: ignore[misc]
-    """What PEFT asks a variant of LoRA to do."""
+    """Implementation of PEFT's interface for LoRA variants."""
 
     @staticmethod
     def init(module: Any, adapter_name: str, config: FusionConfig, **_: Any) -> None:
-        """Put a fusion beside an adapter's factors."""
+        """Add a fusion to an adapter's factors."""
         rank, like = module.r[adapter_name], module.lora_A[adapter_name].weight
         parts = {"fuse": FUSIONS[config.fusion](rank)}
         if config.fusion_alignment == "soft":
             parts["align"] = SoftAlignment(rank)
-        if not hasattr(module, "lora_fusion"):  # PEFT's layer begins anew what stood in it before
+        if not hasattr(module, "lora_fusion"):  # PEFT's layer resets its contents here
             module.lora_fusion, module.fusion_pads = nn.ModuleDict({}), {}
         module.lora_fusion[adapter_name] = nn.ModuleDict(parts).to(like.device, like.dtype)
         module.fusion_pads[adapter_name] = config.fusion_pads
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """Return the base's output and that of the LoRA, fused where a source is there."""
+        """Return the base's output plus the LoRA's, fused if there is a source."""
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
         dropout, scale = module.lora_dropout[active_adapter], module.scaling[active_adapter]
         target = down(dropout(x.to(down.weight.dtype)))
         if module.fusion_sources is not None and target.dim() == 3:
-            states, mask, places, note = module.fusion_sources
+            states, mask, indices, note = module.fusion_sources
             if len(states) != len(target):
                 raise ValueError(f"there must be a source for each of {len(target)} rows, and there are {len(states)}")
             source = down(dropout(states.to(down.weight.dtype)))
-            if module.fusion_pads[active_adapter]:  # of sources that are there
+            if module.fusion_pads[active_adapter]:  # including sources that are not padding
                 mask = mask.any(-1, keepdim=True).expand_as(mask)
-            given = beside(target, source, mask, places)
+            bottleneck = align(target, source, mask, indices)
             parts = module.lora_fusion[active_adapter]
-            target = parts["fuse"](parts["align"](given) if "align" in parts else given)
+            target = parts["fuse"](parts["align"](bottleneck) if "align" in parts else bottleneck)
             note()
-        found: Tensor = result + (up(target) * scale).to(result.dtype)
-        return found
+        fused_result: Tensor = result + (up(target) * scale).to(result.dtype)
+        return fused_result
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # noqa: ARG004
-        """Refuse, as always: a fusion is no change of a weight."""
+        """Always refuse: a fusion is not a change of a weight."""
         raise ValueError("a fused LoRA depends on a source text, so it cannot be merged into a weight")
 
     merge_unsafe = unmerge = merge_safe
 
 
 class FusionLinear(Linear):  # type: ignore[misc]
-    """PEFT's LoRA layer with a place for the source states of a pass; for layers in 4 and 8 bits too."""
+    """PEFT's LoRA layer with an attribute for the source states of a pass, including layers in 4 and 8 bits."""
 
     adapter_layer_names = (*Linear.adapter_layer_names, "lora_fusion")
     fusion_sources: tuple[Tensor, Tensor, Tensor, Any] | None = None
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
-        """Return the fusion, for adapters that have one."""
+        """Return the fusion variant for adapters that have one."""
         if isinstance(config, FusionConfig) and config.fusion in FUSIONS:
             return FusionVariant()
         return super().resolve_lora_variant(config=config, **kwargs)
 
 
-def beside(target: Tensor, source: Tensor, mask: Tensor, places: Tensor) -> Bottleneck:
-    """Put source tokens beside target tokens.
+def align(target: Tensor, source: Tensor, mask: Tensor, indices: Tensor) -> Bottleneck:
+    """Align source tokens with target tokens.
 
     Args:
         target: Down-projections of target tokens.
-        source: Those of source tokens.
+        source: Down-projections of source tokens.
         mask: Which source tokens count.
-        places: Which place of the source is beside each target token; there may be none of that number.
+        indices: Index of the source token for each target token; it may be out of range.
 
-    Shapes: `target` [rows tokens rank], `source` [rows others rank], `mask` [rows others], `places` [rows tokens].
+    Shapes: `target` [rows tokens rank], `source` [rows others rank], `mask` [rows others], `indices` [rows tokens].
     """
     tokens, others = target.shape[1], source.shape[1]
-    inside = places.clamp(0, others - 1)
-    present = (places == inside) & mask.gather(1, inside)
+    inside = indices.clamp(0, others - 1)
+    present = (indices == inside) & mask.gather(1, inside)
     aligned = source.gather(1, inside[..., None].expand(-1, -1, source.shape[-1]))
-    # sources end where the prompt does or are read whole before, so an answer gives nothing of itself away
+    # Sources end where the prompt does or are read in full before, so the answer never leaks into them.
     visible = mask[:, None, :].expand(-1, tokens, -1)
     return Bottleneck(target=target, source=source, visible=visible, aligned=aligned, present=present)
 
 
 def load_fusion(model: nn.Module, folder: str, *, name: str = "default", trainable: bool = False) -> PeftModel:
-    """Load a fused LoRA onto its base model, or beside those that it has.
+    """Load a fusion LoRA onto its base model, or next to the LoRAs that it has.
 
     Args:
-        model: The base model, or a model of PEFT with fused LoRAs in it.
+        model: The base model, or a model of PEFT with fusion LoRAs in it.
         folder: The adapter's folder.
-        name: What the adapter is called there.
-        trainable: Whether it is to be trained on.
+        name: The adapter's name in the model.
+        trainable: Whether it will be trained.
 
     Raises:
-        ValueError: the file lacks a part of a fusion, or the model has LoRAs in place that cannot fuse.
+        ValueError: the file lacks a part of a fusion, or the model has LoRAs that cannot fuse.
     """
     config = FusionConfig.from_pretrained(folder)
     config.inference_mode = not trainable
@@ -180,7 +183,7 @@ def load_fusion(model: nn.Module, folder: str, *, name: str = "default", trainab
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     add_parts(bare, vars(config), latent=0 if projection is None else projection.shape[1])
     with warnings.catch_warnings():
-        # of some models PEFT renames what it knows of a LoRA only, and misses the rest
+        # For some models PEFT renames only the LoRA keys that it recognises.
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         if isinstance(model, PeftModel):
             loaded = model
@@ -188,12 +191,14 @@ def load_fusion(model: nn.Module, folder: str, *, name: str = "default", trainab
             set_peft_model_state_dict(loaded, stored, adapter_name=name)
         else:
             loaded = PeftModel.from_pretrained(model, folder, adapter_name=name, config=config, is_trainable=trainable)
-    # PEFT leaves the name of an adapter in names that it does not know
+    # PEFT keeps the adapter's name in names that it does not recognise.
     parts = {_PART.sub(r".lora_fusion.\1.", key): value for key, value in stored.items()}
-    own = {path: parameter for path, parameter in loaded.named_parameters() if f".lora_fusion.{name}." in path}
-    if len({_PART.sub(r".lora_fusion.\1.", path) for path in own}) < sum(".lora_fusion." in key for key in parts):
+    parameters = {path: parameter for path, parameter in loaded.named_parameters() if f".lora_fusion.{name}." in path}
+    if len({_PART.sub(r".lora_fusion.\1.", path) for path in parameters}) < sum(
+        ".lora_fusion." in key for key in parts
+    ):
         raise ValueError(f"fused LoRAs must be loaded before plain ones, and this model has such: load {folder} first")
-    for path, parameter in own.items():
+    for path, parameter in parameters.items():
         key = _PART.sub(r".lora_fusion.\1.", path)
         if key not in parts:
             raise ValueError(f"{folder} must hold {key}, and does not")

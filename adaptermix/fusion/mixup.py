@@ -1,12 +1,12 @@
-r"""Mixing of a target's states with its source's in one block, X-Mixup's way; a baseline of FLARE.
+r"""Mixing of a target's states with its source's in one block, as in X-Mixup; a baseline of FLARE.
 
-At the mixing block a target state $h_t$ becomes $\lambda h_t + (1 - \lambda) h_{t|s}$, where $h_{t|s}$ is what it finds
-by attention in the source's states at the same block, and $\lambda = \lambda_0\,\sigma(w H + b)$ grows with the entropy
-$H$ of that attention, both ways: the worse a translation fits, the less is taken from it.
+At the mixing block a target state $h_t$ becomes $\lambda h_t + (1 - \lambda) h_{t|s}$, where $h_{t|s}$ is the result of
+its attention to the source's states at the same block. $\lambda = \lambda_0\,\sigma(w H + b)$ grows with the entropy
+$H$ of that attention in both directions: the worse a translation fits, the less of it is used.
 
 Reference: Yang et al., Enhancing Cross-lingual Transfer by Manifold Mixup, ICLR 2022, arXiv 2205.04182, section 3.
-There the attention is the block's own, and all weights are trained; here it is a module of its own that begins as
-plain attention among states, so that any architecture will do, and the rest of the model learns by a LoRA.
+The paper uses the block's attention and trains all weights. Here a separate module, initialised as plain attention
+between states, works for any architecture, and a LoRA trains the rest of the model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ..models.base import BaseModel, backbone, blocks
 MIXUP = "x-mixup"
 """Its name among the fusions."""
 _MOST = 0.5
-"""The most that a target keeps of its own, lambda_0 of the paper."""
+"""Largest weight of the target's states, lambda_0 of the paper."""
 
 
 class Mixup(nn.Module):
-    """What is trained of it: attention of one head, and how much its entropy counts.
+    """The trained module: single-head attention, and the effect of its entropy.
 
     Args:
         width: Width of the states.
@@ -74,20 +74,20 @@ class Mixup(nn.Module):
 
 def _entropy(weights: Tensor, mask: Tensor) -> Tensor:
     """Return the mean entropy of attention over the tokens that count. [rows]."""
-    least = torch.finfo(weights.dtype).tiny  # the slope of the entropy has no end at 0
+    least = torch.finfo(weights.dtype).tiny  # the derivative of the entropy is unbounded at 0
     each = -(weights * weights.clamp_min(least).log()).sum(-1)
-    found: Tensor = (each * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-    return found
+    entropy: Tensor = (each * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    return entropy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Passed:
-    """What a pass gave.
+    """The results of a forward pass.
 
     Args:
-        states: Of the mixing block.
+        states: States of the mixing block.
         mask: Which tokens count.
-        logits: Of the head.
+        logits: Logits of the head.
         first: The last state of the first token, which the head reads.
     """
 
@@ -98,7 +98,7 @@ class Passed:
 
 
 class Mixer:
-    """Mixes what a pass has at the mixing block with a source, and keeps what the pass gave.
+    """Mixes a pass's states at the mixing block with a source, and records the pass.
 
     Args:
         base: A model with a head, and with a `Mixup`.
@@ -109,7 +109,7 @@ class Mixer:
     def __init__(self, base: BaseModel, layer: int, module: str) -> None:
         self._mixup = base.model.get_submodule(module)
         self._source: Passed | None = None
-        self._held: dict[str, Tensor] = {}
+        self._recorded: dict[str, Tensor] = {}
         body, block = backbone(base), blocks(base.model)[1][layer - 1]
         self._handles = [
             body.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -119,38 +119,38 @@ class Mixer:
         ]
 
     def use(self, source: Passed | None) -> None:
-        """Take the source of the next pass; None for a pass without one."""
+        """Set the source of the next pass; None for a pass without one."""
         self._source = source
 
     def passed(self) -> Passed:
-        """Return what the last pass gave."""
-        return Passed(**self._held)
+        """Return the results of the last pass."""
+        return Passed(**self._recorded)
 
     def close(self) -> None:
-        """Leave the model alone."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
-    def _begin(self, body: nn.Module, given: tuple[Any, ...], more: Mapping[str, Any]) -> None:
-        named = signature(body.forward).bind_partial(*given, **more).arguments
-        self._held["mask"] = named["attention_mask"].bool()
+    def _begin(self, body: nn.Module, inputs: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+        named = signature(body.forward).bind_partial(*inputs, **more).arguments
+        self._recorded["mask"] = named["attention_mask"].bool()
 
-    def _mix(self, _block: nn.Module, _given: Any, output: Any) -> Any:
+    def _mix(self, _block: nn.Module, _inputs: Any, output: Any) -> Any:
         states = output if isinstance(output, Tensor) else output[0]
         if self._source is not None:
-            states = self._mixup(states, self._source.states, self._held["mask"], self._source.mask)
-        self._held["states"] = states
+            states = self._mixup(states, self._source.states, self._recorded["mask"], self._source.mask)
+        self._recorded["states"] = states
         return states if isinstance(output, Tensor) else (states, *output[1:])
 
-    def _end(self, _body: nn.Module, _given: Any, output: Any) -> None:
-        self._held["first"] = output[0][:, 0]
+    def _end(self, _body: nn.Module, _inputs: Any, output: Any) -> None:
+        self._recorded["first"] = output[0][:, 0]
 
-    def _answered(self, _model: nn.Module, _given: Any, output: Any) -> None:
-        self._held["logits"] = output.logits
+    def _answered(self, _model: nn.Module, _inputs: Any, output: Any) -> None:
+        self._recorded["logits"] = output.logits
 
 
 def consistency(source: Passed, target: Passed) -> Tensor:
-    """Return by how much the two sides differ: KL divergence of the classes, and squared distance of what is read.
+    """Return the difference of the two sides: KL divergence of the classes, plus squared distance of the first states.
 
     Reference: the release of X-Mixup; both are means, over rows and over rows and width.
     """

@@ -1,4 +1,4 @@
-"""Source texts beside a task's rows."""
+"""Source texts of a task's rows."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from ..tasks.prompts import shortened
 from .latents import Latents
 
 INPUT = "input"
-"""The fusion that puts a source before its text: a plain LoRA, as PEFT sees it."""
+"""The fusion that puts a source before its text: a plain LoRA for PEFT."""
 MISSING = "-"
-"""What stands in a source file for a text that is not there."""
+"""Marks a missing text in a source file."""
 
 
 def fusion_of(systems: Sequence[AdapterSource]) -> Mapping[str, Any]:
-    """Return the settings of the fusion that one of some adapters has, empty if none has one."""
+    """Return the fusion settings among some adapters; empty without a fusion."""
     entries = [system.meta.fusion or system.meta.manifest.get("fusion") for system in systems]
     return next((entry for entry in entries if isinstance(entry, Mapping) and entry), {})
 
 
 def reads_itself(systems: Sequence[AdapterSource]) -> bool:
-    """Return whether an adapter takes sources from another encoder, which in training read the rows themselves."""
+    """Return whether an adapter uses sources from another encoder, which read the rows themselves in training."""
     entries = [system.meta.manifest.get("fusion") for system in systems if system.meta.fusion.get("fusion_encoder")]
     return any(isinstance(entry, Mapping) and not entry.get("sources") for entry in entries)
 
 
 def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]:
-    """Return rows that hold their sources too.
+    """Return rows that include their sources.
 
     Raises:
-        PlanError: rows of this task cannot.
+        PlanError: the task does not support it.
     """
     if not isinstance(task, JoinableTask):
         raise PlanError(f"--fusion {INPUT} is for classify, nli and qa, and the task is {task.name}.")
@@ -48,14 +48,14 @@ def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]
 
 
 def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> Sequence[Sequence[Features]]:
-    """Return what another encoder reads of each row: one text, without any prompt; none of one that is missing."""
+    """Return the other encoder's inputs for each row: one text without a prompt; empty for a missing one."""
     there = [row for row in rows if not is_missing(task, row)]
     encoded = iter(latents.encode(list(map(task.texts, there)), [task.language(row) for row in there]))
     return [[] if is_missing(task, row) else [next(encoded)] for row in rows]
 
 
 def is_missing(task: Task, source: Any) -> bool:
-    """Return whether a source row stands for none, as one does whose texts are all `-`."""
+    """Return whether a source row is missing, which means that all its texts are `-`."""
     return {text.strip() for text in task.texts(source)} == {MISSING}
 
 
@@ -70,42 +70,41 @@ def read_beside(
 ) -> tuple[list[Any], list[DataFile]]:
     """Return the source of each row, and the files: row i of the sources is the translation of row i of the data.
 
-    One source file may stand beside several data files that are translations of it. A row of `-` stands for a source
-    that is missing.
+    One source file may serve several data files that are translations of it. A row of `-` is a missing source.
 
     Args:
         task: The task.
         arguments: Source files, in the order of the data files.
         rows: The task's rows.
-        data: Their files, as they were given.
+        data: The arguments of the data files.
         chosen: Rows of each file to use.
-        watch: Is told where answers differ, and how many sources are missing.
+        watch: Receives notes about differing answers and missing sources.
 
     Raises:
-        DataError: there is not a source for each row.
+        DataError: there is not one source for each row.
     """
-    found, files = task.read(list(arguments), rows=chosen)
+    sources, files = task.read(list(arguments), rows=chosen)
     counts = [_counted(task, argument, chosen) for argument in data]
     for file in [*files, *(file for _, of_data in counts for file in of_data)]:
         if file.left_out:
             raise DataError(
-                f"rows beside sources must all be labelled, or they would slip: {file.left_out} of {file.path} are "
-                "left out. Take them out of both sides, or label them."
+                f"rows with sources must all be labelled to stay aligned: {file.left_out} of {file.path} are left out. "
+                "Remove them from both files, or label them."
             )
-    times = len(rows) // len(found) if found and len(files) == 1 else 1
-    alike = len(files) == 1 and all(count % len(found) == 0 for count, _ in counts)
-    if len(found) * times != len(rows) or not (alike or len(files) > 1):
+    times = len(rows) // len(sources) if sources and len(files) == 1 else 1
+    alike = len(files) == 1 and all(count % len(sources) == 0 for count, _ in counts)
+    if len(sources) * times != len(rows) or not (alike or len(files) > 1):
         raise DataError(
-            f"there must be a source for each row (row i beside row i, or one file beside several), found {len(found)} "
-            f"for {len(rows)} rows. Give the files in one order, with the same --rows."
+            "there must be a source for each row (row i of one file for row i of the other, or one file for several), "
+            f"found {len(sources)} for {len(rows)} rows. Give the files in one order, with the same --rows."
         )
-    sources = list(found) * times
+    sources = list(sources) * times
     if missing := sum(is_missing(task, source) for source in sources):
-        watch.note(f"{missing} of {len(rows)} rows have no source ({MISSING}): the LoRA is a plain one there.")
+        watch.note(f"{missing} of {len(rows)} rows have no source ({MISSING}): the LoRA is a plain one for them.")
     if isinstance(task, LabelTask):
         differing = sum(task.answer(a) != task.answer(b) for a, b in zip(rows, sources, strict=True))
         if differing:
-            watch.note(f"warning: {differing} of {len(rows)} sources have another label than the row beside them.")
+            watch.note(f"warning: {differing} of {len(rows)} sources have another label than their row.")
     return sources, files
 
 
@@ -117,20 +116,20 @@ def _counted(task: Task, argument: str, chosen: str | None) -> tuple[int, list[D
 def encode_sources(
     base: BaseModel, task: Task, template: str, rows: Sequence[Any], max_length: int, *, cut_prompts: bool = True
 ) -> Sequence[Sequence[Features]]:
-    """Return the texts of each source: with a head those that it would read of the row, else the prompt alone.
+    """Return the texts of each source: with a head as for the row itself, else only the prompt.
 
-    None of a source that is missing.
+    The list is empty for a missing source.
 
     Args:
         base: The model.
         task: The task.
         template: Name of the prompt template.
         rows: The sources' rows.
-        max_length: Most tokens of a text: that of the targets, so that windows of both are alike.
-        cut_prompts: Whether prompts are cut as well, as those of training rows are; else only to the model's positions.
+        max_length: Most tokens of a text, as for the targets, so that windows of both match.
+        cut_prompts: Whether prompts are truncated like those of training rows; otherwise only to the model's positions.
 
     Raises:
-        DataError: a row lacks what the model's head reads.
+        DataError: a row lacks a field that the model's head reads.
     """
     there = [row for row in rows if not is_missing(task, row)]
     encoded: Iterator[Sequence[Features]]

@@ -1,4 +1,4 @@
-"""What a model makes of a source text, kept for the pass over the target."""
+"""A model's states of source texts, recorded for the pass over the target."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ FUSING = frozenset(
         *("value", "v_proj", "v", "v_lin", "value_proj"),
     )
 )
-"""Names of the linear layers that fuse, those of queries and values, as in the paper and in the release."""
+"""Names of the linear layers that fuse: queries and values, as in the paper and in the release."""
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sources:
-    """States of source texts, and where they stand beside the target.
+    """States of source texts, and their alignment with the target.
 
     Args:
-        states: By the path of the block that they are for.
+        states: States by the path of the block that uses them.
         mask: Which tokens count.
-        lead: Place of the first place of the source, counted from the target's first token that is no padding;
-            negative where the source begins before it.
-        counts_padding: Whether it is counted from the first place instead.
+        lead: Offset of the source's first token from the target's first token that is not padding; negative if the
+            source starts before it.
+        counts_padding: Whether the offset is relative to the first position instead.
     """
 
     states: Mapping[str, Float[Tensor, "rows others width"]]
@@ -41,12 +41,12 @@ class Sources:
     lead: Integer[Tensor, " rows"]
     counts_padding: bool = False
 
-    def beside(self, alignment: str, prompts: Sequence[int]) -> Sources:
-        """Return the same beside targets.
+    def align(self, alignment: str, prompts: Sequence[int]) -> Sources:
+        """Return the same sources, aligned with targets.
 
         Args:
             alignment: Name of an alignment.
-            prompts: Tokens of each target's prompt; those of an answer behind it do not count.
+            prompts: Tokens of each target's prompt, without the answer.
         """
         lengths = torch.tensor(list(prompts), device=self.mask.device)
         if alignment == LAST:
@@ -64,7 +64,7 @@ class Sources:
         )
 
     def part(self, first: int, count: int) -> Sources:
-        """Return those of `count` rows from `first` on."""
+        """Return the sources of `count` rows from `first` on."""
         rows = slice(first, first + count)
         return replace(
             self,
@@ -73,15 +73,15 @@ class Sources:
             lead=self.lead[rows],
         )
 
-    def places(self, tokens: int, past: int, mask: Tensor | None) -> Tensor:
-        """Return for each token of a pass which place of the source is beside it; there may be none of that number.
+    def indices(self, tokens: int, past: int, mask: Tensor | None) -> Tensor:
+        """Return for each token of a pass the index of its source token, which may be out of range.
 
-        Counted are the tokens that count, so that what a cache holds but a mask leaves out moves nothing.
+        Only tokens in the mask are counted, so masked cache entries do not shift the result.
 
         Args:
-            tokens: How many tokens the pass reads.
-            past: How many were read in passes before.
-            mask: Which tokens count, those of passes before among them; None for all.
+            tokens: Number of tokens in the pass.
+            past: Number of tokens in earlier passes.
+            mask: Which tokens count, including those of earlier passes; None for all.
 
         Shapes: `mask` [rows past + tokens]; returns [rows tokens].
         """
@@ -94,7 +94,7 @@ class Sources:
 
 
 _NOWHERE = -(2**40)
-"""Place of a source beside padding of a target."""
+"""Source index for padding of a target."""
 
 
 def _first(mask: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _last(mask: Tensor) -> Tensor:
 
 
 LAST = "last"
-"""The alignment that puts the last source token beside all of the prompt, as the release does when it generates."""
+"""The alignment of the last source token with the whole prompt, which the release uses for generation."""
 
 ALIGNMENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "position": lambda source, _lengths: -_first(source),
@@ -114,30 +114,30 @@ ALIGNMENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "row-end": lambda source, lengths: lengths - 1 - _last(source),
     "index": lambda source, _lengths: torch.zeros(len(source), dtype=torch.long, device=source.device),
 }
-"""Where a source begins in its target: first tokens together, last tokens together (of the prompt, or of the whole row,
-whose lengths are given then), or place by place, padding too."""
+"""Offset of a source in its target: first tokens, last tokens (of the prompt, or of the whole row if its
+lengths are passed), or index by index including padding."""
 
 
 def block_of(path: str) -> str:
-    """Return the path of the block that a module lies in.
+    """Return the path of the block that contains a module.
 
     Raises:
-        ValueError: it lies in none.
+        ValueError: it is not in a block.
 
     Example:
         >>> block_of("model.layers.3.self_attn.q_proj")
         'model.layers.3'
     """
-    found = _BLOCK.match(path)
-    if found is None:
-        raise ValueError(f"a fused module must lie in a numbered block, and {path!r} does not")
-    return found[1]
+    match = _BLOCK.match(path)
+    if match is None:
+        raise ValueError(f"a fused module must be in a numbered block, and {path!r} is not")
+    return match[1]
 
 
 def fused_modules(model: nn.Module) -> dict[str, Any]:
     """Return the modules of a model that can fuse, by path: those of attention that read a block's states.
 
-    Others read something else than a source has; they are plain LoRAs, as in the release.
+    Other modules have inputs that a source does not have; they are plain LoRAs, as in the release.
     """
     return {
         path: module
@@ -156,22 +156,22 @@ def read_sources(
     dropout: bool = False,
     run: Callable[[], Any] | None = None,
 ) -> Sources:
-    """Let the model without its adapters read source texts, in evaluation mode, and keep what its blocks see.
+    """Run the model without its adapters on source texts, in evaluation mode, and record its blocks' states.
 
     Args:
-        model: A model with fused LoRAs.
-        batch: What the tokenizer gave.
-        norm: States as the fused modules see them, behind a norm that stands before them; else those of the residual
-            stream, as the release has them (in models without such a norm both are one).
-        offset: 0 for what goes into a block, as the release has it; 1 for what comes out of it, as the paper says (with
-            `norm` what the next block's modules see, and of the last block its plain output).
-        dropout: Leave the model in the mode that it is in, so that in training its dropout acts, as in the release.
+        model: A model with fusion LoRAs.
+        batch: The tokenizer's output.
+        norm: Record states as the fused modules see them, after a norm before them; else those of the residual stream,
+            as in the release (equal in models without such a norm).
+        offset: 0 for a block's input, as in the release; 1 for its output, as in the paper (with `norm` the input of
+            the next block's modules, and for the last block its plain output).
+        dropout: Do not change the model's mode, so that its dropout is active in training, as in the release.
         run: Runs the model, if not by `model(**batch)`.
 
     Raises:
-        ValueError: no module of the model fuses, or an offset that is neither.
+        ValueError: no module of the model fuses, or the offset is invalid.
 
-    Reference: FLARE, section 3.2; the release takes the state before block i for block i.
+    Reference: FLARE, section 3.2; the release uses the state before block i for block i.
     """
     if offset not in (0, 1):
         raise ValueError(f"the offset of sources must be 0 or 1, got {offset}")
@@ -206,7 +206,7 @@ def read_sources(
 
 
 def _in_next_block(path: str) -> str:
-    """Return the path of the like module in the next block.
+    """Return the path of the same module in the next block.
 
     Example:
         >>> _in_next_block("model.layers.3.self_attn.q_proj")
@@ -217,32 +217,32 @@ def _in_next_block(path: str) -> str:
 
 
 def _body(model: Any) -> nn.Module:
-    """Return the part of a model that is called with the tokens, whatever head is called or passed over."""
+    """Return the part of a model that is called with the tokens, with or without a head."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     body: nn.Module = inner if inner.config.is_encoder_decoder else inner.base_model
     return body
 
 
 def _readers(model: Any) -> set[nn.Module]:
-    """Return the modules that read a text: of an encoder-decoder those of its encoder."""
+    """Return the modules that read a text; for an encoder-decoder those of its encoder."""
     if getattr(model.config, "is_encoder_decoder", False):
         return set(model.get_encoder().modules())
     return set(model.modules())
 
 
 def _catch_input(
-    caught: dict[str, Tensor], block: str, _module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]
+    caught: dict[str, Tensor], block: str, _module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]
 ) -> None:
-    caught[block] = given[0] if given else named["hidden_states"]
+    caught[block] = inputs[0] if inputs else named["hidden_states"]
 
 
-def _catch_output(caught: dict[str, Tensor], block: str, _module: nn.Module, _given: Any, output: Any) -> None:
+def _catch_output(caught: dict[str, Tensor], block: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
     caught[block] = output if isinstance(output, Tensor) else output[0]
 
 
 @contextmanager
 def _plain(model: nn.Module, *, evaluating: bool) -> Iterator[None]:
-    """Let a model be without its adapters, and in evaluation mode if that is asked for."""
+    """Disable a model's adapters, and optionally set evaluation mode, while the context is open."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -262,22 +262,22 @@ def _plain(model: nn.Module, *, evaluating: bool) -> Iterator[None]:
 
 
 class Fuser:
-    """Lets a model's passes fuse with sources, which stay until others take their place.
+    """Fuses a model's passes with sources, which stay until they are replaced.
 
-    Each pass takes the sources of as many rows as it has, and after the last of them the first ones again: so one pass
-    may have all rows, as passes of generation do, or several may share them. Activations may be computed anew of the
+    Each pass uses as many rows of sources as it reads, and starts over after the last row. A single pass may
+    therefore have all rows, as in generation, or several passes may share them. Activation checkpointing works for the
     last pass only.
 
     Attributes:
-        count: In how many modules that happened: a model whose passes do not reach them learns nothing.
-        taken: How many rows' sources passes have taken since all were.
+        count: Number of modules that fused: if it is 0, training has no effect.
+        taken: Number of rows whose sources were used since the last complete round.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Stand before a model's passes.
+        """Install the hooks.
 
         Args:
-            model: A model with fused LoRAs.
+            model: A model with fusion LoRAs.
         """
         self.count = self.taken = 0
         self._sources: Sources | None = None
@@ -285,16 +285,16 @@ class Fuser:
         self._handle = _body(model).register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def use(self, sources: Sources | None) -> None:
-        """Take the sources of the next passes, and of a backward pass that computes activations anew; None for none."""
+        """Set the sources of the next passes, and of the recomputation in the backward pass; None disables fusion."""
         self._sources, self.taken = sources, 0
         for module in self._modules.values():
             module.fusion_sources = None
 
     def check(self) -> None:
-        """Look whether passes have had all sources.
+        """Check that passes used all sources.
 
         Raises:
-            ValueError: some are left.
+            ValueError: some were not used.
         """
         if self.taken and self._sources:
             raise ValueError(
@@ -302,17 +302,17 @@ class Fuser:
             )
 
     def close(self) -> None:
-        """Leave the model alone."""
+        """Remove the hooks."""
         self.use(None)
         self._handle.remove()
 
     def _note(self) -> None:
         self.count += 1
 
-    def _take(self, sources: Sources, given: Tensor | None) -> Sources:
-        """Return the sources of the next rows: as many as there are in what a pass is given."""
+    def _take(self, sources: Sources, inputs: Tensor | None) -> Sources:
+        """Return the sources of the next rows, as many as the inputs of a pass have."""
         total = len(sources.mask)
-        count = total if given is None else len(given)  # a decoder that goes on reads no text
+        count = total if inputs is None else len(inputs)  # a decoder that continues from its cache reads no text
         if self.taken + count > total:
             raise ValueError(
                 f"there must be a source for each of {count} rows, and there are {total - self.taken} of {total} left"
@@ -320,12 +320,12 @@ class Fuser:
         first, self.taken = self.taken, (self.taken + count) % total
         return sources if count == total else sources.part(first, count)
 
-    def _begin(self, inner: nn.Module, given: tuple[Any, ...], more: Mapping[str, Any]) -> None:
-        # the base alone reads sources, while those of the batch before are still here
+    def _begin(self, inner: nn.Module, inputs: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+        # Only the base model reads sources, while the previous batch's sources are still set.
         all_sources = None if any(module.disable_adapters for module in self._modules.values()) else self._sources
         if all_sources is None:
             return
-        named = signature(inner.forward).bind_partial(*given, **more).arguments
+        named = signature(inner.forward).bind_partial(*inputs, **more).arguments
         text = named.get("input_ids")
         sources = self._take(all_sources, named.get("inputs_embeds") if text is None else text)
         cache: Any = named.get("past_key_values")
@@ -333,24 +333,24 @@ class Fuser:
         past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
         mask = mask if mask is not None and mask.dim() == 2 else None
         embedded = named.get("inputs_embeds")
-        read = next((given for given in (text, embedded, mask) if given is not None), None)
+        read = next((inputs for inputs in (text, embedded, mask) if inputs is not None), None)
         tokens = 0 if read is None else read.shape[1] - (past if read is mask else 0)
-        places = sources.places(tokens, past, mask)
+        indices = sources.indices(tokens, past, mask)
         for path, module in self._modules.items():
             states = sources.states.get(block_of(path))
-            module.fusion_sources = None if states is None else (states, sources.mask, places, self._note)
+            module.fusion_sources = None if states is None else (states, sources.mask, indices, self._note)
 
 
 @contextmanager
 def fused(model: nn.Module, sources: Sources | None) -> Iterator[Fuser]:
-    """Let a model's passes fuse with sources; a backward pass that computes activations anew belongs in the block too.
+    """Fuse a model's passes with sources; a backward pass with activation checkpointing must be in the block as well.
 
     Args:
-        model: A model with fused LoRAs.
-        sources: Of the batch; None for plain LoRAs.
+        model: A model with fusion LoRAs.
+        sources: Sources of the batch; None for plain LoRAs.
 
     Raises:
-        ValueError: passes had no rows for some of them.
+        ValueError: passes did not use all sources.
     """
     fuser = Fuser(model)
     try:

@@ -1,4 +1,4 @@
-"""Tensors that are kept: in memory up to a share of what is free, then on disk up to a share of that."""
+"""A tensor cache: in memory up to a share of the free memory, then on disk up to a share of the free space."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from torch import Tensor
 from ..io.memory import free_disk, free_memory
 
 _SHARE_OF_MEMORY = 4
-"""Tensors may take one part in so many of the memory that is free."""
+"""Cache at most 1/4 of the free memory."""
 _SPARED_OF_DISK = 5
-"""Of the disk that is free one part in so many stays free."""
+"""Leave at least 1/5 of the free disk space."""
 
 
-class Kept:
+class StateCache:
     """Tensors by number.
 
-    What memory has no room for goes into a file in the system's folder for temporary ones (`TMPDIR`). It has no name
-    where the system allows that, and ends with this object or with the process.
+    Tensors that do not fit in memory go to a file in the system's temporary folder (`TMPDIR`). The file is unnamed
+    where the system supports that, and is removed with this object or with the process.
     """
 
     def __init__(self) -> None:
         self._left = free_memory(torch.device("cpu")) // _SHARE_OF_MEMORY
-        self._held: dict[int, Tensor] = {}
+        self._in_memory: dict[int, Tensor] = {}
         self._written: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
         self._end = 0
         self._may_write = True
 
     def __contains__(self, number: int) -> bool:
-        return number in self._held or number in self._written
+        return number in self._in_memory or number in self._written
 
     def __getitem__(self, number: int) -> Tensor:
-        if number in self._held:
-            return self._held[number]
+        if number in self._in_memory:
+            return self._in_memory[number]
         start, shape, dtype = self._written[number]
-        found = torch.empty(shape, dtype=dtype)
+        tensor = torch.empty(shape, dtype=dtype)
         self._file.seek(start)
-        left = _bytes(found)
+        left = _bytes(tensor)
         while left:
             count = self._file.readinto(left)
             if not count:
-                raise OSError("the file of source states must hold what was written to it, and is shorter")
+                raise OSError("the file of source states is truncated")
             left = left[count:]
-        return found
+        return tensor
 
     def add(self, number: int, tensor: Tensor) -> None:
-        """Keep a tensor if there is room; it must not change from now on."""
+        """Cache a tensor if there is room; it must not change afterwards."""
         if tensor.nbytes <= self._left:
             self._left -= tensor.nbytes
-            self._held[number] = tensor.cpu()
+            self._in_memory[number] = tensor.cpu()
         elif self._may_write:
-            self._may_write = False  # a disk that others have filled, or that cannot be written to, is none
+            self._may_write = False  # the disk is full or not writable
             with suppress(OSError):
                 self._may_write = self._write(number, tensor.cpu().contiguous())
 
@@ -88,5 +88,5 @@ class Kept:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """Return the memory of a tensor, whatever its dtype."""
+    """Return the memory of a tensor as bytes, for any dtype."""
     return tensor.flatten().view(torch.uint8).numpy().data

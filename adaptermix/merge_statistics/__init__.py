@@ -1,4 +1,4 @@
-"""`statistics`: what fisher and regmean must know of each adapter's data."""
+"""The `statistics` command: statistics of each adapter's data, as fisher and regmean need them."""
 
 from .run import StatisticsReport, statistics
 

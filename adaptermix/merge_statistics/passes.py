@@ -1,4 +1,4 @@
-"""Passes of a model over rows or texts, with a look at what some of its linear layers read."""
+"""Forward passes over rows or texts, with hooks on some linear layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..training.early_stopping import RowsLoss
 
 
 class Passes(Protocol):
-    """What a model reads, batch by batch."""
+    """The model's inputs, batch by batch."""
 
     @property
     def count(self) -> int:
@@ -26,7 +26,7 @@ class Passes(Protocol):
         """Yield batches of rows."""
 
     def run(self, batch: Any) -> Tensor | None:
-        """Let the model read a batch; return minus the log-likelihood of its answers, summed, where rows have some."""
+        """Run a batch; return the negative log-likelihood of its answers, summed, if its rows have answers."""
 
     def rows(self, batch: Any) -> int:
         """Return the number of rows of a batch."""
@@ -54,7 +54,7 @@ class Texts:
         yield from text_batches(self.base, self.texts, size)
 
     def run(self, batch: Any) -> None:
-        """Read a batch as far as hidden states."""
+        """Run a batch up to its hidden states."""
         backbone(self.base)(**batch, **reading(self.base))
 
     def rows(self, batch: Any) -> int:
@@ -94,13 +94,13 @@ class TaskRows:
 
 @contextmanager
 def looking(modules: Mapping[str, Any], look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call `look(name, input, output)` whenever a module has run, until the context ends.
+    """Call `look(name, input, output)` after each run of a module, while the context is open.
 
-    Hooks of adapters that act on the model must be there already, so that outputs hold what these add.
+    Hooks of attached adapters must be installed before, so that outputs include the adapters.
 
     Args:
         modules: Linear layers by name.
-        look: What to call.
+        look: The function to call.
     """
 
     def hook(name: str) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
@@ -115,7 +115,7 @@ def looking(modules: Mapping[str, Any], look: Callable[[str, Tensor, Tensor], No
 
 
 class Mask:
-    """The attention mask of the last pass over a model's backbone, None where it was given none."""
+    """The attention mask of the last pass over a model's backbone; None if the pass had no mask."""
 
     def __init__(self, base: BaseModel) -> None:
         self._module = backbone(base)
@@ -123,8 +123,8 @@ class Mask:
 
     def __enter__(self) -> Mask:
         def note(_module: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
-            found = named.get("attention_mask")
-            self.last = found.bool() if isinstance(found, Tensor) and found.dim() == 2 else None
+            mask = named.get("attention_mask")
+            self.last = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
         self._handle = self._module.register_forward_pre_hook(note, with_kwargs=True)
         return self
@@ -134,7 +134,7 @@ class Mask:
 
 
 def each_batch(passes: Passes, size: int, advance: Callable[[int, str], None]) -> Iterator[tuple[Any, int]]:
-    """Yield batches with their numbers of rows, and report them once they are done."""
+    """Yield batches with their numbers of rows, and report them after they are processed."""
     for batch in passes.batches(size):
         rows = passes.rows(batch)
         yield batch, rows
@@ -142,9 +142,9 @@ def each_batch(passes: Passes, size: int, advance: Callable[[int, str], None]) -
 
 
 def alone_if_mixed(measure: Callable[[int], dict[str, Tensor]], size: int) -> dict[str, Tensor]:
-    """Return what `measure(batch size)` returns, row by row where a module does not see batches row by row.
+    """Return the result of `measure(batch size)`, with batches of one row if a module mixes rows.
 
-    Experts, to which tokens are sent, and texts that are read in several windows are such modules and rows.
+    Experts, which receive single tokens, and texts in several windows mix rows.
     """
     if size > 1:
         try:

@@ -48,15 +48,15 @@ _LONGEST = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsReport:
-    """What was measured.
+    """The report of `statistics`.
 
     Args:
-        method: The merge method that needs it.
+        method: The merge method that needs them.
         modules: Shape per module path.
-        rows: Rows or texts that were read.
+        rows: Number of rows or texts.
         bytes: Size of the file.
         out: The file; None after a dry run.
-        notes: What a person should know.
+        notes: Notes for the user.
     """
 
     method: str
@@ -79,8 +79,8 @@ class StatisticsReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """Statistics to make, checked but for the model."""
+class _Request:
+    """A checked request, before the model is loaded."""
 
     source: AdapterSource
     task: Task | None
@@ -89,7 +89,7 @@ class _Asked:
     tested: Sequence[Mapping[str, Any]]
 
 
-def _read(settings: StatisticsSettings, watch: Watcher) -> _Asked:
+def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
     source = open_adapter(Path(settings.adapter))
     odd = sorted(path for path, header in source.modules.items() if header.layout != LINEAR)
     if odd and not settings.modules:
@@ -108,49 +108,49 @@ def _read(settings: StatisticsSettings, watch: Watcher) -> _Asked:
         for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
             watch.note(note)
     if not rows:
-        raise DataError(f"--data must hold at least one {'row' if task else 'text'}, and holds none.")
+        raise DataError(f"--data must contain at least one {'row' if task else 'text'}, and is empty.")
     tested = refuse_tested({CALIBRATION: files}, allowed=settings.allow_tested, watch=watch)
-    return _Asked(source=source, task=task, rows=rows, files=files, tested=tested)
+    return _Request(source=source, task=task, rows=rows, files=files, tested=tested)
 
 
 @holds_output
 def statistics(settings: StatisticsSettings, *, watch: Watcher = SILENT) -> StatisticsReport:
-    """Measure what fisher or regmean must know of an adapter, on the base model with the adapter on it.
+    """Measure the statistics of an adapter for fisher or regmean, on the base model with the adapter.
 
-    The file has one float32 tensor per module: for regmean the mean of $z z^T$ over the tokens that the module reads
-    ([in in]), for fisher the mean squared gradient of the log-likelihood of the rows' answers ([out in]). Its header
-    names base model, adapter and data; a merge that reads the file takes these over into its manifest.
+    The file has one float32 tensor per module: for regmean the mean of $z z^T$ over the module's input tokens ([in
+    in]), for fisher the mean squared gradient of the log-likelihood of the rows' answers ([out in]). Its header names
+    base model, adapter and data; a merge that reads the file copies these to its manifest.
 
     Raises:
-        AdapterMixError: the adapter, the model, a data file or the output is not valid.
+        AdapterMixError: the adapter, the model, a data file or the output is invalid.
     """
     out = Path(settings.out)
     _check_out(out, overwrite=settings.overwrite)
-    asked = _read(settings, watch)
-    head = None if asked.task is None else head_of(asked.task, [asked.source], asked.rows)
-    if asked.task is not None and head is None:
-        require_causal(settings.base, f"without a head for it, task '{asked.task.name}'")
+    request = _read(settings, watch)
+    head = None if request.task is None else head_of(request.task, [request.source], request.rows)
+    if request.task is not None and head is None:
+        require_causal(settings.base, f"without a head for it, task '{request.task.name}'")
     if settings.dry_run:
         model_kind(settings.base)
-        shapes = _shapes(settings, {path: (h.out, h.into) for path, h in asked.source.modules.items()})
-        return _report(settings, asked, shapes, None, ())
+        shapes = _shapes(settings, {path: (h.out, h.into) for path, h in request.source.modules.items()})
+        return _report(settings, request, shapes, None, ())
     base = load_base(settings.base, **settings.place(), head=head)
-    with acting(base, [asked.source], heads=head is not None):
-        # an output layer that the adapter acts on is run whole, so losses are made with the adapter on the model
-        modules = _modules(base, asked.source, settings.modules)
+    with acting(base, [request.source], heads=head is not None):
+        # An output layer with an adapter is run in full, so the loss functions are created with the adapter attached.
+        modules = _modules(base, request.source, settings.modules)
         widths = {path: (_height(module), width_of(module)) for path, module in modules.items()}
         shapes = _shapes(settings, widths)
-        metadata = metadata_of(_document(settings, asked, base))
+        metadata = metadata_of(_document(settings, request, base))
         with _whole(out) as path, tensor_file(path, _headers(shapes), metadata) as file:
             notes = _measure(
-                base, _passes(settings, asked, base, watch), modules, shapes, file, settings=settings, watch=watch
+                base, _passes(settings, request, base, watch), modules, shapes, file, settings=settings, watch=watch
             )
-    return _report(settings, asked, shapes, out, notes)
+    return _report(settings, request, shapes, out, notes)
 
 
 def _report(
     settings: StatisticsSettings,
-    asked: _Asked,
+    request: _Request,
     shapes: Mapping[str, tuple[int, int]],
     out: Path | None,
     notes: Sequence[str],
@@ -158,7 +158,7 @@ def _report(
     return StatisticsReport(
         method=settings.method,
         modules=shapes,
-        rows=len(asked.rows),
+        rows=len(request.rows),
         bytes=file_size(_headers(shapes)) if out is None else out.stat().st_size,
         out=out,
         notes=tuple(notes),
@@ -183,29 +183,31 @@ def _height(module: Any) -> int:
 def _modules(base: BaseModel, source: AdapterSource, globs: Sequence[str]) -> dict[str, Any]:
     """Return the linear layers to measure, by path: those that the adapter adapts, or those that globs name."""
     every = dict(base.model.named_modules())
-    own = {path: every[path] for path in fitted(source, every).modules if path in every}
+    adapted = {path: every[path] for path in fitted(source, every).modules if path in every}
     if not globs:
-        return own
+        return adapted
     linear = {
         path: module
         for path, module in every.items()
-        if path in own or hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
+        if path in adapted or hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
     }
     for glob in globs:
         if not any(fnmatchcase(path, glob) for path in linear):
             raise PlanError(
                 f"--modules must match linear layers of the model, and {glob!r} matches none; one is "
-                f"{next(iter(own or linear))!r}.{did_you_mean(glob, linear)}"
+                f"{next(iter(adapted or linear))!r}.{did_you_mean(glob, linear)}"
             )
     return {path: module for path, module in linear.items() if any(fnmatchcase(path, glob) for glob in globs)}
 
 
-def _passes(settings: StatisticsSettings, asked: _Asked, base: BaseModel, watch: Watcher) -> Passes:
-    if asked.task is None:
-        return Texts(base=base, texts=asked.rows)
-    template = template_of(asked.task, [asked.source], settings.template)
+def _passes(settings: StatisticsSettings, request: _Request, base: BaseModel, watch: Watcher) -> Passes:
+    if request.task is None:
+        return Texts(base=base, texts=request.rows)
+    template = template_of(request.task, [request.source], settings.template)
     most = readable(base, _LONGEST)
-    return TaskRows(loss=loss_of_rows(base, asked.task, asked.rows, template=template, max_length=most, watch=watch))
+    return TaskRows(
+        loss=loss_of_rows(base, request.task, request.rows, template=template, max_length=most, watch=watch)
+    )
 
 
 def _measure(
@@ -218,28 +220,28 @@ def _measure(
     settings: StatisticsSettings,
     watch: Watcher,
 ) -> list[str]:
-    """Write the statistics of all modules, those that fit the memory in one run over the data; return notes."""
+    """Write the statistics of all modules, as many at a time as fit the memory; return notes."""
     measure, firsts = squared_gradients, {path: path for path in modules}
     if METHODS[settings.method].statistics == "in in":
-        # modules that read the same, such as query, key and value, are measured once
+        # Modules with the same input, such as query, key and value, are measured once.
         measure, firsts = second_moments, read_same(base, "a", modules)[0]
     unread = []
     for group in _groups(sorted(set(firsts.values())), shapes, memory_for_moments(base.device)):
-        own = {path: modules[path] for path in group}
-        found = measure(base, passes, own, size=settings.batch_size, watch=watch)
-        for path in (path for path, first in firsts.items() if first in own):
-            tensor = found.get(firsts[path])
+        measured = {path: modules[path] for path in group}
+        statistics_of = measure(base, passes, measured, size=settings.batch_size, watch=watch)
+        for path in (path for path, first in firsts.items() if first in measured):
+            tensor = statistics_of.get(firsts[path])
             if tensor is None or not bool(tensor.any()):
                 unread.append(path)
                 tensor = torch.zeros(shapes[path])
             _check_finite(path, tensor)
             file.write(path, tensor.cpu())
     if len(unread) == len(modules):
-        raise ModelError("the model must run the modules that are measured, and it ran none of them.")
+        raise ModelError("the model must run the modules that are measured, and did not.")
     if not unread:
         return []
     more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
-    return [f"'{unread[0]}'{more} took no part in any row: zeros are written, which count for nothing in a merge."]
+    return [f"'{unread[0]}'{more} processed no row: zeros are written, which have no effect in a merge."]
 
 
 def _check_finite(path: str, tensor: Tensor) -> None:
@@ -254,18 +256,18 @@ def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, int]], free: i
     group: list[str] = []
     size = 0
     for name in names:
-        own = 4 * math.prod(shapes[name])
-        if group and size + own > free:
+        byte_count = 4 * math.prod(shapes[name])
+        if group and size + byte_count > free:
             yield group
             group, size = [], 0
         group.append(name)
-        size += own
+        size += byte_count
     yield group
 
 
-def _document(settings: StatisticsSettings, asked: _Asked, base: BaseModel) -> dict[str, Any]:
-    source = asked.source
-    entries = [file.entry() for file in asked.files]
+def _document(settings: StatisticsSettings, request: _Request, base: BaseModel) -> dict[str, Any]:
+    source = request.source
+    entries = [file.entry() for file in request.files]
     return manifest.manifest(
         KIND,
         plan=settings.model_dump(
@@ -274,8 +276,8 @@ def _document(settings: StatisticsSettings, asked: _Asked, base: BaseModel) -> d
         base=base.entry(),
         method=settings.method,
         adapter={"name": source.name, "digest": source.digest},
-        rows=len(asked.rows),
-        **{name: found for name, found in (("calibration", entries), ("tested", list(asked.tested))) if found},
+        rows=len(request.rows),
+        **{name: listed for name, listed in (("calibration", entries), ("tested", list(request.tested))) if listed},
     )
 
 
@@ -283,7 +285,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     """Refuse a file that cannot be written or should not be replaced, before any work is done.
 
     Raises:
-        OutputError: there is one, and it is not to be replaced or is not a file of statistics.
+        OutputError: it exists and `overwrite` is not set, or it is not a file of statistics.
     """
     if out.is_dir():
         raise OutputError(f"--out must be a file, and {out} is a folder.")
@@ -301,13 +303,13 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file that becomes `out` when the block ends well, and vanishes when it does not."""
-    place = real_path(out)
-    temporary = beside(place, "new")
+    """Yield a temporary path that becomes `out` if the block succeeds and is removed if it fails."""
+    path = real_path(out)
+    temporary = beside(path, "new")
     try:
         yield temporary
         sync(temporary)
-        os.replace(temporary, place)
-        sync(place.parent)
+        os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

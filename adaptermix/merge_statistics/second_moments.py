@@ -20,16 +20,17 @@ def second_moments(
 ) -> dict[str, Tensor]:
     r"""Return $\frac{1}{n} \sum_t z_t z_t^T$ over the tokens $t$ that each module reads, in float32.
 
-    Padding does not count. A module that nothing reaches has zeros.
+    Padding does not count. A module without inputs has zeros.
 
     Args:
         base: The model with the adapter on it.
-        passes: What the model reads.
-        modules: Linear layers by name; modules that read the same share one name.
+        passes: The model's inputs.
+        modules: Linear layers by name; modules with the same input share one name.
         size: Rows per batch.
         watch: Receives progress.
 
     Shapes: each [in in].
+
     Reference: Jin et al., Dataless Knowledge Fusion, ICLR 2023, arXiv 2212.09849, section 3, with the mean for the sum.
     """
     return alone_if_mixed(lambda size: _measured(base, passes, modules, size, watch), size)
@@ -42,8 +43,8 @@ def _measured(
     sums = {name: Sums.of(width_of(module), base.device) for name, module in modules.items()}
     rows = 0
 
-    def look(name: str, given: Tensor, _output: Tensor) -> None:
-        sums[name].add(_tokens(given, mask.last, rows).float())
+    def look(name: str, inputs: Tensor, _output: Tensor) -> None:
+        sums[name].add(_tokens(inputs, mask.last, rows).float())
 
     with (
         looking(modules, look),
@@ -56,22 +57,22 @@ def _measured(
     return {name: _moment(sums.pop(name)) for name in list(sums)}
 
 
-def _moment(found: Sums) -> Tensor:
-    read = found.read()
+def _moment(sums: Sums) -> Tensor:
+    read = sums.read()
     return read.covariance.addr_(read.mean, read.mean)
 
 
-def _tokens(given: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+def _tokens(inputs: Tensor, mask: Tensor | None, rows: int) -> Tensor:
     """Return the inputs of a module without padding, [tokens in].
 
     Raises:
-        MixedRowsError: which of them are padding is not known.
+        MixedRowsError: the positions of padding are unknown.
     """
-    found = given.reshape(-1, given.shape[-1])
+    tokens = inputs.reshape(-1, inputs.shape[-1])
     if mask is None or bool(mask.all()):
-        return found
-    if given.dim() == 3 and given.shape[:2] == mask.shape:
-        return found[mask.reshape(-1)]
+        return tokens
+    if inputs.dim() == 3 and inputs.shape[:2] == mask.shape:
+        return tokens[mask.reshape(-1)]
     if rows > 1:
         raise MixedRowsError("inputs do not come row by row")
-    return found
+    return tokens

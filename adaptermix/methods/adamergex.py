@@ -13,7 +13,7 @@ from .base import LinearMethod, method
 @method("adamergex")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaMergeX(LinearMethod):
-    r"""Move a task adapter from its language to another by what two adapters of a reference task differ in.
+    r"""Move a task adapter from its language to another by the difference of two adapters of a reference task.
 
     Of three adapters, in this order: the task in the source language, a reference task (language modelling, say) in the
     target language, and the same reference task in the source language:
@@ -24,7 +24,7 @@ class AdaMergeX(LinearMethod):
     --vary t=0.25,0.5,1,2`, or `--bounds 1,1 --trials 20 --vary t=0.0:2.0`.
 
     Args:
-        t: $t$, how far to move; 0 leaves the task adapter alone.
+        t: $t$, how far to move; 0 does not change the task adapter.
 
     Shapes: three updates [out in] give one [out in].
     Differs from the paper: the paper adds the factors of LoRAs, $A_{task} + t (A_{target} - A_{source})$ and B
@@ -45,4 +45,4 @@ class AdaMergeX(LinearMethod):
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return the weights times 1, t and -t."""
         signs = (1.0, self.t, 0.0 - self.t)
-        return [weight * signs[place] for place, weight in zip(stack.places, stack.weights, strict=True)]
+        return [weight * signs[index] for index, weight in zip(stack.places, stack.weights, strict=True)]

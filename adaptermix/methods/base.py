@@ -14,7 +14,7 @@ from ..errors import PlanError, UsageError, did_you_mean
 from ..io.registry import Registry
 
 Stacks = Callable[[], Iterable[Stack]]
-"""Gives the stacks of all modules, anew each time it is called."""
+"""Returns a new iterator over the stacks of all modules at each call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class MergeMethod(ABC):
     is_linear: ClassVar[bool] = False
     """Whether the result is a linear combination of the updates, so of low rank if they are."""
     cuts_to_largest_rank: ClassVar[bool] = False
-    """Whether the result is cut to the largest rank of the inputs where no other is asked for."""
+    """Whether the result is cut to the largest rank of the inputs unless another is requested."""
     takes_factors: ClassVar[bool] = False
     """Whether it works on the factors themselves, whose ranks must then be those of the files."""
     learner: ClassVar[str] = ""
@@ -52,7 +52,7 @@ class MergeMethod(ABC):
 
     @property
     def gives_dense(self) -> bool:
-        """Whether the result is a full matrix whatever the updates are."""
+        """Whether the result is a full matrix for all kinds of updates."""
         return False
 
     @abstractmethod
@@ -66,7 +66,7 @@ class MergeMethod(ABC):
         """
 
     def measured(self, stack: Stack) -> tuple[Update, float]:
-        """Return the merge, and the share of the weighted updates' norm that the method cut off by itself, in [0, 1].
+        """Return the merge, and the share of the weighted updates' norm that the method itself truncated, in [0, 1].
 
         A method that truncates its inputs overrides this; all others cut nothing.
         """
@@ -76,14 +76,14 @@ class MergeMethod(ABC):
         """Refuse options that count more blocks than the model has.
 
         Args:
-            depth: Number of blocks of its deepest stack, as far as the adapters show it.
+            depth: Number of blocks of its deepest stack, according to the adapters.
 
         Raises:
             ValueError: there are fewer.
         """
 
     def fit(self, stacks: Stacks) -> MergeMethod:  # noqa: ARG002
-        """Return the method with what it must know of the whole model before the first module is merged."""
+        """Return the method fitted to the whole model, before the first module is merged."""
         return self
 
 
@@ -108,8 +108,8 @@ class LinearMethod(MergeMethod):
         """
         if not self.roles:
             return tuple(weights)
-        found = dict(zip(stack.places, self.coefficients(stack), strict=True))
-        return tuple(found.get(place, 0.0) for place in range(len(weights)))
+        result = dict(zip(stack.places, self.coefficients(stack), strict=True))
+        return tuple(result.get(index, 0.0) for index in range(len(weights)))
 
     def __call__(self, stack: Stack) -> Update:
         """Combine the updates."""
@@ -140,7 +140,7 @@ def check_depths(method: MergeMethod, depths: Mapping[str, int]) -> None:
 
     Args:
         method: The method.
-        depths: Number of blocks of each stack, as far as the adapters show it.
+        depths: Number of blocks of each stack, according to the adapters.
 
     Raises:
         PlanError: the deepest stack has fewer.
@@ -162,7 +162,7 @@ class StackMethod(MergeMethod):
 
     @property
     def gives_dense(self) -> bool:
-        """Whether the result is a full matrix whatever the updates are."""
+        """Whether the result is a full matrix for all kinds of updates."""
         return True
 
     @abstractmethod
@@ -195,13 +195,13 @@ def method(name: str) -> Callable[[_M], _M]:
 
 def options_of(cls: type[MergeMethod]) -> dict[str, Any]:
     """Return the options of a method with their defaults; `...` where one must be given."""
-    found = {}
+    result = {}
     for field in fields(cls):
         if field.metadata.get("internal"):
             continue
         default = field.default if field.default is not MISSING else ...
-        found[field.name] = default
-    return found
+        result[field.name] = default
+    return result
 
 
 def require_share(name: str, value: float) -> None:
@@ -236,10 +236,10 @@ def _check_type(cls: type[MergeMethod], key: str, value: object) -> None:
     try:
         TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
-        wanted = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+        expected = getattr(hint, "__name__", str(hint)).replace("typing.", "")
         if get_origin(hint) is Literal:
-            wanted = " or ".join(map(str, get_args(hint)))
-        raise UsageError(f"option '{key}' of method '{cls.name}' must be {wanted}, got {value!r}.") from error
+            expected = " or ".join(map(str, get_args(hint)))
+        raise UsageError(f"option '{key}' of method '{cls.name}' must be {expected}, got {value!r}.") from error
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"option '{key}' of method '{cls.name}' must be finite, got {value!r}.")
 

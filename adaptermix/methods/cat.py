@@ -26,7 +26,7 @@ class Cat(Fuse):
         decay: As in `fuse`.
 
     Shapes: k updates [out in] give one [out in].
-    Differs from the paper: coefficients begin at `--weights`; give 1/k each for an average. Steps and rate are those of
+    Differs from the paper: coefficients start at `--weights`; give 1/k each for an average. Steps and rate are those of
     `fuse`, and with dev rows the coefficients of least dev loss are taken.
     Exact when: always.
     Reference: Prabhakar et al., LoRA Soups, COLING 2025 (industry track), arXiv 2410.13025, section 3.

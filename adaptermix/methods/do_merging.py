@@ -24,7 +24,7 @@ class DoMerging(MergeMethod):
         $\Delta = \lambda \sum_i w_i \tau_i \, diag(\bar m / m_i)$,
 
     the weighted sum of the directions times the mean of the lengths. It scales the columns of the right factors, so the
-    result stays low rank and nothing is cut. A column that is zero has no direction and does not count in the mean.
+    result stays low rank without truncation. A column that is zero has no direction and does not count in the mean.
 
     Args:
         per: "column" balances each input's column, as the paper does. "module" balances whole deltas: it leaves each
@@ -61,16 +61,16 @@ class DoMerging(MergeMethod):
         return merged.to(stack.dtype)
 
     def _lengths(self, update: Update) -> Tensor:
-        """Return the length of each column, or of the whole; 0 for what is rounding of terms that cancel."""
+        """Return the length of each column, or of the whole; 0 for rounding errors of terms that cancel."""
         if self.per == "module":
             return torch.tensor([norm(update)], dtype=torch.float64, device=_device(update))
         if isinstance(update, Dense):
             columns: Tensor = torch.linalg.vector_norm(update.w.double(), dim=0)
             return columns
         r, a = torch.linalg.qr(update.b.double()).R, update.a.double()
-        found = torch.linalg.vector_norm(r @ a, dim=0)
+        result = torch.linalg.vector_norm(r @ a, dim=0)
         terms = torch.linalg.vector_norm(r, dim=0) @ a.abs()
-        lengths: Tensor = torch.where(found > _ROUNDING * terms, found, 0.0) * abs(update.scale)
+        lengths: Tensor = torch.where(result > _ROUNDING * terms, result, 0.0) * abs(update.scale)
         return lengths
 
 

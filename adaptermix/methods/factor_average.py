@@ -14,7 +14,7 @@ from .factor_sums import sum_factors
 @method("factor-average")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorAverage(MergeMethod):
-    r"""The weighted sum of A times that of B, as one gets who averages adapter files; for reproducing, not for use.
+    r"""Average A and B separately, as averaging adapter files does. For reproducing published numbers only.
 
     $\Delta = (\sum_i w_i \sqrt{|s_i|} B_i) (\sum_i w_i e_i \sqrt{|s_i|} A_i)$ with $e_i = sgn(s_i)$: each adapter acts
     by $w_i^2$, and the cross terms $w_i w_j B_i A_j$ belong to none. With one scale s this is s times the product of

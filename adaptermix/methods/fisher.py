@@ -43,6 +43,6 @@ class Fisher(StackMethod):
         Raises:
             ValueError: a negative weight, or negative statistics.
         """
-        if min(stack.weights) < 0 or any(bool((found < 0).any()) for found in stack.statistics):
+        if min(stack.weights) < 0 or any(bool((result < 0).any()) for result in stack.statistics):
             raise ValueError("fisher needs weights and statistics of at least 0, and one is negative")
         return chain(stack, self.operators())

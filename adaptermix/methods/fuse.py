@@ -15,13 +15,13 @@ from .base import LinearMethod, method
 class Fuse(LinearMethod):
     r"""Weighted sum with a gate per adapter and layer, learned on rows of the task.
 
-    $\Delta_l = \sum_i g_{il} s_i B_i A_i$. The gates begin at the weights and follow the gradient of the task's loss
-    with Adam, its rate falling to zero; adapters, base and head stay as they are. Gates do not depend on the input, so
+    $\Delta_l = \sum_i g_{il} s_i B_i A_i$. The gates start at the weights and follow the gradient of the task's loss
+    with Adam, its rate falling to zero; adapters, base and head do not change. Gates do not depend on the input, so
     the result is a plain adapter. With dev rows those gates are taken, of ten looks and the start, whose dev loss is
     least.
 
     Args:
-        per: What has gates of its own: each layer, each module, or each adapter as a whole.
+        per: Unit that has separate gates: each layer, each module, or each adapter as a whole.
         steps: Steps of Adam.
         rate: Its learning rate at the start.
         batch: Rows per step.
@@ -50,5 +50,5 @@ class Fuse(LinearMethod):
             raise ValueError("steps and decay must be at least 0, batch at least 1, and rate above 0")
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
-        """Return the weights, which hold what was learned."""
+        """Return the weights, which are the learned gates."""
         return stack.weights

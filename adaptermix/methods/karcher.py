@@ -56,10 +56,10 @@ class Karcher(LinearMethod):
         cosines = (gram[acts][:, acts] / lengths[acts].outer(lengths[acts])).clamp(-1, 1)
         shares = weights[acts] / weights[acts].sum()
         mean = self._mean(cosines, shares)
-        found = torch.zeros_like(weights)
+        result = torch.zeros_like(weights)
         # `found` is the direction's coefficients times the mean length
-        found[acts] = mean / lengths[acts] * float((weights[acts] * lengths[acts]).sum())
-        return [float(value) for value in found]
+        result[acts] = mean / lengths[acts] * float((weights[acts] * lengths[acts]).sum())
+        return [float(value) for value in result]
 
     def _mean(self, cosines: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         """Return the unit mean direction as coefficients of the unit directions."""

@@ -1,4 +1,4 @@
-"""KnOTS: align the deltas by one SVD, then merge what is left of each."""
+"""KnOTS: align the deltas by one SVD, then merge the remaining factors."""
 
 from __future__ import annotations
 

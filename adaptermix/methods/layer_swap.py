@@ -35,7 +35,7 @@ class LayerSwap(LinearMethod):
         transition: Blocks next to each of these borders in which both are averaged.
         share: Share of the language adapter there, in [0, 1].
         blocks: Number of blocks of the model; None takes one more than the last that an adapter adapts, in each stack:
-            an encoder and a decoder, or the parts for images and for text, are stacks of their own.
+            an encoder and a decoder, or the parts for images and for text, are separate stacks.
 
     Shapes: k updates [out in] give one [out in].
     Differs from the paper: weights. The paper swaps whole layers of fully tuned models (its follow-up LoRAs, too),
@@ -75,12 +75,12 @@ class LayerSwap(LinearMethod):
         if blocks < depth:
             raise ValueError(f"blocks must be at least the number that the adapters have, {depth}, got {blocks}")
         for name in ("bottom", "top"):
-            wanted = getattr(self, name)
-            if wanted is not None and wanted > blocks:
+            expected = getattr(self, name)
+            if expected is not None and expected > blocks:
                 more = (
                     "" if self.blocks else "; if the model has more than the adapters adapt, set blocks to its number"
                 )
-                raise ValueError(f"{name} must be at most the number of blocks, {blocks}, got {wanted}{more}")
+                raise ValueError(f"{name} must be at most the number of blocks, {blocks}, got {expected}{more}")
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return each adapter's weight times its share of the block."""
@@ -91,7 +91,7 @@ class LayerSwap(LinearMethod):
         ]
         language = self._language_share(stack.block, depth, *sides)
         shares = (1 - language, language)
-        return [weight * shares[place] for place, weight in zip(stack.places, stack.weights, strict=True)]
+        return [weight * shares[index] for index, weight in zip(stack.places, stack.weights, strict=True)]
 
     def _language_share(self, block: int | None, depth: int, bottom: int, top: int) -> float:
         """Return the share of the language adapter in a block."""

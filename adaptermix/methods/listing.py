@@ -41,14 +41,14 @@ class MethodEntry:
 
 def _own() -> list[MethodEntry]:
     METHODS.load_all()
-    found = []
+    result = []
     for name, cls in sorted(METHODS.items()):
         text = "\n".join(line.removeprefix("    ") for line in (cls.__doc__ or "").strip().splitlines())
         summary = text.splitlines()[0]
         if not is_weighted_sum(cls):
             text = text.rstrip() + _ZEROS
-        found.append(MethodEntry(name=name, summary=summary, options=options_of(cls), text=text))
-    return found
+        result.append(MethodEntry(name=name, summary=summary, options=options_of(cls), text=text))
+    return result
 
 
 def _mergekit() -> list[MethodEntry]:
@@ -56,11 +56,11 @@ def _mergekit() -> list[MethodEntry]:
         known = mergekit_methods()
     except PlanError:  # not installed
         return []
-    found = []
+    result = []
     for name, options in known.items():
         text = describe(name) + _ZEROS
-        found.append(MethodEntry(name=f"mergekit:{name}", summary=text.splitlines()[0], options=options, text=text))
-    return found
+        result.append(MethodEntry(name=f"mergekit:{name}", summary=text.splitlines()[0], options=options, text=text))
+    return result
 
 
 def list_methods(names: Sequence[str] = ()) -> list[MethodEntry]:

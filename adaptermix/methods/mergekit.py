@@ -18,13 +18,13 @@ from .mergekit_options import PARTS, check_option, per_adapter
 
 NEEDED = (0, 1, 5)
 _INTERPOLATE = ("slerp",)
-"""Methods whose parameter t is the share of the second of two models, which is what the weights say."""
+"""Methods whose parameter t is the share of the second of two models, which the weights determine."""
 _FIRST_IS_BASE = ("slerp", "nearswap")
-"""Methods of exactly two models, of which mergekit calls the first the base."""
+"""Methods of exactly two models; mergekit calls the first one the base."""
 _ANGLES = ("slerp", "nuslerp", "model_stock")
-"""Methods of the angles between the deltas: a zero delta has none."""
+"""Methods of the angles between the deltas: undefined for a zero delta."""
 _DIVIDE = {"linear": "normalize", "multislerp": "normalize_weights"}
-"""Methods that divide by the sum of the weights whatever it is, and the option that says so."""
+"""Methods that always divide by the sum of the weights, and the option that controls it."""
 _SEEDLESS: tuple[str, ...] = (
     "linear",
     "slerp",
@@ -39,7 +39,7 @@ _SEEDLESS: tuple[str, ...] = (
 _SEEDLESS += ("ramplus_tl", "sce", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties")
 """Methods known to draw no random numbers."""
 _REFUSED = {
-    "arcee_fusion": "compares the softmax of whole weights, which a delta is not, and takes its first model as the base"
+    "arcee_fusion": "compares the softmax of whole weights, which deltas are not, and uses its first model as the base"
 }
 
 
@@ -54,19 +54,19 @@ def _registry() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        found = version("mergekit")
+        result = version("mergekit")
     except PackageNotFoundError as error:
         raise PlanError(
             "methods named mergekit:NAME need mergekit, which is not installed: pip install 'mergekit>=0.1.5'."
         ) from error
-    if tuple(int(part) for part in found.split(".")[:3] if part.isdigit()) < NEEDED:
-        raise PlanError(f"methods named mergekit:NAME need mergekit >= 0.1.5, found {found}: pip install -U mergekit.")
+    if tuple(int(part) for part in result.split(".")[:3] if part.isdigit()) < NEEDED:
+        raise PlanError(f"methods named mergekit:NAME need mergekit >= 0.1.5, found {result}: pip install -U mergekit.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             from mergekit import merge_methods
         except ImportError as error:
-            raise PlanError(f"mergekit {found} must import, and does not: {error}. Reinstall it.") from error
+            raise PlanError(f"mergekit {result} must import, and does not: {error}. Reinstall it.") from error
     return {entry.spec.name: entry for entry in merge_methods.registered_methods()}
 
 
@@ -87,18 +87,18 @@ def mergekit_methods() -> dict[str, dict[str, Any]]:
 class Mergekit(MergeMethod):
     r"""A method of mergekit on the deltas, through its in-memory API.
 
-    Deltas take the place of the models, and zeros that of the base model where a method needs one, since every delta is
-    a difference from one base. Of slerp and nearswap, which take exactly two models, mergekit calls the first the base;
-    they get two deltas, and nearswap stays with the first. No other method gets an adapter as its base. Vectors and
-    kernels have the shape that they have in the model.
+    Deltas replace the models, and zeros replace the base model where a method needs one, since every delta is
+    a difference from one base. For slerp and nearswap, which take exactly two models, mergekit calls the first the
+    base; they get two deltas, and nearswap stays with the first. No other method gets an adapter as its base. Vectors
+    and kernels have the shape that they have in the model.
 
     Weights: those of the merge, where the method has weights (the share of the second is `t` of slerp, the weight of a
     single adapter is `scale` of passthrough). A method without weights counts each of k adapters 1/k, and weights that
     say anything else are refused. linear, multislerp, slerp and nuslerp divide by the sum of the weights, and ties and
-    della, entry by entry, by that of the survivors: an entry that one adapter alone has comes back whole.
+    della, entry by entry, by that of the survivors: an entry that one adapter alone has keeps its full value.
 
     Zeros: a delta that is zero, or of a module that an adapter lacks, is one of the inputs. For slerp, nuslerp and
-    model_stock, which are about angles, it has none: the others are merged, times their share of the weights.
+    model_stock, which are about angles, a zero has no angle: the others are merged, times their share of the weights.
 
     Args:
         member: mergekit's name of the method.
@@ -122,7 +122,7 @@ class Mergekit(MergeMethod):
 
     @property
     def gives_dense(self) -> bool:
-        """Whether the result is a full matrix whatever the updates are."""
+        """Whether the result is a full matrix for all kinds of updates."""
         return True
 
     def __call__(self, stack: Stack) -> Dense:
@@ -143,47 +143,47 @@ class Mergekit(MergeMethod):
             return Dense(w=self._run(entry, stack, order, parameters))
         # A list of one adapter is that of a pair whose other adapter weighs 0.
         shares = _shares(stack, parameters.get("t")) if len(order) > 1 else [1.0]
-        acting = [place for place in order if norm(stack.updates[place]) > 0]
+        acting = [index for index in order if norm(stack.updates[index]) > 0]
         if len(acting) == len(order) > 1:
             return Dense(w=self._run(entry, stack, order, parameters))
         if len(acting) > 1:
-            return Dense(w=self._run(entry, stack, acting, parameters) * sum(shares[place] for place in acting))
+            return Dense(w=self._run(entry, stack, acting, parameters) * sum(shares[index] for index in acting))
         total = torch.zeros(stack.shape, dtype=stack.dtype, device=stack.device)
-        for place in acting:
-            total += shares[place] * stack.updates[place].to(stack.dtype).dense()
+        for index in acting:
+            total += shares[index] * stack.updates[index].to(stack.dtype).dense()
         return Dense(w=total)
 
     def _order(self, stack: Stack) -> list[int]:
-        """Return the order in which mergekit gets the updates: of random methods one that says who draws first."""
-        places = list(range(len(stack.updates)))
+        """Return the order in which mergekit gets the updates: for random methods it determines the order of draws."""
+        indices = list(range(len(stack.updates)))
         if not self.is_random:
-            return places
+            return indices
         # Zeros last: with or without them the others draw the same numbers.
-        return sorted(places, key=lambda place: (norm(stack.updates[place]) == 0, stack.names[place]))
+        return sorted(indices, key=lambda place: (norm(stack.updates[place]) == 0, stack.names[place]))
 
     def _parameters(self, entry: Any, stack: Stack) -> dict[str, Any]:
         """Return the parameters, with those of single adapters as lists in the order of the stack."""
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             name: per_adapter(name, value, stack) if _is_per_adapter(entry, name) else value
             for name, value in self.options.items()
         }
         weights = list(stack.weights)
         if any(parameter.name == "weight" for parameter in entry.spec.parameters):
             option = _DIVIDE.get(self.member, "")
-            if found.get(option, bool(option)) and abs(sum(weights)) <= 1e-9 * sum(map(abs, weights)):
+            if result.get(option, bool(option)) and abs(sum(weights)) <= 1e-9 * sum(map(abs, weights)):
                 raise ValueError(
                     f"it divides by the sum of the weights, which must not be 0, got {weights}. "
                     f"Give weights that do not cancel, or --set {option}=false"
                 )
-            found["weight"] = weights
+            result["weight"] = weights
         elif self.member in _INTERPOLATE:
             if len(weights) > 1:
-                found["t"] = _second_share(weights, found.get("t"))
+                result["t"] = _second_share(weights, result.get("t"))
         elif self.member == "passthrough":
-            found["scale"] = [_scale(weights[0], found.get("scale"))]
+            result["scale"] = [_scale(weights[0], result.get("scale"))]
         else:
             _check_equal(weights)
-        return found
+        return result
 
     @staticmethod
     def _drops(parameters: Mapping[str, Any]) -> bool:
@@ -195,15 +195,15 @@ class Mergekit(MergeMethod):
         from mergekit.merge_methods.api import merge_tensors
 
         shape = stack.tensor_shape or stack.shape
-        deltas = [stack.updates[place].to(stack.dtype).dense().reshape(shape) for place in chosen]
+        deltas = [stack.updates[index].to(stack.dtype).dense().reshape(shape) for index in chosen]
         if self.member.startswith("della") and self._drops(parameters):
             _check_rows(shape)
-        ids = [f"adapter {place + 1}" for place in chosen]
+        ids = [f"adapter {index + 1}" for index in chosen]
         base = _base_index(entry)
         if base is not None and self.member not in _FIRST_IS_BASE:
             ids, deltas = ["base model", *ids], [torch.zeros_like(deltas[0]), *deltas]
         own = {
-            name: dict(zip(ids[-len(chosen) :], (value[place] for place in chosen), strict=True))
+            name: dict(zip(ids[-len(chosen) :], (value[index] for index in chosen), strict=True))
             if _is_per_adapter(entry, name) and isinstance(value, list)
             else value
             for name, value in parameters.items()
@@ -254,9 +254,9 @@ def _check_count(entry: Any, stack: Stack) -> None:
     most = contract.max_inputs - with_base if contract.max_inputs is not None else contract.max_non_base
     if least <= count and (most is None or count <= most):
         return
-    wanted = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
+    expected = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
     more = "; an adapter of weight 0 is left out" if count < least else ""
-    raise ValueError(f"it merges {wanted} adapter{'s' * (wanted[-1] != '1')}, got {count}{more}")
+    raise ValueError(f"it merges {expected} adapter{'s' * (expected[-1] != '1')}, got {count}{more}")
 
 
 def _check_rows(shape: Sequence[int]) -> None:
@@ -341,7 +341,7 @@ def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
 
 
 def describe(member: str) -> str:
-    """Return what mergekit's method does here, for people: the first line is a summary."""
+    """Return the description of mergekit's method for users: the first line is a summary."""
     entry = _registry()[member]
     takes = {parameter.name for parameter in entry.spec.parameters}
     lines = [f"mergekit's {member}, run on the deltas.", "", "Its options are mergekit's own parameters."]

@@ -44,15 +44,15 @@ def check_option(member: str, parameter: Any, value: Any) -> None:
         values = list(value.values()) if isinstance(value, Mapping) else list(value)
     holds, words = _OF_MEMBER.get((member, name)) or _RANGES.get(name) or (math.isfinite, "finite")
     for one in values:
-        wanted = getattr(parameter.value_type, "__name__", "a number")
+        expected = getattr(parameter.value_type, "__name__", "a number")
         try:
-            found = parameter.validate(one)
+            result = parameter.validate(one)
         except ValueError as error:
-            raise UsageError(f"{title} must be {wanted}, got {one!r}.") from error
+            raise UsageError(f"{title} must be {expected}, got {one!r}.") from error
         if isinstance(one, bool) and parameter.value_type is not bool:
-            raise UsageError(f"{title} must be {wanted}, got {one!r}.")
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        if is_number and not (math.isfinite(found) and holds(found)):
+            raise UsageError(f"{title} must be {expected}, got {one!r}.")
+        is_number = isinstance(result, int | float) and not isinstance(result, bool)
+        if is_number and not (math.isfinite(result) and holds(result)):
             raise UsageError(f"{title} must be {words}, got {one!r}.")
 
 
@@ -68,7 +68,7 @@ def per_adapter(name: str, value: Any, stack: Stack) -> list[Any]:
         ValueError: the list or the names do not fit the adapters.
     """
     adapters = stack.adapters or stack.names
-    places = stack.places or range(len(stack.updates))
+    indices = stack.places or range(len(stack.updates))
     if isinstance(value, Mapping):
         for key in value:
             if adapters.count(key) != 1:
@@ -77,10 +77,10 @@ def per_adapter(name: str, value: Any, stack: Stack) -> list[Any]:
                     f"The adapters are {', '.join(adapters)}"
                 )
         if missing := [adapter for adapter in adapters if adapter not in value]:
-            raise ValueError(f"{name} must have a value for every adapter, and has none for {', '.join(missing)}")
-        return [value[adapters[place]] for place in places]
+            raise ValueError(f"{name} must have a value for every adapter, and lacks one for {', '.join(missing)}")
+        return [value[adapters[index]] for index in indices]
     if isinstance(value, list | tuple):
         if len(value) != len(adapters):
             raise ValueError(f"{name} must have one value per adapter, got {len(value)} for {len(adapters)}")
-        return [value[place] for place in places]
+        return [value[index] for index in indices]
     return [value] * len(stack.updates)

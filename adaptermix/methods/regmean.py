@@ -13,16 +13,16 @@ from .base import MergeMethod, method
 
 
 def _inverse(gram: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
-    """Return the inverse of a Gram matrix on the directions that stand above rounding, and a basis of these.
+    """Return the inverse of a Gram matrix on the directions above rounding errors, and a basis of these.
 
     Scaled to a diagonal of ones first: features differ in size by orders of magnitude, and each entry is rounded
-    relative to itself, so small features are known as well as large ones.
+    relative to itself, so small features are as accurate as large ones.
 
     Args:
         gram: Gram matrix in float64.
         rounding: Machine epsilon of the dtype that it was stored in.
 
-    Shapes: gram is [in in], so is the inverse; the basis is [in seen], orthonormal.
+    Shapes: gram and the inverse are [in in]; the basis is [in seen], orthonormal.
     """
     scales = gram.diagonal().clamp(min=0).sqrt()
     scales = torch.where(scales > 0, scales, 1.0)
@@ -42,7 +42,7 @@ class RegMean(MergeMethod):
     r"""The delta whose outputs differ least, in squares, from each adapter's on that adapter's own inputs.
 
     $\Delta = (\sum_i w_i \tau_i G_i) (\sum_i w_i G_i)^{-1}$ with $G_i = X_i^T X_i$ from the inputs of the module, rows
-    of $X_i$. On directions that no input has, the weighted mean: those are the ones that do not stand above the
+    of $X_i$. On directions that no input has, the weighted mean: those are the ones that are not above the
     rounding of the statistics, by the dtype of their files. The result keeps the left factors, so it is low rank.
 
     Divide each G by its number of rows: else a text seven times as long weighs seven times as much. A delta that is
@@ -77,8 +77,8 @@ class RegMean(MergeMethod):
         if min(stack.weights) < 0 or sum(stack.weights) == 0:
             raise ValueError(f"regmean needs weights of at least 0, not all 0, got {list(stack.weights)}")
         shares = [weight / sum(stack.weights) for weight in stack.weights]
-        grams = [share * self._shrunk(found) for share, found in zip(shares, stack.statistics, strict=True)]
-        rounding = max(torch.finfo(found.dtype).eps for found in stack.statistics)
+        grams = [share * self._shrunk(result) for share, result in zip(shares, stack.statistics, strict=True)]
+        rounding = max(torch.finfo(result.dtype).eps for result in stack.statistics)
         inverse, seen = _inverse(torch.stack(grams).sum(0), rounding)
         left, right = [], []
         for update, share, gram in zip(stack.updates, shares, grams, strict=True):

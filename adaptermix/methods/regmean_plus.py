@@ -16,7 +16,7 @@ class RegMeanPlus(RegMean):
 
     $\Delta_l = (\sum_i w_i \tau_{il} G_{il}) (\sum_i w_i G_{il})^{-1}$ with $G_{il}$ the mean of $z z^T$ over the data
     of adapter i, where blocks before l are merged already and block l has adapter i alone. So each block is fitted to
-    what will reach it. Needs `--base`, and data for each adapter in their order: `--texts`, or `--train` with `--task`.
+    its later inputs. Needs `--base`, and data for each adapter in their order: `--texts`, or `--train` with `--task`.
 
     Args:
         off_diagonal: Factor on the off-diagonal entries of G ($\alpha$ in the paper), in [0, 1].

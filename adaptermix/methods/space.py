@@ -1,4 +1,4 @@
-"""Where a method merges: in the matrices as they are, or in the core space of the updates."""
+"""The space in which a method merges: the full matrices, or the core space of the updates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..algebra.operators import chain
 from .base import StackMethod
 
 Space = Literal["full", "core"]
-"""Where entries are: in the matrices as they are, or in the core of the updates."""
+"""The space of the entries: the full matrices, or the core of the updates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +20,14 @@ class SpaceMethod(StackMethod):
     In core space each update is represented by its matrix $M_i$ in bases that all share, $\tau_i = U M_i V^T$; these
     are merged, and $U M V^T$ is the result, so it is of low rank and no [out in] matrix is formed (Panariello et al.,
     Accurate and Efficient Low-Rank Model Merging in Core Space, NeurIPS 2025, arXiv 2509.17786, section 4). Vectors,
-    and matrices of one row or column, have no directions to share and stay as they are.
+    and matrices of one row or column, have no directions to share and do not change.
     """
 
     space: Space = "full"
 
     @property
     def gives_dense(self) -> bool:
-        """Whether the result is a full matrix whatever the updates are."""
+        """Whether the result is a full matrix for all kinds of updates."""
         return self.space == "full"
 
     def __call__(self, stack: Stack) -> Update:
@@ -54,5 +54,5 @@ def core_shape(stack: Stack) -> tuple[int, int]:
 
 
 def _in_core(stack: Stack, core: Core) -> Stack:
-    """Return a stack with the matrices of the core in the place of the updates."""
+    """Return a stack with the core's matrices instead of the updates."""
     return replace(stack, updates=tuple(Dense(w=part.to(stack.dtype)) for part in core.parts), tensor_shape=())

@@ -15,8 +15,8 @@ from .base import LinearMethod, method
 class Svd(LinearMethod):
     r"""Weighted sum of the deltas, approximated at the largest rank of the inputs.
 
-    $\Delta = [\sum_i w_i s_i B_i A_i]_r$ with r the rank asked for, by default $\max_i r_i$: what peft calls `svd`,
-    from thin QRs and a small SVD in place of the dense matrix.
+    $\Delta = [\sum_i w_i s_i B_i A_i]_r$ with r the requested rank, by default $\max_i r_i$: what peft calls `svd`,
+    from thin QRs and a small SVD instead of the dense matrix.
 
     Shapes: k updates [out in] give one [out in] of rank r.
     Differs from `exact`: only in the default rank.

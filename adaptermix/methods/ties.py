@@ -43,12 +43,12 @@ class Ties(SpaceMethod):
         order: "elect-first" elects on unweighted updates and divides by the count of survivors (PEFT);
             "scale-first" elects on weighted updates and divides by the weight of the survivors (mergekit).
         normalize: Divide at all; if not, survivors are added up.
-        scope: "module" trims each module by itself (PEFT, mergekit), "model" each adapter over all its modules, as the
+        scope: "module" trims each module separately (PEFT, mergekit), "model" each adapter over all its modules, as the
             authors' code trims (its election differs: there a sum of zero takes the sign of the majority).
         space: "full" trims and elects the entries of the deltas. "core" does so to the entries of the matrices $M_i$ of
             $\tau_i = U M_i V^T$, where U and V are bases that all deltas share, and multiplies the result by them: its
             rank is at most $\sum_i r_i$, and no [out in] matrix is formed. Vectors, and matrices of one row or column,
-            are merged as they are. Where singular values of the deltas side by side coincide, U and V are not unique.
+            are merged directly. Where singular values of the deltas side by side coincide, U and V are not unique.
             What rounding leaves between an adapter and its 16-bit copy counts as further directions.
 
     Shapes: k updates [out in] give one [out in], dense or, in core space, of low rank.

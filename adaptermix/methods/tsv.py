@@ -36,19 +36,19 @@ class Tsv(MergeMethod):
 
     Args:
         share: Share of each delta's singular triplets that is kept, rounded up; None keeps min(out, in)/k of them, as
-            the paper does, which cuts no LoRA whose rank times k is at most min(out, in). What is cut counts as
+            the paper does, which cuts no LoRA whose rank times k is at most min(out, in). Truncation counts as
             residual.
         space: In which space min(out, in) counts: that of the matrices, or "core", where it is the smaller side of the
-            matrices $M_i$ (`space` in `ties`), so that of LoRAs of one rank nothing is cut, and of others the longer
+            matrices $M_i$ (`space` in `ties`), so that of LoRAs of one rank nothing is lost, and of others the longer
             ones are. Otherwise both give the same, since singular vectors do not depend on the basis.
         gain: $\lambda$, a factor on the result.
-        floor: Directions of U or V that are shorter than this share of the longest are left out: 0.01 removes what
-            rounding leaves between an adapter and a 16-bit copy of it.
+        floor: Directions of U or V that are shorter than this share of the longest are left out: 0.01 removes
+            rounding errors between an adapter and a 16-bit copy of it.
 
     Shapes: k updates [out in] give one [out in] of rank at most $\sum_i r_i$.
     Differs from the paper: weights; deltas that are zero do not count in k; `share` is of the numerical rank of a
     delta. Vectors that depend on each other are made orthogonal within their span. One matrix at a time.
-    Exact when: there is one adapter, or the adapters' subspaces are orthogonal and nothing is cut.
+    Exact when: there is one adapter, or the adapters' subspaces are orthogonal without truncation.
     Reference: Gargiulo et al., Task Singular Vectors, CVPR 2025, arXiv 2412.00081, section 3.3.
     """
 
@@ -78,19 +78,19 @@ class Tsv(MergeMethod):
             zeros = torch.zeros(sum(stack.shape), 1, dtype=stack.dtype, device=stack.device)
             return LowRank(b=zeros[: stack.shape[0]], a=zeros[stack.shape[0] :].T.contiguous()), 0.0
         kept = list(zip(frames, counts, stack.weights, strict=True))
-        sigma = torch.cat([weight * found.sigma[:count] for found, count, weight in kept])
-        u = _polar(torch.cat([found.left[:, :count] for found, count, _ in kept], dim=1), self.floor)
-        v = _polar(torch.cat([found.right[:, :count] for found, count, _ in kept], dim=1), self.floor)
+        sigma = torch.cat([weight * result.sigma[:count] for result, count, weight in kept])
+        u = _polar(torch.cat([result.left[:, :count] for result, count, _ in kept], dim=1), self.floor)
+        v = _polar(torch.cat([result.right[:, :count] for result, count, _ in kept], dim=1), self.floor)
         merged = LowRank(b=(u * sigma * self.gain).to(stack.dtype), a=v.T.contiguous().to(stack.dtype))
-        whole = math.hypot(*(weight * found.norm for found, _, weight in kept))
-        lost = math.hypot(*(weight * math.hypot(*found.sigma[count:].tolist()) for found, count, weight in kept))
+        whole = math.hypot(*(weight * result.norm for result, _, weight in kept))
+        lost = math.hypot(*(weight * math.hypot(*result.sigma[count:].tolist()) for result, count, weight in kept))
         return merged, lost / whole if whole > 0 else 0.0
 
     def _counts(self, frames: Sequence[Frame], side: int) -> list[int]:
-        """Return how many triplets of each delta are kept, of matrices whose smaller side is given."""
-        acting = sum(found.rank > 0 for found in frames)
+        """Return how many triplets of each delta are kept, for matrices with this smaller side."""
+        acting = sum(result.rank > 0 for result in frames)
         if self.share is None:
             most = max(1, side // max(1, acting))
-            return [min(most, found.rank) for found in frames]
+            return [min(most, result.rank) for result in frames]
         # a hair below, since 1/3 * 3 may exceed 1 by rounding
-        return [math.ceil(self.share * found.rank - 1e-9) for found in frames]
+        return [math.ceil(self.share * result.rank - 1e-9) for result in frames]

@@ -28,7 +28,7 @@ class Wudi(MergeMethod):
     eigenvalue of $\sum_i G_i$ over the directions that a delta reads; on the others the result is zero. No [out in]
     matrix is formed. Biases and other vectors have one input, which all adapters read, and are averaged.
 
-    Weights say how strongly each adapter's own action is wanted; they are not shares. Adapters that read the same
+    Weights say how strongly each adapter's action counts; they are not shares. Adapters that read the same
     inputs are averaged there, so give each weight 1 for the paper's form. Where they read nearly the same inputs and
     answer differently, only a `ridge` keeps the result from growing.
 
@@ -63,8 +63,8 @@ class Wudi(MergeMethod):
         if not acting:
             return core.update(total, stack.dtype)
         units = [part / torch.linalg.matrix_norm(part) for part, _ in acting]
-        wanted = [weight * (part @ unit.T) for (part, weight), unit in zip(acting, units, strict=True)]
-        merged = _least_squares(torch.cat(units), torch.cat(wanted, dim=1), total, self.ridge)
+        expected = [weight * (part @ unit.T) for (part, weight), unit in zip(acting, units, strict=True)]
+        merged = _least_squares(torch.cat(units), torch.cat(expected, dim=1), total, self.ridge)
         return core.update(merged * self.gain, stack.dtype)
 
 

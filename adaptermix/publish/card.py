@@ -1,4 +1,4 @@
-"""The model card, made from the manifest and from nothing else."""
+"""The model card, generated from the manifest only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .private import hub_id, last_part, without_paths
 __all__ = ["card", "hub_id"]
 
 _PLACEHOLDER = "BASE MODEL"
-"""Stands in the lines of use for a base model that has no id on the Hub."""
+"""Placeholder in the usage example for a base model without a Hub id."""
 
 _WHAT = {
     "merge": "a weighted merge of LoRA adapters",
@@ -34,12 +34,12 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|#~&]")
 
 
 def plain(text: object, limit: int = 200) -> str:
-    """Return foreign text for the body of a card: one line, without effect as Markdown or HTML, cut to a length."""
+    """Return foreign text for the body of a card: one line, escaped for Markdown and HTML, cut to a limit."""
     return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shown(text, limit))
 
 
 def _code(text: object, limit: int = 200) -> str:
-    """Return foreign text as inline code, or escaped where it holds markup."""
+    """Return foreign text as inline code, or escaped if it contains markup."""
     line = shown(text, limit)
     return plain(text, limit) if _MARKUP.search(line) else f"`{line}`"
 
@@ -51,7 +51,7 @@ def _is_full(document: Mapping[str, Any]) -> bool:
 
 def _header(document: Mapping[str, Any], base: str | None) -> str:
     names = {name for names in document.get("languages", {}).values() for name in names}
-    # the Hub takes codes of ISO 639 alone: those of pairs (de-en) one by one, without scripts (zh-Hant)
+    # The Hub accepts only ISO 639 codes: pairs (de-en) become two, and scripts (zh-Hant) are dropped.
     languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
     header: dict[str, Any] = {
@@ -81,13 +81,13 @@ def _inputs(document: Mapping[str, Any]) -> str:
     return "## Made from\n\n" + _table(["adapter", title, "sha256"], rows) if rows else ""
 
 
-def _begun(document: Mapping[str, Any]) -> str:
+def _started_from(document: Mapping[str, Any]) -> str:
     names = [
         f"{_code(entry['name'])} (sha256 {_code(entry['weights_sha256'][:12])})"
         for entry in document.get("inputs", ())
         if entry.get("use") == START
     ]
-    return f"Training began from the adapter {', '.join(names)}." if names else ""
+    return f"Training started from the adapter {', '.join(names)}." if names else ""
 
 
 def _fidelity(document: Mapping[str, Any]) -> str:
@@ -146,7 +146,7 @@ def _languages(document: Mapping[str, Any]) -> str:
 
 
 def _aligned(names: list[str], document: Mapping[str, Any]) -> str:
-    """Return which languages were aligned with which, as far as the training files tell."""
+    """Return which languages were aligned with which, according to the training files."""
     files = [entry.get("languages") for entry in document.get("data", ()) if isinstance(entry, Mapping)]
     pairs = sorted(
         {tuple(pair) for pair in files if isinstance(pair, list) and len(pair) == 2 and set(pair) <= {*names}}
@@ -164,14 +164,14 @@ def _tested(document: Mapping[str, Any]) -> str:
 
 
 _FUSED = {
-    "input": '\n# a text\'s source stands before it: f"{source} {text}", of a pair before each of its texts',
+    "input": '\n# the source is put before its text: f"{source} {text}"; for a pair, before each of its texts',
     "x-mixup": "\n# its sources are mixed in by `adaptermix evaluate --source`, or adaptermix.fusion.mixup.Mixer",
 }
-"""How adapters that do not fuse in their bottleneck see their sources."""
+"""Usage comments for adapters that do not fuse in their bottleneck."""
 
 
 def _fused(document: Mapping[str, Any], lines: str) -> str:
-    """Return how an adapter is loaded that sees texts beside their sources."""
+    """Return the loading example of an adapter with sources."""
     entry = document.get("fusion")
     fusion = entry if isinstance(entry, Mapping) else {}
     name = str(fusion.get("fusion"))
@@ -197,7 +197,7 @@ def _fused(document: Mapping[str, Any], lines: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text as a literal of Python in double quotes."""
+    """Return a text as a Python literal in double quotes."""
     return json.dumps(text)
 
 
@@ -234,8 +234,8 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
         lines = _fused(document, lines)
     modules = (document.get("fidelity") or {}).get("modules", {})
     if document.get("kind") == "bake" and any("rank" in module for module in modules.values()):
-        beside = f"model = PeftModel.from_pretrained(model, {f'{reference}/residual'!r})"
-        lines = f"from peft import PeftModel\n{lines}\n{beside}"
+        with_lora = f"model = PeftModel.from_pretrained(model, {f'{reference}/residual'!r})"
+        lines = f"from peft import PeftModel\n{lines}\n{with_lora}"
     return f"## Use\n\n```python\n{lines}\n```"
 
 
@@ -245,8 +245,8 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
     Args:
         document: Its manifest.
         name: Title.
-        reference: Where the adapter will be loaded from; default the title.
-        base: Id of the base model on the Hub; default what the manifest names, unless that is a local folder.
+        reference: Location to load the adapter from; default the title.
+        base: Id of the base model on the Hub; default the manifest's, unless that is a local folder.
     """
     named = document.get("base", {}).get("id")
     base = base or hub_id(named)
@@ -263,7 +263,7 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
             else "a full model that was merged"
         )
     if document.get("artifact") == "delta":
-        what = "a merged delta as full matrices, which is no PEFT adapter: it is to be added to the weights"
+        what = "a merged delta as full matrices, to be added to the weights; it is not a PEFT adapter"
     settings = without_paths(document.get("plan", {}))
     plan = f"## Settings\n\n```json\n{json.dumps(settings, indent=2, default=str)}\n```" if settings else ""
     packages = ", ".join(
@@ -274,7 +274,7 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
         f"---\n{_header(document, base)}---",
         f"# {plain(name)}",
         f"This is {what}, for {which}.{made}",
-        _begun(document),
+        _started_from(document),
         _languages(document),
         _tested(document),
         _use(document, base or _PLACEHOLDER, reference or name),

@@ -1,4 +1,4 @@
-"""What of an output folder is published, and with which content; the folder itself is only read."""
+"""The selection and content of the files that are published from an output folder, which is only read."""
 
 from __future__ import annotations
 
@@ -56,26 +56,26 @@ _ALWAYS = (
     "NOTICE.txt",
     "USE_POLICY.md",
 )
-"""Names that a person may add to an output whose manifest lists its files."""
+"""Names that a user may add to an output whose manifest lists its files."""
 _TEXTS = (".json", ".jsonl", ".html")
 _MODEL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file")
 _MODULES = (
     *("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices"),
     *("rank_pattern", "alpha_pattern", "layers_pattern", "layers_to_transform", "layer_replication"),
 )
-"""Entries of an adapter's config that name modules, by patterns that may look like paths."""
+"""Entries of an adapter's config that name modules, with patterns that may look like paths."""
 _MOST_TEXT = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What is sent of a folder.
+    """The files to publish from a folder.
 
     Args:
-        files: By name in the repository: the content where it differs from that on disk, else the file.
-        card: The model card that is sent.
-        left_out: Names that are in the folder and not sent.
-        notes: What a person should know.
+        files: By name in the repository: the content if it differs from the file on disk, else the file.
+        card: The model card.
+        left_out: Names in the folder that are not published.
+        notes: Notes for the user.
     """
 
     files: Mapping[str, bytes | Path]
@@ -92,18 +92,18 @@ class Published:
 
 
 def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published:
-    """Return what is published of an output folder or of any PEFT adapter.
+    """Return the files to publish from an output folder or from any PEFT adapter.
 
-    Only files whose names outputs and adapters have are sent, and only those that the manifest lists if it lists any.
+    Only files with known names are published, and if the manifest lists files, only those.
 
     Args:
         folder: The folder.
         repo: Repository, as owner/name.
-        base_id: Id of the base model on the Hub, with `@REVISION` if wanted; default what the folder names.
+        base_id: Id of the base model on the Hub, optionally with `@REVISION`; default the id in the folder.
 
     Raises:
-        AdapterFormatError: the folder holds no adapter that loads.
-        PublishError: a link among the files, a base model that is a local folder, a card with local paths.
+        AdapterFormatError: the folder has no valid adapter.
+        PublishError: a file is a link, the base model is a local folder, or the card has local paths.
     """
     meta, document = _contents(folder)
     public = _public(folder, meta, document, base_id)
@@ -114,7 +114,7 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published
         notes.append("warning: the card names no base model; name it with --base-id OWNER/NAME.")
     text, is_made = _card(folder, repo, document, public)
     if not is_made:
-        notes.append("README.md was edited and is sent as it is.")
+        notes.append("README.md was edited and is published unchanged.")
         if base_id:
             notes.append(f"warning: --base-id does not change it: look that it names {base_id}.")
     files: dict[str, bytes | Path] = {}
@@ -129,7 +129,7 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published
 
 
 def _contents(folder: Path) -> tuple[AdapterMeta | None, Mapping[str, Any]]:
-    """Return what an adapter's config says, if the folder is an adapter, and the manifest, or what stands for it."""
+    """Return an adapter's config, if the folder is an adapter, and its manifest or a substitute."""
     document = _manifest(folder)
     if document.get("artifact") == "checkpoint" and not (folder / CONFIG).exists():
         open_checkpoint(folder)
@@ -148,14 +148,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file() or path.is_symlink():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PublishError(
             f"{path} must be JSON: {shown(error)}. Remove it to publish the folder without it."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise _edited(path, "it is not a JSON object")
-    return found
+    return document
 
 
 def _edited(path: Path, reason: object) -> PublishError:
@@ -189,17 +189,17 @@ def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any],
 
 
 def _without_rows(value: Any) -> Any:
-    """Return a manifest without the names of sets of row hashes: whoever guesses a private row could confirm it."""
+    """Return a manifest without the names of sets of row hashes, which would confirm a guess of a private row."""
     if isinstance(value, Mapping):
         return {key: _without_rows(item) for key, item in value.items() if key != "row_hashes"}
     return [_without_rows(item) for item in value] if isinstance(value, list) else value
 
 
 def _chosen(folder: Path, document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the names of the files that are published, and of what is left out.
+    """Return the names of the files to publish, and of those left out.
 
     Raises:
-        PublishError: one of the files is a link, or lies in a linked folder.
+        PublishError: a file is a link, or is in a linked folder.
     """
     listed = document.get("files")
     named = {str(name) for name in listed} if isinstance(listed, list | dict) else None
@@ -224,7 +224,7 @@ def _chosen(folder: Path, document: Mapping[str, Any]) -> tuple[list[str], list[
 
 
 def _card(folder: Path, repo: str, document: Mapping[str, Any], public: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return the card to send, and whether it is made from the manifest; one that somebody edited is sent as it is."""
+    """Return the card to publish, and whether it is generated; an edited one is published unchanged."""
     path = folder / README
     if path.is_file():
         kept = path.read_bytes()
@@ -249,7 +249,7 @@ def _check_card(path: Path, text: str) -> None:
 
 
 def _check_metadata(path: Path) -> None:
-    """Refuse weights whose header names a path of this machine, as some trainers write their settings there."""
+    """Refuse weights whose header contains a local path, since some trainers write their settings there."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -268,7 +268,7 @@ def _check_metadata(path: Path) -> None:
 def _content(
     path: Path, name: str, public: Mapping[str, Any], *, base: str | None, local: str, repo: str
 ) -> bytes | Path:
-    """Return what is sent of a file: the file, or its content without local paths."""
+    """Return the content to publish: the file, or its text without local paths."""
     if path.suffix == ".safetensors":
         _check_metadata(path)
     if path.suffix not in _TEXTS or name in (MANIFEST, README) or path.stat().st_size > _MOST_TEXT:
@@ -294,14 +294,14 @@ def _content(
         )
     elif name in (MANIFEST, "results.json") or path.name == MANIFEST:
         cleaned_document = without_paths(document, base=base, local=local)
-    else:  # of a model: other entries, such as chat templates and tokens, may look like paths
-        found = {key: document[key] for key in _MODEL_PATHS if isinstance(document.get(key), str)}
-        cleaned_document = document | without_paths(found, base=base, local=local)
+    else:  # other entries of a model, such as chat templates and tokens, may look like paths
+        named = {key: document[key] for key in _MODEL_PATHS if isinstance(document.get(key), str)}
+        cleaned_document = document | without_paths(named, base=base, local=local)
     return path if cleaned_document == document else (json.dumps(cleaned_document, indent=2) + "\n").encode()
 
 
 def _config(document: dict[str, Any], base: Mapping[str, Any], local: str = "") -> dict[str, Any]:
-    """Return an adapter's config that names its base model by its id on the Hub."""
+    """Return an adapter's config with the Hub id of its base model."""
     others = {key: value for key, value in document.items() if key not in _MODULES}
     cleaned: dict[str, Any] = document | without_paths(others, base=base.get("id"), local=local)
     if base.get("id"):

@@ -24,22 +24,22 @@ _ADVICE = {
     403: "Log in with a token that may write there (`hf auth login`), or choose another repository",
     404: "Look at the name, and log in with `hf auth login` if the repository is private",
     409: "Something else changes the repository at the moment; push again",
-    412: "Somebody else changed the repository meanwhile; look at it, then push again",
+    412: "Another commit changed the repository in the meantime; check it, then push again",
     413: "The Hub takes no files that large",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushReport:
-    """What was pushed, or would be.
+    """The result of a push, or of its dry run.
 
     Args:
         repo: Repository.
         files: (name, bytes) of each file.
-        url: Where it is now; None after a dry run.
+        url: Its address; None after a dry run.
         card: The model card.
         left_out: Names of files in the folder that are not published.
-        notes: What a person should know.
+        notes: Notes for the user.
     """
 
     repo: str
@@ -63,10 +63,10 @@ class PushReport:
 
 
 def check_id(repo: str, what: str) -> None:
-    """Refuse a name that no repository on the Hub can have, by the rules of huggingface_hub.
+    """Refuse an invalid repository name, by the rules of huggingface_hub.
 
     Raises:
-        PublishError: it is no such name.
+        PublishError: the name is invalid.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -74,24 +74,24 @@ def check_id(repo: str, what: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise PublishError(f"{what} {shown(repo)!r} is no name that the Hub takes: {shown(error, 300)}") from error
+        raise PublishError(f"{what} {shown(repo)!r} is not a valid name on the Hub: {shown(error, 300)}") from error
 
 
 def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
-    """Publish an output folder, or any PEFT adapter, with a model card made from its manifest, in one commit.
+    """Publish an output folder, or any PEFT adapter, with a model card from its manifest, in one commit.
 
-    Only files that the manifest lists, or whose names adapters have, are sent, without paths of this machine. A
-    `README.md` that somebody wrote or edited is sent as it is. The folder is only read. With `dry_run` nothing leaves
-    the machine.
+    Only files with known names are published, and if the manifest lists files, only those; local paths are removed. A
+    `README.md` that was written or edited by hand is published unchanged. The folder is only read. With `dry_run`
+    all requests are skipped.
 
     Args:
-        settings: What to push, and where.
-        watch: Receives notes on retries.
+        settings: The folder, and the repository.
+        watch: Receives notes about retries.
 
     Raises:
-        AdapterFormatError: the folder holds no adapter that loads.
-        PublishError: a name that is no repository, a base model that is a local folder, a link among the files, a
-            public repository where a private one is wanted, or the Hub refuses.
+        AdapterFormatError: the folder has no valid adapter.
+        PublishError: the repository's name is invalid, the base model is a local folder, a file is a link, the
+            repository is public though a private one was requested, or the Hub refuses.
         OutputError: another process writes the folder.
     """
     folder = Path(settings.folder)
@@ -103,15 +103,15 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
     if not settings.message.strip():
         raise PublishError("a commit needs a message, and --message is empty. Leave it out, or write one.")
     if not folder.is_dir():
-        raise AdapterFormatError(f"an output folder or an adapter is needed, and {shown(folder)} is no folder.")
+        raise AdapterFormatError(f"an output folder or an adapter is needed, and {shown(folder)} is not a folder.")
     with nullcontext() if settings.dry_run else _unchanged(folder):
         return _pushed(settings, folder, watch)
 
 
 @contextmanager
 def _unchanged(folder: Path) -> Iterator[None]:
-    """Keep other commands from replacing the folder while it is sent: half of it would be of another adapter."""
-    if not os.access(real_path(folder).parent, os.W_OK):  # then nobody can replace it
+    """Prevent other commands from replacing the folder during the upload, which would mix two adapters."""
+    if not os.access(real_path(folder).parent, os.W_OK):  # in that case no other process can replace it
         yield
         return
     with output_lock(folder):
@@ -137,7 +137,7 @@ def _pushed(settings: PushSettings, folder: Path, watch: Watcher) -> PushReport:
 
 
 class _Push:
-    """One push: looks, makes the repository if there is none, and commits once."""
+    """One push: checks the repository, creates it if needed, and commits once."""
 
     def __init__(self, settings: PushSettings, published: Published, watch: Watcher) -> None:
         self._settings, self._published, self._watch = settings, published, watch
@@ -160,7 +160,7 @@ class _Push:
                 self._commit(api)
         except PublishError:
             raise
-        except Exception as error:  # its HTTP library, and so the class of a network error, differs by version
+        except Exception as error:  # the class of network errors depends on the version of the HTTP library
             raise self._failure(error) from error
         for warning in said:
             if "README" in str(warning.message):
@@ -180,7 +180,7 @@ class _Push:
         return PublishError(f"pushing to {self._repo} failed while {self._step}: {text}.")
 
     def _look(self, api: Any, revision: str | None = None) -> Any:
-        """Return what the Hub says of the repository, None if there is none that this user may see."""
+        """Return the Hub's information about the repository; None if it does not exist or is not visible."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         try:
@@ -191,18 +191,18 @@ class _Push:
             return None
 
     def _make(self, api: Any) -> None:
-        """Make the repository if there is none, and check that it is private where that is wanted."""
-        found = self._look(api)
-        if found is not None:
-            self._there = "The repository was there before, and nothing was committed to it"
-            self._check_private(found, made=False)
+        """Create the repository if it does not exist, and check that it is private if requested."""
+        info = self._look(api)
+        if info is not None:
+            self._there = "The repository existed before, and no commit was made"
+            self._check_private(info, made=False)
         else:
             self._step, self._there = "making the repository", "It is not known whether the repository was made"
             private = self._settings.private or None
             try:
                 repeatedly(lambda: api.create_repo(self._repo, private=private), self._step, self._watch)
             except Exception as error:
-                if status_of(error) != 409:  # else it was made after all, and the answer was lost
+                if status_of(error) != 409:  # 409 means that it was created but the response was lost
                     self._there = self._there if is_passing(error) else "No repository was made"
                     raise
             kind = "private" if self._settings.private else "public"
@@ -218,16 +218,16 @@ class _Push:
                 self._watch,
             )
 
-    def _check_private(self, found: Any, *, made: bool) -> None:
-        if not self._settings.private or getattr(found, "private", None) is True:
+    def _check_private(self, info: Any, *, made: bool) -> None:
+        if not self._settings.private or getattr(info, "private", None) is True:
             return
         raise PublishError(
-            f"--private is given, and the repository {self._repo} is public{' although it was just made' * made}. "
-            "Nothing was sent. Make it private on the Hub, choose another name, or leave --private out."
+            f"--private was passed, and the repository {self._repo} is public{' although it was just made' * made}. "
+            "No file was sent. Make it private on the Hub, choose another name, or omit --private."
         )
 
     def _commit(self, api: Any) -> None:
-        """Commit all files at once; where an answer was lost, look whether the commit arrived before it is repeated."""
+        """Commit all files at once; after a lost response, check whether the commit arrived before repeating it."""
         self._step = "looking at the newest commit"
         head = self._head(api)
         self._step = "committing"
@@ -239,8 +239,8 @@ class _Push:
                 if self._arrived(api):
                     return
                 raise PublishError(
-                    f"{self._repo} was changed by somebody else during the push, and nothing was committed to it. Look "
-                    "at it, then push again."
+                    f"{self._repo} was changed by another commit during the push, and no commit was made. "
+                    "Check it, then push again."
                 )
             self._there = "It is not known whether the commit arrived: look at the repository before you push again"
             try:
@@ -259,8 +259,8 @@ class _Push:
         repeatedly(commit, self._step, self._watch)
 
     def _head(self, api: Any) -> str | None:
-        found = self._look(api, self._settings.revision)
-        return getattr(found, "sha", None)
+        info = self._look(api, self._settings.revision)
+        return getattr(info, "sha", None)
 
     def _operations(self) -> list[Any]:
         from huggingface_hub import CommitOperationAdd
@@ -273,7 +273,7 @@ class _Push:
         ]
 
     def _arrived(self, api: Any) -> bool:
-        """Return whether the newest commit holds just these files."""
+        """Return whether the newest commit contains exactly these files."""
         there = api.get_paths_info(self._repo, list(self._published.files), revision=self._settings.revision)
         hashes = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in there}
         return all(
@@ -283,7 +283,7 @@ class _Push:
 
 
 def _blob_id(operation: Any) -> str:
-    """Return the hash that Git gives a file."""
+    """Return Git's hash of a file."""
     from hashlib import sha1
 
     with operation.as_file() as file:

@@ -1,4 +1,4 @@
-"""An output adapter: PEFT's two files, the manifest and the model card, whole or not at all."""
+"""Atomic writing of an output adapter: PEFT's two files, the manifest and the model card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OutputSize(TypedDict):
 
 
 def output_size(state: AdapterState, *, dtype: torch.dtype = torch.float32, compact: bool = False) -> OutputSize:
-    """Return the rank and the size that `write_output` gives an adapter; nothing is computed."""
+    """Return the rank and the size that `write_output` would give an adapter, without computing it."""
     file = AdapterFile.of(state, dtype=dtype, compact=compact)
     return {"rank": file.rank, "bytes": file.size()}
 
@@ -80,7 +80,7 @@ def megabytes(size: int) -> str:
 
 
 def write_documents(folder: Path, document: Mapping[str, Any], *, name: str) -> None:
-    """Write manifest and model card; the manifest has the card's hash, which tells later whether somebody edited it.
+    """Write manifest and model card; the card's hash in the manifest allows later edits to be detected.
 
     Args:
         folder: The output folder.
@@ -109,7 +109,7 @@ def write_output(
         state: The adapter.
         document: Its manifest.
         dtype: Storage dtype of the factors.
-        compact: Keep each module's own rank; default is one rank for all.
+        compact: Keep each module's rank; default is one rank for all.
         overwrite: Replace an existing adapter folder.
         extra: Further files by name (loss history, plots).
 

@@ -1,4 +1,4 @@
-"""Talking to the Hub within bounds: retries with growing pauses, time limits, a limit to the waits asked for."""
+"""Bounded requests to the Hub: retries with growing pauses, time limits, and a limit on requested waits."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ FIRST_PAUSE = 1.0
 CONNECT_SECONDS, SILENT_SECONDS, ANSWER_SECONDS = 10.0, 60.0, 120.0
 """Limits: for a connection, for a server that sends nothing, and for a whole answer."""
 MOST_WAIT = 120.0
-"""Seconds that a server may ask a push to wait, in all."""
+"""Most seconds of waiting in total that a server may request from a push."""
 _RATE = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,12})")
-"""The Hub's header when no request is left: seconds until there are some again."""
+"""The Hub's header when the rate limit is reached: seconds until new requests are allowed."""
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _CONNECTION = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ConnectionError", "TimeoutError"}
 _INNER = ("/preupload/", "/info/lfs/", "/xet-")
-"""In addresses of requests that huggingface_hub repeats by itself."""
+"""Parts of the addresses of requests that huggingface_hub retries."""
 
 
 class WaitTooLongError(Exception):
-    """A server asked for a longer wait than a push takes."""
+    """A server requested a longer wait than a push accepts."""
 
 
 def asked_wait(headers: Any) -> float | None:
-    """Return the seconds that an answer asks to wait, None if it asks for none.
+    """Return the seconds that a response asks to wait; None without such a request.
 
     Args:
-        headers: Headers of the answer: `Retry-After` as seconds or as a date, or `ratelimit` of the Hub.
+        headers: Headers of the response: `Retry-After` as seconds or as a date, or `ratelimit` of the Hub.
     """
     if limit := _RATE.search(str(headers.get("ratelimit") or "")):
         return float(limit[1])
@@ -51,7 +51,7 @@ def asked_wait(headers: Any) -> float | None:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let huggingface_hub use time limits and refuse long waits until the context ends."""
+    """Apply time limits to huggingface_hub's requests and refuse long waits while the context is open."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
@@ -76,17 +76,17 @@ def bounded() -> Iterator[None]:
 
 
 def _limit(request: Any) -> None:
-    """Give a request time limits; some calls of huggingface_hub switch those of the client off."""
+    """Set time limits of a request; some calls of huggingface_hub disable the client's."""
     limits = {"connect": CONNECT_SECONDS, "read": SILENT_SECONDS, "write": SILENT_SECONDS, "pool": SILENT_SECONDS}
-    own = request.extensions.get("timeout") or {}
-    request.extensions["timeout"] = {name: own.get(name) or limit for name, limit in limits.items()}
+    timeouts = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = {name: timeouts.get(name) or limit for name, limit in limits.items()}
 
 
 def _look(response: Any, http: Any, waited: list[float]) -> None:
-    """Refuse an answer that asks for a long wait, and limit the time that the rest of an answer may take.
+    """Refuse a response that requests a long wait, and limit the time for the rest of a response.
 
     Raises:
-        WaitTooLongError: the waits asked for are too long.
+        WaitTooLongError: the requested waits are too long.
     """
     if response.status_code in _AGAIN and (seconds := asked_wait(response.headers)):
         waited[0] += seconds
@@ -112,12 +112,12 @@ def _look(response: Any, http: Any, waited: list[float]) -> None:
     if response.status_code in _AGAIN and response.request.url.path.endswith("/validate-yaml"):
         from huggingface_hub.utils import _http
 
-        response.read()  # huggingface_hub would take the page of a proxy for JSON
+        response.read()  # huggingface_hub would parse a proxy's error page as JSON
         _http.hf_raise_for_status(response)
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the Hub or the network said, on one line: a status with its own message, or the kind of failure."""
+    """Return the reason of a failed request on one line: a status with its message, or the kind of failure."""
     status = status_of(error)
     message = shown(getattr(error, "server_message", None) or "", 300)
     if status is not None:
@@ -131,7 +131,7 @@ def reason_of(error: Exception) -> str:
 
 
 def status_of(error: Exception) -> int | None:
-    """Return the HTTP status of an error, None if it has none."""
+    """Return the HTTP status of an error, or None."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
@@ -147,15 +147,15 @@ def is_passing(error: Exception) -> bool:
 
 
 def repeatedly(call: Callable[[], Result], step: str, watch: Watcher) -> Result:
-    """Return the result of a call, made again after failures that may pass: pauses of 1, 2 and 4 s, or as asked.
+    """Return the result of a call, retrying after temporary failures: pauses of 1, 2 and 4 s, or as requested.
 
     Args:
         call: Makes the request.
-        step: What is done, for messages.
-        watch: Hears of each pause.
+        step: Name of the step, for messages.
+        watch: Receives a note about each pause.
 
     Raises:
-        Exception: what the last call raised.
+        Exception: the error of the last call.
     """
     pause = FIRST_PAUSE
     for number in range(1, TRIES + 1):

@@ -1,4 +1,4 @@
-"""PEFT's own model card, which nobody has filled in."""
+"""PEFT's model card template."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _VERSIONS = re.compile(r"### Framework versions\n\n(- PEFT \S+\n?)+")
 
 
 def is_untouched(text: str) -> bool:
-    """Return whether a card is the template that PEFT writes beside an adapter, as PEFT left it.
+    """Return whether a card is PEFT's unedited template.
 
-    A card of a version whose template differs counts as written by hand, so that it is kept.
+    A card from a PEFT version with another template counts as written by hand, so it is not replaced.
 
     Args:
         text: The README.
@@ -36,5 +36,5 @@ def is_untouched(text: str) -> bool:
 
 
 def _body(text: str) -> list[str]:
-    """Return the lines of a card that are not blank and that PEFT does not add itself."""
+    """Return the nonblank lines of a card except those that PEFT adds later."""
     return [line.strip() for line in _VERSIONS.sub("", _QUANTIZED.sub("", text)).splitlines() if line.strip()]

@@ -137,7 +137,7 @@ def test_adapters_without_a_module_in_common_get_nulls_and_a_note(tmp_path: Path
         None
     }
     assert pair["layers"] == pair["kinds"] == pair["modules"] == {}
-    assert pair["notes"] == ["'a' and 'b' have no module in common, so there is nothing to compare"]
+    assert pair["notes"] == ["'a' and 'b' have no module in common"]
 
 
 @pytest.mark.parametrize("how", ["scale", "factor"])
@@ -261,6 +261,6 @@ def test_trainings_begin_apart_and_a_shared_beginning_is_told(causal: Path, tmp_
     monkeypatch.setattr("adaptermix.training.runner.first_draw", lambda seed, _kind: seed)
     shared = trained("shared")
     for pair in inspect(shared).pairs:
-        assert any("A factors that are alike row by row" in note for note in pair.notes)
+        assert any("similar A factors row by row" in note for note in pair.notes)
         assert pair.group(pair.modules)["overlap_right"] > 0.9  # type: ignore[index]
         assert all((numbers.first_factors or 0) > 0.9 for numbers in pair.modules.values())

@@ -224,7 +224,7 @@ class TestAdapters:
         report = spectrum(folder, tmp_path / "task", include=["*embed_tokens"])
         assert set(report.modules) == {*self.MODULES, "model.embed_tokens"}
         assert report.notes == (
-            "2 modules of the adapter are no matrices in the base's files (convolutions, tied heads) and are left out, "
+            "2 modules of the adapter are not matrices in the base's files (convolutions, tied heads) and are left out, "
             "such as 'lm_head'",
         )
         weight = base["model.embed_tokens.weight"]
@@ -247,7 +247,7 @@ class TestRefusals:
         with pytest.raises(ModelError, match=r"must share matrices of one name and shape, and share none"):
             spectrum(one, other)
         outside = write_model(tmp_path / "c", {"lm_head.weight": torch.ones(50, 8)})
-        with pytest.raises(ModelError, match="Take others with --include"):
+        with pytest.raises(ModelError, match="Select others with --include"):
             spectrum(one, outside)
         assert len(spectrum(one, outside, include=["lm_head"]).modules) == 1
 

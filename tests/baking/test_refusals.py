@@ -64,7 +64,7 @@ def test_a_wrong_task_shows_before_codes_are_chosen(
 ) -> None:
     from adaptermix.baking import tensor_writer as work
 
-    monkeypatch.setattr(work.Work, "_finish", None)
+    monkeypatch.setattr(work.TensorWriter, "_finish", None)
     one = adapter(wide, tmp_path / "one")
     more: dict[str, Any] = {"quantize": "nf4", "calibration": [texts]}
     with pytest.raises(AdapterMixError, match="slots"):

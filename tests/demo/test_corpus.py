@@ -183,7 +183,7 @@ def test_english_has_no_pairs():
 
 @pytest.mark.parametrize("count", [-1, 10**9])
 def test_asking_for_an_impossible_count_is_an_error(count):
-    with pytest.raises(ValueError, match=rf"^The dev split has \d+ commands, but {count} were asked for\.$"):
+    with pytest.raises(ValueError, match=rf"^The dev split has \d+ commands, but {count} were requested\.$"):
         commands("dev", "en", count)
 
 

@@ -109,7 +109,7 @@ def test_files_have_labels_and_patterns_as_clusters(tmp_path: Path) -> None:
 def test_what_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="no sentences in 'fr'"):
         sentences("pairs", "fr", 1)
-    with pytest.raises(ValueError, match=r"has \d+ sentences, but 100000 were asked for"):
+    with pytest.raises(ValueError, match=r"has \d+ sentences, but 100000 were requested"):
         sentences("test", "de", 100_000)
     with pytest.raises(ValueError, match="no lexicon of 'xx'"):
         sentences("test", "xx", 1)

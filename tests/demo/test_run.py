@@ -191,7 +191,7 @@ def test_a_folder_with_other_things_is_left_alone(causal: Path, tmp_path: Path) 
     (tmp_path / "align").mkdir()
     (tmp_path / "align" / "thesis.txt").write_text("mine")
     for fresh in (False, True):
-        with pytest.raises(OutputError, match="holds other things"):
+        with pytest.raises(OutputError, match="has other content"):
             demo.run_demo(DemoSettings(base=str(causal), out=str(tmp_path), device="cpu", fresh=fresh))
     assert (tmp_path / "align" / "thesis.txt").read_text() == "mine"
 
@@ -203,7 +203,7 @@ def test_a_project_that_has_a_folder_of_the_same_name_is_left_alone(causal: Path
     (tmp_path / mine).write_text("mine")
     before = contents(tmp_path)
     for fresh in (False, True):
-        with pytest.raises(OutputError, match="holds other things"):
+        with pytest.raises(OutputError, match="has other content"):
             demo.run_demo(DemoSettings(base=str(causal), out=str(tmp_path), device="cpu", fresh=fresh))
     assert contents(tmp_path) == before
 

@@ -14,7 +14,7 @@ import torch
 from adaptermix.evaluation import evaluate
 from adaptermix.fusion import bank
 from adaptermix.fusion import state_cache as kept
-from adaptermix.fusion.state_cache import Kept
+from adaptermix.fusion.state_cache import StateCache
 from adaptermix.io import memory
 from adaptermix.options import EvaluateSettings
 from adaptermix.training import train_fusion
@@ -51,7 +51,7 @@ def test_what_is_kept_comes_back_to_the_bit(dtype: torch.dtype, room: Any) -> No
     tensors[1][0, 0, 0] = torch.nan
     first = tensors[0].nbytes
     folder = room(on_disk=1000, in_memory=4 * first)  # a quarter: room for one
-    found = Kept()
+    found = StateCache()
     for number, tensor in enumerate(tensors):
         found.add(number, tensor.transpose(0, 1).contiguous().transpose(0, 1))
     assert found._held.keys() == {0}
@@ -74,7 +74,7 @@ def test_a_part_of_the_disk_stays_free(room: Any, monkeypatch: pytest.MonkeyPatc
     room(on_disk=500)
     left = [500]
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: Usage(left[0]))
-    found = Kept()
+    found = StateCache()
     for number in range(9):
         found.add(number, tensor)
         left[0] -= 100 * (number in found)
@@ -88,7 +88,7 @@ def test_a_part_of_the_disk_stays_free(room: Any, monkeypatch: pytest.MonkeyPatc
 def test_a_disk_that_cannot_be_written_to_is_none(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     room(on_disk=10**9)
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError("read-only")))
-    found = Kept()
+    found = StateCache()
     found.add(0, torch.zeros(3))
     assert 0 not in found
 

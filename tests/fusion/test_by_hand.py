@@ -12,7 +12,7 @@ from torch import nn
 from adaptermix.fusion import ALIGNMENTS, FUSIONS, Sources
 from adaptermix.fusion.extra_modules import MIXING, add_parts
 from adaptermix.fusion.functions import SoftAlignment
-from adaptermix.fusion.lora import FusionConfig, beside
+from adaptermix.fusion.lora import FusionConfig, align
 from adaptermix.fusion.mixup import Mixer, Mixup
 from adaptermix.models.base import load_base
 from adaptermix.models.head_forms import HEAD_FORMS, Head
@@ -36,9 +36,9 @@ def stands_beside(alignment: str, source: str, target: str, prompt: int, past: i
     """
     letters = torch.tensor([[ord(letter) for letter in source]]).float()[..., None]
     counts, reads = (torch.tensor([[letter != PAD for letter in text]]) for text in (source, target))
-    found = Sources(states={"b": letters}, mask=counts, lead=torch.zeros(1).long()).beside(alignment, [prompt])
-    places = found.places(len(target) - past, past, reads)
-    given = beside(torch.zeros(1, len(target) - past, 1), found.states["b"], found.mask, places)
+    found = Sources(states={"b": letters}, mask=counts, lead=torch.zeros(1).long()).align(alignment, [prompt])
+    places = found.indices(len(target) - past, past, reads)
+    given = align(torch.zeros(1, len(target) - past, 1), found.states["b"], found.mask, places)
     pairs = zip(given.aligned[0, :, 0].tolist(), given.present[0].tolist(), strict=True)
     return "".join(chr(int(code)) if there else "-" for code, there in pairs)
 
@@ -86,8 +86,8 @@ def test_every_alignment_is_in_the_table_above() -> None:
 def test_rows_of_a_batch_are_aligned_each_by_its_own_length() -> None:
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
     found = Sources(states={}, mask=mask, lead=torch.zeros(2).long())
-    assert found.beside("position", [5, 2]).lead.tolist() == [0, 0]
-    assert found.beside("end", [5, 2]).lead.tolist() == [2, 1]
+    assert found.align("position", [5, 2]).lead.tolist() == [0, 0]
+    assert found.align("end", [5, 2]).lead.tolist() == [2, 1]
 
 
 def as_identity(*layers: nn.Linear) -> None:
@@ -128,7 +128,7 @@ def test_fusions_of_one_number_a_token(
         made.gate.data.fill_(0.5)
     elif fusion.startswith("cross"):
         as_identity(made.query, made.key, made.value)
-    given = beside(
+    given = align(
         torch.tensor(target).float()[None, :, None],
         torch.tensor(source).float()[None, :, None],
         torch.tensor([[number != 9 for number in source]]),
@@ -148,7 +148,7 @@ def test_soft_alignment_finds_a_mean_of_the_source() -> None:
     as_identity(align.query, align.key)
     target = torch.tensor([[0.0, HALF_LN3]])[..., None]
     source, mask = torch.tensor([[1.0, 3.0, 9.0]])[..., None], torch.tensor([[True, True, False]])
-    found = align(beside(target, source, mask, torch.tensor([[-1, -1]])))
+    found = align(align(target, source, mask, torch.tensor([[-1, -1]])))
     assert found.aligned[0, :, 0].tolist() == pytest.approx([2.0, 2.5])
     assert found.present.tolist() == [[True, True]]
     torch.testing.assert_close(FUSIONS["add"](1)(found), target + found.aligned)

@@ -81,7 +81,7 @@ def sources_of(
 ) -> Sources:
     extra = {"decoder_input_ids": given["input_ids"][:, :1]} if model.config.model_type in BOTH else {}
     found = read_sources(model, given, run=(lambda: model(**given, **extra)), **more)
-    return found.beside(alignment, target["attention_mask"].sum(-1).tolist())
+    return found.align(alignment, target["attention_mask"].sum(-1).tolist())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -334,19 +334,19 @@ def test_sources_are_the_states_that_they_are_said_to_be(norm: bool, offset: int
 @torch.no_grad()
 def test_the_release_fuses_place_by_place_padding_too(tmp_path: Path) -> None:
     """The module of the release, as a loop over places."""
-    from adaptermix.fusion.lora import beside
+    from adaptermix.fusion.lora import align
 
     generator = torch.Generator().manual_seed(0)
     target, source = (torch.randn(2, 6, 4, generator=generator) for _ in range(2))
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
     places = torch.arange(6).expand(2, -1)
-    given = beside(target, source, torch.ones_like(mask), places)
+    given = align(target, source, torch.ones_like(mask), places)
     release = {"add": source + target, "mul": source * target, "add-relu": source.relu() + target.relu()}
     for name, wanted in release.items():
         torch.testing.assert_close(FUSIONS[name](4)(given), wanted)
     # equation 3: the source asks, of the longer side's length
     fuse = FUSIONS["cross-attention-paper"](4)
-    asked = fuse(beside(target[:, :5], source, torch.ones_like(mask), places[:, :5]))
+    asked = fuse(align(target[:, :5], source, torch.ones_like(mask), places[:, :5]))
     longer = torch.nn.functional.pad(target[:, :5], (0, 0, 0, 1))
     wanted = torch.nn.functional.scaled_dot_product_attention(fuse.query(source), fuse.key(longer), fuse.value(longer))
     torch.testing.assert_close(asked, wanted[:, :5])

@@ -122,7 +122,7 @@ def test_several_fused_adapters_are_loaded_beside_each_other(tmp_path: Path) -> 
     plain = get_peft_model(model_of("llama", tmp_path / "m"), LoraConfig(target_modules=["q_proj", "v_proj"]))
     with pytest.raises(ValueError, match="must be loaded before plain ones"):
         load_fusion(plain, str(tmp_path / "gated"), name="gated")
-    with pytest.raises(ValueError, match="must have no magnitudes"):
+    with pytest.raises(ValueError, match="must not have magnitudes"):
         FusionConfig(use_dora=True)
 
 

@@ -72,7 +72,7 @@ def test_tries_end_and_the_reason_stays(step: str, merged: Path, hub: Hub, pause
         (403, "a token that may write there"),
         (404, "Look at the name"),
         (409, "push again"),
-        (412, "Somebody else changed the repository"),
+        (412, "Another commit changed the repository"),
         (413, "no files that large"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_refused_creation_says_that_nothing_was_made(status: int, merged: Path
 def test_a_repository_that_was_there_is_said_to_be_as_before(merged: Path, hub: Hub) -> None:
     hub.repositories["me/x"] = Repository()
     hub.faults.append(Fault(COMMIT, 403, message="no"))
-    assert "The repository was there before, and nothing was committed to it" in refusal(merged)
+    assert "The repository existed before, and no commit was made" in refusal(merged)
 
 
 def test_a_lost_answer_of_a_commit_makes_no_second_one(merged: Path, hub: Hub) -> None:
@@ -132,7 +132,7 @@ def test_somebody_elses_commit_in_between_stops_the_push(merged: Path, hub: Hub)
         return found
 
     hub.fault_for = fault_for  # type: ignore[method-assign]
-    assert "was changed by somebody else" in refusal(merged)
+    assert "was changed by another commit" in refusal(merged)
     assert hub.repositories["me/x"].files == {"README.md": b"of somebody else"}
 
 

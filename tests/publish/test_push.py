@@ -342,7 +342,7 @@ def test_a_name_without_an_owner_is_refused(merged: Path, repo: str) -> None:
 )
 def test_names_that_the_hub_refuses_are_refused_in_the_dry_run_too(merged: Path, repo: str) -> None:
     before = contents(merged)
-    with pytest.raises(PublishError, match="is no name that the Hub takes") as caught:
+    with pytest.raises(PublishError, match="is not a valid name on the Hub") as caught:
         push(settings(merged, repo=repo, dry_run=True))
     assert contents(merged) == before
     assert "\n" not in str(caught.value)

@@ -192,7 +192,7 @@ def test_what_was_seen_before_is_recorded_and_told(causal: Path, tmp_path: Path)
     (entry,) = manifest["inputs"]
     assert (entry["name"], entry["use"]) == ("first", "start")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"Training began from the adapter `first` (sha256 `{entry['weights_sha256'][:12]}`)." in card
+    assert f"Training started from the adapter `first` (sha256 `{entry['weights_sha256'][:12]}`)." in card
     assert "## Made from" not in card
     notes = Notes()
     place = {"base": str(causal), "dtype": "float32", "device": "cpu"}
