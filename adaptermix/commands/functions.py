@@ -124,4 +124,4 @@ def _learns(options: Mapping[str, Any]) -> bool:
     from ..methods import METHODS
 
     method = METHODS.get(str(options.get("method", "exact")))
-    return method is not None and method.is_learned
+    return method is not None and bool(method.learner)

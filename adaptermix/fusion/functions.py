@@ -148,5 +148,5 @@ _OWN: Mapping[str, Callable[[int], nn.Module]] = {
     "cross-attention-paper": lambda rank: CrossAttention(rank, reversed_=True),
 }
 FUSIONS: Registry[Callable[[int], nn.Module]] = registries.FUSIONS
-"""Constructor of the fusion of a bottleneck of a given width, by name. Entry points of other packages: `adaptermix.fusions`."""
+"""Constructors of the fusion of a bottleneck of a given width. Other packages add to them by `adaptermix.fusions`."""
 FUSIONS.update(_OWN)
