@@ -224,8 +224,8 @@ class TestAdapters:
         report = spectrum(folder, tmp_path / "task", include=["*embed_tokens"])
         assert set(report.modules) == {*self.MODULES, "model.embed_tokens"}
         assert report.notes == (
-            "2 modules of the adapter are not matrices in the base's files (convolutions, tied heads) and are left out, "
-            "such as 'lm_head'",
+            "2 modules of the adapter are not matrices in the base's files (convolutions, tied heads) and are left "
+            "out, such as 'lm_head'",
         )
         weight = base["model.embed_tokens.weight"]
         expected = by_hand(weight, weight + deltas["model.embed_tokens"].T)
