@@ -12,7 +12,8 @@ from torch import nn
 from adaptermix.fusion import ALIGNMENTS, FUSIONS, Sources
 from adaptermix.fusion.extra_modules import MIXING, add_parts
 from adaptermix.fusion.functions import SoftAlignment
-from adaptermix.fusion.lora import FusionConfig, align
+from adaptermix.fusion.lora import FusionConfig
+from adaptermix.fusion.lora import align as align_tokens
 from adaptermix.fusion.mixup import Mixer, Mixup
 from adaptermix.models.base import load_base
 from adaptermix.models.head_forms import HEAD_FORMS, Head
@@ -36,7 +37,7 @@ def stands_beside(alignment: str, source: str, target: str, prompt: int, past: i
     counts, reads = (torch.tensor([[letter != PAD for letter in text]]) for text in (source, target))
     found = Sources(states={"b": letters}, mask=counts, lead=torch.zeros(1).long()).align(alignment, [prompt])
     places = found.indices(len(target) - past, past, reads)
-    given = align(torch.zeros(1, len(target) - past, 1), found.states["b"], found.mask, places)
+    given = align_tokens(torch.zeros(1, len(target) - past, 1), found.states["b"], found.mask, places)
     pairs = zip(given.aligned[0, :, 0].tolist(), given.present[0].tolist(), strict=True)
     return "".join(chr(int(code)) if there else "-" for code, there in pairs)
 
@@ -126,7 +127,7 @@ def test_fusions_of_one_number_a_token(
         made.gate.data.fill_(0.5)
     elif fusion.startswith("cross"):
         as_identity(made.query, made.key, made.value)
-    given = align(
+    given = align_tokens(
         torch.tensor(target).float()[None, :, None],
         torch.tensor(source).float()[None, :, None],
         torch.tensor([[number != 9 for number in source]]),
@@ -146,7 +147,7 @@ def test_soft_alignment_finds_a_mean_of_the_source() -> None:
     as_identity(align.query, align.key)
     target = torch.tensor([[0.0, HALF_LN3]])[..., None]
     source, mask = torch.tensor([[1.0, 3.0, 9.0]])[..., None], torch.tensor([[True, True, False]])
-    found = align(align(target, source, mask, torch.tensor([[-1, -1]])))
+    found = align(align_tokens(target, source, mask, torch.tensor([[-1, -1]])))
     assert found.aligned[0, :, 0].tolist() == pytest.approx([2.0, 2.5])
     assert found.present.tolist() == [[True, True]]
     torch.testing.assert_close(FUSIONS["add"](1)(found), target + found.aligned)
@@ -193,7 +194,7 @@ def test_sources_in_the_text_come_first() -> None:
     both = get_task("nli").joined(pair, other)  # type: ignore[attr-defined]
     assert (both.premise, both.hypothesis) == ("sp tp", "sh th")
     asked, other_asked = (
-        QaRow(question=f"{n}?", context=f"{n} abc", answers=("abc",), language="jv", indices=((2, 5),)) for n in "ts"
+        QaRow(question=f"{n}?", context=f"{n} abc", answers=("abc",), language="jv", places=((2, 5),)) for n in "ts"
     )
     both = get_task("qa").joined(asked, other_asked)  # type: ignore[attr-defined]
     assert (both.question, both.context, both.places) == ("s? t?", "s abc\nt abc", ((8, 11),))
