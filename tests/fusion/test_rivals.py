@@ -49,7 +49,7 @@ def test_sources_in_the_text_give_a_plain_adapter(encoder: Path, tmp_path: Path)
     assert score(encoder, tmp_path, name="merged", source=source) == score(encoder, tmp_path, source=source)
     task = get_task("qa")
     row = task.read([_qa(tmp_path, "q.jv.jsonl", "cat")], rows=None)[0][0]
-    other = replace(row, context="a dog sat", answers=("dog",), indices=((2, 5),))
+    other = replace(row, context="a dog sat", answers=("dog",), places=((2, 5),))
     both = task.joined(row, other)  # type: ignore[attr-defined]
     assert [both.context[slice(*place)] for place in both.places] == ["cat"]
 
