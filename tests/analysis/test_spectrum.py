@@ -261,7 +261,7 @@ class TestRefusals:
         [
             (Q0, (13, 8, 2), r"the adapter's update is \[13, 8\], the weight of .*base \[12, 8\]"),
             (Q0, (8, 12, 2), r"the adapter's update is \[8, 12\]"),
-            ("model.layers.7.q_proj", (12, 8, 2), "'model.layers.7.q_proj' is none"),
+            ("model.layers.7.q_proj", (12, 8, 2), "'model.layers.7.q_proj' is not"),
         ],
     )
     def test_an_adapter_of_another_base(

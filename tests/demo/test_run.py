@@ -124,7 +124,8 @@ def test_tables_name_what_was_tested_by_its_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.01, 0.1, "helps"), (-0.1, -0.01, "hurts"), (-0.1, 0.1, "is not distinguishable from chance")]
+    ("low", "high", "said"),
+    [(0.01, 0.1, "helps"), (-0.1, -0.01, "hurts"), (-0.1, 0.1, "is not distinguishable from chance")],
 )
 def test_the_verdict_is_what_the_interval_says(low: float, high: float, said: str) -> None:
     found = {"value": (low + high) / 2, "low": low, "high": high, "n": 9}

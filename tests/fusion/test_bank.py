@@ -54,7 +54,7 @@ def test_what_is_kept_comes_back_to_the_bit(dtype: torch.dtype, room: Any) -> No
     found = StateCache()
     for number, tensor in enumerate(tensors):
         found.add(number, tensor.transpose(0, 1).contiguous().transpose(0, 1))
-    assert found._held.keys() == {0}
+    assert found._in_memory.keys() == {0}
     assert found._written.keys() == {1, 2, 3}
     assert all(number in found for number in range(4))
     for number in (3, 1, 0, 2, 2):

@@ -373,7 +373,7 @@ def test_more_than_250_files_are_one_commit_too(merged: Path, hub: Hub) -> None:
 
 def test_private_on_a_public_repository_stops_before_anything_is_sent(merged: Path, hub: Hub) -> None:
     hub.repositories["me/slots-merged"] = Repository(private=False)
-    with pytest.raises(PublishError, match="--private is given, and the repository me/slots-merged is public"):
+    with pytest.raises(PublishError, match="--private was passed, and the repository me/slots-merged is public"):
         push(settings(merged, private=True))
     assert hub.repositories["me/slots-merged"].files == {}
     assert {method for method, _ in hub.requests} == {"GET"}
