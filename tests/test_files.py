@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix.adapters import open_adapter
-from adaptermix.errors import AdapterFormatError, OutputError
+from adaptermix.errors import OutputError
 from adaptermix.io import files
 from adaptermix.io.disk import WriteBehind
 from adaptermix.io.files import (
@@ -29,6 +29,7 @@ from adaptermix.io.files import (
 from adaptermix.options.paths import digest
 
 from .factories import contents, write_lora
+from .refusals import refuses
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ class TestWholeFolder:
     def test_an_output_that_a_killed_process_had_moved_away_comes_back(self, tmp_path: Path) -> None:
         adapter(tmp_path / ".out.adaptermix-old")
         (tmp_path / ".out.adaptermix-new").mkdir()
-        with pytest.raises(OutputError, match="exists"), whole_folder(tmp_path / "out"):
+        with refuses("output.exists"), whole_folder(tmp_path / "out"):
             pytest.fail("the block ran")
         assert sorted(contents(tmp_path)) == sorted(
             ["out", "out/adapter_config.json", "out/adaptermix.json", "out/nested", "out/nested/file"]
@@ -144,7 +145,7 @@ class TestWholeFolder:
                 (tmp_path / "out").mkdir()
                 (tmp_path / "out" / "thesis.tex").write_text("years of work")
 
-        with pytest.raises(OutputError, match="exists"):
+        with refuses("output.exists"):
             write()
         assert contents(tmp_path) == {"out": None, "out/thesis.tex": b"years of work"}
 
@@ -162,7 +163,7 @@ class TestWholeFolder:
     def test_an_existing_folder_is_refused_before_the_block(self, tmp_path: Path) -> None:
         out = adapter(tmp_path / "out")
         before = contents(tmp_path)
-        with pytest.raises(OutputError, match=r"exists\. Pass --overwrite"), whole_folder(out):
+        with refuses("output.exists"), whole_folder(out):
             pytest.fail("the block ran")
         assert contents(tmp_path) == before
 
@@ -170,7 +171,7 @@ class TestWholeFolder:
         target = adapter(tmp_path / "target")
         (tmp_path / "out").symlink_to(target)
         before = contents(tmp_path)
-        with pytest.raises(OutputError, match="is a link to"), whole_folder(tmp_path / "out", overwrite=True):
+        with refuses("output.is-link"), whole_folder(tmp_path / "out", overwrite=True):
             pytest.fail("the block ran")
         assert contents(tmp_path) == before
 
@@ -203,7 +204,7 @@ class TestCheckOutput:
     def test_an_adapter_folder_is_accepted_with_overwrite_only(self, tmp_path: Path, mark: str) -> None:
         (tmp_path / mark).write_text("{}")
         check_output(tmp_path, overwrite=True)
-        with pytest.raises(OutputError, match=r"exists\. Pass --overwrite to replace it, or choose another"):
+        with refuses("output.exists"):
             check_output(tmp_path, overwrite=False)
 
     def test_an_empty_folder_is_accepted_with_overwrite(self, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ class TestCheckOutput:
 
     def test_a_folder_of_something_else_is_never_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(OutputError, match=r"only an adapter folder .* adaptermix.json nor adapter_config"):
+        with refuses(r"output.not-adapter: adaptermix\.json nor adapter_config"):
             check_output(tmp_path, overwrite=True)
 
     @pytest.mark.parametrize("other", ["thesis.tex", "nested/notes", "empty/", "link", ".hidden"])
@@ -238,7 +239,7 @@ class TestCheckOutput:
         card.write_text("as written")
         check_output(folder, overwrite=True)
         card.write_text("as written, and more")
-        with pytest.raises(OutputError, match=r"never replaces an edited card, and .*README\.md was edited"):
+        with refuses("output.edited-card"):
             check_output(folder, overwrite=True)
 
     @pytest.mark.parametrize("out", [".", "..", "../here/..", "inside/.."])
@@ -247,7 +248,7 @@ class TestCheckOutput:
     ) -> None:
         adapter(tmp_path / "here" / "inside")
         monkeypatch.chdir(tmp_path / "here")
-        with pytest.raises(OutputError, match="contains the current folder"):
+        with refuses("output.current-folder"):
             check_output(Path(out), overwrite=True)
 
     @pytest.mark.parametrize("overwrite", [False, True])
@@ -258,17 +259,17 @@ class TestCheckOutput:
 
     def test_a_dangling_link_counts_as_existing(self, tmp_path: Path) -> None:
         (tmp_path / "out").symlink_to(tmp_path / "nowhere")
-        with pytest.raises(OutputError, match="exists"):
+        with refuses("output.exists"):
             check_output(tmp_path / "out", overwrite=False)
 
     def test_a_folder_under_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("a file")
-        with pytest.raises(OutputError, match="is not a writable folder"):
+        with refuses("output.parent-not-writable"):
             check_output(tmp_path / "file" / "out", overwrite=False)
 
     def test_a_folder_that_may_not_be_written_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root
-        with pytest.raises(OutputError, match="is not a writable folder"):
+        with refuses("output.parent-not-writable"):
             check_output(tmp_path / "out", overwrite=False)
 
 
@@ -287,24 +288,24 @@ class TestCheckNotInput:
     @pytest.mark.parametrize(
         ("out", "given", "match"),
         [
-            ("outer", "outer", "must not be one of the inputs"),
-            ("outer/", "to-outer", "must not be one of the inputs"),
-            ("to-outer", "outer", "must not be one of the inputs"),
-            ("outer/inner/..", "outer", "must not be one of the inputs"),
-            ("outer", "outer/inner", "must not hold an input"),
-            ("outer", "to-inner", "must not hold an input"),
-            ("outer", "to-outer/inner/nested/../nested/file", "must not hold an input"),
-            ("outer", "linked", "must not hold an input"),
-            ("to-outer", "linked", "must not hold an input"),
-            ("outer/inner", "outer", "must not be part of an input"),
-            ("new", "./new", "must not be one of the inputs"),
+            ("outer", "outer", "output.is-input"),
+            ("outer/", "to-outer", "output.is-input"),
+            ("to-outer", "outer", "output.is-input"),
+            ("outer/inner/..", "outer", "output.is-input"),
+            ("outer", "outer/inner", "output.holds-input"),
+            ("outer", "to-inner", "output.holds-input"),
+            ("outer", "to-outer/inner/nested/../nested/file", "output.holds-input"),
+            ("outer", "linked", "output.holds-input"),
+            ("to-outer", "linked", "output.holds-input"),
+            ("outer/inner", "outer", "output.in-input"),
+            ("new", "./new", "output.is-input"),
         ],
     )
     def test_an_input_is_found_by_whatever_path(
         self, farm: Path, monkeypatch: pytest.MonkeyPatch, out: str, given: str, match: str
     ) -> None:
         monkeypatch.chdir(farm)
-        with pytest.raises(OutputError, match=match):
+        with refuses(match):
             check_not_input(Path(out), [given])
 
     @pytest.mark.parametrize(("out", "given"), [("outer-2", "outer"), ("outer/new", "outer"), ("outer", "org/outer")])
@@ -401,7 +402,7 @@ def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "adaptermix.json")
     assert listed_files(tmp_path) is None
     write_lora(tmp_path, {"model.layers.0.q_proj": (4, 3, 2)})
-    with pytest.raises(AdapterFormatError, match=r"adaptermix\.json must be a file"):
+    with refuses(r"manifest.not-file: adaptermix\.json"):
         open_adapter(tmp_path)
 
 

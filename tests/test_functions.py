@@ -17,6 +17,7 @@ from adaptermix.commands.table import COMMANDS, Command, load
 from adaptermix.errors import PlanError, UsageError
 
 from .factories import WEIGHTS, write_lora
+from .refusals import refuses
 
 PATH = "model.layers.0.self_attn.q_proj"
 FUNCTIONS = {command.function: command for command in COMMANDS.values() if command.function}
@@ -106,7 +107,7 @@ def test_merge_is_one_function_for_settings_and_folders(adapters: list[Path], tm
 
 def test_merge_learns_weights_where_the_method_or_an_option_asks_for_it(adapters: list[Path], tmp_path: Path) -> None:
     more: dict[str, Any] = {"weights": [0.5, 0.5], "out": tmp_path / "out"}
-    with pytest.raises(UsageError, match="--task is for methods that learn"):
+    with refuses("gates.option: task"):
         adaptermix.merge(adapters, **more, task="slots")
     with pytest.raises((PlanError, UsageError), match="base"):
         adaptermix.merge(adapters, **more, method="fuse")
@@ -115,5 +116,5 @@ def test_merge_learns_weights_where_the_method_or_an_option_asks_for_it(adapters
 def test_merge_takes_full_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "model.safetensors").touch()
-    with pytest.raises(PlanError, match="pass --base MODEL"):
+    with refuses("checkpoint.needs-base"):
         adaptermix.merge([tmp_path / "one"], weights=[1.0], out=tmp_path / "out")

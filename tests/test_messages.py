@@ -54,22 +54,22 @@ def code_in(node: ast.AST | None) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def in_table(node: ast.AST) -> bool:
-    """Return whether this is a row (condition, message, code) of a table of faults."""
-    return (
-        isinstance(node, ast.Tuple)
-        and len(node.elts) == 3
-        and isinstance(node.elts[1], ast.Constant | ast.JoinedStr)
-        and CODE.fullmatch(code_in(node.elts[2]) or "") is not None
-    )
+def row_of_table(node: ast.AST) -> tuple[str, str] | None:
+    """Return code and message of a row (condition, "code: message") that `options.base.refuse` takes."""
+    if not (
+        isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[1], ast.Constant | ast.JoinedStr)
+    ):
+        return None
+    code, _, text = template(node.elts[1]).partition(": ")
+    return (code, text) if text and CODE.fullmatch(code) else None
 
 
 def sites() -> Iterator[tuple[str, str, str, str | None]]:
     """Yield (place, class, message, code) of each error; the code is "" where a table has it."""
     for path, tree in sorted(TREES.items()):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Tuple) and in_table(node):
-                yield f"{path}:{node.lineno}", "InvalidValueError", template(node.elts[1]), code_in(node.elts[2])
+            if row := row_of_table(node):
+                yield f"{path}:{node.lineno}", "InvalidValueError", row[1], row[0]
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS):
                 continue
             value = next((word.value for word in node.keywords if word.arg == "code"), None)

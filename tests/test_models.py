@@ -35,6 +35,8 @@ from adaptermix.training.align import MiddleStates
 from adaptermix.training.lora import count_trainable, inject
 from tests.tiny import tiny_causal, tiny_encoder
 
+from .refusals import refuses
+
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "bert"])
 @pytest.mark.parametrize("layer", [1, 2, 3])
@@ -90,7 +92,7 @@ def test_blocks_and_their_linear_layers_are_found_and_cut(kind: str, path: str, 
 def test_a_model_without_blocks_is_refused() -> None:
     model = torch.nn.Linear(2, 2)
     model.config = LlamaConfig(num_hidden_layers=3)  # type: ignore[assignment]
-    with pytest.raises(ModelError, match="a list of 3 blocks is needed in Linear"):
+    with refuses("model.no-blocks: 3.*Linear"):
         blocks(model)
 
 
@@ -119,9 +121,9 @@ def test_devices_are_picked_by_name() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("meta", "mps", "cuda:-1", "", "cuda:x"):
-        with pytest.raises(ModelError, match="must be auto, cpu, cuda or cuda:N"):
+        with refuses("device.unknown"):
             pick_device(name)
-    with pytest.raises(ModelError, match="is asked for"):
+    with refuses("device.not-there"):
         pick_device("cuda:99")
 
 
@@ -174,7 +176,7 @@ def test_a_tokenizer_that_cannot_pad_or_end_is_refused(tmp_path: Path) -> None:
     bare = AutoTokenizer.from_pretrained(folder).backend_tokenizer
     for special in ({}, {"pad_token": "<pad>"}):
         PreTrainedTokenizerFast(tokenizer_object=bare, **special).save_pretrained(folder)
-        with pytest.raises(ModelError, match="end-of-sequence and a padding token"):
+        with refuses("model.special-tokens"):
             load_base(str(folder), device="cpu")
     PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="</s>").save_pretrained(folder)
     tokenizer = load_base(str(folder), device="cpu").tokenizer
@@ -190,7 +192,7 @@ def test_layers_by_number_and_name(layer: int | str, count: int, expected: int) 
 
 @pytest.mark.parametrize("layer", [0, 8, -1])
 def test_layers_out_of_range_are_refused(layer: int) -> None:
-    with pytest.raises(ModelError, match="from 1 to 7"):
+    with refuses("model.block-index: 7"):
         block_index(layer, 7)
 
 
@@ -211,19 +213,19 @@ def test_the_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
 def test_missing_and_foreign_models_are_refused_in_one_line(tmp_path: Path) -> None:
     T5Config().save_pretrained(tmp_path / "t5")
     for reference, message in [
-        (str(tmp_path / "none"), "must be a model folder"),
-        (str(tmp_path / "t5"), "encoder-decoder"),
+        (str(tmp_path / "none"), "base.not-found"),
+        (str(tmp_path / "t5"), "model.encoder-decoder"),
     ]:
-        with pytest.raises(ModelError, match=message) as caught:
+        with refuses(message) as caught:
             load_base(reference)
         assert "\n" not in str(caught.value)
 
 
 def test_devices_that_are_not_there_are_refused() -> None:
-    with pytest.raises(ModelError, match="must be auto, cpu"):
+    with refuses("device.unknown"):
         pick_device("gpu9")
     if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="0 CUDA devices"):
+        with refuses("device.not-there: 0"):
             pick_device("cuda")
 
 

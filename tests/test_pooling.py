@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix.errors import DataError
 from adaptermix.models.base import load_base
 from adaptermix.models.pooling import MeanAndEdge, Pooler, Standard, Standards, masked_mean
+
+from .refusals import refuses
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 1000))
@@ -107,9 +108,9 @@ def test_whose_z_scores_they_are_by_hand() -> None:
     }
     assert found == {"all": [2.0, 2.0], "languages": [pytest.approx(14 / 3), 2.0]}
     assert not Standards("none", vectors)
-    with pytest.raises(DataError, match="fr is not among them"):
+    with refuses("standardize.language: fr"):
         Standards("languages", vectors)["fr"]
-    with pytest.raises(DataError, match="there are 15 of de"):
+    with refuses("standardize.too-few: 15.*de"):
         Standards("languages", {"de": [german[1:]]})
 
 

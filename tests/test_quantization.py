@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adaptermix import EvaluateSettings, TaskSettings, evaluate, merge, train_task
-from adaptermix.errors import ModelError
 from adaptermix.models.base import load_base
 from adaptermix.models.head_forms import HEAD_FORMS, Head
 
+from .refusals import refuses
 from .tiny import tiny_encoder
 from .training.test_joint import values
 
@@ -92,7 +92,7 @@ def test_rows_that_bitsandbytes_reads_wrongly_are_refused(wide: Path, monkeypatc
     load_base(str(wide), device="cpu", dtype="float32", quantize="nf4")
     right = functional.dequantize_4bit
     monkeypatch.setattr(functional, "dequantize_4bit", lambda *given, **named: right(*given, **named) * 1.5)
-    with pytest.raises(ModelError, match=r"rows of 64 numbers wrongly.*Use --quantize int8"):
+    with refuses("quantize.processor: 64"):
         load_base(str(wide), device="cpu", dtype="float32", quantize="nf4")
 
 
@@ -100,5 +100,5 @@ def test_bitsandbytes_is_asked_for(causal: Path, monkeypatch: pytest.MonkeyPatch
     import adaptermix.models.quantization as module
 
     monkeypatch.setattr(module, "find_spec", lambda _name: None)
-    with pytest.raises(ModelError, match="--quantize nf4 needs bitsandbytes"):
+    with refuses("quantize.no-bitsandbytes: nf4"):
         load_base(str(causal), device="cpu", quantize="nf4")

@@ -19,6 +19,7 @@ from adaptermix.tasks.data import DataFile, find_files, read_pairs
 from adaptermix.tasks.data.parallel import read_parallel
 from adaptermix.tasks.splits import TRAINING, add_to_record, refuse_tested
 
+from .refusals import refuses
 from .training.data import Notes
 
 TEXTS = [f"Die {noun} war am {day}, wirklich, sehr schön." for noun in ("Suppe", "Reise", "Musik") for day in "äöü1234"]
@@ -120,7 +121,7 @@ def test_rows_that_are_spread_over_many_files_count_together(tmp_path: Path) -> 
     assert not refused(read("classify", str(tmp_path / "part0*.tsv")))
     files = read("classify", str(tmp_path / "part*.tsv"))
     assert refused(files) == "20 of 320"
-    with pytest.raises(PlanError, match=r"20 of 320 rows of .*part0\.de\.tsv and 9 other files were evaluated as test"):
+    with refuses(r"split.tested: 20 of 320 rows of.*part0\.de\.tsv and 9 other files were evaluated as test"):
         refuse_tested({TRAINING: files}, allowed=False)
     (entry,) = refuse_tested({TRAINING: files}, allowed=True)
     assert entry["tested_rows"] == 20

@@ -32,6 +32,7 @@ from adaptermix.provenance import row_hashes
 from adaptermix.provenance.manifest import origin_of, seen_files
 
 from .factories import peft_lora
+from .refusals import refuses
 from .training.data import Notes
 
 TEXTS = [f"the kettle number {number} sings while the {what} waits" for number in range(10) for what in ("cat", "dog")]
@@ -89,10 +90,10 @@ def test_what_was_trained_on_is_not_test_data_packed_or_mixed_and_other_rows_of_
     assert [note for note in notes.said if "seen" in note] == []
     # and the other way round
     train(place, tmp_path / "again", data, rows=":10")
-    with pytest.raises(PlanError, match=r"training data must not be test data, and 1 of 11 rows of"):
+    with refuses("split.tested: training data must not be test data, and 1 of 11 rows of"):
         train(place, tmp_path / "no", data, rows=":11")
     aligned = pairs(tmp_path, "de-en.tsv", GERMAN[10:], TEXTS[10:])
-    with pytest.raises(PlanError, match=r"training data must not be test data, and 10 of 10 rows of"):
+    with refuses("split.tested: training data must not be test data, and 10 of 10 rows of"):
         train_align(AlignSettings(**place, pairs=[aligned], steps=1, out=str(tmp_path / "no")))
     assert not (tmp_path / "no").exists()
 
@@ -109,7 +110,7 @@ def test_scores_that_were_seen_are_recorded_though_the_command_breaks_off(
     monkeypatch.setattr("adaptermix.evaluation.run._write_predictions", broken)
     with pytest.raises(KeyboardInterrupt):
         evaluate(scored(place, data, predictions=str(tmp_path / "answers.jsonl")))
-    with pytest.raises(PlanError, match="training data must not be test data, and 20 of 20 rows"):
+    with refuses("split.tested: training data must not be test data, and 20 of 20 rows"):
         train(place, tmp_path / "no", data)
 
 
@@ -185,7 +186,7 @@ def test_a_baked_base_has_seen_the_rows_of_its_adapters(place: dict[str, Any], t
     is_refused(scored(place, packed, adapter=str(tmp_path / "taken")), "10 of 20")
     assert {file.name for file in seen_files([origin_of(tmp_path / "twice")])} == {"tr1.en.tsv", "second.en.tsv"}
     asked = RetrieveSettings(**baked, data=[pairs(tmp_path, "de-en.tsv", GERMAN, TEXTS)], split="test")
-    with pytest.raises(PlanError, match="test data must be new to the adapter, and 10 of 20 rows"):
+    with refuses("split.known: 10 of 20 rows"):
         retrieve(asked)
 
 
@@ -199,12 +200,12 @@ def test_retrieval_has_a_split(split: Any, place: dict[str, Any], tmp_path: Path
     align: dict[str, Any] = place | {"steps": 1, "batch_size": 2, "rank": 2, "out": str(tmp_path / "align")}
     swapped = pairs(tmp_path, "en-de.tsv", TEXTS, GERMAN)
     if split == "test":
-        with pytest.raises(PlanError, match=r"10 of 20 rows of .*en-de.tsv were evaluated as test .*task 'retrieve'"):
+        with refuses(r"split.tested: 10 of 20 rows of.*en-de\.tsv were evaluated as test.*task 'retrieve'"):
             train_align(AlignSettings(**align, pairs=[swapped]))
-        with pytest.raises(PlanError, match="drop --split dev"):
+        with refuses("split.tested: drop --split dev"):
             retrieve(asked.model_copy(update={"split": "dev"}))
     train_align(AlignSettings(**align, pairs=[swapped], rows=":10"))
-    with pytest.raises(PlanError, match="test data must be new to the adapter"):
+    with refuses("split.known"):
         retrieve(asked.model_copy(update={"adapter": str(tmp_path / "align"), "rows": None, "split": "test"}))
 
 
@@ -223,7 +224,7 @@ def test_a_record_that_cannot_be_read_is_announced(place: dict[str, Any], tmp_pa
     changed = rows(tmp_path, "other.en.tsv", OTHERS)
     train_task(TaskSettings(**place, **asked | {"train": [changed]}, out=str(tmp_path / "two")), watch=notes)
     assert [note for note in notes.said if "hashes of the rows of en.tsv are missing or damaged" in note]
-    with pytest.raises(PlanError, match="20 of 20 rows"):
+    with refuses("split.tested: 20 of 20 rows"):
         train(place, tmp_path / "three", data)
 
 
@@ -252,5 +253,5 @@ def test_recipes_look_at_rows(tmp_path: Path) -> None:
             load(train, chosen)
     hub = '"en=hf:me/data:x:test"'
     load(hub, ":10", hub)
-    with pytest.raises(ConfigError, match="hf:me/data:x:test is test data of step 2"):
+    with refuses("recipe.split: hf:me/data:x:test is test data of step 2"):
         load(hub, "5:15", hub)

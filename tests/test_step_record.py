@@ -19,6 +19,7 @@ from adaptermix.options.registries import OneOf
 from adaptermix.options.roles import Reads, Writes, marks_of
 
 from .factories import WEIGHTS, write_lora
+from .refusals import refuses
 
 PATH = "model.layers.0.self_attn.q_proj"
 RECIPE = """
@@ -56,7 +57,7 @@ def test_outputs_of_the_same_settings_and_files_are_taken(recipe: Path) -> None:
 
 def test_another_weight_is_refused(recipe: Path) -> None:
     run(recipe, resume=False, w=0.5)
-    with pytest.raises(OutputError, match=r"merged must have the settings .*weights \[0.5\], now \[0.9\]"):
+    with refuses(r"resume.settings: merged.*weights \[0\.5\], now \[0\.9\]"):
         run(recipe, w=0.9)
 
 
@@ -73,7 +74,7 @@ def test_another_adapter_of_the_same_size_and_time_is_refused(recipe: Path, tmp_
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     _of_same_size_and_time(weights, bytes(content))
-    with pytest.raises(OutputError, match=r"merged must have .*adapters: other files"):
+    with refuses("resume.settings: merged.*adapters: other files"):
         run(recipe)
 
 
@@ -81,7 +82,7 @@ def test_an_output_that_was_made_again_by_hand_is_refused(recipe: Path, tmp_path
     run(recipe, resume=False)
     adapters = [tmp_path / "task", tmp_path / "align"]
     merge(adapters, weights=[0.1], out=tmp_path / "out" / "merged", overwrite=True)
-    with pytest.raises(OutputError, match="takes only outputs that this recipe made"):
+    with refuses("resume.not-of-recipe"):
         run(recipe)
 
 
@@ -89,7 +90,7 @@ def test_an_output_that_was_edited_is_refused(recipe: Path, tmp_path: Path) -> N
     run(recipe, resume=False)
     config = tmp_path / "out" / "merged" / "adapter_config.json"
     config.write_text(config.read_text().replace("0", "1", 1))
-    with pytest.raises(OutputError, match="was changed since"):
+    with refuses("resume.changed"):
         run(recipe)
 
 
@@ -99,7 +100,7 @@ def test_what_builds_on_another_output_is_refused(recipe: Path, tmp_path: Path) 
 
     run(recipe, resume=False, w=0.5)
     shutil.rmtree(tmp_path / "out" / "merged")
-    with pytest.raises(OutputError, match=r"both must have .*adapters: other files"):
+    with refuses("resume.settings: both.*adapters: other files"):
         run(recipe, w=0.9)
     shutil.rmtree(tmp_path / "out" / "both")
     assert run(recipe, w=0.9) == [True, False]
@@ -126,7 +127,7 @@ def test_readme_and_predictions_beside_an_output_change_nothing(recipe: Path, tm
 def test_a_record_of_another_form_is_none(recipe: Path, tmp_path: Path, record: str) -> None:
     run(recipe, resume=False)
     (tmp_path / "out" / ".merged.adaptermix-step").write_bytes(record.encode("latin-1"))
-    with pytest.raises(OutputError, match="takes only outputs that this recipe made"):
+    with refuses("resume.not-of-recipe"):
         run(recipe)
 
 

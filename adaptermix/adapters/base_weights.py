@@ -46,7 +46,8 @@ def find_weight(checkpoint: Checkpoint, module: str) -> str:
     what = f"{len(matches)} weights end like it ({', '.join(matches[:3])})" if matches else "no weight ends like it"
     raise ModelError(
         f"the base model {checkpoint.path} must hold one weight for module '{module}', but {what}. "
-        "Give the base model that the adapter was trained on, in whole precision and with its parts unfused."
+        "Give the base model that the adapter was trained on, in whole precision and with its parts unfused.",
+        code="base.no-weight",
     )
 
 
@@ -77,10 +78,14 @@ def base_weight(
     if not weight.is_floating_point() or weight.itemsize < 2 or tuple(weight.shape) != shape:
         raise ModelError(
             f"{checkpoint.path}: {key} must be a float matrix {list(shape)} like the update of '{module}', "
-            f"found {weight.dtype} {list(weight.shape)}. Give the base model that the adapter was trained on."
+            f"found {weight.dtype} {list(weight.shape)}. Give the base model that the adapter was trained on.",
+            code="base.weight-shape",
         )
     if not torch.isfinite(weight).all():
-        raise ModelError(f"{checkpoint.path}: {key} must be finite, and holds NaN or infinity. Fetch the model again.")
+        raise ModelError(
+            f"{checkpoint.path}: {key} must be finite, and holds NaN or infinity. Fetch the model again.",
+            code="base.not-finite",
+        )
     return weight
 
 

@@ -107,7 +107,8 @@ def plain_names(file: WeightsFile) -> WeightsFile:
         if other != key:
             raise AdapterFormatError(
                 f"{file.path}: each tensor must be stored once, and {other[:200]!r} and {key[:200]!r} are the same "
-                "one. Save the adapter again with peft."
+                "one. Save the adapter again with peft.",
+                code="adapter-file.tensor-twice",
             )
     return file if all(new == old for new, old in names.items()) else Renamed(file, names)
 
@@ -130,7 +131,10 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
             _check_factor(file.path, key, header)
             parts = inventory.parts.setdefault(match["module"], {})
             if match["part"] in parts:
-                raise AdapterFormatError(f"{file.path}: {key!r} must stand there once. Save the adapter again.")
+                raise AdapterFormatError(
+                    f"{file.path}: {key!r} must stand there once. Save the adapter again.",
+                    code="adapter-file.tensor-twice",
+                )
             parts[match["part"]] = key
         elif meta.bias == "all" and key.endswith(_DUPLICATES):
             continue
@@ -147,14 +151,18 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
     ):
         raise AdapterFormatError(
             f"{file.path} must hold the fully trained modules of modules_to_save "
-            f"({', '.join(meta.saved_modules)[:80]}), and holds none. Save the adapter again with peft."
+            f"({', '.join(meta.saved_modules)[:80]}), and holds none. Save the adapter again with peft.",
+            code="adapter-file.no-saved-modules",
         )
     return inventory
 
 
 def _check_factor(path: Path, key: str, header: StoredTensor) -> None:
     if header.dtype not in FLOATS:
-        raise AdapterFormatError(f"{path}: {key} must be of a float dtype ({', '.join(FLOATS)}), found {header.dtype}.")
+        raise AdapterFormatError(
+            f"{path}: {key} must be of a float dtype ({', '.join(FLOATS)}), found {header.dtype}.",
+            code="adapter-file.factor-dtype",
+        )
     _check_shape(path, key, header.shape)
 
 
@@ -162,11 +170,13 @@ def _check_shape(path: Path, key: str, shape: tuple[int, ...]) -> None:
     if 0 in shape:
         raise AdapterFormatError(
             f"{path}: {key} must not be empty, found shape {str(list(shape))[:80]}. DeepSpeed ZeRO-3 leaves tensors "
-            "empty where they are saved without being gathered; save the adapter again with the parameters gathered."
+            "empty where they are saved without being gathered; save the adapter again with the parameters gathered.",
+            code="adapter-file.empty-tensor",
         )
     if len(shape) > MAX_AXES:
         raise AdapterFormatError(
-            f"{path}: {key} must have at most {MAX_AXES} axes, found shape {str(list(shape))[:80]}."
+            f"{path}: {key} must have at most {MAX_AXES} axes, found shape {str(list(shape))[:80]}.",
+            code="adapter-file.too-many-axes",
         )
 
 
@@ -174,12 +184,14 @@ def _check_whole(path: Path, key: str, header: StoredTensor, meta: AdapterMeta) 
     _check_shape(path, key, header.shape)
     if header.dtype not in DTYPE_NAMES.values():
         raise AdapterFormatError(
-            f"{path}: {key} must be of one of the dtypes {', '.join(DTYPE_NAMES.values())}, found {header.dtype}."
+            f"{path}: {key} must be of one of the dtypes {', '.join(DTYPE_NAMES.values())}, found {header.dtype}.",
+            code="adapter-file.dtype",
         )
     if meta.initial is not None and key.endswith(".base_layer.weight"):
         raise AdapterFormatError(
             f"{path}: {key} is a copy of a base weight that init_lora_weights={meta.initial!r} has changed, and would "
-            "hide the true one. Save the adapter with save_embedding_layers=False."
+            "hide the true one. Save the adapter with save_embedding_layers=False.",
+            code="adapter-file.changed-base-copy",
         )
 
 
@@ -232,18 +244,21 @@ def _refuse(path: Path, key: str) -> AdapterFormatError:
     if named is not None and _PART.fullmatch(key.replace(f".{named['name']}", "", 1)):
         return AdapterFormatError(
             f"{path}: tensor {key[:200]!r} must be named without the adapter's own name, {named['name']!r}, which peft "
-            "loads under that name only. Save the adapter again with peft's save_pretrained."
+            "loads under that name only. Save the adapter again with peft's save_pretrained.",
+            code="adapter-file.own-name",
         )
     for mark, what in _KNOWN.items():
         if mark in key and not _PART.fullmatch(key):
             return AdapterFormatError(
                 f"{path}: tensor {key[:200]!r} is {what} that the settings do not name, so its place is unknown and "
                 "it would be lost. It must be named base_model.model.MODULE.lora_A.weight or the like; "
-                "save the adapter again with peft."
+                "save the adapter again with peft.",
+                code="adapter-file.unnamed-part",
             )
     return AdapterFormatError(
         f"{path}: tensor {key[:200]!r} must be named base_model.model.MODULE.lora_A.weight or .lora_B.weight, "
-        "or belong to a module that modules_to_save names."
+        "or belong to a module that modules_to_save names.",
+        code="adapter-file.tensor-name",
     )
 
 
@@ -259,12 +274,16 @@ def tokens_of(name: str, tokens: Mapping[str, tuple[int, ...]]) -> tuple[int, ..
 def _check_tokens(path: Path, saved: Mapping[str, StoredTensor], tokens: Mapping[str, tuple[int, ...]]) -> None:
     rows = {key: header for key, header in saved.items() if key.endswith(f".{TOKENS}")}
     if tokens and not rows:
-        raise AdapterFormatError(f"{path} must hold the rows of trainable_token_indices, and does not. Save it again.")
+        raise AdapterFormatError(
+            f"{path} must hold the rows of trainable_token_indices, and does not. Save it again.",
+            code="adapter-file.no-token-rows",
+        )
     for key, header in rows.items():
         ids = tokens_of(key, tokens)
         if ids is None or len(header.shape) != 2 or header.shape[0] != len(ids) or header.dtype not in FLOATS:
             count = "none" if ids is None else f"{len(ids)}"
             raise AdapterFormatError(
                 f"{path}: {key!r} must be a float matrix with a row per token of trainable_token_indices ({count}), "
-                f"found {header.dtype} {list(header.shape)}."
+                f"found {header.dtype} {list(header.shape)}.",
+                code="adapter-file.token-rows-shape",
             )

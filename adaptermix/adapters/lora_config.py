@@ -130,38 +130,53 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > MAX_CONFIG_BYTES:
-            raise AdapterFormatError(f"{path} must be at most {MAX_CONFIG_BYTES} bytes, it has {size}.")
+            raise AdapterFormatError(
+                f"{path} must be at most {MAX_CONFIG_BYTES} bytes, it has {size}.", code="config.too-large"
+            )
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits, nesting
-        raise AdapterFormatError(f"{path} must be JSON: {one_line(error)}. Save the adapter again.") from error
+        raise AdapterFormatError(
+            f"{path} must be JSON: {one_line(error)}. Save the adapter again.", code="config.not-json"
+        ) from error
     except OSError as error:
-        raise AdapterFormatError(f"{path} must be readable: {one_line(error)}.") from error
+        raise AdapterFormatError(f"{path} must be readable: {one_line(error)}.", code="config.unreadable") from error
     if not isinstance(config, dict):
-        raise AdapterFormatError(f"{path} must hold a JSON object, found {type(config).__name__}.")
+        raise AdapterFormatError(
+            f"{path} must hold a JSON object, found {type(config).__name__}.", code="config.not-object"
+        )
     return config
 
 
 def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
     if "fine_tune_type" in config and "peft_type" not in config:
-        raise AdapterFormatError(f"{path} must be PEFT's, and is of an MLX adapter. Convert it to a PEFT adapter.")
+        raise AdapterFormatError(
+            f"{path} must be PEFT's, and is of an MLX adapter. Convert it to a PEFT adapter.", code="config.mlx"
+        )
     if config.get("peft_type") != "LORA":
-        raise AdapterFormatError(f"{path}: only peft_type 'LORA' is handled, found {_label(config.get('peft_type'))}.")
+        raise AdapterFormatError(
+            f"{path}: only peft_type 'LORA' is handled, found {_label(config.get('peft_type'))}.",
+            code="config.peft-type",
+        )
     for key, reason in _REFUSED.items():
         if config.get(key):
-            raise AdapterFormatError(f"{path}: {reason}.")
+            raise AdapterFormatError(f"{path}: {reason}.", code="config.unsupported")
     known = _UNDERSTOOD | _WITHOUT_EFFECT | set(_REFUSED) | set(_FUSION)
     for key, value in config.items():
         if key not in known and value not in (None, False, {}, []):
             raise AdapterFormatError(
                 f"{path}: unknown setting {_label(key)} = {_label(value)} might change the delta. "
-                "If it does not, remove it from the file."
+                "If it does not, remove it from the file.",
+                code="config.unknown-setting",
             )
     if (config.get("bias") or "none") not in _BIASES:
-        raise AdapterFormatError(f"{path}: bias must be one of {', '.join(_BIASES)}, found {_label(config['bias'])}.")
+        raise AdapterFormatError(
+            f"{path}: bias must be one of {', '.join(_BIASES)}, found {_label(config['bias'])}.", code="config.bias"
+        )
     if config.get("ensure_weight_tying") and config.get("modules_to_save"):
         raise AdapterFormatError(
             f"{path}: modules_to_save with ensure_weight_tying is not handled: the tied copies would part. "
-            "Save the adapter without ensure_weight_tying."
+            "Save the adapter without ensure_weight_tying.",
+            code="config.weight-tying",
         )
 
 
@@ -179,34 +194,39 @@ def _initial(config: Mapping[str, Any], path: Path) -> str | None:
     )
     raise AdapterFormatError(
         f"{path}: init_lora_weights={_label(init)} is not handled: {reason}. "
-        "Convert the adapter to a plain LoRA when saving (peft: path_initial_model_for_weight_conversion)."
+        "Convert the adapter to a plain LoRA when saving (peft: path_initial_model_for_weight_conversion).",
+        code="config.init",
     )
 
 
 def _number(value: object, key: str, path: Path) -> float:
     # A comparison, since a whole number of any length compares with a float, and NaN with none.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {_label(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {_label(value)}.", code="config.number")
     return value
 
 
 def _flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise AdapterFormatError(f"{path}: {key} must be true or false, found {_label(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must be true or false, found {_label(value)}.", code="config.flag")
     return bool(value)
 
 
 def _rank(value: object, key: str, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        raise AdapterFormatError(f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {_label(value)}.")
+        raise AdapterFormatError(
+            f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {_label(value)}.", code="config.rank"
+        )
     return value
 
 
 def _pattern(config: Mapping[str, Any], key: str, path: Path, check: Callable[..., float]) -> PatternMap:
     value = config.get(key) or {}
     if not isinstance(value, dict):
-        raise AdapterFormatError(f"{path}: {key} must map modules to numbers, found {_label(value)}.")
+        raise AdapterFormatError(
+            f"{path}: {key} must map modules to numbers, found {_label(value)}.", code="config.pattern"
+        )
     checked = {module: check(value[module], f"{key}.{one_line(module, 80)}", path) for module in value}
     return read_patterns(checked, f"{path}: {key}")
 
@@ -216,17 +236,24 @@ def _strings(value: object, key: str, path: Path) -> tuple[str, ...] | str | Non
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise AdapterFormatError(f"{path}: {key} must be a list of names or one string, found {_label(value)}.")
+    raise AdapterFormatError(
+        f"{path}: {key} must be a list of names or one string, found {_label(value)}.", code="config.names"
+    )
 
 
 def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
     modules = _strings(config.get("target_modules"), "target_modules", path)
     if not modules:
-        raise AdapterFormatError(f"{path}: target_modules must name the adapted modules, found {_label(modules)}.")
+        raise AdapterFormatError(
+            f"{path}: target_modules must name the adapted modules, found {_label(modules)}.",
+            code="config.target-modules",
+        )
     layers = config.get("layers_to_transform")
     layers = [layers] if type(layers) is int else layers
     if layers is not None and not (isinstance(layers, list) and all(type(n) is int for n in layers)):
-        raise AdapterFormatError(f"{path}: layers_to_transform must be whole numbers, found {_label(layers)}.")
+        raise AdapterFormatError(
+            f"{path}: layers_to_transform must be whole numbers, found {_label(layers)}.", code="config.layers"
+        )
     pattern = _strings(config.get("layers_pattern"), "layers_pattern", path)
     return TargetSpec(
         modules=modules,
@@ -240,14 +267,16 @@ def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
 def _text(config: Mapping[str, Any], key: str, path: Path) -> str | None:
     value = config.get(key)
     if value is not None and not isinstance(value, str):
-        raise AdapterFormatError(f"{path}: {key} must be text or null, found {_label(value)}.")
+        raise AdapterFormatError(f"{path}: {key} must be text or null, found {_label(value)}.", code="config.text")
     return value or None
 
 
 def _saved_modules(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     names = config.get("modules_to_save") or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise AdapterFormatError(f"{path}: modules_to_save must be a list of names, found {_label(names)}.")
+        raise AdapterFormatError(
+            f"{path}: modules_to_save must be a list of names, found {_label(names)}.", code="config.saved-modules"
+        )
     return tuple(dict.fromkeys(names))  # PEFT appends its own heads each time a model is wrapped
 
 
@@ -259,7 +288,9 @@ def _tokens(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]
         for ids in tables.values()
     ):
         raise AdapterFormatError(
-            f"{path}: trainable_token_indices must be token ids, or map embeddings to token ids, found {_label(value)}."
+            f"{path}: trainable_token_indices must be token ids, or map embeddings to token ids, found "
+            f"{_label(value)}.",
+            code="config.token-indices",
         )
     return {str(table): tuple(ids) for table, ids in tables.items()}
 
@@ -280,11 +311,13 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
     initial, fan_in_fan_out = _initial(config, path), _flag(config, "fan_in_fan_out", path)
     if dora and lora_bias:
         raise AdapterFormatError(
-            f"{path}: use_dora with lora_bias is not handled: PEFT adds the bias to the weight in DoRA's norm."
+            f"{path}: use_dora with lora_bias is not handled: PEFT adds the bias to the weight in DoRA's norm.",
+            code="config.dora-with-bias",
         )
     if initial == "olora" and fan_in_fan_out:
         raise AdapterFormatError(
-            f"{path}: init_lora_weights='olora' with fan_in_fan_out is not handled: PEFT takes the transposed weight."
+            f"{path}: init_lora_weights='olora' with fan_in_fan_out is not handled: PEFT takes the transposed weight.",
+            code="config.olora-transposed",
         )
     return LoraSettings(
         meta=AdapterMeta(

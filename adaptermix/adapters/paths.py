@@ -196,7 +196,8 @@ def check_stored_names(source: AdapterSource) -> None:
         rewrite = f" Rewrite it: adaptermix merge {source.path} --weights 1 --out NEW." if clash is None else ""
         raise AdapterFormatError(
             f"{source.path} must have the tensor names that PEFT gives, and its tensors {what}, so PEFT would not load "
-            f"all of it.{rewrite}"
+            f"all of it.{rewrite}",
+            code="adapter-file.stored-names",
         )
 
 

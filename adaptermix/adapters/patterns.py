@@ -346,4 +346,6 @@ def read_patterns(values: Mapping[str, float], what: str) -> PatternMap:
     try:
         return PatternMap(tuple(values.values()), Patterns.of(values))
     except ValueError as error:
-        raise AdapterFormatError(f"{what}: {error}. Name the modules by their paths.") from error
+        raise AdapterFormatError(
+            f"{what}: {error}. Name the modules by their paths.", code="config.regular-expression"
+        ) from error

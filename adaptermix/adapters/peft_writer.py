@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from ..algebra import LowRank, all_finite
 from ..algebra.storage import scaled, to_storage
-from ..errors import OutputError
+from ..errors import InvalidValueError, OutputError
 from ..io.safetensors_writer import Headers, TensorFile, file_size, tensor_file
 from ..io.weight_files import WEIGHTS
 from .keys import FACTORS, PREFIX, lacks_head
@@ -117,40 +117,49 @@ class AdapterFile:
         if clash is not None:
             raise OutputError(
                 f"all modules of an adapter must be those of one model class, and '{clash[0]}' and '{clash[1]}' are of "
-                "two. Save the adapters that it is made from with one class of the base model."
+                "two. Save the adapters that it is made from with one class of the base model.",
+                code="write.model-classes",
             )
         left_out = unreached(replace(self.meta, targets=written_targets(self.meta, self.modules)), self.modules)
         if left_out:
             raise OutputError(
                 f"module '{left_out[0]}' has a LoRA, so it must not belong to the fully trained modules "
-                f"({', '.join(self.meta.saved_modules)}), which PEFT never adapts. Leave one of the adapters out."
+                f"({', '.join(self.meta.saved_modules)}), which PEFT never adapts. Leave one of the adapters out.",
+                code="write.saved-and-adapted",
             )
 
     def _check_parts(self) -> None:
         if self.meta.initial is not None:
             raise OutputError(
                 f"factors that began from a part of the base ({self.meta.initial}) must be converted to a plain delta "
-                "before they are written."
+                "before they are written.",
+                code="write.unconverted-factors",
             )
         without = sorted(path for path, header in self.modules.items() if not header.magnitude)
         if self.meta.dora != self.has_magnitudes:
             raise OutputError(
                 f"an adapter must have magnitudes where it is a DoRA and only there, found dora={self.meta.dora} and "
-                f"{len(self.modules) - len(without)} magnitudes."
+                f"{len(self.modules) - len(without)} magnitudes.",
+                code="write.magnitudes",
             )
         odd = sorted(path for path, header in self.modules.items() if header.layout != LINEAR)
         embedding = [path for path in odd if self.modules[path].layout.kind == "embedding"]
         if self.has_biases and embedding:
             raise OutputError(
                 f"PEFT has no bias inside the LoRA of an embedding, and '{embedding[0]}' is one while other modules "
-                "have biases. Merge the adapters without one or the other."
+                "have biases. Merge the adapters without one or the other.",
+                code="write.embedding-bias",
             )
         if self.has_magnitudes and odd:
-            raise OutputError(f"only linear modules can be DoRA, and '{odd[0]}' is a {self.modules[odd[0]].layout}.")
+            raise OutputError(
+                f"only linear modules can be DoRA, and '{odd[0]}' is a {self.modules[odd[0]].layout}.",
+                code="write.dora-kind",
+            )
         if self.has_magnitudes and without:
             raise OutputError(
                 f"a DoRA must have a magnitude for every module, and {', '.join(without[:3])} has none. "
-                "Give such modules the row norms of their weight plus update."
+                "Give such modules the row norms of their weight plus update.",
+                code="write.no-magnitude",
             )
 
 
@@ -178,7 +187,9 @@ class AdapterWriter:
         first, second = (f"{PREFIX}{path}.{part}" for part in FACTORS[module.layout.kind])
         missing = self._headers[first][1][0] - update.rank
         if missing < 0:
-            raise ValueError(f"module {path!r} must have at most the announced rank, and has {update.rank}")
+            raise InvalidValueError(
+                f"module {path!r} must have at most the announced rank, and has {update.rank}", code="tensor-file.rank"
+            )
         a = scaled(update.a, update.scale)
         self._write(first, pad(a, (0, 0, 0, missing)) if missing else a)
         self._write(second, pad(update.b, (0, missing)) if missing else update.b)
@@ -195,7 +206,10 @@ class AdapterWriter:
             ValueError: a module is missing.
         """
         if self._missing:
-            raise ValueError(f"every announced module must be written, and {min(self._missing)!r} is missing")
+            raise InvalidValueError(
+                f"every announced module must be written, and {min(self._missing)!r} is missing",
+                code="tensor-file.missing",
+            )
         for key, tensor in sorted(self._plan.saved.items()):
             self._write(key, tensor)
 
@@ -205,7 +219,8 @@ class AdapterWriter:
         if stored.is_floating_point() and not all_finite(stored):
             raise OutputError(
                 f"{_owner(name)} must be finite in {str(dtype).removeprefix('torch.')}, and overflow it. "
-                "Choose a wider dtype or smaller weights."
+                "Choose a wider dtype or smaller weights.",
+                code="write.overflow",
             )
         self._file.write(name, stored)
 

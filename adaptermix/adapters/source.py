@@ -92,7 +92,8 @@ class AdapterSource:
         if tensor.is_floating_point() and not all_finite(tensor):
             raise AdapterFormatError(
                 f"{self.path}: every weight must be finite, and {key} holds NaN or infinity. "
-                "The training run that wrote it diverged; use an earlier checkpoint."
+                "The training run that wrote it diverged; use an earlier checkpoint.",
+                code="adapter-file.not-finite",
             )
         return tensor
 
@@ -205,26 +206,30 @@ def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> L
     kind: Any = "embedding" if any("embedding" in part for part in shapes) else "linear"
     if {"lora_A.weight", "lora_B.weight"} & set(shapes) and kind == "embedding":
         raise AdapterFormatError(
-            f"{path}: module {module!r} must be either an embedding or not, and has factors of both."
+            f"{path}: module {module!r} must be either an embedding or not, and has factors of both.",
+            code="adapter-file.mixed-factors",
         )
     for part in FACTORS[kind]:
         if part not in shapes:
             raise AdapterFormatError(
-                f"{path}: module {module!r} must have both factors, {part.removesuffix('.weight')} is missing."
+                f"{path}: module {module!r} must have both factors, {part.removesuffix('.weight')} is missing.",
+                code="adapter-file.missing-factor",
             )
     a, b = (shapes[part] for part in FACTORS[kind])
     if kind == "linear" and 3 <= len(a) <= 5 and len(b) == len(a):
         if set(b[2:]) == {1} and b[1] < a[0] and a[0] % b[1] == 0:
             raise AdapterFormatError(
                 f"{path}: module {module!r} is a grouped convolution (lora_A {list(a)}, lora_B {list(b)}), whose delta "
-                "is not the product of its factors, and is not handled."
+                "is not the product of its factors, and is not handled.",
+                code="adapter-file.grouped-convolution",
             )
         if set(b[2:]) == {1}:
             return Layout(kind="convolution", kernel=a[2:])
     if len(a) != 2 or len(b) != 2:
         raise AdapterFormatError(
             f"{path}: module {module!r} must have matrices for factors, or the kernels of a convolution, "
-            f"found lora_A {list(a)} and lora_B {list(b)}."
+            f"found lora_A {list(a)} and lora_B {list(b)}.",
+            code="adapter-file.factor-axes",
         )
     return Layout(kind=kind)
 
@@ -233,7 +238,8 @@ def _check_variants(path: Path, module: str, layout: Layout, parts: Mapping[str,
     """Check that magnitudes and biases are exactly where the settings name them."""
     if settings.meta.dora and layout != LINEAR:
         raise AdapterFormatError(
-            f"{path}: module {module!r} is a DoRA {layout}, which is not handled; linear ones are."
+            f"{path}: module {module!r} is a DoRA {layout}, which is not handled; linear ones are.",
+            code="adapter-file.dora-kind",
         )
     for part, said, setting in (
         ("lora_magnitude_vector", settings.meta.dora, "use_dora"),
@@ -241,7 +247,10 @@ def _check_variants(path: Path, module: str, layout: Layout, parts: Mapping[str,
     ):
         if said != (part in parts):
             wrong = "is missing" if said else f"is there, but {setting} is not set, so peft would drop it"
-            raise AdapterFormatError(f"{path}: module {module!r} must be as {CONFIG} says, and its {part} {wrong}.")
+            raise AdapterFormatError(
+                f"{path}: module {module!r} must be as {CONFIG} says, and its {part} {wrong}.",
+                code="adapter-file.variant",
+            )
 
 
 def _module(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> ModuleHeader:
@@ -251,17 +260,21 @@ def _module(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]], sett
     if not a[0] == b[1] == rank:
         raise AdapterFormatError(
             f"{path}: module {module!r} must have rank {rank} as {CONFIG} says, "
-            f"found lora_A {list(a)} and lora_B {list(b)}."
+            f"found lora_A {list(a)} and lora_B {list(b)}.",
+            code="adapter-file.rank",
         )
     _check_variants(path, module, layout, shapes, settings)
     for part in ("lora_magnitude_vector", "lora_B.bias"):
         if shapes.get(part, (b[0],)) != (b[0],):
             raise AdapterFormatError(
-                f"{path}: module {module!r} must have a {part} of shape [{b[0]}], found {list(shapes[part])}."
+                f"{path}: module {module!r} must have a {part} of shape [{b[0]}], found {list(shapes[part])}.",
+                code="adapter-file.part-shape",
             )
     scale = settings.scale_of(module)
     if not math.isfinite(scale):
-        raise AdapterFormatError(f"{path}: the scale of module {module!r} must be finite, found {scale}.")
+        raise AdapterFormatError(
+            f"{path}: the scale of module {module!r} must be finite, found {scale}.", code="adapter-file.scale"
+        )
     return ModuleHeader(
         out=b[0],
         into=math.prod(a[1:]),
@@ -275,7 +288,9 @@ def _module(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]], sett
 
 def _modules(file: WeightsFile, inventory: Inventory, settings: LoraSettings) -> dict[str, ModuleHeader]:
     if not inventory.parts:
-        raise AdapterFormatError(f"{file.path} must hold at least one LoRA module, it is empty.")
+        raise AdapterFormatError(
+            f"{file.path} must hold at least one LoRA module, it is empty.", code="adapter-file.empty"
+        )
     modules = {}
     for module, parts in sorted(inventory.parts.items()):
         shapes = {part: file.headers[key].shape for part, key in parts.items()}
@@ -288,16 +303,20 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     if not path.is_file():  # reading a named pipe would wait for ever
-        raise AdapterFormatError(f"{path} must be a file. Remove it to use the adapter without it.")
+        raise AdapterFormatError(
+            f"{path} must be a file. Remove it to use the adapter without it.", code="manifest.not-file"
+        )
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise AdapterFormatError(
-                f"{path} must be at most {MAX_MANIFEST_BYTES} bytes. Remove it, or fetch it again."
+                f"{path} must be at most {MAX_MANIFEST_BYTES} bytes. Remove it, or fetch it again.",
+                code="manifest.too-large",
             )
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise AdapterFormatError(
-            f"{path} must be JSON: {one_line(error)}. Remove it to use the adapter without it."
+            f"{path} must be JSON: {one_line(error)}. Remove it to use the adapter without it.",
+            code="manifest.not-json",
         ) from error
     return manifest if isinstance(manifest, dict) else {}
 
@@ -345,10 +364,13 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
             else ""
         )
         raise AdapterFormatError(
-            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.{fetch}"
+            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.{fetch}",
+            code="adapter.not-folder",
         )
     if not (folder / CONFIG).is_file():
-        raise AdapterFormatError(f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}")
+        raise AdapterFormatError(
+            f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}", code="adapter.no-config"
+        )
     settings = read_config(folder / CONFIG, _manifest(folder))
     file = plain_names(open_weights(folder, allow_pickle=allow_pickle))
     inventory = take_inventory(file, settings.meta)

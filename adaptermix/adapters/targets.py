@@ -137,7 +137,8 @@ def selecting(meta: AdapterMeta, stored: Mapping[str, str], path: Path) -> Targe
     raise AdapterFormatError(
         f"{path.parent} must hold settings that select every module of its {path.name}, and they leave out "
         f"{len(left_out)} of {len(stored)}, such as '{left_out[0]}': peft would load the others only. Correct "
-        "target_modules, exclude_modules, layers_to_transform or modules_to_save, or remove those tensors."
+        "target_modules, exclude_modules, layers_to_transform or modules_to_save, or remove those tensors.",
+        code="config.leaves-out",
     )
 
 

@@ -85,7 +85,8 @@ def spectrum(
     if not chosen:
         raise ModelError(
             f"{a.reference} and {b.reference} must share a selected matrix inside their blocks, and share no such "
-            "matrix. Select others with --include, or exclude fewer."
+            "matrix. Select others with --include, or exclude fewer.",
+            code="spectrum.no-shared-selection",
         )
     numbers = {}
     with watch.track("spectrum", len(chosen)) as advance:
@@ -122,14 +123,16 @@ def _pairs(a: Side, b: Side) -> tuple[dict[str, str], tuple[str, ...]]:
         path = other_shape[0]
         raise IncompatibleAdapters(
             f"module '{path}': the adapter's update is {list(b.matrices[pairs[path]])}, the weight of {a.reference} "
-            f"{list(a.matrices[path])}. The adapter was trained on another base model."
+            f"{list(a.matrices[path])}. The adapter was trained on another base model.",
+            code="base.update-shape",
         )
     kept = {path: theirs for path, theirs in pairs.items() if path not in set(other_shape)}
     if not kept:
         names = " and ".join(f"'{next(iter(side.matrices), '')}'" for side in (a, b))
         raise ModelError(
             f"{a.reference} and {b.reference} must share matrices of one name and shape, and share none "
-            f"(they hold {names}, for example). Compare models of one architecture."
+            f"(they hold {names}, for example). Compare models of one architecture.",
+            code="spectrum.no-shared-matrix",
         )
     if other_shape:
         notes.append(f"{len(other_shape)} matrices differ in shape and are left out, such as '{other_shape[0]}'")
@@ -152,7 +155,8 @@ def _without_matrix(a: Weights, b: Updates, missing: set[str]) -> list[str]:
     if strange is not None:
         raise IncompatibleAdapters(
             f"every module of {b.reference} must be a weight of {a.reference}, and '{strange}' is not. It was trained "
-            "on another base model."
+            "on another base model.",
+            code="base.no-module",
         )
     if not missing:
         return []
@@ -187,7 +191,10 @@ def _measure(a: Side, b: Side, device: torch.device) -> tuple[str, Measure]:
         return "base and base with adapter", lambda ours, theirs: _of_update(a, b, ours, theirs, device)
     if isinstance(a, Weights) and isinstance(b, Weights):
         return "checkpoints", lambda ours, theirs: _of_weights(a, b, ours, theirs, device)
-    raise PlanError(f"the base must be the first model, and {a.reference} is an adapter. Swap MODEL_A and MODEL_B.")
+    raise PlanError(
+        f"the base must be the first model, and {a.reference} is an adapter. Swap MODEL_A and MODEL_B.",
+        code="spectrum.order",
+    )
 
 
 def _unchanged(norm: float) -> Scaling:

@@ -45,7 +45,9 @@ def check_plot(path: Path, *, count: int) -> None:
         PlanError: more than MOST_ADAPTERS adapters.
     """
     if count > MOST_ADAPTERS:
-        raise PlanError(f"--plot draws at most {MOST_ADAPTERS} adapters, got {count}. Give fewer.")
+        raise PlanError(
+            f"--plot draws at most {MOST_ADAPTERS} adapters, got {count}. Give fewer.", code="plot.too-many"
+        )
     check_png(path)
 
 
@@ -56,9 +58,12 @@ def check_png(path: Path) -> None:
         OutputError: no matplotlib, no .png, no such folder, or a folder of that name.
     """
     if find_spec("matplotlib") is None:
-        raise OutputError("--plot needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'")
+        raise OutputError(
+            "--plot needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'",
+            code="plot.no-matplotlib",
+        )
     if path.suffix.lower() != ".png":
-        raise OutputError(f"--plot must be a PNG file, such as plot.png, got {str(path)!r}.")
+        raise OutputError(f"--plot must be a PNG file, such as plot.png, got {str(path)!r}.", code="plot.not-png")
     check_file(path, "--plot")
 
 
@@ -70,9 +75,14 @@ def check_file(path: Path, option: str) -> None:
     """
     folder = path.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputError(f"{option} must lie in a folder that exists and can be written, and {path} does not.")
+        raise OutputError(
+            f"{option} must lie in a folder that exists and can be written, and {path} does not.",
+            code="output.no-parent",
+        )
     if path.is_dir():
-        raise OutputError(f"{option} must be a file, and {path} is a folder. Choose another name.")
+        raise OutputError(
+            f"{option} must be a file, and {path} is a folder. Choose another name.", code="output.is-folder"
+        )
 
 
 def _value(key: str, of: AdapterInspection | PairInspection, paths: Sequence[str]) -> float | None:

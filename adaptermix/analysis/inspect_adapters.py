@@ -11,7 +11,7 @@ import torch
 from ..adapters import AdapterSource, open_adapters
 from ..algebra import LowRank, sign_conflict
 from ..algebra.subspaces import Frame, chance_overlap, frame, frame_cosine, overlap, share_within
-from ..errors import AdapterFormatError, PlanError
+from ..errors import AdapterFormatError, PlanError, code_of
 from ..models.location import mean, places, unique_names
 from ..options.paths import check_file_not_input, check_replaceable
 from ..progress import SILENT, Watcher
@@ -46,7 +46,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
         PlanError: there is no adapter, or there are more than a plot can show.
     """
     if not adapters:
-        raise PlanError("at least one adapter is needed to inspect, got none.")
+        raise PlanError("at least one adapter is needed to inspect, got none.", code="inspect.no-adapter")
     if plot is not None:
         check_plot(Path(plot), count=len(adapters))
         check_file_not_input(Path(plot), adapters)
@@ -98,7 +98,8 @@ def _load(sources: Sequence[AdapterSource], path: str) -> _Loaded:
                 loaded[index] = update, frame(update)
             except ValueError as error:
                 raise AdapterFormatError(
-                    f"{source.path}: module '{path}': {error}. Check lora_alpha in its settings."
+                    f"{source.path}: module '{path}': {error}. Check lora_alpha in its settings.",
+                    code=code_of(error, "inspect.overflow"),
                 ) from error
     return loaded
 

@@ -51,12 +51,17 @@ def select(
     labels = list(dict.fromkeys(location.layer for location in located.values()))
     for pattern in layers:
         if not any(_is_layer(pattern, location) for location in located.values()):
-            raise PlanError(f"--layers {pattern!r} must meet a layer. Layers here: {_few(labels)}.")
+            raise PlanError(
+                f"--layers {pattern!r} must meet a layer. Layers here: {_few(labels)}.", code="selection.no-layer"
+            )
     for option, patterns in (("modules", modules), ("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_is_module(pattern, path, location) for path, location in located.items()):
                 hint = did_you_mean(pattern, kinds)
-                raise PlanError(f"--{option} {pattern!r} must meet a module.{hint} Kinds here: {_few(kinds)}.")
+                raise PlanError(
+                    f"--{option} {pattern!r} must meet a module.{hint} Kinds here: {_few(kinds)}.",
+                    code="selection.no-module",
+                )
 
     def met(patterns: Sequence[str], path: str) -> bool:
         return any(_is_module(pattern, path, located[path]) for pattern in patterns)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters import AdapterMeta, AdapterSource, open_adapter
 from ..algebra import LowRank
 from ..algebra.subspaces import Frame, frame
-from ..errors import AdapterFormatError, ModelError
+from ..errors import AdapterFormatError, ModelError, code_of
 from ..io.checkpoint_files import Checkpoint, open_checkpoint, resolve_checkpoint
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -44,7 +44,8 @@ class Weights:
         if not torch.isfinite(tensor).all():
             raise ModelError(
                 f"{self.checkpoint.path}: every weight must be finite, and {key} holds NaN or infinity. "
-                "Fetch or save it again."
+                "Fetch or save it again.",
+                code="base.not-finite",
             )
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -76,7 +77,10 @@ class Updates:
         try:
             return frame(update)
         except ValueError as error:
-            raise AdapterFormatError(f"{self.reference}: module '{path}': {error}. Check its lora_alpha.") from error
+            raise AdapterFormatError(
+                f"{self.reference}: module '{path}': {error}. Check its lora_alpha.",
+                code=code_of(error, "inspect.overflow"),
+            ) from error
 
 
 def beyond_factors(meta: AdapterMeta) -> tuple[str, ...]:

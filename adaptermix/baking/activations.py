@@ -149,7 +149,8 @@ def texts_of(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list
             lines = [line.partition("\t")[0].strip() for _, line in file.lines()]
             if lines and lines[0].startswith("{"):
                 raise DataError(
-                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'."
+                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'.",
+                    code="calibration.not-jsonl",
                 )
         chosen = list(filter(None, lines[parse_rows(rows)]))
         texts += chosen
@@ -167,12 +168,14 @@ def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
     if len(texts) < _LEAST:
         raise DataError(
             f"--calibration must contain at least {_LEAST} different texts (lines, `text` of JSONL, first columns of "
-            f"TSV), and contains {len(texts)}. Give a few hundred, similar to the model's later inputs."
+            f"TSV), and contains {len(texts)}. Give a few hundred, similar to the model's later inputs.",
+            code="calibration.too-few",
         )
     if not all(split(texts).values()):
         raise DataError(
             "--calibration must contain texts for three parts (fitting, selection, measurement), into which texts are "
-            f"split by their hash, and its {len(texts)} texts leave one part empty. Give more texts, a few hundred."
+            f"split by their hash, and its {len(texts)} texts leave one part empty. Give more texts, a few hundred.",
+            code="calibration.empty-part",
         )
     return texts, files
 

@@ -158,7 +158,7 @@ def prepare(settings: BakeSettings) -> BakePlan:
     )
     merge = make_plan(options)
     if merge.checkpoint is None:
-        raise PlanError("bake needs a base model. Pass --base MODEL.")
+        raise PlanError("bake needs a base model. Pass --base MODEL.", code="base.needed")
     checkpoint = as_whole(merge.checkpoint)
     # a quantised base has other files
     if not settings.allow_base_mismatch and not isinstance(checkpoint, QuantizedCheckpoint):
@@ -194,7 +194,8 @@ def _check_bakeable(merge: MergePlan) -> None:
             raise PlanError(
                 f"adapter '{source.name}' has biases or fully trained tensors (a head), which cannot be baked. Load it "
                 "with PEFT on the base model, or pass --without-heads for a base that further adapters are trained "
-                "on."
+                "on.",
+                code="bake.not-deltas",
             )
 
 
@@ -215,12 +216,14 @@ def _check_format(settings: BakeSettings, checkpoint: Checkpoint) -> None:
     if settings.quantize != checkpoint.format:
         raise PlanError(
             f"the base model {checkpoint.path} is in {checkpoint.format}, and --quantize says {settings.quantize}. "
-            f"Pass --quantize {checkpoint.format}, with --strategy dequant-16 for a result in 16 bits."
+            f"Pass --quantize {checkpoint.format}, with --strategy dequant-16 for a result in 16 bits.",
+            code="bake.format",
         )
     if settings.strategy == "merge-16":
         raise PlanError(
             f"--strategy merge-16 adds to the weights before rounding, and the base model {checkpoint.path} is in "
-            f"{checkpoint.format}. Give the model that it was made from, or use --strategy dequant-16."
+            f"{checkpoint.format}. Give the model that it was made from, or use --strategy dequant-16.",
+            code="bake.merge-16",
         )
 
 
@@ -230,7 +233,8 @@ def _check_shapes(merge: MergePlan, checkpoint: Checkpoint, names: Mapping[str, 
         if -1 not in expected and tuple(expected) != tuple(shape):
             raise ModelError(
                 f"the base's weight '{name}' must be {list(expected)}, as in the adapters, and is {list(shape)}. Give "
-                "the base model that the adapters were trained on."
+                "the base model that the adapters were trained on.",
+                code="base.weight-shape",
             )
 
 
@@ -263,7 +267,8 @@ def _layers(
         if transposed:
             raise ModelError(
                 f"the base model {checkpoint.path} has quantised Conv1D layers, which are not supported. Give the "
-                "model that it was made from."
+                "model that it was made from.",
+                code="bake.conv1d",
             )
         listed = config_of(checkpoint)["quantization_config"].get("llm_int8_skip_modules")
         others = [*whole, *(path for name, path in paths.items() if name not in checkpoint.readers)]

@@ -22,6 +22,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ..checkpoints.formats import Quantized
+from ..errors import InvalidValueError
 from .sweep import sweep
 
 _DAMP = 1e-3
@@ -71,7 +72,10 @@ class Inputs:
             if not failed and torch.isfinite(root).all():
                 narrowed: Tensor = root.to(torch.float32)
                 return narrowed
-        raise ValueError("the second moment of the inputs must be finite and positive semidefinite, and is not")
+        raise InvalidValueError(
+            "the second moment of the inputs must be finite and positive semidefinite, and is not",
+            code="bake.second-moment",
+        )
 
     @cached_property
     def coupling(self) -> Float[Tensor, "in in"]:

@@ -144,7 +144,8 @@ def _check_quantiser(plan: BakePlan, watch: Watcher) -> None:
         elif trained["format"] != meant["format"]:
             raise PlanError(
                 f"{trained_on}, and --quantize is {settings.quantize}. Pass --quantize {trained['format']} (with "
-                "--strategy dequant-16 for 16 bits), or --allow-base-mismatch to write it onto these weights."
+                "--strategy dequant-16 for 16 bits), or --allow-base-mismatch to write it onto these weights.",
+                code="bake.quantiser",
             )
         else:
             watch.note(f"note: {trained_on} {trained}, and the result is {meant}.")
@@ -164,7 +165,8 @@ class _Inputs:
         if both:
             raise PlanError(
                 f"a dev score must be of rows that codes were not fitted to, and {both} are also in the --calibration "
-                f"file {both.first.name}. Give other texts."
+                f"file {both.first.name}. Give other texts.",
+                code="bake.dev-in-calibration",
             )
 
     @cached_property
@@ -294,7 +296,8 @@ def _check_kept(plan: BakePlan, report: BakeReport) -> None:
     raise PlanError(
         f"at least {report.least:g} of the adapter's effect must be kept, and strategy '{report.strategy}' keeps "
         f"{kept:.3f} (on {report.measured_on}). What keeps enough: {'; '.join(ways)}."
-        + (f" --keep-at-least {least:.2f} accepts this result{can_go_on}." if least >= 0 else "")
+        + (f" --keep-at-least {least:.2f} accepts this result{can_go_on}." if least >= 0 else ""),
+        code="bake.effect-lost",
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..algebra import LowRank
 from ..checkpoints.formats import Quantized
+from ..errors import InvalidValueError
 from ..io.registry import Registry
 from ..options import registries
 from .fidelity import Fidelity, fidelity
@@ -257,9 +258,10 @@ def residual(insertion: Insertion) -> Baked:
 
 def _known(insertion: Insertion) -> Known:
     if insertion.known is None or not insertion.known.is_enough:
-        raise ValueError(
+        raise InvalidValueError(
             "codes are chosen for the inputs that occur, so texts of all three parts (fitting, selection, "
-            "measurement) must reach the module, and do not"
+            "measurement) must reach the module, and do not",
+            code="bake.no-inputs",
         )
     return insertion.known
 

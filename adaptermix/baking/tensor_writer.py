@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algebra import LowRank
 from ..checkpoints.tensor_writing import bytes_of
-from ..errors import OutputError, PlanError
+from ..errors import OutputError, PlanError, code_of
 from ..progress import Watcher
 from .fidelity import Fidelity
 from .finished import Finished
@@ -130,7 +130,10 @@ class TensorWriter:
     def _narrowed(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         result = tensor.to(self._plan.dtype_of(name, dtype))
         if result.is_floating_point() and not torch.isfinite(result).all() and torch.isfinite(tensor).all():
-            raise OutputError(f"'{name}' must be finite in {result.dtype}, and overflows it. Choose a wider --dtype.")
+            raise OutputError(
+                f"'{name}' must be finite in {result.dtype}, and overflows it. Choose a wider --dtype.",
+                code="bake.overflow",
+            )
         return result
 
     def _finish(self, name: str) -> Finished:
@@ -155,7 +158,8 @@ class TensorWriter:
         except ValueError as error:
             raise PlanError(
                 f"module '{plan.names[name]}': {error}. Give more or other texts with --calibration, or another "
-                "--strategy."
+                "--strategy.",
+                code=code_of(error, "bake.strategy-failed"),
             ) from error
         if baked is None:
             module = replace(in_16, strategy=strategy, size=kept.nbytes, compared=compared)

@@ -152,7 +152,8 @@ def _refuse_overflow(new: Tensor, old: Tensor, name: str) -> None:
     if not _is_finite(new.reshape(-1)) and all_finite(old):
         raise OutputError(
             f"'{name}' must be finite in {str(new.dtype).removeprefix('torch.')}, and overflows it. "
-            "Choose a wider dtype or smaller weights."
+            "Choose a wider dtype or smaller weights.",
+            code="write.overflow",
         )
 
 

@@ -224,7 +224,10 @@ class EightBit(Quantized):
             ModelError: there is a step of -128, which bitsandbytes writes nowhere.
         """
         if steps.numel() and int(steps.min()) < -_LEVELS:
-            raise ModelError("weights in 8 bits must be steps from -127 to 127, and one is -128. Quantise them anew.")
+            raise ModelError(
+                "weights in 8 bits must be steps from -127 to 127, and one is -128. Quantise them anew.",
+                code="quantized.minus-128",
+            )
         codes = (steps.to(torch.int16) + _LEVELS).to(torch.uint8)
         return cls(codes=codes, scales=scales.float().flatten(), form=dtype)
 

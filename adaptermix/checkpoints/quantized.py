@@ -61,7 +61,10 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
         _check_whole(checkpoint)
         return checkpoint
     if len(formats) > 1:
-        raise ModelError(f"{checkpoint.path}: quantised weights must be of one format, found {sorted(formats)}.")
+        raise ModelError(
+            f"{checkpoint.path}: quantised weights must be of one format, found {sorted(formats)}.",
+            code="quantized.mixed-formats",
+        )
     parts = {name for name in checkpoint.tensors if any(name.startswith(f"{weight}.") for weight in states)}
     beside = {f"{weight.removesuffix('weight')}weight_format" for weight in scales} | set(scales.values())
     headers: dict[str, TensorHeader] = {}
@@ -87,7 +90,8 @@ def _check_whole(checkpoint: Checkpoint) -> None:
     if method is not None:
         raise ModelError(
             f"the base model must be in whole precision or in bitsandbytes' 4 or 8 bits, and {checkpoint.path} is "
-            f"quantised by '{method}'. Give the model that it was made from."
+            f"quantised by '{method}'. Give the model that it was made from.",
+            code="quantized.format",
         )
 
 
@@ -105,7 +109,9 @@ def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
             return found
     except (ValueError, KeyError, TypeError):
         pass
-    raise ModelError(f"{checkpoint.path}: '{name}' must hold bitsandbytes' state of a matrix, and does not.")
+    raise ModelError(
+        f"{checkpoint.path}: '{name}' must hold bitsandbytes' state of a matrix, and does not.", code="quantized.state"
+    )
 
 
 def _four_bit(checkpoint: Checkpoint, name: str) -> FourBit:

@@ -94,12 +94,14 @@ def check_shapes(base: Checkpoint, other: Checkpoint, keys: Sequence[tuple[str, 
         if one.shape != two.shape:
             raise ModelError(
                 f"'{ours}' must have one shape in both models, found {list(one.shape)} in {base.path} and "
-                f"{list(two.shape)} in {other.path}. The model was not tuned from this base, or its vocabulary grew."
+                f"{list(two.shape)} in {other.path}. The model was not tuned from this base, or its vocabulary grew.",
+                code="checkpoint.shapes",
             )
         if (one.dtype in FLOATS) != (two.dtype in FLOATS):
             raise ModelError(
                 f"'{ours}' must be of a float dtype in both models or in none, found {one.dtype} in {base.path} and "
-                f"{two.dtype} in {other.path}. Give the models in whole precision."
+                f"{two.dtype} in {other.path}. Give the models in whole precision.",
+                code="checkpoint.dtypes",
             )
 
 

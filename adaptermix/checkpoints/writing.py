@@ -51,7 +51,9 @@ def parse_size(size: int | str) -> int:
     """
     found = re.fullmatch(r"(\d+)\s*([KMG]?I?)B?", str(size).strip().upper())
     if found is None or found[2] not in _UNITS or int(found[1]) < 1:
-        raise PlanError(f"a shard size must be a number of bytes such as 5GB or 500MiB, got {size!r}.")
+        raise PlanError(
+            f"a shard size must be a number of bytes such as 5GB or 500MiB, got {size!r}.", code="checkpoint.shard-size"
+        )
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -97,7 +99,8 @@ def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int 
         if header.dtype not in _STORED or 0 in header.shape:
             raise ModelError(
                 f"{base.path}: '{name}' must be of one of the dtypes {', '.join(_STORED)} and not be empty, found "
-                f"{header.dtype} {list(header.shape)}. Give the model in whole precision."
+                f"{header.dtype} {list(header.shape)}. Give the model in whole precision.",
+                code="checkpoint.dtype",
             )
         stored = dtype if dtype is not None and header.dtype in FLOATS else _STORED[header.dtype]
         entry = (stored, header.shape)
@@ -127,11 +130,15 @@ def named_shards(groups: Sequence[Headers]) -> list[Shard]:
 def _check_deltas(base: Checkpoint, names: Collection[str]) -> None:
     for name in names:
         if name not in base.tensors:
-            raise ModelError(f"the base model {base.path} must hold '{name}', which a delta is for, and does not.")
+            raise ModelError(
+                f"the base model {base.path} must hold '{name}', which a delta is for, and does not.",
+                code="base.no-tensor",
+            )
         if base.tensors[name].dtype not in FLOATS:
             raise ModelError(
                 f"{base.path}: '{name}' must be of a float dtype to be added to, found {base.tensors[name].dtype}. "
-                "Give the base model in whole precision."
+                "Give the base model in whole precision.",
+                code="base.not-float",
             )
 
 
@@ -221,7 +228,8 @@ class CheckpointWriter:
         if delta is not None and tuple(delta.shape) != tuple(shape):
             raise ModelError(
                 f"the delta of '{name}' must have the shape of the base's tensor, {list(shape)}, got "
-                f"{list(delta.shape)}. Give the base model that it belongs to."
+                f"{list(delta.shape)}. Give the base model that it belongs to.",
+                code="base.delta-shape",
             )
         write_sum(self._crew, partial(file.write, name), self._base.load(name), delta, stored=stored, name=name)
 
@@ -328,7 +336,8 @@ def companions(base: Path) -> list[Path]:
             raise ModelError(
                 f"the files of the base model {base} that are copied must lie in its folder, and '"
                 f"{path.relative_to(base)}' is a link to a place outside of it. Put a copy of the file there, or "
-                "remove the link."
+                "remove the link.",
+                code="base.outside-link",
             )
     return found
 

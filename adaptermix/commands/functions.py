@@ -57,14 +57,17 @@ def function_of(record: Command) -> Callable[..., Any]:
     def function(*arguments: Any, watch: Watcher = SILENT, **options: Any) -> Any:
         if arguments and isinstance(arguments[0], schema):
             if len(arguments) > 1 or options:
-                raise UsageError(f"give either {record.options} or its fields, and not both.")
+                raise UsageError(
+                    f"give either {record.options} or its fields, and not both.", code="call.options-and-fields"
+                )
             return record.call(arguments[0], watch=watch)
         if record.takes_fields:
             return run(*arguments, watch=watch, **options)
         if len(arguments) > len(positional):
             raise UsageError(
                 f"at most {len(positional)} positional arguments can be given ({', '.join(positional) or 'none'}), "
-                f"got {len(arguments)}."
+                f"got {len(arguments)}.",
+                code="call.too-many-arguments",
             )
         fields = dict(zip(positional, arguments, strict=False)) | options
         return record.call(schema(**{name: _plain(value) for name, value in fields.items()}), watch=watch)

@@ -114,7 +114,10 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
     """
     document = read_yaml(path)
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.")
+        raise ConfigError(
+            f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.",
+            code="recipe.not-mapping",
+        )
     faults = [f"unknown key {shown(key)}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
     if document.get("version") != 1:
         faults.append(f"version must be 1, found {shown(document.get('version'))}.")
@@ -136,7 +139,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
     fill = Filling(variables, faults)
     checked = [_step(number, fill(entry), overrides, faults) for number, entry in enumerate(steps, start=1)]
     if faults:
-        raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)))
+        raise ConfigError(f"{path}: " + " | ".join(dict.fromkeys(faults)), code="recipe.invalid")
     complete = [step for step in checked if step is not None]
     check_splits(path, complete)
     return complete
@@ -190,7 +193,10 @@ def check_splits(path: Path, steps: Sequence[Step]) -> None:
             way_out = "" if allowed is None else ", or set allow_tested: true there"
         else:
             continue
-        raise ConfigError(f"{path}: step {number} ({step.command}): {fault}. Give other data or other rows{way_out}.")
+        raise ConfigError(
+            f"{path}: step {number} ({step.command}): {fault}. Give other data or other rows{way_out}.",
+            code="recipe.split",
+        )
 
 
 def _written(step: Step) -> Path | None:
@@ -227,18 +233,23 @@ def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> 
                 near = did_you_mean(str(adapter), list(map(str, made)))
                 raise ConfigError(
                     f"{path}: step {number} ({step.command}) reads {adapter}, which is not there, and no step before "
-                    f"it makes it.{near}"
+                    f"it makes it.{near}",
+                    code="recipe.no-input",
                 )
         out = _written(step)
         if out is None:
             continue
         if real_path(out) in map(real_path, made):
-            raise ConfigError(f"{path}: step {number} ({step.command}) writes {out}, and so does a step before it.")
+            raise ConfigError(
+                f"{path}: step {number} ({step.command}) writes {out}, and so does a step before it.",
+                code="recipe.output-twice",
+            )
         made.append(out)
         if out.exists() and not resume and not getattr(step.settings, "overwrite", False):
             raise OutputError(
                 f"{path}: step {number} ({step.command}) writes {out}, and it exists. Pass --resume to take what is "
-                "there and go on, or give another folder."
+                "there and go on, or give another folder.",
+                code="recipe.output-exists",
             )
 
 
@@ -273,7 +284,8 @@ def run_recipe(
     others = sorted({step.command for step in steps if not COMMANDS[step.command].in_processes})
     if process_count() > 1 and others:
         raise ConfigError(
-            f"several processes can train, and {path} has {', '.join(others)}: run it without a launcher."
+            f"several processes can train, and {path} has {', '.join(others)}: run it without a launcher.",
+            code="recipe.processes",
         )
     documents = []
     for step in steps:

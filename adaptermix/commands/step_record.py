@@ -108,12 +108,14 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"--resume takes only outputs that this recipe made, and nothing beside {out} says so. Remove it, or give "
-            "another folder."
+            "another folder.",
+            code="resume.not-of-recipe",
         ) from error
     if differs:
         raise OutputError(
             f"{out} must have the settings of its step to be taken by --resume, and was made with others "
-            f"({', '.join(differs[:3])}). Remove it, or give another folder."
+            f"({', '.join(differs[:3])}). Remove it, or give another folder.",
+            code="resume.settings",
         )
     now, output = _state(out), record.get("output")
     if not record.get("done"):  # the run ended in this step: before the output was in its place, or just after it
@@ -121,7 +123,8 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
     if output is not None and output != now:
         raise OutputError(
             f"{out} must be as its step left it to be taken by --resume, and was changed since. Remove it, or give "
-            "another folder."
+            "another folder.",
+            code="resume.changed",
         )
     return True
 

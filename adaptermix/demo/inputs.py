@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlanError
+from ..errors import PlanError, code_of
 from ..options import DemoInputsSettings
 from ..progress import SILENT, Watcher
 from .base import demo_base
@@ -31,7 +31,7 @@ def demo_inputs(settings: DemoInputsSettings, *, watch: Watcher = SILENT) -> dic
     try:
         kind.own_data(out, Sizes(**sizes), seed=settings.seed)
     except ValueError as error:
-        raise PlanError(str(error)) from error
+        raise PlanError(str(error), code=code_of(error, "demo.inputs")) from error
     link = out / "base"
     base = demo_base(kind.model, watch=watch)
     if not link.exists():

@@ -129,7 +129,9 @@ def real_data(folder: Path) -> DemoPlan:
         needed += [xsid / f"{language}.{part}.conll.gz" for language in _XSID]
     missing = [str(path) for path in needed if not path.exists()]
     if missing:
-        raise DataError(f"--data must hold xsid/ and tatoeba/ as published; missing: {', '.join(missing)}.")
+        raise DataError(
+            f"--data must hold xsid/ and tatoeba/ as published; missing: {', '.join(missing)}.", code="demo.data"
+        )
     pair_files = [str(tatoeba / f"{code}-eng.tsv.gz") for code in _TATOEBA]
     return DemoPlan(
         train=([str(xsid / "en.train.tsv.gz")], ":520"),

@@ -79,7 +79,8 @@ class Demo:
         self.out = Path(self.settings.out)
         if self.out.exists() and not _is_own(self.out):
             raise OutputError(
-                f"the demo needs an empty folder, and {self.out} has other content. Choose another --out."
+                f"the demo needs an empty folder, and {self.out} has other content. Choose another --out.",
+                code="demo.folder",
             )
         if self.settings.fresh and (self.out / "stages").exists():
             for part in ("align", "task", "merged", *_CLOSED):
@@ -147,7 +148,8 @@ class Demo:
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != key:
             raise OutputError(
                 f"{self.out} holds a demo of another task, model, data, device, dtype or seed. "
-                "Pass --fresh to start again."
+                "Pass --fresh to start again.",
+                code="demo.other-settings",
             )
         write_whole(path, json.dumps(key).encode())
         return key

@@ -64,9 +64,11 @@ class Answering:
         self.before: Callable[[Sequence[int]], None] = lambda _rows: None
         if base.head:
             if settings.template:
-                raise UsageError("the adapter's head reads no prompt: drop --template.")
+                raise UsageError("the adapter's head reads no prompt: drop --template.", code="head.no-template")
             if settings.max_new_tokens != GenerationSettings.model_fields["max_new_tokens"].default:
-                raise UsageError("the adapter's head generates nothing: drop --max-new-tokens.")
+                raise UsageError(
+                    "the adapter's head generates nothing: drop --max-new-tokens.", code="head.no-new-tokens"
+                )
             self.longest = longest(base)
             self._encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=self.longest)
             for note in self._encoded.notes:

@@ -152,10 +152,16 @@ def _files(arguments: Sequence[str]) -> dict[str, list[Path]]:
     for argument in arguments:
         name, equals, pattern = argument.partition("=")
         if not equals or not name or not pattern:
-            raise UsageError(f"a system must be given as NAME=FILE, such as task=task.jsonl, got {argument!r}.")
+            raise UsageError(
+                f"a system must be given as NAME=FILE, such as task=task.jsonl, got {argument!r}.",
+                code="compare.system",
+            )
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(path) for path in glob.glob(pattern))
         if not paths:
-            raise DataError(f"system '{name}' needs a file of `evaluate --predictions`, and {pattern!r} matches none.")
+            raise DataError(
+                f"system '{name}' needs a file of `evaluate --predictions`, and {pattern!r} matches none.",
+                code="compare.no-file",
+            )
         by_system.setdefault(name, []).extend(paths)
     return by_system
 
@@ -186,11 +192,14 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
             answers.append((from_entry(entry), entry.get("language"), entry.get("expected")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"a line has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise DataError(f"{path} must be a file of `evaluate --predictions`, and is not: {reason}.") from error
+        raise DataError(
+            f"{path} must be a file of `evaluate --predictions`, and is not: {reason}.", code="compare.not-predictions"
+        ) from error
     if len(answers) != len(rows):
         raise DataError(
             f"{path} must answer the {len(rows)} rows of the data, and has {len(answers)} answers. Give the same "
-            "--data and --rows as to `evaluate`."
+            "--data and --rows as to `evaluate`.",
+            code="compare.answer-count",
         )
     for number, ((_, language, expected), row) in enumerate(zip(answers, rows, strict=True), start=1):
         # Older files contain only the answer.
@@ -198,7 +207,8 @@ def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
         if not same:
             raise DataError(
                 f"{path}:{number} must answer row {number} of the data, and answers another one. Give the same --data "
-                "and --rows as to `evaluate`."
+                "and --rows as to `evaluate`.",
+                code="compare.other-rows",
             )
     return [answer for answer, _, _ in answers]
 
@@ -209,7 +219,10 @@ def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, l
     for role, codes in (("supervised", settings.supervised), ("aligned", settings.aligned)):
         named[role] = {canonical_language(code) or code for code in codes}
         if unknown := sorted(named[role] - set(languages)):
-            raise PlanError(f"--{role} must be languages of the data ({', '.join(languages)}), got {unknown[0]!r}.")
+            raise PlanError(
+                f"--{role} must be languages of the data ({', '.join(languages)}), got {unknown[0]!r}.",
+                code="compare.languages",
+            )
     members = by_role(languages, named["supervised"], named["aligned"])
     return {role: [languages.index(name) for name in names] for role, names in members.items()}
 
@@ -217,10 +230,15 @@ def _members(languages: Sequence[str], settings: CompareSettings) -> dict[str, l
 def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> None:
     for option, name in (("baseline", settings.baseline), ("ceiling", settings.ceiling)):
         if name is not None and name not in files:
-            raise UsageError(f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.")
+            raise UsageError(
+                f"--{option} must be one of the systems ({', '.join(files)}), got {name!r}.",
+                code="compare.unknown-system",
+            )
     for option, path in (("markdown", settings.markdown), ("document", settings.document)):
         if path and not Path(path).absolute().parent.is_dir():
-            raise OutputError(f"--{option} must lie in a folder that exists, and {path} does not.")
+            raise OutputError(
+                f"--{option} must lie in a folder that exists, and {path} does not.", code="output.no-parent"
+            )
 
 
 def _scored(
@@ -301,7 +319,10 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     if others:
         name = settings.name or task.name
         if name in others:
-            raise UsageError(f"each data set must have a different name, and two are called {name!r}: pass --name.")
+            raise UsageError(
+                f"each data set must have a different name, and two are called {name!r}: pass --name.",
+                code="compare.names",
+            )
         result = replace(result, data_sets=side_by_side({name: column_of(result.document()), **others}))
     if settings.markdown:
         write_whole(Path(settings.markdown), result.markdown().encode())

@@ -30,13 +30,21 @@ def read_columns(arguments: Sequence[str]) -> dict[str, Column]:
     for argument in arguments:
         name, equals, file = argument.partition("=")
         if not equals or not name or name in columns:
-            raise UsageError(f"a data set must be given once, as NAME=FILE, such as xnli=xnli.json, got {argument!r}.")
+            raise UsageError(
+                f"a data set must be given once, as NAME=FILE, such as xnli=xnli.json, got {argument!r}.",
+                code="compare.document-name",
+            )
         try:
             columns[name] = column_of(json.loads(Path(file).read_text(encoding="utf-8")))
         except OSError as error:
-            raise DataError(f"{file} must be a document of `compare` (--document): {error.strerror}.") from error
+            raise DataError(
+                f"{file} must be a document of `compare` (--document): {error.strerror}.", code="compare.not-document"
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{file} must be a document of `compare` (--document), and is something else.") from error
+            raise DataError(
+                f"{file} must be a document of `compare` (--document), and is something else.",
+                code="compare.not-document",
+            ) from error
     return columns
 
 

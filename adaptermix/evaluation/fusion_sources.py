@@ -86,7 +86,8 @@ def _fused(
         if source.fingerprint and latents.fingerprint and source.fingerprint != latents.fingerprint:
             raise PlanError(
                 "the source encoder must be the one that the adapter was trained with, and the weight files of "
-                f"{encoder!r} differ from it. Give the folder of the right one with --source-encoder."
+                f"{encoder!r} differ from it. Give the folder of the right one with --source-encoder.",
+                code="fusion.source-encoder",
             )
         texts = encode_latents(latents, source.task, rows)
     else:
@@ -112,7 +113,10 @@ def _mixed(
         PlanError: the model has no head.
     """
     if base.head is None:
-        raise PlanError(f"an adapter of --fusion {MIXUP} has a classification head, and this one has no head.")
+        raise PlanError(
+            f"an adapter of --fusion {MIXUP} has a classification head, and this one has no head.",
+            code="fusion.no-classes",
+        )
     sources = HEADS[base.head.form.name].encode(base, source.task, rows, max_length=answering.longest)
     there = [not is_missing(source.task, row) for row in rows]
     mixer = Mixer(base, source.fusion["fusion_layer"], MIXING)

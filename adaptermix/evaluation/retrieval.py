@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
-from ..errors import DataError, PlanError, UsageError
+from ..errors import DataError, InvalidValueError, PlanError, UsageError
 from ..merging.on_model import acting
 from ..models.base import BaseModel, backbone, load_base, model_origins, note_other_base, reading
 from ..models.pooling import Pooler, Standards, require_pooling
@@ -95,7 +95,7 @@ def embed(
             pooled[:, rows] = means
             advance(len(rows), "")
     if pooled is None:
-        raise ValueError("at least one text is needed")
+        raise InvalidValueError("at least one text is needed", code="retrieve.no-text")
     return pooled
 
 
@@ -245,7 +245,8 @@ def pooler_of(base: BaseModel, settings: RetrieveSettings, sources: Sequence[Ada
     require_pooling(pooling, base.kind)
     if exclude_bos and pooling == "bos":
         raise PlanError(
-            "--exclude-bos leaves out the token that the adapter was trained on (--pooling bos): drop the option."
+            "--exclude-bos leaves out the token that the adapter was trained on (--pooling bos): drop the option.",
+            code="pooling.exclude-bos",
         )
     way = trained.get("standardize") if settings.standardize == "auto" else settings.standardize
     return Pooler(
@@ -340,7 +341,10 @@ def _check_sentences(settings: RetrieveSettings, watch: Watcher) -> Sequence[Dat
     counts = {name: len(parallel.texts[key]) for name, key, _ in parallel.directions}
     name, least = min(counts.items(), key=lambda item: item[1])
     if least < 2:
-        raise DataError(f"retrieval needs at least two sentences per direction, to choose among; {name} has {least}.")
+        raise DataError(
+            f"retrieval needs at least two sentences per direction, to choose among; {name} has {least}.",
+            code="retrieve.too-few",
+        )
     if least < settings.neighbours:
         watch.note(
             f"the margin looks at {settings.neighbours} neighbours, and {name} has {least} sentences: all of them."
@@ -357,7 +361,8 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     """
     if settings.compare and not settings.adapter:
         raise UsageError(
-            "--compare measures the base model next to an adapter, and there is no adapter: add --adapter DIR."
+            "--compare measures the base model next to an adapter, and there is no adapter: add --adapter DIR.",
+            code="retrieve.no-adapter",
         )
     if settings.plot:
         check_png(Path(settings.plot))

@@ -188,11 +188,15 @@ def score_answers(
 def _check_predictions(settings: EvaluateSettings) -> None:
     path = Path(settings.predictions) if settings.predictions else None
     if path and not path.absolute().parent.is_dir():
-        raise OutputError(f"--predictions must lie in a folder that exists, and {path} does not.")
+        raise OutputError(
+            f"--predictions must lie in a folder that exists, and {path} does not.", code="output.no-parent"
+        )
     if path and path.is_dir():
-        raise OutputError(f"--predictions must be a file, and {path} is a folder.")
+        raise OutputError(f"--predictions must be a file, and {path} is a folder.", code="output.is-folder")
     if path and path.exists() and not settings.overwrite:
-        raise OutputError(f"{path} exists. Pass --overwrite to replace it, or choose another file.")
+        raise OutputError(
+            f"{path} exists. Pass --overwrite to replace it, or choose another file.", code="output.file-exists"
+        )
 
 
 def _check_fusion(settings: EvaluateSettings, systems: Sequence[AdapterSource]) -> None:
@@ -215,7 +219,7 @@ def _check_fusion(settings: EvaluateSettings, systems: Sequence[AdapterSource]) 
     )
     for is_fault, message in faults:
         if is_fault:
-            raise PlanError(f"{message}. Leave it out.")
+            raise PlanError(f"{message}. Leave it out.", code="fusion.not-for")
 
 
 @holds_output
@@ -248,7 +252,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     if head and headless:
         raise PlanError(
             f"an adapter with {head.form.title} can be compared only with another one: the base model alone, or an "
-            "adapter without a head, gives no answers of such a head."
+            "adapter without a head, gives no answers of such a head.",
+            code="compare.head",
         )
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{task.name}'")

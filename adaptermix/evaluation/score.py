@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidValueError
 from ..tasks import Metric
 
 RESAMPLES = 1000
@@ -144,7 +145,7 @@ def mean_score(metric: Metric, languages: Sequence[Statistics], *, seed: int = 0
         ValueError: there is no language, or one has no rows.
     """
     if not languages or not all(map(len, languages)):
-        raise ValueError("a score needs at least one row per language")
+        raise InvalidValueError("a score needs at least one row per language", code="score.no-rows")
     values = [draws(metric, [counts], seed, hedge="each")[0] for counts in languages]
     return hedged_interval(metric, np.mean(values, axis=0), n=sum(map(len, languages)))
 
@@ -168,7 +169,9 @@ def paired_difference(
         ValueError: the two differ in their rows.
     """
     if [len(counts) for counts in first] != [len(counts) for counts in second] or not all(map(len, first)):
-        raise ValueError("both systems must be scored on the same rows, at least one per language")
+        raise InvalidValueError(
+            "both systems must be scored on the same rows, at least one per language", code="score.rows-differ"
+        )
     both = [draws(metric, sides, seed, hedge="pair") for sides in zip(first, second, strict=True)]
     gains = np.mean([two - one for one, two in both], axis=0)
     return hedged_interval(metric, gains, n=sum(map(len, first)), least=-1.0)

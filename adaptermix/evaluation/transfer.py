@@ -44,7 +44,8 @@ def read_scores(path: Path) -> dict[str, float]:
         scores = {name: float(score["value"]) for name, score in document["scores"].items() if name not in supervised}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path} must be the output of 'adaptermix evaluate --json', with scores of languages, and is not."
+            f"{path} must be the output of 'adaptermix evaluate --json', with scores of languages, and is not.",
+            code="transfer.not-scores",
         ) from error
     return scores
 
@@ -60,11 +61,15 @@ def correlate(retrieval: Mapping[str, float], scores: Mapping[str, float]) -> Co
         both, near, far = (", ".join(sorted(names)) or "none" for names in (languages, retrieval, scores))
         raise PlanError(
             f"a correlation needs three languages with retrieval and a transfer score, found {both} (retrieval: "
-            f"{near}, scores: {far})."
+            f"{near}, scores: {far}).",
+            code="transfer.too-few",
         )
     x, y = (np.array([side[name] for name in languages]) for side in (retrieval, scores))
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise PlanError("a correlation needs values that differ, and retrieval or the scores are all the same.")
+        raise PlanError(
+            "a correlation needs values that differ, and retrieval or the scores are all the same.",
+            code="transfer.constant",
+        )
     pearson = float(np.corrcoef(x, y)[0, 1])
     rng = np.random.default_rng(0)
     shuffled = rng.permuted(np.tile(y, (_SHUFFLES, 1)), axis=1)

@@ -64,12 +64,17 @@ class Latents:
         """Return the tokenizer's language tags, by language; "" stands for all."""
         if not hasattr(self._tokenizer, "src_lang"):
             if tag:
-                raise PlanError(f"--source-tag is for encoders that read a language tag, and {reference!r} reads none.")
+                raise PlanError(
+                    f"--source-tag is for encoders that read a language tag, and {reference!r} reads none.",
+                    code="fusion.no-source-tag",
+                )
             return {}
         known = [token.strip("_") for token in self._tokenizer.all_special_tokens]
         if tag:
             if tag not in known:
-                raise PlanError(f"--source-tag must be a language tag of {reference!r}, got {tag!r}.")
+                raise PlanError(
+                    f"--source-tag must be a language tag of {reference!r}, got {tag!r}.", code="fusion.source-tag"
+                )
             return {"": tag}
         tags: dict[str, str] = {}
         for token in sorted(known, key=_is_rare):
@@ -90,7 +95,8 @@ class Latents:
                 if tag is None:
                     raise ModelError(
                         f"the source encoder must support the language of every text, and has no tag for {language!r}: "
-                        "give a related language with --source-tag."
+                        "give a related language with --source-tag.",
+                        code="fusion.language",
                     )
                 self._tokenizer.src_lang = tag
             features.append(self._tokenizer(*text, truncation=True, max_length=self._longest))

@@ -13,6 +13,7 @@ from peft.tuners.lora.layer import Linear, LoraVariant
 from torch import Tensor, nn
 
 from ..adapters.keys import PREFIX
+from ..errors import InvalidValueError
 from .extra_modules import PROJECTION, add_parts
 from .functions import FUSIONS, Bottleneck, SoftAlignment
 from .mixup import MIXUP
@@ -53,16 +54,19 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_dora:
-            raise ValueError(
+            raise InvalidValueError(
                 "a fusion LoRA must not have magnitudes: use_dora changes weights, and a fusion does not "
-                "change a weight"
+                "change a weight",
+                code="fusion.dora",
             )
         wrong = "fusions and their alignments must be among {}, got {!r}"
         if self.fusion != MIXUP and self.fusion not in FUSIONS:
-            raise ValueError(wrong.format(", ".join([*FUSIONS.names(), MIXUP]), self.fusion))
+            raise InvalidValueError(
+                wrong.format(", ".join([*FUSIONS.names(), MIXUP]), self.fusion), code="fusion.unknown"
+            )
         alignments = [*ALIGNMENTS, LAST, "soft"]
         if self.fusion_alignment not in alignments:
-            raise ValueError(wrong.format(", ".join(alignments), self.fusion_alignment))
+            raise InvalidValueError(wrong.format(", ".join(alignments), self.fusion_alignment), code="fusion.unknown")
         if self.fusion in FUSIONS:
             self._register_custom_module({nn.Linear: FusionLinear})
 
@@ -112,7 +116,10 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
         if module.fusion_sources is not None and target.dim() == 3:
             states, mask, indices, note = module.fusion_sources
             if len(states) != len(target):
-                raise ValueError(f"there must be a source for each of {len(target)} rows, and there are {len(states)}")
+                raise InvalidValueError(
+                    f"there must be a source for each of {len(target)} rows, and there are {len(states)}",
+                    code="fusion.source-count",
+                )
             source = down(dropout(states.to(down.weight.dtype)))
             if module.fusion_pads[active_adapter]:  # including sources that are not padding
                 mask = mask.any(-1, keepdim=True).expand_as(mask)
@@ -126,7 +133,9 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # noqa: ARG004
         """Always refuse: a fusion is not a change of a weight."""
-        raise ValueError("a fused LoRA depends on a source text, so it cannot be merged into a weight")
+        raise InvalidValueError(
+            "a fused LoRA depends on a source text, so it cannot be merged into a weight", code="fusion.not-mergeable"
+        )
 
     merge_unsafe = unmerge = merge_safe
 
@@ -197,11 +206,14 @@ def load_fusion(model: nn.Module, folder: str, *, name: str = "default", trainab
     if len({_PART.sub(r".lora_fusion.\1.", path) for path in parameters}) < sum(
         ".lora_fusion." in key for key in parts
     ):
-        raise ValueError(f"fused LoRAs must be loaded before plain ones, and this model has such: load {folder} first")
+        raise InvalidValueError(
+            f"fused LoRAs must be loaded before plain ones, and this model has such: load {folder} first",
+            code="fusion.load-order",
+        )
     for path, parameter in parameters.items():
         key = _PART.sub(r".lora_fusion.\1.", path)
         if key not in parts:
-            raise ValueError(f"{folder} must hold {key}, and does not")
+            raise InvalidValueError(f"{folder} must hold {key}, and does not", code="fusion.weights")
         with torch.no_grad():
             parameter.copy_(parts[key])
         parameter.requires_grad_(trainable)

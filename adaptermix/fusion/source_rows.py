@@ -42,7 +42,9 @@ def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]
         PlanError: the task does not support it.
     """
     if not isinstance(task, JoinableTask):
-        raise PlanError(f"--fusion {INPUT} is for classify, nli and qa, and the task is {task.name}.")
+        raise PlanError(
+            f"--fusion {INPUT} is for classify, nli and qa, and the task is {task.name}.", code="fusion.task"
+        )
     pairs = zip(rows, sources, strict=True)
     return [row if is_missing(task, source) else task.with_source(row, source) for row, source in pairs]
 
@@ -89,14 +91,16 @@ def read_beside(
         if file.left_out:
             raise DataError(
                 f"rows with sources must all be labelled to stay aligned: {file.left_out} of {file.path} are left out. "
-                "Remove them from both files, or label them."
+                "Remove them from both files, or label them.",
+                code="fusion.unlabelled-rows",
             )
     times = len(rows) // len(sources) if sources and len(files) == 1 else 1
     alike = len(files) == 1 and all(count % len(sources) == 0 for count, _ in counts)
     if len(sources) * times != len(rows) or not (alike or len(files) > 1):
         raise DataError(
             "there must be a source for each row (row i of one file for row i of the other, or one file for several), "
-            f"found {len(sources)} for {len(rows)} rows. Give the files in one order, with the same --rows."
+            f"found {len(sources)} for {len(rows)} rows. Give the files in one order, with the same --rows.",
+            code="fusion.source-rows",
         )
     sources = list(sources) * times
     if missing := sum(is_missing(task, source) for source in sources):

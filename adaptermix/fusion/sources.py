@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
+from ..errors import InvalidValueError
+
 FUSING = frozenset(
     (
         *("query", "q_proj", "q", "q_lin", "query_proj"),
@@ -130,7 +132,9 @@ def block_of(path: str) -> str:
     """
     match = _BLOCK.match(path)
     if match is None:
-        raise ValueError(f"a fused module must be in a numbered block, and {path!r} is not")
+        raise InvalidValueError(
+            f"a fused module must be in a numbered block, and {path!r} is not", code="fusion.no-block"
+        )
     return match[1]
 
 
@@ -174,10 +178,10 @@ def read_sources(
     Reference: FLARE, section 3.2; the release uses the state before block i for block i.
     """
     if offset not in (0, 1):
-        raise ValueError(f"the offset of sources must be 0 or 1, got {offset}")
+        raise InvalidValueError(f"the offset of sources must be 0 or 1, got {offset}", code="fusion.offset")
     modules = fused_modules(model)
     if not modules:
-        raise ValueError("no module of the model fuses")
+        raise InvalidValueError("no module of the model fuses", code="fusion.no-module")
     firsts: dict[str, Any] = {}
     readers = _readers(model)
     for path, module in modules.items():
@@ -297,8 +301,9 @@ class Fuser:
             ValueError: some were not used.
         """
         if self.taken and self._sources:
-            raise ValueError(
-                f"passes must take the sources of all {len(self._sources.mask)} rows, and took those of {self.taken}"
+            raise InvalidValueError(
+                f"passes must take the sources of all {len(self._sources.mask)} rows, and took those of {self.taken}",
+                code="fusion.sources-unread",
             )
 
     def close(self) -> None:
@@ -314,8 +319,9 @@ class Fuser:
         total = len(sources.mask)
         count = total if inputs is None else len(inputs)  # a decoder that continues from its cache reads no text
         if self.taken + count > total:
-            raise ValueError(
-                f"there must be a source for each of {count} rows, and there are {total - self.taken} of {total} left"
+            raise InvalidValueError(
+                f"there must be a source for each of {count} rows, and there are {total - self.taken} of {total} left",
+                code="fusion.source-count",
             )
         first, self.taken = self.taken, (self.taken + count) % total
         return sources if count == total else sources.part(first, count)

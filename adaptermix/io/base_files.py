@@ -68,7 +68,8 @@ def _object(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > limit:
             raise ModelError(
-                f"{path} must have at most {limit:,} bytes, and has {path.stat().st_size:,}. Fetch the model again."
+                f"{path} must have at most {limit:,} bytes, and has {path.stat().st_size:,}. Fetch the model again.",
+                code="base-config.too-large",
             )
         if (
             path.name in ("tokenizer.json", "vocab.json")
@@ -80,10 +81,14 @@ def _object(path: Path) -> Mapping[str, Any]:
     except RecursionError as error:
         raise _too_deep(path) from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} must be JSON in UTF-8: {shown(error)}. Fetch the model again.") from error
+        raise ModelError(
+            f"{path} must be JSON in UTF-8: {shown(error)}. Fetch the model again.", code="base-config.not-json"
+        ) from error
     if not isinstance(document, dict):
         raise ModelError(
-            f"{path} must be a JSON object, found {_kind(document)}. Fetch the model again, or give another base model."
+            f"{path} must be a JSON object, found {_kind(document)}. Fetch the model again, or give another base "
+            "model.",
+            code="base-config.not-object",
         )
     if path.name not in _TABLES and _is_deeper(document, _MOST_DEPTH):
         raise _too_deep(path)
@@ -97,7 +102,10 @@ def _starts_as_object(path: Path) -> bool:
 
 
 def _too_deep(path: Path) -> ModelError:
-    return ModelError(f"{path} must be nested at most {_MOST_DEPTH} levels deep, and is deeper. Fetch the model again.")
+    return ModelError(
+        f"{path} must be nested at most {_MOST_DEPTH} levels deep, and is deeper. Fetch the model again.",
+        code="base-config.too-deep",
+    )
 
 
 def _is_deeper(value: object, depth: int) -> bool:
@@ -130,7 +138,8 @@ def _refuse(path: Path, field: str, expected: str, actual: object) -> ModelError
     value = f" {shown(actual, 60)}" if isinstance(actual, str | int | float) and not isinstance(actual, bool) else ""
     return ModelError(
         f"{path}: {shown(field, 60)!r} must be {expected}, found {_kind(actual)}{value}. Fetch the model again, or "
-        "give another base model."
+        "give another base model.",
+        code="base-config.value",
     )
 
 
@@ -160,7 +169,8 @@ def _check_parts(path: Path, document: Mapping[str, Any]) -> None:
         if name in ("attn_implementation", "_attn_implementation") and "/" in str(value):
             raise ModelError(
                 f"{path}: {name!r} must name an attention implementation of transformers, found {shown(value, 60)!r}, "
-                "which is code on the Hub. Such code is never run. Remove the entry, or give another base model."
+                "which is code on the Hub. Such code is never run. Remove the entry, or give another base model.",
+                code="base-config.attention",
             )
         if name in _PARTS and isinstance(value, dict):
             _check_config(path, value)
@@ -177,7 +187,8 @@ def _check_sizes(folder: Path, document: Mapping[str, Any]) -> None:
     if stored and numbers > max(_FEW_NUMBERS, _MOST_NUMBERS_PER_BYTE * stored):
         raise ModelError(
             f"{folder / CONFIG} names an embedding of {numbers:,} numbers, but the weight files next to it have only "
-            f"{stored:,} bytes. Fetch the model again, or give another base model."
+            f"{stored:,} bytes. Fetch the model again, or give another base model.",
+            code="base-config.embedding-size",
         )
 
 
@@ -187,7 +198,10 @@ def _check_index(path: Path, document: Mapping[str, Any]) -> None:
         raise _refuse(path, "weight_map", "an object of file names", files)
     for file in files.values():
         if Path(file).name != file:
-            raise ModelError(f"{path} must name files in its folder, found {shown(file)!r}. Fetch the model again.")
+            raise ModelError(
+                f"{path} must name files in its folder, found {shown(file)!r}. Fetch the model again.",
+                code="base-config.index",
+            )
     if document.get("metadata") is not None and not isinstance(document["metadata"], dict):
         raise _refuse(path, "metadata", "an object", document["metadata"])
 
@@ -204,16 +218,20 @@ def unreachable(reference: str, error: Exception, what: str = "base model") -> M
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{what} {name!r} needs its own Python code (auto_map in its files), which is never run. Give a model that "
-            "transformers has a class for."
+            "transformers has a class for.",
+            code="base.own-code",
         )
     reason = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
     if isinstance(error, KeyError | TypeError | AttributeError | IndexError | RecursionError):
         reason = f"{type(error).__name__}: {reason}"
     if Path(reference).is_dir():
-        return ModelError(f"{what} {name!r} cannot be loaded from this folder: {reason}")
+        return ModelError(f"{what} {name!r} cannot be loaded from this folder: {reason}", code="base.unloadable")
     if reference.startswith((".", "/", "~")):
-        return ModelError(f"{what} {name!r} must be a model folder or a Hub id, and there is no such folder.")
+        return ModelError(
+            f"{what} {name!r} must be a model folder or a Hub id, and there is no such folder.", code="base.not-found"
+        )
     return ModelError(
         f"{what} {name!r} must be a model folder or a Hub id that can be reached: there is no such folder here, and "
-        f"the Hub answers: {reason}"
+        f"the Hub answers: {reason}",
+        code="base.unreachable",
     )

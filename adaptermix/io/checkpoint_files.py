@@ -91,14 +91,16 @@ class Checkpoint:
             ModelError: there is no such tensor, or the file is damaged.
         """
         if key not in self.tensors:
-            raise ModelError(f"the checkpoint {self.path} has no tensor {key!r}.")
+            raise ModelError(f"the checkpoint {self.path} has no tensor {key!r}.", code="checkpoint.no-tensor")
         with self.open(self.tensors[key].file) as handle:
             tensor: Tensor = handle.get_tensor(self.aliases.get(key, key))
             return tensor
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"{path} must be a whole safetensors file: {error}. Fetch or save it again.")
+    return ModelError(
+        f"{path} must be a whole safetensors file: {error}. Fetch or save it again.", code="checkpoint.damaged"
+    )
 
 
 def _headers(path: Path) -> dict[str, TensorHeader]:
@@ -120,16 +122,27 @@ def _files(folder: Path) -> list[str]:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             files = sorted(set(index["weight_map"].values()))
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(f"{folder / INDEX} must be JSON with a weight_map: {error}. Fetch it again.") from error
+            raise ModelError(
+                f"{folder / INDEX} must be JSON with a weight_map: {error}. Fetch it again.",
+                code="checkpoint.index-json",
+            ) from error
         for file in files:
             if not isinstance(file, str) or Path(file).name != file:
-                raise ModelError(f"{folder / INDEX} must name files in the same folder, found {str(file)[:200]!r}.")
+                raise ModelError(
+                    f"{folder / INDEX} must name files in the same folder, found {str(file)[:200]!r}.",
+                    code="checkpoint.index-names",
+                )
             if not (folder / file).is_file():
-                raise ModelError(f"{folder} has no file {file}, which its index names. Fetch it again.")
+                raise ModelError(
+                    f"{folder} has no file {file}, which its index names. Fetch it again.", code="checkpoint.no-shard"
+                )
         return files
     if (folder / SINGLE).is_file():
         return [SINGLE]
-    raise ModelError(f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} has neither.")
+    raise ModelError(
+        f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} has neither.",
+        code="checkpoint.no-weights",
+    )
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -140,7 +153,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ModelError(f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} is not a folder.")
+        raise ModelError(
+            f"a checkpoint must be a folder with {SINGLE} or {INDEX}, and {folder} is not a folder.",
+            code="checkpoint.not-folder",
+        )
     check_base_files(folder, "config")
     tensors: dict[str, TensorHeader] = {}
     for file in _files(folder):
@@ -156,7 +172,7 @@ def open_tensors(path: str | Path) -> Checkpoint:
     """
     file = Path(path)
     if not file.is_file():
-        raise ModelError(f"there is no file {file}: give a safetensors file.")
+        raise ModelError(f"there is no file {file}: give a safetensors file.", code="checkpoint.no-file")
     tensors = dict(sorted(_headers(file).items()))
     with safe_open(file, framework="pt") as handle:
         return Checkpoint(path=file.parent, tensors=tensors, metadata=dict(handle.metadata() or {}))
@@ -171,7 +187,9 @@ def resolve_checkpoint(reference: str) -> Path:
     if Path(reference).is_dir():
         return Path(reference)
     if reference.startswith((".", "/", "~")) or "\\" in reference:
-        raise ModelError(f"{reference!r} must be a model folder, and there is no such folder.")
+        raise ModelError(
+            f"{reference!r} must be a model folder, and there is no such folder.", code="checkpoint.not-folder"
+        )
     from huggingface_hub import snapshot_download
 
     name, _, revision = reference.partition("@")

@@ -144,7 +144,8 @@ def check_space(folder: Path, size: int) -> None:
     if size > free:
         raise OutputError(
             f"the disk of {folder.parent} must have room for {size / 1e9:.2f} GB, and has {free / 1e9:.2f} GB. Free "
-            "some space, or give an --out on another disk."
+            "some space, or give an --out on another disk.",
+            code="disk.full",
         )
 
 

@@ -126,27 +126,38 @@ def foreign_files(folder: Path) -> list[str]:
 def _check_replaceable(out: Path) -> None:
     """Refuse to replace a folder with files that this toolkit did not write."""
     if out.is_symlink():
-        raise OutputError(f"an output must be a folder, and {out} is a link to {os.readlink(out)}. Give another --out.")
+        raise OutputError(
+            f"an output must be a folder, and {out} is a link to {os.readlink(out)}. Give another --out.",
+            code="output.is-link",
+        )
     if not out.exists():
         return
     if not out.is_dir():
-        raise OutputError(f"an output must be a folder, and {out} is a file. Choose another --out.")
+        raise OutputError(
+            f"an output must be a folder, and {out} is a file. Choose another --out.", code="output.is-file"
+        )
     if os.path.ismount(out):
-        raise OutputError(f"an output must be a folder that can be replaced, and {out} is a mount point: add a name.")
+        raise OutputError(
+            f"an output must be a folder that can be replaced, and {out} is a mount point: add a name.",
+            code="output.mount-point",
+        )
     if any(out.iterdir()) and not any((out / name).exists() for name in _OURS):
         raise OutputError(
             f"only an adapter folder can be overwritten, and {out} has neither {' nor '.join(_OURS)}. Choose another "
-            "--out, or remove the folder yourself."
+            "--out, or remove the folder yourself.",
+            code="output.not-adapter",
         )
     if others := foreign_files(out):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise OutputError(
             f"--overwrite replaces only files that adaptermix wrote, and {out} also contains "
-            f"{', '.join(map(repr, others[:3]))}{more}. Move them elsewhere, or choose another --out."
+            f"{', '.join(map(repr, others[:3]))}{more}. Move them elsewhere, or choose another --out.",
+            code="output.other-files",
         )
     if has_edited_card(out):
         raise OutputError(
-            f"--overwrite never replaces an edited card, and {out / 'README.md'} was edited. Move it elsewhere first."
+            f"--overwrite never replaces an edited card, and {out / 'README.md'} was edited. Move it elsewhere first.",
+            code="output.edited-card",
         )
 
 
@@ -159,17 +170,23 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """
     out = Path(out)
     if os.path.lexists(out) and not overwrite:
-        raise OutputError(f"the output folder {out} exists. Pass --overwrite to replace it, or choose another.")
+        raise OutputError(
+            f"the output folder {out} exists. Pass --overwrite to replace it, or choose another.", code="output.exists"
+        )
     if contains(out, [Path.cwd()]):
         raise OutputError(
-            f"an output must be a separate folder, and {out} contains the current folder. Give another --out."
+            f"an output must be a separate folder, and {out} contains the current folder. Give another --out.",
+            code="output.current-folder",
         )
     _check_replaceable(real_path(out))
     parent = real_path(out).parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"the output folder {out} cannot be made: {parent} is not a writable folder.")
+        raise OutputError(
+            f"the output folder {out} cannot be made: {parent} is not a writable folder.",
+            code="output.parent-not-writable",
+        )
 
 
 def remove_output(out: Path) -> None:
@@ -203,9 +220,13 @@ def output_lock(out: Path) -> Iterator[None]:
             lock = locked(beside(path, "lock"))
             lock.__enter__()
         except BlockingIOError as error:
-            raise OutputError(f"another process is working on {out}. Wait for it, or give another --out.") from error
+            raise OutputError(
+                f"another process is working on {out}. Wait for it, or give another --out.", code="output.busy"
+            ) from error
         except OSError as error:
-            raise OutputError(f"{out} cannot be made: {error.strerror}. Give another --out.") from error
+            raise OutputError(
+                f"{out} cannot be made: {error.strerror}. Give another --out.", code="output.unwritable"
+            ) from error
         token = _LOCKED.set(_LOCKED.get() | {path})
         try:
             _clear_up(path)
@@ -236,7 +257,9 @@ def held(folder: Path, out: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{out} cannot be made: {error.strerror} ({folder}). Give another --out.") from error
+            raise OutputError(
+                f"{out} cannot be made: {error.strerror} ({folder}). Give another --out.", code="output.unwritable"
+            ) from error
         yield
 
 
@@ -254,14 +277,20 @@ def check_not_input(out: Path, inputs: Sequence[str | Path]) -> None:
     for reference in inputs:
         path = Path(reference)
         if out.samefile(path) if out.exists() and path.exists() else real_path(out) == real_path(path):
-            raise OutputError(f"the output must not be one of the inputs, and {out} is. Choose another --out.")
+            raise OutputError(
+                f"the output must not be one of the inputs, and {out} is. Choose another --out.", code="output.is-input"
+            )
         if not path.exists():
             continue
         if contains(out, with_links(path)):
-            raise OutputError(f"the output must not hold an input, and {path} is in {out}. Choose another --out.")
+            raise OutputError(
+                f"the output must not hold an input, and {path} is in {out}. Choose another --out.",
+                code="output.holds-input",
+            )
         if out.exists() and path.is_dir() and contains(path, [out]):
             raise OutputError(
-                f"an existing output must not be part of an input, and {out} is in {path}. Choose another --out."
+                f"an existing output must not be part of an input, and {out} is in {path}. Choose another --out.",
+                code="output.in-input",
             )
 
 

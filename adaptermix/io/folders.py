@@ -43,7 +43,9 @@ def parents_made(made: Sequence[Path], out: Path) -> Iterator[None]:
         for parent in reversed(made):
             parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{out} cannot be made: {error.strerror} ({error.filename}). Give another --out.") from error
+        raise OutputError(
+            f"{out} cannot be made: {error.strerror} ({error.filename}). Give another --out.", code="output.unwritable"
+        ) from error
     try:
         yield
     finally:

@@ -26,16 +26,20 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         if not path.is_file() and path.exists():
-            raise ConfigError(f"a recipe must be a file, and {path} is a folder or a device.")
+            raise ConfigError(f"a recipe must be a file, and {path} is a folder or a device.", code="recipe.not-file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise ConfigError(f"a recipe must have at most {MOST_BYTES >> 20} MiB, and {path} has more.")
+            raise ConfigError(
+                f"a recipe must have at most {MOST_BYTES >> 20} MiB, and {path} has more.", code="recipe.too-large"
+            )
         return parse_yaml(content.decode("utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"a recipe file must exist, and {path} does not.") from error
+        raise ConfigError(f"a recipe file must exist, and {path} does not.", code="recipe.not-found") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} must be YAML: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(
+            f"{path} must be YAML: {' '.join(str(error).split())[:300]}", code="recipe.not-yaml"
+        ) from error
 
 
 def parse_yaml(text: str) -> Any:

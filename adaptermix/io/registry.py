@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import UsageError
+from ..errors import InvalidValueError, UsageError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -49,7 +49,10 @@ class Registry(dict[str, T]):
         """
         if super().__contains__(name):
             there = self[name]
-            raise ValueError(f"a {self.what} named {name!r} exists: {getattr(there, '__qualname__', repr(there))}")
+            raise InvalidValueError(
+                f"a {self.what} named {name!r} exists: {getattr(there, '__qualname__', repr(there))}",
+                code="registry.name-taken",
+            )
         self[name] = entry
 
     def names(self) -> list[str]:
@@ -73,6 +76,9 @@ class Registry(dict[str, T]):
             loaded: Any = point.load()
             made = loaded() if self._instances and isinstance(loaded, type) else loaded
         except Exception as error:  # whatever the other package does when it is imported
-            raise UsageError(f"{self.what} {point.name!r} of {point.value!r} cannot be loaded: {error}.") from error
+            raise UsageError(
+                f"{self.what} {point.name!r} of {point.value!r} cannot be loaded: {error}.",
+                code="registry.not-loadable",
+            ) from error
         if not super().__contains__(point.name):  # importing it may have registered it already
             self[point.name] = made

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InvalidValueError
 from .disk import WriteBehind
 
 DTYPE_NAMES = {
@@ -50,9 +51,13 @@ def file_order(headers: Headers) -> list[str]:
 def _check(headers: Headers) -> None:
     for name, (dtype, shape) in headers.items():
         if dtype not in DTYPE_NAMES:
-            raise ValueError(f"tensor {name!r} must be of a dtype that can be stored, got {dtype}")
+            raise InvalidValueError(
+                f"tensor {name!r} must be of a dtype that can be stored, got {dtype}", code="tensor-file.dtype"
+            )
         if 0 in shape:
-            raise ValueError(f"tensor {name!r} must not be empty, got shape {list(shape)}")
+            raise InvalidValueError(
+                f"tensor {name!r} must not be empty, got shape {list(shape)}", code="tensor-file.empty-tensor"
+            )
 
 
 def _header(headers: Headers, order: list[str], metadata: Mapping[str, str]) -> bytes:
@@ -134,7 +139,9 @@ def tensor_file(path: Path, headers: Headers, metadata: Mapping[str, str] | None
         ValueError: a tensor is empty or of a dtype that cannot be stored.
     """
     if sys.byteorder != "little":
-        raise ValueError("safetensors files are little-endian, and this machine is not")
+        raise InvalidValueError(
+            "safetensors files are little-endian, and this machine is not", code="tensor-file.big-endian"
+        )
     _check(headers)
     try:
         with path.open("wb", buffering=0) as file, WriteBehind(file.fileno()) as behind:
@@ -165,16 +172,22 @@ def stream_tensors(
         for name, tensor in tensors:
             expected = next(rest, None)
             if name != expected:
-                raise ValueError(f"tensors must come in the order of the file: {expected!r} is next, got {name!r}")
+                raise InvalidValueError(
+                    f"tensors must come in the order of the file: {expected!r} is next, got {name!r}",
+                    code="tensor-file.order",
+                )
             if (tensor.dtype, tuple(tensor.shape)) != (headers[name][0], tuple(headers[name][1])):
-                raise ValueError(
-                    f"tensor {name!r} must be as announced, {headers[name]}, got {(tensor.dtype, *tensor.shape)}"
+                raise InvalidValueError(
+                    f"tensor {name!r} must be as announced, {headers[name]}, got {(tensor.dtype, *tensor.shape)}",
+                    code="tensor-file.not-as-announced",
                 )
             file.write(name, tensor)
             del tensor
         missing = next(rest, None)
         if missing is not None:
-            raise ValueError(f"every announced tensor must be passed, and {missing!r} is missing")
+            raise InvalidValueError(
+                f"every announced tensor must be passed, and {missing!r} is missing", code="tensor-file.missing"
+            )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

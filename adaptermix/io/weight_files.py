@@ -51,7 +51,10 @@ def one_line(error: object, limit: int = 300) -> str:
 
 
 def _damaged(path: Path, error: object) -> AdapterFormatError:
-    return AdapterFormatError(f"{path} must be a whole safetensors file: {one_line(error)}. Fetch or save it again.")
+    return AdapterFormatError(
+        f"{path} must be a whole safetensors file: {one_line(error)}. Fetch or save it again.",
+        code="adapter-file.damaged",
+    )
 
 
 class Safetensors:
@@ -124,11 +127,13 @@ class Pickle:
         except Exception as error:  # The unpickler raises many classes.
             raise AdapterFormatError(
                 f"{path} must be a pickle that contains only tensors, and is damaged or contains other objects "
-                f"({one_line(error, 120)}). If you trust it, save the adapter as {WEIGHTS}."
+                f"({one_line(error, 120)}). If you trust it, save the adapter as {WEIGHTS}.",
+                code="pickle.not-tensors",
             ) from error
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise AdapterFormatError(
-                f"{path} must hold a mapping from names to tensors, found {type(content).__name__}."
+                f"{path} must hold a mapping from names to tensors, found {type(content).__name__}.",
+                code="pickle.not-mapping",
             )
         self._tensors = {key: self._plain(key, content[key]) for key in sorted(content)}
         self.headers: Mapping[str, StoredTensor] = {
@@ -146,7 +151,10 @@ class Pickle:
             and math.prod(value.shape) * value.itemsize <= value.untyped_storage().nbytes() <= self.path.stat().st_size
         ):
             return value.detach()
-        raise AdapterFormatError(f"{self.path}: {key[:200]!r} must be a plain tensor. Save the adapter as {WEIGHTS}.")
+        raise AdapterFormatError(
+            f"{self.path}: {key[:200]!r} must be a plain tensor. Save the adapter as {WEIGHTS}.",
+            code="pickle.not-plain",
+        )
 
     def read(self, key: str) -> Tensor:
         """Return one tensor, backed by the file."""
@@ -183,13 +191,15 @@ def _check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise AdapterFormatError(
             f"{path} must be an undamaged archive of torch 1.6 or later: {one_line(error)}. Fetch it again, or save it "
-            f"as {WEIGHTS}."
+            f"as {WEIGHTS}.",
+            code="pickle.archive",
         ) from error
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
     if not stored or max(pickles, default=0) > MAX_PICKLE_BYTES:
         raise AdapterFormatError(
-            f"{path} must hold its entries uncompressed, as torch writes them. Save the adapter as {WEIGHTS}."
+            f"{path} must hold its entries uncompressed, as torch writes them. Save the adapter as {WEIGHTS}.",
+            code="pickle.compressed",
         )
 
 
@@ -208,18 +218,23 @@ def open_weights(folder: Path, *, allow_pickle: bool) -> WeightsFile:
     if (folder / f"{WEIGHTS}.index.json").is_file():
         raise AdapterFormatError(
             f"{folder} has its weights in several files with an index, which peft does not load either. Join them into "
-            f"one {WEIGHTS}."
+            f"one {WEIGHTS}.",
+            code="adapter-file.index",
         )
     if (folder / "adapters.safetensors").is_file():
         raise AdapterFormatError(
             f"an adapter folder must contain {WEIGHTS}, and {folder} has adapters.safetensors, which is MLX's format. "
-            "Convert it to a PEFT adapter."
+            "Convert it to a PEFT adapter.",
+            code="adapter-file.mlx",
         )
     if not (folder / PICKLE).is_file():
-        raise AdapterFormatError(f"an adapter folder must contain {WEIGHTS}, and {folder} does not.")
+        raise AdapterFormatError(
+            f"an adapter folder must contain {WEIGHTS}, and {folder} does not.", code="adapter-file.no-weights"
+        )
     if not allow_pickle:
         raise AdapterFormatError(
             f"an adapter folder must contain {WEIGHTS}, and {folder} does not. {PICKLE} is a pickle, which is read "
-            "only with --allow-pickle; or save it as safetensors with peft."
+            "only with --allow-pickle; or save it as safetensors with peft.",
+            code="adapter-file.pickle-only",
         )
     return Pickle(folder / PICKLE)

@@ -95,7 +95,8 @@ def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
     if odd and not settings.modules:
         raise IncompatibleAdapters(
             f"statistics are of linear layers, and '{odd[0]}' of '{source.name}' is another kind "
-            f"({source.modules[odd[0]].layout}). Name the modules to measure: --modules GLOB..."
+            f"({source.modules[odd[0]].layout}). Name the modules to measure: --modules GLOB...",
+            code="statistics.not-linear",
         )
     if not settings.allow_base_mismatch:
         check_trained_on([source], fingerprint_of(settings.base), settings.base)
@@ -108,7 +109,9 @@ def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
         for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
             watch.note(note)
     if not rows:
-        raise DataError(f"--data must contain at least one {'row' if task else 'text'}, and is empty.")
+        raise DataError(
+            f"--data must contain at least one {'row' if task else 'text'}, and is empty.", code="statistics.no-data"
+        )
     tested = refuse_tested({CALIBRATION: files}, allowed=settings.allow_tested, watch=watch)
     return _Request(source=source, task=task, rows=rows, files=files, tested=tested)
 
@@ -195,7 +198,8 @@ def _modules(base: BaseModel, source: AdapterSource, globs: Sequence[str]) -> di
         if not any(fnmatchcase(path, glob) for path in linear):
             raise PlanError(
                 f"--modules must match linear layers of the model, and {glob!r} matches none; one is "
-                f"{next(iter(adapted or linear))!r}.{did_you_mean(glob, linear)}"
+                f"{next(iter(adapted or linear))!r}.{did_you_mean(glob, linear)}",
+                code="statistics.modules",
             )
     return {path: module for path, module in linear.items() if any(fnmatchcase(path, glob) for glob in globs)}
 
@@ -237,7 +241,9 @@ def _measure(
             _check_finite(path, tensor)
             file.write(path, tensor.cpu())
     if len(unread) == len(modules):
-        raise ModelError("the model must run the modules that are measured, and did not.")
+        raise ModelError(
+            "the model must run the modules that are measured, and did not.", code="statistics.module-not-run"
+        )
     if not unread:
         return []
     more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
@@ -247,7 +253,8 @@ def _measure(
 def _check_finite(path: str, tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise ModelError(
-            f"statistics must be finite, and those of '{path}' are not. Compute in a wider dtype: --dtype float32."
+            f"statistics must be finite, and those of '{path}' are not. Compute in a wider dtype: --dtype float32.",
+            code="statistics.not-finite",
         )
 
 
@@ -288,17 +295,22 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         OutputError: it exists and `overwrite` is not set, or it is not a file of statistics.
     """
     if out.is_dir():
-        raise OutputError(f"--out must be a file, and {out} is a folder.")
+        raise OutputError(f"--out must be a file, and {out} is a folder.", code="output.is-folder")
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise OutputError(f"{out} exists. Pass --overwrite to replace it, or choose another file.")
+        raise OutputError(
+            f"{out} exists. Pass --overwrite to replace it, or choose another file.", code="output.file-exists"
+        )
     try:
         is_own = out.is_file() and not out.is_symlink() and bool(document_of(open_tensors(out)))
     except ModelError:
         is_own = False
     if not is_own:
-        raise OutputError(f"--overwrite replaces only a file of `statistics`, and {out} is something else.")
+        raise OutputError(
+            f"--overwrite replaces only a file of `statistics`, and {out} is something else.",
+            code="statistics.overwrite",
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..adapters import AdapterState
 from ..algebra import LowRank
-from ..errors import IncompatibleAdapters
+from ..errors import IncompatibleAdapters, InvalidValueError
 
 
 class MixedRowsError(RuntimeError):
@@ -79,7 +79,8 @@ class Attachment:
             if adapter.beyond_linear:
                 raise IncompatibleAdapters(
                     f"only plain LoRAs on linear layers can be attached, and this adapter has "
-                    f"{', '.join(adapter.beyond_linear)}. Load it with peft."
+                    f"{', '.join(adapter.beyond_linear)}. Load it with peft.",
+                    code="attach.not-lora",
                 )
         self._count = len(adapters)
         places: dict[str, list[tuple[int, LowRank]]] = {}
@@ -106,7 +107,9 @@ class Attachment:
             ValueError: the count does not match.
         """
         if len(weights) != self._count:
-            raise ValueError(f"one weight per adapter is needed, got {len(weights)} for {self._count}")
+            raise InvalidValueError(
+                f"one weight per adapter is needed, got {len(weights)} for {self._count}", code="attach.weights-count"
+            )
         self.set_weights_by_module(lambda _module: weights)
 
     def set_weights_by_module(self, weights_of: Callable[[str], Sequence[float]]) -> None:
@@ -170,13 +173,15 @@ def _target(modules: dict[str, nn.Module], name: str, updates: Sequence[tuple[in
     module = modules.get(name)
     if module is None or not hasattr(module, "weight"):
         raise IncompatibleAdapters(
-            f"module '{name}' of the adapter must be in the model, and is not. It was trained on another base model."
+            f"module '{name}' of the adapter must be in the model, and is not. It was trained on another base model.",
+            code="base.no-module",
         )
     out, into = getattr(module, "out_features", None), getattr(module, "in_features", None)
     for _, update in updates:
         if out is not None and update.shape != (out, into):
             raise IncompatibleAdapters(
                 f"module '{name}': the adapter's update is {list(update.shape)}, the model's weight [{out}, {into}]. "
-                "The adapter was trained on another base model."
+                "The adapter was trained on another base model.",
+                code="base.update-shape",
             )
     return module

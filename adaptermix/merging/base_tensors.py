@@ -37,7 +37,8 @@ def as_weight(delta: Tensor, shape: tuple[int, ...], *, transposed: bool) -> Ten
         if delta.numel() != torch.Size(shape).numel():
             raise ModelError(
                 f"the base's weight {list(shape)} must have as many entries as the delta {list(delta.shape)}, and has "
-                "not. Give the base model that the adapters were trained on."
+                "not. Give the base model that the adapters were trained on.",
+                code="base.weight-size",
             )
         return delta.reshape(shape)
     return delta.T.contiguous() if transposed else delta
@@ -75,7 +76,8 @@ def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
         if name in names:
             raise ModelError(
                 f"modules '{names[name]}' and '{module}' must be two weights of the base model, and both are '{name}'. "
-                "The adapters name one module in two ways."
+                "The adapters name one module in two ways.",
+                code="into-base.weight-twice",
             )
         names[name] = module
     for module in plan.modules:
@@ -83,7 +85,8 @@ def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
         if header.layout.kind == "embedding" and header.into == _tied_rows(base):
             raise ModelError(
                 f"module '{module}' is a table of embeddings that the base model {base.path} ties to its output head, "
-                "which an adapter leaves alone, so no full checkpoint equals the merge. Use another form."
+                "which an adapter leaves alone, so no full checkpoint equals the merge. Use another form.",
+                code="into-base.tied-embedding",
             )
     return names
 

@@ -17,7 +17,7 @@ from ..algebra import Dense, Stack, norm, sign_conflict
 from ..checkpoints.adding import rounding_share
 from ..checkpoints.reading import FLOATS, base_entry, check_shapes, difference, input_entry, open_model
 from ..checkpoints.writing import DTYPES, parse_size, write_checkpoint
-from ..errors import ModelError, PlanError
+from ..errors import ModelError, PlanError, code_of
 from ..io.checkpoint_files import Checkpoint
 from ..io.files import check_not_input, check_output, whole_folder
 from ..methods.base import LinearMethod, MergeMethod, build, check_depths, check_roles
@@ -76,7 +76,8 @@ class _Model:
             parts = [f"{word} {', '.join(found[:3])}" for word, found in sides.items() if found]
             raise ModelError(
                 f"{model.path} must hold the same tensors as the base {base.path}, and is {' and '.join(parts)} "
-                f"({len(missing) + len(extra)} in all). Give models that were tuned from this base."
+                f"({len(missing) + len(extra)} in all). Give models that were tuned from this base.",
+                code="checkpoint.other-tensors",
             )
         check_shapes(base, model, list(keys.items()))
         return _Model(checkpoint=model, keys=keys)
@@ -184,12 +185,16 @@ class _Merge:
             update, cut = method.measured(stack)
             merged = update.dense()
         except ValueError as error:
-            raise PlanError(f"method '{method.title}', tensor '{key}': {str(error).rstrip('.')}.") from error
+            raise PlanError(
+                f"method '{method.title}', tensor '{key}': {str(error).rstrip('.')}.",
+                code=code_of(error, "method.failed"),
+            ) from error
         length = norm(Dense(w=merged))
         if not math.isfinite(length):
             raise PlanError(
                 f"tensor '{key}': the merged delta must be finite, and is not, with weights "
-                f"{', '.join(f'{weight:g}' for weight in self.weights)}. Choose smaller weights, or check the models."
+                f"{', '.join(f'{weight:g}' for weight in self.weights)}. Choose smaller weights, or check the models.",
+                code="merge.overflow",
             )
         conflict = 0.0
         if len(stack.updates) > 1:
@@ -213,17 +218,22 @@ def _check_buffers(merge: _Merge) -> None:
             if not torch.equal(own, model.load(key)):
                 raise ModelError(
                     f"'{key}' holds whole numbers, which must be the same in all models, and {model.checkpoint.path} "
-                    f"has others than {merge.base.path}. Models that differ in them cannot be merged."
+                    f"has others than {merge.base.path}. Models that differ in them cannot be merged.",
+                    code="checkpoint.whole-numbers",
                 )
 
 
 def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
     method = build(name, options)
     if method.is_learned:
-        raise PlanError(f"method '{name}' learns its weights on adapters, not on checkpoints. Use another method.")
+        raise PlanError(
+            f"method '{name}' learns its weights on adapters, not on checkpoints. Use another method.",
+            code="checkpoint.learned-method",
+        )
     if method.statistics is not None:
         raise PlanError(
-            f"method '{name}' needs statistics of each module, and checkpoints have none. Use another method."
+            f"method '{name}' needs statistics of each module, and checkpoints have none. Use another method.",
+            code="checkpoint.statistics",
         )
     return method
 
@@ -274,10 +284,10 @@ def merge_checkpoints(
         OutputError: the output folder exists or cannot be written, or a sum overflows the storage dtype.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.", code="option.dtype")
     parse_size(shard_size)
     if not models:
-        raise PlanError("at least one model is needed to merge, got none.")
+        raise PlanError("at least one model is needed to merge, got none.", code="merge.no-model")
     if out is not None:
         check_output(Path(out), overwrite=overwrite)
         check_not_input(Path(out), [base, *models])

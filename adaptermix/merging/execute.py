@@ -16,7 +16,7 @@ from ..adapters import AdapterModule
 from ..adapters.kinds import AdapterKind, kinds_of, weight_for
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, inner, norm, sign_conflict
 from ..algebra.storage import cancels
-from ..errors import PlanError
+from ..errors import PlanError, code_of
 from ..io.checkpoint_files import Checkpoint
 from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
 from .inputs import Input, Inputs, inputs_of
@@ -139,7 +139,8 @@ class _Merge:
             return merge_biases(biases, self.method.coefficients(self.stack()))
         if self.method.statistics is not None:
             raise PlanError(
-                f"method '{self.method.name}' has no statistics for biases (lora_bias). Use another method."
+                f"method '{self.method.name}' has no statistics for biases (lora_bias). Use another method.",
+                code="statistics.bias",
             )
         out = self.shape[0]
         if not any(self.inputs.weights):
@@ -198,11 +199,15 @@ def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, .
             got = "nothing" if name is None else list(file.tensors[name].shape)
             raise PlanError(
                 f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
-                f"{_path(file)}, found {got}."
+                f"{_path(file)}, found {got}.",
+                code="statistics.shape",
             )
         tensor = file.load(name)
         if not (tensor.is_floating_point() and all_finite(tensor)):
-            raise PlanError(f"statistics must be finite floats, and '{module}' in {_path(file)} holds others.")
+            raise PlanError(
+                f"statistics must be finite floats, and '{module}' in {_path(file)} holds others.",
+                code="statistics.values",
+            )
         tensors.append(tensor)
     return tuple(tensors)
 
@@ -257,7 +262,9 @@ def merge_module(
         merged, cut = work.merged()
         bias = work.bias()
     except ValueError as error:
-        raise PlanError(f"method '{method.title}', module '{path}': {str(error).rstrip('.')}.") from error
+        raise PlanError(
+            f"method '{method.title}', module '{path}': {str(error).rstrip('.')}.", code=code_of(error, "method.failed")
+        ) from error
     update = merged.update if isinstance(merged, AdapterModule) else merged
     length = _finite_norm(update, inputs, path)
     if plan.shape.dtype is None and plan.method.is_linear and isinstance(update, LowRank) and cancels(update, length):
@@ -297,7 +304,8 @@ def _finite_norm(update: Update, inputs: Inputs, path: str) -> float:
             f"module '{path}': the merged delta must be finite, and overflows with weights "
             f"{', '.join(f'{weight:g}' for weight in inputs.weights)} and scales "
             f"{', '.join(f'{entry.scale:g}' for entry in inputs.updates)}. "
-            "Choose smaller weights, or check the adapters' lora_alpha."
+            "Choose smaller weights, or check the adapters' lora_alpha.",
+            code="merge.overflow",
         )
     return length
 

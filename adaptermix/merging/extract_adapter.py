@@ -92,7 +92,8 @@ def _pair(base: Checkpoint, tuned: Checkpoint, globs: Sequence[str]) -> _Pairing
         what = f"such as '{inside[0]}' in one of them only" if keys else "and share none"
         raise ModelError(
             f"{base.path} and {tuned.path} must hold the same tensors in their blocks, {what}. "
-            "Give the model that was tuned and the base that it was tuned from."
+            "Give the model that was tuned and the base that it was tuned from.",
+            code="extract.other-tensors",
         )
     check_shapes(base, tuned, list(keys.items()))
     candidates = [
@@ -107,7 +108,8 @@ def _pair(base: Checkpoint, tuned: Checkpoint, globs: Sequence[str]) -> _Pairing
     if not chosen:
         raise ModelError(
             f"{base.path} and {tuned.path} must share float matrices inside their blocks, and share none. "
-            "Name others with --modules, or give the models in whole precision."
+            "Name others with --modules, or give the models in whole precision.",
+            code="extract.no-matrices",
         )
     notes = (f"in one of the two models only, and left out: {', '.join(alone[:4])}",) if alone else ()
     return _Pairing(keys=keys, chosen=frozenset(chosen), notes=notes)
@@ -165,7 +167,8 @@ class _Request:
         if not (all_finite(low.a) and all_finite(low.b)):
             raise OutputError(
                 f"the factors of module '{path}' must be finite in {str(self.dtype).removeprefix('torch.')}, and "
-                "overflow it. Choose a wider dtype."
+                "overflow it. Choose a wider dtype.",
+                code="write.overflow",
             )
         norm = frobenius(turned)
         report = ExtractedModule(rank=low.rank, norm=norm, residual=_lost(turned, low) / norm, excess=excess)
@@ -187,7 +190,8 @@ def _walk(
                 if not math.isfinite(norm):
                     raise ModelError(
                         f"every weight must be finite, and '{key}' of {base.path} or {tuned.path} is not. "
-                        "Fetch or save it again."
+                        "Fetch or save it again.",
+                        code="base.not-finite",
                     )
                 path = key.removesuffix(".weight")
                 if path in pairing.chosen:
@@ -308,9 +312,9 @@ def _check_numbers(rank: Any, keep: float, dtype: str, max_residual: float | Non
     # the rest is checked by Shape
     Shape(form="lowrank", rank=rank, keep=keep)
     if dtype not in DTYPES:
-        raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.", code="option.dtype")
     if max_residual is not None and not 0 <= max_residual <= 1:
-        raise PlanError(f"--max-residual must be in [0, 1], got {max_residual:g}.")
+        raise PlanError(f"--max-residual must be in [0, 1], got {max_residual:g}.", code="option.max-residual")
 
 
 def _tied_note(updates: Mapping[str, LowRank], base: Checkpoint) -> tuple[str, ...]:
@@ -325,7 +329,8 @@ def _check_result(report: ExtractReport, limit: float | None) -> None:
         left = f" ({len(report.left_out)} other tensors do)" if report.left_out else ""
         raise ModelError(
             f"at least one module that is to be extracted must differ between the two models, and none does{left}. "
-            "Check --base and --tuned, or name other modules with --modules."
+            "Check --base and --tuned, or name other modules with --modules.",
+            code="extract.no-difference",
         )
     if limit is not None and report.residual > limit:
         worst = max(report.modules, key=lambda path: report.modules[path].residual)
@@ -333,5 +338,6 @@ def _check_result(report: ExtractReport, limit: float | None) -> None:
         raise PlanError(
             f"the factors may lose at most {limit:.0%} of the difference's norm, and lose {report.residual:.0%} (most "
             f"at '{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with "
-            f"--keep, or a larger --max-residual."
+            f"--keep, or a larger --max-residual.",
+            code="extract.residual",
         )

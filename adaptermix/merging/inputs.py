@@ -150,7 +150,8 @@ def _measured(
     measured = [index for index in counted if index not in zero or plan.statistics_name(index, module) is not None]
     if len(measured) < len(counted) and min(weights) < 0:
         raise PlanError(
-            f"method '{plan.method.title}', module '{module}': weights must be at least 0, got {list(weights)}."
+            f"method '{plan.method.title}', module '{module}': weights must be at least 0, got {list(weights)}.",
+            code="merge.negative-weight",
         )
     return measured
 

@@ -32,13 +32,15 @@ def check_residual(plan: MergePlan, report: MergeReport, limit: float) -> None:
         raise PlanError(
             f"rounding to {report.plan['dtype'] if report.plan else 'the dtype'} may lose at most {limit:.0%} of the "
             f"delta's norm, and loses {report.rounding:.0%} (most at '{worst}': {found.rounding:.0%}). "
-            f"Choose --dtype float32, {accept}."
+            f"Choose --dtype float32, {accept}.",
+            code="residual.rounding",
         )
     forms = "dense" if plan.method.gives_dense else "concat or dense"
     raise PlanError(
         f"truncation may lose at most {limit:.0%} of the delta's norm, and loses {report.residual:.0%} (most at "
         f"'{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with --keep, "
-        f"--form {forms}, {accept}."
+        f"--form {forms}, {accept}.",
+        code="residual.truncation",
     )
 
 
@@ -62,5 +64,6 @@ def check_dense(plan: MergePlan) -> None:
         if source.saved_headers or any(header.bias for header in source.modules.values()):
             raise PlanError(
                 f"--form dense holds weight matrices only, and '{source.name}' has biases or fully trained tensors "
-                "too. Use another form."
+                "too. Use another form.",
+                code="dense.other-tensors",
             )

@@ -44,14 +44,17 @@ def make_plan(options: MergeOptions) -> MergePlan:
         AdapterMixError: as `merge`.
     """
     if not options.adapters:
-        raise PlanError("at least one adapter is needed to merge, got none.")
+        raise PlanError("at least one adapter is needed to merge, got none.", code="merge.no-adapter")
     sources = open_adapters(options.adapters, allow_pickle=options.allow_pickle)
     if options.model_modules:
         sources = tuple(fitted(source, options.model_modules) for source in sources)
     names = [source.name for source in sources]
     weights = resolve_weights(names, options.weights)
     if options.keep != KEEP and options.rank != "auto":
-        raise PlanError("--keep goes with --rank auto, and the rank is not automatic. Leave --keep out.")
+        raise PlanError(
+            "--keep goes with --rank auto, and the rank is not automatic. Leave --keep out.",
+            code="merge.keep-without-auto",
+        )
     check(sources, allow_base_mismatch=options.allow_base_mismatch)
     plain, more = split_settings(options.options or {})
     modules = sorted(set().union(*(source.modules for source in sources)))
@@ -82,10 +85,14 @@ def _statistics(options: MergeOptions, method: MergeMethod, sources: Sequence[Ad
     if method.statistics is not None and len(paths) != len(sources) and not measures_itself:
         raise PlanError(
             f"method '{name}' needs one statistics file per adapter (--statistics), got {len(paths)} for "
-            f"{len(sources)} adapters."
+            f"{len(sources)} adapters.",
+            code="statistics.count",
         )
     if paths and method.statistics is None:
-        raise PlanError(f"method '{name}' uses no statistics, and {len(paths)} files are given. Leave them out.")
+        raise PlanError(
+            f"method '{name}' uses no statistics, and {len(paths)} files are given. Leave them out.",
+            code="statistics.unused",
+        )
     files = tuple(open_tensors(path) for path in paths)
     if files:
         mismatch = options.allow_base_mismatch
@@ -148,7 +155,8 @@ def _checked(plan: MergePlan, options: MergeOptions, learned: Mapping[str, Any] 
     if plan.method.is_learned and learned is None:
         raise PlanError(
             f"method '{plan.method.title}' must learn its weights, or measure inputs, on data first: call "
-            "adaptermix.merge_learned(MergeSettings(...)) with base, and task and train."
+            "adaptermix.merge_learned(MergeSettings(...)) with base, and task and train.",
+            code="merge.needs-data",
         )
     if not options.allow_base_mismatch and plan.checkpoint is not None:
         check_trained_on(plan.sources, fingerprint(plan.checkpoint.path), str(options.base))
@@ -238,7 +246,8 @@ def check_trained_on(sources: Sequence[AdapterSource], given: str | None, refere
         if known and given and known != given:
             raise IncompatibleAdapters(
                 f"the base model must be the one that adapter '{source.name}' was trained on, '{named}', and the "
-                f"weight files of '{reference}' differ from it. If it is the same model, pass --allow-base-mismatch."
+                f"weight files of '{reference}' differ from it. If it is the same model, pass --allow-base-mismatch.",
+                code="base.mismatch",
             )
 
 

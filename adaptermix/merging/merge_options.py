@@ -101,12 +101,13 @@ class MergeOptions:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+            raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.", code="option.dtype")
         if not 0 <= self.max_residual <= 1:
-            raise PlanError(f"--max-residual must be in [0, 1], got {self.max_residual:g}.")
+            raise PlanError(f"--max-residual must be in [0, 1], got {self.max_residual:g}.", code="option.max-residual")
         if self.compact and self.form == "dense":
             raise PlanError(
-                "--compact is about the ranks of an adapter, and --form dense has none. Leave one of them out."
+                "--compact is about the ranks of an adapter, and --form dense has none. Leave one of them out.",
+                code="merge.compact-dense",
             )
 
     @property
@@ -131,7 +132,10 @@ def merge_options(
     known = [entry.name for entry in fields(MergeOptions) if entry.name not in ("adapters", "weights", "out")]
     for name in given:
         if name not in known:
-            raise PlanError(f"unknown argument {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+            raise PlanError(
+                f"unknown argument {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.",
+                code="merge.unknown-argument",
+            )
     return MergeOptions(
         adapters=adapters,
         weights=[weights] if isinstance(weights, int | float) else weights,

@@ -83,13 +83,15 @@ def _whole_tensors(base: BaseModel, sources: Sequence[AdapterSource], saved: str
             if tied is not None and own[name] is tied.weight:
                 raise IncompatibleAdapters(
                     f"'{name}' of an adapter must be the base model's own, since {base.id!r} ties it to another table, "
-                    "and it is not. Give the base model that the adapter was trained on."
+                    "and it is not. Give the base model that the adapter was trained on.",
+                    code="adapter.tied-table",
                 )
         if name not in own or own[name].shape != tensors[key].shape:
             raise IncompatibleAdapters(
                 f"'{name}' of an adapter is {list(tensors[key].shape)}, and {base.id!r} has "
                 f"{list(own[name].shape) if name in own else 'nothing of that name'}. Give the task that the adapter "
-                "was trained for, and its base model."
+                "was trained for, and its base model.",
+                code="adapter.whole-tensor-shape",
             )
         places[key] = own[name]
     before = {key: place.detach().clone() for key, place in places.items()}
@@ -109,7 +111,8 @@ def _check_tokens(sources: Sequence[AdapterSource]) -> None:
         if source.meta.trainable_tokens:
             raise IncompatibleAdapters(
                 f"adapter '{source.name}' trains tokens of its own (trainable_token_indices), and such an adapter acts "
-                "alone only. Leave it out, or merge it with the others and give the result."
+                "alone only. Leave it out, or merge it with the others and give the result.",
+                code="adapter.tokens-alone",
             )
 
 
@@ -122,7 +125,8 @@ def _stored(source: AdapterSource) -> Iterator[Path]:
     if source.meta.initial is not None or source.meta.fusion:
         raise IncompatibleAdapters(
             f"adapter '{source.name}' must have been trained on the model class that it is to act on, and its modules "
-            "have other paths there. Convert it to a plain LoRA: adaptermix merge --base."
+            "have other paths there. Convert it to a plain LoRA: adaptermix merge --base.",
+            code="adapter.model-class",
         )
     with TemporaryDirectory(prefix="adaptermix-") as folder:
         write_adapter(Path(folder), source.read())
@@ -147,7 +151,8 @@ def _through_peft(base: BaseModel, source: AdapterSource, folder: Path) -> Itera
         reason = " ".join(str(error).split())[:200]
         raise IncompatibleAdapters(
             f"adapter '{source.name}' must fit base model '{base.id}', and PEFT says: {reason}. "
-            "Give the base model that it was trained on."
+            "Give the base model that it was trained on.",
+            code="adapter.not-for-base",
         ) from error
     try:
         yield

@@ -59,15 +59,20 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.form not in (None, "concat", "lowrank", "dense"):
-            raise PlanError(f"--form must be concat, lowrank or dense, got {self.form!r}.")
+            raise PlanError(f"--form must be concat, lowrank or dense, got {self.form!r}.", code="form.unknown")
         if not (self.rank is None or self.rank == "auto" or type(self.rank) is int):
-            raise PlanError(f"--rank must be a whole number of at least 1, or auto, got {self.rank!r}.")
+            raise PlanError(
+                f"--rank must be a whole number of at least 1, or auto, got {self.rank!r}.", code="rank.not-number"
+            )
         if isinstance(self.rank, int) and self.rank < 1:
-            raise PlanError(f"--rank must be at least 1, got {self.rank}.")
+            raise PlanError(f"--rank must be at least 1, got {self.rank}.", code="rank.too-small")
         if self.rank is not None and self.form in ("concat", "dense"):
-            raise PlanError(f"--rank goes with --form lowrank, got --form {self.form}. Leave one of them out.")
+            raise PlanError(
+                f"--rank goes with --form lowrank, got --form {self.form}. Leave one of them out.",
+                code="rank.with-form",
+            )
         if not 0 < self.keep <= 1:
-            raise PlanError(f"--keep must be in (0, 1], got {self.keep:g}.")
+            raise PlanError(f"--keep must be in (0, 1], got {self.keep:g}.", code="rank.keep")
 
     def apply(self, update: Update, *, fallback: int, largest: int | None) -> Formed:
         """Bring a merged update into the form.
@@ -87,12 +92,15 @@ class Shape:
             return replace(cut, update=Dense(w=cut.update.to(working_dtype([update])).dense()))
         rank: Rank | None = self.rank if self.rank is not None or self.form == "concat" else largest
         if rank is None and self.form == "lowrank":
-            raise PlanError("--form lowrank needs a rank: pass --rank R, or --rank auto with --keep SHARE.")
+            raise PlanError(
+                "--form lowrank needs a rank: pass --rank R, or --rank auto with --keep SHARE.", code="form.no-rank"
+            )
         if isinstance(update, Dense):
             if self.form == "concat":
                 raise PlanError(
                     "--form concat needs a method whose result is low rank, and this method's is dense. "
-                    "Use --form lowrank with --rank, or --form dense."
+                    "Use --form lowrank with --rank, or --form dense.",
+                    code="form.concat-dense",
                 )
             return _cut_dense(update, rank or fallback, self.keep)
         if rank is None or (rank != "auto" and rank >= update.rank):
@@ -117,7 +125,8 @@ class Shape:
             name = str(self.dtype).removeprefix("torch.")
             raise OutputError(
                 f"the factors of module '{module}' must be finite in {name}, and overflow it. "
-                "Choose a wider dtype or smaller weights."
+                "Choose a wider dtype or smaller weights.",
+                code="write.overflow",
             )
         share = lost / length if length > 0 else 0.0
         # The two losses are orthogonal: the rounded factors span the kept directions, the cut part the others.

@@ -106,7 +106,9 @@ def _numbers(value: Any, what: str) -> list[float]:
     try:
         return [float(part) for part in parts]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} must be a number, or numbers parted by commas, got {value!r}.") from error
+        raise UsageError(
+            f"{what} must be a number, or numbers parted by commas, got {value!r}.", code="override.numbers"
+        ) from error
 
 
 def _layers(text: str | int | None, modules: Sequence[str]) -> tuple[int, int] | None:
@@ -118,7 +120,9 @@ def _layers(text: str | int | None, modules: Sequence[str]) -> tuple[int, int] |
         if text.strip() in ("*", "all"):
             numbers = [n for n in map(layer_of, modules) if n is not None] or [0]
             return min(numbers), max(numbers)
-        raise UsageError(f"layers must be FIRST-LAST, such as 0-15, one number, or all, got {text!r}.")
+        raise UsageError(
+            f"layers must be FIRST-LAST, such as 0-15, one number, or all, got {text!r}.", code="override.layers"
+        )
     return int(found[1]), int(found[2] or found[1])
 
 
@@ -140,7 +144,10 @@ def make_override(given: Mapping[str, Any], names: Sequence[str], modules: Seque
         points = [resolve_weights(names, _numbers(given["weights"], "weights of a place"))]
     if given.get("curve") is not None:
         if points or not isinstance(given["curve"], list | tuple) or len(given["curve"]) < 2:
-            raise UsageError(f"a curve must be a list of at least two weights, without 'weights', got {dict(given)}.")
+            raise UsageError(
+                f"a curve must be a list of at least two weights, without 'weights', got {dict(given)}.",
+                code="override.curve",
+            )
         points = [resolve_weights(names, _numbers(point, "points of a curve")) for point in given["curve"]]
         layers = layers or _layers("all", covered)
     override = Override(
@@ -153,7 +160,8 @@ def make_override(given: Mapping[str, Any], names: Sequence[str], modules: Seque
         place = f"modules {override.modules!r}" + (f", layers {layers[0]}-{layers[1]}" if layers else "")
         raise PlanError(
             f"a place must hold at least one module, and none matches {place}; one is {modules[0]!r}"
-            f"{_known_layers(modules)}."
+            f"{_known_layers(modules)}.",
+            code="override.no-module",
         )
     return override
 

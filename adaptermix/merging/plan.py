@@ -259,7 +259,8 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
         if source.meta.fusion:
             raise IncompatibleAdapters(
                 f"adapter '{source.name}' fuses its input with a source text, so it is no change of weights and cannot "
-                "be merged. Evaluate it with --source, or merge the adapters that it was made from."
+                "be merged. Evaluate it with --source, or merge the adapters that it was made from.",
+                code="adapters.fusion",
             )
     # Every pair, since an adapter that records less than the others can stand between two that differ.
     for one, other in combinations(sources, 2):
@@ -267,7 +268,8 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
             _check_base(one, other)
         if one.meta.fan_in_fan_out != other.meta.fan_in_fan_out:
             raise IncompatibleAdapters(
-                f"adapters '{one.name}' and '{other.name}' must agree on fan_in_fan_out, and do not."
+                f"adapters '{one.name}' and '{other.name}' must agree on fan_in_fan_out, and do not.",
+                code="adapters.fan-in-fan-out",
             )
     _check_modules(sources)
     _check_roots(sources)
@@ -280,7 +282,8 @@ def _check_roots(sources: Sequence[AdapterSource]) -> None:
         owners = [next(source.name for source in sources if module in source.modules) for module in clash]
         raise IncompatibleAdapters(
             f"all modules must be those of one model class, and '{clash[0]}' ('{owners[0]}') and '{clash[1]}' "
-            f"('{owners[1]}') are of two, which cannot be matched. Save the adapters from one class of the base model."
+            f"('{owners[1]}') are of two, which cannot be matched. Save the adapters from one class of the base model.",
+            code="adapters.model-classes",
         )
 
 
@@ -292,12 +295,14 @@ def _check_modules(sources: Sequence[AdapterSource]) -> None:
             if (first.out, first.into) != (header.out, header.into):
                 raise IncompatibleAdapters(
                     f"module '{module}': update shapes must be equal, found '{name}' [{first.out} {first.into}] and "
-                    f"'{source.name}' [{header.out} {header.into}]. The adapters belong to different base models."
+                    f"'{source.name}' [{header.out} {header.into}]. The adapters belong to different base models.",
+                    code="adapters.shapes",
                 )
             if first.layout != header.layout:
                 raise IncompatibleAdapters(
                     f"module '{module}' must be of one kind in all adapters, found {first.layout} in '{name}' and "
-                    f"{header.layout} in '{source.name}'. The adapters belong to different base models."
+                    f"{header.layout} in '{source.name}'. The adapters belong to different base models.",
+                    code="adapters.kinds",
                 )
 
 
@@ -307,7 +312,8 @@ def _check_base(one: AdapterSource, other: AdapterSource) -> None:
     if not same:
         raise IncompatibleAdapters(
             f"adapters '{one.name}' and '{other.name}' must come from one base model, found {_base(one)} and "
-            f"{_base(other)}. If the two are the same model under two names, pass --allow-base-mismatch."
+            f"{_base(other)}. If the two are the same model under two names, pass --allow-base-mismatch.",
+            code="adapters.bases",
         )
 
 
@@ -338,7 +344,8 @@ def _check_head_kinds(sources: Sequence[AdapterSource]) -> None:
         if form is not heads[0][1]:
             raise IncompatibleAdapters(
                 f"a merged adapter ends in one head, and '{heads[0][0].name}' has {heads[0][1].title}, '{source.name}' "
-                f"{form.title}. Leave one of them out."
+                f"{form.title}. Leave one of them out.",
+                code="adapters.heads",
             )
 
 
@@ -350,7 +357,8 @@ def _check_same_heads(sources: Sequence[AdapterSource]) -> None:
         if task != tasks[0]:
             raise IncompatibleAdapters(
                 f"heads can be averaged only if their task and labels are the same, and those of '{heads[0].name}' "
-                f"and '{source.name}' differ: {tasks[0]} and {task}. Take one of them: --saved NAME."
+                f"and '{source.name}' differ: {tasks[0]} and {task}. Take one of them: --saved NAME.",
+                code="adapters.head-labels",
             )
 
 

@@ -38,7 +38,8 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     if unused := settings.changed(sorted(marked(settings, Role.LEARNING))):
         raise UsageError(
             f"--{unused[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
-            f"method '{method.title}' is none. Leave it out."
+            f"method '{method.title}' is none. Leave it out.",
+            code="gates.option",
         )
     full = [is_checkpoint(path) for path in settings.adapters]
     if not any(full):
@@ -47,15 +48,22 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     if not all(full):
         raise PlanError(
             "inputs must be all adapters or all checkpoints, got both. Merge the adapters into the base first: "
-            "--form dense --base MODEL."
+            "--form dense --base MODEL.",
+            code="merge.mixed-inputs",
         )
     if settings.base is None:
-        raise PlanError("checkpoints are merged as differences from their base model: pass --base MODEL.")
+        raise PlanError(
+            "checkpoints are merged as differences from their base model: pass --base MODEL.",
+            code="checkpoint.needs-base",
+        )
     only = marked(settings, Role.ADAPTERS_ONLY)
     unused = settings.changed(name for name in MergeSettings.model_fields if name in only)
     unused += [key for key in settings.options if "@" in key]
     if unused:
-        raise PlanError(f"checkpoints are merged whole, and {unused[0]!r} is for adapters. Leave it out.")
+        raise PlanError(
+            f"checkpoints are merged whole, and {unused[0]!r} is for adapters. Leave it out.",
+            code="checkpoint.adapter-option",
+        )
     from .checkpoints import merge_checkpoints
 
     if not settings.dry_run:

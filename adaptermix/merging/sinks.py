@@ -104,7 +104,9 @@ def execute(
 
 def _factors(path: str, merged: AdapterModule | Dense) -> AdapterModule:
     if isinstance(merged, Dense):
-        raise PlanError(f"an adapter holds factors, and the merged update of '{path}' is dense.")
+        raise PlanError(
+            f"an adapter holds factors, and the merged update of '{path}' is dense.", code="merge.dense-update"
+        )
     return merged
 
 
@@ -264,7 +266,8 @@ def _rounded_report(report: ModuleReport, module: str, delta: Tensor, dtype: tor
         if not all_finite(stored):
             raise OutputError(
                 f"the delta of module '{module}' must be finite in {str(dtype).removeprefix('torch.')}, and overflows "
-                "it. Choose a wider dtype or smaller weights."
+                "it. Choose a wider dtype or smaller weights.",
+                code="write.overflow",
             )
         lost.append(float(torch.linalg.vector_norm(rows - stored.to(rows.dtype), dtype=torch.float64)))
     return report.with_rounding(math.hypot(*lost) / report.norm if report.norm > 0 else 0.0)

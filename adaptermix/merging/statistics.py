@@ -75,21 +75,24 @@ def check_statistics(
         if made_for != method:
             raise PlanError(
                 f"--statistics must be made for method '{method}', and {name} is for '{made_for}'. Run: adaptermix "
-                f"statistics --method {method}"
+                f"statistics --method {method}",
+                code="statistics.method",
             )
         adapter, base = (_mapping(document.get(entry)) for entry in ("adapter", "base"))
         if adapter.get("digest") not in (None, source.digest):
             raise PlanError(
                 f"--statistics are given in the order of the adapters, and {name}, in the place of '{source.name}', "
                 f"was made with adapter '{adapter.get('name')}' or another version of it. Change the order, or make it "
-                "again."
+                "again.",
+                code="statistics.order",
             )
         trained, measured = source.meta.base_fingerprint, base.get("fingerprint")
         if trained and measured and trained != measured and not allow_base_mismatch:
             raise IncompatibleAdapters(
                 f"--statistics must be made on the base model of their adapter, and {name} was made on "
                 f"'{base.get('id')}', whose weight files differ from those of '{source.meta.base}'. Make it again on "
-                "that, or pass --allow-base-mismatch."
+                "that, or pass --allow-base-mismatch.",
+                code="statistics.base",
             )
 
 

@@ -25,11 +25,14 @@ def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[flo
     if len(weights) != len(names):
         raise UsageError(
             f"one weight per adapter is needed, got {len(weights)} for {len(names)} adapters ({', '.join(names)})."
-            + (" With two adapters a single weight w means w and 1 - w." if len(names) == 2 else "")
+            + (" With two adapters a single weight w means w and 1 - w." if len(names) == 2 else ""),
+            code="merge.weights-count",
         )
     for name, weight in zip(names, weights, strict=True):
         if not math.isfinite(weight):
-            raise UsageError(f"weights must be finite numbers, got {weight} for adapter '{name}'.")
+            raise UsageError(
+                f"weights must be finite numbers, got {weight} for adapter '{name}'.", code="merge.weights-finite"
+            )
     return tuple(weights)
 
 

@@ -60,7 +60,8 @@ def resolve_policy(names: Sequence[str], policy: str | int) -> str | int:
     problem = "it is the name of several, so give a number" if places else "it is none of these"
     raise UsageError(
         f"fully trained tensors can be merged by 'refuse', 'average', or an adapter ({', '.join(names)}, or 1 to "
-        f"{len(names)}), got {policy!r}: {problem}.{did_you_mean(text, [REFUSE, AVERAGE, *names])}"
+        f"{len(names)}), got {policy!r}: {problem}.{did_you_mean(text, [REFUSE, AVERAGE, *names])}",
+        code="saved.policy",
     )
 
 
@@ -75,7 +76,8 @@ def _places(sources: Sequence[Saved], modules: Collection[str]) -> dict[str, dic
     if both is not None:
         raise IncompatibleAdapters(
             f"module '{both}' must be either adapted or fully trained (modules_to_save {', '.join(trained)}), and is "
-            f"both in {_listed([source.name for source in sources])}. Leave one of the adapters out."
+            f"both in {_listed([source.name for source in sources])}. Leave one of the adapters out.",
+            code="saved.also-adapted",
         )
     places: dict[str, dict[int, str]] = {}
     for place, source in enumerate(sources):
@@ -92,7 +94,8 @@ def _check_tokens_alone(name: str, module: str, modules: Collection[str], traine
     if module in modules or in_modules(f"{module}.weight", trained):
         raise IncompatibleAdapters(
             f"adapter '{name}' trains tokens of '{module}', so no adapter may adapt or fully train it, and one does. "
-            "Leave one of them out."
+            "Leave one of them out.",
+            code="saved.tokens-adapted",
         )
 
 
@@ -138,7 +141,8 @@ def merge_saved(
         else:
             raise IncompatibleAdapters(
                 f"the fully trained tensor '{key}' must be the same in all adapters or in one of them only, and "
-                f"differs between {_listed(own)}. {_OPTIONS}"
+                f"differs between {_listed(own)}. {_OPTIONS}",
+                code="saved.differ",
             )
     return merged
 
@@ -157,18 +161,21 @@ def _average(key: str, names: Sequence[str], tensors: Sequence[Tensor], weights:
         found = ", ".join(f"'{name}' {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
         raise IncompatibleAdapters(
             f"the fully trained tensor '{key}' must have one shape to be averaged, found {found}. "
-            "Take it from one adapter by its name or number (--saved)."
+            "Take it from one adapter by its name or number (--saved).",
+            code="saved.shapes",
         )
     if not all(tensor.is_floating_point() for tensor in tensors):
         raise IncompatibleAdapters(
             f"the tensor '{key}' must be of a float dtype to be averaged, and is not in {_listed(names)}. "
-            "Take it from one adapter by its name or number (--saved)."
+            "Take it from one adapter by its name or number (--saved).",
+            code="saved.dtype",
         )
     total = sum(abs(weight) for weight in weights)
     if total == 0:
         raise PlanError(
             f"the fully trained tensor '{key}' cannot be averaged, since the weights of {_listed(names)} are zero. "
-            "Take it from one adapter by its name or number (--saved)."
+            "Take it from one adapter by its name or number (--saved).",
+            code="saved.zero-weights",
         )
     dtype = tensors[0].dtype
     for tensor in tensors:
@@ -221,7 +228,8 @@ def merge_tokens(names: Sequence[str], metas: Sequence[AdapterMeta]) -> dict[str
         if tokens != trained[0][1]:
             raise IncompatibleAdapters(
                 f"adapters '{trained[0][0]}' and '{name}' must train the same tokens (trainable_token_indices) in the "
-                f"same order, and do not. Leave one of them out."
+                f"same order, and do not. Leave one of them out.",
+                code="saved.tokens-differ",
             )
     return trained[0][1] if trained else {}
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 from ..algebra import Stack, Update
 from ..algebra.operators import Operator, chain
-from ..errors import PlanError, UsageError, did_you_mean
+from ..errors import InvalidValueError, PlanError, UsageError, code_of, did_you_mean
 from ..io.registry import Registry
 
 Stacks = Callable[[], Iterable[Stack]]
@@ -131,7 +131,8 @@ def check_roles(method: MergeMethod, count: int) -> None:
     if method.roles and count != len(method.roles):
         raise UsageError(
             f"method '{method.title}' takes {len(method.roles)} adapters in this order: {', '.join(method.roles)}. "
-            f"Got {count}."
+            f"Got {count}.",
+            code="method.roles",
         )
 
 
@@ -148,7 +149,7 @@ def check_depths(method: MergeMethod, depths: Mapping[str, int]) -> None:
     try:
         method.check_depth(max(depths.values(), default=0))
     except ValueError as error:
-        raise PlanError(f"method '{method.title}': {error}.") from error
+        raise PlanError(f"method '{method.title}': {error}.", code=code_of(error, "method.failed")) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +212,7 @@ def require_share(name: str, value: float) -> None:
         ValueError: it is.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+        raise InvalidValueError(f"{name} must be in (0, 1], got {value!r}", code="method.share")
 
 
 def require_floor(value: float) -> None:
@@ -221,7 +222,7 @@ def require_floor(value: float) -> None:
         ValueError: it is.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"floor must be in [0, 1), got {value!r}")
+        raise InvalidValueError(f"floor must be in [0, 1), got {value!r}", code="method.floor")
 
 
 def _check_type(cls: type[MergeMethod], key: str, value: object) -> None:
@@ -239,9 +240,13 @@ def _check_type(cls: type[MergeMethod], key: str, value: object) -> None:
         expected = getattr(hint, "__name__", str(hint)).replace("typing.", "")
         if get_origin(hint) is Literal:
             expected = " or ".join(map(str, get_args(hint)))
-        raise UsageError(f"option '{key}' of method '{cls.name}' must be {expected}, got {value!r}.") from error
+        raise UsageError(
+            f"option '{key}' of method '{cls.name}' must be {expected}, got {value!r}.", code="method.option-type"
+        ) from error
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"option '{key}' of method '{cls.name}' must be finite, got {value!r}.")
+        raise UsageError(
+            f"option '{key}' of method '{cls.name}' must be finite, got {value!r}.", code="method.option-finite"
+        )
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
@@ -258,15 +263,17 @@ def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     if colon and family in FAMILIES:
         return FAMILIES[family](member, options)
     if name not in METHODS:
-        raise UsageError(_unknown("merge method", name, sorted(METHODS)))
+        raise UsageError(_unknown("merge method", name, sorted(METHODS)), code="method.unknown")
     cls = METHODS[name]
     known = list(options_of(cls))
     for key in options:
         if key not in known:
-            raise UsageError(_unknown(f"option of method '{name}'", key, known))
+            raise UsageError(_unknown(f"option of method '{name}'", key, known), code="method.unknown-option")
     for key, value in options.items():
         _check_type(cls, key, value)
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"method '{name}': {str(error).rstrip('.')}.") from error
+        raise UsageError(
+            f"method '{name}': {str(error).rstrip('.')}.", code=code_of(error, "method.option-value")
+        ) from error

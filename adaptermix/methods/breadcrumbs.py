@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..algebra.operators import Gain, Operator, Total, Trim, Weigh
+from ..errors import InvalidValueError
 from .base import method, require_share
 from .space import SpaceMethod
 from .ties import consensus
@@ -44,9 +45,12 @@ class Breadcrumbs(SpaceMethod):
     def __post_init__(self) -> None:
         require_share("density", self.density)
         if not 0 <= self.outliers < 1:
-            raise ValueError(f"outliers must be in [0, 1), got {self.outliers!r}")
+            raise InvalidValueError(f"outliers must be in [0, 1), got {self.outliers!r}", code="method.outliers")
         if self.density + self.outliers > 1 + 1e-9:
-            raise ValueError(f"density and outliers must sum to 1 at most, got {self.density!r} and {self.outliers!r}")
+            raise InvalidValueError(
+                f"density and outliers must sum to 1 at most, got {self.density!r} and {self.outliers!r}",
+                code="method.density",
+            )
 
     def operators(self) -> Sequence[Operator]:
         """Return the chain."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..algebra.operators import DropByMagnitude, Gain, Operator, Total, Weigh
+from ..errors import InvalidValueError
 from .base import method, require_share
 from .space import SpaceMethod
 from .ties import Order, consensus
@@ -49,8 +50,9 @@ class Della(SpaceMethod):
     def __post_init__(self) -> None:
         require_share("density", self.density)
         if not (self.epsilon >= 0 and self.density - self.epsilon / 2 > 0 and self.density + self.epsilon / 2 <= 1):
-            raise ValueError(
-                f"density +- epsilon/2 must lie in (0, 1], got density {self.density!r} and epsilon {self.epsilon!r}"
+            raise InvalidValueError(
+                f"density +- epsilon/2 must lie in (0, 1], got density {self.density!r} and epsilon {self.epsilon!r}",
+                code="method.density",
             )
         self.operators()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import Dense, LowRank, Stack, Update, norm
+from ..errors import InvalidValueError
 from .base import MergeMethod, method
 
 _ROUNDING = 8 * torch.finfo(torch.float64).eps
@@ -47,7 +48,7 @@ class DoMerging(MergeMethod):
 
     def __post_init__(self) -> None:
         if self.per not in ("column", "module"):
-            raise ValueError(f"per must be column or module, got {self.per!r}")
+            raise InvalidValueError(f"per must be column or module, got {self.per!r}", code="method.per")
 
     def __call__(self, stack: Stack) -> Update:
         """Balance, and add up."""

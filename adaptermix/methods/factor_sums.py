@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..algebra import LowRank, Stack
+from ..errors import InvalidValueError
 
 
 def sum_factors(name: str, stack: Stack, shares: Callable[[float, float], tuple[float, float]]) -> LowRank:
@@ -23,7 +24,9 @@ def sum_factors(name: str, stack: Stack, shares: Callable[[float, float], tuple[
     low = [update for update in stack.updates if isinstance(update, LowRank)]
     ranks = {update.rank for update in low}
     if len(low) < len(stack.updates) or len(ranks) != 1:
-        raise ValueError(f"{name} adds factors and needs one rank, got {sorted(ranks) or 'dense updates'}")
+        raise InvalidValueError(
+            f"{name} adds factors and needs one rank, got {sorted(ranks) or 'dense updates'}", code="method.one-rank"
+        )
     b = torch.zeros(stack.shape[0], low[0].rank, dtype=stack.dtype, device=stack.device)
     a = torch.zeros(low[0].rank, stack.shape[1], dtype=stack.dtype, device=stack.device)
     for update, weight in zip(low, stack.weights, strict=True):

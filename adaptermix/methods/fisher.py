@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from ..algebra import Dense, Stack
 from ..algebra.operators import Average, Gain, Operator, chain
+from ..errors import InvalidValueError
 from .base import StackMethod, method
 
 
@@ -44,5 +45,7 @@ class Fisher(StackMethod):
             ValueError: a negative weight, or negative statistics.
         """
         if min(stack.weights) < 0 or any(bool((result < 0).any()) for result in stack.statistics):
-            raise ValueError("fisher needs weights and statistics of at least 0, and one is negative")
+            raise InvalidValueError(
+                "fisher needs weights and statistics of at least 0, and one is negative", code="method.fisher-negative"
+            )
         return chain(stack, self.operators())

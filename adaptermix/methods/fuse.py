@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..algebra import Stack
+from ..errors import InvalidValueError
 from .base import LinearMethod, method
 
 
@@ -47,7 +48,9 @@ class Fuse(LinearMethod):
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch < 1 or self.rate <= 0 or self.decay < 0:
-            raise ValueError("steps and decay must be at least 0, batch at least 1, and rate above 0")
+            raise InvalidValueError(
+                "steps and decay must be at least 0, batch at least 1, and rate above 0", code="method.steps"
+            )
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return the weights, which are the learned gates."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ..algebra import Stack, inner_products
+from ..errors import InvalidValueError
 from .base import LinearMethod, method
 
 
@@ -37,7 +38,7 @@ class Karcher(LinearMethod):
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations!r}")
+            raise InvalidValueError(f"iterations must be at least 1, got {self.iterations!r}", code="method.iterations")
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return the coefficients of the mean in terms of the deltas.
@@ -47,7 +48,9 @@ class Karcher(LinearMethod):
         """
         weights = torch.tensor(stack.weights, dtype=torch.float64)
         if float(weights.min()) < 0:
-            raise ValueError(f"karcher needs weights of at least 0, got {list(stack.weights)}")
+            raise InvalidValueError(
+                f"karcher needs weights of at least 0, got {list(stack.weights)}", code="method.negative-weight"
+            )
         gram = inner_products(stack.updates)
         lengths = gram.diagonal().clamp(min=0).sqrt()
         acts = (lengths > 0) & (weights > 0)
@@ -67,7 +70,9 @@ class Karcher(LinearMethod):
         def unit(c: torch.Tensor) -> torch.Tensor:
             size = float((c @ cosines @ c).clamp(min=0).sqrt())
             if size < 1e-8:
-                raise ValueError("karcher needs directions that do not cancel, and these do")
+                raise InvalidValueError(
+                    "karcher needs directions that do not cancel, and these do", code="method.cancel"
+                )
             return c / size
 
         mean = unit(shares)

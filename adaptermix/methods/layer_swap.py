@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..algebra import Stack
+from ..errors import InvalidValueError
 from .base import LinearMethod, method
 
 _PUBLISHED = {"bottom": 5 / 32, "top": 2 / 32}
@@ -59,11 +60,11 @@ class LayerSwap(LinearMethod):
         for name in ("bottom", "top", "transition"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+                raise InvalidValueError(f"{name} must be at least 0, got {value}", code="method.negative")
         if not 0 <= self.share <= 1:
-            raise ValueError(f"share must be in [0, 1], got {self.share!r}")
+            raise InvalidValueError(f"share must be in [0, 1], got {self.share!r}", code="method.share")
         if self.blocks is not None and self.blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {self.blocks}")
+            raise InvalidValueError(f"blocks must be at least 1, got {self.blocks}", code="method.blocks")
 
     def check_depth(self, depth: int) -> None:
         """Refuse borders that lie outside the model, and a number of blocks that is too small for the adapters.
@@ -73,14 +74,20 @@ class LayerSwap(LinearMethod):
         """
         blocks = depth if self.blocks is None else self.blocks
         if blocks < depth:
-            raise ValueError(f"blocks must be at least the number that the adapters have, {depth}, got {blocks}")
+            raise InvalidValueError(
+                f"blocks must be at least the number that the adapters have, {depth}, got {blocks}",
+                code="method.blocks",
+            )
         for name in ("bottom", "top"):
             expected = getattr(self, name)
             if expected is not None and expected > blocks:
                 more = (
                     "" if self.blocks else "; if the model has more than the adapters adapt, set blocks to its number"
                 )
-                raise ValueError(f"{name} must be at most the number of blocks, {blocks}, got {expected}{more}")
+                raise InvalidValueError(
+                    f"{name} must be at most the number of blocks, {blocks}, got {expected}{more}",
+                    code="method.too-many-layers",
+                )
 
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return each adapter's weight times its share of the block."""

@@ -73,6 +73,7 @@ def list_methods(names: Sequence[str] = ()) -> list[MethodEntry]:
     for name in names:
         if name not in known:
             raise UsageError(
-                f"unknown merge method {name!r}.{did_you_mean(name, known)} `adaptermix methods` lists them all."
+                f"unknown merge method {name!r}.{did_you_mean(name, known)} `adaptermix methods` lists them all.",
+                code="method.unknown",
             )
     return [known[name] for name in names] or list(known.values())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import Dense, Stack, norm
-from ..errors import PlanError, UsageError, did_you_mean
+from ..errors import InvalidValueError, PlanError, UsageError, did_you_mean
 from .base import FAMILIES, MergeMethod
 from .mergekit_options import PARTS, check_option, per_adapter
 
@@ -57,16 +57,22 @@ def _registry() -> dict[str, Any]:
         result = version("mergekit")
     except PackageNotFoundError as error:
         raise PlanError(
-            "methods named mergekit:NAME need mergekit, which is not installed: pip install 'mergekit>=0.1.5'."
+            "methods named mergekit:NAME need mergekit, which is not installed: pip install 'mergekit>=0.1.5'.",
+            code="mergekit.not-installed",
         ) from error
     if tuple(int(part) for part in result.split(".")[:3] if part.isdigit()) < NEEDED:
-        raise PlanError(f"methods named mergekit:NAME need mergekit >= 0.1.5, found {result}: pip install -U mergekit.")
+        raise PlanError(
+            f"methods named mergekit:NAME need mergekit >= 0.1.5, found {result}: pip install -U mergekit.",
+            code="mergekit.version",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             from mergekit import merge_methods
         except ImportError as error:
-            raise PlanError(f"mergekit {result} must import, and does not: {error}. Reinstall it.") from error
+            raise PlanError(
+                f"mergekit {result} must import, and does not: {error}. Reinstall it.", code="mergekit.import"
+            ) from error
     return {entry.spec.name: entry for entry in merge_methods.registered_methods()}
 
 
@@ -132,7 +138,7 @@ class Mergekit(MergeMethod):
             ValueError: mergekit refuses the stack, or would ignore its weights.
         """
         if self.is_random and stack.seed is None:
-            raise ValueError("a seed is needed for a random method, got none")
+            raise InvalidValueError("a seed is needed for a random method, got none", code="method.no-seed")
         entry = _registry()[self.member]
         _check_count(entry, stack)
         parameters = self._parameters(entry, stack)
@@ -171,9 +177,10 @@ class Mergekit(MergeMethod):
         if any(parameter.name == "weight" for parameter in entry.spec.parameters):
             option = _DIVIDE.get(self.member, "")
             if result.get(option, bool(option)) and abs(sum(weights)) <= 1e-9 * sum(map(abs, weights)):
-                raise ValueError(
+                raise InvalidValueError(
                     f"it divides by the sum of the weights, which must not be 0, got {weights}. "
-                    f"Give weights that do not cancel, or --set {option}=false"
+                    f"Give weights that do not cancel, or --set {option}=false",
+                    code="mergekit.zero-sum",
                 )
             result["weight"] = weights
         elif self.member in _INTERPOLATE:
@@ -215,9 +222,13 @@ class Mergekit(MergeMethod):
             try:
                 merged: Tensor = merge_tensors(deltas, entry, parameters=own, ids=ids, base_index=base)
             except (RuntimeError, TypeError, KeyError, AssertionError, ValueError, IndexError) as error:
-                raise ValueError(f"mergekit refuses the deltas: {' '.join(str(error).split())}") from error
+                raise InvalidValueError(
+                    f"mergekit refuses the deltas: {' '.join(str(error).split())}", code="mergekit.refused"
+                ) from error
         if not bool(torch.isfinite(merged).all()):
-            raise ValueError(f"mergekit's result is not finite with weights {list(stack.weights)}")
+            raise InvalidValueError(
+                f"mergekit's result is not finite with weights {list(stack.weights)}", code="mergekit.not-finite"
+            )
         return merged.reshape(stack.shape).to(stack.dtype)
 
 
@@ -256,7 +267,9 @@ def _check_count(entry: Any, stack: Stack) -> None:
         return
     expected = f"exactly {least}" if least == most else f"at least {least}" if count < least else f"at most {most}"
     more = "; an adapter of weight 0 is left out" if count < least else ""
-    raise ValueError(f"it merges {expected} adapter{'s' * (expected[-1] != '1')}, got {count}{more}")
+    raise InvalidValueError(
+        f"it merges {expected} adapter{'s' * (expected[-1] != '1')}, got {count}{more}", code="mergekit.adapter-count"
+    )
 
 
 def _check_rows(shape: Sequence[int]) -> None:
@@ -266,7 +279,9 @@ def _check_rows(shape: Sequence[int]) -> None:
         ValueError: mergekit would divide by zero.
     """
     if (shape[0] if len(shape) == 1 else shape[1]) == 1:
-        raise ValueError(f"it ranks the entries of a row, and rows of {list(shape)} have one entry")
+        raise InvalidValueError(
+            f"it ranks the entries of a row, and rows of {list(shape)} have one entry", code="mergekit.short-rows"
+        )
 
 
 def _check_equal(weights: Sequence[float]) -> None:
@@ -278,9 +293,10 @@ def _check_equal(weights: Sequence[float]) -> None:
     count = len(weights)
     # Weights may be rounded to two digits, such as 0.33 for 1/3.
     if len(set(weights)) > 1 or abs(sum(weights) - 1) > 0.005 * count + 1e-9:
-        raise ValueError(
+        raise InvalidValueError(
             f"it takes no weights; give equal ones that sum to 1 ({', '.join([f'{1 / count:.3g}'] * count)}), "
-            f"got {list(weights)}"
+            f"got {list(weights)}",
+            code="mergekit.equal-weights",
         )
 
 
@@ -300,39 +316,52 @@ def _scale(weight: float, given: Any) -> float:
     if scale is None or abs(scale - weight) < 1e-9:
         return weight
     if weight != 1:
-        raise ValueError(f"scale must be the adapter's weight, {weight:g}, or be left out, got {scale:g}")
+        raise InvalidValueError(
+            f"scale must be the adapter's weight, {weight:g}, or be left out, got {scale:g}", code="mergekit.scale"
+        )
     return float(scale)
 
 
 def _second_share(weights: Sequence[float], given: float | None) -> float:
     """Return how far to go from the first adapter to the second: as the weights say, which `t` must not contradict."""
     if len(weights) != 2 or sum(weights) == 0:
-        raise ValueError(f"it interpolates between two adapters, got weights {list(weights)}")
+        raise InvalidValueError(
+            f"it interpolates between two adapters, got weights {list(weights)}", code="mergekit.two-adapters"
+        )
     share = weights[1] / sum(weights)
     if given is None or abs(given - share) < 1e-9:
         return share
     if weights[0] != weights[1]:
-        raise ValueError(f"t must be the second weight's share, {share:g}, or be left out, got {given:g}")
+        raise InvalidValueError(
+            f"t must be the second weight's share, {share:g}, or be left out, got {given:g}", code="mergekit.share"
+        )
     return given
 
 
 def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
     known = mergekit_methods()
     if member in _REFUSED:
-        raise UsageError(f"mergekit's {member} {_REFUSED[member]}. Use mergekit itself on whole models.")
+        raise UsageError(
+            f"mergekit's {member} {_REFUSED[member]}. Use mergekit itself on whole models.", code="mergekit.unsupported"
+        )
     if member not in known:
         raise UsageError(
-            f"unknown method {member!r} of mergekit.{did_you_mean(member, known)} Known: {', '.join(known)}."
+            f"unknown method {member!r} of mergekit.{did_you_mean(member, known)} Known: {', '.join(known)}.",
+            code="mergekit.unknown",
         )
     for key in options:
         if key not in known[member]:
             raise UsageError(
                 f"unknown option of method 'mergekit:{member}' {key!r}.{did_you_mean(key, known[member])} "
-                f"Known: {', '.join(known[member]) or 'none'}."
+                f"Known: {', '.join(known[member]) or 'none'}.",
+                code="mergekit.unknown-option",
             )
     for key, default in known[member].items():
         if default is ... and key not in options and not (key == "t" and member in _INTERPOLATE):
-            raise UsageError(f"method 'mergekit:{member}' needs the option {key!r}: --set {key}=VALUE.")
+            raise UsageError(
+                f"method 'mergekit:{member}' needs the option {key!r}: --set {key}=VALUE.",
+                code="mergekit.option-missing",
+            )
     for parameter in _registry()[member].spec.parameters:
         if parameter.name in options:
             check_option(member, parameter, options[parameter.name])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..algebra import Stack
-from ..errors import UsageError, did_you_mean
+from ..errors import InvalidValueError, UsageError, did_you_mean
 
 PARTS = ("input", "non_base")
 """mergekit's words for parameters that each model has its own value of."""
@@ -48,12 +48,12 @@ def check_option(member: str, parameter: Any, value: Any) -> None:
         try:
             result = parameter.validate(one)
         except ValueError as error:
-            raise UsageError(f"{title} must be {expected}, got {one!r}.") from error
+            raise UsageError(f"{title} must be {expected}, got {one!r}.", code="mergekit.option-value") from error
         if isinstance(one, bool) and parameter.value_type is not bool:
-            raise UsageError(f"{title} must be {expected}, got {one!r}.")
+            raise UsageError(f"{title} must be {expected}, got {one!r}.", code="mergekit.option-value")
         is_number = isinstance(result, int | float) and not isinstance(result, bool)
         if is_number and not (math.isfinite(result) and holds(result)):
-            raise UsageError(f"{title} must be {words}, got {one!r}.")
+            raise UsageError(f"{title} must be {words}, got {one!r}.", code="mergekit.option-value")
 
 
 def per_adapter(name: str, value: Any, stack: Stack) -> list[Any]:
@@ -72,15 +72,22 @@ def per_adapter(name: str, value: Any, stack: Stack) -> list[Any]:
     if isinstance(value, Mapping):
         for key in value:
             if adapters.count(key) != 1:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} must name each adapter once, got {key!r}.{did_you_mean(str(key), adapters)} "
-                    f"The adapters are {', '.join(adapters)}"
+                    f"The adapters are {', '.join(adapters)}",
+                    code="mergekit.per-adapter-names",
                 )
         if missing := [adapter for adapter in adapters if adapter not in value]:
-            raise ValueError(f"{name} must have a value for every adapter, and lacks one for {', '.join(missing)}")
+            raise InvalidValueError(
+                f"{name} must have a value for every adapter, and lacks one for {', '.join(missing)}",
+                code="mergekit.per-adapter-missing",
+            )
         return [value[adapters[index]] for index in indices]
     if isinstance(value, list | tuple):
         if len(value) != len(adapters):
-            raise ValueError(f"{name} must have one value per adapter, got {len(value)} for {len(adapters)}")
+            raise InvalidValueError(
+                f"{name} must have one value per adapter, got {len(value)} for {len(adapters)}",
+                code="mergekit.per-adapter-count",
+            )
         return [value[index] for index in indices]
     return [value] * len(stack.updates)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..algebra import LowRank, Stack, factored
+from ..errors import InvalidValueError
 from .base import MergeMethod, method
 
 
@@ -66,7 +67,9 @@ class RegMean(MergeMethod):
 
     def __post_init__(self) -> None:
         if not 0 <= self.off_diagonal <= 1:
-            raise ValueError(f"off_diagonal must be in [0, 1], got {self.off_diagonal!r}")
+            raise InvalidValueError(
+                f"off_diagonal must be in [0, 1], got {self.off_diagonal!r}", code="method.off-diagonal"
+            )
 
     def __call__(self, stack: Stack) -> LowRank:
         """Solve for the right factors.
@@ -75,7 +78,10 @@ class RegMean(MergeMethod):
             ValueError: weights that are negative or all zero.
         """
         if min(stack.weights) < 0 or sum(stack.weights) == 0:
-            raise ValueError(f"regmean needs weights of at least 0, not all 0, got {list(stack.weights)}")
+            raise InvalidValueError(
+                f"regmean needs weights of at least 0, not all 0, got {list(stack.weights)}",
+                code="method.negative-weight",
+            )
         shares = [weight / sum(stack.weights) for weight in stack.weights]
         grams = [share * self._shrunk(result) for share, result in zip(shares, stack.statistics, strict=True)]
         rounding = max(torch.finfo(result.dtype).eps for result in stack.statistics)

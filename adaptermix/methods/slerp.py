@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..algebra import Stack, inner_products
+from ..errors import InvalidValueError
 from .base import LinearMethod, method
 
 _PARALLEL = 0.9995
@@ -41,9 +42,13 @@ class Slerp(LinearMethod):
         if len(stack.updates) == 1:
             return stack.weights
         if len(stack.updates) > 2:
-            raise ValueError(f"slerp takes two adapters, got {len(stack.updates)}; karcher takes more")
+            raise InvalidValueError(
+                f"slerp takes two adapters, got {len(stack.updates)}; karcher takes more", code="method.two-adapters"
+            )
         if min(stack.weights) < 0:
-            raise ValueError(f"slerp needs weights of at least 0, got {list(stack.weights)}")
+            raise InvalidValueError(
+                f"slerp needs weights of at least 0, got {list(stack.weights)}", code="method.negative-weight"
+            )
         total = sum(stack.weights)
         gram = inner_products(stack.updates)
         # Where factors cancel, rounding may leave a square below 0.

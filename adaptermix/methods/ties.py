@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from ..algebra import Stack
 from ..algebra.operators import DisjointMean, Elect, Gain, Operator, Total, Trim, Weigh
 from ..algebra.selection import Threshold, model_threshold
+from ..errors import InvalidValueError
 from .base import Stacks, method, require_share
 from .space import SpaceMethod
 
@@ -22,7 +23,7 @@ def consensus(order: Order, *, normalize: bool, gain: float) -> tuple[Operator, 
         "scale-first": (Weigh(), Elect(), DisjointMean(by="weight") if normalize else Total()),
     }
     if order not in mean:
-        raise ValueError(f"order must be one of {', '.join(mean)}, got {order!r}")
+        raise InvalidValueError(f"order must be one of {', '.join(mean)}, got {order!r}", code="method.order")
     return (*mean[order], Gain(factor=gain))
 
 
@@ -74,7 +75,7 @@ class Ties(SpaceMethod):
     def __post_init__(self) -> None:
         require_share("density", self.density)
         if self.scope not in ("module", "model"):
-            raise ValueError(f"scope must be module or model, got {self.scope!r}")
+            raise InvalidValueError(f"scope must be module or model, got {self.scope!r}", code="method.scope")
         self.operators()
 
     def operators(self) -> Sequence[Operator]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..algebra import Stack, Update, core_of
 from ..algebra.subspaces import numerical_rank
+from ..errors import InvalidValueError
 from .base import MergeMethod, method
 
 
@@ -51,7 +52,7 @@ class Wudi(MergeMethod):
 
     def __post_init__(self) -> None:
         if self.ridge < 0:
-            raise ValueError(f"ridge must be at least 0, got {self.ridge!r}")
+            raise InvalidValueError(f"ridge must be at least 0, got {self.ridge!r}", code="method.ridge")
 
     def __call__(self, stack: Stack) -> Update:
         """Solve in the core."""

@@ -90,13 +90,16 @@ def pick_device(device: str) -> torch.device:
     try:
         picked = torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.") from error
+        raise ModelError(
+            f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.", code="device.unknown"
+        ) from error
     if picked.type not in ("cpu", "cuda"):
-        raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.")
+        raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.", code="device.unknown")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ModelError(
             f"--device {device} needs a CUDA device, and {torch.cuda.device_count()} CUDA devices are available. "
-            "Choose one of those, or --device cpu."
+            "Choose one of those, or --device cpu.",
+            code="device.not-there",
         )
     return picked
 
@@ -159,7 +162,8 @@ def _kind(config: Any, reference: str) -> Kind:
 
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{reference}: encoder-decoder models are not supported yet; give a language model or an encoder."
+            f"{reference}: encoder-decoder models are not supported yet; give a language model or an encoder.",
+            code="model.encoder-decoder",
         )
     named = " ".join(config.architectures or ())
     if "ForCausalLM" in named or "LMHead" in named:
@@ -168,7 +172,10 @@ def _kind(config: Any, reference: str) -> Kind:
         return "encoder"
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
-    raise ModelError(f"{reference}: a language model or an encoder is needed, found model type {config.model_type!r}.")
+    raise ModelError(
+        f"{reference}: a language model or an encoder is needed, found model type {config.model_type!r}.",
+        code="model.type",
+    )
 
 
 def model_kind(reference: str) -> Kind:
@@ -237,7 +244,8 @@ def load_base(
     if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
         raise ModelError(
             f"base model {reference!r}: its tokenizer must have an end-of-sequence and a padding token, and lacks one. "
-            "Set eos_token and pad_token in tokenizer_config.json."
+            "Set eos_token and pad_token in tokenizer_config.json.",
+            code="model.special-tokens",
         )
     quantized = quantize if quantize != "none" else stored_format(config)
     if quantized != "none":
@@ -273,7 +281,9 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if not lists:
-        raise ModelError(f"{type(model).__name__} must have a list of {count} blocks, and has no such list.")
+        raise ModelError(
+            f"{type(model).__name__} must have a list of {count} blocks, and has no such list.", code="model.no-blocks"
+        )
     return min(lists, key=lambda item: item[0].count("."))
 
 
@@ -286,7 +296,9 @@ def block_index(layer: int | Literal["middle", "last"], count: int, *, option: s
     named = {"middle": max(1, count // 2), "last": count}
     number = named[layer] if isinstance(layer, str) else layer
     if not 1 <= number <= count:
-        raise ModelError(f"{option} must be from 1 to {count} for this base model, got {number}.")
+        raise ModelError(
+            f"{option} must be from 1 to {count} for this base model, got {number}.", code="model.block-index"
+        )
     return number
 
 
@@ -353,7 +365,10 @@ def require_causal(reference: str, what: str) -> None:
         ModelError: the model is an encoder, or does not exist.
     """
     if model_kind(reference) != "causal":
-        raise ModelError(f"{what} generates text and needs a causal language model; {reference!r} is an encoder.")
+        raise ModelError(
+            f"{what} generates text and needs a causal language model; {reference!r} is an encoder.",
+            code="model.not-causal",
+        )
 
 
 def note_other_base(base: BaseModel, sources: Sequence[AdapterSource], watch: Watcher) -> None:

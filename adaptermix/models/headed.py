@@ -30,13 +30,15 @@ def check_head(reference: str, config: Any, tokenizer: Any, head: Head) -> None:
     if form.fast and not tokenizer.is_fast:
         raise ModelError(
             f"{form.title} needs a fast tokenizer for the offsets of tokens in the text, and that of {reference!r} "
-            f"({type(tokenizer).__name__}) is slow. Give another base model."
+            f"({type(tokenizer).__name__}) is slow. Give another base model.",
+            code="head.slow-tokenizer",
         )
     inner = _prefix(getattr(transformers, form.auto_class), config)
     if inner is None:
         raise ModelError(
             f"transformers has no {form.auto_class} for models of type {config.model_type!r}, and {reference!r} is "
-            f"one. Use --head none, or another base model."
+            f"one. Use --head none, or another base model.",
+            code="head.no-class",
         )
     # With another prefix, transformers would ignore the base model's weights without an error.
     prefixes = {name for name in (_prefix(transformers.AutoModelForCausalLM, config),) if name and _is_causal(config)}
@@ -44,7 +46,8 @@ def check_head(reference: str, config: Any, tokenizer: Any, head: Head) -> None:
         raise ModelError(
             f"{form.auto_class} of transformers does not load the weights of {reference!r}: it looks for them under "
             f"'{inner}', and language models of type {config.model_type!r} have them under '{prefixes.pop()}'. Use "
-            "--head none, or an encoder."
+            "--head none, or an encoder.",
+            code="head.class-prefix",
         )
 
 
@@ -81,6 +84,7 @@ def load_headed(reference: str, head: Head, *, seed: int, **options: Any) -> tup
     if strange:
         raise ModelError(
             f"the checkpoint {reference!r} must hold the weights of its base model, and {', '.join(strange)} would be "
-            f"random under {head.form.auto_class}. Give a checkpoint of this architecture."
+            f"random under {head.form.auto_class}. Give a checkpoint of this architecture.",
+            code="head.random-weights",
         )
     return model, tuple(sorted(new | {module for module in head.form.modules if hasattr(model, module)}))

@@ -88,7 +88,8 @@ class Standards:
         if count < LEAST:
             raise DataError(
                 f"--standardize needs at least {LEAST} sentences to measure, and there are {count} of {whose}. "
-                "Give more, or use --standardize all or none."
+                "Give more, or use --standardize all or none.",
+                code="standardize.too-few",
             )
         return parts
 
@@ -106,7 +107,8 @@ class Standards:
             raise DataError(
                 f"--standardize languages measures the languages of the training pairs ("
                 f"{', '.join(self._by_language)}), and {language} is not among them. Use --standardize all, or leave "
-                f"{language} out."
+                f"{language} out.",
+                code="standardize.language",
             )
         return standard
 
@@ -130,7 +132,8 @@ def require_pooling(pooling: str, kind: str) -> None:
     if pooling == "bos" and kind == "causal":
         raise PlanError(
             "--pooling bos needs an encoder: the first token of a language model sees no other token. "
-            "Use --pooling mean."
+            "Use --pooling mean.",
+            code="pooling.bos",
         )
 
 

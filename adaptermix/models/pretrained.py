@@ -94,7 +94,8 @@ def load_model(reference: str, auto_class: str, *, what: str = "base model", **o
     if lacking:
         raise ModelError(
             f"{what} {shown(reference)!r} must have all weights of its blocks, and its files lack {len(lacking)}, such "
-            f"as {shown(lacking[0])!r}. Fetch the model again, and compare its config.json."
+            f"as {shown(lacking[0])!r}. Fetch the model again, and compare its config.json.",
+            code="base.missing-weights",
         )
     return (model, info) if wants_info else model
 

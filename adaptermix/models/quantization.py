@@ -49,7 +49,8 @@ def loading_options(
         return {}
     if find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"--quantize {quantize} needs bitsandbytes, which is not installed. Run: pip install bitsandbytes"
+            f"--quantize {quantize} needs bitsandbytes, which is not installed. Run: pip install bitsandbytes",
+            code="quantize.no-bitsandbytes",
         )
     skipped = None if whole is None else skipped_modules(whole)
     config = config_of_format(quantize, dtype=dtype, skipped=skipped)
@@ -98,7 +99,8 @@ def check_reading(model: nn.Module) -> None:
         if (kind, width) not in tried and not _reads(kind, width):
             raise ModelError(
                 f"bitsandbytes reads 4-bit rows of {width} numbers wrongly on this processor, and the model has such "
-                "rows. Use --quantize int8 or none, or a GPU."
+                "rows. Use --quantize int8 or none, or a GPU.",
+                code="quantize.processor",
             )
         tried.add((kind, width))
 

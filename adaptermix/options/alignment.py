@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ..errors import InvalidValueError
 from .base import Settings, refuse
 from .fields import Files, Layer, Rows, Standardize
 from .roles import DEV, TRAINING, Panel, Reads, Role, marked
@@ -30,7 +31,9 @@ def check_vectors(*, exclude_bos: bool, pooling: str) -> None:
         ValueError: both are set.
     """
     if exclude_bos and pooling == "bos":
-        raise ValueError("--exclude-bos leaves out the token that --pooling bos takes: drop one")
+        raise InvalidValueError(
+            "--exclude-bos leaves out the token that --pooling bos takes: drop one", code="pooling.exclude-bos"
+        )
 
 
 class AlignOptions(Settings):
@@ -90,16 +93,19 @@ class AlignOptions(Settings):
             # joint training has a task too, whose loss runs all blocks
             whole = hasattr(self, "task")
             if fault := beyond_the_layer(getattr(self, "blocks", None), self.layer, whole=whole):
-                raise ValueError(fault)
+                raise InvalidValueError(fault, code="align.blocks")
         check_vectors(exclude_bos=self.exclude_bos, pooling=self.pooling)
         if self.stop_gradient and self.anchor == "base":
-            raise ValueError("--anchor base has no gradient through the targets anyway: drop --stop-gradient")
+            raise InvalidValueError(
+                "--anchor base has no gradient through the targets anyway: drop --stop-gradient", code="align.anchor"
+            )
         if self.objective == "distil" and getattr(self, "fit", None) not in RANKS:
             only = marked(self, Role.CONTRAST)
             if changed := self.changed(name for name in type(self).model_fields if name in only):
-                raise ValueError(
+                raise InvalidValueError(
                     f"--{changed[0].replace('_', '-')} is for the contrastive objective, and --objective distil has "
-                    "none: drop it, or use --objective both"
+                    "none: drop it, or use --objective both",
+                    code="align.contrastive-only",
                 )
         return self
 
@@ -157,9 +163,15 @@ class AlignSettings(AlignOptions, TrainingSettings):
             return self
         if changed := self.changed(name for name in type(self).model_fields if name not in _USED_BY_CLOSED_FORM):
             option = changed[0].replace("_", "-")
-            raise ValueError(f"--{option} is an option of training, and --fit {self.fit} does not train: drop one")
+            raise InvalidValueError(
+                f"--{option} is an option of training, and --fit {self.fit} does not train: drop one",
+                code="align.fit-option",
+            )
         if self.fit == "mean-shift" and self.rank != 1:
-            raise ValueError(f"--fit mean-shift adds one vector, a LoRA of rank 1, got --rank {self.rank}: drop --rank")
+            raise InvalidValueError(
+                f"--fit mean-shift adds one vector, a LoRA of rank 1, got --rank {self.rank}: drop --rank",
+                code="align.fit-rank",
+            )
         return self
 
 
@@ -195,21 +207,21 @@ class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
         refuse(
             (
                 self.select != "task" and not self.dev_pairs,
-                f"--select {self.select} needs dev pairs, and none are given: add --dev-pairs FILE",
+                f"joint.select-pairs: --select {self.select} needs dev pairs, and none are given: add --dev-pairs FILE",
             ),
             (
                 bool(self.select != "align" and self.patience and not self.dev),
-                f"--select {self.select} needs dev files of the task, and none are given: add --dev FILE, or --select "
-                "align",
+                f"joint.select-dev: --select {self.select} needs dev files of the task, and none are given: add --dev "
+                "FILE, or --select align",
             ),
             (
                 self.select != "task" and not self.patience,
-                f"--select {self.select} chooses the dev loss that --patience looks at, and it is not given: add "
-                "--patience N or drop --select",
+                f"joint.select-patience: --select {self.select} chooses the dev loss that --patience looks at, and it "
+                "is not given: add --patience N or drop --select",
             ),
             (
                 self.discard and self.alternate == "sum",
-                "--alternate sum uses every row of both objectives: drop --discard",
+                "joint.discard: --alternate sum uses every row of both objectives: drop --discard",
             ),
         )
         return self

@@ -74,20 +74,22 @@ class BakeSettings(Scored, Written):
         refuse(
             (
                 self.quantize == "none" and self.strategy not in ("auto", "merge-16", "keep"),
-                f"--strategy {self.strategy} is about a quantised base: add --quantize nf4, or drop it",
+                f"bake.strategy-unquantized: --strategy {self.strategy} is about a quantised base: add --quantize "
+                "nf4, or drop it",
             ),
             (
                 self.strategy == "keep" and bool(self.task or self.calibration),
-                "--strategy keep loses nothing, so there is nothing to score or to measure: leave --task and "
-                "--calibration out",
+                "bake.keep-options: --strategy keep loses nothing, so there is nothing to score or to measure: leave "
+                "--task and --calibration out",
             ),
             (
                 bool(self.task) != bool(self.dev),
-                "a dev score needs a task and its data: give --task and --dev together",
+                "bake.dev-score: a dev score needs a task and its data: give --task and --dev together",
             ),
             (
                 chooses and not self.calibration,
-                f"--strategy {self.strategy} chooses codes for the inputs that occur: give texts with --calibration",
+                f"bake.no-calibration: --strategy {self.strategy} chooses codes for the inputs that occur: give texts "
+                "with --calibration",
             ),
         )
         return self

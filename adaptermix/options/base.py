@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from ..errors import InvalidValueError
 from .fields import Device, Dtype, Positive, Quantize, check_text
 from .registries import TASKS
 from .roles import Panel, Reads, Role, Writes
@@ -45,14 +46,18 @@ class Settings(BaseModel):
 
 
 def refuse(*faults: tuple[bool, str]) -> None:
-    """Raise the message of the first fault that holds.
+    """Raise the first fault that holds.
+
+    Args:
+        faults: Whether it holds, and its code and message, such as "joint.discard: drop --discard".
 
     Raises:
         ValueError: one of them holds.
     """
-    for is_fault, message in faults:
+    for is_fault, fault in faults:
         if is_fault:
-            raise ValueError(message)
+            code, _, message = fault.partition(": ")
+            raise InvalidValueError(message, code=code)
 
 
 class Place(TypedDict):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ..errors import InvalidValueError
 from .alignment import check_vectors
 from .base import BASE, TASK, GenerationSettings, Placed, Scored
 from .fields import Files, Positive, Rows
@@ -75,7 +76,10 @@ class CompareSettings(Scored):
     @model_validator(mode="after")
     def _check_compare(self) -> CompareSettings:
         if self.ceiling and (not self.baseline or self.baseline == self.ceiling):
-            raise ValueError("--ceiling needs another system as --baseline: the gap is from that one to the ceiling")
+            raise InvalidValueError(
+                "--ceiling needs another system as --baseline: the gap is from that one to the ceiling",
+                code="compare.ceiling",
+            )
         return self
 
 

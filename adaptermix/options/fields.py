@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ..errors import InvalidValueError
+
 ROWS = re.compile(r"(?P<start>\d{0,18}):(?P<stop>\d{0,18})(?::(?:0{0,18}(?P<step>[1-9]\d{0,17}))?)?")
 """`START:STOP` or `START:STOP:STEP`, each of which may be missing."""
 _HOME = re.compile(r"((?:[^/=]*=)?)((?:~[\w.-]*|\$HOME)(?=/|$))?(.*)", re.DOTALL)
@@ -25,16 +27,20 @@ def check_text(value: str, *, kind: Literal["text", "read", "written"]) -> str:
     """
     try:
         if b"\0" in os.fsencode(value):
-            raise ValueError("must not hold a NUL character")
+            raise InvalidValueError("must not hold a NUL character", code="option.nul")
     except UnicodeEncodeError as error:
-        raise ValueError(f"must be text, and holds a lone surrogate ({error.object[error.start]!a})") from error
+        raise InvalidValueError(
+            f"must be text, and holds a lone surrogate ({error.object[error.start]!a})", code="option.surrogate"
+        ) from error
     if kind == "text":
         return value
     match = _HOME.fullmatch(value)
     if match and match[2]:
         value = f"{match[1]}{os.path.expanduser(match[2].replace('$HOME', '~'))}{match[3]}"
     if kind == "written" and re.match(r"\$\w", value):
-        raise ValueError("must be a path, and variables of the shell other than $HOME are not replaced here")
+        raise InvalidValueError(
+            "must be a path, and variables of the shell other than $HOME are not replaced here", code="option.variable"
+        )
     return value
 
 
@@ -42,19 +48,21 @@ def _block_text(value: Any) -> Any:
     """Return `FIRST-LAST` for a range of blocks, or for one number, as text or as YAML reads it."""
     match = _BLOCKS.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
     if value is not None and (match is None or int(match[2] or match[1]) < int(match[1])):
-        raise ValueError("FIRST-LAST is needed, such as 0-15, or one number")
+        raise InvalidValueError("FIRST-LAST is needed, such as 0-15, or one number", code="option.layers")
     return None if match is None else f"{int(match[1])}-{int(match[2] or match[1])}"
 
 
 def _rows_text(value: Any) -> Any:
     if value is not None and not (isinstance(value, str) and ROWS.fullmatch(value)):
-        raise ValueError("START:STOP is needed, or with :STEP, in whole numbers, such as 0:300, 500: or ::10")
+        raise InvalidValueError(
+            "START:STOP is needed, or with :STEP, in whole numbers, such as 0:300, 500: or ::10", code="option.rows"
+        )
     return value
 
 
 def _device_text(value: Any) -> Any:
     if not (isinstance(value, str) and _DEVICE.fullmatch(value)):
-        raise ValueError("auto, cpu, cuda or cuda:N is needed")
+        raise InvalidValueError("auto, cpu, cuda or cuda:N is needed", code="option.device")
     return value
 
 
@@ -68,7 +76,7 @@ def rank_or_auto(value: Any) -> Any:
     number = _number(value)
     if value in (None, "auto") or (type(number) is int and number >= 1):
         return number
-    raise ValueError("a whole number of at least 1, or auto, is needed")
+    raise InvalidValueError("a whole number of at least 1, or auto, is needed", code="option.rank")
 
 
 def _layer_or_name(value: Any) -> Any:
@@ -76,7 +84,7 @@ def _layer_or_name(value: Any) -> Any:
     number = _number(value)
     if value in ("middle", "last") or type(number) is int:
         return number
-    raise ValueError("a whole number, middle or last is needed")
+    raise InvalidValueError("a whole number, middle or last is needed", code="option.layer")
 
 
 def no_numbers(files: list[str]) -> list[str]:
@@ -87,9 +95,10 @@ def no_numbers(files: list[str]) -> list[str]:
         except ValueError:
             continue
         if not Path(name).exists():
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name!r} is neither a file nor a folder; the numbers of one option are separated by commas, "
-                "such as --weights 0.5,0.5"
+                "such as --weights 0.5,0.5",
+                code="option.not-numbers",
             )
     return files
 

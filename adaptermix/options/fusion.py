@@ -75,46 +75,57 @@ class FusionSettings(TaskSettings):
         refuse(
             (
                 not self.source and not read,
-                "rows need sources: give --source, or --source-encoder for an encoder that reads the rows themselves",
+                "fusion.no-source: rows need sources: give --source, or --source-encoder for an encoder that reads "
+                "the rows themselves",
             ),
             (
                 bool(self.dev_source) != bool(self.dev and self.source),
-                "dev rows need sources as training rows do: give --dev and --dev-source together",
+                "fusion.no-dev-source: dev rows need sources as training rows do: give --dev and --dev-source together",
             ),
             (
                 self.shard_base,
-                "--shard-base wants every process to read as often, and those that fuse read sources as they come: "
-                "drop it",
+                "fusion.shard-base: --shard-base wants every process to read as often, and those that fuse read "
+                "sources as they come: drop it",
             ),
             (
                 read and not (self.source_norm and self.source_offset == 0 and not self.source_dropout),
-                "--source-norm, --source-offset and --source-dropout are about the base's own states: drop them, or "
-                "--source-encoder",
+                "fusion.encoder-options: --source-norm, --source-offset and --source-dropout are about the base's "
+                "own states: drop them, or --source-encoder",
             ),
             (
                 self.fusion.startswith("cross-attention") and self.alignment != "position",
-                f"--fusion {self.fusion} looks at all of the source, so --alignment means nothing to it: drop it",
+                f"fusion.alignment: --fusion {self.fusion} looks at all of the source, so --alignment means nothing "
+                "to it: drop it",
             ),
-            (bool(self.source_tag) and not read, "--source-tag is about --source-encoder: leave it out"),
+            (
+                bool(self.source_tag) and not read,
+                "fusion.tag-without-encoder: --source-tag is about --source-encoder: leave it out",
+            ),
             (
                 whole and bool(moved),
-                f"--fusion {self.fusion} knows no --{(moved or [''])[0].replace('_', '-')}: drop it",
+                f"fusion.option: --fusion {self.fusion} knows no --{(moved or [''])[0].replace('_', '-')}: drop it",
             ),
-            (self.mixup_layer != "middle" and self.fusion != "x-mixup", "--mixup-layer is about --fusion x-mixup"),
+            (
+                self.mixup_layer != "middle" and self.fusion != "x-mixup",
+                "fusion.mixup-layer: --mixup-layer is about --fusion x-mixup",
+            ),
             (
                 self.gradient_checkpointing and self.fusion == "x-mixup",
-                "--gradient-checkpointing does not go with --fusion x-mixup: leave it out",
+                "fusion.checkpointing: --gradient-checkpointing does not go with --fusion x-mixup: leave it out",
             ),
-            (self.dora, "--dora changes weights, and a fusion is none: leave one out"),
-            (self.compile, "--compile does not go with a fusion: leave it out"),
+            (self.dora, "fusion.dora-option: --dora changes weights, and a fusion is none: leave one out"),
+            (self.compile, "fusion.compile: --compile does not go with a fusion: leave it out"),
             (
                 bool(self.on_top_of or self.start_from),
-                "a fusion begins anew: leave --on-top-of and --start-from out, and bake an earlier stage into the base "
-                "(bake --without-heads)",
+                "fusion.start-from: a fusion begins anew: leave --on-top-of and --start-from out, and bake an "
+                "earlier stage into the base (bake --without-heads)",
             ),
-            (self.norm_budget is not None, "--norm-budget is about changes of weights, and a fusion is none"),
-            (self.init not in ("kaiming", "gaussian"), "--init must be kaiming or gaussian for a fusion"),
-            (self.lora_plus != 1, "--lora-plus does not go with a fusion: leave it out"),
+            (
+                self.norm_budget is not None,
+                "fusion.norm-budget: --norm-budget is about changes of weights, and a fusion is none",
+            ),
+            (self.init not in ("kaiming", "gaussian"), "fusion.init: --init must be kaiming or gaussian for a fusion"),
+            (self.lora_plus != 1, "fusion.lora-plus: --lora-plus does not go with a fusion: leave it out"),
         )
         return self
 

@@ -225,49 +225,59 @@ class SearchSettings(GenerationSettings, Scored, Written):
         free = self.space == "free"
         twice = sorted(set(self.options) & set(self.vary))
         faults = (
-            (bool(grid) == (self.trials is not None), "what to try must be told once: --grid W,W,... or --trials N"),
-            (not all(map(isfinite, grid)), f"grid must hold finite numbers, got {grid}"),
-            (len(set(grid)) != len(grid), f"grid must hold each weight once, got {grid}"),
+            (
+                bool(grid) == (self.trials is not None),
+                "search.grid-or-trials: what to try must be told once: --grid W,W,... or --trials N",
+            ),
+            (not all(map(isfinite, grid)), f"search.grid-finite: grid must hold finite numbers, got {grid}"),
+            (len(set(grid)) != len(grid), f"search.grid-twice: grid must hold each weight once, got {grid}"),
             (
                 bool(grid) and self.sampler != "auto",
-                f"--sampler {self.sampler} proposes --trials, and a grid is given: drop one",
+                f"search.sampler: --sampler {self.sampler} proposes --trials, and a grid is given: drop one",
             ),
             (
                 len(bounds) != 2
                 or not all(map(isfinite, bounds))
                 or bounds[0] > bounds[1]
                 or (bounds[0] == bounds[1] and not self.vary),
-                f"--bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got {','.join(map(str, bounds))}",
+                "search.bounds: --bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got "
+                f"{','.join(map(str, bounds))}",
             ),
             (
                 not free and bounds != type(self).model_fields["bounds"].default,
-                "--bounds are those of free weights: add --space free, or drop them",
+                "search.bounds-space: --bounds are those of free weights: add --space free, or drop them",
             ),
             (
                 len(self.adapters) == 1 and not free,
-                "a single adapter has no weight to share with others: add --space free, or another adapter",
+                "search.one-adapter: a single adapter has no weight to share with others: add --space free, or "
+                "another adapter",
             ),
             (
                 bool(grid) and bool(groups or self.curve),
-                "--grid gives weights for the whole model: --groups and --curve need --trials N",
+                "search.grid-groups: --grid gives weights for the whole model: --groups and --curve need --trials N",
             ),
             (
                 bool(self.curve and groups) and not groups[0].isdecimal(),
-                "--curve goes over the layers: give it alone, or with a number of --groups",
+                "search.curve-groups: --curve goes over the layers: give it alone, or with a number of --groups",
             ),
             (
                 self.space in ("sum", "both") and not grid,
-                f"--space {self.space} is for a grid: add --grid W,W,..., or choose another space",
+                f"search.space: --space {self.space} is for a grid: add --grid W,W,..., or choose another space",
             ),
             (
                 bool(self.candidates) and (not grid or self.method != "exact" or self.rank is not None),
-                "--candidates stand beside weights of a grid, merged exactly: add --grid, and drop --method and --rank",
+                "candidates.grid: --candidates stand beside weights of a grid, merged exactly: add --grid, and drop "
+                "--method and --rank",
             ),
-            (self.storage == "", "--storage must be a file, or the URL of a database, and is empty"),
-            (bool(self.study) and not self.storage, "--study names a search in a storage: add --storage"),
+            (self.storage == "", "storage.empty: --storage must be a file, or the URL of a database, and is empty"),
+            (
+                bool(self.study) and not self.storage,
+                "study.no-storage: --study names a search in a storage: add --storage",
+            ),
             (
                 bool(twice),
-                f"{', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: drop one",
+                f"vary.also-set: {', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: "
+                "drop one",
             ),
         )
         refuse(*self._faults_of_agreement(), *faults)
@@ -276,13 +286,29 @@ class SearchSettings(GenerationSettings, Scored, Written):
     def _faults_of_agreement(self) -> tuple[tuple[bool, str], ...]:
         agreement = self.objective == "agreement"
         return (
-            (agreement and not self.pairs, "--objective agreement compares answers to translations: add --pairs FILE"),
-            (bool(self.pairs) and not agreement, "--pairs are for --objective agreement: add it, or drop them"),
+            (
+                agreement and not self.pairs,
+                "agreement.no-pairs: --objective agreement compares answers to translations: add --pairs FILE",
+            ),
+            (
+                bool(self.pairs) and not agreement,
+                "agreement.pairs-only: --pairs are for --objective agreement: add it, or drop them",
+            ),
             (
                 not agreement and not self.dev,
-                "candidates are scored on dev rows: add --dev FILE, or --objective agreement --pairs FILE (no labels)",
+                "search.no-dev: candidates are scored on dev rows: add --dev FILE, or --objective agreement --pairs "
+                "FILE (no labels)",
             ),
-            (bool(self.pair_rows) and not self.pairs, "--pair-rows chooses rows of --pairs: add them, or drop it"),
-            (bool(self.rows) and not self.dev, "--rows chooses rows of --dev: add them, or take --pair-rows"),
-            (agreement and self.race and bool(self.dev), "--race would not ask stopped candidates --dev: drop one"),
+            (
+                bool(self.pair_rows) and not self.pairs,
+                "agreement.pair-rows: --pair-rows chooses rows of --pairs: add them, or drop it",
+            ),
+            (
+                bool(self.rows) and not self.dev,
+                "search.rows: --rows chooses rows of --dev: add them, or take --pair-rows",
+            ),
+            (
+                agreement and self.race and bool(self.dev),
+                "agreement.race-dev: --race would not ask stopped candidates --dev: drop one",
+            ),
         )

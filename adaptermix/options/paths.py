@@ -105,9 +105,14 @@ def check_replaceable(path: Path, form: str) -> None:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError as error:
-        raise OutputError(f"--{form} must be a file that can be replaced, and {path} is not: {error}.") from error
+        raise OutputError(
+            f"--{form} must be a file that can be replaced, and {path} is not: {error}.", code="replace.not-file"
+        ) from error
     if head and not is_own(head):
-        raise OutputError(f"--{form} replaces only {what}, and {path} holds something else. Give another file.")
+        raise OutputError(
+            f"--{form} replaces only {what}, and {path} holds something else. Give another file.",
+            code="replace.other-content",
+        )
 
 
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".model"}
@@ -127,12 +132,16 @@ def check_file_not_input(path: Path, inputs: Iterable[str | Path]) -> None:
         return
     for path_read in map(Path, inputs):
         if path_read.exists() and path.samefile(path_read):
-            raise OutputError(f"an output must not be one of the inputs, and {path} is. Give another file.")
+            raise OutputError(
+                f"an output must not be one of the inputs, and {path} is. Give another file.", code="output.is-input"
+            )
         if not path_read.is_dir() or not path.resolve().is_relative_to(path_read.resolve()):
             continue
         name = path.resolve().relative_to(path_read.resolve()).as_posix()
         if path.suffix in _WEIGHTS or is_part(name, listed_files(path_read)):
-            raise OutputError(f"an output must not be part of an input, and {path} is. Give another file.")
+            raise OutputError(
+                f"an output must not be part of an input, and {path} is. Give another file.", code="output.in-input"
+            )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import AfterValidator
 
+from ..errors import InvalidValueError
 from ..io.registry import Registry
 
 _SHARED = {"base", "labels", "metrics", "overlap", "prompts", "splits", "tagged", "test_record"}
@@ -52,7 +53,7 @@ def one_of(*choices: str | Registry[Any]) -> OneOf:
     def check(name: str) -> str:
         if name not in words and not any(name in registry for registry in registries):
             names = [*words, *(name for registry in registries for name in registry.names())]
-            raise ValueError(f"must be one of {', '.join(names)}")
+            raise InvalidValueError(f"must be one of {', '.join(names)}", code="option.unknown")
         return name
 
     own = [each.own if isinstance(each, Registry) else (each,) for each in choices]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ..errors import InvalidValueError
 from .base import ALLOW_TESTED, BASE, Placed, Written
 from .fields import Files, Positive, Rows
 from .roles import ADAPTER, CALIBRATION, MODEL, Argument, Flag, Reads, Role, Writes
@@ -40,7 +41,12 @@ class StatisticsSettings(Placed, Written):
     @model_validator(mode="after")
     def _check_statistics(self) -> StatisticsSettings:
         if self.method == "fisher" and self.task is None:
-            raise ValueError("--method fisher needs rows with answers: add --task TASK")
+            raise InvalidValueError(
+                "--method fisher needs rows with answers: add --task TASK", code="statistics.no-task"
+            )
         if self.template and self.task is None:
-            raise ValueError("--template is the prompt of a task, and plain texts have none: add --task, or drop it")
+            raise InvalidValueError(
+                "--template is the prompt of a task, and plain texts have none: add --task, or drop it",
+                code="statistics.template",
+            )
         return self

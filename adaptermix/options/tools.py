@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ..errors import InvalidValueError
 from .base import Placed, Settings
 from .fields import Device, Files, Positive
 from .roles import ADAPTER, MODEL, OTHER, Argument, Flag, Reads, Role, Writes
@@ -139,5 +140,5 @@ class DemoSettings(Placed):
     @model_validator(mode="after")
     def _check_data(self) -> DemoSettings:
         if self.data and self.task != "slots":
-            raise ValueError("--data is for --task slots: add it, or drop --data")
+            raise InvalidValueError("--data is for --task slots: add it, or drop --data", code="demo.data-task")
         return self

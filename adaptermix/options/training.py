@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from ..errors import InvalidValueError
 from .base import ALLOW_TESTED, BASE, TASK, Placed, Settings, Written, refuse
 from .fields import Blocks, Files, Positive, Rows, block_range
 from .registries import HEADS, one_of
@@ -151,35 +152,44 @@ class TrainingSettings(Placed, Written):
         refuse(
             (
                 self.norm_budget is not None and self.dora,
-                "--norm-budget bounds the low-rank update, and --dora changes the weights beyond it: drop one",
+                "train.norm-budget-dora: --norm-budget bounds the low-rank update, and --dora changes the weights "
+                "beyond it: drop one",
             ),
             (
                 bool(self.on_top_of and self.dora),
-                "--dora scales what lies under it, so it cannot be merged with --on-top-of: drop one",
+                "train.on-top-of-dora: --dora scales what lies under it, so it cannot be merged with --on-top-of: "
+                "drop one",
             ),
             (
                 bool(self.start_from and self.init != "kaiming"),
-                f"--start-from begins with an adapter's own factors: drop --init {self.init}",
+                f"train.start-from-init: --start-from begins with an adapter's own factors: drop --init {self.init}",
             ),
             (
                 self.allow_base_mismatch and not self.start_from,
-                "--allow-base-mismatch is about the adapter of --start-from, and none is given: drop it",
+                "train.base-mismatch: --allow-base-mismatch is about the adapter of --start-from, and none is given: "
+                "drop it",
             ),
             (
                 self.init == "orthogonal" and bool(self.rank % 2),
-                f"--init orthogonal needs an even rank, got {self.rank}",
+                f"train.orthogonal-rank: --init orthogonal needs an even rank, got {self.rank}",
             ),
             (
                 self.init == "orthogonal" and self.quantize != "none",
-                "--init orthogonal needs plain weights: drop --quantize",
+                "train.orthogonal-quantized: --init orthogonal needs plain weights: drop --quantize",
             ),
         )
         if self.init in MOVING and (clash := self._clash_with_moved_weights()):
-            raise ValueError(f"--init {self.init} takes a part out of the base's weights, so drop --{clash}")
+            raise InvalidValueError(
+                f"--init {self.init} takes a part out of the base's weights, so drop --{clash}",
+                code="train.init-option",
+            )
         measured = {name: getattr(self, name) for name in ("dev", "dev_pairs") if hasattr(self, name)}
         if not any(measured.values()) and (self.patience or self.evaluate_every):
             option = next(iter(measured)).replace("_", "-")
-            raise ValueError(f"--patience and --evaluate-every need dev files, and none are given: add --{option} FILE")
+            raise InvalidValueError(
+                f"--patience and --evaluate-every need dev files, and none are given: add --{option} FILE",
+                code="train.no-dev",
+            )
 
     def _clash_with_moved_weights(self) -> str | None:
         """Return the first option that needs the base's weights whole."""
@@ -227,7 +237,7 @@ class TaskOptions(Settings):
     @model_validator(mode="after")
     def _check_task(self) -> TaskOptions:
         if self.template and self.head not in ("auto", "none"):
-            raise ValueError(f"--head {self.head} reads no prompt: drop --template")
+            raise InvalidValueError(f"--head {self.head} reads no prompt: drop --template", code="head.no-template")
         return self
 
 

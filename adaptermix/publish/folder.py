@@ -151,7 +151,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PublishError(
-            f"{path} must be JSON: {shown(error)}. Remove it to publish the folder without it."
+            f"{path} must be JSON: {shown(error)}. Remove it to publish the folder without it.",
+            code="push.manifest-json",
         ) from error
     if not isinstance(document, dict):
         raise _edited(path, "it is not a JSON object")
@@ -161,7 +162,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _edited(path: Path, reason: object) -> PublishError:
     return PublishError(
         f"{path} must be as adaptermix wrote it, and a card cannot be made from it ({shown(reason)}). Remove it to "
-        "publish the folder without it."
+        "publish the folder without it.",
+        code="push.manifest-edited",
     )
 
 
@@ -176,7 +178,8 @@ def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any],
     if meta and local and not name:
         raise PublishError(
             f"the base model must be named by its id on the Hub, and this adapter's is a local folder "
-            f"({shown(last_part(local))!r}), which nobody else can load. Give --base-id OWNER/NAME."
+            f"({shown(last_part(local))!r}), which nobody else can load. Give --base-id OWNER/NAME.",
+            code="push.local-base",
         )
     base = dict(entry) | {"id": name or None}
     if base_id:
@@ -215,7 +218,8 @@ def _chosen(folder: Path, document: Mapping[str, Any]) -> tuple[list[str], list[
         if path.is_symlink():
             if is_allowed or path.is_dir():
                 raise PublishError(
-                    f"{path} is a symbolic link, and links are not published. Put the file itself there, or remove it."
+                    f"{path} is a symbolic link, and links are not published. Put the file itself there, or remove it.",
+                    code="push.link",
                 )
             left_out.append(name)
         elif path.is_file():
@@ -244,7 +248,8 @@ def _check_card(path: Path, text: str) -> None:
         if text_without_paths(line) != line:
             raise PublishError(
                 f"{path}:{number} names a path of this machine, and was edited, so it is not replaced. Take the path "
-                "out, or remove README.md to have a new one made."
+                "out, or remove README.md to have a new one made.",
+                code="push.card-path",
             )
 
 
@@ -255,13 +260,14 @@ def _check_metadata(path: Path) -> None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise PublishError(
-            f"{path} must be a safetensors file: {shown(error)}. Write it again, or remove it."
+            f"{path} must be a safetensors file: {shown(error)}. Write it again, or remove it.", code="push.safetensors"
         ) from error
     for name, text in metadata.items():
         if without_paths({name: text}) != {name: text}:
             raise PublishError(
                 f"{path} names a path of this machine in its header ({shown(name, 60)}), which would be published. "
-                "Save the file again without that entry."
+                "Save the file again without that entry.",
+                code="push.header-path",
             )
 
 
@@ -284,7 +290,9 @@ def _content(
             return path if cleaned_rows == rows else "".join(json.dumps(row) + "\n" for row in cleaned_rows).encode()
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise PublishError(f"{path} must be JSON: {shown(error)}. Write it again, or remove it.") from error
+        raise PublishError(
+            f"{path} must be JSON: {shown(error)}. Write it again, or remove it.", code="push.json"
+        ) from error
     if not isinstance(document, dict):
         return path
     cleaned_document: dict[str, Any]

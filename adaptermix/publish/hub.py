@@ -74,7 +74,9 @@ def check_id(repo: str, what: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise PublishError(f"{what} {shown(repo)!r} is not a valid name on the Hub: {shown(error, 300)}") from error
+        raise PublishError(
+            f"{what} {shown(repo)!r} is not a valid name on the Hub: {shown(error, 300)}", code="push.hub-id"
+        ) from error
 
 
 def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
@@ -96,14 +98,20 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
     """
     folder = Path(settings.folder)
     if settings.repo.count("/") != 1 or not all(settings.repo.split("/")):
-        raise PublishError(f"a repository must be named owner/name, got {shown(settings.repo)!r}.")
+        raise PublishError(
+            f"a repository must be named owner/name, got {shown(settings.repo)!r}.", code="push.repository"
+        )
     check_id(settings.repo, "the repository")
     if settings.base_id is not None:
         check_id(settings.base_id.partition("@")[0], "--base-id")
     if not settings.message.strip():
-        raise PublishError("a commit needs a message, and --message is empty. Leave it out, or write one.")
+        raise PublishError(
+            "a commit needs a message, and --message is empty. Leave it out, or write one.", code="push.no-message"
+        )
     if not folder.is_dir():
-        raise AdapterFormatError(f"an output folder or an adapter is needed, and {shown(folder)} is not a folder.")
+        raise AdapterFormatError(
+            f"an output folder or an adapter is needed, and {shown(folder)} is not a folder.", code="push.no-folder"
+        )
     with nullcontext() if settings.dry_run else _unchanged(folder):
         return _pushed(settings, folder, watch)
 
@@ -177,7 +185,7 @@ class _Push:
             advice = _ADVICE.get(status_of(error) or 0, "Check the network, and log in with `hf auth login`")
         parts = [reason, advice, self._there, "The folder on disk is unchanged"]
         text = ". ".join(part.rstrip(". ") for part in parts if part)
-        return PublishError(f"pushing to {self._repo} failed while {self._step}: {text}.")
+        return PublishError(f"pushing to {self._repo} failed while {self._step}: {text}.", code="push.failed")
 
     def _look(self, api: Any, revision: str | None = None) -> Any:
         """Return the Hub's information about the repository; None if it does not exist or is not visible."""
@@ -223,7 +231,8 @@ class _Push:
             return
         raise PublishError(
             f"--private was passed, and the repository {self._repo} is public{' although it was just made' * made}. "
-            "No file was sent. Make it private on the Hub, choose another name, or omit --private."
+            "No file was sent. Make it private on the Hub, choose another name, or omit --private.",
+            code="push.public",
         )
 
     def _commit(self, api: Any) -> None:
@@ -240,7 +249,8 @@ class _Push:
                     return
                 raise PublishError(
                     f"{self._repo} was changed by another commit during the push, and no commit was made. "
-                    "Check it, then push again."
+                    "Check it, then push again.",
+                    code="push.conflict",
                 )
             self._there = "It is not known whether the commit arrived: look at the repository before you push again"
             try:

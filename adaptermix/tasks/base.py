@@ -207,7 +207,7 @@ def get_task(name: str) -> Task:
         UsageError: no task has this name, or the package that offers it cannot be imported.
     """
     if name not in TASKS:
-        raise UsageError(f"--task must be one of {', '.join(TASKS.names())}, got {name!r}.")
+        raise UsageError(f"--task must be one of {', '.join(TASKS.names())}, got {name!r}.", code="task.unknown")
     return TASKS[name]
 
 
@@ -256,7 +256,8 @@ def require_comparable(task: Task) -> ComparableTask:
     if not isinstance(task, ComparableTask):
         raise UsageError(
             f"--pairs need a task that asks about one text and whose answers are alike in all languages (classify, "
-            f"slots, ner-json), and '{task.name}' is not one. Give labelled rows instead."
+            f"slots, ner-json), and '{task.name}' is not one. Give labelled rows instead.",
+            code="task.not-comparable",
         )
     return task
 
@@ -278,18 +279,22 @@ def metrics_of(
     scorers: Sequence[str] = getattr(task, "scorers", ())
     if scorer is not None and scorer not in scorers:
         known = f"one of {', '.join(scorers)}" if scorers else "left out"
-        raise UsageError(f"--scorer must be {known} for task '{task.name}', got {scorer!r}.")
+        raise UsageError(f"--scorer must be {known} for task '{task.name}', got {scorer!r}.", code="task.scorer")
     metrics = task.metrics(rows) if scorer is None else task.metrics(rows, scorer=scorer)  # type: ignore[call-arg]
     by_name = {each.name: each for each in metrics}
     if metric is not None and metric not in by_name:
-        raise UsageError(f"--metric must be one of {', '.join(by_name)} for these rows of {task.name}, got {metric!r}.")
+        raise UsageError(
+            f"--metric must be one of {', '.join(by_name)} for these rows of {task.name}, got {metric!r}.",
+            code="task.metric",
+        )
     headline = metrics[0] if metric is None else by_name[metric]
     if metric is not None:  # otherwise the mean over languages would leave out the languages without a score
         scored = {task.language(row) for row in rows if headline.count(row, task.answer(row)) is not None}
         if lost := sorted({task.language(row) for row in rows} - scored):
             raise UsageError(
                 f"--metric {metric} needs annotated tokens in every language, and {', '.join(lost)} has none. "
-                f"Leave out these languages, or choose {' or '.join(name for name in by_name if name != metric)}."
+                f"Leave out these languages, or choose {' or '.join(name for name in by_name if name != metric)}.",
+                code="task.metric-language",
             )
     return (headline, *(each for each in metrics if each is not headline))
 
@@ -303,5 +308,8 @@ def get_template(task: Task, name: str | None = None) -> Template:
     if name is None:
         return next(iter(task.templates.values()))
     if name not in task.templates:
-        raise UsageError(f"--template must be one of {', '.join(task.templates)} for {task.name}, got {name!r}.")
+        raise UsageError(
+            f"--template must be one of {', '.join(task.templates)} for {task.name}, got {name!r}.",
+            code="task.template",
+        )
     return task.templates[name]

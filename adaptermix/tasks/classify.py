@@ -55,7 +55,8 @@ def _refuse_header(file: DataFile, first: ClassifyRow, rows: Sequence[ClassifyRo
     if len(others) > 1 and first.label not in others and len(set(others)) < len(others):
         raise DataError(
             f"{file.path}:1: labels must occur more than once, and the first row looks like a header: {first.text!r}, "
-            f"{first.label!r}. Name its columns 'text' and 'label', or put such a header before it if it is data."
+            f"{first.label!r}. Name its columns 'text' and 'label', or put such a header before it if it is data.",
+            code="row.header-like",
         )
 
 
@@ -109,7 +110,7 @@ class Classify(LabelledTask[ClassifyRow]):
 
     def label_of(self, text: str, where: str) -> str:
         if len(text.splitlines()) != 1:  # generation stops at the end of a line
-            raise DataError(f"{where}: a label must be one line, found {text[:60]!r}.")
+            raise DataError(f"{where}: a label must be one line, found {text[:60]!r}.", code="row.label-lines")
         return text
 
     def labels(self, rows: Sequence[ClassifyRow]) -> tuple[str, ...]:

@@ -15,7 +15,18 @@ from .data.files import DataFile
 from .data.tables import is_json, row_cluster, row_language, usable
 from .metrics import Counts, Metric, f1_ends, micro_f1
 from .prompts import Template, table
-from .tagged import CHARACTER_LANGUAGES, Pairs, Tagged, TaggedRow, TaggedTask, check_tags, count_bags, iob2_spans
+from .tagged import (
+    CHARACTER_LANGUAGES,
+    Pairs,
+    Tagged,
+    TaggedRow,
+    TaggedTask,
+    check_tags,
+    count_bags,
+    iob2_spans,
+    strict_tags,
+    tag_entities,
+)
 
 _TAG = re.compile(r"O|[BI]-\S+")
 _DOCUMENT = "-DOCSTART-"
@@ -30,48 +41,6 @@ class NerRow(TaggedRow):
     """A sentence with its named entities, (type, text) in order; its tags are IOB2."""
 
     entities: tuple[tuple[str, str], ...] = ()
-
-
-def strict_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """Return tags in which an `I-` that continues no entity of its type is `O`.
-
-    Example:
-        >>> strict_tags(["B-PER", "I-PER", "I-LOC"])
-        ('B-PER', 'I-PER', 'O')
-    """
-    inside = {index for _, start, stop in iob2_spans(tags) for index in range(start, stop)}
-    return tuple(tag if index in inside else "O" for index, tag in enumerate(tags))
-
-
-def tag_entities(tokens: Sequence[str], entities: Pairs) -> list[str]:
-    """Return IOB2 tags for entities given as text, each at its first occurrence that no earlier one took.
-
-    Blanks are ignored, so that "Al-Zaman" matches `Al`, `-`, `Zaman`; case is not. Entities that do not occur get no
-    tags.
-
-    Example:
-        >>> tag_entities(["Ada", "met", "Ada", "Lovelace"], [("PER", "Ada"), ("PER", "Ada Lovelace")])
-        ['B-PER', 'O', 'B-PER', 'I-PER']
-    """
-    squeezed = ["".join(token.split()) for token in tokens]
-    tags = ["O"] * len(tokens)
-    for kind, value in entities:
-        if occurrence := _find(squeezed, tags, "".join(value.split())):
-            start, stop = occurrence
-            tags[start:stop] = [f"B-{kind}"] + [f"I-{kind}"] * (stop - start - 1)
-    return tags
-
-
-def _find(tokens: Sequence[str], tags: Sequence[str], phrase: str) -> tuple[int, int] | None:
-    for start in range(len(tokens)):
-        joined = ""
-        for index in range(start, len(tokens)):
-            joined += tokens[index]
-            if tags[index] != "O" or not joined or not phrase.startswith(joined):
-                break
-            if joined == phrase:
-                return start, index + 1
-    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +75,15 @@ class _Columns:
         if len(cells) != self.width:
             raise DataError(
                 f"{file.path}:{number}: a row must have {self.width} columns as the first one has, "
-                f"found {len(cells)}: {line[:60]!r}."
+                f"found {len(cells)}: {line[:60]!r}.",
+                code="row.columns",
             )
         token, tag = cells[self.numbered].strip(), cells[self.tag].strip()
         if not token or (self.numbered and not cells[0].isdigit()):
-            raise DataError(f"{file.path}:{number}: a row must have a token and its number, found {line[:60]!r}.")
+            raise DataError(
+                f"{file.path}:{number}: a row must have a token and its number, found {line[:60]!r}.",
+                code="row.token-number",
+            )
         check_tags(file, number, [tag], _TAG)
         return token, tag
 
@@ -132,10 +105,11 @@ def _columns_of(file: DataFile, lines: Sequence[tuple[int, str]]) -> _Columns:
         if tag is None:
             raise DataError(
                 f"{file.path}:{number}: rows must have a token and a tag (O, B-TYPE or I-TYPE), "
-                f"found {' '.join(first)[:60]!r}."
+                f"found {' '.join(first)[:60]!r}.",
+                code="row.token-tag",
             )
         return _Columns(tabbed=tabbed, numbered=numbered, width=len(first), tag=tag)
-    raise DataError(f"a data file must hold rows, and {file.path} has none.")
+    raise DataError(f"a data file must hold rows, and {file.path} has none.", code="data.empty")
 
 
 class _Scheme:
@@ -160,7 +134,8 @@ class _Scheme:
         if len(self._strays) > self._starts:
             raise DataError(
                 f"{self._file.path}:{self._strays[0]}: the first tag of an entity must be B- (IOB2), found "
-                f"{len(self._strays)} entities that begin with I- and {self._starts} with B-. Convert IOB1 to IOB2."
+                f"{len(self._strays)} entities that begin with I- and {self._starts} with B-. Convert IOB1 to IOB2.",
+                code="data.iob1",
             )
 
 
@@ -218,7 +193,10 @@ def _with_tags(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> N
         return None
     whole = isinstance(tokens, list) and isinstance(tags, list) and tokens and len(tokens) == len(tags)
     if not whole or not all(isinstance(token, str) and token.strip() for token in tokens):
-        raise DataError(f"{file.path}:{number}: a row must have tokens, none of them empty, and a tag for each.")
+        raise DataError(
+            f"{file.path}:{number}: a row must have tokens, none of them empty, and a tag for each.",
+            code="row.tokens-tags",
+        )
     check_tags(file, number, tags, _TAG)
     return replace(_from_tags(tokens, tags, "", row_language(file, row.get("language"))), cluster=row_cluster(row))
 
@@ -236,7 +214,8 @@ def _spelled_out(file: DataFile, number: int, row: dict[str, Any]) -> NerRow | D
     except (KeyError, TypeError) as error:
         raise DataError(
             f'{file.path}:{number}: a row must be {{"text": ... or "tokens": [...], '
-            '"entities": [{"type": ..., "text": ...}]}, all of them text.'
+            '"entities": [{"type": ..., "text": ...}]}, all of them text.',
+            code="row.ner-json",
         ) from error
     if not (text.strip() or tokens):
         return None
@@ -245,7 +224,8 @@ def _spelled_out(file: DataFile, number: int, row: dict[str, Any]) -> NerRow | D
     if tokens and len(iob2_spans(tags)) != len(entities):
         return DataError(
             f"{file.path}:{number}: each entity must be found in tokens of its own, found "
-            f"{len(iob2_spans(tags))} of {len(entities)}. Mend the row, or leave out its tokens."
+            f"{len(iob2_spans(tags))} of {len(entities)}. Mend the row, or leave out its tokens.",
+            code="row.entity-not-found",
         )
     return NerRow(
         text=text or _joined(tokens, language),

@@ -64,7 +64,7 @@ class Nli(LabelledTask[NliRow]):
         if text.lower() in _UNLABELLED:
             return None
         return known.get(text.lower()) or DataError(
-            f"{where}: a label must be one of {', '.join(known)}, or - for none, found {text[:60]!r}."
+            f"{where}: a label must be one of {', '.join(known)}, or - for none, found {text[:60]!r}.", code="row.label"
         )
 
     def labels(self, rows: Sequence[NliRow]) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ def _bleu(language: str) -> BLEU:
     except RuntimeError as error:
         raise PlanError(
             f"BLEU in '{language}' needs the tokenizer {tokenizer_for(language)}, which is not installed. "
-            "Install adaptermix[mt]."
+            "Install adaptermix[mt].",
+            code="task.bleu-tokenizer",
         ) from error
 
 

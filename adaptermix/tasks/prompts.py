@@ -43,21 +43,26 @@ class Template:
         if not self.chat:
             return self.prompt.format_map(fields)
         if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(f"template '{self.name}' needs a tokenizer with a chat template. Use --template plain.")
+            raise ModelError(
+                f"template '{self.name}' needs a tokenizer with a chat template. Use --template plain.",
+                code="template.no-chat",
+            )
         turns = self._conversation(fields)
         try:
             text = _chat(tokenizer, turns)
         except (TemplateError, *_FAULTS) as error:
             raise ModelError(
                 f"template '{self.name}' needs a chat template that takes {_roles(turns)}, and the tokenizer's says: "
-                f"{error}. Use --template plain."
+                f"{error}. Use --template plain.",
+                code="template.roles",
             ) from error
         if self.broken_after is None:
             return text
         if self.broken_after not in text:
             raise ModelError(
                 f"template '{self.name}' needs a chat template that writes {self.broken_after}, and the tokenizer's "
-                "does not. Use --template mid-align."
+                "does not. Use --template mid-align.",
+                code="template.writes",
             )
         return text.replace(self.broken_after, f"{self.broken_after}\n")
 

@@ -78,7 +78,8 @@ def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:
     if not all(isinstance(text, str) for text in texts):
         raise DataError(
             f'{where}: a question must have "answers", a list of texts or of {{"text": ...}}, empty where there is '
-            f"none, found {str(value)[:60]!r}."
+            f"none, found {str(value)[:60]!r}.",
+            code="qa.answers",
         )
     starts: Any = [item.get("answer_start") if isinstance(item, dict) else None for item in items]
     shared = value.get("answer_start") if isinstance(value, dict) else None
@@ -104,7 +105,9 @@ def _row(file: DataFile, where: str, row: Mapping[str, Any], context: object) ->
     question = row.get("question")
     for name, value in (("question", question), ("context", context)):
         if not isinstance(value, str):
-            raise DataError(f"{where}: a row must have its {name!r} as text, found {str(value)[:60]!r}.")
+            raise DataError(
+                f"{where}: a row must have its {name!r} as text, found {str(value)[:60]!r}.", code="qa.not-text"
+            )
     if not str(question).strip() or not str(context).strip():
         return None
     named = next((str(row[name]) for name in LANGUAGE_NAMES if row.get(name)), None)
@@ -126,7 +129,9 @@ def _row(file: DataFile, where: str, row: Mapping[str, Any], context: object) ->
 def _items(where: str, value: object, name: str) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the objects in a field that is a list of them, each with its location."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError(f"{where}: {name!r} must be a list of objects, as in SQuAD, found {str(value)[:60]!r}.")
+        raise DataError(
+            f"{where}: {name!r} must be a list of objects, as in SQuAD, found {str(value)[:60]!r}.", code="qa.not-list"
+        )
     return [(f"{name}[{number}]", item) for number, item in enumerate(value)]
 
 
@@ -137,15 +142,19 @@ def _squad(file: DataFile, text: str) -> Iterator[QaRow | None]:
         line = text.splitlines()[error.lineno - 1 :][:1]
         raise DataError(
             f"{file.path}:{error.lineno}: question data must be SQuAD JSON, or JSONL with one question a line, found "
-            f"{''.join(line).strip()[:60]!r}."
+            f"{''.join(line).strip()[:60]!r}.",
+            code="qa.format",
         ) from error
     except (RecursionError, ValueError) as error:  # nesting, or numbers of thousands of digits
         raise DataError(
             f"{file.path}:1: question data must be SQuAD JSON, and this is nested too deep, or holds a number of "
-            "thousands of digits."
+            "thousands of digits.",
+            code="qa.too-deep",
         ) from error
     if not isinstance(document, dict) or "data" not in document:
-        raise DataError(f"{file.path}:1: SQuAD JSON must be an object with 'data', found {text.strip()[:60]!r}.")
+        raise DataError(
+            f"{file.path}:1: SQuAD JSON must be an object with 'data', found {text.strip()[:60]!r}.", code="qa.no-data"
+        )
     for article, value in _items(str(file.path), document["data"], "data"):
         for paragraph, block in _items(f"{file.path}: {article}", value.get("paragraphs"), "paragraphs"):
             where = f"{file.path}: {article}.{paragraph}"

@@ -73,7 +73,9 @@ def format_turns(turns: Sequence[Turn]) -> str:
 def _text(where: str, row: Mapping[str, object], name: str) -> str:
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{where}: {name!r} must be text or a number, found {type(value).__name__}.")
+        raise DataError(
+            f"{where}: {name!r} must be text or a number, found {type(value).__name__}.", code="sft.not-text"
+        )
     return str(value).strip()
 
 
@@ -83,7 +85,8 @@ def _from_fields(where: str, row: Mapping[str, object]) -> tuple[tuple[Turn, ...
     if prompt_name is None or answer_name is None:
         raise DataError(
             f"{where}: a row must have 'messages', or a prompt ({', '.join((*_PROMPTS, _CONTEXT))}) and an answer "
-            f"({', '.join(_ANSWERS)}), found the fields {', '.join(sorted(row)) or 'none'}."
+            f"({', '.join(_ANSWERS)}), found the fields {', '.join(sorted(row)) or 'none'}.",
+            code="sft.fields",
         )
     prompt = _text(where, row, prompt_name)
     # Alpaca has instructions about a text.
@@ -95,7 +98,10 @@ def _from_fields(where: str, row: Mapping[str, object]) -> tuple[tuple[Turn, ...
 def _from_messages(where: str, messages: object) -> tuple[tuple[Turn, ...], str] | None:
     """Return the turns before the answer, and the answer; None if a turn but the system's is empty."""
     if not isinstance(messages, list) or len(messages) < 2:
-        raise DataError(f"{where}: 'messages' must be a list of at least two turns, found {str(messages)[:60]!r}.")
+        raise DataError(
+            f"{where}: 'messages' must be a list of at least two turns, found {str(messages)[:60]!r}.",
+            code="sft.too-few-turns",
+        )
     turns: list[Turn] = []
     is_empty = False
     for number, message in enumerate(messages):
@@ -103,7 +109,8 @@ def _from_messages(where: str, messages: object) -> tuple[tuple[Turn, ...], str]
         if role not in _ROLES or not isinstance(content, str | None):
             raise DataError(
                 f"{where}: each of 'messages' must have a 'role' ({', '.join(_ROLES)}) and its 'content' as text, "
-                f"found {str(message)[:60]!r} at place {number}."
+                f"found {str(message)[:60]!r} at place {number}.",
+                code="sft.turn",
             )
         if (content := (content or "").strip()) or role != "system":
             turns.append((role, content))
@@ -114,7 +121,8 @@ def _from_messages(where: str, messages: object) -> tuple[tuple[Turn, ...], str]
     if last != "assistant" or not before or before[-1][0] != "user":
         raise DataError(
             f"{where}: 'messages' must end with a turn of the user and the assistant's answer, found "
-            f"{', '.join(role for role, _ in turns[-3:])} at the end."
+            f"{', '.join(role for role, _ in turns[-3:])} at the end.",
+            code="sft.last-turn",
         )
     return tuple(before), answer
 

@@ -95,7 +95,10 @@ def _conll(file: DataFile) -> Iterator[SlotRow]:
                 continue
             columns = line.split("\t")
             if len(columns) < 4:
-                raise DataError(f"{file.path}:{number}: xSID rows have 4 columns, found {len(columns)}: {line[:60]!r}.")
+                raise DataError(
+                    f"{file.path}:{number}: xSID rows have 4 columns, found {len(columns)}: {line[:60]!r}.",
+                    code="slots.columns",
+                )
             check_tags(file, number, [columns[3]], _TAG)
             tokens.append(columns[1])
             tags.append(columns[3])
@@ -113,7 +116,8 @@ def _tagged_lines(file: DataFile) -> Iterator[SlotRow]:
         tokens, tags = columns[0].split(), columns[1].split() if len(columns) > 1 else []
         if len(tokens) != len(tags):
             raise DataError(
-                f"{file.path}:{number}: one tag per token is needed, found {len(tokens)} tokens and {len(tags)} tags."
+                f"{file.path}:{number}: one tag per token is needed, found {len(tokens)} tokens and {len(tags)} tags.",
+                code="slots.tag-count",
             )
         check_tags(file, number, tags, _TAG)
         yield _row_from_iob2(tokens, tags, columns[0], language)
@@ -124,7 +128,7 @@ def _massive(file: DataFile) -> Iterator[SlotRow | None]:
     for number, row in file.json_rows():
         marked = row.get("annot_utt")
         if not isinstance(marked, str):
-            raise DataError(f"{file.path}:{number}: a MASSIVE row must have 'annot_utt'.")
+            raise DataError(f"{file.path}:{number}: a MASSIVE row must have 'annot_utt'.", code="slots.massive")
         language = row_language(file, row.get("locale"))
         if not marked.strip():
             yield None
@@ -166,7 +170,8 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow | None]:
             slots = tuple((str(kind), str(value)) for kind, value in parts)
         except (KeyError, TypeError) as error:
             raise DataError(
-                f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.'
+                f'{file.path}:{number}: a row must be {{"text": ..., "slots": [{{"type": ..., "value": ...}}]}}.',
+                code="slots.json",
             ) from error
         language = row_language(file, row.get("language"))
         made = SlotRow(text=str(text), slots=slots, language=language, cluster=row_cluster(row))
@@ -177,7 +182,7 @@ def _reader(file: DataFile) -> Callable[[DataFile], Iterator[SlotRow | None]]:
     """Choose by the first line that is not blank."""
     first = next((line for _, line in file.lines() if line.strip()), None)
     if first is None:
-        raise DataError(f"a data file must hold rows, and {file.path} is empty.")
+        raise DataError(f"a data file must hold rows, and {file.path} is empty.", code="data.empty")
     if first.startswith("{"):
         return _massive if '"annot_utt"' in first else _spelled_out
     columns = first.split("\t")
@@ -187,7 +192,8 @@ def _reader(file: DataFile) -> Callable[[DataFile], Iterator[SlotRow | None]]:
         return _tagged_lines
     raise DataError(
         f"{file.path}:1: slot data must be xSID CoNLL, 'text TAB tags', MASSIVE JSONL, or JSONL with 'text' and "
-        f"'slots', found {first[:60]!r}."
+        f"'slots', found {first[:60]!r}.",
+        code="slots.format",
     )
 
 

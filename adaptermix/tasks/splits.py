@@ -185,7 +185,9 @@ def refuse_tested(
             watch.note(f"warning: {seen} were evaluated as test data before{seen.by_chance}; they are used.")
             continue
         if not allowed:
-            raise PlanError(f"{fault_of_tested(use, seen)}. Give other data or other --rows, or {instead}.")
+            raise PlanError(
+                f"{fault_of_tested(use, seen)}. Give other data or other --rows, or {instead}.", code="split.tested"
+            )
         more = {"tested_rows": seen.rows.same} if seen.rows.total else {}
         # Rows that are spread over all files are recorded with the first one.
         entries.append(seen.file.entry() | more)
@@ -232,7 +234,8 @@ def check_split(files: Sequence[DataFile], origins: Sequence[Origin], *, split: 
         if split == "test" and seen.rows.matters:
             raise PlanError(
                 f"test data must be new to the adapter, and {what}. Give other data or other --rows, or drop --split "
-                "test."
+                "test.",
+                code="split.known",
             )
         watch.note(f"warning: {what}{seen.by_chance}; scores on them say little.")
 

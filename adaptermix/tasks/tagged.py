@@ -69,6 +69,48 @@ def iob2_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return spans
 
 
+def strict_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return tags in which an `I-` that continues no entity of its type is `O`.
+
+    Example:
+        >>> strict_tags(["B-PER", "I-PER", "I-LOC"])
+        ('B-PER', 'I-PER', 'O')
+    """
+    inside = {index for _, start, stop in iob2_spans(tags) for index in range(start, stop)}
+    return tuple(tag if index in inside else "O" for index, tag in enumerate(tags))
+
+
+def tag_entities(tokens: Sequence[str], entities: Pairs) -> list[str]:
+    """Return IOB2 tags for entities given as text, each at its first occurrence that no earlier one took.
+
+    Blanks are ignored, so that "Al-Zaman" matches `Al`, `-`, `Zaman`; case is not. Entities that do not occur get no
+    tags.
+
+    Example:
+        >>> tag_entities(["Ada", "met", "Ada", "Lovelace"], [("PER", "Ada"), ("PER", "Ada Lovelace")])
+        ['B-PER', 'O', 'B-PER', 'I-PER']
+    """
+    squeezed = ["".join(token.split()) for token in tokens]
+    tags = ["O"] * len(tokens)
+    for kind, value in entities:
+        if occurrence := _find(squeezed, tags, "".join(value.split())):
+            start, stop = occurrence
+            tags[start:stop] = [f"B-{kind}"] + [f"I-{kind}"] * (stop - start - 1)
+    return tags
+
+
+def _find(tokens: Sequence[str], tags: Sequence[str], phrase: str) -> tuple[int, int] | None:
+    for start in range(len(tokens)):
+        joined = ""
+        for index in range(start, len(tokens)):
+            joined += tokens[index]
+            if tags[index] != "O" or not joined or not phrase.startswith(joined):
+                break
+            if joined == phrase:
+                return start, index + 1
+    return None
+
+
 def count_bags(gold: Iterable[object], predicted: Iterable[object]) -> Counts:
     """Compare bags of pairs or of spans."""
     want, have = Counter(gold), Counter(predicted)
@@ -88,7 +130,8 @@ def check_tags(file: DataFile, number: int, tags: Sequence[object], known: re.Pa
         text = repr(odd[:60] if isinstance(odd, str) else odd)
         raise DataError(
             f"{file.path}:{number}: a tag must be O, B-TYPE or I-TYPE (IOB2), found {text}."
-            + f" {advice}" * isinstance(odd, int)
+            + f" {advice}" * isinstance(odd, int),
+            code="row.tag",
         )
 
 
@@ -180,7 +223,8 @@ class TaggedTask(BaseTask[TR]):
             raise DataError(
                 f"a token classification head needs rows with tokens, found one with text only: {row.text[:60]!r}. "
                 "Give data in columns or with tokens, or have answers generated: a causal language model with --head "
-                "none."
+                "none.",
+                code="head.no-tokens",
             )
         return row.tokens
 

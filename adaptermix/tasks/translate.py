@@ -76,14 +76,18 @@ def _joined(
 ) -> list[TranslateRow]:
     """Return the rows of two texts, line by line, and count incomplete ones under the first text."""
     if languages[0] == languages[1]:
-        raise DataError(f"{two.path}: two texts of different languages are needed, and both are '{languages[0]}'.")
+        raise DataError(
+            f"{two.path}: two texts of different languages are needed, and both are '{languages[0]}'.",
+            code="translate.same-language",
+        )
     sources, targets = _lines(one), _lines(two)
     if len(sources) != len(targets):
         least = min(len(sources), len(targets))
         longer = one if len(sources) > least else two
         raise DataError(
             f"{longer.path}:{least + 1}: line i of a text must translate line i of the other, and {one.path} has "
-            f"{len(sources)} lines, {two.path} has {len(targets)}."
+            f"{len(sources)} lines, {two.path} has {len(targets)}.",
+            code="translate.line-count",
         )
     chosen = parse_rows(rows)
     picked = list(zip(sources[chosen], targets[chosen], strict=True))
@@ -91,7 +95,8 @@ def _joined(
     if not kept:
         raise DataError(
             f"{one.path} and {two.path} must hold lines that are blank in neither, in the rows asked for "
-            f"({rows or 'all'}), they have {len(sources)}."
+            f"({rows or 'all'}), they have {len(sources)}.",
+            code="translate.no-lines",
         )
     left_out[one.path] += len(picked) - len(kept)
     return kept
@@ -104,13 +109,16 @@ def _from_texts(files: Sequence[DataFile], rows: str | None, left_out: Counter[P
         if language in by_language:
             raise DataError(
                 f"{file.path}: one text per language is needed, and '{language}' occurs twice, in "
-                f"{by_language[language].path} too. Give each set of texts to a command of its own, or make pair files."
+                f"{by_language[language].path} too. Give each set of texts to a command of its own, or make pair "
+                "files.",
+                code="translate.language-twice",
             )
         by_language[language] = file
     if len(by_language) < 2:
         raise DataError(
             f"{files[0].path}: translation needs at least two texts, one per language, and '{next(iter(by_language))}' "
-            "is alone. Give the other one too, or a file of two columns such as de-en.tsv."
+            "is alone. Give the other one too, or a file of two columns such as de-en.tsv.",
+            code="translate.one-language",
         )
     pairs = combinations(by_language.items(), 2)
     return [row for (a, one), (b, two) in pairs for row in _joined((a, b), one, two, rows, left_out)]
@@ -119,7 +127,10 @@ def _from_texts(files: Sequence[DataFile], rows: str | None, left_out: Counter[P
 def _put_side(sides: dict[str, DataFile], side: str, file: DataFile) -> None:
     if side in sides:
         what = {"src": "source", "ref": "reference"}[side]
-        raise DataError(f"{file.path}: one {what} per test set is needed, and {sides[side].path} is one already.")
+        raise DataError(
+            f"{file.path}: one {what} per test set is needed, and {sides[side].path} is one already.",
+            code="translate.side-twice",
+        )
     sides[side] = file
 
 
@@ -129,13 +140,15 @@ def _from_sides(sides: Mapping[str, DataFile], rows: str | None, left_out: Count
     if lacking:
         raise DataError(
             f"{first.path}: a source and a reference are needed, and the file with '.{lacking}.' in its name is not "
-            "among those given."
+            "among those given.",
+            code="translate.no-side",
         )
     source, target = sides["src"], sides["ref"]
     languages = _languages(source)
     if _languages(target) != languages:
         raise DataError(
-            f"{target.path}: source and reference must be of one pair, {'-'.join(languages)} for the source."
+            f"{target.path}: source and reference must be of one pair, {'-'.join(languages)} for the source.",
+            code="translate.other-pair",
         )
     for file, language in ((source, languages[0]), (target, languages[1])):
         match = _WMT.fullmatch(file.path.name)
@@ -143,7 +156,8 @@ def _from_sides(sides: Mapping[str, DataFile], rows: str | None, left_out: Count
         if code and not file.is_given and canonical_language(code) != language:
             raise DataError(
                 f"{file.path}: the source must be in the first language of the pair and the reference in the second, "
-                f"here '{language}', and the file's name ends in '{code}'."
+                f"here '{language}', and the file's name ends in '{code}'.",
+                code="translate.side-language",
             )
     return _joined(languages, source, target, rows, left_out)
 
@@ -152,7 +166,8 @@ def _languages(file: DataFile) -> tuple[str, str]:
     if len(file.languages) != 2:
         raise DataError(
             f"{file.path}: the languages of a source and its reference must show in their names (en-de.src.en) or be "
-            "given (en-de=FILE)."
+            "given (en-de=FILE).",
+            code="translate.no-languages",
         )
     return file.languages[0], file.languages[1]
 

@@ -73,7 +73,10 @@ def require_tracker(name: str | None) -> None:
     from accelerate.utils import LoggerType
 
     if name and LoggerType(name) not in get_available_trackers():
-        raise PlanError(f"--log-with {name} needs the package {name}: pip install {name}, or drop --log-with.")
+        raise PlanError(
+            f"--log-with {name} needs the package {name}: pip install {name}, or drop --log-with.",
+            code="log.no-package",
+        )
 
 
 @contextmanager
@@ -109,7 +112,9 @@ def _start(settings: TrainingSettings, watch: Watcher) -> Any:
     try:
         tracker.start()
     except Exception as error:  # each tracker raises other classes
-        raise PlanError(f"--log-with {name} does not start: {shown(error)}. Fix that, or drop --log-with.") from error
+        raise PlanError(
+            f"--log-with {name} does not start: {shown(error)}. Fix that, or drop --log-with.", code="log.failed"
+        ) from error
     return tracker
 
 

@@ -64,14 +64,16 @@ class Workplace:
                     "pass --resume --overwrite to go on with the interrupted run that is to replace it."
                     if waiting
                     else "there is nothing to resume. Pass --overwrite to redo it."
-                )
+                ),
+                code="run.complete",
             )
         check_output(self._out, overwrite=overwrite)
         if (self.folder / _FILE).exists() and not resume:
             if not overwrite:
                 raise OutputError(
                     f"an interrupted run for {self._out} is in {self.folder}. "
-                    "Pass --resume to go on with it, or --overwrite to start again (in a recipe: overwrite: true)."
+                    "Pass --resume to go on with it, or --overwrite to start again (in a recipe: overwrite: true).",
+                    code="run.interrupted",
                 )
             self.clear()
         return self._load() if resume and (self.folder / _FILE).exists() else None
@@ -85,14 +87,16 @@ class Workplace:
             before, step, history = dict(header["settings"]), int(header["step"]), list(header["history"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise OutputError(
-                f"{path} must be a checkpoint of adaptermix: {error}. Pass --overwrite to start again."
+                f"{path} must be a checkpoint of adaptermix: {error}. Pass --overwrite to start again.",
+                code="run.not-checkpoint",
             ) from error
         changed = sorted(k for k in {*before, *self._settings} if before.get(k) != self._settings.get(k))
         if changed:
             pairs = ", ".join(f"{key} was {before.get(key)!r}, now {self._settings.get(key)!r}" for key in changed)
             raise OutputError(
                 f"an interrupted run can be resumed only with its own settings: {pairs}. "
-                "Give those, or pass --overwrite to start again."
+                "Give those, or pass --overwrite to start again.",
+                code="run.settings",
             )
         return Checkpoint(step=step, tensors=tensors, history=history)
 
@@ -116,7 +120,8 @@ class Workplace:
                 self.folder.rmdir()  # an earlier checkpoint keeps it
             raise OutputError(
                 f"the checkpoint of step {checkpoint.step} must fit on the disk, and could not be written to "
-                f"{self.folder} ({error}). Make room, and go on from the one before with --resume."
+                f"{self.folder} ({error}). Make room, and go on from the one before with --resume.",
+                code="run.checkpoint-disk",
             ) from error
 
     def clear(self) -> None:

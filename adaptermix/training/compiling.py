@@ -37,7 +37,8 @@ def compiled(model: Any, *, enabled: bool) -> Iterator[None]:
         reason = (str(inner).strip() or type(inner).__name__).splitlines()[0].rstrip(".")
         raise ModelError(
             f"--compile needs blocks that torch.compile takes and a working compiler, and fails: {reason}. "
-            "Train without --compile."
+            "Train without --compile.",
+            code="train.compile",
         ) from error
     finally:
         for block in stack:

@@ -69,7 +69,9 @@ class _Fusing:
             PlanError: none is where it could.
         """
         if not fused_modules(self.base.model):
-            raise PlanError("--targets must hold queries or values, which fuse: leave it out to adapt both.")
+            raise PlanError(
+                "--targets must hold queries or values, which fuse: leave it out to adapt both.", code="fusion.targets"
+            )
         return Fuser(self.base.model)
 
     @cached_property
@@ -147,7 +149,10 @@ class MixedRows:
 
     def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
         if any(is_missing(fusing.data.task, source) for source in sources):
-            raise PlanError(f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.")
+            raise PlanError(
+                f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.",
+                code="fusion.row-without-source",
+            )
         self._fusing, self._rows, self._sources = fusing, fusing.rows(rows), fusing.rows(sources)
         self.lengths, self.taught = self._rows.lengths, self._rows.taught
 
@@ -175,10 +180,14 @@ def _check_head(fusion: str, head: Head | None, kind: str) -> None:
         PlanError: it is one.
     """
     if fusion == MIXUP and (head is None or head.form.name != "classes" or kind != "encoder"):
-        raise PlanError(f"--fusion {MIXUP} is for encoders with a head that tells classes: take another fusion.")
+        raise PlanError(
+            f"--fusion {MIXUP} is for encoders with a head that tells classes: take another fusion.",
+            code="fusion.no-classes",
+        )
     if fusion == "cross-attention-paper" and kind != "encoder":
         raise PlanError(
-            f"--fusion {fusion} lets tokens see those to come, so it is for encoders: take cross-attention."
+            f"--fusion {fusion} lets tokens see those to come, so it is for encoders: take cross-attention.",
+            code="fusion.encoder-only",
         )
 
 
@@ -228,7 +237,9 @@ class _Sources:
             else ([], [])
         )
         if all(is_missing(task, source) for source in train):
-            raise DataError("at least one training row must have a source, and all are missing (-).")
+            raise DataError(
+                "at least one training row must have a source, and all are missing (-).", code="fusion.no-sources"
+            )
         tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
         entries = data.entries | {
             "data": [*data.entries["data"], *(file.entry() for file in files)],

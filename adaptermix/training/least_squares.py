@@ -46,7 +46,8 @@ class ClosedForm(AlignObjective[AlignSettings]):
         settings, watch = self.run.settings, self.run.watch
         if self.run.processes.count > 1:
             raise PlanError(
-                f"--fit {settings.fit} runs in one process. Start it without accelerate launch or torchrun."
+                f"--fit {settings.fit} runs in one process. Start it without accelerate launch or torchrun.",
+                code="align.fit-processes",
             )
         super().read()
         self.data, self.held_out = hold_out(self.data, settings.seed)

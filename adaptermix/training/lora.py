@@ -46,7 +46,9 @@ def chosen_blocks(model: nn.Module, settings: TrainingSettings) -> range:
     count = len(blocks(model)[1])
     chosen = block_range(settings.blocks) if settings.blocks else range(count)
     if chosen.stop > count:
-        raise PlanError(f"--blocks must lie within 0-{count - 1} for this base model, got {settings.blocks}.")
+        raise PlanError(
+            f"--blocks must lie within 0-{count - 1} for this base model, got {settings.blocks}.", code="train.blocks"
+        )
     return chosen
 
 
@@ -57,7 +59,10 @@ def check_reach(settings: TrainingSettings, layer: int, *, whole: bool) -> None:
         PlanError: there are such blocks.
     """
     if fault := beyond_the_layer(settings.blocks, layer, whole=whole):
-        raise PlanError(f"{fault}{', those of the adapter in --start-from' if settings.start_from else ''}.")
+        raise PlanError(
+            f"{fault}{', those of the adapter in --start-from' if settings.start_from else ''}.",
+            code="train.blocks-unreached",
+        )
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> list[str]:
@@ -75,16 +80,21 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
         fusing = [name for name in known if name in FUSING]
         if not fusing:
             raise PlanError(
-                f"--targets must name the queries and values of this base model, which has {', '.join(known)}."
+                f"--targets must name the queries and values of this base model, which has {', '.join(known)}.",
+                code="train.targets-queries",
             )
         return fusing
     if "all-linear" in targets:
         if len(targets) > 1:
-            raise PlanError(f"--targets all-linear stands alone, got {', '.join(targets)}.")
+            raise PlanError(
+                f"--targets all-linear stands alone, got {', '.join(targets)}.", code="train.targets-all-linear"
+            )
         return known
     missing = sorted(set(targets) - set(known))
     if missing:
-        raise PlanError(f"--targets must be all-linear or among {', '.join(known)}, got {', '.join(missing)}.")
+        raise PlanError(
+            f"--targets must be all-linear or among {', '.join(known)}, got {', '.join(missing)}.", code="train.targets"
+        )
     return list(targets)
 
 
@@ -104,7 +114,8 @@ def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, Any]:
     if adapted != set(names):
         raise PlanError(
             f"with --start-from the adapter '{start.name}' decides, so drop --targets {', '.join(names)} (it has "
-            f"{', '.join(sorted(adapted))})."
+            f"{', '.join(sorted(adapted))}).",
+            code="start-from.targets",
         )
     ranks = {f"^{re.escape(path)}": start.rank(path) for path in start.modules}
     return {"target_modules": list(start.modules), "rank_pattern": ranks}
@@ -141,10 +152,14 @@ def inject(
     if settings.init in (*MOVING, "orthogonal") and model.dtype != torch.float32:
         raise PlanError(
             f"--init {settings.init} needs --dtype float32, found {str(model.dtype).removeprefix('torch.')}: in half "
-            "precision the LoRA would not begin where the base is."
+            "precision the LoRA would not begin where the base is.",
+            code="train.init-dtype",
         )
     if settings.init == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
-        raise PlanError("--init olora needs linear layers that are not transposed (GPT-2 has such): use --init pissa.")
+        raise PlanError(
+            "--init olora needs linear layers that are not transposed (GPT-2 has such): use --init pissa.",
+            code="train.init-olora",
+        )
     modules = _in_blocks(model, names, chosen) if start is None else _as_in(start, names)
     config = _config(settings, modules_to_save=list(head) or None, **modules)
     with torch.random.fork_rng(devices=[]):

@@ -38,7 +38,8 @@ def weight_norm(module: nn.Module, name: str) -> float:
     if norm is None:
         raise PlanError(
             f"--norm-budget needs the norm of every adapted weight, and that of {name} ({type(module).__name__}) "
-            "cannot be had. Drop --norm-budget or use a base that is not quantised."
+            "cannot be had. Drop --norm-budget or use a base that is not quantised.",
+            code="train.norm-budget",
         )
     return norm
 

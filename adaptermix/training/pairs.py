@@ -53,7 +53,8 @@ def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
     if (count := len(set(pairs))) < 2:
         raise DataError(
             f"alignment needs at least two different {name}, since it compares them with each other; found {count}. "
-            "Give more."
+            "Give more.",
+            code="align.too-few-pairs",
         )
 
 

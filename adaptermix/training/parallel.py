@@ -195,7 +195,8 @@ def _peers_alive() -> Iterator[None]:
     except RuntimeError as error:  # torch's, of all its backends
         raise AdapterMixError(
             "all processes of a run must last as long as it does, and one has ended. "
-            "Start all of them again with --resume to go on from the last checkpoint."
+            "Start all of them again with --resume to go on from the last checkpoint.",
+            code="processes.ended",
         ) from error
 
 
@@ -246,7 +247,11 @@ def _join(settings: TrainingSettings) -> Processes:
     """
     fault = _fault(settings)
     if fault:
-        raise PlanError(fault) if is_main_process() else ToldElsewhere(fault)
+        raise (
+            PlanError(fault, code="processes.settings")
+            if is_main_process()
+            else ToldElsewhere(fault, code="processes.elsewhere")
+        )
     from accelerate import Accelerator
 
     cpu = settings.device == "cpu" or not torch.cuda.is_available() or asks_for("ACCELERATE_USE_CPU")
@@ -292,4 +297,6 @@ def in_processes(work: Callable[[S, Watcher, Processes], T], settings: S, watch:
     except BaseException as error:
         if processes.count == 1 or _first_to_report(key):
             raise
-        raise ToldElsewhere(str(error), interrupted=isinstance(error, KeyboardInterrupt)) from error
+        raise ToldElsewhere(
+            str(error), interrupted=isinstance(error, KeyboardInterrupt), code="processes.elsewhere"
+        ) from error

@@ -169,7 +169,8 @@ def find_writer(base: BaseModel, layer: int, run: Run) -> Writer:
         raise PlanError(
             f"--fit least-squares and mean-shift need a block whose states are written by one linear layer, and block "
             f"{layer} of {base.id!r} has none (experts or a state space write them). Choose another --layer, or --fit "
-            "gradient."
+            "gradient.",
+            code="align.fit-writer",
         )
     norms = [other for other, _ in calls[linear[-1] + 1 :] if _is_norm(inside[other], before.shape[-1])]
     writer = Writer(name, norms[-1], Norm.of(inside[norms[-1]])) if norms else Writer(name, None, None)
@@ -210,6 +211,7 @@ def _factor(
         raise PlanError(
             "--fit least-squares and mean-shift need a block whose states follow the linear layer that writes them, "
             f"and those of '{writer.path}' of {base.id!r} do not ({odd:.0%} go elsewhere). Choose another --layer, or "
-            "--fit gradient."
+            "--fit gradient.",
+            code="align.fit-order",
         )
     return 1.0 if abs(factor - 1) < 0.1 else factor

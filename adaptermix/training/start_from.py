@@ -42,10 +42,14 @@ def open_start(settings: S) -> tuple[S, AdapterSource | None]:
     source = open_adapter(Path(settings.start_from))
     _check_kind(source)
     if source.saved_headers and not hasattr(settings, "task"):
-        raise PlanError(f"the adapter '{source.name}' has a head, which would be lost: train --on-top-of it instead.")
+        raise PlanError(
+            f"the adapter '{source.name}' has a head, which would be lost: train --on-top-of it instead.",
+            code="start-from.head",
+        )
     if settings.on_top_of and open_adapter(Path(settings.on_top_of)).digest == source.digest:
         raise PlanError(
-            f"--start-from and --on-top-of name the same adapter, '{source.name}', which would act twice: drop one."
+            f"--start-from and --on-top-of name the same adapter, '{source.name}', which would act twice: drop one.",
+            code="start-from.same-adapter",
         )
     decided = _decided(source)
     _check_given(settings, source, {name: values for name, values in decided.items() if name != "targets"})
@@ -56,7 +60,7 @@ def open_start(settings: S) -> tuple[S, AdapterSource | None]:
     try:
         settings.check_together()
     except ValueError as error:
-        raise PlanError(f"{error} (the adapter '{source.name}' is one with --dora).") from error
+        raise PlanError(f"{error} (the adapter '{source.name}' is one with --dora).", code="start-from.dora") from error
     return settings, source
 
 
@@ -74,7 +78,8 @@ def _check_kind(source: AdapterSource) -> None:
         raise PlanError(
             f"training can begin from LoRAs and DoRAs on linear layers of the blocks, with a head or without, and "
             f"'{source.name}' has {', '.join(others)}. "
-            + ("'adaptermix merge --base' makes a plain LoRA of it." if meta.initial else "Give one without.")
+            + ("'adaptermix merge --base' makes a plain LoRA of it." if meta.initial else "Give one without."),
+            code="start-from.kind",
         )
 
 
@@ -108,7 +113,8 @@ def _check_given(settings: TrainingSettings, source: AdapterSource, decided: Map
         scaled = any("--alpha" in clash for clash in clashes) and bool(source.meta.manifest)
         raise PlanError(
             f"with --start-from the adapter '{source.name}' decides, so drop {', '.join(clashes)}"
-            f"{'; its alpha is its rank, since its scale lies in its factors' if scaled else ''}."
+            f"{'; its alpha is its rank, since its scale lies in its factors' if scaled else ''}.",
+            code="start-from.option",
         )
 
 
@@ -137,7 +143,8 @@ def fit_start(
             there = "the model has none" if module is None else f"the model's weight is {list(shape)}"
             raise IncompatibleAdapters(
                 f"module '{path}': the update of '{start.name}' is {[header.out, header.into]}, and {there}. The "
-                "adapter was trained on another base model."
+                "adapter was trained on another base model.",
+                code="start-from.shape",
             )
     return start
 
@@ -163,6 +170,7 @@ def values_of(start: AdapterSource, names: Iterable[str]) -> dict[str, Tensor]:
         odd = sorted(set(heads) ^ set(start.saved_headers))[0].removeprefix(PREFIX)
         raise PlanError(
             f"the adapter '{start.name}' has a head, and this run has not the same ('{odd}'), so it would be lost or "
-            "mixed up. Train the task of that head, or merge the adapter without it."
+            "mixed up. Train the task of that head, or merge the adapter without it.",
+            code="start-from.other-head",
         )
     return tensors | {heads[key]: start.load_saved(key) for key in start.saved_headers}

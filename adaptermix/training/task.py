@@ -73,7 +73,10 @@ class Answers:
     def __init__(self, base: BaseModel, examples: Examples) -> None:
         if not examples.taught:
             notes = " ".join(examples.notes)
-            raise DataError(f"no row is left to learn from: {notes} Give a larger --max-length, or other rows.")
+            raise DataError(
+                f"no row is left to learn from: {notes} Give a larger --max-length, or other rows.",
+                code="train.no-rows",
+            )
         self._base, self._examples = base, examples
         self.prompts = [[len(prompt)] for prompt, _ in examples]
         self._head = plain_head(base.model)
@@ -260,23 +263,33 @@ class TaskData:
         existing = head_of(self.task, [self.start], rows) if self.start else None
         kind = HEADS[existing.form.name] if existing and settings.head == "auto" else self._head_kind(settings)
         if existing and (kind is None or kind.form is not existing.form):
-            raise PlanError(f"training starts from an adapter with {existing.form.title}: drop --head {settings.head}.")
+            raise PlanError(
+                f"training starts from an adapter with {existing.form.title}: drop --head {settings.head}.",
+                code="start-from.head-option",
+            )
         if kind is None:
             if settings.head_learning_rate:
                 raise PlanError(
-                    "--head-learning-rate needs a head, and the answer is generated: add --head or drop it."
+                    "--head-learning-rate needs a head, and the answer is generated: add --head or drop it.",
+                    code="train.head-learning-rate",
                 )
             require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
             return None
         if settings.template:
-            raise PlanError("a head reads no prompt: drop --template, or --head none has the answers generated.")
+            raise PlanError(
+                "a head reads no prompt: drop --template, or --head none has the answers generated.",
+                code="head.no-template",
+            )
         if existing:
             return existing
         labels = kind.labels(self.task, self.train)
         in_dev = kind.labels(self.task, self.dev)
         new = sorted(set(in_dev) - set(labels))
         if new and kind.closed and len(new) == len(in_dev):
-            raise DataError(f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.")
+            raise DataError(
+                f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.",
+                code="train.dev-labels",
+            )
         return Head(form=kind.form, labels=labels)
 
     def load(self, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> BaseModel:
@@ -294,7 +307,9 @@ class TaskData:
             return None if model_kind(settings.base) == "causal" else suiting(self.task)
         kind = HEADS[settings.head]
         if not kind.suits(self.task):
-            raise PlanError(f"--head {settings.head} needs {kind.needs}, and {self.task.name} has none.")
+            raise PlanError(
+                f"--head {settings.head} needs {kind.needs}, and {self.task.name} has none.", code="train.head-kind"
+            )
         return kind
 
     def objective(

@@ -351,7 +351,8 @@ class Trainer:
             if not math.isfinite(value):
                 raise AdapterMixError(
                     f"the {name} must stay finite, and is {value} at step {self.done + 1}. "
-                    f"Lower --learning-rate (now {self._settings.learning_rate:g}) or use --dtype float32."
+                    f"Lower --learning-rate (now {self._settings.learning_rate:g}) or use --dtype float32.",
+                    code="train.not-finite",
                 )
 
 

@@ -44,7 +44,9 @@ def parameters_of(vary: Vary) -> dict[str, Parameter]:
         else:
             parameters[key] = read_parameter(key, values) if isinstance(values, str) else Choice(tuple(values))
         if parameters[key] == Choice(()):
-            raise UsageError(f"--vary {key} must have values to try, and has none: give one or more.")
+            raise UsageError(
+                f"--vary {key} must have values to try, and has none: give one or more.", code="vary.empty"
+            )
     return parameters
 
 
@@ -71,11 +73,12 @@ def candidate_of(
             scores on dev data.
     """
     if "out" in overrides:
-        raise ConfigError("the variable out is the candidates' own here. Give --out instead.")
+        raise ConfigError("the variable out is the candidates' own here. Give --out instead.", code="tune.out-variable")
     if "out" not in variables_of(recipe):
         raise ConfigError(
             f"{recipe}: a recipe that is searched needs a variable 'out', in which its steps write (as ${{out}}/task), "
-            "and has none."
+            "and has none.",
+            code="tune.no-out-variable",
         )
     folder = out / "trials" / str(number)
     steps = load_recipe(recipe, {**overrides, **settings, "out": str(folder)})
@@ -83,7 +86,8 @@ def candidate_of(
     if last.command not in SCORES:
         raise ConfigError(
             f"{recipe}: the last step must be {' or '.join(SCORES)}, on dev data: its score decides; found "
-            f"{last.command!r}."
+            f"{last.command!r}.",
+            code="tune.last-step",
         )
     _check_no_test(recipe, steps)
     if isinstance(last.settings, EvaluateSettings):
@@ -93,7 +97,8 @@ def candidate_of(
     if elsewhere:
         raise ConfigError(
             f"{recipe}: every output must lie in ${{out}}, and that of {elsewhere[0].command} does not, so that "
-            "candidates would overwrite each other."
+            "candidates would overwrite each other.",
+            code="tune.output-outside",
         )
     return RecipeCandidate(dict(settings), folder, steps)
 
@@ -109,7 +114,8 @@ def _check_no_test(recipe: Path, steps: Sequence[Step]) -> None:
             )
             raise ConfigError(
                 f"{recipe}: {last}; found split: test in step {number} ({step.command}). Evaluate the best candidate "
-                "on test data when the search is done."
+                "on test data when the search is done.",
+                code="tune.test-split",
             )
 
 

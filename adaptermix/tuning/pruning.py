@@ -145,7 +145,8 @@ def check_looks(recipe: Path, candidates: Iterable[RecipeCandidate]) -> str | No
     if not values:
         raise ConfigError(
             f"{recipe}: --prune needs a training step that looks at dev data, and none does. Give train-align "
-            "dev_pairs or train-task dev, or drop --prune."
+            "dev_pairs or train-task dev, or drop --prune.",
+            code="tune.prune-no-dev",
         )
     apart = sorted(name for name, texts in values.items() if len(texts) > 1)
     if not apart:

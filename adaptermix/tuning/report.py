@@ -149,7 +149,8 @@ class Tuning:
         if not whole:
             raise PlanError(
                 f"a search needs a candidate that is run whole, and every candidate was stopped, behind others that "
-                f"{out} holds. Drop --prune, or give another --out."
+                f"{out} holds. Drop --prune, or give another --out.",
+                code="tune.all-stopped",
             )
         best = trials[-max(whole)[1]]
         return cls(candidates=trials, best=best, out=out, verdict=_decide(trials, best))

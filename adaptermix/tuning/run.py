@@ -96,11 +96,13 @@ def check(
     if trials is None and sampler != "auto":
         raise UsageError(
             "--sampler is what proposes candidates, and without --trials all values are tried: add --trials N, or drop "
-            "it."
+            "it.",
+            code="tune.sampler",
         )
     if process_count() > 1:
         raise ConfigError(
-            f"a search over a recipe is one process, and {process_count()} are started: drop the launcher."
+            f"a search over a recipe is one process, and {process_count()} are started: drop the launcher.",
+            code="tune.processes",
         )
     recipe, out, parameters = Path(recipe), Path(out), parameters_of(vary)
     check_folder(out)
@@ -112,7 +114,8 @@ def check(
     elif prune and sampler not in _LEARNING:
         raise UsageError(
             f"--prune needs a sampler that learns from candidates that were stopped, and {sampler} does not: take "
-            f"{' or '.join(_LEARNING)}, or drop --prune."
+            f"{' or '.join(_LEARNING)}, or drop --prune.",
+            code="tune.prune-sampler",
         )
     return Checked(
         recipe=recipe,
@@ -207,7 +210,8 @@ def _sampled(checked: Checked, steps: StepCache, watch: Watcher) -> Iterator[Rec
         if store.note(number) not in (None, key):
             raise OutputError(
                 f"{checked.out} must hold candidates of one recipe and the same files, and that of {shown(settings)} "
-                "was run with others. Give another --out."
+                "was run with others. Give another --out.",
+                code="tune.other-files",
             )
         watch.note(f"candidate {number + 1} of {count}: {shown(settings)}")
         trial = _run(steps, candidate, watch, store.report)

@@ -78,7 +78,8 @@ class StepCache:
         if before and before != rest:  # The numbered folders would get other candidates.
             raise OutputError(
                 f"{out} holds the search of {_described(before)}, and another one is asked for "
-                f"({_described(identity)}). Go on with that one, or give another --out."
+                f"({_described(identity)}). Go on with that one, or give another --out.",
+                code="tune.other-search",
             )
 
     def run(self, steps: Sequence[Step], folder: Path, report: Report = ignore) -> Outcome:
@@ -163,7 +164,8 @@ class StepCache:
         if path.is_symlink() or not path.is_dir() or others:
             raise OutputError(
                 f"a search replaces only outputs of its own steps, and {target} {'holds' if others else 'is'} "
-                f"{repr(others[0]) if others else 'a file or a link'}. Move it away, or give another --out."
+                f"{repr(others[0]) if others else 'a file or a link'}. Move it away, or give another --out.",
+                code="tune.other-output",
             )
         shutil.rmtree(path)
 
@@ -173,7 +175,9 @@ class StepCache:
         if here.exists():
             if self._is_whole(target) and self._is_changed(target):
                 raise OutputError(
-                    f"{target} must be as its step left it, and was changed since. Move it away, or give another --out."
+                    f"{target} must be as its step left it, and was changed since. Move it away, or give another "
+                    "--out.",
+                    code="tune.step-changed",
                 )
             return self._is_whole(target)
         if not there.exists() or not self._is_whole(source) or self._is_changed(source):
@@ -210,10 +214,13 @@ def check_folder(out: Path) -> None:
         OutputError: the folder contains other files.
     """
     if out.exists() and not out.is_dir():
-        raise OutputError(f"--out must be a folder, and {out} is a file. Give another.")
+        raise OutputError(f"--out must be a folder, and {out} is a file. Give another.", code="output.is-file")
     others = [path for path in out.iterdir() if path.name not in ("trials", "trials.log")] if out.is_dir() else []
     if others and not (out / _RECORD).exists():
-        raise OutputError(f"--out must be new, or the folder of such a search, and {out} holds other files.")
+        raise OutputError(
+            f"--out must be new, or the folder of such a search, and {out} holds other files.",
+            code="tune.out-not-empty",
+        )
 
 
 def identities(steps: Sequence[Step], folder: Path) -> list[tuple[str, str]]:
@@ -249,7 +256,8 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise ValueError("a step has no document")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise OutputError(
-            f"{path} must be the record of a search over a recipe, and is not ({error}). Give another --out."
+            f"{path} must be the record of a search over a recipe, and is not ({error}). Give another --out.",
+            code="tune.record",
         ) from error
     return record
 

@@ -42,7 +42,8 @@ class SequentialTrials(StudyTrials):
             except (LookupError, ValueError, TypeError) as error:
                 raise OutputError(
                     f"{path} must be a journal of this search, and candidate {trial.number + 1} in it is damaged: "
-                    f"{error}. Give another --out."
+                    f"{error}. Give another --out.",
+                    code="tune.journal",
                 ) from error
         for trial in self._trials("RUNNING"):
             self._fail(trial.number)

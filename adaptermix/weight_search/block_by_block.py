@@ -58,25 +58,38 @@ class _Data:
         arguments = settings.train or settings.texts
         count = len(settings.adapters)
         if not settings.base:
-            raise UsageError(f"method '{settings.method}' reads the base model's inputs: add --base MODEL.")
+            raise UsageError(
+                f"method '{settings.method}' reads the base model's inputs: add --base MODEL.", code="measured.no-base"
+            )
         if bool(settings.train) == bool(settings.texts) or len(arguments) != count:
             raise UsageError(
                 f"method '{settings.method}' needs data for each adapter, in their order: pass --texts, or --train "
-                f"with --task; each takes one FILE or quoted glob per adapter, {count} here, got {len(arguments)}."
+                f"with --task; each takes one FILE or quoted glob per adapter, {count} here, got {len(arguments)}.",
+                code="measured.data",
             )
         if bool(settings.train) != bool(settings.task):
-            raise UsageError("--train gives rows of a task and --texts plain texts: pass --task with --train only.")
+            raise UsageError(
+                "--train gives rows of a task and --texts plain texts: pass --task with --train only.",
+                code="measured.task",
+            )
         if settings.rows and settings.texts:
-            raise UsageError("--rows chooses rows of --train: drop it, or cut the text files.")
+            raise UsageError(
+                "--rows chooses rows of --train: drop it, or cut the text files.", code="option.rows-unused"
+            )
         used = next((name for name in _UNUSED if getattr(settings, name, None)), None)
         if used or getattr(settings, "objective", "task") != "task":
             option = (used or "objective").replace("_", "-")
-            raise UsageError(f"method '{settings.method}' looks at inputs only: drop --{option}.")
+            raise UsageError(
+                f"method '{settings.method}' looks at inputs only: drop --{option}.", code="measured.inputs-only"
+            )
         task = get_task(settings.task) if settings.task else None
         read = [task.read([one], rows=settings.rows) if task else texts_of([one]) for one in arguments]
         for name, (rows, _) in zip(arguments, read, strict=True):
             if not rows:
-                raise DataError(f"each adapter needs at least one {'row' if task else 'text'}, and {name} holds none.")
+                raise DataError(
+                    f"each adapter needs at least one {'row' if task else 'text'}, and {name} holds none.",
+                    code="measured.no-data",
+                )
         return cls(task=task, rows=[rows for rows, _ in read], files=[file for _, files in read for file in files])
 
     def load(self, settings: MergeSettings, sources: Sequence[AdapterSource], watch: Watcher) -> BaseModel:
@@ -120,7 +133,8 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
     for source in plan.sources:
         if kinds := replace(source, saved_headers={}).beyond_linear:
             raise IncompatibleAdapters(
-                f"inputs are measured of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}."
+                f"inputs are measured of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}.",
+                code="measured.not-lora",
             )
     tested = refuse_tested({CALIBRATION: data.files}, allowed=settings.allow_tested, watch=watch)
     base = data.load(settings, plan.sources, watch)

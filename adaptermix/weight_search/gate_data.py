@@ -133,11 +133,12 @@ class UnlabelledRows(GateData):
         if not isinstance(task, ComparableTask):
             raise UsageError(
                 f"--texts are for tasks that ask about one text, and '{task.name}' is not one. Give rows with --train; "
-                "their labels are not looked at."
+                "their labels are not looked at.",
+                code="gates.texts-task",
             )
         texts, files = texts_of(settings.texts)
         if not texts:
-            raise DataError("--texts must hold at least one text, and hold none.")
+            raise DataError("--texts must hold at least one text, and hold none.", code="gates.no-text")
         return cls(task=task, rows=[task.unlabelled(text, "und") for text in texts], files=files)
 
     def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:  # noqa: ARG002
@@ -147,7 +148,7 @@ class UnlabelledRows(GateData):
             PlanError: answers are generated.
         """
         if base.head is None:
-            raise PlanError(NO_ENTROPY)
+            raise PlanError(NO_ENTROPY, code="gates.entropy")
         return EntropyLoss(_encode(base, self.task, self.rows, watch))
 
 
@@ -171,7 +172,8 @@ class _HeadLoss:
         if not isinstance(encoded, Predicting):
             raise PlanError(
                 "gates without labels need a head of classes or tags, and this head is of another kind. "
-                "Take --objective task with labelled rows."
+                "Take --objective task with labelled rows.",
+                code="gates.head",
             )
         self._encoded = encoded
         self.lengths = encoded.lengths
@@ -270,12 +272,17 @@ def check_options(settings: MergeSettings) -> None:
     if len(used) != 1 or used[0] not in names:
         raise UsageError(
             f"--objective {settings.objective} learns from {' or '.join(f'--{name}' for name in names)}, and "
-            f"{' and '.join(f'--{name}' for name in used) or 'none'} {'are' if len(used) > 1 else 'is'} given."
+            f"{' and '.join(f'--{name}' for name in used) or 'none'} {'are' if len(used) > 1 else 'is'} given.",
+            code="gates.data",
         )
     if settings.dev and settings.dev_pairs:
-        raise UsageError("one loss says when the gates are best: give --dev or --dev-pairs, not both.")
+        raise UsageError(
+            "one loss says when the gates are best: give --dev or --dev-pairs, not both.", code="gates.two-devs"
+        )
     if settings.rows and settings.texts:
-        raise UsageError("--rows chooses rows of --train or --pairs: drop it, or cut the text files.")
+        raise UsageError(
+            "--rows chooses rows of --train or --pairs: drop it, or cut the text files.", code="option.rows-unused"
+        )
 
 
 def read_data(settings: MergeSettings, task: Task) -> tuple[GateData, GateData | None]:

@@ -123,7 +123,9 @@ def learn_gates(
     """
     gates = attached.learn(lambda module: group_of(method.per, module), weights)
     if not gates:
-        raise PlanError("gates are learned of plain LoRAs on linear layers, and no adapter here is one.")
+        raise PlanError(
+            "gates are learned of plain LoRAs on linear layers, and no adapter here is one.", code="gates.no-lora"
+        )
     start = torch.tensor(list(weights), dtype=torch.float32)
     optimizer = torch.optim.Adam(gates.values(), lr=method.rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, method.steps))
@@ -136,7 +138,10 @@ def learn_gates(
             loss = rows(sampler.batch(step - 1)).loss
             now = float(loss.detach())
             if not math.isfinite(now):
-                raise PlanError(f"the loss must stay finite, and is {now} at step {step}: lower --set rate=.")
+                raise PlanError(
+                    f"the loss must stay finite, and is {now} at step {step}: lower --set rate=.",
+                    code="gates.not-finite",
+                )
             drift = torch.stack([(gate - start.to(gate.device)).square().mean() for gate in gates.values()]).mean()
             optimizer.zero_grad()
             torch.autograd.backward([loss + method.decay * drift])
@@ -185,17 +190,22 @@ class _Prepared:
         lacking = [f"--{name}" for name in ("base", "task") if not getattr(settings, name)] + lacking_data(settings)
         if lacking or not isinstance(method, Fuse):
             raise UsageError(
-                f"method '{method.title}' learns its weights on rows of a task: pass {' and '.join(lacking)}."
+                f"method '{method.title}' learns its weights on rows of a task: pass {' and '.join(lacking)}.",
+                code="gates.no-rows",
             )
         check_options(settings)
         if settings.places or any("@" in key for key in settings.options) or settings.fill != "weight":
-            raise UsageError(f"method '{method.title}' learns what holds at each place: leave places and --fill out.")
+            raise UsageError(
+                f"method '{method.title}' learns what holds at each place: leave places and --fill out.",
+                code="gates.places",
+            )
         sources = open_adapters(settings.adapters, allow_pickle=settings.allow_pickle)
         check(sources, allow_base_mismatch=settings.allow_base_mismatch)
         for source in sources:
             if kinds := replace(source, saved_headers={}).beyond_linear:
                 raise IncompatibleAdapters(
-                    f"gates are learned of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}."
+                    f"gates are learned of plain LoRAs on linear layers, and '{source.name}' has {', '.join(kinds)}.",
+                    code="gates.not-lora",
                 )
         task = get_task(str(settings.task))
         data, dev = read_data(settings, task)
@@ -216,7 +226,7 @@ class _Prepared:
         head = head_of(self.task, self.sources, [*self.data.labelled, *(self.dev.labelled if self.dev else ())])
         if head is None:
             if self.settings.objective == "entropy":
-                raise PlanError(NO_ENTROPY)
+                raise PlanError(NO_ENTROPY, code="gates.entropy")
             require_causal(str(self.settings.base), f"without a head for it, task '{self.task.name}'")
         return head
 

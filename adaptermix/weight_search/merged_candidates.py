@@ -32,17 +32,24 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
     known = document.get("plan") if document.get("kind") == "merge" else None
     if not isinstance(known, dict) or [entry.get("weights_sha256") for entry in document.get("inputs", ())] != inputs:
         adapters = ", ".join(source.name for source in plan.sources)
-        raise PlanError(f"--candidates must be merges of {adapters} in this order, and {folder} is none.")
+        raise PlanError(
+            f"--candidates must be merges of {adapters} in this order, and {folder} is none.",
+            code="candidates.adapters",
+        )
     method = METHODS.get(str(known.get("method")))
     if method is None or not issubclass(method, LinearMethod) or not _only_weighs(method):
         raise PlanError(
             f"--candidates must be weighted sums (exact, fuse, cat), and {folder} is of another method, "
-            f"{known.get('method')}."
+            f"{known.get('method')}.",
+            code="candidates.method",
         )
     if known.get("rank") or known.get("form") == "lowrank":
-        raise PlanError(f"--candidates must be whole sums, and {folder} was cut to a rank.")
+        raise PlanError(f"--candidates must be whole sums, and {folder} was cut to a rank.", code="candidates.cut")
     if known.get("fill", "weight") != "weight":
-        raise PlanError(f"--candidates must weigh adapters alike where they act alone, and {folder} has --fill one.")
+        raise PlanError(
+            f"--candidates must weigh adapters alike where they act alone, and {folder} has --fill one.",
+            code="candidates.fill",
+        )
     names = [source.name for source in plan.sources]
     overrides = tuple(make_override(override, names, plan.modules) for override in known.get("places", ()))
     return Candidate(weights=tuple(map(float, known["weights"])), overrides=overrides, name=str(folder))

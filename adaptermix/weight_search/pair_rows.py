@@ -52,7 +52,8 @@ class PairRows:
         if both := sorted(sources & {pair.languages[0] for pair in pairs}):
             raise UsageError(
                 f"the second side of every pair must be in the task adapter's own language, and '{both[0]}' is on both "
-                "sides. Leave the files out whose sides are the other way round, or name them such as de-en=FILE."
+                "sides. Leave the files out whose sides are the other way round, or name them such as de-en=FILE.",
+                code="agreement.language",
             )
         numbers: dict[tuple[str, str], int] = {}
         for pair in pairs:
@@ -117,7 +118,8 @@ class PairRows:
             if len(subset) < 2:
                 raise PlanError(
                     f"agreement needs at least two different sentences in '{language}', and the pairs have one. "
-                    "Give more pairs."
+                    "Give more pairs.",
+                    code="agreement.too-few",
                 )
             common = Counter(texts).most_common(_CONSTANTS)
             constant = max(_score(metric, subset, [text] * len(subset)) for text, _ in common)
@@ -126,7 +128,8 @@ class PairRows:
                 raise PlanError(
                     "agreement needs a task adapter that answers sentences differently, and the first adapter answers "
                     f"all {len(subset)} sentences in '{language}' with {common[0][0][:40]!r}. Give pairs of "
-                    "the task's domain, or choose on labelled rows."
+                    "the task's domain, or choose on labelled rows.",
+                    code="agreement.constant",
                 )
             floors[language] = constant + _KEPT * (itself - constant)
         return floors

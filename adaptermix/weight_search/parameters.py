@@ -77,7 +77,8 @@ def read_parameter(key: str, text: str) -> Parameter:
     if parameter is None:
         raise UsageError(
             f"--vary {key} must be LOW:HIGH with LOW < HIGH, LOW:HIGH:log with LOW above 0, or values parted by "
-            f"commas or a YAML list, with one value or more, each once; got {text!r}."
+            f"commas or a YAML list, with one value or more, each once; got {text!r}.",
+            code="vary.value",
         )
     return parameter
 
@@ -166,6 +167,8 @@ def combinations(parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
     values = []
     for key, parameter in parameters.items():
         if isinstance(parameter, Interval):
-            raise UsageError(f"a grid needs values, and --vary {key} is a range: give V,V, or --trials N.")
+            raise UsageError(
+                f"a grid needs values, and --vary {key} is a range: give V,V, or --trials N.", code="vary.range-in-grid"
+            )
         values.append(parameter.values)
     return [dict(zip(parameters, combination, strict=True)) for combination in product(*values)]

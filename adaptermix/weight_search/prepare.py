@@ -93,7 +93,8 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         if kinds := replace(source, saved_headers={}).beyond_linear:
             raise IncompatibleAdapters(
                 f"only plain LoRAs on linear layers can be searched, and '{source.name}' has {', '.join(kinds)}. Merge "
-                "it with weights of your own."
+                "it with weights of your own.",
+                code="search.not-lora",
             )
     template = replace(template, keep_heads=True)  # A trial has the heads, for any weight of their adapter.
     searched = _space(settings, template)
@@ -137,11 +138,19 @@ def _check_paths(settings: SearchSettings, *, writes: bool) -> None:
     if settings.storage and "://" not in settings.storage:
         path = Path(settings.storage).absolute()
         if path.is_relative_to(out.absolute()):
-            raise UsageError(f"--storage must lie outside --out, which is replaced whole, and {path} lies in it.")
+            raise UsageError(
+                f"--storage must lie outside --out, which is replaced whole, and {path} lies in it.",
+                code="storage.in-out",
+            )
         if path.is_dir():
-            raise UsageError(f"--storage must be a file, or the URL of a database, and {path} is a folder.")
+            raise UsageError(
+                f"--storage must be a file, or the URL of a database, and {path} is a folder.", code="storage.is-folder"
+            )
     if settings.report and find_spec("matplotlib") is None:
-        raise OutputError("--report needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'")
+        raise OutputError(
+            "--report needs matplotlib, which is not installed. Run: pip install 'matplotlib>=3.9'",
+            code="plot.no-matplotlib",
+        )
 
 
 def _space(settings: SearchSettings, plan: MergePlan) -> Space | CandidateList:
@@ -156,7 +165,8 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | CandidateList:
         weights = list(dict.fromkeys([*averages, *sums]))
         if not weights:
             raise UsageError(
-                f"a grid must hold weights that leave something for the last adapter, got {settings.grid}."
+                f"a grid must hold weights that leave something for the last adapter, got {settings.grid}.",
+                code="search.grid",
             )
         merges = [candidate_of(Path(folder), plan) for folder in settings.candidates]
         return CandidateList([*(Candidate(weights=w, options=o) for w in weights for o in options), *merges])
@@ -177,15 +187,19 @@ def _overrides(settings: SearchSettings, plan: MergePlan) -> tuple[Override, ...
     modules, groups = plan.modules, settings.groups
     layers = sorted({number for number in map(layer_of, modules) if number is not None})
     if len(groups) > 1 and any(group.isdecimal() for group in groups):
-        raise UsageError(f"--groups must be one number, or globs, got {' '.join(groups)}.")
+        raise UsageError(f"--groups must be one number, or globs, got {' '.join(groups)}.", code="search.groups")
     count = int(groups[0]) if groups and groups[0].isdecimal() else 1 if settings.curve else None
     if count is not None:
         if not 1 <= count <= len(layers):
-            raise UsageError(f"--groups must be from 1 to the number of adapted layers, {len(layers)}, got {count}.")
+            raise UsageError(
+                f"--groups must be from 1 to the number of adapted layers, {len(layers)}, got {count}.",
+                code="search.groups-count",
+            )
         if settings.curve and settings.curve > len(layers) // count:
             raise UsageError(
                 f"--curve must have at most as many points as each group has layers, {len(layers) // count}, got "
-                f"{settings.curve}."
+                f"{settings.curve}.",
+                code="search.curve",
             )
         # Later overrides win, so modules outside the layers need the first one.
         outside = [module for module in modules if layer_of(module) is None]
@@ -216,7 +230,8 @@ def _read(task: Task, settings: SearchSettings) -> tuple[PairRows | None, Sequen
         names = [metric.name for metric in pairs.task.agreement(pairs.rows)]
         if settings.metric is not None and settings.metric not in names:
             raise UsageError(
-                f"--metric must be {' or '.join(names)} with --objective agreement, got {settings.metric!r}."
+                f"--metric must be {' or '.join(names)} with --objective agreement, got {settings.metric!r}.",
+                code="search.metric",
             )
     rows, files = task.read(settings.dev, rows=settings.rows) if settings.dev else ([], [])
     _check_each_once(pair_files, "pair")
@@ -233,7 +248,10 @@ def _check_each_once(files: Sequence[DataFile], kind: str) -> None:
         rows = file.used.listed.hashes.key if file.used else text_hash(file)
         other = seen.setdefault((rows, *file.languages), file.path)
         if other is not file.path:
-            raise UsageError(f"each {kind} file counts once, and {file.path} holds what {other} does. Give it once.")
+            raise UsageError(
+                f"each {kind} file counts once, and {file.path} holds what {other} does. Give it once.",
+                code="search.file-twice",
+            )
 
 
 def _pair_notes(pairs: PairRows, first: AdapterSource) -> tuple[str, ...]:
@@ -274,13 +292,15 @@ def _with_method(template: MergePlan, settings: SearchSettings, options: dict[st
     method = build(settings.method, fixed)
     if method.statistics is not None:
         raise PlanError(
-            f"method '{settings.method}' needs statistics of data, which a search does not take: merge with it."
+            f"method '{settings.method}' needs statistics of data, which a search does not take: merge with it.",
+            code="search.statistics-method",
         )
     check_roles(method, len(template.sources))
     check_depths(method, template.depths)
     if method.is_learned:
         raise PlanError(
             f"method '{settings.method}' learns its weights, so there is nothing to search: merge with it, and give "
-            "the result as one of --candidates."
+            "the result as one of --candidates.",
+            code="search.learned-method",
         )
     return replace(template, method=method, options=fixed)

@@ -78,7 +78,7 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
         AdapterMixError: invalid adapters, model, data file or output.
     """
     if settings.dry_run:
-        raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.")
+        raise PlanError("a dry run of a search finds no weight; call search_dry for its plan.", code="search.dry-run")
     prepared = prepare(settings, watch=watch)
     return search_with(_load(prepared, settings, watch), prepared, settings, watch=watch)
 

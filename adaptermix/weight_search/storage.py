@@ -153,7 +153,8 @@ def _reachable(location: str | Path) -> Iterator[None]:
         reason = hidden(location, " ".join(str(error).split())[:200]) or type(error).__name__
         raise OutputError(
             f"--storage must be a journal file of a search, or a database that can be reached, and "
-            f"{without_password(location)} is not: {reason}. Give another one, or remove it."
+            f"{without_password(location)} is not: {reason}. Give another one, or remove it.",
+            code="storage.unreachable",
         ) from error
 
 

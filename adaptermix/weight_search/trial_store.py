@@ -84,7 +84,8 @@ class TrialStore(StudyTrials):
             changed = sorted(key for key in {*before, *known} if before.get(key) != known.get(key))
             raise OutputError(
                 f"study '{address[1]}' in {self._location} was begun with other settings ({', '.join(changed)}). "
-                "Go on with those, pass --overwrite to begin again, or give another --out or --study."
+                "Go on with those, pass --overwrite to begin again, or give another --out or --study.",
+                code="study.other-settings",
             )
         self._check()
 
@@ -105,7 +106,8 @@ class TrialStore(StudyTrials):
         except (ValueError, LookupError, TypeError) as error:
             raise OutputError(
                 f"{self._location} must be as a search left it, and {damaged} in it is damaged: {error}. Pass "
-                "--overwrite to begin again, or give another --storage."
+                "--overwrite to begin again, or give another --storage.",
+                code="storage.damaged",
             ) from error
 
     def enqueue(self, points: Sequence[Point]) -> None:
@@ -332,5 +334,6 @@ def check_idle(address: StudyAddress) -> None:
     if any(map(works, running)):
         raise OutputError(
             f"study '{address[1]}' in {without_password(address[0])} must be idle to be begun again, and a process "
-            "works on it. Wait for it, or give another --study."
+            "works on it. Wait for it, or give another --study.",
+            code="study.busy",
         )

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from adaptermix.adapters import LINEAR, AdapterModule, AdapterSource, AdapterState, Layout, open_adapter, write_adapter
 from adaptermix.algebra import LowRank
-from adaptermix.errors import AdapterFormatError, OutputError
 
 from ..factories import CONFIG, load_base, logits, peft_kind, tiny_gpt2, tokens, wrap_with_peft
+from ..refusals import refuses
 
 
 @pytest.fixture(scope="module")
@@ -299,32 +299,35 @@ class TestRefusals:
     def test_grouped_convolutions(self, tmp_path: Path) -> None:
         model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2))
         peft_kind(model, tmp_path / "a", r=2, target_modules=["0"], task_type=None)
-        with pytest.raises(AdapterFormatError, match="grouped convolution"):
+        with refuses("adapter-file.grouped-convolution"):
             open_adapter(tmp_path / "a")
 
-    @pytest.mark.parametrize(("target", "what"), [("wte", "DoRA embedding"), ("plane", "DoRA convolution")])
+    @pytest.mark.parametrize(
+        ("target", "what"),
+        [("wte", "adapter-file.dora-kind: embedding"), ("plane", "adapter-file.dora-kind: convolution")],
+    )
     def test_dora_beyond_linear_modules(self, tmp_path: Path, gpt2: Path, target: str, what: str) -> None:
         model = load_base(gpt2) if target == "wte" else convolutions()
         peft_kind(model, tmp_path / "a", r=2, target_modules=[target], use_dora=True, task_type=None)
-        with pytest.raises(AdapterFormatError, match=what):
+        with refuses(what):
             open_adapter(tmp_path / "a")
 
     def test_a_dora_without_all_its_magnitudes_is_not_written(self, tmp_path: Path, base: Path) -> None:
         state = open_adapter(peft_kind(load_base(base), tmp_path / "a", r=2, **LLAMA["dora"])).read()
         some = list(state.modules)[1:]
-        with pytest.raises(OutputError, match="magnitude for every module"):
+        with refuses("write.no-magnitude"):
             write_adapter(tmp_path, _with(state, some))
 
     def test_a_dora_without_magnitudes_is_not_written(self, tmp_path: Path, base: Path) -> None:
         state = open_adapter(peft_kind(load_base(base), tmp_path / "a", r=2, **LLAMA["dora"])).read()
-        with pytest.raises(OutputError, match="0 magnitudes"):
+        with refuses("write.magnitudes: 0"):
             write_adapter(tmp_path, _with(state, []))
 
     def test_factors_that_are_not_the_delta_are_not_written(self, tmp_path: Path, base: Path) -> None:
         settings = {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}
         state = open_adapter(peft_kind(load_base(base), tmp_path / "a", r=2, **settings)).read()
         assert state.meta.initial == "pissa"
-        with pytest.raises(OutputError, match="must be converted"):
+        with refuses("write.unconverted-factors"):
             write_adapter(tmp_path, state)
 
 

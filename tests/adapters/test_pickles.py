@@ -14,6 +14,7 @@ from adaptermix.adapters import open_adapter
 from adaptermix.errors import AdapterFormatError, AdapterMixError
 
 from ..factories import WEIGHTS, key
+from ..refusals import refuses
 from .test_hostile import Q, bounded, check_line, sound
 
 
@@ -36,7 +37,7 @@ def test_it_is_read_where_it_is_allowed(tmp_path: Path) -> None:
 
 
 def test_otherwise_the_option_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AdapterFormatError, match="--allow-pickle"):
+    with refuses("adapter-file.pickle-only"):
         open_adapter(pickled(tmp_path))
 
 
@@ -78,14 +79,14 @@ def test_code_is_not_run(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "trapped"),)
 
     folder = pickled(tmp_path / "a", {key(Q, "A"): Trap()})
-    with pytest.raises(AdapterFormatError, match="a pickle that contains only tensors"):
+    with refuses("pickle.not-tensors"):
         open_adapter(folder, allow_pickle=True)
     assert not (tmp_path / "trapped").exists()
 
 
 def test_the_format_without_an_archive_is_refused(tmp_path: Path) -> None:
     folder = pickled(tmp_path, _use_new_zipfile_serialization=False)
-    with pytest.raises(AdapterFormatError, match=r"torch 1\.6"):
+    with refuses("pickle.archive"):
         open_adapter(folder, allow_pickle=True)
 
 
@@ -95,7 +96,7 @@ def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path: Path) -> Non
     folder = pickled(tmp_path)
     with zipfile.ZipFile(folder / "adapter_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**24))
-    with bounded(), pytest.raises(AdapterFormatError, match="uncompressed"):
+    with bounded(), refuses("pickle.compressed"):
         open_adapter(folder, allow_pickle=True)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from adaptermix.analysis import figures, inspect
-from adaptermix.errors import OutputError, PlanError
 
 from ..factories import contents, write_lora
+from ..refusals import refuses
 
 SHAPES = {f"model.layers.{n}.{m}": (8, 6, 2) for n in range(3) for m in ("q_proj", "v_proj")}
 
@@ -45,26 +45,26 @@ def test_without_matplotlib_it_says_how_to_get_it_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "find_spec", lambda _: None)
-    with pytest.raises(OutputError, match=r"--plot needs matplotlib.*pip install 'matplotlib"):
+    with refuses("plot.no-matplotlib"):
         inspect([tmp_path / "no adapter at all"], plot=tmp_path / "plot.png")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("plot.pdf", "must be a PNG file"),
-        ("none/plot.png", "must lie in a folder that exists"),
-        ("task.png", "is a folder"),
+        ("plot.pdf", "plot.not-png"),
+        ("none/plot.png", "output.no-parent"),
+        ("task.png", "output.is-folder"),
     ],
 )
 def test_a_plot_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "task.png").mkdir()
-    with pytest.raises(OutputError, match=message):
+    with refuses(message):
         inspect([tmp_path / "no adapter at all"], plot=tmp_path / name)
 
 
 def test_more_adapters_than_a_picture_holds_are_refused(folders: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="at most 8 adapters, got 9"):
+    with refuses("plot.too-many: 8.*9"):
         inspect([folders[0]] * 9, plot=tmp_path / "plot.png")
     assert not (tmp_path / "plot.png").exists()
 

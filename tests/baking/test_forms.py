@@ -16,13 +16,14 @@ pytest.importorskip("bitsandbytes")
 from adaptermix import BakeSettings, bake
 from adaptermix.checkpoints.formats import FORMATS
 from adaptermix.checkpoints.quantized import QuantizedCheckpoint, as_whole
-from adaptermix.errors import AdapterMixError, PlanError
 from adaptermix.io.checkpoint_files import open_checkpoint
 from adaptermix.io.files import partial_path
 from adaptermix.models.base import load_base
 from adaptermix.models.quantization import keep_codes
 from tests.baking.test_bake import adapter, load, logits
 from tests.factories import contents, peft_lora, peft_noise
+
+from ..refusals import refuses
 
 FORMS = ["nf4", "fp4", "int8"]
 
@@ -172,7 +173,7 @@ def test_what_was_worked_out_is_not_lost_when_it_is_refused(
 
     one = adapter(wide, tmp_path / "one", alpha=0.02)
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts]}
-    with pytest.raises(PlanError, match=r"What keeps enough: keep "):
+    with refuses("bake.effect-lost: keep"):
         bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=1.0))
     monkeypatch.setattr(work.TensorWriter, "_finish", None)
     report = bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=0.0))
@@ -182,9 +183,9 @@ def test_what_was_worked_out_is_not_lost_when_it_is_refused(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"quantize": "none"}, "--quantize nf4"),
-        ({"quantize": "fp4", "strategy": "requantize"}, "--quantize nf4"),
-        ({"quantize": "nf4", "strategy": "merge-16"}, "was made from"),
+        ({"quantize": "none"}, "bake.format: nf4"),
+        ({"quantize": "fp4", "strategy": "requantize"}, "bake.format: nf4"),
+        ({"quantize": "nf4", "strategy": "merge-16"}, "bake.merge-16"),
     ],
 )
 def test_a_quantised_base_is_taken_as_it_is_or_not_at_all(
@@ -192,7 +193,7 @@ def test_a_quantised_base_is_taken_as_it_is_or_not_at_all(
 ) -> None:
     one = adapter(wide, tmp_path / "one")
     base = quantised_by_transformers(wide, tmp_path / "base", "nf4")
-    with pytest.raises(AdapterMixError, match=words):
+    with refuses(words):
         bake(settings(base, one, tmp_path / "out", **more))
 
 
@@ -202,9 +203,9 @@ def test_an_adapter_is_not_written_onto_weights_that_it_has_not_seen(wide: Path,
     document = {"kind": "task", "base": {"id": str(wide), "quantization": quantiser}}
     (one / "adaptermix.json").write_text(json.dumps(document))
     common: dict[str, Any] = {"allow_base_mismatch": False, "keep_at_least": 0.0}
-    with pytest.raises(PlanError, match="trained on a base of format nf4"):
+    with refuses("bake.quantiser: trained on a base of format nf4"):
         bake(settings(wide, one, tmp_path / "out", **common))
-    with pytest.raises(PlanError, match="trained on a base of format nf4"):
+    with refuses("bake.quantiser: trained on a base of format nf4"):
         bake(settings(wide, one, tmp_path / "out", quantize="fp4", strategy="requantize", **common))
     bake(settings(wide, one, tmp_path / "on-purpose", strategy="merge-16", **common))
     bake(settings(wide, one, tmp_path / "as-trained", quantize="nf4", strategy="dequant-16", **common))
@@ -250,7 +251,7 @@ def test_texts_that_were_test_data_are_refused(wide: Path, texts: str, tmp_path:
     one = adapter(wide, tmp_path / "one", alpha=0.5)
     add_to_record(find_files([texts]), task="slots", adapter="a", watch=SILENT)
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts], "keep_at_least": 0.0}
-    with pytest.raises(PlanError, match="--allow-tested"):
+    with refuses("split.tested: --allow-tested"):
         bake(settings(wide, one, tmp_path / "out", **more))
     bake(settings(wide, one, tmp_path / "out", allow_tested=True, **more))
     assert json.loads((tmp_path / "out" / "adaptermix.json").read_text())["tested"]
@@ -333,5 +334,5 @@ def test_a_dev_score_is_not_of_rows_that_codes_were_fitted_to(wide: Path, tmp_pa
         "".join(line.replace("go", f"go {n}") + "\n" for n in range(9) for line in Path(rows).read_text().splitlines())
     )
     more: dict[str, Any] = {"quantize": "nf4", "calibration": [rows], "task": "slots", "dev": [rows]}
-    with pytest.raises(PlanError, match=r"54 of 54 rows of .* are in the --calibration file train"):
+    with refuses("bake.dev-in-calibration: 54 of 54 rows of.*train"):
         bake(settings(wide, one, tmp_path / "out", **more))

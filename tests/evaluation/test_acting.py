@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adaptermix.adapters import open_adapter
-from adaptermix.errors import IncompatibleAdapters
 from adaptermix.merging.on_model import acting
 from adaptermix.models.base import BaseModel, load_base
 
 from ..factories import CONFIG, WEIGHTS, peft_noise
+from ..refusals import refuses
 from ..tiny import tiny_causal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns of tied weights
@@ -105,7 +105,7 @@ def test_trained_tokens_beside_another_adapter_are_refused_by_name(base: BaseMod
     one = save(base, tmp_path / "one", **KINDS["tokens"])
     two = save(base, tmp_path / "two", target_modules=["q_proj"])
     with (
-        pytest.raises(IncompatibleAdapters, match=r"'one' trains tokens of its own \(trainable_token_indices\)"),
+        refuses("adapter.tokens-alone: one"),
         acting(base, [open_adapter(one), open_adapter(two)]),
     ):
         pass

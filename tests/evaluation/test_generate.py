@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from adaptermix import EvaluateSettings, evaluate
-from adaptermix.errors import ModelError
 from adaptermix.evaluation.answering import Answering
 from adaptermix.models.base import load_base
 from adaptermix.models.generate import generate, generate_ids
@@ -19,6 +18,8 @@ from adaptermix.options import GenerationSettings
 from adaptermix.tasks import get_task
 from adaptermix.tasks.slots import SlotRow
 from tests.tiny import tiny_causal
+
+from ..refusals import refuses
 
 PROMPTS = ["a", "what a long prompt this is", "mid length", "b c", "what a long prompt this iz"]
 
@@ -132,7 +133,7 @@ def test_evaluate_scores_every_language_and_writes_nothing(causal: Path, tmp_pat
 
 def test_an_encoder_does_not_generate(encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "en.jsonl").write_text('{"text": "a", "slots": []}\n')
-    with pytest.raises(ModelError, match="needs a causal language model"):
+    with refuses("model.not-causal"):
         evaluate(EvaluateSettings(base=str(encoder), task="slots", data=[str(tmp_path / "en.jsonl")], device="cpu"))
 
 

@@ -17,6 +17,8 @@ from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task
 from adaptermix.tasks.tagged import Tagged, to_entry
 
+from ..refusals import refuses
+
 LABELS = ("good", "bad", "fair")
 LANGUAGES = ("de", "en", "tr")
 
@@ -217,6 +219,10 @@ def test_data_sets_stand_beside_each_other(data: list[str], systems: dict[str, l
     half = (score.value - score.low) / 2**0.5
     assert rows[0][3].startswith(f"{score.value:.3f} [{score.value - half:.3f}, ")
     assert "| system | classify | other | mean |" in both.markdown()
-    for wrong, says in ((f"classify={first}", "pass --name"), ("x", "NAME=FILE"), (f"o={data[0]}", "--document")):
-        with pytest.raises(AdapterMixError, match=says):
+    for wrong, says in (
+        (f"classify={first}", "compare.names"),
+        ("x", "compare.document-name"),
+        (f"o={data[0]}", "compare.not-document"),
+    ):
+        with refuses(says):
             compare_systems(settings(data, systems, beside=[wrong]))

@@ -22,7 +22,6 @@ from adaptermix import (
     train_task,
 )
 from adaptermix.adapters import open_adapter
-from adaptermix.errors import IncompatibleAdapters, ModelError, OutputError
 from adaptermix.evaluation.retrieval import embed
 from adaptermix.merging.on_model import acting
 from adaptermix.models.base import load_base
@@ -30,6 +29,7 @@ from adaptermix.tasks import get_task, get_template
 from tests.evaluation.test_retrieval import brute_force
 from tests.factories import load_with_peft, peft_lora
 
+from ..refusals import refuses
 from ..scoring import count, micro_f1
 from ..training.data import Notes, write_pairs, write_slots
 
@@ -145,11 +145,15 @@ def test_answers_on_disk_are_not_replaced_unasked(causal: Path, tmp_path: Path) 
     data = write_rows(tmp_path)
     kept = tmp_path / "answers"
     kept.write_text("dear")
-    for path, words in ((kept, "Pass --overwrite"), (tmp_path, "must be a file"), (tmp_path / "a" / "b", "folder")):
-        with pytest.raises(OutputError, match=words):
+    for path, words in (
+        (kept, "output.file-exists"),
+        (tmp_path, "output.is-folder"),
+        (tmp_path / "a" / "b", "output.no-parent"),
+    ):
+        with refuses(words):
             evaluate(evaluated(causal, data, predictions=str(path)))
     # nor is what is no file of answers, asked or not
-    with pytest.raises(OutputError, match="replaces only answers"):
+    with refuses("replace.other-content: answers"):
         evaluate(evaluated(causal, data, predictions=str(kept), overwrite=True))
     assert kept.read_text() == "dear"
     kept.write_text('{"answer": "x"}\n')
@@ -219,7 +223,7 @@ def test_an_encoder_retrieves_but_does_not_answer(encoder: Path, tmp_path: Path)
     (tmp_path / "de-en.tsv").write_text("eins\teins\nzwei\tzwei\n")
     found = retrieve(RetrieveSettings(base=str(encoder), data=[str(tmp_path / "de-en.tsv")], device="cpu"))
     assert found.headline() == 1.0
-    with pytest.raises(ModelError, match="'slots' generates text and needs a causal language model"):
+    with refuses("model.not-causal: 'slots'"):
         evaluate(evaluated(encoder, write_rows(tmp_path)))
 
 
@@ -259,5 +263,5 @@ def test_a_dora_of_another_base_is_refused(causal: Path, tmp_path: Path) -> None
     other = tiny_causal(tmp_path / "other", layers=6)
     folder = peft_lora(other, tmp_path / "dora", r=4, target_modules=["model.layers.5.mlp.down_proj"], use_dora=True)
     base = load_base(str(causal), dtype="float32", device="cpu")
-    with pytest.raises(IncompatibleAdapters, match="must fit base model"), acting(base, [open_adapter(folder)]):
+    with refuses("adapter.not-for-base"), acting(base, [open_adapter(folder)]):
         pass

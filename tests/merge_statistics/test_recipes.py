@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from adaptermix import run_recipe
-from adaptermix.errors import AdapterMixError
 from tests.factories import peft_lora
 from tests.training.data import write_slots
+
+from ..refusals import refuses
 
 RECIPE = """
 version: 1
@@ -37,7 +36,7 @@ def test_a_recipe_measures_and_merges_and_may_not_test_what_it_measured(causal: 
     recipe = tmp_path / "recipe.yaml"
     given = {"base": str(causal), "folder": str(tmp_path)}
     recipe.write_text(RECIPE.format(data="train.en.jsonl"))
-    with pytest.raises(AdapterMixError, match="calibration data"):
+    with refuses("recipe.split: calibration data"):
         run_recipe(recipe, given)
     assert not (tmp_path / "made").exists()
     recipe.write_text(RECIPE.format(data="test.en.jsonl"))

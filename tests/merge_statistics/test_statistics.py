@@ -15,7 +15,7 @@ from torch import Tensor
 from adaptermix import merge, statistics
 from adaptermix.adapters import open_adapter
 from adaptermix.cli import main
-from adaptermix.errors import DataError, IncompatibleAdapters, OutputError, PlanError, UsageError
+from adaptermix.errors import DataError, UsageError
 from adaptermix.merge_statistics import run
 from adaptermix.merging.on_model import acting
 from adaptermix.models.base import load_base
@@ -24,6 +24,8 @@ from adaptermix.training import train_task
 from tests.factories import adapter_deltas, peft_lora
 from tests.fusion.test_commands import write_rows
 from tests.training.data import write_slots
+
+from ..refusals import refuses
 
 TEXTS = ["red", "a blue house", "go to the green tree", "white", "one two three four five six"]
 COMMON: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
@@ -306,10 +308,10 @@ def test_rows_of_statistics_are_not_tested_and_tested_rows_are_not_measured(
         out=tmp_path / "merged",
     )
     asked = {"base": str(causal), "task": "slots", "data": rows, "split": "test", "max_new_tokens": 1, **COMMON}
-    with pytest.raises(PlanError, match="test data must be new to the adapter"):
+    with refuses("split.known"):
         evaluate(EvaluateSettings(**asked, adapter=str(tmp_path / "merged")))
     evaluate(EvaluateSettings(**asked))
-    with pytest.raises(PlanError, match="calibration data must not be test data"):
+    with refuses("split.tested: calibration data must not be test data"):
         statistics(settings(causal, folder, tmp_path / "three.st", **more))
     statistics(settings(causal, folder, tmp_path / "three.st", **more, allow_tested=True))
     with safe_open(tmp_path / "three.st", framework="pt") as file:
@@ -322,13 +324,13 @@ def test_statistics_that_do_not_belong_to_the_merge_are_refused(causal: Path, fo
         statistics(settings(causal, folder, file, adapter=str(folder / name)))
     common: dict[str, Any] = {"weights": [0.5], "out": tmp_path / "merged"}
     adapters = [folder / "one", folder / "two"]
-    with pytest.raises(PlanError, match=r"given in the order of the adapters, and .*two.st, in the place of 'one'"):
+    with refuses("statistics.order: one"):
         merge(adapters, method="regmean", statistics=files[::-1], **common)
-    with pytest.raises(PlanError, match=r"must be made for method 'fisher', and .*one.st is for 'regmean'"):
+    with refuses("statistics.method: fisher.*regmean"):
         merge(adapters, method="fisher", statistics=files, **common)
     part = {"modules": ["*q_proj"]}
     statistics(settings(causal, folder, files[0], **part, overwrite=True))
-    with pytest.raises(PlanError, match=r"needs statistics of shape .* found nothing"):
+    with refuses("statistics.shape: nothing"):
         merge(adapters, method="regmean", statistics=files, **common)
     assert not (tmp_path / "merged").exists()
 
@@ -337,7 +339,7 @@ def test_other_base_models_are_refused(causal: Path, folder: Path, tmp_path: Pat
     from tests.tiny import tiny_causal
 
     other = tiny_causal(tmp_path / "other", seed=5)
-    with pytest.raises(IncompatibleAdapters, match="must be the one that adapter 'one' was trained on"):
+    with refuses("base.mismatch: one"):
         statistics(settings(other, folder, tmp_path / "x.st"))
     asked = settings(other, folder, tmp_path / "x.st", allow_base_mismatch=True)
     statistics(asked)
@@ -349,7 +351,7 @@ def test_other_base_models_are_refused(causal: Path, folder: Path, tmp_path: Pat
         for file in (folder / name).iterdir():
             (adapter / file.name).write_bytes(file.read_bytes())
         (adapter / "adaptermix.json").write_text(json.dumps(document))
-    with pytest.raises(IncompatibleAdapters, match="must be made on the base model of their adapter"):
+    with refuses("statistics.base"):
         merge(
             [tmp_path / "one", tmp_path / "two"],
             weights=[0.5],
@@ -364,17 +366,17 @@ def test_bad_input_leaves_nothing_and_says_why(causal: Path, folder: Path, tmp_p
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises((DataError, UsageError), match=r"empty|at least one text"):
         statistics(settings(causal, folder, out, data=[str(tmp_path / "empty.txt")]))
-    with pytest.raises(PlanError, match="must match linear layers of the model, and 'nothing' matches none"):
+    with refuses("statistics.modules: 'nothing'"):
         statistics(settings(causal, folder, out, modules=["nothing"]))
-    with pytest.raises(OutputError, match="must be a file"):
+    with refuses("output.is-folder"):
         statistics(settings(causal, folder, tmp_path))
     assert list(tmp_path.iterdir()) == [tmp_path / "empty.txt"]
     save_file({"a": torch.zeros(1)}, out)
-    with pytest.raises(OutputError, match=r"exists. Pass --overwrite"):
+    with refuses("output.file-exists"):
         statistics(settings(causal, folder, out))
-    with pytest.raises(OutputError, match="replaces only a file of `statistics`"):
+    with refuses("statistics.overwrite"):
         statistics(settings(causal, folder, out, overwrite=True))
-    with pytest.raises(ValueError, match="fisher needs rows with answers"):
+    with refuses("statistics.no-task"):
         settings(causal, folder, out, method="fisher")
 
 

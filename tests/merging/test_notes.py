@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from adaptermix import merge
 from adaptermix.cli import main
-from adaptermix.errors import PlanError
 
 from ..factories import write_lora
+from ..refusals import refuses
 
 MODULES = {"layers.0.q": (12, 10, 3)}
 
@@ -41,15 +41,15 @@ def test_statistics_in_16_bits_are_warned_of(tmp_path: Path, pair: list[Path], d
 @pytest.mark.parametrize(
     ("method", "options", "forms"),
     [
-        ("ties", {"density": 0.5}, "--form dense, or accept"),
-        ("svd", {}, "--form concat or dense, or accept"),
-        ("tsv", {"share": 0.3}, "--form concat or dense"),
+        ("ties", {"density": 0.5}, "residual.truncation: dense.*or accept"),
+        ("svd", {}, "residual.truncation: concat or dense.*or accept"),
+        ("tsv", {"share": 0.3}, "residual.truncation: concat or dense"),
     ],
 )
 def test_a_truncation_that_is_refused_names_forms_that_the_method_has(
     pair: list[Path], method: str, options: dict[str, float], forms: str
 ) -> None:
-    with pytest.raises(PlanError, match=forms):
+    with refuses(forms):
         merge(pair, weights=[0.5, 0.5], method=method, options=options, rank=1 if method != "tsv" else None)
 
 

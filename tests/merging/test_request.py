@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adaptermix.errors import AdapterMixError, PlanError, UsageError
+from adaptermix.errors import PlanError, UsageError
 from adaptermix.merging.request import is_checkpoint, merge_as_asked
 from adaptermix.methods.exact import Exact
 from adaptermix.options import MergeSettings
 
 from ..factories import adapter_deltas, contents, load_base, write_lora
+from ..refusals import refuses
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -76,12 +77,12 @@ def test_a_dry_run_of_checkpoints_writes_nothing(base: Path, tuned: list[str], t
 
 def test_a_mixture_is_refused(base: Path, adapters: list[str], tuned: list[str], tmp_path: Path) -> None:
     for mixture in ([adapters[0], tuned[0]], [tuned[0], adapters[0]]):
-        with pytest.raises(PlanError, match="all adapters or all checkpoints, got both"):
+        with refuses("merge.mixed-inputs"):
             merge_as_asked(settings(mixture, tmp_path / "out", base=str(base)))
 
 
 def test_checkpoints_without_their_base_are_refused(tuned: list[str], tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="pass --base MODEL"):
+    with refuses("checkpoint.needs-base"):
         merge_as_asked(settings(tuned, tmp_path / "out"))
 
 
@@ -114,7 +115,7 @@ def test_what_only_adapters_have_is_refused_for_checkpoints(
 def test_no_input_is_replaced(base: Path, tuned: list[str], adapters: list[str]) -> None:
     for inputs, out in ((tuned, tuned[0]), (tuned, str(base)), (adapters, adapters[1])):
         before = contents(Path(out))
-        with pytest.raises(AdapterMixError, match="must not be one of the inputs"):
+        with refuses("output.is-input"):
             merge_as_asked(settings(inputs, Path(out), base=str(base), overwrite=True))
         assert contents(Path(out)) == before
 

@@ -13,6 +13,8 @@ from adaptermix.methods import METHODS, MergeMethod, method
 from adaptermix.methods.base import build
 from adaptermix.methods.exact import Exact
 
+from ..refusals import refuses
+
 
 @pytest.fixture
 def trimmed() -> Iterator[type[MergeMethod]]:
@@ -72,17 +74,17 @@ def test_the_name_of_a_method_is_not_an_option() -> None:
 
 
 def test_a_value_that_the_method_refuses_names_the_method(trimmed: type[MergeMethod]) -> None:
-    with pytest.raises(PlanError, match=r"method 'trimmed': density must be in \(0, 1\], got 0.0"):
+    with refuses(r"method.option-value: trimmed.*density must be in \(0, 1\], got 0.*0"):
         build("trimmed", {"density": 0.0})
 
 
 def test_a_value_of_the_wrong_kind_names_the_method(trimmed: type[MergeMethod]) -> None:
-    with pytest.raises(PlanError, match="option 'density' of method 'trimmed' must be float, got 'much'"):
+    with refuses("method.option-type: density.*trimmed.*float.*'much'"):
         build("trimmed", {"density": "much"})
 
 
 def test_a_name_that_is_taken_is_refused_and_the_first_stays() -> None:
-    with pytest.raises(ValueError, match="a merge method named 'exact' exists: Exact"):
+    with refuses("method.name-taken: 'exact'.*Exact"):
         method("exact")(Exact)
     assert METHODS["exact"] is Exact
 

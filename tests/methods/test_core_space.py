@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from adaptermix import merge, merge_checkpoints
 from adaptermix.algebra import LowRank, Stack, core_of
 from adaptermix.algebra.draws import uniform
-from adaptermix.errors import PlanError
 from adaptermix.methods.base import build
 from adaptermix.testing.stacks import generic
 
 from ..checkpoints.models import tensors_of, tune
 from ..factories import adapter_deltas, load_base, peft_kind, tiny_llama, write_lora
+from ..refusals import refuses
 from . import oracles
 from .oracles import Matrix
 
@@ -193,8 +193,8 @@ def test_full_space_is_named_where_a_cut_is_refused(tmp_path: Path) -> None:
     write_lora(tmp_path / "task", MODULES, seed=1)
     write_lora(tmp_path / "align", MODULES, seed=2)
     folders = [tmp_path / "task", tmp_path / "align"]
-    for space, forms in (("full", "--form dense,"), ("core", "--form concat or dense")):
-        with pytest.raises(PlanError, match=forms):
+    for space, forms in (("full", "residual.truncation: dense"), ("core", "residual.truncation: concat or dense")):
+        with refuses(forms):
             merge(folders, weights=[0.5], method="ties", options={"space": space}, rank=1, max_residual=0.01)
 
 

@@ -12,6 +12,8 @@ from adaptermix.methods.base import METHODS, build, options_of
 from adaptermix.methods.listing import list_methods
 from adaptermix.methods.mergekit import mergekit_methods
 
+from ..refusals import refuses
+
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as caught:
@@ -60,7 +62,7 @@ def test_a_method_that_is_listed_can_be_built() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(PlanError, match=r"unknown merge method 'tie'\. Did you mean 'ties'\?"):
+    with refuses(r"method.unknown: 'tie'.*Did you mean 'ties'\?"):
         list_methods(["exact", "tie"])
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from adaptermix.algebra import LowRank, Stack, norm
-from adaptermix.errors import UsageError
 from adaptermix.methods.base import build
 from adaptermix.testing.stacks import generic
 
+from ..refusals import refuses
 from . import oracles
 
 ONES = [1.0, 1.0, 1.0]
@@ -96,7 +96,7 @@ def test_a_ridge_keeps_adapters_of_nearly_the_same_inputs_from_growing() -> None
 
 
 def test_a_ridge_below_zero_is_refused() -> None:
-    with pytest.raises(UsageError, match="ridge must be at least 0"):
+    with refuses("method.ridge"):
         build("wudi", {"ridge": -0.1})
 
 

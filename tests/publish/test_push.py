@@ -19,6 +19,7 @@ from adaptermix.errors import AdapterFormatError, OutputError, PublishError
 from adaptermix.publish.private import text_without_paths
 
 from ..factories import contents, peft_lora, tiny_llama, write_lora
+from ..refusals import refuses
 from .conftest import MODULES
 from .loopback import Hub, Repository
 
@@ -204,7 +205,7 @@ def of_jane(tmp_path: Path) -> Path:
 def test_a_local_base_is_refused_without_its_id_on_the_hub(of_jane: Path, hub: Hub) -> None:
     before = contents(of_jane)
     for dry_run in (True, False):
-        with pytest.raises(PublishError, match=r"local folder \('base'\).*Give --base-id OWNER/NAME"):
+        with refuses("push.local-base: 'base'"):
             push(settings(of_jane, dry_run=dry_run))
     assert contents(of_jane) == before
     assert hub.requests == []
@@ -256,7 +257,7 @@ def test_weights_whose_header_names_a_folder_of_this_machine_are_refused(merged:
     path = merged / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file(tensors, path, metadata={"format": "pt", "ss_args": '{"out": "/home/jane.doe/secret-project/x"}'})
-    with pytest.raises(PublishError, match=r"names a path of this machine in its header \(ss_args\)"):
+    with refuses("push.header-path: ss_args"):
         push(settings(merged))
     assert hub.requests == []
     save_file(tensors, path, metadata={"format": "pt"})
@@ -313,7 +314,7 @@ def test_what_is_published_of_a_text(text: str, published: str | None) -> None:
 def test_relative_folders_are_not_taken_for_ids_of_the_hub(of_jane: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(of_jane.parents[1])
     write_lora(Path("secret-project/c"), MODULES, base="secret-project/base")
-    with pytest.raises(PublishError, match="local folder"):
+    with refuses("push.local-base"):
         push(settings(Path("secret-project/c"), dry_run=True))
 
 
@@ -333,7 +334,7 @@ def test_an_adapter_that_names_no_base_is_sent_with_a_warning(tmp_path: Path) ->
 
 @pytest.mark.parametrize("repo", ["merged", "a/b/c", "me/", "/x", "", "https://hf.co/me/x"])
 def test_a_name_without_an_owner_is_refused(merged: Path, repo: str) -> None:
-    with pytest.raises(PublishError, match="must be named owner/name"):
+    with refuses("push.repository"):
         push(settings(merged, repo=repo, dry_run=True))
 
 
@@ -346,7 +347,7 @@ def test_names_that_the_hub_refuses_are_refused_in_the_dry_run_too(merged: Path,
         push(settings(merged, repo=repo, dry_run=True))
     assert contents(merged) == before
     assert "\n" not in str(caught.value)
-    with pytest.raises(PublishError, match="--base-id"):
+    with refuses("push.hub-id: --base-id"):
         push(settings(merged, base_id=repo, dry_run=True))
 
 
@@ -406,11 +407,11 @@ def test_a_manifest_that_someone_edited_is_refused_by_name_or_passed_over(merged
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["_orig_mod.layers.0.q"], "wrapper modules.* Rewrite it: adaptermix merge"),
-        (["bert.encoder.layer.0.q", "encoder.layer.0.k"], "two model classes"),
+        (["_orig_mod.layers.0.q"], "adapter-file.stored-names: wrapper modules.*Rewrite it: adaptermix merge"),
+        (["bert.encoder.layer.0.q", "encoder.layer.0.k"], "adapter-file.stored-names: two model classes"),
     ],
 )
 def test_a_folder_that_peft_would_load_in_part_is_not_pushed(tmp_path: Path, names: list[str], words: str) -> None:
     write_lora(tmp_path / "a", dict.fromkeys(names, (4, 4, 2)))
-    with pytest.raises(AdapterFormatError, match=words):
+    with refuses(words):
         push(PushSettings(folder=str(tmp_path / "a"), repo="me/x", dry_run=True))

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from adaptermix import CompareSettings
-from adaptermix.errors import UsageError
 from adaptermix.evaluation.compare import compare_systems
 from adaptermix.evaluation.run import score_answers
 from adaptermix.tasks import get_task, metrics_of
 from adaptermix.tasks.qa import QaRow
 from adaptermix.tasks.slots import SlotRow
 from adaptermix.tasks.tagged import Tagged, iob2_spans
+
+from ..refusals import refuses
 
 
 def squad(prediction: str, truth: str) -> tuple[float, float]:
@@ -100,11 +101,11 @@ def test_equal_neighbours_are_two_spans_only_if_strict():
 
 
 def test_an_unknown_metric_or_scorer_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match="--metric must be one of accuracy, macro_f1"):
+    with refuses("task.metric: accuracy, macro_f1"):
         metrics_of(get_task("nli"), [], metric="f1")
-    with pytest.raises(UsageError, match="--scorer must be one of mlqa, squad for task 'qa'"):
+    with refuses("task.scorer: one of mlqa, squad.*qa"):
         metrics_of(get_task("qa"), [], scorer="strict")
-    with pytest.raises(UsageError, match="--scorer must be left out for task 'nli'"):
+    with refuses("task.scorer: left out.*nli"):
         metrics_of(get_task("nli"), [], scorer="squad")
 
 
@@ -115,7 +116,7 @@ def test_a_named_metric_must_be_able_to_score_every_language():
         SlotRow(text="um fünf", slots=(("time", "fünf"),), language="de"),
     ]
     # the mean over languages would be 1.0, of English alone
-    with pytest.raises(UsageError, match=r"--metric span_f1 needs .* in every language, and de has none"):
+    with refuses("task.metric-language: span_f1.*de"):
         score_answers(task, rows, ["time: five", "None"], {}, seed=0, metric="span_f1")
     assert score_answers(task, rows, ["time: five", "None"], {}, seed=0, metric="pair_f1").overall.value == 0.5
     assert score_answers(task, rows[:1], ["time: five"], {}, seed=0, metric="span_f1").overall.value == 1.0

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from adaptermix import AlignSettings, load_adapter, train_align
-from adaptermix.errors import DataError
 from adaptermix.merging.attach import Attachment
 from adaptermix.models.base import backbone, load_base
 from adaptermix.progress import Look, Silent
@@ -18,6 +17,7 @@ from adaptermix.tasks.data import read_pairs
 from adaptermix.training import align
 from adaptermix.training.early_stopping import DevLosses
 
+from ..refusals import refuses
 from .data import Notes, write_pairs
 from .test_joint import values
 
@@ -92,10 +92,10 @@ def _stop_after(call: Any, steps: int, seen: list[dict[str, torch.Tensor]]) -> A
 
 
 def test_dev_pairs_are_checked_as_training_pairs_are(causal: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="add --dev-pairs FILE"):
+    with refuses("train.no-dev: dev-pairs"):
         settings_for(causal, tmp_path, dev_pairs=[])
     (tmp_path / "it-en.tsv").write_text("uno\tone\n")
-    with pytest.raises(DataError, match="dev pairs"):
+    with refuses("align.too-few-pairs: dev pairs"):
         train_align(settings_for(causal, tmp_path, dev_pairs=[str(tmp_path / "it-en.tsv")]))
     notes = Notes()
     train_align(settings_for(causal, tmp_path, dev_pairs=write_pairs(tmp_path)[:1]), watch=notes)

@@ -19,6 +19,7 @@ from adaptermix.tasks.data import Pair
 from adaptermix.training.align import AlignLoss, MiddleStates
 
 from ..factories import contents, load_with_peft
+from ..refusals import refuses
 from .data import write_pairs
 from .test_align import settings_for
 
@@ -141,11 +142,11 @@ class TestBatches:
 @pytest.mark.parametrize(
     ("more", "kind", "words"),
     [
-        ({"layer": 5}, ModelError, "--layer must be from 1 to 4 for this base model, got 5"),
-        ({"layer": 0}, ModelError, "--layer must be from 1 to 4"),
-        ({"layer": -1}, ModelError, "--layer must be from 1 to 4"),
-        ({"targets": ["q_proj", "query"]}, PlanError, "--targets must be all-linear or among .*got query"),
-        ({"device": "cuda:63"}, ModelError, "--device cuda:63 is asked for"),
+        ({"layer": 5}, ModelError, "model.block-index: --layer.*4.*5"),
+        ({"layer": 0}, ModelError, "model.block-index: --layer.*4"),
+        ({"layer": -1}, ModelError, "model.block-index: --layer.*4"),
+        ({"targets": ["q_proj", "query"]}, PlanError, "train.targets: query"),
+        ({"device": "cuda:63"}, ModelError, "device.not-there: cuda:63"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_and_nothing_is_written(
@@ -153,7 +154,7 @@ def test_what_does_not_fit_the_model_is_refused_and_nothing_is_written(
 ) -> None:
     settings = settings_for(causal, tmp_path, **more)
     before = contents(tmp_path)
-    with pytest.raises(kind, match=words):
+    with refuses(words):
         train_align(settings)
     assert contents(tmp_path) == before
 

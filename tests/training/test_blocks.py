@@ -13,11 +13,11 @@ from torch import nn
 from adaptermix import JointSettings, TaskSettings, load_adapter, merge, train_joint, train_task
 from adaptermix.cli import main
 from adaptermix.commands.recipes import load_recipe
-from adaptermix.errors import PlanError
 from adaptermix.models.base import load_base
 from adaptermix.training.lora import resolve_targets
 
 from ..factories import adapter_deltas, load_with_peft
+from ..refusals import refuses
 from .data import write_pairs, write_slots
 from .test_joint import values
 
@@ -125,7 +125,7 @@ def test_joint_training_may_go_beyond_the_layer_if_it_begins_below(causal: Path,
     train_joint(JointSettings(**values(causal, tmp_path, **own, blocks="1-2")))
     assert blocks_of(tmp_path / "out") == {1, 2}
     late = JointSettings(**values(causal, tmp_path, **own, blocks="2-3", overwrite=True))
-    with pytest.raises(PlanError, match="--blocks must begin below the aligned layer: --layer 2 runs blocks 0-1 only"):
+    with refuses("train.blocks-unreached: --blocks must begin below the aligned layer: --layer 2 runs blocks 0-1 only"):
         train_joint(late)
 
 
@@ -139,7 +139,7 @@ def test_a_target_that_no_chosen_block_has_is_refused() -> None:
 
     assert resolve_targets(Model(), ["all-linear"], range(2)) == ["one", "two"]
     assert resolve_targets(Model(), ["all-linear"], range(1, 2)) == ["one"]
-    with pytest.raises(PlanError, match="--targets must be all-linear or among one, got two"):
+    with refuses("train.targets: one.*two"):
         resolve_targets(Model(), ["two"], range(1, 2))
 
 

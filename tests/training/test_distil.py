@@ -24,6 +24,7 @@ from adaptermix.training.frozen_adapter import attach_on
 from adaptermix.training.lora import inject
 from adaptermix.training.losses import distil_loss, spread_of
 
+from ..refusals import refuses
 from .data import write_pairs, write_slots
 from .test_accumulation import SPLITS, Crowd, assert_same, gradients, moved
 from .test_joint import values
@@ -307,12 +308,12 @@ def test_options_of_the_contrast_are_refused(
 
 
 def test_a_base_without_a_part_of_its_weights_is_no_teacher(causal: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="takes a part out of the base's weights, so drop --objective distil"):
+    with refuses("train.init-option: objective distil"):
         settings_for(causal, tmp_path, init="pissa", dtype="float32")
     own: dict[str, Any] = {"base": "b", "pairs": ["de-en.tsv"], "out": "o"}
     assert AlignSettings(**own).objective == "distil"
     assert AlignSettings(**own, init="pissa").objective == "contrastive"
-    with pytest.raises(ValueError, match="--init is an option of training, and --fit least-squares does not train"):
+    with refuses("align.fit-option: init.*least-squares"):
         AlignSettings(**own, init="pissa", fit="least-squares")
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adaptermix import AlignSettings, TaskSettings, load_adapter, merge, train_task
-from adaptermix.errors import PlanError
 from adaptermix.models.base import load_base
 from adaptermix.training.lora import extract, factors, inject, scales, start_of
 from adaptermix.training.sampler import LengthSampler, Sampler
 from adaptermix.training.trainer import Interrupted
 
 from ..factories import load_with_peft
+from ..refusals import refuses
 from .data import write_slots
 from .test_joint import values
 
@@ -146,21 +146,21 @@ class TestKindsOfLora:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            ({"init": "orthogonal", "rank": 3}, "needs an even rank, got 3"),
-            ({"init": "orthogonal", "quantize": "nf4"}, "orthogonal needs plain weights: drop --quantize"),
-            ({"init": "pissa", "quantize": "nf4"}, "takes a part out of the base's weights, so drop --quantize"),
-            ({"init": "olora", "norm_budget": 0.1}, "drop --norm-budget"),
+            ({"init": "orthogonal", "rank": 3}, "train.orthogonal-rank: 3"),
+            ({"init": "orthogonal", "quantize": "nf4"}, "train.orthogonal-quantized"),
+            ({"init": "pissa", "quantize": "nf4"}, "train.init-option: quantize"),
+            ({"init": "olora", "norm_budget": 0.1}, "train.init-option: norm-budget"),
         ],
     )
     def test_a_start_that_does_not_go_with_the_rest_is_refused(
         self, more: dict[str, object], message: str, causal: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(ValidationError, match=message):
+        with refuses(message):
             settings_for(causal, tmp_path, **more)
         for own, name in (({"anchor": "base"}, "anchor base"), ({"standardize": "all"}, "standardize")):
             with pytest.raises(ValidationError, match=f"drop --{name}"):
                 AlignSettings(base="b", pairs=["x"], out="x", init="pissa", **own)
-        with pytest.raises(PlanError, match="--init pissa needs --dtype float32, found bfloat16"):
+        with refuses("train.init-dtype: pissa.*bfloat16"):
             train_task(settings_for(causal, tmp_path, init="pissa", dtype="bfloat16"))
 
     def test_a_dora_that_is_not_trained_acts_as_the_base(self, causal: Path, tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from adaptermix import EvaluateSettings, TaskSettings, evaluate, train_task
-from adaptermix.errors import ModelError
 
+from ..refusals import refuses
 from .data import write_slots
 
 
@@ -74,6 +72,6 @@ def test_rows_are_counted_for_the_epochs(causal: Path, tmp_path: Path) -> None:
 
 
 def test_encoders_are_refused(encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="needs a causal language model"):
+    with refuses("model.not-causal"):
         train_task(settings_for(encoder, tmp_path, head="none"))
     assert not (tmp_path / "task").exists()

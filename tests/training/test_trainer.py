@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from adaptermix import TaskSettings, train_task
-from adaptermix.errors import AdapterMixError, OutputError
 from adaptermix.io.files import partial_path
 from adaptermix.models.base import load_base
 from adaptermix.training.checkpoint import Workplace
 from adaptermix.training.lora import inject
 from adaptermix.training.trainer import Trainer
 
+from ..refusals import refuses
 from .data import write_slots
 from .test_task import settings_for
 
@@ -79,12 +79,12 @@ def stopped_run(causal: Path, folder: Path) -> TaskSettings:
 
 def test_an_interrupted_run_is_neither_lost_nor_mixed_up(causal: Path, tmp_path: Path) -> None:
     settings = stopped_run(causal, tmp_path)
-    with pytest.raises(OutputError, match="Pass --resume to go on"):
+    with refuses("run.interrupted"):
         train_task(settings)
-    with pytest.raises(OutputError, match=r"learning_rate was 0\.02, now 0\.5"):
+    with refuses(r"run.settings: learning_rate was 0\.02, now 0\.5"):
         train_task(settings.model_copy(update={"resume": True, "learning_rate": 0.5}))
     checkpoint_of(Path(settings.out)).write_bytes(b"\x08\0\0\0\0\0\0\0 broken ")
-    with pytest.raises(OutputError, match="must be a checkpoint"):
+    with refuses("run.not-checkpoint"):
         train_task(settings.model_copy(update={"resume": True}))
     report = train_task(settings.model_copy(update={"overwrite": True}))
     assert [entry["step"] for entry in report.history] == [1, 2, 3, 4, 5, 6]
@@ -109,7 +109,7 @@ def test_a_run_does_not_go_on_in_another_dtype_because_of_the_hardware(
     monkeypatch.setattr(
         "adaptermix.models.base.pick_dtype", lambda name, _: getattr(torch, name.replace("auto", "float32"))
     )
-    with pytest.raises(OutputError, match="dtype was 'bfloat16', now 'float32'"):
+    with refuses("run.settings: dtype was 'bfloat16', now 'float32'"):
         train_task(again)
     assert train_task(again.model_copy(update={"dtype": "bfloat16"})).steps == 2
 
@@ -117,9 +117,9 @@ def test_a_run_does_not_go_on_in_another_dtype_because_of_the_hardware(
 def test_a_finished_run_has_nothing_to_resume(causal: Path, tmp_path: Path) -> None:
     settings = settings_for(causal, tmp_path, steps=2)
     train_task(settings)
-    with pytest.raises(OutputError, match="already complete"):
+    with refuses("run.complete"):
         train_task(settings.model_copy(update={"resume": True}))
-    with pytest.raises(OutputError, match="exists"):
+    with refuses("output.exists"):
         train_task(settings)
 
 
@@ -168,7 +168,7 @@ def test_masters_stay_in_float32_under_a_bfloat16_model(causal: Path, tmp_path: 
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_writes_nothing(causal: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdapterMixError, match=r"loss must stay finite.*--learning-rate"):
+    with refuses("train.not-finite: loss"):
         train_task(settings_for(causal, tmp_path, learning_rate=1e30, warmup=0.0, max_grad_norm=1e30))
     assert not (tmp_path / "task").exists()
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from adaptermix import EvaluateSettings, MergeSettings, evaluate, merge, merge_learned, statistics
 from adaptermix.cli import main
-from adaptermix.errors import PlanError, UsageError
 from adaptermix.models.base import load_base
 from adaptermix.options import AlignSettings, StatisticsSettings, TaskSettings
 from adaptermix.training import train_align, train_task
@@ -21,6 +20,8 @@ from tests.factories import adapter_deltas, peft_lora
 from tests.fusion.test_commands import write_rows
 from tests.tiny import tiny_causal
 from tests.training.data import write_slots
+
+from ..refusals import refuses
 
 LAYERS = 3
 COMMON: dict[str, Any] = {"device": "cpu"}
@@ -168,15 +169,15 @@ def test_an_adapter_with_a_head_keeps_its_paths_where_texts_are_read_without_the
 
 
 def test_what_is_lacking_or_unused_is_said(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one FILE or quoted glob per adapter, 2 here, got 1"):
+    with refuses("measured.data: 2.*1"):
         merge_learned(settings(folder, tmp_path / "x", texts=[str(folder / "one.txt")]))
-    with pytest.raises(UsageError, match="add --base MODEL"):
+    with refuses("measured.no-base"):
         merge_learned(settings(folder, tmp_path / "x", base=None))
-    with pytest.raises(UsageError, match="pass --task with --train only"):
+    with refuses("measured.task"):
         merge_learned(settings(folder, tmp_path / "x", task="slots"))
-    with pytest.raises(UsageError, match="looks at inputs only: drop --statistics"):
+    with refuses("measured.inputs-only: statistics"):
         merge_learned(settings(folder, tmp_path / "x", statistics=[str(folder / "one.txt")] * 2))
-    with pytest.raises(PlanError, match="must learn its weights, or measure inputs, on data first"):
+    with refuses("merge.needs-data"):
         merge([folder / "one", folder / "two"], weights=[0.5], method="regmean-plus", out=tmp_path / "x")
     merge_learned(settings(folder, tmp_path / "x", dry_run=True))
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from adaptermix import SearchSettings, search
-from adaptermix.errors import ConfigError, OutputError, UsageError
 from adaptermix.io.files import held
 from adaptermix.tuning import tune
 from adaptermix.weight_search import search_dry
@@ -21,6 +20,8 @@ from adaptermix.weight_search.space import Candidate, CandidateList
 from adaptermix.weight_search.trial_store import TrialStore, check_idle
 from tests.factories import peft_lora
 from tests.training.data import Notes, write_slots
+
+from ..refusals import refuses
 
 COMMON = {"task": "classify", "max_new_tokens": 6, "dtype": "float32", "device": "cpu"}
 
@@ -45,7 +46,7 @@ def given(causal: Path, tmp_path: Path) -> dict[str, Any]:
 def test_rows_count_once(given: dict[str, Any], tmp_path: Path) -> None:
     copied = tmp_path / "copy.en.jsonl"
     copied.write_bytes(Path(given["dev"][0]).read_bytes())
-    with pytest.raises(UsageError, match=r"each dev file counts once, and .*copy.en.jsonl holds what"):
+    with refuses("search.file-twice: dev"):
         search_dry(SearchSettings(**given | {"dev": [*given["dev"], str(copied)], "grid": [0.5]}))
 
 
@@ -57,7 +58,7 @@ def test_the_task_adapter_alone_is_not_asked_again_as_a_candidate(given: dict[st
 
 def test_sums_of_a_grid_keep_the_whole_first_adapter(given: dict[str, Any]) -> None:
     assert search_dry(SearchSettings(**given, grid=[0.25, 1.0], space="sum"))["candidates"] == ["1/0.25", "1/1"]
-    with pytest.raises(ValueError, match="--space sum is for a grid"):
+    with refuses("search.space: sum"):
         SearchSettings(**given, trials=3, space="sum")
 
 
@@ -108,7 +109,7 @@ def test_one_process_at_a_time_works_on_an_output(given: dict[str, Any], tmp_pat
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(OutputError, match="another process is working on"):
+        with refuses("output.busy"):
             search(SearchSettings(**given, grid=[0.5]))
     finally:
         other.kill()
@@ -126,7 +127,7 @@ def test_a_study_that_others_work_on_is_not_begun_again(tmp_path: Path) -> None:
     assert asked is not None
     check_idle((place, "s"))  # this process's own
     store._open[asked.number].set_user_attr("worker", [socket.gethostname(), os.getppid(), "another"])
-    with pytest.raises(OutputError, match="must be idle to be begun again"):
+    with refuses("study.busy"):
         check_idle((place, "s"))
 
 
@@ -193,10 +194,10 @@ def test_recipes_are_searched_in_a_place_and_a_text_of_their_own(tmp_path: Path)
         assert any("the recipe, or values of its variables, changed" in note for note in notes.said)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "adapter_config.json").write_text("{}")
-    with pytest.raises(OutputError, match="holds other files"):
+    with refuses("tune.out-not-empty"):
         again("full")
-    with pytest.raises(OutputError, match="must be a folder"):
+    with refuses("output.is-file"):
         again("recipe.yaml")
     recipe.write_text(recipe.read_text().replace("out: unset, ", "").replace("${out}", "x"))
-    with pytest.raises(ConfigError, match="needs a variable 'out'"):
+    with refuses("tune.no-out-variable"):
         again("new")

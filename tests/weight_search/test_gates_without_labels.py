@@ -38,6 +38,7 @@ from adaptermix.weight_search.gates import group_of
 from adaptermix.weight_search.pair_rows import PairRows
 from tests.training.data import Notes, write_slots
 
+from ..refusals import refuses
 from .test_agreement import folder as folder  # noqa: PLC0414  (a fixture)
 from .test_agreement import pairs_of, run
 
@@ -191,7 +192,7 @@ def test_a_few_texts_are_enough_and_no_text_is_refused(encoder: Path, folder: Pa
     merge_learned(settings(encoder, folder, tmp_path / "out", objective="entropy", texts=[str(texts)]))
     assert json.loads((tmp_path / "out" / "adaptermix.json").read_text())["fuse"]["objective"] == "entropy"
     texts.write_text("\n \n")
-    with pytest.raises(AdapterMixError, match="--texts must hold at least one text"):
+    with refuses("gates.no-text"):
         merge_learned(settings(encoder, folder, tmp_path / "no", objective="entropy", texts=[str(texts)]))
 
 
@@ -206,7 +207,7 @@ def test_generated_answers_are_taught_to_both_sides(
     (tmp_path / "de-en.tsv").write_text("".join(f"wecke mich um {n}\twake me at {n}\n" for n in range(6)))
     asked = settings(causal, tmp_path, tmp_path / "out", task="slots", objective="agreement", options={"steps": 4})
     asked = asked.model_copy(update={"pairs": [str(tmp_path / "de-en.tsv")], "weights": [0.5, 0.5]})
-    with pytest.raises(AdapterMixError, match="answers all 6 sentences in 'en' with"):
+    with refuses("agreement.constant: 6.*en"):
         merge_learned(asked)
     monkeypatch.setattr(Pairs, "_require_differences", lambda *_: None)
     merge_learned(asked)
@@ -269,19 +270,19 @@ def test_a_head_that_tags_words_is_compared_by_the_bag_of_its_tags(encoder: Path
 def test_what_does_not_do_is_refused(encoder: Path, folder: Path, tmp_path: Path) -> None:
     pairs, rows = [str(folder / "de-en.tsv")], [str(folder / "rows.en.csv")]
     for more, says in (
-        ({"objective": "agreement"}, "pass --pairs"),
-        ({"objective": "entropy"}, "pass --texts or --train"),
-        ({"objective": "agreement", "train": rows}, "learns from --pairs, and --train is given"),
-        ({"pairs": pairs}, "objective task learns from --train, and --pairs is given"),
-        ({"train": rows, "pairs": pairs}, "--train and --pairs are given"),
-        ({"objective": "agreement", "pairs": pairs, "dev": rows, "dev_pairs": pairs}, "not both"),
-        ({"objective": "entropy", "texts": pairs, "rows": ":3"}, "drop it, or cut the text files"),
-        ({"objective": "entropy", "texts": pairs, "task": "nli"}, "'nli' is not one. Give rows with --train"),
-        ({"objective": "agreement", "pairs": pairs, "task": "nli"}, "--pairs need a task that asks about one text"),
-        ({"method": "exact", "options": {}, "task": None, "objective": "entropy"}, "--objective is for methods"),
-        ({"method": "exact", "options": {}, "task": None, "pairs": pairs}, "--pairs is for methods that learn"),
+        ({"objective": "agreement"}, "gates.no-rows: --pairs"),
+        ({"objective": "entropy"}, "gates.no-rows: --texts or --train"),
+        ({"objective": "agreement", "train": rows}, "gates.data: --pairs.*--train.*is"),
+        ({"pairs": pairs}, "gates.data: task.*--train.*--pairs.*is"),
+        ({"train": rows, "pairs": pairs}, "gates.data: --train.*and --pairs are"),
+        ({"objective": "agreement", "pairs": pairs, "dev": rows, "dev_pairs": pairs}, "gates.two-devs"),
+        ({"objective": "entropy", "texts": pairs, "rows": ":3"}, "option.rows-unused"),
+        ({"objective": "entropy", "texts": pairs, "task": "nli"}, "gates.texts-task: nli"),
+        ({"objective": "agreement", "pairs": pairs, "task": "nli"}, "task.not-comparable"),
+        ({"method": "exact", "options": {}, "task": None, "objective": "entropy"}, "gates.option: objective"),
+        ({"method": "exact", "options": {}, "task": None, "pairs": pairs}, "gates.option: pairs"),
     ):
-        with pytest.raises(AdapterMixError, match=says):
+        with refuses(says):
             merge_learned(settings(encoder, folder, tmp_path / "no", **more))  # type: ignore[arg-type]
     assert not (tmp_path / "no").exists()
 
@@ -290,6 +291,6 @@ def test_a_task_adapter_that_answers_all_alike_teaches_no_gates(encoder: Path, f
     lines = [f"gut {n}\tgood {n}\n" for n in range(6)]  # to all of which the answer is "positive"
     (tmp_path / "de-en.tsv").write_text("".join(lines))
     more: dict[str, Any] = {"objective": "agreement", "pairs": [str(tmp_path / "de-en.tsv")]}
-    with pytest.raises(AdapterMixError, match="answers all 6 sentences in 'en' with 'positive'"):
+    with refuses("agreement.constant: 6.*en.*'positive'"):
         merge_learned(settings(encoder, folder, tmp_path / "no", **more))
     assert not (tmp_path / "no").exists()

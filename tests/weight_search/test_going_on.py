@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adaptermix import search, train_task
-from adaptermix.errors import OutputError
 from adaptermix.options import SearchSettings, TaskSettings
 from tests.factories import peft_lora
+
+from ..refusals import refuses
 
 
 def weights(base: Path) -> None:
@@ -74,7 +75,7 @@ def test_a_search_does_not_go_on_with_another_base(
         with pytest.raises(KeyboardInterrupt):
             search(settings)
     change(tmp_path / "base")
-    with pytest.raises(OutputError, match=r"was begun with other settings \(base_files\)"):
+    with refuses("study.other-settings: base_files"):
         search(settings)
     assert search(settings.model_copy(update={"overwrite": True})).out.exists()
 
@@ -95,7 +96,7 @@ def test_a_training_does_not_go_on_with_another_base(
         with pytest.raises(KeyboardInterrupt):
             train_task(TaskSettings(**given))
     change(tmp_path / "base")
-    with pytest.raises(OutputError, match=r"can be resumed only with its own settings: .*base_files was"):
+    with refuses("run.settings: base_files was"):
         train_task(TaskSettings(**given, resume=True))
 
 
@@ -117,7 +118,7 @@ def test_two_trainings_into_one_output_do_not_run_together(own: dict[str, Any], 
     thread.start()
     try:
         assert held.wait(60)
-        with pytest.raises(OutputError, match="another process is working on"):
+        with refuses("output.busy"):
             train_task(TaskSettings(**given | {"base": "no/such-model"}, overwrite=True))
     finally:
         done.set()

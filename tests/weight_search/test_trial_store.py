@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from adaptermix.errors import OutputError
 from adaptermix.weight_search.parameters import Choice, Interval
 from adaptermix.weight_search.space import Candidate, CandidateList, Space
 from adaptermix.weight_search.trial_store import TrialStore
+
+from ..refusals import refuses
 
 SPACE = Space(count=2)
 
@@ -61,7 +62,7 @@ def test_another_process_goes_on_where_the_first_stopped(tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
     store(tmp_path / "log")
-    with pytest.raises(OutputError, match=r"begun with other settings \(rows\)"):
+    with refuses("study.other-settings: rows"):
         store(tmp_path / "log", settings={"rows": ":9"})
 
 
@@ -170,9 +171,9 @@ def test_workers_propose_other_points(tmp_path):
 
 def test_what_is_no_storage_is_refused_and_no_password_is_shown(tmp_path):
     (tmp_path / "notes.txt").write_text("mine\n")
-    with pytest.raises(OutputError, match="--storage must be a journal file"):
+    with refuses("storage.unreachable"):
         store(tmp_path / "notes.txt")
-    with pytest.raises(OutputError, match=r"nosuch://me:\*\*\*@host/db is not") as caught:
+    with refuses(r"storage.unreachable: nosuch://me:\*\*\*@host/db") as caught:
         store("nosuch://me:secret@host/db")
     assert "secret" not in str(caught.value)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from adaptermix.errors import UsageError
 from adaptermix.weight_search.parameters import Choice, Interval, described, read_parameter
 from adaptermix.weight_search.storage import distribution, fitting_sampler
+
+from ..refusals import refuses
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_ranges_and_values(text: str, expected: object) -> None:
     ],
 )
 def test_other_forms_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--vary key must be LOW:HIGH with LOW < HIGH, .* values parted by commas"):
+    with refuses("vary.value: key"):
         read_parameter("key", text)
 
 

@@ -51,7 +51,7 @@ def weight_for(
         PlanError: there is no base model.
     """
     if checkpoint is None:
-        raise PlanError(kind.missing_base([f"'{source.name}'" for source in sources]))
+        raise PlanError(kind.missing_base([f"'{source.name}'" for source in sources]), code="merge.needs-base")
     return base_weight(checkpoint, path, shape, fan_in_fan_out=sources[0].meta.fan_in_fan_out)
 
 

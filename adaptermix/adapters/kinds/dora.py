@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...algebra import Dense, LowRank, Update
+from ...errors import InvalidValueError
 from ..module import AdapterModule
 from ..state import AdapterMeta
 from .lora import AdapterKind
@@ -89,7 +90,10 @@ def _gains(weight: Tensor, update: LowRank, magnitude: Tensor) -> Tensor:
     """Return the factor that DoRA applies to each row of weight plus update."""
     norms = dora_row_norms(weight, update)
     if (norms == 0).any():
-        raise ValueError("each row of weight plus update must have a length for DoRA to rescale, and one is zero")
+        raise InvalidValueError(
+            "each row of weight plus update must have a length for DoRA to rescale, and one is zero",
+            code="dora.zero-row",
+        )
     return magnitude.double() / norms
 
 
@@ -155,9 +159,10 @@ def merge_dora(
     for gain, share in zip(gains, weights, strict=True):
         height += 0 if gain is None else share * (gain - 1)
     if not (height > 0).all():
-        raise ValueError(
+        raise InvalidValueError(
             f"the merged rows must keep a positive share of the base, and the least is {float(height.min()):g}: "
-            "the weights are too large or too negative for these DoRAs"
+            "the weights are too large or too negative for these DoRAs",
+            code="dora.cancelled",
         )
     parts = []
     for update, gain, share in zip(updates, gains, weights, strict=True):

@@ -94,7 +94,9 @@ class DataFile:
                     number += 1
                     yield number, line.rstrip("\r\n")
         except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.") from error
+            raise DataError(
+                f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.", code="data.not-utf8"
+            ) from error
 
     def _raw_lines(self, file: Any) -> Iterator[bytes]:
         """Yield the lines of an open file, and stop before an absurd one fills the memory."""
@@ -106,12 +108,14 @@ class DataFile:
             if len(raw) > MOST_LINE:
                 raise DataError(
                     f"{self.path}:{number}: a line must have at most {MOST_LINE:,} bytes, and this one is longer. Give "
-                    "a file with one row a line."
+                    "a file with one row a line.",
+                    code="data.long-line",
                 )
             if total > most:
                 raise DataError(
                     f"{self.path}:{number}: a compressed text must not be more than {MOST_EXPANSION} times as long as "
-                    "its file, and this one is. Unpack it, and look at what it holds."
+                    "its file, and this one is. Unpack it, and look at what it holds.",
+                    code="data.compressed",
                 )
             yield raw
 
@@ -129,10 +133,13 @@ class DataFile:
                 row = sound(row) if "\\u" in line else row
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{self.path}:{number}: every line must be JSON, found {line.strip()[:60]!r}."
+                    f"{self.path}:{number}: every line must be JSON, found {line.strip()[:60]!r}.", code="row.not-json"
                 ) from error
             if not isinstance(row, dict):
-                raise DataError(f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.")
+                raise DataError(
+                    f"{self.path}:{number}: every line must be a JSON object, found {type(row).__name__}.",
+                    code="row.not-object",
+                )
             yield number, row
 
     def check(self) -> None:
@@ -142,9 +149,11 @@ class DataFile:
             DataError: the path is a folder, or the file is empty.
         """
         if not self.path.is_file():
-            raise DataError(f"a data file is needed, and {self.path} is a folder. Give its files, or a glob.")
+            raise DataError(
+                f"a data file is needed, and {self.path} is a folder. Give its files, or a glob.", code="data.is-folder"
+            )
         if self.path.stat().st_size == 0:
-            raise DataError(f"a data file must hold rows, and {self.path} is empty.")
+            raise DataError(f"a data file must hold rows, and {self.path} is empty.", code="data.empty")
 
     @property
     def title(self) -> str:
@@ -242,14 +251,17 @@ def find_files(arguments: Sequence[str]) -> list[DataFile]:
             continue
         paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(p) for p in glob.glob(pattern))
         if not paths:
-            raise DataError(f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.")
+            raise DataError(
+                f"a data file must exist, and {pattern!r} matches none. Check the path or the glob.",
+                code="data.not-found",
+            )
         files += [
             DataFile(path=path, languages=languages or languages_of(path), is_given=bool(languages)) for path in paths
         ]
     for file in files:
         file.check()
     if not files:
-        raise DataError("at least one data file is needed, got none.")
+        raise DataError("at least one data file is needed, got none.", code="data.no-file")
     return files
 
 
@@ -262,7 +274,8 @@ def _split_languages(argument: str) -> tuple[tuple[str, ...], str]:
         if equals and glob.glob(right):
             raise DataError(
                 f"what stands before = must be a language code, such as de, or de-en for pairs, found {left!r} in "
-                f"{argument!r}."
+                f"{argument!r}.",
+                code="data.language-code",
             )
         return (), argument
     languages = given_languages(match["language"])
@@ -284,6 +297,7 @@ def parse_rows(rows: str | None) -> slice:
     match = ROWS.fullmatch(rows)
     if match is None:
         raise DataError(
-            f"--rows must be START:STOP, or with :STEP, in whole numbers, such as 0:300, 500: or ::10, got {rows!r}."
+            f"--rows must be START:STOP, or with :STEP, in whole numbers, such as 0:300, 500: or ::10, got {rows!r}.",
+            code="data.rows-option",
         )
     return slice(*(int(match[part]) if match[part] else None for part in ("start", "stop", "step")))

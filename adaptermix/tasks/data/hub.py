@@ -88,7 +88,8 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
         from datasets.utils.logging import disable_progress_bar
     except ImportError as error:
         raise DataError(
-            "data sets of the Hub need the package 'datasets', which is not installed. Run: pip install datasets"
+            "data sets of the Hub need the package 'datasets', which is not installed. Run: pip install datasets",
+            code="hub-data.no-library",
         ) from error
     disable_progress_bar()
     try:
@@ -97,7 +98,8 @@ def _load(name: str, config: str | None, split: str, revision: str | None) -> An
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
             f"hf:{name} must be a data set that can be reached, with configuration {config or 'default'} and split "
-            f"{split}: {reason}"
+            f"{split}: {reason}",
+            code="hub-data.unreachable",
         ) from error
 
 
@@ -113,7 +115,10 @@ def open_hub(argument: str, languages: tuple[str, ...]) -> HubData:
     """
     match = _FORM.fullmatch(argument)
     if match is None:
-        raise DataError(f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.")
+        raise DataError(
+            f"a data set of the Hub must be hf:owner/name[@REVISION][:config[:split]], got {argument!r}.",
+            code="hub-data.name",
+        )
     config = match["config"] or None
     code = config and canonical_language(config)
     known = languages or (config and languages_in(config)) or ((code,) if code else ())

@@ -52,12 +52,14 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
             known = " and ".join(map(repr, file.languages if len(file.languages) == 2 else ("de", "en")))
             raise DataError(
                 f"{file.path}:{number}: a pair must have the fields 'source' and 'target', or its languages ({known}), "
-                f"also under 'translation'; found {', '.join(map(repr, whole)) or 'none'}."
+                f"also under 'translation'; found {', '.join(map(repr, whole)) or 'none'}.",
+                code="pairs.fields",
             )
         sides = ["" if row[name] is None else row[name] for name in names]
         if not all(isinstance(side, str) for side in sides):
             raise DataError(
-                f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {str(row)[:60]!r}."
+                f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {str(row)[:60]!r}.",
+                code="pairs.not-text",
             )
         yield number, sides
 
@@ -99,7 +101,10 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair
     picked = every[chosen]
     kept = [pair for pair in picked if pair.source and pair.target]
     if not kept:
-        raise DataError(f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.")
+        raise DataError(
+            f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.",
+            code="pairs.none-in-rows",
+        )
     return kept, file.using(partial(texts_of, kept), rows, len(picked) - len(kept))
 
 
@@ -112,13 +117,15 @@ def _every_pair(file: DataFile, stop: int | None) -> list[Pair]:
         if len(columns) < 2:
             raise DataError(
                 f"{file.path}:{number}: a pair must have two columns (sentence, translation), found one: "
-                f"{columns[0][:60]!r}. Separate them with a tab."
+                f"{columns[0][:60]!r}. Separate them with a tab.",
+                code="pairs.one-column",
             )
         if len(columns) > 3:  # a third column is an attribution, as in many Tatoeba exports
             raise DataError(
                 f"{file.path}:{number}: a pair must have two columns (sentence, translation), "
                 f"found {len(columns)}. "
-                "Keep the two, in this order."
+                "Keep the two, in this order.",
+                code="pairs.columns",
             )
         pairs.append(Pair(languages=languages, source=columns[0].strip(), target=columns[1].strip()))
         if len(pairs) == stop:
@@ -143,11 +150,13 @@ def _pair_languages(file: DataFile) -> tuple[str, str]:
         return file.languages[0], file.languages[1]
     if len(file.languages) == 2:
         raise DataError(
-            f"{file.path}: a pair must be of two languages, and both are '{file.languages[0]}'. Give both: de-en=FILE."
+            f"{file.path}: a pair must be of two languages, and both are '{file.languages[0]}'. Give both: de-en=FILE.",
+            code="pairs.same-language",
         )
     if file.language and file.language != "en":
         return file.language, "en"
     raise DataError(
         f"{file.path}: the languages of a pair file must show in its name (de-en.tsv) or be given (de-en=FILE)"
-        f"{several_languages(file)}."
+        f"{several_languages(file)}.",
+        code="pairs.no-languages",
     )

@@ -55,14 +55,18 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
     for file in files:
         language = file.languages[0]
         if language in texts:
-            raise DataError(f"{file.path}: one text per language is needed, and '{language}' occurs twice.")
+            raise DataError(
+                f"{file.path}: one text per language is needed, and '{language}' occurs twice.",
+                code="parallel.language-twice",
+            )
         texts[language] = [line.strip() for _, line in file.lines()]
     lengths = {language: len(lines) for language, lines in texts.items()}
     if len(texts) < 2 or len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise DataError(
             "retrieval needs at least two texts with equally many lines (line i translates line i), found "
             + ", ".join(f"{language} {count}" for language, count in lengths.items())
-            + "."
+            + ".",
+            code="parallel.line-count",
         )
     # as in pair files, rows with an empty side are left out
     picked = list(zip(*texts.values(), strict=True))[chosen]
@@ -70,7 +74,8 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
     if not filled:
         raise DataError(
             f"retrieval needs lines that are blank in no text, in the rows asked for ({rows or 'all'}), the texts have "
-            f"{next(iter(lengths.values()))}."
+            f"{next(iter(lengths.values()))}.",
+            code="parallel.no-lines",
         )
     texts = {language: list(lines) for language, lines in zip(texts, zip(*filled, strict=True), strict=True)}
     directions = [(f"{one}-{two}", one, two) for one, two in permutations(texts, 2)]
@@ -83,7 +88,8 @@ def _from_pairs(arguments: Sequence[str], rows: str | None) -> ParallelText:
     known = {pair.languages for pair in pairs}
     if twice := sorted(f"{one}-{two}" for one, two in known if (two, one) in known):
         raise DataError(
-            f"retrieval needs every direction once, from one language to another; found {', '.join(twice)}."
+            f"retrieval needs every direction once, from one language to another; found {', '.join(twice)}.",
+            code="parallel.directions",
         )
     texts: dict[str, list[str]] = {}
     for pair in pairs:

@@ -66,7 +66,8 @@ def row_language(file: DataFile, named: object = None) -> str:
     if file.language is None:
         raise DataError(
             f"{file.path}: the language must show in the file's name (de.train.tsv) or be given (de=FILE)"
-            f"{several_languages(file)}."
+            f"{several_languages(file)}.",
+            code="data.no-language",
         )
     return file.language
 
@@ -84,7 +85,7 @@ def is_json(file: DataFile) -> bool:
     """
     first = next((line.strip() for _, line in file.lines() if line.strip()), None)
     if first is None:
-        raise DataError(f"a data file must hold rows, and {file.path} has blank lines only.")
+        raise DataError(f"a data file must hold rows, and {file.path} has blank lines only.", code="data.blank")
     suffixes = set(file.suffixes)
     if suffixes & {".jsonl", ".json"}:
         return True
@@ -120,7 +121,7 @@ def records(
         usable = usable or not lacking
         yield number, None if lacking else stripped
     if faults and not usable:
-        raise DataError(faults[0])
+        raise DataError(faults[0], code="row.missing-field")
 
 
 def _every(
@@ -142,7 +143,8 @@ def _every(
             expected = "as many as the header" if columns else f"{', '.join(order)}, or a header that names more"
             raise DataError(
                 f"{file.path}:{number}: a row must have {width} columns ({expected}), "
-                f"found {len(cells)}: {' '.join(cells)[:60]!r}."
+                f"found {len(cells)}: {' '.join(cells)[:60]!r}.",
+                code="table.columns",
             )
         used = columns or {field: index for index, field in enumerate(order)}
         yield number, {field: cells[index] for field, index in used.items()}
@@ -164,7 +166,9 @@ def table_cells(file: DataFile) -> Iterator[tuple[int, list[str]]]:
         for row in filter(None, reader):
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{file.path}:{reader.line_num}: quotes must be closed and doubled inside: {error}.") from error
+        raise DataError(
+            f"{file.path}:{reader.line_num}: quotes must be closed and doubled inside: {error}.", code="table.quotes"
+        ) from error
 
 
 def _header(
@@ -180,11 +184,15 @@ def _header(
     if lacking:  # taken for data, the header would be a row with a label that does not exist
         raise DataError(
             f"{file.path}:{number}: a header must name {' and '.join(order)}, found {' '.join(lowered)[:60]!r}. "
-            f"Call the column of the {lacking[0]} {names[lacking[0]][0]!r}, or put a header before data without one."
+            f"Call the column of the {lacking[0]} {names[lacking[0]][0]!r}, or put a header before data without one.",
+            code="table.header",
         )
     twice = [name for name in chosen.values() if name and lowered.count(name) > 1]
     if twice:
-        raise DataError(f"{file.path}:{number}: a header must name a column once, and {twice[0]!r} occurs twice.")
+        raise DataError(
+            f"{file.path}:{number}: a header must name a column once, and {twice[0]!r} occurs twice.",
+            code="table.column-twice",
+        )
     return columns
 
 
@@ -204,7 +212,8 @@ def _from_json(
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise DataError(
-                f"{file.path}:{number}: the {field} must be text or a number, found {type(value).__name__}."
+                f"{file.path}:{number}: the {field} must be text or a number, found {type(value).__name__}.",
+                code="table.not-text",
             )
         record[field] = str(value)
     return record
@@ -263,7 +272,8 @@ def pick_rows(
             omitted = sum(row is None for row in whole)
             without = f", {omitted} of them without a label, an answer or a text" if omitted else ""
             raise DataError(
-                f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}."
+                f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}.",
+                code="data.none-in-rows",
             )
         kept += here
         counted.append(file.using(partial(texts_of, here), rows, len(picked) - len(here)))

@@ -55,7 +55,10 @@ class ClassRows:
                 f"not have, such as {task.answer(new[0])[:40]!r}; {'the loss passes over them' if teach else _WRONG}."
             )
         if teach and len(new) == len(rows):
-            raise DataError(f"rows must have labels that the head has ({', '.join(self._labels)}), and none has.")
+            raise DataError(
+                f"rows must have labels that the head has ({', '.join(self._labels)}), and none has.",
+                code="head.no-label",
+            )
         self.notes = tuple(notes)
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
         self.texts = [[row] for row in self._encoded]

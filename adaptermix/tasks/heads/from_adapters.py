@@ -41,11 +41,14 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
     kinds = sorted({head.form.name for head in heads.values()})
     if len(kinds) > 1:
         raise PlanError(
-            f"adapters must have heads of one kind to be compared or searched, found {' and '.join(kinds)}."
+            f"adapters must have heads of one kind to be compared or searched, found {' and '.join(kinds)}.",
+            code="head.kinds",
         )
     labels = {head.labels for head in heads.values()}
     if len(labels) > 1:
-        raise PlanError(f"adapters with heads must have the same labels, found {sorted(map(list, labels))}.")
+        raise PlanError(
+            f"adapters with heads must have the same labels, found {sorted(map(list, labels))}.", code="head.labels"
+        )
     name, head = next(iter(heads.items()))
     kind = HEADS[head.form.name]
     needed = kind.labels(task, rows)
@@ -53,7 +56,8 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
     if new and kind.closed and len(new) == len(needed):  # a few new labels are wrong answers, or rows left out
         raise PlanError(
             f"rows must have labels of the head of '{name}' ({', '.join(head.labels)}), found {new[0]!r}. "
-            "Give data of the task that it was trained for."
+            "Give data of the task that it was trained for.",
+            code="head.row-labels",
         )
     return head
 
@@ -73,13 +77,15 @@ def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:
         raise PlanError(
             f"adapter '{source.name}' ends in {form.title}"
             + (f" for task '{entry['name']}'" if "name" in entry else "")
-            + f", and task '{task.name}' is asked for. Give the task that it was trained for."
+            + f", and task '{task.name}' is asked for. Give the task that it was trained for.",
+            code="head.task",
         )
     named = entry.get("labels")
     labels = tuple(map(str, named)) if isinstance(named, list) else kind.labels(task, [])
     if not labels:
         raise PlanError(
             f"the labels of the head of '{source.name}' must be known, and neither its adaptermix.json nor the task "
-            "tells them."
+            "tells them.",
+            code="head.unknown-labels",
         )
     return Head(form=form, labels=labels)

@@ -62,7 +62,10 @@ def cut_windows(tokenizer: Any, question: str, context: str, max_length: int) ->
         question = question[: encoded["offset_mapping"][most - 1][1]]
     room = max_length - min(most, len(encoded["input_ids"])) - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 1:
-        raise PlanError(f"--max-length must leave room for a question and a part of its text, got {max_length}.")
+        raise PlanError(
+            f"--max-length must leave room for a question and a part of its text, got {max_length}.",
+            code="head.max-length",
+        )
     cut = tokenizer(
         question,
         context,
@@ -138,12 +141,16 @@ class SpanRows:
     def _passed_over(self, max_length: int) -> Iterator[str]:
         astray = sum(map(self._task.lacks_its_answer, self._rows))
         if astray == len(self._rows):
-            raise DataError("answers must stand in their texts for a question answering head to learn them; none does.")
+            raise DataError(
+                "answers must stand in their texts for a question answering head to learn them; none does.",
+                code="head.no-answer",
+            )
         if astray:
             yield f"{astray} rows have answers that do not stand in their texts; the loss passes over them."
         if not any(self._taught):
             raise DataError(
-                f"answers must stand whole in a window of {max_length} tokens, and none does: --max-length."
+                f"answers must stand whole in a window of {max_length} tokens, and none does: --max-length.",
+                code="head.no-window",
             )
         if parted := len(self._rows) - astray - sum(self._taught):
             yield (

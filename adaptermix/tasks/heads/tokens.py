@@ -101,7 +101,9 @@ class TokenRows:
         tags = [tag for row in self._rows for tag in self._task.tags(row)]
         new = [tag for tag in tags if tag not in self._labels]
         if len(new) == len(tags):
-            raise DataError(f"rows must have tags that the head has ({', '.join(self._labels)}), and none has.")
+            raise DataError(
+                f"rows must have tags that the head has ({', '.join(self._labels)}), and none has.", code="head.no-tag"
+            )
         if not new:
             return None
         return f"{len(new)} words have tags that the head does not have, such as {new[0]}; the loss passes over them."

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from adaptermix.errors import DataError
 from adaptermix.tasks import get_task
 from adaptermix.tasks.data import read_pairs
 from adaptermix.tasks.data.files import DataFile, find_files
 from adaptermix.tasks.data.hub import open_hub
+
+from ...refusals import refuses
 
 read_classify = get_task("classify").read
 read_ner = get_task("ner-json").read
@@ -75,14 +76,14 @@ def test_the_configuration_tells_the_language() -> None:
 
 @pytest.mark.parametrize("argument", ["hf:", "hf:a:b:c:d", "hf:a@b@c"])
 def test_other_forms_are_refused(argument: str) -> None:
-    with pytest.raises(DataError, match="must be hf:owner/name"):
+    with refuses("hub-data.name"):
         find_files([argument])
 
 
 def test_what_is_not_there_is_refused_in_one_sentence(tmp_path: Path) -> None:
     name = write(tmp_path / "nli", "train", [{"premise": "x", "hypothesis": "y", "label": "neutral"}])
     for argument in (f"de={name}::dev", f"de=hf:{tmp_path / 'missing'}"):
-        with pytest.raises(DataError, match="must be a data set that can be reached"):
+        with refuses("hub-data.unreachable"):
             read_nli([argument])
 
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.scheme import IOB2, Entities
 
-from adaptermix.errors import DataError
 from adaptermix.tasks import get_task
-from adaptermix.tasks.ner_json import NerRow, tag_entities
-from adaptermix.tasks.tagged import iob2_spans
+from adaptermix.tasks.ner_json import NerRow
+from adaptermix.tasks.tagged import iob2_spans, tag_entities
 
+from ...refusals import refuses
 from .test_readers import PACKINGS, pack
 
 read_ner = get_task("ner-json").read
@@ -103,7 +103,7 @@ def test_a_few_tags_that_begin_with_i_are_outside(tmp_path: Path) -> None:
 
 
 def test_iob1_is_refused_rather_than_read_as_empty(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"en\.iob2:2: .*found 2 entities that begin with I- and 1 with B-"):
+    with refuses(r"data.iob1: en\.iob2.*2.*2.*1"):
         read_ner([pack(tmp_path / "en.iob2", "a\tO\nb\tI-PER\nc\tB-PER\nd\tO\ne\tI-LOC\n", "plain")])
 
 
@@ -113,7 +113,7 @@ def test_iob1_in_jsonl_is_refused_as_in_columns(field: str, tmp_path: Path) -> N
     rows.insert(1, {"tokens": ["a", "b"], field: ["B-LOC", "O"]})
     path = tmp_path / "en.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"en\.jsonl:1: .*found 2 entities that begin with I- and 1 with B-"):
+    with refuses(r"data.iob1: en\.jsonl.*1.*2.*1"):
         read_ner([str(path)])
     # few of many are strays, which are outside
     path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], rows[1]]))
@@ -125,7 +125,7 @@ def test_iob1_is_refused_where_a_part_of_the_rows_is_asked_for(name: str, tmp_pa
     path = tmp_path / name
     row = json.dumps({"tokens": ["EU", "says"], "ner_tags": ["I-ORG", "O"]}) + "\n"
     path.write_text((row if name == "en.jsonl" else "EU\tI-ORG\nsays\tO\n\n") * 9)
-    with pytest.raises(DataError, match="found 4 entities that begin with I- and 0 with B-"):
+    with refuses("data.iob1: 4.*0"):
         read_ner([str(path)], rows=":4")
 
 
@@ -139,51 +139,55 @@ def test_jsonl_needs_no_tokens_and_entities_need_not_occur(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("en.iob2", "a\tO\nb\n", r"en\.iob2:2: a row must have 2 columns .*found 1: 'b'"),
-        ("en.iob2", "a\tO\nb\tO\tx\n", r"en\.iob2:2: .*found 3"),
-        ("en.iob2", "a\tO\n#\tX\n", r"en\.iob2:2: a tag must be O, B-TYPE or I-TYPE .*found 'X'"),
-        ("en.iob2", "a\tO\nb\tPER\n", r"en\.iob2:2: a tag must be .*found 'PER'"),
-        ("en.iob2", "a\tO\nb\tB-\n", r"en\.iob2:2: a tag must be .*found 'B-'"),
-        ("en.iob2", "a\tO\nb\tb-PER\n", r"en\.iob2:2: a tag must be"),
-        ("en.iob2", "a\tO\n \tO\n", r"en\.iob2:2: a row must have a token"),
-        ("en.iob2", "\n# text = a b\na\tPER\n", r"en\.iob2:3: rows must have a token and a tag .*found 'a PER'"),
-        ("en.iob2", "# text = a\n\n\n", r"must hold rows, and .* has none"),
-        ("en.iob2", "1\ta\tO\n\n1\ta\tO\n1-2\tb\tO\n", r"en\.iob2:4: .*token and its number, found '1-2"),
-        ("en.conll", "a NN O\nb O\n", r"en\.conll:2: .*3 columns .*found 2"),
-        ("data.iob2", "a\tO\n", "language must show"),
-        ("en.jsonl", '{"text": "a"}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"entities": []}\n', "it has 1, 1 of them without a label, an answer or a text"),
-        ("en.jsonl", '{"text": "a", "entities": [{"type": "PER"}]}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"text": "a", "entities": [{"type": "PER", "text": 1}]}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"text": "a", "entities": [{"type": " ", "text": "a"}]}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"tokens": "ab", "entities": []}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"tokens": {"a": 1}, "entities": []}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"text": " ", "entities": []}\n', "it has 1, 1 of them without a label, an answer or a text"),
-        ("en.jsonl", '{"tokens": ["a", null], "entities": []}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"text": null, "entities": null}\n', r"en\.jsonl:1: a row must be"),
-        ("en.jsonl", '{"text": "a", "entities": [], "language": 5}\n', r"en\.jsonl:1: a row must be"),
+        ("en.iob2", "a\tO\nb\n", r"row.columns: en\.iob2.*2.*2.*1.*'b'"),
+        ("en.iob2", "a\tO\nb\tO\tx\n", r"row.columns: en\.iob2.*2.*2.*3"),
+        ("en.iob2", "a\tO\n#\tX\n", r"row.tag: en\.iob2.*2.*'X'"),
+        ("en.iob2", "a\tO\nb\tPER\n", r"row.tag: en\.iob2.*2.*'PER'"),
+        ("en.iob2", "a\tO\nb\tB-\n", r"row.tag: en\.iob2.*2.*'B-'"),
+        ("en.iob2", "a\tO\nb\tb-PER\n", r"row.tag: en\.iob2.*2"),
+        ("en.iob2", "a\tO\n \tO\n", r"row.token-number: en\.iob2.*2"),
+        ("en.iob2", "\n# text = a b\na\tPER\n", r"row.token-tag: en\.iob2.*3.*'a PER'"),
+        ("en.iob2", "# text = a\n\n\n", "data.empty"),
+        ("en.iob2", "1\ta\tO\n\n1\ta\tO\n1-2\tb\tO\n", r"row.token-number: en\.iob2.*4.*'1-2"),
+        ("en.conll", "a NN O\nb O\n", r"row.columns: en\.conll.*2.*3.*2"),
+        ("data.iob2", "a\tO\n", "data.no-language"),
+        ("en.jsonl", '{"text": "a"}\n', r"row.ner-json: en\.jsonl.*1"),
+        ("en.jsonl", '{"entities": []}\n', "data.none-in-rows: 1, 1 of them without a label, an answer or a text"),
+        ("en.jsonl", '{"text": "a", "entities": [{"type": "PER"}]}\n', r"row.ner-json: en\.jsonl.*1"),
+        ("en.jsonl", '{"text": "a", "entities": [{"type": "PER", "text": 1}]}\n', r"row.ner-json: en\.jsonl.*1"),
+        ("en.jsonl", '{"text": "a", "entities": [{"type": " ", "text": "a"}]}\n', r"row.ner-json: en\.jsonl.*1"),
+        ("en.jsonl", '{"tokens": "ab", "entities": []}\n', r"row.ner-json: en\.jsonl.*1"),
+        ("en.jsonl", '{"tokens": {"a": 1}, "entities": []}\n', r"row.ner-json: en\.jsonl.*1"),
+        (
+            "en.jsonl",
+            '{"text": " ", "entities": []}\n',
+            "data.none-in-rows: 1, 1 of them without a label, an answer or a text",
+        ),
+        ("en.jsonl", '{"tokens": ["a", null], "entities": []}\n', r"row.ner-json: en\.jsonl.*1"),
+        ("en.jsonl", '{"text": null, "entities": null}\n', r"row.ner-json: en\.jsonl.*1"),
+        ("en.jsonl", '{"text": "a", "entities": [], "language": 5}\n', r"row.ner-json: en\.jsonl.*1"),
         (
             "en.jsonl",
             '{"tokens": ["a", "b"], "entities": [{"type": "X", "text": "a b"}, {"type": "X", "text": "b"}]}\n',
-            r"en\.jsonl:1: each entity must be found in tokens of its own, found 1 of 2",
+            r"row.entity-not-found: en\.jsonl.*1.*1.*2",
         ),
         (
             "x.en.jsonl",
             '{"tokens": ["a"], "ner_tags": [0]}',
-            r":1: a tag must be .*found 0\. Numbers need",
+            "row.tag: 1.*0.*Numbers need",
         ),
         (
             "x.en.jsonl",
             '{"tokens": ["a"], "tags": ["B-X", "O"]}',
-            ":1: a row must have tokens, none of them empty, and a tag",
+            "row.tokens-tags: 1",
         ),
-        ("x.en.jsonl", '{"tokens": [" "], "tags": ["O"]}', ":1: a row must have tokens, none of them empty, and a tag"),
-        ("x.en.jsonl", '{"tokens": ["a"], "tags": ["X"]}', r":1: a tag must be .*found 'X'"),
+        ("x.en.jsonl", '{"tokens": [" "], "tags": ["O"]}', "row.tokens-tags: 1"),
+        ("x.en.jsonl", '{"tokens": ["a"], "tags": ["X"]}', "row.tag: 1.*'X'"),
     ],
     ids=range(28),
 )
 def test_malformed_rows_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
+    with refuses(message) as caught:
         read_ner([pack(tmp_path / name, text, "plain")])
     assert "\n" not in str(caught.value)
 
@@ -191,7 +195,7 @@ def test_malformed_rows_are_refused_in_one_line(tmp_path: Path, name: str, text:
 def test_rows_pick_sentences(tmp_path: Path) -> None:
     path = pack(tmp_path / "en.iob2", "a\tO\n\nb\tO\nc\tO\n\nd\tO\n", "plain")
     assert [row.text for row in read_ner([path], rows="1:2")[0]] == ["b c"]
-    with pytest.raises(DataError, match=r"\(3:\), it has 3"):
+    with refuses("data.none-in-rows: 3:.*3"):
         read_ner([path], rows="3:")
 
 

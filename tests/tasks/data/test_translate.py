@@ -14,6 +14,7 @@ from adaptermix.errors import DataError
 from adaptermix.tasks import get_task
 from adaptermix.tasks.translate import TranslateRow
 
+from ...refusals import refuses
 from .test_readers import PACKINGS, PAIR_FILES, pack
 
 read_translations = get_task("translate").read
@@ -114,7 +115,7 @@ def test_rows_with_an_empty_side_are_left_out_and_count_as_rows(tmp_path: Path) 
     files = write(tmp_path, x_de="a\n\nc\nd\n", x_en="A\nB\n \nD\n")
     assert [row.source for row in read_translations(files)[0]] == ["a", "d"]
     assert [row.source for row in read_translations(files, rows="1:")[0]] == ["d"]
-    with pytest.raises(DataError, match=r"x\.de and .*x\.en must hold .* \(1:3\), they have 4"):
+    with refuses(r"translate.no-lines: x\.de.*1:3.*4"):
         read_translations(files, rows="1:3")
 
 
@@ -131,38 +132,38 @@ def test_line_breaks_in_cells_become_blanks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"x_de": "a\nb\n", "x_en": "A\nB\nC\n"}, r"x\.en:3: line i .*x\.de has 2 lines, .*x\.en has 3\."),
-        ({"x_de": "a\nb\nc\n", "x_en": "A\n"}, r"x\.de:2: line i"),
-        ({"x_de": "a\n"}, r"x\.de: .*at least two texts.*'de' is alone"),
-        ({"x_de": "a\n", "y_de": "b\n"}, r"y\.de: .*'de' occurs twice, in .*x\.de too"),
-        ({"x_de": " \n\n", "x_en": "\n\n"}, r"blank in neither, in the rows asked for \(all\), they have 2"),
-        ({"de__en_tsv": "a\tb\nc\n"}, r"de-en\.tsv:2: a pair must have two columns"),
-        ({"de__en_jsonl": '{"source": "a", "target": "b"}\n{"a": 1}\n'}, r"jsonl:2: a pair must have the fields"),
-        ({"x_tsv": "a\tb\n"}, r"x\.tsv: the languages of a pair file must show in its name"),
-        ({"en__de_src_en": "a\n"}, r"src\.en: a source and a reference are needed, .*'\.ref\.'"),
-        ({"en__de_ref_de": "a\n"}, r"ref\.de: a source and a reference are needed, .*'\.src\.'"),
-        ({"en__de_src_en": "a\n", "en__de_ref_de": "b\nc\n"}, r"ref\.de:2: line i"),
-        ({"en__de_src_de": "a\n", "en__de_ref_en": "b\n"}, r"src\.de: .*first language.*'en'.* ends in 'de'"),
-        ({"en__de_src_en": "a\n", "en__de_ref_fr": "b\n"}, r"ref\.fr: .*here 'de'.* ends in 'fr'"),
+        ({"x_de": "a\nb\n", "x_en": "A\nB\nC\n"}, r"translate.line-count: x\.en.*3.*2.*3"),
+        ({"x_de": "a\nb\nc\n", "x_en": "A\n"}, r"translate.line-count: x\.de.*2"),
+        ({"x_de": "a\n"}, r"translate.one-language: x\.de.*de"),
+        ({"x_de": "a\n", "y_de": "b\n"}, r"translate.language-twice: y\.de.*de"),
+        ({"x_de": " \n\n", "x_en": "\n\n"}, "translate.no-lines: all.*2"),
+        ({"de__en_tsv": "a\tb\nc\n"}, r"pairs.one-column: de-en\.tsv.*2"),
+        ({"de__en_jsonl": '{"source": "a", "target": "b"}\n{"a": 1}\n'}, "pairs.fields: jsonl.*2"),
+        ({"x_tsv": "a\tb\n"}, r"pairs.no-languages: x\.tsv"),
+        ({"en__de_src_en": "a\n"}, r"translate.no-side: src\.en.*ref"),
+        ({"en__de_ref_de": "a\n"}, r"translate.no-side: ref\.de.*src"),
+        ({"en__de_src_en": "a\n", "en__de_ref_de": "b\nc\n"}, r"translate.line-count: ref\.de.*2"),
+        ({"en__de_src_de": "a\n", "en__de_ref_en": "b\n"}, r"translate.side-language: src\.de.*en.*de"),
+        ({"en__de_src_en": "a\n", "en__de_ref_fr": "b\n"}, r"translate.side-language: ref\.fr.*de.*fr"),
         (
             {"en__de_src_en": "a\n", "en__de_ref_A_de": "b\n", "en__de_ref_B_de": "c\n"},
-            r"B\.de: one reference per test set is needed, and .*A\.de is one",
+            r"translate.side-twice: B\.de.*reference",
         ),
-        ({"en__xq_src_en": "a\n", "en__xq_ref_xq": "b\n"}, r"must show in their names"),
+        ({"en__xq_src_en": "a\n", "en__xq_ref_xq": "b\n"}, "translate.no-languages"),
     ],
     ids=range(15),
 )
 def test_malformed_files_are_refused_in_one_line(tmp_path: Path, texts: dict[str, str], message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
+    with refuses(message) as caught:
         read_translations(write(tmp_path, **texts))
     assert "\n" not in str(caught.value)
 
 
 def test_sides_given_as_different_pairs_or_one_language_are_refused(tmp_path: Path) -> None:
     source, reference = write(tmp_path, en__de_src_en="a\n", en__de_ref_de="b\n")
-    with pytest.raises(DataError, match=r"ref\.de: source and reference must be of one pair, en-de"):
+    with refuses(r"translate.other-pair: ref\.de.*en-de"):
         read_translations([source, f"en-fr={reference}"])
-    with pytest.raises(DataError, match=r"different languages are needed, and both are 'de'"):
+    with refuses("translate.same-language: de"):
         read_translations([f"de-de={source}", f"de-de={reference}"])
 
 

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from adaptermix.errors import DataError, ModelError, PlanError
 from adaptermix.models.base import BaseModel, load_base
 from adaptermix.models.head_forms import HEAD_FORMS, Head
 from adaptermix.tasks import get_task
 from adaptermix.tasks.heads import HEADS
 from adaptermix.tasks.heads.span import LONGEST_ANSWER, OVERLAP, best_span, cut_windows
 from adaptermix.tasks.qa import UNANSWERABLE, QaRow
+
+from ...refusals import refuses
 
 QA = get_task("qa")
 
@@ -169,7 +170,7 @@ def test_an_answer_that_no_window_holds_whole_is_not_taught_as_no_answer(base: B
     assert encoded.terms([0, 1]) == len(encoded.texts[1])
     with torch.no_grad():
         torch.testing.assert_close(encoded.loss([0, 1]), encoded.loss([1]))
-    with pytest.raises(DataError, match="whole in a window of 64 tokens"):
+    with refuses("head.no-window: 64"):
         HEADS["span"].encode(base, QA, rows[:1], max_length=64, teach=True)
 
 
@@ -221,15 +222,15 @@ def test_answers_that_are_not_in_their_texts_are_passed_over_and_counted(base: B
     encoded = HEADS["span"].encode(base, QA, rows, max_length=64, teach=True)
     assert encoded.notes == ("1 rows have answers that do not stand in their texts; the loss passes over them.",)
     torch.testing.assert_close(encoded.loss([0, 1]), encoded.loss([0]))
-    with pytest.raises(DataError, match="none does"):
+    with refuses("head.no-answer"):
         HEADS["span"].encode(base, QA, rows[1:], max_length=64, teach=True)
     assert HEADS["span"].encode(base, QA, rows[1:], max_length=64).notes == ()
 
 
 def test_what_leaves_no_room_or_would_be_random_is_refused(encoder: Path, causal: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    with pytest.raises(PlanError, match="--max-length must leave room for a question"):
+    with refuses("head.max-length"):
         cut_windows(tokenizer, "Who is it?", "Ada.", 6)
     head = Head(form=HEAD_FORMS["span"], labels=("span",))
-    with pytest.raises(ModelError, match=r"under 'transformer'.* have them under 'model'"):
+    with refuses("head.class-prefix: transformer.*model"):
         load_base(str(causal), device="cpu", head=head)
