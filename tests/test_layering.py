@@ -120,3 +120,16 @@ def test_the_algebra_knows_nothing_of_the_project() -> None:
         if module.startswith("algebra"):
             inner = {name for name, _ in imports(path, module) if name.startswith(".")}
             assert {name for name in inner if not name.startswith(".algebra")} == set()
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """Imports for types count too: a circle of modules cannot be read from one end."""
+    needs = {
+        module: {name[1:] for name, _ in imports(path, module) if name[1:] in MODULES and name[1:] != module}
+        for module, path in MODULES.items()
+        if path.name != "__init__.py"
+    }
+    free: set[str] = set()
+    while ready := {module for module, others in needs.items() if module not in free and others & set(needs) <= free}:
+        free |= ready
+    assert set(needs) - free == set()
