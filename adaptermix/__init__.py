@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .merging.checkpoints import merge_checkpoints as merge_checkpoints
     from .merging.extract_adapter import extract as _extract
     from .merging.extract_report import ExtractReport as ExtractReport
+    from .merging.request import merge_learned as merge_learned
     from .options import AlignSettings as AlignSettings
     from .options import BakeSettings as BakeSettings
     from .options import CompareSettings as CompareSettings
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from .tuning import Tuning as Tuning
     from .tuning import tune as tune
     from .weight_search import SearchResult as SearchResult
-    from .weight_search import merge_learned as merge_learned
 
     bake = typed(BakeSettings, baking.bake)
     compare_systems = typed(CompareSettings, evaluation.compare_systems)
@@ -88,7 +88,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 # `merge` replaces these two.
-_OLD_HOME_OF = {"merge_checkpoints": "merging.checkpoints", "merge_learned": "weight_search"}
+_OLD_HOME_OF = {"merge_checkpoints": "merging.checkpoints", "merge_learned": "merging.request"}
 
 __all__ = sorted([*_HOME_OF, *_FUNCTIONS])  # noqa: PLE0605  (a sorted list of texts)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 import adaptermix
 from adaptermix.commands.functions import function_of
@@ -18,6 +18,7 @@ from adaptermix.errors import PlanError, UsageError
 
 from .factories import WEIGHTS, write_lora
 from .refusals import refuses
+from .training.data import write_slots
 
 PATH = "model.layers.0.self_attn.q_proj"
 FUNCTIONS = {command.function: command for command in COMMANDS.values() if command.function}
@@ -67,7 +68,7 @@ def a_command(**more: Any) -> Any:
     seen: list[Any] = []
 
     class Seen(Command):
-        def call(self, settings: Any, *, watch: Any) -> Any:
+        def report(self, settings: Any, *, watch: Any, **more: Any) -> Any:
             seen.append(settings)
             return watch
 
@@ -89,8 +90,31 @@ def test_what_a_function_does_not_take_is_refused(tmp_path: Path) -> None:
         function(adaptermix.PushSettings(folder="a", repo="me/x"), private=True)
     with pytest.raises(UsageError, match=r"at most 2 positional arguments can be given \(folder, repo\), got 3"):
         function("a", "me/x", "b")
-    with pytest.raises(ValidationError, match="privat"):
+    with refuses("option.extra-forbidden: privat"):
         function("a", "me/x", privat=True)
+    with pytest.raises(UsageError, match="needs PushSettings, got InspectSettings"):
+        function(adaptermix.InspectSettings(adapters=["a"]))
+    with pytest.raises(UsageError) as faults:
+        adaptermix.evaluate(base="x", task="slots", data=["t"], batch_size=0, rows="x")
+    assert faults.value.code == "option.several"
+    assert "batch_size: " in str(faults.value)
+    assert "rows: " in str(faults.value)
+
+
+def test_callbacks_are_passed_on_with_settings_and_with_fields(causal: Path, tmp_path: Path) -> None:
+    class Stopping:
+        def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    options = {"base": str(causal), "task": "slots", "train": [write_slots(tmp_path)], "steps": 3, "rank": 2}
+    settings = adaptermix.TaskSettings(**options, out=str(tmp_path / "one"))
+    assert adaptermix.train_task(settings, callbacks=[Stopping()]).document()["steps"] == 1
+    assert adaptermix.train_task(**options, out=tmp_path / "two", callbacks=[Stopping()]).document()["steps"] == 1  # type: ignore[arg-type]
+
+
+def test_a_dry_run_of_a_search_has_a_plan_and_no_result() -> None:
+    with refuses("search.dry-run"):
+        adaptermix.search(adapters=["a", "b"], base="c", task="slots", dev=["d"], grid=[0.5], out="e", dry_run=True)
 
 
 def test_functions_with_fields_of_their_own_take_settings_too(adapters: list[Path]) -> None:
@@ -118,3 +142,21 @@ def test_merge_takes_full_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "one" / "model.safetensors").touch()
     with refuses("checkpoint.needs-base"):
         adaptermix.merge([tmp_path / "one"], weights=[1.0], out=tmp_path / "out")
+
+
+def test_merge_of_checkpoints_takes_what_merge_checkpoints_takes(causal: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(causal, tuned)
+    report = adaptermix.merge(adapters=[tuned, tuned], weights=0.5, base=causal, shard_size="1MB", method="exact")
+    assert report.norm == 0
+    assert (
+        adaptermix.merge([tuned, tuned], weights=[1.0, 1.0], base=causal, out=tmp_path / "out", dry_run=True).norm == 0
+    )
+    assert not (tmp_path / "out").exists()
+    with refuses("checkpoint.adapter-option"):
+        adaptermix.merge([tuned, tuned], weights=[1.0, 1.0], base=causal, out=tmp_path / "out", rank=8)
+
+
+def test_a_merge_that_learns_needs_a_folder(adapters: list[Path]) -> None:
+    with refuses("merge.no-out"):
+        adaptermix.merge(adapters, weights=[1.0, 1.0], method="fuse")

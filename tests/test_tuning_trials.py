@@ -16,7 +16,7 @@ from adaptermix.commands.recipes import Step
 from adaptermix.errors import ConfigError, ModelError, UsageError
 from adaptermix.progress import SILENT, Look, Watcher
 from adaptermix.tuning import Tuning, check, tune
-from adaptermix.tuning.pruning import Curve
+from adaptermix.tuning.pruning import Curve, PruningWatcher, Stopped
 from adaptermix.weight_search.parameters import Choice, Interval
 from tests.training.data import Notes, write_pairs, write_slots
 
@@ -299,6 +299,21 @@ class TestPruning:
 def test_the_best_of_a_curve_is_that_up_to_a_look() -> None:
     curve = Curve("a", "dev_loss", higher=False, looks=[(5, 3.0), (10, 2.0), (15, 2.5)])
     assert curve.bests() == {5: 3.0, 10: 2.0, 15: 2.0}
+
+
+def test_a_look_of_nan_stops_nothing_and_is_no_best() -> None:
+    """optuna's pruner stops a trial of NaN at once, whatever the others have."""
+    curves = [
+        Curve("a", "dev_loss", higher=False, looks=[(5, value), (10, value), (15, value)])
+        for value in (1.0, 2.0, 3.0, 4.0)
+    ]
+    curve = Curve("a", "dev_loss", higher=False)
+    watcher = PruningWatcher(SILENT, "train-task", curve, curves, lambda _step, _value: None)
+    watcher.look(Look(step=5, measure="dev_loss", value=math.nan, higher=False))
+    watcher.look(Look(step=10, measure="dev_loss", value=2.0, higher=False))
+    assert curve.bests() == {10: 2.0}
+    with pytest.raises(Stopped):
+        watcher.look(Look(step=15, measure="dev_loss", value=9.0, higher=False))
 
 
 def test_a_tiny_model_is_stopped_and_resumed(

@@ -178,7 +178,7 @@ def _panel_of(settings: type[Settings], name: str) -> str:
 def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> click.Option:
     flag = _flag(name, field)
     help_text = field.description or ""
-    if not field.is_required() and field.default not in (None, False, [], {}):
+    if not field.is_required() and (field.default not in (None, False, [], {}) or type(field.default) is int):
         default = _text(field.default)
         help_text += f"  [default: {default}]"
     kind = _kind(field.annotation)
@@ -265,7 +265,7 @@ def explain(error: ValidationError, settings: type[Settings]) -> str:
     for fault in error.errors():
         message = fault["msg"].removeprefix("Value error, ")
         if not fault["loc"]:  # of several options, whose values would be all of them
-            faults.append("the options is needed" if fault["type"] == "missing" else message)
+            faults.append("an option is missing" if fault["type"] == "missing" else message)
             continue
         name = str(fault["loc"][0])
         field = settings.model_fields.get(name)
@@ -285,18 +285,16 @@ def _show_all(ctx: click.Context, _parameter: click.Parameter, value: bool) -> N
         ctx.exit()
 
 
-def _console_options(*, has_rare: bool) -> list[click.Parameter]:
+def _console_options() -> list[click.Parameter]:
     """Return the options that every command has."""
     options: list[click.Parameter] = [
         click.Option(["--json", "as_json"], is_flag=True, help="print one JSON document on stdout"),
         click.Option(["--quiet"], is_flag=True, help="no text and no progress bars"),
     ]
-    if has_rare:  # the last line of the help text names it
-        options.append(
-            click.Option(
-                ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, hidden=True
-            )
-        )
+    # Hidden, since the last line of a long help text names it; the same as --help where no option is rare.
+    options.append(
+        click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all, hidden=True)
+    )
     return options
 
 
@@ -323,7 +321,7 @@ def click_command(record: Command) -> click.Command:
     return VariadicCommand(
         record.name,
         callback=callback,
-        params=[*_parameters(schema, record.hidden), *_console_options(has_rare=schema.is_long)],
+        params=[*_parameters(schema, record.hidden), *_console_options()],
         help=f"{schema.__doc__}\n\n{record.notes}".strip(),
         no_args_is_help=any(field.is_required() for field in fields.values()),
     )

@@ -15,6 +15,7 @@ from ..io.files import real_path
 from ..io.launcher import process_count
 from ..io.limited_yaml import Filling, read_yaml, shown
 from ..options import Settings
+from ..options.base import described
 from ..options.roles import ADAPTER, SCORED, TEST, Reads, main_output, marks_of, used_for, values_of
 from ..progress import SILENT, Watcher
 from ..tasks import get_task
@@ -71,13 +72,7 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
         faults.append(f"{step} ({command}): {error}")
         return None
     except ValidationError as error:
-        for fault in error.errors():
-            path = ".".join(str(part) for part in fault["loc"])
-            if fault["type"] == "extra_forbidden":
-                message = f"unknown key {path!r}.{_near(path, list(schema.model_fields))}"
-            else:
-                message = f"{path}: {fault['msg'].removeprefix('Value error, ')}, got {shown(fault['input'])}."
-            faults.append(f"{step} ({command}): {message}")
+        faults += [f"{step} ({command}): {message}" for message in described(error, schema)]
         return None
 
 
@@ -209,7 +204,9 @@ def _written(step: Step) -> Path | None:
 def _read(step: Step) -> list[Path]:
     """Return the adapters that a step reads."""
     names = [name for name, mark in marks_of(step.settings, Reads).items() if mark.use == ADAPTER]
-    return [Path(value) for value in values_of(step.settings, names) if value != "base"]  # of --against
+    if getattr(step.settings, "against", None) == "base":  # the model without an adapter, and not a folder
+        names.remove("against")
+    return [Path(value) for value in values_of(step.settings, names)]
 
 
 def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> None:

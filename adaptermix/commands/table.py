@@ -55,16 +55,24 @@ class Command:
         schema: type[Settings] = load(f"options:{self.options}")
         return schema
 
-    def call(self, settings: Settings, *, watch: Watcher) -> Any:
-        """Do what the options ask for, and return the report.
+    def call(self, settings: Settings, *, watch: Watcher, **more: Any) -> Any:
+        """Run the command with its options, and further arguments of its function, and return the report.
 
         Raises:
             AdapterMixError: the work could not be done.
         """
         if self.plan and getattr(settings, "dry_run", False):
             return load(self.plan)(settings)
+        return self.report(settings, watch=watch, **more)
+
+    def report(self, settings: Settings, *, watch: Watcher, **more: Any) -> Any:
+        """Run the command as `call` does; a dry run for which it has no report is refused.
+
+        Raises:
+            AdapterMixError: the work could not be done.
+        """
         run = load(self.run or "")
-        return run(**settings.model_dump(), watch=watch) if self.takes_fields else run(settings, watch=watch)
+        return run(**settings.model_dump(), watch=watch) if self.takes_fields else run(settings, watch=watch, **more)
 
 
 def load(name: str) -> Any:
@@ -126,7 +134,7 @@ _ALL = (
         name="merge",
         summary="Merge adapters: files in, one adapter out, no base model.",
         options="MergeSettings",
-        run="weight_search:merge_learned",
+        run="merging.request:merge_with_settings",
         show="show_adapters:show_merge",
         hidden=("places",),
         notes="Example: adaptermix merge task align --weights 0.9 --out merged   (0.9 of the first, 0.1 of the second)",

@@ -56,8 +56,9 @@ class Registry(dict[str, T]):
         self[name] = entry
 
     def names(self) -> list[str]:
-        """Return all names in order, without importing other packages."""
-        return sorted({*self.own, *self, *(point.name for point in self._points())})
+        """Return all names, those of this package first, without importing other packages."""
+        others = {*self, *(point.name for point in self._points())} - set(self.own)
+        return [*self.own, *sorted(others)]
 
     def load_all(self) -> None:
         """Import the implementations of all other packages."""

@@ -155,7 +155,7 @@ def _checked(plan: MergePlan, options: MergeOptions, learned: Mapping[str, Any] 
     if plan.method.is_learned and learned is None:
         raise PlanError(
             f"method '{plan.method.title}' must learn its weights, or measure inputs, on data first: call "
-            "adaptermix.merge_learned(MergeSettings(...)) with base, and task and train.",
+            "adaptermix.merge with base, task and train.",
             code="merge.needs-data",
         )
     if not options.allow_base_mismatch and plan.checkpoint is not None:

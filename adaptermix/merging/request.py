@@ -24,7 +24,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 @holds_output
-def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
+def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
     """Merge what the settings name, and return the report; a method that learns its weights learns them first.
 
     Raises:
@@ -81,3 +81,7 @@ def merge_as_asked(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
         seed=settings.seed,
         watch=watch,
     )
+
+
+merge_learned = merge_with_settings
+"""The earlier name of `adaptermix.merge` with settings."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from ..errors import InvalidValueError
+from ..errors import InvalidValueError, did_you_mean, shown
 from .fields import Device, Dtype, Positive, Quantize, check_text
 from .registries import TASKS
 from .roles import Panel, Reads, Role, Writes
@@ -118,3 +118,18 @@ class GenerationSettings(Placed):
     batch_size: Positive | None = Field(32, description="rows per batch")
     max_new_tokens: Positive = Field(64, description="most tokens to generate per row")
     template: str | None = Field(None, description="prompt template; default: the one the adapter was trained with")
+
+
+def described(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    """Return a sentence for each fault of values for a class of options, by the names of the options."""
+    faults = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = list(schema.model_fields)
+            near = did_you_mean(path, known) or f" Known: {', '.join(known)}."
+            faults.append(f"unknown key {path!r}.{near}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{path}: {message}, got {shown(fault['input'])}.")
+    return faults

@@ -1,4 +1,4 @@
-"""The files and folders that a command reads and writes, existing by the roles of its options."""
+"""The files and folders that a command reads and writes, by the roles of its options."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class TrainingSettings(Placed, Written):
     patience: Positive | None = Field(
         None, description="stop after this many measurements of the dev loss without a new best, and keep the best"
     )
-    log_with: Annotated[Literal["tensorboard", "wandb", "trackio"] | None, Role.SCHEDULING] = Field(
+    log_with: Annotated[Literal["tensorboard", "wandb", "trackio"] | None, Role.HANDLING] = Field(
         None, description="tracker that receives losses and dev values; tensorboard writes to runs/ next to --out"
     )
     allow_tested: Annotated[bool, Role.SCHEDULING, Panel.DATA] = Field(False, description=ALLOW_TESTED)

@@ -214,7 +214,7 @@ class AlignLoss:
         return self._of_rows(self._batch(number), self._processes, among=among)
 
     def _batch(self, number: int) -> list[int]:
-        # A row that is drawn twice would be its share negative.
+        # A row that is drawn twice would be its own negative.
         return list(dict.fromkeys(self._sampler.batch(number)))
 
     def _same(self, rows: Sequence[int]) -> Tensor:
@@ -241,7 +241,7 @@ def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> 
     if settings.gather_negatives:
         return f"{settings.batch_size - 1} negatives per pair, of all processes"
     sizes = sorted({len(share) - 1 for share in processes.shares(range(settings.batch_size))})
-    return f"{' or '.join(map(str, sizes))} negatives per pair, of its share process (--no-gather-negatives)"
+    return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
 
 
 A = TypeVar("A", bound=AlignSettings | JointSettings)

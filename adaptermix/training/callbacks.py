@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,12 @@ def require_tracker(name: str | None) -> None:
     Raises:
         PlanError: the package is not installed.
     """
+    if name is None:
+        return
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
 
-    if name and LoggerType(name) not in get_available_trackers():
+    if LoggerType(name) not in get_available_trackers():
         raise PlanError(
             f"--log-with {name} needs the package {name}: pip install {name}, or drop --log-with.",
             code="log.no-package",
@@ -89,11 +92,11 @@ def tracking(settings: TrainingSettings, processes: Processes, watch: Watcher) -
     if settings.log_with is None or not processes.main:
         yield []
         return
-    tracker = _start(settings, watch)
+    callback = TrackerCallback(_start(settings, watch), watch)
     try:
-        yield [TrackerCallback(tracker)]
+        yield [callback]
     finally:
-        tracker.finish()
+        callback.finish()
 
 
 def _start(settings: TrainingSettings, watch: Watcher) -> Any:
@@ -103,36 +106,59 @@ def _start(settings: TrainingSettings, watch: Watcher) -> Any:
 
     name, out = str(settings.log_with), Path(settings.out).absolute()
     PartialState(cpu=settings.device == "cpu" or not torch.cuda.is_available())  # accelerate's logger needs it
-    if name == "tensorboard":
-        tracker = LOGGER_TYPE_TO_CLASS[name](out.name, logging_dir=out.parent / "runs")
-        watch.note(f"logs for TensorBoard are in {out.parent / 'runs' / out.name}")
-    else:
-        project = os.environ.get(f"{name.upper()}_PROJECT", "adaptermix")  # as in transformers
-        tracker = LOGGER_TYPE_TO_CLASS[name](project, name=out.name)
     try:
+        if name == "tensorboard":
+            # A folder of its own for every start, as transformers has it: TensorBoard would mix the curves of two.
+            run = f"{out.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+            tracker = LOGGER_TYPE_TO_CLASS[name](run, logging_dir=out.parent / "runs")
+        else:
+            project = os.environ.get(f"{name.upper()}_PROJECT", "adaptermix")  # as in transformers
+            tracker = LOGGER_TYPE_TO_CLASS[name](project, name=out.name)
         tracker.start()
     except Exception as error:  # each tracker raises other classes
         raise PlanError(
             f"--log-with {name} does not start: {shown(error)}. Fix that, or drop --log-with.", code="log.failed"
         ) from error
+    if name == "tensorboard":
+        watch.note(f"logs for TensorBoard are in {out.parent / 'runs' / run}")
     return tracker
 
 
 class TrackerCallback:
     """Sends settings, log entries and dev values to a tracker of accelerate.
 
+    A tracker that fails, for example since its server is gone, does not end the training: a note says so, and nothing
+    more is sent.
+
     Args:
         tracker: A started `accelerate.tracking.GeneralTracker`.
+        watch: Receives the note.
     """
 
-    def __init__(self, tracker: Any) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: Any, watch: Watcher) -> None:
+        self._tracker, self._watch = tracker, watch
+        self._works = True
+
+    def _send(self, method: str, *values: Any, **more: Any) -> None:
+        if not self._works:
+            return
+        try:
+            getattr(self._tracker, method)(*values, **more)
+        except Exception as error:  # each tracker raises other classes
+            self._works = False
+            self._watch.note(f"warning: logging stopped, since the tracker failed: {shown(error)}")
+
+    def finish(self) -> None:
+        """Close the tracker, also one that failed."""
+        self._works = True
+        self._send("finish")
 
     def on_train_begin(self, args: TrainingSettings, *_: Any, **__: Any) -> None:
         """Send the settings."""
         plan = args.model_dump(mode="json", exclude_none=True)
-        self._tracker.store_init_configuration(
-            {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in plan.items()}
+        self._send(
+            "store_init_configuration",
+            {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in plan.items()},
         )
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
@@ -141,9 +167,9 @@ class TrackerCallback:
         numbers = {
             f"train/{name}": value for name, value in logs.items() if name != "step" and isinstance(value, int | float)
         }
-        self._tracker.log(numbers | parts, step=state.global_step)
+        self._send("log", numbers | parts, step=state.global_step)
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: dict[str, float], **_: Any) -> None:
         """Send dev values, such as `dev/loss`."""
         values = {f"dev/{name.removeprefix('dev_')}": value for name, value in metrics.items()}
-        self._tracker.log(values, step=state.global_step)
+        self._send("log", values, step=state.global_step)

@@ -63,10 +63,10 @@ class _Fusing:
 
     @cached_property
     def fuser(self) -> Fuser:
-        """What lets LoRAs fuse.
+        """The fuser of the run's LoRA modules with the source texts.
 
         Raises:
-            PlanError: none is where it could.
+            PlanError: no LoRA module can fuse.
         """
         if not fused_modules(self.base.model):
             raise PlanError(

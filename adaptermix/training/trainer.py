@@ -307,6 +307,7 @@ class Trainer:
         ):
             advance(self.done, "")
             call("on_train_begin")
+            self._share_stop()
             while self.done < self.steps and not call.control.should_training_stop:
                 call.control.should_evaluate = call.control.should_save = False
                 call("on_step_begin")
@@ -327,8 +328,13 @@ class Trainer:
         metrics = evaluate()
         self.history.append({"step": self.done, **metrics})
         self._callbacks("on_evaluate", metrics=metrics)
-        if self._callbacks.state.best_global_step == self.done:
+        if self._processes.any(self._callbacks.state.best_global_step == self.done):
             self.keep_best()
+
+    def _share_stop(self) -> None:
+        """Let a stop that a callback asked for in one process hold for all, or the others would wait for it."""
+        control = self._callbacks.control
+        control.should_training_stop = self._processes.any(control.should_training_stop)
 
     def _save_if_due(self, interrupted: bool) -> None:
         """Write a checkpoint if it is time to, and stop after a signal; processes decide together."""
@@ -339,6 +345,7 @@ class Trainer:
         if stopped or last or save or self.done % self._settings.checkpoint_every == 0:
             self._save()
             self._callbacks("on_save")
+            self._share_stop()
         if stopped:
             self._processes.wait()  # a launcher ends all processes once one has ended
             raise Interrupted(f"stopped at step {self.done} of {self.steps}")

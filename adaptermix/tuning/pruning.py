@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,9 +67,10 @@ class Curve:
         self.looks.append((look.step, look.value))
 
     def bests(self) -> dict[int, float]:
-        """Return the best value so far by the step of each look."""
-        values = accumulate((value for _, value in self.looks), max if self.higher else min)
-        return dict(zip((step for step, _ in self.looks), values, strict=True))
+        """Return the best value so far by the step of each look; a look of NaN has none."""
+        looks = [(step, value) for step, value in self.looks if not isnan(value)]
+        values = accumulate((value for _, value in looks), max if self.higher else min)
+        return dict(zip((step for step, _ in looks), values, strict=True))
 
     def report(self, report: Report) -> None:
         """Report all looks."""
@@ -114,13 +116,15 @@ class PruningWatcher:
             like = (self._curve.like, self._curve.measure)
             self._bests = [curve.bests() for curve in self._others if (curve.like, curve.measure) == like]
             self._trial = median_trial(self._bests, fewest=EARLIER, after=look.step, maximize=look.higher)
+        if isnan(look.value):  # optuna would stop the training, whatever the others have
+            return
         with quiet():
             self._trial.report(look.value, look.step)
             if not self._trial.should_prune():
                 return
         value = self._curve.bests()[look.step]
-        middle = median(bests[look.step] for bests in self._bests if look.step in bests)
-        pruned = Pruned(command=self._command, step=look.step, measure=look.measure, value=value, median=middle)
+        others = [bests[look.step] for bests in self._bests if look.step in bests]
+        pruned = Pruned(command=self._command, step=look.step, measure=look.measure, value=value, median=median(others))
         raise Stopped(pruned)
 
 

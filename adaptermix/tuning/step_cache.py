@@ -59,7 +59,7 @@ class StepCache:
         self._path, self._run, self._prune, self._watch = out / _RECORD, run, prune, watch
         self._identity = identity = json.loads(json.dumps(identity))
         self._entries: dict[str, dict[str, Any]] = {}  # By the key of a step.
-        self._keys: dict[str, str] = {}  # By an output, as the three that follow: the key of its step,
+        self._keys: dict[str, str] = {}  # By an output, as the next two: the key of its step,
         self._files: dict[str, list[str]] = {}  # its files,
         self._digests: dict[str, str] = {}  # and the hash of their content.
         if not self._path.exists():

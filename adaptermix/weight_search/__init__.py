@@ -1,9 +1,8 @@
 """Merge weights, and options of merge methods, found on a dev set."""
 
-from ..merging.request import merge_as_asked as merge_learned
 from .decision import CONTROL_NAME
 from .result import SearchResult
 from .run import search, search_dry
 from .space import shown
 
-__all__ = ["CONTROL_NAME", "SearchResult", "merge_learned", "search", "search_dry", "shown"]
+__all__ = ["CONTROL_NAME", "SearchResult", "search", "search_dry", "shown"]

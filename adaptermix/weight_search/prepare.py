@@ -272,7 +272,7 @@ def _order_notes(sources: Sequence[AdapterSource]) -> tuple[str, ...]:
         return ()
     name = sources[kinds.index("train-task")].name
     return (
-        f"warning: the first adapter is the one that candidates are held against, and '{sources[0].name}' is an "
+        f"warning: candidates are compared with the first adapter, and '{sources[0].name}' is an "
         f"alignment adapter: give '{name}' first.",
     )
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from adaptermix.errors import PlanError, UsageError
-from adaptermix.merging.request import is_checkpoint, merge_as_asked
+from adaptermix.merging.request import is_checkpoint, merge_with_settings
 from adaptermix.methods.exact import Exact
 from adaptermix.options import MergeSettings
 
@@ -54,14 +54,14 @@ def test_a_checkpoint_is_a_folder_with_weights_and_no_adapter(base: Path, adapte
 
 def test_adapters_give_an_adapter(adapters: list[str], tmp_path: Path) -> None:
     place = {"modules": "*q_proj", "weights": 0.5}
-    report = merge_as_asked(settings(adapters, tmp_path / "out", places=[place]))
+    report = merge_with_settings(settings(adapters, tmp_path / "out", places=[place]))
     assert report.modules[Q].weights == (0.5, 0.5)
     one, two, got = (adapter_deltas(Path(path))[Q] for path in (*adapters, tmp_path / "out"))
     torch.testing.assert_close(got, 0.5 * one + 0.5 * two, rtol=1e-5, atol=1e-6)
 
 
 def test_checkpoints_give_a_checkpoint(base: Path, tuned: list[str], tmp_path: Path) -> None:
-    report = merge_as_asked(settings(tuned, tmp_path / "out", base=str(base)))
+    report = merge_with_settings(settings(tuned, tmp_path / "out", base=str(base)))
     start, one, two, got = (load_file(Path(p) / "model.safetensors") for p in (base, *tuned, tmp_path / "out"))
     name = f"{Q}.weight"
     expected = start[name] + 0.75 * (one[name] - start[name]) + 0.25 * (two[name] - start[name])
@@ -71,19 +71,19 @@ def test_checkpoints_give_a_checkpoint(base: Path, tuned: list[str], tmp_path: P
 
 def test_a_dry_run_of_checkpoints_writes_nothing(base: Path, tuned: list[str], tmp_path: Path) -> None:
     before = contents(tmp_path)
-    assert merge_as_asked(settings(tuned, tmp_path / "out", base=str(base), dry_run=True)).norm > 0
+    assert merge_with_settings(settings(tuned, tmp_path / "out", base=str(base), dry_run=True)).norm > 0
     assert contents(tmp_path) == before
 
 
 def test_a_mixture_is_refused(base: Path, adapters: list[str], tuned: list[str], tmp_path: Path) -> None:
     for mixture in ([adapters[0], tuned[0]], [tuned[0], adapters[0]]):
         with refuses("merge.mixed-inputs"):
-            merge_as_asked(settings(mixture, tmp_path / "out", base=str(base)))
+            merge_with_settings(settings(mixture, tmp_path / "out", base=str(base)))
 
 
 def test_checkpoints_without_their_base_are_refused(tuned: list[str], tmp_path: Path) -> None:
     with refuses("checkpoint.needs-base"):
-        merge_as_asked(settings(tuned, tmp_path / "out"))
+        merge_with_settings(settings(tuned, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_only_adapters_have_is_refused_for_checkpoints(
 ) -> None:
     word = "weights@*q_proj" if name == "options" else name
     with pytest.raises(PlanError) as caught:
-        merge_as_asked(settings(tuned, tmp_path / "out", base=str(base), **{name: value}))
+        merge_with_settings(settings(tuned, tmp_path / "out", base=str(base), **{name: value}))
     assert f"{word!r} is for adapters" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -116,7 +116,7 @@ def test_no_input_is_replaced(base: Path, tuned: list[str], adapters: list[str])
     for inputs, out in ((tuned, tuned[0]), (tuned, str(base)), (adapters, adapters[1])):
         before = contents(Path(out))
         with refuses("output.is-input"):
-            merge_as_asked(settings(inputs, Path(out), base=str(base), overwrite=True))
+            merge_with_settings(settings(inputs, Path(out), base=str(base), overwrite=True))
         assert contents(Path(out)) == before
 
 
@@ -130,6 +130,6 @@ def test_a_method_names_the_function_that_learns_before_the_merge(
 ) -> None:
     asked = settings(adapters, tmp_path / "out", train=["rows.jsonl"])
     with pytest.raises(UsageError, match="--train is for methods that learn their weights"):
-        merge_as_asked(asked)
+        merge_with_settings(asked)
     monkeypatch.setattr(Exact, "learner", f"{__name__}:learn")
-    assert merge_as_asked(asked) is asked
+    assert merge_with_settings(asked) is asked

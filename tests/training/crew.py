@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,22 @@ def size() -> None:
     sharding.shard = shard
 
 
+def stop(event: str) -> None:
+    """Let a callback of this process, and only of this one, stop the training at an event."""
+    from adaptermix.training import callbacks
+
+    real = callbacks.Callbacks.__call__
+
+    def call(self: callbacks.Callbacks, name: str, **more: Any) -> None:
+        real(self, name, **more)
+        self.control.should_training_stop |= name == event
+
+    callbacks.Callbacks.__call__ = call  # type: ignore[method-assign]
+
+
+EVENTS = ("on_train_begin", "on_step_begin", "on_step_end", "on_save")
 DEEDS: dict[str, Callable[[], None]] = {"fail at 3": lambda: fail_at(3), "eager": eager, "size": size}
+DEEDS |= {event: partial(stop, event) for event in EVENTS}
 
 
 def child(arguments: Sequence[str], environment: Mapping[str, str], log: Path, deed: str) -> None:

@@ -154,6 +154,22 @@ def test_a_tracker_is_closed_when_training_fails(causal: Path, tmp_path: Path, m
     assert json.loads((tmp_path / "log").read_text().splitlines()[-1]) == {"finished": True}
 
 
+def test_a_tracker_that_fails_ends_the_log_and_not_the_training(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_package(tmp_path, tmp_path / "log", monkeypatch)
+    broken = TRACKIO.replace('_write({"step": step', 'step > 1 and 1 / 0; _write({"step": step').replace(
+        '_write({"finished": True})', 'raise RuntimeError("gone")'
+    )
+    (tmp_path / "trackio.py").write_text(f"FILE, FAILS = {str(tmp_path / 'log')!r}, False\n{broken}")
+    notes = Notes()
+    report = train_task(settings_for(causal, tmp_path, log_with="trackio"), watch=notes)
+    assert report.document()["steps"] == 3
+    assert [note for note in notes.said if "tracker failed" in note] == [
+        f"warning: logging stopped, since the tracker failed: {error}" for error in ("division by zero", "gone")
+    ]
+
+
 def test_a_tracker_that_does_not_start_is_reported(
     causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

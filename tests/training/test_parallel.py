@@ -25,7 +25,7 @@ from adaptermix.training.compiling import compiled
 from adaptermix.training.parallel import ALONE, Processes
 
 from ..refusals import refuses
-from .crew import Crew
+from .crew import EVENTS, Crew
 from .data import COLOURS, write_pairs
 from .test_crashes import same, step_of
 
@@ -213,6 +213,15 @@ def test_what_one_process_cannot_do_is_said_once_and_ends_all(runs: Runs) -> Non
     assert runs.said == "error: --batch-size must be at least 2, a row for each of 2 processes, got 1.\n"
     assert runs.crew.run(["train-task"]) == [2, 2]
     assert runs.said.count("Usage: ") == 1
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_stop_in_one_process_holds_for_all(runs: Runs, event: str) -> None:
+    """A process that went on alone would wait for the other for ever."""
+    command = runs.command("task", "out", "--steps", "5", "--dropout", "0", "--json")
+    assert runs.crew.run(command, deeds={1: event}) == [0, 0], runs.said
+    steps = {"on_step_begin": 1, "on_step_end": 1, "on_save": 2}
+    assert event == "on_train_begin" or f'"steps": {steps[event]}' in runs.said
 
 
 class Pretended(Processes):

@@ -18,6 +18,7 @@ from adaptermix import (
     SearchSettings,
     TaskSettings,
     evaluate,
+    merge_learned,
     search,
     train_align,
     train_task,
@@ -32,7 +33,6 @@ from adaptermix.tasks.data import Pair
 from adaptermix.tasks.heads import HEADS
 from adaptermix.tasks.heads.from_adapters import head_of
 from adaptermix.tasks.heads.tokens import repair
-from adaptermix.weight_search import merge_learned
 from adaptermix.weight_search.gate_data import AgreementLoss, EntropyLoss, Pairs
 from adaptermix.weight_search.gates import group_of
 from adaptermix.weight_search.pair_rows import PairRows
