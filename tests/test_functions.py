@@ -96,7 +96,7 @@ def test_what_a_function_does_not_take_is_refused(tmp_path: Path) -> None:
         function(adaptermix.InspectSettings(adapters=["a"]))
     with pytest.raises(UsageError) as faults:
         adaptermix.evaluate(base="x", task="slots", data=["t"], batch_size=0, rows="x")
-    assert faults.value.code == "option.several"
+    assert faults.value.codes == ["option.greater-than-equal", "option.rows"]
     assert "batch_size: " in str(faults.value)
     assert "rows: " in str(faults.value)
 

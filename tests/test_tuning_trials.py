@@ -310,10 +310,10 @@ def test_a_look_of_nan_stops_nothing_and_is_no_best() -> None:
     curve = Curve("a", "dev_loss", higher=False)
     watcher = PruningWatcher(SILENT, "train-task", curve, curves, lambda _step, _value: None)
     watcher.look(Look(step=5, measure="dev_loss", value=math.nan, higher=False))
-    watcher.look(Look(step=10, measure="dev_loss", value=2.0, higher=False))
-    assert curve.bests() == {10: 2.0}
+    assert curve.bests() == {}
     with pytest.raises(Stopped):
-        watcher.look(Look(step=15, measure="dev_loss", value=9.0, higher=False))
+        watcher.look(Look(step=10, measure="dev_loss", value=3.0, higher=False))
+    assert curve.bests() == {10: 3.0}
 
 
 def test_a_tiny_model_is_stopped_and_resumed(

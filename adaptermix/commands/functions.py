@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
-from ..errors import PlanError, UsageError, codes_of
+from ..errors import PlanError, UsageError, code_of, codes_of
 from ..io.files import check_not_input
 from ..progress import SILENT, Watcher
 from .table import Command, load
@@ -98,9 +98,8 @@ def _settings(schema: type[T], fields: Mapping[str, Any]) -> T:
     try:
         return schema(**{name: _plain(value) for name, value in fields.items()})
     except ValidationError as error:
-        codes = codes_of(error)
         text = " ".join(described(error, schema))
-        raise UsageError(text, code=codes[0] if len(codes) == 1 else "option.several") from error
+        raise UsageError(text, code=code_of(error, "option.invalid"), codes=codes_of(error)) from error
 
 
 def _plain(value: Any) -> Any:
