@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adaptermix"
 LIMITS = Path(__file__).with_name("words.json")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLIC_NAMES = {"places"}
+"""Options and keyword arguments of public functions, which are fields of classes: their names stay."""
 MIN_SPACES = 2
 """A string with fewer blanks is a key or a name and not a sentence."""
 
@@ -79,7 +81,17 @@ def prose(source: str) -> Iterator[tuple[int, str]]:
 
 def names(source: str) -> Iterator[tuple[int, str]]:
     """Yield line and name of each definition: variables, arguments, functions and classes."""
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    fields = {
+        id(part.target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for part in node.body
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.target.id in PUBLIC_NAMES
+    }
+    for node in ast.walk(tree):
+        if id(node) in fields:
+            continue
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
         elif isinstance(node, ast.arg):

@@ -19,30 +19,30 @@ from .reading import wide
 _BLOCK = 2**18
 _SAMPLE = 128
 _MOST = 8
-"""Threads beyond which the file that all write into is what they wait for."""
+"""Largest number of threads: more of them would only wait for the file that all write into."""
 
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 """The bits of infinity in 16 bits."""
 
 
 class _Buffers(local):
-    """Memory that a thread uses again for each block: fresh pages cost more than the arithmetic on them."""
+    """Memory that a thread reuses for each block, since new pages cost more than the arithmetic on them."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def flat(self, role: str, dtype: torch.dtype, count: int) -> Tensor:
-        """Return a vector of what was there before."""
-        held = self._held.get((role, dtype))
-        if held is None or len(held) < count:
-            held = self._held[role, dtype] = torch.empty(max(count, _BLOCK), dtype=dtype)
-        return held[:count]
+        """Return an uninitialised vector."""
+        buffer = self._buffers.get((role, dtype))
+        if buffer is None or len(buffer) < count:
+            buffer = self._buffers[role, dtype] = torch.empty(max(count, _BLOCK), dtype=dtype)
+        return buffer[:count]
 
 
 class Crew:
-    """As many threads as torch uses, each of which computes alone; one tensor at a time is shared among them.
+    """A pool of as many threads as torch uses, which share the blocks of one tensor at a time.
 
-    Blocks are too small to be shared out in each operation, and while one thread writes another one computes.
+    Blocks are too small to split each operation over threads, and one thread can write while another computes.
     """
 
     def __init__(self) -> None:
@@ -58,22 +58,22 @@ class Crew:
     def __exit__(self, *error: object) -> None:
         self._rest.clear()
         self._pool.shutdown()
-        # and a new thread takes the number that was set last
+        # new threads inherit the number that was set last, so restore it
         torch.set_num_threads(torch.get_num_threads())
 
-    def begin(self, work: Callable[[slice], None], places: Iterable[slice]) -> None:
-        """Have a piece of work done for each place, after what was begun before.
+    def start(self, work: Callable[[slice], None], parts: Iterable[slice]) -> None:
+        """Start work on each part, after the previous work has finished.
 
         Args:
-            work: Does it, in any thread.
-            places: The places; they are begun in this order.
+            work: Processes one part, in any thread.
+            parts: Slices of the flat tensor, started in this order.
         """
         self.finish()
-        self._rest = deque(places)
+        self._rest = deque(parts)
         self._futures = [self._pool.submit(_work, work, self._rest) for _ in range(self._count)]
 
     def finish(self) -> None:
-        """Wait until all is done that was begun, and raise the error that one thread met, if one did."""
+        """Wait until the current work is finished; raise the error of a thread, if there was one."""
         wait(self._futures)
         for future in self._futures:
             future.result()
@@ -84,12 +84,12 @@ def _work(work: Callable[[slice], None], rest: deque[slice]) -> None:
     try:
         while rest:
             try:
-                place = rest.popleft()
+                part = rest.popleft()
             except IndexError:  # another thread was faster
                 return
-            work(place)
+            work(part)
     except BaseException:
-        rest.clear()  # nothing is left for the others either
+        rest.clear()  # the other threads stop too
         raise
 
 
@@ -105,45 +105,46 @@ def write_sum(
     stored: torch.dtype,
     name: str,
 ) -> None:
-    """Have base plus delta written in the storage dtype: added in float32 or wider, rounded once, a block at a time.
+    """Write base plus delta in the storage dtype: add in float32 or wider and round once, a block at a time.
 
-    Factors are small, so that the next ones can be made meanwhile; a full delta is done with where this returns.
+    With factors, this returns before the work is finished, so that the caller can prepare the next ones. With a full
+    delta, it waits.
 
     Args:
-        crew: Who does it.
-        write: Takes entries of the sum and the flat place of the first of them.
+        crew: The threads.
+        write: Receives entries of the sum and the flat index of the first one.
         base: The tensor of the base model.
-        delta: What is added; None leaves it as it is.
+        delta: The delta to add; None copies the base.
         stored: The storage dtype.
         name: Name of the tensor, for the message.
 
-    Shapes: base and delta alike.
+    Shapes: base and delta have the same shape.
 
     Raises:
-        OutputError: a sum overflows the storage dtype; from `crew.finish()` where it is not known before.
+        OutputError: a sum overflows the storage dtype; raised here or by `crew.finish()`.
     """
     flat, width = base.reshape(-1), base.shape[-1] if isinstance(delta, LowRank) else 1
     # factors give whole rows
     step = max(1, _BLOCK // width) * width
-    places = [slice(first, min(first + step, len(flat))) for first in range(0, len(flat), step)]
+    parts = [slice(first, min(first + step, len(flat))) for first in range(0, len(flat), step)]
     if delta is None and base.dtype == stored:
-        crew.begin(lambda place: write(flat[place], place.start), places)
+        crew.start(lambda part: write(flat[part], part.start), parts)
         return
     part_of = _parts(delta)
     factor = delta.b if isinstance(delta, LowRank) else delta
     dtype = wide(base) if factor is None else wide(base, factor)
 
-    def work(place: slice) -> None:
-        old, part = flat[place], part_of(place)
+    def work(part: slice) -> None:
+        old, added = flat[part], part_of(part)
         new = _buffers.flat("sum", dtype, len(old)).copy_(old)
-        if part is not None:
-            new.add_(part)
+        if added is not None:
+            new.add_(added)
         if dtype != stored:
             new = _buffers.flat("stored", stored, len(old)).copy_(new)
         _refuse_overflow(new, old, name)
-        write(new, place.start)
+        write(new, part.start)
 
-    crew.begin(work, places)
+    crew.start(work, parts)
     if isinstance(delta, Tensor):
         crew.finish()
 
@@ -161,15 +162,15 @@ def rounding_share(base: Tensor, delta: Tensor, stored: torch.dtype, *, name: st
     """Return the share of a delta's norm that rounding base plus delta to the storage dtype loses.
 
     Measured on the 128 rows of the largest delta, and estimated from 128 of the other rows with a delta and from 128
-    of those without one: a delta may be in a few rows only, as that of an embedding is.
+    of those without one: the delta of an embedding may change a few rows only.
 
     Args:
         base: The tensor of the base model.
-        delta: What is added.
+        delta: The delta to add.
         stored: The storage dtype.
         name: Name of the tensor, for the message.
 
-    Shapes: base and delta alike.
+    Shapes: base and delta have the same shape.
 
     Raises:
         OutputError: a sum overflows the storage dtype.
@@ -195,7 +196,7 @@ def rounding_share(base: Tensor, delta: Tensor, stored: torch.dtype, *, name: st
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, which read as whole numbers are the largest: halves are slow to sum."""
+    """Whether no entry is NaN or infinite. In 16 bits compare the bit patterns, since sums of halves are slow."""
     if values.dtype not in _INFINITY:
         return all_finite(values)
     sizes = _buffers.flat("sizes", torch.int16, len(values))
@@ -204,16 +205,16 @@ def _is_finite(values: Tensor) -> bool:
 
 
 def _parts(delta: Tensor | LowRank | None) -> Callable[[slice], Tensor | None]:
-    """Return what gives the entries of a delta at a place, which lie in rows where it has factors."""
+    """Return a function from a slice to the delta's entries there; with factors, a slice must cover whole rows."""
     if not isinstance(delta, LowRank):
         flat = None if delta is None else delta.reshape(-1).cpu()
-        return lambda place: None if flat is None else flat[place]
+        return lambda part: None if flat is None else flat[part]
     b, a = delta.b.cpu() * delta.scale, delta.a.cpu()
     width = a.shape[1]
 
-    def product(place: slice) -> Tensor:
-        found = _buffers.flat("product", a.dtype, place.stop - place.start)
-        torch.mm(b[place.start // width : place.stop // width], a, out=found.view(-1, width))
-        return found
+    def product(part: slice) -> Tensor:
+        out = _buffers.flat("product", a.dtype, part.stop - part.start)
+        torch.mm(b[part.start // width : part.stop // width], a, out=out.view(-1, width))
+        return out
 
     return product

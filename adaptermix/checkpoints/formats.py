@@ -1,4 +1,4 @@
-"""Weights as bitsandbytes has them in 4 and 8 bits: codes of a table of values, and a scale per block of weights."""
+"""The 4- and 8-bit formats of bitsandbytes: codes that index a table of values, and a scale per block of weights."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Quantized(ABC):
     """A weight whose values are codes times scales.
 
     Args:
-        codes: Place of each weight in the table.
-        scales: Scale of each block of weights, row after row, as it is read back.
+        codes: Index of each weight's value in the table.
+        scales: Scale of each block of weights, row after row, as dequantised.
 
     Shapes: `codes` [out in], uint8; `scales` [blocks], float32.
     """
@@ -47,11 +47,11 @@ class Quantized(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """What a forward pass reads the weight in."""
+        """Dtype of the weight in a forward pass."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return what a manifest says of the format."""
+        """Return the manifest entry of the format."""
 
     @abstractmethod
     def with_scales(self, scales: Tensor) -> Self:
@@ -67,7 +67,7 @@ class Quantized(ABC):
 
     @abstractmethod
     def stored(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint that transformers and bitsandbytes read the weight from.
+        """Return the tensors from which transformers and bitsandbytes load the weight.
 
         Args:
             name: Name of the weight, such as `model.layers.0.self_attn.q_proj.weight`.
@@ -82,7 +82,7 @@ class Quantized(ABC):
         return self.scales.repeat_interleave(self.block)[: self.codes.numel()].view(self.codes.shape)
 
     def weight(self) -> Float[Tensor, "out in"]:
-        """Return what the codes and scales stand for, in float32."""
+        """Return the dequantised weight in float32."""
         return self.table[self.codes.long()] * self.scale_of_each()
 
 
@@ -91,9 +91,9 @@ class FourBit(Quantized):
     """A weight in NF4 or FP4.
 
     Args:
-        codes: Place of each weight in the table, 0 to 15.
+        codes: Index of each weight's value in the table, 0 to 15.
         scales: As in `Quantized`.
-        state: What bitsandbytes must know to read it; of the scales it holds what is stored.
+        state: The `QuantState` of bitsandbytes; it has the scales in their stored form.
 
     Reference: Dettmers et al., QLoRA, NeurIPS 2023, arXiv 2305.14314, section 3.
     """
@@ -105,7 +105,7 @@ class FourBit(Quantized):
         """Round a weight to the nearest codes under the largest value of each block, as bitsandbytes does.
 
         Args:
-            weight: What to round, of any float dtype.
+            weight: The weight, of any float dtype.
             kind: `nf4` or `fp4`.
             double: Whether scales are quantised too, in 8 bits.
             block: Number of weights that share a scale.
@@ -124,7 +124,7 @@ class FourBit(Quantized):
 
         Args:
             packed: Two codes per byte.
-            parts: The other tensors by what their names have behind that of the weight.
+            parts: The other tensors, by the suffix that follows the weight's name.
         """
         from bitsandbytes.functional import QuantState
 
@@ -134,7 +134,7 @@ class FourBit(Quantized):
 
     @property
     def table(self) -> Float[Tensor, " 16"]:
-        """The values of the codes, of which the largest is 1."""
+        """The values of the codes; the largest is 1."""
         table: Tensor = self.state.code.float()
         return table
 
@@ -145,19 +145,18 @@ class FourBit(Quantized):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What a forward pass reads the weight in."""
-        found: torch.dtype = self.state.dtype
-        return found
+        """Dtype of the weight in a forward pass."""
+        dtype: torch.dtype = self.state.dtype
+        return dtype
 
     def identity(self) -> dict[str, Any]:
-        """Return what a manifest says of the format."""
+        """Return the manifest entry of the format."""
         return {"format": self.state.quant_type, "block_size": self.block, "double": bool(self.state.nested)}
 
     def with_scales(self, scales: Tensor) -> FourBit:
         """Return a weight of the same codes and the storable scales that are nearest to these.
 
-        Scales that are quantised themselves keep their own scale and offset, so they stay within the range that the
-        weight has had.
+        Quantised scales keep their own scale and offset, so they stay within the original range.
         """
         state = copy(self.state)
         if not state.nested:
@@ -166,8 +165,8 @@ class FourBit(Quantized):
         each = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: len(scales)]
         values = state.state2.code.float()
         middles = (values[1:] + values[:-1]) / 2
-        wanted = (scales - state.offset) / each.clamp(min=torch.finfo(torch.float32).tiny)
-        state.absmax = torch.bucketize(wanted, middles).to(torch.uint8)
+        ratios = (scales - state.offset) / each.clamp(min=torch.finfo(torch.float32).tiny)
+        state.absmax = torch.bucketize(ratios, middles).to(torch.uint8)
         return replace(self, scales=_read_scales(state), state=state)
 
     def to(self, device: torch.device) -> FourBit:
@@ -179,12 +178,12 @@ class FourBit(Quantized):
     def requantized(self, weight: Tensor) -> FourBit:
         """Return another weight, rounded in the same format."""
         state = self.state
-        found = self.of(weight, kind=state.quant_type, double=state.nested, block=state.blocksize)
-        found.state.dtype = state.dtype
-        return found
+        result = self.of(weight, kind=state.quant_type, double=state.nested, block=state.blocksize)
+        result.state.dtype = state.dtype
+        return result
 
     def stored(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint that transformers and bitsandbytes read the weight from."""
+        """Return the tensors from which transformers and bitsandbytes load the weight."""
         parts = self.state.as_dict(packed=True)
         return {name: pack(self.codes)} | {f"{name}.{part}": tensor for part, tensor in parts.items()}
 
@@ -196,7 +195,7 @@ class EightBit(Quantized):
     Args:
         codes: Steps above the least, 0 to 254.
         scales: Largest magnitude of each row.
-        form: What a forward pass reads the weight in.
+        form: Dtype of the weight in a forward pass.
 
     Reference: Dettmers et al., LLM.int8(), NeurIPS 2022, arXiv 2208.07339, section 2.
     """
@@ -205,7 +204,7 @@ class EightBit(Quantized):
 
     @classmethod
     def of(cls, weight: Tensor) -> EightBit:
-        """Round a weight as bitsandbytes does, which takes it in float16."""
+        """Round a weight like bitsandbytes, which first casts it to float16."""
         from bitsandbytes import functional
 
         steps, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
@@ -218,14 +217,14 @@ class EightBit(Quantized):
         Args:
             steps: As bitsandbytes stores them, [out in].
             scales: Largest magnitude of each row.
-            dtype: What a forward pass reads the weight in.
+            dtype: Dtype of the weight in a forward pass.
 
         Raises:
-            ModelError: there is a step of -128, which bitsandbytes writes nowhere.
+            ModelError: there is a step of -128, which bitsandbytes never writes.
         """
         if steps.numel() and int(steps.min()) < -_LEVELS:
             raise ModelError(
-                "weights in 8 bits must be steps from -127 to 127, and one is -128. Quantise them anew.",
+                "weights in 8 bits must be steps from -127 to 127, and one is -128. Quantise them again.",
                 code="quantized.minus-128",
             )
         codes = (steps.to(torch.int16) + _LEVELS).to(torch.uint8)
@@ -243,11 +242,11 @@ class EightBit(Quantized):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What a forward pass reads the weight in."""
+        """Dtype of the weight in a forward pass."""
         return self.form
 
     def identity(self) -> dict[str, Any]:
-        """Return what a manifest says of the format."""
+        """Return the manifest entry of the format."""
         return {"format": "int8"}
 
     def with_scales(self, scales: Tensor) -> EightBit:
@@ -263,10 +262,10 @@ class EightBit(Quantized):
         return replace(self.of(weight), form=self.form)
 
     def stored(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint that transformers and bitsandbytes read the weight from."""
+        """Return the tensors from which transformers and bitsandbytes load the weight."""
         stem = name.removesuffix("weight")
         steps = (self.codes.to(torch.int16) - _LEVELS).to(torch.int8)
-        # row after row is the only layout that is left
+        # 0 means row-major, the only layout that bitsandbytes still supports
         return {name: steps, f"{stem}SCB": self.scales, f"{stem}weight_format": torch.tensor(0, dtype=torch.uint8)}
 
 
@@ -275,7 +274,7 @@ FORMATS: Mapping[str, Callable[[Tensor], Quantized]] = {
     "fp4": partial(FourBit.of, kind="fp4"),
     "int8": EightBit.of,
 }
-"""What rounds a weight, by the name of the format; scales in 4 bits are quantised too, as QLoRA has it."""
+"""Functions that round a weight, by the name of the format. In 4 bits the scales are quantised too, as in QLoRA."""
 
 
 def _read_scales(state: Any) -> Float[Tensor, " blocks"]:
@@ -285,8 +284,8 @@ def _read_scales(state: Any) -> Float[Tensor, " blocks"]:
         return plain
     from bitsandbytes import functional
 
-    found: Tensor = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
-    return found.float()
+    scales: Tensor = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return scales.float()
 
 
 def pack(codes: Tensor) -> Integer[Tensor, "bytes 1"]:

@@ -24,14 +24,14 @@ _DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedCheckpoint(Checkpoint):
-    """A checkpoint of bitsandbytes whose headers and tensors are those of the weights that its codes stand for.
+    """A checkpoint in a bitsandbytes format, with headers and tensors of the dequantised weights.
 
     Args:
         path: The folder.
         tensors: Header per weight and other tensor.
         format: `nf4`, `fp4` or `int8`.
-        readers: Per weight that is quantised what reads it.
-        whole: The files as they are.
+        readers: Loader of each quantised weight.
+        whole: The stored files.
     """
 
     format: str
@@ -39,18 +39,18 @@ class QuantizedCheckpoint(Checkpoint):
     whole: Checkpoint
 
     def load(self, key: str) -> Tensor:
-        """Read one tensor; what a forward pass reads where it is quantised."""
+        """Read one tensor, dequantised as in a forward pass."""
         if key not in self.readers:
             return self.whole.load(self.aliases.get(key, key))
-        found = self.readers[key]()
-        return found.weight().to(found.dtype)
+        quantized = self.readers[key]()
+        return quantized.weight().to(quantized.dtype)
 
 
 def as_whole(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint whose quantised weights read as what they stand for; others as they are.
+    """Return a view of a checkpoint that dequantises its weights; an unquantised checkpoint is returned unchanged.
 
     Raises:
-        ModelError: its weights are quantised in several ways or in another one than bitsandbytes'.
+        ModelError: its weights are quantised in several formats, or not by bitsandbytes.
     """
     states = {name.partition(_STATE)[0]: name for name in checkpoint.tensors if _STATE in name}
     scales = {
@@ -66,7 +66,7 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
             code="quantized.mixed-formats",
         )
     parts = {name for name in checkpoint.tensors if any(name.startswith(f"{weight}.") for weight in states)}
-    beside = {f"{weight.removesuffix('weight')}weight_format" for weight in scales} | set(scales.values())
+    companions = {f"{weight.removesuffix('weight')}weight_format" for weight in scales} | set(scales.values())
     headers: dict[str, TensorHeader] = {}
     readers: dict[str, Callable[[], Quantized]] = {}
     dtype = _config_dtype(checkpoint)
@@ -78,7 +78,7 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
         elif name in scales:
             readers[name] = partial(_eight_bit, checkpoint, name, scales[name], dtype)
             headers[name] = replace(header, dtype=DTYPE_NAMES[dtype])
-        elif name not in parts and name not in beside:
+        elif name not in parts and name not in companions:
             headers[name] = header
     return QuantizedCheckpoint(
         path=checkpoint.path, tensors=headers, format=formats.pop(), readers=readers, whole=checkpoint
@@ -98,15 +98,15 @@ def _check_whole(checkpoint: Checkpoint) -> None:
 def _config_dtype(checkpoint: Checkpoint) -> torch.dtype:
     config = config_of(checkpoint)
     name = str(config.get("dtype") or config.get("torch_dtype") or "float16")
-    found: Any = getattr(torch, name.removeprefix("torch."), None)
-    return found if isinstance(found, torch.dtype) else torch.float16
+    dtype: Any = getattr(torch, name.removeprefix("torch."), None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float16
 
 
 def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(bytes(checkpoint.load(name).tolist()))
-        if found["dtype"] in _DTYPES and len(found["shape"]) == 2:
-            return found
+        state: dict[str, Any] = json.loads(bytes(checkpoint.load(name).tolist()))
+        if state["dtype"] in _DTYPES and len(state["shape"]) == 2:
+            return state
     except (ValueError, KeyError, TypeError):
         pass
     raise ModelError(

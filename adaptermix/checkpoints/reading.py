@@ -1,4 +1,4 @@
-"""What is read of full checkpoints: pairs of tensors as differences, their config, and what manifests record."""
+"""Read full checkpoints: differences of tensors, configs, and manifest entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..models.pretrained import split_revision
 from ..progress import SILENT, Watcher
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
-"""Dtypes, in safetensors' words, of tensors that can be added to."""
+"""Float dtypes, by their names in safetensors."""
 _HEADS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
@@ -41,7 +41,7 @@ def open_model(reference: str | Path) -> Checkpoint:
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the content of `config.json`; empty where there is none that can be read."""
+    """Return the content of `config.json`; empty if it is missing or invalid."""
     try:
         config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -53,29 +53,29 @@ def task_type(config: dict[str, Any]) -> str | None:
     """Return PEFT's task type for the architecture that a config names, if it names one."""
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    found = next((kind for ending, kind in _HEADS.items() if name.endswith(ending)), None)
+    task = next((kind for ending, kind in _HEADS.items() if name.endswith(ending)), None)
     # Decoders with an image tower are named "for conditional generation" too.
-    return "CAUSAL_LM" if found == "SEQ_2_SEQ_LM" and not config.get("is_encoder_decoder") else found
+    return "CAUSAL_LM" if task == "SEQ_2_SEQ_LM" and not config.get("is_encoder_decoder") else task
 
 
 def wide(*tensors: Tensor) -> torch.dtype:
-    """Return the dtype of the arithmetic: float32, or float64 where a tensor is of it or is of whole numbers."""
+    """Return the dtype of the arithmetic: float32, or float64 if a tensor is float64 or integer."""
     exact = any(tensor.dtype == torch.float64 or not tensor.is_floating_point() for tensor in tensors)
     return torch.float64 if exact else torch.float32
 
 
 def difference(base: Tensor, tuned: Tensor) -> Tensor | None:
-    r"""Return $W - W_0$ in float32, in float64 where a file is; None where the two are equal.
+    r"""Return $W - W_0$ in float32, or in float64 if a file is; None if the two are equal.
 
     Args:
         base: Tensor of the base model.
         tuned: The same tensor of the other model.
 
-    Shapes: both alike, and so is the result.
+    Shapes: all three have the same shape.
     """
     dtype = wide(base, tuned)
-    found = torch.sub(tuned.to(dtype), base.to(dtype))
-    return found if bool(found.any()) else None
+    result = torch.sub(tuned.to(dtype), base.to(dtype))
+    return result if bool(result.any()) else None
 
 
 def check_shapes(base: Checkpoint, other: Checkpoint, keys: Sequence[tuple[str, str]]) -> None:
@@ -119,7 +119,7 @@ def base_entry(reference: str | Path, base: Checkpoint) -> dict[str, Any]:
 def input_entry(
     reference: str | Path, checkpoint: Checkpoint, weight: float, *, watch: Watcher = SILENT
 ) -> dict[str, Any]:
-    """Return what a manifest records of a checkpoint that went in: the hash of each weight file, and one of these."""
+    """Return the manifest entry of an input checkpoint: the hash of each weight file, and a hash of these."""
     name, revision = split_revision(str(reference))
     files = {}
     with watch.track("hash", len(checkpoint.files())) as advance:

@@ -1,4 +1,4 @@
-"""A checkpoint written tensor by tensor, shard by shard, where a weight may become several tensors."""
+"""Write a checkpoint shard by shard, in which a weight may consist of several tensors."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from .writing import named_shards, write_index
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """Return what tensors take in a file."""
+    """Return the size of tensors in a file."""
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def write_shards(folder: Path, groups: Iterator[Mapping[str, Tensor]], *, limit: int) -> int:
-    """Write groups of tensors, each of which stays in one file, and the index; return the bytes of all.
+    """Write groups of tensors, each within one file, and the index; return the total size in bytes.
 
     Args:
         folder: An existing folder.
         groups: Tensors by name.
-        limit: Size that no file exceeds, unless a single group does; as much is in memory.
+        limit: Size that no file exceeds, unless a single group does; also the memory needed.
     """
     files: list[Path] = []
     headers: list[Headers] = []
-    held: dict[str, Tensor] = {}
+    pending: dict[str, Tensor] = {}
     total = 0
 
     def flush() -> None:
         files.append(folder / f".part-{len(files):05d}.safetensors")
-        headers.append({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in held.items()})
-        write_tensors(files[-1], held, {"format": "pt"})
-        held.clear()
+        headers.append({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in pending.items()})
+        write_tensors(files[-1], pending, {"format": "pt"})
+        pending.clear()
 
     for group in groups:
-        if held and bytes_of(held) + bytes_of(group) > limit:
+        if pending and bytes_of(pending) + bytes_of(group) > limit:
             flush()
-        held.update(group)
+        pending.update(group)
         total += bytes_of(group)
-    if held:
+    if pending:
         flush()
     shards = named_shards(headers)
     for path, shard in zip(files, shards, strict=True):

@@ -30,7 +30,7 @@ from .reading import FLOATS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Storage dtypes by name."""
 Delta = Callable[[], Tensor | LowRank | None]
-"""Makes what is added to one tensor, as a matrix or as factors; None leaves it as it is."""
+"""Computes the delta of one tensor, as a matrix or as factors; None copies the tensor."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _STORED = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _COMPANIONS = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm", ".bpe"}
@@ -43,18 +43,18 @@ def parse_size(size: int | str) -> int:
     """Return a number of bytes; "5GB" is 5 * 10^9 and "5GiB" is 5 * 2^30, as transformers reads them.
 
     Raises:
-        PlanError: it is no size.
+        PlanError: the text is not a size.
 
     Example:
         >>> parse_size("5GB"), parse_size("1KiB"), parse_size(7)
         (5000000000, 1024, 7)
     """
-    found = re.fullmatch(r"(\d+)\s*([KMG]?I?)B?", str(size).strip().upper())
-    if found is None or found[2] not in _UNITS or int(found[1]) < 1:
+    match = re.fullmatch(r"(\d+)\s*([KMG]?I?)B?", str(size).strip().upper())
+    if match is None or match[2] not in _UNITS or int(match[1]) < 1:
         raise PlanError(
             f"a shard size must be a number of bytes such as 5GB or 500MiB, got {size!r}.", code="checkpoint.shard-size"
         )
-    return int(found[1]) * _UNITS[found[2]]
+    return int(match[1]) * _UNITS[match[2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def _bytes(header: tuple[torch.dtype, tuple[int, ...]]) -> int:
 
 
 def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int | str) -> list[Shard]:
-    """Decide which tensor goes into which file, from the headers of the base alone.
+    """Assign tensors to files, from the headers of the base.
 
     Args:
         base: The base model.
@@ -89,7 +89,7 @@ def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int 
 
     Raises:
         ModelError: a tensor is empty, or of a dtype that cannot be stored.
-        PlanError: the size is none.
+        PlanError: the shard size is invalid.
     """
     limit = parse_size(shard_size)
     groups: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
@@ -131,7 +131,7 @@ def _check_deltas(base: Checkpoint, names: Collection[str]) -> None:
     for name in names:
         if name not in base.tensors:
             raise ModelError(
-                f"the base model {base.path} must hold '{name}', which a delta is for, and does not.",
+                f"the base model {base.path} must have the tensor '{name}', to which a delta is added, but does not.",
                 code="base.no-tensor",
             )
         if base.tensors[name].dtype not in FLOATS:
@@ -145,8 +145,8 @@ def _check_deltas(base: Checkpoint, names: Collection[str]) -> None:
 class CheckpointWriter:
     r"""Writes $W_0 + \Delta$ as a full checkpoint with the base's config, tokenizer and licence files.
 
-    Shards are planned from headers; then one tensor at a time is read, added to in float32 (float64 where a tensor is
-    of it), rounded and written. Tensors without a delta are copied bit for bit.
+    Shards are planned from headers; then one tensor at a time is read, summed in float32 (float64 if a tensor is
+    float64), rounded and written. Tensors without a delta are copied bit for bit.
 
     Use as a context manager: `add` deltas inside, in the order of `order`.
 
@@ -158,8 +158,8 @@ class CheckpointWriter:
         shard_size: Size that no file exceeds, unless a single tensor does; one file if everything fits.
 
     Raises:
-        ModelError: a delta fits no tensor of the base, a tensor cannot be stored, or a link leads out of the base.
-        OutputError: the disk has no room for the result.
+        ModelError: a delta does not fit the base, a tensor cannot be stored, or a link leads out of the base.
+        OutputError: the disk has too little space for the result.
         PlanError: the shard size is invalid.
     """
 
@@ -204,7 +204,7 @@ class CheckpointWriter:
             copy_companions(self._base, self._folder, dtype=self._dtype)
 
     def add(self, name: str, delta: Tensor | LowRank | None) -> None:
-        """Write a tensor plus its delta, and before it the tensors that precede it in the files.
+        """Write a tensor plus its delta, after the tensors that precede it in the files.
 
         Args:
             name: Name of the tensor.
@@ -242,7 +242,7 @@ class CheckpointWriter:
         return self._file
 
     def _close(self) -> None:
-        """Close the present file once all threads have written."""
+        """Wait for the threads, and close the current file."""
         self._crew.finish()
         self._open.close()
         self._file = None
@@ -258,15 +258,15 @@ def write_checkpoint(
     maker_threads: int | None = None,
     watch: Watcher = SILENT,
 ) -> None:
-    """Write a full checkpoint whose deltas are made one after the other; see `CheckpointWriter`.
+    """Write a full checkpoint, and compute its deltas one after the other; see `CheckpointWriter`.
 
     Args:
         base: The base model.
         out_folder: An existing folder.
-        delta_of: Per tensor name what makes its delta; called once, in the order of the files.
+        delta_of: Functions that compute the deltas, by tensor name; each is called once, in the order of the files.
         dtype: Storage dtype of float tensors; None keeps that of each.
         shard_size: Size that no file exceeds, unless a single tensor does.
-        maker_threads: Threads that make a delta, while others add the one before; default as many as torch has.
+        maker_threads: Threads that compute a delta while others add the previous one; default as torch.
         watch: Receives progress.
 
     Raises:
@@ -280,7 +280,7 @@ def write_checkpoint(
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """Write which file holds which tensor, if there are several files."""
+    """Write the index from tensors to files, if there are several files."""
     if len(shards) == 1:
         return
     headers = [header for shard in shards for header in shard.headers.values()]
@@ -298,8 +298,8 @@ def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None
 
     Args:
         base: The base model.
-        folder: Where to.
-        dtype: Storage dtype to name in the config; None leaves the config as it is.
+        folder: The target folder.
+        dtype: Storage dtype to name in the config; None does not change the config.
     """
     for path in companions(base.path):
         target = folder / path.relative_to(base.path)
@@ -313,37 +313,37 @@ def copy_companions(base: Checkpoint, folder: Path, *, dtype: torch.dtype | None
 
 
 def companions(base: Path) -> list[Path]:
-    """Return the files of a model folder that are copied beside its weights.
+    """Return the files of a model folder that are copied together with its weights.
 
-    Links may lead to files of the folder itself or, in the Hub's cache, of the same repository. Others could lead to
-    anything, which would be published with the result.
+    Links may point into the folder itself or, in the Hub's cache, into the same repository. Other links could point to
+    private files, which would be published with the result.
 
     Raises:
         ModelError: a link leads elsewhere.
     """
     parts = _parts_of(base)
-    found: list[Path] = []
+    files: list[Path] = []
     for path in sorted(base.iterdir()):
         if path.is_dir() and (path.name == _TEMPLATES or path.name in parts):
-            found += sorted(inner for inner in path.rglob("*") if inner.is_file())
+            files += sorted(inner for inner in path.rglob("*") if inner.is_file())
         elif path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".index.json"):
-            found += [path] if path.suffix in _COMPANIONS or path.name.upper().startswith(_LEGAL) else []
+            files += [path] if path.suffix in _COMPANIONS or path.name.upper().startswith(_LEGAL) else []
     roots = [base.resolve()]
     if roots[0].parent.name == "snapshots":
         roots.append((roots[0].parents[1] / "blobs").resolve())
-    for path in found:
+    for path in files:
         if not any(path.resolve().is_relative_to(root) for root in roots):
             raise ModelError(
                 f"the files of the base model {base} that are copied must lie in its folder, and '"
-                f"{path.relative_to(base)}' is a link to a place outside of it. Put a copy of the file there, or "
-                "remove the link.",
+                f"{path.relative_to(base)}' is a link to a file outside of it. Copy the file there, or remove the "
+                "link.",
                 code="base.outside-link",
             )
-    return found
+    return files
 
 
 def _parts_of(folder: Path) -> set[str]:
-    """Return the folders that sentence-transformers keeps what comes behind a model in, such as its pooling."""
+    """Return the folders of the sentence-transformers modules that follow the model, such as its pooling."""
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         return {str(module["path"]) for module in modules if module["path"]}
@@ -352,7 +352,7 @@ def _parts_of(folder: Path) -> set[str]:
 
 
 def _untie(path: Path) -> None:
-    """Let a config say that the output head has a weight of its own."""
+    """Set in a config that the output head is not tied."""
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     parts = [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]
     for part in parts:
@@ -361,7 +361,7 @@ def _untie(path: Path) -> None:
 
 
 def _name_dtype(path: Path, name: str) -> None:
-    """Let a config name the storage dtype, since that is what transformers loads a model in."""
+    """Set the storage dtype in a config; transformers loads a model in that dtype."""
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     path.write_text(json.dumps(config | dict.fromkeys(keys, name), indent=2) + "\n", encoding="utf-8")

@@ -14,16 +14,16 @@ from ..errors import IncompatibleAdapters, InvalidValueError
 
 
 class MixedRowsError(RuntimeError):
-    """A module does not see a batch row by row (experts that tokens are sent to), so rows cannot differ in weights."""
+    """A module (an expert, for example) does not get a batch row by row, so rows cannot differ in weights."""
 
 
 class _Branch:
     """The low-rank side path of one module: all adapters' factors side by side, one coefficient per rank."""
 
     def __init__(self, updates: Sequence[LowRank], owners: Sequence[int], like: Tensor) -> None:
-        place: Any = {"device": like.device, "dtype": like.dtype}
-        self.a = torch.cat([update.a.float() for update in updates]).to(**place)
-        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(**place)
+        options: Any = {"device": like.device, "dtype": like.dtype}
+        self.a = torch.cat([update.a.float() for update in updates]).to(**options)
+        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(**options)
         self.scales = torch.cat([torch.full((u.rank,), u.scale) for u in updates]).to(like.device)
         self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(like.device)
         self.coefficients = self.scales.to(like.dtype)
@@ -32,7 +32,7 @@ class _Branch:
         self._table = self.coefficients
 
     def weigh(self, weights: Tensor) -> None:
-        """Take weights [adapters], or [vectors, adapters], of which `choose` gives each row one."""
+        """Set weights [adapters], or vectors [vectors, adapters] that `choose` assigns to the rows of a batch."""
         self.is_idle, self.gate = not bool(weights.any()), None
         self._table = (weights.to(self.scales.device)[..., self.owner] * self.scales).to(self.a.dtype)
         self.coefficients = self._table
@@ -43,25 +43,25 @@ class _Branch:
     def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.is_idle and self.gate is None:
             return output
-        given, coefficients = inputs[0], self.coefficients
+        values, coefficients = inputs[0], self.coefficients
         if self.gate is not None:
             coefficients = (self.gate[self.owner] * self.scales).to(self.a.dtype)
-        elif coefficients.dim() > 1 and (given.dim() != 3 or len(given) != len(coefficients)):
+        elif coefficients.dim() > 1 and (values.dim() != 3 or len(values) != len(coefficients)):
             raise MixedRowsError(
                 "rows of a batch reach this module in another order, so each cannot have its own weights"
             )
-        hidden = nn.functional.linear(given.to(self.a.dtype), self.a) * coefficients
+        hidden = nn.functional.linear(values.to(self.a.dtype), self.a) * coefficients
         return output + nn.functional.linear(hidden, self.b).to(output.dtype)
 
 
 class Attachment:
     r"""Adapters attached to a model: each adapted module gives $W x + \sum_i w_i s_i B_i A_i x$.
 
-    Use as a context manager; the model is as before when the block ends.
+    Use as a context manager; leaving the block removes the adapters from the model.
 
     Args:
         model: The base model; its parameters are never written.
-        adapters: The adapters, in the order of the weights. Modules that one lacks are left to the others.
+        adapters: The adapters, in the order of the weights. An adapter need not have every module.
         weights: Starting weights, one per adapter; 1 for each if not given.
 
     Raises:
@@ -83,14 +83,14 @@ class Attachment:
                     code="attach.not-lora",
                 )
         self._count = len(adapters)
-        places: dict[str, list[tuple[int, LowRank]]] = {}
+        updates_of: dict[str, list[tuple[int, LowRank]]] = {}
         for index, adapter in enumerate(adapters):
             for module, update in adapter.updates.items():
-                places.setdefault(module, []).append((index, update))
+                updates_of.setdefault(module, []).append((index, update))
         modules = dict(model.named_modules())
-        targets = {name: _target(modules, name, updates) for name, updates in places.items()}
+        targets = {name: _target(modules, name, updates) for name, updates in updates_of.items()}
         self._branches: dict[str, _Branch] = {}
-        for name, updates in places.items():
+        for name, updates in updates_of.items():
             like = targets[name].weight
             reference = (
                 like if like.is_floating_point() else next(p for p in model.parameters() if p.is_floating_point())
@@ -113,30 +113,30 @@ class Attachment:
         self.set_weights_by_module(lambda _module: weights)
 
     def set_weights_by_module(self, weights_of: Callable[[str], Sequence[float]]) -> None:
-        """Set the weights of each module, which a function of its path gives, one per adapter."""
+        """Set the weights of each module, one per adapter, from a function of its path."""
         for module, branch in self._branches.items():
             branch.weigh(torch.tensor(list(weights_of(module)), dtype=torch.float32))
 
     def set_several(self, vectors: Sequence[Callable[[str], Sequence[float]]]) -> None:
-        """Set several weight vectors, each a function of the module's path; `choose` gives each row of a batch one."""
+        """Set several weight vectors, each a function of the module's path; `choose` assigns them to rows."""
         for module, branch in self._branches.items():
             branch.weigh(torch.tensor([list(weights_of(module)) for weights_of in vectors], dtype=torch.float32))
 
     def choose(self, vectors: Sequence[int]) -> None:
-        """Say which of the vectors set by `set_several` each row of the next passes has.
+        """Select, for each row of the next passes, one of the vectors of `set_several`.
 
-        The passes raise `MixedRowsError` where a module does not see the batch row by row.
+        A pass raises `MixedRowsError` if a module does not get the batch row by row.
         """
         rows = torch.tensor(list(vectors), dtype=torch.long)
         for branch in self._branches.values():
             branch.choose(rows)
 
     def learn(self, group_of: Callable[[str], str], weights: Sequence[float]) -> dict[str, nn.Parameter]:
-        """Let gates that can be learned take the place of the weights, and return them by group.
+        """Replace the weights by trainable gates; return the gates by group.
 
         Args:
-            group_of: The group of a module, whose modules share a gate per adapter, by its path.
-            weights: Where the gates begin, one per adapter.
+            group_of: Returns the group of a module path; the modules of a group share one gate per adapter.
+            weights: Initial values of the gates, one per adapter.
 
         Shapes: each gate [adapters], in float32.
         """
@@ -157,7 +157,7 @@ class Attachment:
         return tuple(self._branches)
 
     def detach(self) -> None:
-        """Take the adapters off the model."""
+        """Remove the adapters from the model."""
         for handle in self._handles:
             handle.remove()
 
@@ -169,7 +169,7 @@ class Attachment:
 
 
 def _target(modules: dict[str, nn.Module], name: str, updates: Sequence[tuple[int, LowRank]]) -> Any:
-    """Return the adapted module, checked for shape where the weight shows it."""
+    """Return the adapted module; check its shape if it is a linear layer."""
     module = modules.get(name)
     if module is None or not hasattr(module, "weight"):
         raise IncompatibleAdapters(

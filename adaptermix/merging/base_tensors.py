@@ -1,4 +1,4 @@
-"""Which tensors of the base model a merge changes, and how its deltas lie in them."""
+"""Which tensors of the base model a merge changes, and the layout of deltas in them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def as_weight(delta: Tensor, shape: tuple[int, ...], *, transposed: bool) -> Ten
 
 
 def untied(base: Checkpoint, plan: MergePlan) -> Checkpoint:
-    """Return the base model with an output head of its own, where a plan changes a head that is tied to embeddings.
+    """Return the base model with a separate output head if the plan changes a head that is tied to the embeddings.
 
-    PEFT adapts such a head and leaves the embeddings alone, so no model with tied weights equals the result.
+    PEFT adapts only the head, not the embeddings, so a model with tied weights cannot equal the result.
     """
     aliases: dict[str, str] = {}
     for module in plan.modules:
@@ -65,10 +65,10 @@ def untied(base: Checkpoint, plan: MergePlan) -> Checkpoint:
 
 
 def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
-    """Return the module per name of a weight of the base that a plan changes.
+    """Return the weights of the base that a plan changes, as a mapping from weight name to module.
 
     Raises:
-        ModelError: a module is not in the base model, or a table that is the output head too would be changed.
+        ModelError: a module is not in the base model, or a changed embedding is also the output head.
     """
     names: dict[str, str] = {}
     for module in plan.modules:
@@ -85,14 +85,14 @@ def weight_names(plan: MergePlan, base: Checkpoint) -> dict[str, str]:
         if header.layout.kind == "embedding" and header.into == _tied_rows(base):
             raise ModelError(
                 f"module '{module}' is a table of embeddings that the base model {base.path} ties to its output head, "
-                "which an adapter leaves alone, so no full checkpoint equals the merge. Use another form.",
+                "but the adapter changes the embeddings only. Use another form.",
                 code="into-base.tied-embedding",
             )
     return names
 
 
 def _tied_rows(base: Checkpoint) -> int | None:
-    """Return the size of the vocabulary of a base whose output head is its table of embeddings; None for others."""
+    """Return the vocabulary size if the output head of the base is tied to its embedding, else None."""
     if base.aliases:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Tuned checkpoints in, one checkpoint out: the methods of adapters, on differences from the base, tensor by tensor."""
+"""Merge full checkpoints: apply the merge methods to their differences from the base, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _SAMPLES = 256
 
 def _embedding(model: Checkpoint, shape: tuple[int, ...]) -> str | None:
     """Return the name of the embedding that a head of this shape may be tied to."""
-    found = [key for key, header in model.tensors.items() if key.endswith(_EMBEDDINGS) and header.shape == shape]
-    return found[0] if len(found) == 1 else None
+    names = [key for key, header in model.tensors.items() if key.endswith(_EMBEDDINGS) and header.shape == shape]
+    return names[0] if len(names) == 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class _Model:
 
     Args:
         checkpoint: Its files.
-        keys: Its name of each tensor of the base: the same, or the embedding for a tied head that is not in the file.
+        keys: Tensor name in this model by name in the base. A tied head that is not stored maps to the embedding.
     """
 
     checkpoint: Checkpoint
@@ -59,21 +59,21 @@ class _Model:
         """Open a model and match its tensors with those of the base.
 
         Raises:
-            ModelError: the two do not hold the same tensors, or in other shapes.
+            ModelError: the two differ in the names or shapes of their tensors.
         """
         model = open_model(reference)
         keys = {key: key for key in base.tensors if key in model.tensors}
         missing = sorted(set(base.tensors) - set(keys))
         extra = sorted(set(model.tensors) - set(base.tensors))
         if missing == [_HEAD]:
-            stands_in = _embedding(model, base.tensors[_HEAD].shape)
-            if stands_in is not None:
-                keys[_HEAD], missing = stands_in, []
+            embedding = _embedding(model, base.tensors[_HEAD].shape)
+            if embedding is not None:
+                keys[_HEAD], missing = embedding, []
         if extra == [_HEAD] and _is_tied(model):
             extra = []
         if missing or extra:
             sides = {"without": missing, "with": extra}
-            parts = [f"{word} {', '.join(found[:3])}" for word, found in sides.items() if found]
+            parts = [f"{word} {', '.join(names[:3])}" for word, names in sides.items() if names]
             raise ModelError(
                 f"{model.path} must hold the same tensors as the base {base.path}, and is {' and '.join(parts)} "
                 f"({len(missing) + len(extra)} in all). Give models that were tuned from this base.",
@@ -105,9 +105,9 @@ def _identity(model: _Model) -> str:
 
 
 def _identities(models: Sequence[_Model], weights: Sequence[float], method: MergeMethod) -> tuple[str, ...]:
-    """Return what random draws are keyed by; models of the same values are numbered by their weights."""
+    """Return the keys of random draws, one per model; models with equal values are numbered by their weights."""
     if not method.is_random:
-        return tuple(str(place) for place in range(len(models)))
+        return tuple(str(index) for index in range(len(models)))
     return numbered([_identity(model) for model in models], [(weight,) for weight in weights])
 
 
@@ -118,7 +118,7 @@ def _as_matrix(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _Merge:
-    """A merge of checkpoints, decided before any tensor but whole numbers is read."""
+    """A merge of checkpoints, planned from their headers."""
 
     base: Checkpoint
     models: tuple[_Model, ...]
@@ -141,19 +141,19 @@ class _Merge:
         return depths_of(self.names)
 
     def stack(self, key: str) -> Stack:
-        """Return the deltas of one tensor; those of models that left it as it was take no memory.
+        """Return the deltas of one tensor; a delta of zero takes no memory.
 
-        Models of weight 0 have no say, not even in a mean.
+        Models of weight 0 are left out, also from means.
         """
         base = self.base.load(key)
-        acting = [place for place, weight in enumerate(self.weights) if weight != 0] or [0]
-        found = [difference(base, self.models[place].load(key)) for place in acting]
+        acting = [index for index, weight in enumerate(self.weights) if weight != 0] or [0]
+        differences = [difference(base, self.models[index].load(key)) for index in acting]
         zero = torch.zeros(1, 1, device=self.device).expand(_as_matrix(base).shape)
-        deltas = [zero if delta is None else _as_matrix(delta).to(self.device) for delta in found]
+        deltas = [zero if delta is None else _as_matrix(delta).to(self.device) for delta in differences]
         return Stack(
             updates=tuple(Dense(w=delta) for delta in deltas),
-            weights=tuple(self.weights[place] for place in acting),
-            names=tuple(self.identities[place] for place in acting),
+            weights=tuple(self.weights[index] for index in acting),
+            names=tuple(self.identities[index] for index in acting),
             module=key,
             seed=self.seed,
             tensor_shape=() if base.ndim == 2 else tuple(base.shape) or (1,),
@@ -164,7 +164,7 @@ class _Merge:
         )
 
     def fitted(self) -> MergeMethod:
-        """Return the method with what it must know of the whole model."""
+        """Return the method, fitted to the whole model."""
 
         def stacks() -> Iterator[Stack]:
             for key in self.names:
@@ -213,9 +213,9 @@ def _check_buffers(merge: _Merge) -> None:
     for key in merge.base.tensors:
         if key in floats:
             continue
-        own = merge.base.load(key)
+        expected = merge.base.load(key)
         for model in merge.models:
-            if not torch.equal(own, model.load(key)):
+            if not torch.equal(expected, model.load(key)):
                 raise ModelError(
                     f"'{key}' holds whole numbers, which must be the same in all models, and {model.checkpoint.path} "
                     f"has others than {merge.base.path}. Models that differ in them cannot be merged.",
@@ -232,7 +232,7 @@ def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
         )
     if method.statistics is not None:
         raise PlanError(
-            f"method '{name}' needs statistics of each module, and checkpoints have none. Use another method.",
+            f"method '{name}' needs statistics of each module, which checkpoints do not have. Use another method.",
             code="checkpoint.statistics",
         )
     return method
@@ -257,9 +257,8 @@ def merge_checkpoints(
     r"""Merge checkpoints tuned from one base: per tensor $W = W_0 + merge(W_1 - W_0, \dots, W_k - W_0)$.
 
     One tensor of each model is in memory at a time. Vectors are merged as [n 1], kernels as [out rest]; mergekit's
-    methods get them in their own shape. Buffers of
-    whole numbers must be the same in all. Draws of random methods are keyed by the values of a model and the name of
-    the tensor, so neither shards nor folder names change them.
+    methods get them in their original shape. Integer buffers must be the same in all models. Random draws
+    are keyed by the values of a model and the name of the tensor, so they do not depend on shards or folder names.
 
     Args:
         base: Folder or Hub id of the base model; its config and tokenizer go with the result.
@@ -334,12 +333,12 @@ def merge_checkpoints(
 
 def _dry(merge: _Merge, watch: Watcher) -> dict[str, ModuleReport]:
     fitted = merge.fitted()
-    found = {}
+    reports = {}
     with watch.track("merge", len(merge.names)) as advance:
         for key in merge.names:
-            found[key] = merge.merge(key, fitted)[1]
+            reports[key] = merge.merge(key, fitted)[1]
             advance(1, key)
-    return found
+    return reports
 
 
 def _write(merge: _Merge, target: Path, *, shard_size: int | str, watch: Watcher) -> dict[str, ModuleReport]:

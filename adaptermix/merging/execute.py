@@ -58,7 +58,7 @@ class _Merge:
             missing = entry.source.modules[self.path].rank - update.rank
             update = LowRank(b=pad(update.b, (0, missing)), a=pad(update.a, (0, 0, 0, missing)), scale=update.scale)
         if self.plan.shape.dtype is not None and self.method.is_linear:
-            # The weights are multiplied into the factors, and where these cancel the rounding in float32 would show.
+            # The weights are multiplied into the factors. If factors cancel, float32 rounding would dominate.
             update = update.to(torch.float64)
         return replace(entry.module, update=update)
 
@@ -70,11 +70,11 @@ class _Merge:
     def stack(
         self, updates: Sequence[Update] | None = None, *, path: str = "", tensor_shape: tuple[int, ...] = ()
     ) -> Stack:
-        """Return what the method merges.
+        """Return the updates in the form that methods receive.
 
         Args:
             updates: One per adapter that enters; default their low-rank updates.
-            path: What random draws are keyed by; default the path of the module.
+            path: Key of random draws; default the path of the module.
             tensor_shape: Shape of the tensor in the model, where it is not a matrix.
         """
         plan = self.plan
@@ -93,7 +93,7 @@ class _Merge:
         )
 
     def deltas(self) -> list[Update]:
-        """Return what each adapter adds to the base weight; full matrices where that is no product of factors."""
+        """Return each adapter's delta to the base weight: factors if possible, else a full matrix."""
         return [self._delta(entry) for entry in self.inputs.adapters]
 
     def _delta(self, entry: Input) -> Update:
@@ -104,15 +104,15 @@ class _Merge:
         """Read the base weight, which a kind of adapters needs.
 
         Raises:
-            PlanError: no base model is given.
+            PlanError: the plan has no base model.
         """
         sources = [source for source in self.plan.sources if kind.is_of(source.meta)]
         return weight_for(kind, sources, self.path, self.shape, self.plan.checkpoint)
 
     def merged(self) -> tuple[AdapterModule | Update, float]:
-        """Return what came out, and the share that the method itself cut.
+        """Return the merged module or update, and the share of its norm that the method cut.
 
-        A sum of adapters of one kind is a module of that kind where its file can hold it; everything else an update.
+        A sum of adapters of one kind is a module of that kind if its file format can store it, else an update.
         """
         inputs, kind = self.inputs, self.plan.sum_kind
         if kind is not None and isinstance(self.method, LinearMethod):
@@ -160,9 +160,8 @@ class _Merge:
     def applied_weights(self, update: Update, length: float) -> tuple[float, ...]:
         """Return the weight of every adapter for the report.
 
-        In a weighted sum it is the weight, or the coefficient that a role gives. Other methods may divide by the
-        weights of the adapters that survive, or use none: an adapter that acts alone is reported with the factor that
-        its delta got.
+        In a weighted sum it is the weight, or the coefficient from the adapter's role. Other methods may normalise or
+        ignore weights: for a module with one active adapter, the report has the factor measured on its delta.
         """
         weights = self.inputs.weights_of_all
         if isinstance(self.method, LinearMethod) and is_weighted_sum(self.method):
@@ -170,9 +169,9 @@ class _Merge:
         acting = [entry for entry in self.inputs.adapters if not entry.is_zero]
         if len(acting) != 1 or length == 0:
             return weights
-        index, own = acting[0].index, acting[0].module.update
-        size = norm(own)
-        factor = inner(_to_cpu(update), own) / size**2 if size > 0 else 0.0
+        index, lone = acting[0].index, acting[0].module.update
+        size = norm(lone)
+        factor = inner(_to_cpu(update), lone) / size**2 if size > 0 else 0.0
         is_parallel = length**2 - (factor * size) ** 2 <= 1e-6 * length**2
         if not is_parallel or math.isclose(factor, weights[index], rel_tol=1e-5):
             return weights
@@ -181,7 +180,7 @@ class _Merge:
 
 
 def _path(file: Checkpoint) -> Path:
-    """Return the path of a checkpoint that is one file; its folder where the file holds nothing."""
+    """Return the path of a single-file checkpoint; its folder if the file has no tensors."""
     return next((file.path / header.file for header in file.tensors.values()), file.path)
 
 
@@ -190,15 +189,15 @@ def _statistics(plan: MergePlan, inputs: Inputs, module: str) -> tuple[Tensor, .
     if kind is None:
         return ()
     out, into = inputs.updates[0].shape
-    wanted = (out, into) if kind == "out in" else (into, into)
+    expected = (out, into) if kind == "out in" else (into, into)
     tensors = []
     for entry in inputs.adapters:
         file = plan.statistics[entry.index]
         name = plan.statistics_name(entry.index, module)
-        if name is None or file.tensors[name].shape != wanted:
+        if name is None or file.tensors[name].shape != expected:
             got = "nothing" if name is None else list(file.tensors[name].shape)
             raise PlanError(
-                f"method '{plan.method.name}' needs statistics of shape {list(wanted)} for module '{module}' in "
+                f"method '{plan.method.name}' needs statistics of shape {list(expected)} for module '{module}' in "
                 f"{_path(file)}, found {got}.",
                 code="statistics.shape",
             )
@@ -268,12 +267,12 @@ def merge_module(
     update = merged.update if isinstance(merged, AdapterModule) else merged
     length = _finite_norm(update, inputs, path)
     if plan.shape.dtype is None and plan.method.is_linear and isinstance(update, LowRank) and cancels(update, length):
-        # The rounding of float32 factors would show in what is left: once more, in float64.
+        # The factors nearly cancel, so their float32 rounding would dominate the result. Repeat in float64.
         careful = replace(plan, shape=replace(plan.shape, dtype=torch.float32))
         return merge_module(careful, path, method=method, device=device)
     weights = work.applied_weights(update, length)
     formed = work.formed(update, length)
-    if length == 0:  # adapters that cancel leave rounding, of which no share is lost
+    if length == 0:  # the adapters cancel, so a share of the norm is undefined
         formed = replace(formed, residual=0.0, rounding=0.0)
     if cut:
         formed = replace(formed, residual=math.hypot(cut, formed.residual * math.sqrt(1 - cut**2)))
@@ -311,10 +310,10 @@ def _finite_norm(update: Update, inputs: Inputs, path: str) -> float:
 
 
 def _form_of_kind(work: _Merge, merged: AdapterModule, formed: Formed) -> tuple[AdapterModule, float, Formed]:
-    """Return a module of the plan's kind in its form, its norm and losses: those of its delta, not of its factors."""
+    """Return a module of the plan's kind in its output form, with norm and losses measured on its delta."""
     kind = work.plan.sum_kind
     if kind is None or not isinstance(formed.update, LowRank):
-        raise TypeError("a module of a kind has factors")
+        raise TypeError("this kind of module must have factors")
     weight = work.weight(kind)
     whole = kind.delta(merged, lambda: weight).dense()
     length = norm(Dense(w=whole))
@@ -328,7 +327,7 @@ def _form_of_kind(work: _Merge, merged: AdapterModule, formed: Formed) -> tuple[
 
 
 def fitted_methods(plan: MergePlan) -> dict[str, MergeMethod]:
-    """Return every method of the plan with what it must know of the whole model, by its representation."""
+    """Return every method of the plan, fitted to the whole model, by its `repr`."""
 
     def stacks() -> Iterator[Stack]:
         for path in plan.modules:

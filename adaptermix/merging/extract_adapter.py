@@ -71,12 +71,12 @@ def _is_table(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pairing:
-    """Which tensor of the tuned model is which of the base, and which modules are taken.
+    """The tensors of the base matched with those of the tuned model, and the modules to extract.
 
     Args:
         keys: Name in the tuned model per name in the base.
         chosen: Modules to extract, as the base names them.
-        notes: What has no partner.
+        notes: Messages about tensors without a match.
     """
 
     keys: Mapping[str, str]
@@ -101,8 +101,8 @@ def _pair(base: Checkpoint, tuned: Checkpoint, globs: Sequence[str]) -> _Pairing
         for key in keys
         if key.endswith(".weight") and len(base.tensors[key].shape) == 2 and base.tensors[key].dtype in FLOATS
     ]
-    found = places(candidates)
-    chosen = select(found, modules=globs, include=globs)
+    locations = places(candidates)
+    chosen = select(locations, modules=globs, include=globs)
     if not globs:
         chosen = [path for path in chosen if not _is_table(path)]
     if not chosen:
@@ -128,14 +128,14 @@ def _factors(delta: Tensor, rank: Rank, keep: float, *, exact: bool) -> tuple[Lo
 
 
 def _lost(delta: Tensor, low: LowRank) -> float:
-    """Return the norm of what factors lose of a matrix, a few rows at a time."""
+    """Return the norm of the approximation error, computed a few rows at a time."""
     parts = zip(torch.split(delta, _ROWS), torch.split(low.b, _ROWS), strict=True)
     a = low.a.to(delta)
     return math.hypot(*(float(torch.linalg.vector_norm(d - b.to(d) @ a, dtype=torch.float64)) for d, b in parts))
 
 
 def _targets(modules: Iterable[str], base: Checkpoint) -> TargetSpec:
-    """Return names that meet these modules and no others: last parts of paths where they do, else whole paths."""
+    """Return target names that match exactly these modules: last parts of paths if unambiguous, else whole paths."""
     chosen = set(modules)
     paths = {key.rpartition(".")[0] for key in base.tensors}
     containers = {part for path in paths for part in path.split(".")[:-1]}
@@ -149,7 +149,7 @@ def _targets(modules: Iterable[str], base: Checkpoint) -> TargetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """How each module is to be brought into factors."""
+    """Settings of the factorisation of each module."""
 
     rank: Rank
     keep: float
@@ -159,7 +159,7 @@ class _Request:
     transposed: bool
 
     def module(self, path: str, delta: Tensor) -> tuple[LowRank, ExtractedModule]:
-        """Return the factors of one module in their storage dtype, and what they lose."""
+        """Return the factors of one module in their storage dtype, and their report."""
         conv = self.transposed and path.rsplit(".", 1)[-1] in _CONV1D
         turned = (delta.T.contiguous() if conv or _is_table(path) else delta).to(self.device)
         low, excess = _factors(turned, self.rank, self.keep, exact=self.exact)
@@ -178,7 +178,7 @@ class _Request:
 def _walk(
     base: Checkpoint, tuned: Checkpoint, pairing: _Pairing, request: _Request, watch: Watcher
 ) -> tuple[dict[str, LowRank], dict[str, ExtractedModule], dict[str, float]]:
-    """Go through the tensors, a pair at a time: updates and reports per module, and norms of what is left out."""
+    """Return updates and reports per module, and the norms of the differences that are left out."""
     updates: dict[str, LowRank] = {}
     reports: dict[str, ExtractedModule] = {}
     left_out: dict[str, float] = {}
@@ -233,7 +233,7 @@ def extract(
         keep: Share of each module's squared norm that an automatic rank keeps.
         modules: Globs over module paths or their last parts; none means every matrix inside the blocks. Embeddings and
             heads are taken where a glob names them.
-        exact: Take the exact SVD in place of the verified randomised one, whose residual is at most 1 % larger.
+        exact: Use the exact SVD instead of the verified randomised one, whose residual is at most 1 % larger.
         dtype: Storage dtype of the factors; differences are in float32, or in float64 where a file is.
         compact: Keep each module's own rank; default is the largest rank for all, by zeros.
         max_residual: Refuse to write if more than this share of the norm is lost over the modules of the adapter.
@@ -334,10 +334,10 @@ def _check_result(report: ExtractReport, limit: float | None) -> None:
         )
     if limit is not None and report.residual > limit:
         worst = max(report.modules, key=lambda path: report.modules[path].residual)
-        found = report.modules[worst]
+        least = report.modules[worst]
         raise PlanError(
             f"the factors may lose at most {limit:.0%} of the difference's norm, and lose {report.residual:.0%} (most "
-            f"at '{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with "
+            f"at '{worst}': {least.residual:.0%} at rank {least.rank}). Choose a larger --rank, --rank auto with "
             f"--keep, or a larger --max-residual.",
             code="extract.residual",
         )

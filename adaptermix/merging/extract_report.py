@@ -1,4 +1,4 @@
-"""What an extraction found, in numbers."""
+"""Report of an extraction."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class ExtractReport:
 
     Args:
         out: The output folder.
-        rank: The rank asked for.
+        rank: The requested rank.
         modules: Report per module path.
         left_out: Norm of the difference per tensor that differs and is not in the adapter.
-        notes: What a person should know besides.
+        notes: Remarks for the user.
         bytes: Size of the weights file.
     """
 

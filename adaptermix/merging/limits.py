@@ -1,4 +1,4 @@
-"""What a merge may lose, and the refusal of results that lost more."""
+"""Limits on what a merge may lose, and the check of results against them."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from .report import MergeReport
 
 
 def limit_of(plan: MergePlan, max_residual: float) -> float:
-    """Return the residual that is allowed: a share to keep that was asked for allows what it implies."""
+    """Return the largest allowed residual. With `--rank auto` it is at least the residual that `--keep` permits."""
     if plan.shape.rank != "auto":
         return max_residual
-    # a hair above, since the residual is rounded
+    # slightly above, since the residual is rounded
     return max(max_residual, math.sqrt(1 - plan.shape.keep) + 1e-9)
 
 
 def check_residual(plan: MergePlan, report: MergeReport, limit: float) -> None:
-    """Refuse a result that has lost more than is allowed.
+    """Refuse a result that lost more than is allowed.
 
     Raises:
-        PlanError: it has.
+        PlanError: the residual is above the limit.
     """
     if report.residual <= limit or limit == 1:
         return
     worst = max(report.modules, key=lambda module: report.modules[module].residual)
-    found = report.modules[worst]
+    lost = report.modules[worst]
     accept = f"or accept it with --max-residual {min(1.0, math.ceil(report.residual * 100) / 100):.2f}"
     if report.rounding > 0.5 * report.residual:
         raise PlanError(
             f"rounding to {report.plan['dtype'] if report.plan else 'the dtype'} may lose at most {limit:.0%} of the "
-            f"delta's norm, and loses {report.rounding:.0%} (most at '{worst}': {found.rounding:.0%}). "
+            f"delta's norm, and loses {report.rounding:.0%} (most at '{worst}': {lost.rounding:.0%}). "
             f"Choose --dtype float32, {accept}.",
             code="residual.rounding",
         )
     forms = "dense" if plan.method.gives_dense else "concat or dense"
     raise PlanError(
         f"truncation may lose at most {limit:.0%} of the delta's norm, and loses {report.residual:.0%} (most at "
-        f"'{worst}': {found.residual:.0%} at rank {found.rank}). Choose a larger --rank, --rank auto with --keep, "
+        f"'{worst}': {lost.residual:.0%} at rank {lost.rank}). Choose a larger --rank, --rank auto with --keep, "
         f"--form {forms}, {accept}.",
         code="residual.truncation",
     )
 
 
 def check_rounding(plan: MergePlan, report: MergeReport, limit: float) -> None:
-    """Refuse a file of deltas that rounding has changed too much; a base model's own dtype is taken as it is.
+    """Refuse a file of deltas that rounding changed too much. Full checkpoints have the base's dtype and pass.
 
     Raises:
-        PlanError: it has.
+        PlanError: the rounding is above the limit.
     """
     if not plan.writes_checkpoint and report.rounding > limit:
         check_residual(plan, report, limit)
 
 
 def check_dense(plan: MergePlan) -> None:
-    """Refuse what a file of matrices cannot hold.
+    """Refuse adapters that a file of matrices cannot represent.
 
     Raises:
         PlanError: an adapter has biases or fully trained tensors.

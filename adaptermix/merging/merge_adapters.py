@@ -1,4 +1,4 @@
-"""Adapter folders in; one adapter folder, a file of deltas or a full checkpoint out."""
+"""Merge adapter folders into one adapter, a file of deltas or a full checkpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .statistics import check_statistics, files_behind
 
 
 def make_plan(options: MergeOptions) -> MergePlan:
-    """Decide a merge from headers alone.
+    """Plan a merge; reads headers only.
 
     Raises:
         AdapterMixError: as `merge`.
@@ -58,7 +58,7 @@ def make_plan(options: MergeOptions) -> MergePlan:
     check(sources, allow_base_mismatch=options.allow_base_mismatch)
     plain, more = split_settings(options.options or {})
     modules = sorted(set().union(*(source.modules for source in sources)))
-    overrides = tuple(make_override(place, names, modules) for place in (*options.places, *more))
+    overrides = tuple(make_override(entry, names, modules) for entry in (*options.places, *more))
     method = build(options.method, plain)
     check_roles(method, len(sources))
     for local in ({}, *(override.options for override in overrides)):
@@ -79,7 +79,7 @@ def make_plan(options: MergeOptions) -> MergePlan:
 
 
 def _statistics(options: MergeOptions, method: MergeMethod, sources: Sequence[AdapterSource]) -> tuple[Checkpoint, ...]:
-    """Open the files of statistics, which must be as many as the method needs."""
+    """Open the statistics files; refuse a wrong number of them."""
     paths, name = options.statistics, options.method
     measures_itself = method.is_learned and not paths
     if method.statistics is not None and len(paths) != len(sources) and not measures_itself:
@@ -90,7 +90,7 @@ def _statistics(options: MergeOptions, method: MergeMethod, sources: Sequence[Ad
         )
     if paths and method.statistics is None:
         raise PlanError(
-            f"method '{name}' uses no statistics, and {len(paths)} files are given. Leave them out.",
+            f"method '{name}' uses no statistics, but got {len(paths)} files. Leave them out.",
             code="statistics.unused",
         )
     files = tuple(open_tensors(path) for path in paths)
@@ -117,41 +117,41 @@ def merge(
         weights: One per adapter; a single weight w for two adapters means w and 1 - w. Not normalised.
         out: Folder to write; None computes and reports only.
         watch: Receives progress.
-        learned: Entries of the manifest of a method whose weights are learned, from what learned them.
+        learned: Manifest entries of a method with learned weights, as its learner returned them.
         options: The other fields of `MergeOptions`.
 
     Returns:
         The report: rank, norm, residual, sign conflict and weights per module.
 
     Raises:
-        AdapterFormatError: an adapter is damaged or holds what would be lost.
+        AdapterFormatError: an adapter is damaged or has parts that a merge would drop.
         IncompatibleAdapters: the adapters do not belong to one base model.
         ModelError: the base model does not fit.
         PlanError: a wrong count of weights, an unknown method or option, a truncation beyond the limit.
         OutputError: the output folder exists or cannot be written.
     """
-    asked = merge_options(adapters, weights, out, options)
-    device = pick_device(asked.device)
-    if asked.out is not None:
-        check_output(asked.out, overwrite=asked.overwrite)
-        check_not_input(asked.out, asked.inputs)
-    plan = _checked(make_plan(asked), asked, learned)
-    # A weighted sum of factors is read and written; a GPU would only add copies.
-    if asked.device == "auto" and plan.method.is_linear:
+    resolved = merge_options(adapters, weights, out, options)
+    device = pick_device(resolved.device)
+    if resolved.out is not None:
+        check_output(resolved.out, overwrite=resolved.overwrite)
+        check_not_input(resolved.out, resolved.inputs)
+    plan = _checked(make_plan(resolved), resolved, learned)
+    # A weighted sum of factors is limited by reading and writing, so a GPU would only add copies.
+    if resolved.device == "auto" and plan.method.is_linear:
         device = torch.device("cpu")
-    plan = _for_output(plan, asked)
+    plan = _for_output(plan, resolved)
     with ExitStack() as stack:
         folder = None
-        if asked.written_out is not None:
-            folder = stack.enter_context(whole_folder(asked.written_out, overwrite=asked.overwrite))
-        sink = _sink(plan, asked, folder)
-        with _inputs_hashed(plan, asked), torch_threads(_threads(plan)):
+        if resolved.written_out is not None:
+            folder = stack.enter_context(whole_folder(resolved.written_out, overwrite=resolved.overwrite))
+        sink = _sink(plan, resolved, folder)
+        with _inputs_hashed(plan, resolved), torch_threads(_threads(plan)):
             modules = run(plan, sink, device=device, watch=watch)
-        return _finished(plan, asked, sink, modules, folder)
+        return _finished(plan, resolved, sink, modules, folder)
 
 
 def _checked(plan: MergePlan, options: MergeOptions, learned: Mapping[str, Any] | None) -> MergePlan:
-    """Return the plan with what was learned for it."""
+    """Check the plan, and add the learned manifest entries."""
     if plan.method.is_learned and learned is None:
         raise PlanError(
             f"method '{plan.method.title}' must learn its weights, or measure inputs, on data first: call "
@@ -165,7 +165,7 @@ def _checked(plan: MergePlan, options: MergeOptions, learned: Mapping[str, Any] 
 
 
 def _for_output(plan: MergePlan, options: MergeOptions) -> MergePlan:
-    """Return the plan with what the form of the output asks for."""
+    """Return the plan, adjusted to the output form."""
     if plan.shape.form != "dense":
         dtype = _dtype(options)
         return replace(plan, shape=replace(plan.shape, dtype=dtype if dtype.itemsize < 4 else None))
@@ -204,7 +204,7 @@ def _finished(
     modules: Mapping[str, ModuleReport],
     folder: Path | None,
 ) -> MergeReport:
-    """Return the report, once the losses are allowed and everything is written."""
+    """Check the losses, write the remaining files and return the report."""
     report = merge_report(plan, options, modules, sink.file)
     (check_rounding if sink.file is None else check_residual)(plan, report, limit_of(plan, options.max_residual))
     if folder is None or options.written_out is None:
@@ -218,7 +218,7 @@ def _finished(
 
 @contextmanager
 def _inputs_hashed(plan: MergePlan, options: MergeOptions) -> Iterator[None]:
-    """Hash the adapters for the manifest while the block merges them; a full matrix takes longer than its hash."""
+    """Hash the adapters for the manifest in a thread while the block merges them."""
     sources = plan.sources if options.written_out is not None and plan.shape.form != "dense" else ()
     with ThreadPoolExecutor(max_workers=1) as pool:
         hashes = [pool.submit(getattr, source, "digest") for source in sources]
@@ -227,23 +227,23 @@ def _inputs_hashed(plan: MergePlan, options: MergeOptions) -> Iterator[None]:
             future.result()
 
 
-def check_trained_on(sources: Sequence[AdapterSource], given: str | None, reference: str) -> None:
-    """Refuse a base model that is not the one that adapters were trained on, where files tell.
+def check_trained_on(sources: Sequence[AdapterSource], digest: str | None, reference: str) -> None:
+    """Refuse a base model that differs from the one that the adapters were trained on, if hashes are available.
 
     Args:
         sources: The adapters.
-        given: Hash of the base model's files, if they are on disk.
-        reference: What the base model is called.
+        digest: Hash of the base model's files, if they are on disk.
+        reference: Name of the base model, for messages.
 
     Raises:
-        IncompatibleAdapters: it is another.
+        IncompatibleAdapters: the base models differ.
     """
     for source in sources:
         named = source.meta.base
         known = source.meta.base_fingerprint
         if known is None and named and Path(named).is_dir():
             known = fingerprint(Path(named))
-        if known and given and known != given:
+        if known and digest and known != digest:
             raise IncompatibleAdapters(
                 f"the base model must be the one that adapter '{source.name}' was trained on, '{named}', and the "
                 f"weight files of '{reference}' differ from it. If it is the same model, pass --allow-base-mismatch.",

@@ -41,15 +41,15 @@ class MergeKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeOptions:
-    """What a merge of adapters is to do.
+    """Options of a merge of adapters.
 
     Args:
         adapters: Adapter folders. Rank, alpha, rsLoRA and target modules may differ.
         weights: One per adapter; a single weight w for two adapters means w and 1 - w. Not normalised.
         method: Name of a merge method.
-        options: Its hyper-parameters; `KEY@GLOB` and `KEY@layers:FIRST-LAST` hold at a place only, KEY also being
-            `weights` or `curve`.
-        places: The same as a list of mappings.
+        options: Its hyper-parameters; `KEY@GLOB` and `KEY@layers:FIRST-LAST` apply to some modules only;
+            KEY may also be `weights` or `curve`.
+        places: The same overrides as a list of mappings.
         fill: "one" gives an adapter that acts alone on a module the weight 1.
         form: Form of the result; see `output_form.Shape`, also for `rank` and `keep`.
         rank: Rank of the result, or "auto".
@@ -106,7 +106,7 @@ class MergeOptions:
             raise PlanError(f"--max-residual must be in [0, 1], got {self.max_residual:g}.", code="option.max-residual")
         if self.compact and self.form == "dense":
             raise PlanError(
-                "--compact is about the ranks of an adapter, and --form dense has none. Leave one of them out.",
+                "--compact applies to the ranks of an adapter, but --form dense has no ranks. Leave one of them out.",
                 code="merge.compact-dense",
             )
 
@@ -122,7 +122,10 @@ class MergeOptions:
 
 
 def merge_options(
-    adapters: Sequence[str | Path], weights: Sequence[float] | float, out: str | Path | None, given: Mapping[str, Any]
+    adapters: Sequence[str | Path],
+    weights: Sequence[float] | float,
+    out: str | Path | None,
+    keywords: Mapping[str, Any],
 ) -> MergeOptions:
     """Return the options of a merge from the arguments of `merge`.
 
@@ -130,7 +133,7 @@ def merge_options(
         PlanError: an argument is unknown, or they contradict each other.
     """
     known = [entry.name for entry in fields(MergeOptions) if entry.name not in ("adapters", "weights", "out")]
-    for name in given:
+    for name in keywords:
         if name not in known:
             raise PlanError(
                 f"unknown argument {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.",
@@ -140,5 +143,5 @@ def merge_options(
         adapters=adapters,
         weights=[weights] if isinstance(weights, int | float) else weights,
         out=None if out is None else Path(out),
-        **{**given, "statistics": given.get("statistics") or ()},
+        **{**keywords, "statistics": keywords.get("statistics") or ()},
     )

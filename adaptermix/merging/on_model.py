@@ -1,4 +1,4 @@
-"""Adapters on a live model for as long as they are measured."""
+"""Attach adapters to a live model while they are measured."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from .whole_tensors import REFUSE, merge_saved
 def acting(
     base: BaseModel, sources: Sequence[AdapterSource], *, heads: bool = True, saved: str | int = REFUSE
 ) -> Iterator[Attachment]:
-    """Let adapters act on the model until the context ends, and yield what sets their weights.
+    """Attach adapters to the model until the context ends, and yield the attachment that sets their weights.
 
-    LoRAs on linear layers, with a head or without, are attached; a single adapter of another kind acts through PEFT,
-    with no weight to set.
+    LoRAs on linear layers, with or without a head, are attached. A single adapter of another kind is loaded by PEFT;
+    its weight cannot be set.
 
     Args:
         base: The model.
         sources: The adapters.
-        saved: What becomes of fully trained tensors that differ; see `merge_saved`.
-        heads: Whether fully trained tensors must be in the model; else those that are not, of a head, are left out.
+        saved: Policy for fully trained tensors that differ; see `merge_saved`.
+        heads: Whether every fully trained tensor must be in the model; if not, tensors of a missing head are left out.
 
     Raises:
         IncompatibleAdapters: an adapter does not fit the model; several bring different heads, or are of another kind.
@@ -55,77 +55,77 @@ def acting(
 
 
 def _headless(source: AdapterSource, base: BaseModel) -> AdapterSource:
-    own = dict(base.model.named_parameters())
-    kept = {key: header for key, header in source.saved_headers.items() if _plain_name(key) in own}
+    parameters = dict(base.model.named_parameters())
+    kept = {key: header for key, header in source.saved_headers.items() if _plain_name(key) in parameters}
     return replace(source, saved_headers=kept)
 
 
 def _plain_name(key: str) -> str:
-    """Return the model's own name of a whole tensor; PEFT puts what a LoRA is built on below `base_layer`."""
+    """Return the model's name of a whole tensor; PEFT moves the weights of an adapted module to `base_layer`."""
     return key.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 @contextmanager
 def _whole_tensors(base: BaseModel, sources: Sequence[AdapterSource], saved: str | int) -> Iterator[None]:
-    """Put fully trained tensors, such as those of a head, in the place of the model's own."""
+    """Replace tensors of the model by fully trained ones, such as those of a head."""
     _check_tokens(sources)
     tensors = merge_saved(sources, [1.0] * len(sources), saved)
-    own = dict(base.model.named_parameters()) | dict(base.model.named_buffers())
+    stored = dict(base.model.named_parameters()) | dict(base.model.named_buffers())
     tied = base.model.get_output_embeddings() if hasattr(base.model, "get_output_embeddings") else None
     if tied is not None and base.model.get_input_embeddings().weight is tied.weight:
-        own |= {f"{name}.weight": tied.weight for name, module in base.model.named_modules() if module is tied}
-    places: dict[str, Any] = {}
+        stored |= {f"{name}.weight": tied.weight for name, module in base.model.named_modules() if module is tied}
+    targets: dict[str, Any] = {}
     for key in tensors:
         name = _plain_name(key)
-        if name in own and own[name].shape == tensors[key].shape and is_embedding(name.rpartition(".")[0]):
-            if torch.equal(own[name].to(tensors[key]), tensors[key]):  # PEFT's copy of the base's own
+        if name in stored and stored[name].shape == tensors[key].shape and is_embedding(name.rpartition(".")[0]):
+            if torch.equal(stored[name].to(tensors[key]), tensors[key]):  # PEFT's copy of the base's tensor
                 continue
-            if tied is not None and own[name] is tied.weight:
+            if tied is not None and stored[name] is tied.weight:
                 raise IncompatibleAdapters(
-                    f"'{name}' of an adapter must be the base model's own, since {base.id!r} ties it to another table, "
-                    "and it is not. Give the base model that the adapter was trained on.",
+                    f"'{name}' of an adapter must equal the base model's tensor, since {base.id!r} ties it to another "
+                    "table, but it differs. Give the base model that the adapter was trained on.",
                     code="adapter.tied-table",
                 )
-        if name not in own or own[name].shape != tensors[key].shape:
+        if name not in stored or stored[name].shape != tensors[key].shape:
             raise IncompatibleAdapters(
                 f"'{name}' of an adapter is {list(tensors[key].shape)}, and {base.id!r} has "
-                f"{list(own[name].shape) if name in own else 'nothing of that name'}. Give the task that the adapter "
+                f"{list(stored[name].shape) if name in stored else 'no such tensor'}. Give the task that the adapter "
                 "was trained for, and its base model.",
                 code="adapter.whole-tensor-shape",
             )
-        places[key] = own[name]
-    before = {key: place.detach().clone() for key, place in places.items()}
+        targets[key] = stored[name]
+    before = {key: target.detach().clone() for key, target in targets.items()}
     with torch.no_grad():
-        for key, place in places.items():
-            place.copy_(tensors[key])
+        for key, target in targets.items():
+            target.copy_(tensors[key])
     try:
         yield
     finally:
         with torch.no_grad():
-            for key, place in places.items():
-                place.copy_(before[key])
+            for key, target in targets.items():
+                target.copy_(before[key])
 
 
 def _check_tokens(sources: Sequence[AdapterSource]) -> None:
     for source in sources:
         if source.meta.trainable_tokens:
             raise IncompatibleAdapters(
-                f"adapter '{source.name}' trains tokens of its own (trainable_token_indices), and such an adapter acts "
-                "alone only. Leave it out, or merge it with the others and give the result.",
+                f"adapter '{source.name}' trains token embeddings (trainable_token_indices), so it can only be used "
+                "alone. Leave it out, or merge it with the others and pass the result.",
                 code="adapter.tokens-alone",
             )
 
 
 @contextmanager
 def _stored(source: AdapterSource) -> Iterator[Path]:
-    """Yield a folder with the adapter under its present paths, which PEFT needs to find every module."""
+    """Yield a folder with the adapter under its current module paths, by which PEFT finds the modules."""
     if not isinstance(source.file, Renamed):
         yield source.path
         return
     if source.meta.initial is not None or source.meta.fusion:
         raise IncompatibleAdapters(
-            f"adapter '{source.name}' must have been trained on the model class that it is to act on, and its modules "
-            "have other paths there. Convert it to a plain LoRA: adaptermix merge --base.",
+            f"adapter '{source.name}' must have been trained on the class of this model, whose modules have other "
+            "paths. Convert it to a plain LoRA: adaptermix merge --base.",
             code="adapter.model-class",
         )
     with TemporaryDirectory(prefix="adaptermix-") as folder:

@@ -39,17 +39,17 @@ class Formed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How the result is to be stored.
+    """Form in which the result is stored.
 
     Args:
-        form: "concat" keeps the method's factors, "lowrank" recompresses, "dense" keeps or makes full matrices; None is
-            "lowrank" where a rank is given or the method's result is dense, else "concat".
+        form: "concat" keeps the method's factors, "lowrank" recompresses, "dense" keeps or makes full matrices; None
+            means "lowrank" if `rank` is set or the method's result is dense, else "concat".
         rank: Rank of "lowrank", or "auto" for the least that keeps `keep`.
         keep: Share of the squared norm of each module that an automatic rank keeps.
-        dtype: Dtype that factors are rounded to, with care for their product; None leaves them as the arithmetic is.
+        dtype: Storage dtype of the factors, rounded so that their product changes little; None does not round.
 
     Raises:
-        PlanError: the parts contradict each other.
+        PlanError: the arguments contradict each other.
     """
 
     form: Form | None = None
@@ -78,12 +78,12 @@ class Shape:
         """Bring a merged update into the form.
 
         Args:
-            update: What the method gave.
-            fallback: Rank for a dense result where none is asked for: the sum of the ranks of the inputs.
+            update: Result of the method.
+            fallback: Rank for a dense result if `rank` is not set: the sum of the ranks of the inputs.
             largest: Largest rank of the inputs, for methods that cut to it; None for others.
 
         Raises:
-            PlanError: "concat" is asked for and the result is dense.
+            PlanError: the form is "concat", but the result is dense.
         """
         if self.form == "dense":
             cut = Formed(update=update)
@@ -108,7 +108,7 @@ class Shape:
         return _cut(update, rank, self.keep)
 
     def rounded(self, formed: Formed, module: str, length: float) -> Formed:
-        """Round factors to the storage dtype, if there is one, and count what that loses.
+        """Round factors to the storage dtype, if there is one, and add the loss to the result.
 
         Args:
             formed: The result of `apply`.
@@ -129,14 +129,14 @@ class Shape:
                 code="write.overflow",
             )
         share = lost / length if length > 0 else 0.0
-        # The two losses are orthogonal: the rounded factors span the kept directions, the cut part the others.
+        # The two losses are orthogonal: the rounded factors span the directions that truncation keeps.
         return replace(formed, update=update, residual=math.hypot(formed.residual, share), rounding=share)
 
 
 def _cut(update: LowRank, rank: Rank, keep: float) -> Formed:
     u, sigma, vh = decompose(update)
     chosen = rank if rank != "auto" else least_rank(sigma, keep)
-    if rank == "auto":  # what is left where factors cancel is rounding
+    if rank == "auto":  # factors that cancel leave only rounding, which has no rank
         size = abs(update.scale) * float(update.b.double().norm() * update.a.double().norm())
         chosen = max(1, min(chosen, numerical_rank(sigma, update.shape, size=size)))
     low = balanced(u, sigma, vh, rank=chosen, dtype=working_dtype([update]))
@@ -145,19 +145,21 @@ def _cut(update: LowRank, rank: Rank, keep: float) -> Formed:
 
 def _cut_dense(update: Dense, rank: Rank, keep: float) -> Formed:
     if rank != "auto":
-        found = truncate(update.w, rank)
-        return Formed(update=found.update, residual=found.residual, excess=found.excess)
+        truncated = truncate(update.w, rank)
+        return Formed(update=truncated.update, residual=truncated.residual, excess=truncated.excess)
     side, guess = min(update.shape), 32
     total = float(torch.linalg.vector_norm(update.w, dtype=torch.float64)) ** 2
     while True:
-        found = truncate(update.w, min(guess, side))
-        if guess >= side or 1 - found.residual**2 >= keep:
+        truncated = truncate(update.w, min(guess, side))
+        if guess >= side or 1 - truncated.residual**2 >= keep:
             break
         guess *= 2
-    sigma = singular_values(found.update)
-    low = _cut(found.update, least_rank(sigma, keep, total=total), keep).update
-    # Both losses are orthogonal; the difference of what is held from the total would lose the digits of a small one.
+    sigma = singular_values(truncated.update)
+    low = _cut(truncated.update, least_rank(sigma, keep, total=total), keep).update
+    # Both losses are orthogonal. Subtracting the norm that is kept from the total would cancel a small tail.
     tail = float(sigma[low.rank if isinstance(low, LowRank) else side :].square().sum())
     return Formed(
-        update=low, residual=(found.residual**2 + tail / total) ** 0.5 if total > 0 else 0.0, excess=found.excess
+        update=low,
+        residual=(truncated.residual**2 + tail / total) ** 0.5 if total > 0 else 0.0,
+        excess=truncated.excess,
     )

@@ -73,26 +73,26 @@ class MergePlan:
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """Number of blocks of each stack, as far as the adapters show it: one more than the last that one adapts."""
+        """Number of blocks of each stack: one more than the highest block that an adapter changes."""
         return depths_of(self.modules)
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
-        """What random draws are keyed by: the values of each adapter, however they are stored, named and ordered.
+        """Keys of random draws, from the values of each adapter: independent of storage, names and order.
 
-        Adapters of the same values are numbered by their weights, so that their order does not matter either.
+        Adapters with equal values are numbered by their weights.
         """
         if not self.method.is_random:
-            return tuple(str(place) for place in range(len(self.sources)))
+            return tuple(str(index) for index in range(len(self.sources)))
         points = [self.weights, *(point for override in self.overrides for point in override.points)]
         return numbered(
             [source.values_digest for source in self.sources],
-            [tuple(point[place] for point in points) for place in range(len(self.sources))],
+            [tuple(point[index] for point in points) for index in range(len(self.sources))],
         )
 
     @cached_property
     def sum_kind(self) -> AdapterKind | None:
-        """The kind of the result: that of the first adapter whose kind has a sum of its own; None for a plain LoRA.
+        """The kind of the result: that of the first adapter whose kind defines a sum; None for a plain LoRA.
 
         PEFT has no DoRA with biases inside; its embeddings and convolutions would become DoRAs of another kind.
         """
@@ -125,17 +125,17 @@ class MergePlan:
                 weights = override.weights(module) or weights
         return weights
 
-    def statistics_name(self, place: int, module: str) -> str | None:
-        """Return the name of a module's tensor in the statistics of an adapter; None where there is none.
+    def statistics_name(self, index: int, module: str) -> str | None:
+        """Return the name of a module's tensor in the statistics of an adapter; None if they lack the module.
 
         A statistics file has the paths of the class that its adapter was trained in.
         """
-        tensors = self.statistics[place].tensors
+        tensors = self.statistics[index].tensors
         name = in_model([module], tensors)[module]
         return name if name in tensors else None
 
     def method_at(self, module: str) -> MergeMethod:
-        """Return the method at a module, with the options that hold there."""
+        """Return the method at a module, with the options of its overrides."""
         options: dict[str, Any] = {}
         for override in self.overrides:
             if override.options and override.covers(module):
@@ -143,26 +143,26 @@ class MergePlan:
         return build(self.method.title, {**self.options, **options}) if options else self.method
 
     def filled(self, weights: Sequence[float], acts: Sequence[bool]) -> tuple[float, ...]:
-        """Return the weights where only some adapters act; those that do not weigh 0.
+        """Return the weights for a module that only some adapters change; the others get weight 0.
 
-        A positive weight becomes 1 where its adapter is the only one that acts and `fill` says so. One of 0 stays: the
-        adapter is left out on purpose; a negative one stays too: 1 would undo the negation.
+        With `fill` "one", a positive weight becomes 1 if no other adapter changes the module. A weight of 0 stays,
+        since it leaves the adapter out on purpose, and a negative one stays, since 1 would undo the negation.
         """
-        found = [weight if act else 0.0 for weight, act in zip(weights, acts, strict=True)]
-        alone = [place for place, act in enumerate(acts) if act]
-        if self.fill == "one" and len(alone) == 1 and found[alone[0]] > 0:
-            found[alone[0]] = 1.0
-        return tuple(found)
+        result = [weight if act else 0.0 for weight, act in zip(weights, acts, strict=True)]
+        alone = [index for index, act in enumerate(acts) if act]
+        if self.fill == "one" and len(alone) == 1 and result[alone[0]] > 0:
+            result[alone[0]] = 1.0
+        return tuple(result)
 
     def _keepers(self) -> tuple[list[AdapterSource], list[float]]:
-        """Return the adapters whose fully trained tensors count, with their weights: those that are not left out."""
+        """Return the adapters whose fully trained tensors are merged, with their weights."""
         pairs = list(zip(self.sources, self.weights, strict=True))
         if not self.keep_heads:
             pairs = [pair for pair in pairs if pair[1] != 0] or pairs
         return [source for source, _ in pairs], [weight for _, weight in pairs]
 
     def has_part(self, acting: Sequence[bool]) -> tuple[bool, ...]:
-        """Return whether each adapter has a part in the result: it acts, or its fully trained tensors are kept.
+        """Return whether each adapter contributes to the result: by an update or by fully trained tensors.
 
         Args:
             acting: Whether each has a weight other than 0 in some module.
@@ -182,7 +182,7 @@ class MergePlan:
         return merge_saved(sources, weights, self.saved, modules=self.modules)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what a person should know of the result that no number says."""
+        """Return remarks for the user about the result."""
         sources, _ = self._keepers()
         apart: tuple[str, ...] = ()
         if len(self.sources) > 1 and not any(sum(m in s.modules for s in self.sources) > 1 for m in self.modules):
@@ -202,10 +202,14 @@ class MergePlan:
         )
         names = [source.name for source in sources]
         chosen = resolve_policy(names, self.saved)
-        # PEFT stores the weight under a LoRA as it was, so it is not trained.
-        own = [{key for key in source.saved_headers if not key.endswith(".base_layer.weight")} for source in sources]
-        first = own[chosen] if isinstance(chosen, int) else set()
-        trained = [(name, len(keys if keys is first else keys - first)) for name, keys in zip(names, own, strict=True)]
+        # PEFT also stores the frozen weight under a LoRA, which is not a trained tensor.
+        keys_of = [
+            {key for key in source.saved_headers if not key.endswith(".base_layer.weight")} for source in sources
+        ]
+        first = keys_of[chosen] if isinstance(chosen, int) else set()
+        trained = [
+            (name, len(keys if keys is first else keys - first)) for name, keys in zip(names, keys_of, strict=True)
+        ]
         return apart + tuple(
             f"{count} fully trained tensors of '{name}' replace those of the base whole: weights do not apply to them."
             for name, count in trained
@@ -213,7 +217,7 @@ class MergePlan:
         )
 
     def _coarse_statistics(self) -> tuple[str, ...]:
-        """Return a warning where statistics that are to be inverted were rounded to 16 bits."""
+        """Return a warning if statistics that must be inverted are stored in 16 bits."""
         files = {header.file for file in self.statistics for header in file.tensors.values() if header.dtype in HALF}
         if self.method.statistics != "in in" or not files:
             return ()
@@ -223,7 +227,7 @@ class MergePlan:
         )
 
     def meta(self) -> AdapterMeta:
-        """Return what the merged adapter says of itself."""
+        """Return the metadata of the merged adapter."""
         metas = [source.meta for source in self.sources]
         first = metas[0]
         keepers, _ = self._keepers()
@@ -231,7 +235,7 @@ class MergePlan:
         meta = AdapterMeta(
             base=first.base,
             revision=first.revision,
-            # PEFT wants the head of a task type, so an adapter whose head is left out does not name one.
+            # PEFT requires a head for a task type, so an adapter whose head is left out must not name one.
             task_type=_task_type([source.meta for source in keepers]),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
@@ -240,7 +244,7 @@ class MergePlan:
         return meta if self.sum_kind is None else self.sum_kind.describe(meta)
 
     def _targets(self) -> TargetSpec:
-        """An input that covers every module lends its targets; otherwise they are listed by full path."""
+        """Return the targets of an adapter that covers every module; if there is no such adapter, list full paths."""
         modules = self.modules
         listed = {path for source in self.sources if source.was_moved for path in source.meta.targets.modules}
         for source in self.sources:
@@ -258,11 +262,11 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
     for source in sources:
         if source.meta.fusion:
             raise IncompatibleAdapters(
-                f"adapter '{source.name}' fuses its input with a source text, so it is no change of weights and cannot "
-                "be merged. Evaluate it with --source, or merge the adapters that it was made from.",
+                f"adapter '{source.name}' fuses its input with a source text. It is not a change of weights, so it "
+                "cannot be merged. Evaluate it with --source, or merge the adapters that it was made from.",
                 code="adapters.fusion",
             )
-    # Every pair, since an adapter that records less than the others can stand between two that differ.
+    # Compare every pair: an adapter that records less than the others may match two that differ.
     for one, other in combinations(sources, 2):
         if not allow_base_mismatch:
             _check_base(one, other)
@@ -276,13 +280,13 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
 
 
 def _check_roots(sources: Sequence[AdapterSource]) -> None:
-    """Refuse adapters whose modules no one class of the base model has: PEFT would load a part of them only."""
+    """Refuse adapters for different classes of the base model: PEFT would load only some of the modules."""
     clash = two_roots(module for source in sources for module in source.modules)
     if clash is not None:
         owners = [next(source.name for source in sources if module in source.modules) for module in clash]
         raise IncompatibleAdapters(
             f"all modules must be those of one model class, and '{clash[0]}' ('{owners[0]}') and '{clash[1]}' "
-            f"('{owners[1]}') are of two, which cannot be matched. Save the adapters from one class of the base model.",
+            f"('{owners[1]}') belong to two. Save the adapters from one class of the base model.",
             code="adapters.model-classes",
         )
 
@@ -318,7 +322,7 @@ def _check_base(one: AdapterSource, other: AdapterSource) -> None:
 
 
 def _base_key(source: AdapterSource) -> tuple[str | None, str | None]:
-    """Return what is equal for two spellings of one base model: a Hub id, its folder in the cache, a local folder."""
+    """Return a key that is equal for all spellings of a base model: Hub id, folder in the Hub cache, local folder."""
     name, revision = source.meta.base, source.meta.revision
     if name is None:
         return None, revision
@@ -332,7 +336,7 @@ def _base_key(source: AdapterSource) -> tuple[str | None, str | None]:
 
 def _base(source: AdapterSource) -> str:
     if source.meta.base is None:
-        return "none named"
+        return "no base model"
     revision = f"@{source.meta.revision}" if source.meta.revision else ""
     return f"'{source.meta.base}{revision}'"
 

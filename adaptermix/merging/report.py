@@ -1,4 +1,4 @@
-"""What a merge did, in numbers."""
+"""Report of a merge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ModuleReport:
         residual: Share of that norm lost to truncation and to rounding to 16 bits.
         sign_conflict: Share of entries at which two weighted deltas pull in opposite directions.
         weights: Weight of each adapter here; 0 for one that lacks the module, is zero there, or is left out. A zero
-            delta still counts in a mean. Of an adapter that acts alone, the factor that its delta got.
+            delta still counts in a mean. If one adapter alone changes the module, the factor of its delta.
         excess: Bound on how far the residual lies above the least possible of this rank, as a share of it.
         rounding: Share of that norm lost to rounding alone.
     """
@@ -39,7 +39,7 @@ class ModuleReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeReport:
-    """Result of a merge: where it is, how it was made, and what each module lost.
+    """Result of a merge: output folder, settings, and fidelity per module.
 
     Args:
         out: The output folder, if one was to be written.
@@ -47,7 +47,7 @@ class MergeReport:
         weights: Weight per adapter.
         modules: Report per module path.
         plan: The resolved settings.
-        notes: What a person should know besides.
+        notes: Remarks for the user.
         rank: Rank of the written adapter, the same in all modules; the largest of a compact one; None if not an
             adapter.
         bytes: Size of the weight files.
@@ -83,7 +83,7 @@ class MergeReport:
 
     @property
     def sign_conflict(self) -> float:
-        """Mean share of sign conflicts over the modules in which at least two adapters act; 0 if there is none."""
+        """Mean share of sign conflicts over the modules that at least two adapters change; 0 without such a module."""
         shared = [m.sign_conflict for m in self.modules.values() if sum(weight != 0 for weight in m.weights) > 1]
         return sum(shared) / len(shared) if shared else 0.0
 

@@ -1,4 +1,4 @@
-"""`merge` as its settings ask for it: adapters, or full checkpoints."""
+"""Run the `merge` command: adapters or full checkpoints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .merge_adapters import merge
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Return whether a folder holds a full checkpoint and no adapter."""
+    """Return whether a folder contains a full checkpoint and not an adapter."""
     folder = Path(path)
     return not (folder / "adapter_config.json").exists() and any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
 @holds_output
 def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
-    """Merge what the settings name, and return the report; a method that learns its weights learns them first.
+    """Merge the inputs of the settings and return the report; a method with learned weights learns them first.
 
     Raises:
         AdapterMixError: as `merge` and `merge_checkpoints`; UsageError for data that the method does not use; PlanError
@@ -37,8 +37,8 @@ def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> 
         return getattr(import_module(module), function)(settings, watch=watch)
     if unused := settings.changed(sorted(marked(settings, Role.LEARNING))):
         raise UsageError(
-            f"--{unused[0].replace('_', '-')} is for methods that learn their weights (fuse), and "
-            f"method '{method.title}' is none. Leave it out.",
+            f"--{unused[0].replace('_', '-')} is for methods that learn their weights (fuse); "
+            f"method '{method.title}' does not. Leave it out.",
             code="gates.option",
         )
     full = [is_checkpoint(path) for path in settings.adapters]

@@ -1,4 +1,4 @@
-"""Where merged modules go: an adapter in memory or on disk, a file of deltas, or a full checkpoint."""
+"""Destinations of merged modules: an adapter in memory or on disk, a file of deltas, or a full checkpoint."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ class Sink:
 
     @property
     def order(self) -> Sequence[str]:
-        """Paths of the modules in the order in which they are wanted."""
+        """Paths of the modules in the order in which `add` expects them."""
         return self.plan.modules
 
     @property
     def file(self) -> AdapterFile | None:
-        """The file of the adapter, where the result is one."""
+        """The file of the adapter; None if the result is not an adapter."""
         return None
 
     @property
     def entries(self) -> dict[str, str]:
-        """Entries of the manifest that say what the result is, where it is no adapter."""
+        """Manifest entries that name the kind of the result, unless it is an adapter."""
         return {}
 
     def finish(self, folder: Path) -> None:
-        """Write what `add` has kept in memory."""
+        """Write the modules that `add` kept in memory."""
 
     def add(self, path: str, merged: AdapterModule | Dense, report: ModuleReport) -> ModuleReport:
-        """Take a merged module, and return its report with what storing it loses."""
+        """Store a merged module, and return its report with the storage loss."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -95,7 +95,7 @@ def execute(
 
     Raises:
         PlanError: a result is dense, which an adapter cannot hold; as `merge_module`.
-        IncompatibleAdapters: fully trained tensors differ, and the plan does not say which to take.
+        IncompatibleAdapters: fully trained tensors differ, and the plan does not choose between them.
     """
     sink = AdapterInMemory(plan)
     reports = run(plan, sink, device=device, watch=watch)
@@ -119,7 +119,7 @@ class AdapterInMemory(Sink):
         compact: Keep each module's own rank.
 
     Raises:
-        IncompatibleAdapters: fully trained tensors differ, and the plan does not say which to take.
+        IncompatibleAdapters: fully trained tensors differ, and the plan does not choose between them.
     """
 
     def __init__(self, plan: MergePlan, *, dtype: torch.dtype = torch.float32, compact: bool = False) -> None:
@@ -146,10 +146,10 @@ class AdapterInMemory(Sink):
 
 
 class AdapterFolder(Sink):
-    """Writes the modules of an adapter as they come.
+    """Writes the modules of an adapter one by one.
 
-    The ranks of the result stand in the header of the file, so they must be known before anything is computed: those of
-    sums of factors side by side are, by `can_stream`.
+    The header of the file contains the ranks of the result, so they must be known in advance. `can_stream` tests this:
+    it holds for sums that concatenate factors.
 
     Args:
         plan: A plan that `can_stream`.
@@ -158,7 +158,7 @@ class AdapterFolder(Sink):
         compact: Keep each module's own rank.
 
     Raises:
-        IncompatibleAdapters: fully trained tensors differ, and the plan does not say which to take.
+        IncompatibleAdapters: fully trained tensors differ, and the plan does not choose between them.
     """
 
     def __init__(self, plan: MergePlan, folder: Path, *, dtype: torch.dtype, compact: bool) -> None:
@@ -204,7 +204,7 @@ def _written_header(plan: MergePlan, module: str) -> ModuleHeader:
 
 
 class DeltaFile(Sink):
-    """Writes `delta.safetensors`: per module `MODULE.weight`, what is to be added to the base model's weight.
+    """Writes `delta.safetensors`: one tensor `MODULE.weight` per module, to be added to the base model's weight.
 
     Args:
         plan: A plan of form "dense".
@@ -253,7 +253,7 @@ def _weight_delta(plan: MergePlan, path: str, merged: AdapterModule | Dense, sha
 
 
 def _rounded_report(report: ModuleReport, module: str, delta: Tensor, dtype: torch.dtype) -> ModuleReport:
-    """Return the report of a module with what storing its matrix in a 16-bit dtype loses.
+    """Return the report of a module with the loss of storing its matrix in a 16-bit dtype.
 
     Raises:
         OutputError: the matrix overflows the dtype.

@@ -23,18 +23,18 @@ def metadata_of(document: Mapping[str, Any]) -> dict[str, str]:
         document: The manifest.
     """
     files = [entry for role in ("calibration", "tested") for entry in document.get(role) or ()]
-    found = {hashes.key: hashes for entry in files if (hashes := remembered(entry.get("row_hashes"))) is not None}
+    by_key = {hashes.key: hashes for entry in files if (hashes := remembered(entry.get("row_hashes"))) is not None}
     return {
         "format": "pt",
         _DOCUMENT: json.dumps(document, sort_keys=True, ensure_ascii=False),
-        _ROWS: base64.b85encode(pack(found)).decode(),
+        _ROWS: base64.b85encode(pack(by_key)).decode(),
     }
 
 
 def document_of(file: Checkpoint) -> dict[str, Any]:
-    """Return the manifest of a file of statistics; an empty one where another program made it.
+    """Return the manifest of a file of statistics; empty if another program made the file.
 
-    The hashes of the rows that it names are then known, as those of an adapter's folder would be.
+    Also loads the row hashes that it names, like those of an adapter's folder.
 
     Args:
         file: What `open_tensors` returned.
@@ -56,11 +56,11 @@ def check_statistics(
     *,
     allow_base_mismatch: bool,
 ) -> None:
-    """Refuse statistics of another method, adapter or base model, as far as the files say.
+    """Refuse statistics whose manifest names another method, adapter or base model.
 
     Args:
         files: One per adapter.
-        names: What the files are called.
+        names: Names of the files, for messages.
         sources: The adapters.
         method: Name of the merge method.
         allow_base_mismatch: Whether base models may differ.
@@ -81,9 +81,8 @@ def check_statistics(
         adapter, base = (_mapping(document.get(entry)) for entry in ("adapter", "base"))
         if adapter.get("digest") not in (None, source.digest):
             raise PlanError(
-                f"--statistics are given in the order of the adapters, and {name}, in the place of '{source.name}', "
-                f"was made with adapter '{adapter.get('name')}' or another version of it. Change the order, or make it "
-                "again.",
+                f"--statistics are given in the order of the adapters, but {name}, listed for '{source.name}', was "
+                f"made with adapter '{adapter.get('name')}' or another version of it. Change the order.",
                 code="statistics.order",
             )
         trained, measured = source.meta.base_fingerprint, base.get("fingerprint")
@@ -108,5 +107,5 @@ def files_behind(files: Sequence[Checkpoint]) -> dict[str, list[Mapping[str, Any
 
 def _entries(documents: Sequence[Mapping[str, Any]], role: str) -> Iterator[Mapping[str, Any]]:
     for document in documents:
-        found = document.get(role)
-        yield from (e for e in found if isinstance(e, Mapping) and "sha256" in e) if isinstance(found, list) else ()
+        entries = document.get(role)
+        yield from (e for e in entries if isinstance(e, Mapping) and "sha256" in e) if isinstance(entries, list) else ()

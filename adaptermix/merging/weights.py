@@ -1,4 +1,4 @@
-"""Merge weights as people give them."""
+"""Read merge weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import UsageError
 
 
 def split_weight(weight: float) -> tuple[float, float]:
-    """Return (w, 1 - w), rounded: 1 - 0.9 is 0.09999999999999998 in binary, and people mean 0.1."""
+    """Return (w, 1 - w), rounded, since 1 - 0.9 is 0.09999999999999998 in binary."""
     return weight, round(1.0 - weight, 12)
 
 
@@ -37,17 +37,17 @@ def resolve_weights(names: Sequence[str], weights: Sequence[float]) -> tuple[flo
 
 
 def numbered(digests: Sequence[str], weights: Sequence[tuple[float, ...]]) -> tuple[str, ...]:
-    """Return a name of its own per adapter from a hash of its values; the same values are numbered by their weights.
+    """Return a unique name per adapter from a hash of its values; equal values are numbered by their weights.
 
-    Not by position, so that the names do not depend on the order of the adapters.
+    The names do not depend on the order of the adapters.
 
     Args:
         digests: Hash per adapter.
-        weights: Weights per adapter, at one place or several.
+        weights: Weights per adapter, everywhere and in each override.
     """
-    order = sorted(range(len(digests)), key=lambda place: (digests[place], weights[place]))
-    found, seen = {}, dict.fromkeys(digests, 0)
-    for place in order:
-        found[place] = f"{digests[place]}#{seen[digests[place]]}"
-        seen[digests[place]] += 1
-    return tuple(found[place] for place in range(len(digests)))
+    order = sorted(range(len(digests)), key=lambda index: (digests[index], weights[index]))
+    labels, seen = {}, dict.fromkeys(digests, 0)
+    for index in order:
+        labels[index] = f"{digests[index]}#{seen[digests[index]]}"
+        seen[digests[index]] += 1
+    return tuple(labels[index] for index in range(len(digests)))

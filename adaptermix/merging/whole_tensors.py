@@ -1,4 +1,4 @@
-"""What an adapter holds beside its updates: whole tensors, biases and trained tokens, and how several are made one."""
+"""Merge the parts of adapters that are not updates: whole tensors, biases and trained tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPTIONS = (
 
 
 class Saved(Protocol):
-    """An adapter as far as its whole tensors go; `AdapterSource` is one."""
+    """The part of `AdapterSource` that concerns whole tensors."""
 
     @property
     def name(self) -> str:
@@ -29,7 +29,7 @@ class Saved(Protocol):
 
     @property
     def meta(self) -> AdapterMeta:
-        """What the adapter says of itself."""
+        """Metadata of the adapter."""
 
     @property
     def saved_headers(self) -> Mapping[str, StoredTensor]:
@@ -40,24 +40,24 @@ class Saved(Protocol):
 
 
 def resolve_policy(names: Sequence[str], policy: str | int) -> str | int:
-    """Return "refuse", "average", or the place (from 0) of the adapter whose tensors are taken.
+    """Return "refuse", "average", or the index (from 0) of the adapter whose tensors are used.
 
     Args:
         names: Names of the adapters.
         policy: One of the two words, or an adapter's name or number (from 1).
 
     Raises:
-        PlanError: it is none of these, or the name of several.
+        PlanError: the policy is unknown, or several adapters have that name.
     """
     if policy in (REFUSE, AVERAGE):
         return policy
-    places = [place for place, name in enumerate(names) if name == policy]
-    if len(places) == 1:
-        return places[0]
+    matches = [index for index, name in enumerate(names) if name == policy]
+    if len(matches) == 1:
+        return matches[0]
     text = str(policy)
     if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= len(names):
         return int(text) - 1
-    problem = "it is the name of several, so give a number" if places else "it is none of these"
+    problem = "several adapters have this name, so pass a number" if matches else "unknown value"
     raise UsageError(
         f"fully trained tensors can be merged by 'refuse', 'average', or an adapter ({', '.join(names)}, or 1 to "
         f"{len(names)}), got {policy!r}: {problem}.{did_you_mean(text, [REFUSE, AVERAGE, *names])}",
@@ -65,11 +65,11 @@ def resolve_policy(names: Sequence[str], policy: str | int) -> str | int:
     )
 
 
-def _places(sources: Sequence[Saved], modules: Collection[str]) -> dict[str, dict[int, str]]:
-    """Return, per name in the merged file, the adapters that have such a tensor and their own names for it.
+def _owners_by_name(sources: Sequence[Saved], modules: Collection[str]) -> dict[str, dict[int, str]]:
+    """Return, per name in the merged file, the indices of the adapters with that tensor and the name that each uses.
 
     PEFT moves the parameters of a module that it adapts to `MODULE.base_layer`. A bias or an embedding that one adapter
-    stores for a plain module stands there too once another adapter adapts that module.
+    stores for a plain module moves there too if another adapter adapts that module.
     """
     trained = tuple(dict.fromkeys(name for source in sources for name in source.meta.saved_modules))
     both = next((module for module in sorted(modules) if in_modules(f"{module}.weight", trained)), None)
@@ -79,15 +79,15 @@ def _places(sources: Sequence[Saved], modules: Collection[str]) -> dict[str, dic
             f"both in {_listed([source.name for source in sources])}. Leave one of the adapters out.",
             code="saved.also-adapted",
         )
-    places: dict[str, dict[int, str]] = {}
-    for place, source in enumerate(sources):
+    owners: dict[str, dict[int, str]] = {}
+    for index, source in enumerate(sources):
         for key in source.saved_headers:
             module, _, last = key.removeprefix(PREFIX).rpartition(".")
             if key.endswith(f".{TOKENS}") and len(sources) > 1:
                 _check_tokens_alone(source.name, module.rpartition(".")[0], modules, trained)
             name = f"{PREFIX}{module}.base_layer.{last}" if module in modules else key
-            places.setdefault(name, {})[place] = key
-    return places
+            owners.setdefault(name, {})[index] = key
+    return owners
 
 
 def _check_tokens_alone(name: str, module: str, modules: Collection[str], trained: tuple[str, ...]) -> None:
@@ -106,10 +106,10 @@ def merge_saved(
     *,
     modules: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    r"""Return one tensor for each that any adapter keeps whole.
+    r"""Merge the fully trained tensors of the adapters, by name.
 
-    A tensor of one adapter only is taken as it is, whatever the policy and its weight: it replaces the base's, so there
-    is nothing to add it to. Equal tensors (PEFT stores copies of adapted embeddings) are taken once. For the rest:
+    A tensor that only one adapter has is copied, regardless of policy and weight: it replaces a tensor of the base, so
+    it cannot be scaled. Equal tensors (PEFT stores copies of adapted embeddings) are copied once. For the others:
 
     * "refuse": an error that names the choices;
     * "average": $\sum_i |w_i| t_i / \sum_i |w_i|$ over the adapters that have it;
@@ -130,25 +130,25 @@ def merge_saved(
     names = [source.name for source in sources]
     chosen = resolve_policy(names, policy)
     merged = {}
-    for key, found in sorted(_places(sources, modules).items()):
-        owners = [chosen] if isinstance(chosen, int) and chosen in found else list(found)
-        tensors = [sources[place].load_saved(found[place]) for place in owners]
-        own = [names[place] for place in owners]
+    for key, keys in sorted(_owners_by_name(sources, modules).items()):
+        owners = [chosen] if isinstance(chosen, int) and chosen in keys else list(keys)
+        tensors = [sources[index].load_saved(keys[index]) for index in owners]
+        titles = [names[index] for index in owners]
         if all(_equal(tensors[0], other) for other in tensors[1:]):
             merged[key] = tensors[0]
         elif chosen == AVERAGE:
-            merged[key] = _average(key, own, tensors, [weights[place] for place in owners])
+            merged[key] = _average(key, titles, tensors, [weights[index] for index in owners])
         else:
             raise IncompatibleAdapters(
                 f"the fully trained tensor '{key}' must be the same in all adapters or in one of them only, and "
-                f"differs between {_listed(own)}. {_OPTIONS}",
+                f"differs between {_listed(titles)}. {_OPTIONS}",
                 code="saved.differ",
             )
     return merged
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors hold equal values; a copy in half precision of halves is equal to one in float32."""
+    """Return whether two tensors have equal values, compared in the wider of their dtypes."""
     if one.shape != other.shape:
         return False
     dtype = torch.promote_types(one.dtype, other.dtype)
@@ -158,9 +158,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _average(key: str, names: Sequence[str], tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
-        found = ", ".join(f"'{name}' {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
+        listed = ", ".join(f"'{name}' {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
         raise IncompatibleAdapters(
-            f"the fully trained tensor '{key}' must have one shape to be averaged, found {found}. "
+            f"the fully trained tensor '{key}' must have one shape to be averaged, found {listed}. "
             "Take it from one adapter by its name or number (--saved).",
             code="saved.shapes",
         )
@@ -189,16 +189,16 @@ def _average(key: str, names: Sequence[str], tensors: Sequence[Tensor], weights:
 def merge_biases(
     biases: Sequence[Float[Tensor, " out"] | None], weights: Sequence[float]
 ) -> Float[Tensor, " out"] | None:
-    r"""Return the weighted sum $\sum_i w_i b_i$ of what the biases inside the LoRAs add to one module's output.
+    r"""Return the weighted sum $\sum_i w_i b_i$ of the biases inside the LoRAs of one module.
 
     Args:
-        biases: One per adapter, already multiplied by the LoRA's scale; None where it has none, which counts as zero.
+        biases: One per adapter, already multiplied by the LoRA's scale; None counts as zero.
         weights: Weight per adapter.
 
     Returns:
         The sum in float32 or wider; None if no adapter has a bias.
 
-    Shapes: biases are [out]; so is the sum.
+    Shapes: biases and sum are [out].
     """
     present = [(bias, weight) for bias, weight in zip(biases, weights, strict=True) if bias is not None]
     if not present:
@@ -212,12 +212,12 @@ def merge_biases(
 def merge_tokens(names: Sequence[str], metas: Sequence[AdapterMeta]) -> dict[str, tuple[int, ...]]:
     """Return the trained token ids of the merged adapter, per embedding.
 
-    PEFT stores the new rows of the embedding themselves, not what is added to the old ones, so rows of other tokens
-    cannot be put side by side in one table of rows: adapters that train tokens must train the same ones.
+    PEFT stores the new embedding rows and not their difference from the old ones, so the rows of different tokens
+    cannot be merged: adapters that train tokens must train the same ones.
 
     Args:
         names: Names of the adapters.
-        metas: What they say of themselves.
+        metas: Metadata of the adapters.
 
     Raises:
         IncompatibleAdapters: two adapters train other tokens of an embedding, or name the embeddings in two ways.
@@ -235,11 +235,11 @@ def merge_tokens(names: Sequence[str], metas: Sequence[AdapterMeta]) -> dict[str
 
 
 def merge_extras(names: Sequence[str], metas: Sequence[AdapterMeta]) -> dict[str, object]:
-    """Return the fields of the merged `AdapterMeta` that speak of tensors beside the updates.
+    """Return the fields of the merged `AdapterMeta` about tensors that are not updates.
 
     Args:
         names: Names of the adapters.
-        metas: What they say of themselves.
+        metas: Metadata of the adapters.
 
     Returns:
         `saved_modules` (all of them), `bias` (the widest) and `trainable_tokens`.

@@ -98,7 +98,7 @@ class TestCrew:
         places = [slice(place, place + 1) for place in range(500)]
         with Crew() as crew:
             for _ in range(3):
-                crew.begin(done.append, places)
+                crew.start(done.append, places)
             crew.finish()
         assert sorted(place.start for place in done) == sorted([*range(500)] * 3)
 
@@ -111,20 +111,20 @@ class TestCrew:
                 raise KeyboardInterrupt
 
         with Crew() as crew:
-            crew.begin(work, [slice(place, None) for place in range(10**5)])
+            crew.start(work, [slice(place, None) for place in range(10**5)])
             with pytest.raises(KeyboardInterrupt):
                 crew.finish()
         assert len(begun) < 10**5
 
     def test_who_leaves_early_leaves_nobody_at_work(self, threads: int) -> None:
         with Crew() as crew:
-            crew.begin(lambda place: None, [slice(place, None) for place in range(10**5)])
+            crew.start(lambda place: None, [slice(place, None) for place in range(10**5)])
         assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
     def test_others_keep_their_number_of_threads(self, threads: int) -> None:
         found = []
         with Crew() as crew:
-            crew.begin(lambda place: found.append(torch.get_num_threads()), [slice(0)] * 5)
+            crew.start(lambda place: found.append(torch.get_num_threads()), [slice(0)] * 5)
             crew.finish()
         later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
         later.start()

@@ -121,7 +121,7 @@ def test_ranks_are_numbers_or_auto(
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--set", "weights@*k_proj=0.5"], 1, "none matches modules '*k_proj'"),
+        (["--set", "weights@*k_proj=0.5"], 1, "no module matches modules '*k_proj'"),
         (["--set", "weights@*q_proj=1,2,3"], 2, "got 3 for 2 adapters"),
         (["--set", "gain@*q_proj=2"], 2, "unknown option of method 'exact' 'gain'"),
         (["--set", "weights@layers:x=1"], 2, "FIRST-LAST"),

@@ -84,7 +84,7 @@ def test_compact_is_refused_where_there_are_no_ranks(
         capsys, "merge", *pair, "--weights", "0.9", "--form", "dense", "--compact", "--out", tmp_path / "out"
     )
     assert code == 1
-    assert "--compact is about the ranks of an adapter" in err
+    assert "--compact applies to the ranks of an adapter" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -90,11 +90,11 @@ class TestPolicies:
 
     @pytest.mark.parametrize("policy", ["averge", "0", "3", 0, 3, "", "\u0661"])
     def test_other_policies_are_refused(self, policy: str | int) -> None:
-        with refuses("saved.policy: none of these"):
+        with refuses("saved.policy: unknown value"):
             resolve_policy(["task", "align"], policy)
 
     def test_a_name_of_two_adapters_is_refused(self) -> None:
-        with refuses("saved.policy: give a number"):
+        with refuses("saved.policy: pass a number"):
             resolve_policy(["x", "x"], "x")
 
     def test_other_shapes_cannot_be_averaged(self) -> None:

@@ -150,9 +150,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("place", "words"),
         [
-            ({"modules": "*k_proj", "weights": 0.5}, "none matches modules '*k_proj'"),
+            ({"modules": "*k_proj", "weights": 0.5}, "no module matches modules '*k_proj'"),
             ({"layers": "9-12", "weights": 0.5}, "layers 9-12"),
-            ({"modules": "lm_head", "layers": "0-4", "weights": 0.5}, "none matches modules 'lm_head', layers 0-4"),
+            (
+                {"modules": "lm_head", "layers": "0-4", "weights": 0.5},
+                "no module matches modules 'lm_head', layers 0-4",
+            ),
             ({"weights": [0.5, 0.2, 0.3]}, "got 3 for 2 adapters"),
             ({"curve": [[1, 0], [1, 0, 0]]}, "got 3 for 2 adapters"),
             ({"curve": [0.5]}, "at least two weights"),

@@ -155,7 +155,7 @@ def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, o
         ({"trials": 3, "groups": ["2"], "curve": 3}, UsageError, "--curve must have at most as many points"),
         ({"trials": 3, "storage": "."}, UsageError, "--storage must be a file"),
         ({"trials": 3, "groups": ["2", "*q_proj"]}, UsageError, "one number, or globs"),
-        ({"trials": 3, "groups": ["*nothing"]}, AdapterMixError, "a place must hold at least one module"),
+        ({"trials": 3, "groups": ["*nothing"]}, AdapterMixError, "an override must match at least one module"),
         ({"trials": 3, "vary": {"density": "0.9:0.1"}, "method": "ties"}, UsageError, "LOW:HIGH with LOW < HIGH"),
         ({"trials": 3, "vary": {"density": "a:b"}, "method": "ties"}, UsageError, "LOW:HIGH"),
         ({"trials": 3, "vary": {"density": "0.5,0.5"}, "method": "ties"}, UsageError, "values parted by commas"),
