@@ -186,6 +186,14 @@ class AdapterWriter:
         plan, update = self._plan, _in_storage_dtype(module.update, self._plan.dtype)
         first, second = (f"{PREFIX}{path}.{part}" for part in FACTORS[module.layout.kind])
         missing = self._headers[first][1][0] - update.rank
+        announced = plan.modules[path]
+        shape = (announced.out, announced.into)
+        if (update.shape, module.layout) != (shape, announced.layout):
+            raise InvalidValueError(
+                f"module {path!r} must have the announced shape {list(shape)} ({announced.layout}), and has "
+                f"{list(update.shape)} ({module.layout})",
+                code="tensor-file.shape",
+            )
         if missing < 0:
             raise InvalidValueError(
                 f"module {path!r} must have at most the announced rank, and has {update.rank}", code="tensor-file.rank"

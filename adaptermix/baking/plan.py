@@ -50,7 +50,7 @@ class BakePlan:
         paths: Path in the model of every linear layer, by the name of its weight.
         linear: Names of the weights that a quantised base stores quantised.
         skipped: Modules that it does not quantise.
-        turned: Names of weights stored as [in out], though quantised ones are [out in].
+        transposed: Names of weights stored as [in out], though quantised ones are [out in].
         rounded_from: Dtype of weights before they are quantised, as in the training of the adapters; None for the
             storage dtype.
     """

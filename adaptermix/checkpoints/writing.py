@@ -23,7 +23,7 @@ from ..io.checkpoint_files import INDEX, SINGLE, Checkpoint
 from ..io.disk import check_space
 from ..io.safetensors_writer import DTYPE_NAMES, Headers, TensorFile, file_order, tensor_file
 from ..io.threads import torch_threads
-from ..progress import SILENT, Watcher
+from ..progress import SILENT, Advance, Watcher
 from .adding import Crew, write_sum
 from .reading import FLOATS
 
@@ -156,6 +156,7 @@ class CheckpointWriter:
         names: Names of the tensors that get a delta.
         dtype: Storage dtype of float tensors; None keeps each tensor's dtype.
         shard_size: Size that no file exceeds, unless a single tensor does; one file if everything fits.
+        advance: Called with each written tensor, `len(base.tensors)` times.
 
     Raises:
         ModelError: a delta does not fit the base, a tensor cannot be stored, or a link leads out of the base.
@@ -171,15 +172,17 @@ class CheckpointWriter:
         *,
         dtype: torch.dtype | None = None,
         shard_size: int | str = "5GB",
+        advance: Advance = lambda _count, _what: None,
     ) -> None:
         _check_deltas(base, names)
         companions(base.path)
-        self._base, self._folder, self._dtype = base, folder, dtype
+        self._base, self._folder, self._dtype, self._advance = base, folder, dtype, advance
         self._shards = plan_shards(base, dtype=dtype, shard_size=shard_size)
         headers = [header for shard in self._shards for header in shard.headers.values()]
         check_space(folder, sum(map(_bytes, headers)))
         self._rest = deque((shard, name) for shard in self._shards for name in file_order(shard.headers))
-        self.order = [name for _, name in self._rest if name in set(names)]
+        wanted = set(names)
+        self.order = [name for _, name in self._rest if name in wanted]
         self._shard: Shard | None = None
         self._file: TensorFile | None = None
         self._open, self._crew = ExitStack(), Crew()
@@ -232,6 +235,7 @@ class CheckpointWriter:
                 code="base.delta-shape",
             )
         write_sum(self._crew, partial(file.write, name), self._base.load(name), delta, stored=stored, name=name)
+        self._advance(1, name)
 
     def _file_of(self, shard: Shard) -> TensorFile:
         if self._file is None or shard is not self._shard:
@@ -272,11 +276,13 @@ def write_checkpoint(
     Raises:
         AdapterMixError: as `CheckpointWriter`.
     """
-    writer = CheckpointWriter(base, out_folder, delta_of.keys(), dtype=dtype, shard_size=shard_size)
-    with writer, torch_threads(maker_threads), watch.track("write", len(delta_of)) as advance:
-        for name in writer.order:
-            writer.add(name, delta_of[name]())
-            advance(1, name)
+    with watch.track("write", len(base.tensors)) as advance:
+        writer = CheckpointWriter(
+            base, out_folder, delta_of.keys(), dtype=dtype, shard_size=shard_size, advance=advance
+        )
+        with writer, torch_threads(maker_threads):
+            for name in writer.order:
+                writer.add(name, delta_of[name]())
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:

@@ -75,7 +75,7 @@ class Systems:
     Args:
         task: Name of the task.
         metric: Name of the headline metric.
-        found: The systems, in the order of the arguments.
+        systems: The systems, in the order of the arguments.
         baseline: Name of the system that the others are compared with, if any.
         ceiling: Name of the system whose gain over the baseline defines the gap, if any.
         notes: Caveats of the figures.

@@ -38,6 +38,10 @@ class Registry(dict[str, T]):
                 return self[name]
         raise KeyError(name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an entry, or a default if the name is unknown; `dict.get` would not ask other packages."""
+        return self[name] if name in self else default
+
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or name in self.own or any(point.name == name for point in self._points())
 

@@ -20,7 +20,7 @@ from ..errors import OutputError, PlanError
 from ..io.checkpoint_files import Checkpoint
 from ..io.safetensors_writer import TensorFile, file_order, tensor_file
 from ..methods.base import LinearMethod, MergeMethod, is_weighted_sum
-from ..progress import SILENT, Watcher
+from ..progress import SILENT, Advance, Watcher
 from .base_tensors import as_weight, is_transposed, weight_names, weight_shape
 from .execute import CPU, fitted_methods, merge_module
 from .inputs import acting_weights
@@ -40,7 +40,17 @@ class Sink:
 
     def __init__(self, plan: MergePlan) -> None:
         self.plan = plan
+        self.advance: Advance = lambda _count, _what: None
         self._open = ExitStack()
+
+    @property
+    def count(self) -> int:
+        """Number of modules or tensors that the progress bar counts."""
+        return len(self.plan.modules)
+
+    def progressed(self, path: str) -> None:
+        """Advance the progress bar after a module."""
+        self.advance(1, path)
 
     @property
     def order(self) -> Sequence[str]:
@@ -79,12 +89,13 @@ def run(plan: MergePlan, sink: Sink, *, device: torch.device = CPU, watch: Watch
     """
     methods = fitted_methods(plan)
     reports: dict[str, ModuleReport] = {}
-    with sink, watch.track("merge", len(plan.modules)) as advance:
+    with watch.track("merge", sink.count) as advance, sink:
+        sink.advance = advance
         for path in sink.order:
             merged, report = merge_module(plan, path, method=methods[repr(plan.method_at(path))], device=device)
             reports[path] = sink.add(path, merged, report)
             del merged
-            advance(1, path)
+            sink.progressed(path)
     return {path: reports[path] for path in plan.modules}
 
 
@@ -291,12 +302,25 @@ class FullCheckpoint(Sink):
         self._base, self._dtype = base, dtype
         modules = weight_names(plan, base)
         self._names = {path: name for name, path in modules.items()}
-        self._writer = None if folder is None else CheckpointWriter(base, folder, modules.keys(), dtype=dtype)
+        self._writer = None
+        if folder is not None:
+            self._writer = CheckpointWriter(base, folder, modules.keys(), dtype=dtype, advance=self._written)
         self._order = plan.modules if self._writer is None else [modules[name] for name in self._writer.order]
 
     @property
     def entries(self) -> dict[str, str]:
         return {"artifact": "checkpoint"}
+
+    @property
+    def count(self) -> int:
+        return len(self.plan.modules) if self._writer is None else len(self._base.tensors)
+
+    def progressed(self, path: str) -> None:
+        if self._writer is None:
+            super().progressed(path)
+
+    def _written(self, count: int, name: str) -> None:
+        self.advance(count, name)
 
     @property
     def order(self) -> list[str]:

@@ -263,7 +263,7 @@ def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
     if colon and family in FAMILIES:
         return FAMILIES[family](member, options)
     if name not in METHODS:
-        raise UsageError(_unknown("merge method", name, sorted(METHODS)), code="method.unknown")
+        raise UsageError(_unknown("merge method", name, METHODS.names()), code="method.unknown")
     cls = METHODS[name]
     known = list(options_of(cls))
     for key in options:

@@ -124,8 +124,7 @@ def check_tags(file: DataFile, number: int, tags: Sequence[object], known: re.Pa
     Raises:
         DataError: a tag does not match the pattern.
     """
-    odd = next((tag for tag in tags if not isinstance(tag, str) or not known.fullmatch(tag)), None)
-    if odd is not None:
+    for odd in (tag for tag in tags if not isinstance(tag, str) or not known.fullmatch(tag)):
         advice = "Numbers need names: write the tags as text, or read a data set whose features name the classes (hf:)."
         text = repr(odd[:60] if isinstance(odd, str) else odd)
         raise DataError(

@@ -17,6 +17,7 @@ HEADS.update(classes=Classes(), tokens=Tokens(), span=Span())
 
 def suiting(task: Task) -> HeadKind | None:
     """Return the first kind of head that can give a task's answers, or None."""
+    HEADS.load_all()
     return next((kind for kind in HEADS.values() if kind.suits(task)), None)
 
 
