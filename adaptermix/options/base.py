@@ -14,7 +14,7 @@ from .roles import Panel, Reads, Role, Writes
 
 ALLOW_TESTED = "allow dev, training and calibration files that were evaluated as test data; the manifest records them"
 BASE = "base model: folder or Hub id[@REVISION]"
-TASK = f"task: {', '.join(TASKS.own)}, or one of another package"
+TASK = f"task: {', '.join(TASKS.built_in)}, or one of another package"
 
 
 class Settings(BaseModel):
@@ -60,8 +60,8 @@ def refuse(*faults: tuple[bool, str]) -> None:
             raise InvalidValueError(message, code=code)
 
 
-class Place(TypedDict):
-    """Where and how a base model is loaded."""
+class LoadOptions(TypedDict):
+    """Arguments of `load_base`."""
 
     device: str
     dtype: str
@@ -82,7 +82,7 @@ class Placed(Settings):
     )
     seed: Annotated[int, Role.COMMON] = Field(0, ge=0, lt=2**31, description="seed of everything random")
 
-    def place(self) -> Place:
+    def load_options(self) -> LoadOptions:
         """Return the arguments of `load_base`."""
         return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import PlanError, shown
+from ..errors import PlanError, as_line
 from ..options import TrainingSettings
 from ..progress import Watcher
 from .parallel import Processes
@@ -113,7 +113,7 @@ def _start(settings: TrainingSettings, watch: Watcher) -> Any:
         tracker.start()
     except Exception as error:  # each tracker raises other classes
         raise PlanError(
-            f"--log-with {name} does not start: {shown(error)}. Fix that, or drop --log-with.", code="log.failed"
+            f"--log-with {name} does not start: {as_line(error)}. Fix that, or drop --log-with.", code="log.failed"
         ) from error
     return tracker
 
