@@ -30,7 +30,7 @@ def escaped(text: str, *, keep: str = "") -> str:
     )
 
 
-def shown(text: object, limit: int = 200) -> str:
+def as_line(text: object, limit: int = 200) -> str:
     """Return text from a file or another program for use in a message: one line, escaped, and cut to a limit.
 
     Args:
@@ -66,7 +66,7 @@ class Coded(Exception):  # noqa: N818  (a part of errors, not one of them)
     """An exception with a stable code.
 
     Args:
-        message: What must hold, what was found, and what to do.
+        message: The rule, the value, and the fix.
         code: Names the failure. Packages that add tasks or methods may leave it out.
         codes: Codes of all failures, where one error reports several.
     """
@@ -87,13 +87,13 @@ def codes_of(error: BaseException) -> list[str]:
         return error.codes
     if type(error).__name__ == "ValidationError":  # pydantic's; importing pydantic here would be slow
         faults = error.errors()  # type: ignore[attr-defined]
-        found = [getattr(fault.get("ctx", {}).get("error"), "code", None) or _of_pydantic(fault) for fault in faults]
-        return list(dict.fromkeys(found))
+        codes = [getattr(fault.get("ctx", {}).get("error"), "code", None) or _of_pydantic(fault) for fault in faults]
+        return list(dict.fromkeys(codes))
     return codes_of(error.__cause__) if error.__cause__ else []
 
 
 def code_of(error: BaseException, default: str) -> str:
-    """Return the code of an error that is reported within another one, or a default if it has none."""
+    """Return the code of an error that is reported within another one, or a default if it has no code."""
     return next(iter(codes_of(error)), default)
 
 
@@ -104,7 +104,7 @@ def _of_pydantic(fault: Mapping[str, Any]) -> str:
 class InvalidValueError(Coded, ValueError):
     """An argument has a value that it cannot have.
 
-    Commands and merges report it as an error of their own, with this code.
+    Commands and merges report it as a PlanError or UsageError with this code.
     """
 
 
@@ -148,7 +148,7 @@ class PublishError(AdapterMixError):
     """Publishing failed."""
 
 
-class ToldElsewhere(AdapterMixError):  # noqa: N818  (it is not the fault itself)
+class ReportedElsewhere(AdapterMixError):  # noqa: N818  (it is not the fault itself)
     """The work failed in several processes, and another process reports the reason.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from adaptermix.cli.console import fail
-from adaptermix.errors import DataError, InvalidValueError, PlanError, ToldElsewhere, code_of, codes_of
+from adaptermix.errors import DataError, InvalidValueError, PlanError, ReportedElsewhere, code_of, codes_of
 
 from .refusals import refuses
 
@@ -57,7 +57,7 @@ def test_a_code_survives_pickling_and_is_reported_through_other_errors() -> None
     assert codes_of(outer) == ["rank.too-small"]
     assert code_of(outer, "other") == "rank.too-small"
     assert code_of(ValueError("of another library"), "method.failed") == "method.failed"
-    assert ToldElsewhere("it failed", interrupted=True, code="processes.elsewhere").interrupted
+    assert ReportedElsewhere("it failed", interrupted=True, code="processes.elsewhere").interrupted
 
 
 def test_refuses_fails_for_another_code_and_for_no_error() -> None:

@@ -55,7 +55,7 @@ def test_the_registry_decides_which_names_options_take(
     with pytest.raises(ValidationError) as caught:
         settings(**needed, **{option: "mine"})
     assert f"must be one of {others}, {', '.join(registry.names())}" in str(caught.value)
-    add(registry, registry[registry.own[0]])
+    add(registry, registry[registry.built_in[0]])
     assert getattr(settings(**needed, **{option: "mine"}), option) == "mine"
 
 

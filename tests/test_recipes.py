@@ -75,7 +75,7 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
 def test_answers_that_cannot_be_compared_are_refused_before_the_first_step(step: str, tmp_path: Path) -> None:
     """A search would say so only once its adapters are trained."""
     path = write(tmp_path, f"version: 1\nsteps:\n  - {step}\n")
-    with pytest.raises(ConfigError, match=r"step 1 \((search|merge)\): --pairs need a task that asks about one text"):
+    with pytest.raises(ConfigError, match=r"step 1 \((search|merge)\): --pairs need a task with one text per row"):
         load_recipe(path)
 
 
@@ -211,7 +211,7 @@ def test_a_recipe_goes_on_where_it_stopped(fails_at: int, tmp_path: Path) -> Non
             {"read": "algin"},
             "step 3 (merge) reads .*algin, which is not there, and no step before it makes it. Did you",
         ),
-        ({"written": "task"}, "step 3 (merge) writes .*task, and so does a step before it"),
+        ({"written": "task"}, "step 3 (merge) writes .*task, which an earlier step writes too"),
         ({"written": "other"}, "step 4 (evaluate) reads .*merged, which is not there"),
     ],
 )

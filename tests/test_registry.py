@@ -30,7 +30,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def registry(**more: Any) -> Registry[Any]:
-    found: Registry[Any] = Registry("thing", GROUP, own=("first", "second"), **more)
+    found: Registry[Any] = Registry("thing", GROUP, built_in=("first", "second"), **more)
     return found
 
 

@@ -177,9 +177,9 @@ def test_the_command_line_runs_a_tiny_model(
 def test_a_wrong_use_is_told(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, says in (
         ([], "Missing option '--vary'"),
-        (["--vary", "x"], "KEY=VALUE[,VALUE...] is needed"),
+        (["--vary", "x"], "each key must occur once, as KEY=VALUE[,VALUE...]"),
         (["--vary", "x=[]"], "with one value or more"),
-        (["--vary", "x=1", "x=2"], "a key is given once"),
+        (["--vary", "x=1", "x=2"], "each key must occur once"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["search", str(recipe), "--out", str(tmp_path / "out"), *arguments])
@@ -211,7 +211,7 @@ def test_a_file_that_no_step_wrote_is_kept(recipe: Path, tmp_path: Path, name: s
     notes = tmp_path / "out" / "trials" / "1" / "align" / name
     notes.parent.mkdir(exist_ok=True)
     notes.write_text("mine")
-    with pytest.raises(OutputError, match=rf"replaces only outputs of its own steps, .*holds '{name}'"):
+    with pytest.raises(OutputError, match=rf"replaces only outputs of its steps, .*holds '{name}'"):
         tune(recipe, run=Pretended(), overrides={"train-align.rank": 4}, **settings)
     assert notes.read_text() == "mine"
 

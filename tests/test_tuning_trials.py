@@ -155,7 +155,7 @@ class TestRefusals:
             assert not (tmp_path / "out").exists()
 
         fails(UsageError, "a grid needs values, and --vary train-align.temperature is a range")
-        fails(UsageError, "without --trials all values are tried", sampler="tpe")
+        fails(UsageError, "without that all values are tried", sampler="tpe")
         fails(ConfigError, "looks at dev data, and none does", trials=4, prune=True)
         fails(
             ConfigError,

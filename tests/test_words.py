@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "adaptermix"
 LIMITS = Path(__file__).with_name("words.json")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PUBLIC_NAMES = {"places"}
+PUBLIC_NAMES = {"places", "beside"}
 """Options and keyword arguments of public functions, which are fields of classes: their names stay."""
 MIN_SPACES = 2
 """A string with fewer blanks is a key or a name and not a sentence."""

@@ -91,7 +91,7 @@ def _unwrapped(path: str) -> tuple[list[str], bool]:
 def _plain_key(key: str) -> str:
     if len(key) > MAX_KEY:
         return key
-    pieces, prefixed = _unwrapped(_NAMED.sub(lambda found: f".{found['kept']}" if found["kept"] else "", key))
+    pieces, prefixed = _unwrapped(_NAMED.sub(lambda match: f".{match['kept']}" if match["kept"] else "", key))
     return PREFIX + ".".join(pieces) if prefixed and pieces else key
 
 
@@ -132,7 +132,7 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
             parts = inventory.parts.setdefault(match["module"], {})
             if match["part"] in parts:
                 raise AdapterFormatError(
-                    f"{file.path}: {key!r} must stand there once. Save the adapter again.",
+                    f"{file.path}: {key!r} must occur once. Save the adapter again.",
                     code="adapter-file.tensor-twice",
                 )
             parts[match["part"]] = key
@@ -151,7 +151,7 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
     ):
         raise AdapterFormatError(
             f"{file.path} must hold the fully trained modules of modules_to_save "
-            f"({', '.join(meta.saved_modules)[:80]}), and holds none. Save the adapter again with peft.",
+            f"({', '.join(meta.saved_modules)[:80]}), but lacks them. Save the adapter again with peft.",
             code="adapter-file.no-saved-modules",
         )
     return inventory
@@ -250,9 +250,8 @@ def _refuse(path: Path, key: str) -> AdapterFormatError:
     for mark, what in _KNOWN.items():
         if mark in key and not _PART.fullmatch(key):
             return AdapterFormatError(
-                f"{path}: tensor {key[:200]!r} is {what} that the settings do not name, so its place is unknown and "
-                "it would be lost. It must be named base_model.model.MODULE.lora_A.weight or the like; "
-                "save the adapter again with peft.",
+                f"{path}: tensor {key[:200]!r} is {what} that the settings do not name, so its module is "
+                "unknown. Names have the form base_model.model.MODULE.lora_A.weight; save the adapter again with peft.",
                 code="adapter-file.unnamed-part",
             )
     return AdapterFormatError(

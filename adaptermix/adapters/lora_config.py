@@ -71,7 +71,7 @@ _REFUSED = {
     "target_parameters": "adapters on bare parameters (target_parameters) are not handled",
     "layer_replication": "replicated layers (layer_replication) are not handled",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens) acts on some tokens only and cannot be merged",
-    "use_qalora": "QA-LoRA (use_qalora) pools its inputs, so its factors are no delta, and is not handled",
+    "use_qalora": "QA-LoRA (use_qalora) pools its inputs, so its factors are not a delta, and is not handled",
     "use_bdlora": "BD-LoRA (use_bdlora) has block-diagonal factors and is not handled",
     "kasa_config": "KaSA (kasa_config) scales between its factors and truncates the base weight, and is not handled",
     "arrow_config": "Arrow (arrow_config) routes each token and cannot be merged",
@@ -85,7 +85,7 @@ _OTHER_INITS = {
     "pissa_niter": "its randomised SVD cannot be repeated, so the factors alone are not the delta",
     "corda": "it takes a part of the base weights that depends on data, so the factors alone are not the delta",
     "lora_ga": "it takes a part of the base weights that depends on data, so the factors alone are not the delta",
-    "loftq": "it puts quantised base weights in place of the base, so the factors alone are not the delta",
+    "loftq": "it replaces the base by quantised weights, so the factors alone are not the delta",
 }
 _PEFT_ALPHA = 8
 """What PEFT takes where the settings have no `lora_alpha`."""

@@ -111,7 +111,9 @@ class _Parser:
             self.lookaheads += bool(kind)
         self.depth += 1
         if self.depth > _MAX_DEPTH or self.lookaheads > _MAX_LOOKAHEADS:
-            raise ValueError(f"groups lie more than {_MAX_DEPTH} deep, or more than {_MAX_LOOKAHEADS} look ahead")
+            raise ValueError(
+                f"groups are nested more than {_MAX_DEPTH} deep, or more than {_MAX_LOOKAHEADS} look ahead"
+            )
         node = self._choice()
         self.at += 1  # the closing bracket, which is there since the whole compiles
         self.depth -= 1
@@ -285,7 +287,7 @@ def _general(key: str) -> Node:
             warnings.simplefilter("error")  # syntax whose meaning may change
             re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise ValueError(f"{key[:80]!r} is no regular expression") from error
+        raise ValueError(f"{key[:80]!r} is not a regular expression") from error
     try:
         node = _Parser(key).parse()
         if node.size > _MAX_NODES:

@@ -131,8 +131,8 @@ class AdapterFile:
     def _check_parts(self) -> None:
         if self.meta.initial is not None:
             raise OutputError(
-                f"factors that began from a part of the base ({self.meta.initial}) must be converted to a plain delta "
-                "before they are written.",
+                f"factors that started from a part of the base ({self.meta.initial}) must be converted to a plain "
+                "delta before they are written.",
                 code="write.unconverted-factors",
             )
         without = sorted(path for path, header in self.modules.items() if not header.magnitude)
@@ -157,7 +157,7 @@ class AdapterFile:
             )
         if self.has_magnitudes and without:
             raise OutputError(
-                f"a DoRA must have a magnitude for every module, and {', '.join(without[:3])} has none. "
+                f"a DoRA must have a magnitude for every module, but {', '.join(without[:3])} lacks it. "
                 "Give such modules the row norms of their weight plus update.",
                 code="write.no-magnitude",
             )

@@ -364,7 +364,7 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
             else ""
         )
         raise AdapterFormatError(
-            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is no folder.{fetch}",
+            f"an adapter is a folder with {CONFIG} and {WEIGHTS}, and {folder} is not a folder.{fetch}",
             code="adapter.not-folder",
         )
     if not (folder / CONFIG).is_file():

@@ -22,8 +22,8 @@ from .updates import Dense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Location of a block of rows: its stack, and its first row."""
+class RowBlock:
+    """A block of rows of a stack, from row `first`."""
 
     stack: Stack
     first: int
@@ -53,12 +53,12 @@ class Operator(ABC):
         return self
 
     @abstractmethod
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "j rows in"]:
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "j rows in"]:
         """Work on a block; `values` may be overwritten.
 
         Args:
             values: The same rows of every update.
-            place: Location of the rows.
+            rows: The block.
         """
 
 
@@ -70,10 +70,10 @@ def chain(stack: Stack, operators: Sequence[Operator]) -> Dense:
     fitted = [operator.fit(stack) for operator in operators]
     merged = torch.empty(stack.shape, dtype=stack.dtype, device=stack.device)
     for first, block in stack.blocks():
-        index = Place(stack=stack, first=first)
+        rows = RowBlock(stack=stack, first=first)
         values = block
         for operator in fitted:
-            values = operator(values, index)
+            values = operator(values, rows)
         merged[first : first + values.shape[1]] = values[0]
     return Dense(w=merged)
 
@@ -100,19 +100,19 @@ class Trim(Operator):
         size = stack.shape[0] * stack.shape[1]
         skip = int(self.skip * size)
         count = min(size, kept_count(self.density, size) + skip)
-        places = list(enumerate(stack.names))
-        kept = {} if count == size else {name: threshold(stack, i, count) for i, name in places}
-        skipped = {name: threshold(stack, i, skip) for i, name in places} if skip else {}
+        numbered = list(enumerate(stack.names))
+        kept = {} if count == size else {name: threshold(stack, i, count) for i, name in numbered}
+        skipped = {name: threshold(stack, i, skip) for i, name in numbered} if skip else {}
         return replace(self, kept=kept, skipped=skipped)
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "k rows in"]:
         """Zero the entries under the threshold."""
-        for number, name in enumerate(place.stack.names):
+        for number, name in enumerate(rows.stack.names):
             update = values[number]
             # Both masks look at the entries as they came.
-            drop = self.skipped[name].keeps(update, place.first) if name in self.skipped else None
+            drop = self.skipped[name].keeps(update, rows.first) if name in self.skipped else None
             if name in self.kept:
-                values[number] = self.kept[name].trim(update, place.first)
+                values[number] = self.kept[name].trim(update, rows.first)
             if drop is not None:
                 update.masked_fill_(drop, 0.0)
         return values
@@ -130,12 +130,12 @@ class Drop(Operator):
     density: float
     rescale: Literal["inverse", "none"] = "inverse"
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "k rows in"]:
         """Drop and rescale."""
         if self.density == 1:
             return values
         for number in range(len(values)):
-            values[number] *= place.uniform(number, tuple(values.shape[1:])) < self.density
+            values[number] *= rows.uniform(number, tuple(values.shape[1:])) < self.density
         return values.div_(self.density) if self.rescale == "inverse" else values
 
 
@@ -155,7 +155,7 @@ class DropByMagnitude(Operator):
     density: float
     epsilon: float
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "k rows in"]:
         """Drop and rescale."""
         width = values.shape[2]
         steps = torch.linspace(-0.5, 0.5, width, dtype=torch.float64) if width > 1 else torch.zeros(1)
@@ -166,7 +166,7 @@ class DropByMagnitude(Operator):
             # stable, so that entries of one size keep their order on every device
             order = update.abs().sort(dim=1, stable=True).indices
             chance = torch.empty_like(update).scatter_(1, order, chances.expand_as(update))
-            update *= place.uniform(number, tuple(update.shape)) < chance
+            update *= rows.uniform(number, tuple(update.shape)) < chance
             update /= chance
         return values
 
@@ -175,16 +175,16 @@ class DropByMagnitude(Operator):
 class Weigh(Operator):
     """Multiply each update by its weight."""
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "k rows in"]:
         """Multiply."""
-        return values.mul_(place.weights(values))
+        return values.mul_(rows.weights(values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elect(Operator):
     """Zero, entry by entry, the updates whose sign is not that of the sum; a sum of zero counts as positive."""
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:  # noqa: ARG002
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "k rows in"]:  # noqa: ARG002
         """Elect the sign."""
         # 1 where positive wins, else 0. Clamping to one side of zero is several times as fast as filling by a mask.
         positive, most = (values.sum(0) >= 0).to(values.dtype), torch.finfo(values.dtype).max
@@ -195,7 +195,7 @@ class Elect(Operator):
 class Total(Operator):
     """Sum of the updates."""
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "1 rows in"]:  # noqa: ARG002
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "1 rows in"]:  # noqa: ARG002
         """Add up."""
         return values.sum(0, keepdim=True)
 
@@ -211,17 +211,17 @@ class DisjointMean(Operator):
 
     by: Literal["count", "weight"]
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "1 rows in"]:
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "1 rows in"]:
         """Divide the sum by the survivors."""
         total, share = torch.zeros_like(values[0]), torch.zeros_like(values[0])
         if self.by == "count":
-            for update, weight in zip(values, place.stack.weights, strict=True):
+            for update, weight in zip(values, rows.stack.weights, strict=True):
                 # Not add_(alpha=...), which rounds once: the order of two adapters would show.
                 total += update * weight
                 share += update != 0
             return total.div_(share.clamp_(min=1))[None]
         size = torch.zeros_like(share)
-        for update, weight in zip(values, place.stack.weights, strict=True):
+        for update, weight in zip(values, rows.stack.weights, strict=True):
             total += update
             there = (update != 0).to(share)
             share += there * weight
@@ -235,11 +235,11 @@ class DisjointMean(Operator):
 class Average(Operator):
     r"""Mean with a weight per entry, $\sum_i w_i F_i x_i / \sum_i w_i F_i$, the $F_i$ from the stack's statistics."""
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "1 rows in"]:
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "1 rows in"]:
         """Average; where all F are zero, the plain weighted mean."""
-        rows = slice(place.first, place.first + values.shape[1])
-        importance = torch.stack([found[rows].to(values) for found in place.stack.statistics])
-        weights = place.weights(values)
+        part = slice(rows.first, rows.first + values.shape[1])
+        importance = torch.stack([tensor[part].to(values) for tensor in rows.stack.statistics])
+        weights = rows.weights(values)
         flat = (importance * weights).sum(0, keepdim=True) == 0
         importance = torch.where(flat, 1.0, importance) * weights
         share = importance.sum(0, keepdim=True)
@@ -252,6 +252,6 @@ class Gain(Operator):
 
     factor: float
 
-    def __call__(self, values: Float[Tensor, "k rows in"], place: Place) -> Float[Tensor, "k rows in"]:  # noqa: ARG002
+    def __call__(self, values: Float[Tensor, "k rows in"], rows: RowBlock) -> Float[Tensor, "k rows in"]:  # noqa: ARG002
         """Multiply."""
         return values if self.factor == 1 else values.mul_(self.factor)

@@ -59,9 +59,9 @@ def left_out_residuals(
     starts = sizes.cumsum(0) - sizes
     for size in torch.unique(sizes).tolist():  # groups of one size are solved together
         rows = order[starts[sizes == size, None] + torch.arange(size, device=order.device)]
-        own = hat[rows]
-        eye = torch.eye(size, dtype=own.dtype, device=own.device)
-        result[rows] = torch.linalg.solve(eye - own @ own.mT, residuals[rows])
+        block = hat[rows]
+        eye = torch.eye(size, dtype=block.dtype, device=block.device)
+        result[rows] = torch.linalg.solve(eye - block @ block.mT, residuals[rows])
     return result
 
 
@@ -92,10 +92,10 @@ def ridge_map(
     root = weights.double().sqrt()[:, None]
     total = root.square().sum()
     center, offset = ((root.square() * side.double()).sum(0) / total for side in (x, y))
-    own, expected = (root * (side.double() - mean) for side, mean in ((x, center), (y, offset)))
-    values, vectors = torch.linalg.eigh(own.T @ own)
+    scaled, expected = (root * (side.double() - mean) for side, mean in ((x, center), (y, offset)))
+    values, vectors = torch.linalg.eigh(scaled.T @ scaled)
     values = values.clamp_min(0.0)
-    scores, rotated = own @ vectors, vectors.T @ (own.T @ expected)
+    scores, rotated = scaled @ vectors, vectors.T @ (scaled.T @ expected)
     # of a constant input no penalty matters, and none may be zero
     scale = float(values.mean()) or 1.0
     whole = float((root * y.double()).square().sum()) or 1.0

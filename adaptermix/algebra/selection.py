@@ -62,11 +62,11 @@ def kept_count(density: float, size: int) -> int:
     return min(size, max(1, int(density * size)))
 
 
-def grid(stack: Stack, place: int) -> Float[Tensor, " n"]:
+def grid(stack: Stack, index: int) -> Float[Tensor, " n"]:
     """Return the absolute values of one update on an even grid of at most 256 x 256 entries."""
     out, into = stack.shape
     rows, columns = (torch.linspace(0, n - 1, min(n, _SAMPLE)).round().long().to(stack.device) for n in (out, into))
-    update = stack.updates[place].to(stack.dtype)
+    update = stack.updates[index].to(stack.dtype)
     if isinstance(update, Dense):
         return update.w[rows][:, columns].abs().flatten()
     return ((update.b[rows] * update.scale) @ update.a[:, columns]).abs().flatten()
@@ -125,9 +125,9 @@ def kth_largest(pieces: Pieces, count: int, bounds: tuple[float, float]) -> Thre
     return Threshold(value=value, ties=None if ties == seen else ties, before=before)
 
 
-def _pieces(stack: Stack, place: int) -> Iterator[tuple[int, Tensor]]:
+def _pieces(stack: Stack, index: int) -> Iterator[tuple[int, Tensor]]:
     # In the dtype of the whole stack, which the threshold will be compared in.
-    alone = Stack(updates=(stack.updates[place].to(stack.dtype),), weights=(1.0,))
+    alone = Stack(updates=(stack.updates[index].to(stack.dtype),), weights=(1.0,))
     return ((first, block[0].abs_()) for first, block in alone.blocks())
 
 
@@ -135,12 +135,12 @@ def _size(stack: Stack) -> int:
     return stack.shape[0] * stack.shape[1]
 
 
-def threshold(stack: Stack, place: int, count: int) -> Threshold:
+def threshold(stack: Stack, index: int, count: int) -> Threshold:
     """Return the threshold that keeps a number of the largest entries of one update of a stack."""
     size = _size(stack)
     small = size <= _SAMPLE**2
-    bounds = (0.0, math.inf) if small else bracket([(grid(stack, place), size)], count / size)
-    return kth_largest(lambda: _pieces(stack, place), count, bounds)
+    bounds = (0.0, math.inf) if small else bracket([(grid(stack, index), size)], count / size)
+    return kth_largest(lambda: _pieces(stack, index), count, bounds)
 
 
 def model_threshold(stacks: Callable[[], Iterable[Stack]], name: str, density: float) -> Threshold:

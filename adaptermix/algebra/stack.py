@@ -30,7 +30,7 @@ class Stack:
         tensor_shape: Shape of the tensor in the model, where it is not a matrix: a vector [out] is one column here, a
             kernel [out ...] is flattened.
         adapters: What users call the adapters of the whole merge, also those that are left out here.
-        places: Index in `adapters` of each update; default their positions.
+        indices: Index in `adapters` of each update; default their positions.
         block: Number of the model's block that the module lies in; None outside the blocks.
         depth: Number of blocks of the module's stack, according to the adapters.
 
@@ -48,7 +48,7 @@ class Stack:
     statistics: tuple[Tensor, ...] = ()
     tensor_shape: tuple[int, ...] = ()
     adapters: tuple[str, ...] = ()
-    places: tuple[int, ...] = ()
+    indices: tuple[int, ...] = ()
     block: int | None = None
     depth: int = 0
 
@@ -60,8 +60,8 @@ class Stack:
             raise ValueError(f"one weight per update is needed, got {len(self.weights)} for {len(self.updates)}")
         if not self.names:
             object.__setattr__(self, "names", tuple(str(index) for index in range(len(self.updates))))
-        if not self.places:
-            object.__setattr__(self, "places", tuple(range(len(self.updates))))
+        if not self.indices:
+            object.__setattr__(self, "indices", tuple(range(len(self.updates))))
         if len(set(self.names)) != len(self.updates):
             raise ValueError(f"one distinct name per update is needed, got {list(self.names)}")
 

@@ -12,7 +12,7 @@ from ..algebra.spectra import dense_singular_values, spectral_distance, spectral
 from ..errors import IncompatibleAdapters, ModelError, PlanError
 from ..io.files import write_whole
 from ..models.base import pick_device
-from ..models.location import OUTSIDE, places
+from ..models.location import OUTSIDE, locations
 from ..options.paths import check_file_not_input, check_replaceable
 from ..progress import SILENT, Watcher
 from .figures import check_file
@@ -80,7 +80,7 @@ def spectrum(
     compared, measure = _measure(a, b, target)
     pairs, notes = _pairs(a, b)
     notes += tuple(note for side in (a, b) if isinstance(side, Updates) for note in beyond_factors(side.source.meta))
-    located = places(pairs)
+    located = locations(pairs)
     chosen = select(located, layers=layers, modules=modules, include=include, exclude=exclude)
     if not chosen:
         raise ModelError(
@@ -98,7 +98,7 @@ def spectrum(
         b=b.reference,
         compared=compared,
         modules=numbers,
-        places={path: located[path] for path in chosen},
+        locations={path: located[path] for path in chosen},
         notes=notes,
     )
     if csv is not None:
@@ -150,7 +150,7 @@ def _without_matrix(a: Weights, b: Updates, missing: set[str]) -> list[str]:
     """
     other_sorts = {key.removesuffix(".weight") for key in a.checkpoint.tensors} - set(a.matrices)
     unknown = missing - set(match_names(missing, other_sorts))
-    located = places(sorted(unknown))
+    located = locations(sorted(unknown))
     strange = next((path for path, location in located.items() if location.layer != OUTSIDE), None)
     if strange is not None:
         raise IncompatibleAdapters(
@@ -172,7 +172,7 @@ def _fits(a: Side, path: str, b: Side, theirs: str) -> bool:
     turned = isinstance(b, Weights)
     if isinstance(a, Weights) and isinstance(b, Updates):
         # Conv1D, and embeddings, whose updates PEFT stores as [dim num].
-        turned = b.source.meta.fan_in_fan_out or places([path])[path].layer == OUTSIDE
+        turned = b.source.meta.fan_in_fan_out or locations([path])[path].layer == OUTSIDE
     return one == other or (turned and one == other[::-1])
 
 

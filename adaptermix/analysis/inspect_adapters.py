@@ -12,7 +12,7 @@ from ..adapters import AdapterSource, open_adapters
 from ..algebra import LowRank, sign_conflict
 from ..algebra.subspaces import Frame, chance_overlap, frame, frame_cosine, overlap, share_within
 from ..errors import AdapterFormatError, PlanError, code_of
-from ..models.location import mean, places, unique_names
+from ..models.location import locations, mean, unique_names
 from ..options.paths import check_file_not_input, check_replaceable
 from ..progress import SILENT, Watcher
 from .figures import check_plot, draw
@@ -81,7 +81,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
             PairInspection(a=matches[i], b=matches[j], modules=numbers, notes=_notes(matches[i], matches[j], numbers))
             for (i, j), numbers in pairs.items()
         ),
-        places=places(paths),
+        locations=locations(paths),
     )
     if plot is not None:
         draw(result, Path(plot))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..models.location import Place, kinds_of, layers_of, mean
+from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 
 _MEASURES = (
     "cosine",
@@ -110,7 +110,7 @@ class AdapterInspection:
             "share": self.share(present),
         }
 
-    def document(self, located: Mapping[str, Place]) -> dict[str, Any]:
+    def document(self, located: Mapping[str, ModuleLocation]) -> dict[str, Any]:
         """Return the adapter's part of the JSON document."""
         return {
             "path": self.path,
@@ -190,7 +190,7 @@ class PairInspection:
             "share_b_in_a": self._share(self.b, paths, {path: m.share_b_in_a for path, m in present.items()}),
         }
 
-    def document(self, located: Mapping[str, Place]) -> dict[str, Any]:
+    def document(self, located: Mapping[str, ModuleLocation]) -> dict[str, Any]:
         """Return the pair's part of the JSON document; all numbers are null for adapters with no module in common."""
         everything = self.group(located) or {"modules_in_common": 0} | dict.fromkeys(_MEASURES)
         return {
@@ -211,26 +211,26 @@ class Inspection:
     Args:
         adapters: The adapters, in the order of the arguments.
         pairs: Every pair of them.
-        places: Layer and kind of every module of any of them.
+        locations: Layer and kind of every module of any of them.
     """
 
     adapters: tuple[AdapterInspection, ...]
     pairs: tuple[PairInspection, ...]
-    places: Mapping[str, Place]
+    locations: Mapping[str, ModuleLocation]
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Modules per layer, in the order of the model."""
-        return layers_of(self.places)
+        return layers_of(self.locations)
 
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
         """Modules per kind."""
-        return kinds_of(self.places)
+        return kinds_of(self.locations)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of `adaptermix inspect`."""
         return {
-            "adapters": {adapter.name: adapter.document(self.places) for adapter in self.adapters},
-            "pairs": {pair.name: pair.document(self.places) for pair in self.pairs},
+            "adapters": {adapter.name: adapter.document(self.locations) for adapter in self.adapters},
+            "pairs": {pair.name: pair.document(self.locations) for pair in self.pairs},
         }

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from ..errors import PlanError, did_you_mean
-from ..models.location import OUTSIDE, Place
+from ..models.location import OUTSIDE, ModuleLocation
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
-def _is_layer(pattern: str, location: Place) -> bool:
+def _is_layer(pattern: str, location: ModuleLocation) -> bool:
     """Return whether a pattern selects a layer: by its number, a range of numbers, or a glob over its label."""
     match = _RANGE.fullmatch(pattern)
     if match is None:
@@ -23,12 +23,12 @@ def _is_layer(pattern: str, location: Place) -> bool:
     return first <= location.order[1] <= last
 
 
-def _is_module(pattern: str, path: str, location: Place) -> bool:
+def _is_module(pattern: str, path: str, location: ModuleLocation) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(location.kind, pattern)
 
 
 def select(
-    located: Mapping[str, Place],
+    located: Mapping[str, ModuleLocation],
     *,
     layers: Sequence[str] = (),
     modules: Sequence[str] = (),
@@ -66,7 +66,7 @@ def select(
     def met(patterns: Sequence[str], path: str) -> bool:
         return any(_is_module(pattern, path, located[path]) for pattern in patterns)
 
-    def chosen(path: str, location: Place) -> bool:
+    def chosen(path: str, location: ModuleLocation) -> bool:
         inside = location.layer != OUTSIDE or any(_is_layer(pattern, location) for pattern in layers)
         of_layers = not layers or any(_is_layer(pattern, location) for pattern in layers)
         return (inside and of_layers and (not modules or met(modules, path))) or met(include, path)

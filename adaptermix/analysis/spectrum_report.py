@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.location import Place, kinds_of, layers_of, mean
+from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 
 _FIELDS = ("norm_a", "norm_b", "ratio", "distance", "relative_distance", "difference_norm", "stable_rank")
 
@@ -58,7 +58,7 @@ class SpectrumReport:
         b: The other's folder or Hub id.
         compared: Kind of comparison: `checkpoints`, `base and base with adapter`, or `adapters`.
         modules: Numbers per module path, as A names it.
-        places: Layer and kind of each of these modules.
+        locations: Layer and kind of each of these modules.
         notes: Modules that were left out, with reasons.
     """
 
@@ -66,18 +66,18 @@ class SpectrumReport:
     b: str
     compared: str
     modules: Mapping[str, Scaling]
-    places: Mapping[str, Place]
+    locations: Mapping[str, ModuleLocation]
     notes: tuple[str, ...] = ()
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Modules per layer, in the order of the model."""
-        return layers_of(self.places)
+        return layers_of(self.locations)
 
     @property
     def kinds(self) -> dict[str, tuple[str, ...]]:
         """Modules per kind."""
-        return kinds_of(self.places)
+        return kinds_of(self.locations)
 
     def together(self, paths: Iterable[str]) -> dict[str, Any] | None:
         """Return the numbers of some modules as if their singular values were one vector, and their means.
@@ -114,7 +114,7 @@ class SpectrumReport:
             "b": self.b,
             "compared": self.compared,
             "modules": {
-                path: {"layer": self.places[path].layer, "kind": self.places[path].kind, **numbers.document()}
+                path: {"layer": self.locations[path].layer, "kind": self.locations[path].kind, **numbers.document()}
                 for path, numbers in self.modules.items()
             },
             "layers": {layer: self.together(paths) for layer, paths in self.layers.items()},
@@ -129,5 +129,7 @@ class SpectrumReport:
         writer.writerow(["module", "layer", "kind", *_FIELDS])
         for path, numbers in self.modules.items():
             values = numbers.document()
-            writer.writerow([path, self.places[path].layer, self.places[path].kind, *(values[f] for f in _FIELDS)])
+            writer.writerow(
+                [path, self.locations[path].layer, self.locations[path].kind, *(values[f] for f in _FIELDS)]
+            )
         return text.getvalue().encode()

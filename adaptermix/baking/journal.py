@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..algebra import LowRank
 from ..checkpoints.writing import DTYPES
 from ..io.disk import sync
-from ..io.files import held, write_whole
+from ..io.files import locked_output, write_whole
 from ..io.safetensors_writer import write_tensors
 from ..progress import Watcher
 from .fidelity import Fidelity
@@ -107,7 +107,7 @@ def journal(out: Path, identity: Mapping[str, Any], watch: Watcher) -> Iterator[
     """
     out = out.absolute()
     folder = out.parent / f".{out.name}.bake"  # training into the same output uses another folder
-    with held(folder, out):
+    with locked_output(folder, out):
         plan = json.dumps(identity, sort_keys=True, indent=1).encode()
         done = folder / "modules"
         before = (folder / _PLAN).read_bytes() if (folder / _PLAN).is_file() else plan

@@ -78,19 +78,19 @@ def _prepare(arguments: list[str]) -> None:
     if "--quiet" in arguments or not sys.stderr.isatty() or not is_main_process():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-    # On some processors it names a package at every start that nothing here needs.
+    # On some processors it warns at every start about a package that adaptermix does not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
-    is_called = arguments is not None  # by a program that goes on afterwards
+    is_called = arguments is not None  # by a program that continues afterwards
     arguments = sys.argv[1:] if arguments is None else arguments
     interrupts = Interrupts()
     try:
         interrupts.install()
         _prepare(arguments)
-        # outside click's own handling, so that failures are JSON where JSON is asked for
+        # outside click's error handling, so that failures are JSON with --json
         code = adaptermix.main(arguments, prog_name="adaptermix", standalone_mode=False)
         interrupts.end(restore=is_called)
     except BaseException as error:  # turned into exit codes, or raised again

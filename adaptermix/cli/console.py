@@ -14,7 +14,17 @@ from typing import Any
 
 import click
 
-from ..errors import UNSAFE, AdapterMixError, ConfigError, ToldElsewhere, UsageError, codes_of, cut, escaped, shown
+from ..errors import (
+    UNSAFE,
+    AdapterMixError,
+    ConfigError,
+    ReportedElsewhere,
+    UsageError,
+    as_line,
+    codes_of,
+    cut,
+    escaped,
+)
 from ..io.launcher import is_main_process
 from ..progress import SILENT, Look
 
@@ -54,7 +64,7 @@ class Console:
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a table on stderr: first column left, others right."""
-        lines = [[shown(cell, _WIDEST) for cell in line] for line in (titles, *rows)]
+        lines = [[as_line(cell, _WIDEST) for cell in line] for line in (titles, *rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
         for line in lines:
             cells = [
@@ -104,8 +114,8 @@ class Bars:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Rich(stderr=True)) as progress:
-            task = progress.add_task(shown(label), total=total, text="")
-            yield lambda done, text: progress.update(task, advance=done, text=shown(text))
+            task = progress.add_task(as_line(label), total=total, text="")
+            yield lambda done, text: progress.update(task, advance=done, text=as_line(text))
 
     def note(self, message: str) -> None:
         """Show one line."""
@@ -134,7 +144,7 @@ class Lines:
             if now - self._last >= _LINE_EVERY or (done >= total and now - start >= 2):
                 self._last = now
                 left = (now - start) / max(done, 1) * (total - done)
-                line = f"{shown(label)}: {done}/{total}  {shown(text)}  {now - start:.0f} s, {left:.0f} s left"
+                line = f"{as_line(label)}: {done}/{total}  {as_line(text)}  {now - start:.0f} s, {left:.0f} s left"
                 click.echo(line, err=True)
 
         yield advance
@@ -150,14 +160,14 @@ class Lines:
 def _failure(error: BaseException) -> tuple[int, str, str] | None:
     """Return exit code, kind and message of a failure that has a name; None for a fault of the program."""
     if isinstance(error, click.Abort) and isinstance(error.__cause__, KeyboardInterrupt):
-        error = error.__cause__  # click hides what was interrupted, and where
+        error = error.__cause__  # click hides the interrupted operation
     if isinstance(error, KeyboardInterrupt | click.Abort):
         reason = str(error) or "stopped"
         return (
             130,
             "Interrupted",
-            f"interrupted: {reason}. Training and recipes go on with --resume, searches, bakes and the demo with the "
-            "same command.",
+            f"interrupted: {reason}. Continue training and recipes with --resume; repeat the command for searches, "
+            "bakes and the demo.",
         )
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return 2, "Usage", error.format_message()
@@ -219,7 +229,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     code, kind, message = failure
     if not isinstance(error, click.exceptions.NoArgsIsHelpError):
         message = one_line(message)
-    if isinstance(error, ToldElsewhere):
+    if isinstance(error, ReportedElsewhere):
         return 130 if error.interrupted else code
     if not is_main_process() and isinstance(error, click.ClickException | ConfigError):  # every process finds it
         return code

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ..commands.table import Command, document_of, load
-from ..errors import shown
+from ..errors import as_line
 from ..io.limited_yaml import parse_yaml
 from ..options import Settings
 from ..options.registries import OneOf
@@ -119,7 +119,7 @@ class Numbers(_NumbersType):
         try:
             return [float(part) for part in str(value).split(",")]
         except ValueError:
-            self.fail(f"numbers parted by commas are needed, such as 0.5,0.7,0.9, got {value!r}.", param, ctx)
+            self.fail(f"numbers separated by commas are needed, such as 0.5,0.7,0.9, got {value!r}.", param, ctx)
 
 
 def _core(annotation: Any) -> Any:
@@ -222,16 +222,16 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         click.BadParameter: an argument without `=`.
     """
-    found = {}
+    values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise click.BadParameter(f"KEY=VALUE is needed, got {pair!r}.")
         try:
-            found[key] = parse_yaml(value)
+            values[key] = parse_yaml(value)
         except ValueError as error:
             raise click.BadParameter(f"the value of {key!r} must be YAML: {value!r}.") from error
-    return found
+    return values
 
 
 def key_texts(pairs: Sequence[str]) -> dict[str, str]:
@@ -240,15 +240,14 @@ def key_texts(pairs: Sequence[str]) -> dict[str, str]:
     Raises:
         click.BadParameter: an argument without `=`, or a key twice.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for key, equals, text in (pair.partition("=") for pair in pairs):
-        if not (equals and key and text) or key in found:
+        if not (equals and key and text) or key in values:
             raise click.BadParameter(
-                "KEY=VALUE[,VALUE...] is needed, or KEY=LOW:HIGH, and a key is given once; got "
-                f"{key + equals + text!r}."
+                f"each key must occur once, as KEY=VALUE[,VALUE...] or KEY=LOW:HIGH, got {key + equals + text!r}."
             )
-        found[key] = text
-    return found
+        values[key] = text
+    return values
 
 
 def _value(value: Any, field: FieldInfo) -> Any:
@@ -274,7 +273,7 @@ def explain(error: ValidationError, settings: type[Settings]) -> str:
         if fault["type"] == "missing":
             faults.append(f"{flag} is needed")
         else:
-            faults.append(f"{flag}: {message}, got {shown(repr(fault['input']))}")
+            faults.append(f"{flag}: {message}, got {as_line(repr(fault['input']))}")
     return "; ".join(dict.fromkeys(faults)) + "."
 
 

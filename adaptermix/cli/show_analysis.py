@@ -62,7 +62,7 @@ def _show_pairs(result: Inspection, console: Console) -> None:
     console.say("\nBetween adapters")
     rows = []
     for pair in result.pairs:
-        numbers = pair.group(result.places) or {}
+        numbers = pair.group(result.locations) or {}
         rows.append([pair.name, str(len(pair.modules)), *(_number(numbers.get(key), forms[key][0]) for key in forms)])
     console.table(["pair", "modules", *(title for _, title in forms.values())], rows)
     for pair in result.pairs:

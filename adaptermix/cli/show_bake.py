@@ -43,9 +43,7 @@ def show(report: BakeReport, settings: BakeSettings, console: Console) -> None:
             [[name, *_figures(way, has_rest), f"{way.bytes / 1e9:.3f}"] for name, way in ways.items()],
         )
     if overall.most_error >= 1:
-        console.say(
-            "the error is as large as the effect: outputs are no nearer to what is meant than without the adapter"
-        )
+        console.say("the error is as large as the effect: outputs are no closer to the target than without the adapter")
     for name, score in (report.task or {}).items():
         console.say(f"dev score, {name}: {score:.4f}")
     if settings.dry_run:

@@ -54,7 +54,7 @@ def _show_against(result: Comparison, console: Console) -> None:
 
 def _say_without_split(split: str | None, console: Console) -> None:
     if split is None:
-        console.say("  note: without --split nothing is recorded; --split test keeps these rows out of later training.")
+        console.say("  note: rows are recorded only with --split; --split test keeps these rows out of later training.")
 
 
 def show_comparison(result: Systems, settings: CompareSettings, console: Console) -> None:

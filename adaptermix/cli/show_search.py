@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def tune(settings: TuneSettings, console: Console) -> None:
     """Search over a recipe, or show the candidates in a dry run."""
-    from ..tuning import check, shown
+    from ..tuning import check, label_of
     from ..tuning import tune as run
     from ..weight_search.parameters import described
 
@@ -33,7 +33,7 @@ def tune(settings: TuneSettings, console: Console) -> None:
             "parameters": {key: described(p) for key, p in checked.parameters.items()},
         }
         if checked.trials is not None:
-            console.say(f"would try {checked.trials} candidates that {checked.sampler} proposes: {shown(vary)}")
+            console.say(f"would try {checked.trials} candidates that {checked.sampler} proposes: {label_of(vary)}")
             console.document(document | {"trials": checked.trials, "sampler": checked.sampler})
             return
         for values, folder, steps in checked.planned:
@@ -51,7 +51,7 @@ def tune(settings: TuneSettings, console: Console) -> None:
 
 
 def _outcome(trial: RecipeTrial, *, is_best: bool) -> list[str]:
-    from ..tuning import shown
+    from ..tuning import label_of
 
     pruned = trial.pruned
     scored = (
@@ -59,7 +59,7 @@ def _outcome(trial: RecipeTrial, *, is_best: bool) -> list[str]:
         if pruned
         else [f"{trial.value:.3f}", f"{trial.low:.3f} to {trial.high:.3f}"]
     )
-    return [shown(trial.settings) + " *" * is_best, *scored, trial.folder.name]
+    return [label_of(trial.settings) + " *" * is_best, *scored, trial.folder.name]
 
 
 def _show_plan(plan: dict[str, Any], settings: SearchSettings, console: Console) -> None:
@@ -81,7 +81,7 @@ def _show_plan(plan: dict[str, Any], settings: SearchSettings, console: Console)
 def show(result: SearchResult | dict[str, Any], settings: SearchSettings, console: Console) -> None:
     """Show the trials and the chosen weights; of a dry run the plan."""
     from ..publish.output import size_sentence
-    from ..weight_search import CONTROL_NAME, shown
+    from ..weight_search import CONTROL_NAME, label_of
 
     if isinstance(result, dict):
         _show_plan(result, settings, console)
@@ -89,7 +89,7 @@ def show(result: SearchResult | dict[str, Any], settings: SearchSettings, consol
     trials = zip(result.trials, result.scores, result.languages, strict=True)
     rows = [
         _row(
-            shown(trial.candidate) + " *" * (trial is result.chosen),
+            label_of(trial.candidate) + " *" * (trial is result.chosen),
             score,
             scores,
             "" if trial.is_whole else trial.rows,
@@ -106,7 +106,7 @@ def show(result: SearchResult | dict[str, Any], settings: SearchSettings, consol
     else:
         console.table(titles, [row[:-1] for row in rows])
     console.say(result.sentence())
-    left = [shown(t.candidate) for t, keeps in zip(result.trials, result.kept or (), strict=False) if keeps is False]
+    left = [label_of(t.candidate) for t, keeps in zip(result.trials, result.kept or (), strict=False) if keeps is False]
     if left:
         console.say(
             "worth 0, since their answers to the second side of the pairs are too far from the task adapter's: "
@@ -115,7 +115,7 @@ def show(result: SearchResult | dict[str, Any], settings: SearchSettings, consol
     if result.dev:
         console.say(result.dev.sentence())
     console.say(
-        f"{result.rule} on {result.chosen_on}: {shown(result.chosen.candidate)} ({result.objective} "
+        f"{result.rule} on {result.chosen_on}: {label_of(result.chosen.candidate)} ({result.objective} "
         f"{result.chosen_score.value:.3f}); wrote {result.out}"
     )
     if result.rank is not None and result.bytes is not None:

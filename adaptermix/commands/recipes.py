@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ..errors import ConfigError, OutputError, UsageError, did_you_mean
 from ..io.files import real_path
 from ..io.launcher import process_count
-from ..io.limited_yaml import Filling, read_yaml, shown
+from ..io.limited_yaml import Filling, read_yaml, shortened
 from ..options import Settings
 from ..options.base import described
 from ..options.roles import ADAPTER, SCORED, TEST, Reads, main_output, marks_of, used_for, values_of
@@ -52,14 +52,16 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
     """Check one entry of `steps`; faults are collected, not raised."""
     step = f"step {number}"
     if not isinstance(entry, dict) or len(entry) != 1:
-        faults.append(f"{step} must be one command with its settings, such as 'merge: {{...}}', found {shown(entry)}.")
+        faults.append(
+            f"{step} must be one command with its settings, such as 'merge: {{...}}', found {shortened(entry)}."
+        )
         return None
     command, values = next(iter(entry.items()))
     if command not in STEPS:
-        faults.append(f"{step}: unknown command {shown(command)}.{_near(str(command), list(STEPS))}")
+        faults.append(f"{step}: unknown command {shortened(command)}.{_near(str(command), list(STEPS))}")
         return None
     if not isinstance(values, dict):
-        faults.append(f"{step} ({command}): settings must be a mapping, found {shown(values)}.")
+        faults.append(f"{step} ({command}): settings must be a mapping, found {shortened(values)}.")
         return None
     schema = STEPS[command]
     values = {str(key): value for key, value in values.items()}
@@ -113,16 +115,16 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
             f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.",
             code="recipe.not-mapping",
         )
-    faults = [f"unknown key {shown(key)}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
+    faults = [f"unknown key {shortened(key)}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
     if document.get("version") != 1:
-        faults.append(f"version must be 1, found {shown(document.get('version'))}.")
+        faults.append(f"version must be 1, found {shortened(document.get('version'))}.")
     steps = document.get("steps")
     if not isinstance(steps, list) or not steps:
         faults.append("steps must be a list of at least one command.")
         steps = []
     variables = document.get("variables") or {}
     if not isinstance(variables, dict):
-        faults.append(f"variables must be a mapping, found {shown(variables)}.")
+        faults.append(f"variables must be a mapping, found {shortened(variables)}.")
         variables = {}
     variables = {str(name): value for name, value in variables.items()}
     overrides = dict(overrides or {})
@@ -238,14 +240,14 @@ def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> 
             continue
         if real_path(out) in map(real_path, made):
             raise ConfigError(
-                f"{path}: step {number} ({step.command}) writes {out}, and so does a step before it.",
+                f"{path}: step {number} ({step.command}) writes {out}, which an earlier step writes too.",
                 code="recipe.output-twice",
             )
         made.append(out)
         if out.exists() and not resume and not getattr(step.settings, "overwrite", False):
             raise OutputError(
-                f"{path}: step {number} ({step.command}) writes {out}, and it exists. Pass --resume to take what is "
-                "there and go on, or give another folder.",
+                f"{path}: step {number} ({step.command}) writes {out}, which exists. Pass --resume to use it "
+                "and continue, or give another folder.",
                 code="recipe.output-exists",
             )
 

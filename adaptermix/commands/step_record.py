@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..io.files import RECORDED, beside, listed_files, real_path, write_whole
+from ..io.files import RECORDED, hidden_path, listed_files, real_path, write_whole
 from ..io.launcher import is_main_process
 from ..models.base import fingerprint_of
 from ..options import Settings
@@ -62,7 +62,7 @@ def _state(out: Path) -> str | None:
 
 
 def _path(out: Path) -> Path:
-    return beside(real_path(out), "step")
+    return hidden_path(real_path(out), "step")
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
         differs = _differences(made, command, settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise OutputError(
-            f"--resume takes only outputs that this recipe made, and nothing beside {out} says so. Remove it, or give "
+            f"--resume needs outputs that this recipe made, and {out} has no record of that. Remove it, or give "
             "another folder.",
             code="resume.not-of-recipe",
         ) from error
@@ -118,7 +118,9 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
             code="resume.settings",
         )
     now, output = _state(out), record.get("output")
-    if not record.get("done"):  # the run ended in this step: before the output was in its place, or just after it
+    if not record.get(
+        "done"
+    ):  # the run ended in this step: before the output was moved to its path, or just after that
         return not record.get("replaces") or (output is not None and output != now)
     if output is not None and output != now:
         raise OutputError(

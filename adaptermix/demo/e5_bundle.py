@@ -161,11 +161,11 @@ def tokenizer_of(bundle: Bundle) -> Any:
 
     begin, end, pad, unknown = bundle.special
     plain = normalizers.NFKC()
-    own = [(char, to) for char, to in bundle.characters.items() if plain.normalize_str(char) != to]
+    changed = [(char, to) for char, to in bundle.characters.items() if plain.normalize_str(char) != to]
     made = Tokenizer(models.Unigram(bundle.pieces, unk_id=unknown, byte_fallback=False))
     made.normalizer = normalizers.Sequence(
         [
-            *(normalizers.Replace(char, to) for char, to in own),
+            *(normalizers.Replace(char, to) for char, to in changed),
             plain,
             normalizers.Strip(left=False, right=True),
             normalizers.Replace(Regex(" {2,}"), " "),

@@ -68,14 +68,14 @@ def sentences(part: Part, language: str, count: int, *, seed: int = 0) -> list[C
         ValueError: The part has fewer sentences, or not this language, or there is no such part or language.
     """
     lexicon = lexicon_of(language)
-    own = templates(part, lexicon)
-    if not own:
+    by_name = templates(part, lexicon)
+    if not by_name:
         raise ValueError(f"The part {part!r} has no sentences in {language!r}.")
     groups = _meanings(part)
     available = sum(map(len, groups))
     if not 0 <= count <= available:
         raise ValueError(f"The {part} part has {available} sentences, but {count} were requested.")
-    return [render(meaning, lexicon, own) for meaning in take_turns(groups, count, f"intents {part} {seed}")]
+    return [render(meaning, lexicon, by_name) for meaning in take_turns(groups, count, f"intents {part} {seed}")]
 
 
 @cache
@@ -85,8 +85,8 @@ def _meanings(part: Part) -> tuple[tuple[Meaning, ...], ...]:
     Of templates that the corpus of slots has too, test keeps to its test split and dev to the rest: no demo trains or
     chooses on what another has tested.
     """
-    own = templates(part, lexicon_of("en"))
-    groups = (meanings_of(name, text) for name, text in own.items())
+    by_name = templates(part, lexicon_of("en"))
+    groups = (meanings_of(name, text) for name, text in by_name.items())
     if part in ("dev", "test"):
         groups = ([m for m in group if (split_of(m) == "test") == (part == "test")] for group in groups)
     return tuple(tuple(group) for group in groups if group)

@@ -78,7 +78,7 @@ def slots_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
         f"own commands in {len(tests)} languages, slot values in English; "
         f"task: {', '.join(TASK_LANGUAGES)}; alignment with English: {', '.join(ALIGN_LANGUAGES)}"
     )
-    return _own(folder, TASK_LANGUAGES, ALIGN_LANGUAGES, tests, note)
+    return _generated(folder, TASK_LANGUAGES, ALIGN_LANGUAGES, tests, note)
 
 
 def intents_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
@@ -90,10 +90,10 @@ def intents_data(folder: Path, sizes: Sizes, *, seed: int) -> DemoPlan:
         f"alignment with English: {', '.join(intents.ALIGN_LANGUAGES)}, {sizes.pairs} pairs each. "
         "Dev and test share subjects and words with the training data, but no sentence pattern."
     )
-    return _own(folder, ("en",), intents.ALIGN_LANGUAGES, tests, note)
+    return _generated(folder, ("en",), intents.ALIGN_LANGUAGES, tests, note)
 
 
-def _own(
+def _generated(
     folder: Path,
     task_languages: Sequence[str],
     align_languages: Sequence[str],

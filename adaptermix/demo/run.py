@@ -182,8 +182,8 @@ class Demo:
 
     def _training(self, name: str) -> dict[str, Any]:
         remove_output(self.out / name)
-        own = {"base": self.base_reference, "out": str(self.out / name), "resume": True}
-        return own | dict(self.kind.training) | self._placed
+        options = {"base": self.base_reference, "out": str(self.out / name), "resume": True}
+        return options | dict(self.kind.training) | self._placed
 
     def align(self) -> dict[str, Any]:
         """Train the alignment adapter."""

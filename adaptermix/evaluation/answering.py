@@ -110,21 +110,21 @@ class Answering:
         """Whether answers are generated, rather than computed by a head."""
         return self._encoded is None
 
-    def __call__(self, label: str = "answer", *, places: Sequence[int] | None = None) -> list[str]:
+    def __call__(self, label: str = "answer", *, indices: Sequence[int] | None = None) -> list[str]:
         """Return one answer per row.
 
         Generation uses the previous call's answers as drafts if most were unchanged then; see `generate_ids`.
 
         Args:
             label: Name of the progress bar.
-            places: Indices of the rows, in this order; default all.
+            indices: Indices of the rows, in this order; default all.
         """
         if self._encoded:
             size = self._settings.batch_size or USUAL
             return tell(
-                self._encoded, batch_size=size, places=places, before=self.before, watch=self._watch, label=label
+                self._encoded, batch_size=size, indices=indices, before=self.before, watch=self._watch, label=label
             )
-        return self.together([range(len(self._prompts)) if places is None else places], lambda _batch: None, label)[0]
+        return self.together([range(len(self._prompts)) if indices is None else indices], lambda _batch: None, label)[0]
 
     def together(
         self, requests: Sequence[Sequence[int]], choose: Callable[[Sequence[int]], None], label: str

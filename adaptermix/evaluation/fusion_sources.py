@@ -80,7 +80,7 @@ def _fused(
     latents = None
     known = source.fusion.get("fusion_encoder")
     if encoder := known and (settings.source_encoder or known):
-        target = settings.place()
+        target = settings.load_options()
         tag = source.fusion.get("fusion_tag")
         latents = Latents(encoder, device=target["device"], dtype=target["dtype"], tag=tag)
         if source.fingerprint and latents.fingerprint and source.fingerprint != latents.fingerprint:

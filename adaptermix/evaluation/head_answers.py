@@ -15,7 +15,7 @@ def tell(
     encoded: HeadRows,
     *,
     batch_size: int,
-    places: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     before: Callable[[Sequence[int]], None] = lambda _rows: None,
     watch: Watcher = SILENT,
     label: str = "answer",
@@ -25,12 +25,12 @@ def tell(
     Args:
         encoded: Rows, encoded for a model with a head.
         batch_size: Rows per batch; rows of similar length are run together.
-        places: Indices of the rows, in this order; default all.
+        indices: Indices of the rows, in this order; default all.
         before: Called before each batch with its rows.
         watch: Receives progress.
         label: Name of the progress bar.
     """
-    indices = range(len(encoded.lengths)) if places is None else places
+    indices = range(len(encoded.lengths)) if indices is None else indices
     order = sorted(indices, key=lambda row: encoded.lengths[row])
     answers: dict[int, str] = {}
     with watch.track(label, len(order)) as advance:

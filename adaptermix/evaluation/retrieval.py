@@ -371,7 +371,7 @@ def retrieve(settings: RetrieveSettings, *, watch: Watcher = SILENT) -> Retrieva
     files = _check_sentences(settings, watch)
     origins = [*map(manifest.origin, sources), *model_origins(settings.base)]
     check_split(files, origins, split=settings.split, watch=watch)
-    base = load_base(settings.base, **settings.place())
+    base = load_base(settings.base, **settings.load_options())
     note_other_base(base, sources, watch)
     if any(source.meta.fusion for source in sources):
         watch.note("warning: a fused adapter is measured as a plain LoRA: texts of pairs have no sources.")

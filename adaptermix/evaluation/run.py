@@ -257,7 +257,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
         )
     if head is None:
         require_causal(settings.base, f"without a head for it, task '{task.name}'")
-    base = load_base(settings.base, **settings.place(), head=head)
+    base = load_base(settings.base, **settings.load_options(), head=head)
     note_other_base(base, [*sources, *(others or [])], watch)
     roles = manifest.inherit(sources)["languages"] or {}
     scored = _Scoring(base, task, rows, source_rows, settings, template=template, roles=roles, watch=watch)

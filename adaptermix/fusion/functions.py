@@ -138,7 +138,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -
     return attended
 
 
-_OWN: Mapping[str, Callable[[int], nn.Module]] = {
+_BUILT_IN: Mapping[str, Callable[[int], nn.Module]] = {
     "add": lambda _: Elementwise(torch.add),
     "mul": lambda _: Elementwise(torch.mul),
     "add-relu": lambda _: Elementwise(lambda source, target: source.relu() + target.relu()),
@@ -149,4 +149,4 @@ _OWN: Mapping[str, Callable[[int], nn.Module]] = {
 }
 FUSIONS: Registry[Callable[[int], nn.Module]] = registries.FUSIONS
 """Constructors of the fusion of a bottleneck of a given width. Other packages add to them by `adaptermix.fusions`."""
-FUSIONS.update(_OWN)
+FUSIONS.update(_BUILT_IN)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, shown
+from ..errors import ModelError, as_line
 
 CONFIG = "config.json"
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json")
@@ -82,7 +82,7 @@ def _object(path: Path) -> Mapping[str, Any]:
         raise _too_deep(path) from error
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path} must be JSON in UTF-8: {shown(error)}. Fetch the model again.", code="base-config.not-json"
+            f"{path} must be JSON in UTF-8: {as_line(error)}. Fetch the model again.", code="base-config.not-json"
         ) from error
     if not isinstance(document, dict):
         raise ModelError(
@@ -135,9 +135,9 @@ def _kind(value: object) -> str:
 
 
 def _refuse(path: Path, field: str, expected: str, actual: object) -> ModelError:
-    value = f" {shown(actual, 60)}" if isinstance(actual, str | int | float) and not isinstance(actual, bool) else ""
+    value = f" {as_line(actual, 60)}" if isinstance(actual, str | int | float) and not isinstance(actual, bool) else ""
     return ModelError(
-        f"{path}: {shown(field, 60)!r} must be {expected}, found {_kind(actual)}{value}. Fetch the model again, or "
+        f"{path}: {as_line(field, 60)!r} must be {expected}, found {_kind(actual)}{value}. Fetch the model again, or "
         "give another base model.",
         code="base-config.value",
     )
@@ -168,8 +168,8 @@ def _check_parts(path: Path, document: Mapping[str, Any]) -> None:
     for name, value in document.items():
         if name in ("attn_implementation", "_attn_implementation") and "/" in str(value):
             raise ModelError(
-                f"{path}: {name!r} must name an attention implementation of transformers, found {shown(value, 60)!r}, "
-                "which is code on the Hub. Such code is never run. Remove the entry, or give another base model.",
+                f"{path}: {name!r} must name an attention implementation of transformers, found "
+                f"{as_line(value, 60)!r}, which is Hub code and never run. Remove the entry or use another model.",
                 code="base-config.attention",
             )
         if name in _PARTS and isinstance(value, dict):
@@ -199,7 +199,7 @@ def _check_index(path: Path, document: Mapping[str, Any]) -> None:
     for file in files.values():
         if Path(file).name != file:
             raise ModelError(
-                f"{path} must name files in its folder, found {shown(file)!r}. Fetch the model again.",
+                f"{path} must name files in its folder, found {as_line(file)!r}. Fetch the model again.",
                 code="base-config.index",
             )
     if document.get("metadata") is not None and not isinstance(document["metadata"], dict):
@@ -214,14 +214,14 @@ def unreachable(reference: str, error: Exception, what: str = "base model") -> M
         error: The error that the libraries raised.
         what: The model's role.
     """
-    name = shown(reference)
+    name = as_line(reference)
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{what} {name!r} needs its own Python code (auto_map in its files), which is never run. Give a model that "
             "transformers has a class for.",
             code="base.own-code",
         )
-    reason = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
+    reason = as_line((str(error).strip() or type(error).__name__).splitlines()[0], 300)
     if isinstance(error, KeyError | TypeError | AttributeError | IndexError | RecursionError):
         reason = f"{type(error).__name__}: {reason}"
     if Path(reference).is_dir():

@@ -66,7 +66,7 @@ def remove_partial(out: Path, *patterns: str) -> None:
         folder.rmdir()
 
 
-def beside(out: Path, purpose: str) -> Path:
+def hidden_path(out: Path, purpose: str) -> Path:
     """Return the hidden path next to an output for a purpose such as "lock"; it is always the same."""
     return out.parent / f".{out.name}.adaptermix-{purpose}"
 
@@ -217,7 +217,7 @@ def output_lock(out: Path) -> Iterator[None]:
     made = [parent for parent in path.parents if not parent.exists()]
     with parents_made(made, out):
         try:
-            lock = locked(beside(path, "lock"))
+            lock = locked(hidden_path(path, "lock"))
             lock.__enter__()
         except BlockingIOError as error:
             raise OutputError(
@@ -238,16 +238,16 @@ def output_lock(out: Path) -> Iterator[None]:
 
 def _clear_up(path: Path) -> None:
     """Clean up after a killed process: remove its unfinished folder, restore an output that it had moved."""
-    old = beside(path, "old")
+    old = hidden_path(path, "old")
     if old.is_dir() and not os.path.lexists(path):
         os.replace(old, path)
-    for left in (old, beside(path, "new")):
+    for left in (old, hidden_path(path, "new")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
-def held(folder: Path, out: Path) -> Iterator[None]:
+def locked_output(folder: Path, out: Path) -> Iterator[None]:
     """Lock an output and create the folder of its unfinished work.
 
     Raises:
@@ -307,7 +307,7 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_output(out, overwrite=overwrite)
     with output_lock(path):
         check_output(path, overwrite=overwrite)
-        temporary = beside(path, "new")
+        temporary = hidden_path(path, "new")
         temporary.mkdir()
         try:
             yield temporary
@@ -348,7 +348,7 @@ def _put(temporary: Path, path: Path) -> None:
     if not os.path.lexists(path):
         os.replace(temporary, path)
     elif not exchange(temporary, path):
-        old = beside(path, "old")
+        old = hidden_path(path, "old")
         os.replace(path, old)
         try:
             os.replace(temporary, path)
@@ -358,7 +358,7 @@ def _put(temporary: Path, path: Path) -> None:
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     if RECORDED.get() != path:
-        beside(path, "step").unlink(missing_ok=True)
+        hidden_path(path, "step").unlink(missing_ok=True)
     sync(path.parent)
 
 

@@ -1,4 +1,4 @@
-"""Folders by any path that leads to them: what is inside one, and parents that are created when needed."""
+"""Test whether paths are inside a folder, through links too, and create missing parents."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _count(value: Any) -> int:
     return 1 + sum(map(_count, items))
 
 
-def shown(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Return a value for a message, at most a line or two long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

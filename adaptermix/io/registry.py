@@ -16,20 +16,20 @@ T = TypeVar("T")
 class Registry(dict[str, T]):
     """Implementations by name: those of this package, those that a program adds, and those of other packages.
 
-    An implementation of another package is imported when it is looked up by its name, so that a faulty package harms
-    nobody who does not use it. A key that is set here takes precedence over an entry point of the same name.
+    An implementation of another package is imported when it is looked up by its name, so that a faulty package does
+    not affect other users. A key that is set here takes precedence over an entry point of the same name.
 
     Args:
         what: Name of one entry, for messages.
         group: Group of the entry points.
-        own: Names of this package's entries. Options are checked against them before the entries themselves, which may
-            need torch, are imported.
+        built_in: Names of this package's entries. Options are checked against them, before the entries
+            (which may need torch) are imported.
         instances: Whether an entry is an object without arguments, so that a class that is registered is called.
     """
 
-    def __init__(self, what: str, group: str, *, own: Iterable[str] = (), instances: bool = False) -> None:
+    def __init__(self, what: str, group: str, *, built_in: Iterable[str] = (), instances: bool = False) -> None:
         super().__init__()
-        self.what, self.group, self.own, self._instances = what, group, tuple(own), instances
+        self.what, self.group, self.built_in, self._instances = what, group, tuple(built_in), instances
 
     def __missing__(self, name: str) -> T:
         for point in self._points():
@@ -40,10 +40,15 @@ class Registry(dict[str, T]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an entry, or a default if the name is unknown; `dict.get` would not ask other packages."""
-        return self[name] if name in self else default
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self.own or any(point.name == name for point in self._points())
+        return (
+            super().__contains__(name) or name in self.built_in or any(point.name == name for point in self._points())
+        )
 
     def add(self, name: str, entry: T) -> None:
         """Register an entry under a name that is free.
@@ -61,8 +66,8 @@ class Registry(dict[str, T]):
 
     def names(self) -> list[str]:
         """Return all names, those of this package first, without importing other packages."""
-        others = {*self, *(point.name for point in self._points())} - set(self.own)
-        return [*self.own, *sorted(others)]
+        others = {*self, *(point.name for point in self._points())} - set(self.built_in)
+        return [*self.built_in, *sorted(others)]
 
     def load_all(self) -> None:
         """Import the implementations of all other packages."""
@@ -71,7 +76,7 @@ class Registry(dict[str, T]):
                 self._load(point)
 
     def _points(self) -> Iterable[EntryPoint]:
-        # importing this module takes part in every start of the command line, and importlib.metadata is slow to import
+        # every start of the command line imports this module, and importlib.metadata is slow to import
         from importlib.metadata import entry_points
 
         return entry_points(group=self.group)
@@ -80,7 +85,7 @@ class Registry(dict[str, T]):
         try:
             loaded: Any = point.load()
             made = loaded() if self._instances and isinstance(loaded, type) else loaded
-        except Exception as error:  # whatever the other package does when it is imported
+        except Exception as error:  # importing another package may raise anything
             raise UsageError(
                 f"{self.what} {point.name!r} of {point.value!r} cannot be loaded: {error}.",
                 code="registry.not-loadable",

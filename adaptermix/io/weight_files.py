@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import AdapterFormatError, shown
+from ..errors import AdapterFormatError, as_line
 from .safetensors_writer import DTYPE_NAMES
 
 WEIGHTS = "adapter_model.safetensors"
@@ -47,7 +47,7 @@ class WeightsFile(Protocol):
 
 def one_line(error: object, limit: int = 300) -> str:
     """Return another library's message on one line, cut to a maximum length."""
-    return shown(error, limit) or type(error).__name__
+    return as_line(error, limit) or type(error).__name__
 
 
 def _damaged(path: Path, error: object) -> AdapterFormatError:

@@ -20,7 +20,7 @@ from ..baking.activations import memory_for_moments, read_same, texts_of, width_
 from ..errors import DataError, IncompatibleAdapters, ModelError, OutputError, PlanError, did_you_mean
 from ..io.checkpoint_files import open_tensors
 from ..io.disk import sync
-from ..io.files import beside, real_path
+from ..io.files import hidden_path, real_path
 from ..io.safetensors_writer import Headers, TensorFile, file_size, tensor_file
 from ..merging.merge_adapters import check_trained_on
 from ..merging.on_model import acting
@@ -137,7 +137,7 @@ def statistics(settings: StatisticsSettings, *, watch: Watcher = SILENT) -> Stat
         model_kind(settings.base)
         shapes = _shapes(settings, {path: (h.out, h.into) for path, h in request.source.modules.items()})
         return _report(settings, request, shapes, None, ())
-    base = load_base(settings.base, **settings.place(), head=head)
+    base = load_base(settings.base, **settings.load_options(), head=head)
     with acting(base, [request.source], heads=head is not None):
         # An output layer with an adapter is run in full, so the loss functions are created with the adapter attached.
         modules = _modules(base, request.source, settings.modules)
@@ -317,7 +317,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 def _whole(out: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `out` if the block succeeds and is removed if it fails."""
     path = real_path(out)
-    temporary = beside(path, "new")
+    temporary = hidden_path(path, "new")
     try:
         yield temporary
         sync(temporary)

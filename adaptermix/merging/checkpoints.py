@@ -158,7 +158,7 @@ class _Merge:
             seed=self.seed,
             tensor_shape=() if base.ndim == 2 else tuple(base.shape) or (1,),
             adapters=self.labels,
-            places=tuple(acting),
+            indices=tuple(acting),
             block=layer_of(key),
             depth=self.depths.get(stack_of(key) or "", 0),
         )

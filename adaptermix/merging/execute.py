@@ -87,7 +87,7 @@ class _Merge:
             statistics=_statistics(plan, self.inputs, self.path),
             tensor_shape=tensor_shape,
             adapters=tuple(source.name for source in plan.sources),
-            places=tuple(entry.index for entry in self.inputs.adapters),
+            indices=tuple(entry.index for entry in self.inputs.adapters),
             block=layer_of(self.path),
             depth=plan.depths.get(stack_of(self.path) or "", 0),
         )

@@ -32,7 +32,7 @@ from ..errors import ModelError, OutputError, PlanError
 from ..io.checkpoint_files import Checkpoint
 from ..io.files import check_not_input, check_output
 from ..models.base import class_modules, pick_device
-from ..models.location import OUTSIDE, places
+from ..models.location import OUTSIDE, locations
 from ..models.pretrained import split_revision
 from ..options.paths import locks_out
 from ..progress import SILENT, Watcher
@@ -87,7 +87,7 @@ class _Pairing:
 def _pair(base: Checkpoint, tuned: Checkpoint, globs: Sequence[str]) -> _Pairing:
     keys = match_names(base.tensors, tuned.tensors)
     alone = sorted((set(base.tensors) - set(keys)) | (set(tuned.tensors) - set(keys.values())))
-    inside = [key for key in alone if places([key])[key].layer != OUTSIDE]
+    inside = [key for key in alone if locations([key])[key].layer != OUTSIDE]
     if not keys or inside:
         what = f"such as '{inside[0]}' in one of them only" if keys else "and share none"
         raise ModelError(
@@ -101,8 +101,8 @@ def _pair(base: Checkpoint, tuned: Checkpoint, globs: Sequence[str]) -> _Pairing
         for key in keys
         if key.endswith(".weight") and len(base.tensors[key].shape) == 2 and base.tensors[key].dtype in FLOATS
     ]
-    locations = places(candidates)
-    chosen = select(locations, modules=globs, include=globs)
+    located = locations(candidates)
+    chosen = select(located, modules=globs, include=globs)
     if not globs:
         chosen = [path for path in chosen if not _is_table(path)]
     if not chosen:

@@ -45,4 +45,4 @@ class AdaMergeX(LinearMethod):
     def coefficients(self, stack: Stack) -> Sequence[float]:
         """Return the weights times 1, t and -t."""
         signs = (1.0, self.t, 0.0 - self.t)
-        return [weight * signs[index] for index, weight in zip(stack.places, stack.weights, strict=True)]
+        return [weight * signs[index] for index, weight in zip(stack.indices, stack.weights, strict=True)]

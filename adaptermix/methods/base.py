@@ -108,7 +108,7 @@ class LinearMethod(MergeMethod):
         """
         if not self.roles:
             return tuple(weights)
-        result = dict(zip(stack.places, self.coefficients(stack), strict=True))
+        result = dict(zip(stack.indices, self.coefficients(stack), strict=True))
         return tuple(result.get(index, 0.0) for index in range(len(weights)))
 
     def __call__(self, stack: Stack) -> Update:

@@ -98,7 +98,7 @@ class LayerSwap(LinearMethod):
         ]
         language = self._language_share(stack.block, depth, *sides)
         shares = (1 - language, language)
-        return [weight * shares[index] for index, weight in zip(stack.places, stack.weights, strict=True)]
+        return [weight * shares[index] for index, weight in zip(stack.indices, stack.weights, strict=True)]
 
     def _language_share(self, block: int | None, depth: int, bottom: int, top: int) -> float:
         """Return the share of the language adapter in a block."""

@@ -39,7 +39,7 @@ class MethodEntry:
         return {"name": self.name, "summary": self.summary, "options": options, "description": self.text}
 
 
-def _own() -> list[MethodEntry]:
+def _built_in() -> list[MethodEntry]:
     METHODS.load_all()
     result = []
     for name, cls in sorted(METHODS.items()):
@@ -69,7 +69,7 @@ def list_methods(names: Sequence[str] = ()) -> list[MethodEntry]:
     Raises:
         PlanError: a name is unknown.
     """
-    known = {entry.name: entry for entry in (*_own(), *_mergekit())}
+    known = {entry.name: entry for entry in (*_built_in(), *_mergekit())}
     for name in names:
         if name not in known:
             raise UsageError(

@@ -165,7 +165,7 @@ class Mergekit(MergeMethod):
         if not self.is_random:
             return indices
         # Zeros last: with or without them the others draw the same numbers.
-        return sorted(indices, key=lambda place: (norm(stack.updates[place]) == 0, stack.names[place]))
+        return sorted(indices, key=lambda index: (norm(stack.updates[index]) == 0, stack.names[index]))
 
     def _parameters(self, entry: Any, stack: Stack) -> dict[str, Any]:
         """Return the parameters, with those of single adapters as lists in the order of the stack."""
@@ -209,7 +209,7 @@ class Mergekit(MergeMethod):
         base = _base_index(entry)
         if base is not None and self.member not in _FIRST_IS_BASE:
             ids, deltas = ["base model", *ids], [torch.zeros_like(deltas[0]), *deltas]
-        own = {
+        by_adapter = {
             name: dict(zip(ids[-len(chosen) :], (value[index] for index in chosen), strict=True))
             if _is_per_adapter(entry, name) and isinstance(value, list)
             else value
@@ -220,7 +220,7 @@ class Mergekit(MergeMethod):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int.from_bytes(digest[:7], "little"))
             try:
-                merged: Tensor = merge_tensors(deltas, entry, parameters=own, ids=ids, base_index=base)
+                merged: Tensor = merge_tensors(deltas, entry, parameters=by_adapter, ids=ids, base_index=base)
             except (RuntimeError, TypeError, KeyError, AssertionError, ValueError, IndexError) as error:
                 raise InvalidValueError(
                     f"mergekit refuses the deltas: {' '.join(str(error).split())}", code="mergekit.refused"
@@ -310,9 +310,9 @@ def _shares(stack: Stack, second: float | None) -> list[float]:
     return [weight / total for weight in stack.weights]
 
 
-def _scale(weight: float, given: Any) -> float:
+def _scale(weight: float, option: Any) -> float:
     """Return the scale of the one adapter of passthrough: its weight, which `scale` must not contradict."""
-    scale = given[0] if isinstance(given, list) else given
+    scale = option[0] if isinstance(option, list) else option
     if scale is None or abs(scale - weight) < 1e-9:
         return weight
     if weight != 1:
@@ -322,20 +322,20 @@ def _scale(weight: float, given: Any) -> float:
     return float(scale)
 
 
-def _second_share(weights: Sequence[float], given: float | None) -> float:
+def _second_share(weights: Sequence[float], option: float | None) -> float:
     """Return how far to go from the first adapter to the second: as the weights say, which `t` must not contradict."""
     if len(weights) != 2 or sum(weights) == 0:
         raise InvalidValueError(
             f"it interpolates between two adapters, got weights {list(weights)}", code="mergekit.two-adapters"
         )
     share = weights[1] / sum(weights)
-    if given is None or abs(given - share) < 1e-9:
+    if option is None or abs(option - share) < 1e-9:
         return share
     if weights[0] != weights[1]:
         raise InvalidValueError(
-            f"t must be the second weight's share, {share:g}, or be left out, got {given:g}", code="mergekit.share"
+            f"t must be the second weight's share, {share:g}, or be left out, got {option:g}", code="mergekit.share"
         )
-    return given
+    return option
 
 
 def _build(member: str, options: Mapping[str, Any]) -> Mergekit:

@@ -68,7 +68,7 @@ def per_adapter(name: str, value: Any, stack: Stack) -> list[Any]:
         ValueError: the list or the names do not fit the adapters.
     """
     adapters = stack.adapters or stack.names
-    indices = stack.places or range(len(stack.updates))
+    indices = stack.indices or range(len(stack.updates))
     if isinstance(value, Mapping):
         for key in value:
             if adapters.count(key) != 1:

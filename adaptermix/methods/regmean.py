@@ -16,8 +16,8 @@ from .base import MergeMethod, method
 def _inverse(gram: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     """Return the inverse of a Gram matrix on the directions above rounding errors, and a basis of these.
 
-    Scaled to a diagonal of ones first: features differ in size by orders of magnitude, and each entry is rounded
-    relative to itself, so small features are as accurate as large ones.
+    Scaled to a diagonal of ones first: features differ in size by orders of magnitude, and rounding is
+    relative, so small features have the same accuracy as large ones.
 
     Args:
         gram: Gram matrix in float64.

@@ -39,8 +39,8 @@ class Tsv(MergeMethod):
             the paper does, which cuts no LoRA whose rank times k is at most min(out, in). Truncation counts as
             residual.
         space: In which space min(out, in) counts: that of the matrices, or "core", where it is the smaller side of the
-            matrices $M_i$ (`space` in `ties`), so that of LoRAs of one rank nothing is lost, and of others the longer
-            ones are. Otherwise both give the same, since singular vectors do not depend on the basis.
+            matrices $M_i$ (`space` in `ties`), so LoRAs of equal rank are not cut, and LoRAs of
+            higher rank are cut to it. Otherwise both give the same, since singular vectors do not depend on the basis.
         gain: $\lambda$, a factor on the result.
         floor: Directions of U or V that are shorter than this share of the longest are left out: 0.01 removes
             rounding errors between an adapter and a 16-bit copy of it.

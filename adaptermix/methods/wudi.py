@@ -69,23 +69,23 @@ class Wudi(MergeMethod):
         return core.update(merged * self.gain, stack.dtype)
 
 
-def _least_squares(rows: Tensor, wanted: Tensor, start: Tensor, ridge: float) -> Tensor:
-    r"""Return the matrix X that minimises $\|X rows^T - wanted\|_F^2 + \rho \|X - start\|_F^2$.
+def _least_squares(rows: Tensor, targets: Tensor, start: Tensor, ridge: float) -> Tensor:
+    r"""Return the matrix X that minimises $\|X rows^T - targets\|_F^2 + \rho \|X - start\|_F^2$.
 
     By the SVD of `rows` and not by its Gram matrix, whose condition is the square of it.
 
     Args:
         rows: Inputs.
-        wanted: What X is to make of them.
+        targets: What X is to make of them.
         start: What X is on directions that no input has.
         ridge: $\rho$ as a share of the mean eigenvalue of $rows^T rows$.
 
-    Shapes: rows [m q], wanted [p m], start [p q]; the result is [p q].
+    Shapes: rows [m q], targets [p m], start [p q]; the result is [p q].
     """
     u, sigma, vh = torch.linalg.svd(rows, full_matrices=False)
     seen = numerical_rank(sigma, (rows.shape[0], rows.shape[1]))
     u, sigma, vh = u[:, :seen], sigma[:seen], vh[:seen]
     rho = ridge * float(sigma.square().sum()) / rows.shape[1]
-    missing = wanted @ u - (start @ vh.T) * sigma  # what is wanted beyond the start, by direction
+    missing = targets @ u - (start @ vh.T) * sigma  # residual of the start, by direction
     solved: Tensor = start + (missing * sigma / (sigma.square() + rho)) @ vh
     return solved

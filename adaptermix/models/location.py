@@ -11,7 +11,7 @@ OUTSIDE = "outside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ModuleLocation:
     """Location of a module.
 
     Args:
@@ -78,11 +78,11 @@ def _kinds(inners: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     }
 
 
-def places(paths: Iterable[str]) -> dict[str, Place]:
+def locations(paths: Iterable[str]) -> dict[str, ModuleLocation]:
     """Return the location of each module, in the order of the model: by stack and block, those outside the blocks last.
 
     Example:
-        >>> by_path = places(["model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj", "lm_head"])
+        >>> by_path = locations(["model.layers.3.self_attn.q_proj", "model.layers.10.mlp.up_proj", "lm_head"])
         >>> [(location.layer, location.kind) for location in by_path.values()]
         [('3', 'q_proj'), ('10', 'up_proj'), ('outside', 'lm_head')]
     """
@@ -96,16 +96,16 @@ def places(paths: Iterable[str]) -> dict[str, Place]:
         else:
             name = stacks[part.stack]
             layer, order = (f"{name}.{part.number}" if name else str(part.number)), (name, part.number)
-        located[path] = Place(layer=layer, kind=kinds[part.inner], order=order)
+        located[path] = ModuleLocation(layer=layer, kind=kinds[part.inner], order=order)
     return dict(sorted(located.items(), key=lambda item: item[1].order))
 
 
-def layers_of(located: Mapping[str, Place]) -> dict[str, tuple[str, ...]]:
+def layers_of(located: Mapping[str, ModuleLocation]) -> dict[str, tuple[str, ...]]:
     """Return the modules of each layer, in the order of the model."""
     return _grouped({path: location.layer for path, location in located.items()})
 
 
-def kinds_of(located: Mapping[str, Place]) -> dict[str, tuple[str, ...]]:
+def kinds_of(located: Mapping[str, ModuleLocation]) -> dict[str, tuple[str, ...]]:
     """Return the modules of each kind, in order of first appearance."""
     return _grouped({path: location.kind for path, location in located.items()})
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterMixError, ModelError, shown
+from ..errors import AdapterMixError, ModelError, as_line
 from ..io.base_files import CONFIG, check_base_files, unreachable
 
 _IN_BLOCK = re.compile(r"\.\d+\.")
@@ -93,8 +93,8 @@ def load_model(reference: str, auto_class: str, *, what: str = "base model", **o
     lacking = sorted(key for key in info["missing_keys"] if _IN_BLOCK.search(key))
     if lacking:
         raise ModelError(
-            f"{what} {shown(reference)!r} must have all weights of its blocks, and its files lack {len(lacking)}, such "
-            f"as {shown(lacking[0])!r}. Fetch the model again, and compare its config.json.",
+            f"{what} {as_line(reference)!r} must have all weights of its blocks, and its files lack {len(lacking)}, "
+            f"such as {as_line(lacking[0])!r}. Fetch the model again, and compare its config.json.",
             code="base.missing-weights",
         )
     return (model, info) if wants_info else model

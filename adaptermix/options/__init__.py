@@ -5,7 +5,7 @@ Importing this module costs no torch, so `adaptermix --help` stays fast. A field
 
 from .alignment import AlignOptions, AlignSettings, JointSettings
 from .baking import BakeSettings
-from .base import TASK, GenerationSettings, Place, Placed, Settings, Written
+from .base import TASK, GenerationSettings, LoadOptions, Placed, Settings, Written
 from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
 from .fields import Dtype, Layer
 from .fusion import FusionSettings
@@ -38,9 +38,9 @@ __all__ = [
     "InspectSettings",
     "JointSettings",
     "Layer",
+    "LoadOptions",
     "MergeSettings",
     "MethodsSettings",
-    "Place",
     "PlaceSettings",
     "Placed",
     "PushSettings",

@@ -103,8 +103,8 @@ class AlignOptions(Settings):
             only = marked(self, Role.CONTRAST)
             if changed := self.changed(name for name in type(self).model_fields if name in only):
                 raise InvalidValueError(
-                    f"--{changed[0].replace('_', '-')} is for the contrastive objective, and --objective distil has "
-                    "none: drop it, or use --objective both",
+                    f"--{changed[0].replace('_', '-')} is for the contrastive objective, which --objective distil "
+                    "does not use: drop it, or use --objective both",
                     code="align.contrastive-only",
                 )
         return self
@@ -207,11 +207,11 @@ class JointSettings(TaskOptions, AlignOptions, TrainingSettings):
         refuse(
             (
                 self.select != "task" and not self.dev_pairs,
-                f"joint.select-pairs: --select {self.select} needs dev pairs, and none are given: add --dev-pairs FILE",
+                f"joint.select-pairs: --select {self.select} needs dev pairs: add --dev-pairs FILE",
             ),
             (
                 bool(self.select != "align" and self.patience and not self.dev),
-                f"joint.select-dev: --select {self.select} needs dev files of the task, and none are given: add --dev "
+                f"joint.select-dev: --select {self.select} needs dev files of the task: add --dev "
                 "FILE, or --select align",
             ),
             (

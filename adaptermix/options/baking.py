@@ -79,8 +79,8 @@ class BakeSettings(Scored, Written):
             ),
             (
                 self.strategy == "keep" and bool(self.task or self.calibration),
-                "bake.keep-options: --strategy keep loses nothing, so there is nothing to score or to measure: leave "
-                "--task and --calibration out",
+                "bake.keep-options: --strategy keep is exact, so --task and --calibration have no effect: "
+                "leave them out",
             ),
             (
                 bool(self.task) != bool(self.dev),

@@ -7,14 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from ..errors import InvalidValueError, did_you_mean, shown
+from ..errors import InvalidValueError, did_you_mean
 from .fields import Device, Dtype, Positive, Quantize, check_text
 from .registries import TASKS
 from .roles import Panel, Reads, Role, Writes
 
 ALLOW_TESTED = "allow dev, training and calibration files that were evaluated as test data; the manifest records them"
 BASE = "base model: folder or Hub id[@REVISION]"
-TASK = f"task: {', '.join(TASKS.own)}, or one of another package"
+TASK = f"task: {', '.join(TASKS.built_in)}, or one of another package"
 
 
 class Settings(BaseModel):
@@ -60,8 +60,8 @@ def refuse(*faults: tuple[bool, str]) -> None:
             raise InvalidValueError(message, code=code)
 
 
-class Place(TypedDict):
-    """Where and how a base model is loaded."""
+class LoadOptions(TypedDict):
+    """Arguments of `load_base`."""
 
     device: str
     dtype: str
@@ -82,7 +82,7 @@ class Placed(Settings):
     )
     seed: Annotated[int, Role.COMMON] = Field(0, ge=0, lt=2**31, description="seed of everything random")
 
-    def place(self) -> Place:
+    def load_options(self) -> LoadOptions:
         """Return the arguments of `load_base`."""
         return {"device": self.device, "dtype": self.dtype, "quantize": self.quantize}
 
@@ -122,6 +122,8 @@ class GenerationSettings(Placed):
 
 def described(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """Return a sentence for each fault of values for a class of options, by the names of the options."""
+    from ..io.limited_yaml import shortened  # it imports yaml, which --help does without
+
     faults = []
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
@@ -131,5 +133,5 @@ def described(error: ValidationError, schema: type[BaseModel]) -> list[str]:
             faults.append(f"unknown key {path!r}.{near}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{path}: {message}, got {shown(fault['input'])}.")
+            faults.append(f"{path}: {message}, got {shortened(fault['input'])}.")
     return faults

@@ -84,8 +84,8 @@ class FusionSettings(TaskSettings):
             ),
             (
                 self.shard_base,
-                "fusion.shard-base: --shard-base wants every process to read as often, and those that fuse read "
-                "sources as they come: drop it",
+                "fusion.shard-base: --shard-base requires the same number of passes in every process, which fusion "
+                "does not guarantee: drop it",
             ),
             (
                 read and not (self.source_norm and self.source_offset == 0 and not self.source_dropout),
@@ -94,8 +94,8 @@ class FusionSettings(TaskSettings):
             ),
             (
                 self.fusion.startswith("cross-attention") and self.alignment != "position",
-                f"fusion.alignment: --fusion {self.fusion} looks at all of the source, so --alignment means nothing "
-                "to it: drop it",
+                f"fusion.alignment: --fusion {self.fusion} attends to the whole source and ignores "
+                "--alignment: drop it",
             ),
             (
                 bool(self.source_tag) and not read,
@@ -103,7 +103,7 @@ class FusionSettings(TaskSettings):
             ),
             (
                 whole and bool(moved),
-                f"fusion.option: --fusion {self.fusion} knows no --{(moved or [''])[0].replace('_', '-')}: drop it",
+                f"fusion.option: --fusion {self.fusion} does not use --{(moved or [''])[0].replace('_', '-')}: drop it",
             ),
             (
                 self.mixup_layer != "middle" and self.fusion != "x-mixup",
@@ -113,16 +113,16 @@ class FusionSettings(TaskSettings):
                 self.gradient_checkpointing and self.fusion == "x-mixup",
                 "fusion.checkpointing: --gradient-checkpointing does not go with --fusion x-mixup: leave it out",
             ),
-            (self.dora, "fusion.dora-option: --dora changes weights, and a fusion is none: leave one out"),
+            (self.dora, "fusion.dora-option: --dora changes weights, a fusion does not: leave one out"),
             (self.compile, "fusion.compile: --compile does not go with a fusion: leave it out"),
             (
                 bool(self.on_top_of or self.start_from),
-                "fusion.start-from: a fusion begins anew: leave --on-top-of and --start-from out, and bake an "
-                "earlier stage into the base (bake --without-heads)",
+                "fusion.start-from: a fusion cannot start from an adapter: leave --on-top-of and --start-from out, and "
+                "bake an earlier stage into the base (bake --without-heads)",
             ),
             (
                 self.norm_budget is not None,
-                "fusion.norm-budget: --norm-budget is about changes of weights, and a fusion is none",
+                "fusion.norm-budget: --norm-budget limits changes of weights, which a fusion does not make",
             ),
             (self.init not in ("kaiming", "gaussian"), "fusion.init: --init must be kaiming or gaussian for a fusion"),
             (self.lora_plus != 1, "fusion.lora-plus: --lora-plus does not go with a fusion: leave it out"),

@@ -227,13 +227,13 @@ class SearchSettings(GenerationSettings, Scored, Written):
         faults = (
             (
                 bool(grid) == (self.trials is not None),
-                "search.grid-or-trials: what to try must be told once: --grid W,W,... or --trials N",
+                "search.grid-or-trials: give exactly one of --grid W,W,... and --trials N",
             ),
             (not all(map(isfinite, grid)), f"search.grid-finite: grid must hold finite numbers, got {grid}"),
             (len(set(grid)) != len(grid), f"search.grid-twice: grid must hold each weight once, got {grid}"),
             (
                 bool(grid) and self.sampler != "auto",
-                f"search.sampler: --sampler {self.sampler} proposes --trials, and a grid is given: drop one",
+                f"search.sampler: --sampler {self.sampler} is for --trials and has no effect on --grid: drop one",
             ),
             (
                 len(bounds) != 2
@@ -266,8 +266,8 @@ class SearchSettings(GenerationSettings, Scored, Written):
             ),
             (
                 bool(self.candidates) and (not grid or self.method != "exact" or self.rank is not None),
-                "candidates.grid: --candidates stand beside weights of a grid, merged exactly: add --grid, and drop "
-                "--method and --rank",
+                "candidates.grid: --candidates are compared with weights of a grid, merged exactly: add --grid, and "
+                "drop --method and --rank",
             ),
             (self.storage == "", "storage.empty: --storage must be a file, or the URL of a database, and is empty"),
             (
@@ -276,8 +276,7 @@ class SearchSettings(GenerationSettings, Scored, Written):
             ),
             (
                 bool(twice),
-                f"vary.also-set: {', '.join(twice)} must be fixed (--set) or searched (--vary), and both are asked: "
-                "drop one",
+                f"vary.also-set: {', '.join(twice)} must be fixed (--set) or searched (--vary), not both: drop one",
             ),
         )
         refuse(*self._faults_of_agreement(), *faults)

@@ -1,4 +1,4 @@
-"""Names of what other packages can add to, so that options are checked without importing torch.
+"""Registries of names that other packages can extend; options are checked without importing torch.
 
 The entries themselves are registered by the packages that define them: `tasks`, `tasks.heads`, `fusion` and `baking`.
 """
@@ -19,19 +19,19 @@ _SHARED = {"base", "labels", "metrics", "overlap", "prompts", "splits", "tagged"
 
 
 def _task_names() -> list[str]:
-    found = iter_modules([str(Path(__file__).parent.parent / "tasks")])
-    return [each.name.replace("_", "-") for each in found if not each.ispkg and each.name not in _SHARED]
+    modules = iter_modules([str(Path(__file__).parent.parent / "tasks")])
+    return [each.name.replace("_", "-") for each in modules if not each.ispkg and each.name not in _SHARED]
 
 
-TASKS: Registry[Any] = Registry("task", "adaptermix.tasks", own=_task_names(), instances=True)
-HEADS: Registry[Any] = Registry("head", "adaptermix.heads", own=("classes", "tokens", "span"), instances=True)
+TASKS: Registry[Any] = Registry("task", "adaptermix.tasks", built_in=_task_names(), instances=True)
+HEADS: Registry[Any] = Registry("head", "adaptermix.heads", built_in=("classes", "tokens", "span"), instances=True)
 FUSIONS: Registry[Any] = Registry(
     "fusion",
     "adaptermix.fusions",
-    own=("add", "mul", "add-relu", "mul-relu", "gated", "cross-attention", "cross-attention-paper"),
+    built_in=("add", "mul", "add-relu", "mul-relu", "gated", "cross-attention", "cross-attention-paper"),
 )
 STRATEGIES: Registry[Any] = Registry(
-    "strategy", "adaptermix.strategies", own=("requantize", "stochastic", "calibrated", "residual")
+    "strategy", "adaptermix.strategies", built_in=("requantize", "stochastic", "calibrated", "residual")
 )
 
 
@@ -56,7 +56,7 @@ def one_of(*choices: str | Registry[Any]) -> OneOf:
             raise InvalidValueError(f"must be one of {', '.join(names)}", code="option.unknown")
         return name
 
-    own = [each.own if isinstance(each, Registry) else (each,) for each in choices]
+    listed = [each.built_in if isinstance(each, Registry) else (each,) for each in choices]
     made = OneOf(check)
-    object.__setattr__(made, "choices", tuple(name for names in own for name in names))
+    object.__setattr__(made, "choices", tuple(name for names in listed for name in names))
     return made

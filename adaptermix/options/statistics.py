@@ -46,7 +46,7 @@ class StatisticsSettings(Placed, Written):
             )
         if self.template and self.task is None:
             raise InvalidValueError(
-                "--template is the prompt of a task, and plain texts have none: add --task, or drop it",
+                "--template is the prompt of a task: add --task, or drop it",
                 code="statistics.template",
             )
         return self

@@ -28,7 +28,7 @@ def beyond_the_layer(blocks: str | None, layer: int, *, whole: bool) -> str | No
     chosen = range(0) if blocks is None else block_range(blocks)
     runs = f"--layer {layer} runs blocks 0-{layer - 1}"
     if whole and chosen and chosen.start >= layer:
-        return f"--blocks must begin below the aligned layer: {runs} only, and --blocks is {blocks}"
+        return f"--blocks must start below the aligned layer: {runs} only, and --blocks is {blocks}"
     if not whole and chosen.stop > layer:
         return f"--blocks must end below the aligned layer: {runs} only, and --blocks is {blocks}"
     return None
@@ -157,17 +157,16 @@ class TrainingSettings(Placed, Written):
             ),
             (
                 bool(self.on_top_of and self.dora),
-                "train.on-top-of-dora: --dora scales what lies under it, so it cannot be merged with --on-top-of: "
+                "train.on-top-of-dora: --dora scales the weights below it, so it cannot be merged with --on-top-of: "
                 "drop one",
             ),
             (
                 bool(self.start_from and self.init != "kaiming"),
-                f"train.start-from-init: --start-from begins with an adapter's own factors: drop --init {self.init}",
+                f"train.start-from-init: --start-from starts from the factors of an adapter: drop --init {self.init}",
             ),
             (
                 self.allow_base_mismatch and not self.start_from,
-                "train.base-mismatch: --allow-base-mismatch is about the adapter of --start-from, and none is given: "
-                "drop it",
+                "train.base-mismatch: --allow-base-mismatch is about the adapter of --start-from: add that or drop it",
             ),
             (
                 self.init == "orthogonal" and bool(self.rank % 2),
@@ -187,7 +186,7 @@ class TrainingSettings(Placed, Written):
         if not any(measured.values()) and (self.patience or self.evaluate_every):
             option = next(iter(measured)).replace("_", "-")
             raise InvalidValueError(
-                f"--patience and --evaluate-every need dev files, and none are given: add --{option} FILE",
+                f"--patience and --evaluate-every need dev files: add --{option} FILE",
                 code="train.no-dev",
             )
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..algebra import sign_conflict_by_chance
-from ..errors import shown
+from ..errors import as_line
 from ..models.head_forms import HEAD_FORMS
 from ..provenance.manifest import START
 from .private import hub_id, last_part, without_paths
@@ -35,12 +35,12 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|#~&]")
 
 def plain(text: object, limit: int = 200) -> str:
     """Return foreign text for the body of a card: one line, escaped for Markdown and HTML, cut to a limit."""
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shown(text, limit))
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", as_line(text, limit))
 
 
 def _code(text: object, limit: int = 200) -> str:
     """Return foreign text as inline code, or escaped if it contains markup."""
-    line = shown(text, limit)
+    line = as_line(text, limit)
     return plain(text, limit) if _MARKUP.search(line) else f"`{line}`"
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..adapters import AdapterMeta, open_adapter
 from ..adapters.paths import check_stored_names
-from ..errors import PublishError, shown
+from ..errors import PublishError, as_line
 from ..io.checkpoint_files import open_checkpoint, open_tensors
 from ..io.files import MANIFEST
 from ..provenance import manifest as manifests
@@ -151,7 +151,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PublishError(
-            f"{path} must be JSON: {shown(error)}. Remove it to publish the folder without it.",
+            f"{path} must be JSON: {as_line(error)}. Remove it to publish the folder without it.",
             code="push.manifest-json",
         ) from error
     if not isinstance(document, dict):
@@ -161,7 +161,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _edited(path: Path, reason: object) -> PublishError:
     return PublishError(
-        f"{path} must be as adaptermix wrote it, and a card cannot be made from it ({shown(reason)}). Remove it to "
+        f"{path} must be as adaptermix wrote it, and a card cannot be made from it ({as_line(reason)}). Remove it to "
         "publish the folder without it.",
         code="push.manifest-edited",
     )
@@ -178,7 +178,7 @@ def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any],
     if meta and local and not name:
         raise PublishError(
             f"the base model must be named by its id on the Hub, and this adapter's is a local folder "
-            f"({shown(last_part(local))!r}), which nobody else can load. Give --base-id OWNER/NAME.",
+            f"({as_line(last_part(local))!r}), which nobody else can load. Give --base-id OWNER/NAME.",
             code="push.local-base",
         )
     base = dict(entry) | {"id": name or None}
@@ -260,12 +260,13 @@ def _check_metadata(path: Path) -> None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise PublishError(
-            f"{path} must be a safetensors file: {shown(error)}. Write it again, or remove it.", code="push.safetensors"
+            f"{path} must be a safetensors file: {as_line(error)}. Write it again, or remove it.",
+            code="push.safetensors",
         ) from error
     for name, text in metadata.items():
         if without_paths({name: text}) != {name: text}:
             raise PublishError(
-                f"{path} names a path of this machine in its header ({shown(name, 60)}), which would be published. "
+                f"{path} names a path of this machine in its header ({as_line(name, 60)}), which would be published. "
                 "Save the file again without that entry.",
                 code="push.header-path",
             )
@@ -291,7 +292,7 @@ def _content(
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PublishError(
-            f"{path} must be JSON: {shown(error)}. Write it again, or remove it.", code="push.json"
+            f"{path} must be JSON: {as_line(error)}. Write it again, or remove it.", code="push.json"
         ) from error
     if not isinstance(document, dict):
         return path

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterFormatError, PublishError, shown
+from ..errors import AdapterFormatError, PublishError, as_line
 from ..io.files import output_lock, real_path
 from ..options import PushSettings
 from ..progress import SILENT, Watcher
@@ -75,7 +75,7 @@ def check_id(repo: str, what: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise PublishError(
-            f"{what} {shown(repo)!r} is not a valid name on the Hub: {shown(error, 300)}", code="push.hub-id"
+            f"{what} {as_line(repo)!r} is not a valid name on the Hub: {as_line(error, 300)}", code="push.hub-id"
         ) from error
 
 
@@ -99,7 +99,7 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
     folder = Path(settings.folder)
     if settings.repo.count("/") != 1 or not all(settings.repo.split("/")):
         raise PublishError(
-            f"a repository must be named owner/name, got {shown(settings.repo)!r}.", code="push.repository"
+            f"a repository must be named owner/name, got {as_line(settings.repo)!r}.", code="push.repository"
         )
     check_id(settings.repo, "the repository")
     if settings.base_id is not None:
@@ -110,7 +110,7 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
         )
     if not folder.is_dir():
         raise AdapterFormatError(
-            f"an output folder or an adapter is needed, and {shown(folder)} is not a folder.", code="push.no-folder"
+            f"an output folder or an adapter is needed, and {as_line(folder)} is not a folder.", code="push.no-folder"
         )
     with nullcontext() if settings.dry_run else _unchanged(folder):
         return _pushed(settings, folder, watch)
@@ -172,7 +172,7 @@ class _Push:
             raise self._failure(error) from error
         for warning in said:
             if "README" in str(warning.message):
-                self._watch.note(shown(warning.message, 500))
+                self._watch.note(as_line(warning.message, 500))
         return f"{api.endpoint}/{self._repo}"
 
     def _failure(self, error: Exception) -> PublishError:

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import Any, TypeVar
 
-from ..errors import shown
+from ..errors import as_line
 from ..progress import Watcher
 
 Result = TypeVar("Result")
@@ -119,15 +119,15 @@ def _look(response: Any, http: Any, waited: list[float]) -> None:
 def reason_of(error: Exception) -> str:
     """Return the reason of a failed request on one line: a status with its message, or the kind of failure."""
     status = status_of(error)
-    message = shown(getattr(error, "server_message", None) or "", 300)
+    message = as_line(getattr(error, "server_message", None) or "", 300)
     if status is not None:
-        phrase = shown(getattr(getattr(error, "response", None), "reason_phrase", "") or "", 60)
+        phrase = as_line(getattr(getattr(error, "response", None), "reason_phrase", "") or "", 60)
         return f"{status} {phrase}{f': {message}' if message else ''}".strip()
     lines = str(error).strip().splitlines()
     name = type(error).__name__
     if not lines:
         return name
-    return f"{name}: {shown(lines[0], 300)}" if _is_connection(error) else shown(" ".join(lines), 300)
+    return f"{name}: {as_line(lines[0], 300)}" if _is_connection(error) else as_line(" ".join(lines), 300)
 
 
 def status_of(error: Exception) -> int | None:

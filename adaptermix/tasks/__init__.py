@@ -23,7 +23,7 @@ from .base import (
 from .metrics import Counts, Metric
 from .prompts import Template
 
-for _name in TASKS.own:
+for _name in TASKS.built_in:
     import_module(f".{_name.replace('-', '_')}", __name__)
 
 __all__ = [

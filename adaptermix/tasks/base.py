@@ -154,7 +154,7 @@ class TokenTask(Task, Protocol):
         """Return the words that are tagged.
 
         Raises:
-            DataError: the row has none.
+            DataError: the row has no words.
         """
 
     def tags(self, row: Any) -> tuple[str, ...]:
@@ -255,8 +255,8 @@ def require_comparable(task: Task) -> ComparableTask:
     """
     if not isinstance(task, ComparableTask):
         raise UsageError(
-            f"--pairs need a task that asks about one text and whose answers are alike in all languages (classify, "
-            f"slots, ner-json), and '{task.name}' is not one. Give labelled rows instead.",
+            f"--pairs need a task with one text per row and the same answers in all languages (classify, slots, "
+            f"ner-json), which '{task.name}' is not. Give labelled rows instead.",
             code="task.not-comparable",
         )
     return task
@@ -292,7 +292,7 @@ def metrics_of(
         scored = {task.language(row) for row in rows if headline.count(row, task.answer(row)) is not None}
         if lost := sorted({task.language(row) for row in rows} - scored):
             raise UsageError(
-                f"--metric {metric} needs annotated tokens in every language, and {', '.join(lost)} has none. "
+                f"--metric {metric} needs annotated tokens in every language, but {', '.join(lost)} has no such. "
                 f"Leave out these languages, or choose {' or '.join(name for name in by_name if name != metric)}.",
                 code="task.metric-language",
             )

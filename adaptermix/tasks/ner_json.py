@@ -109,7 +109,7 @@ def _columns_of(file: DataFile, lines: Sequence[tuple[int, str]]) -> _Columns:
                 code="row.token-tag",
             )
         return _Columns(tabbed=tabbed, numbered=numbered, width=len(first), tag=tag)
-    raise DataError(f"a data file must hold rows, and {file.path} has none.", code="data.empty")
+    raise DataError(f"a data file must have rows, but {file.path} is empty.", code="data.empty")
 
 
 class _Scheme:
@@ -134,7 +134,7 @@ class _Scheme:
         if len(self._strays) > self._starts:
             raise DataError(
                 f"{self._file.path}:{self._strays[0]}: the first tag of an entity must be B- (IOB2), found "
-                f"{len(self._strays)} entities that begin with I- and {self._starts} with B-. Convert IOB1 to IOB2.",
+                f"{len(self._strays)} entities that start with I- and {self._starts} with B-. Convert IOB1 to IOB2.",
                 code="data.iob1",
             )
 
@@ -194,7 +194,7 @@ def _with_tags(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> N
     whole = isinstance(tokens, list) and isinstance(tags, list) and tokens and len(tokens) == len(tags)
     if not whole or not all(isinstance(token, str) and token.strip() for token in tokens):
         raise DataError(
-            f"{file.path}:{number}: a row must have tokens, none of them empty, and a tag for each.",
+            f"{file.path}:{number}: a row must have non-empty tokens and one tag per token.",
             code="row.tokens-tags",
         )
     check_tags(file, number, tags, _TAG)
@@ -223,8 +223,8 @@ def _spelled_out(file: DataFile, number: int, row: dict[str, Any]) -> NerRow | D
     tags = tag_entities(tokens, entities)
     if tokens and len(iob2_spans(tags)) != len(entities):
         return DataError(
-            f"{file.path}:{number}: each entity must be found in tokens of its own, found "
-            f"{len(iob2_spans(tags))} of {len(entities)}. Mend the row, or leave out its tokens.",
+            f"{file.path}:{number}: each entity must match separate tokens, but only "
+            f"{len(iob2_spans(tags))} of {len(entities)} do. Fix the row, or leave out its tokens.",
             code="row.entity-not-found",
         )
     return NerRow(

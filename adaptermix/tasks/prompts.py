@@ -36,7 +36,7 @@ class Template:
         """Return the whole prompt as text.
 
         Raises:
-            ModelError: a chat template is needed, and the tokenizer has none or one that fails.
+            ModelError: a chat template is needed, but the tokenizer lacks it or it fails.
         """
         from jinja2.exceptions import TemplateError
 

@@ -77,8 +77,8 @@ def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:
     texts: list[Any] = [item.get("text") if isinstance(item, dict) else item for item in items]
     if not all(isinstance(text, str) for text in texts):
         raise DataError(
-            f'{where}: a question must have "answers", a list of texts or of {{"text": ...}}, empty where there is '
-            f"none, found {str(value)[:60]!r}.",
+            f'{where}: a question must have "answers", a list of texts or of {{"text": ...}}, empty without an '
+            f"answer, found {str(value)[:60]!r}.",
             code="qa.answers",
         )
     starts: Any = [item.get("answer_start") if isinstance(item, dict) else None for item in items]

@@ -253,16 +253,16 @@ def told_trained(
     return warn_of_seen(files, seen_files(origins, names), "an adapter was trained on")
 
 
-def warn_of_seen(files: Sequence[DataFile], known: Sequence[SeenFile], who: str) -> list[str]:
+def warn_of_seen(files: Sequence[DataFile], known: Sequence[SeenFile], user: str) -> list[str]:
     """Return warnings about rows of dev files that are known.
 
     Args:
         files: The files.
         known: Files that were seen.
-        who: Start of the sentence that ends with the name of the known file.
+        user: Start of the sentence that ends with the name of the known file.
     """
     return [
-        f"warning: {seen} {seen.verb} seen before: {who} {seen.first.name}{seen.by_chance}; the choice favours "
+        f"warning: {seen} {seen.verb} seen before: {user} {seen.first.name}{seen.by_chance}; the choice favours "
         "what it has learned."
         for seen in overlaps_of(files, known)
     ]

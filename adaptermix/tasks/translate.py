@@ -94,7 +94,7 @@ def _joined(
     kept = [_row(languages, *row) for row in picked if all(row)]
     if not kept:
         raise DataError(
-            f"{one.path} and {two.path} must hold lines that are blank in neither, in the rows asked for "
+            f"{one.path} and {two.path} must have lines that are not blank in either, in the requested rows "
             f"({rows or 'all'}), they have {len(sources)}.",
             code="translate.no-lines",
         )
@@ -109,8 +109,7 @@ def _from_texts(files: Sequence[DataFile], rows: str | None, left_out: Counter[P
         if language in by_language:
             raise DataError(
                 f"{file.path}: one text per language is needed, and '{language}' occurs twice, in "
-                f"{by_language[language].path} too. Give each set of texts to a command of its own, or make pair "
-                "files.",
+                f"{by_language[language].path} too. Run one command per set of texts, or make pair files.",
                 code="translate.language-twice",
             )
         by_language[language] = file

@@ -239,9 +239,9 @@ class MergeMethodLaws:
             return
         stack = self.drawn(data)
         total = torch.zeros(stack.shape, dtype=torch.float64)
-        each = zip(stack.updates, stack.weights, stack.names, stack.places, strict=True)
+        each = zip(stack.updates, stack.weights, stack.names, stack.indices, strict=True)
         for update, weight, name, index in each:
-            alone = replace(stack, updates=(update,), weights=(weight,), names=(name,), places=(index,))
+            alone = replace(stack, updates=(update,), weights=(weight,), names=(name,), indices=(index,))
             total += self.merged(alone).dense()
         self._demand_close(self.merged(stack), total, rounding_scale(stack), "all must be the sum of each alone")
 

@@ -97,8 +97,8 @@ class AlignLoss:
             and (alike := mean_cosine(self._sample(pairs, CROWD_PAIRS, base.tokenizer))) > CROWDED
         ):
             watch.note(
-                f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly tells "
-                "them apart, and may do more harm than good. --standardize takes out what all of them share."
+                f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly "
+                "separates them, and may do more harm than good. --standardize removes their common component."
             )
         groups = pair_groups(pairs, settings.balance)
         self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import PlanError, shown
+from ..errors import PlanError, as_line
 from ..options import TrainingSettings
 from ..progress import Watcher
 from .parallel import Processes
@@ -117,7 +117,7 @@ def _start(settings: TrainingSettings, watch: Watcher) -> Any:
         tracker.start()
     except Exception as error:  # each tracker raises other classes
         raise PlanError(
-            f"--log-with {name} does not start: {shown(error)}. Fix that, or drop --log-with.", code="log.failed"
+            f"--log-with {name} does not start: {as_line(error)}. Fix that, or drop --log-with.", code="log.failed"
         ) from error
     if name == "tensorboard":
         watch.note(f"logs for TensorBoard are in {out.parent / 'runs' / run}")
@@ -146,7 +146,7 @@ class TrackerCallback:
             getattr(self._tracker, method)(*values, **more)
         except Exception as error:  # each tracker raises other classes
             self._works = False
-            self._watch.note(f"warning: logging stopped, since the tracker failed: {shown(error)}")
+            self._watch.note(f"warning: logging stopped, since the tracker failed: {as_line(error)}")
 
     def finish(self) -> None:
         """Close the tracker, also one that failed."""

@@ -61,9 +61,9 @@ class Workplace:
             raise OutputError(
                 f"{self._out} is already complete; "
                 + (
-                    "pass --resume --overwrite to go on with the interrupted run that is to replace it."
+                    "pass --resume --overwrite to continue the interrupted run that will replace it."
                     if waiting
-                    else "there is nothing to resume. Pass --overwrite to redo it."
+                    else "no run can be resumed. Pass --overwrite to redo it."
                 ),
                 code="run.complete",
             )
@@ -72,7 +72,7 @@ class Workplace:
             if not overwrite:
                 raise OutputError(
                     f"an interrupted run for {self._out} is in {self.folder}. "
-                    "Pass --resume to go on with it, or --overwrite to start again (in a recipe: overwrite: true).",
+                    "Pass --resume to continue it, or --overwrite to start again (in a recipe: overwrite: true).",
                     code="run.interrupted",
                 )
             self.clear()
@@ -120,7 +120,7 @@ class Workplace:
                 self.folder.rmdir()  # an earlier checkpoint keeps it
             raise OutputError(
                 f"the checkpoint of step {checkpoint.step} must fit on the disk, and could not be written to "
-                f"{self.folder} ({error}). Make room, and go on from the one before with --resume.",
+                f"{self.folder} ({error}). Free some space, and continue from the previous one with --resume.",
                 code="run.checkpoint-disk",
             ) from error
 

@@ -126,7 +126,7 @@ def fit_closed_form(
                 parts = [Products.empty(*shape, vectors.device) for _ in range(2)]
             pooled[torch.tensor(batch)] = vectors
             weights = tokens.token_weights(sentences, HEAD_WEIGHT, reader.roles[-1])
-            # Attention sinks stay where they are, so their states and the constant count as zero.
+            # Attention sinks do not move, so their states and the constant count as zero.
             states = torch.nn.functional.pad(tokens.states.double(), (0, 1), value=1.0) * ~tokens.sinks[..., None]
             folds = torch.tensor([sentences[row].group % 2 for row in batch], device=weights.device)
             for fold, part in enumerate(parts):

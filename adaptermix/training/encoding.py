@@ -76,7 +76,7 @@ def _notes(languages: dict[str, list[str]], rows: int, max_length: int) -> Itera
             "would be cut away, and are left out."
         )
     if astray := languages[_ASTRAY]:
-        yield f"{by_language(astray, rows)} rows have answers that do not stand in their texts, and are left out."
+        yield f"{by_language(astray, rows)} rows have answers that do not occur in their texts, and are left out."
 
 
 class _Encoder:

@@ -63,10 +63,10 @@ class _Fusing:
 
     @cached_property
     def fuser(self) -> Fuser:
-        """The fuser of the run's LoRA modules with the source texts.
+        """The fuser of the LoRAs.
 
         Raises:
-            PlanError: no LoRA module can fuse.
+            PlanError: no LoRA is on a layer that supports fusion.
         """
         if not fused_modules(self.base.model):
             raise PlanError(
@@ -116,7 +116,7 @@ class FusedRows:
         """Return the loss of these rows and their count of tokens.
 
         Raises:
-            RuntimeError: nothing was fused.
+            RuntimeError: the pass fused no source.
             ValueError: some sources were not.
         """
         fuser = self._fusing.fuser
@@ -181,7 +181,7 @@ def _check_head(fusion: str, head: Head | None, kind: str) -> None:
     """
     if fusion == MIXUP and (head is None or head.form.name != "classes" or kind != "encoder"):
         raise PlanError(
-            f"--fusion {MIXUP} is for encoders with a head that tells classes: take another fusion.",
+            f"--fusion {MIXUP} is for encoders with a classification head: choose another fusion.",
             code="fusion.no-classes",
         )
     if fusion == "cross-attention-paper" and kind != "encoder":
@@ -257,7 +257,7 @@ def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Wa
     """
     latents = None
     if settings.source_encoder:
-        load = settings.place()
+        load = settings.load_options()
         latents = Latents(settings.source_encoder, device=load["device"], dtype=load["dtype"], tag=settings.source_tag)
     values: dict[str, Any] = {"fusion": settings.fusion} | settings.peft_settings()
     if settings.fusion == MIXUP:

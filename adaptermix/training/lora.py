@@ -152,7 +152,7 @@ def inject(
     if settings.init in (*MOVING, "orthogonal") and model.dtype != torch.float32:
         raise PlanError(
             f"--init {settings.init} needs --dtype float32, found {str(model.dtype).removeprefix('torch.')}: in half "
-            "precision the LoRA would not begin where the base is.",
+            "precision the LoRA would change the model before training.",
             code="train.init-dtype",
         )
     if settings.init == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):

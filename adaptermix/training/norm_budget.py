@@ -37,8 +37,8 @@ def weight_norm(module: nn.Module, name: str) -> float:
     norm = stored_norm(module)
     if norm is None:
         raise PlanError(
-            f"--norm-budget needs the norm of every adapted weight, and that of {name} ({type(module).__name__}) "
-            "cannot be had. Drop --norm-budget or use a base that is not quantised.",
+            f"--norm-budget needs the norm of every adapted weight, but that of {name} ({type(module).__name__}) "
+            "cannot be computed. Drop --norm-budget or use a base that is not quantised.",
             code="train.norm-budget",
         )
     return norm

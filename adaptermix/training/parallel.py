@@ -19,9 +19,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..errors import AdapterMixError, PlanError, ToldElsewhere
+from ..errors import AdapterMixError, PlanError, ReportedElsewhere
 from ..io.launcher import asks_for, is_launched, is_main_process, precision, process_count
-from ..options import AlignSettings, JointSettings, Place, TrainingSettings
+from ..options import AlignSettings, JointSettings, LoadOptions, TrainingSettings
 from ..options.paths import writing
 from ..progress import SILENT, Watcher
 
@@ -54,9 +54,9 @@ class Processes:
         """Whether this one writes and prints for all."""
         return self.rank == 0
 
-    def place(self, settings: TrainingSettings) -> Place:
-        """Return where and how this process loads the base model."""
-        options = settings.place()
+    def load_options(self, settings: TrainingSettings) -> LoadOptions:
+        """Return the arguments of `load_base` in this process."""
+        options = settings.load_options()
         if self._accelerator and (self.count > 1 or self._accelerator.device.type == "cpu"):
             options["device"] = str(self._accelerator.device)
         return options
@@ -194,8 +194,8 @@ def _peers_alive() -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch's, of all its backends
         raise AdapterMixError(
-            "all processes of a run must last as long as it does, and one has ended. "
-            "Start all of them again with --resume to go on from the last checkpoint.",
+            "a process of this run has ended early. "
+            "Start all of them again with --resume to continue from the last checkpoint.",
             code="processes.ended",
         ) from error
 
@@ -206,8 +206,8 @@ def _fault(settings: TrainingSettings) -> str | None:
     for name, engine in _OTHER_ENGINES.items():
         if asks_for(name):
             return (
-                f"the launcher must leave the model alone, and asks for {engine}. Launch without it; with --shard-base "
-                "the processes hold the base model in shares, and --quantize nf4 makes it small."
+                f"the launcher must not wrap the model, but it requests {engine}. Launch without it; --shard-base "
+                "splits the base model over the processes, and --quantize nf4 makes it small."
             )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO":
         return "the launcher asks for torch.compile; launch without it, and give --compile instead."
@@ -243,14 +243,14 @@ def _join(settings: TrainingSettings) -> Processes:
 
     Raises:
         PlanError: the settings and the launcher do not fit each other.
-        ToldElsewhere: the same in a process that does not print.
+        ReportedElsewhere: the same in a process that does not print.
     """
     fault = _fault(settings)
     if fault:
         raise (
             PlanError(fault, code="processes.settings")
             if is_main_process()
-            else ToldElsewhere(fault, code="processes.elsewhere")
+            else ReportedElsewhere(fault, code="processes.elsewhere")
         )
     from accelerate import Accelerator
 
@@ -281,7 +281,7 @@ def in_processes(work: Callable[[S, Watcher, Processes], T], settings: S, watch:
     """Do work in all processes that a launcher has started, or in this one alone.
 
     Raises:
-        ToldElsewhere: the work failed here, and in another process before.
+        ReportedElsewhere: the work failed here, and in another process before.
     """
     if not is_launched() and not settings.shard_base:
         with writing(settings):
@@ -297,6 +297,6 @@ def in_processes(work: Callable[[S, Watcher, Processes], T], settings: S, watch:
     except BaseException as error:
         if processes.count == 1 or _first_to_report(key):
             raise
-        raise ToldElsewhere(
+        raise ReportedElsewhere(
             str(error), interrupted=isinstance(error, KeyboardInterrupt), code="processes.elsewhere"
         ) from error

@@ -167,8 +167,8 @@ def find_writer(base: BaseModel, layer: int, run: Run) -> Writer:
     mixed = any(parameter.dim() > 1 for module in after for parameter in module.parameters())  # a router of experts
     if output.shape != before.shape or mixed or name.rpartition(".")[2] not in suited:
         raise PlanError(
-            f"--fit least-squares and mean-shift need a block whose states are written by one linear layer, and block "
-            f"{layer} of {base.id!r} has none (experts or a state space write them). Choose another --layer, or --fit "
+            f"--fit least-squares and mean-shift need a block whose states are written by one linear layer, but block "
+            f"{layer} of {base.id!r} has other writers (experts or a state space). Choose another --layer, or --fit "
             "gradient.",
             code="align.fit-writer",
         )

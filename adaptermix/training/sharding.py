@@ -22,7 +22,7 @@ def load_for(settings: TrainingSettings, processes: Processes, **more: Any) -> B
     Raises:
         ModelError: no such model, or one that does not load.
     """
-    options = processes.place(settings)
+    options = processes.load_options(settings)
     if not processes.sharded:
         return load_base(settings.base, **options, **more)
     device = torch.device(options["device"])

@@ -76,9 +76,13 @@ def _check_kind(source: AdapterSource) -> None:
     others += [f"modules outside the blocks ({module})" for module in source.modules if layer_of(module) is None][:1]
     if others:
         raise PlanError(
-            f"training can begin from LoRAs and DoRAs on linear layers of the blocks, with a head or without, and "
+            f"training can start from LoRAs and DoRAs on linear layers of the blocks, with or without a head, but "
             f"'{source.name}' has {', '.join(others)}. "
-            + ("'adaptermix merge --base' makes a plain LoRA of it." if meta.initial else "Give one without."),
+            + (
+                "'adaptermix merge --base' makes a plain LoRA of it."
+                if meta.initial
+                else "Pass an adapter without them."
+            ),
             code="start-from.kind",
         )
 
@@ -140,7 +144,7 @@ def fit_start(
         module: Any = modules.get(path)
         shape = (getattr(module, "out_features", header.out), getattr(module, "in_features", header.into))
         if module is None or (header.out, header.into) != shape:
-            there = "the model has none" if module is None else f"the model's weight is {list(shape)}"
+            there = "the model lacks the module" if module is None else f"the model's weight is {list(shape)}"
             raise IncompatibleAdapters(
                 f"module '{path}': the update of '{start.name}' is {[header.out, header.into]}, and {there}. The "
                 "adapter was trained on another base model.",

@@ -308,7 +308,8 @@ class TaskData:
         kind = HEADS[settings.head]
         if not kind.suits(self.task):
             raise PlanError(
-                f"--head {settings.head} needs {kind.needs}, and {self.task.name} has none.", code="train.head-kind"
+                f"--head {settings.head} needs {kind.needs}, which {self.task.name} does not have.",
+                code="train.head-kind",
             )
         return kind
 

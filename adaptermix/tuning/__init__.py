@@ -5,7 +5,7 @@ inputs.
 """
 
 from .plan import candidates, plan
-from .report import RecipeTrial, Tuning, shown
+from .report import RecipeTrial, Tuning, label_of
 from .run import check, tune
 
-__all__ = ["RecipeTrial", "Tuning", "candidates", "check", "plan", "shown", "tune"]
+__all__ = ["RecipeTrial", "Tuning", "candidates", "check", "label_of", "plan", "tune"]

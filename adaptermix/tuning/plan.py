@@ -44,9 +44,7 @@ def parameters_of(vary: Vary) -> dict[str, Parameter]:
         else:
             parameters[key] = read_parameter(key, values) if isinstance(values, str) else Choice(tuple(values))
         if parameters[key] == Choice(()):
-            raise UsageError(
-                f"--vary {key} must have values to try, and has none: give one or more.", code="vary.empty"
-            )
+            raise UsageError(f"--vary {key} must have at least one value to try.", code="vary.empty")
     return parameters
 
 
@@ -76,8 +74,7 @@ def candidate_of(
         raise ConfigError("the variable out is the candidates' own here. Give --out instead.", code="tune.out-variable")
     if "out" not in variables_of(recipe):
         raise ConfigError(
-            f"{recipe}: a recipe that is searched needs a variable 'out', in which its steps write (as ${{out}}/task), "
-            "and has none.",
+            f"{recipe}: a recipe that is searched needs a variable 'out', in which its steps write (as ${{out}}/task).",
             code="tune.no-out-variable",
         )
     folder = out / "trials" / str(number)

@@ -165,7 +165,7 @@ class Tuning:
         }
 
 
-def shown(settings: Mapping[str, Any]) -> str:
+def label_of(settings: Mapping[str, Any]) -> str:
     """Return a candidate's settings for messages."""
     numbers = {key: f"{value:.4g}" for key, value in settings.items() if isinstance(value, float)}
     return ", ".join(f"{key} {numbers.get(key, value)}" for key, value in settings.items())

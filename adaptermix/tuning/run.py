@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 
 from ..commands.recipes import Runner, Step
 from ..errors import ConfigError, OutputError, UsageError
-from ..io.files import held, write_whole
+from ..io.files import locked_output, write_whole
 from ..io.launcher import process_count
 from ..io.limited_yaml import read_yaml
 from ..options import EvaluateSettings, SearchSettings
@@ -21,7 +21,7 @@ from ..weight_search.parameters import Choice, Parameter, ends
 from ..weight_search.storage import fitting_sampler
 from .plan import SCORES, RecipeCandidate, Vary, candidate_of, parameters_of, plan
 from .pruning import Report, check_looks, ignore
-from .report import RecipeTrial, Tuning, shown
+from .report import RecipeTrial, Tuning, label_of
 from .step_cache import StepCache, check_folder, identities
 
 _TRIALS = "trials.log"
@@ -95,8 +95,8 @@ def check(
     """
     if trials is None and sampler != "auto":
         raise UsageError(
-            "--sampler is what proposes candidates, and without --trials all values are tried: add --trials N, or drop "
-            "it.",
+            "--sampler proposes candidates for --trials, and without that all values are tried: add --trials N, or "
+            "drop it.",
             code="tune.sampler",
         )
     if process_count() > 1:
@@ -168,7 +168,7 @@ def tune(
     def run_one(step: Step, pruning: Watcher) -> dict[str, Any]:
         return run(step) if run else run_step(step, watch=pruning)
 
-    with held(checked.out, checked.out):
+    with locked_output(checked.out, checked.out):
         steps = StepCache(checked.out, checked.identity, run_one, prune=checked.prune, watch=watch)
         trials = _grid(checked, steps, watch) if checked.trials is None else _sampled(checked, steps, watch)
         result = Tuning.of(list(trials), checked.out)
@@ -188,7 +188,7 @@ def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
 
 def _grid(checked: Checked, steps: StepCache, watch: Watcher) -> Iterator[RecipeTrial]:
     for number, candidate in enumerate(checked.planned, start=1):
-        watch.note(f"candidate {number} of {len(checked.planned)}: {shown(candidate.settings)}")
+        watch.note(f"candidate {number} of {len(checked.planned)}: {label_of(candidate.settings)}")
         yield _run(steps, candidate, watch)
 
 
@@ -209,11 +209,11 @@ def _sampled(checked: Checked, steps: StepCache, watch: Watcher) -> Iterator[Rec
         key = identities(candidate.steps, candidate.folder)[-1][0]
         if store.note(number) not in (None, key):
             raise OutputError(
-                f"{checked.out} must hold candidates of one recipe and the same files, and that of {shown(settings)} "
-                "was run with others. Give another --out.",
+                f"{checked.out} must hold candidates of one recipe and the same files, and that of "
+                f"{label_of(settings)} was run with others. Give another --out.",
                 code="tune.other-files",
             )
-        watch.note(f"candidate {number + 1} of {count}: {shown(settings)}")
+        watch.note(f"candidate {number + 1} of {count}: {label_of(settings)}")
         trial = _run(steps, candidate, watch, store.report)
         store.tell(trial.value, key)
         yield trial

@@ -15,13 +15,13 @@ from ..commands.recipes import Step, going_on
 from ..commands.step_record import fingerprint_of_id
 from ..errors import OutputError
 from ..io.disk import sync, sync_tree
-from ..io.files import beside, has_edited_card, listed_files, partial_path, real_path, write_whole
+from ..io.files import has_edited_card, hidden_path, listed_files, partial_path, real_path, write_whole
 from ..options import Settings
 from ..options.paths import digest, paths_of, written_paths
 from ..options.roles import Reads, Role, Writes, marked, marks_of, values_of
 from ..progress import SILENT, Watcher
 from .pruning import Curve, PruningWatcher, Report, Stopped, ignore
-from .report import Pruned, shown
+from .report import Pruned, label_of
 
 _RECORD = "steps.json"
 _IDENTITY = ("vary", "recipe", "sampler", "seed", "prune")
@@ -71,14 +71,14 @@ class StepCache:
         before = {name: record[name] for name in _IDENTITY if name in record}
         if before.pop("recipe", None) not in (None, identity["recipe"]):
             watch.note(
-                "warning: the recipe, or values of its variables, changed since this folder was begun: steps that "
-                "are others now run again, and replace what was there."
+                "warning: the recipe, or values of its variables, changed since this folder was created: steps "
+                "that changed run again, and replace their outputs."
             )
         rest = {key: value for key, value in identity.items() if key != "recipe"}
         if before and before != rest:  # The numbered folders would get other candidates.
             raise OutputError(
-                f"{out} holds the search of {_described(before)}, and another one is asked for "
-                f"({_described(identity)}). Go on with that one, or give another --out.",
+                f"{out} holds the search of {_described(before)}, not the requested one "
+                f"({_described(identity)}). Continue with that one, or give another --out.",
                 code="tune.other-search",
             )
 
@@ -163,7 +163,7 @@ class StepCache:
         others += ["an edited README.md"] if has_edited_card(path) else []
         if path.is_symlink() or not path.is_dir() or others:
             raise OutputError(
-                f"a search replaces only outputs of its own steps, and {target} {'holds' if others else 'is'} "
+                f"a search replaces only outputs of its steps, and {target} {'holds' if others else 'is'} "
                 f"{repr(others[0]) if others else 'a file or a link'}. Move it away, or give another --out.",
                 code="tune.other-output",
             )
@@ -183,7 +183,7 @@ class StepCache:
         if not there.exists() or not self._is_whole(source) or self._is_changed(source):
             return False
         here.parent.mkdir(parents=True, exist_ok=True)
-        partial = beside(here, "copy")
+        partial = hidden_path(here, "copy")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(there, partial, symlinks=True)
         sync_tree(partial)
@@ -204,7 +204,7 @@ def _shifted(report: Report, start: int) -> Report:
 
 def _described(identity: Mapping[str, Any]) -> str:
     more = {name: value for name, value in identity.items() if name not in ("vary", "recipe")}
-    return shown({**identity["vary"], **more})
+    return label_of({**identity["vary"], **more})
 
 
 def check_folder(out: Path) -> None:

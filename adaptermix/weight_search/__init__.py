@@ -3,6 +3,6 @@
 from .decision import CONTROL_NAME
 from .result import SearchResult
 from .run import search, search_dry
-from .space import shown
+from .space import label_of
 
-__all__ = ["CONTROL_NAME", "SearchResult", "search", "search_dry", "shown"]
+__all__ = ["CONTROL_NAME", "SearchResult", "label_of", "search", "search_dry"]

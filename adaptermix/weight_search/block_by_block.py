@@ -87,7 +87,7 @@ class _Data:
         for name, (rows, _) in zip(arguments, read, strict=True):
             if not rows:
                 raise DataError(
-                    f"each adapter needs at least one {'row' if task else 'text'}, and {name} holds none.",
+                    f"each adapter needs at least one {'row' if task else 'text'}, but {name} is empty.",
                     code="measured.no-data",
                 )
         return cls(task=task, rows=[rows for rows, _ in read], files=[file for _, files in read for file in files])

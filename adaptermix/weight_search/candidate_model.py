@@ -117,14 +117,14 @@ class CandidateModel:
         plan, attached = self.plan(candidate), self._live
         if _is_sum(plan):
             attached.set_weights_by_module(plan.weights_at)
-            return self._answering(label, places=rows)
+            return self._answering(label, indices=rows)
         attached.set_weights([0.0] * len(plan.sources))
         rest, factor = _without_factor(candidate, plan.method)
         if self._last is None or self._last[0] != rest:
             state, _ = execute(self.plan(rest), device=self._base.device)
             self._last = rest, replace(state, saved={})
         with Attachment(self._base.model, [self._last[1]], [factor]):
-            return self._answering(label, places=rows)
+            return self._answering(label, indices=rows)
 
     @property
     def _live(self) -> Attachment:

@@ -106,7 +106,7 @@ class Pairs(GateData):
         attached.set_weights([1.0, *[0.0] * (attached.count - 1)])
         if base.head:
             encoded = _encode(base, task, self.rows, watch)
-            answers = tell(encoded, batch_size=_ROWS_AT_ONCE, places=sources, watch=watch, label="answers")
+            answers = tell(encoded, batch_size=_ROWS_AT_ONCE, indices=sources, watch=watch, label="answers")
             self._require_differences(answers)
             return AgreementLoss(encoded, self.pairs, watch)
         rows = [self.rows[row] for row in sources]
@@ -138,7 +138,7 @@ class UnlabelledRows(GateData):
             )
         texts, files = texts_of(settings.texts)
         if not texts:
-            raise DataError("--texts must hold at least one text, and hold none.", code="gates.no-text")
+            raise DataError("--texts must contain at least one text, but is empty.", code="gates.no-text")
         return cls(task=task, rows=[task.unlabelled(text, "und") for text in texts], files=files)
 
     def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:  # noqa: ARG002

@@ -285,7 +285,7 @@ def merge_with_gates(settings: MergeSettings, *, watch: Watcher = SILENT) -> Mer
     note_other_base(base, prepared.sources, watch)
     gates = prepared.learn(base, watch)
     losses = ", ".join(f"{name} loss {value:.3f}" for name, value in gates.losses.items())
-    watch.note(f"gates of step {gates.taken}: {losses or 'nothing was learned'}")
+    watch.note(f"gates of step {gates.taken}: {losses or 'no loss'}")
     return merge(
         settings.adapters,
         weights=gates.mean,

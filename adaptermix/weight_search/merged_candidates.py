@@ -33,7 +33,7 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
     if not isinstance(known, dict) or [entry.get("weights_sha256") for entry in document.get("inputs", ())] != inputs:
         adapters = ", ".join(source.name for source in plan.sources)
         raise PlanError(
-            f"--candidates must be merges of {adapters} in this order, and {folder} is none.",
+            f"--candidates must be merges of {adapters} in this order, which {folder} is not.",
             code="candidates.adapters",
         )
     method = METHODS.get(str(known.get("method")))
@@ -47,7 +47,7 @@ def candidate_of(folder: Path, plan: MergePlan) -> Candidate:
         raise PlanError(f"--candidates must be whole sums, and {folder} was cut to a rank.", code="candidates.cut")
     if known.get("fill", "weight") != "weight":
         raise PlanError(
-            f"--candidates must weigh adapters alike where they act alone, and {folder} has --fill one.",
+            f"--candidates must not use --fill one, but {folder} does.",
             code="candidates.fill",
         )
     names = [source.name for source in plan.sources]

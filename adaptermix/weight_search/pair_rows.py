@@ -108,7 +108,7 @@ class PairRows:
             answers: The task adapter's answers, at least to the source sides.
 
         Raises:
-            PlanError: the task adapter itself answers every sentence of a language alike, or gives no answers.
+            PlanError: the task adapter itself gives the same answer to all sentences of a language, or none.
         """
         rows = self.labelled(answers)
         floors = {}

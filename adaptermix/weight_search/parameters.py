@@ -76,8 +76,8 @@ def read_parameter(key: str, text: str) -> Parameter:
     parameter = _interval(text) if is_range else _choice(text)
     if parameter is None:
         raise UsageError(
-            f"--vary {key} must be LOW:HIGH with LOW < HIGH, LOW:HIGH:log with LOW above 0, or values parted by "
-            f"commas or a YAML list, with one value or more, each once; got {text!r}.",
+            f"--vary {key} must be LOW:HIGH with LOW < HIGH, LOW:HIGH:log with LOW above 0, or values separated "
+            f"by commas or a YAML list, with one value or more, each once; got {text!r}.",
             code="vary.value",
         )
     return parameter

@@ -272,8 +272,8 @@ def _order_notes(sources: Sequence[AdapterSource]) -> tuple[str, ...]:
         return ()
     name = sources[kinds.index("train-task")].name
     return (
-        f"warning: candidates are compared with the first adapter, and '{sources[0].name}' is an "
-        f"alignment adapter: give '{name}' first.",
+        f"warning: candidates are compared with the first adapter, but '{sources[0].name}' is an alignment "
+        f"adapter: list '{name}' first.",
     )
 
 
@@ -299,8 +299,8 @@ def _with_method(template: MergePlan, settings: SearchSettings, options: dict[st
     check_depths(method, template.depths)
     if method.is_learned:
         raise PlanError(
-            f"method '{settings.method}' learns its weights, so there is nothing to search: merge with it, and give "
-            "the result as one of --candidates.",
+            f"method '{settings.method}' learns its weights, so it has no weights to search: merge with it, and "
+            "pass the result as one of --candidates.",
             code="search.learned-method",
         )
     return replace(template, method=method, options=fixed)

@@ -15,7 +15,7 @@ from ..tasks import Metric, Task, clusters_of, metrics_of
 from .crossfit import choose
 from .prepare import Prepared
 from .significance import TrialScorer
-from .space import shown
+from .space import label_of
 from .trials import Answers, Trial
 
 
@@ -155,7 +155,9 @@ class DevScores:
     def sentence(self) -> str:
         """Return one sentence for people."""
         more = self.best_score.value - self.chosen.value
-        other = f"{shown(self.best.candidate)} ({self.best_score.value:.3f}, {more:+.3f})" if more else "nothing better"
+        other = (
+            f"{label_of(self.best.candidate)} ({self.best_score.value:.3f}, {more:+.3f})" if more else "nothing better"
+        )
         return (
             f"on the dev rows, which had no part in the choice, it has {self.metric} {self.chosen.value:.3f}, the task "
             f"adapter alone {self.alone.value:.3f}; labels would have chosen {other}."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .decision import CONTROL_NAME
 from .figures import pictures
-from .space import shown
+from .space import label_of
 
 if TYPE_CHECKING:
     from ..evaluation.score import Score
@@ -48,7 +48,7 @@ def _page(result: SearchResult, name: str, drawn: Mapping[str, bytes]) -> str:
         f"<h1>{escape(name)}</h1>",
         f'<p class="verdict">{escape(_capital(result.sentence()))}</p>',
         f"<p>Chosen on {result.chosen_on} ({escape(result.rule)}, {escape(result.objective)} of "
-        f"{escape(result.metric)}): <b>{escape(shown(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
+        f"{escape(result.metric)}): <b>{escape(label_of(result.chosen.candidate))}</b>, {_score(result.chosen_score)}. "
         f"Task adapter alone: {_score(result.baseline_score)}.</p>",
         *([f"<p>{escape(_capital(result.dev.sentence()))}</p>"] if result.dev else []),
         f"<p>{len(result.trials)} trials asked {answered} rows ({answered / max(rows, 1):.0%} of all) in "
@@ -86,7 +86,7 @@ def _table(result: SearchResult) -> str:
         body.append(row(CONTROL_NAME, control.score, control.languages))
     for trial, score, scores in zip(result.trials, result.scores, result.languages, strict=True):
         style = ' class="chosen"' if trial is result.chosen else ""
-        body.append(row(shown(trial.candidate), score, scores, trial.rows, style))
+        body.append(row(label_of(trial.candidate), score, scores, trial.rows, style))
     head = _cells("th", ["weights", result.objective, "rows", *languages])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 

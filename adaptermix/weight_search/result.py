@@ -11,7 +11,7 @@ from ..evaluation.run import Evaluation
 from ..evaluation.score import Score
 from .decision import Decision, plain
 from .references import DevScores
-from .space import shown
+from .space import label_of
 from .trials import Trial
 
 
@@ -125,7 +125,7 @@ class SearchResult:
             measured += f", {_signed(honest)} by cross-fit"
         measured += f"; p-value {self.verdict.chance:.3f}, corrected for the number of candidates"
         if control:
-            rivals = "random adapters of the same ranks and norms in place of the others"
+            rivals = "random adapters of the same ranks and norms instead of the others"
             if control.gains_too:
                 return (
                     f"better than the task adapter alone, but not clearly better than {rivals} "
@@ -139,7 +139,7 @@ class SearchResult:
             return f"no weight is better than {alone}, which is taken."
         if gain.value <= 0:
             other = "as good is" if gain.value == 0 else "the best of the others is"
-            return f"no weight is better than {alone}; {other} {shown(self.chosen.candidate)}, which is written."
+            return f"no weight is better than {alone}; {other} {label_of(self.chosen.candidate)}, which is written."
         return f"no weight is clearly better than {alone}, and the best is written all the same: {measured}."
 
 

@@ -14,7 +14,7 @@ from ..adapters import open_adapter
 from ..adapters.paths import fitted
 from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
-from ..io.files import held, partial_path, remove_partial
+from ..io.files import locked_output, partial_path, remove_partial
 from ..models.base import BaseModel, files_of, load_base, model_kind, note_other_base, require_causal
 from ..models.head_forms import Head
 from ..options import SearchSettings
@@ -29,7 +29,7 @@ from .prepare import Prepared, prepare
 from .racing import COHORT, SuccessiveHalving
 from .references import references_of
 from .result import SearchResult
-from .space import CandidateList, alone, shown
+from .space import CandidateList, alone, label_of
 from .storage import StudyAddress, fitting_sampler, forget, open_study
 from .trial_store import TrialStore, check_idle
 from .trials import Trial
@@ -60,7 +60,7 @@ def search_dry(settings: SearchSettings) -> dict[str, Any]:
         "rows": len(prepared.rows),
         "trials": settings.trials if listed is None else len(listed),
         "parameters": {key: described(parameter) for key, parameter in searched.parameters.items()},
-        "candidates": None if listed is None else [shown(candidate) for candidate in listed],
+        "candidates": None if listed is None else [label_of(candidate) for candidate in listed],
         "notes": list(prepared.notes),
         "plan": settings.model_dump(mode="json"),
     }
@@ -92,7 +92,7 @@ def _head(prepared: Prepared, settings: SearchSettings) -> Head | None:
 
 
 def _load(prepared: Prepared, settings: SearchSettings, watch: Watcher) -> BaseModel:
-    base = load_base(settings.base, **settings.place(), head=_head(prepared, settings))
+    base = load_base(settings.base, **settings.load_options(), head=_head(prepared, settings))
     note_other_base(base, prepared.sources, watch)
     return base
 
@@ -108,7 +108,7 @@ def search_with(
     prepared = replace(prepared, template=replace(prepared.template, sources=sources))
     for note in prepared.notes:
         watch.note(note)
-    with held(folder, Path(settings.out)):
+    with locked_output(folder, Path(settings.out)):
         store = _open_as_leader(prepared, settings)
         model = _candidate_model(base, prepared, settings, watch)
         with model.attached_to_model(prepared.sources):
@@ -170,7 +170,7 @@ class _TrialRunner:
         """Report the trials of an interrupted search, and remember the best of them."""
         earlier = self._store.trials()
         if earlier:
-            self._watch.note(f"going on: {len(earlier)} trials are there")
+            self._watch.note(f"resuming after {len(earlier)} finished trials")
         for trial in earlier:
             self._remember_best(trial, self._value(trial))
 
@@ -181,7 +181,7 @@ class _TrialRunner:
         numbers = [trial.number + 1 for trial, _ in requests]
         label = f"trials {min(numbers)} to {max(numbers)}" if requests else ""
         if len(requests) == 1:
-            label = f"trial {numbers[0]}: {shown(requests[0][0].candidate)}"
+            label = f"trial {numbers[0]}: {label_of(requests[0][0].candidate)}"
         return self._model([(trial.candidate, rows) for trial, rows in requests], label)
 
     def run(self) -> None:
@@ -247,8 +247,8 @@ class _TrialRunner:
         """Report a finished trial, and the best one of this process."""
         self._remember_best(trial, value)
         stopped = "" if trial.is_whole else f", stopped after {trial.rows} rows"
-        best = f"; best so far {self._best[0]:.3f} at {shown(self._best[1].candidate)}" if self._best else ""
-        self._watch.note(f"trial {trial.number + 1}: {shown(trial.candidate)}  {value:.3f}{stopped}{best}")
+        best = f"; best so far {self._best[0]:.3f} at {label_of(self._best[1].candidate)}" if self._best else ""
+        self._watch.note(f"trial {trial.number + 1}: {label_of(trial.candidate)}  {value:.3f}{stopped}{best}")
 
 
 def _address(settings: SearchSettings) -> StudyAddress:

@@ -54,11 +54,11 @@ class Candidate:
         return sum(gaps) / len(gaps)
 
 
-def shown(candidate: Candidate) -> str:
+def label_of(candidate: Candidate) -> str:
     """Return a short label of a candidate: weights, with bars between those of several locations, and options.
 
     Example:
-        >>> shown(Candidate(weights=(0.9, 0.1), options={"density": 0.25}))
+        >>> label_of(Candidate(weights=(0.9, 0.1), options={"density": 0.25}))
         '0.9/0.1 density=0.25'
     """
     if candidate.name:

@@ -83,8 +83,8 @@ class TrialStore(StudyTrials):
             before = recorded if isinstance(recorded, dict) else {}
             changed = sorted(key for key in {*before, *known} if before.get(key) != known.get(key))
             raise OutputError(
-                f"study '{address[1]}' in {self._location} was begun with other settings ({', '.join(changed)}). "
-                "Go on with those, pass --overwrite to begin again, or give another --out or --study.",
+                f"study '{address[1]}' in {self._location} was started with other settings ({', '.join(changed)}). "
+                "Continue with those, pass --overwrite to start again, or give another --out or --study.",
                 code="study.other-settings",
             )
         self._check()
@@ -105,8 +105,8 @@ class TrialStore(StudyTrials):
                     raise ValueError("its value and its seconds must be numbers")
         except (ValueError, LookupError, TypeError) as error:
             raise OutputError(
-                f"{self._location} must be as a search left it, and {damaged} in it is damaged: {error}. Pass "
-                "--overwrite to begin again, or give another --storage.",
+                f"{self._location} was changed after the search: {damaged} in it is damaged: {error}. Pass "
+                "--overwrite to start again, or give another --storage.",
                 code="storage.damaged",
             ) from error
 
@@ -333,7 +333,7 @@ def check_idle(address: StudyAddress) -> None:
     running = open_study(address).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     if any(map(works, running)):
         raise OutputError(
-            f"study '{address[1]}' in {without_password(address[0])} must be idle to be begun again, and a process "
-            "works on it. Wait for it, or give another --study.",
+            f"study '{address[1]}' in {without_password(address[0])} must be idle before it can start again, but a "
+            "process uses it. Wait for it, or give another --study.",
             code="study.busy",
         )

@@ -137,7 +137,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     # what would be lost
     "dora": (setting(use_dora=True), (repr(Q), "lora_magnitude_vector is missing")),
     "lora-bias": (setting(lora_bias=True), (repr(Q), "lora_B.bias is missing")),
-    "modules-to-save": (setting(modules_to_save=["score"]), ("modules_to_save (score)", "holds none")),
+    "modules-to-save": (setting(modules_to_save=["score"]), ("modules_to_save (score)", "lacks them")),
     "trainable-tokens": (setting(trainable_token_indices=[1]), ("rows of trainable_token_indices", "does not")),
     "trainable-tokens-map": (setting(trainable_token_indices={"embed": [1]}), ("trainable_token_indices",)),
     "target-parameters": (setting(target_parameters=["experts.gate"]), ("target_parameters", "not handled")),
@@ -165,8 +165,8 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "no-config": (remove(CONFIG), (f"must hold {CONFIG}",)),
     "config-is-a-folder": (config_folder, (f"must hold {CONFIG}",)),
     "no-weights": (remove(WEIGHTS), (f"must contain {WEIGHTS}",)),
-    "a-file": (folder_as_file, ("is no folder", CONFIG, WEIGHTS)),
-    "nothing": (no_folder, ("is no folder",)),
+    "a-file": (folder_as_file, ("is not a folder", CONFIG, WEIGHTS)),
+    "nothing": (no_folder, ("is not a folder",)),
     # the settings file
     "config-not-json": (config_text("{'r': 8}"), (CONFIG, "must be JSON")),
     "config-empty": (config_text(""), ("must be JSON",)),

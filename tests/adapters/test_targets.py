@@ -221,6 +221,6 @@ def test_spellings_of_one_base_model(tmp_path: Path, one: str | None, other: str
     if same:
         assert merge([tmp_path / "a", tmp_path / "b"], weights=[1, 1]).residual == 0
         return
-    found = f"'{other}'" if other else "none named"
+    found = f"'{other}'" if other else "no base model"
     with pytest.raises(IncompatibleAdapters, match=rf"must come from one base model, found '{one}' and {found}"):
         merge([tmp_path / "a", tmp_path / "b"], weights=[1, 1])

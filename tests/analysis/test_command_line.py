@@ -99,7 +99,7 @@ class TestSpectrum:
 
 REFUSED = [
     ("inspect", 2, "ADAPTER..."),
-    ("inspect none", 1, "is no folder"),
+    ("inspect none", 1, "is not a folder"),
     ("inspect base", 1, "must hold adapter_config.json"),
     ("inspect task --plot x.jpg", 1, "must be a PNG file"),
     ("inspect task --plot none/x.png", 1, "must lie in a folder"),

@@ -6,7 +6,7 @@ import pytest
 
 from adaptermix.analysis.selection import match_names, select
 from adaptermix.errors import PlanError
-from adaptermix.models.location import OUTSIDE, kinds_of, layers_of, places, unique_names
+from adaptermix.models.location import OUTSIDE, kinds_of, layers_of, locations, unique_names
 
 LLAMA = [
     *(f"model.layers.{n}.{m}" for n in (0, 10, 2) for m in ("self_attn.q_proj", "mlp.up_proj")),
@@ -26,7 +26,7 @@ MBART = [
 
 
 def pairs(paths: list[str]) -> list[tuple[str, str]]:
-    found = places(paths)
+    found = locations(paths)
     return [(found[path].layer, found[path].kind) for path in paths]
 
 
@@ -48,7 +48,7 @@ def test_the_layer_is_the_first_number_and_the_kind_the_last_part(path: str, lay
 
 
 def test_layers_come_in_the_order_of_the_model() -> None:
-    found = places(LLAMA)
+    found = locations(LLAMA)
     assert list(layers_of(found)) == ["0", "2", "10", OUTSIDE]
     assert kinds_of(found)["q_proj"] == tuple(f"model.layers.{n}.self_attn.q_proj" for n in (0, 2, 10))
 
@@ -76,7 +76,7 @@ def test_stacks_are_told_apart_by_their_name() -> None:
 
 
 def test_experts_of_a_block_are_one_kind() -> None:
-    found = places([f"layers.0.experts.{n}.{m}" for n in range(3) for m in ("w1", "w2")])
+    found = locations([f"layers.0.experts.{n}.{m}" for n in range(3) for m in ("w1", "w2")])
     assert {kind: len(paths) for kind, paths in kinds_of(found).items()} == {"w1": 3, "w2": 3}
 
 
@@ -88,7 +88,7 @@ def test_names_are_made_unique() -> None:
 
 class TestSelection:
     def chosen(self, paths: list[str], **options: list[str]) -> list[str]:
-        return [path.removeprefix("model.") for path in select(places(paths), **options)]
+        return [path.removeprefix("model.") for path in select(locations(paths), **options)]
 
     def test_the_default_is_everything_inside_the_blocks(self) -> None:
         assert self.chosen(LLAMA) == [

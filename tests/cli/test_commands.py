@@ -117,9 +117,9 @@ def _cases(folder: Path) -> dict[str, tuple[list[Any], str]]:
     train = ["train-align", "--base", folder / "no-model", *out, "--pairs"]
     slots = ["train-task", "--base", folder / "no-model", "--train", folder / "train.en.jsonl", *out]
     return {
-        "missing adapter": (["merge", task, folder / "none", "--weights", "0.9", *out], "is no folder"),
+        "missing adapter": (["merge", task, folder / "none", "--weights", "0.9", *out], "is not a folder"),
         "wrong weight count": (["merge", task, align, "--weights", "1,2,3", *out], "got 3 for 2 adapters"),
-        "weights that are no numbers": (["merge", task, align, "--weights", "a,b", *out], "parted by commas"),
+        "weights that are no numbers": (["merge", task, align, "--weights", "a,b", *out], "separated by commas"),
         "other bases": (["merge", task, folder / "other", "--weights", "0.9", *out], "'org/base' and 'org/other'"),
         "NaN": (["merge", task, _nan_adapter(folder), "--weights", "0.9", *out], "NaN or infinity"),
         "existing output": (["merge", task, align, "--weights", "0.9", "--out", align], "exists. Pass --overwrite"),

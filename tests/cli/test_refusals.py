@@ -58,7 +58,7 @@ EVALUATE = "evaluate --base {base} --task slots --data train.en.jsonl --device c
 REFUSED = [
     (MERGE.replace("0.9", "nan,1"), 2, "weights must be finite numbers, got nan for adapter 'task'"),
     (MERGE.replace("0.9", "inf"), 2, "weights must be finite"),
-    (MERGE.replace("0.9", "1,"), 2, "numbers parted by commas are needed"),
+    (MERGE.replace("0.9", "1,"), 2, "numbers separated by commas are needed"),
     (MERGE.replace("0.9", "1e39,1e39"), 1, "must be finite"),
     (MERGE.replace("task", "empty"), 1, "must hold adapter_config.json"),
     (MERGE.replace("task", "dora"), 1, "target_parameters"),
@@ -69,11 +69,11 @@ REFUSED = [
     (MERGE + " --dtype float8", 2, "--dtype"),
     (MERGE + " --set scale", 2, "KEY=VALUE is needed, got 'scale'"),
     (MERGE + " --set {{", 2, "KEY=VALUE is needed"),
-    (MERGE + " surplus", 1, "surplus is no folder"),
+    (MERGE + " surplus", 1, "surplus is not a folder"),
     (MERGE.replace("--out new", ""), 2, "--out"),
     ("merge --weights 1 --out new", 2, "Missing argument 'ADAPTER...'"),
     ("merge task align --out new --weights", 2, "--weights"),
-    (SEARCH + " --grid 0.5,,1", 2, "numbers parted by commas"),
+    (SEARCH + " --grid 0.5,,1", 2, "numbers separated by commas"),
     (SEARCH + " --grid nan", 2, "grid must hold finite numbers"),
     (SEARCH + " --grid 0.5,inf", 2, "grid must hold finite numbers"),
     (SEARCH + " --grid 0.5 --task ner", 2, "--task must be one of classify, ner-json, nli, "),
@@ -84,7 +84,7 @@ REFUSED = [
         "--rows: START:STOP is needed, or with :STEP, in whole numbers, such as 0:300, 500: or ::10, got '2'",
     ),
     (SEARCH.replace("align", "dora") + " --grid 0.5", 1, "target_parameters"),
-    (SEARCH + " --grid 0.5 --rows 99:", 1, "must hold rows in the range"),
+    (SEARCH + " --grid 0.5 --rows 99:", 1, "must have rows in the requested range"),
     (ALIGN + " --layer 9", 1, "--layer must be from 1 to 4 for this base model, got 9"),
     (ALIGN + " --layer 1.5", 2, "--layer"),
     (ALIGN + " --layer top", 2, "--layer"),
@@ -104,7 +104,7 @@ REFUSED = [
     (EVALUATE + " --adapter task", 1, "trained on another base model"),
     ("retrieve --base {base} --device cpu --data train.en.jsonl", 1, "the languages of a pair file"),
     ("push task me/x --folder y", 2, "No such option"),
-    ("push none me/x --dry-run", 1, "is no folder"),
+    ("push none me/x --dry-run", 1, "is not a folder"),
     ("run none.yaml", 1, "must exist"),
     ("tain-align", 2, "Did you mean 'train-align'?"),
     ("frobnicate", 2, "No such command 'frobnicate'"),
@@ -211,7 +211,7 @@ class TestExitCodes:
         code, out, err = run(ALIGN, base=causal)
         assert (code, out) == (130, "")
         assert err.strip().startswith(
-            "error: interrupted: stopped at step 3 of 9. Training and recipes go on with --resume,"
+            "error: interrupted: stopped at step 3 of 9. Continue training and recipes with --resume;"
         )
         code, out, _ = run(f"{ALIGN} --json", base=causal)
         assert code == 130

@@ -191,7 +191,7 @@ def test_answers_of_one_adapter_are_drafts_for_the_next_and_do_not_stick(
     first = asked("one")
     with torch.no_grad():
         head.copy_(before.flip(0))
-    second = asked("two", places=[3, 1])
+    second = asked("two", indices=[3, 1])
     assert second == [fresh()("alone")[place] for place in (3, 1)]
     with torch.no_grad():
         head.copy_(before)

@@ -229,7 +229,7 @@ class TestOptions:
             build(f"mergekit:{member}", options)
 
     def test_a_value_per_adapter_by_name_or_in_order(self) -> None:
-        stack = replace(stack_of(2, [0.6, 0.4]), adapters=("task", "left", "align"), places=(0, 2))
+        stack = replace(stack_of(2, [0.6, 0.4]), adapters=("task", "left", "align"), indices=(0, 2))
         deltas = [update.dense() for update in stack.updates]
         expected = by_mergekit("ties", deltas, base=True, weight=[0.6, 0.4], density=[0.5, 0.25])
         for value in ([0.5, 1.0, 0.25], {"align": 0.25, "task": 0.5, "left": 1.0}):

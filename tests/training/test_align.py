@@ -206,7 +206,7 @@ def test_a_base_whose_sentences_all_look_alike_is_told(causal: Path, tmp_path: P
     ):
         notes = Notes()
         AlignLoss(base, pairs, settings.model_copy(update=more), layer=2, watch=notes)
-        assert any("--standardize takes out what all of them share" in note for note in notes.said) == warned
+        assert any("--standardize removes their common component" in note for note in notes.said) == warned
 
 
 def test_languages_are_drawn_equally_often(causal: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_dev_pairs_are_checked_as_training_pairs_are(causal: Path, tmp_path: Pat
         train_align(settings_for(causal, tmp_path, dev_pairs=[str(tmp_path / "it-en.tsv")]))
     notes = Notes()
     train_align(settings_for(causal, tmp_path, dev_pairs=write_pairs(tmp_path)[:1]), watch=notes)
-    assert any(note.startswith("warning: 12 of 12 dev pairs stand in the training pairs too") for note in notes.said)
+    assert any(note.startswith("warning: 12 of 12 dev pairs are also in the training pairs") for note in notes.said)
 
 
 def test_the_accuracy_of_dev_pairs_is_of_no_temperature(causal: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_joint_training_may_go_beyond_the_layer_if_it_begins_below(causal: Path,
     train_joint(JointSettings(**values(causal, tmp_path, **own, blocks="1-2")))
     assert blocks_of(tmp_path / "out") == {1, 2}
     late = JointSettings(**values(causal, tmp_path, **own, blocks="2-3", overwrite=True))
-    with refuses("train.blocks-unreached: --blocks must begin below the aligned layer: --layer 2 runs blocks 0-1 only"):
+    with refuses("train.blocks-unreached: --blocks must start below the aligned layer: --layer 2 runs blocks 0-1 only"):
         train_joint(late)
 
 
@@ -154,7 +154,7 @@ JOINT = "train-joint --base {base} --task slots --train train.en.jsonl --pairs d
         (ALIGN.format(base="none") + " --blocks 1,2", 2, "--blocks: FIRST-LAST is needed"),
         (ALIGN.format(base="none") + " --blocks low", 2, "--blocks: FIRST-LAST is needed"),
         (ALIGN.format(base="none") + " --layer 8 --blocks 0-8", 2, "--layer 8 runs blocks 0-7 only, and --blocks is"),
-        (JOINT.format(base="none") + " --layer 8 --blocks 8-9", 2, "--blocks must begin below the aligned layer"),
+        (JOINT.format(base="none") + " --layer 8 --blocks 8-9", 2, "--blocks must start below the aligned layer"),
         (ALIGN + " --blocks 0-2", 1, "--blocks must end below the aligned layer: --layer 2 runs blocks 0-1 only"),
         (JOINT + " --blocks 0-4", 1, "--blocks must lie within 0-3 for this base model, got 0-4"),
     ],

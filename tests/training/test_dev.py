@@ -157,9 +157,9 @@ def test_pairs_without_a_side_in_training_too_or_too_long_are_counted(causal: Pa
         file.write(f"quatre\t\n{'x' * 40}\tlong\n")
     train_joint(settings, watch=notes)
     assert "1 of 17 pairs lack a side, a label or an answer and are left out." in notes.said
-    assert any(note.startswith("warning: 12 of 12 dev pairs stand in the training pairs too") for note in notes.said)
+    assert any(note.startswith("warning: 12 of 12 dev pairs are also in the training pairs") for note in notes.said)
     assert "1 of 16 (fr 1) source sentences are longer than 30 tokens (--max-length) and lose their ends." in notes.said
-    assert sum("stand in" in note for note in notes.said) == 2  # the task's rows have their own
+    assert sum("are also in" in note for note in notes.said) == 2  # the task's rows have their own
 
 
 def test_dev_losses_are_told_without_patience_too(causal: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_rows_are_left_out_and_counted_by_language_where_no_answer_would_stand(t
     assert notes.said == [
         "2 of 4 (zh 2) rows are longer than 96 tokens (--max-length), so that their answer would be cut away, "
         "and are left out.",
-        "1 of 4 (sw 1) rows have answers that do not stand in their texts, and are left out.",
+        "1 of 4 (sw 1) rows have answers that do not occur in their texts, and are left out.",
     ]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from adaptermix import AlignSettings, run_recipe, train_align
 from adaptermix.cli import adaptermix
-from adaptermix.errors import ModelError, PlanError, ToldElsewhere
+from adaptermix.errors import ModelError, PlanError, ReportedElsewhere
 from adaptermix.models.base import blocks, load_base
 from adaptermix.tasks.data import read_pairs
 from adaptermix.training.align import AlignLoss
@@ -186,7 +186,7 @@ def test_a_crew_that_is_killed_and_stopped_ends_with_the_same_bytes(runs: Runs) 
         assert codes[victim] == -signal.SIGKILL
         assert codes[1 - victim] == 1
         assert runs.said.count("error: ") == 1, runs.said
-        assert "one has ended. Start all of them again with --resume" in runs.said
+        assert "has ended early. Start all of them again with --resume" in runs.said
     processes = start_and_wait()
     for process in processes:
         process.kill()
@@ -262,7 +262,7 @@ def test_shares_hold_every_row_once_and_draws_differ() -> None:
 @pytest.mark.parametrize(
     ("environment", "more", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, "the launcher must leave the model alone, and asks for FSDP"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "the launcher must not wrap the model, but it requests FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "mixed precision must be no or bf16, .* asks for fp16"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {}, "--compile"),
@@ -283,7 +283,7 @@ def test_what_a_launcher_may_not_ask_for_is_refused_before_anything(
     with pytest.raises(PlanError, match=message):
         train_align(settings)
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ToldElsewhere, match=message):
+    with pytest.raises(ReportedElsewhere, match=message):
         train_align(settings)
 
 

@@ -296,7 +296,7 @@ def test_what_cannot_be_gone_on_from_is_refused(causal: Path, encoder: Path, tmp
             train_task(asked.model_copy(update={"dry_run": dry_run}))
     train_task(asked.model_copy(update={"allow_base_mismatch": True}))
     pairs = {"pairs": write_pairs(tmp_path), "start_from": start, "allow_base_mismatch": True}
-    with refuses("start-from.shape: the model has none"):
+    with refuses("start-from.shape: the model lacks the module"):
         train_align(AlignSettings(base=str(encoder), out=str(tmp_path / "x"), **pairs))
 
 

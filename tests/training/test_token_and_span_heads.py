@@ -263,5 +263,5 @@ def test_cut_words_and_unknown_tags_are_told(encoder: Path, tmp_path: Path) -> N
     (tmp_path / "dev.en.tsv").write_text("go\tB-new\tx\nnow\tB-time\tx\n")
     more = {"dev": [str(tmp_path / "dev.en.tsv")], "steps": 1, "max_length": 8}
     train_task(settings_for(SLOTS, encoder, tmp_path, **more), watch=Listening())
-    assert any("words in 6 rows stand beyond 8 tokens" in note for note in notes)
+    assert any("words in 6 rows are beyond 8 tokens" in note for note in notes)
     assert any("1 words have tags that the head does not have, such as B-new" in note for note in notes)

@@ -183,7 +183,7 @@ def test_tasks_compare_what_is_alike_in_all_languages() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     for name in ("nli", "qa", "sft", "translate"):
-        with pytest.raises(UsageError, match=f"asks about one text.*'{name}' is not one"):
+        with pytest.raises(UsageError, match=f"one text per row.*'{name}' is not"):
             PairRows.of(get_task(name), pairs_of("de", count=2))
     turned = [*pairs_of("de", count=2), Pair(languages=("en", "jv"), source="a", target="b")]
     with refuses("agreement.language: en"):

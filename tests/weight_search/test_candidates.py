@@ -158,7 +158,7 @@ def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, o
         ({"trials": 3, "groups": ["*nothing"]}, AdapterMixError, "an override must match at least one module"),
         ({"trials": 3, "vary": {"density": "0.9:0.1"}, "method": "ties"}, UsageError, "LOW:HIGH with LOW < HIGH"),
         ({"trials": 3, "vary": {"density": "a:b"}, "method": "ties"}, UsageError, "LOW:HIGH"),
-        ({"trials": 3, "vary": {"density": "0.5,0.5"}, "method": "ties"}, UsageError, "values parted by commas"),
+        ({"trials": 3, "vary": {"density": "0.5,0.5"}, "method": "ties"}, UsageError, "values separated by commas"),
         ({"trials": 3, "vary": {"density": "0.5:1.5"}, "method": "ties"}, UsageError, r"density must be in \(0, 1\]"),
         ({"trials": 3, "vary": {"densty": "0.5:0.9"}, "method": "ties"}, UsageError, "Did you mean 'density'"),
         ({"grid": [0.5], "vary": {"density": "0.5:0.9"}, "method": "ties"}, UsageError, "a grid needs values"),

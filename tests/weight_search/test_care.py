@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from adaptermix import SearchSettings, search
-from adaptermix.io.files import held
+from adaptermix.io.files import locked_output
 from adaptermix.tuning import tune
 from adaptermix.weight_search import search_dry
 from adaptermix.weight_search.space import Candidate, CandidateList
@@ -93,13 +93,13 @@ def test_a_search_that_goes_on_says_so_and_knows_the_best(
             search(settings)
     notes = Notes()
     search(settings, watch=notes)
-    assert "going on: 2 trials are there" in notes.said
+    assert "resuming after 2 finished trials" in notes.said
 
 
 def test_one_process_at_a_time_works_on_an_output(given: dict[str, Any], tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from adaptermix.io.files import held\n"
-        "with held(Path(sys.argv[1]), Path(sys.argv[2])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from adaptermix.io.files import locked_output\n"
+        "with locked_output(Path(sys.argv[1]), Path(sys.argv[2])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / ".out.partial"), str(tmp_path / "out")],
@@ -115,7 +115,7 @@ def test_one_process_at_a_time_works_on_an_output(given: dict[str, Any], tmp_pat
         other.kill()
         other.communicate()
     assert search(SearchSettings(**given, grid=[0.5])).out.exists()
-    with held(tmp_path / "new", tmp_path / "new"):
+    with locked_output(tmp_path / "new", tmp_path / "new"):
         assert (tmp_path / "new").is_dir()
     assert list((tmp_path / "new").iterdir()) == []
 

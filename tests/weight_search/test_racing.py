@@ -25,14 +25,14 @@ class World:
         self.difficulty, self.seed, self.asked = rng.random(ROWS), seed, 0
 
     def answers(self, asked):
-        return [self.answer(trial, places) for trial, places in asked]
+        return [self.answer(trial, indices) for trial, indices in asked]
 
-    def answer(self, trial, places=range(ROWS)):
-        self.asked += len(places)
+    def answer(self, trial, indices=range(ROWS)):
+        self.asked += len(indices)
         weight = trial.candidate.weights[0]
         own = np.random.default_rng((self.seed, int(weight * 1000))).normal(0, 0.1, ROWS)
         skill = 0.7 - 1.5 * (weight - 0.7) ** 2
-        return ["y" if self.difficulty[place] + own[place] < skill else "n" for place in places]
+        return ["y" if self.difficulty[place] + own[place] < skill else "n" for place in indices]
 
 
 def scorer():
@@ -125,11 +125,11 @@ def test_a_race_that_was_killed_asks_no_row_twice(tmp_path):
     calls = []
 
     def answers(asked):
-        for trial, places in asked:
+        for trial, indices in asked:
             calls.append(trial)
             if len(calls) == 4:
                 raise KeyboardInterrupt
-            yield whole.answer(trial, places)
+            yield whole.answer(trial, indices)
 
     with pytest.raises(KeyboardInterrupt):
         race(broken, answers)
@@ -157,8 +157,8 @@ def test_a_candidate_stops_if_it_is_worse_in_more_than_95_percent_of_the_resampl
 
     def answers(given):
         return [
-            ["n" if place in missed.get(trial.candidate.weights[0], range(270)) else "y" for place in places]
-            for trial, places in given
+            ["n" if place in missed.get(trial.candidate.weights[0], range(270)) else "y" for place in indices]
+            for trial, indices in given
         ]
 
     table = TrialScorer(ACCURACY, names, ["y"] * 270, objective="mean", seed=0)

@@ -31,8 +31,8 @@ class Dora(AdapterKind):
 
     def missing_base(self, names: Sequence[str]) -> str:
         return (
-            f"a DoRA's delta depends on the base weights, so {', '.join(names)} needs the base model, and none is "
-            "given. Pass --base MODEL."
+            f"a DoRA's delta depends on the base weights, so {', '.join(names)} needs the base model. "
+            "Pass --base MODEL."
         )
 
     def delta(self, module: AdapterModule, weight: Callable[[], Float[Tensor, "out in"]]) -> Update:

@@ -29,8 +29,8 @@ class FromBase(AdapterKind):
 
     def missing_base(self, names: Sequence[str]) -> str:
         return (
-            f"adapter {', '.join(names)} began from a part of the base weights (init_lora_weights={self.initial!r}), "
-            "so its delta needs the base model, and none is given. Pass --base, or convert the adapter to a plain LoRA."
+            f"adapter {', '.join(names)} started from a part of the base weights (init_lora_weights={self.initial!r}), "
+            "so its delta needs the base model. Pass --base, or convert the adapter to a plain LoRA."
         )
 
     def module(self, module: AdapterModule, weight: Callable[[], Float[Tensor, "out in"]]) -> AdapterModule:

@@ -74,7 +74,7 @@ class DataFile:
 
     @property
     def suffixes(self) -> list[str]:
-        """Suffixes of its name, which tell the format."""
+        """Suffixes of its name, which determine the format."""
         return self.path.suffixes
 
     def lines(self) -> Iterator[tuple[int, str]]:
@@ -273,7 +273,7 @@ def _split_languages(argument: str) -> tuple[tuple[str, ...], str]:
         left, equals, right = argument.partition("=")
         if equals and glob.glob(right):
             raise DataError(
-                f"what stands before = must be a language code, such as de, or de-en for pairs, found {left!r} in "
+                f"the text before = must be a language code, such as de, or de-en for pairs, found {left!r} in "
                 f"{argument!r}.",
                 code="data.language-code",
             )

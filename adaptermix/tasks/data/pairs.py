@@ -102,7 +102,7 @@ def pairs_of_file(file: DataFile, *, rows: str | None = None) -> tuple[list[Pair
     kept = [pair for pair in picked if pair.source and pair.target]
     if not kept:
         raise DataError(
-            f"{file.path} must hold pairs in the rows asked for ({rows or 'all'}), it has {len(every)}.",
+            f"{file.path} must have pairs in the requested rows ({rows or 'all'}), it has {len(every)}.",
             code="pairs.none-in-rows",
         )
     return kept, file.using(partial(texts_of, kept), rows, len(picked) - len(kept))

@@ -73,7 +73,7 @@ def _from_lines(files: list[DataFile], rows: str | None) -> ParallelText:
     filled = [row for row in picked if all(row)]
     if not filled:
         raise DataError(
-            f"retrieval needs lines that are blank in no text, in the rows asked for ({rows or 'all'}), the texts have "
+            f"retrieval needs lines that no text leaves blank, in the requested rows ({rows or 'all'}); the texts have "
             f"{next(iter(lengths.values()))}.",
             code="parallel.no-lines",
         )

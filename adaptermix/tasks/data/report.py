@@ -45,7 +45,7 @@ class RowsReport:
         warnings = []
         if self.overlap_normalised:
             warnings.append(
-                f"warning: {self.overlap} of {self.held_out} dev {what} stand in the training {what} too "
+                f"warning: {self.overlap} of {self.held_out} dev {what} are also in the training {what} "
                 f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
             )
         return warnings + told_left_out(self.left_out, self.total, what)

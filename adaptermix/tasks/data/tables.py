@@ -272,7 +272,7 @@ def pick_rows(
             omitted = sum(row is None for row in whole)
             without = f", {omitted} of them without a label, an answer or a text" if omitted else ""
             raise DataError(
-                f"{file.path} must hold rows in the range asked for ({rows or 'all'}), it has {len(whole)}{without}.",
+                f"{file.path} must have rows in the requested range ({rows or 'all'}), it has {len(whole)}{without}.",
                 code="data.none-in-rows",
             )
         kept += here

@@ -77,15 +77,15 @@ def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:
         raise PlanError(
             f"adapter '{source.name}' ends in {form.title}"
             + (f" for task '{entry['name']}'" if "name" in entry else "")
-            + f", and task '{task.name}' is asked for. Give the task that it was trained for.",
+            + f", not for task '{task.name}'. Pass the task that it was trained for.",
             code="head.task",
         )
     named = entry.get("labels")
     labels = tuple(map(str, named)) if isinstance(named, list) else kind.labels(task, [])
     if not labels:
         raise PlanError(
-            f"the labels of the head of '{source.name}' must be known, and neither its adaptermix.json nor the task "
-            "tells them.",
+            f"the labels of the head of '{source.name}' must be known, but neither its adaptermix.json nor the task "
+            "lists them.",
             code="head.unknown-labels",
         )
     return Head(form=form, labels=labels)

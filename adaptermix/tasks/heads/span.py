@@ -142,14 +142,14 @@ class SpanRows:
         astray = sum(map(self._task.lacks_its_answer, self._rows))
         if astray == len(self._rows):
             raise DataError(
-                "answers must stand in their texts for a question answering head to learn them; none does.",
+                "a question answering head needs answers that occur in their texts; no answer does.",
                 code="head.no-answer",
             )
         if astray:
-            yield f"{astray} rows have answers that do not stand in their texts; the loss passes over them."
+            yield f"{astray} rows have answers that do not occur in their texts; the loss ignores them."
         if not any(self._taught):
             raise DataError(
-                f"answers must stand whole in a window of {max_length} tokens, and none does: --max-length.",
+                f"at least one answer must fit into a window of {max_length} tokens: increase --max-length.",
                 code="head.no-window",
             )
         if parted := len(self._rows) - astray - sum(self._taught):
@@ -209,7 +209,7 @@ class SpanRows:
         for window, (starts, ends) in windows:
             nothing = min(nothing, float(starts[window.null].float() + ends[window.null].float()))
             count = len(window.spans)
-            score, first, last = best_span(starts[:count], ends[:count], [found is not None for found in window.spans])
+            score, first, last = best_span(starts[:count], ends[:count], [span is not None for span in window.spans])
             begin, end = window.spans[first], window.spans[last]
             if begin and end and score > best:
                 best, span = score, (begin[0], end[1])

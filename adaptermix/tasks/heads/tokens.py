@@ -93,8 +93,8 @@ class TokenRows:
         if not cut:
             return None
         return (
-            f"{sum(cut)} words in {len(cut)} rows stand beyond {max_length} tokens, or have no token; the head neither "
-            "learns them nor finds anything there."
+            f"{sum(cut)} words in {len(cut)} rows are beyond {max_length} tokens, or have no token; the head cannot "
+            "learn or label them."
         )
 
     def _unknown(self) -> str | None:

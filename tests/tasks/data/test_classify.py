@@ -122,7 +122,7 @@ def test_labels_are_text(tmp_path: Path, written: object, label: str) -> None:
         ("de.tsv", "b\t\n \tx\n", r"de\.tsv:1: .*its label is missing"),
         ("de.csv", 'a,x\nb,"x\ny"\n', r"de\.csv:3: a label must be one line, found 'x\\ny'"),
         ("de.csv", 'a,"x\nb,y\n', r"de\.csv:2: quotes must be closed"),
-        ("de.csv", "text,label\n", r"rows in the range asked for \(all\), it has 0"),
+        ("de.csv", "text,label\n", r"rows in the requested range \(all\), it has 0"),
         ("de.csv", "\n \n", "blank lines only"),
         ("de.jsonl", '{"text": "", "label": "x"}\n{"text": "a"}\n', r"de\.jsonl:1: .*its text is missing"),
         ("de.jsonl", '{"text": "a", "label": null}\n', r"de\.jsonl must hold rows .* has 1, 1 of them without a label"),

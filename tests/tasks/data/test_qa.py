@@ -164,7 +164,7 @@ QAS = ["data", 0, "paragraphs", 0, "qas"]
         ("de.json", changed([*QAS[:-1], "context"], " "), "it has 2, 2 of them without a label, an answer or a text"),
         ("de.json", changed([*QAS, 0, "answers"], None), r"qas\[0\]: a question must have \"answers\".* found 'None'"),
         ("de.json", changed([*QAS, 0, "answers"], [{}]), r"qas\[0\]: a question must have \"answers\""),
-        ("de.json", changed(["data"], []), r"must hold rows in the range asked for \(all\), it has 0"),
+        ("de.json", changed(["data"], []), r"must have rows in the requested range \(all\), it has 0"),
         ("de.jsonl", FORMS["rows.de.jsonl"] + '{"question": "a"}\n', r"de\.jsonl:3: a row must have its 'context'"),
         ("de.jsonl", FORMS["rows.de.jsonl"] + "\n{\n", r"de\.jsonl:4: every line must be JSON"),
         ("de.jsonl", json.dumps(ROWS[0] | {"answers": [1]}) + "\n", r"de\.jsonl:1: a question must have \"answers\""),

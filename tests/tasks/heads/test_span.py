@@ -220,7 +220,7 @@ def test_what_was_taught_decides_the_labels() -> None:
 def test_answers_that_are_not_in_their_texts_are_passed_over_and_counted(base: BaseModel) -> None:
     rows = [qa_row("Ada is.", "Ada"), qa_row("Ada is.", "Eve")]
     encoded = HEADS["span"].encode(base, QA, rows, max_length=64, teach=True)
-    assert encoded.notes == ("1 rows have answers that do not stand in their texts; the loss passes over them.",)
+    assert encoded.notes == ("1 rows have answers that do not occur in their texts; the loss ignores them.",)
     torch.testing.assert_close(encoded.loss([0, 1]), encoded.loss([0]))
     with refuses("head.no-answer"):
         HEADS["span"].encode(base, QA, rows[1:], max_length=64, teach=True)

@@ -146,8 +146,7 @@ def test_words_beyond_the_cut_are_outside_and_counted(base: BaseModel) -> None:
     encoded = HEADS["tokens"].encode(base, get_task("ner-json"), rows, max_length=14, teach=True)
     kept = 14 // 4 if base.kind == "causal" else 12 // 4
     assert encoded.notes == (
-        f"{9 - kept - 1} words in 1 rows stand beyond 14 tokens, or have no token; the head neither learns them nor "
-        "finds anything there.",
+        f"{9 - kept - 1} words in 1 rows are beyond 14 tokens, or have no token; the head cannot learn or label them.",
     )
     assert max(encoded.lengths) == 14
     assert len(encoded.answers([0])[0].tags) == 9  # type: ignore[attr-defined]
