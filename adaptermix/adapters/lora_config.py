@@ -114,8 +114,8 @@ class LoraSettings:
 
     def scale_of(self, module: str) -> float:
         """Return alpha/r, or alpha/sqrt(r) with rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732)."""
-        rank = self.rank_of(module)
-        return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
+        rank = int(self.rank_pattern.of(module, self.rank))
+        return self.alpha_pattern.of(module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
 def _label(value: object) -> str:

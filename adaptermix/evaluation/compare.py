@@ -87,7 +87,7 @@ class Systems:
     systems: Sequence[System]
     baseline: str | None
     ceiling: str | None
-    notes: Sequence[str]
+    notes: Sequence[str] = ()
     data_sets: tuple[list[str], list[list[str]]] | None = None
 
     def document(self) -> dict[str, Any]:
@@ -290,8 +290,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
 
     chances: Mapping[str, Mapping[str, float]] = {}
     if baseline:
-        spoken = {name: over_runs(draws, settings.seed) for name, draws in values.items()}
-        chances = p_values(spoken, means, list(members).index("all"), scored.units, baseline)
+        by_language = {name: over_runs(draws, settings.seed) for name, draws in values.items()}
+        chances = p_values(by_language, means, list(members).index("all"), scored.units, baseline)
     systems = []
     for name, group in grouped.items():
         hedged, against = scored.hedged(name), [name, baseline] if baseline and name != baseline else []
@@ -312,10 +312,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 gap_closed=shares,
             )
         )
-    notes = _notes(systems, settings)
-    result = Systems(
-        task=task.name, metric=metric.name, systems=systems, baseline=baseline, ceiling=ceiling, notes=notes
-    )
+    result = Systems(task=task.name, metric=metric.name, systems=systems, baseline=baseline, ceiling=ceiling)
+    result = replace(result, notes=_notes(systems, settings))
     if others:
         name = settings.name or task.name
         if name in others:

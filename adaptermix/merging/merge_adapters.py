@@ -16,12 +16,11 @@ from ..adapters.base_weights import without_copies
 from ..adapters.paths import fitted
 from ..errors import IncompatibleAdapters, PlanError
 from ..io.checkpoint_files import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
-from ..io.files import check_not_input, check_output, whole_folder
+from ..io.files import check_not_input, check_output, output_lock, whole_folder
 from ..io.fingerprints import fingerprint
 from ..io.threads import torch_threads
 from ..methods.base import MergeMethod, build, check_depths, check_roles
 from ..models.base import pick_device
-from ..options.paths import locks_out
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..publish.output import weight_bytes, write_documents
@@ -100,7 +99,6 @@ def _statistics(options: MergeOptions, method: MergeMethod, sources: Sequence[Ad
     return files
 
 
-@locks_out
 def merge(
     adapters: Sequence[str | Path],
     *,
@@ -132,15 +130,17 @@ def merge(
     """
     resolved = merge_options(adapters, weights, out, options)
     device = pick_device(resolved.device)
-    if resolved.out is not None:
-        check_output(resolved.out, overwrite=resolved.overwrite)
-        check_not_input(resolved.out, resolved.inputs)
-    plan = _checked(make_plan(resolved), resolved, learned)
-    # A weighted sum of factors is limited by reading and writing, so a GPU would only add copies.
-    if resolved.device == "auto" and plan.method.is_linear:
-        device = torch.device("cpu")
-    plan = _for_output(plan, resolved)
     with ExitStack() as stack:
+        if resolved.written_out is not None:
+            stack.enter_context(output_lock(resolved.written_out))
+        if resolved.out is not None:
+            check_output(resolved.out, overwrite=resolved.overwrite)
+            check_not_input(resolved.out, resolved.inputs)
+        plan = _checked(make_plan(resolved), resolved, learned)
+        # A weighted sum of factors is limited by reading and writing, so a GPU would only add copies.
+        if resolved.device == "auto" and plan.method.is_linear:
+            device = torch.device("cpu")
+        plan = _for_output(plan, resolved)
         folder = None
         if resolved.written_out is not None:
             folder = stack.enter_context(whole_folder(resolved.written_out, overwrite=resolved.overwrite))

@@ -105,7 +105,7 @@ class TestInitials:
     def test_the_base_is_asked_for(self, tmp_path: Path, base: Path) -> None:
         settings = {"target_modules": ["q_proj"], "init_lora_weights": "olora"}
         source = open_adapter(peft_kind(load_base(base), tmp_path / "a", r=4, **settings))
-        with refuses("adapter.needs-base"):
+        with refuses("merge.needs-base"):
             load_delta(source, next(iter(source.modules)), None)
 
     @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])

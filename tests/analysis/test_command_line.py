@@ -110,7 +110,7 @@ REFUSED = [
     ("spectrum base far", 1, "It was trained on another base model"),
     ("spectrum base tuned --layers 9", 1, "--layers '9' must meet a layer"),
     ("spectrum base tuned --modules q_prj", 1, "Did you mean 'q_proj'?"),
-    ("spectrum base tuned --exclude *", 1, "share none"),
+    ("spectrum base tuned --exclude *", 1, "share no such matrix"),
     ("spectrum base tuned --csv none/t.csv", 1, "--csv must lie in a folder"),
     ("spectrum base task --csv task/adapter_model.safetensors", 1, "must not be part of an input, and task/"),
     ("spectrum base tuned --csv base/model.safetensors", 1, "must not be part of an input, and base/"),

@@ -225,7 +225,7 @@ def test_faults_are_refused(tmp_path: Path) -> None:
 
 
 def test_it_is_public() -> None:
-    assert adaptermix.inspect is inspect
+    assert adaptermix.inspect.__wrapped__ is inspect  # type: ignore[attr-defined]
     assert callable(adaptermix.spectrum)
 
 

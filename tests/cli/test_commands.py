@@ -182,7 +182,7 @@ def test_bad_input_gets_one_sentence_and_an_exit_code_and_nothing_is_written(
     code_again, out, err = run(capsys, *arguments, "--json")
     failure = json.loads(out)["error"]
     assert (code_again, err) == (code, "")
-    assert set(failure) == {"kind", "message"}
+    assert {"kind", "code", "message"} <= set(failure) <= {"kind", "code", "codes", "message"}
     assert message in failure["message"]
     assert listing(tmp_path) == before
 

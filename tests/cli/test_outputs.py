@@ -222,7 +222,7 @@ def test_of_two_merges_into_one_output_the_second_is_refused(folder: Path, more:
         assert ready.wait(60)
         code, said = run(folder, *merge(folder, "out", 0.1, *more), log="log2")
         assert code == 1
-        assert said.startswith("error: one process at a time may work on")
+        assert said.startswith("error: another process is working on")
         assert said.count("\n") == 1
     finally:
         go.set()

@@ -89,7 +89,7 @@ REFUSED = [
     (ALIGN + " --layer 1.5", 2, "--layer"),
     (ALIGN + " --layer top", 2, "--layer"),
     (ALIGN + " --targets up down", 1, "--targets must be all-linear or among"),
-    (ALIGN + " --device cuda:63", 1, "--device cuda:63 is asked for"),
+    (ALIGN + " --device cuda:63", 1, "--device cuda:63 needs a CUDA device"),
     (ALIGN + " --device tpu", 2, "--device"),
     (ALIGN.replace("de-en.tsv", "hf:a:b:c:d"), 1, "must be hf:owner/name[@REVISION][:config[:split]]"),
     (ALIGN.replace("de-en.tsv", "notes.txt"), 1, "must show in its name"),
@@ -241,7 +241,7 @@ class TestExitCodes:
             raise OSError(28, "No space left on device")
 
         before = contents(tmp_path)
-        monkeypatch.setattr("adaptermix.publish.output.write_adapter", full)
+        monkeypatch.setattr("adaptermix.merging.sinks.adapter_writer", full)
         code, out, err = run(MERGE)
         assert (code, out) == (1, "")
         assert err.startswith("error: the disk or the network failed:")

@@ -144,11 +144,11 @@ def test_every_fusion_of_the_bottleneck_is_in_the_table_above() -> None:
 
 def test_soft_alignment_finds_a_mean_of_the_source() -> None:
     """Of the sources 1 and 3 the mean for a query of 0, and 1/4 + 3 * 3/4 for the other; padding (9) has no part."""
-    align = SoftAlignment(1)
-    as_identity(align.query, align.key)
+    soft = SoftAlignment(1)
+    as_identity(soft.query, soft.key)
     target = torch.tensor([[0.0, HALF_LN3]])[..., None]
     source, mask = torch.tensor([[1.0, 3.0, 9.0]])[..., None], torch.tensor([[True, True, False]])
-    found = align(align(target, source, mask, torch.tensor([[-1, -1]])))
+    found = soft(align(target, source, mask, torch.tensor([[-1, -1]])))
     assert found.aligned[0, :, 0].tolist() == pytest.approx([2.0, 2.5])
     assert found.present.tolist() == [[True, True]]
     torch.testing.assert_close(FUSIONS["add"](1)(found), target + found.aligned)

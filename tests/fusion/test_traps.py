@@ -162,6 +162,7 @@ def test_rows_do_not_slip_past_their_sources(tmp_path: Path) -> None:
 
 
 def test_what_a_row_is_about_is_its_text_alone(causal: Path) -> None:
+    from adaptermix.tasks.classify import ClassifyRow
     from adaptermix.tasks.sft import SftRow
     from adaptermix.tasks.translate import TranslateRow
 
@@ -173,7 +174,7 @@ def test_what_a_row_is_about_is_its_text_alone(causal: Path) -> None:
     # prompts are cut as those of training rows are: the opening special tokens stay
     base = load_base(str(causal), device="cpu", dtype="float32")
     task = get_task("classify")
-    rows, _ = [type("Row", (), {"text": "a long text " * 20, "label": "x", "language": "en"})()], None
+    rows = [ClassifyRow(text="a long text " * 20, label="x", language="en")]
     cut = encode_sources(base, task, "plain", rows, 20)[0][0]["input_ids"]
     whole = encode_sources(base, task, "plain", rows, 20, cut_prompts=False)[0][0]["input_ids"]
     assert (len(cut), len(whole) > 200, cut[-5:]) == (20, True, whole[-5:])

@@ -84,7 +84,7 @@ def test_a_value_of_the_wrong_kind_names_the_method(trimmed: type[MergeMethod]) 
 
 
 def test_a_name_that_is_taken_is_refused_and_the_first_stays() -> None:
-    with refuses("method.name-taken: 'exact'.*Exact"):
+    with refuses("registry.name-taken: 'exact'.*Exact"):
         method("exact")(Exact)
     assert METHODS["exact"] is Exact
 

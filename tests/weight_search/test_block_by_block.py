@@ -177,7 +177,7 @@ def test_what_is_lacking_or_unused_is_said(folder: Path, tmp_path: Path) -> None
         merge_learned(settings(folder, tmp_path / "x", task="slots"))
     with refuses("measured.inputs-only: statistics"):
         merge_learned(settings(folder, tmp_path / "x", statistics=[str(folder / "one.txt")] * 2))
-    with refuses("merge.needs-data"):
+    with refuses("measured.no-base"):
         merge([folder / "one", folder / "two"], weights=[0.5], method="regmean-plus", out=tmp_path / "x")
     merge_learned(settings(folder, tmp_path / "x", dry_run=True))
     assert not list(tmp_path.iterdir())

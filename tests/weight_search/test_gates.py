@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptermix import merge, search, train_align
+from adaptermix import merge, merge_learned, search, train_align
 from adaptermix.adapters import AdapterSource, open_adapter
 from adaptermix.cli import main
 from adaptermix.errors import AdapterMixError
@@ -25,7 +25,6 @@ from adaptermix.tasks import get_task
 from adaptermix.tasks.heads.from_adapters import head_of
 from adaptermix.training import train_task
 from adaptermix.training.trainer import BatchLoss
-from adaptermix.weight_search import merge_learned
 from adaptermix.weight_search.gates import group_of, learn_gates
 from tests.factories import WEIGHTS
 from tests.fusion.test_commands import write_rows
