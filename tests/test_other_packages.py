@@ -62,7 +62,7 @@ def test_the_registry_decides_which_names_options_take(
 def test_a_wrong_name_is_a_wrong_use_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "bake", "--base", "b", "--adapter", "a", "--out", "o", "--strategy", "mine")
     assert code == 2
-    assert "--strategy: must be one of auto, keep, merge-16, dequant-16, calibrated, " in err
+    assert "--strategy: must be one of auto, keep, merge-16, dequant-16, requantize, " in err
     assert "got 'mine'" in err
 
 

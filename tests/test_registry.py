@@ -38,7 +38,7 @@ def test_names_are_those_declared_those_set_and_those_of_other_packages(outside:
     install(outside, "third = outside_things:absent")
     things = registry()
     things["mine"] = 1
-    assert things.names() == ["first", "mine", "second", "third"]
+    assert things.names() == ["first", "second", "mine", "third"]
     assert all(name in things for name in things.names())
     assert "fourth" not in things
     with pytest.raises(KeyError):

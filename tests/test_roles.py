@@ -115,8 +115,8 @@ def test_the_role_of_an_evaluation_is_its_split(split: str | None, use: set[str]
     assert Reads(DEV, "pairs") != Reads(DEV)
 
 
-HANDLING = {"overwrite", "resume", "dry_run"}
-SCHEDULING = {"checkpoint_every", "shard_base", "log_with", "workers", "allow_tested", "storage", "study"}
+HANDLING = {"overwrite", "resume", "dry_run", "log_with"}
+SCHEDULING = {"checkpoint_every", "shard_base", "workers", "allow_tested", "storage", "study"}
 OUTPUTS = {"out", "predictions", "plot", "csv", "markdown", "document"}
 SCORING = {"task", "dev", "rows", "max_new_tokens"}
 COMPARABLE = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}

@@ -217,8 +217,11 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "other-key": (add("model.layers.0.q_proj.weight"), ("must be named base_model.model.MODULE.lora_A",)),
     "default-in-key": (add(f"base_model.model.{Q}.lora_A.default.weight"), ("must be stored once",)),
     "other-name-in-key": (add(f"base_model.model.{Q}.lora_A.en.weight"), ("without the adapter's own name, 'en'",)),
-    "path-escape": (add("base_model.model.../../x.lora_A.weight"), ("'base_model.model.../../x", "must be named")),
-    "newline-in-key": (add("base_model.model.x\n.lora_A.weight"), (r"x\n.lora_A", "must be named")),
+    "path-escape": (
+        add("base_model.model.../../x.lora_A.weight"),
+        ("'base_model.model.../../x", "its module is unknown"),
+    ),
+    "newline-in-key": (add("base_model.model.x\n.lora_A.weight"), (r"x\n.lora_A", "its module is unknown")),
     "long-key": (add("x" * 5000), ("xxx", "must be named")),
     "embedding": (
         add("base_model.model.model.embed_tokens.lora_embedding_A"),

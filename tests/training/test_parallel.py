@@ -263,7 +263,7 @@ def test_shares_hold_every_row_once_and_draws_differ() -> None:
     ("environment", "more", "message"),
     [
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "the launcher must not wrap the model, but it requests FSDP"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "requests DeepSpeed"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "mixed precision must be no or bf16, .* asks for fp16"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {}, "--compile"),
         ({}, {"shard_base": True, "quantize": "nf4"}, "--shard-base needs .* neither quantised nor"),

@@ -66,7 +66,7 @@ def test_an_alignment_adapter_in_the_first_place_is_told(given: dict[str, Any]) 
     for path, kind in zip(given["adapters"], ("train-align", "train-task"), strict=True):
         (Path(path) / "adaptermix.json").write_text(json.dumps({"kind": kind}))
     document = search_dry(SearchSettings(**given, grid=[0.5]))
-    assert any("is an alignment adapter: give 'a1' first" in note for note in document["notes"])
+    assert any("is an alignment adapter: list 'a1' first" in note for note in document["notes"])
     assert document["candidates"] == ["0.5/0.5"]
     given["adapters"] = given["adapters"][::-1]
     assert not search_dry(SearchSettings(**given, grid=[0.5]))["notes"]

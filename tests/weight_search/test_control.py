@@ -145,7 +145,7 @@ def test_a_planted_gain_stays_and_is_written(given: dict[str, Any], tmp_path: Pa
     assert found is not None
     assert found.difference.low > 0
     assert result.verdict.is_found
-    assert result.sentence().endswith("over random adapters of the same ranks and norms in place of the others.")
+    assert result.sentence().endswith("over random adapters of the same ranks and norms instead of the others.")
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert document["verdict"]["control"] == json.loads(json.dumps(found.document()))
     manifest = json.loads((tmp_path / "out" / "adaptermix.json").read_text())

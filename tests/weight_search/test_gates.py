@@ -193,7 +193,7 @@ def test_what_does_not_do_is_refused(encoder: Path, folder: Path, tmp_path: Path
     ):
         with refuses(says):
             merge_learned(settings(encoder, folder, tmp_path / "no", **more))  # type: ignore[arg-type]
-    with refuses("merge.needs-data"):
+    with refuses("merge.no-out"):
         merge([folder / "task", folder / "align"], weights=[0.5], method="fuse")
     assert not (tmp_path / "no").exists()
 

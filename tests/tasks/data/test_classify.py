@@ -125,7 +125,7 @@ def test_labels_are_text(tmp_path: Path, written: object, label: str) -> None:
         ("de.csv", "text,label\n", r"rows in the requested range \(all\), it has 0"),
         ("de.csv", "\n \n", "blank lines only"),
         ("de.jsonl", '{"text": "", "label": "x"}\n{"text": "a"}\n', r"de\.jsonl:1: .*its text is missing"),
-        ("de.jsonl", '{"text": "a", "label": null}\n', r"de\.jsonl must hold rows .* has 1, 1 of them without a label"),
+        ("de.jsonl", '{"text": "a", "label": null}\n', r"de\.jsonl must have rows .* has 1, 1 of them without a label"),
         ("de.jsonl", '{"text": ["a"], "label": "x"}\n', r"de\.jsonl:1: the text must be text or a number, found list"),
         ("de.jsonl", '{"text": "a", "label": true}\n', r"de\.jsonl:1: the label must be .*found bool"),
         ("de.jsonl", "[1]\n", r"de\.jsonl:1: .*JSON object, found list"),
