@@ -184,5 +184,5 @@ def test_texts_and_pairs_give_the_same_rows(
         if kept:
             assert plain(read_translations(files)[0]) == kept
         else:
-            with pytest.raises(DataError, match="must h(old|ave)"):
+            with pytest.raises(DataError, match=r"must h(old|ave)"):
                 read_translations(files)
