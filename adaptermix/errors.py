@@ -7,7 +7,7 @@ when its message is reworded: an area and a few words, such as "rank.too-small".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 # Controls, marks of text direction, line separators and lone surrogates change a terminal or cannot be encoded.
@@ -60,6 +60,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     near = get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def near_or_known(name: str, known: Collection[str]) -> str:
+    """Return " Did you mean 'x'?" for the closest known name, or else the list of known names."""
+    return did_you_mean(name, known) or f" Known: {', '.join(known) or 'none'}."
 
 
 class Coded(Exception):  # noqa: N818  (a part of errors, not one of them)

@@ -157,7 +157,8 @@ def _merge_checkpoints(models: Sequence[str | Path], options: dict[str, Any], wa
     out, weights = options.get("out"), options.get("weights")
     known = {*signature(merge_checkpoints).parameters, "dry_run"}
     if not options.keys() <= known or weights is None:  # the settings say what checkpoints do not take
-        report: MergeReport = merge_with_settings(_settings(MergeSettings, {"adapters": list(models), **options}))
+        settings = _settings(MergeSettings, {"adapters": list(models), **options})
+        report: MergeReport = merge_with_settings(settings, watch=watch)
         return report
     if options.pop("dry_run", False):
         options["out"] = out = None

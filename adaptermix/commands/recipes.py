@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import ConfigError, OutputError, UsageError, did_you_mean
+from ..errors import ConfigError, OutputError, UsageError, did_you_mean, near_or_known
 from ..io.files import real_path
 from ..io.launcher import process_count
 from ..io.limited_yaml import Filling, read_yaml, shortened
@@ -44,10 +44,6 @@ class Step:
     settings: Settings
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-    return did_you_mean(name, known) or f" Known: {', '.join(known) or 'none'}."
-
-
 def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[str]) -> Step | None:
     """Check one entry of `steps`; faults are collected, not raised."""
     step = f"step {number}"
@@ -58,7 +54,7 @@ def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[st
         return None
     command, values = next(iter(entry.items()))
     if command not in STEPS:
-        faults.append(f"{step}: unknown command {shortened(command)}.{_near(str(command), list(STEPS))}")
+        faults.append(f"{step}: unknown command {shortened(command)}.{near_or_known(str(command), list(STEPS))}")
         return None
     if not isinstance(values, dict):
         faults.append(f"{step} ({command}): settings must be a mapping, found {shortened(values)}.")
@@ -115,7 +111,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
             f"{path} must be a mapping with {', '.join(_TOP)}, found {type(document).__name__}.",
             code="recipe.not-mapping",
         )
-    faults = [f"unknown key {shortened(key)}.{_near(str(key), _TOP)}" for key in document if key not in _TOP]
+    faults = [f"unknown key {shortened(key)}.{near_or_known(str(key), _TOP)}" for key in document if key not in _TOP]
     if document.get("version") != 1:
         faults.append(f"version must be 1, found {shortened(document.get('version'))}.")
     steps = document.get("steps")
@@ -150,7 +146,7 @@ def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any],
         command, dot, _ = key.partition(".")
         known = sorted(commands) if dot else sorted(variables)
         if command not in known:
-            faults.append(f"override {key!r} meets no {'step' if dot else 'variable'}.{_near(command, known)}")
+            faults.append(f"override {key!r} meets no {'step' if dot else 'variable'}.{near_or_known(command, known)}")
     return faults
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from ..errors import InvalidValueError, did_you_mean
+from ..errors import InvalidValueError, near_or_known
 from .fields import Device, Dtype, Positive, Quantize, check_text
 from .registries import TASKS
 from .roles import Panel, Reads, Role, Writes
@@ -128,9 +128,7 @@ def described(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            known = list(schema.model_fields)
-            near = did_you_mean(path, known) or f" Known: {', '.join(known)}."
-            faults.append(f"unknown key {path!r}.{near}")
+            faults.append(f"unknown key {path!r}.{near_or_known(path, list(schema.model_fields))}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             faults.append(f"{path}: {message}, got {shortened(fault['input'])}.")
