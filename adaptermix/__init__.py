@@ -1,7 +1,7 @@
 """Merge task adapters and alignment adapters across languages.
 
-Each command of the command line is a function here. Call it with settings, `train_task(TaskSettings(...))`, or with
-their fields, `train_task(base=..., task=..., train=[...], out=...)`; it returns a report. Public names are loaded when
+Each command of the command line is a function here. Call it with settings, `evaluate(EvaluateSettings(...))`, or with
+their fields, `evaluate(base=..., task=..., data=[...])`; it returns a report. Public names are loaded when
 they are first used, so that importing the package costs next to nothing.
 """
 
@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 from .commands.table import COMMANDS
 
 if TYPE_CHECKING:
-    from . import analysis, baking, evaluation, merge_statistics, training, weight_search
     from .adapters import AdapterState as AdapterState
     from .adapters.load import load_adapter as load_adapter
     from .analysis import Inspection as Inspection
     from .analysis import SpectrumReport as SpectrumReport
     from .baking import BakeReport as BakeReport
     from .commands.functions import merge as merge
-    from .commands.functions import typed
     from .commands.recipes import run_recipe as run_recipe
+    from .commands.table import *  # noqa: F403  (the types of the functions)
     from .errors import AdapterMixError as AdapterMixError
     from .evaluation import Evaluation as Evaluation
     from .evaluation import Retrieval as Retrieval
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from .merge_statistics import StatisticsReport as StatisticsReport
     from .merging import MergeReport as MergeReport
     from .merging.checkpoints import merge_checkpoints as merge_checkpoints
-    from .merging.extract_adapter import extract as _extract
     from .merging.extract_report import ExtractReport as ExtractReport
     from .merging.request import merge_learned as merge_learned
     from .options import AlignSettings as AlignSettings
@@ -47,25 +45,9 @@ if TYPE_CHECKING:
     from .options import SpectrumSettings as SpectrumSettings
     from .options import StatisticsSettings as StatisticsSettings
     from .options import TaskSettings as TaskSettings
-    from .publish.hub import push as _push
     from .tuning import Tuning as Tuning
     from .tuning import tune as tune
     from .weight_search import SearchResult as SearchResult
-
-    bake = typed(BakeSettings, baking.bake)
-    compare_systems = typed(CompareSettings, evaluation.compare_systems)
-    evaluate = typed(EvaluateSettings, evaluation.evaluate)
-    extract = typed(ExtractSettings, _extract)
-    inspect = typed(InspectSettings, analysis.inspect)
-    push = typed(PushSettings, _push)
-    retrieve = typed(RetrieveSettings, evaluation.retrieve)
-    search = typed(SearchSettings, weight_search.search)
-    spectrum = typed(SpectrumSettings, analysis.spectrum)
-    statistics = typed(StatisticsSettings, merge_statistics.statistics)
-    train_align = typed(AlignSettings, training.train_align)
-    train_fusion = typed(FusionSettings, training.train_fusion)
-    train_joint = typed(JointSettings, training.train_joint)
-    train_task = typed(TaskSettings, training.train_task)
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Advance = Callable[[int, str], None]
@@ -57,3 +59,19 @@ class Silent:
 
 
 SILENT: Watcher = Silent()
+_RUN_PREFIX: ContextVar[str] = ContextVar("run_prefix", default="")
+
+
+@contextmanager
+def runs_named(prefix: str) -> Iterator[None]:
+    """Let trackers show the runs of the block under names that start with `prefix`, in this thread."""
+    token = _RUN_PREFIX.set(prefix)
+    try:
+        yield
+    finally:
+        _RUN_PREFIX.reset(token)
+
+
+def run_name(out: Path) -> str:
+    """Return the name under which a tracker shows the run that writes `out`."""
+    return f"{_RUN_PREFIX.get()}{out.name}"

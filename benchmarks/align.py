@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from adaptermix import train_align
-from adaptermix.models.base import BaseModel, block_index, keep_blocks, load_base
+from adaptermix.models.base import BaseModel, load_base
+from adaptermix.models.blocks import block_index, keep_blocks
 from adaptermix.models.pooling import masked_mean
 from adaptermix.options import AlignSettings
 from adaptermix.tasks.data import read_pairs

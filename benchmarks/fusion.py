@@ -27,7 +27,8 @@ def make(arguments: argparse.Namespace, way: str) -> Any:
     from adaptermix.fusion.extra_modules import add_parts
     from adaptermix.fusion.lora import FusionConfig
     from adaptermix.fusion.sources import FUSING
-    from adaptermix.models.base import linear_names, load_base
+    from adaptermix.models.base import load_base
+    from adaptermix.models.blocks import linear_names
     from adaptermix.models.head_forms import HEAD_FORMS, Head
 
     head = Head(form=HEAD_FORMS["classes"], labels=("a", "b", "c"))

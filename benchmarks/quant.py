@@ -123,8 +123,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from adaptermix.adapters.paths import fitted
     from adaptermix.baking.activations import InputsOfModules, read_texts
     from adaptermix.baking.strategies import Insertion
-    from adaptermix.checkpoints.formats import FORMATS
     from adaptermix.models.base import load_base
+    from adaptermix.models.formats import FORMATS
     from adaptermix.progress import SILENT
 
     base = load_base(arguments.base, device=arguments.device, dtype="float32")

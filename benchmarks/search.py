@@ -95,7 +95,7 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
     """What one writes with peft: merge per weight, generate in batches of rows of like length, score."""
     from peft import PeftModel
 
-    from adaptermix.models.generate import _pad_left, _stop_ids, in_words
+    from adaptermix.models.generate import Limits, in_words, pad_left
     from adaptermix.tasks import get_template
     from adaptermix.weight_search.significance import TrialScorer
     from adaptermix.weight_search.trials import Trial
@@ -104,7 +104,8 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
     template = get_template(task, prepared.prompt)
     prompts = [template.encode(task.fields(row), base.tokenizer) for row in rows]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    stops = _stop_ids(base, one_line=task.one_line)
+    limits = Limits(max_new_tokens=settings.max_new_tokens, one_line=task.one_line)
+    stops = sorted(limits.stops(base))
     metric = task.metrics(rows)[0]
     scorer = TrialScorer(metric, [task.language(row) for row in rows], rows, objective="mean", seed=0)
     start = time.perf_counter()
@@ -118,11 +119,11 @@ def peer(base: Any, settings: Any, prepared: Any, grid: list[float], batch_size:
         answers = [""] * len(prompts)
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
-            batch = _pad_left([prompts[row] for row in chosen], base.tokenizer.pad_token_id, base.device)
+            batch = pad_left([prompts[row] for row in chosen], base.tokenizer.pad_token_id, base.device)
             with torch.inference_mode():
                 output = model.generate(
                     **batch,
-                    max_new_tokens=settings.max_new_tokens,
+                    max_new_tokens=limits.max_new_tokens,
                     do_sample=False,
                     eos_token_id=stops,
                     pad_token_id=base.tokenizer.pad_token_id,

@@ -72,10 +72,17 @@ def room_of(module: str) -> int:
     return ROOMS.index(room)
 
 
-def imports(path: Path, module: str) -> list[tuple[str, bool]]:
-    """Return (dotted name, whether at the top of the file); names of this package start with a dot."""
+def imports(path: Path, module: str, *, typing: bool = True) -> list[tuple[str, bool]]:
+    """Return (dotted name, whether at the top of the file); names of this package start with a dot.
+
+    With `typing=False` imports for the type checker only (`if TYPE_CHECKING`) are left out.
+    """
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not typing:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        ]
     top = {id(node) for node in tree.body}
     found = []
     for node in ast.walk(tree):
@@ -104,7 +111,7 @@ def test_imports_point_down(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_heavy_libraries_are_imported_late_and_in_their_homes(module: str) -> None:
-    for name, top in imports(MODULES[module], module):
+    for name, top in imports(MODULES[module], module, typing=False):
         if name.split(".")[0] in HEAVY:
             assert module.startswith(HEAVY_HOMES), f"{module} imports {name}"
             assert not top or module in LATE, f"{module} imports {name} when it is itself imported"

@@ -14,24 +14,17 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
-    T5Config,
+    WhisperConfig,
 )
 
 from adaptermix.errors import ModelError
 from adaptermix.io.fingerprints import fingerprint
-from adaptermix.models.base import (
-    backbone,
-    block_index,
-    blocks,
-    keep_blocks,
-    linear_names,
-    load_base,
-    pick_device,
-    pick_dtype,
-)
+from adaptermix.models.base import backbone, load_base
+from adaptermix.models.blocks import block_index, blocks, keep_blocks, linear_names
+from adaptermix.models.devices import pick_device, pick_dtype
 from adaptermix.models.pretrained import split_revision
 from adaptermix.options import TrainingSettings
-from adaptermix.training.align import MiddleStates
+from adaptermix.training.layer_states import MiddleStates
 from adaptermix.training.lora import count_trainable, inject
 from tests.tiny import tiny_causal, tiny_encoder
 
@@ -211,10 +204,10 @@ def test_the_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
 
 
 def test_missing_and_foreign_models_are_refused_in_one_line(tmp_path: Path) -> None:
-    T5Config().save_pretrained(tmp_path / "t5")
+    WhisperConfig().save_pretrained(tmp_path / "whisper")
     for reference, message in [
         (str(tmp_path / "none"), "base.not-found"),
-        (str(tmp_path / "t5"), "model.encoder-decoder"),
+        (str(tmp_path / "whisper"), "model.encoder-decoder"),
     ]:
         with refuses(message) as caught:
             load_base(reference)

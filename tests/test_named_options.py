@@ -38,6 +38,7 @@ BY_HAND = {
     "pooling": {
         "mean bos": "the_vector_of_a_sentence_by_hand the_vectors_that_a_closed_form_is_fitted_to",
         "auto": "sentence_vectors_are_those_of_training",
+        "first last": "the_edge_token_of_a_text",
     },
     "standardize": {
         "none all languages": "the_vector_of_a_sentence_by_hand whose_z_scores_they_are_by_hand",
@@ -66,6 +67,23 @@ BY_HAND = {
     },
     "init": {"kaiming gaussian orthogonal pissa olora": "what_a_lora_begins_with"},
     "schedule": {"constant linear cosine inverse_sqrt": "the_learning_rate_of_each_step"},
+    "head_pooling": {"auto mean first last": "it_reads_the_pooled_last_state"},
+    "aggregate": {
+        "add mean concat": "two_states_without_a_gate",
+        "aff": "a_constant_gate_of_one_half_is_the_mean aff_of_the_last_state_with_itself_is_the_last_state",
+        "se": "se_by_hand",
+    },
+    "gate": {"both local global": "a_gate_lies_between_0_and_1_ignores_padding_and_has_as_many_parameters"},
+    "head_norm": {
+        "own none": "two_states_without_a_gate",
+        "final": "final_norm_is_that_of_the_model",
+    },
+    "attention": {"causal both": "a_decoder_sees_both_sides"},
+    "span": {
+        "characters": "long_texts_are_cut_to_the_same_characters",
+        "tokens": "each_model_reads_its_own_first_tokens",
+    },
+    "projection_init": {"least-squares random": "least_squares_starts_nearer_than_random"},
     "head": {
         "auto classes tokens span": "the_head_of_each_task",
         "none": "encoders_get_a_head_and_language_models_answer",

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from adaptermix import bake, evaluate, train_fusion, train_task
+from adaptermix import bake, evaluate, merge, train_fusion, train_task
 from adaptermix.baking.strategies import STRATEGIES, requantize
 from adaptermix.fusion import FUSIONS
 from adaptermix.io.registry import Registry
+from adaptermix.models.formats import FORMATS
 from adaptermix.options import BakeSettings, EvaluateSettings, FusionSettings, TaskSettings
 from adaptermix.tasks.heads import HEADS
 from adaptermix.tasks.heads.classes import Classes
 from tests.cli.test_commands import run
 from tests.factories import peft_lora
+
+from .refusals import refuses
 
 Add = Callable[[Registry[Any], object], None]
 
@@ -43,6 +46,7 @@ def add() -> Iterator[Add]:
         (BakeSettings, STRATEGIES, "strategy", "auto, keep, merge-16, dequant-16"),
         (FusionSettings, FUSIONS, "fusion", "x-mixup, input"),
         (TaskSettings, HEADS, "head", "auto, none"),
+        (TaskSettings, FORMATS, "quantize", "none"),
     ],
 )
 def test_the_registry_decides_which_names_options_take(
@@ -97,3 +101,23 @@ def test_a_fusion_and_a_head_that_were_added_train_and_answer(encoder: Path, tmp
         found = evaluate(EvaluateSettings(data=[str(data)], adapter=adapter, source=source, **common))
         assert found.document()["scores"]["de"]["n"] == 3
         assert '"head": "mine"' in (tmp_path / name / "adaptermix.json").read_text(encoding="utf-8")
+
+
+def test_a_head_whose_package_is_absent_is_not_taken_for_ours(encoder: Path, tmp_path: Path) -> None:
+    class Gone(Classes):
+        form = replace(Classes.form, name="gone", title="a head of another package")
+
+    data = tmp_path / "de.csv"
+    data.write_text("text,label\nrot,a\nblau,b\ngelb,a\n", encoding="utf-8")
+    common: dict[str, Any] = {"base": str(encoder), "task": "classify", "device": "cpu", "dtype": "float32"}
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    HEADS["gone"] = Gone()
+    try:
+        for out in (one, two):
+            train_task(TaskSettings(out=out, train=[str(data)], steps=1, head="gone", **common))
+    finally:
+        del HEADS["gone"]
+    with refuses("head.not-installed: 'gone' in the group adaptermix.heads"):
+        evaluate(EvaluateSettings(data=[str(data)], adapter=one, **common))
+    with refuses("head.not-installed"):
+        merge([one, two], weights=[1, 1])

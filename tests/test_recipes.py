@@ -75,7 +75,7 @@ def test_the_paper_recipe_has_the_settings_of_the_paper() -> None:
 def test_answers_that_cannot_be_compared_are_refused_before_the_first_step(step: str, tmp_path: Path) -> None:
     """A search would say so only once its adapters are trained."""
     path = write(tmp_path, f"version: 1\nsteps:\n  - {step}\n")
-    with pytest.raises(ConfigError, match=r"step 1 \((search|merge)\): --pairs need a task with one text per row"):
+    with refuses(r"recipe.invalid: step 1 \((search|merge)\)"):
         load_recipe(path)
 
 
@@ -111,10 +111,10 @@ def test_all_faults_are_listed_at_once_with_suggestions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "must be YAML"), ("- 1", "must be a mapping"), ("version: 1\nsteps: []", "at least one command")],
+    [("a: [", "recipe.not-yaml"), ("- 1", "recipe.not-mapping"), ("version: 1\nsteps: []", "recipe.invalid: steps")],
 )
 def test_what_is_no_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with refuses(message):
         load_recipe(write(tmp_path, text))
 
 

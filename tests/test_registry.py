@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from adaptermix.errors import UsageError
 from adaptermix.io.registry import Registry
+
+from .refusals import refuses
 
 GROUP = "adaptermix.test-things"
 
@@ -66,7 +67,7 @@ def test_a_faulty_package_is_one_sentence_and_harms_only_who_uses_it(outside: Pa
     install(outside, "third = outside_things:Thing", "raise RuntimeError('no luck')\n")
     things = registry()
     assert "third" in things
-    with pytest.raises(UsageError, match=r"^thing 'third' of 'outside_things:Thing' cannot be loaded: no luck\.$"):
+    with refuses("registry.not-loadable: 'third' of 'outside_things:Thing'.*no luck"):
         things["third"]
 
 

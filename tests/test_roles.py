@@ -99,6 +99,7 @@ def test_roles_of_each_command() -> None:
         "MergeSettings": {"train": TRAINING, "pairs": TRAINING, "texts": TRAINING, "dev": DEV, "dev_pairs": DEV},
         "RetrieveSettings": {"data": SPLIT},
         "SearchSettings": {"dev": DEV, "pairs": DEV},
+        "StackSettings": {"texts": TRAINING, "dev_texts": DEV, "train": TRAINING, "dev": DEV},
         "StatisticsSettings": {"data": CALIBRATION},
         "TaskSettings": {"train": TRAINING, "dev": DEV},
     }
@@ -119,8 +120,14 @@ HANDLING = {"overwrite", "resume", "dry_run", "log_with"}
 SCHEDULING = {"checkpoint_every", "shard_base", "workers", "allow_tested", "storage", "study"}
 OUTPUTS = {"out", "predictions", "plot", "csv", "markdown", "document"}
 SCORING = {"task", "dev", "rows", "max_new_tokens"}
+AFTERWARDS = {
+    settings.BakeSettings: SCORING | {"shard_size"},
+    settings.SearchSettings: {"trials", "choose", "compact", "control"},
+}
+UNRECORDED = {settings.SearchSettings: {"report", "batch_size"}, settings.StatisticsSettings: {"batch_size", "seed"}}
 COMPARABLE = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
 COMPARABLE |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows"}
+COMPARABLE |= {"head_layers", "head_pooling", "aggregate", "gate", "gate_ratio", "head_norm", "dev_texts"}
 COMPARABLE |= {"batch_size", "accumulate", "steps", "epochs", "alternate", "discard"}
 
 
@@ -132,7 +139,8 @@ def test_a_field_that_a_subclass_defines_again_keeps_its_roles(command: type[Set
     assert marked(command, Role.SCHEDULING) == SCHEDULING & fields
     assert marked(command, Role.MACHINE) == {"device"} & fields
     assert set(marks_of(command, Writes)) == OUTPUTS & fields
-    assert marked(command, Role.AFTERWARDS) == (SCORING | {"shard_size"} if command is settings.BakeSettings else set())
+    assert marked(command, Role.AFTERWARDS) == AFTERWARDS.get(command, set())
+    assert marked(command, Role.UNRECORDED) == UNRECORDED.get(command, set())
     if issubclass(command, settings.TrainingSettings):
         assert marked(command, Role.DEV_CURVE) == COMPARABLE & fields
 

@@ -179,7 +179,19 @@ def test_every_setting_of_text_is_an_input_an_output_or_a_plain_value(command: s
     plain = {
         *("allow_base_mismatch", "baseline", "ceiling", "supervised", "aligned", "name", "repo", "revision", "message"),
         *("task", "template", "device", "rows", "method", "options", "places", "rank", "weights", "modules", "layers"),
-        *("include", "exclude", "shard_size", "targets", "blocks", "space", "storage", "study", "vary", "groups"),
+        *(
+            "include",
+            "exclude",
+            "shard_size",
+            "targets",
+            "blocks",
+            "head_layers",
+            "space",
+            "storage",
+            "study",
+            "vary",
+            "groups",
+        ),
         *("layer", "mixup_layer", "source_tag", "saved", "prompt", "names", "pair_rows"),
         *("metric", "scorer", "base_id"),
     }

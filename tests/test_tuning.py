@@ -12,7 +12,8 @@ import pytest
 
 from adaptermix.cli import main
 from adaptermix.commands.recipes import Step
-from adaptermix.errors import ConfigError, ModelError, OutputError
+from adaptermix.errors import ModelError
+from adaptermix.progress import run_name
 from adaptermix.tuning import candidates, plan, tune
 from tests.factories import contents
 from tests.training.data import write_pairs, write_slots
@@ -67,6 +68,20 @@ def test_a_folder_of_another_search_is_refused(recipe: Path, tmp_path: Path) -> 
     with refuses("tune.other-search"):
         tune(recipe, {"train-align.temperature": [0.1, 0.5]}, out=tmp_path / "out", run=Pretended())
     assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+def test_trackers_show_the_runs_of_candidates_under_different_names(recipe: Path, tmp_path: Path) -> None:
+    names = []
+    pretended = Pretended()
+
+    def run(step: Step) -> dict[str, Any]:
+        if step.command == "train-align":
+            names.append(run_name(Path(step.settings.out)))  # type: ignore[attr-defined]
+        return pretended(step)
+
+    tune(recipe, {"train-align.layer": [1, 2]}, out=tmp_path / "sweep", run=run)
+    assert names == ["sweep-1-align", "sweep-2-align"]
+    assert run_name(tmp_path / "align") == "align"
 
 
 def test_all_combinations_run_and_shared_steps_run_once(recipe: Path, tmp_path: Path) -> None:
@@ -136,7 +151,7 @@ def test_an_output_without_a_note_is_made_anew(recipe: Path, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_searched_is_refused_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown key 'temprature'"):
+    with refuses("recipe.invalid: 'temprature'"):
         plan(recipe, {"train-align.temprature": [1]}, tmp_path / "out")
     with refuses("tune.out-variable"):
         plan(recipe, VARY, tmp_path / "out", {"out": "elsewhere"})
@@ -211,7 +226,7 @@ def test_a_file_that_no_step_wrote_is_kept(recipe: Path, tmp_path: Path, name: s
     notes = tmp_path / "out" / "trials" / "1" / "align" / name
     notes.parent.mkdir(exist_ok=True)
     notes.write_text("mine")
-    with pytest.raises(OutputError, match=rf"replaces only outputs of its steps, .*holds '{name}'"):
+    with refuses(f"tune.other-output: '{name}'"):
         tune(recipe, run=Pretended(), overrides={"train-align.rank": 4}, **settings)
     assert notes.read_text() == "mine"
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, PlanError
 from ..io.checkpoint_files import Checkpoint, loaded_names
 from .keys import PREFIX, is_embedding
+from .kinds import AdapterKind, kinds_of
+from .module import AdapterModule
 from .paths import same_text
 from .source import AdapterSource
 
@@ -66,7 +70,7 @@ def base_weight(
     Args:
         checkpoint: The base model.
         module: Path of the module.
-        shape: Shape [out in] of the module's update.
+        shape: Shape [out in] of the module's update; 0 for a side that the adapter's file does not show.
         fan_in_fan_out: Whether the base keeps its weights as [in out]; the result is [out in] all the same.
 
     Raises:
@@ -75,7 +79,7 @@ def base_weight(
     key = find_weight(checkpoint, module)
     weight = checkpoint.load(key)
     weight = weight.T if fan_in_fan_out and weight.ndim == 2 else weight
-    if not weight.is_floating_point() or weight.itemsize < 2 or tuple(weight.shape) != shape:
+    if not weight.is_floating_point() or weight.itemsize < 2 or not _fits(tuple(weight.shape), shape):
         raise ModelError(
             f"{checkpoint.path}: {key} must be a float matrix {list(shape)} like the update of '{module}', "
             f"found {weight.dtype} {list(weight.shape)}. Give the base model that the adapter was trained on.",
@@ -87,6 +91,52 @@ def base_weight(
             code="base.not-finite",
         )
     return weight
+
+
+def weight_for(
+    kind: AdapterKind,
+    sources: Sequence[AdapterSource],
+    path: str,
+    shape: tuple[int, int],
+    checkpoint: Checkpoint | None,
+) -> Float[Tensor, "out in"]:
+    """Read the base weight of a module for adapters of one kind.
+
+    Args:
+        kind: The kind.
+        sources: The adapters of this kind.
+        path: Path of the module.
+        shape: Shape [out in] of its update.
+        checkpoint: The base model, or None.
+
+    Raises:
+        ModelError: as `base_weight`.
+        PlanError: there is no base model.
+    """
+    if checkpoint is None:
+        raise PlanError(kind.missing_base([f"'{source.name}'" for source in sources]), code="merge.needs-base")
+    return base_weight(checkpoint, path, shape, fan_in_fan_out=sources[0].meta.fan_in_fan_out)
+
+
+def load_module(source: AdapterSource, path: str, checkpoint: Checkpoint | None) -> AdapterModule:
+    """Read a module with factors that are an update of the base weight.
+
+    Args:
+        source: The adapter.
+        path: Path of the module.
+        checkpoint: The base model, which PiSSA and OLoRA need.
+
+    Raises:
+        AdapterFormatError: a part of the module holds NaN or infinity.
+        ModelError: the base model does not fit.
+        PlanError: the base model is missing.
+    """
+    module = source.module(path)
+    for kind in kinds_of(source.meta):
+        header = source.modules[path]
+        shape = header.out, header.into
+        module = kind.module(module, partial(weight_for, kind, [source], path, shape, checkpoint))
+    return module
 
 
 def without_copies(source: AdapterSource, checkpoint: Checkpoint) -> AdapterSource:
@@ -114,6 +164,10 @@ def without_copies(source: AdapterSource, checkpoint: Checkpoint) -> AdapterSour
 
     kept = {key: header for key, header in source.saved_headers.items() if not is_copy(key)}
     return replace(source, saved_headers=kept)
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, int]) -> bool:
+    return len(shape) == 2 and all(side in (0, size) for size, side in zip(shape, expected, strict=True))
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:

@@ -23,7 +23,7 @@ FACTORS = {
 }
 """Names of the two factors A and B, per kind of layout."""
 _PATH = r"(?P<module>[A-Za-z0-9_][A-Za-z0-9_.-]*)"
-_PART = re.compile(
+LORA_TENSOR = re.compile(
     rf"base_model\.model\.{_PATH}\."
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector)(?:(?<=vector)\.weight)?"
@@ -113,12 +113,13 @@ def plain_names(file: WeightsFile) -> WeightsFile:
     return file if all(new == old for new, old in names.items()) else Renamed(file, names)
 
 
-def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
+def take_inventory(file: WeightsFile, meta: AdapterMeta, names: re.Pattern[str]) -> Inventory:
     """Sort the tensors of a file, from their names and headers alone.
 
     Args:
         file: The file.
         meta: Description of the adapter, which names the whole tensors.
+        names: Names of the tensors of modules, with the groups `module` and `part`.
 
     Raises:
         AdapterFormatError: a name or a tensor that the settings do not mention, a dtype that is not a float
@@ -126,7 +127,7 @@ def take_inventory(file: WeightsFile, meta: AdapterMeta) -> Inventory:
     """
     inventory = Inventory()
     for key, header in file.headers.items():
-        match = _PART.fullmatch(key) if len(key) <= MAX_KEY else None
+        match = names.fullmatch(key) if len(key) <= MAX_KEY else None
         if match is not None:
             _check_factor(file.path, key, header)
             parts = inventory.parts.setdefault(match["module"], {})
@@ -241,14 +242,14 @@ def in_modules(name: str, modules: tuple[str, ...]) -> bool:
 
 def _refuse(path: Path, key: str) -> AdapterFormatError:
     named = _OTHER_NAME.search(key)
-    if named is not None and _PART.fullmatch(key.replace(f".{named['name']}", "", 1)):
+    if named is not None and LORA_TENSOR.fullmatch(key.replace(f".{named['name']}", "", 1)):
         return AdapterFormatError(
             f"{path}: tensor {key[:200]!r} must be named without the adapter's own name, {named['name']!r}, which peft "
             "loads under that name only. Save the adapter again with peft's save_pretrained.",
             code="adapter-file.own-name",
         )
     for mark, what in _KNOWN.items():
-        if mark in key and not _PART.fullmatch(key):
+        if mark in key and not LORA_TENSOR.fullmatch(key):
             return AdapterFormatError(
                 f"{path}: tensor {key[:200]!r} is {what} that the settings do not name, so its module is "
                 "unknown. Names have the form base_model.model.MODULE.lora_A.weight; save the adapter again with peft.",

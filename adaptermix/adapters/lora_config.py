@@ -13,14 +13,15 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import AdapterFormatError
+from ..io.json_types import JsonObject
 from ..io.weight_files import one_line
 from .patterns import PatternMap, read_patterns
 from .state import INPUT_EMBEDDINGS, AdapterMeta, TargetSpec
 from .targets import written_targets
 
+CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_RANK = 2**20
 
@@ -118,7 +119,7 @@ class LoraSettings:
         return self.alpha_pattern.of(module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
-def _label(value: object) -> str:
+def label(value: object) -> str:
     """Return a value from the file for a message, on one line and cut to a length."""
     try:
         return repr(value)[:80]
@@ -126,7 +127,12 @@ def _label(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_config(path: Path) -> JsonObject:
+    """Read an `adapter_config.json`.
+
+    Raises:
+        AdapterFormatError: it is too large, cannot be read, or is not a JSON object.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_CONFIG_BYTES:
@@ -147,16 +153,7 @@ def _load(path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
-    if "fine_tune_type" in config and "peft_type" not in config:
-        raise AdapterFormatError(
-            f"{path} must be PEFT's, and is of an MLX adapter. Convert it to a PEFT adapter.", code="config.mlx"
-        )
-    if config.get("peft_type") != "LORA":
-        raise AdapterFormatError(
-            f"{path}: only peft_type 'LORA' is handled, found {_label(config.get('peft_type'))}.",
-            code="config.peft-type",
-        )
+def _refuse_unhandled(config: Mapping[str, object], path: Path) -> None:
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise AdapterFormatError(f"{path}: {reason}.", code="config.unsupported")
@@ -164,13 +161,13 @@ def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
     for key, value in config.items():
         if key not in known and value not in (None, False, {}, []):
             raise AdapterFormatError(
-                f"{path}: unknown setting {_label(key)} = {_label(value)} might change the delta. "
+                f"{path}: unknown setting {label(key)} = {label(value)} might change the delta. "
                 "If it does not, remove it from the file.",
                 code="config.unknown-setting",
             )
     if (config.get("bias") or "none") not in _BIASES:
         raise AdapterFormatError(
-            f"{path}: bias must be one of {', '.join(_BIASES)}, found {_label(config['bias'])}.", code="config.bias"
+            f"{path}: bias must be one of {', '.join(_BIASES)}, found {label(config['bias'])}.", code="config.bias"
         )
     if config.get("ensure_weight_tying") and config.get("modules_to_save"):
         raise AdapterFormatError(
@@ -180,7 +177,7 @@ def _refuse_unhandled(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _initial(config: Mapping[str, Any], path: Path) -> str | None:
+def _initial(config: Mapping[str, object], path: Path) -> str | None:
     """Return the name of the part of the base that training started from, None if the factors are the whole delta."""
     init = config.get("init_lora_weights", True)
     name = init.lower() if isinstance(init, str) else init
@@ -193,7 +190,7 @@ def _initial(config: Mapping[str, Any], path: Path) -> str | None:
         "it might change the base weights, so the factors alone would not be the delta",
     )
     raise AdapterFormatError(
-        f"{path}: init_lora_weights={_label(init)} is not handled: {reason}. "
+        f"{path}: init_lora_weights={label(init)} is not handled: {reason}. "
         "Convert the adapter to a plain LoRA when saving (peft: path_initial_model_for_weight_conversion).",
         code="config.init",
     )
@@ -202,30 +199,30 @@ def _initial(config: Mapping[str, Any], path: Path) -> str | None:
 def _number(value: object, key: str, path: Path) -> float:
     # A comparison, since a whole number of any length compares with a float, and NaN with none.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {_label(value)}.", code="config.number")
+        raise AdapterFormatError(f"{path}: {key} must be a finite number, found {label(value)}.", code="config.number")
     return value
 
 
-def _flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
+def _flag(config: Mapping[str, object], key: str, path: Path) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise AdapterFormatError(f"{path}: {key} must be true or false, found {_label(value)}.", code="config.flag")
+        raise AdapterFormatError(f"{path}: {key} must be true or false, found {label(value)}.", code="config.flag")
     return bool(value)
 
 
 def _rank(value: object, key: str, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
         raise AdapterFormatError(
-            f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {_label(value)}.", code="config.rank"
+            f"{path}: {key} must be a whole number from 1 to {MAX_RANK}, found {label(value)}.", code="config.rank"
         )
     return value
 
 
-def _pattern(config: Mapping[str, Any], key: str, path: Path, check: Callable[..., float]) -> PatternMap:
+def _pattern(config: Mapping[str, object], key: str, path: Path, check: Callable[..., float]) -> PatternMap:
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise AdapterFormatError(
-            f"{path}: {key} must map modules to numbers, found {_label(value)}.", code="config.pattern"
+            f"{path}: {key} must map modules to numbers, found {label(value)}.", code="config.pattern"
         )
     checked = {module: check(value[module], f"{key}.{one_line(module, 80)}", path) for module in value}
     return read_patterns(checked, f"{path}: {key}")
@@ -237,22 +234,22 @@ def _strings(value: object, key: str, path: Path) -> tuple[str, ...] | str | Non
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise AdapterFormatError(
-        f"{path}: {key} must be a list of names or one string, found {_label(value)}.", code="config.names"
+        f"{path}: {key} must be a list of names or one string, found {label(value)}.", code="config.names"
     )
 
 
-def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
+def _targets(config: Mapping[str, object], path: Path) -> TargetSpec:
     modules = _strings(config.get("target_modules"), "target_modules", path)
     if not modules:
         raise AdapterFormatError(
-            f"{path}: target_modules must name the adapted modules, found {_label(modules)}.",
+            f"{path}: target_modules must name the adapted modules, found {label(modules)}.",
             code="config.target-modules",
         )
     layers = config.get("layers_to_transform")
     layers = [layers] if type(layers) is int else layers
     if layers is not None and not (isinstance(layers, list) and all(type(n) is int for n in layers)):
         raise AdapterFormatError(
-            f"{path}: layers_to_transform must be whole numbers, found {_label(layers)}.", code="config.layers"
+            f"{path}: layers_to_transform must be whole numbers, found {label(layers)}.", code="config.layers"
         )
     pattern = _strings(config.get("layers_pattern"), "layers_pattern", path)
     return TargetSpec(
@@ -264,23 +261,23 @@ def _targets(config: Mapping[str, Any], path: Path) -> TargetSpec:
     )
 
 
-def _text(config: Mapping[str, Any], key: str, path: Path) -> str | None:
+def _text(config: Mapping[str, object], key: str, path: Path) -> str | None:
     value = config.get(key)
     if value is not None and not isinstance(value, str):
-        raise AdapterFormatError(f"{path}: {key} must be text or null, found {_label(value)}.", code="config.text")
+        raise AdapterFormatError(f"{path}: {key} must be text or null, found {label(value)}.", code="config.text")
     return value or None
 
 
-def _saved_modules(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+def _saved_modules(config: Mapping[str, object], path: Path) -> tuple[str, ...]:
     names = config.get("modules_to_save") or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise AdapterFormatError(
-            f"{path}: modules_to_save must be a list of names, found {_label(names)}.", code="config.saved-modules"
+            f"{path}: modules_to_save must be a list of names, found {label(names)}.", code="config.saved-modules"
         )
     return tuple(dict.fromkeys(names))  # PEFT appends its own heads each time a model is wrapped
 
 
-def _tokens(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+def _tokens(config: Mapping[str, object], path: Path) -> dict[str, tuple[int, ...]]:
     value = config.get("trainable_token_indices") or {}
     tables = {INPUT_EMBEDDINGS: value} if isinstance(value, list) else value
     if not isinstance(tables, dict) or not all(
@@ -288,24 +285,23 @@ def _tokens(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]
         for ids in tables.values()
     ):
         raise AdapterFormatError(
-            f"{path}: trainable_token_indices must be token ids, or map embeddings to token ids, found "
-            f"{_label(value)}.",
+            f"{path}: trainable_token_indices must be token ids, or map embeddings to token ids, found {label(value)}.",
             code="config.token-indices",
         )
     return {str(table): tuple(ids) for table, ids in tables.items()}
 
 
-def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
-    """Read an `adapter_config.json`.
+def read_config(config: JsonObject, path: Path, manifest: Mapping[str, object]) -> LoraSettings:
+    """Return the settings of a LoRA from the content of its `adapter_config.json`.
 
     Args:
-        path: The file.
+        config: The content.
+        path: The file, for messages.
         manifest: The manifest in its folder, or an empty mapping.
 
     Raises:
-        AdapterFormatError: it is not a LoRA, is malformed, or uses a feature that would be lost.
+        AdapterFormatError: it is malformed, or uses a feature that would be lost.
     """
-    config = _load(path)
     _refuse_unhandled(config, path)
     dora, lora_bias = _flag(config, "use_dora", path), _flag(config, "lora_bias", path)
     initial, fan_in_fan_out = _initial(config, path), _flag(config, "fan_in_fan_out", path)
@@ -329,7 +325,7 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
             manifest=manifest,
             dora=dora,
             saved_modules=_saved_modules(config, path),
-            bias=config.get("bias") or "none",
+            bias=str(config.get("bias") or "none"),
             trainable_tokens=_tokens(config, path),
             initial=initial,
             fusion={key: config[key] for key in _FUSION if key in config} if config.get("fusion") else {},
@@ -343,15 +339,15 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> LoraSettings:
     )
 
 
-def _extras(meta: AdapterMeta, *, lora_bias: bool) -> dict[str, Any]:
+def _extras(meta: AdapterMeta, *, lora_bias: bool) -> JsonObject:
     """Return the settings beyond plain LoRA that are in use; absent ones are off to PEFT."""
     tokens = {table: list(ids) for table, ids in sorted(meta.trainable_tokens.items())}
-    listed: Any = tokens[INPUT_EMBEDDINGS] if list(tokens) == [INPUT_EMBEDDINGS] else tokens
-    extras = {
+    is_list = list(tokens) == [INPUT_EMBEDDINGS]
+    extras: JsonObject = {
         "use_dora": meta.dora,
         "lora_bias": lora_bias,
         "modules_to_save": list(meta.saved_modules),
-        "trainable_token_indices": listed,
+        "trainable_token_indices": tokens[INPUT_EMBEDDINGS] if is_list else tokens,
     }
     return {key: value for key, value in extras.items() if value}
 

@@ -40,8 +40,8 @@ class ModuleHeader:
     """The shapes of one module, from the headers of a file.
 
     Args:
-        out: Rows of the update.
-        into: Columns of the update; for a convolution, input channels times the size of the kernel.
+        out: Rows of the update; 0 if the file does not show them.
+        into: Columns of the update, or 0; for a convolution, input channels times the size of the kernel.
         rank: Rank of the factors.
         scale: Factor on their product.
         layout: Shapes of the factors in the file.
@@ -56,6 +56,11 @@ class ModuleHeader:
     layout: Layout = LINEAR
     bias: bool = False
     magnitude: bool = False
+
+    def fits(self, other: ModuleHeader) -> bool:
+        """Return whether the updates have one shape, judged by the files."""
+        sides = (self.out, other.out), (self.into, other.into)
+        return all(one == two or 0 in (one, two) for one, two in sides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,10 +19,9 @@ from ..errors import InvalidValueError, OutputError
 from ..io.safetensors_writer import Headers, TensorFile, file_size, tensor_file
 from ..io.weight_files import WEIGHTS
 from .keys import FACTORS, PREFIX, lacks_head
-from .lora_config import dump_config
+from .lora_config import CONFIG, dump_config
 from .module import LINEAR, AdapterModule, ModuleHeader
 from .paths import two_roots
-from .source import CONFIG
 from .state import AdapterMeta, AdapterState
 from .targets import unreached, written_targets
 
@@ -129,10 +128,10 @@ class AdapterFile:
             )
 
     def _check_parts(self) -> None:
-        if self.meta.initial is not None:
+        if self.meta.initial is not None or self.meta.peft_type != "LORA":
             raise OutputError(
-                f"factors that started from a part of the base ({self.meta.initial}) must be converted to a plain "
-                "delta before they are written.",
+                f"factors that are not the delta ({self.meta.initial or self.meta.peft_type}) must be converted to a "
+                "plain delta before they are written.",
                 code="write.unconverted-factors",
             )
         without = sorted(path for path, header in self.modules.items() if not header.magnitude)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +17,15 @@ from ..algebra import LowRank, all_finite
 from ..algebra.storage import Zeros, zeros_of
 from ..errors import AdapterFormatError
 from ..io.files import MANIFEST, sha256
+from ..io.json_types import JsonObject
 from ..io.weight_files import WEIGHTS, Renamed, StoredTensor, WeightsFile, one_line, open_weights
-from .keys import FACTORS, PREFIX, Inventory, plain_names, take_inventory
-from .lora_config import LoraSettings, read_config
-from .module import LINEAR, AdapterModule, Layout, ModuleHeader
+from .keys import PREFIX, Inventory, plain_names, take_inventory
+from .kinds import AdapterKind, kind_of_file, kind_of_type
+from .lora_config import CONFIG, LoraSettings, load_config
+from .module import AdapterModule, ModuleHeader
 from .state import AdapterMeta, AdapterState, beyond_linear
 from .targets import selecting
 
-CONFIG = "adapter_config.json"
 MAX_MANIFEST_BYTES = 16 * 2**20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -136,13 +135,10 @@ class AdapterSource:
 
         Shapes: [r in] and [out r].
         """
-        header = self.modules[module]
-        a, b = map(read, self._factor_keys(module))
-        return a.reshape(header.rank, header.into), b.reshape(header.out, header.rank)
-
-    def _factor_keys(self, module: str) -> tuple[str, str]:
-        first, second = FACTORS[self.modules[module].layout.kind]
-        return self.parts[module][first], self.parts[module][second]
+        parts = {}
+        for part, key in self.parts[module].items():
+            parts[part] = read(key)
+        return kind_of_type(self.meta.peft_type).factors(parts, self.modules[module])
 
     def bias(self, module: str) -> Tensor | None:
         """Read the output that the bias inside a module's LoRA adds, in float32 or wider; None without a bias.
@@ -201,92 +197,9 @@ class AdapterSource:
         )
 
 
-def _layout(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """Return a module's layout from the names and shapes of its factors, and check that they fit together."""
-    kind: Any = "embedding" if any("embedding" in part for part in shapes) else "linear"
-    if {"lora_A.weight", "lora_B.weight"} & set(shapes) and kind == "embedding":
-        raise AdapterFormatError(
-            f"{path}: module {module!r} must be either an embedding or not, and has factors of both.",
-            code="adapter-file.mixed-factors",
-        )
-    for part in FACTORS[kind]:
-        if part not in shapes:
-            raise AdapterFormatError(
-                f"{path}: module {module!r} must have both factors, {part.removesuffix('.weight')} is missing.",
-                code="adapter-file.missing-factor",
-            )
-    a, b = (shapes[part] for part in FACTORS[kind])
-    if kind == "linear" and 3 <= len(a) <= 5 and len(b) == len(a):
-        if set(b[2:]) == {1} and b[1] < a[0] and a[0] % b[1] == 0:
-            raise AdapterFormatError(
-                f"{path}: module {module!r} is a grouped convolution (lora_A {list(a)}, lora_B {list(b)}), whose delta "
-                "is not the product of its factors, and is not handled.",
-                code="adapter-file.grouped-convolution",
-            )
-        if set(b[2:]) == {1}:
-            return Layout(kind="convolution", kernel=a[2:])
-    if len(a) != 2 or len(b) != 2:
-        raise AdapterFormatError(
-            f"{path}: module {module!r} must have matrices for factors, or the kernels of a convolution, "
-            f"found lora_A {list(a)} and lora_B {list(b)}.",
-            code="adapter-file.factor-axes",
-        )
-    return Layout(kind=kind)
-
-
-def _check_variants(path: Path, module: str, layout: Layout, parts: Mapping[str, Any], settings: LoraSettings) -> None:
-    """Check that magnitudes and biases are exactly where the settings name them."""
-    if settings.meta.dora and layout != LINEAR:
-        raise AdapterFormatError(
-            f"{path}: module {module!r} is a DoRA {layout}, which is not handled; linear ones are.",
-            code="adapter-file.dora-kind",
-        )
-    for part, said, setting in (
-        ("lora_magnitude_vector", settings.meta.dora, "use_dora"),
-        ("lora_B.bias", settings.lora_bias, "lora_bias"),
-    ):
-        if said != (part in parts):
-            wrong = "is missing" if said else f"is there, but {setting} is not set, so peft would drop it"
-            raise AdapterFormatError(
-                f"{path}: module {module!r} must be as {CONFIG} says, and its {part} {wrong}.",
-                code="adapter-file.variant",
-            )
-
-
-def _module(path: Path, module: str, shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> ModuleHeader:
-    layout = _layout(path, module, shapes)
-    a, b = (shapes[part] for part in FACTORS[layout.kind])
-    rank = settings.rank_of(module)
-    if not a[0] == b[1] == rank:
-        raise AdapterFormatError(
-            f"{path}: module {module!r} must have rank {rank} as {CONFIG} says, "
-            f"found lora_A {list(a)} and lora_B {list(b)}.",
-            code="adapter-file.rank",
-        )
-    _check_variants(path, module, layout, shapes, settings)
-    for part in ("lora_magnitude_vector", "lora_B.bias"):
-        if shapes.get(part, (b[0],)) != (b[0],):
-            raise AdapterFormatError(
-                f"{path}: module {module!r} must have a {part} of shape [{b[0]}], found {list(shapes[part])}.",
-                code="adapter-file.part-shape",
-            )
-    scale = settings.scale_of(module)
-    if not math.isfinite(scale):
-        raise AdapterFormatError(
-            f"{path}: the scale of module {module!r} must be finite, found {scale}.", code="adapter-file.scale"
-        )
-    return ModuleHeader(
-        out=b[0],
-        into=math.prod(a[1:]),
-        rank=rank,
-        scale=scale,
-        layout=layout,
-        bias="lora_B.bias" in shapes,
-        magnitude="lora_magnitude_vector" in shapes,
-    )
-
-
-def _modules(file: WeightsFile, inventory: Inventory, settings: LoraSettings) -> dict[str, ModuleHeader]:
+def _modules(
+    kind: AdapterKind, file: WeightsFile, inventory: Inventory, settings: LoraSettings
+) -> dict[str, ModuleHeader]:
     if not inventory.parts:
         raise AdapterFormatError(
             f"{file.path} must hold at least one LoRA module, it is empty.", code="adapter-file.empty"
@@ -294,11 +207,11 @@ def _modules(file: WeightsFile, inventory: Inventory, settings: LoraSettings) ->
     modules = {}
     for module, parts in sorted(inventory.parts.items()):
         shapes = {part: file.headers[key].shape for part, key in parts.items()}
-        modules[module] = _module(file.path, module, shapes, settings)
+        modules[module] = kind.header(file.path, module, shapes, settings)
     return modules
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> JsonObject:
     path = folder / MANIFEST
     if not path.exists():
         return {}
@@ -321,12 +234,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _selecting(settings: LoraSettings, file: WeightsFile, inventory: Inventory) -> LoraSettings:
+def _selecting(kind: AdapterKind, settings: LoraSettings, file: WeightsFile, inventory: Inventory) -> LoraSettings:
     """Return settings that select every module of the file, or refuse them."""
     stored = {module: next(iter(parts.values())) for module, parts in sorted(inventory.parts.items())}
     if isinstance(file, Renamed):
         stored = {module: file.stored(key) for module, key in stored.items()}
-    names = {module: key.removeprefix(PREFIX).partition(".lora_")[0] for module, key in stored.items()}
+    names = {module: key.removeprefix(PREFIX).partition(kind.mark)[0] for module, key in stored.items()}
     targets = selecting(settings.meta, names, file.path)
     return replace(settings, meta=replace(settings.meta, targets=targets))
 
@@ -342,7 +255,7 @@ def _below(folder: Path) -> str:
 
 
 def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSource:
-    """Open a PEFT LoRA folder and check its headers; no tensor is read.
+    """Open a PEFT folder and check its headers; no tensor is read.
 
     Args:
         path: The folder.
@@ -371,13 +284,15 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> AdapterSour
         raise AdapterFormatError(
             f"an adapter folder must hold {CONFIG}, and {folder} does not.{_below(folder)}", code="adapter.no-config"
         )
-    settings = read_config(folder / CONFIG, _manifest(folder))
+    config = load_config(folder / CONFIG)
+    kind = kind_of_file(config, folder / CONFIG)
+    settings = kind.settings(config, folder / CONFIG, _manifest(folder))
     file = plain_names(open_weights(folder, allow_pickle=allow_pickle))
-    inventory = take_inventory(file, settings.meta)
-    modules = _modules(file, inventory, settings)
+    inventory = take_inventory(file, settings.meta, kind.parts)
+    modules = _modules(kind, file, inventory, settings)
     return AdapterSource(
         path=folder,
-        settings=_selecting(settings, file, inventory),
+        settings=_selecting(kind, settings, file, inventory),
         modules=modules,
         file=file,
         parts=inventory.parts,

@@ -52,6 +52,7 @@ class AdapterMeta:
         trainable_tokens: Ids of the tokens whose embeddings were trained, per name of an embedding. PEFT's list form
             has the name "" and means the input embeddings.
         fusion: Settings of a fusion in the bottleneck (FLARE), which does not change weights; empty for others.
+        peft_type: PEFT's name of the file format.
         initial: "pissa" or "olora" if training started from a part of the base weight, so that the factors alone are
             not the delta (see `adapters.kinds`); None for plain ones.
     """
@@ -67,7 +68,8 @@ class AdapterMeta:
     bias: str = "none"
     trainable_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     initial: str | None = None
-    fusion: Mapping[str, Any] = field(default_factory=dict)
+    fusion: Mapping[str, object] = field(default_factory=dict)
+    peft_type: str = "LORA"
 
     @property
     def base_fingerprint(self) -> str | None:
@@ -90,6 +92,7 @@ def beyond_linear(meta: AdapterMeta, modules: Iterable[ModuleHeader], *, saved: 
     features = {
         "DoRA magnitudes (use_dora)": meta.dora,
         "a fusion with a source text": bool(meta.fusion),
+        f"factors of another kind (peft_type={meta.peft_type!r})": meta.peft_type != "LORA",
         f"a start from the base weights (init_lora_weights={meta.initial!r})": meta.initial is not None,
         "biases (lora_bias)": any(header.bias for header in headers),
         "fully trained tensors (modules_to_save, bias, trainable_token_indices)": saved,

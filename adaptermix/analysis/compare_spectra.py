@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
@@ -11,12 +12,12 @@ from ..algebra import concatenate
 from ..algebra.spectra import dense_singular_values, spectral_distance, spectral_norm
 from ..errors import IncompatibleAdapters, ModelError, PlanError
 from ..io.files import write_whole
-from ..models.base import pick_device
+from ..models.devices import pick_device
 from ..models.location import OUTSIDE, locations
 from ..options.paths import check_file_not_input, check_replaceable
 from ..progress import SILENT, Watcher
 from .figures import check_file
-from .selection import match_names, select
+from .selection import Globs, match_names, select
 from .spectrum_inputs import Updates, Weights, beyond_factors, open_side
 from .spectrum_report import Scaling, SpectrumReport
 
@@ -27,13 +28,10 @@ def spectrum(
     model_a: str | Path,
     model_b: str | Path,
     *,
-    layers: Sequence[str] = (),
-    modules: Sequence[str] = (),
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
     csv: str | Path | None = None,
     device: str = "auto",
     watch: Watcher = SILENT,
+    **chosen: Unpack[Globs],
 ) -> SpectrumReport:
     r"""Compare the singular values of two models, weight by weight.
 
@@ -52,13 +50,10 @@ def spectrum(
     Args:
         model_a: The base: checkpoint folder, adapter folder, or Hub id, optionally with @REVISION.
         model_b: The other one, of the same kind, or an adapter of the base.
-        layers: Block numbers, ranges such as "8-11", or globs over layer labels ("encoder.*").
-        modules: Globs over module paths or kinds; default all matrices inside the blocks.
-        include: Globs of additional modules, such as embeddings and heads.
-        exclude: Globs of modules to leave out.
         csv: File for a table with one row per module.
         device: Device of the computation: auto, cpu, cuda or cuda:N.
         watch: Receives progress.
+        chosen: The modules to compare; as in `selection.select`. Default all matrices inside the blocks.
 
     Differs from the paper: it does not define "norm" and "pairwise distance"; both are Euclidean here, which is
     consistent with all of its numbers.
@@ -81,16 +76,16 @@ def spectrum(
     pairs, notes = _pairs(a, b)
     notes += tuple(note for side in (a, b) if isinstance(side, Updates) for note in beyond_factors(side.source.meta))
     located = locations(pairs)
-    chosen = select(located, layers=layers, modules=modules, include=include, exclude=exclude)
-    if not chosen:
+    paths = select(located, **chosen)
+    if not paths:
         raise ModelError(
             f"{a.reference} and {b.reference} must share a selected matrix inside their blocks, and share no such "
             "matrix. Select others with --include, or exclude fewer.",
             code="spectrum.no-shared-selection",
         )
     numbers = {}
-    with watch.track("spectrum", len(chosen)) as advance:
-        for path in chosen:
+    with watch.track("spectrum", len(paths)) as advance:
+        for path in paths:
             numbers[path] = measure(path, pairs[path])
             advance(1, path)
     report = SpectrumReport(
@@ -98,7 +93,7 @@ def spectrum(
         b=b.reference,
         compared=compared,
         modules=numbers,
-        locations={path: located[path] for path in chosen},
+        locations={path: located[path] for path in paths},
         notes=notes,
     )
     if csv is not None:

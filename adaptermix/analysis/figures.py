@@ -10,11 +10,15 @@ from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import OutputError, PlanError
 from ..io.files import write_whole
 from .inspect_report import AdapterInspection, Inspection, PairInspection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_ADAPTERS = 8
 """More adapters would need more panels than a figure can show."""
@@ -133,7 +137,7 @@ def draw(result: Inspection, path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
-def _draw_panel(figure: Any, axes: Any, panel: _Panel, result: Inspection) -> None:
+def _draw_panel(figure: Figure, axes: Axes, panel: _Panel, result: Inspection) -> None:
     from matplotlib import colormaps
 
     kinds = {kind: set(paths) for kind, paths in result.kinds.items()}

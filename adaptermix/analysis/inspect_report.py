@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from ..io.json_types import JsonObject
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 
+Numbers = dict[str, float | None]
 _MEASURES = (
     "cosine",
     "sign_conflict",
@@ -97,7 +98,7 @@ class AdapterInspection:
         whole = self.norm()
         return (self.norm(paths) / whole) ** 2 if whole > 0 else 0.0
 
-    def group(self, paths: Iterable[str]) -> dict[str, Any] | None:
+    def group(self, paths: Iterable[str]) -> Numbers | None:
         """Return the aggregate of some modules; None if the adapter lacks all of them."""
         present = [path for path in paths if path in self.modules]
         if not present:
@@ -110,7 +111,7 @@ class AdapterInspection:
             "share": self.share(present),
         }
 
-    def document(self, located: Mapping[str, ModuleLocation]) -> dict[str, Any]:
+    def document(self, located: Mapping[str, ModuleLocation]) -> JsonObject:
         """Return the adapter's part of the JSON document."""
         return {
             "path": self.path,
@@ -123,7 +124,7 @@ class AdapterInspection:
         }
 
 
-def _groups(groups: Mapping[str, tuple[str, ...]], numbers: Any) -> dict[str, Any]:
+def _groups(groups: Mapping[str, tuple[str, ...]], numbers: Callable[[Iterable[str]], Numbers | None]) -> JsonObject:
     made = {name: numbers(paths) for name, paths in groups.items()}
     return {name: value for name, value in made.items() if value is not None}
 
@@ -169,7 +170,7 @@ class PairInspection:
             return None
         return sum((shares[path] or 0.0) * (inner.modules[path].norm / whole) ** 2 for path in shares)
 
-    def group(self, paths: Iterable[str]) -> dict[str, Any] | None:
+    def group(self, paths: Iterable[str]) -> Numbers | None:
         """Return the aggregate of some modules; None if the two share no such module.
 
         Cosine and shares are computed on the joined deltas; sign conflict and overlaps are means over the modules.
@@ -190,7 +191,7 @@ class PairInspection:
             "share_b_in_a": self._share(self.b, paths, {path: m.share_b_in_a for path, m in present.items()}),
         }
 
-    def document(self, located: Mapping[str, ModuleLocation]) -> dict[str, Any]:
+    def document(self, located: Mapping[str, ModuleLocation]) -> JsonObject:
         """Return the pair's part of the JSON document; all numbers are null for adapters with no module in common."""
         everything = self.group(located) or {"modules_in_common": 0} | dict.fromkeys(_MEASURES)
         return {
@@ -228,7 +229,7 @@ class Inspection:
         """Modules per kind."""
         return kinds_of(self.locations)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix inspect`."""
         return {
             "adapters": {adapter.name: adapter.document(self.locations) for adapter in self.adapters},

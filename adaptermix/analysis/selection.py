@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypedDict
 
 from ..errors import PlanError, did_you_mean
 from ..models.location import OUTSIDE, ModuleLocation
@@ -25,6 +26,15 @@ def _is_layer(pattern: str, location: ModuleLocation) -> bool:
 
 def _is_module(pattern: str, path: str, location: ModuleLocation) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(location.kind, pattern)
+
+
+class Globs(TypedDict, total=False):
+    """Keyword arguments of `select`."""
+
+    layers: Sequence[str]
+    modules: Sequence[str]
+    include: Sequence[str]
+    exclude: Sequence[str]
 
 
 def select(

@@ -7,8 +7,8 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from ..io.json_types import JsonObject
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
 
 _FIELDS = ("norm_a", "norm_b", "ratio", "distance", "relative_distance", "difference_norm", "stable_rank")
@@ -32,7 +32,7 @@ class Scaling:
     difference_norm: float
     stable_rank: float
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, float | None]:
         """Return the numbers as plain data; ratios to a zero weight are null."""
         return {
             "norm_a": self.norm_a,
@@ -79,7 +79,7 @@ class SpectrumReport:
         """Modules per kind."""
         return kinds_of(self.locations)
 
-    def together(self, paths: Iterable[str]) -> dict[str, Any] | None:
+    def together(self, paths: Iterable[str]) -> dict[str, float | None] | None:
         """Return the numbers of some modules as if their singular values were one vector, and their means.
 
         Without modules the result is None.
@@ -102,12 +102,12 @@ class SpectrumReport:
             "mean_relative_distance": mean(_ratio(m.distance, m.norm_a) for m in scalings),
         }
 
-    def cell(self, layer: str, kind: str) -> dict[str, Any] | None:
+    def cell(self, layer: str, kind: str) -> dict[str, float | None] | None:
         """Return the numbers of one cell of the table; None where a layer has no module of that kind."""
         of_kind = set(self.kinds.get(kind, ()))
         return self.together(path for path in self.layers.get(layer, ()) if path in of_kind)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix spectrum`."""
         return {
             "a": self.a,

@@ -8,27 +8,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DataError
 from ..io.memory import free_memory
 from ..models.base import BaseModel, backbone, reading
 from ..models.positions import readable
 from ..progress import Watcher
-from ..tasks.data import DataFile, find_files, parse_rows
-from ..tasks.data.tables import lines_used
+from ..tasks.data import DataFile
+from ..tasks.data.texts import texts_of
 from .strategies import Known, Rows
 
-_PARTS = ("fitted", "fitted", "fitted", "chosen", "held")
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
+
+_PARTS = ("fitted", "fitted", "fitted", "chosen", "measured")
 """Parts of the texts, chosen by hash: three fifths for fitting."""
 _PARTS_ONCE = tuple(dict.fromkeys(_PARTS))
 _LEAST = 20
 _LONGEST = 512
 _BATCH = 16
-_MATRICES = {"fitted": 1, "chosen": 3, "held": 3}
+_MATRICES = {"fitted": 1, "chosen": 3, "measured": 3}
 """Number of second moments per part: over rows with equal weights, over all rows, and without the first tokens."""
 
 
@@ -124,40 +127,6 @@ class _Pass:
         self.sums[self.part][name].add(rows, weights, first)
 
 
-def texts_of(arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[str], list[DataFile]]:
-    """Return the texts of files, without duplicates, and the files.
-
-    Texts are lines, the first column of TSV, or in JSONL the field `text` or else all strings of a row.
-
-    Args:
-        arguments: `FILE` arguments.
-        rows: `START:STOP[:STEP]` of the texts of each file.
-
-    Raises:
-        DataError: a file is missing, or is JSONL under another name.
-    """
-    texts: list[str] = []
-    files = []
-    for file in find_files(arguments):
-        lines: list[str] = []
-        if ".jsonl" in file.suffixes:
-            for _, row in file.json_rows():
-                text = row.get("text")
-                strings = [text] if isinstance(text, str) else [v for v in row.values() if isinstance(v, str)]
-                lines.append(" ".join(strings))
-        else:
-            lines = [line.partition("\t")[0].strip() for _, line in file.lines()]
-            if lines and lines[0].startswith("{"):
-                raise DataError(
-                    f"{file.path} must be named .jsonl for its JSON to be read, and holds '{lines[0][:40]}'.",
-                    code="calibration.not-jsonl",
-                )
-        chosen = list(filter(None, lines[parse_rows(rows)]))
-        texts += chosen
-        files.append(lines_used(file, chosen, rows))
-    return list(dict.fromkeys(texts)), files
-
-
 def read_texts(arguments: Sequence[str]) -> tuple[list[str], list[DataFile]]:
     """Return the texts of calibration files, without duplicates, and the files; see `texts_of`.
 
@@ -185,7 +154,7 @@ def split(texts: Sequence[str]) -> dict[str, list[str]]:
 
     Example:
         >>> {part: len(texts) for part, texts in split([str(n) for n in range(100)]).items()}
-        {'fitted': 61, 'chosen': 25, 'held': 14}
+        {'fitted': 61, 'chosen': 25, 'measured': 14}
     """
     parts: dict[str, list[str]] = {part: [] for part in _PARTS_ONCE}
     for text in texts:
@@ -211,7 +180,7 @@ class InputsOfModules:
             watch: Receives progress.
         """
         self._base, self._texts, self._watch = base, split(texts), watch
-        by_path: dict[str, Any] = dict(base.model.named_modules())
+        by_path: dict[str, nn.Module] = dict(base.model.named_modules())
         self._modules = {name: by_path[path] for name, path in modules.items()}
         self._first, self._turns = read_same(base, min(texts, key=len), self._modules)
         self._known: dict[str, Known] = {}
@@ -276,25 +245,27 @@ class _EnoughError(Exception):
     """Raised to stop the forward pass once all requested modules have run."""
 
 
-def _take(running: _Pass, name: str, is_last: bool, _module: Any, inputs: Sequence[Any]) -> None:
+def _take(running: _Pass, name: str, is_last: bool, _module: nn.Module, inputs: Sequence[Tensor]) -> None:
     running.take(name, inputs[0])
     if is_last:
         raise _EnoughError
 
 
-def _read(base: BaseModel, batch: Mapping[str, Any]) -> None:
+def _read(base: BaseModel, batch: BatchEncoding) -> None:
     with suppress(_EnoughError):
         backbone(base)(**batch, **reading(base))
 
 
 @torch.inference_mode()
-def read_same(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, list[int]]]:
+def read_same(
+    base: BaseModel, text: str, modules: Mapping[str, nn.Module]
+) -> tuple[dict[str, str], dict[str, list[int]]]:
     """Return, by module, the first module that reads the same tensors, and the positions of its calls."""
-    read: dict[str, list[Any]] = {name: [] for name in modules}
+    read: dict[str, list[Tensor]] = {name: [] for name in modules}
     turns: dict[str, list[int]] = {name: [] for name in modules}
     count = itertools.count()
 
-    def note(name: str, _module: Any, inputs: Sequence[Any]) -> None:
+    def note(name: str, _module: nn.Module, inputs: Sequence[Tensor]) -> None:
         read[name].append(inputs[0])  # kept, so that its memory is not reused for another tensor
         turns[name].append(next(count))
 
@@ -312,9 +283,9 @@ def read_same(base: BaseModel, text: str, modules: Mapping[str, Any]) -> tuple[d
     return calls, turns
 
 
-def width_of(module: Any) -> int:
+def width_of(module: nn.Module) -> int:
     """Return the number of inputs of a linear layer, or of GPT-2's, whose weight is [in out]."""
-    return int(module.in_features if hasattr(module, "in_features") else module.weight.shape[0])
+    return int(getattr(module, "in_features", 0)) or module.get_parameter("weight").shape[0]
 
 
 def memory_for_moments(device: torch.device) -> int:
@@ -322,7 +293,7 @@ def memory_for_moments(device: torch.device) -> int:
     return free_memory(device) // (2 if device.type == "cuda" else 3)
 
 
-def text_batches(base: BaseModel, texts: Sequence[str], size: int = _BATCH) -> Iterator[Any]:
+def text_batches(base: BaseModel, texts: Sequence[str], size: int = _BATCH) -> Iterator[BatchEncoding]:
     """Yield batches of encoded texts, padded on the right; texts of similar length are batched to save padding.
 
     The longest texts are first, since they give the best estimate of the usual size of a token.

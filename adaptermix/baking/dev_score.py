@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from ..evaluation import evaluate
+from ..io.json_types import JsonObject
 from ..merging.merge_adapters import merge
 from ..options import EvaluateSettings
 from ..progress import Watcher
@@ -47,7 +47,7 @@ def scores(plan: BakePlan, baked: Path, lora: Path | None, watch: Watcher) -> di
     """
     settings = plan.settings
     task = get_task(settings.task or "")
-    common: dict[str, Any] = {
+    common: JsonObject = {
         "task": task.name,
         "data": settings.dev,
         "rows": settings.rows,

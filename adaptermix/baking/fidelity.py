@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..io.json_types import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Fidelity:
         errors = [one for one in (self.error, self.error_rest, self.error_even) if one is not None]
         return math.sqrt(sum(one * one for one in errors) / len(errors))
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         return {name: value for name, value in asdict(self).items() if name != "size"}
 

@@ -7,11 +7,12 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..algebra import LowRank
 from ..checkpoints.writing import DTYPES
@@ -20,12 +21,32 @@ from ..io.files import locked_output, write_whole
 from ..io.safetensors_writer import write_tensors
 from ..progress import Watcher
 from .fidelity import Fidelity
-from .finished import Finished
 from .report import BakedModule
 
 _PLAN = "bake.json"
 _SHIFT, _A, _B = ":shift", ":a", ":b"
 """Reserved keys next to tensor names (no tensor name starts with ":")."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """One module of a quantised result.
+
+    Args:
+        tensors: Stored tensors, by name.
+        module: Its report.
+        is_whole: Whether it stays in 16 bits.
+        shift: Change of its bias.
+        lora: Its residual LoRA.
+        lora_dtype: Storage dtype of the LoRA's factors.
+    """
+
+    tensors: Mapping[str, Tensor]
+    module: BakedModule
+    is_whole: bool = False
+    shift: Tensor | None = None
+    lora: LowRank | None = None
+    lora_dtype: torch.dtype = torch.float32
 
 
 class Journal:
@@ -52,10 +73,14 @@ class Journal:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
             if document["name"] != name:
                 return None
+            module = document["module"]
+            compared = {name: (Fidelity(**fidelity), size) for name, (fidelity, size) in module["compared"].items()}
             shift, a, b = (tensors.pop(key, None) for key in (_SHIFT, _A, _B))
             return Finished(
                 tensors=tensors,
-                module=_module(document["module"]),
+                module=BakedModule(
+                    **{**module, "fidelity": Fidelity(**module["fidelity"]), "compared": compared},
+                ),
                 is_whole=bool(document["is_whole"]),
                 shift=shift,
                 lora=None if a is None or b is None else LowRank(b=b, a=a),
@@ -86,13 +111,8 @@ class Journal:
         path.with_suffix(".part").replace(path)
 
 
-def _module(document: Mapping[str, Any]) -> BakedModule:
-    compared = {name: (Fidelity(**fidelity), size) for name, (fidelity, size) in document["compared"].items()}
-    return BakedModule(**{**document, "fidelity": Fidelity(**document["fidelity"]), "compared": compared})
-
-
 @contextmanager
-def journal(out: Path, identity: Mapping[str, Any], watch: Watcher) -> Iterator[Journal]:
+def journal(out: Path, identity: Mapping[str, object], watch: Watcher) -> Iterator[Journal]:
     """Yield the journal of a bake, with the modules that an interrupted bake of the same identity finished.
 
     The journal is removed if the block succeeds.

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.base_weights import find_weight, without_copies
 from ..algebra import Dense, Update
-from ..checkpoints.formats import FORMATS, Quantized
 from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
 from ..checkpoints.reading import FLOATS, config_of
 from ..checkpoints.writing import DTYPES, companions, parse_size
@@ -21,15 +20,20 @@ from ..errors import ModelError, PlanError
 from ..io.checkpoint_files import Checkpoint
 from ..io.files import check_not_input, check_output
 from ..io.fingerprints import fingerprint
+from ..io.json_types import JsonObject
 from ..merging.base_tensors import as_weight, is_transposed, untied, weight_names, weight_shape
 from ..merging.execute import merge_module
 from ..merging.merge_adapters import check_trained_on, make_plan
 from ..merging.merge_options import MergeOptions
 from ..merging.plan import MergePlan
-from ..models.base import pick_device
+from ..models.devices import pick_device
+from ..models.formats import FORMATS, Quantized
 from ..models.quantization import identity, skipped_modules
 from ..options import BakeSettings
 from ..training.dry_run import outline
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WHOLE = ("merge-16", "dequant-16")
 """Strategies with a 16-bit result."""
@@ -73,7 +77,7 @@ class BakePlan:
             return "merge-16"
         return self.settings.strategy
 
-    def quantiser(self) -> dict[str, Any] | None:
+    def quantiser(self) -> JsonObject | None:
         """Return the manifest entry of the quantiser of the result or, in 16 bits, of the quantised base."""
         if not isinstance(self.checkpoint, QuantizedCheckpoint) or not self.checkpoint.readers:
             return identity(self.settings.quantize)
@@ -244,7 +248,7 @@ def _layers(
     """Return the linear layers' paths by weight name, weights to quantise, skipped modules, transposed weights."""
     if settings.quantize == "none" and not settings.calibration:
         return {}, set(), (), set()
-    model: Any = outline(settings.base)
+    model: PreTrainedModel = outline(settings.base)
     head = model.get_output_embeddings() if hasattr(model, "lm_head") or "CausalLM" in type(model).__name__ else None
     left = skipped_modules(None if head is not None else ())
     paths: dict[str, str] = {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from ..io.json_types import JsonObject
 from .fidelity import Fidelity, over_modules
 
 
@@ -30,9 +30,9 @@ class BakedModule:
     rank: int | None = None
     compared: Mapping[str, tuple[Fidelity, int]] = field(default_factory=dict)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
-        entry: dict[str, Any] = {"strategy": self.strategy, "on_texts": self.on_texts, **self.fidelity.document()}
+        entry: JsonObject = {"strategy": self.strategy, "on_texts": self.on_texts, **self.fidelity.document()}
         return entry if self.rank is None else entry | {"rank": self.rank}
 
 
@@ -124,7 +124,7 @@ class BakeReport:
             numbers[module.strategy] = numbers.get(module.strategy, 0) + 1
         return dict(sorted(numbers.items()))
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document."""
         return {
             "strategy": self.strategy,

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ..checkpoints.formats import Quantized
 from ..errors import InvalidValueError
+from ..models.formats import Quantized
 from .sweep import sweep
 
 _DAMP = 1e-3

@@ -12,7 +12,6 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from ..adapters import AdapterSource, AdapterState, TargetSpec, write_adapter
 from ..checkpoints.quantized import QuantizedCheckpoint, as_whole
@@ -22,13 +21,14 @@ from ..checkpoints.writing import copy_companions, parse_size, plan_shards, writ
 from ..errors import PlanError
 from ..io.files import whole_folder
 from ..io.fingerprints import companion_digest
+from ..io.json_types import JsonObject
 from ..merging.merge_adapters import merge
 from ..merging.on_model import acting
 from ..models.base import load_base
-from ..models.quantization import config_of_format
+from ..models.formats import FORMATS
 from ..options import BakeSettings
 from ..options.paths import holds_output
-from ..options.roles import Role, marked
+from ..options.roles import NO_PART_OF_RESULT, Role, marked
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..provenance.manifest import SeenFile
@@ -48,8 +48,6 @@ RESIDUAL = "residual"
 """Subfolder of a result with its residual LoRA."""
 _SLOW = ("auto", "calibrated", "residual")
 """Strategies whose finished modules are kept for an interrupted run."""
-_SPENDING = ("keep_at_least", "error_at_most", "seed")
-"""Settings that strategies with several outcomes choose by, and the seed of random strategies."""
 
 
 @holds_output
@@ -189,14 +187,11 @@ class _Inputs:
         self.__dict__.pop("_measured", None)
 
 
-def _identity(plan: BakePlan, inputs: _Inputs) -> dict[str, Any]:
+def _identity(plan: BakePlan, inputs: _Inputs) -> JsonObject:
     """Return the settings and inputs that finished modules depend on."""
-    without_effect = marked(plan.settings, Role.HANDLING, Role.SCHEDULING, Role.MACHINE, Role.AFTERWARDS)
-    settings = plan.settings.model_dump(mode="json", exclude={"out", *without_effect})
-    if plan.strategy == "calibrated":  # these do not affect the result of `calibrated`
-        settings = {name: value for name, value in settings.items() if name not in _SPENDING}
+    roles = [*NO_PART_OF_RESULT, Role.AFTERWARDS, *([Role.STRATEGY] if plan.strategy == "calibrated" else [])]
     return {
-        "settings": settings,
+        "settings": plan.settings.model_dump(mode="json", exclude={"out", *marked(plan.settings, *roles)}),
         "measured": 2,  # increase this when modules are measured or chosen in another way
         "device": plan.device.type,  # the dtype of a pass depends on it
         "versions": {name: version(name) for name in ("adaptermix", "torch", "transformers", "bitsandbytes")},
@@ -235,10 +230,17 @@ def _written(plan: BakePlan, writer: TensorWriter, folder: Path, watch: Watcher)
     """Write the checkpoint with its config and tokenizer; return the bytes of its tensors."""
     settings = plan.settings
     if plan.strategy in WHOLE:
-        options: dict[str, Any] = {"dtype": plan.requested_dtype, "shard_size": settings.shard_size}
         # Small factors are computed here, so that the threads that add them never wait for each other.
         threads = 1 if plan.strategy == "merge-16" else None
-        write_checkpoint(plan.checkpoint, folder, writer.deltas(), maker_threads=threads, watch=watch, **options)
+        write_checkpoint(
+            plan.checkpoint,
+            folder,
+            writer.deltas(),
+            dtype=plan.requested_dtype,
+            shard_size=settings.shard_size,
+            maker_threads=threads,
+            watch=watch,
+        )
         _name_quantiser(folder, None)
         return _size(plan)
     size = write_shards(folder, writer.groups(watch), limit=parse_size(settings.shard_size))
@@ -315,7 +317,7 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.3g} GB"
 
 
-def _quantiser(folder: Path, plan: BakePlan, whole: list[str]) -> dict[str, Any]:
+def _quantiser(folder: Path, plan: BakePlan, whole: list[str]) -> JsonObject:
     """Return the config's quantisation entry, in the form of transformers."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # A model that is loaded without its head has other paths.
@@ -324,11 +326,11 @@ def _quantiser(folder: Path, plan: BakePlan, whole: list[str]) -> dict[str, Any]
     if "quantization_config" in config:
         return {**config["quantization_config"], "llm_int8_skip_modules": left}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    named: dict[str, Any] = config_of_format(plan.settings.quantize, dtype=dtype, skipped=left).to_dict()
+    named: JsonObject = FORMATS[plan.settings.quantize].config(dtype, left).to_dict()
     return named
 
 
-def _name_quantiser(folder: Path, quantiser: Mapping[str, Any] | None) -> None:
+def _name_quantiser(folder: Path, quantiser: Mapping[str, object] | None) -> None:
     path = folder / "config.json"
     if not path.is_file():
         return
@@ -340,12 +342,12 @@ def _name_quantiser(folder: Path, quantiser: Mapping[str, Any] | None) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _document(plan: BakePlan, report: BakeReport, inputs: _Inputs) -> dict[str, Any]:
+def _document(plan: BakePlan, report: BakeReport, inputs: _Inputs) -> JsonObject:
     settings, sources = plan.settings, plan.merge.sources
     return manifest.manifest(
         "bake",
         artifact="checkpoint",
-        plan=settings.model_dump(mode="json", exclude={"out", "overwrite", "dry_run", "device"}),
+        plan=settings.model_dump(mode="json", exclude={"out", *marked(settings, Role.HANDLING, Role.MACHINE)}),
         base=base_entry(settings.base, plan.checkpoint),
         inputs=[manifest.input_entry(source, 1.0) for source in sources],
         quantization=plan.quantiser(),

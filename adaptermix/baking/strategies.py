@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..algebra import LowRank
-from ..checkpoints.formats import Quantized
 from ..errors import InvalidValueError
 from ..io.registry import Registry
+from ..models.formats import Quantized
 from ..options import registries
 from .fidelity import Fidelity, fidelity
 from .rounding import Inputs, fit
@@ -66,18 +66,18 @@ class Known:
     Args:
         fitted: Rows that codes are fitted to.
         chosen: Rows on which results are chosen.
-        held: Rows for measurement only. Where a strategy spends more until enough remains, enough must remain on these
-            rows as well.
+        measured: Rows for measurement only. Where a strategy spends more until enough remains, enough must remain on
+            these rows as well.
     """
 
     fitted: Rows
     chosen: Rows
-    held: Rows
+    measured: Rows
 
     @property
     def is_enough(self) -> bool:
         """Whether each part has rows."""
-        return min(self.fitted.count, self.chosen.count, self.held.count) > 0
+        return min(self.fitted.count, self.chosen.count, self.measured.count) > 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +141,7 @@ class Insertion:
 
     def is_enough(self, baked: Baked, least: float) -> bool:
         """Return whether a result keeps a share within the error limit, on rows for selection and on held-out ones."""
-        parts = (self.known.chosen, self.known.held) if self.known else ()
+        parts = (self.known.chosen, self.known.measured) if self.known else ()
         results = [self.measured(baked, rows) for rows in parts]
         return all(one.least_kept >= least and one.most_error <= self.most for one in results) and bool(results)
 

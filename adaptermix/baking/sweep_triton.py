@@ -18,18 +18,19 @@ _ROWS = 16
 _compiled: Any = triton.jit if triton else lambda function: function
 
 
+# A kernel takes numbers and pointers only, so its arguments cannot be grouped in an object.
 @_compiled  # type: ignore[untyped-decorator]
 def _sweep(  # noqa: PLR0917  (kernels are called by place)
-    weight: Any,
-    gradient: Any,
-    scales: Any,
-    coupling: Any,
-    values: Any,
-    codes: Any,
-    moves: Any,
-    rows: Any,
-    columns: Any,
-    levels: Any,
+    weight: tl.tensor,
+    gradient: tl.tensor,
+    scales: tl.tensor,
+    coupling: tl.tensor,
+    values: tl.tensor,
+    codes: tl.tensor,
+    moves: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    levels: tl.tensor,
     ROWS: tl.constexpr,  # noqa: N803
     COLUMNS: tl.constexpr,  # noqa: N803
 ) -> None:

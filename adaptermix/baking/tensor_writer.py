@@ -15,8 +15,7 @@ from ..checkpoints.tensor_writing import bytes_of
 from ..errors import OutputError, PlanError, code_of
 from ..progress import Watcher
 from .fidelity import Fidelity
-from .finished import Finished
-from .journal import Journal
+from .journal import Finished, Journal
 from .plan import BakePlan
 from .report import BakedModule
 from .strategies import AUTOMATIC, Baked, Insertion, Known, Rows, on_rows
@@ -209,7 +208,7 @@ class TensorWriter:
     def _rows_of(self, name: str) -> Rows | None:
         """Return the rows to measure a module on, if texts reached it."""
         known = self._known(name)
-        return known.held if known is not None and known.is_enough else None
+        return known.measured if known is not None and known.is_enough else None
 
     def _tell(self, name: str, module: BakedModule) -> None:
         self.modules[self._plan.names[name]] = module

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..io.checkpoint_files import Checkpoint, TensorHeader
-from ..io.safetensors_writer import DTYPE_NAMES
-from .formats import EightBit, FourBit, Quantized
+from ..io.checkpoint_files import Checkpoint
+from ..models.formats import FORMATS, Format, Quantized, known_formats
 from .reading import config_of
-
-_STATE = ".quant_state.bitsandbytes__"
-_SCALES = "SCB"
-_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedCheckpoint(Checkpoint):
-    """A checkpoint in a bitsandbytes format, with headers and tensors of the dequantised weights.
+    """A checkpoint in a quantised format, with headers and tensors of the dequantised weights.
 
     Args:
         path: The folder.
         tensors: Header per weight and other tensor.
-        format: `nf4`, `fp4` or `int8`.
+        format: Name of the format, such as `nf4`.
         readers: Loader of each quantised weight.
         whole: The stored files.
     """
@@ -50,75 +43,52 @@ def as_whole(checkpoint: Checkpoint) -> Checkpoint:
     """Return a view of a checkpoint that dequantises its weights; an unquantised checkpoint is returned unchanged.
 
     Raises:
-        ModelError: its weights are quantised in several formats, or not by bitsandbytes.
+        ModelError: its weights are quantised in several formats, or in an unknown one.
     """
-    states = {name.partition(_STATE)[0]: name for name in checkpoint.tensors if _STATE in name}
-    scales = {
-        f"{name.removesuffix(_SCALES)}weight": name for name in checkpoint.tensors if name.endswith(f".{_SCALES}")
-    }
-    formats = {name.partition(_STATE)[2] for name in states.values()} | ({"int8"} if scales else set())
-    if not formats:
-        _check_whole(checkpoint)
+    method = (config_of(checkpoint).get("quantization_config") or {}).get("quant_method")
+    by_format = _weights(checkpoint, FORMATS)
+    if not by_format and method is not None:
+        by_format = _weights(checkpoint, known_formats())
+    if not by_format:
+        if method is not None:
+            raise ModelError(
+                f"the base model must be in whole precision or in bitsandbytes' 4 or 8 bits, and {checkpoint.path} is "
+                f"quantised by '{method}'. Give the model that it was made from.",
+                code="quantized.format",
+            )
         return checkpoint
-    if len(formats) > 1:
+    if len(by_format) > 1:
         raise ModelError(
-            f"{checkpoint.path}: quantised weights must be of one format, found {sorted(formats)}.",
+            f"{checkpoint.path}: quantised weights must be of one format, found {sorted(by_format)}.",
             code="quantized.mixed-formats",
         )
-    parts = {name for name in checkpoint.tensors if any(name.startswith(f"{weight}.") for weight in states)}
-    companions = {f"{weight.removesuffix('weight')}weight_format" for weight in scales} | set(scales.values())
-    headers: dict[str, TensorHeader] = {}
-    readers: dict[str, Callable[[], Quantized]] = {}
-    dtype = _config_dtype(checkpoint)
-    for name, header in checkpoint.tensors.items():
-        if name in states:
-            state = _state(checkpoint, states[name])
-            readers[name] = partial(_four_bit, checkpoint, name)
-            headers[name] = replace(header, shape=tuple(state["shape"]), dtype=_DTYPES[state["dtype"]])
-        elif name in scales:
-            readers[name] = partial(_eight_bit, checkpoint, name, scales[name], dtype)
-            headers[name] = replace(header, dtype=DTYPE_NAMES[dtype])
-        elif name not in parts and name not in companions:
-            headers[name] = header
+    name, weights = by_format.popitem()
+    form, dtype = FORMATS[name], _config_dtype(checkpoint)
+    parts = {part for weight in weights for part in form.parts(weight, checkpoint.tensors)}
     return QuantizedCheckpoint(
-        path=checkpoint.path, tensors=headers, format=formats.pop(), readers=readers, whole=checkpoint
+        path=checkpoint.path,
+        tensors={
+            key: form.header(checkpoint, key, dtype) if key in weights else header
+            for key, header in checkpoint.tensors.items()
+            if key not in parts
+        },
+        format=name,
+        readers={key: partial(form.read, checkpoint, key, dtype) for key in checkpoint.tensors if key in weights},
+        whole=checkpoint,
     )
 
 
-def _check_whole(checkpoint: Checkpoint) -> None:
-    method = (config_of(checkpoint).get("quantization_config") or {}).get("quant_method")
-    if method is not None:
-        raise ModelError(
-            f"the base model must be in whole precision or in bitsandbytes' 4 or 8 bits, and {checkpoint.path} is "
-            f"quantised by '{method}'. Give the model that it was made from.",
-            code="quantized.format",
-        )
+def _weights(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> dict[str, set[str]]:
+    """Return the names of the quantised weights of a checkpoint by the names of their formats."""
+    by_format: dict[str, set[str]] = {}
+    for name, form in formats.items():
+        if weights := set(filter(None, map(form.weight_of, checkpoint.tensors))):
+            by_format[name] = weights
+    return by_format
 
 
 def _config_dtype(checkpoint: Checkpoint) -> torch.dtype:
     config = config_of(checkpoint)
     name = str(config.get("dtype") or config.get("torch_dtype") or "float16")
-    dtype: Any = getattr(torch, name.removeprefix("torch."), None)
+    dtype: object = getattr(torch, name.removeprefix("torch."), None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float16
-
-
-def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads(bytes(checkpoint.load(name).tolist()))
-        if state["dtype"] in _DTYPES and len(state["shape"]) == 2:
-            return state
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ModelError(
-        f"{checkpoint.path}: '{name}' must hold bitsandbytes' state of a matrix, and does not.", code="quantized.state"
-    )
-
-
-def _four_bit(checkpoint: Checkpoint, name: str) -> FourBit:
-    names = [other for other in checkpoint.tensors if other.startswith(f"{name}.")]
-    parts = {other.removeprefix(f"{name}."): checkpoint.load(other) for other in names}
-    return FourBit.read(checkpoint.load(name), parts)
-
-
-def _eight_bit(checkpoint: Checkpoint, name: str, scales: str, dtype: torch.dtype) -> EightBit:
-    return EightBit.of_steps(checkpoint.load(name), checkpoint.load(scales), dtype)

@@ -15,6 +15,7 @@ from ..errors import ModelError
 from ..io.checkpoint_files import Checkpoint, open_checkpoint, resolve_checkpoint
 from ..io.files import sha256
 from ..io.fingerprints import fingerprint
+from ..io.json_types import JsonObject
 from ..models.pretrained import split_revision
 from ..progress import SILENT, Watcher
 
@@ -49,7 +50,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def task_type(config: dict[str, Any]) -> str | None:
+def task_type(config: JsonObject) -> str | None:
     """Return PEFT's task type for the architecture that a config names, if it names one."""
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
@@ -105,7 +106,7 @@ def check_shapes(base: Checkpoint, other: Checkpoint, keys: Sequence[tuple[str, 
             )
 
 
-def base_entry(reference: str | Path, base: Checkpoint) -> dict[str, Any]:
+def base_entry(reference: str | Path, base: Checkpoint) -> JsonObject:
     """Return the base model's entry of a manifest."""
     name, revision = split_revision(str(reference))
     return {
@@ -116,9 +117,7 @@ def base_entry(reference: str | Path, base: Checkpoint) -> dict[str, Any]:
     }
 
 
-def input_entry(
-    reference: str | Path, checkpoint: Checkpoint, weight: float, *, watch: Watcher = SILENT
-) -> dict[str, Any]:
+def input_entry(reference: str | Path, checkpoint: Checkpoint, weight: float, *, watch: Watcher = SILENT) -> JsonObject:
     """Return the manifest entry of an input checkpoint: the hash of each weight file, and a hash of these."""
     name, revision = split_revision(str(reference))
     files = {}

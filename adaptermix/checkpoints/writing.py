@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..algebra import LowRank
 from ..errors import ModelError, PlanError
 from ..io.checkpoint_files import INDEX, SINGLE, Checkpoint
 from ..io.disk import check_space
+from ..io.json_types import JsonObject
 from ..io.safetensors_writer import DTYPE_NAMES, Headers, TensorFile, file_order, tensor_file
 from ..io.threads import torch_threads
 from ..progress import SILENT, Advance, Watcher
@@ -181,8 +183,8 @@ class CheckpointWriter:
         headers = [header for shard in self._shards for header in shard.headers.values()]
         check_space(folder, sum(map(_bytes, headers)))
         self._rest = deque((shard, name) for shard in self._shards for name in file_order(shard.headers))
-        wanted = set(names)
-        self.order = [name for _, name in self._rest if name in wanted]
+        chosen = set(names)
+        self.order = [name for _, name in self._rest if name in chosen]
         self._shard: Shard | None = None
         self._file: TensorFile | None = None
         self._open, self._crew = ExitStack(), Crew()
@@ -191,18 +193,20 @@ class CheckpointWriter:
         self._crew.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            if error[0] is None:
+            if error is None:
                 self._copy_until(None)
                 self._close()
         except BaseException as failure:
-            error = type(failure), failure, failure.__traceback__
+            kind, error, trace = type(failure), failure, failure.__traceback__
             raise
         finally:
-            self._crew.__exit__(*error)
-            self._open.__exit__(*error)
-        if error[0] is None:
+            self._crew.__exit__(kind, error, trace)
+            self._open.__exit__(kind, error, trace)
+        if error is None:
             write_index(self._folder, self._shards)
             copy_companions(self._base, self._folder, dtype=self._dtype)
 
@@ -359,7 +363,7 @@ def _parts_of(folder: Path) -> set[str]:
 
 def _untie(path: Path) -> None:
     """Set in a config that the output head is not tied."""
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config: JsonObject = json.loads(path.read_text(encoding="utf-8"))
     parts = [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]
     for part in parts:
         part["tie_word_embeddings"] = False
@@ -368,6 +372,6 @@ def _untie(path: Path) -> None:
 
 def _name_dtype(path: Path, name: str) -> None:
     """Set the storage dtype in a config; transformers loads a model in that dtype."""
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config: JsonObject = json.loads(path.read_text(encoding="utf-8"))
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     path.write_text(json.dumps(config | dict.fromkeys(keys, name), indent=2) + "\n", encoding="utf-8")

@@ -7,10 +7,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import click
 
@@ -25,8 +24,9 @@ from ..errors import (
     cut,
     escaped,
 )
+from ..io.json_types import JsonObject
 from ..io.launcher import is_main_process
-from ..progress import SILENT, Look
+from ..progress import SILENT, Look, Watcher
 
 _LINE_EVERY = 5.0
 _WIDEST = 120
@@ -46,7 +46,7 @@ class Console:
     quiet: bool = False
 
     @property
-    def watch(self) -> Any:
+    def watch(self) -> Watcher:
         """Return the watcher for long work."""
         if self.quiet or not is_main_process():
             return SILENT
@@ -72,13 +72,13 @@ class Console:
             ]
             self.say("  " + "  ".join(cells).rstrip())
 
-    def document(self, document: dict[str, Any]) -> None:
+    def document(self, document: Mapping[str, object]) -> None:
         """Print the JSON document with --json."""
         if self.as_json and is_main_process():
             click.echo(json_line(document))
 
 
-def json_line(document: Any) -> str:
+def json_line(document: Mapping[str, object]) -> str:
     """Return a JSON document on one line; characters that would act on a terminal are escaped, as JSON escapes them."""
     return UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(document, ensure_ascii=False))
 
@@ -202,7 +202,7 @@ def _exhausted(error: BaseException) -> tuple[int, str, str] | None:
     return None
 
 
-def _codes(error: BaseException, kind: str) -> dict[str, Any]:
+def _codes(error: BaseException, kind: str) -> JsonObject:
     """Return the code of a failure, and those of its faults where it reports several."""
     codes = codes_of(error)
     if len(codes) > 1:

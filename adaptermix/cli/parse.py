@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ..commands.table import Command, document_of, load
+from ..commands.record import Command, document_of, load
 from ..errors import as_line
 from ..io.limited_yaml import parse_yaml
 from ..options import Settings
@@ -18,7 +18,7 @@ from ..options.registries import OneOf
 from ..options.roles import Argument, Flag, Panel, Role
 from .console import Console
 
-_SCALARS: dict[Any, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+_SCALARS: dict[object, object] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
 T = TypeVar("T")
@@ -103,8 +103,26 @@ def _is_number(text: str) -> bool:
 
 if TYPE_CHECKING:
     _NumbersType = click.ParamType[list[float]]
+    _ChoiceType = click.Choice[str]
 else:  # generic since click 8.4 only
     _NumbersType = click.ParamType
+    _ChoiceType = click.Choice
+
+
+class ChoiceAnd(_ChoiceType):
+    """One of some values, or one of others that help does not list.
+
+    Args:
+        choices: The listed values.
+        also: The others.
+    """
+
+    def __init__(self, choices: Sequence[str], also: Sequence[str]) -> None:
+        super().__init__(choices)
+        self._also = also
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value in self._also else super().convert(value, param, ctx)
 
 
 class Numbers(_NumbersType):
@@ -112,7 +130,7 @@ class Numbers(_NumbersType):
 
     name = "W[,W...]"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         """Split at commas."""
         if isinstance(value, list):
             return value
@@ -122,10 +140,10 @@ class Numbers(_NumbersType):
             self.fail(f"numbers separated by commas are needed, such as 0.5,0.7,0.9, got {value!r}.", param, ctx)
 
 
-def _core(annotation: Any) -> Any:
+def _core(annotation: object) -> Any:
     """Strip Annotated and `| None`."""
-    while hasattr(annotation, "__metadata__"):
-        annotation = annotation.__origin__
+    if get_origin(annotation) is Annotated:
+        return _core(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         members = [member for member in get_args(annotation) if member is not type(None)]
         if len(members) == 1:
@@ -134,7 +152,7 @@ def _core(annotation: Any) -> Any:
     return annotation
 
 
-def _kind(annotation: Any) -> dict[str, Any]:
+def _kind(annotation: object) -> dict[str, Any]:
     """Return click's keyword arguments for a field's type."""
     core = _core(annotation)
     if core is bool:
@@ -149,7 +167,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
     return {"type": _SCALARS.get(core, click.STRING)}
 
 
-def _text(default: Any) -> str:
+def _text(default: object) -> str:
     """Return a default as it is typed on the command line."""
     if not isinstance(default, list):
         return str(default)
@@ -189,6 +207,8 @@ def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> clic
         # Other packages may add to these names, so the options check the value.
         kind["metavar"] = f"[{'|'.join(choices.choices)}]"
     mark = _mark(field, Flag) or Flag()
+    if mark.also:
+        kind["type"] = ChoiceAnd(kind["type"].choices, mark.also)
     if mark.metavar and kind.get("multiple"):
         kind["metavar"] = mark.metavar
     flags = [flag, *([mark.alias] if mark.alias else []), name]
@@ -216,7 +236,7 @@ def _parameters(settings: type[Settings], hidden: Sequence[str]) -> list[click.P
     return sorted(parameters, key=lambda p: (not isinstance(p, click.Argument), not p.required))
 
 
-def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+def key_values(pairs: Sequence[str]) -> dict[str, object]:
     """Return the mapping of `KEY=VALUE` arguments; values are read as YAML scalars.
 
     Raises:
@@ -250,10 +270,10 @@ def key_texts(pairs: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _value(value: Any, field: FieldInfo) -> Any:
+def _value(value: object, field: FieldInfo) -> object:
     """Return the value of an option in the type of its field."""
     core = _core(field.annotation)
-    if get_origin(core) is dict:
+    if get_origin(core) is dict and isinstance(value, tuple):
         return key_texts(value) if get_args(core)[1] is str else key_values(value)
     return list(value) if isinstance(value, tuple) else value
 
@@ -302,7 +322,7 @@ def click_command(record: Command) -> click.Command:
     schema = record.schema()
     fields = schema.model_fields
 
-    def callback(*, as_json: bool, quiet: bool, **values: Any) -> None:
+    def callback(*, as_json: bool, quiet: bool, **values: object) -> None:
         fields_set = {name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
         try:
             settings = schema(**fields_set)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..io.json_types import JsonObject
 from .console import Console
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ def run(settings: RunSettings, console: Console) -> None:
         console.document({"recipe": recipe, "plan": plan})
         return
 
-    def run_one(step: Step) -> dict[str, Any]:
+    def run_one(step: Step) -> JsonObject:
         console.say(f"== {step.command}")
         document = run_step(step, watch=console.watch)
         if summary := _summary(document):
             console.say(f"   {summary}")
-        for titles, *rows in document.get("tables", ()):
+        tables = document.get("tables")
+        for titles, *rows in tables if isinstance(tables, list) else ():
             console.table(titles, rows)
         return document
 
@@ -39,7 +41,7 @@ def run(settings: RunSettings, console: Console) -> None:
     console.document({"recipe": recipe, "steps": documents})
 
 
-def _summary(document: dict[str, Any]) -> str:
+def _summary(document: JsonObject) -> str:
     """The few numbers of a step's document that say how it went."""
     numbers = {
         key: document[key] for key in ("loss", "best", "groups", "headline", "residual", "out") if key in document
@@ -47,7 +49,7 @@ def _summary(document: dict[str, Any]) -> str:
     return ", ".join(f"{key} {_plain(value)}" for key, value in numbers.items())
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key} {_plain(item)}" for key, item in value.items())
     return f"{value:.3f}" if isinstance(value, float) else str(value)

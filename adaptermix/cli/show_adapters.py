@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .console import Console
 
 if TYPE_CHECKING:
     from ..merge_statistics import StatisticsReport
+    from ..merging import MergeReport
     from ..merging.extract_report import ExtractReport
     from ..options import ExtractSettings, MergeSettings, MethodsSettings, PushSettings, StatisticsSettings
     from ..publish.hub import PushReport
 
 
-def show_merge(report: Any, settings: MergeSettings, console: Console) -> None:
+def show_merge(report: MergeReport, settings: MergeSettings, console: Console) -> None:
     """Show a merge of adapters or checkpoints."""
     from ..algebra import sign_conflict_by_chance
     from ..publish.output import megabytes, size_sentence
@@ -27,11 +28,9 @@ def show_merge(report: Any, settings: MergeSettings, console: Console) -> None:
         f"lost to {lost} {report.residual:.2%}, sign conflicts {report.sign_conflict:.1%} "
         f"({sign_conflict_by_chance(sum(map(bool, report.weights))):.0%} is chance)"
     )
-    if report.rank is not None:
-        console.say(size_sentence(report.rank, report.bytes))
-    elif report.bytes is not None:
-        console.say(megabytes(report.bytes))
-    for note in getattr(report, "notes", ()):
+    if report.bytes is not None:
+        console.say(megabytes(report.bytes) if report.rank is None else size_sentence(report.rank, report.bytes))
+    for note in report.notes:
         console.note(note)
     _show_places(report, console)
     if not settings.dry_run:
@@ -44,7 +43,7 @@ def _what(settings: MergeSettings) -> str:
     return "checkpoints" if is_checkpoint(settings.adapters[0]) else "adapters"
 
 
-def _show_places(report: Any, console: Console) -> None:
+def _show_places(report: MergeReport, console: Console) -> None:
     """Show which weights hold where, if they are not the same everywhere."""
     counts: dict[tuple[float, ...], list[str]] = {}
     for path, module in report.modules.items():

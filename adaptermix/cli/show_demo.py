@@ -8,8 +8,11 @@ from ..demo.words import TITLES, label_of, merge_name, verdict
 from ..options import DemoSettings
 from .console import Console
 
+Results = dict[str, Any]
+"""The document of the demo."""
 
-def show(results: dict[str, Any], settings: DemoSettings, console: Console) -> None:
+
+def show(results: Results, settings: DemoSettings, console: Console) -> None:
     """Show training, retrieval, scores and the verdict."""
     out = settings.out
     console.say(f"\nBase model: {results['base']}\nData: {results['data']}")
@@ -32,7 +35,7 @@ def show(results: dict[str, Any], settings: DemoSettings, console: Console) -> N
     )
 
 
-def _show_training(results: dict[str, Any], console: Console) -> None:
+def _show_training(results: Results, console: Console) -> None:
     console.say("\nTraining")
     rows = [
         [
@@ -48,7 +51,7 @@ def _show_training(results: dict[str, Any], console: Console) -> None:
     console.table(["adapter", "steps", "parameters", "s/step", "first loss", "last loss"], rows)
 
 
-def _show_retrieval(results: dict[str, Any], console: Console) -> None:
+def _show_retrieval(results: Results, console: Console) -> None:
     console.say("\nTranslation retrieval on held-out sentences (accuracy, mean of directions)")
     before, after = (results["retrieval"][name]["layers"] for name in ("before", "after"))
     last = len(before) - 1
@@ -60,11 +63,11 @@ def _show_retrieval(results: dict[str, Any], console: Console) -> None:
     console.table(["layer", *map(str, layers_shown)], rows)
 
 
-def _show_scores(results: dict[str, Any], console: Console) -> None:
+def _show_scores(results: Results, console: Console) -> None:
     tests, score, closed = results["test"], results["score"], results["closed_form"]
     members = {role: names for role, names in tests["chosen"]["members"].items() if role in TITLES}
 
-    def row(label: str, scores: dict[str, Any]) -> list[str]:
+    def row(label: str, scores: Results) -> list[str]:
         cells = [label]
         for names in members.values():
             values = [scores[name]["value"] for name in names]

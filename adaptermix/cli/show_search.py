@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..weight_search import SearchResult
 
 
+Plan = dict[str, Any]
+"""The document of a dry run."""
+
+
 def tune(settings: TuneSettings, console: Console) -> None:
     """Search over a recipe, or show the candidates in a dry run."""
     from ..tuning import check, label_of
@@ -62,7 +66,7 @@ def _outcome(trial: RecipeTrial, *, is_best: bool) -> list[str]:
     return [label_of(trial.settings) + " *" * is_best, *scored, trial.folder.name]
 
 
-def _show_plan(plan: dict[str, Any], settings: SearchSettings, console: Console) -> None:
+def _show_plan(plan: Plan, settings: SearchSettings, console: Console) -> None:
     from ..weight_search import CONTROL_NAME
 
     named = plan["candidates"] or plan["parameters"]
@@ -78,7 +82,7 @@ def _show_plan(plan: dict[str, Any], settings: SearchSettings, console: Console)
         console.note(note)
 
 
-def show(result: SearchResult | dict[str, Any], settings: SearchSettings, console: Console) -> None:
+def show(result: SearchResult | Plan, settings: SearchSettings, console: Console) -> None:
     """Show the trials and the chosen weights; of a dry run the plan."""
     from ..publish.output import size_sentence
     from ..weight_search import CONTROL_NAME, label_of

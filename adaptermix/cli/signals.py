@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
+_Handler = Callable[[int, FrameType | None], object] | int | None
 _AGAIN = 0.5
 """Seconds after which an interrupt that some code has swallowed is raised again."""
 _GIVE_UP = 3
@@ -25,13 +26,13 @@ class Interrupts:
     def __init__(self) -> None:
         self._count, self._is_over = 0, False
         self._error: BaseException | None = None
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, _Handler] = {}
 
     def install(self) -> None:
         """Handle signals from here on; nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        handlers: dict[int, Any] = {signal.SIGTERM: self._handle, signal.SIGINT: self._handle}
+        handlers: dict[int, _Handler] = {signal.SIGTERM: self._handle, signal.SIGINT: self._handle}
         if hasattr(signal, "setitimer"):
             handlers[signal.SIGALRM] = self._raise_again
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -1,4 +1,4 @@
-"""The commands as Python functions: `train_task(TaskSettings(...))`, or `train_task(base=..., task=..., ...)`."""
+"""The commands as Python functions: `evaluate(EvaluateSettings(...))`, or `evaluate(base=..., task=..., ...)`."""
 
 from __future__ import annotations
 
@@ -7,45 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..errors import PlanError, UsageError, code_of, codes_of
-from ..io.files import check_not_input
 from ..progress import SILENT, Watcher
-from .table import Command, load
+from .record import Command, load
 
 if TYPE_CHECKING:
     from ..merging import MergeReport
     from ..options import MergeSettings, Settings
 
-P = ParamSpec("P")
-S = TypeVar("S")
 T = TypeVar("T", bound="Settings")
-S_contra = TypeVar("S_contra", contravariant=True)
-R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-
-
-class Function(Protocol[S_contra, P, R_co]):
-    """A command as a function of its settings, or of their fields as keyword arguments.
-
-    A type checker knows the fields from the class of the settings. With `watch`, or with positional arguments in the
-    order of the command line, it leaves the fields to the check at run time.
-    """
-
-    @overload
-    def __call__(self, settings: S_contra, /, *, watch: Watcher = ..., **more: Any) -> R_co: ...
-    @overload
-    def __call__(self, *arguments: P.args, **options: P.kwargs) -> R_co: ...
-    @overload
-    def __call__(self, *, watch: Watcher, **options: Any) -> R_co: ...
-    @overload
-    def __call__(self, first: Sequence[str | Path] | str | Path, /, *more: str | Path, **options: Any) -> R_co: ...
-
-
-def typed(_schema: Callable[P, S], _run: Callable[..., R]) -> Function[S, P, R]:
-    """Give a command's function its type; for type checkers only, see `adaptermix/__init__.py`."""
-    raise NotImplementedError
 
 
 def function_of(record: Command) -> Callable[..., Any]:
@@ -89,7 +61,7 @@ def function_of(record: Command) -> Callable[..., Any]:
     return function
 
 
-def _settings(schema: type[T], fields: Mapping[str, Any]) -> T:
+def _settings(schema: type[T], fields: Mapping[str, object]) -> T:
     """Return settings made of fields; their faults are an error of this package, as those of recipes are."""
     from pydantic import ValidationError
 
@@ -102,7 +74,7 @@ def _settings(schema: type[T], fields: Mapping[str, Any]) -> T:
         raise UsageError(text, code=code_of(error, "option.invalid"), codes=codes_of(error)) from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a value with its paths as texts."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -144,32 +116,36 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
             raise PlanError("a merge that learns its weights needs a folder to write: give out.", code="merge.no-out")
     elif not any(map(is_checkpoint, adapters)):
         return merge_adapters(adapters, watch=watch, **options)
-    elif all(map(is_checkpoint, adapters)) and options.get("base") is not None:
-        return _merge_checkpoints(adapters, options, watch)
+    elif all(map(is_checkpoint, adapters)) and _of_checkpoints(options):
+        return _merge_checkpoints(adapters, watch=watch, **options)
     return merge_with_settings(_settings(MergeSettings, {"adapters": list(adapters), **options}), watch=watch)
 
 
-def _merge_checkpoints(models: Sequence[str | Path], options: dict[str, Any], watch: Watcher) -> MergeReport:
+def _of_checkpoints(options: Mapping[str, object]) -> bool:
+    """Return whether `merge_checkpoints` takes these options; if not, `MergeSettings` names the fault."""
+    from ..merging.checkpoints import CheckpointKeywords, merge_checkpoints
+
+    needed = None not in (options.get("base"), options.get("weights"))
+    known = {*signature(merge_checkpoints).parameters, *CheckpointKeywords.__annotations__, "dry_run"}
+    return needed and options.keys() <= known
+
+
+def _merge_checkpoints(
+    models: Sequence[str | Path],
+    *,
+    base: str | Path,
+    weights: Sequence[float] | float,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> MergeReport:
     from ..merging.checkpoints import merge_checkpoints
-    from ..merging.request import merge_with_settings
-    from ..options import MergeSettings
 
-    out, weights = options.get("out"), options.get("weights")
-    known = {*signature(merge_checkpoints).parameters, "dry_run"}
-    if not options.keys() <= known or weights is None:  # the settings say what checkpoints do not take
-        settings = _settings(MergeSettings, {"adapters": list(models), **options})
-        report: MergeReport = merge_with_settings(settings, watch=watch)
-        return report
-    if options.pop("dry_run", False):
-        options["out"] = out = None
-    base = options.pop("base")
-    if out is not None:
-        check_not_input(Path(out), [base, *models])
-    options["weights"] = [weights] if isinstance(weights, int | float) else weights
-    return merge_checkpoints(base, models, watch=watch, **options)
+    listed = [weights] if isinstance(weights, int | float) else weights
+    return merge_checkpoints(base, models, listed, out=None if dry_run else out, **options)
 
 
-def _learns(options: Mapping[str, Any]) -> bool:
+def _learns(options: Mapping[str, object]) -> bool:
     from ..methods import METHODS
 
     method = METHODS.get(str(options.get("method", "exact")))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..evaluation import evaluate
 from ..evaluation.score import count_units
+from ..io.json_types import JsonObject
 from ..options import EvaluateSettings, SearchSettings
 from ..progress import SILENT, Watcher
 from ..weight_search import search
 from ..weight_search.result import SearchResult
 
 
-def run_judge(settings: EvaluateSettings | SearchSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
+def run_judge(settings: EvaluateSettings | SearchSettings, *, watch: Watcher = SILENT) -> JsonObject:
     """Score on dev data and return the command's document, with `resamples` and `units`.
 
     `resamples` are the scores on resamples of the rows. The same rows are always resampled in the same way, so that

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import ConfigError, OutputError, UsageError, did_you_mean, near_or_known
 from ..io.files import real_path
+from ..io.json_types import JsonObject
 from ..io.launcher import process_count
 from ..io.limited_yaml import Filling, read_yaml, shortened
 from ..options import Settings
@@ -22,9 +22,10 @@ from ..tasks import get_task
 from ..tasks.base import require_comparable
 from ..tasks.data import DataFile
 from ..tasks.splits import fault_of_tested, overlaps_of, read_record
+from .record import document_of
 from .step_data import TestFile, data_files
 from .step_record import check_same, recorded
-from .table import COMMANDS, document_of
+from .table import COMMANDS
 
 STEPS = {command.name: command.schema() for command in COMMANDS.values() if command.in_recipes}
 """Options of the commands that can be steps of a recipe."""
@@ -44,7 +45,7 @@ class Step:
     settings: Settings
 
 
-def _step(number: int, entry: Any, overrides: Mapping[str, Any], faults: list[str]) -> Step | None:
+def _step(number: int, entry: object, overrides: Mapping[str, object], faults: list[str]) -> Step | None:
     """Check one entry of `steps`; faults are collected, not raised."""
     step = f"step {number}"
     if not isinstance(entry, dict) or len(entry) != 1:
@@ -84,7 +85,7 @@ def _check_task(settings: Settings) -> None:
         require_comparable(get_task(str(getattr(settings, "task", None))))
 
 
-def variables_of(path: Path) -> Mapping[str, Any]:
+def variables_of(path: Path) -> Mapping[str, object]:
     """Return the variables of a recipe as they are written; none if `load_recipe` will refuse it."""
     try:
         document = read_yaml(path)
@@ -94,7 +95,7 @@ def variables_of(path: Path) -> Mapping[str, Any]:
     return variables if isinstance(variables, dict) else {}
 
 
-def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[Step]:
+def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> list[Step]:
     """Read and check a recipe.
 
     Args:
@@ -138,7 +139,9 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> list[
     return complete
 
 
-def _check_overrides(overrides: Mapping[str, Any], variables: Mapping[str, Any], steps: Sequence[Any]) -> list[str]:
+def _check_overrides(
+    overrides: Mapping[str, object], variables: Mapping[str, object], steps: Sequence[object]
+) -> list[str]:
     """Return a fault for each override that names no variable and no step."""
     commands = {str(command) for entry in steps if isinstance(entry, dict) for command in entry}
     faults = []
@@ -248,17 +251,17 @@ def check_places(path: Path, steps: Sequence[Step], *, resume: bool = False) -> 
             )
 
 
-Runner = Callable[[Step], dict[str, Any]]
+Runner = Callable[[Step], JsonObject]
 
 
 def run_recipe(
     path: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     *,
     resume: bool = False,
     run: Runner | None = None,
     watch: Watcher = SILENT,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Run a recipe and return the JSON document of each step.
 
     Args:
@@ -303,6 +306,6 @@ def going_on(step: Step) -> Step:
     return Step(command=step.command, settings=step.settings.model_copy(update=more))
 
 
-def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
+def run_step(step: Step, *, watch: Watcher = SILENT) -> JsonObject:
     """Run one step and return its JSON document."""
     return document_of(COMMANDS[step.command].call(step.settings, watch=watch))

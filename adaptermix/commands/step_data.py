@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ..errors import AdapterMixError, DataError
 from ..options import Settings
@@ -118,12 +117,12 @@ def _of_task(task: str | None, arguments: Sequence[str], rows: str | None) -> Se
 
 
 def _texts(_task: str | None, arguments: Sequence[str], rows: str | None) -> Sequence[DataFile]:
-    from ..baking.activations import texts_of
+    from ..tasks.data.texts import texts_of
 
     return texts_of(arguments, rows=rows)[1]
 
 
-_READERS: Mapping[Form, Callable[[Any, Sequence[str], str | None], Sequence[DataFile]]] = {
+_READERS: Mapping[Form, Callable[[str | None, Sequence[str], str | None], Sequence[DataFile]]] = {
     "task": _of_task,
     "pairs": lambda _task, arguments, rows: read_pairs(arguments, rows=rows)[1],
     "parallel": lambda _task, arguments, rows: read_parallel(arguments, rows=rows).files,

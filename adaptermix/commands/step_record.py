@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..errors import OutputError
 from ..io.files import RECORDED, hidden_path, listed_files, real_path, write_whole
@@ -19,6 +19,14 @@ from ..options.paths import digest, paths_of
 from ..options.roles import Reads, Role, Writes, marked, marks_of, values_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+class Identity(TypedDict):
+    """What an output was made by, with, and from."""
+
+    command: str
+    settings: dict[str, object]
+    files: dict[str, list[list[str | None]]]
 
 
 def read_files(settings: Settings) -> dict[str, list[list[str | None]]]:
@@ -47,7 +55,7 @@ def fingerprint_of_id(argument: str) -> str | None:
     return fingerprint_of(argument) if _HUB_ID.fullmatch(argument) else None
 
 
-def _identity(command: str, settings: Settings) -> dict[str, Any]:
+def _identity(command: str, settings: Settings) -> Identity:
     without_effect = marked(settings, Role.HANDLING, Role.SCHEDULING, Role.MACHINE)
     apart = {*marks_of(settings, Reads), *marks_of(settings, Writes)}
     values = settings.model_dump(mode="json", exclude=without_effect | apart)
@@ -89,7 +97,7 @@ def recorded(command: str, settings: Settings, out: Path) -> Iterator[None]:
                     parent.rmdir()
 
 
-def _write(path: Path, record: Mapping[str, Any]) -> None:
+def _write(path: Path, record: Mapping[str, object]) -> None:
     write_whole(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -103,7 +111,11 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
         if not _path(out).is_file():  # a named pipe would be waited for
             raise FileNotFoundError(_path(out))
         record = json.loads(_path(out).read_text(encoding="utf-8"))
-        made = {"command": record["command"], "settings": dict(record["settings"]), "files": dict(record["files"])}
+        made: Identity = {
+            "command": record["command"],
+            "settings": dict(record["settings"]),
+            "files": dict(record["files"]),
+        }
         differs = _differences(made, command, settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise OutputError(
@@ -131,9 +143,9 @@ def check_same(command: str, settings: Settings, out: Path) -> bool:
     return True
 
 
-def _differences(record: Mapping[str, Any], command: str, settings: Settings) -> list[str]:
+def _differences(record: Identity, command: str, settings: Settings) -> list[str]:
     """Return the differences between a record and the present settings and files."""
-    now = json.loads(json.dumps(_identity(command, settings)))
+    now: Identity = json.loads(json.dumps(_identity(command, settings)))
     if record["command"] != now["command"]:
         return [f"command {record['command']}, now {now['command']}"]
     before, after = record["settings"], now["settings"]

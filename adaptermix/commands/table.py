@@ -7,93 +7,43 @@ functions by text, so that `adaptermix --help` does not import them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..provenance.kinds import KINDS
+from .record import Command
 
 if TYPE_CHECKING:
-    from ..options import Settings
-    from ..progress import Watcher
+    # The types of the commands as Python functions, which `function_of` makes from the records below.
+    from .. import analysis, baking, evaluation, merge_statistics, options, weight_search
+    from ..merging.extract_report import ExtractReport
+    from ..publish.hub import PushReport
+    from ..training.report import TrainReport
+    from .signature import typed
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """A command.
-
-    Args:
-        name: Its name on the command line and in recipes.
-        summary: Its line in `adaptermix --help`.
-        options: Class of its options, in `adaptermix.options`.
-        run: The function that does it, as MODULE:FUNCTION in this package. It takes the options and `watch`, and
-            returns a report with `document()`, or that document. None where `show` does the work.
-        show: The function that shows the report, as MODULE:FUNCTION in `adaptermix.cli`. It takes the report, the
-            options and the console. None for steps of recipes that the command line lacks.
-        notes: Further paragraphs of its help text.
-        takes_fields: Whether `run` takes the options as keyword arguments.
-        plan: The function of the options that returns the plan in a dry run, if it is not `run`.
-        in_recipes: Whether it can be a step of a recipe.
-        in_processes: Whether several processes can run it together.
-        hidden: Options that only recipes and Python have.
-        function: Its name in `adaptermix`, if it is made from this record.
-    """
-
-    name: str
-    summary: str
-    options: str
-    run: str | None = None
-    show: str | None
-    notes: str = ""
-    takes_fields: bool = False
-    plan: str | None = None
-    in_recipes: bool = True
-    in_processes: bool = False
-    hidden: tuple[str, ...] = ()
-    function: str | None = None
-
-    def schema(self) -> type[Settings]:
-        """Return the class of the options."""
-        schema: type[Settings] = load(f"options:{self.options}")
-        return schema
-
-    def call(self, settings: Settings, *, watch: Watcher, **more: Any) -> Any:
-        """Run the command with its options, and further arguments of its function, and return the report.
-
-        Raises:
-            AdapterMixError: the work could not be done.
-        """
-        if self.plan and getattr(settings, "dry_run", False):
-            return load(self.plan)(settings)
-        return self.report(settings, watch=watch, **more)
-
-    def report(self, settings: Settings, *, watch: Watcher, **more: Any) -> Any:
-        """Run the command as `call` does; a dry run for which it has no report is refused.
-
-        Raises:
-            AdapterMixError: the work could not be done.
-        """
-        run = load(self.run or "")
-        return run(**settings.model_dump(), watch=watch) if self.takes_fields else run(settings, watch=watch, **more)
-
-
-def load(name: str) -> Any:
-    """Return the class or function that a text MODULE:NAME names in this package."""
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(f"..{module}", __package__), attribute)
-
-
-def document_of(report: Any) -> dict[str, Any]:
-    """Return the JSON document of a report."""
-    document: dict[str, Any] = report if isinstance(report, dict) else report.document()
-    return document
-
+    bake = typed(options.BakeSettings, baking.BakeReport)
+    compare_systems = typed(options.CompareSettings, evaluation.Systems)
+    evaluate = typed(options.EvaluateSettings, evaluation.Evaluation)
+    extract = typed(options.ExtractSettings, ExtractReport)
+    inspect = typed(options.InspectSettings, analysis.Inspection)
+    push = typed(options.PushSettings, PushReport)
+    retrieve = typed(options.RetrieveSettings, evaluation.Retrieval)
+    search = typed(options.SearchSettings, weight_search.SearchResult)
+    spectrum = typed(options.SpectrumSettings, analysis.SpectrumReport)
+    statistics = typed(options.StatisticsSettings, merge_statistics.StatisticsReport)
+    train_align = typed(options.AlignSettings, TrainReport)
+    train_fusion = typed(options.FusionSettings, TrainReport)
+    train_joint = typed(options.JointSettings, TrainReport)
+    train_stack = typed(options.StackSettings, TrainReport)
+    train_task = typed(options.TaskSettings, TrainReport)
 
 _ALL = (
     Command(
         name="train-align",
         summary="Train a stand-alone alignment LoRA: contrastive, at a middle layer.",
         options="AlignSettings",
+        makes="an alignment LoRA: it draws translations together in a middle layer",
         function="train_align",
-        run="training:train_align",
+        run="training.least_squares:train_align",
         show="show_training:show_align",
         in_processes=True,
         notes="Example: adaptermix train-align --base MODEL --pairs de-en.tsv tr-en.tsv --out align",
@@ -102,8 +52,9 @@ _ALL = (
         name="train-task",
         summary="Train a task LoRA.",
         options="TaskSettings",
+        makes="a task LoRA",
         function="train_task",
-        run="training:train_task",
+        run="training.task:train_task",
         show="show_training:show",
         in_processes=True,
         notes="Example: adaptermix train-task --base MODEL --task slots --train en.train.tsv --out task",
@@ -112,8 +63,9 @@ _ALL = (
         name="train-joint",
         summary="Train one LoRA for a task and for alignment.",
         options="JointSettings",
+        makes="a LoRA trained for a task and for alignment",
         function="train_joint",
-        run="training:train_joint",
+        run="training.joint:train_joint",
         show="show_training:show",
         in_processes=True,
         notes="Example: adaptermix train-joint --base MODEL --task slots --train en.train.tsv --pairs de-en.tsv "
@@ -123,17 +75,31 @@ _ALL = (
         name="train-fusion",
         summary="Train a LoRA that fuses each text with its source.",
         options="FusionSettings",
+        makes="a LoRA that fuses each text with its source in another language",
         function="train_fusion",
-        run="training:train_fusion",
+        run="training.fusion:train_fusion",
         show="show_training:show",
         in_processes=True,
         notes="Example: adaptermix train-fusion --base MODEL --task classify --train jv.csv --source en.csv "
         "--out fused",
     ),
     Command(
+        name="train-stack",
+        summary="Put a multilingual encoder under a model, or teach such a stack a task.",
+        options="StackSettings",
+        function="train_stack",
+        run="training.stack:train_stack",
+        show="show_training:show",
+        in_processes=True,
+        makes="an encoder under a model (a stack)",
+        notes="Example: adaptermix train-stack --encoder ENCODER --base MODEL --texts en.txt --out stack\n\n"
+        "Example: adaptermix train-stack --base stack --teacher teacher --task nli --train en.tsv --out s2",
+    ),
+    Command(
         name="merge",
         summary="Merge adapters: files in, one adapter out, no base model.",
         options="MergeSettings",
+        makes="a weighted merge of LoRA adapters",
         run="merging.request:merge_with_settings",
         show="show_adapters:show_merge",
         hidden=("places",),
@@ -162,6 +128,7 @@ _ALL = (
         name="extract",
         summary="Turn the difference between two checkpoints into a LoRA.",
         options="ExtractSettings",
+        makes="the difference between a tuned model and its base, as a LoRA",
         function="extract",
         run="merging.extract_adapter:extract",
         takes_fields=True,
@@ -185,6 +152,7 @@ _ALL = (
         name="search",
         summary="Find the merge weight of two adapters on dev data, or on pairs.",
         options="SearchSettings",
+        makes="a weighted merge of LoRA adapters, its weights chosen on a dev set",
         function="search",
         run="weight_search:search",
         plan="weight_search:search_dry",
@@ -304,3 +272,4 @@ _ALL = (
 )
 COMMANDS = {command.name: command for command in _ALL}
 """All commands by name, in the order of `adaptermix --help`."""
+KINDS.update({command.name: command.makes for command in _ALL if command.makes})

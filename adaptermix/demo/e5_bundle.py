@@ -6,14 +6,18 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ModelError
 from ..io.files import whole_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _MAGIC = b"E5S1"
 _BLOCK = 32
@@ -40,9 +44,9 @@ class Bundle:
     Args:
         sizes: Hidden size, blocks, heads, intermediate size, rows of the word, position and type tables.
         pieces: Pieces of the vocabulary with their scores.
-        special: Numbers of the pieces that begin, end, pad and stand for what is unknown.
-        characters: What becomes of single characters before text is split.
-        tensors: By name: whether it is in 4 bits, how many weights it has, its bytes.
+        special: Numbers of the start, end, padding and unknown pieces.
+        characters: Replacements of single characters before text is split.
+        tensors: By name: whether it is in 4 bits, its number of weights, its bytes.
     """
 
     sizes: tuple[int, ...]
@@ -63,7 +67,7 @@ class _Reader:
         self._at += struct.calcsize(f"<{form}")
         return result
 
-    def array(self, kind: str, count: int) -> np.ndarray[Any, Any]:
+    def array(self, kind: str, count: int) -> NDArray[Any]:
         result = np.frombuffer(self._data, kind, count, self._at)
         self._at += result.nbytes
         return result
@@ -92,7 +96,7 @@ def read_bundle(path: Path) -> Bundle:
 
 def _read(reader: _Reader) -> Bundle:
     if reader.bytes(len(_MAGIC)) != _MAGIC:
-        raise ValueError("its first bytes are others")
+        raise ValueError("it starts with other bytes")
     reader.take("i")  # version
     sizes = reader.take("7i")
     _, block = reader.take("fi")
@@ -154,7 +158,7 @@ def weights_of(bundle: Bundle) -> dict[str, Tensor]:
     return result
 
 
-def tokenizer_of(bundle: Bundle) -> Any:
+def tokenizer_of(bundle: Bundle) -> PreTrainedTokenizerFast:
     """Return the tokenizer: a unigram model as XLM-R's, after NFKC and the bundle's own rules for single characters."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

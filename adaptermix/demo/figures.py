@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from .words import TITLES, label_of
+from .words import TITLES, Document, label_of
 
 _COLOURS = {
     "before": "#9aa0a6",
@@ -17,7 +16,7 @@ _COLOURS = {
 }
 
 
-def draw(results: dict[str, Any], out: Path) -> None:
+def draw(results: Document, out: Path) -> None:
     """Write `layers.png` (retrieval per layer) and `weights.png` (dev score per weight, test score per language)."""
     import matplotlib as mpl
 
@@ -26,7 +25,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
     _weights(results, out / "weights.png")
 
 
-def _layers(results: dict[str, Any], path: Path) -> None:
+def _layers(results: Document, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
@@ -45,7 +44,7 @@ def _layers(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _weights(results: dict[str, Any], path: Path) -> None:
+def _weights(results: Document, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained", width_ratios=(1, 2))
@@ -85,6 +84,6 @@ def _weights(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _spread(scores: list[dict[str, Any]]) -> list[list[float]]:
+def _spread(scores: list[Document]) -> list[list[float]]:
     """Return how far the intervals reach below and above the values."""
     return [[s["value"] - s["low"] for s in scores], [s["high"] - s["value"] for s in scores]]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import PlanError, code_of
 from ..options import DemoInputsSettings
 from ..progress import SILENT, Watcher
 from .base import demo_base
 from .kinds import KINDS
-from .plan import Sizes
 
 
-def demo_inputs(settings: DemoInputsSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
+def demo_inputs(settings: DemoInputsSettings, *, watch: Watcher = SILENT) -> dict[str, str]:
     """Write a demo's data into a folder and link its base model there as `base`; running it again changes nothing.
 
     Raises:
@@ -21,15 +20,10 @@ def demo_inputs(settings: DemoInputsSettings, *, watch: Watcher = SILENT) -> dic
         PlanError: more rows are requested than exist.
     """
     out, kind = Path(settings.out), KINDS[settings.task]
-    value = {
-        "train": settings.task_rows,
-        "dev": settings.dev_rows,
-        "test": settings.test_rows,
-        "pairs": settings.pairs,
-    }
-    sizes = {name: getattr(kind.sizes, name) if rows is None else rows for name, rows in value.items()}
+    rows = {"train": settings.task_rows, "dev": settings.dev_rows, "test": settings.test_rows, "pairs": settings.pairs}
+    sizes = replace(kind.sizes, **{name: count for name, count in rows.items() if count is not None})
     try:
-        kind.own_data(out, Sizes(**sizes), seed=settings.seed)
+        kind.own_data(out, sizes, seed=settings.seed)
     except ValueError as error:
         raise PlanError(str(error), code=code_of(error, "demo.inputs")) from error
     link = out / "base"

@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol
 from .base import E5_SMALL, SMOLLM2, PackagedModel
 from .plan import DemoPlan, Sizes, intents_data, real_data, slots_data
 
+Options = Mapping[str, Any]
+"""Options of a command by name."""
+
 
 class OwnData(Protocol):
     """Writes data of these sizes into a folder and returns the plan for them."""
@@ -44,12 +47,12 @@ class DemoKind:
     sizes: Sizes
     own_data: OwnData
     real_data: Callable[[Path], DemoPlan] | None = None
-    training: Mapping[str, Any]
-    align: Mapping[str, Any]
+    training: Options
+    align: Options
     align_layer: int | Literal["middle"] = "middle"
-    train: Mapping[str, Any]
-    search: Mapping[str, Any]
-    answering: Mapping[str, Any]
+    train: Options
+    search: Options
+    answering: Options
     has_closed_form: bool = False
 
 

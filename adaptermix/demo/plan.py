@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from ..tasks.data.languages import canonical_language
+from ..models.languages import canonical_language
 from . import corpus, intents
 from .corpus import Command, write_lines
 
@@ -39,7 +39,7 @@ class DemoPlan:
     note: str
 
     def entry(self) -> dict[str, object]:
-        """Return plain data, to compare with an earlier run."""
+        """Return the files and rows of each use, as the report stores them."""
         names = ("train", "pairs", "dev", "test", "retrieval")
         return {name: [*getattr(self, name)[0], getattr(self, name)[1]] for name in names}
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..adapters import AdapterSource, open_adapter
 from ..errors import OutputError
@@ -27,13 +26,14 @@ from ..provenance import manifest
 from ..tasks import Metric, Task, get_task
 from ..tasks.heads.from_adapters import head_of, template_of
 from ..tasks.splits import add_to_record, check_split
-from ..training import train_align, train_task
+from ..training.least_squares import train_align
+from ..training.task import train_task
 from ..weight_search.prepare import prepare
 from ..weight_search.run import search_with
 from .base import demo_base
 from .kinds import KINDS, DemoKind
 from .plan import DemoPlan
-from .words import is_task_alone
+from .words import Document, is_task_alone
 
 _KEY = "key.json"
 _CLOSED = ("closed-form", "merged-closed-form")
@@ -93,34 +93,30 @@ class Demo:
 
     @property
     def kind(self) -> DemoKind:
-        """The demo's model, task and settings."""
+        """The kind of demo: its task, its models and its settings."""
         return KINDS[self.settings.task]
 
     @cached_property
     def plan(self) -> DemoPlan:
-        """The data."""
         if self.settings.data and self.kind.real_data:
             return self.kind.real_data(Path(self.settings.data))
         return self.kind.own_data(self.out / "data", self.kind.sizes, seed=self.settings.seed)
 
     @cached_property
     def base_reference(self) -> str:
-        """Folder or id of the base model."""
         return self.settings.base or str(demo_base(self.kind.model, watch=self.watch))
 
     @property
     def task_form(self) -> Task:
-        """The task."""
+        """The task of this kind of demo."""
         return get_task(self.kind.task)
 
     @cached_property
     def base(self) -> BaseModel:
-        """The loaded base model without a head, for retrieval."""
         return load_base(self.base_reference, device=self.settings.device, dtype=self.settings.dtype)
 
     @cached_property
     def head(self) -> Head | None:
-        """The task adapter's head, if it has one."""
         files, chosen = self.plan.dev
         rows, _ = self.task_form.read(files, rows=chosen)
         return head_of(self.task_form, self._adapters("task"), rows)
@@ -133,15 +129,15 @@ class Demo:
         return load_base(self.base_reference, device=self.settings.device, dtype=self.settings.dtype, head=self.head)
 
     @property
-    def _placed(self) -> dict[str, Any]:
+    def _placed(self) -> Document:
         return {"device": self.settings.device, "dtype": self.settings.dtype, "seed": self.settings.seed}
 
     @cached_property
-    def key(self) -> dict[str, Any]:
-        """What decides the results; an earlier run in the folder must have had the same.
+    def key(self) -> Document:
+        """Everything that determines the results; it must equal that of an earlier run in the folder.
 
         Raises:
-            OutputError: it had another.
+            OutputError: the earlier run had other settings.
         """
         key = {"task": self.settings.task, "base": self.base_reference, "data": self.plan.entry(), **self._placed}
         path = self.stages / _KEY
@@ -154,7 +150,7 @@ class Demo:
         write_whole(path, json.dumps(key).encode())
         return key
 
-    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def stage(self, name: str, work: Callable[[], Document]) -> Document:
         """Run a stage, or read the result of an earlier run with the same data, model and seed."""
         path = self.stages / f"{name}.json"
         key = self.key
@@ -173,20 +169,20 @@ class Demo:
     def _adapters(self, *names: str) -> tuple[AdapterSource, ...]:
         return tuple(open_adapter(self.out / name) for name in names)
 
-    def retrieval(self, *adapters: str) -> dict[str, Any]:
+    def retrieval(self, *adapters: str) -> Document:
         """Measure retrieval per layer, with adapters or without."""
         files, rows = self.plan.retrieval
         settings = RetrieveSettings(base=self.base_reference, data=files, rows=rows, **self._placed)
         with acting(self.base, self._adapters(*adapters), heads=False):
             return retrieve_with(self.base, settings, watch=self.watch).document()
 
-    def _training(self, name: str) -> dict[str, Any]:
+    def _training(self, name: str) -> Document:
         remove_output(self.out / name)
         options = {"base": self.base_reference, "out": str(self.out / name), "resume": True}
         return options | dict(self.kind.training) | self._placed
 
-    def align(self) -> dict[str, Any]:
-        """Train the alignment adapter."""
+    def align(self) -> Document:
+        """Train the alignment adapter and return its report."""
         files, rows = self.plan.pairs
         layer = "middle" if self.settings.base else self.kind.align_layer
         settings = AlignSettings(pairs=files, rows=rows, layer=layer, **self._training("align"), **self.kind.align)
@@ -197,8 +193,8 @@ class Demo:
         """Number of blocks up to the states that the alignment adapter was trained on."""
         return int(self._adapters("align")[0].meta.manifest["objective"]["layer"])
 
-    def closed_form(self) -> dict[str, Any]:
-        """Fit an alignment adapter to the same pairs without training."""
+    def closed_form(self) -> Document:
+        """Compute the alignment adapter in closed form and return its report."""
         out = self.out / _CLOSED[0]
         remove_output(out)
         files, rows = self.plan.pairs
@@ -207,15 +203,15 @@ class Demo:
         )
         return train_align(settings, watch=self.watch).document()
 
-    def task(self) -> dict[str, Any]:
-        """Train the task adapter."""
+    def task(self) -> Document:
+        """Train the task adapter and return its report."""
         files, rows = self.plan.train
         settings = TaskSettings(
             task=self.kind.task, train=files, rows=rows, **self._training("task"), **self.kind.train
         )
         return train_task(settings, watch=self.watch).document()
 
-    def search(self, align: str = "align", merged: str = "merged") -> dict[str, Any]:
+    def search(self, align: str = "align", merged: str = "merged") -> Document:
         """Find the weight of an alignment adapter on dev and write the merged adapter."""
         files, rows = self.plan.dev
         settings = SearchSettings(
@@ -232,7 +228,7 @@ class Demo:
         )
         return search_with(self.answering_base, prepare(settings), settings, watch=self.watch).document()
 
-    def test(self, label: str, *adapters: str) -> dict[str, Any]:
+    def test(self, label: str, *adapters: str) -> Document:
         """Score the test rows, with adapters or without, and record them as test data."""
         files, chosen = self.plan.test
         rows, read = self.task_form.read(files, rows=chosen)
@@ -260,7 +256,7 @@ class Demo:
 
 
 def difference(
-    metric: Metric, first: dict[str, Any], second: dict[str, Any], languages: list[str], seed: int
+    metric: Metric, first: Document, second: Document, languages: list[str], seed: int
 ) -> dict[str, float | int | None]:
     """Return by how much the second test result exceeds the first over some languages, with its paired interval."""
     sides = [
@@ -270,7 +266,7 @@ def difference(
     return paired_difference(metric, *sides, seed=seed).document()
 
 
-def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> dict[str, Any]:
+def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> Document:
     """Run the demo and return its results; also written as `results.json`, `layers.png` and `weights.png`.
 
     Raises:
@@ -280,7 +276,7 @@ def run_demo(settings: DemoSettings, *, watch: Watcher = SILENT) -> dict[str, An
         return _run(settings, watch)
 
 
-def _run(settings: DemoSettings, watch: Watcher) -> dict[str, Any]:
+def _run(settings: DemoSettings, watch: Watcher) -> Document:
     from .figures import draw
 
     demo = Demo(settings=settings, watch=watch)
@@ -312,15 +308,14 @@ def _run(settings: DemoSettings, watch: Watcher) -> dict[str, Any]:
     return results
 
 
-def _closed_form(demo: Demo) -> dict[str, Any]:
-    """Return the alignment in closed form and the search for its weight."""
+def _closed_form(demo: Demo) -> Document:
     return {
         "fit": demo.stage("closed-form", demo.closed_form),
         "search": demo.stage("search-closed-form", lambda: demo.search(*_CLOSED)),
     }
 
 
-def _tests(demo: Demo, weights: list[float], closed: dict[str, Any] | None) -> dict[str, Any]:
+def _tests(demo: Demo, weights: list[float], closed: Document | None) -> Document:
     """Return the test scores: of the base, if it can answer without the adapter's head; task only; and the chosen."""
     tests = {}
     if demo.head is None:
@@ -335,7 +330,7 @@ def _tests(demo: Demo, weights: list[float], closed: dict[str, Any] | None) -> d
     return tests
 
 
-def _differences(demo: Demo, tests: dict[str, Any]) -> dict[str, Any]:
+def _differences(demo: Demo, tests: Document) -> Document:
     """Chosen weight minus task only, on test: all languages, those without task data, and those by role."""
     members = dict(tests["chosen"]["members"])
     members["without task data"] = [*members.get("aligned", ()), *members.get("transfer", ())]

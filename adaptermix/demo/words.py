@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+Document = dict[str, Any]
+"""A result as the JSON document of the command that it comes from: parts are read by their names."""
 TITLES = {"supervised": "task data", "aligned": "aligned", "transfer": "not aligned"}
-"""Names of the groups of languages: those of the task data, those of the pairs, and the others."""
+"""Names of the groups of languages, by their role."""
 
 
 def is_task_alone(weights: Sequence[float]) -> bool:
@@ -27,14 +29,14 @@ def merge_name(weights: Sequence[float], *, alignment: str = "alignment") -> str
     return f"{task} + {weights[1]:g} {alignment}"
 
 
-def label_of(name: str, results: dict[str, Any]) -> str:
+def label_of(name: str, results: Document) -> str:
     """Return how a tested system is called in tables, given its name in the results."""
     if name == "closed form":
         return merge_name(results["closed_form"]["search"]["best"]["weights"], alignment=name)
     return merge_name(results["search"]["best"]["weights"]) if name == "chosen" else name
 
 
-def verdict(results: dict[str, Any]) -> str:
+def verdict(results: Document) -> str:
     """Return in one sentence what the test rows say about the merge that dev chose."""
     best = results["search"]["best"]["weights"]
     if is_task_alone(best):

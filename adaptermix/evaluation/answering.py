@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import UsageError
 from ..models.base import BaseModel
 from ..models.batch_size import USUAL, rows_that_fit
-from ..models.generate import generate_ids, in_words
+from ..models.generate import Limits, generate_ids, in_words
 from ..models.positions import positions_of
 from ..options import GenerationSettings
 from ..progress import SILENT, Watcher
-from ..tasks import Task, get_template
+from ..tasks import ChoiceTask, Task, get_template
 from ..tasks.data.report import by_language
+from ..tasks.data.tables import Row
 from ..tasks.heads import HEADS, HeadRows
 from ..tasks.heads.base import LONGEST, longest, tokens_of
 from ..tasks.prompts import shortened
+from .choices import Choices
 from .head_answers import tell
+
+T = TypeVar("T")
 
 _WORTH = 0.6
 """Use drafts only if at least this share of answers was unchanged in the previous call."""
@@ -49,7 +53,7 @@ class Answering:
         self,
         base: BaseModel,
         task: Task,
-        rows: Sequence[Any],
+        rows: Sequence[Row],
         settings: GenerationSettings,
         *,
         template: str,
@@ -78,6 +82,14 @@ class Answering:
         self._end = chosen.end(base.tokenizer)
         self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
         self._most = settings.max_new_tokens
+        self._choices = Choices(base, task, rows, chosen) if isinstance(task, ChoiceTask) else None
+        if self._choices:
+            if settings.max_new_tokens != GenerationSettings.model_fields["max_new_tokens"].default:
+                raise UsageError(
+                    f"task '{task.name}' compares given answers and generates nothing: drop --max-new-tokens.",
+                    code="choice.no-new-tokens",
+                )
+            self._most = self._choices.longest
         if (limit := positions_of(base.model)) is not None:
             self._fit(limit)
 
@@ -86,6 +98,8 @@ class Answering:
         room = max(limit - self._most, (limit + 1) // 2)
         long = [index for index, prompt in enumerate(self._prompts) if len(prompt) > room]
         special = set(self._base.tokenizer.all_special_ids)
+        if self._choices:
+            self._choices.cut(limit - room)
         for index in long:
             self._prompts[index] = shortened(self._prompts[index], room, special)
         if long:
@@ -143,14 +157,16 @@ class Answering:
             choose([owners[row] for row in batch])
             self.before([rows[row] for row in batch])
 
+        prompts = [self._prompts[index] for index in rows]
+        options: dict[str, Any] = {"before": prepare, "watch": self._watch, "label": label}
+        if self._choices:
+            choices = self._choices
+            chosen = iter(self._fitting(lambda size: choices.answers(rows, prompts, batch_size=size, **options)))
+            return [[next(chosen) for _ in indices] for indices in requests]
         answers = self._generated(
-            [self._prompts[index] for index in rows],
-            one_line=self._task.one_line,
-            ends=[self._end],
+            prompts,
             drafts=[self._drafts.get(index) for index in rows] if self._stood >= _WORTH else None,
-            before=prepare,
-            watch=self._watch,
-            label=label,
+            **options,
         )
         before = [(self._drafts[index], ids) for index, ids in zip(rows, answers, strict=True) if index in self._drafts]
         if before:
@@ -160,12 +176,15 @@ class Answering:
         return [[next(words) for _ in indices] for indices in requests]
 
     def _generated(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """Generate with the largest batches that fit; after running out of memory, with half as many rows."""
-        most = self._most
-        self._size = self._size or rows_that_fit(self._base, max(map(len, self._prompts), default=0) + 2 * most)
+        limits = Limits(max_new_tokens=self._most, one_line=self._task.one_line, ends=[self._end])
+        return self._fitting(lambda size: generate_ids(self._base, prompts, limits, batch_size=size, **options))
+
+    def _fitting(self, run: Callable[[int], T]) -> T:
+        """Run with the largest batches that fit; after running out of memory, with half as many rows."""
+        self._size = self._size or rows_that_fit(self._base, max(map(len, self._prompts), default=0) + 2 * self._most)
         while True:
             try:
-                return generate_ids(self._base, prompts, max_new_tokens=most, batch_size=self._size, **options)
+                return run(self._size)
             except torch.OutOfMemoryError:
                 if self._settings.batch_size or self._size == 1:
                     raise

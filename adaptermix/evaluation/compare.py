@@ -9,19 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import DataError, OutputError, PlanError, UsageError
 from ..io.files import write_whole
+from ..io.json_types import JsonObject
+from ..models.languages import canonical_language
 from ..options import CompareSettings
 from ..options.paths import holds_output
 from ..progress import SILENT, Watcher
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
-from ..tasks.data.languages import canonical_language
+from ..tasks.data.tables import Row
 from ..tasks.tagged import from_entry
-from .compare_tables import column_of, read_columns, side_by_side
-from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows
+from .compare_tables import read_columns, side_by_side
+from .score import CONFIDENCE, RowStatistics, Score, by_role, count_rows, documents
 from .significance import Draws, p_values
 from .system_scores import Scored, group_means, over_runs, shares_of_gap
 
@@ -51,20 +52,16 @@ class System:
     p_values: Mapping[str, float] = field(default_factory=dict)
     gap_closed: Mapping[str, Score] = field(default_factory=dict)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
-
-        def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-            return {name: score.document() for name, score in scores.items()}
-
         return {
             "runs": list(self.runs),
-            "scores": plain(self.languages),
-            "groups": plain(self.groups),
-            "above": plain(self.above),
-            "above_languages": plain(self.above_languages),
+            "scores": documents(self.languages),
+            "groups": documents(self.groups),
+            "above": documents(self.above),
+            "above_languages": documents(self.above_languages),
             "p_values": dict(self.p_values),
-            "gap_closed": plain(self.gap_closed),
+            "gap_closed": documents(self.gap_closed),
         }
 
 
@@ -90,7 +87,7 @@ class Systems:
     notes: Sequence[str] = ()
     data_sets: tuple[list[str], list[list[str]]] | None = None
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix compare`."""
         return {
             "task": self.task,
@@ -178,7 +175,7 @@ def _keys(arguments: Sequence[str]) -> dict[str, set[str]]:
     return keys
 
 
-def read_answers(path: Path, task: Task, rows: Sequence[Any]) -> list[str]:
+def read_answers(path: Path, task: Task, rows: Sequence[Row]) -> list[str]:
     """Read a file of `evaluate --predictions`.
 
     Raises:
@@ -242,7 +239,13 @@ def _check(settings: CompareSettings, files: Mapping[str, Sequence[Path]]) -> No
 
 
 def _scored(
-    files: Mapping[str, Sequence[Path]], task: Task, rows: Sequence[Any], *, metric: Metric, seed: int, watch: Watcher
+    files: Mapping[str, Sequence[Path]],
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    metric: Metric,
+    seed: int,
+    watch: Watcher,
 ) -> Scored:
     """Read the answers of each system and score them."""
     spoken, clusters = [task.language(row) for row in rows], clusters_of(task, rows)
@@ -321,7 +324,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 f"each data set must have a different name, and two are called {name!r}: pass --name.",
                 code="compare.names",
             )
-        result = replace(result, data_sets=side_by_side({name: column_of(result.document()), **others}))
+        column = {system.name: system.groups["all"] for system in systems}
+        result = replace(result, data_sets=side_by_side({name: column, **others}))
     if settings.markdown:
         write_whole(Path(settings.markdown), result.markdown().encode())
     if settings.document:

@@ -6,17 +6,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import DataError, UsageError
+from .score import Score
 
-Column = Mapping[str, Mapping[str, Any]]
-"""Mean over languages of each system, in the form of `Score.document`."""
+Column = Mapping[str, Score]
+"""Mean over languages of each system."""
 
 
-def column_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mean over languages of each system of a document of `compare`."""
-    return {name: system["groups"]["all"] for name, system in document["systems"].items()}
+def _column(text: str) -> Column:
+    """Return the means over languages of the systems in a document of `compare`."""
+    means = {name: system["groups"]["all"] for name, system in json.loads(text)["systems"].items()}
+    return {
+        name: Score(
+            **{key: math.nan if mean[key] is None else float(mean[key]) for key in ("value", "low", "high")},
+            n=mean["n"],
+        )
+        for name, mean in means.items()
+    }
 
 
 def read_columns(arguments: Sequence[str]) -> dict[str, Column]:
@@ -35,7 +42,7 @@ def read_columns(arguments: Sequence[str]) -> dict[str, Column]:
                 code="compare.document-name",
             )
         try:
-            columns[name] = column_of(json.loads(Path(file).read_text(encoding="utf-8")))
+            columns[name] = _column(Path(file).read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(
                 f"{file} must be a document of `compare` (--document): {error.strerror}.", code="compare.not-document"
@@ -61,22 +68,19 @@ def side_by_side(columns: Mapping[str, Column]) -> tuple[list[str], list[list[st
     for system in systems:
         scores = [column.get(system) for column in columns.values()]
         known = [score for score in scores if score]
-        mean = _format(*_mean(known)) if len(known) == len(scores) else ""
-        cells = [_format(score["value"], score["low"], score["high"]) if score else "" for score in scores]
-        rows.append([system, *cells, mean])
+        mean = _format(_mean(known)) if len(known) == len(scores) else ""
+        rows.append([system, *(_format(score) if score else "" for score in scores), mean])
     return ["system", *columns, "mean"], rows
 
 
-def _mean(scores: Sequence[Mapping[str, Any]]) -> tuple[float, float | None, float | None]:
+def _mean(scores: Sequence[Score]) -> Score:
     count = len(scores)
-    value = sum(score["value"] for score in scores) / count
-    if any(score["low"] is None for score in scores):
-        return value, None, None
-    below, above = (
-        math.sqrt(sum((score[end] - score["value"]) ** 2 for score in scores)) / count for end in ("low", "high")
-    )
-    return value, value - below, value + above
+    value = sum(score.value for score in scores) / count
+    below = math.sqrt(sum((score.low - score.value) ** 2 for score in scores)) / count
+    above = math.sqrt(sum((score.high - score.value) ** 2 for score in scores)) / count
+    return Score(value=value, low=value - below, high=value + above, n=sum(score.n for score in scores))
 
 
-def _format(value: float, low: float | None, high: float | None) -> str:
-    return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _format(score: Score) -> str:
+    value = f"{score.value:.3f}"
+    return value if math.isnan(score.low) else f"{value} [{score.low:.3f}, {score.high:.3f}]"

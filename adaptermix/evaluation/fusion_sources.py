@@ -19,6 +19,7 @@ from ..fusion.sources import Fuser
 from ..models.base import BaseModel
 from ..options import EvaluateSettings
 from ..tasks import Task
+from ..tasks.data.tables import Row
 from ..tasks.heads import HEADS
 from .answering import Answering
 
@@ -37,7 +38,7 @@ class FusionSource:
 
     fusion: Mapping[str, Any]
     task: Task
-    rows: Sequence[Any] | None
+    rows: Sequence[Row] | None
     template: str
     fingerprint: str | None = None
 
@@ -74,7 +75,7 @@ _Before = tuple[Callable[[Sequence[int]], None], Callable[[], None], Callable[[]
 
 
 def _fused(
-    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], settings: EvaluateSettings
+    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Row], settings: EvaluateSettings
 ) -> _Before:
     """Fuse inside LoRAs."""
     latents = None
@@ -105,7 +106,7 @@ def _fused(
 
 
 def _mixed(
-    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Any], _settings: EvaluateSettings
+    base: BaseModel, answering: Answering, source: FusionSource, rows: Sequence[Row], _settings: EvaluateSettings
 ) -> _Before:
     """Mix passes with those of their sources, which the model with the adapter computes first.
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..adapters import AdapterSource, open_adapter
 from ..analysis.figures import check_png
 from ..errors import DataError, InvalidValueError, PlanError, UsageError
+from ..io.json_types import JsonObject
 from ..merging.on_model import acting
 from ..models.base import BaseModel, backbone, load_base, model_origins, note_other_base, reading
 from ..models.pooling import Pooler, Standards, require_pooling
@@ -31,12 +31,12 @@ from ..provenance import manifest
 from ..tasks import Metric
 from ..tasks.data import DataFile, read_parallel
 from ..tasks.data.languages import split_pair
-from ..tasks.heads.base import told_cut
+from ..tasks.heads.base import cut_languages, told_cut
 from ..tasks.metrics import mean, mean_ends
 from ..tasks.splits import add_to_record, check_split
 from .margin import hits
 from .retrieval_figures import draw
-from .score import Score, draws, hedged_interval, mean_score
+from .score import Score, documents, draws, hedged_interval, mean_score
 from .transfer import Correlation, correlate, read_scores
 
 _MEMORY = 2 * 2**30
@@ -53,8 +53,7 @@ def embed(
     pool: Pooler | None = None,
     into: Tensor | None = None,
     watch: Watcher = SILENT,
-    label: str = "",
-    language: str = "",
+    name: str = "",
 ) -> Float[Tensor, "layers n d"]:
     """Return one vector per sentence for every layer's hidden states, in float32 on the CPU.
 
@@ -68,20 +67,19 @@ def embed(
         pool: Computes the vectors; default the mean over tokens.
         into: Output tensor with room for at least all sentences; default a new one.
         watch: Receives progress.
-        label: Name of the progress bar.
-        language: Language of the sentences, for the note about truncated ones.
+        name: Name of the texts in the progress bar, which ends with their language after a colon; see `ParallelText`.
 
     Shapes: [n+1 sentences width].
     """
-    encoded = [base.tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
-    full = [text for text, ids in zip(texts, encoded, strict=True) if len(ids) == max_length]
-    cut = [language for text in full if len(base.tokenizer(text, verbose=False)["input_ids"]) > max_length]
-    if cut:
+    languages = [_language(name)] * len(texts)
+    rows_of = base.encode(texts, languages, truncation=True, max_length=max_length)
+    encoded = [row["input_ids"] for row in rows_of]
+    if cut := cut_languages(base, texts, languages, rows_of, max_length):
         watch.note(told_cut(cut, len(texts), max_length, "their ends", "sentences"))
     order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
     pooled = None if into is None else into[:, : len(texts)]
     body, pool = backbone(base), pool or Pooler(base.tokenizer)
-    with watch.track(label or "embed", len(texts)) as advance:
+    with watch.track(f"embed {name}".rstrip(), len(texts)) as advance:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = base.tokenizer.pad(
@@ -181,18 +179,18 @@ class Retrieval:
         """
         return {name: _rows(np.mean([self.hits[layer][name] for layer in layers], axis=0).tolist()) for name in self.n}
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix retrieve`."""
         layers = {
             str(number): {
                 "mean": self.mean(number),
                 "directions": dict(directions),
                 "score": self.score([number]).document(),
-                "scores": {name: score.document() for name, score in self.direction_scores(number).items()},
+                "scores": documents(self.direction_scores(number)),
             }
             for number, directions in enumerate(self.layers)
         }
-        document: dict[str, Any] = {
+        document: JsonObject = {
             "layers": layers,
             "headline": self.headline(),
             "score": self.score().document(),
@@ -279,8 +277,7 @@ def retrieve_with(
                 pool=pool,
                 into=make(),
                 watch=watch,
-                label=f"embed {key}",
-                language=_language(key),
+                name=key,
             )
             for key, texts in parallel.texts.items()
         }

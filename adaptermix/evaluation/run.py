@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ..errors import OutputError, PlanError
 from ..fusion import FUSIONS
 from ..fusion.source_rows import INPUT, fusion_of, is_missing, joined, read_beside, reads_itself
 from ..io.files import write_whole
+from ..io.json_types import JsonObject
 from ..merging.on_model import acting
 from ..models.base import BaseModel, load_base, model_origins, note_other_base, require_causal
 from ..options import EvaluateSettings
@@ -24,12 +24,13 @@ from ..provenance import manifest
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
 from ..tasks.data.report import told_left_out
+from ..tasks.data.tables import Row
 from ..tasks.heads.from_adapters import head_of, template_of
 from ..tasks.splits import add_to_record, check_split
 from ..tasks.tagged import to_entry
 from .answering import Answering
 from .fusion_sources import FusionSource, fusing
-from .score import Score, Statistics, by_role, count_rows, draws, mean_score, paired_difference
+from .score import Score, Statistics, by_role, count_rows, documents, draws, mean_score, paired_difference
 
 BASE = "base"
 """Name of the base model alone in `--against`."""
@@ -51,18 +52,18 @@ class Comparison:
     overall: Score
     other: Mapping[str, Score]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         return {
             "name": self.name,
-            "difference": {language: score.document() for language, score in self.languages.items()},
+            "difference": documents(self.languages),
             "overall": self.overall.document(),
-            "scores": {language: score.document() for language, score in self.other.items()},
+            "scores": documents(self.other),
         }
 
 
 def compare(
-    task: Task, rows: Sequence[Any], ours: Evaluation, theirs: Evaluation, *, name: str, seed: int
+    task: Task, rows: Sequence[Row], ours: Evaluation, theirs: Evaluation, *, name: str, seed: int
 ) -> Comparison:
     """Compare two evaluations on the same rows."""
     headline = metrics_of(task, rows, metric=ours.metric, scorer=ours.scorer)[0]
@@ -114,12 +115,8 @@ class Evaluation:
     group_scores: Mapping[str, Score] = field(default_factory=dict)
     resamples: Sequence[float] = ()
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix evaluate`."""
-
-        def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-            return {language: score.document() for language, score in scores.items()}
-
         more = {
             "split": self.split,
             "without_source": self.without_source,
@@ -129,12 +126,12 @@ class Evaluation:
         return {
             "task": self.task,
             "metric": self.metric,
-            "scores": plain(self.scores),
+            "scores": documents(self.scores),
             "groups": dict(self.groups),
-            "group_scores": plain(self.group_scores),
+            "group_scores": documents(self.group_scores),
             "overall": self.overall.document(),
             "roles": {role: sorted(names) for role, names in self.roles.items()},
-            "metrics": {self.metric: plain(self.scores)} | {name: plain(s) for name, s in self.others.items()},
+            "metrics": {self.metric: documents(self.scores)} | {name: documents(s) for name, s in self.others.items()},
         } | {key: value for key, value in more.items() if value is not None}
 
 
@@ -148,7 +145,7 @@ def group_scores(
 
 def score_answers(
     task: Task,
-    rows: Sequence[Any],
+    rows: Sequence[Row],
     answers: Sequence[str],
     roles: Mapping[str, Sequence[str]],
     *,
@@ -281,8 +278,8 @@ class _Scoring:
         self,
         base: BaseModel,
         task: Task,
-        rows: Sequence[Any],
-        source_rows: Sequence[Any] | None,
+        rows: Sequence[Row],
+        source_rows: Sequence[Row] | None,
         settings: EvaluateSettings,
         *,
         template: str,
@@ -332,7 +329,7 @@ class _Scoring:
         )
 
 
-def _write_predictions(path: Path, task: Task, rows: Sequence[Any], result: Evaluation) -> None:
+def _write_predictions(path: Path, task: Task, rows: Sequence[Row], result: Evaluation) -> None:
     split = {"split": result.split} if result.split else {}
     entries = (
         {"language": task.language(row), "expected": task.answer(row), **split, **to_entry(answer)}

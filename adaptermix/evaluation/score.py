@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidValueError
+from ..io.json_types import JsonObject
 from ..tasks import Metric
+from ..tasks.data.tables import Row
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -44,6 +46,11 @@ class Score:
         """Return plain data, with None for unknown values."""
         known = {"value": self.value, "low": self.low, "high": self.high}
         return {name: None if math.isnan(value) else value for name, value in known.items()} | {"n": self.n}
+
+
+def documents(scores: Mapping[str, Score]) -> JsonObject:
+    """Return scores by name as plain data."""
+    return {name: score.document() for name, score in scores.items()}
 
 
 Statistics = Sequence[Sequence[float]]
@@ -90,7 +97,7 @@ def count_units(rows: Statistics) -> int:
 def count_rows(
     metric: Metric,
     languages: Sequence[str],
-    rows: Sequence[Any],
+    rows: Sequence[Row],
     answers: Sequence[str],
     clusters: Sequence[str] | None = None,
 ) -> dict[str, RowStatistics]:

@@ -45,7 +45,7 @@ class SourceBank:
     ) -> None:
         self._base, self._prompts, self._settings, self._latents = base, prompts, settings, latents
         # A text that is the source of several rows or passes is cached once.
-        numbers: dict[tuple[Any, ...], int] = {}
+        numbers: dict[tuple[object, ...], int] = {}
         self._texts: list[Features] = []
         self._paired: list[list[int]] = []
         for row_numbers, passes in zip(texts, prompts, strict=True):

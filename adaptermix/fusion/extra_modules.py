@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from .mixup import MIXUP, Mixup
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PROJECTION, MIXING = "fusion_projection", "fusion_mixup"
 
 
-def add_parts(model: Any, settings: Mapping[str, Any], *, latent: int = 0, seed: int = 0) -> tuple[str, ...]:
+def add_parts(
+    model: PreTrainedModel, settings: Mapping[str, object], *, latent: int = 0, seed: int = 0
+) -> tuple[str, ...]:
     """Add the extra modules of a fusion to a model, and return their names.
 
     Args:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError, PlanError
-from ..models.base import fingerprint_of, pick_device, pick_dtype
+from ..models.base import fingerprint_of
+from ..models.devices import pick_device, pick_dtype
+from ..models.encoders import encoder_class, width_of
+from ..models.languages import Tagged, known_tags, language_tags
 from ..models.positions import positions_of
 from ..models.pretrained import load_config, load_model, load_tokenizer
-from ..tasks.data.languages import canonical_language
 from ..tasks.heads.base import LONGEST, Features, pad_to
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _WHAT = "source encoder"
 
@@ -50,57 +55,28 @@ class Latents:
 
     def __init__(self, reference: str, *, device: str = "auto", dtype: str = "auto", tag: str | None = None) -> None:
         target = pick_device(device)
-        self._tokenizer = load_tokenizer(reference, what=_WHAT)
-        model = load_model(reference, "AutoModel", what=_WHAT, dtype=pick_dtype(dtype, target))
-        encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-        self._model: Any = encoder.to(target).eval().requires_grad_(False)
-        config = model.config.get_text_config()
-        self.width: int = getattr(config, "d_model", None) or config.hidden_size
+        tokenizer = load_tokenizer(reference, what=_WHAT)
+        loader = encoder_class(load_config(reference, what=_WHAT))
+        model = load_model(reference, loader, what=_WHAT, dtype=pick_dtype(dtype, target))
+        self._model: PreTrainedModel = model.to(target).eval().requires_grad_(False)
+        self.width = width_of(model)
         self.fingerprint = fingerprint_of(reference)
-        self._longest = min(self._tokenizer.model_max_length, positions_of(encoder) or LONGEST, LONGEST)
-        self._tags = self._tags_of(reference, tag)
+        self._longest = min(tokenizer.model_max_length, positions_of(model) or LONGEST, LONGEST)
+        self._tagged = _tagged(tokenizer, reference, tag)
 
-    def _tags_of(self, reference: str, tag: str | None) -> dict[str, str]:
-        """Return the tokenizer's language tags, by language; "" stands for all."""
-        if not hasattr(self._tokenizer, "src_lang"):
-            if tag:
-                raise PlanError(
-                    f"--source-tag is for encoders that read a language tag, and {reference!r} reads none.",
-                    code="fusion.no-source-tag",
-                )
-            return {}
-        known = [token.strip("_") for token in self._tokenizer.all_special_tokens]
-        if tag:
-            if tag not in known:
-                raise PlanError(
-                    f"--source-tag must be a language tag of {reference!r}, got {tag!r}.", code="fusion.source-tag"
-                )
-            return {"": tag}
-        tags: dict[str, str] = {}
-        for token in sorted(known, key=_is_rare):
-            if language := canonical_language(token):
-                tags.setdefault(language, token)
-        return tags
-
-    def encode(self, texts: Sequence[tuple[str, ...]], languages: Sequence[str]) -> list[Features]:
+    def encode(self, texts: Sequence[tuple[str, ...]], languages: Sequence[str]) -> Sequence[Features]:
         """Return the encoder's inputs for texts, or for pairs of texts.
 
         Raises:
             ModelError: the encoder reads a tag, and has no tag for a language.
         """
-        features: list[Features] = []
-        for text, language in zip(texts, languages, strict=True):
-            if self._tags:
-                tag = self._tags.get("", self._tags.get(language))
-                if tag is None:
-                    raise ModelError(
-                        f"the source encoder must support the language of every text, and has no tag for {language!r}: "
-                        "give a related language with --source-tag.",
-                        code="fusion.language",
-                    )
-                self._tokenizer.src_lang = tag
-            features.append(self._tokenizer(*text, truncation=True, max_length=self._longest))
-        return features
+        if (language := self._tagged.without_tag(languages)) is not None:
+            raise ModelError(
+                f"the source encoder must support the language of every text, and has no tag for {language!r}: "
+                "give a related language with --source-tag.",
+                code="fusion.language",
+            )
+        return self._tagged.encode(texts, languages, truncation=True, max_length=self._longest)
 
     @torch.no_grad()
     def read(self, texts: Sequence[Features], length: int | None = None) -> Tensor:
@@ -108,14 +84,21 @@ class Latents:
 
         Shapes: [rows tokens width].
         """
-        batch = pad_to(self._tokenizer, texts, length).to(self._model.device)
+        batch = pad_to(self._tagged.tokenizer, texts, length).to(self._model.device)
         states: Tensor = self._model(**batch).last_hidden_state
         return states
 
 
-def _is_rare(tag: str) -> bool:
-    """Return whether a tag names a script that its language is rarely written in (`ace_Arab`)."""
-    import langcodes
-
-    language, _, script = tag.partition("_")
-    return bool(script) and langcodes.Language.get(language).maximize().script != script
+def _tagged(tokenizer: PreTrainedTokenizerBase, reference: str, tag: str | None) -> Tagged:
+    """Return the tokenizer with its language tags, or with one tag for all texts."""
+    tags = language_tags(tokenizer)
+    if not tag:
+        return Tagged(tokenizer=tokenizer, tags=tags)
+    if not tags:
+        raise PlanError(
+            f"--source-tag is for encoders that read a language tag, and {reference!r} reads none.",
+            code="fusion.no-source-tag",
+        )
+    if tag not in known_tags(tokenizer):
+        raise PlanError(f"--source-tag must be a language tag of {reference!r}, got {tag!r}.", code="fusion.source-tag")
+    return Tagged(tokenizer=tokenizer, tags={"": tag})

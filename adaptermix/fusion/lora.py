@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from .extra_modules import PROJECTION, add_parts
 from .functions import FUSIONS, Bottleneck, SoftAlignment
 from .mixup import MIXUP
 from .sources import ALIGNMENTS, LAST
+
+__all__ = ["load_fusion"]
 
 _PART = re.compile(r"\.lora_fusion\.(?:[^.]+\.)?(fuse|align)\.")
 
@@ -82,21 +85,20 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
         This is the release's setting for encoders. Its decoders, padded on the left, train with
         `fusion_alignment="row-end"` and answer with `"last"`.
         """
-        settings: dict[str, Any] = {"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index"}
-        return cls(**settings | {"fusion_pads": True, "fusion_dropout": True} | more)
+        settings = {"fusion_norm": False, "fusion_offset": 0, "fusion_alignment": "index", "fusion_pads": True}
+        return cls(**{**settings, "fusion_dropout": True, **more})
 
     @classmethod
     def paper(cls, **more: Any) -> FusionConfig:
         """Return the configuration of the paper: as in the release, with states after a block."""
-        settings: dict[str, Any] = {"fusion_offset": 1}
-        return cls.release(**settings | more)
+        return cls.release(**{"fusion_offset": 1, **more})
 
 
 class FusionVariant(LoraVariant):  # type: ignore[misc]
     """Implementation of PEFT's interface for LoRA variants."""
 
     @staticmethod
-    def init(module: Any, adapter_name: str, config: FusionConfig, **_: Any) -> None:
+    def init(module: FusionLinear, adapter_name: str, config: FusionConfig, **_: object) -> None:
         """Add a fusion to an adapter's factors."""
         rank, like = module.r[adapter_name], module.lora_A[adapter_name].weight
         parts = {"fuse": FUSIONS[config.fusion](rank)}
@@ -108,7 +110,7 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
         module.fusion_pads[adapter_name] = config.fusion_pads
 
     @staticmethod
-    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+    def forward(module: FusionLinear, active_adapter: str, x: Tensor, result: Tensor, **_: object) -> Tensor:
         """Return the base's output plus the LoRA's, fused if there is a source."""
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
         dropout, scale = module.lora_dropout[active_adapter], module.scaling[active_adapter]
@@ -131,7 +133,7 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
         return fused_result
 
     @staticmethod
-    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # noqa: ARG004
+    def merge_safe(module: FusionLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:  # noqa: ARG004
         """Always refuse: a fusion is not a change of a weight."""
         raise InvalidValueError(
             "a fused LoRA depends on a source text, so it cannot be merged into a weight", code="fusion.not-mergeable"
@@ -144,9 +146,9 @@ class FusionLinear(Linear):  # type: ignore[misc]
     """PEFT's LoRA layer with an attribute for the source states of a pass, including layers in 4 and 8 bits."""
 
     adapter_layer_names = (*Linear.adapter_layer_names, "lora_fusion")
-    fusion_sources: tuple[Tensor, Tensor, Tensor, Any] | None = None
+    fusion_sources: tuple[Tensor, Tensor, Tensor, Callable[[], None]] | None = None
 
-    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
+    def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: object) -> LoraVariant | None:
         """Return the fusion variant for adapters that have one."""
         if isinstance(config, FusionConfig) and config.fusion in FUSIONS:
             return FusionVariant()

@@ -14,13 +14,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..models.base import BaseModel, backbone, blocks
+from ..models.base import BaseModel, backbone
+from ..models.blocks import blocks
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
+
+States = TypeVar("States", Tensor, tuple[Tensor, ...])
 
 MIXUP = "x-mixup"
 """Its name among the fusions."""
@@ -131,21 +137,21 @@ class Mixer:
         for handle in self._handles:
             handle.remove()
 
-    def _begin(self, body: nn.Module, inputs: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    def _begin(self, body: nn.Module, inputs: tuple[Tensor, ...], more: Mapping[str, object]) -> None:
         named = signature(body.forward).bind_partial(*inputs, **more).arguments
         self._recorded["mask"] = named["attention_mask"].bool()
 
-    def _mix(self, _block: nn.Module, _inputs: Any, output: Any) -> Any:
+    def _mix(self, _block: nn.Module, _inputs: object, output: States) -> States:
         states = output if isinstance(output, Tensor) else output[0]
         if self._source is not None:
             states = self._mixup(states, self._source.states, self._recorded["mask"], self._source.mask)
         self._recorded["states"] = states
         return states if isinstance(output, Tensor) else (states, *output[1:])
 
-    def _end(self, _body: nn.Module, _inputs: Any, output: Any) -> None:
+    def _end(self, _body: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
         self._recorded["first"] = output[0][:, 0]
 
-    def _answered(self, _model: nn.Module, _inputs: Any, output: Any) -> None:
+    def _answered(self, _model: nn.Module, _inputs: object, output: ModelOutput) -> None:
         self._recorded["logits"] = output.logits
 
 

@@ -12,6 +12,7 @@ from ..models.positions import readable
 from ..progress import Watcher
 from ..tasks import JoinableTask, LabelTask, Task, get_template
 from ..tasks.data import DataFile
+from ..tasks.data.tables import Row
 from ..tasks.heads import HEADS
 from ..tasks.heads.base import Features
 from ..tasks.prompts import shortened
@@ -35,7 +36,7 @@ def reads_itself(systems: Sequence[AdapterSource]) -> bool:
     return any(isinstance(entry, Mapping) and not entry.get("sources") for entry in entries)
 
 
-def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]:
+def joined(task: Task, rows: Sequence[Row], sources: Sequence[Row]) -> list[Row]:
     """Return rows that include their sources.
 
     Raises:
@@ -49,14 +50,14 @@ def joined(task: Task, rows: Sequence[Any], sources: Sequence[Any]) -> list[Any]
     return [row if is_missing(task, source) else task.with_source(row, source) for row, source in pairs]
 
 
-def encode_latents(latents: Latents, task: Task, rows: Sequence[Any]) -> Sequence[Sequence[Features]]:
+def encode_latents(latents: Latents, task: Task, rows: Sequence[Row]) -> Sequence[Sequence[Features]]:
     """Return the other encoder's inputs for each row: one text without a prompt; empty for a missing one."""
     there = [row for row in rows if not is_missing(task, row)]
     encoded = iter(latents.encode(list(map(task.texts, there)), [task.language(row) for row in there]))
     return [[] if is_missing(task, row) else [next(encoded)] for row in rows]
 
 
-def is_missing(task: Task, source: Any) -> bool:
+def is_missing(task: Task, source: Row) -> bool:
     """Return whether a source row is missing, which means that all its texts are `-`."""
     return {text.strip() for text in task.texts(source)} == {MISSING}
 
@@ -64,12 +65,12 @@ def is_missing(task: Task, source: Any) -> bool:
 def read_beside(
     task: Task,
     arguments: Sequence[str],
-    rows: Sequence[Any],
+    rows: Sequence[Row],
     *,
     data: Sequence[str],
     chosen: str | None,
     watch: Watcher,
-) -> tuple[list[Any], list[DataFile]]:
+) -> tuple[list[Row], list[DataFile]]:
     """Return the source of each row, and the files: row i of the sources is the translation of row i of the data.
 
     One source file may serve several data files that are translations of it. A row of `-` is a missing source.
@@ -118,7 +119,7 @@ def _counted(task: Task, argument: str, chosen: str | None) -> tuple[int, list[D
 
 
 def encode_sources(
-    base: BaseModel, task: Task, template: str, rows: Sequence[Any], max_length: int, *, cut_prompts: bool = True
+    base: BaseModel, task: Task, template: str, rows: Sequence[Row], max_length: int, *, cut_prompts: bool = True
 ) -> Sequence[Sequence[Features]]:
     """Return the texts of each source: with a head as for the row itself, else only the prompt.
 

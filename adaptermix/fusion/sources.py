@@ -8,13 +8,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from ..errors import InvalidValueError
+from ..models.encoders import has_decoder
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
 
 FUSING = frozenset(
     (
@@ -138,7 +143,7 @@ def block_of(path: str) -> str:
     return match[1]
 
 
-def fused_modules(model: nn.Module) -> dict[str, Any]:
+def fused_modules(model: nn.Module) -> dict[str, LoraLayer]:
     """Return the modules of a model that can fuse, by path: those of attention that read a block's states.
 
     Other modules have inputs that a source does not have; they are plain LoRAs, as in the release.
@@ -158,7 +163,7 @@ def read_sources(
     norm: bool = True,
     offset: int = 0,
     dropout: bool = False,
-    run: Callable[[], Any] | None = None,
+    run: Callable[[], object] | None = None,
 ) -> Sources:
     """Run the model without its adapters on source texts, in evaluation mode, and record its blocks' states.
 
@@ -182,7 +187,7 @@ def read_sources(
     modules = fused_modules(model)
     if not modules:
         raise InvalidValueError("no module of the model fuses", code="fusion.no-module")
-    firsts: dict[str, Any] = {}
+    firsts: dict[str, LoraLayer] = {}
     readers = _readers(model)
     for path, module in modules.items():
         if module in readers:
@@ -220,27 +225,29 @@ def _in_next_block(path: str) -> str:
     return f"{head}.{int(number) + 1}{path.removeprefix(block_of(path))}"
 
 
-def _body(model: Any) -> nn.Module:
+def _body(model: PreTrainedModel) -> nn.Module:
     """Return the part of a model that is called with the tokens, with or without a head."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    body: nn.Module = inner if inner.config.is_encoder_decoder else inner.base_model
+    body: nn.Module = inner if has_decoder(inner) else inner.base_model
     return body
 
 
-def _readers(model: Any) -> set[nn.Module]:
+def _readers(model: PreTrainedModel) -> set[nn.Module]:
     """Return the modules that read a text; for an encoder-decoder those of its encoder."""
-    if getattr(model.config, "is_encoder_decoder", False):
+    if has_decoder(model):
         return set(model.get_encoder().modules())
     return set(model.modules())
 
 
 def _catch_input(
-    caught: dict[str, Tensor], block: str, _module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]
+    caught: dict[str, Tensor], block: str, _module: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]
 ) -> None:
     caught[block] = inputs[0] if inputs else named["hidden_states"]
 
 
-def _catch_output(caught: dict[str, Tensor], block: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+def _catch_output(
+    caught: dict[str, Tensor], block: str, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]
+) -> None:
     caught[block] = output if isinstance(output, Tensor) else output[0]
 
 
@@ -326,7 +333,7 @@ class Fuser:
         first, self.taken = self.taken, (self.taken + count) % total
         return sources if count == total else sources.part(first, count)
 
-    def _begin(self, inner: nn.Module, inputs: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+    def _begin(self, inner: nn.Module, inputs: tuple[Tensor, ...], more: Mapping[str, object]) -> None:
         # Only the base model reads sources, while the previous batch's sources are still set.
         all_sources = None if any(module.disable_adapters for module in self._modules.values()) else self._sources
         if all_sources is None:
@@ -334,9 +341,9 @@ class Fuser:
         named = signature(inner.forward).bind_partial(*inputs, **more).arguments
         text = named.get("input_ids")
         sources = self._take(all_sources, named.get("inputs_embeds") if text is None else text)
-        cache: Any = named.get("past_key_values")
+        cache = named.get("past_key_values")
         mask = named.get("attention_mask")
-        past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
         mask = mask if mask is not None and mask.dim() == 2 else None
         embedded = named.get("inputs_embeds")
         read = next((inputs for inputs in (text, embedded, mask) if inputs is not None), None)

@@ -8,8 +8,8 @@ import tempfile
 import weakref
 from contextlib import suppress
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class StateCache:
         return free_disk(Path(tempfile.gettempdir())) / _SPARED_OF_DISK or math.inf
 
     @cached_property
-    def _file(self) -> Any:
+    def _file(self) -> FileIO:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with this object)
         weakref.finalize(self, file.close)
         return file

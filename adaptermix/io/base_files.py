@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import ModelError, as_line
 
@@ -63,7 +62,7 @@ def check_base_files(folder: Path, part: str) -> None:
             _check_mappings(path, document, ("auto_map", "added_tokens_decoder"))
 
 
-def _object(path: Path) -> Mapping[str, Any]:
+def _object(path: Path) -> Mapping[str, object]:
     limit = _MOST_TABLE_BYTES if path.name in _TABLES else _MOST_BYTES
     try:
         if path.stat().st_size > limit:
@@ -143,13 +142,13 @@ def _refuse(path: Path, field: str, expected: str, actual: object) -> ModelError
     )
 
 
-def _check_mappings(path: Path, document: Mapping[str, Any], names: tuple[str, ...]) -> None:
+def _check_mappings(path: Path, document: Mapping[str, object], names: tuple[str, ...]) -> None:
     for name in names:
         if document.get(name) is not None and not isinstance(document[name], dict):
             raise _refuse(path, name, "an object", document[name])
 
 
-def _check_config(path: Path, document: Mapping[str, Any]) -> None:
+def _check_config(path: Path, document: Mapping[str, object]) -> None:
     _check_mappings(path, document, _MAPPINGS)
     for name in _TEXTS:
         if document.get(name) is not None and not isinstance(document[name], str):
@@ -158,13 +157,14 @@ def _check_config(path: Path, document: Mapping[str, Any]) -> None:
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         raise _refuse(path, "architectures", "a list of class names", named)
     for name, limit in _LIMITS.items():
-        for value in document[name] if isinstance(document.get(name), list) else [document.get(name)]:
+        entry = document.get(name)
+        for value in entry if isinstance(entry, list) else [entry]:
             if value is not None and (type(value) is not int or not 0 <= value <= limit):
                 raise _refuse(path, name, f"a whole number of at most {limit:,}", value)
     _check_parts(path, document)
 
 
-def _check_parts(path: Path, document: Mapping[str, Any]) -> None:
+def _check_parts(path: Path, document: Mapping[str, object]) -> None:
     for name, value in document.items():
         if name in ("attn_implementation", "_attn_implementation") and "/" in str(value):
             raise ModelError(
@@ -178,11 +178,16 @@ def _check_parts(path: Path, document: Mapping[str, Any]) -> None:
             raise _refuse(path, name, "an object", value)
 
 
-def _check_sizes(folder: Path, document: Mapping[str, Any]) -> None:
+def _check_sizes(folder: Path, document: Mapping[str, object]) -> None:
     """Refuse an embedding that cannot be in the weight files: transformers would initialise it and fill the memory."""
-    text = document.get("text_config") or document
-    width = next((text[name] for name in ("embedding_size", *_WIDTHS) if isinstance(text.get(name), int)), 0)
-    numbers = width * text["vocab_size"] if isinstance(text.get("vocab_size"), int) else 0
+    if (folder / "stack.json").is_file():  # a stack has the config of its base model, and no weights of it
+        return
+    inner = document.get("text_config")
+    text = inner if isinstance(inner, dict) and inner else document
+    sizes = [text.get(name) for name in ("embedding_size", *_WIDTHS)]
+    width = next((size for size in sizes if isinstance(size, int)), 0)
+    rows = text.get("vocab_size")
+    numbers = width * rows if isinstance(rows, int) else 0
     stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in _WEIGHTS and path.is_file())
     if stored and numbers > max(_FEW_NUMBERS, _MOST_NUMBERS_PER_BYTE * stored):
         raise ModelError(
@@ -192,7 +197,7 @@ def _check_sizes(folder: Path, document: Mapping[str, Any]) -> None:
         )
 
 
-def _check_index(path: Path, document: Mapping[str, Any]) -> None:
+def _check_index(path: Path, document: Mapping[str, object]) -> None:
     files = document.get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise _refuse(path, "weight_map", "an object of file names", files)

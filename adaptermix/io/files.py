@@ -8,15 +8,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError
 from .disk import exchange, locked, sync, sync_tree, uninterrupted
 from .folders import contains, parents_made, with_links
+from .json_types import JsonObject
 from .launcher import is_main_process
 
 MANIFEST = "adaptermix.json"
@@ -80,7 +80,7 @@ def listed_files(folder: Path) -> set[str] | None:
     return {MANIFEST, *(name for name in names if not {"/", ".."} & {*Path(name).parts})}
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> JsonObject:
     """Return an output's manifest, or an empty one if it cannot be read."""
     path = folder / MANIFEST
     try:
@@ -328,7 +328,7 @@ def _list_files(folder: Path) -> None:
     """Add a list of files to an output's manifest, and to the manifests in folders inside it."""
     for path in folder.rglob(MANIFEST):
         try:
-            document: Any = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:  # A file of the same name that came with a base model.
             continue
         if not isinstance(document, dict):
@@ -338,7 +338,7 @@ def _list_files(folder: Path) -> None:
         path.write_bytes(manifest_bytes(document))
 
 
-def manifest_bytes(document: Any) -> bytes:
+def manifest_bytes(document: Mapping[str, object]) -> bytes:
     """Return a manifest's bytes: sorted keys, two spaces, a final newline."""
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,7 +17,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> object:
     """Return the content of a YAML file.
 
     Raises:
@@ -42,7 +41,7 @@ def read_yaml(path: Path) -> Any:
         ) from error
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> object:
     """Return the value of YAML text.
 
     Raises:
@@ -101,12 +100,12 @@ class Filling:
         faults: List to which errors are added, so that all of them can be reported at once.
     """
 
-    def __init__(self, variables: Mapping[str, Any], faults: list[str]) -> None:
+    def __init__(self, variables: Mapping[str, object], faults: list[str]) -> None:
         self._variables, self._faults = variables, faults
         self._left = MOST_CHARACTERS
         self._entries = MOST_ENTRIES
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: object) -> object:
         """Return a value with its variables replaced."""
         self._entries -= 1
         if not self._fits():
@@ -128,7 +127,7 @@ class Filling:
         if text not in self._faults:
             self._faults.append(text)
 
-    def _text(self, value: str) -> Any:
+    def _text(self, value: str) -> object:
         for name in _VARIABLE.findall(value):
             if name not in self._variables:
                 near = did_you_mean(name, list(self._variables))
@@ -145,13 +144,13 @@ class Filling:
         return _VARIABLE.sub(lambda match: texts[match[1]], value) if self._fits() else None
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     """Return the number of entries of a value. Values read here are neither deep nor endless, so recursion is safe."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + sum(map(_count, items))
 
 
-def shortened(value: Any) -> str:
+def shortened(value: object) -> str:
     """Return a value for a message, at most a line or two long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -83,7 +83,7 @@ class Registry(dict[str, T]):
 
     def _load(self, point: EntryPoint) -> None:
         try:
-            loaded: Any = point.load()
+            loaded = point.load()
             made = loaded() if self._instances and isinstance(loaded, type) else loaded
         except Exception as error:  # importing another package may raise anything
             raise UsageError(

@@ -11,7 +11,6 @@ from io import FileIO
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ def _check(headers: Headers) -> None:
 
 
 def _header(headers: Headers, order: list[str], metadata: Mapping[str, str]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     start = 0
     for name in order:
         dtype, shape = headers[name]

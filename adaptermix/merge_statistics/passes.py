@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..baking.activations import text_batches
 from ..merging.attach import MixedRowsError
 from ..models.base import BaseModel, backbone, reading
 from ..training.early_stopping import RowsLoss
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
+
+
+Batch = tuple[int, Callable[[], Tensor | None]]
+"""The number of rows of a batch, and a function that runs them.
+
+It returns the negative log-likelihood of their answers, summed, if the rows have answers.
+"""
 
 
 class Passes(Protocol):
@@ -22,78 +33,52 @@ class Passes(Protocol):
     def count(self) -> int:
         """Rows in all."""
 
-    def batches(self, size: int) -> Iterator[Any]:
-        """Yield batches of rows."""
-
-    def run(self, batch: Any) -> Tensor | None:
-        """Run a batch; return the negative log-likelihood of its answers, summed, if its rows have answers."""
-
-    def rows(self, batch: Any) -> int:
-        """Return the number of rows of a batch."""
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield batches of at most `size` rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """Plain texts, which the model only reads.
-
-    Args:
-        base: The model.
-        texts: The texts.
-    """
+    """Plain texts, which the model only reads."""
 
     base: BaseModel
     texts: Sequence[str]
 
     @property
     def count(self) -> int:
-        """Texts in all."""
         return len(self.texts)
 
-    def batches(self, size: int) -> Iterator[Any]:
-        """Yield encoded texts."""
-        yield from text_batches(self.base, self.texts, size)
+    def batches(self, size: int) -> Iterator[Batch]:
+        for batch in text_batches(self.base, self.texts, size):
+            yield len(batch["input_ids"]), partial(self._run, batch)
 
-    def run(self, batch: Any) -> None:
+    def _run(self, batch: BatchEncoding) -> None:
         """Run a batch up to its hidden states."""
         backbone(self.base)(**batch, **reading(self.base))
-
-    def rows(self, batch: Any) -> int:
-        """Return the number of texts of a batch."""
-        return len(batch["input_ids"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRows:
-    """Rows of a task with their answers.
-
-    Args:
-        loss: Their loss, by row numbers.
-    """
+    """Rows of a task with their answers; `loss` takes their indices."""
 
     loss: RowsLoss
 
     @property
     def count(self) -> int:
-        """Rows with an answer."""
         return len(self.loss.taught)
 
-    def batches(self, size: int) -> Iterator[list[int]]:
-        """Yield numbers of rows of like length."""
-        order = sorted(self.loss.taught, key=lambda row: -self.loss.lengths[row])
+    def batches(self, size: int) -> Iterator[Batch]:
+        order = sorted(self.loss.taught, key=lambda row: -self.loss.lengths[row])  # rows of similar length together
         for start in range(0, len(order), size):
-            yield order[start : start + size]
+            batch = order[start : start + size]
+            yield len(batch), partial(self._run, batch)
 
-    def run(self, batch: Sequence[int]) -> Tensor:
-        """Return minus the sum of the log-likelihoods of the answers."""
+    def _run(self, batch: Sequence[int]) -> Tensor:
         return self.loss(batch).loss * self.loss.terms(batch)
-
-    def rows(self, batch: Sequence[int]) -> int:
-        """Return the number of rows of a batch."""
-        return len(batch)
 
 
 @contextmanager
-def looking(modules: Mapping[str, Any], look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+def looking(modules: Mapping[str, nn.Module], look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
     """Call `look(name, input, output)` after each run of a module, while the context is open.
 
     Hooks of attached adapters must be installed before, so that outputs include the adapters.
@@ -103,7 +88,7 @@ def looking(modules: Mapping[str, Any], look: Callable[[str, Tensor, Tensor], No
         look: The function to call.
     """
 
-    def hook(name: str) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda _module, inputs, output: look(name, inputs[0], output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
@@ -122,7 +107,7 @@ class Mask:
         self.last: Tensor | None = None
 
     def __enter__(self) -> Mask:
-        def note(_module: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
+        def note(_module: nn.Module, _inputs: object, named: Mapping[str, object]) -> None:
             mask = named.get("attention_mask")
             self.last = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
@@ -133,11 +118,10 @@ class Mask:
         self._handle.remove()
 
 
-def each_batch(passes: Passes, size: int, advance: Callable[[int, str], None]) -> Iterator[tuple[Any, int]]:
-    """Yield batches with their numbers of rows, and report them after they are processed."""
-    for batch in passes.batches(size):
-        rows = passes.rows(batch)
-        yield batch, rows
+def each_batch(passes: Passes, size: int, advance: Callable[[int, str], None]) -> Iterator[Batch]:
+    """Yield batches, and report them after they are processed."""
+    for rows, run in passes.batches(size):
+        yield rows, run
         advance(rows, "")
 
 

@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters import LINEAR, AdapterSource, open_adapter
 from ..adapters.paths import fitted
-from ..baking.activations import memory_for_moments, read_same, texts_of, width_of
+from ..baking.activations import memory_for_moments, read_same, width_of
 from ..errors import DataError, IncompatibleAdapters, ModelError, OutputError, PlanError, did_you_mean
 from ..io.checkpoint_files import open_tensors
 from ..io.disk import sync
 from ..io.files import hidden_path, real_path
+from ..io.json_types import JsonObject
 from ..io.safetensors_writer import Headers, TensorFile, file_size, tensor_file
 from ..merging.merge_adapters import check_trained_on
 from ..merging.on_model import acting
@@ -30,12 +30,15 @@ from ..models.base import BaseModel, fingerprint_of, load_base, model_kind, requ
 from ..models.positions import readable
 from ..options import StatisticsSettings
 from ..options.paths import holds_output
+from ..options.roles import NO_PART_OF_RESULT, marked
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..tasks import Task, get_task
 from ..tasks.base import remarks
 from ..tasks.data import DataFile
 from ..tasks.data.report import told_left_out
+from ..tasks.data.tables import Row
+from ..tasks.data.texts import texts_of
 from ..tasks.heads.from_adapters import head_of, template_of
 from ..tasks.splits import CALIBRATION, refuse_tested
 from ..training.task import loss_of_rows
@@ -66,7 +69,7 @@ class StatisticsReport:
     out: Path | None
     notes: tuple[str, ...] = ()
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix statistics`."""
         return {
             "method": self.method,
@@ -80,13 +83,14 @@ class StatisticsReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """A checked request, before the model is loaded."""
+    """A checked request, before the model is loaded; it has rows of a task, or texts."""
 
     source: AdapterSource
     task: Task | None
-    rows: Sequence[Any]
+    rows: Sequence[Row]
+    texts: Sequence[str]
     files: Sequence[DataFile]
-    tested: Sequence[Mapping[str, Any]]
+    tested: Sequence[Mapping[str, object]]
 
 
 def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
@@ -101,19 +105,20 @@ def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
     if not settings.allow_base_mismatch:
         check_trained_on([source], fingerprint_of(settings.base), settings.base)
     task = None if settings.task is None else get_task(settings.task)
-    rows: Sequence[Any]
+    rows: Sequence[Row] = []
+    texts: Sequence[str] = []
     if task is None:
-        rows, files = texts_of(settings.data, rows=settings.rows)
+        texts, files = texts_of(settings.data, rows=settings.rows)
     else:
         rows, files = task.read(settings.data, rows=settings.rows)
         for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
             watch.note(note)
-    if not rows:
+    if not (rows or texts):
         raise DataError(
             f"--data must contain at least one {'row' if task else 'text'}, and is empty.", code="statistics.no-data"
         )
     tested = refuse_tested({CALIBRATION: files}, allowed=settings.allow_tested, watch=watch)
-    return _Request(source=source, task=task, rows=rows, files=files, tested=tested)
+    return _Request(source=source, task=task, rows=rows, texts=texts, files=files, tested=tested)
 
 
 @holds_output
@@ -161,7 +166,7 @@ def _report(
     return StatisticsReport(
         method=settings.method,
         modules=shapes,
-        rows=len(request.rows),
+        rows=len(request.rows or request.texts),
         bytes=file_size(_headers(shapes)) if out is None else out.stat().st_size,
         out=out,
         notes=tuple(notes),
@@ -178,12 +183,12 @@ def _shapes(settings: StatisticsSettings, widths: Mapping[str, tuple[int, int]])
     return {path: (into, into) if is_square else (out, into) for path, (out, into) in sorted(widths.items())}
 
 
-def _height(module: Any) -> int:
+def _height(module: nn.Module) -> int:
     """Return the number of outputs of a linear layer, or of GPT-2's, whose weight is [in out]."""
-    return int(module.out_features if hasattr(module, "out_features") else module.weight.shape[1])
+    return int(getattr(module, "out_features", 0)) or module.get_parameter("weight").shape[1]
 
 
-def _modules(base: BaseModel, source: AdapterSource, globs: Sequence[str]) -> dict[str, Any]:
+def _modules(base: BaseModel, source: AdapterSource, globs: Sequence[str]) -> dict[str, nn.Module]:
     """Return the linear layers to measure, by path: those that the adapter adapts, or those that globs name."""
     every = dict(base.model.named_modules())
     adapted = {path: every[path] for path in fitted(source, every).modules if path in every}
@@ -206,7 +211,7 @@ def _modules(base: BaseModel, source: AdapterSource, globs: Sequence[str]) -> di
 
 def _passes(settings: StatisticsSettings, request: _Request, base: BaseModel, watch: Watcher) -> Passes:
     if request.task is None:
-        return Texts(base=base, texts=request.rows)
+        return Texts(base=base, texts=list(request.texts))
     template = template_of(request.task, [request.source], settings.template)
     most = readable(base, _LONGEST)
     return TaskRows(
@@ -217,7 +222,7 @@ def _passes(settings: StatisticsSettings, request: _Request, base: BaseModel, wa
 def _measure(
     base: BaseModel,
     passes: Passes,
-    modules: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
     shapes: Mapping[str, tuple[int, int]],
     file: TensorFile,
     *,
@@ -272,18 +277,16 @@ def _groups(names: Sequence[str], shapes: Mapping[str, tuple[int, int]], free: i
     yield group
 
 
-def _document(settings: StatisticsSettings, request: _Request, base: BaseModel) -> dict[str, Any]:
+def _document(settings: StatisticsSettings, request: _Request, base: BaseModel) -> JsonObject:
     source = request.source
     entries = [file.entry() for file in request.files]
     return manifest.manifest(
         KIND,
-        plan=settings.model_dump(
-            mode="json", exclude={"out", "overwrite", "dry_run", "device", "batch_size", "allow_tested", "seed"}
-        ),
+        plan=settings.model_dump(mode="json", exclude={"out", *marked(settings, *NO_PART_OF_RESULT)}),
         base=base.entry(),
         method=settings.method,
         adapter={"name": source.name, "digest": source.digest},
-        rows=len(request.rows),
+        rows=len(request.rows or request.texts),
         **{name: listed for name, listed in (("calibration", entries), ("tested", list(request.tested))) if listed},
     )
 

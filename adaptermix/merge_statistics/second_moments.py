@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..baking.activations import Sums, width_of
 from ..merging.attach import MixedRowsError
@@ -16,7 +15,7 @@ from .passes import Mask, Passes, alone_if_mixed, each_batch, looking
 
 
 def second_moments(
-    base: BaseModel, passes: Passes, modules: Mapping[str, Any], *, size: int, watch: Watcher = SILENT
+    base: BaseModel, passes: Passes, modules: Mapping[str, nn.Module], *, size: int, watch: Watcher = SILENT
 ) -> dict[str, Tensor]:
     r"""Return $\frac{1}{n} \sum_t z_t z_t^T$ over the tokens $t$ that each module reads, in float32.
 
@@ -38,7 +37,7 @@ def second_moments(
 
 @torch.no_grad()
 def _measured(
-    base: BaseModel, passes: Passes, modules: Mapping[str, Any], size: int, watch: Watcher
+    base: BaseModel, passes: Passes, modules: Mapping[str, nn.Module], size: int, watch: Watcher
 ) -> dict[str, Tensor]:
     sums = {name: Sums.of(width_of(module), base.device) for name, module in modules.items()}
     rows = 0
@@ -51,9 +50,9 @@ def _measured(
         Mask(base) as mask,
         watch.track("measure inputs", passes.count) as advance,
     ):
-        for batch, count in each_batch(passes, size, advance):
+        for count, run in each_batch(passes, size, advance):
             rows = count
-            passes.run(batch)
+            run()
     return {name: _moment(sums.pop(name)) for name in list(sums)}
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..merging.attach import MixedRowsError
 from ..models.base import BaseModel
@@ -18,7 +17,7 @@ Calls = list[list[Tensor]]
 
 
 def squared_gradients(
-    base: BaseModel, passes: Passes, modules: Mapping[str, Any], *, size: int, watch: Watcher = SILENT
+    base: BaseModel, passes: Passes, modules: Mapping[str, nn.Module], *, size: int, watch: Watcher = SILENT
 ) -> dict[str, Tensor]:
     r"""Return the diagonal of the empirical Fisher information of the weights of linear layers, in float32.
 
@@ -46,7 +45,7 @@ def squared_gradients(
 
 
 def _measured(
-    base: BaseModel, passes: Passes, modules: Mapping[str, Any], size: int, watch: Watcher
+    base: BaseModel, passes: Passes, modules: Mapping[str, nn.Module], size: int, watch: Watcher
 ) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     calls: dict[str, Calls] = {}
@@ -57,7 +56,7 @@ def _measured(
         if output.requires_grad:
             output.register_hook(lambda gradient: call.append(gradient.detach()))  # type: ignore[no-untyped-call]
 
-    def start(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    def start(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return output if output.requires_grad else output.requires_grad_()
 
     # Weights are frozen, so the gradient graph starts at the embeddings.
@@ -68,9 +67,9 @@ def _measured(
             looking(modules, look),
             watch.track("measure gradients", passes.count) as advance,
         ):
-            for batch, rows in each_batch(passes, size, advance):
+            for rows, run in each_batch(passes, size, advance):
                 calls.clear()
-                loss = passes.run(batch)
+                loss = run()
                 assert loss is not None  # noqa: S101  (for the type checker: rows have answers)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for name in list(calls):

@@ -21,9 +21,8 @@ class _Branch:
     """The low-rank side path of one module: all adapters' factors side by side, one coefficient per rank."""
 
     def __init__(self, updates: Sequence[LowRank], owners: Sequence[int], like: Tensor) -> None:
-        options: Any = {"device": like.device, "dtype": like.dtype}
-        self.a = torch.cat([update.a.float() for update in updates]).to(**options)
-        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(**options)
+        self.a = torch.cat([update.a.float() for update in updates]).to(like)
+        self.b = torch.cat([update.b.float() for update in updates], dim=1).to(like)
         self.scales = torch.cat([torch.full((u.rank,), u.scale) for u in updates]).to(like.device)
         self.owner = torch.cat([torch.full((u.rank,), i) for u, i in zip(updates, owners, strict=True)]).to(like.device)
         self.coefficients = self.scales.to(like.dtype)
@@ -40,7 +39,7 @@ class _Branch:
     def choose(self, vectors: Tensor) -> None:
         self.coefficients = self._table[vectors.to(self._table.device)].unsqueeze(1)
 
-    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.is_idle and self.gate is None:
             return output
         values, coefficients = inputs[0], self.coefficients

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -20,13 +20,15 @@ from ..checkpoints.writing import DTYPES, parse_size, write_checkpoint
 from ..errors import ModelError, PlanError, code_of
 from ..io.checkpoint_files import Checkpoint
 from ..io.files import check_not_input, check_output, whole_folder
+from ..io.json_types import JsonObject
 from ..methods.base import LinearMethod, MergeMethod, build, check_depths, check_roles
-from ..models.base import pick_device
+from ..models.devices import pick_device
 from ..models.location import unique_names
 from ..options.paths import locks_out
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..publish.output import write_documents
+from .merge_options import check_arguments
 from .overrides import depths_of, layer_of, stack_of
 from .report import MergeReport, ModuleReport
 from .weights import numbered, resolve_weights
@@ -223,7 +225,7 @@ def _check_buffers(merge: _Merge) -> None:
                 )
 
 
-def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
+def _method(name: str, options: Mapping[str, object]) -> MergeMethod:
     method = build(name, options)
     if method.is_learned:
         raise PlanError(
@@ -238,6 +240,24 @@ def _method(name: str, options: Mapping[str, Any]) -> MergeMethod:
     return method
 
 
+class CheckpointKeywords(TypedDict, total=False):
+    """Further keyword arguments of `merge_checkpoints`.
+
+    Args:
+        dtype: Storage dtype; default that of each tensor of the base. Results are rounded once.
+        shard_size: Size that no weight file exceeds, unless a single tensor does; default 5GB.
+        device: `auto`, `cpu` (the default), `cuda` or `cuda:N`; where methods compute.
+        overwrite: Replace an existing output folder.
+        seed: Seed of random methods; default 0.
+    """
+
+    dtype: str | None
+    shard_size: int | str
+    device: str
+    overwrite: bool
+    seed: int
+
+
 @locks_out
 def merge_checkpoints(
     base: str | Path,
@@ -245,14 +265,10 @@ def merge_checkpoints(
     weights: Sequence[float],
     *,
     method: str = "task-arithmetic",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     out: str | Path | None = None,
-    dtype: str | None = None,
-    shard_size: int | str = "5GB",
-    device: str = "cpu",
-    overwrite: bool = False,
-    seed: int = 0,
     watch: Watcher = SILENT,
+    **more: Unpack[CheckpointKeywords],
 ) -> MergeReport:
     r"""Merge checkpoints tuned from one base: per tensor $W = W_0 + merge(W_1 - W_0, \dots, W_k - W_0)$.
 
@@ -267,12 +283,8 @@ def merge_checkpoints(
         method: Name of a merge method.
         options: Its hyper-parameters.
         out: Folder to write; None computes and reports only.
-        dtype: Storage dtype; default that of each tensor of the base. Results are rounded once.
-        shard_size: Size that no weight file exceeds, unless a single tensor does.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; where methods compute.
-        overwrite: Replace an existing output folder.
-        seed: Seed of random methods.
         watch: Receives progress.
+        more: See `CheckpointKeywords`.
 
     Returns:
         The report: norm and sign conflict per tensor.
@@ -282,14 +294,17 @@ def merge_checkpoints(
         PlanError: a wrong count of weights, an unknown method or option, or one that refuses the deltas.
         OutputError: the output folder exists or cannot be written, or a sum overflows the storage dtype.
     """
+    check_arguments(more, CheckpointKeywords)
+    dtype, shard_size, seed = more.get("dtype"), more.get("shard_size", "5GB"), more.get("seed", 0)
+    overwrite = more.get("overwrite", False)
     if dtype is not None and dtype not in DTYPES:
         raise PlanError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.", code="option.dtype")
     parse_size(shard_size)
     if not models:
         raise PlanError("at least one model is needed to merge, got none.", code="merge.no-model")
     if out is not None:
-        check_output(Path(out), overwrite=overwrite)
         check_not_input(Path(out), [base, *models])
+        check_output(Path(out), overwrite=overwrite)
     built = _method(method, options or {})
     check_roles(built, len(models))
     origin = open_model(base)
@@ -304,12 +319,12 @@ def merge_checkpoints(
         identities=_identities(opened, resolved, built),
         labels=tuple(names),
         seed=seed,
-        device=pick_device(device),
+        device=pick_device(more.get("device", "cpu")),
         stored=None if dtype is None else DTYPES[dtype],
     )
     check_depths(built, merge.depths)
     _check_buffers(merge)
-    settings: dict[str, Any] = {
+    settings: JsonObject = {
         "method": method,
         "weights": list(merge.weights),
         "options": dict(options or {}),
@@ -322,10 +337,10 @@ def merge_checkpoints(
     settings = {key: value for key, value in settings.items() if value not in (None, {})}
     folder = None if out is None else Path(out)
     if folder is None:
-        return _report(None, settings, _dry(merge, watch))
+        return MergeReport(out=None, method=method, weights=merge.weights, modules=_dry(merge, watch), plan=settings)
     with whole_folder(folder, overwrite=overwrite) as target:
         modules = _write(merge, target, shard_size=shard_size, watch=watch)
-        report = _report(folder, settings, modules)
+        report = MergeReport(out=folder, method=method, weights=merge.weights, modules=modules, plan=settings)
         document = _document(merge, report, base, models, watch)
         write_documents(target, document, name=folder.name)
     return report
@@ -357,14 +372,9 @@ def _write(merge: _Merge, target: Path, *, shard_size: int | str, watch: Watcher
     return {key: reports[key] for key in merge.names}
 
 
-def _report(out: Path | None, settings: Mapping[str, Any], modules: Mapping[str, ModuleReport]) -> MergeReport:
-    weights = tuple(settings["weights"])
-    return MergeReport(out=out, method=str(settings["method"]), weights=weights, modules=modules, plan=settings)
-
-
 def _document(
     merge: _Merge, report: MergeReport, base: str | Path, models: Sequence[str | Path], watch: Watcher
-) -> dict[str, Any]:
+) -> JsonObject:
     return manifest.manifest(
         "merge",
         artifact="checkpoint",

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..adapters import AdapterModule
-from ..adapters.kinds import AdapterKind, kinds_of, weight_for
+from ..adapters.base_weights import weight_for
+from ..adapters.kinds import AdapterKind, kinds_of
 from ..algebra import Dense, LowRank, Stack, Update, all_finite, inner, norm, sign_conflict
 from ..algebra.storage import cancels
 from ..errors import PlanError, code_of

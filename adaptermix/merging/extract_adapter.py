@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ from ..checkpoints.writing import DTYPES
 from ..errors import ModelError, OutputError, PlanError
 from ..io.checkpoint_files import Checkpoint
 from ..io.files import check_not_input, check_output
-from ..models.base import class_modules, pick_device
+from ..models.base import class_modules
+from ..models.devices import pick_device
 from ..models.location import OUTSIDE, locations
 from ..models.pretrained import split_revision
 from ..options.paths import locks_out
@@ -39,6 +40,7 @@ from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..publish.output import output_size, size_notes, write_output
 from .extract_report import ExtractedModule, ExtractReport
+from .merge_options import check_arguments
 from .output_form import Shape
 
 Rank = int | Literal["auto"]
@@ -202,6 +204,28 @@ def _walk(
     return updates, reports, left_out
 
 
+class ExtractKeywords(TypedDict, total=False):
+    """Further keyword arguments of `extract`.
+
+    Args:
+        exact: Use the exact SVD instead of the verified randomised one, whose residual is at most 1 % larger.
+        dtype: Storage dtype of the factors, default float32; differences are in float32, or in float64 where a file is.
+        compact: Keep each module's own rank; default is the largest rank for all, by zeros.
+        max_residual: Refuse to write if more than this share of the norm is lost over the modules of the adapter.
+        device: `auto`, `cpu` (the default), `cuda` or `cuda:N`; where to decompose.
+        overwrite: Replace an existing output folder.
+        dry_run: Do everything but write.
+    """
+
+    exact: bool
+    dtype: str
+    compact: bool
+    max_residual: float | None
+    device: str
+    overwrite: bool
+    dry_run: bool
+
+
 @locks_out
 def extract(
     base: str | Path,
@@ -211,14 +235,8 @@ def extract(
     rank: Rank,
     keep: float = 0.99,
     modules: Sequence[str] = (),
-    exact: bool = False,
-    dtype: str = "float32",
-    compact: bool = False,
-    max_residual: float | None = None,
-    device: str = "cpu",
-    overwrite: bool = False,
-    dry_run: bool = False,
     watch: Watcher = SILENT,
+    **more: Unpack[ExtractKeywords],
 ) -> ExtractReport:
     r"""Write the difference between two checkpoints as a LoRA: per module the best $BA$ of a rank for $W - W_0$.
 
@@ -233,14 +251,8 @@ def extract(
         keep: Share of each module's squared norm that an automatic rank keeps.
         modules: Globs over module paths or their last parts; none means every matrix inside the blocks. Embeddings and
             heads are taken where a glob names them.
-        exact: Use the exact SVD instead of the verified randomised one, whose residual is at most 1 % larger.
-        dtype: Storage dtype of the factors; differences are in float32, or in float64 where a file is.
-        compact: Keep each module's own rank; default is the largest rank for all, by zeros.
-        max_residual: Refuse to write if more than this share of the norm is lost over the modules of the adapter.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; where to decompose.
-        overwrite: Replace an existing output folder.
-        dry_run: Do everything but write.
         watch: Receives progress.
+        more: See `ExtractKeywords`.
 
     Shapes: per module, W and W_0 are [out in] and give B [out r] and A [r in], both with the roots of the singular
         values.
@@ -252,6 +264,9 @@ def extract(
 
     Reference: Eckart and Young, 1936; as LoRA: Hu et al., 2021, arXiv 2106.09685, section 4.1.
     """
+    check_arguments(more, ExtractKeywords)
+    exact, dtype, compact = more.get("exact", False), more.get("dtype", "float32"), more.get("compact", False)
+    max_residual, overwrite = more.get("max_residual"), more.get("overwrite", False)
     folder = Path(out)
     _check_numbers(rank, keep, dtype, max_residual)
     check_output(folder, overwrite=overwrite)
@@ -261,7 +276,12 @@ def extract(
     config = config_of(first)
     transposed = config.get("model_type") in _TRANSPOSED
     request = _Request(
-        rank=rank, keep=keep, exact=exact, dtype=DTYPES[dtype], device=pick_device(device), transposed=transposed
+        rank=rank,
+        keep=keep,
+        exact=exact,
+        dtype=DTYPES[dtype],
+        device=pick_device(more.get("device", "cpu")),
+        transposed=transposed,
     )
     updates, reports, left_out = _walk(first, second, pairing, request, watch)
     notes = (*pairing.notes, *_tied_note(updates, first))
@@ -277,7 +297,7 @@ def extract(
     state = _named(meta, updates, first)
     size = output_size(state, dtype=DTYPES[dtype], compact=compact)["bytes"]
     report = replace(report, bytes=size, notes=(*notes, *size_notes(size, first.path)))
-    if dry_run:
+    if more.get("dry_run"):
         return report
     settings = {"rank": rank, "keep": keep if rank == "auto" else None, "exact": exact, "dtype": dtype}
     plan = {**settings, "modules": list(modules) or None, "max_residual": max_residual}
@@ -308,7 +328,7 @@ def _named(meta: AdapterMeta, updates: Mapping[str, LowRank], base: Checkpoint) 
     )
 
 
-def _check_numbers(rank: Any, keep: float, dtype: str, max_residual: float | None) -> None:
+def _check_numbers(rank: Rank, keep: float, dtype: str, max_residual: float | None) -> None:
     # the rest is checked by Shape
     Shape(form="lowrank", rank=rank, keep=keep)
     if dtype not in DTYPES:

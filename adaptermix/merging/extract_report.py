@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from ..io.json_types import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class ExtractReport:
         lost = math.hypot(*self.left_out.values())
         return lost / math.hypot(lost, self.norm) if lost > 0 else 0.0
 
-    def fidelity(self) -> dict[str, Any]:
+    def fidelity(self) -> JsonObject:
         """Return the numbers as plain data, for manifests."""
         return {
             "norm": self.norm,
@@ -81,6 +83,6 @@ class ExtractReport:
             "left_out_share": self.left_out_share,
         }
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix extract`."""
         return {"out": str(self.out), "rank": self.rank, **self.fidelity(), "notes": list(self.notes)}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ..adapters import AdapterModule, AdapterSource
-from ..adapters.kinds import kinds_of, load_module
+from ..adapters.base_weights import load_module
+from ..adapters.kinds import kinds_of
 from ..algebra import LowRank, norm
 from ..errors import PlanError
 from ..methods.base import is_weighted_sum

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 
@@ -18,9 +18,10 @@ from ..errors import IncompatibleAdapters, PlanError
 from ..io.checkpoint_files import Checkpoint, open_checkpoint, open_tensors, resolve_checkpoint
 from ..io.files import check_not_input, check_output, output_lock, whole_folder
 from ..io.fingerprints import fingerprint
+from ..io.json_types import JsonObject
 from ..io.threads import torch_threads
 from ..methods.base import MergeMethod, build, check_depths, check_roles
-from ..models.base import pick_device
+from ..models.devices import pick_device
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..publish.output import weight_bytes, write_documents
@@ -105,7 +106,7 @@ def merge(
     weights: Sequence[float],
     out: str | Path | None = None,
     watch: Watcher = SILENT,
-    learned: Mapping[str, Any] | None = None,
+    learned: Mapping[str, object] | None = None,
     **options: Unpack[MergeKeywords],
 ) -> MergeReport:
     r"""Merge PEFT LoRA folders into one, in delta space: $\Delta = \sum_i w_i s_i B_i A_i$ for the default method.
@@ -150,7 +151,7 @@ def merge(
         return _finished(plan, resolved, sink, modules, folder)
 
 
-def _checked(plan: MergePlan, options: MergeOptions, learned: Mapping[str, Any] | None) -> MergePlan:
+def _checked(plan: MergePlan, options: MergeOptions, learned: Mapping[str, object] | None) -> MergePlan:
     """Check the plan, and add the learned manifest entries."""
     if plan.method.is_learned and learned is None:
         raise PlanError(
@@ -251,7 +252,7 @@ def check_trained_on(sources: Sequence[AdapterSource], digest: str | None, refer
             )
 
 
-def _document(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
+def _document(plan: MergePlan, report: MergeReport) -> JsonObject:
     base = manifest.base_entry([source.meta for source in plan.sources])
     seen = files_behind(plan.statistics)
     models = [plan.checkpoint.path] if plan.checkpoint is not None and plan.writes_checkpoint else []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ..errors import PlanError, did_you_mean
 from .output_form import KEEP, Form, Rank
@@ -18,8 +18,8 @@ class MergeKeywords(TypedDict, total=False):
     """The keyword arguments of `merge`: the fields of `MergeOptions` that have defaults."""
 
     method: str
-    options: Mapping[str, Any] | None
-    places: Sequence[Mapping[str, Any]]
+    options: Mapping[str, object] | None
+    places: Sequence[Mapping[str, object]]
     fill: Fill
     form: Form | None
     rank: Rank | None
@@ -78,8 +78,8 @@ class MergeOptions:
     adapters: Sequence[str | Path]
     weights: Sequence[float]
     method: str = "exact"
-    options: Mapping[str, Any] | None = None
-    places: Sequence[Mapping[str, Any]] = ()
+    options: Mapping[str, object] | None = None
+    places: Sequence[Mapping[str, object]] = ()
     fill: Fill = "weight"
     form: Form | None = None
     rank: Rank | None = None
@@ -121,27 +121,41 @@ class MergeOptions:
         return [*self.adapters, *([self.base] if self.base else []), *self.statistics]
 
 
+def check_arguments(keywords: Iterable[str], known: type) -> None:
+    """Refuse keyword arguments that a function does not have.
+
+    Args:
+        keywords: Names of the arguments.
+        known: The TypedDict of the arguments that it has.
+
+    Raises:
+        PlanError: there is one.
+    """
+    names = list(known.__annotations__)
+    for name in keywords:
+        if name not in names:
+            raise PlanError(
+                f"unknown argument {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}.",
+                code="merge.unknown-argument",
+            )
+
+
 def merge_options(
     adapters: Sequence[str | Path],
     weights: Sequence[float] | float,
     out: str | Path | None,
-    keywords: Mapping[str, Any],
+    keywords: MergeKeywords,
 ) -> MergeOptions:
     """Return the options of a merge from the arguments of `merge`.
 
     Raises:
         PlanError: an argument is unknown, or they contradict each other.
     """
-    known = [entry.name for entry in fields(MergeOptions) if entry.name not in ("adapters", "weights", "out")]
-    for name in keywords:
-        if name not in known:
-            raise PlanError(
-                f"unknown argument {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.",
-                code="merge.unknown-argument",
-            )
+    check_arguments(keywords, MergeKeywords)
+    keywords["statistics"] = keywords.get("statistics") or ()
     return MergeOptions(
         adapters=adapters,
         weights=[weights] if isinstance(weights, int | float) else weights,
         out=None if out is None else Path(out),
-        **{**keywords, "statistics": keywords.get("statistics") or ()},
+        **keywords,
     )

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapters import AdapterSource, write_adapter
 from ..adapters.keys import PREFIX, is_embedding
@@ -74,7 +74,7 @@ def _whole_tensors(base: BaseModel, sources: Sequence[AdapterSource], saved: str
     tied = base.model.get_output_embeddings() if hasattr(base.model, "get_output_embeddings") else None
     if tied is not None and base.model.get_input_embeddings().weight is tied.weight:
         stored |= {f"{name}.weight": tied.weight for name, module in base.model.named_modules() if module is tied}
-    targets: dict[str, Any] = {}
+    targets: dict[str, Tensor] = {}
     for key in tensors:
         name = _plain_name(key)
         if name in stored and stored[name].shape == tensors[key].shape and is_embedding(name.rpartition(".")[0]):

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import PlanError, UsageError
+from ..io.json_types import JsonObject
 from .weights import resolve_weights
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -62,7 +63,7 @@ class Override:
     modules: str = "*"
     layers: tuple[int, int] | None = None
     points: tuple[tuple[float, ...], ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def covers(self, module: str) -> bool:
         """Return whether the override applies to a module."""
@@ -86,9 +87,9 @@ class Override:
         pairs = zip(self.points[low], self.points[low + 1], strict=True)
         return tuple(round((1 - (position - low)) * one + (position - low) * other, 12) for one, other in pairs)
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> JsonObject:
         """Return the override as plain data, for manifests."""
-        entry: dict[str, Any] = {"modules": self.modules}
+        entry: JsonObject = {"modules": self.modules}
         if self.layers:
             entry["layers"] = f"{self.layers[0]}-{self.layers[1]}"
         if self.points:
@@ -111,7 +112,7 @@ def _numbers(value: Any, what: str) -> list[float]:
         ) from error
 
 
-def _layers(text: str | int | None, modules: Sequence[str]) -> tuple[int, int] | None:
+def _layers(text: object, modules: Sequence[str]) -> tuple[int, int] | None:
     if text is None:
         return None
     text = str(text)
@@ -126,7 +127,7 @@ def _layers(text: str | int | None, modules: Sequence[str]) -> tuple[int, int] |
     return int(match[1]), int(match[2] or match[1])
 
 
-def make_override(entry: Mapping[str, Any], names: Sequence[str], modules: Sequence[str]) -> Override:
+def make_override(entry: Mapping[str, object], names: Sequence[str], modules: Sequence[str]) -> Override:
     """Return an override from a recipe's entry, checked against the adapters.
 
     Args:
@@ -137,29 +138,28 @@ def make_override(entry: Mapping[str, Any], names: Sequence[str], modules: Seque
     Raises:
         PlanError: the override matches no module, or the weights do not fit the adapters.
     """
-    covered = [module for module in modules if fnmatchcase(module, entry.get("modules") or "*")]
+    pattern, options = str(entry.get("modules") or "*"), entry.get("options") or {}
+    covered = [module for module in modules if fnmatchcase(module, pattern)]
     layers = _layers(entry.get("layers"), covered)
     points: list[tuple[float, ...]] = []
     if entry.get("weights") is not None:
         points = [resolve_weights(names, _numbers(entry["weights"], "weights of an override"))]
-    if entry.get("curve") is not None:
-        if points or not isinstance(entry["curve"], list | tuple) or len(entry["curve"]) < 2:
+    curve = entry.get("curve")
+    if curve is not None:
+        if points or not isinstance(curve, list | tuple) or len(curve) < 2:
             raise UsageError(
                 f"a curve must be a list of at least two weights, without 'weights', got {dict(entry)}.",
                 code="override.curve",
             )
-        points = [resolve_weights(names, _numbers(point, "points of a curve")) for point in entry["curve"]]
+        points = [resolve_weights(names, _numbers(point, "points of a curve")) for point in curve]
         layers = layers or _layers("all", covered)
-    override = Override(
-        modules=entry.get("modules") or "*",
-        layers=layers,
-        points=tuple(points),
-        options=dict(entry.get("options") or {}),
-    )
+    if not isinstance(options, Mapping):
+        raise UsageError(f"options of an override must be KEY: VALUE pairs, got {options!r}.", code="override.options")
+    override = Override(modules=pattern, layers=layers, points=tuple(points), options=dict(options))
     if not any(override.covers(module) for module in modules):
-        pattern = f"modules {override.modules!r}" + (f", layers {layers[0]}-{layers[1]}" if layers else "")
+        where = f"modules {pattern!r}" + (f", layers {layers[0]}-{layers[1]}" if layers else "")
         raise PlanError(
-            f"an override must match at least one module, but no module matches {pattern}; one is {modules[0]!r}"
+            f"an override must match at least one module, but no module matches {where}; one is {modules[0]!r}"
             f"{_known_layers(modules)}.",
             code="override.no-module",
         )
@@ -171,7 +171,7 @@ def _known_layers(modules: Sequence[str]) -> str:
     return f", and the layers are {min(numbers)}-{max(numbers)}" if numbers else ""
 
 
-def split_settings(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def split_settings(options: Mapping[str, object]) -> tuple[JsonObject, list[JsonObject]]:
     """Split `KEY=VALUE` settings into options of the method and overrides.
 
     `KEY@GLOB=VALUE`, `KEY@layers:FIRST-LAST=VALUE` and `KEY@layers:FIRST-LAST,GLOB=VALUE` are overrides; KEY is
@@ -183,7 +183,7 @@ def split_settings(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[dic
         if not at:
             plain[key] = value
             continue
-        entry: dict[str, Any] = {}
+        entry: JsonObject = {}
         if pattern.startswith("layers:"):
             entry["layers"], _, pattern = pattern.removeprefix("layers:").partition(",")
         entry["modules"] = pattern or "*"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,8 +17,9 @@ from ..adapters.kinds import AdapterKind, kinds_of
 from ..adapters.paths import in_model, two_roots
 from ..errors import IncompatibleAdapters
 from ..io.checkpoint_files import Checkpoint
+from ..io.json_types import JsonObject
 from ..methods.base import MergeMethod, build, is_weighted_sum
-from ..models.head_forms import form_of
+from ..tasks.heads.from_adapters import form_of_head
 from .output_form import Shape
 from .overrides import Override, depths_of
 from .weights import numbered, resolve_weights, split_weight
@@ -62,9 +63,9 @@ class MergePlan:
     checkpoint: Checkpoint | None = None
     statistics: tuple[Checkpoint, ...] = ()
     saved: str | int = "refuse"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     keep_heads: bool = False
-    entries: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> list[str]:
@@ -136,7 +137,7 @@ class MergePlan:
 
     def method_at(self, module: str) -> MergeMethod:
         """Return the method at a module, with the options of its overrides."""
-        options: dict[str, Any] = {}
+        options: JsonObject = {}
         for override in self.overrides:
             if override.options and override.covers(module):
                 options |= override.options
@@ -231,7 +232,6 @@ class MergePlan:
         metas = [source.meta for source in self.sources]
         first = metas[0]
         keepers, _ = self._keepers()
-        extras: dict[str, Any] = merge_extras([source.name for source in keepers], [source.meta for source in keepers])
         meta = AdapterMeta(
             base=first.base,
             revision=first.revision,
@@ -239,7 +239,7 @@ class MergePlan:
             task_type=_task_type([source.meta for source in keepers]),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
-            **extras,
+            **merge_extras([source.name for source in keepers], [source.meta for source in keepers]),
         )
         return meta if self.sum_kind is None else self.sum_kind.describe(meta)
 
@@ -296,7 +296,7 @@ def _check_modules(sources: Sequence[AdapterSource]) -> None:
     for source in sources:
         for module, header in source.modules.items():
             name, first = seen.setdefault(module, (source.name, header))
-            if (first.out, first.into) != (header.out, header.into):
+            if not first.fits(header):
                 raise IncompatibleAdapters(
                     f"module '{module}': update shapes must be equal, found '{name}' [{first.out} {first.into}] and "
                     f"'{source.name}' [{header.out} {header.into}]. The adapters belong to different base models.",
@@ -343,7 +343,8 @@ def _base(source: AdapterSource) -> str:
 
 def _check_head_kinds(sources: Sequence[AdapterSource]) -> None:
     """Refuse heads of unlike kinds: a model ends in one."""
-    heads = [(source, form) for source in sources if source.saved_headers and (form := form_of(source.meta.task_type))]
+    saving = [source for source in sources if source.saved_headers]
+    heads = [(source, form) for source in saving if len(saving) > 1 and (form := form_of_head(source))]
     for source, form in heads[1:]:
         if form is not heads[0][1]:
             raise IncompatibleAdapters(

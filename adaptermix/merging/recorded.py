@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..adapters import AdapterFile
+from ..io.json_types import JsonObject
 from ..publish.output import size_notes
 from .merge_options import MergeOptions
 from .plan import MergePlan
@@ -45,9 +45,9 @@ def _base_folder(plan: MergePlan) -> Path | None:
     return Path(base) if base and Path(base).is_dir() else None
 
 
-def merge_settings(plan: MergePlan, options: MergeOptions) -> dict[str, Any]:
+def merge_settings(plan: MergePlan, options: MergeOptions) -> JsonObject:
     """Return the resolved options, for the manifest; unused defaults are left out."""
-    settings: dict[str, Any] = {
+    settings: JsonObject = {
         "method": options.method,
         "weights": list(plan.weights),
         "options": dict(plan.options),

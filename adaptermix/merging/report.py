@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from ..io.json_types import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class MergeReport:
     method: str
     weights: tuple[float, ...]
     modules: Mapping[str, ModuleReport]
-    plan: Mapping[str, Any] | None = None
+    plan: Mapping[str, object] | None = None
     notes: tuple[str, ...] = ()
     rank: int | None = None
     bytes: int | None = None
@@ -93,7 +94,7 @@ class MergeReport:
         weights = [m.weights for m in self.modules.values() if len(m.weights) == len(self.weights)] or [self.weights]
         return tuple(any(column) for column in zip(*weights, strict=True))
 
-    def fidelity(self) -> dict[str, Any]:
+    def fidelity(self) -> JsonObject:
         """Return the fidelity report as plain data, for manifests."""
         return {
             "norm": self.norm,
@@ -105,7 +106,7 @@ class MergeReport:
             "modules": {module: asdict(report) for module, report in self.modules.items()},
         }
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix merge`."""
         return {
             "out": None if self.out is None else str(self.out),

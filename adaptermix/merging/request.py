@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ..errors import PlanError, UsageError
 from ..io.checkpoint_files import INDEX, SINGLE
-from ..io.files import check_not_input
 from ..methods.base import build
 from ..options import MergeSettings
 from ..options.paths import holds_output
 from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from .merge_adapters import merge
+from .report import MergeReport
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -24,7 +23,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 @holds_output
-def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> Any:
+def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> MergeReport:
     """Merge the inputs of the settings and return the report; a method with learned weights learns them first.
 
     Raises:
@@ -34,7 +33,8 @@ def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> 
     method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
     if method.learner:
         module, _, function = method.learner.partition(":")
-        return getattr(import_module(module), function)(settings, watch=watch)
+        learned: MergeReport = getattr(import_module(module), function)(settings, watch=watch)
+        return learned
     if unused := settings.changed(sorted(marked(settings, Role.LEARNING))):
         raise UsageError(
             f"--{unused[0].replace('_', '-')} is for methods that learn their weights (fuse); "
@@ -66,8 +66,6 @@ def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> 
         )
     from .checkpoints import merge_checkpoints
 
-    if not settings.dry_run:
-        check_not_input(Path(settings.out), [settings.base, *settings.adapters])
     return merge_checkpoints(
         settings.base,
         settings.adapters,

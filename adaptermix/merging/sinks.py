@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -77,8 +78,10 @@ class Sink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
 
 def run(plan: MergePlan, sink: Sink, *, device: torch.device = CPU, watch: Watcher = SILENT) -> dict[str, ModuleReport]:

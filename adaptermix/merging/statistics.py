@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from ..adapters import AdapterSource
 from ..errors import IncompatibleAdapters, PlanError
 from ..io.checkpoint_files import Checkpoint
+from ..io.json_types import JsonObject
 from ..provenance.row_hashes import pack, remember, remembered, unpack
 
 _DOCUMENT, _ROWS = "adaptermix", "adaptermix.rows"
 KIND = "statistics"
 
 
-def metadata_of(document: Mapping[str, Any]) -> dict[str, str]:
+def metadata_of(document: Mapping[str, object]) -> dict[str, str]:
     """Return the `__metadata__` of a file of statistics: its manifest, and the hashes of the rows that this names.
 
     Args:
         document: The manifest.
     """
-    files = [entry for role in ("calibration", "tested") for entry in document.get(role) or ()]
+    files = [entry for role in ("calibration", "tested") for entry in _entries(document.get(role))]
     by_key = {hashes.key: hashes for entry in files if (hashes := remembered(entry.get("row_hashes"))) is not None}
     return {
         "format": "pt",
@@ -31,7 +31,7 @@ def metadata_of(document: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def document_of(file: Checkpoint) -> dict[str, Any]:
+def document_of(file: Checkpoint) -> JsonObject:
     """Return the manifest of a file of statistics; empty if another program made the file.
 
     Also loads the row hashes that it names, like those of an adapter's folder.
@@ -95,17 +95,18 @@ def check_statistics(
             )
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def files_behind(files: Sequence[Checkpoint]) -> dict[str, list[Mapping[str, Any]]]:
+def files_behind(files: Sequence[Checkpoint]) -> dict[str, list[Mapping[str, object]]]:
     """Return the entries of a manifest that name the data files behind statistics, by role."""
     documents = [document_of(file) for file in files]
-    return {role: list(_entries(documents, role)) for role in ("calibration", "tested")}
+    return {
+        role: [entry for document in documents for entry in _entries(document.get(role)) if "sha256" in entry]
+        for role in ("calibration", "tested")
+    }
 
 
-def _entries(documents: Sequence[Mapping[str, Any]], role: str) -> Iterator[Mapping[str, Any]]:
-    for document in documents:
-        entries = document.get(role)
-        yield from (e for e in entries if isinstance(e, Mapping) and "sha256" in e) if isinstance(entries, list) else ()
+def _entries(value: object) -> list[Mapping[str, object]]:
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []

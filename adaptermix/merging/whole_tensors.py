@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -234,7 +234,15 @@ def merge_tokens(names: Sequence[str], metas: Sequence[AdapterMeta]) -> dict[str
     return trained[0][1] if trained else {}
 
 
-def merge_extras(names: Sequence[str], metas: Sequence[AdapterMeta]) -> dict[str, object]:
+class WholeTensorFields(TypedDict):
+    """The fields of `AdapterMeta` about tensors that are not updates."""
+
+    saved_modules: tuple[str, ...]
+    bias: str
+    trainable_tokens: Mapping[str, tuple[int, ...]]
+
+
+def merge_extras(names: Sequence[str], metas: Sequence[AdapterMeta]) -> WholeTensorFields:
     """Return the fields of the merged `AdapterMeta` about tensors that are not updates.
 
     Args:

@@ -6,11 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..algebra import Stack, Update
 from ..algebra.operators import Operator, chain
 from ..errors import InvalidValueError, PlanError, UsageError, code_of, did_you_mean
+from ..io.json_types import JsonObject
 from ..io.registry import Registry
 
 Stacks = Callable[[], Iterable[Stack]]
@@ -177,7 +178,7 @@ class StackMethod(MergeMethod):
 
 METHODS: Registry[type[MergeMethod]] = Registry("merge method", "adaptermix.methods")
 """Methods by name. Entry points of other packages load to a class with the decorator `@method`."""
-FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], MergeMethod]] = {}
+FAMILIES: dict[str, Callable[[str, Mapping[str, object]], MergeMethod]] = {}
 """What makes the methods of names such as `mergekit:NAME`, by the word before the colon."""
 
 _M = TypeVar("_M", bound=type[MergeMethod])
@@ -194,7 +195,7 @@ def method(name: str) -> Callable[[_M], _M]:
     return enter
 
 
-def options_of(cls: type[MergeMethod]) -> dict[str, Any]:
+def options_of(cls: type[MergeMethod]) -> JsonObject:
     """Return the options of a method with their defaults; `...` where one must be given."""
     result = {}
     for field in fields(cls):
@@ -253,7 +254,7 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
 
 
-def build(name: str, options: Mapping[str, Any]) -> MergeMethod:
+def build(name: str, options: Mapping[str, object]) -> MergeMethod:
     """Return the method of this name with these hyper-parameters.
 
     Raises:

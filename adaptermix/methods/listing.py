@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import PlanError, UsageError, did_you_mean
+from ..io.json_types import JsonObject
 from .base import METHODS, is_weighted_sum, options_of
 from .mergekit import describe, mergekit_methods
 
@@ -30,10 +30,10 @@ class MethodEntry:
 
     name: str
     summary: str
-    options: dict[str, Any]
+    options: JsonObject
     text: str
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the entry as plain data; options that must be given have the default null."""
         options = {key: None if value is ... else value for key, value in self.options.items()}
         return {"name": self.name, "summary": self.summary, "options": options, "description": self.text}

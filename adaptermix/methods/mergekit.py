@@ -6,15 +6,19 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..algebra import Dense, Stack, norm
 from ..errors import InvalidValueError, PlanError, UsageError, did_you_mean
+from ..io.json_types import JsonObject
 from .base import FAMILIES, MergeMethod
-from .mergekit_options import PARTS, check_option, per_adapter
+from .mergekit_options import PARTS, Parameters, check_option, per_adapter
+
+if TYPE_CHECKING:
+    from mergekit.merge_methods.base import MergeMethod as TheirMethod
 
 NEEDED = (0, 1, 5)
 _INTERPOLATE = ("slerp",)
@@ -25,18 +29,10 @@ _ANGLES = ("slerp", "nuslerp", "model_stock")
 """Methods of the angles between the deltas: undefined for a zero delta."""
 _DIVIDE = {"linear": "normalize", "multislerp": "normalize_weights"}
 """Methods that always divide by the sum of the weights, and the option that controls it."""
-_SEEDLESS: tuple[str, ...] = (
-    "linear",
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "nearswap",
-    "passthrough",
-    "model_stock",
-    "karcher",
-    "ram",
+_SEEDLESS = (
+    *("linear", "slerp", "nuslerp", "multislerp", "nearswap", "passthrough", "model_stock", "karcher", "ram"),
+    *("ramplus_tl", "sce", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties"),
 )
-_SEEDLESS += ("ramplus_tl", "sce", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties")
 """Methods known to draw no random numbers."""
 _REFUSED = {
     "arcee_fusion": "compares the softmax of whole weights, which deltas are not, and uses its first model as the base"
@@ -44,7 +40,7 @@ _REFUSED = {
 
 
 @cache
-def _registry() -> dict[str, Any]:
+def _registry() -> dict[str, TheirMethod]:
     """Return mergekit's methods by name.
 
     Raises:
@@ -76,7 +72,7 @@ def _registry() -> dict[str, Any]:
     return {entry.spec.name: entry for entry in merge_methods.registered_methods()}
 
 
-def mergekit_methods() -> dict[str, dict[str, Any]]:
+def mergekit_methods() -> dict[str, JsonObject]:
     """Return the options of each of mergekit's methods with their defaults; `...` where one must be given.
 
     Raises:
@@ -119,7 +115,7 @@ class Mergekit(MergeMethod):
 
     name: ClassVar[str] = "mergekit"
     member: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -167,9 +163,9 @@ class Mergekit(MergeMethod):
         # Zeros last: with or without them the others draw the same numbers.
         return sorted(indices, key=lambda index: (norm(stack.updates[index]) == 0, stack.names[index]))
 
-    def _parameters(self, entry: Any, stack: Stack) -> dict[str, Any]:
+    def _parameters(self, entry: TheirMethod, stack: Stack) -> Parameters:
         """Return the parameters, with those of single adapters as lists in the order of the stack."""
-        result: dict[str, Any] = {
+        result: Parameters = {
             name: per_adapter(name, value, stack) if _is_per_adapter(entry, name) else value
             for name, value in self.options.items()
         }
@@ -193,11 +189,11 @@ class Mergekit(MergeMethod):
         return result
 
     @staticmethod
-    def _drops(parameters: Mapping[str, Any]) -> bool:
+    def _drops(parameters: Parameters) -> bool:
         density = parameters.get("density", 1.0)
         return any(value < 1 for value in (density if isinstance(density, list) else [density]))
 
-    def _run(self, entry: Any, stack: Stack, chosen: Sequence[int], parameters: Mapping[str, Any]) -> Tensor:
+    def _run(self, entry: TheirMethod, stack: Stack, chosen: Sequence[int], parameters: Parameters) -> Tensor:
         """Return mergekit's merge of some of the updates, as [out in]."""
         from mergekit.merge_methods.api import merge_tensors
 
@@ -239,11 +235,11 @@ class RandomMergekit(Mergekit):
     is_random: ClassVar[bool] = True
 
 
-def _is_per_adapter(entry: Any, name: str) -> bool:
+def _is_per_adapter(entry: TheirMethod, name: str) -> bool:
     return any(parameter.name == name and parameter.scope.value in PARTS for parameter in entry.spec.parameters)
 
 
-def _base_index(entry: Any) -> int | None:
+def _base_index(entry: TheirMethod) -> int | None:
     """Return the index of the base among the inputs: first where a method needs one, else none.
 
     A method whose base is optional gets none: it would count the zeros as one more model.
@@ -251,7 +247,7 @@ def _base_index(entry: Any) -> int | None:
     return 0 if entry.spec.contract.base.value == "required" else None
 
 
-def _check_count(entry: Any, stack: Stack) -> None:
+def _check_count(entry: TheirMethod, stack: Stack) -> None:
     """Refuse a count of adapters that the method does not take.
 
     Raises:
@@ -310,7 +306,7 @@ def _shares(stack: Stack, second: float | None) -> list[float]:
     return [weight / total for weight in stack.weights]
 
 
-def _scale(weight: float, option: Any) -> float:
+def _scale(weight: float, option: float | list[float] | None) -> float:
     """Return the scale of the one adapter of passthrough: its weight, which `scale` must not contradict."""
     scale = option[0] if isinstance(option, list) else option
     if scale is None or abs(scale - weight) < 1e-9:
@@ -338,7 +334,7 @@ def _second_share(weights: Sequence[float], option: float | None) -> float:
     return option
 
 
-def _build(member: str, options: Mapping[str, Any]) -> Mergekit:
+def _build(member: str, options: Mapping[str, object]) -> Mergekit:
     known = mergekit_methods()
     if member in _REFUSED:
         raise UsageError(
@@ -390,7 +386,7 @@ def describe(member: str) -> str:
     return "\n".join(line for line in lines).strip()
 
 
-def _sentences(entry: Any) -> Iterable[str]:
+def _sentences(entry: TheirMethod) -> Iterable[str]:
     """Yield where mergekit says that a method is from."""
     if entry.spec.reference_url:
         yield f"Reference: {entry.spec.reference_url}"

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..algebra import Stack
 from ..errors import InvalidValueError, UsageError, did_you_mean
 
+if TYPE_CHECKING:
+    from mergekit.merge_methods.base import ParameterSpec
+
+Parameters = dict[str, Any]
+"""Values of mergekit's parameters by name: numbers, truth values, and lists of them."""
 PARTS = ("input", "non_base")
 """mergekit's words for parameters that each model has its own value of."""
 _Range = tuple[Callable[[float], bool], str]
@@ -27,7 +32,7 @@ _OF_MEMBER: dict[tuple[str, str], _Range] = {
 }
 
 
-def check_option(member: str, parameter: Any, value: Any) -> None:
+def check_option(member: str, parameter: ParameterSpec, value: object) -> None:
     """Refuse a value of the wrong type, or one outside the range in which the method means something.
 
     Args:
@@ -56,7 +61,7 @@ def check_option(member: str, parameter: Any, value: Any) -> None:
             raise UsageError(f"{title} must be {words}, got {one!r}.", code="mergekit.option-value")
 
 
-def per_adapter(name: str, value: Any, stack: Stack) -> list[Any]:
+def per_adapter(name: str, value: object, stack: Stack) -> list[object]:
     """Return a parameter's value for each update of a stack.
 
     Args:

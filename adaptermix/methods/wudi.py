@@ -17,9 +17,9 @@ from .base import MergeMethod, method
 @method("wudi")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wudi(MergeMethod):
-    r"""Act on the inputs that each adapter reads as that adapter does, without any data.
+    r"""Have the effect of each adapter on the inputs that it reads, without any data.
 
-    The rows of a delta span the inputs that its training saw, so the delta itself stands in for them. The result
+    The rows of a delta span the inputs that its training saw, so the delta itself represents them. The result
     minimises
 
         $\sum_i \|(\Delta - w_i \tau_i) \tau_i^T\|_F^2 / \|\tau_i\|_F^2 + \rho \|\Delta - \sum_i w_i \tau_i\|_F^2$,

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from ..adapters import AdapterSource
 from ..errors import ModelError
 from ..io.fingerprints import companion_digest, fingerprint
+from ..io.json_types import JsonObject
 from ..progress import Watcher
 from ..provenance.manifest import Origin, origin_of
+from .blocks import blocks
+from .devices import pick_device, pick_dtype
+from .encoders import encoder_class
 from .head_forms import Head
-from .headed import check_head, load_headed
+from .headed import fitting_head, load_headed
+from .kinds import Kind, kind_of, loader_of
+from .languages import Tagged, Text, language_tags
+from .own_heads import add_own_head
 from .pretrained import cached_file, load_config, load_model, load_tokenizer, split_revision
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
+from .stack import (
+    StackForm,
+    add_own_adapter,
+    check_parts,
+    load_encoder,
+    load_projection,
+    mount,
+    open_own_adapter,
+    see_both_sides,
+    stack_folder,
+)
 
-Kind = Literal["causal", "encoder"]
-AUTO_CLASSES: dict[Kind, str] = {"causal": "AutoModelForCausalLM", "encoder": "AutoModel"}
-"""Class of transformers that loads each kind without a head for a task."""
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +56,41 @@ class BaseModel:
         head: The task head, if the model has one.
         head_modules: Names of the head's modules, which are trained in full.
         quantized: "nf4", "fp4" or "int8" if its linear layers are quantised, else "none".
+        tags: Language tags that the tokenizer writes, by language; see `Tagged`.
+        stack: The two models of a stack; None for others.
     """
 
     id: str
     revision: str | None
     fingerprint: str | None
     kind: Kind
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     head: Head | None = None
     head_modules: tuple[str, ...] = ()
     quantized: str = "none"
+    tags: Mapping[str, str] = field(default_factory=dict)
+    stack: StackForm | None = None
+
+    def encode(self, texts: Sequence[Text], languages: Sequence[str], **options: object) -> list[BatchEncoding]:
+        """Return the tokens of each text, with its language's tag if the tokenizer has language tags.
+
+        Args:
+            texts: Texts, pairs of texts, or lists of words with `is_split_into_words=True`.
+            languages: Language of each text.
+            options: Further arguments of the tokenizer.
+
+        Raises:
+            ModelError: the tokenizer has no tag for a language.
+        """
+        tagged = Tagged(tokenizer=self.tokenizer, tags=self.tags)
+        if (language := tagged.without_tag(languages)) is not None:
+            raise ModelError(
+                f"base model {self.id!r} reads a language tag with each text, and has no tag for {language!r}. "
+                "Leave the language out, or name a related language with LANGUAGE=FILE.",
+                code="model.language",
+            )
+        return tagged.encode(texts, languages, **options)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -68,7 +108,7 @@ class BaseModel:
         """Number of blocks n; hidden states are numbered 0 (embeddings) to n."""
         return len(blocks(self.model)[1])
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> JsonObject:
         """Return the base model's entry of a manifest."""
         return {
             "id": self.id,
@@ -79,46 +119,6 @@ class BaseModel:
         } | ({"quantization": identity(self.quantized)} if self.quantized != "none" else {})
 
 
-def pick_device(device: str) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        ModelError: there is no such CUDA device, or the name is unknown.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(
-            f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.", code="device.unknown"
-        ) from error
-    if picked.type not in ("cpu", "cuda"):
-        raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}.", code="device.unknown")
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"--device {device} needs a CUDA device, and {torch.cuda.device_count()} CUDA devices are available. "
-            "Choose one of those, or --device cpu.",
-            code="device.not-there",
-        )
-    return picked
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for `auto`, `float32`, `bfloat16` or `float16`.
-
-    `auto` is bfloat16 on hardware with native bfloat16 products (CUDA, CPUs with AVX512-BF16 or AMX), else float32.
-    """
-    if dtype != "auto":
-        named: torch.dtype = getattr(torch, dtype)
-        return named
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
-
-
 def fingerprint_of(reference: str) -> str | None:
     """Return the fingerprint of a base model; None if its files are not on disk."""
     folder = model_folder(reference)
@@ -127,7 +127,11 @@ def fingerprint_of(reference: str) -> str | None:
 
 def model_folder(reference: str) -> Path | None:
     """Return the folder of `MODEL` or `MODEL@REVISION`; None if its weights are not on disk."""
-    return _folder(*split_revision(reference))
+    name, revision = split_revision(reference)
+    if Path(name).is_dir():
+        return Path(name)
+    files = ("model.safetensors", "model.safetensors.index.json")
+    return next((cached.parent for file in files if (cached := cached_file(name, file, revision))), None)
 
 
 def model_origins(reference: str) -> list[Origin]:
@@ -144,47 +148,13 @@ def files_of(reference: str) -> list[str] | None:
     return [fingerprint(folder) or "", companion_digest(folder)] if folder else None
 
 
-def _folder(name: str, revision: str | None) -> Path | None:
-    """Return the folder with a model's weights, if it is on disk."""
-    if Path(name).is_dir():
-        return Path(name)
-    for file in ("model.safetensors", "model.safetensors.index.json"):
-        if cached := cached_file(name, file, revision):
-            return cached.parent
-    return None
-
-
-def _kind(config: Any, reference: str) -> Kind:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{reference}: encoder-decoder models are not supported yet; give a language model or an encoder.",
-            code="model.encoder-decoder",
-        )
-    named = " ".join(config.architectures or ())
-    if "ForCausalLM" in named or "LMHead" in named:
-        return "causal"
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "encoder"
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal"
-    raise ModelError(
-        f"{reference}: a language model or an encoder is needed, found model type {config.model_type!r}.",
-        code="model.type",
-    )
-
-
 def model_kind(reference: str) -> Kind:
     """Return the kind of a base model, from its configuration only.
 
     Raises:
         ModelError: there is no such model, or its kind is not supported.
     """
-    return _kind(load_config(reference), reference)
+    return "encoder" if stack_folder(reference) else kind_of(load_config(reference), reference)
 
 
 def class_modules(folder: Path) -> list[str]:
@@ -196,7 +166,7 @@ def class_modules(folder: Path) -> list[str]:
 
     try:
         config = load_config(str(folder))
-        made: Any = getattr(transformers, str((config.architectures or [""])[0]))
+        made = getattr(transformers, str((config.architectures or [""])[0]))
         with torch.device("meta"):
             return [name for name, _ in made(config).named_modules()]
     except Exception:  # The class may be of another release or come with the model, so any error is possible.
@@ -227,18 +197,24 @@ def load_base(
     """
     name, revision = split_revision(reference)
     target = pick_device(device)
-    config = load_config(reference)
-    kind = _kind(config, reference)
+    folder = stack_folder(reference)
+    form = StackForm.read(folder) if folder else None
+    weights = form.base.id if form else reference
+    config = load_config(weights)
+    kind: Kind = "encoder" if form else kind_of(config, reference)
     wide = pick_dtype(dtype, target)
     whole = head.form.modules if head else () if kind == "encoder" else None
     options = loading_options(quantize, target, wide, whole=whole)
     tokenizer = load_tokenizer(reference)
     modules: tuple[str, ...] = ()
-    if head is None:
-        model = load_model(reference, AUTO_CLASSES[kind], dtype=wide, **options)
-    else:
-        check_head(reference, config, tokenizer, head)
+    if head:
+        head = fitting_head(reference, config, tokenizer, head, stack_pooling=form.pooling if form else None)
+    if head and not head.reader:
         model, modules = load_headed(reference, head, seed=seed, dtype=wide, **options)
+    else:
+        model = load_model(
+            weights, encoder_class(config) if head or form else loader_of(kind, config), dtype=wide, **options
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
@@ -252,6 +228,12 @@ def load_base(
         compute_in(model, wide)
         keep_codes(model)
         check_reading(model)
+    else:
+        model = model.to(target)
+    if folder and form:
+        _mount(folder, form, model, tokenizer, wide)
+    if head and head.reader:
+        model, modules = add_own_head(model, head, kind=kind, seed=seed)
     if head:
         model.config.pad_token_id = tokenizer.pad_token_id
     return BaseModel(
@@ -259,101 +241,36 @@ def load_base(
         revision=revision,
         fingerprint=fingerprint_of(reference),
         kind=kind,
-        model=(model.to(target) if quantized == "none" else model).eval().requires_grad_(False),
+        model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
         head=head,
         head_modules=modules,
         quantized=quantized,
+        tags=language_tags(tokenizer),
+        stack=form,
     )
 
 
-def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the path and the list of the model's blocks: the outermost module list with one entry per layer.
-
-    Raises:
-        ModelError: there is no such list.
-    """
-    config: Any = model.config
-    count = config.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if not lists:
-        raise ModelError(
-            f"{type(model).__name__} must have a list of {count} blocks, and has no such list.", code="model.no-blocks"
-        )
-    return min(lists, key=lambda item: item[0].count("."))
+def _mount(
+    folder: Path, form: StackForm, body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> None:
+    """Put the encoder of a stack's folder under the model on top, with the stack's projection and LoRA."""
+    check_parts(folder, form, {name: fingerprint_of(getattr(form, name).id) for name in ("encoder", "base")})
+    encoder, _ = load_encoder(form.encoder.id, device=body.device, dtype=dtype)
+    load_projection(folder, mount(body, encoder, tokenizer))
+    if form.attention == "both":
+        see_both_sides(body)
+    add_own_adapter(body, open_own_adapter(folder))
 
 
-def block_index(layer: int | Literal["middle", "last"], count: int, *, option: str = "--layer") -> int:
-    """Return the number of blocks to run, 1 to n, for a layer: a number, `middle` (n/2, rounded down) or `last`.
-
-    Raises:
-        ModelError: the layer is not among 1 to n.
-    """
-    named = {"middle": max(1, count // 2), "last": count}
-    number = named[layer] if isinstance(layer, str) else layer
-    if not 1 <= number <= count:
-        raise ModelError(
-            f"{option} must be from 1 to {count} for this base model, got {number}.", code="model.block-index"
-        )
-    return number
-
-
-def keep_blocks(model: nn.Module, count: int) -> None:
-    """Remove all blocks after the first `count` permanently, which saves their memory and time."""
-    path, stack = blocks(model)
-    _set_blocks(model, path, stack[:count])
-
-
-@contextmanager
-def first_blocks(model: nn.Module, count: int) -> Iterator[None]:
-    """Run only the model's first `count` blocks while the context is open."""
-    path, stack = blocks(model)
-    if count == len(stack):
-        yield
-        return
-    config: Any = model.config
-    text = config.get_text_config()
-    types = getattr(text, "layer_types", None)
-    _set_blocks(model, path, stack[:count])
-    try:
-        yield
-    finally:
-        _set_blocks(model, path, stack)
-        if types:
-            _set_types(text, types)
-
-
-def _set_blocks(model: nn.Module, path: str, stack: nn.ModuleList) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, stack)
-    config: Any = model.config
-    text = config.get_text_config()
-    text.num_hidden_layers = len(stack)
-    if types := getattr(text, "layer_types", None):
-        _set_types(text, types[: len(stack)])
-
-
-def _set_types(text: Any, types: Sequence[str]) -> None:
-    # Mamba, Falcon-H1 and Bamba compute the list from the number of blocks, so it cannot be set.
-    with suppress(AttributeError):
-        text.layer_types = types
-
-
-def backbone(base: BaseModel) -> nn.Module:
+def backbone(base: BaseModel) -> PreTrainedModel:
     """Return the part of the model that computes hidden states, without any head."""
-    module: nn.Module
     if base.head:
-        module = base.model.base_model
-        return module
-    module = base.model.get_decoder() if base.kind == "causal" else base.model
-    return module
+        return base.model.base_model
+    return base.model.get_decoder() if base.kind == "causal" else base.model
 
 
-def reading(base: BaseModel) -> dict[str, Any]:
+def reading(base: BaseModel) -> dict[str, bool]:
     """Return extra forward arguments for inference without generation: language models get `use_cache=False`."""
     return {"use_cache": False} if base.kind == "causal" else {}
 
@@ -380,16 +297,3 @@ def note_other_base(base: BaseModel, sources: Sequence[AdapterSource], watch: Wa
                 f"warning: adapter '{source.name}' was trained on '{source.meta.base}', whose weight files differ from "
                 f"those of '{base.id}'; scores may be worse than on its base model."
             )
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer, including quantised ones and Conv1D, judged by its attributes."""
-    return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
-
-
-def linear_names(model: nn.Module, chosen: range | None = None) -> list[str]:
-    """Return the last names of all linear layers in the blocks, or in a range of blocks; heads are left out."""
-    stack = [block for number, block in enumerate(blocks(model)[1]) if chosen is None or number in chosen]
-    return sorted(
-        {name.rsplit(".", 1)[-1] for block in stack for name, module in block.named_modules() if is_linear(module)}
-    )

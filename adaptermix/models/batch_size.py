@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..io.memory import free_memory
 from .base import BaseModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 USUAL = 32
 """Rows per pass if the model's memory use is unknown."""
@@ -21,7 +24,7 @@ def _free_bytes(base: BaseModel) -> float:
     return _SHARE_ON_GPU * free if base.device.type == "cuda" else min(_MOST_BYTES_ON_CPU, _SHARE_ON_CPU * free)
 
 
-def _most(config: Any, *names: str) -> int:
+def _most(config: PreTrainedConfig, *names: str) -> int:
     """Return the largest value that a config has under these names, which may be one number or one per layer."""
     values = [getattr(config, name, None) for name in names]
     numbers = [number for value in values for number in (value if isinstance(value, list | tuple) else [value])]

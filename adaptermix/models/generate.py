@@ -6,13 +6,16 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..progress import SILENT, Watcher
 from .base import BaseModel
+
+if TYPE_CHECKING:
+    from transformers import Cache, GenerationConfig, PreTrainedModel
 
 _FIRST_ROUND = 8
 """Tokens of the first round; each further round makes answers at least half as long again."""
@@ -22,32 +25,16 @@ _MOST_LOGITS = 2**27
 """Largest number of logits when drafts are checked: half a gigabyte in float32."""
 
 
-def _stop_ids(base: BaseModel, *, one_line: bool, ends: Sequence[int] = ()) -> list[int]:
-    """Return the token ids that end an answer: the model's, further `ends`, and a line break for one-line answers."""
-    config = base.model.generation_config.eos_token_id
-    configured = [] if config is None else [config] if isinstance(config, int) else list(config)
-    breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n") if one_line]
-    return sorted({*configured, *ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return `input_ids` and `attention_mask` [rows longest]."""
+def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` [rows longest] of prompts, padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _settings(max_new_tokens: int, stops: set[int], pad: int) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=pad
-    )
-
-
 @contextmanager
-def _plainly(base: BaseModel, settings: Any) -> Iterator[None]:
+def _plainly(base: BaseModel, settings: GenerationConfig) -> Iterator[None]:
     """Replace the model's generation settings; otherwise its repetition penalty, for example, would still apply."""
     saved = base.model.generation_config
     base.model.generation_config = settings
@@ -57,15 +44,42 @@ def _plainly(base: BaseModel, settings: Any) -> Iterator[None]:
         base.model.generation_config = saved
 
 
+class _Reused(TypedDict, total=False):
+    """Arguments of `generate` for a further round."""
+
+    past_key_values: Cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Where answers end.
+
+    Args:
+        max_new_tokens: Most tokens to generate per row.
+        one_line: End at a line break as well.
+        ends: Further tokens that end an answer, such as the end of a chat turn.
+    """
+
+    max_new_tokens: int
+    one_line: bool = True
+    ends: Sequence[int] = ()
+
+    def stops(self, base: BaseModel) -> set[int]:
+        """Return the token ids that end an answer: the model's, `ends`, and a line break for one-line answers."""
+        config = base.model.generation_config.eos_token_id
+        configured = [] if config is None else [config] if isinstance(config, int) else list(config)
+        texts = ("\n", "\n\n") if self.one_line else ()
+        breaks = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return {*configured, *self.ends, base.tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)}
+
+
 @torch.inference_mode()
 def generate_ids(
     base: BaseModel,
     prompts: Sequence[Sequence[int]],
+    limits: Limits,
     *,
-    max_new_tokens: int,
     batch_size: int,
-    one_line: bool = True,
-    ends: Sequence[int] = (),
     drafts: Sequence[Sequence[int] | None] | None = None,
     before: Callable[[Sequence[int]], None] = lambda _rows: None,
     watch: Watcher = SILENT,
@@ -83,10 +97,8 @@ def generate_ids(
     Args:
         base: A causal language model.
         prompts: Token ids. Rows of similar length are batched together; results are in the order of the prompts.
-        max_new_tokens: Most tokens to generate per row.
+        limits: Where answers end.
         batch_size: Rows per batch.
-        one_line: End at a line break as well.
-        ends: Further tokens that end an answer, such as the end of a chat turn.
         drafts: Per prompt a guess of the result, without its end token, or None.
         before: Called before each run of passes with the indices of the prompts in them, in batch order.
         watch: Receives progress.
@@ -95,8 +107,8 @@ def generate_ids(
     work = _Work(
         base=base,
         prompts=prompts,
-        stops=set(_stop_ids(base, one_line=one_line, ends=ends)),
-        most=max_new_tokens,
+        stops=limits.stops(base),
+        most=limits.max_new_tokens,
         batch_size=batch_size,
         before=before,
         tokens_of=[[] for _ in prompts],
@@ -108,7 +120,7 @@ def generate_ids(
             guesses = {
                 row: list(draft)
                 for row, draft in enumerate(drafts)
-                if draft is not None and len(draft) < max_new_tokens
+                if draft is not None and len(draft) < limits.max_new_tokens
             }
         left = work.follow(guesses) if guesses else []
         work.go_on([row for row in range(len(prompts)) if row not in guesses] + left)
@@ -137,7 +149,7 @@ class _Work:
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             texts = [[*self.prompts[row], *more[row]] for row in chosen]
-            batch = _pad_left(texts, self.base.tokenizer.pad_token_id, self.base.device)
+            batch = pad_left(texts, self.base.tokenizer.pad_token_id, self.base.device)
             yield chosen, batch["input_ids"], batch["attention_mask"]
 
     def _take(self, row: int, ids: Sequence[int]) -> bool:
@@ -177,7 +189,7 @@ class _Work:
         return left
 
     def _after(
-        self, batch: list[int], inputs: tuple[Tensor, Tensor], cache: Any, indices: list[int], following: list[int]
+        self, batch: list[int], inputs: tuple[Tensor, Tensor], cache: Cache, indices: list[int], following: list[int]
     ) -> list[int]:
         """Continue after rejected drafts with the cache of prompts and drafts, masking rejected tokens.
 
@@ -207,14 +219,23 @@ class _Work:
         for rows, ids, mask in self._batches(waiting, dict(enumerate(self.tokens_of))):
             self._rounds(rows, ids, mask, {})
 
-    def _rounds(self, rows: list[int], ids: Tensor, mask: Tensor, kept: dict[str, Any]) -> None:
+    def _rounds(self, rows: list[int], ids: Tensor, mask: Tensor, kept: _Reused) -> None:
+        from transformers import GenerationConfig
+
         length = 0
         while rows:
             more = max(_FIRST_ROUND, length // 2) if self.batch_size > 1 else self.most
             more = min(more, self.most - min(len(self.tokens_of[row]) for row in rows))
             length += more
             self.before(rows)
-            with _plainly(self.base, _settings(more, self.stops, self.base.tokenizer.pad_token_id)):
+            settings = GenerationConfig(
+                max_new_tokens=more,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=sorted(self.stops),
+                pad_token_id=self.base.tokenizer.pad_token_id,
+            )
+            with _plainly(self.base, settings):
                 output = self.base.model.generate(
                     input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **kept
                 )
@@ -227,11 +248,11 @@ class _Work:
             kept = _of_rows(output.past_key_values, chosen) if left else {}
 
 
-def _can_mask(model: Any, cache: Any, length: int) -> bool:
+def _can_mask(model: PreTrainedModel, cache: Cache, length: int) -> bool:
     """Return whether a mask can hide cache entries: only keys and values, explicit positions, no shorter window."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    def reaches(layer: Any) -> bool:
+    def reaches(layer: CacheLayerMixin) -> bool:
         return type(layer) is DynamicLayer or (
             type(layer) is DynamicSlidingWindowLayer and length < layer.sliding_window
         )
@@ -241,7 +262,7 @@ def _can_mask(model: Any, cache: Any, length: int) -> bool:
     return has_positions and type(cache) is DynamicCache and all(map(reaches, cache.layers))
 
 
-def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:
+def _of_rows(cache: Cache, rows: Tensor) -> _Reused:
     """Return the arguments of `generate` that reuse the cache for the unfinished rows.
 
     The result is empty, so that the rows are read again, if a model's states cannot be split by row (Mamba).
@@ -251,11 +272,6 @@ def _of_rows(cache: Any, rows: Tensor) -> dict[str, Any]:
     except (AttributeError, NotImplementedError):
         return {}
     return {"past_key_values": cache}
-
-
-def generate(base: BaseModel, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
-    """Return one greedy continuation per prompt as text; options as in `generate_ids`."""
-    return in_words(base, generate_ids(base, prompts, **options))
 
 
 def in_words(base: BaseModel, answers: Sequence[Sequence[int]]) -> list[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import DataError, PlanError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def masked_mean(hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows d"]:
@@ -21,6 +24,31 @@ def masked_mean(hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows 
     weights = mask.to(hidden.device).unsqueeze(-1).float()
     total: Tensor = (hidden.float() * weights).sum(1)
     return total / weights.sum(1).clamp_min(1.0)
+
+
+def pool(
+    hidden: Float[Tensor, "rows tokens d"], mask: Int[Tensor, "rows tokens"], pooling: str
+) -> Float[Tensor, "rows d"]:
+    """Return one state per text: the "mean" over its tokens, the "first" or the "last" one.
+
+    Args:
+        hidden: Hidden states.
+        mask: 1 for tokens, 0 for padding.
+        pooling: "mean", "first" or "last".
+    """
+    if pooling == "mean":
+        return masked_mean(hidden, mask).to(hidden.dtype)
+    return token_states(hidden, mask.argmax(1) if pooling == "first" else last_tokens(mask))
+
+
+def last_tokens(mask: Int[Tensor, "rows tokens"]) -> Int[Tensor, " rows"]:
+    """Return the index of the last token of each text; 0 for a text without tokens."""
+    return torch.where(mask.bool().any(1), mask.shape[1] - 1 - mask.flip(1).argmax(1), 0)
+
+
+def token_states(hidden: Float[Tensor, "rows tokens d"], index: Int[Tensor, " rows"]) -> Float[Tensor, "rows d"]:
+    """Return the state of one token of each text, by its index."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), index.to(hidden.device)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +177,12 @@ class Pooler:
     """
 
     def __init__(
-        self, tokenizer: Any, *, pooling: str = "mean", exclude_bos: bool = False, standardize: str = "none"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pooling: str = "mean",
+        exclude_bos: bool = False,
+        standardize: str = "none",
     ) -> None:
         self.standardize = standardize
         self._skipped = set(tokenizer.all_special_ids) if exclude_bos else set()
@@ -187,7 +220,7 @@ class MeanAndEdge(Pooler):
         exclude_bos: Leave out the first token if the tokenizer puts a special one there.
     """
 
-    def __init__(self, tokenizer: Any, *, kind: str, exclude_bos: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, kind: str, exclude_bos: bool = False) -> None:
         super().__init__(tokenizer, exclude_bos=exclude_bos)
         self._reads_last = kind == "causal"
 
@@ -200,6 +233,4 @@ class MeanAndEdge(Pooler):
         others = mask.clone()
         others[mask.sum(1) > 1, 0] = 0
         mean = masked_mean(hidden, others)
-        # A row in which no token is left keeps its first one.
-        last = torch.where(mask.bool().any(1), mask.shape[1] - 1 - mask.flip(1).argmax(1), 0).to(hidden.device)
-        return torch.cat([mean, hidden[torch.arange(len(hidden), device=hidden.device), last].float()], -1)
+        return torch.cat([mean, token_states(hidden, last_tokens(mask)).float()], -1)

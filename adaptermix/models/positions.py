@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
 from ..options import TrainingSettings
 from ..progress import Watcher
 from .base import BaseModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 S = TypeVar("S", bound=TrainingSettings)
 
@@ -17,7 +20,7 @@ _TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe"
 """Last names of the modules with one vector per position."""
 
 
-def positions_of(model: Any) -> int | None:
+def positions_of(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model can read at once; None if its configuration sets no limit.
 
     Position tables may have unusable entries: those of RoBERTa and its relatives (XLM-R) start after the padding

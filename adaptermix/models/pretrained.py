@@ -10,10 +10,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterMixError, ModelError, as_line
 from ..io.base_files import CONFIG, check_base_files, unreachable
+
+if TYPE_CHECKING:
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoTokenizer,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 _IN_BLOCK = re.compile(r"\.\d+\.")
 
@@ -40,7 +50,7 @@ def cached_file(name: str, file: str, revision: str | None = None) -> Path | Non
     return Path(path) if isinstance(path, str | os.PathLike) else None
 
 
-def load_config(reference: str, *, what: str = "base model") -> Any:
+def load_config(reference: str, *, what: str = "base model") -> PreTrainedConfig:
     """Return the configuration of a model.
 
     Args:
@@ -55,7 +65,7 @@ def load_config(reference: str, *, what: str = "base model") -> Any:
     return _load(AutoConfig, reference, what, "config")
 
 
-def load_tokenizer(reference: str, *, what: str = "base model", **options: Any) -> Any:
+def load_tokenizer(reference: str, *, what: str = "base model", **options: object) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model.
 
     Args:
@@ -71,12 +81,12 @@ def load_tokenizer(reference: str, *, what: str = "base model", **options: Any) 
     return _load(AutoTokenizer, reference, what, "tokenizer", **options)
 
 
-def load_model(reference: str, auto_class: str, *, what: str = "base model", **options: Any) -> Any:
+def load_model(reference: str, loader: str | type, *, what: str = "base model", **options: object) -> PreTrainedModel:
     """Return a model with its weights, and the other results of `from_pretrained` with these options.
 
     Args:
         reference: A folder or a Hub id, optionally with `@REVISION`.
-        auto_class: Name of the class of transformers that loads it, such as `AutoModel`.
+        loader: The class that loads it, or its name in transformers, such as `AutoModel`.
         what: The model's role, for messages.
         options: Further arguments of `from_pretrained`.
 
@@ -86,9 +96,13 @@ def load_model(reference: str, auto_class: str, *, what: str = "base model", **o
     import transformers
 
     wants_info = options.pop("output_loading_info", False)
-    model, info = _load(
-        getattr(transformers, auto_class), reference, what, "model", output_loading_info=True, **options
-    )
+    verbosity = transformers.logging.get_verbosity()
+    # Its report on missing and unexpected weights is about the same keys as the checks here and in `headed`.
+    transformers.logging.set_verbosity_error()
+    try:
+        model, info = _load(_class(loader), reference, what, "model", output_loading_info=True, **options)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     # transformers initialises missing weights at random and continues, which is right only for a new head.
     lacking = sorted(key for key in info["missing_keys"] if _IN_BLOCK.search(key))
     if lacking:
@@ -100,25 +114,35 @@ def load_model(reference: str, auto_class: str, *, what: str = "base model", **o
     return (model, info) if wants_info else model
 
 
-def model_of_config(config: Any, auto_class: str, *, reference: str, **options: Any) -> Any:
+def _class(loader: str | type) -> Any:
+    import transformers
+
+    return getattr(transformers, loader) if isinstance(loader, str) else loader
+
+
+def model_of_config(
+    config: PreTrainedConfig, loader: str | type, *, reference: str, **options: object
+) -> PreTrainedModel:
     """Return a model with new weights.
 
     Args:
         config: Its configuration.
-        auto_class: Name of the class of transformers that creates it.
+        loader: The class that creates it, or its name in transformers.
         reference: Origin of the configuration, for messages.
         options: Further arguments of `from_config`.
 
     Raises:
         ModelError: the configuration is invalid, or needs its own code.
     """
-    import transformers
-
     with loading(reference):
-        return getattr(transformers, auto_class).from_config(config, trust_remote_code=False, **options)
+        if isinstance(loader, str):
+            return _class(loader).from_config(config, trust_remote_code=False, **options)
+        return _class(loader)._from_config(config, **options)
 
 
-def _load(loader: Any, reference: str, what: str, part: str, **options: Any) -> Any:
+def _load(
+    loader: type[AutoConfig | AutoTokenizer | AutoModel], reference: str, what: str, part: str, **options: object
+) -> Any:
     name, revision = split_revision(reference)
     config = cached_file(name, CONFIG, revision)
     if config is not None:

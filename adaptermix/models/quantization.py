@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..io.json_types import JsonObject
+from .formats import BLOCK, FORMATS, known_formats, unpack
 
-BLOCK = 64
-"""Weights per scale in 4-bit formats; bitsandbytes' default."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.quantizers.base import QuantizationConfigMixin
+
+
+class LoadingOptions(TypedDict, total=False):
+    """Arguments of `from_pretrained` for a quantised model."""
+
+    quantization_config: QuantizationConfigMixin
+    device_map: dict[str, torch.device]
 
 
 _POOLER = ("pooler.dense", "pooler")
@@ -30,11 +40,11 @@ def skipped_modules(whole: Sequence[str] | None) -> list[str]:
 
 def loading_options(
     quantize: str, device: torch.device, dtype: torch.dtype, *, whole: Sequence[str] | None = None
-) -> dict[str, Any]:
+) -> LoadingOptions:
     """Return the arguments of `from_pretrained` for a quantised model.
 
     Args:
-        quantize: "none", "nf4", "fp4" (both with double quantisation, as in QLoRA) or "int8".
+        quantize: "none" or the name of a format: "nf4", "fp4" (both with double quantisation, as in QLoRA), "int8".
         device: The model's device; quantised weights are moved while they are loaded.
         dtype: Dtype of computation, and of weights that are not quantised.
         whole: Names of a head's modules, which are not quantised; empty for encoders without a head. None uses the
@@ -47,40 +57,17 @@ def loading_options(
     """
     if quantize == "none":
         return {}
-    if find_spec("bitsandbytes") is None:
+    form = FORMATS[quantize]
+    if find_spec(form.package) is None:
         raise ModelError(
-            f"--quantize {quantize} needs bitsandbytes, which is not installed. Run: pip install bitsandbytes",
+            f"--quantize {quantize} needs {form.package}, which is not installed. Run: pip install {form.package}",
             code="quantize.no-bitsandbytes",
         )
-    skipped = None if whole is None else skipped_modules(whole)
-    config = config_of_format(quantize, dtype=dtype, skipped=skipped)
+    config = form.config(dtype, None if whole is None else skipped_modules(whole))
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def config_of_format(quantize: str, *, dtype: torch.dtype | str, skipped: Sequence[str] | None) -> Any:
-    """Return the quantisation config of transformers for a format.
-
-    Args:
-        quantize: "nf4", "fp4" or "int8".
-        dtype: Dtype of computation for 4-bit formats.
-        skipped: Names of modules that are not quantised; None for the output layer of a language model.
-    """
-    from transformers import BitsAndBytesConfig
-
-    # The option is named after the first of these formats and applies to all of them.
-    left: dict[str, Any] = {} if skipped is None else {"llm_int8_skip_modules": list(skipped)}
-    if quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, **left)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantize,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        **left,
-    )
-
-
-def check_reading(model: nn.Module) -> None:
+def check_reading(model: PreTrainedModel) -> None:
     """Refuse a 4-bit model on a CPU whose weights bitsandbytes reads wrongly.
 
     On processors with AVX-512 its kernel (0.50) assumes that rows consist of full blocks. Rows of 32 or 96 numbers, for
@@ -89,7 +76,6 @@ def check_reading(model: nn.Module) -> None:
     Raises:
         ModelError: the model has such rows.
     """
-    module: Any
     tried: set[tuple[str, int]] = set()
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -116,33 +102,25 @@ def _reads(kind: str, width: int) -> bool:
     return torch.allclose(weights.flatten(), values * scales, rtol=1e-3, atol=1e-3)
 
 
-def unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
-    """Return one 4-bit code per weight; the first of two is in the high half of a byte."""
-    flat = packed.flatten()
-    return torch.stack([flat >> 4, flat & 15], dim=1).flatten()[:count]
-
-
-def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Set the compute dtype of 4-bit layers, overriding the checkpoint's config: float16 is slow on CPUs."""
-    module: Any
     for module in model.modules():
         if hasattr(module, "compute_dtype") and hasattr(module, "compute_type_is_set"):
             module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
-def keep_codes(model: nn.Module) -> None:
+def keep_codes(model: PreTrainedModel) -> None:
     """Prevent bitsandbytes from rewriting 4-bit weights on a CPU.
 
     On processors with bfloat16 it rewrites them in place at the first pass without gradients: scales are rounded to
     bfloat16, gradients no longer pass, and rows shorter than a block fail.
     """
-    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def stored_format(config: Any) -> str:
+def stored_format(config: PreTrainedConfig) -> str:
     """Return the quantisation format in a checkpoint's config, such as "nf4"; "none" for unquantised weights.
 
     Args:
@@ -150,18 +128,14 @@ def stored_format(config: Any) -> str:
     """
     stored = getattr(config, "quantization_config", None)
     stored = stored if isinstance(stored, Mapping) or stored is None else stored.to_dict()
-    if not stored or stored.get("quant_method") != "bitsandbytes":
-        return "none"
-    return "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
+    return (
+        next((name for name, form in known_formats().items() if form.is_config(stored)), "none") if stored else "none"
+    )
 
 
-def identity(quantize: str) -> dict[str, Any] | None:
+def identity(quantize: str) -> JsonObject | None:
     """Return the manifest entry of the quantiser; None without one."""
-    if quantize == "none":
-        return None
-    if quantize == "int8":
-        return {"format": "int8"}
-    return {"format": quantize, "block_size": BLOCK, "double": True}
+    return None if quantize == "none" else FORMATS[quantize].identity
 
 
 def stored_norm(module: nn.Module) -> float | None:
@@ -169,7 +143,9 @@ def stored_norm(module: nn.Module) -> float | None:
 
     4-bit weights are dequantised for it; for 8 bits the norm follows from codes and scales. None for other formats.
     """
-    weight: Any = getattr(module, "weight", None)
+    weight = getattr(module, "weight", None)
+    if weight is None:
+        return None
     if hasattr(weight, "full_tensor"):  # Several processes share this weight.
         weight = weight.full_tensor()
     if getattr(weight, "quant_state", None) is not None:

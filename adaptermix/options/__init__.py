@@ -10,6 +10,7 @@ from .evaluation import CompareSettings, EvaluateSettings, RetrieveSettings
 from .fields import Dtype, Layer
 from .fusion import FusionSettings
 from .merging import ExtractSettings, MergeSettings, MethodsSettings, PlaceSettings, SearchSettings
+from .stacking import StackSettings
 from .statistics import StatisticsSettings
 from .tools import (
     DemoInputsSettings,
@@ -49,6 +50,7 @@ __all__ = [
     "SearchSettings",
     "Settings",
     "SpectrumSettings",
+    "StackSettings",
     "StatisticsSettings",
     "TaskOptions",
     "TaskSettings",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,11 +17,6 @@ PAIRS = "parallel pair files, such as de-en.tsv"
 LAYER = "number of blocks to run: middle (n/2), last (n) or 1 to n"
 RANKS = {"least-squares": 64, "mean-shift": 1}
 """Default rank of each closed form."""
-_USED_BY_CLOSED_FORM = {
-    *("base", "pairs", "dev_pairs", "rows", "layer", "pooling", "exclude_bos", "balance", "max_length", "batch_size"),
-    *("fit", "rank", "on_top_of", "device", "dtype", "quantize", "seed", "out", "overwrite", "resume", "dry_run"),
-    "allow_tested",
-}
 
 
 def check_vectors(*, exclude_bos: bool, pooling: str) -> None:
@@ -41,11 +36,13 @@ class AlignOptions(Settings):
 
     panel = Panel.OBJECTIVE
 
-    pairs: Annotated[Files, Reads(TRAINING, "pairs", "rows"), Role.DEV_CURVE, Panel.DATA] = Field(description=PAIRS)
-    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.DEV_CURVE, Panel.DATA] = Field(
+    pairs: Annotated[Files, Reads(TRAINING, "pairs", "rows"), Role.DEV_CURVE, Panel.DATA, Role.CLOSED_FORM] = Field(
+        description=PAIRS
+    )
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.DEV_CURVE, Panel.DATA, Role.CLOSED_FORM] = Field(
         [], description="pair files whose loss is logged, and chooses with --patience"
     )
-    layer: Annotated[Layer, Role.DEV_CURVE] = Field("middle", description=LAYER)
+    layer: Annotated[Layer, Role.DEV_CURVE, Role.CLOSED_FORM] = Field("middle", description=LAYER)
     objective: Objective = Field(
         "contrastive",
         description="contrastive: pull translations together and push other pairs apart (published); distil: move each "
@@ -61,13 +58,13 @@ class AlignOptions(Settings):
     stop_gradient: Annotated[bool, Role.CONTRAST] = Field(
         False, description="train the source side only: no gradient through the targets"
     )
-    pooling: Annotated[Literal["mean", "bos"], Role.CONTRAST, Role.DEV_CURVE] = Field(
+    pooling: Annotated[Literal["mean", "bos"], Role.CONTRAST, Role.DEV_CURVE, Role.CLOSED_FORM] = Field(
         "mean", description="sentence vector: mean over tokens, or the first token"
     )
     mask_duplicates: Annotated[bool, Role.CONTRAST] = Field(
         False, description="do not count equal target sentences as negatives"
     )
-    exclude_bos: Annotated[bool, Role.DEV_CURVE] = Field(
+    exclude_bos: Annotated[bool, Role.DEV_CURVE, Role.CLOSED_FORM] = Field(
         False, description="leave the first special token out of the mean"
     )
     standardize: Annotated[Standardize, Role.CONTRAST, Role.DEV_CURVE] = Field(
@@ -80,7 +77,7 @@ class AlignOptions(Settings):
         description="where several processes share a batch: contrast a pair with those of all processes, as a single "
         "process would; else only with those of the same process",
     )
-    balance: Annotated[Literal["languages", "rows"], Panel.DATA] = Field(
+    balance: Annotated[Literal["languages", "rows"], Panel.DATA, Role.CLOSED_FORM] = Field(
         "languages", description="draw every language pair equally often, or every row"
     )
     keeper: Annotated[float, Role.CONTRAST] = Field(
@@ -115,34 +112,34 @@ class AlignSettings(AlignOptions, TrainingSettings):
 
     panel = Panel.OBJECTIVE
 
-    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.DEV_CURVE, Role.COMMON, Panel.DATA] = Field(
-        [], description="pair files whose loss is logged, and chooses with --patience"
+    dev_pairs: Annotated[list[str], Reads(DEV, "pairs"), Role.DEV_CURVE, Role.COMMON, Panel.DATA, Role.CLOSED_FORM] = (
+        Field([], description="pair files whose loss is logged, and chooses with --patience")
     )
-    layer: Annotated[Layer, Role.DEV_CURVE, Role.COMMON] = Field("middle", description=LAYER)
+    layer: Annotated[Layer, Role.DEV_CURVE, Role.COMMON, Role.CLOSED_FORM] = Field("middle", description=LAYER)
     objective: Annotated[Objective, Role.COMMON] = Field(
         "distil",
         description="distil: move each sentence's states to those that the frozen base has of its translation, which a "
         "task adapter was trained on; contrastive: pull translations together and push other pairs apart (published; "
         "the default with one of its options, such as --temperature); both: the sum",
     )
-    fit: Literal["gradient", "least-squares", "mean-shift"] = Field(
+    fit: Annotated[Literal["gradient", "least-squares", "mean-shift"], Role.CLOSED_FORM] = Field(
         "gradient",
         description="gradient: train the LoRA; least-squares: compute it without training, for one layer, so that the "
         "frozen base's states of sources move to those of their translations (default rank 64); mean-shift: the same "
         "constant move for all states, their mean distance",
     )
-    batch_size: Annotated[int, Field(ge=2), Role.DEV_CURVE, Role.COMMON, Panel.OPTIMISER] = Field(
+    batch_size: Annotated[int, Field(ge=2), Role.DEV_CURVE, Role.COMMON, Panel.OPTIMISER, Role.CLOSED_FORM] = Field(
         32,
         description="pairs per batch; for the contrastive objective the others of a batch are the negatives, also with "
         "--accumulate",
     )
-    rows: Annotated[Rows | None, Role.DEV_CURVE, Panel.DATA] = Field(
+    rows: Annotated[Rows | None, Role.DEV_CURVE, Panel.DATA, Role.CLOSED_FORM] = Field(
         None, description="START:STOP[:STEP], the rows of each file to use"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_objective(cls, values: Any) -> Any:
+    def _default_objective(cls, values: object) -> object:
         """Choose the contrastive objective if no objective is set but an option is that only this one has."""
         if not isinstance(values, dict) or values.get("objective") or values.get("fit") in RANKS:
             return values
@@ -152,7 +149,7 @@ class AlignSettings(AlignOptions, TrainingSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_rank(cls, values: Any) -> Any:
+    def _default_rank(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("rank") is None and values.get("fit") in RANKS:
             return {**values, "rank": RANKS[values["fit"]]}
         return values
@@ -161,7 +158,8 @@ class AlignSettings(AlignOptions, TrainingSettings):
     def _check_fit(self) -> AlignSettings:
         if self.fit not in RANKS:
             return self
-        if changed := self.changed(name for name in type(self).model_fields if name not in _USED_BY_CLOSED_FORM):
+        used = marked(self, Role.CLOSED_FORM)
+        if changed := self.changed(name for name in type(self).model_fields if name not in used):
             option = changed[0].replace("_", "-")
             raise InvalidValueError(
                 f"--{option} is an option of training, and --fit {self.fit} does not train: drop one",

@@ -32,14 +32,14 @@ class BakeSettings(Scored, Written):
     calibration: Annotated[list[str], Reads(CALIBRATION, "texts")] = Field(
         [], description="text files, as the model will see: lines, TSV, JSONL with `text` or strings"
     )
-    keep_at_least: float = Field(
+    keep_at_least: Annotated[float, Role.STRATEGY] = Field(
         0.9,
         ge=0,
         le=1,
         description="refuse if less than this share of the adapter's effect is kept: on held-out texts, or on weights "
         "without --calibration; 0 takes anything",
     )
-    error_at_most: float = Field(
+    error_at_most: Annotated[float, Role.STRATEGY] = Field(
         0.5,
         gt=0,
         description="for auto and residual: largest error of the change of a module's outputs, relative to that change",
@@ -61,7 +61,7 @@ class BakeSettings(Scored, Written):
         "2GB", description="size that no weight file exceeds, unless a single tensor does"
     )
     device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of the stochastic strategy")
+    seed: Annotated[int, Role.STRATEGY] = Field(0, ge=0, lt=2**31, description="seed of the stochastic strategy")
     allow_tested: Annotated[bool, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
     without_heads: bool = Field(
         False, description="leave heads (fully trained tensors) out: for a base that further adapters are trained on"

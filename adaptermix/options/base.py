@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, ClassVar, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -28,7 +28,7 @@ class Settings(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_text(cls, value: object, info: ValidationInfo) -> object:
         kind: Literal["text", "read", "written"] = "text"
         for mark in cls.model_fields[str(info.field_name)].metadata:
             if isinstance(mark, Reads | Writes):
@@ -73,14 +73,18 @@ class Placed(Settings):
 
     panel = Panel.MODEL
 
-    device: Annotated[Device, Role.MACHINE, Role.COMMON] = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Annotated[Dtype, Role.DEV_CURVE, Role.COMMON] = Field(
+    device: Annotated[Device, Role.MACHINE, Role.COMMON, Role.CLOSED_FORM] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N"
+    )
+    dtype: Annotated[Dtype, Role.DEV_CURVE, Role.COMMON, Role.CLOSED_FORM] = Field(
         "auto", description="dtype of the base model; auto is bfloat16 where the hardware has it"
     )
-    quantize: Annotated[Quantize, Role.DEV_CURVE] = Field(
+    quantize: Annotated[Quantize, Role.DEV_CURVE, Role.CLOSED_FORM] = Field(
         "none", description="load the base model in 4 or 8 bits (bitsandbytes)"
     )
-    seed: Annotated[int, Role.COMMON] = Field(0, ge=0, lt=2**31, description="seed of everything random")
+    seed: Annotated[int, Role.COMMON, Role.CLOSED_FORM] = Field(
+        0, ge=0, lt=2**31, description="seed of everything random"
+    )
 
     def load_options(self) -> LoadOptions:
         """Return the arguments of `load_base`."""
@@ -103,11 +107,13 @@ class Written(Settings):
 
     panel = Panel.RUN
 
-    out: Annotated[str, Writes(is_main=True)] = Field(description="output folder; appears whole or not at all")
-    overwrite: Annotated[bool, Role.HANDLING, Role.COMMON] = Field(
+    out: Annotated[str, Writes(is_main=True), Role.CLOSED_FORM] = Field(
+        description="output folder; appears whole or not at all"
+    )
+    overwrite: Annotated[bool, Role.HANDLING, Role.COMMON, Role.CLOSED_FORM] = Field(
         False, description="replace an existing output of this toolkit"
     )
-    dry_run: Annotated[bool, Role.HANDLING, Role.COMMON] = Field(
+    dry_run: Annotated[bool, Role.HANDLING, Role.COMMON, Role.CLOSED_FORM] = Field(
         False, description="check everything and show the plan; write nothing"
     )
 

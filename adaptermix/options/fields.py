@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import InvalidValueError
+from .registries import FORMATS, one_of
 
 ROWS = re.compile(r"(?P<start>\d{0,18}):(?P<stop>\d{0,18})(?::(?:0{0,18}(?P<step>[1-9]\d{0,17}))?)?")
 """`START:STOP` or `START:STOP:STEP`, each of which may be missing."""
 _HOME = re.compile(r"((?:[^/=]*=)?)((?:~[\w.-]*|\$HOME)(?=/|$))?(.*)", re.DOTALL)
 """The name before `=` if there is one, the home folder, and the rest."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+HEAD_LAYERS = re.compile(r"last|\d+|last\+(?:\d+|search)")
 _BLOCKS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
 
@@ -44,7 +46,7 @@ def check_text(value: str, *, kind: Literal["text", "read", "written"]) -> str:
     return value
 
 
-def _block_text(value: Any) -> Any:
+def _block_text(value: object) -> object:
     """Return `FIRST-LAST` for a range of blocks, or for one number, as text or as YAML reads it."""
     match = _BLOCKS.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
     if value is not None and (match is None or int(match[2] or match[1]) < int(match[1])):
@@ -52,7 +54,7 @@ def _block_text(value: Any) -> Any:
     return None if match is None else f"{int(match[1])}-{int(match[2] or match[1])}"
 
 
-def _rows_text(value: Any) -> Any:
+def _rows_text(value: object) -> object:
     if value is not None and not (isinstance(value, str) and ROWS.fullmatch(value)):
         raise InvalidValueError(
             "START:STOP is needed, or with :STEP, in whole numbers, such as 0:300, 500: or ::10", code="option.rows"
@@ -60,18 +62,18 @@ def _rows_text(value: Any) -> Any:
     return value
 
 
-def _device_text(value: Any) -> Any:
+def _device_text(value: object) -> object:
     if not (isinstance(value, str) and _DEVICE.fullmatch(value)):
         raise InvalidValueError("auto, cpu, cuda or cuda:N is needed", code="option.device")
     return value
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """Return a whole number that is written as text; any other value unchanged."""
     return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
-def rank_or_auto(value: Any) -> Any:
+def rank_or_auto(value: object) -> object:
     """Return a rank as a number, also from text; `auto` and None unchanged."""
     number = _number(value)
     if value in (None, "auto") or (type(number) is int and number >= 1):
@@ -79,12 +81,22 @@ def rank_or_auto(value: Any) -> Any:
     raise InvalidValueError("a whole number of at least 1, or auto, is needed", code="option.rank")
 
 
-def _layer_or_name(value: Any) -> Any:
+def _layer_or_name(value: object) -> object:
     """Return a layer as a number, also from text; `middle` and `last` unchanged."""
     number = _number(value)
     if value in ("middle", "last") or type(number) is int:
         return number
     raise InvalidValueError("a whole number, middle or last is needed", code="option.layer")
+
+
+def _head_layers(value: object) -> object:
+    """Return the layers that a head reads as text, also from a number."""
+    text = str(value) if type(value) is int else value
+    if not (isinstance(text, str) and HEAD_LAYERS.fullmatch(text)):
+        raise InvalidValueError(
+            "last, a number of a block (6), last+6 or last+search is needed", code="option.head-layers"
+        )
+    return text
 
 
 def no_numbers(files: list[str]) -> list[str]:
@@ -104,12 +116,17 @@ def no_numbers(files: list[str]) -> list[str]:
 
 
 Blocks = Annotated[str, BeforeValidator(_block_text)]
+HeadPooling = Literal["auto", "mean", "first", "last"]
+Aggregate = Literal["aff", "se", "add", "mean", "concat"]
+Gate = Literal["both", "local", "global"]
+HeadNorm = Literal["own", "final", "none"]
+HeadLayers = Annotated[str, BeforeValidator(_head_layers)]
 Rows = Annotated[str, BeforeValidator(_rows_text)]
 Device = Annotated[str, BeforeValidator(_device_text)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layer = Annotated[int | Literal["middle", "last"], BeforeValidator(_layer_or_name)]
 Positive = Annotated[int, Field(ge=1)]
-Quantize = Literal["none", "nf4", "fp4", "int8"]
+Quantize = Annotated[str, one_of("none", FORMATS)]
 Standardize = Literal["none", "all", "languages"]
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 Files = Annotated[list[str], Field(min_length=1), AfterValidator(no_numbers)]

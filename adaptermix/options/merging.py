@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from .base import ALLOW_TESTED, BASE, TASK, GenerationSettings, Scored, Settings, Written, refuse
 from .fields import Device, Files, Positive, Rows, StorageDtype, no_numbers, rank_or_auto
@@ -23,7 +23,7 @@ class PlaceSettings(Settings):
     curve: list[float | str | list[float]] | None = Field(
         None, description="weights along the layers: evenly spaced points, interpolated"
     )
-    options: dict[str, Any] = Field({}, description="options of the method there")
+    options: dict[str, object] = Field({}, description="options of the method there")
 
 
 class MergeSettings(Written):
@@ -34,7 +34,7 @@ class MergeSettings(Written):
     )
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
-    options: Annotated[dict[str, Any], Flag("--set")] = Field(
+    options: Annotated[dict[str, object], Flag("--set")] = Field(
         {}, description="options of the method; at a place: KEY@GLOB=VALUE or KEY@layers:0-15=VALUE, KEY also weights"
     )
     places: Annotated[list[PlaceSettings], Role.ADAPTERS_ONLY] = Field(
@@ -46,7 +46,7 @@ class MergeSettings(Written):
     form: Annotated[Literal["concat", "lowrank", "dense"] | None, Role.ADAPTERS_ONLY] = Field(
         None, description="form of the result: concatenated factors, recompressed, or full matrices"
     )
-    rank: Annotated[Positive | Literal["auto"] | None, Role.ADAPTERS_ONLY] = Field(
+    rank: Annotated[Positive | Literal["auto"] | None, BeforeValidator(rank_or_auto), Role.ADAPTERS_ONLY] = Field(
         None, description="recompress to this rank; auto finds the least that keeps --keep; default keeps everything"
     )
     keep: Annotated[float, Role.ADAPTERS_ONLY] = Field(
@@ -114,7 +114,9 @@ class ExtractSettings(Written):
 
     base: Annotated[str, Reads(MODEL)] = Field(description=BASE)
     tuned: Annotated[str, Reads(MODEL)] = Field(description="model tuned from it: folder or Hub id[@REVISION]")
-    rank: Positive | Literal["auto"] = Field(description="rank of every module; auto finds the least that keeps --keep")
+    rank: Annotated[Positive | Literal["auto"], BeforeValidator(rank_or_auto)] = Field(
+        description="rank of every module; auto finds the least that keeps --keep"
+    )
     keep: float = Field(0.99, gt=0, le=1, description="share of each module's squared norm that --rank auto keeps")
     modules: Annotated[list[str], Flag(metavar="GLOB...")] = Field(
         [], description="globs over module paths or kinds; default every matrix inside the blocks"
@@ -126,8 +128,6 @@ class ExtractSettings(Written):
         None, ge=0, le=1, description="refuse if more than this share of the difference's norm is lost"
     )
     device: Annotated[Device, Role.MACHINE] = Field("auto", description="where to decompose: auto, cpu, cuda or cuda:N")
-
-    _check_rank = field_validator("rank", mode="before")(rank_or_auto)
 
 
 class MethodsSettings(Settings):
@@ -153,9 +153,11 @@ class SearchSettings(GenerationSettings, Scored, Written):
     )
     pair_rows: Rows | None = Field(None, description="START:STOP[:STEP], the rows of each pair file to use")
     grid: list[float] = Field(
-        [], description="weights to try; of two adapters the second gets 1 - w, of more the last gets what is left"
+        [], description="weights to try; of two adapters the second gets 1 - w, of more the last gets the rest"
     )
-    trials: Positive | None = Field(None, description="candidates that a sampler tries, instead of a grid")
+    trials: Annotated[Positive | None, Role.AFTERWARDS] = Field(
+        None, description="candidates that a sampler tries, instead of a grid"
+    )
     sampler: Literal["auto", "random", "tpe", "cmaes", "gp"] = Field(
         "auto", description="sampler of candidates (optuna): gp for up to 8 numbers, else tpe"
     )
@@ -177,7 +179,7 @@ class SearchSettings(GenerationSettings, Scored, Written):
         None, description="let weights change smoothly over the layers, by this many evenly spaced points"
     )
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
-    options: Annotated[dict[str, Any], Flag("--set")] = Field({}, description="options of the method that are fixed")
+    options: Annotated[dict[str, object], Flag("--set")] = Field({}, description="options of the method that are fixed")
     vary: Annotated[dict[str, str], Flag(metavar="KEY=VALUES...")] = Field(
         {}, description="options of the method to search: KEY=LOW:HIGH[:log], or KEY=V,V"
     )
@@ -186,12 +188,12 @@ class SearchSettings(GenerationSettings, Scored, Written):
         description="how a candidate is scored: mean or minimum of the scores of the languages on --dev; or, without "
         "labels, the agreement of its answers to both sides of --pairs with the first adapter's to the second side",
     )
-    choose: Literal["best", "one-se"] = Field(
+    choose: Annotated[Literal["best", "one-se"], Role.AFTERWARDS] = Field(
         "best",
         description="the candidate to take: the best, or of those less than a standard error below it the nearest to "
         "the task adapter alone",
     )
-    control: int = Field(
+    control: Annotated[int, Role.AFTERWARDS] = Field(
         1,
         ge=0,
         description="where a gain is found, try this many random adapters of the ranks and norms of all but the first, "
@@ -203,7 +205,9 @@ class SearchSettings(GenerationSettings, Scored, Written):
     workers: Annotated[Positive, Role.SCHEDULING] = Field(
         1, description="processes on this machine that share the trials, each with the base model"
     )
-    report: bool = Field(False, description="write report.html, one page with pictures, and these as PNGs")
+    report: Annotated[bool, Role.UNRECORDED] = Field(
+        False, description="write report.html, one page with pictures, and these as PNGs"
+    )
     storage: Annotated[str | None, Role.SCHEDULING] = Field(
         None, description="journal file or database URL of the trials, which processes on other machines can share"
     )
@@ -211,11 +215,11 @@ class SearchSettings(GenerationSettings, Scored, Written):
         None, description="name of the search in the storage; default the name of the output folder"
     )
     rank: Positive | None = Field(None, description="recompress the merged adapter to this rank")
-    compact: bool = Field(False, description=COMPACT)
+    compact: Annotated[bool, Role.AFTERWARDS] = Field(False, description=COMPACT)
     allow_base_mismatch: bool = Field(False, description="merge adapters that name different base models")
     allow_tested: Annotated[bool, Role.SCHEDULING] = Field(False, description=ALLOW_TESTED)
 
-    batch_size: Positive | None = Field(
+    batch_size: Annotated[Positive | None, Role.UNRECORDED] = Field(
         None, description="rows per batch, of all candidates that share it; default: as many as fit the free memory"
     )
 

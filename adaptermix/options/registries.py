@@ -1,6 +1,7 @@
 """Registries of names that other packages can extend; options are checked without importing torch.
 
-The entries themselves are registered by the packages that define them: `tasks`, `tasks.heads`, `fusion` and `baking`.
+The entries themselves are registered by the packages that define them: `tasks`, `tasks.heads`, `fusion`,
+`baking` and `models.formats`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ FUSIONS: Registry[Any] = Registry(
 )
 STRATEGIES: Registry[Any] = Registry(
     "strategy", "adaptermix.strategies", built_in=("requantize", "stochastic", "calibrated", "residual")
+)
+FORMATS: Registry[Any] = Registry(
+    "quantised format", "adaptermix.formats", built_in=("nf4", "fp4", "int8"), instances=True
 )
 
 

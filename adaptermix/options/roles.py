@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -65,13 +65,20 @@ class Role(Enum):
     HANDLING = "what becomes of an existing output, or of this run's; says nothing about its content"
     SCHEDULING = "how the work is done and checked; the result is the same"
     MACHINE = "where the work is done; results differ in the last digits at most"
-    AFTERWARDS = "what happens to results of single modules once these are computed"
+    AFTERWARDS = "an interrupted run may continue with another value: computed modules or trials stay unchanged"
+    UNRECORDED = "left out of the plan in the manifest, since the result does not depend on it"
+    STRATEGY = "only for strategies of bake that choose between outcomes or draw at random"
     DEV_CURVE = "what a dev score in training depends on: only runs where these are equal can be compared"
     LEARNING = "for merge methods that learn from data"
     ADAPTERS_ONLY = "for merges of adapters, not of full checkpoints"
     CONTRAST = "for the contrastive objective"
+    CLOSED_FORM = "also for adapters that are computed instead of trained"
     BOTTLENECK = "for fusions inside the LoRA"
     COMMON = "shown by --help where it leaves other options to --help-all"
+
+
+NO_PART_OF_RESULT = (Role.HANDLING, Role.SCHEDULING, Role.MACHINE, Role.UNRECORDED)
+"""Roles of options that the plan in a manifest leaves out."""
 
 
 class Panel(Enum):
@@ -94,11 +101,13 @@ class Flag:
         name: Its flag.
         alias: A second flag, such as the one that PEFT's names suggest.
         metavar: What stands for its values in the help text.
+        also: Values that it takes besides those that the help text lists.
     """
 
     name: str | None = None
     alias: str | None = None
     metavar: str | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +161,7 @@ def used_for(settings: BaseModel) -> set[str]:
 
 def values_of(settings: BaseModel, names: Iterable[str]) -> list[str]:
     """Return the texts that options hold, those of lists one by one; without those that are not set."""
-    values: list[Any] = [getattr(settings, name) for name in sorted(names)]
+    values: list[object] = [getattr(settings, name) for name in sorted(names)]
     return [
         str(item) for value in values for item in (value if isinstance(value, list) else [value]) if item is not None
     ]

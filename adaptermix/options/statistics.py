@@ -30,7 +30,10 @@ class StatisticsSettings(Placed, Written):
         [],
         description="globs over module paths, of other linear layers too; default those that the adapter adapts",
     )
-    batch_size: Positive = Field(16, description="rows per batch")
+    batch_size: Annotated[Positive, Role.UNRECORDED] = Field(16, description="rows per batch")
+    seed: Annotated[int, Role.UNRECORDED, Role.COMMON] = Field(
+        0, ge=0, lt=2**31, description="seed of everything random"
+    )
     out: Annotated[str, Writes(is_main=True)] = Field(
         description="output file (.safetensors); appears whole or not at all"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -64,7 +64,7 @@ class RunSettings(Settings):
     """Run a recipe: a chain of commands from YAML."""
 
     recipe: Annotated[str, Reads(OTHER), Argument("RECIPE")] = Field(description="the YAML file")
-    overrides: Annotated[dict[str, Any], Argument("[KEY=VALUE...]")] = Field(
+    overrides: Annotated[dict[str, object], Argument("[KEY=VALUE...]")] = Field(
         {}, description="values of variables of the recipe, or of its settings as COMMAND.SETTING"
     )
     dry_run: Annotated[bool, Role.HANDLING] = Field(
@@ -79,7 +79,7 @@ class TuneSettings(Settings):
     """Find settings of a recipe on dev data."""
 
     recipe: Annotated[str, Reads(OTHER), Argument("RECIPE")] = Field(description="the YAML file")
-    overrides: Annotated[dict[str, Any], Argument("[KEY=VALUE...]")] = Field(
+    overrides: Annotated[dict[str, object], Argument("[KEY=VALUE...]")] = Field(
         {}, description="values that all candidates share, as for `run`"
     )
     vary: Annotated[dict[str, str], Field(min_length=1), Flag(metavar="KEY=V[,V...]|LOW:HIGH[:log]...")] = Field(

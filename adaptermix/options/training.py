@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ..errors import InvalidValueError
 from .base import ALLOW_TESTED, BASE, TASK, Placed, Settings, Written, refuse
-from .fields import Blocks, Files, Positive, Rows, block_range
+from .fields import Aggregate, Blocks, Files, Gate, HeadLayers, HeadNorm, HeadPooling, Positive, Rows, block_range
 from .registries import HEADS, one_of
 from .roles import ADAPTER, DEV, MODEL, TRAINING, Flag, Panel, Reads, Role
 
-Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
+
+def _peft_init(value: object) -> object:
+    """Return the name of PEFT's default, which PEFT writes as `true`; any other value unchanged."""
+    return "kaiming" if value is True or value == "true" else value
+
+
+Init = Annotated[Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"], BeforeValidator(_peft_init)]
 MOVING = ("pissa", "olora")
 """Values of `init` that move a part of the base's weights into the LoRA."""
 
@@ -41,9 +48,11 @@ class TrainingSettings(Placed, Written):
     panel = Panel.RUN
     is_long: ClassVar[bool] = True
 
-    base: Annotated[str, Reads(MODEL), Role.DEV_CURVE, Panel.MODEL] = Field(description=BASE)
-    resume: Annotated[bool, Role.HANDLING, Role.COMMON] = Field(False, description="continue an interrupted run")
-    on_top_of: Annotated[str | None, Reads(ADAPTER), Panel.LORA] = Field(
+    base: Annotated[str, Reads(MODEL), Role.DEV_CURVE, Panel.MODEL, Role.CLOSED_FORM] = Field(description=BASE)
+    resume: Annotated[bool, Role.HANDLING, Role.COMMON, Role.CLOSED_FORM] = Field(
+        False, description="continue an interrupted run"
+    )
+    on_top_of: Annotated[str | None, Reads(ADAPTER), Panel.LORA, Role.CLOSED_FORM] = Field(
         None, description="frozen adapter to train on top of; merge both with --weights 1,1 afterwards"
     )
     start_from: Annotated[str | None, Reads(ADAPTER), Panel.LORA] = Field(
@@ -53,7 +62,7 @@ class TrainingSettings(Placed, Written):
     allow_base_mismatch: Annotated[bool, Panel.LORA] = Field(
         False, description="start from an adapter that was trained on another base model"
     )
-    rank: Annotated[Positive, Role.COMMON, Flag(alias="--lora-r"), Panel.LORA] = Field(
+    rank: Annotated[Positive, Role.COMMON, Flag(alias="--lora-r"), Panel.LORA, Role.CLOSED_FORM] = Field(
         8, description="rank of the LoRA"
     )
     alpha: Annotated[float, Flag(alias="--lora-alpha"), Panel.LORA] = Field(
@@ -65,7 +74,7 @@ class TrainingSettings(Placed, Written):
     dora: Annotated[bool, Flag(alias="--use-dora"), Panel.LORA] = Field(
         False, description="learn the length of every row of the weights too (DoRA)"
     )
-    init: Annotated[Init, Flag(alias="--init-lora-weights"), Panel.LORA] = Field(
+    init: Annotated[Init, Flag(alias="--init-lora-weights", also=("true",)), Panel.LORA] = Field(
         "kaiming",
         description="first factors of the LoRA: no update (kaiming, gaussian, orthogonal), or a part of the base's "
         "weights (pissa: leading directions; olora: of a QR; both are saved as plain LoRAs of twice the rank)",
@@ -109,7 +118,7 @@ class TrainingSettings(Placed, Written):
     steps: Annotated[Positive | None, Role.DEV_CURVE, Panel.OPTIMISER] = Field(
         None, description="optimizer steps, instead of --epochs"
     )
-    max_length: Annotated[Positive, Role.DEV_CURVE, Panel.DATA] = Field(
+    max_length: Annotated[Positive, Role.DEV_CURVE, Panel.DATA, Role.CLOSED_FORM] = Field(
         256, description="longest text in tokens; longer ones are cut"
     )
     max_grad_norm: Annotated[float, Panel.OPTIMISER] = Field(
@@ -136,7 +145,9 @@ class TrainingSettings(Placed, Written):
     log_with: Annotated[Literal["tensorboard", "wandb", "trackio"] | None, Role.HANDLING] = Field(
         None, description="tracker that receives losses and dev values; tensorboard writes to runs/ next to --out"
     )
-    allow_tested: Annotated[bool, Role.SCHEDULING, Panel.DATA] = Field(False, description=ALLOW_TESTED)
+    allow_tested: Annotated[bool, Role.SCHEDULING, Panel.DATA, Role.CLOSED_FORM] = Field(
+        False, description=ALLOW_TESTED
+    )
 
     @model_validator(mode="after")
     def _check_training(self) -> TrainingSettings:
@@ -182,7 +193,7 @@ class TrainingSettings(Placed, Written):
                 f"--init {self.init} takes a part out of the base's weights, so drop --{clash}",
                 code="train.init-option",
             )
-        measured = {name: getattr(self, name) for name in ("dev", "dev_pairs") if hasattr(self, name)}
+        measured = {name: getattr(self, name) for name in ("dev", "dev_pairs", "dev_texts") if hasattr(self, name)}
         if not any(measured.values()) and (self.patience or self.evaluate_every):
             option = next(iter(measured)).replace("_", "-")
             raise InvalidValueError(
@@ -225,11 +236,36 @@ class TaskOptions(Settings):
     )
     head: Annotated[str, one_of("auto", "none", HEADS), Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
         "auto",
-        description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli), tokens: "
-        "tags of words (slots, ner-json), span: a part of the text (qa); auto: the task's head on encoders",
+        description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli, pairs, "
+        "ranking), tokens: tags of words (slots, ner-json, pos), span: a part of the text (qa); auto: the task's head "
+        "on encoders",
     )
     head_learning_rate: Annotated[float | None, Panel.OPTIMISER] = Field(
         None, gt=0, description="peak learning rate of the head; default as for the LoRA"
+    )
+    head_layers: Annotated[HeadLayers | None, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+        None,
+        description="hidden states that a head of adaptermix reads: last; K, block K alone; last+K, both; last+search, "
+        "a learned mean of all blocks; default: a head of transformers, where it has one",
+    )
+    head_pooling: Annotated[HeadPooling | None, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+        None,
+        description="tokens of a text that a head of adaptermix reads: mean, first, last; auto: the first token of "
+        "encoders, the last one of language models",
+    )
+    aggregate: Annotated[Aggregate, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+        "aff", description="how --head-layers last+K fuses two states: gated (aff, se), sum, mean or concatenation"
+    )
+    gate: Annotated[Gate, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+        "both", description="what the gate of --aggregate aff and se reads: each token, the mean of the text, or both"
+    )
+    gate_ratio: Annotated[int, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+        16, ge=1, description="width of the states divided by the width inside the gate"
+    )
+    head_norm: Annotated[HeadNorm, Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
+        "own",
+        description="norm of states before they are fused: own, a layer norm without parameters; final, the model's "
+        "last norm for the lower state; none",
     )
     group_by_length: bool = Field(False, description="batch rows of similar length together, so that less is padding")
 
@@ -237,7 +273,24 @@ class TaskOptions(Settings):
     def _check_task(self) -> TaskOptions:
         if self.template and self.head not in ("auto", "none"):
             raise InvalidValueError(f"--head {self.head} reads no prompt: drop --template", code="head.no-template")
+        self._check_reader()
         return self
+
+    def _check_reader(self) -> None:
+        """Refuse settings of a head that would have no effect."""
+        layers = self.head_layers or "last"
+        fuses = re.fullmatch(r"last\+\d+", layers) is not None
+        needs = {
+            "head_layers": (self.head != "none", "a head: drop --head none"),
+            "head_pooling": (self.head != "none", "a head: drop --head none"),
+            "aggregate": (fuses, "--head-layers last+K"),
+            "gate": (fuses and self.aggregate in ("aff", "se"), "--head-layers last+K and --aggregate aff or se"),
+            "gate_ratio": (fuses and self.aggregate in ("aff", "se"), "--head-layers last+K and --aggregate aff or se"),
+            "head_norm": (layers.startswith("last+"), "--head-layers last+K or last+search"),
+        }
+        for name, (has_effect, needed) in needs.items():
+            if self.changed([name]) and not has_effect:
+                raise InvalidValueError(f"--{name.replace('_', '-')} needs {needed}", code="head.reader-option")
 
 
 class TaskSettings(TaskOptions, TrainingSettings):

@@ -15,8 +15,11 @@ from typing import Any
 
 from ..adapters import AdapterMeta, AdapterSource
 from ..io.files import MANIFEST, ROWS_FILE, manifest_bytes
+from ..io.json_types import JsonObject
 from .row_hashes import RowHashes, read_sets, remembered, write_sets
 
+Manifest = Mapping[str, Any]
+"""A manifest as JSON. Users edit manifests, so entries that decide something are checked where they are read."""
 START = "start"
 """Use of the input that training started from."""
 _ROLES = ("data", "dev", "calibration", "tested")
@@ -37,7 +40,7 @@ def versions() -> dict[str, str]:
     return result
 
 
-def manifest(kind: str, *, plan: Mapping[str, Any], base: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def manifest(kind: str, *, plan: Mapping[str, object], base: Mapping[str, object], **more: object) -> JsonObject:
     """Return an output's manifest document.
 
     Args:
@@ -50,7 +53,7 @@ def manifest(kind: str, *, plan: Mapping[str, Any], base: Mapping[str, Any], **m
     return {key: value for key, value in entries.items() if value is not None}
 
 
-def base_entry(metas: Sequence[AdapterMeta]) -> dict[str, Any]:
+def base_entry(metas: Sequence[AdapterMeta]) -> JsonObject:
     """Return the manifest's base model entry, from the adapters that were trained on it."""
     first = metas[0]
     same = [meta for meta in metas if (meta.base, meta.revision) == (first.base, first.revision)]
@@ -72,7 +75,7 @@ def _class(metas: Sequence[AdapterMeta]) -> str:
     return "encoder" if metas[0].task_type == "FEATURE_EXTRACTION" else "causal"
 
 
-def input_entry(source: AdapterSource, weight: float) -> dict[str, Any]:
+def input_entry(source: AdapterSource, weight: float) -> JsonObject:
     """Return the manifest entry of one input of a merge."""
     weights, config = source.digest.split("+")
     return {
@@ -90,7 +93,7 @@ def inherit(
     *,
     models: Sequence[Path] = (),
     acting: Sequence[bool] | None = None,
-    **new: Sequence[Mapping[str, Any]],
+    **new: Sequence[Mapping[str, object]],
 ) -> dict[str, Any]:
     """Return the entries that a merge inherits: languages by role, files, and the task and sentence vectors all share.
 
@@ -115,9 +118,7 @@ def inherit(
     }
 
 
-def carry_on(
-    entries: Mapping[str, Any], start: AdapterSource | None, on: AdapterSource | None = None
-) -> dict[str, Any]:
+def carry_on(entries: Manifest, start: AdapterSource | None, on: AdapterSource | None = None) -> JsonObject:
     """Return the entries of a training run combined with those of the adapter that it started from.
 
     Languages and files are combined. The run's task and sentence vectors take precedence.
@@ -147,7 +148,7 @@ class Origin:
     """
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, object]
 
 
 def origin(source: AdapterSource) -> Origin:
@@ -173,7 +174,7 @@ class SeenFile:
         hashes: The rows; None for older manifests, which do not record them.
     """
 
-    entry: Mapping[str, Any]
+    entry: Mapping[str, object]
     hashes: RowHashes | None
 
     @property
@@ -208,23 +209,23 @@ def seen_files(origins: Sequence[Origin], names: Sequence[str] = SEEN) -> list[S
     ]
 
 
-def files_of(origins: Sequence[Origin], new: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]] | None]:
+def files_of(origins: Sequence[Origin], new: Manifest) -> dict[str, list[Mapping[str, object]] | None]:
     """Return the entries that list data files: those of a document and of folders, without duplicates; None if empty.
 
     Args:
         origins: The folders.
         new: A document with entries.
     """
-    together: dict[str, list[Mapping[str, Any]] | None] = {}
+    together: dict[str, list[Mapping[str, object]] | None] = {}
     for name in _ROLES:
-        entries: dict[Any, Mapping[str, Any]] = {}
+        entries: dict[tuple[str, str], Mapping[str, object]] = {}
         for entry in (*(new.get(name) or ()), *(entry for one in origins for entry in _files_with_rows(one, name))):
             entries.setdefault((str(entry["sha256"]), str(entry.get("row_hashes"))), entry)
         together[name] = list(entries.values()) or None
     return together
 
 
-def _files_with_rows(new: Origin, name: str) -> Iterator[Mapping[str, Any]]:
+def _files_with_rows(new: Origin, name: str) -> Iterator[Mapping[str, object]]:
     """Yield the files of an entry after reading the folder's rows; damaged ones count as unknown."""
     files = _files(new.manifest, name)
     if any("row_hashes" in entry for entry in files):
@@ -233,19 +234,19 @@ def _files_with_rows(new: Origin, name: str) -> Iterator[Mapping[str, Any]]:
     yield from files
 
 
-def _files(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+def _files(document: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
     """Return the files of an entry. Users edit manifests, so malformed entries are skipped."""
     entries = document.get(name)
     return [e for e in entries if isinstance(e, Mapping) and "sha256" in e] if isinstance(entries, list) else []
 
 
-def _common(sources: Sequence[AdapterSource], name: str) -> Any:
+def _common(sources: Sequence[AdapterSource], name: str) -> object:
     """Return an entry's value if all adapters that have the entry agree on it."""
     values = [entry for source in sources if (entry := source.meta.manifest.get(name))]
     return values[0] if values and all(entry == values[0] for entry in values) else None
 
 
-def _languages(document: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _languages(document: Mapping[str, object]) -> list[tuple[str, list[str]]]:
     """Return languages by role. Users edit manifests, so malformed entries are skipped."""
     roles = document.get("languages")
     if not isinstance(roles, Mapping):
@@ -257,12 +258,12 @@ def _languages(document: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def dump(document: Mapping[str, Any]) -> bytes:
+def dump(document: Mapping[str, object]) -> bytes:
     """Return a manifest's bytes: sorted keys, two spaces, a final newline."""
     return manifest_bytes(document)
 
 
-def write(folder: Path, document: Mapping[str, Any]) -> None:
+def write(folder: Path, document: Mapping[str, object]) -> None:
     """Write the manifest into an output folder, and the rows of the data files that it names."""
     write_sets(folder, [entry.get("row_hashes") for name in _ROLES for entry in _files(document, name)])
     (folder / MANIFEST).write_bytes(dump(document))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -305,7 +305,7 @@ def unpack(content: bytes) -> dict[str, RowHashes]:
     """
     head, _, body = content.partition(b"\n")
     try:
-        document: Any = json.loads(head)
+        document = json.loads(head)
         counts = {str(key): [int(count) for count in lengths] for key, lengths in document["sets"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("the file must start with a line of JSON that names its sets of rows") from error

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
 from ..algebra import sign_conflict_by_chance
 from ..errors import as_line
+from ..io.json_types import JsonObject
 from ..models.head_forms import HEAD_FORMS
-from ..provenance.manifest import START
+from ..provenance.kinds import KINDS
+from ..provenance.manifest import START, Manifest
 from .private import hub_id, last_part, without_paths
 
 __all__ = ["card", "hub_id"]
@@ -20,16 +21,6 @@ __all__ = ["card", "hub_id"]
 _PLACEHOLDER = "BASE MODEL"
 """Placeholder in the usage example for a base model without a Hub id."""
 
-_WHAT = {
-    "merge": "a weighted merge of LoRA adapters",
-    "search": "a weighted merge of LoRA adapters, its weights chosen on a dev set",
-    "extract": "the difference between a tuned model and its base, as a LoRA",
-    "train-align": "an alignment LoRA: it draws translations together in a middle layer",
-    "train-task": "a task LoRA",
-    "train-fusion": "a LoRA that fuses each text with its source in another language",
-    "train-joint": "a LoRA trained for a task and for alignment",
-}
-_CHOSEN_ON_PAIRS = "a weighted merge of LoRA adapters, its weights chosen on translation pairs without labels"
 _MARKUP = re.compile(r"[\\`*\[\]<>|#~&]")
 
 
@@ -44,17 +35,17 @@ def _code(text: object, limit: int = 200) -> str:
     return plain(text, limit) if _MARKUP.search(line) else f"`{line}`"
 
 
-def _is_full(document: Mapping[str, Any]) -> bool:
+def _is_full(document: Manifest) -> bool:
     """Whether the output is a whole checkpoint."""
     return document.get("artifact") == "checkpoint"
 
 
-def _header(document: Mapping[str, Any], base: str | None) -> str:
+def _header(document: Manifest, base: str | None) -> str:
     names = {name for names in document.get("languages", {}).values() for name in names}
     # The Hub accepts only ISO 639 codes: pairs (de-en) become two, and scripts (zh-Hant) are dropped.
     languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
-    header: dict[str, Any] = {
+    header: JsonObject = {
         "library_name": library,
         "tags": [kind, "adaptermix", str(document.get("kind"))] if document.get("versions") else [kind],
     }
@@ -70,7 +61,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _inputs(document: Mapping[str, Any]) -> str:
+def _inputs(document: Manifest) -> str:
     rows = [
         [plain(entry["name"]), f"{entry['weight']:g}", _code(entry["weights_sha256"][:12])]
         for entry in document.get("inputs", ())
@@ -81,7 +72,7 @@ def _inputs(document: Mapping[str, Any]) -> str:
     return "## Made from\n\n" + _table(["adapter", title, "sha256"], rows) if rows else ""
 
 
-def _started_from(document: Mapping[str, Any]) -> str:
+def _started_from(document: Manifest) -> str:
     names = [
         f"{_code(entry['name'])} (sha256 {_code(entry['weights_sha256'][:12])})"
         for entry in document.get("inputs", ())
@@ -90,7 +81,7 @@ def _started_from(document: Mapping[str, Any]) -> str:
     return f"Training started from the adapter {', '.join(names)}." if names else ""
 
 
-def _fidelity(document: Mapping[str, Any]) -> str:
+def _fidelity(document: Manifest) -> str:
     fidelity = document.get("fidelity")
     if not fidelity:
         return ""
@@ -119,7 +110,7 @@ def _fidelity(document: Mapping[str, Any]) -> str:
     return f"## Fidelity\n\n{'; '.join(parts)}. Per module: `adaptermix.json`."
 
 
-def _scores(document: Mapping[str, Any]) -> str:
+def _scores(document: Manifest) -> str:
     scores = document.get("scores")
     if not scores:
         return ""
@@ -133,7 +124,7 @@ def _scores(document: Mapping[str, Any]) -> str:
     return title + _table(["language", "value", "95 % interval", "rows"], rows)
 
 
-def _languages(document: Mapping[str, Any]) -> str:
+def _languages(document: Manifest) -> str:
     parts = []
     for role, names in document.get("languages", {}).items():
         if role == "supervised":
@@ -145,7 +136,7 @@ def _languages(document: Mapping[str, Any]) -> str:
     return f"Languages: {'; '.join(parts)}." if parts else ""
 
 
-def _aligned(names: list[str], document: Mapping[str, Any]) -> str:
+def _aligned(names: list[str], document: Manifest) -> str:
     """Return which languages were aligned with which, according to the training files."""
     files = [entry.get("languages") for entry in document.get("data", ()) if isinstance(entry, Mapping)]
     pairs = sorted(
@@ -158,7 +149,7 @@ def _aligned(names: list[str], document: Mapping[str, Any]) -> str:
     return f"aligned in the pairs {', '.join(plain('-'.join(pair)) for pair in pairs)}"
 
 
-def _tested(document: Mapping[str, Any]) -> str:
+def _tested(document: Manifest) -> str:
     names = ", ".join(sorted({_code(entry["name"]) for entry in document.get("tested", ())}))
     return f"Trained or chosen on data that were evaluated as test before: {names}." if names else ""
 
@@ -170,7 +161,7 @@ _FUSED = {
 """Usage comments for adapters that do not fuse in their bottleneck."""
 
 
-def _fused(document: Mapping[str, Any], lines: str) -> str:
+def _fused(document: Manifest, lines: str) -> str:
     """Return the loading example of an adapter with sources."""
     entry = document.get("fusion")
     fusion = entry if isinstance(entry, Mapping) else {}
@@ -201,7 +192,26 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
+def _by_command(document: Manifest, base: str, reference: str) -> str | None:
+    """Return how to use what PEFT and transformers alone do not load: a stack, or a head on hidden states."""
+    task = document.get("task")
+    task = task if isinstance(task, Mapping) else {}
+    data = f"--task {task.get('name', 'TASK')} --data FILE"
+    if document.get("artifact") == "stack":
+        lines = f"adaptermix evaluate --base {reference} --adapter ADAPTER --task TASK --data FILE"
+        return f"A model folder of adaptermix, for --base of its commands:\n\n```bash\n{lines}\n```"
+    if task.get("reader"):
+        lines = f"adaptermix evaluate --base {_quoted(base)} --adapter {_quoted(reference)} {data}"
+        return (
+            "The head reads hidden states in a way that PEFT does not know, so that PEFT alone does not load this "
+            f"adapter:\n\n```bash\n{lines}\n```"
+        )
+    return None
+
+
+def _use(document: Manifest, base: str, reference: str) -> str:
+    if text := _by_command(document, base, reference):
+        return f"## Use\n\n{text}"
     revision = document.get("base", {}).get("revision")
     pinned = f", revision={revision!r}" if revision and base != _PLACEHOLDER else ""
     if document.get("artifact") == "delta":
@@ -230,7 +240,7 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
         lines += "" if form.outputs else f"\nlabels = {list(labels)!r}  # in the order of the logits"
     elif document.get("base", {}).get("class") == "encoder":
         lines = lines.replace("AutoModelForCausalLM", "AutoModel")
-    if document.get("kind") == "train-fusion":
+    if document.get("fusion"):
         lines = _fused(document, lines)
     modules = (document.get("fidelity") or {}).get("modules", {})
     if document.get("kind") == "bake" and any("rank" in module for module in modules.values()):
@@ -239,7 +249,7 @@ def _use(document: Mapping[str, Any], base: str, reference: str) -> str:
     return f"## Use\n\n```python\n{lines}\n```"
 
 
-def card(document: Mapping[str, Any], *, name: str, reference: str | None = None, base: str | None = None) -> str:
+def card(document: Manifest, *, name: str, reference: str | None = None, base: str | None = None) -> str:
     """Return the README of an output adapter.
 
     Args:
@@ -253,9 +263,9 @@ def card(document: Mapping[str, Any], *, name: str, reference: str | None = None
     which = f"the base model {_code(base)}" if base else "a base model that is not named here"
     if named and not base:
         which = f"a base model in the local folder {_code(last_part(str(named)))}"
-    what = _WHAT.get(str(document.get("kind")), "a LoRA adapter")
-    if document.get("kind") == "search" and (document.get("scores") or {}).get("split") == "pairs":
-        what = _CHOSEN_ON_PAIRS
+    what = KINDS.get(str(document.get("kind")), "a LoRA adapter")
+    if (document.get("scores") or {}).get("split") == "pairs":
+        what = what.replace("a dev set", "translation pairs without labels")
     if _is_full(document):
         what = (
             "a full model that an adapter was written into"

@@ -17,6 +17,7 @@ from ..adapters.paths import check_stored_names
 from ..errors import PublishError, as_line
 from ..io.checkpoint_files import open_checkpoint, open_tensors
 from ..io.files import MANIFEST
+from ..io.json_types import JsonObject
 from ..provenance import manifest as manifests
 from .card import card, hub_id
 from .private import last_part, text_without_paths, without_paths
@@ -128,7 +129,7 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published
     return Published(files=dict(sorted(files.items())), card=text, left_out=left_out, notes=notes)
 
 
-def _contents(folder: Path) -> tuple[AdapterMeta | None, Mapping[str, Any]]:
+def _contents(folder: Path) -> tuple[AdapterMeta | None, manifests.Manifest]:
     """Return an adapter's config, if the folder is an adapter, and its manifest or a substitute."""
     document = _manifest(folder)
     if document.get("artifact") == "checkpoint" and not (folder / CONFIG).exists():
@@ -143,7 +144,7 @@ def _contents(folder: Path) -> tuple[AdapterMeta | None, Mapping[str, Any]]:
     return meta, document or {"kind": "adapter", "plan": {}, "base": manifests.base_entry([meta])}
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> JsonObject:
     path = folder / MANIFEST
     if not path.is_file() or path.is_symlink():
         return {}
@@ -167,7 +168,9 @@ def _edited(path: Path, reason: object) -> PublishError:
     )
 
 
-def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any], base_id: str | None) -> dict[str, Any]:
+def _public(
+    folder: Path, meta: AdapterMeta | None, document: manifests.Manifest, base_id: str | None
+) -> dict[str, Any]:
     """Return the manifest as it is published: without local paths, and with the base model's id on the Hub."""
     entry = document.get("base", {})
     if not isinstance(entry, Mapping):
@@ -184,7 +187,7 @@ def _public(folder: Path, meta: AdapterMeta | None, document: Mapping[str, Any],
     base = dict(entry) | {"id": name or None}
     if base_id:
         base["revision"] = revision or (entry.get("revision") if known == name else None)
-    cleaned: dict[str, Any] = without_paths(
+    cleaned = without_paths(
         {key: value for key, value in document.items() if key != "base"}, base=name or last_part(local), local=local
     )
     public: dict[str, Any] = _without_rows(cleaned)
@@ -198,7 +201,7 @@ def _without_rows(value: Any) -> Any:
     return [_without_rows(item) for item in value] if isinstance(value, list) else value
 
 
-def _chosen(folder: Path, document: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _chosen(folder: Path, document: manifests.Manifest) -> tuple[list[str], list[str]]:
     """Return the names of the files to publish, and of those left out.
 
     Raises:
@@ -227,7 +230,7 @@ def _chosen(folder: Path, document: Mapping[str, Any]) -> tuple[list[str], list[
     return chosen, left_out
 
 
-def _card(folder: Path, repo: str, document: Mapping[str, Any], public: Mapping[str, Any]) -> tuple[str, bool]:
+def _card(folder: Path, repo: str, document: manifests.Manifest, public: manifests.Manifest) -> tuple[str, bool]:
     """Return the card to publish, and whether it is generated; an edited one is published unchanged."""
     path = folder / README
     if path.is_file():
@@ -273,7 +276,7 @@ def _check_metadata(path: Path) -> None:
 
 
 def _content(
-    path: Path, name: str, public: Mapping[str, Any], *, base: str | None, local: str, repo: str
+    path: Path, name: str, public: manifests.Manifest, *, base: str | None, local: str, repo: str
 ) -> bytes | Path:
     """Return the content to publish: the file, or its text without local paths."""
     if path.suffix == ".safetensors":
@@ -296,7 +299,7 @@ def _content(
         ) from error
     if not isinstance(document, dict):
         return path
-    cleaned_document: dict[str, Any]
+    cleaned_document: JsonObject
     if path.name == CONFIG:
         cleaned_document = (
             _config(document, public["base"], local) if name == CONFIG else _config(document, {"id": repo})
@@ -309,10 +312,10 @@ def _content(
     return path if cleaned_document == document else (json.dumps(cleaned_document, indent=2) + "\n").encode()
 
 
-def _config(document: dict[str, Any], base: Mapping[str, Any], local: str = "") -> dict[str, Any]:
+def _config(document: JsonObject, base: manifests.Manifest, local: str = "") -> JsonObject:
     """Return an adapter's config with the Hub id of its base model."""
     others = {key: value for key, value in document.items() if key not in _MODULES}
-    cleaned: dict[str, Any] = document | without_paths(others, base=base.get("id"), local=local)
+    cleaned: JsonObject = document | without_paths(others, base=base.get("id"), local=local)
     if base.get("id"):
         cleaned["base_model_name_or_path"] = base["id"]
         if document.get("revision") != base.get("revision"):

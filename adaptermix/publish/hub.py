@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import AdapterFormatError, PublishError, as_line
 from ..io.files import output_lock, real_path
+from ..io.json_types import JsonObject
 from ..options import PushSettings
 from ..progress import SILENT, Watcher
 from .folder import Published, prepare
 from .patience import WaitTooLongError, bounded, is_passing, reason_of, repeatedly, status_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ADVICE = {
@@ -49,7 +53,7 @@ class PushReport:
     left_out: list[str] | tuple[str, ...] = ()
     notes: list[str] | tuple[str, ...] = ()
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix push`."""
         return {
             "repo": self.repo,
@@ -187,7 +191,7 @@ class _Push:
         text = ". ".join(part.rstrip(". ") for part in parts if part)
         return PublishError(f"pushing to {self._repo} failed while {self._step}: {text}.", code="push.failed")
 
-    def _look(self, api: Any, revision: str | None = None) -> Any:
+    def _look(self, api: HfApi, revision: str | None = None) -> object:
         """Return the Hub's information about the repository; None if it does not exist or is not visible."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -198,7 +202,7 @@ class _Push:
         except RepositoryNotFoundError:
             return None
 
-    def _make(self, api: Any) -> None:
+    def _make(self, api: HfApi) -> None:
         """Create the repository if it does not exist, and check that it is private if requested."""
         info = self._look(api)
         if info is not None:
@@ -218,15 +222,11 @@ class _Push:
             if self._settings.private:
                 self._step = "checking that the repository is private"
                 self._check_private(self._look(api), made=True)
-        if self._settings.revision:
+        if branch := self._settings.revision:
             self._step = "making the branch"
-            repeatedly(
-                lambda: api.create_branch(self._repo, branch=self._settings.revision, exist_ok=True),
-                self._step,
-                self._watch,
-            )
+            repeatedly(lambda: api.create_branch(self._repo, branch=branch, exist_ok=True), self._step, self._watch)
 
-    def _check_private(self, info: Any, *, made: bool) -> None:
+    def _check_private(self, info: object, *, made: bool) -> None:
         if not self._settings.private or getattr(info, "private", None) is True:
             return
         raise PublishError(
@@ -235,7 +235,7 @@ class _Push:
             code="push.public",
         )
 
-    def _commit(self, api: Any) -> None:
+    def _commit(self, api: HfApi) -> None:
         """Commit all files at once; after a lost response, check whether the commit arrived before repeating it."""
         self._step = "looking at the newest commit"
         head = self._head(api)
@@ -268,11 +268,11 @@ class _Push:
 
         repeatedly(commit, self._step, self._watch)
 
-    def _head(self, api: Any) -> str | None:
+    def _head(self, api: HfApi) -> str | None:
         info = self._look(api, self._settings.revision)
         return getattr(info, "sha", None)
 
-    def _operations(self) -> list[Any]:
+    def _operations(self) -> list[CommitOperationAdd]:
         from huggingface_hub import CommitOperationAdd
 
         return [
@@ -282,17 +282,20 @@ class _Push:
             for name, content in self._published.files.items()
         ]
 
-    def _arrived(self, api: Any) -> bool:
+    def _arrived(self, api: HfApi) -> bool:
         """Return whether the newest commit contains exactly these files."""
+        from huggingface_hub.hf_api import RepoFile
+
         there = api.get_paths_info(self._repo, list(self._published.files), revision=self._settings.revision)
-        hashes = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in there}
+        files = [entry for entry in there if isinstance(entry, RepoFile)]
+        hashes = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}
         return all(
             hashes.get(operation.path_in_repo) in (_blob_id(operation), operation.upload_info.sha256.hex())
             for operation in self._operations()
         )
 
 
-def _blob_id(operation: Any) -> str:
+def _blob_id(operation: CommitOperationAdd) -> str:
     """Return Git's hash of a file."""
     from hashlib import sha1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 
@@ -79,7 +79,7 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.3g} MB"
 
 
-def write_documents(folder: Path, document: Mapping[str, Any], *, name: str) -> None:
+def write_documents(folder: Path, document: Mapping[str, object], *, name: str) -> None:
     """Write manifest and model card; the card's hash in the manifest allows later edits to be detected.
 
     Args:
@@ -95,7 +95,7 @@ def write_documents(folder: Path, document: Mapping[str, Any], *, name: str) -> 
 def write_output(
     out: Path,
     state: AdapterState,
-    document: Mapping[str, Any],
+    document: Mapping[str, object],
     *,
     dtype: torch.dtype = torch.float32,
     compact: bool = False,

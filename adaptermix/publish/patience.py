@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from importlib import import_module
@@ -32,7 +32,7 @@ class WaitTooLongError(Exception):
     """A server requested a longer wait than a push accepts."""
 
 
-def asked_wait(headers: Any) -> float | None:
+def asked_wait(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a response asks to wait; None without such a request.
 
     Args:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from ..options import Settings
+from ..options.roles import MODEL, Reads, Writes, marks_of
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _LANGUAGE = re.compile(r"([A-Za-z]{2,3}(?:[-_][A-Za-z]{2,4})*=)(.+)", re.DOTALL)
@@ -14,17 +18,26 @@ _PASSWORD = re.compile(r"(?<=://)(?:[^:/@\s]*:\S*|[^/@\s]*)@")
 _NAMED_PASSWORD = re.compile(r"([?&;](?:password|passwd|pwd|sslpassword|pass|token)=)[^&;#\s]*", re.IGNORECASE)
 _DATABASE = re.compile(r"(?<=:///)/?[^\s'\"<>?]*(?=[\s'\"<>?]|$)")
 """The file in the address of a database: `sqlite:////home/me/x.db`."""
-_MODELS = {"base", "model", "model_a", "model_b", "tuned", "source_encoder", "fusion_encoder", "id"}
-_MODELS |= {"_name_or_path", "name_or_path", "base_model_name_or_path"}
-"""Entries that name a model: Hub ids are published, folders are not."""
-_FILES = {"adapter", "adapters", "against", "beside", "calibration", "candidates", "csv", "data", "dev", "dev_pairs"}
-_FILES |= {"dev_source", "document", "folder", "markdown", "on_top_of", "out", "pairs", "path", "plot", "predictions"}
-_FILES |= {"source", "sources", "start_from", "statistics", "storage", "systems", "texts", "train"}
-_FILES |= {"tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file"}
-"""Entries that name files or folders; only the last part of the path is published."""
+_MODEL_ENTRIES = {"model", "id", "fusion_encoder", "_name_or_path", "name_or_path", "base_model_name_or_path"}
+"""Entries other than options that name a model: Hub ids are published, folders are not."""
+_FILE_ENTRIES = {"path", "sources", "storage", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file"}
+"""Entries other than options that name files or folders; only the last part of the path is published."""
 _TEXTS = {"labels", "languages", "options", "targets", "template"}
 """Entries whose values are never paths, even if they look like one."""
 _ROOTS = {"home", "Users", "root", "tmp", "mnt", "media", "data", "var", "opt", "scratch", "private", "Volumes", "srv"}
+
+
+@cache
+def _entries() -> tuple[set[str], set[str]]:
+    """Return the entries that name models, and those that name files or folders: also the options of all commands."""
+    models, files = set(_MODEL_ENTRIES), set(_FILE_ENTRIES)
+    schemas: list[type[Settings]] = [Settings]
+    for schema in schemas:
+        schemas += schema.__subclasses__()
+        files |= {*marks_of(schema, Writes)}
+        for name, mark in marks_of(schema, Reads).items():
+            (models if mark.use == MODEL else files).add(name)
+    return models, files
 
 
 def hub_id(base: object) -> str | None:
@@ -77,8 +90,9 @@ def without_paths(value: Any, *, base: str | None = None, local: str | None = No
     if local and base and value.partition("@")[0] == local:
         return base
     match = _LANGUAGE.fullmatch(value)
-    is_model = key in _MODELS and not hub_id(value.partition("@")[0])
-    is_file = (key in _FILES and "://" not in value) or (key not in _TEXTS and is_local(match[2] if match else value))
+    models, files = _entries()
+    is_model = key in models and not hub_id(value.partition("@")[0])
+    is_file = (key in files and "://" not in value) or (key not in _TEXTS and is_local(match[2] if match else value))
     return last_part(value) if value and (is_model or is_file) else text_without_paths(value)
 
 

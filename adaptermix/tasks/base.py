@@ -5,18 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
+
+from typing_extensions import TypeVar
 
 from ..errors import UsageError
 from ..io.registry import Registry
 from ..options import registries
 from .data.files import DataFile, find_files
-from .data.tables import Row, pick_rows
+from .data.tables import Recognisable, Row, pick_rows
 from .metrics import Metric
 from .prompts import Template
 
+R = TypeVar("R", bound=Recognisable, default=Any)
+"""Rows of a task; where only the name of the task is known, they may be any."""
 
-class Task(Protocol):
+
+class Task(Protocol[R]):
     """Rows in, prompts and answers out; generated answers in, statistics out.
 
     A task may also have `scorers` (names of alternative scoring scripts, which `metrics` then takes as `scorer`),
@@ -40,7 +45,7 @@ class Task(Protocol):
     def is_open(self) -> bool:
         """Whether an answer may be trained on without its end."""
 
-    def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[Sequence[Any], list[DataFile]]:
+    def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[Sequence[R], list[DataFile]]:
         """Read rows from `FILE` arguments.
 
         Args:
@@ -54,29 +59,29 @@ class Task(Protocol):
             DataError: a file is missing, empty or malformed, or its language is unknown.
         """
 
-    def fields(self, row: Any) -> Mapping[str, object]:
+    def fields(self, row: R) -> Mapping[str, object]:
         """Return the values of the templates' placeholders, and of fields that templates use by name."""
 
-    def texts(self, row: Any) -> tuple[str, ...]:
+    def texts(self, row: R) -> tuple[str, ...]:
         """Return the texts that a row is about, without any prompt; for sft the turns as one text."""
 
-    def answer(self, row: Any) -> str:
+    def answer(self, row: R) -> str:
         """Return the right answer, which training teaches."""
 
-    def evidence(self, row: Any) -> tuple[str, ...]:
+    def evidence(self, row: R) -> tuple[str, ...]:
         """Return parts of the row's text that the answer depends on, so that a prompt must not lose them."""
 
-    def language(self, row: Any) -> str:
+    def language(self, row: R) -> str:
         """Return the row's language; for translation the pair, such as `de-en`."""
 
-    def metrics(self, rows: Sequence[Any]) -> tuple[Metric, ...]:
+    def metrics(self, rows: Sequence[R]) -> tuple[Metric, ...]:
         """Return how these rows are scored, the headline metric first."""
 
 
-R = TypeVar("R", bound=Row)
+B = TypeVar("B", bound=Row)
 
 
-class BaseTask(ABC, Generic[R]):
+class BaseTask(ABC, Generic[B]):
     """Defaults that most tasks share.
 
     A subclass has `name`, `templates`, `rows_of`, `fields`, `answer` and `metrics`, and the decorator `@task`.
@@ -93,99 +98,138 @@ class BaseTask(ABC, Generic[R]):
         return find_files(arguments)
 
     @abstractmethod
-    def rows_of(self, file: DataFile) -> Iterable[R | None]:
+    def rows_of(self, file: DataFile) -> Iterable[B | None]:
         """Yield the rows of a file; None for a row that counts as a row and is left out."""
 
-    def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[R], list[DataFile]]:
+    def read(self, arguments: Sequence[str], *, rows: str | None = None) -> tuple[list[B], list[DataFile]]:
         return pick_rows(self.files(arguments), rows, self.rows_of)
 
-    def texts(self, row: R) -> tuple[str, ...]:
+    def texts(self, row: B) -> tuple[str, ...]:
         return row.texts
 
-    def evidence(self, row: R) -> tuple[str, ...]:
+    def evidence(self, row: B) -> tuple[str, ...]:
         return ()
 
-    def language(self, row: R) -> str:
+    def language(self, row: B) -> str:
         return row.language
 
-    def remarks(self, rows: Sequence[R]) -> list[str]:
+    def remarks(self, rows: Sequence[B]) -> list[str]:
         """Return sentences that a reader of scores on these rows should know."""
         return []
 
 
 @runtime_checkable
-class LabelTask(Task, Protocol):
+class LabelTask(Task[R], Protocol[R]):
     """A task whose answers are labels, which a classification head can give too."""
 
-    def segments(self, row: Any) -> tuple[str, ...]:
+    def segments(self, row: R) -> tuple[str, ...]:
         """Return the one or two texts that are classified."""
 
-    def labels(self, rows: Sequence[Any]) -> tuple[str, ...]:
+    def labels(self, rows: Sequence[R]) -> tuple[str, ...]:
         """Return the classes, in the order of a head's outputs."""
 
 
 @runtime_checkable
-class ComparableTask(Task, Protocol):
+class ComparableTask(Task[R], Protocol[R]):
     """A task about one text, whose answers to a text and to its translation can be compared."""
 
-    def unlabelled(self, text: str, language: str) -> Any:
+    def unlabelled(self, text: str, language: str) -> R:
         """Return a row of a text without its answer."""
 
-    def labelled(self, row: Any, answer: str) -> Any:
+    def labelled(self, row: R, answer: str) -> R:
         """Return the row with an answer that a model gave to the row's text or to its translation as the right one."""
 
-    def agreement(self, rows: Sequence[Any]) -> tuple[Metric, ...]:
+    def agreement(self, rows: Sequence[R]) -> tuple[Metric, ...]:
         """Return how answers to translations are scored against the answers of the rows, the headline metric first."""
 
 
 @runtime_checkable
-class JoinableTask(Task, Protocol):
+class JoinableTask(Task[R], Protocol[R]):
     """A task whose rows can include their source in another language (input-level fusion)."""
 
-    def with_source(self, row: Any, source: Any) -> Any:
+    def with_source(self, row: R, source: R) -> R:
         """Return the row with the source's texts before its own."""
 
 
 @runtime_checkable
-class TokenTask(Task, Protocol):
+class TokenTask(Task[R], Protocol[R]):
     """A task whose answers are tags of words, which a token classification head can give too."""
 
-    def words(self, row: Any) -> tuple[str, ...]:
+    def words(self, row: R) -> tuple[str, ...]:
         """Return the words that are tagged.
 
         Raises:
             DataError: the row has no words.
         """
 
-    def tags(self, row: Any) -> tuple[str, ...]:
+    def tags(self, row: R) -> tuple[str, ...]:
         """Return the right IOB2 tag of each word.
 
         Raises:
             DataError: the row has no words.
         """
 
-    def answer_from_tags(self, row: Any, tags: Sequence[str]) -> str:
+    def answer_from_tags(self, row: R, tags: Sequence[str]) -> str:
         """Return the answer that IOB2 tags of the words stand for."""
 
 
 @runtime_checkable
-class SpanTask(Task, Protocol):
+class FullyTaggedTask(TokenTask[R], Protocol[R]):
+    """A task in which every word has a tag, and the tags are not IOB2."""
+
+    def head_tags(self, rows: Sequence[R]) -> tuple[str, ...]:
+        """Return the tags of these rows, in the order of a head's outputs."""
+
+
+@runtime_checkable
+class SpanTask(Task[R], Protocol[R]):
     """A task whose answers are parts of a text, which a question answering head can give too."""
 
-    def question_and_context(self, row: Any) -> tuple[str, str]:
+    def question_and_context(self, row: R) -> tuple[str, str]:
         """Return the question and the text that answers it."""
 
-    def span(self, row: Any) -> tuple[int, int] | None:
+    def span(self, row: R) -> tuple[int, int] | None:
         """Return start and end of the right answer in the text, in characters; None if no right answer is there."""
 
-    def lacks_its_answer(self, row: Any) -> bool:
+    def lacks_its_answer(self, row: R) -> bool:
         """Return whether the row has answers, but the text contains no answer."""
 
-    def excerpt(self, row: Any, size: int) -> Any:
+    def excerpt(self, row: R, size: int) -> R:
         """Return the row with a part of its text: the right answer and about `size` characters around it."""
 
-    def answer_at(self, row: Any, span: tuple[int, int] | None) -> str:
+    def answer_at(self, row: R, span: tuple[int, int] | None) -> str:
         """Return the answer at these characters of the text; for None the answer `no_answer`."""
+
+
+@runtime_checkable
+class ChoiceTask(Task[R], Protocol[R]):
+    """A task whose answers are chosen from given options by their likelihood under a language model."""
+
+    def options(self, row: R) -> tuple[str, ...]:
+        """Return the answers to choose from."""
+
+    def answer_from_scores(self, row: R, scores: Sequence[float], lengths: Sequence[int]) -> str:
+        """Return the answer for a score of each option, the logarithm of its likelihood, and its length in characters.
+
+        The text must contain the scores, so that answers that were stored can be scored in another way.
+        """
+
+
+@runtime_checkable
+class RankingTask(Task[R], Protocol[R]):
+    """A task whose rows are a query with several documents, which a classification head ranks by expected relevance."""
+
+    def candidates(self, row: R) -> tuple[tuple[str, str], ...]:
+        """Return the query with each document."""
+
+    def grades(self, row: R) -> tuple[str, ...]:
+        """Return the label of each document, a whole number of how relevant it is."""
+
+    def labels(self, rows: Sequence[R]) -> tuple[str, ...]:
+        """Return the labels, the least relevant first."""
+
+    def answer_from_relevance(self, row: R, relevance: Sequence[float]) -> str:
+        """Return the answer for the expected relevance of each document."""
 
 
 TASKS: Registry[Task] = registries.TASKS
@@ -211,7 +255,7 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
+def clusters_of(task: Task[R], rows: Sequence[R]) -> list[str] | None:
     """Return the cluster of each row, such as the text that several questions are about; None if each has one row.
 
     Rows of one cluster are easy or hard together, so intervals resample them together. The cluster comes from the row
@@ -227,7 +271,7 @@ def clusters_of(task: Task, rows: Sequence[Any]) -> list[str] | None:
     return named if len(distinct) < len(rows) else None
 
 
-def remarks(task: Task, rows: Sequence[Any]) -> list[str]:
+def remarks(task: Task[R], rows: Sequence[R]) -> list[str]:
     """Return sentences that a reader of scores on these rows should know.
 
     If all rows of a language have the same answer, a model that always gives it is right everywhere.
@@ -263,7 +307,7 @@ def require_comparable(task: Task) -> ComparableTask:
 
 
 def metrics_of(
-    task: Task, rows: Sequence[Any], *, metric: str | None = None, scorer: str | None = None
+    task: Task[R], rows: Sequence[R], *, metric: str | None = None, scorer: str | None = None
 ) -> tuple[Metric, ...]:
     """Return how rows are scored, the headline metric first.
 

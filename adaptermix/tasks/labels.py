@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from .base import BaseTask
 from .data.files import DataFile
-from .data.tables import ROW_NAMES, Row, records, row_language, usable
+from .data.tables import ROW_NAMES, Row, is_json, records, row_language, table_cells, usable
 from .metrics import Metric, Sums, f1_ends, mean, mean_ends
 
 # Models put these around a label. Signs that may distinguish labels (C, C++) are not among them.
@@ -120,6 +120,8 @@ class LabelledTask(BaseTask[LR]):
     row: type[LR]
     columns: Mapping[str, Sequence[str]]
     """For each text of a row, and for its `label`, the names that a column may have, the best first."""
+    optional: Mapping[str, Sequence[str]] = {}
+    """Likewise for texts that a row may lack."""
     spellings: Mapping[str, str] = {}
     """Further spellings of labels in answers."""
 
@@ -131,11 +133,16 @@ class LabelledTask(BaseTask[LR]):
         """Return the label that a data file has; None for rows without one, a fault if the row cannot be used."""
         return text
 
+    def order_of(self, file: DataFile) -> tuple[str, ...]:
+        """Return the fields in the order of the columns of a file without a header."""
+        return tuple(self.columns)
+
     def rows_of(self, file: DataFile) -> Iterator[LR | None]:
         return usable(self._every_row(file))
 
     def _every_row(self, file: DataFile) -> Iterator[LR | DataError | None]:
-        for number, record in records(file, {**self.columns, **ROW_NAMES}, order=tuple(self.columns), label="label"):
+        names = {**self.columns, **self.optional, **ROW_NAMES}
+        for number, record in records(file, names, self.order_of(file), label="label", optional=self.optional):
             label = self.label_of(record.pop("label"), f"{file.path}:{number}") if record else None
             if record is not None and isinstance(label, str):
                 language = row_language(file, record.pop("language", None))
@@ -161,3 +168,48 @@ class LabelledTask(BaseTask[LR]):
 
     def _text_columns(self) -> list[str]:
         return [name for name in self.columns if name != "label"]
+
+
+def _may_be_header(file: DataFile, first: LabelledRow | None) -> bool:
+    """Return whether a first row has one word in each of its columns."""
+    if is_json(file) or first is None:
+        return False
+    words = [*first.texts, first.label]
+    _, cells = next(table_cells(file))  # if they differ, the row is below a header
+    return all(word.isidentifier() for word in words) and [cell.strip() for cell in cells] == words
+
+
+class FreelyLabelledTask(LabelledTask[LR]):
+    """A task whose labels are those that its rows have."""
+
+    def rows_of(self, file: DataFile) -> Iterator[LR | None]:
+        """Yield the rows; the whole file is read at once only if its first row may be a header."""
+        rows = super().rows_of(file)
+        for first in rows:
+            if first and _may_be_header(file, first):
+                others = list(rows)
+                self._refuse_header(file, first, others)
+                yield from (first, *others)
+            else:
+                yield first
+                yield from rows
+
+    def _refuse_header(self, file: DataFile, first: LR, rows: Sequence[LR | None]) -> None:
+        """Refuse a first row that looks like a header of other names: no other row has its label."""
+        others = [row.label for row in rows if row]
+        if len(others) > 1 and first.label not in others and len(set(others)) < len(others):
+            cells = ", ".join(map(repr, (*first.texts, first.label)))
+            names = " and ".join(repr(names[0]) for names in self.columns.values())
+            raise DataError(
+                f"{file.path}:1: labels must occur more than once, and the first row looks like a header: {cells}. "
+                f"Name its columns {names}, or put such a header before it if it is data.",
+                code="row.header-like",
+            )
+
+    def label_of(self, text: str, where: str) -> str | DataError | None:
+        if len(text.splitlines()) != 1:  # generation stops at the end of a line
+            raise DataError(f"{where}: a label must be one line, found {text[:60]!r}.", code="row.label-lines")
+        return text
+
+    def labels(self, rows: Sequence[LR]) -> tuple[str, ...]:
+        return tuple(sorted({row.label for row in rows}))

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 from ..errors import DataError
+from ..io.json_types import JsonObject, JsonValue
 from .base import task
 from .data.files import DataFile
 from .data.tables import is_json, row_cluster, row_language, usable
@@ -186,13 +186,17 @@ def _joined(tokens: Sequence[str], language: str) -> str:
     return ("" if language in CHARACTER_LANGUAGES else " ").join(tokens)
 
 
-def _with_tags(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> NerRow | None:
+def _with_tags(file: DataFile, number: int, row: JsonObject, tags: JsonValue) -> NerRow | None:
     """Return the row of {"tokens", "ner_tags" or "tags", "language"}, as data sets of the Hub have it."""
-    tokens: Any = row.get("tokens")
+    tokens = row.get("tokens")
     if tokens == tags == []:
         return None
-    whole = isinstance(tokens, list) and isinstance(tags, list) and tokens and len(tokens) == len(tags)
-    if not whole or not all(isinstance(token, str) and token.strip() for token in tokens):
+    if not (
+        isinstance(tokens, list)
+        and isinstance(tags, list)
+        and 0 < len(tokens) == len(tags)
+        and all(isinstance(token, str) and token.strip() for token in tokens)
+    ):
         raise DataError(
             f"{file.path}:{number}: a row must have non-empty tokens and one tag per token.",
             code="row.tokens-tags",
@@ -201,13 +205,20 @@ def _with_tags(file: DataFile, number: int, row: dict[str, Any], tags: Any) -> N
     return replace(_from_tags(tokens, tags, "", row_language(file, row.get("language"))), cluster=row_cluster(row))
 
 
-def _spelled_out(file: DataFile, number: int, row: dict[str, Any]) -> NerRow | DataError | None:
+def _spelled_out(file: DataFile, number: int, row: JsonObject) -> NerRow | DataError | None:
     """Return the row of {"text" or "tokens", "entities": [{"type", "text"}], "language"}."""
     try:
-        entities = tuple((entity["type"], entity["text"]) for entity in row["entities"])
-        text, tokens, named = row.get("text") or "", tuple(row.get("tokens", ())), row.get("language")
+        text, listed, spelled, named = (
+            row.get("text") or "",
+            row.get("tokens", []),
+            row["entities"],
+            row.get("language"),
+        )
+        if not isinstance(text, str) or not isinstance(listed, list) or not isinstance(spelled, Iterable):
+            raise TypeError("not text and lists")
+        tokens, entities = tuple(listed), tuple((entity["type"], entity["text"]) for entity in spelled)
         words = [text, *tokens, *(part for entity in entities for part in entity), named or ""]
-        if not isinstance(row.get("tokens", []), list) or not all(isinstance(word, str) for word in words):
+        if not all(isinstance(word, str) for word in words):
             raise TypeError("not text")
         if not all(part.strip() for part in words[1:-1]):
             raise KeyError("empty")
@@ -287,7 +298,7 @@ def _first_json(answer: str) -> object:
     return value
 
 
-def _entities(items: Iterable[Any]) -> list[tuple[str, str]]:
+def _entities(items: Iterable[JsonValue]) -> list[tuple[str, str]]:
     pairs = [(item.get("TypeName"), item.get("Text")) for item in items if isinstance(item, dict)]
     return [
         (kind, value)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,7 @@ class Template:
         chat: Use the tokenizer's chat template.
         system: System turn of the chat, with placeholders too.
         turns: In a chat, the field with the whole conversation as (role, content), instead of `system` and `prompt`.
+        answers: The field with the text of each answer after this prompt, by answer; None if it is the answer itself.
         broken_after: In a chat, text after which a line break is inserted wherever the chat template writes it.
     """
 
@@ -30,9 +34,10 @@ class Template:
     chat: bool = False
     system: str | None = None
     turns: str | None = None
+    answers: str | None = None
     broken_after: str | None = None
 
-    def render(self, fields: Mapping[str, Any], tokenizer: Any) -> str:
+    def render(self, fields: Mapping[str, object], tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the whole prompt as text.
 
         Raises:
@@ -66,13 +71,13 @@ class Template:
             )
         return text.replace(self.broken_after, f"{self.broken_after}\n")
 
-    def _conversation(self, fields: Mapping[str, Any]) -> list[dict[str, str]]:
-        if self.turns is not None:
-            return [{"role": role, "content": content} for role, content in fields[self.turns]]
+    def _conversation(self, fields: Mapping[str, object]) -> list[dict[str, str]]:
+        if self.turns is not None and isinstance(turns := fields[self.turns], Sequence):
+            return [{"role": role, "content": content} for role, content in turns]
         system = [] if self.system is None else [{"role": "system", "content": self.system.format_map(fields)}]
         return [*system, {"role": "user", "content": self.prompt.format_map(fields)}]
 
-    def encode(self, fields: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    def encode(self, fields: Mapping[str, object], tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the prompt's token ids.
 
         They start with the start token if the tokenizer puts one before a text, once, whether the chat template
@@ -87,12 +92,19 @@ class Template:
             ids = ids[:-1]  # tokenizers that end every text would end the answer before its start
         return ids
 
-    def encode_answer(self, answer: str, tokenizer: Any) -> list[int]:
+    def text_of(self, answer: str, fields: Mapping[str, object]) -> str:
+        """Return the text of an answer after this prompt."""
+        if self.answers is None:
+            return answer
+        texts = cast("Mapping[str, str]", fields[self.answers])
+        return texts[answer]
+
+    def encode_answer(self, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the answer's token ids, followed by the token that ends it: a chat's turn, else a text."""
         ids: list[int] = tokenizer(self.lead + answer, add_special_tokens=False)["input_ids"]
         return [*ids, self.end(tokenizer)]
 
-    def end(self, tokenizer: Any) -> int:
+    def end(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the token that ends an answer."""
         turn = _turn_end(tokenizer, str(tokenizer.chat_template)) if self.chat else None
         end: int = tokenizer.eos_token_id if turn is None else turn
@@ -113,7 +125,7 @@ _ANSWER = "0123456789"
 
 
 @lru_cache(maxsize=16)
-def _turn_end(tokenizer: Any, _chat_template: str) -> int | None:
+def _turn_end(tokenizer: PreTrainedTokenizerBase, _chat_template: str) -> int | None:
     """Return the token that a chat template puts after an answer, None if it is not a special token.
 
     It may be another token than the one that ends a text: `<|im_end|>` and `<|endoftext|>`, say.
@@ -137,7 +149,7 @@ _QUIET = {"enable_thinking": False, "thinking": False}
 _THINK, _DONE = "<think>", "\n\n</think>\n\n"
 
 
-def _chat(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]]) -> str:
     from jinja2.exceptions import TemplateError
 
     def render(turns: Sequence[Mapping[str, str]]) -> str:

@@ -12,9 +12,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..errors import DataError
+from ..io.json_types import JsonValue
 from .base import BaseTask, task
 from .data.files import DataFile, sound
 from .data.tables import LANGUAGE_NAMES, Row, row_cluster, row_language
@@ -64,7 +64,7 @@ class QaRow(Row):
         return self.question, self.context
 
 
-def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:
+def _answers(where: str, row: Mapping[str, JsonValue]) -> dict[str, object]:
     """Return the answers with their starts, if the data give them.
 
     Accepts a list of texts or of {"text": ...}, one text, or {"text": [...]} as the Hub's export of SQuAD has it.
@@ -74,14 +74,15 @@ def _answers(where: str, row: Mapping[str, Any]) -> dict[str, object]:
     value = row.get("answers", row.get("answer"))
     listed = value.get("text") if isinstance(value, dict) else value
     items = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else [None]
-    texts: list[Any] = [item.get("text") if isinstance(item, dict) else item for item in items]
-    if not all(isinstance(text, str) for text in texts):
+    values = [item.get("text") if isinstance(item, dict) else item for item in items]
+    texts = [text for text in values if isinstance(text, str)]
+    if len(texts) < len(items):
         raise DataError(
             f'{where}: a question must have "answers", a list of texts or of {{"text": ...}}, empty without an '
             f"answer, found {str(value)[:60]!r}.",
             code="qa.answers",
         )
-    starts: Any = [item.get("answer_start") if isinstance(item, dict) else None for item in items]
+    starts = [item.get("answer_start") if isinstance(item, dict) else None for item in items]
     shared = value.get("answer_start") if isinstance(value, dict) else None
     if isinstance(shared, list) and len(shared) == len(items):
         starts = shared
@@ -100,7 +101,7 @@ def _span(context: str, answer: str, start: object) -> tuple[int, int] | None:
     return min(spans, key=lambda span: abs(span[0] - near), default=None)
 
 
-def _row(file: DataFile, where: str, row: Mapping[str, Any], context: object) -> QaRow | None:
+def _row(file: DataFile, where: str, row: Mapping[str, JsonValue], context: object) -> QaRow | None:
     """Return a question; None if question or text is empty."""
     question = row.get("question")
     for name, value in (("question", question), ("context", context)):
@@ -126,7 +127,7 @@ def _row(file: DataFile, where: str, row: Mapping[str, Any], context: object) ->
     )
 
 
-def _items(where: str, value: object, name: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _items(where: str, value: object, name: str) -> list[tuple[str, Mapping[str, JsonValue]]]:
     """Return the objects in a field that is a list of them, each with its location."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DataError(

@@ -6,7 +6,7 @@ Answers are generated as `type: value; type: value` or `None`, or tagged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
@@ -163,7 +163,9 @@ def _spelled_out(file: DataFile) -> Iterator[SlotRow | None]:
     """Yield rows of {"text", "slots": [{"type", "value"}], "language"}; values need not occur in the text."""
     for number, row in file.json_rows():
         try:
-            parts = [(slot["type"], slot["value"]) for slot in row["slots"]]
+            if not isinstance(listed := row["slots"], Iterable):
+                raise TypeError("not a list")
+            parts = [(slot["type"], slot["value"]) for slot in listed]
             text = "" if row["text"] is None else row["text"]
             if not all(isinstance(part, str | int | float) for part in (text, *chain.from_iterable(parts))):
                 raise TypeError("neither text nor a number")

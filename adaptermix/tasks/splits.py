@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from ..errors import PlanError
 from ..io.files import ROWS_FILE
+from ..io.json_types import JsonObject
 from ..options.roles import CALIBRATION, DEV, TEST, TRAINING
 from ..progress import SILENT, Watcher
 from ..provenance.manifest import Origin, SeenFile, seen_files
@@ -87,12 +88,12 @@ class SeenRows(Generic[K]):
 
     @property
     def verb(self) -> str:
-        """The verb for it."""
+        """The verb for the rows in the past."""
         return "were" if self.rows.total else "was"
 
     @property
     def verb_now(self) -> str:
-        """The verb for it in the present."""
+        """The verb for the rows in the present."""
         return "are" if self.rows.total else "is"
 
     @property
@@ -165,7 +166,7 @@ def refuse_tested(
     allowed: bool,
     instead: str = "pass --allow-tested to take it all the same",
     watch: Watcher = SILENT,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Refuse rows that were evaluated as test data; if they are allowed, return their entries for the manifest.
 
     Args:

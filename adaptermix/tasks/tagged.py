@@ -7,9 +7,10 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..errors import DataError
+from ..io.json_types import JsonValue
 from .base import BaseTask
 from .data.files import DataFile
 from .data.tables import Row
@@ -150,7 +151,6 @@ class Tagged(str):
     pairs: tuple[tuple[str, str], ...]
 
     def __new__(cls, text: str, *, tags: Sequence[str], pairs: Pairs) -> Tagged:
-        """Make the text and attach tags and pairs."""
         answer = super().__new__(cls, text)
         answer.tags, answer.pairs = tuple(tags), tuple(pairs)
         return answer
@@ -163,7 +163,7 @@ def to_entry(answer: str) -> dict[str, object]:
     return {"answer": str(answer), "tags": list(answer.tags), "pairs": [list(pair) for pair in answer.pairs]}
 
 
-def from_entry(entry: Mapping[str, Any]) -> str:
+def from_entry(entry: Mapping[str, JsonValue]) -> str:
     """Return the answer of which `to_entry` made plain data.
 
     Raises:
@@ -174,8 +174,10 @@ def from_entry(entry: Mapping[str, Any]) -> str:
     text = str(entry["answer"])
     if "tags" not in entry:
         return text
-    pairs = [(str(kind), str(value)) for kind, value in entry["pairs"]]
-    return Tagged(text, tags=[str(tag) for tag in entry["tags"]], pairs=pairs)
+    tags, pairs = entry["tags"], entry["pairs"]
+    if not isinstance(tags, list) or not isinstance(pairs, list):
+        raise TypeError("tags and pairs must be lists")
+    return Tagged(text, tags=list(map(str, tags)), pairs=[(str(kind), str(value)) for kind, value in pairs])
 
 
 TR = TypeVar("TR", bound=TaggedRow)

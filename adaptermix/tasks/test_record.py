@@ -47,7 +47,6 @@ class Evaluated:
 
     @property
     def file_hashes(self) -> set[str]:
-        """Hashes of the file as a whole."""
         return {self.sha256, self.text}
 
 

@@ -10,11 +10,11 @@ from itertools import combinations
 from pathlib import Path
 
 from ..errors import DataError
+from ..models.languages import canonical_language
 from ..provenance.row_hashes import RowTexts
 from .base import task
 from .data.files import DataFile, find_files, parse_rows
 from .data.language_names import english_name
-from .data.languages import canonical_language
 from .data.pairs import pairs_of_file
 from .data.parallel import is_lines
 from .data.tables import lines_used
@@ -49,7 +49,6 @@ class TranslateRow:
 
     @property
     def row_texts(self) -> RowTexts:
-        """The texts by which the row is recognised in other files."""
         return RowTexts((self.source, self.target), separate=True)
 
 
@@ -201,7 +200,7 @@ class Translate:
 
     Rows are translated from the first language of their pair into the second. Files are pair files (`de-en.tsv`, see
     `adaptermix.tasks.data.pairs`); texts with one language each and equally many lines (`train.de.gz train.en.gz`),
-    each of which is translated into those given after it, a glob giving them by name; or sources and references
+    each translated into those that follow it (a glob lists them by name); or sources and references
     (`en-de.src.en` and `en-de.ref.de`). Rows with an empty side are left out.
     """
 

@@ -97,7 +97,7 @@ class MergeMethodLaws:
         return with_statistics(replace(stack, seed=seed if self.method.is_random else None), self.method.statistics)
 
     def merged(self, stack: Stack, method: MergeMethod | None = None) -> Update:
-        """Return the merge, the method having seen the whole model, which is this module."""
+        """Return the merge by the method, fitted to a model of this one module."""
         return (method or self.method).fit(lambda: [stack])(stack)
 
     def drawn(self, data: st.DataObject, min_k: int = 1) -> Stack:
@@ -118,7 +118,7 @@ class MergeMethodLaws:
         _demand(error <= self.tolerance * size, f"{sentence}; they differ by {error:.3g} of {size:.3g}")
 
     def _one_rank(self, stack: Stack) -> Stack:
-        """Return the stack with factors filled up by zeros to one rank where the method cannot do without."""
+        """Return the stack with factors padded with zeros to one rank, if the method needs it."""
         if self.gauge_free:
             return stack
         rank = max(u.rank for u in stack.updates if isinstance(u, LowRank))
@@ -131,7 +131,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data())
     def test_one_adapter_of_weight_one_comes_back(self, data: st.DataObject) -> None:
-        """A merge of one is that one."""
+        """The merge of one adapter is that adapter."""
         if self.returns_single:
             stack = self.prepared(data.draw(generic_stacks(max_k=1, acute=self.acute))).weighted([1.0])
             merged = self.merged(stack, self.neutral)
@@ -140,7 +140,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data(), seed=st.integers(0, 1000))
     def test_the_order_of_the_adapters_does_not_matter(self, data: st.DataObject, seed: int) -> None:
-        """Adapters permuted with their weights, names and statistics give the same."""
+        """Permuting adapters with their weights, names and statistics does not change the merge."""
         if not self.permutable or self.max_k < 2:
             return
         stack = self._one_rank(self.drawn(data, min_k=2))
@@ -158,7 +158,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data())
     def test_zero_adapters_give_zero(self, data: st.DataObject) -> None:
-        """Nothing comes from nothing."""
+        """The merge of zero adapters is zero."""
         stack = self._one_rank(self.drawn(data))
         zero = _map(stack, lambda u: LowRank(b=torch.zeros_like(u.b), a=u.a, scale=u.scale))
         merged = self.merged(zero)
@@ -168,7 +168,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data(), index=st.integers(0, 3))
     def test_how_an_adapter_is_zero_does_not_matter(self, data: st.DataObject, index: int) -> None:
-        """B = 0, A = 0, a scale of 0, and a module that the adapter lacks are one delta."""
+        """B = 0, A = 0, a scale of 0, and a missing module all mean no update."""
         if self.max_k < 2:
             return
         stack = self._one_rank(self.drawn(data, min_k=2))
@@ -203,7 +203,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
     def test_only_the_deltas_count_not_their_factors(self, data: st.DataObject, seed: int) -> None:
-        """(B R)(R^-1 A) is the adapter that B A is."""
+        """(B R)(R^-1 A) and B A are the same adapter."""
         if not self.gauge_free:
             return
         generator = torch.Generator().manual_seed(seed)
@@ -220,7 +220,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data())
     def test_dense_and_factored_adapters_merge_alike(self, data: st.DataObject) -> None:
-        """A delta of a full checkpoint counts as one of an adapter; a mixture too."""
+        """Deltas of full checkpoints and of adapters count the same, also mixed."""
         if not self.takes_dense:
             return
         stack = self.drawn(data)
@@ -248,7 +248,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data())
     def test_a_linear_method_is_the_weighted_sum(self, data: st.DataObject) -> None:
-        """Nothing but the sum of w s B A."""
+        """The merge is the sum of w s B A."""
         if not self.linear:
             return
         stack = self.drawn(data)

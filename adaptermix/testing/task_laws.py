@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +13,12 @@ from hypothesis import strategies as st
 
 from ..errors import DataError
 from ..tasks import ComparableTask, JoinableTask, LabelTask, Metric, SpanTask, Task, TokenTask
+from ..tasks.data.tables import Recognisable
 
 _LAW = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
-def _value(metric: Metric, rows: Sequence[Any], answers: Sequence[str]) -> float:
+def _value(metric: Metric, rows: Sequence[Recognisable], answers: Sequence[str]) -> float:
     """Return the value of a metric over the rows that it can score."""
     counts = [metric.count(row, answer) for row, answer in zip(rows, answers, strict=True)]
     kept = np.array([count for count in counts if count is not None], dtype=np.float64)
@@ -40,14 +40,12 @@ class TaskLaws:
 
     @pytest.fixture
     def files(self, tmp_path: Path) -> list[str]:
-        """Write the data files and return their paths."""
         for name, text in self.data.items():
             (tmp_path / name).write_text(text, encoding="utf-8")
         return [str(tmp_path / name) for name in self.data]
 
     @pytest.fixture
-    def rows(self, files: list[str]) -> Sequence[Any]:
-        """Read the data files."""
+    def rows(self, files: list[str]) -> Sequence[Recognisable]:
         return self.task.read(files)[0]
 
     def test_the_name_is_one_word(self) -> None:
@@ -79,7 +77,7 @@ class TaskLaws:
             assert path.name in str(caught.value), "the message must name the file"
             assert "\n" not in str(caught.value), "the message must be one line"
 
-    def test_rows_have_texts_a_language_and_an_answer(self, rows: Sequence[Any]) -> None:
+    def test_rows_have_texts_a_language_and_an_answer(self, rows: Sequence[Recognisable]) -> None:
         """Training, evaluation and the protection of test data need all of them."""
         assert len(rows) >= 3, "the data must have three rows"
         for row in rows:
@@ -92,7 +90,7 @@ class TaskLaws:
                 assert len(self.task.answer(row).splitlines()) == 1, "the answer of a one-line task must be one line"
         assert len({row.row_texts for row in rows}) == len(rows), "rows must be recognised by their `row_texts`"
 
-    def test_every_template_can_be_filled_in(self, rows: Sequence[Any]) -> None:
+    def test_every_template_can_be_filled_in(self, rows: Sequence[Recognisable]) -> None:
         """Templates use placeholders that `fields` has, and prompts show each row's texts."""
         assert self.task.templates, "a task must have a template"
         for name, template in self.task.templates.items():
@@ -106,7 +104,7 @@ class TaskLaws:
                 missing = [text for text in self.task.texts(row) if text not in prompt]
                 assert not missing, f"the prompt of template {name!r} must show the row's texts, and lacks {missing}"
 
-    def test_right_answers_have_the_best_score(self, rows: Sequence[Any]) -> None:
+    def test_right_answers_have_the_best_score(self, rows: Sequence[Recognisable]) -> None:
         """No metric prefers empty answers, and the headline metric distinguishes them from right ones."""
         right = [self.task.answer(row) for row in rows]
         metrics = self.task.metrics(rows)
@@ -118,7 +116,7 @@ class TaskLaws:
 
     @_LAW
     @given(data=st.data())
-    def test_any_answer_can_be_scored(self, rows: Sequence[Any], data: st.DataObject) -> None:
+    def test_any_answer_can_be_scored(self, rows: Sequence[Recognisable], data: st.DataObject) -> None:
         """Models write anything; a row has as many counts for every answer, and values never exceed the best one."""
         pieces = st.one_of(st.text(), st.sampled_from([self.task.answer(row) for row in rows]))
         answers = [data.draw(st.one_of(pieces, st.tuples(pieces, pieces).map("\n".join))) for _ in rows]
@@ -132,7 +130,7 @@ class TaskLaws:
             assert np.isfinite(value), f"{metric.name} must be finite, got {value}"
             assert value <= best + 1e-9, f"{metric.name} of right answers must be the largest"
 
-    def test_values_are_functions_of_sums(self, rows: Sequence[Any]) -> None:
+    def test_values_are_functions_of_sums(self, rows: Sequence[Recognisable]) -> None:
         """The bootstrap gives `value` sums of many resamples at once."""
         for metric in self.task.metrics(rows):
             counts = [metric.count(row, answer) for row in rows for answer in (self.task.answer(row), "")]
@@ -140,13 +138,13 @@ class TaskLaws:
             together, alone = metric.value(sums), [float(metric.value(each)) for each in sums]
             assert np.allclose(together, alone), f"{metric.name} of a batch of sums must equal each value"
 
-    def test_labels_are_the_answers(self, rows: Sequence[Any]) -> None:
+    def test_labels_are_the_answers(self, rows: Sequence[Recognisable]) -> None:
         """A classification head tells apart what the task's answers are."""
         if isinstance(self.task, LabelTask):
             assert {self.task.answer(row) for row in rows} <= set(self.task.labels(rows)), "answers must be labels"
             assert all(1 <= len(self.task.segments(row)) <= 2 for row in rows), "one or two texts are classified"
 
-    def test_tags_stand_for_the_answers(self, rows: Sequence[Any]) -> None:
+    def test_tags_stand_for_the_answers(self, rows: Sequence[Recognisable]) -> None:
         """A token classification head that is right has the score of the right answer."""
         if not isinstance(self.task, TokenTask):
             return
@@ -156,7 +154,7 @@ class TaskLaws:
             right = _value(metric, rows, [self.task.answer(row) for row in rows])
             assert _value(metric, rows, tagged) == right, f"right tags must score fully ({metric.name})"
 
-    def test_spans_stand_for_the_answers(self, rows: Sequence[Any]) -> None:
+    def test_spans_stand_for_the_answers(self, rows: Sequence[Recognisable]) -> None:
         """A question answering head that is right gives the right answer, also on an excerpt of the text."""
         if not isinstance(self.task, SpanTask):
             return
@@ -169,7 +167,7 @@ class TaskLaws:
             part = self.task.excerpt(row, 1)
             assert self.task.answer_at(part, self.task.span(part)) == self.task.answer(row), "excerpts keep the answer"
 
-    def test_answers_can_be_given_to_rows_without_any(self, rows: Sequence[Any]) -> None:
+    def test_answers_can_be_given_to_rows_without_any(self, rows: Sequence[Recognisable]) -> None:
         """Answers of one model become the right ones for another."""
         if isinstance(self.task, ComparableTask):
             for row in rows:
@@ -181,7 +179,7 @@ class TaskLaws:
                 )
             assert self.task.agreement(rows), "answers in two languages are compared by a metric"
 
-    def test_sources_come_before_the_texts(self, rows: Sequence[Any]) -> None:
+    def test_sources_come_before_the_texts(self, rows: Sequence[Recognisable]) -> None:
         """Input-level fusion shows the source first, and asks for the same answer."""
         if isinstance(self.task, JoinableTask):
             for row, source in zip(rows, [*rows[1:], rows[0]], strict=True):

@@ -1,8 +1,6 @@
 """Training of alignment adapters and task adapters."""
 
-from .fusion import train_fusion
-from .joint import train_joint
-from .least_squares import train_align
-from .task import train_task
+from .callbacks import Callbacks
+from .runner import Objective, Run, run_training
 
-__all__ = ["train_align", "train_fusion", "train_joint", "train_task"]
+__all__ = ["Callbacks", "Objective", "Run", "run_training"]

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, Unpack
 
 import torch
 from torch import Tensor
 
-from ..models.base import BaseModel, keep_blocks
+from ..io.json_types import JsonObject
+from ..models.base import BaseModel
+from ..models.blocks import keep_blocks
 from ..models.eval_mode import evaluating, loras_off
-from ..models.pooling import Standards, mean_cosine, require_pooling
+from ..models.pooling import Pooler, Standards, mean_cosine, require_pooling
 from ..options import AlignSettings, JointSettings
 from ..options.training import MOVING
-from ..progress import SILENT, Watcher
+from ..progress import Watcher
 from ..tasks.data import Pair
-from .distil import AlignmentLoss, BothLosses, DistilLoss
+from .distil import AlignmentLoss, BothLosses, DistilLoss, PairLoss, PairOptions
 from .dry_run import aligned_layer
 from .early_stopping import RowsLoss
-from .layer_states import CHUNKS, MiddleStates
 from .losses import contrastive_loss, keeper_loss, retrieved
-from .pairs import PairData, PairsLoss, encode_side, pair_groups
+from .pairs import PairData, pair_groups
 from .parallel import ALONE, Processes
-from .runner import Objective
-from .sampler import Sampler
-from .trainer import BatchLoss, Together, in_a_row
+from .runner import DataEntries, Objective
+from .trainer import BatchLoss, Together
 
 STANDARD_PAIRS, CROWD_PAIRS = 64, 16
 """Pairs of each two languages that are measured to standardise, and to see whether that is needed."""
@@ -33,57 +32,32 @@ CROWDED = 0.98
 """Mean cosine of unlike sentences above which a contrastive loss sees next to nothing."""
 
 
-class AlignLoss:
+class AlignLoss(PairLoss):
     """Loss of a batch of pairs, by batch number: contrastive, and with `keeper` times the keeper's loss added.
 
     The frozen base's states of the targets are computed once for both uses: as a fixed teacher and for the keeper. The
     frozen base is the model without this LoRA: an adapter in `on_top_of` belongs to it, one in `start_from` does not.
     The teacher has no dropout. The model in training has, also in an encoder's layers, which bounds the keeper's loss
-    from below.
-
-    Args:
-        base: The base model with its LoRA in.
-        pairs: The pairs.
-        settings: The run's settings.
-        layer: Number of blocks to run; default all that the model has.
-        processes: The processes that share each batch; their precision applies to the measured sentences too.
-        watch: Receives notes on sentences that are too long and on vectors that are too similar.
-        like: Pairs whose sentences are measured to standardise; default the pairs.
-        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row. The
-            step takes the mean over all of their pairs, and over all of their tokens for the keeper. Each pair is
-            contrasted with the others of its batch, so more batches are not the same as a larger one.
+    from below. The mean of the keeper is over tokens. Each pair is contrasted with the others of its batch, so more
+    batches per step are not the same as a larger one. `like` are pairs whose sentences are measured to standardise. See
+    `PairLoss` for the arguments.
     """
 
-    def __init__(
-        self,
-        base: BaseModel,
-        pairs: Sequence[Pair],
-        settings: AlignSettings | JointSettings,
-        *,
-        layer: int | None = None,
-        processes: Processes = ALONE,
-        watch: Watcher = SILENT,
-        like: Sequence[Pair] | None = None,
-        together: Together | None = None,
-    ) -> None:
-        self._together = together or in_a_row(settings.accumulate)
-        self._settings, self._model, self._processes = settings, base.model, processes
-        self._states = MiddleStates(
-            base,
-            layer,
-            exclude_bos=settings.exclude_bos,
+    def _pooler(self) -> Pooler:
+        settings = self._settings
+        return Pooler(
+            self._base.tokenizer,
             pooling=settings.pooling,
-            # shares may differ in rows, and must not in the number of runs
-            chunks=1 if processes.sharded else CHUNKS,
+            exclude_bos=settings.exclude_bos,
             standardize=settings.standardize,
         )
+
+    def _prepare(self, pairs: Sequence[Pair], like: Sequence[Pair] | None, watch: Watcher) -> None:
+        settings = self._settings
+        require_pooling(settings.pooling, self._base.kind)
         self._targets = [pair.target for pair in pairs]
-        self._source_ids, self._target_ids = (
-            encode_side(base.tokenizer, pairs, side, settings.max_length, watch) for side in ("source", "target")
-        )
-        require_pooling(settings.pooling, base.kind)
         self._languages = [pair.languages for pair in pairs]
-        measured = self._sample(like or pairs, STANDARD_PAIRS, base.tokenizer) if settings.standardize != "none" else {}
+        measured = self._sample(like or pairs, STANDARD_PAIRS) if settings.standardize != "none" else {}
         self._standards = Standards(
             settings.standardize, {language: [vectors] for language, vectors in measured.items()}
         )
@@ -94,17 +68,15 @@ class AlignLoss:
         elif (
             settings.init not in MOVING
             and like is None
-            and (alike := mean_cosine(self._sample(pairs, CROWD_PAIRS, base.tokenizer))) > CROWDED
+            and (alike := mean_cosine(self._sample(pairs, CROWD_PAIRS))) > CROWDED
         ):
             watch.note(
                 f"warning: unlike sentences have a mean cosine of {alike:.3f} in the base model: the loss hardly "
                 "separates them, and may do more harm than good. --standardize removes their common component."
             )
-        groups = pair_groups(pairs, settings.balance)
-        self._sampler = Sampler(groups=groups, batch_size=settings.batch_size, seed=settings.seed)
-        base.model.train()
+        self._model.train()
 
-    def _sample(self, pairs: Sequence[Pair], most: int, tokenizer: Any) -> dict[str, Tensor]:
+    def _sample(self, pairs: Sequence[Pair], most: int) -> dict[str, Tensor]:
         """Return the frozen base's vectors of both sides of some pairs, evenly spaced, by language.
 
         Shapes: each [sentences width].
@@ -117,7 +89,9 @@ class AlignLoss:
                     texts.setdefault(language, []).append(text)
         vectors = {}
         for language, sentences in texts.items():
-            encoded = tokenizer(sentences, truncation=True, max_length=self._settings.max_length)["input_ids"]
+            spoken, most_tokens = [language] * len(sentences), self._settings.max_length
+            rows_of = self._base.encode(sentences, spoken, truncation=True, max_length=most_tokens)
+            encoded = [row["input_ids"] for row in rows_of]
             parts = [encoded[start : start + CROWD_PAIRS] for start in range(0, len(encoded), CROWD_PAIRS)]
             with self._processes.autocast():  # as in training, or z-scores would be of another model
                 vectors[language] = torch.cat([self._of_base(part)[0] for part in parts])
@@ -155,11 +129,10 @@ class AlignLoss:
         """Return how many tokens the keeper's loss of these pairs is a mean over."""
         return sum(self._states.count(self._target_ids[row]) for row in rows)
 
-    @property
-    def of_rows(self) -> PairsLoss:
-        return PairsLoss(partial(self._of_rows, looks=True), [len(ids) for ids in self._source_ids])
+    def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
+        return self._part(rows, looks=True)
 
-    def _of_rows(
+    def _part(
         self,
         rows: Sequence[int],
         processes: Processes = ALONE,
@@ -211,7 +184,7 @@ class AlignLoss:
 
     def __call__(self, number: int) -> BatchLoss:
         among = [self._batch(other) for other in self._together(number)]
-        return self._of_rows(self._batch(number), self._processes, among=among)
+        return self._part(self._batch(number), self._processes, among=among)
 
     def _batch(self, number: int) -> list[int]:
         # A row that is drawn twice would be its own negative.
@@ -222,18 +195,20 @@ class AlignLoss:
         return torch.tensor([[one == other for other in texts] for one in texts])
 
 
-def _both(base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings | JointSettings, **more: Any) -> BothLosses:
-    return BothLosses(AlignLoss(base, pairs, settings, **more), DistilLoss(base, pairs, settings, **more))
-
-
-_OBJECTIVES: dict[str, Callable[..., AlignmentLoss]] = {"contrastive": AlignLoss, "distil": DistilLoss, "both": _both}
+_LOSSES: Mapping[str, tuple[type[PairLoss], ...]] = {
+    "contrastive": (AlignLoss,),
+    "distil": (DistilLoss,),
+    "both": (AlignLoss, DistilLoss),
+}
+"""Losses of each objective."""
 
 
 def alignment_loss(
-    base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings | JointSettings, **more: Any
+    base: BaseModel, pairs: Sequence[Pair], settings: AlignSettings | JointSettings, **more: Unpack[PairOptions]
 ) -> AlignmentLoss:
-    """Return the loss of the objective that the settings name; see `AlignLoss` for the other arguments."""
-    return _OBJECTIVES[settings.objective](base, pairs, settings, **more)
+    """Return the loss of the objective that the settings name; see `PairLoss` for the other arguments."""
+    losses = [kind(base, pairs, settings, **more) for kind in _LOSSES[settings.objective]]
+    return losses[0] if len(losses) == 1 else BothLosses(*losses)
 
 
 def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> str:
@@ -241,7 +216,14 @@ def negatives(settings: AlignSettings | JointSettings, processes: Processes) -> 
     if settings.gather_negatives:
         return f"{settings.batch_size - 1} negatives per pair, of all processes"
     sizes = sorted({len(share) - 1 for share in processes.shares(range(settings.batch_size))})
-    return f"{' or '.join(map(str, sizes))} negatives per pair, of its own process (--no-gather-negatives)"
+    return f"{' or '.join(map(str, sizes))} negatives per pair, all of one process (--no-gather-negatives)"
+
+
+class AlignEntries(DataEntries):
+    """The manifest's entries on the pairs of a run and on its objective; merges copy `vectors`: how they are pooled."""
+
+    objective: JsonObject
+    vectors: JsonObject
 
 
 A = TypeVar("A", bound=AlignSettings | JointSettings)
@@ -250,7 +232,6 @@ A = TypeVar("A", bound=AlignSettings | JointSettings)
 class AlignObjective(Objective[A]):
     """Alignment of pooled states after block L; as the only objective, later blocks are neither run nor adapted."""
 
-    command = "train-align"
     unit = "pairs"
     measure = "dev_accuracy"
     data: PairData
@@ -283,19 +264,23 @@ class AlignObjective(Objective[A]):
             return {}
         return {"dev_loss": self._loss(self.data.dev, like=self.data.pairs).of_rows}
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> AlignEntries:
         settings, (layer, layers) = self.run.settings, self.depth
-        objective = {"name": settings.objective, "layer": layer, "layers": layers, "pairs": len(self.data.pairs)}
-        return self.data.entries() | {"objective": objective, "vectors": vectors_entry(settings)}
+        return {
+            **self.data.entries(),
+            "objective": {
+                "name": settings.objective,
+                "layer": layer,
+                "layers": layers,
+                "pairs": len(self.data.pairs),
+            },
+            "vectors": settings.model_dump(include={"pooling", "exclude_bos", "standardize"}),
+        }
 
     def loss(self, together: Together | None = None) -> AlignmentLoss:
         return self._loss(self.data.pairs, watch=self.run.watch, together=together)
 
-    def _loss(self, pairs: Sequence[Pair], **more: Any) -> AlignmentLoss:
+    def _loss(self, pairs: Sequence[Pair], **more: Unpack[PairOptions]) -> AlignmentLoss:
         run = self.run
-        return alignment_loss(run.base, pairs, run.settings, layer=self.depth[0], processes=run.processes, **more)
-
-
-def vectors_entry(settings: AlignSettings | JointSettings) -> dict[str, Any]:
-    """Return the manifest's entry on how sentences become vectors, which merges copy."""
-    return settings.model_dump(include={"pooling", "exclude_bos", "standardize"})
+        options: PairOptions = {"layer": self.depth[0], "processes": run.processes, **more}
+        return alignment_loss(run.base, pairs, run.settings, **options)

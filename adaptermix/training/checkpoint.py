@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,8 +16,12 @@ from torch import Tensor
 from ..errors import OutputError
 from ..io.disk import sync
 from ..io.files import check_output, partial_path, remove_partial
+from ..io.json_types import JsonObject
+from .report import LogEntry
 
 _FILE = "checkpoint.safetensors"
+TRACKER_FILE = "tracker.json"
+"""File in the same folder on the run of a tracker; see `callbacks.TrackedRun`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Checkpoint:
 
     step: int
     tensors: Mapping[str, Tensor]
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[LogEntry] = field(default_factory=list)
 
 
 class Workplace:
@@ -44,7 +47,7 @@ class Workplace:
         settings: Settings of the run as plain data; resuming with others is refused.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, settings: JsonObject) -> None:
         self.folder = partial_path(out.absolute())
         self._out = out
         self._settings = json.loads(json.dumps(settings, sort_keys=True))
@@ -126,4 +129,4 @@ class Workplace:
 
     def clear(self) -> None:
         """Remove the checkpoint, once the output is written."""
-        remove_partial(self._out.absolute(), f"{_FILE}*")
+        remove_partial(self._out.absolute(), f"{_FILE}*", f"{TRACKER_FILE}*")

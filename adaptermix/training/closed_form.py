@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..adapters import AdapterMeta, AdapterState, TargetSpec
 from ..algebra import LowRank
 from ..algebra.ridge import AffineMap, Products, choose_penalty, reduced_rank, ridge_map
+from ..io.json_types import JsonObject
 from ..merging.attach import Attachment
 from ..progress import Watcher
 from .displacement import Reader, Rows, Sentence, displacements
@@ -51,7 +51,7 @@ class Fitted:
     share: float
     share_with_bias: float
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the manifest's entry on the fit."""
         return {
             "map": {"penalty": self.map.penalty, "explained_left_out": self.map.left_out},
@@ -175,7 +175,7 @@ class Explained:
     tokens: float
     targets_moved: float
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the shares as plain data."""
         return {
             "map": self.map,

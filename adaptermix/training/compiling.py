@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import ModelError
-from ..models.base import blocks
+from ..models.blocks import blocks
 
 
 @contextmanager
-def compiled(model: Any, *, enabled: bool) -> Iterator[None]:
+def compiled(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     """Run the blocks compiled until the context ends, if enabled.
 
     Blocks are compiled rather than the whole model: they have one structure, so a single compilation serves all of

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..models.base import BaseModel
 from ..models.eval_mode import evaluating, loras_off, train_loras_only
-from ..models.pooling import MeanAndEdge
+from ..models.pooling import MeanAndEdge, Pooler
 from ..options import AlignSettings, JointSettings
 from ..progress import SILENT, Watcher
 from ..tasks.data import Pair
+from .by_length import vectors_by_length
 from .layer_states import CHUNKS, MiddleStates
 from .losses import distil_loss, retrieved, spread_of
 from .pairs import PairsLoss, encode_side, pair_groups
@@ -23,7 +25,6 @@ from .trainer import BatchLoss, Together, in_a_row
 
 ENGLISH_EVERY = 4
 """One in four sentences of the batches is a target, whose states should not move."""
-_TEACHER_ROWS = 32
 
 
 class AlignmentLoss(Protocol):
@@ -37,29 +38,29 @@ class AlignmentLoss(Protocol):
         """Loss of pairs by their numbers, for dev data."""
 
 
-Item = tuple[int, bool]
-"""Number of a pair, and whether its target side replaces its source side."""
+class PairOptions(TypedDict, total=False):
+    """Arguments of `PairLoss` by name."""
+
+    layer: int | None
+    processes: Processes
+    watch: Watcher
+    like: Sequence[Pair] | None
+    together: Together | None
 
 
-class DistilLoss:
-    """Loss of a batch of sentences, by batch number: distance from the frozen base's states of their translations.
-
-    Of every four sentences in the batches three are sources of pairs, and one is a target. The states of all targets
-    are computed once, without dropout and without this LoRA; with `on_top_of` that adapter belongs to the frozen base.
-    In training the base's share dropout is off, since it moves the first token further than sentences differ.
+class PairLoss(ABC):
+    """Loss of a batch of pairs, by batch number, on states in the middle of the model.
 
     Args:
         base: The base model with its LoRA in.
         pairs: The pairs.
         settings: The run's settings.
         layer: Number of blocks to run; default all that the model has.
-        processes: Those that share each batch.
-        watch: Receives progress and warnings.
-        like: Pairs in the spread of whose targets distances are measured; default the pairs.
-        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row.
-
-    Reference: the objective is this project's; targets of a frozen teacher are those of Reimers and Gurevych, EMNLP
-    2020, arXiv 2004.09813, there for the output of a sentence encoder.
+        processes: Those that share each batch; their precision applies to measurements before training too.
+        watch: Receives progress, and notes on sentences that are too long.
+        like: Pairs whose means and spreads a loss uses; default the pairs.
+        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row. The
+            step takes the mean over all of their sentences.
     """
 
     def __init__(
@@ -74,33 +75,73 @@ class DistilLoss:
         like: Sequence[Pair] | None = None,
         together: Together | None = None,
     ) -> None:
-        self._settings, self._model, self._processes = settings, base.model, processes
+        self._settings, self._base, self._model, self._processes = settings, base, base.model, processes
         self._together = together or in_a_row(settings.accumulate)
-        self._states = MiddleStates(
-            base,
-            layer,
-            # shares may differ in rows, and must not in the number of runs
-            chunks=1 if processes.sharded else CHUNKS,
-            pool=MeanAndEdge(base.tokenizer, kind=base.kind, exclude_bos=settings.exclude_bos),
+        # shares may differ in rows, and must not in the number of runs
+        chunks = 1 if processes.sharded else CHUNKS
+        self._states = MiddleStates(base, layer, chunks=chunks, pool=self._pooler())
+        self._source_ids, self._target_ids = (
+            encode_side(base, pairs, side, settings.max_length, watch) for side in ("source", "target")
         )
-        self._sides = [
-            encode_side(base.tokenizer, pairs, side, settings.max_length, watch) for side in ("source", "target")
-        ]
-        self._targets, self._index = self._teach(self._sides[1], watch)
-        theirs = like and encode_side(base.tokenizer, like, "target", settings.max_length, SILENT)
-        self._spread = spread_of(self._teach(theirs, watch)[0] if theirs else self._targets)
         self._sampler = Sampler(
             groups=pair_groups(pairs, settings.balance), batch_size=settings.batch_size, seed=settings.seed
         )
-        train_loras_only(base.model)
+        self._prepare(pairs, like, watch)
+
+    @abstractmethod
+    def _pooler(self) -> Pooler:
+        """Return the function that makes vectors of states."""
+
+    @abstractmethod
+    def _prepare(self, pairs: Sequence[Pair], like: Sequence[Pair] | None, watch: Watcher) -> None:
+        """Measure what the loss needs, and set the modes of the model."""
+
+    @abstractmethod
+    def __call__(self, number: int) -> BatchLoss:
+        """Return the part of a batch."""
+
+    @abstractmethod
+    def _of_rows(self, rows: Sequence[int]) -> BatchLoss:
+        """Return the loss of some pairs, with hits, for dev data."""
+
+    @property
+    def of_rows(self) -> PairsLoss:
+        return PairsLoss(self._of_rows, [len(ids) for ids in self._source_ids])
+
+
+Item = tuple[int, bool]
+"""Number of a pair, and whether its target side replaces its source side."""
+
+
+class DistilLoss(PairLoss):
+    """Loss of a batch of sentences, by batch number: distance from the frozen base's states of their translations.
+
+    Of every four sentences in the batches three are sources of pairs, and one is a target. The states of all targets
+    are computed once, without dropout and without this LoRA; with `on_top_of` that adapter belongs to the frozen base.
+    In training the base's share dropout is off, since it moves the first token further than sentences differ. Distances
+    are measured in the spread of the targets of `like`. See `PairLoss` for the arguments.
+
+    Reference: the objective is this project's; targets of a frozen teacher are those of Reimers and Gurevych, EMNLP
+    2020, arXiv 2004.09813, there for the output of a sentence encoder.
+    """
+
+    def _pooler(self) -> Pooler:
+        return MeanAndEdge(self._base.tokenizer, kind=self._base.kind, exclude_bos=self._settings.exclude_bos)
+
+    def _prepare(self, pairs: Sequence[Pair], like: Sequence[Pair] | None, watch: Watcher) -> None:  # noqa: ARG002
+        self._targets, self._index = self._teach(self._target_ids, watch)
+        spread_from = self._targets
+        if like:
+            theirs = encode_side(self._base, like, "target", self._settings.max_length, SILENT)
+            spread_from = self._teach(theirs, watch)[0]
+        self._spread = spread_of(spread_from)
+        train_loras_only(self._model)
 
     def _teach(self, encoded: Sequence[Sequence[int]], watch: Watcher) -> tuple[Tensor, list[int]]:
         """Return the frozen base's vectors of all different sentences, and the index of each sentence among them."""
         numbers: dict[tuple[int, ...], int] = {}
         index = [numbers.setdefault(tuple(ids), len(numbers)) for ids in encoded]
         texts = list(map(list, numbers))
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        targets: list[Tensor] = []
         with (
             torch.no_grad(),
             evaluating(self._model),
@@ -108,11 +149,10 @@ class DistilLoss:
             self._processes.autocast(),
             watch.track("states of the frozen base", len(texts)) as advance,
         ):
-            for start in range(0, len(order), _TEACHER_ROWS):
-                rows = order[start : start + _TEACHER_ROWS]
-                targets.append(self._states.pooled([texts[row] for row in rows]).cpu())
-                advance(len(rows), "")
-        return torch.cat(targets)[torch.tensor(order).argsort()], index
+            targets = vectors_by_length(
+                lambda rows: self._states.pooled([texts[row] for row in rows]), list(map(len, texts)), advance
+            )
+        return targets, index
 
     def items(self, number: int) -> list[Item]:
         """Return the sentences of batch `number`: pairs, and of each whether its target side is taken."""
@@ -123,7 +163,7 @@ class DistilLoss:
         ]
 
     def _encoded(self, items: Sequence[Item]) -> list[list[int]]:
-        return [self._sides[is_target][row] for row, is_target in items]
+        return [(self._target_ids if is_target else self._source_ids)[row] for row, is_target in items]
 
     def _of_items(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of some sentences, their vectors and their targets."""
@@ -145,10 +185,6 @@ class DistilLoss:
         half = states.shape[1] // 2  # the means
         hits = retrieved(states[:, :half], targets[:, :half], indices[:, None] == indices)
         return BatchLoss(loss, sum(map(len, self._encoded(items))), rows=len(rows), hits=hits)
-
-    @property
-    def of_rows(self) -> PairsLoss:
-        return PairsLoss(self._of_rows, [len(ids) for ids in self._sides[0]])
 
 
 class BothLosses:

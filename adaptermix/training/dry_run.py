@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..adapters import AdapterSource
-from ..models.base import (
-    AUTO_CLASSES,
-    block_index,
-    blocks,
-    fingerprint_of,
-    keep_blocks,
-    model_kind,
-    pick_device,
-    pick_dtype,
-)
+from ..models.base import fingerprint_of, model_kind
+from ..models.blocks import block_index, blocks, keep_blocks
+from ..models.devices import pick_device, pick_dtype
+from ..models.kinds import loader_of
 from ..models.pretrained import load_config, model_of_config
 from ..models.quantization import loading_options
 from ..options import AlignSettings, JointSettings, TrainingSettings
 from .frozen_adapter import attach_on
 from .lora import check_reach, count_trainable, inject
 from .start_from import fit_start
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def aligned_layer(model: nn.Module, settings: AlignSettings | JointSettings, *, whole: bool) -> int:
@@ -43,7 +40,7 @@ def aligned_layer(model: nn.Module, settings: AlignSettings | JointSettings, *, 
     return layer
 
 
-def outline(reference: str) -> Any:
+def outline(reference: str) -> PreTrainedModel:
     """Return a base model on the meta device, which takes next to no memory or time.
 
     Raises:
@@ -52,7 +49,7 @@ def outline(reference: str) -> Any:
     kind = model_kind(reference)
     config = load_config(reference)
     with torch.device("meta"):
-        return model_of_config(config, AUTO_CLASSES[kind], reference=reference, dtype=torch.float32)
+        return model_of_config(config, loader_of(kind, config), reference=reference, dtype=torch.float32)
 
 
 def count_lora(settings: TrainingSettings, start: AdapterSource | None = None) -> int:

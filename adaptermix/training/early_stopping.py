@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -14,7 +14,11 @@ from ..models.eval_mode import evaluating
 from ..options import TrainingSettings
 from ..progress import SILENT, Look, Watcher
 from .parallel import ALONE, Processes
+from .report import LogEntry
 from .trainer import BatchLoss
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState
 
 
 class RowsLoss(Protocol):
@@ -82,7 +86,7 @@ class DevLosses:
         return {name: value for means in sides for name, value in means.items()}
 
 
-def standing(history: Sequence[Mapping[str, Any]], key: str) -> tuple[float, int]:
+def standing(history: Sequence[LogEntry], key: str) -> tuple[float, int]:
     """Return the best value of a log so far, and the number of evaluations since."""
     values = [entry[key] for entry in history if key in entry]
     best = min(values, default=math.inf)
@@ -119,27 +123,27 @@ class EarlyStopping:
         a_pass = turns * max(1, round(rows / (settings.batch_size * settings.accumulate)))
         self._every = min(settings.evaluate_every or a_pass, steps)
 
-    def on_train_begin(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, _args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Continue an interrupted run: decide by its log, and report its evaluations."""
         self._decide(state, control)
         for entry in state.log_history:
             self._report(entry)
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Ask for an evaluation if it is time to."""
         control.should_evaluate |= state.global_step % self._every == 0
 
-    def on_evaluate(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_evaluate(self, _args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Choose the best step so far, and decide whether to stop."""
         self._decide(state, control)
         self._report(state.log_history[-1])
 
-    def _report(self, entry: Mapping[str, Any]) -> None:
+    def _report(self, entry: LogEntry) -> None:
         if self._measure in entry:
             higher = self._measure.endswith("accuracy")
             self._watch.look(Look(step=entry["step"], measure=self._measure, value=entry[self._measure], higher=higher))
 
-    def _decide(self, state: Any, control: Any) -> None:
+    def _decide(self, state: TrainerState, control: TrainerControl) -> None:
         if self._patience is None:
             return
         best, since = standing(state.log_history, self._key)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..progress import SILENT, Watcher
 from ..tasks import SpanTask, Task, Template
 from ..tasks.data.report import by_language
+from ..tasks.data.tables import Row
 from ..tasks.heads.base import told_cut
 from ..tasks.prompts import shortened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Example = tuple[list[int], list[int]]
 """Token ids of the prompt and of the answer."""
@@ -34,7 +38,13 @@ _CUT, _LOST, _ASTRAY = "cut", "lost", "astray"
 
 
 def encode_rows(
-    task: Task, template: Template, rows: Sequence[Any], tokenizer: Any, *, max_length: int, watch: Watcher = SILENT
+    task: Task,
+    template: Template,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    watch: Watcher = SILENT,
 ) -> Examples:
     """Return prompt and answer ids per row, at most `max_length` together.
 
@@ -82,12 +92,13 @@ def _notes(languages: dict[str, list[str]], rows: int, max_length: int) -> Itera
 class _Encoder:
     """Encodes one row at a time; returns the example and its fault, if any."""
 
-    def __init__(self, task: Task, template: Template, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, task: Task, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self._task, self._template, self._tokenizer, self._most = task, template, tokenizer, max_length
         self._special = set(tokenizer.all_special_ids)
 
-    def __call__(self, row: Any) -> tuple[Example, str | None]:
-        whole = self._template.encode_answer(self._task.answer(row), self._tokenizer)
+    def __call__(self, row: Row) -> tuple[Example, str | None]:
+        text = self._template.text_of(self._task.answer(row), self._task.fields(row))
+        whole = self._template.encode_answer(text, self._tokenizer)
         prompt = self._prompt(row)
         least = max(1, self._most - len(prompt), self._most // 2)
         answer = whole[: least if self._task.is_open else self._most]
@@ -104,16 +115,16 @@ class _Encoder:
         left = shortened(prompt, room, self._special)
         return (left, answer), _LOST if is_lost or self._lacks_evidence(row, prompt, left) else _CUT
 
-    def _prompt(self, row: Any) -> list[int]:
+    def _prompt(self, row: Row) -> list[int]:
         return self._template.encode(self._task.fields(row), self._tokenizer)
 
-    def _lacks_evidence(self, row: Any, before: list[int], after: list[int]) -> bool:
+    def _lacks_evidence(self, row: Row, before: list[int], after: list[int]) -> bool:
         """Whether cutting the prompt removed a part of the answer from it."""
         whole, left = (" ".join(self._tokenizer.decode(ids).split()) for ids in (before, after))
         parts = [" ".join(part.split()) for part in self._task.evidence(row)]
         return any(part in whole and part not in left for part in parts)
 
-    def _around(self, row: Any, room: int) -> list[int] | None:
+    def _around(self, row: Row, room: int) -> list[int] | None:
         """Return the longest prompt that fits whose text holds the answer, if there is one."""
         assert isinstance(self._task, SpanTask)  # noqa: S101  (for the type checker)
         longest, low, high = None, 0, len(self._task.question_and_context(row)[1])

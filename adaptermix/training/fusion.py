@@ -20,20 +20,23 @@ from ..fusion.mixup import MIXUP, Mixer, consistency
 from ..fusion.source_rows import INPUT, encode_latents, encode_sources, is_missing, joined, read_beside
 from ..fusion.sources import Fuser, fused_modules
 from ..io.files import whole_folder, write_whole
+from ..io.json_types import JsonObject
 from ..io.safetensors_writer import write_tensors
-from ..models.base import BaseModel, block_index, model_kind
+from ..models.base import BaseModel, model_kind
+from ..models.blocks import block_index
 from ..models.head_forms import Head
 from ..models.positions import readable
 from ..options import FusionSettings
 from ..progress import SILENT, Watcher
 from ..tasks.data import DataFile
+from ..tasks.data.tables import Row
 from ..tasks.heads.base import longest
 from ..tasks.splits import DEV, TRAINING, refuse_tested
 from .early_stopping import RowsLoss
 from .lora import config_of, is_head, stored_name
 from .report import TrainReport
-from .runner import run_training
-from .task import Answers, OfHead, TaskData, TaskObjective
+from .runner import both, run_training
+from .task import Answers, OfHead, TaskData, TaskEntries, TaskObjective
 from .trainer import BatchLoss
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -79,7 +82,7 @@ class _Fusing:
         """What mixes states in one block."""
         return Mixer(self.base, self.settings_of["fusion_layer"], MIXING)
 
-    def rows(self, rows: Sequence[Any], times: int = 1) -> Answers | OfHead:
+    def rows(self, rows: Sequence[Row], times: int = 1) -> Answers | OfHead:
         """Return the loss of rows, which may be as many times as long as usual, but no longer than a head reads."""
         most = self.settings.max_length
         if times > 1:
@@ -100,7 +103,7 @@ class FusedRows:
         sources: Their sources.
     """
 
-    def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
+    def __init__(self, fusing: _Fusing, rows: Sequence[Row], sources: Sequence[Row]) -> None:
         settings, base, data = fusing.settings, fusing.base, fusing.data
         self._fusing, self._rows = fusing, fusing.rows(rows)
         self.lengths, self.taught = self._rows.lengths, self._rows.taught
@@ -147,7 +150,7 @@ class MixedRows:
     Reference: Yang et al., X-Mixup, ICLR 2022, section 3.3.
     """
 
-    def __init__(self, fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> None:
+    def __init__(self, fusing: _Fusing, rows: Sequence[Row], sources: Sequence[Row]) -> None:
         if any(is_missing(fusing.data.task, source) for source in sources):
             raise PlanError(
                 f"--fusion {MIXUP} needs a source for every row: leave the rows without one out.",
@@ -191,11 +194,11 @@ def _check_head(fusion: str, head: Head | None, kind: str) -> None:
         )
 
 
-def _joined_rows(fusing: _Fusing, rows: Sequence[Any], sources: Sequence[Any]) -> RowsLoss:
+def _joined_rows(fusing: _Fusing, rows: Sequence[Row], sources: Sequence[Row]) -> RowsLoss:
     return fusing.rows(joined(fusing.data.task, rows, sources), times=2)
 
 
-_LOSSES: Mapping[str, Callable[[_Fusing, Sequence[Any], Sequence[Any]], RowsLoss]] = {
+_LOSSES: Mapping[str, Callable[[_Fusing, Sequence[Row], Sequence[Row]], RowsLoss]] = {
     MIXUP: MixedRows,
     INPUT: _joined_rows,
 }
@@ -213,10 +216,10 @@ class _Sources:
         entries: The manifest's entries on rows and sources.
     """
 
-    train: Sequence[Any]
-    dev: Sequence[Any]
+    train: Sequence[Row]
+    dev: Sequence[Row]
     files: Sequence[DataFile]
-    entries: Mapping[str, Any]
+    entries: TaskEntries
 
     @classmethod
     def read(cls, settings: FusionSettings, data: TaskData, watch: Watcher) -> _Sources:
@@ -243,8 +246,8 @@ class _Sources:
         tested = refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
         entries = data.entries | {
             "data": [*data.entries["data"], *(file.entry() for file in files)],
-            "dev": [*(data.entries["dev"] or []), *(file.entry() for file in dev_files)] or None,
-            "tested": [*(data.entries["tested"] or []), *tested] or None,
+            "dev": both(data.entries["dev"], [file.entry() for file in dev_files]),
+            "tested": both(data.entries["tested"], tested),
         }
         return cls(train=train, dev=dev, files=files, entries=entries)
 
@@ -267,6 +270,12 @@ def _fusing(base: BaseModel, data: TaskData, settings: FusionSettings, watch: Wa
     return _Fusing(base=base, data=data, settings=settings, settings_of=values, latents=latents, watch=watch)
 
 
+class FusionEntries(TaskEntries):
+    """The manifest's entries on the data of a run, on its `task` and on its `fusion`."""
+
+    fusion: JsonObject
+
+
 class FusionObjective(TaskObjective[FusionSettings]):
     """A task whose LoRA sees each text together with its source in another language."""
 
@@ -277,7 +286,7 @@ class FusionObjective(TaskObjective[FusionSettings]):
     def read(self) -> None:
         super().read()
         self.sources = _Sources.read(self.run.settings, self.data, self.run.watch)
-        self.data = replace(self.data, entries=dict(self.sources.entries))
+        self.data = replace(self.data, entries=self.sources.entries)
 
     def check(self) -> None:
         settings = self.run.settings
@@ -295,15 +304,18 @@ class FusionObjective(TaskObjective[FusionSettings]):
         run.base.model.train()
         self.dev_rows = make(self.fusing, self.data.dev, self.sources.dev) if self.data.dev else None
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> FusionEntries:
         fusing, files = self.fusing, self.sources.files
         encoder = {"encoder_fingerprint": fusing.latents.fingerprint} if fusing.latents else {}
         missing = sum(is_missing(self.data.task, source) for source in self.sources.train)
         without = {"rows_without_source": missing} if missing else {}
         fusion = {"sources": [file.entry() for file in files], **fusing.settings_of, **encoder, **without}
-        return super().entries() | {"fusion": fusion}
+        return {**super().entries(), "fusion": fusion}
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, Any], history: bytes) -> None:
+    def inputs(self) -> JsonObject:
+        return {"encoder": self.fusing.latents and self.fusing.latents.fingerprint}
+
+    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
         settings, run = self.run.settings, self.run
         # A fusion is not linear, so its scale cannot be a factor of A, and the file keeps PEFT's form.
         if not settings.peft_settings():
@@ -320,7 +332,7 @@ class FusionObjective(TaskObjective[FusionSettings]):
         with whole_folder(out, overwrite=settings.overwrite) as folder:
             plain = {name: value.detach().float().cpu() for name, value in tensors.items()}
             write_tensors(folder / _WEIGHTS, plain, {"format": "pt"})
-            known = document["fusion"]  # holds resolved values, such as the number of the middle block
+            known = self.fusing.settings_of  # holds resolved values, such as the number of the middle block
             entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
             entries |= {"inference_mode": True} | {key: known[key] for key in entries if key in known}
             write_whole(folder / "adapter_config.json", (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
@@ -328,7 +340,7 @@ class FusionObjective(TaskObjective[FusionSettings]):
             write_whole(folder / "history.jsonl", history)
 
 
-def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
+def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT, callbacks: Sequence[object] = ()) -> TrainReport:
     """Train a LoRA that sees each text together with its source.
 
     The base's states of sources are computed without the LoRA, in evaluation mode.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..models.base import BaseModel
 from ..options import JointSettings
@@ -12,7 +11,7 @@ from ..progress import SILENT, Watcher
 from .align import AlignObjective
 from .early_stopping import RowsLoss
 from .report import TrainReport
-from .runner import Objective, Run, run_training
+from .runner import Objective, Run, both, run_training
 from .task import TaskObjective
 from .trainer import BatchLoss, Loss, Together, count_steps
 
@@ -164,13 +163,17 @@ class JointObjective(Objective[JointSettings]):
         values = super().dev_values()
         return WithSum(values, self.run.settings.align_weight) if values else None
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> Mapping[str, object]:
         task, align = self.task.entries(), self.align.entries()
-        both = {name: [*(task[name] or []), *(align[name] or [])] or None for name in ("data", "dev", "tested")}
+        files = {
+            "data": both(task["data"], align["data"]),
+            "dev": both(task["dev"], align["dev"]),
+            "tested": both(task["tested"], align["tested"]),
+        }
         # `rows` of the manifest counts the task's rows, so the counts of pairs go with the alignment.
         objective = align["objective"] | {"rows": align["rows"]}
         languages = task["languages"] | align["languages"]
-        return {**task, **both, "languages": languages, "objective": objective, "vectors": align["vectors"]}
+        return {**task, **files, "languages": languages, "objective": objective, "vectors": align["vectors"]}
 
     def loss(self, together: Together | None = None) -> JointLoss:  # noqa: ARG002  (it decides itself)
         parts: dict[str, Loss] = {
@@ -183,7 +186,7 @@ class JointObjective(Objective[JointSettings]):
         return replace(super().dry_run(), pairs=self.align.report)
 
 
-def train_joint(settings: JointSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
+def train_joint(settings: JointSettings, *, watch: Watcher = SILENT, callbacks: Sequence[object] = ()) -> TrainReport:
     """Train one LoRA on a task and on parallel pairs, the objectives taking turns.
 
     The alignment loss acts at block L, where its batches stop; the task's run through the whole model. Dev losses are

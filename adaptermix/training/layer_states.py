@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..models.base import BaseModel, backbone, blocks, first_blocks, reading
+from ..models.base import BaseModel, backbone, reading
+from ..models.blocks import blocks, first_blocks
 from ..models.pooling import Pooler
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
 
 CHUNKS = 4
 
@@ -51,7 +55,7 @@ class MiddleStates:
         self._layer = layer or len(stack)
         stack[self._layer - 1].register_forward_hook(self._catch)
 
-    def _catch(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def _catch(self, _module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         if self._listening:
             self._caught = [output if isinstance(output, Tensor) else output[0]]
 
@@ -59,7 +63,7 @@ class MiddleStates:
         """Return how many tokens of a sentence count."""
         return self._pool.count(ids)
 
-    def _run(self, batch: Any) -> Tensor:
+    def _run(self, batch: BatchEncoding) -> Tensor:
         self._listening = True
         try:
             with first_blocks(self._model, self._layer):

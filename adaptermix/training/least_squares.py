@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import PlanError
 from ..models.base import BaseModel
@@ -36,7 +35,13 @@ _PROBES = 8
 """Sentences that show which layer writes the states."""
 
 
-class ClosedForm(AlignObjective[AlignSettings]):
+class Alignment(AlignObjective[AlignSettings]):
+    """Alignment as the only objective."""
+
+    command = "train-align"
+
+
+class ClosedForm(Alignment):
     """Alignment that is computed instead of trained; see `closed_form`."""
 
     workplace: Workplace
@@ -127,7 +132,7 @@ class ClosedForm(AlignObjective[AlignSettings]):
         return fitted, explained(base.model, reader, fitted, held_out, watch)
 
 
-def train_align(settings: AlignSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
+def train_align(settings: AlignSettings, *, watch: Watcher = SILENT, callbacks: Sequence[object] = ()) -> TrainReport:
     """Train an alignment LoRA on parallel pairs, or compute one in closed form (`fit`), which returns a `FitReport`.
 
     The loss acts on pooled states after block L; later blocks and the output layer are neither computed nor adapted, so
@@ -142,7 +147,7 @@ def train_align(settings: AlignSettings, *, watch: Watcher = SILENT, callbacks: 
     Raises:
         AdapterMixError: invalid model, data file, setting or output.
     """
-    kind = AlignObjective[AlignSettings] if settings.fit == "gradient" else ClosedForm
+    kind = Alignment if settings.fit == "gradient" else ClosedForm
     return run_training(kind, settings, watch=watch, callbacks=callbacks)
 
 
@@ -165,7 +170,7 @@ def _apart(pairs: Sequence[Pair], others: Sequence[Pair]) -> list[Pair]:
 
 
 def _sentences(base: BaseModel, settings: AlignSettings, pairs: Sequence[Pair], watch: Watcher) -> list[Sentence]:
-    sides = [encode_side(base.tokenizer, pairs, side, settings.max_length, watch) for side in ("source", "target")]
+    sides = [encode_side(base, pairs, side, settings.max_length, watch) for side in ("source", "target")]
     return sentences_of(
         pairs, sides[0], sides[1], weights=pair_weights(pairs, settings.balance), groups=groups_of(pairs)
     )

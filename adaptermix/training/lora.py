@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,17 @@ from ..adapters.keys import PREFIX
 from ..algebra import LowRank, concatenate
 from ..errors import PlanError
 from ..fusion.sources import FUSING
-from ..models.base import BaseModel, blocks, linear_names
+from ..models.base import BaseModel
+from ..models.blocks import blocks, linear_names
+from ..models.encoders import is_encoder_half
 from ..options import FusionSettings, TrainingSettings
 from ..options.fields import block_range
 from ..options.training import MOVING, beyond_the_layer
 from .dropout import quicken
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
 
 _NAME = "default"
 # PEFT refuses these modules of these models: their kernels read the weights directly and would skip a LoRA.
@@ -98,13 +104,13 @@ def resolve_targets(model: nn.Module, targets: Sequence[str], chosen: range) -> 
     return list(targets)
 
 
-def _in_blocks(model: nn.Module, names: Sequence[str], chosen: range) -> dict[str, Any]:
+def _in_blocks(model: nn.Module, names: Sequence[str], chosen: range) -> dict[str, object]:
     """Return modules of blocks in the form that PEFT takes."""
     pattern = blocks(model)[0].rpartition(".")[2]
     return {"target_modules": list(names), "layers_to_transform": list(chosen), "layers_pattern": pattern}
 
 
-def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, Any]:
+def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, object]:
     """Return the modules and ranks of an adapter in the form that PEFT takes.
 
     Raises:
@@ -122,7 +128,7 @@ def _as_in(start: AdapterSource, names: Sequence[str]) -> dict[str, Any]:
 
 
 def inject(
-    model: Any,
+    model: PreTrainedModel,
     settings: TrainingSettings,
     *,
     seed: int,
@@ -177,7 +183,7 @@ def inject(
     return names
 
 
-def _config(settings: TrainingSettings, **more: Any) -> Any:
+def _config(settings: TrainingSettings, **more: Any) -> LoraConfig:
     common: dict[str, Any] = {
         "r": settings.rank,
         "lora_alpha": settings.alpha,
@@ -195,7 +201,7 @@ def _config(settings: TrainingSettings, **more: Any) -> Any:
     return LoraConfig(**common, **more)
 
 
-def config_of(settings: TrainingSettings, base: BaseModel, names: Sequence[str]) -> Any:
+def config_of(settings: TrainingSettings, base: BaseModel, names: Sequence[str]) -> LoraConfig:
     """Return PEFT's config of a trained adapter.
 
     Args:
@@ -209,8 +215,15 @@ def config_of(settings: TrainingSettings, base: BaseModel, names: Sequence[str])
         **_in_blocks(base.model, names, chosen_blocks(base.model, settings)),
         base_model_name_or_path=base.id,
         revision=base.revision,
-        task_type=base.head.form.task_type if base.head else _TASK_TYPES[base.kind],
+        task_type=task_type(base),
     )
+
+
+def task_type(base: BaseModel) -> str:
+    """Return PEFT's task type; with a head of this package, which PEFT does not know, that of models without a head."""
+    if base.head:
+        return "FEATURE_EXTRACTION" if base.head.reader else base.head.form.task_type
+    return _TASK_TYPES[base.kind]
 
 
 def factors(model: nn.Module) -> dict[str, Tensor]:
@@ -306,18 +319,18 @@ def state_of(
     """
     path, stack = blocks(base.model)
     ends = [name.rpartition(".")[2] for name, _ in base.model.named_modules() if not name.startswith(f"{path}.")]
-    confined: dict[str, Any] = {}
+    targets = TargetSpec(modules=tuple(names))
     adapted = {int(name.removeprefix(f"{path}.").partition(".")[0]) for name in trained.updates}
     # a name such as "dense" may occur outside the blocks too, where no module was trained
     if layers is not None or len(adapted) < len(stack) or set(ends) & set(names):
-        confined = {"layers": tuple(sorted(adapted)), "layers_pattern": (path.rpartition(".")[2],)}
-    targets = TargetSpec(modules=tuple(names), **confined)
-    if _reached(base.model, targets) != set(trained.updates):  # an adapter to start from may have gaps
+        targets = replace(targets, layers=tuple(sorted(adapted)), layers_pattern=(path.rpartition(".")[2],))
+    # An adapter to start from may have gaps. The decoder that belongs to an encoder half has modules of the same names.
+    if is_encoder_half(base.model.config) or _reached(base.model, targets) != set(trained.updates):
         targets = TargetSpec(modules=tuple(sorted(trained.updates)))
     meta = AdapterMeta(
         base=base.id,
         revision=base.revision,
-        task_type=base.head.form.task_type if base.head else _TASK_TYPES[base.kind],
+        task_type=task_type(base),
         targets=targets,
         dora=bool(trained.magnitudes),
         saved_modules=base.head_modules,

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import DataError
+from ..models.base import BaseModel
 from ..options import AlignSettings, JointSettings
 from ..progress import Watcher
 from ..tasks.data import Pair, read_pairs
 from ..tasks.data.files import DataFile
 from ..tasks.data.report import RowsReport, describe
-from ..tasks.heads.base import told_cut
+from ..tasks.heads.base import cut_languages, told_cut
 from ..tasks.splits import DEV, TRAINING, refuse_tested
+from .runner import DataEntries, FileEntries
 from .trainer import BatchLoss
 
 
-def encode_side(tokenizer: Any, pairs: Sequence[Pair], side: str, most: int, watch: Watcher) -> list[list[int]]:
+def encode_side(base: BaseModel, pairs: Sequence[Pair], side: str, most: int, watch: Watcher) -> list[list[int]]:
     """Return the token ids of one side of pairs, "source" or "target"."""
     texts = [getattr(pair, side) for pair in pairs]
-    encoded: list[list[int]] = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
-    full = [row for row, ids in enumerate(encoded) if len(ids) == most]
-    whole = tokenizer([texts[row] for row in full], verbose=False)["input_ids"] if full else []
-    position = ("source", "target").index(side)
-    cut = [pairs[row].languages[position] for row, ids in zip(full, whole, strict=True) if len(ids) > most]
-    if cut:
+    languages = [pair.languages[("source", "target").index(side)] for pair in pairs]
+    encoded = base.encode(texts, languages, truncation=True, max_length=most)
+    if cut := cut_languages(base, texts, languages, encoded, most):
         watch.note(told_cut(cut, len(texts), most, "their ends", f"{side} sentences"))
-    return encoded
+    return [row["input_ids"] for row in encoded]
 
 
 def describe_pairs(pairs: Sequence[Pair], files: Sequence[DataFile], held_out: Sequence[Pair] = ()) -> RowsReport:
@@ -75,7 +73,7 @@ class PairData:
     dev: Sequence[Pair]
     files: Sequence[DataFile]
     dev_files: Sequence[DataFile]
-    tested: Sequence[Mapping[str, Any]]
+    tested: FileEntries
     report: RowsReport
 
     @classmethod
@@ -95,7 +93,7 @@ class PairData:
         report = describe_pairs(pairs, files, dev)
         return cls(pairs=pairs, dev=dev, files=files, dev_files=dev_files, tested=tested, report=report)
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> DataEntries:
         """Return the manifest's entries on languages, files and rows."""
         return {
             "languages": {"aligned": sorted({language for pair in self.pairs for language in pair.languages})},

@@ -14,16 +14,20 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count as counter
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import AdapterMixError, PlanError, ReportedElsewhere
+from ..io.json_types import JsonObject
 from ..io.launcher import asks_for, is_launched, is_main_process, precision, process_count
 from ..options import AlignSettings, JointSettings, LoadOptions, TrainingSettings
 from ..options.paths import writing
 from ..progress import SILENT, Watcher
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 S = TypeVar("S", bound=TrainingSettings)
 T = TypeVar("T")
@@ -44,8 +48,9 @@ class Processes:
         sharded: Whether they hold the base model together, so that all must run it equally often.
     """
 
-    def __init__(self, accelerator: Any = None, *, sharded: bool = False) -> None:
-        self._accelerator, self.sharded = accelerator, sharded
+    def __init__(self, accelerator: Accelerator | None = None, *, sharded: bool = False) -> None:
+        self._accelerator: Accelerator = accelerator
+        self.sharded = sharded
         self.count: int = accelerator.num_processes if accelerator else 1
         self.rank: int = accelerator.process_index if accelerator else 0
 
@@ -61,13 +66,13 @@ class Processes:
             options["device"] = str(self._accelerator.device)
         return options
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> JsonObject:
         """Return everything besides the settings that decides the result; empty for a single process in one dtype."""
-        shared: dict[str, Any] = {"processes": self.count} if self.count > 1 else {}
+        shared: JsonObject = {"processes": self.count} if self.count > 1 else {}
         shared |= {"sharded": True} if self.sharded else {}  # other dropout draws
         return shared | ({"mixed_precision": precision()} if self._accelerator and precision() != "no" else {})
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the context of the losses: the launcher's mixed precision."""
         return self._accelerator.autocast() if self._accelerator else nullcontext()
 
@@ -93,7 +98,7 @@ class Processes:
         """Return which batches this process measures, where their sums are added up over all processes."""
         return batches if self.sharded else batches[self.rank :: self.count]
 
-    def part(self, terms: float, rows: Sequence[Any], whole: float) -> float:
+    def part(self, terms: float, rows: Sequence[object], whole: float) -> float:
         """Return the weight of a mean over this process's share of a batch in the mean over an optimizer step.
 
         The weighted means of all batches and processes of a step add up to the mean over all terms of the step.

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..io.json_types import JsonObject
 from ..tasks.data.report import RowsReport
+
+LogEntry = dict[str, Any]
+"""Log entry of a step or of an evaluation: numbers by name, and in joint training the `objectives` of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +30,12 @@ class TrainReport:
     out: Path
     steps: int
     parameters: int
-    history: list[dict[str, Any]]
+    history: list[LogEntry]
     rows: RowsReport | None = None
     pairs: RowsReport | None = None
     kept: int | None = None
 
-    def _losses(self, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    def _losses(self, steps: list[LogEntry]) -> JsonObject:
         """Return first and last loss, and those of each objective of joint training."""
         names = dict.fromkeys(name for entry in steps for name in entry.get("objectives", {}))
         losses = {name: [e["objectives"][name]["loss"] for e in steps if name in e["objectives"]] for name in names}
@@ -39,7 +43,7 @@ class TrainReport:
         parts = {name: {"first": values[0], "last": values[-1]} for name, values in losses.items()}
         return total | ({"objectives": parts} if parts else {})
 
-    def _dev(self) -> dict[str, Any]:
+    def _dev(self) -> JsonObject:
         """Return first, last and best value of everything that was measured on dev data."""
         entries = [entry for entry in self.history if "seconds" not in entry]
         names = dict.fromkeys(name for entry in entries for name in entry if name != "step")
@@ -91,7 +95,7 @@ class FitReport(TrainReport):
     seconds: float = 0.0
     steps: int = 0
     parameters: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[LogEntry] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document of the command."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import PlanError
-from ..models.base import BaseModel, blocks, is_linear
+from ..models.base import BaseModel
+from ..models.blocks import blocks, is_linear
 from .layer_states import MiddleStates
 from .lora import resolve_targets
 
 Run = Callable[[], tuple[Tensor, Tensor]]
 """Returns the states after a block, and which tokens are there."""
+Seen = Callable[[str, tuple[Tensor, ...], Tensor], Tensor | None]
+"""Receives the name of a module, its inputs and its output, and may return another output."""
 _STEP = 0.05
 """Size of the trial displacement, relative to the state, or to the output of a norm in between."""
 _MOST_ODD = 0.25
@@ -41,9 +43,9 @@ class Norm:
     centred: bool
 
     @classmethod
-    def of(cls, module: Any) -> Norm:
+    def of(cls, module: nn.Module) -> Norm:
         """Measure a norm on vectors whose mean is 0 and whose length is known."""
-        weight = module.weight
+        weight = module.get_parameter("weight")
         probe = torch.ones(1, 1, len(weight), dtype=weight.dtype, device=weight.device)
         probe[..., 1::2] = -1
         with torch.no_grad():
@@ -126,10 +128,10 @@ class Tap:
 
 
 @contextmanager
-def _hooks(model: nn.Module, names: Any, seen: Any) -> Iterator[None]:
+def _hooks(model: nn.Module, names: Iterable[str], seen: Seen) -> Iterator[None]:
     """Call `seen(name, inputs, output)` after each of these modules, until the context ends."""
 
-    def hook(name: str) -> Any:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         return lambda _module, inputs, output: seen(name, inputs, output)
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
@@ -177,7 +179,7 @@ def find_writer(base: BaseModel, layer: int, run: Run) -> Writer:
     return replace(writer, factor=_factor(base, run, writer, before, mask))
 
 
-def _is_norm(module: Any, width: int) -> bool:
+def _is_norm(module: nn.Module, width: int) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.shape == (width,)
 

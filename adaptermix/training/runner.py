@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..adapters import AdapterSource
 from ..algebra import LowRank
 from ..io.files import check_output
+from ..io.json_types import JsonObject
 from ..models.base import BaseModel, files_of
 from ..models.positions import within_positions
 from ..options import TrainingSettings
@@ -41,6 +42,32 @@ from .trainer import Loss, Together, Trainer, count_steps
 
 S = TypeVar("S", bound=TrainingSettings)
 
+FileEntries = Sequence[Mapping[str, object]]
+"""The manifest's entries on data files."""
+
+
+class DataEntries(TypedDict):
+    """The manifest's entries on the data of a run.
+
+    Args:
+        languages: Languages by their role.
+        data: Training files.
+        dev: Dev files, if there are any.
+        tested: Files that were evaluated as test data before, if there are any.
+        rows: Counts of the training rows.
+    """
+
+    languages: dict[str, list[str]]
+    data: FileEntries
+    dev: FileEntries | None
+    tested: FileEntries | None
+    rows: JsonObject
+
+
+def both(first: FileEntries | None, second: FileEntries | None) -> FileEntries | None:
+    """Return the entries on two groups of files; None without any."""
+    return [*(first or ()), *(second or ())] or None
+
 
 @dataclass(slots=True, kw_only=True)
 class Run(Generic[S]):
@@ -62,7 +89,7 @@ class Run(Generic[S]):
     settings: S
     watch: Watcher = SILENT
     processes: Processes = ALONE
-    callbacks: Sequence[Any] = ()
+    callbacks: Sequence[object] = ()
     start: AdapterSource | None = None
     frozen: AdapterSource | None = None
     base: BaseModel = field(init=False)
@@ -87,6 +114,7 @@ class Objective(Generic[S]):
         measure: Dev value by which runs can be compared.
         turns: How many objectives take turns; an epoch takes as many times the steps.
         layers: Number of blocks that are run; None for all.
+        teacher: Adapter that the training learns from; its data files count as seen.
         report: Counts of the training rows.
     """
 
@@ -96,6 +124,7 @@ class Objective(Generic[S]):
     measure = "dev_loss"
     turns = 1
     layers: int | None = None
+    teacher: AdapterSource | None = None
     report: RowsReport
 
     def __init__(self, run: Run[S]) -> None:
@@ -140,9 +169,13 @@ class Objective(Generic[S]):
         run, sides = self.run, self.dev()
         return DevLosses(run.base, sides, run.settings, run.processes) if sides else None
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> Mapping[str, object]:
         """Return the manifest's entries; `data` lists the training files with their `sha256`."""
         raise NotImplementedError
+
+    def inputs(self) -> JsonObject:
+        """Return further values that decide the result; a resumed run needs the same ones."""
+        return {}
 
     def loss(self, together: Together | None = None) -> Loss:
         """Return the loss of batches, now that the LoRA is in.
@@ -152,7 +185,7 @@ class Objective(Generic[S]):
         """
         raise NotImplementedError
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, Any], history: bytes) -> None:
+    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
         """Write the adapter.
 
         Args:
@@ -188,7 +221,7 @@ def run_training(
     settings: S,
     *,
     watch: Watcher = SILENT,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
 ) -> TrainReport:
     """Train a LoRA for an objective, in all processes that a launcher started.
 
@@ -229,12 +262,13 @@ def train(objective: Objective[S]) -> TrainReport:
     run, steps, evaluate = objective.run, objective.steps(), objective.dev_values()
     settings, base, watch, processes = run.settings, run.base, run.watch, run.processes
     entries = objective.entries()
-    workplace = Workplace(Path(settings.out), plain(settings) | _inputs(run, entries) | processes.entry())
+    workplace = Workplace(Path(settings.out), plain(settings) | _inputs(objective, entries) | processes.entry())
     seed = first_draw(settings.seed, objective.command)
     run.names = inject(base.model, settings, seed=seed, head=base.head_modules, start=run.start)
     run.scales, run.taken = scales(base.model), start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
-    with tracking(settings, processes, watch) as trackers, compiled(base.model, enabled=settings.compile):
+    logging = tracking(settings, processes, watch, folder=workplace.folder, resumed=checkpoint is not None)
+    with logging as trackers, compiled(base.model, enabled=settings.compile):
         early = [_early_stopping(objective, steps)] if evaluate else []
         trainer = Trainer(
             base.model,
@@ -286,7 +320,7 @@ def _early_stopping(objective: Objective[S], steps: int) -> EarlyStopping:
     )
 
 
-def _manifest(objective: Objective[S], trainer: Trainer, entries: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(objective: Objective[S], trainer: Trainer, entries: Mapping[str, object]) -> JsonObject:
     run = objective.run
     selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
     return manifest.manifest(
@@ -296,11 +330,11 @@ def _manifest(objective: Objective[S], trainer: Trainer, entries: Mapping[str, A
         inputs=input_entries(run.frozen, run.start),
         selection=selection,
         engine=run.processes.entry() or None,
-        **manifest.carry_on(entries, run.start, run.frozen),
+        **manifest.carry_on(entries, run.start, run.frozen or objective.teacher),
     )
 
 
-def plain(settings: TrainingSettings) -> dict[str, Any]:
+def plain(settings: TrainingSettings) -> JsonObject:
     """Return the settings that decide the result, as plain data."""
     return settings.model_dump(mode="json", exclude={"out", *marked(settings, Role.HANDLING, Role.SCHEDULING)})
 
@@ -313,21 +347,21 @@ def first_draw(seed: int, command: str) -> int:
     return random.Random(f"{seed}/{command}").getrandbits(63)  # noqa: S311
 
 
-def input_entries(frozen: AdapterSource | None, start: AdapterSource | None) -> list[dict[str, Any]] | None:
+def input_entries(frozen: AdapterSource | None, start: AdapterSource | None) -> list[JsonObject] | None:
     """Return the manifest's entries on the adapters that a run builds on; the one of `start_from` is marked."""
     below = [manifest.input_entry(frozen, 1.0)] if frozen else []
     return below + ([manifest.input_entry(start, 1.0) | {"use": manifest.START}] if start else []) or None
 
 
-def _inputs(run: Run[S], entries: Mapping[str, Any]) -> dict[str, Any]:
+def _inputs(objective: Objective[S], entries: Mapping[str, object]) -> JsonObject:
     """Return everything besides the settings that decides the result; the dtype is the one that `auto` stands for."""
+    run = objective.run
     return {
         "base_fingerprint": run.base.fingerprint,
         "base_files": files_of(run.settings.base),
-        "encoder": (entries.get("fusion") or {}).get("encoder_fingerprint"),
         "dtype": run.base.entry()["dtype"],
         "on": run.frozen and run.frozen.digest,
         "start": run.start and run.start.digest,
         "data": entries["data"],
         "dev": entries.get("dev"),
-    }
+    } | objective.inputs()

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..models.base import BaseModel, backbone, blocks, load_base, pick_dtype
+from ..models.base import BaseModel, backbone, load_base
+from ..models.blocks import blocks
+from ..models.devices import pick_dtype
+from ..models.head_forms import Head
 from ..options import TrainingSettings
 from .parallel import Processes
 
 
-def load_for(settings: TrainingSettings, processes: Processes, **more: Any) -> BaseModel:
+def load_for(settings: TrainingSettings, processes: Processes, *, head: Head | None = None, seed: int = 0) -> BaseModel:
     """Load the base model of a run: whole in every process, or with `shard_base` in shares.
 
     Args:
         settings: The run's settings.
         processes: Those that share the run.
-        more: Further arguments of `load_base`.
+        head: The head to put on the model, if any.
+        seed: Seed of a new head's weights.
 
     Raises:
         ModelError: no such model, or one that does not load.
     """
     options = processes.load_options(settings)
     if not processes.sharded:
-        return load_base(settings.base, **options, **more)
+        return load_base(settings.base, **options, head=head, seed=seed)
     device = torch.device(options["device"])
     options["dtype"] = str(pick_dtype(options["dtype"], device)).removeprefix("torch.")
     options["device"] = "cpu"  # a device need never hold more than its share
-    base = load_base(settings.base, **options, **more)
+    base = load_base(settings.base, **options, head=head, seed=seed)
     shard(base, device, processes.count)
     return base
 

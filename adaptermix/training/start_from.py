@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -17,8 +17,8 @@ from ..errors import IncompatibleAdapters, PlanError
 from ..io.files import check_not_input
 from ..merging.merge_adapters import check_trained_on
 from ..merging.overrides import layer_of
-from ..models.head_forms import form_of
 from ..options import TrainingSettings
+from ..tasks.heads.from_adapters import form_of_head
 from .lora import factor_name, is_head, stored_name
 
 S = TypeVar("S", bound=TrainingSettings)
@@ -66,7 +66,7 @@ def open_start(settings: S) -> tuple[S, AdapterSource | None]:
 
 def _check_kind(source: AdapterSource) -> None:
     """Refuse an adapter with parts that training would drop or not change."""
-    meta, form = source.meta, form_of(source.meta.task_type)
+    meta, form = source.meta, form_of_head(source)
     heads = (*meta.saved_modules, *(form.modules if form else ()))
     whole = [key for key in source.saved_headers if not in_modules(key.removeprefix(PREFIX), heads)]
     plain = replace(source.settings, meta=replace(meta, dora=False))
@@ -87,12 +87,12 @@ def _check_kind(source: AdapterSource) -> None:
         )
 
 
-def _decided(source: AdapterSource) -> dict[str, list[Any]]:
+def _decided(source: AdapterSource) -> dict[str, list[object]]:
     """Return the values of each setting that an adapter decides, the commonest first."""
     modules, lora = source.modules, source.settings
     numbers = [number for module in modules if (number := layer_of(module)) is not None]
 
-    def by_count(values: Iterable[Any]) -> list[Any]:
+    def by_count(values: Iterable[object]) -> list[object]:
         return [value for value, _ in Counter(values).most_common()]
 
     return {
@@ -105,7 +105,7 @@ def _decided(source: AdapterSource) -> dict[str, list[Any]]:
     }
 
 
-def _check_given(settings: TrainingSettings, source: AdapterSource, decided: Mapping[str, list[Any]]) -> None:
+def _check_given(settings: TrainingSettings, source: AdapterSource, decided: Mapping[str, list[object]]) -> None:
     """Refuse settings that were given and are not those of the adapter."""
     clashes = [
         f"--{name} {getattr(settings, name)} (it has {' and '.join(map(str, values))})"
@@ -141,7 +141,7 @@ def fit_start(
     modules = dict(model.named_modules())
     start = fitted(start, modules)
     for path, header in start.modules.items():
-        module: Any = modules.get(path)
+        module = modules.get(path)
         shape = (getattr(module, "out_features", header.out), getattr(module, "in_features", header.into))
         if module is None or (header.out, header.into) != shape:
             there = "the model lacks the module" if module is None else f"the model's weight is {list(shape)}"

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..adapters import AdapterSource
-from ..errors import DataError, PlanError
-from ..models.base import BaseModel, model_kind, require_causal
+from ..errors import DataError
+from ..io.json_types import JsonObject
+from ..models.base import BaseModel
+from ..models.blocks import keep_blocks
 from ..models.head_forms import Head
-from ..options import JointSettings, TaskSettings
+from ..options import JointSettings, TaskSettings, TrainingSettings
 from ..progress import SILENT, Watcher
 from ..tasks import Task, Template, get_task, get_template
 from ..tasks.data.report import RowsReport, describe
-from ..tasks.heads import HEADS, HeadKind, HeadRows, suiting
+from ..tasks.data.tables import Row
+from ..tasks.heads import HEADS, HeadRows
 from ..tasks.heads.base import IGNORED, tokens_of
-from ..tasks.heads.from_adapters import head_of, template_of
+from ..tasks.heads.from_adapters import template_of
 from ..tasks.splits import DEV, TRAINING, refuse_tested
 from .early_stopping import RowsLoss
 from .encoding import Example, Examples, encode_rows
+from .head_choice import choose_head
 from .losses import answer_loss, plain_head
 from .parallel import ALONE, Processes
 from .report import TrainReport
-from .runner import Objective, run_training
+from .runner import DataEntries, Objective, run_training
 from .sampler import LengthSampler, Sampler
 from .sharding import load_for
 from .trainer import BatchLoss, Together, in_a_row
@@ -118,7 +122,7 @@ class OfHead:
 
 
 def loss_of_rows(
-    base: BaseModel, task: Task, rows: Sequence[Any], *, template: str, max_length: int, watch: Watcher = SILENT
+    base: BaseModel, task: Task, rows: Sequence[Row], *, template: str, max_length: int, watch: Watcher = SILENT
 ) -> Answers | OfHead:
     """Return the loss of rows, by their numbers: of the model's head, or of generated answers.
 
@@ -154,7 +158,7 @@ class TaskLoss:
     def __init__(
         self,
         of_rows: RowsLoss,
-        settings: TaskSettings | JointSettings,
+        settings: TrainingSettings,
         processes: Processes = ALONE,
         *,
         together: Together | None = None,
@@ -164,7 +168,7 @@ class TaskLoss:
         self._whole: tuple[Sequence[int], int] = ((), 0)
         sampler = Sampler(groups=[of_rows.taught], batch_size=settings.batch_size, seed=settings.seed)
         by_length = LengthSampler(sampler=sampler, lengths=of_rows.lengths)
-        self._sampler = by_length if settings.group_by_length else sampler
+        self._sampler = by_length if getattr(settings, "group_by_length", False) else sampler
 
     def __call__(self, number: int) -> BatchLoss:
         rows = self._sampler.batch(number)
@@ -180,6 +184,12 @@ class TaskLoss:
             terms = sum(self._of_rows.terms(self._sampler.batch(other)) for other in batches)
             self._whole = (batches, terms)
         return self._whole[1]
+
+
+class TaskEntries(DataEntries):
+    """The manifest's entries on the data of a run, and on its `task`: name, template and head."""
+
+    task: JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +208,9 @@ class TaskData:
 
     task: Task
     template: Template
-    train: Sequence[Any]
-    dev: Sequence[Any]
-    entries: dict[str, Any]
+    train: Sequence[Row]
+    dev: Sequence[Row]
+    entries: TaskEntries
     report: RowsReport
     start: AdapterSource | None = None
 
@@ -224,20 +234,20 @@ class TaskData:
         template = get_template(task, template_of(task, same, settings.template))
         rows, files = task.read(settings.train, rows=settings.rows)
         dev_rows, dev_files = task.read(settings.dev, rows=None) if settings.dev else ([], [])
-        entries = {
+        report = describe(
+            [(task.language(row), text_of(task, row)) for row in rows],
+            [text_of(task, row) for row in dev_rows],
+            left_out=sum(file.left_out for file in files),
+        )
+        entries: TaskEntries = {
             "languages": {"supervised": sorted({task.language(row) for row in rows})},
             "task": {"name": task.name, "template": template.name},
             "data": [file.entry() for file in files],
             "dev": [file.entry() for file in dev_files] or None,
             "tested": refuse_tested({TRAINING: files, DEV: dev_files}, allowed=settings.allow_tested, watch=watch)
             or None,
+            "rows": report.document(),
         }
-        report = describe(
-            [(task.language(row), text_of(task, row)) for row in rows],
-            [text_of(task, row) for row in dev_rows],
-            left_out=sum(file.left_out for file in files),
-        )
-        entries["rows"] = report.document()
         return cls(task=task, template=template, train=rows, dev=dev_rows, entries=entries, report=report, start=start)
 
     def warnings(self) -> list[str]:
@@ -252,45 +262,8 @@ class TaskData:
         return notes
 
     def head(self, settings: TaskSettings | JointSettings) -> Head | None:
-        """Return the head that gives the answers; None if they are generated.
-
-        Raises:
-            DataError: a row lacks what the head reads; no dev row has a label of the training rows.
-            ModelError: no such model, or one that cannot generate the answers.
-            PlanError: a head that does not suit the task or the adapter to start from; a setting of a head without one.
-        """
-        rows = [*self.train, *self.dev]
-        existing = head_of(self.task, [self.start], rows) if self.start else None
-        kind = HEADS[existing.form.name] if existing and settings.head == "auto" else self._head_kind(settings)
-        if existing and (kind is None or kind.form is not existing.form):
-            raise PlanError(
-                f"training starts from an adapter with {existing.form.title}: drop --head {settings.head}.",
-                code="start-from.head-option",
-            )
-        if kind is None:
-            if settings.head_learning_rate:
-                raise PlanError(
-                    "--head-learning-rate needs a head, and the answer is generated: add --head or drop it.",
-                    code="train.head-learning-rate",
-                )
-            require_causal(settings.base, f"without a head for it (--head), task '{self.task.name}'")
-            return None
-        if settings.template:
-            raise PlanError(
-                "a head reads no prompt: drop --template, or --head none has the answers generated.",
-                code="head.no-template",
-            )
-        if existing:
-            return existing
-        labels = kind.labels(self.task, self.train)
-        in_dev = kind.labels(self.task, self.dev)
-        new = sorted(set(in_dev) - set(labels))
-        if new and kind.closed and len(new) == len(in_dev):
-            raise DataError(
-                f"dev rows must have labels of the training rows ({', '.join(labels)}), found {new[0]!r}.",
-                code="train.dev-labels",
-            )
-        return Head(form=kind.form, labels=labels)
+        """Return the head that gives the answers; None if they are generated. See `choose_head`."""
+        return choose_head(self.task, settings, start=self.start, train=self.train, dev=self.dev)
 
     def load(self, settings: TaskSettings | JointSettings, processes: Processes = ALONE) -> BaseModel:
         """Load the base model, with a head if the task is to have one.
@@ -300,39 +273,34 @@ class TaskData:
         """
         return load_for(settings, processes, head=self.head(settings), seed=settings.seed)
 
-    def _head_kind(self, settings: TaskSettings | JointSettings) -> HeadKind | None:
-        if settings.head == "none":
-            return None
-        if settings.head == "auto":
-            return None if model_kind(settings.base) == "causal" else suiting(self.task)
-        kind = HEADS[settings.head]
-        if not kind.suits(self.task):
-            raise PlanError(
-                f"--head {settings.head} needs {kind.needs}, which {self.task.name} does not have.",
-                code="train.head-kind",
-            )
-        return kind
-
     def objective(
-        self, base: BaseModel, rows: Sequence[Any], max_length: int, watch: Watcher = SILENT
+        self, base: BaseModel, rows: Sequence[Row], max_length: int, watch: Watcher = SILENT
     ) -> Answers | OfHead:
-        """Return the loss of rows by their numbers.
-
-        Raises:
-            DataError: a head cannot learn from any of them.
-        """
+        """Return the loss of rows by their numbers; see `loss_of_rows`."""
         return loss_of_rows(base, self.task, rows, template=self.template.name, max_length=max_length, watch=watch)
 
-    def manifest(self, base: BaseModel, rows: RowsLoss) -> dict[str, Any]:
+    def manifest(self, base: BaseModel, rows: RowsLoss) -> TaskEntries:
         """Return the manifest's entries; `rows` are the loss of the training rows."""
         task = self.entries["task"]
         if base.head:
             task = task | {"head": base.head.form.name, "labels": list(base.labels)}
+            if base.head.reader:
+                task["reader"] = base.head.reader.document()
         fewer = {"taught": len(rows.taught)} if len(rows.taught) < len(self.train) else {}
         return self.entries | {"task": task, "rows": self.entries["rows"] | fewer}
 
 
-def text_of(task: Task, row: Any) -> str:
+def _best_blocks(logits: Tensor) -> str:
+    """Return a note on the lower blocks that a head with `last+search` weighs most; `logits` are [1 + blocks]."""
+    weights = logits.softmax(0)[1:].tolist()
+    first, second = sorted(range(len(weights)), key=lambda block: -weights[block])[:2]
+    return (
+        f"--head-layers last+search weighs blocks {first} ({weights[first]:.2f}) and {second} ({weights[second]:.2f}) "
+        f"most among the lower ones: compare last+{first}, last+{second} and these blocks alone on dev rows."
+    )
+
+
+def text_of(task: Task, row: Row) -> str:
     """Return the text of a row's fields, to compare it with others."""
     return "\n".join(str(value) for value in task.fields(row).values())
 
@@ -363,6 +331,10 @@ class TaskObjective(Objective[T]):
 
     def prepare(self) -> None:
         base, data, settings = self.run.base, self.data, self.run.settings
+        reader = base.head.reader if base.head else None
+        if type(settings) is TaskSettings and reader and reader.stops_early and reader.lower:
+            keep_blocks(base.model, reader.lower)  # a LoRA above would learn nothing
+            self.layers = reader.lower
         self.train_rows = data.objective(base, data.train, settings.max_length, self.run.watch)
         if data.dev:
             self.dev_rows = data.objective(base, data.dev, settings.max_length, self.run.watch)
@@ -374,14 +346,20 @@ class TaskObjective(Objective[T]):
     def dev(self) -> dict[str, RowsLoss]:
         return {"dev_loss": self.dev_rows} if self.dev_rows else {}
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> TaskEntries:
         return self.data.manifest(self.run.base, self.train_rows)
+
+    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
+        super().write(factors, document, history)
+        for name, weights in factors.items():
+            if name.endswith("reader.modules_to_save.default.mix"):
+                self.run.watch.note(_best_blocks(weights))
 
     def loss(self, together: Together | None = None) -> TaskLoss:
         return TaskLoss(self.train_rows, self.run.settings, self.run.processes, together=together)
 
 
-def train_task(settings: TaskSettings, *, watch: Watcher = SILENT, callbacks: Sequence[Any] = ()) -> TrainReport:
+def train_task(settings: TaskSettings, *, watch: Watcher = SILENT, callbacks: Sequence[object] = ()) -> TrainReport:
     """Train a task LoRA by next-token prediction of the answers, or with a head.
 
     Args:

@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint, Workplace
 from .lora import factors, is_head
 from .norm_budget import NormBudget
 from .parallel import ALONE, Processes
+from .report import LogEntry
 
 
 class BatchLoss(NamedTuple):
@@ -103,7 +104,7 @@ class _Parts:
         for name, (loss, rows) in batch.parts.items():
             self._losses.setdefault(name, []).append((float(loss.detach()), rows))
 
-    def entry(self, processes: Processes) -> dict[str, Any]:
+    def entry(self, processes: Processes) -> LogEntry:
         losses = [sum(loss for loss, _ in entries) for entries in self._losses.values()]
         objectives = {
             name: {"loss": loss, "rows": sum(rows for _, rows in entries)}
@@ -152,7 +153,7 @@ class Trainer:
         workplace: Workplace,
         watch: Watcher = SILENT,
         processes: Processes = ALONE,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[object] = (),
     ) -> None:
         from transformers import get_scheduler
 
@@ -183,7 +184,7 @@ class Trainer:
         return int(self._callbacks.state.global_step)
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[LogEntry]:
         """Log entries of steps and evaluations."""
         return self._callbacks.state.log_history  # type: ignore[no-any-return]
 
@@ -246,7 +247,7 @@ class Trainer:
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         self._workplace.save(Checkpoint(step=self.done, tensors=tensors, history=self.history))
 
-    def _step(self, loss_of: Loss) -> dict[str, Any]:
+    def _step(self, loss_of: Loss) -> LogEntry:
         """Take one optimizer step; return its log entry: its loss, tokens, objectives and rows."""
         total, tokens, rows, parts = 0.0, 0.0, 0, _Parts()
         for part in range(self._settings.accumulate):
@@ -332,7 +333,7 @@ class Trainer:
             self.keep_best()
 
     def _share_stop(self) -> None:
-        """Let a stop that a callback asked for in one process hold for all, or the others would wait for it."""
+        """Stop all processes if a callback stops one, or the others would wait for it."""
         control = self._callbacks.control
         control.should_training_stop = self._processes.any(control.should_training_stop)
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..commands.recipes import Step, check_splits, load_recipe, variables_of
 from ..errors import ConfigError, UsageError
 from ..io.files import real_path
+from ..io.json_types import JsonObject
 from ..options import EvaluateSettings
 from ..options.paths import written_paths
 from ..weight_search.parameters import Choice, Interval, Parameter, combinations, read_parameter
 
 SCORES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
 """By the command of the last step: the score in its document."""
-Vary = Mapping[str, str | Sequence[Any] | Parameter]
+Vary = Mapping[str, str | Sequence[object] | Parameter]
 """Searched values by setting: `LOW:HIGH` and other texts of `--vary`, sequences of values, or parameters."""
 
 
 class RecipeCandidate(NamedTuple):
     """Settings that a trial runs the recipe with, the folder of the trial, and the steps."""
 
-    settings: dict[str, Any]
+    settings: JsonObject
     folder: Path
     steps: list[Step]
 
@@ -48,7 +49,7 @@ def parameters_of(vary: Vary) -> dict[str, Parameter]:
     return parameters
 
 
-def candidates(vary: Vary) -> list[dict[str, Any]]:
+def candidates(vary: Vary) -> list[JsonObject]:
     """Return all combinations of the values of each setting; the last setting changes fastest.
 
     Raises:
@@ -62,7 +63,7 @@ def candidates(vary: Vary) -> list[dict[str, Any]]:
 
 
 def candidate_of(
-    recipe: Path, overrides: Mapping[str, Any], settings: Mapping[str, Any], out: Path, number: int
+    recipe: Path, overrides: Mapping[str, object], settings: Mapping[str, object], out: Path, number: int
 ) -> RecipeCandidate:
     """Check the recipe with a candidate's settings, and return the candidate; `number` counts from 1.
 
@@ -121,7 +122,7 @@ def _writes_within(step: Step, folder: Path) -> bool:
     return all(real_path(path).is_relative_to(real_path(folder)) for path in written_paths(step.settings))
 
 
-def plan(recipe: Path, vary: Vary, out: Path, overrides: Mapping[str, Any] | None = None) -> list[RecipeCandidate]:
+def plan(recipe: Path, vary: Vary, out: Path, overrides: Mapping[str, object] | None = None) -> list[RecipeCandidate]:
     """Check the recipe with every combination of values, and return the candidates.
 
     Raises:

@@ -19,7 +19,7 @@ from itertools import accumulate
 from math import isnan
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..commands.recipes import Step
 from ..errors import ConfigError
@@ -29,6 +29,9 @@ from ..progress import Advance, Look, Watcher
 from ..weight_search.storage import median_trial, quiet
 from .plan import RecipeCandidate
 from .report import Pruned
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 EARLIER = 4
 """Fewest other values at a step for training to be stopped there."""
@@ -67,7 +70,7 @@ class Curve:
         self.looks.append((look.step, look.value))
 
     def bests(self) -> dict[int, float]:
-        """Return the best value so far by the step of each look; a look of NaN has none."""
+        """Return the best value so far by the step of each look; a look of NaN is left out."""
         looks = [(step, value) for step, value in self.looks if not isnan(value)]
         values = accumulate((value for _, value in looks), max if self.higher else min)
         return dict(zip((step for step, _ in looks), values, strict=True))
@@ -93,7 +96,7 @@ class PruningWatcher:
         self._watch, self._command, self._curve, self._report = watch, command, curve, report
         self._others = others
         self._bests: list[dict[int, float]] = []
-        self._trial: Any = None
+        self._trial: Trial | None = None
 
     def track(self, label: str, total: int) -> AbstractContextManager[Advance]:
         """Open a bar."""
@@ -116,7 +119,7 @@ class PruningWatcher:
             like = (self._curve.like, self._curve.measure)
             self._bests = [curve.bests() for curve in self._others if (curve.like, curve.measure) == like]
             self._trial = median_trial(self._bests, fewest=EARLIER, after=look.step, maximize=look.higher)
-        if isnan(look.value):  # optuna would stop the training, whatever the others have
+        if isnan(look.value):  # optuna would stop the training, for any values of the others
             return
         with quiet():
             self._trial.report(look.value, look.step)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import PlanError
 from ..evaluation.score import NORMAL, Score
 from ..evaluation.significance import null_error
+from ..io.json_types import JsonObject
 from ..weight_search.decision import Decision
 from ..weight_search.significance import chance_of
 
@@ -34,7 +34,7 @@ class Pruned:
     value: float
     median: float
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         return asdict(self)
 
@@ -63,7 +63,7 @@ class RecipeTrial:
         rows: Dev rows, or clusters of them, of the language that has fewest.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     folder: Path
     value: float | None
     low: float | None
@@ -73,7 +73,7 @@ class RecipeTrial:
     resamples: Sequence[float] = ()
     rows: int = 0
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         return {
             "settings": dict(self.settings),
@@ -92,7 +92,7 @@ class RecipeDecision(Decision):
 
     tried: int
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         counted = {"found": self.is_found, "chance": self.chance, "tried": self.tried}
         return counted | {"difference": self.difference.document()}
@@ -155,7 +155,7 @@ class Tuning:
         best = trials[-max(whole)[1]]
         return cls(candidates=trials, best=best, out=out, verdict=_decide(trials, best))
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document."""
         return {
             "best": self.best.document(),
@@ -165,7 +165,7 @@ class Tuning:
         }
 
 
-def label_of(settings: Mapping[str, Any]) -> str:
+def label_of(settings: Mapping[str, object]) -> str:
     """Return a candidate's settings for messages."""
     numbers = {key: f"{value:.4g}" for key, value in settings.items() if isinstance(value, float)}
     return ", ".join(f"{key} {numbers.get(key, value)}" for key, value in settings.items())

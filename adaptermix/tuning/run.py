@@ -7,15 +7,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from ..commands.recipes import Runner, Step
 from ..errors import ConfigError, OutputError, UsageError
 from ..io.files import locked_output, write_whole
+from ..io.json_types import JsonObject
 from ..io.launcher import process_count
 from ..io.limited_yaml import read_yaml
 from ..options import EvaluateSettings, SearchSettings
-from ..progress import SILENT, Watcher
+from ..progress import SILENT, Watcher, runs_named
 from ..weight_search.ask_tell import SequentialTrials
 from ..weight_search.parameters import Choice, Parameter, ends
 from ..weight_search.storage import fitting_sampler
@@ -32,7 +33,7 @@ _LEARNING = ("tpe", "random")
 class TuneOptions(TypedDict, total=False):
     """Options of `check` and `tune`."""
 
-    overrides: Mapping[str, Any] | None
+    overrides: Mapping[str, object] | None
     trials: int | None
     sampler: str
     seed: int
@@ -57,7 +58,7 @@ class Checked:
     """
 
     recipe: Path
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, object]
     out: Path
     parameters: Mapping[str, Parameter]
     planned: Sequence[RecipeCandidate]
@@ -68,7 +69,7 @@ class Checked:
     notes: tuple[str, ...]
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """The recipe (without comments), the parameters and the sampler that a folder belongs to."""
         vary = {key: list(p.values) if isinstance(p, Choice) else str(p) for key, p in self.parameters.items()}
         text = json.dumps([read_yaml(self.recipe), dict(self.overrides)], sort_keys=True, default=str)
@@ -82,7 +83,7 @@ def check(
     vary: Vary,
     *,
     out: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     trials: int | None = None,
     sampler: str = "auto",
     seed: int = 0,
@@ -165,7 +166,7 @@ def tune(
     for note in checked.notes:
         watch.note(note)
 
-    def run_one(step: Step, pruning: Watcher) -> dict[str, Any]:
+    def run_one(step: Step, pruning: Watcher) -> JsonObject:
         return run(step) if run else run_step(step, watch=pruning)
 
     with locked_output(checked.out, checked.out):
@@ -176,7 +177,7 @@ def tune(
     return result
 
 
-def run_step(step: Step, *, watch: Watcher = SILENT) -> dict[str, Any]:
+def run_step(step: Step, *, watch: Watcher = SILENT) -> JsonObject:
     """Run one step and return its JSON document; the document of a score includes its resamples, see `run_judge`."""
     from ..commands import recipes
     from ..commands.judge import run_judge
@@ -220,7 +221,9 @@ def _sampled(checked: Checked, steps: StepCache, watch: Watcher) -> Iterator[Rec
 
 
 def _run(steps: StepCache, candidate: RecipeCandidate, watch: Watcher, report: Report = ignore) -> RecipeTrial:
-    outcome = steps.run(candidate.steps, candidate.folder, report)
+    # The outputs of all candidates have the same names, so a tracker needs the candidate's number.
+    with runs_named(f"{candidate.folder.parents[1].name}-{candidate.folder.name}-"):
+        outcome = steps.run(candidate.steps, candidate.folder, report)
     if outcome.pruned:
         watch.note(outcome.pruned.sentence())
     document = outcome.document

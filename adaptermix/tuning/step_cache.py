@@ -16,6 +16,7 @@ from ..commands.step_record import fingerprint_of_id
 from ..errors import OutputError
 from ..io.disk import sync, sync_tree
 from ..io.files import has_edited_card, hidden_path, listed_files, partial_path, real_path, write_whole
+from ..io.json_types import JsonObject
 from ..options import Settings
 from ..options.paths import digest, paths_of, written_paths
 from ..options.roles import Reads, Role, Writes, marked, marks_of, values_of
@@ -26,7 +27,9 @@ from .report import Pruned, label_of
 _RECORD = "steps.json"
 _IDENTITY = ("vary", "recipe", "sampler", "seed", "prune")
 
-StepRunner = Callable[[Step, Watcher], dict[str, Any]]
+Read = Mapping[str, Any]
+"""A document of a step, or an object of the record of steps, which `_read_record` checks."""
+StepRunner = Callable[[Step, Watcher], JsonObject]
 """Runs a step, reports its progress to a watcher, and returns its document."""
 
 
@@ -34,7 +37,7 @@ StepRunner = Callable[[Step, Watcher], dict[str, Any]]
 class Outcome:
     """The last step's document (empty if it was not reached), the number of steps that ran, and where one stopped."""
 
-    document: Mapping[str, Any]
+    document: Read
     ran: int
     pruned: Pruned | None = None
 
@@ -54,11 +57,17 @@ class StepCache:
     """
 
     def __init__(
-        self, out: Path, identity: Mapping[str, Any], run: StepRunner, *, prune: bool = False, watch: Watcher = SILENT
+        self,
+        out: Path,
+        identity: Mapping[str, object],
+        run: StepRunner,
+        *,
+        prune: bool = False,
+        watch: Watcher = SILENT,
     ) -> None:
         self._path, self._run, self._prune, self._watch = out / _RECORD, run, prune, watch
         self._identity = identity = json.loads(json.dumps(identity))
-        self._entries: dict[str, dict[str, Any]] = {}  # By the key of a step.
+        self._entries: dict[str, Read] = {}  # By the key of a step.
         self._keys: dict[str, str] = {}  # By an output, as the next two: the key of its step,
         self._files: dict[str, list[str]] = {}  # its files,
         self._digests: dict[str, str] = {}  # and the hash of their content.
@@ -91,7 +100,7 @@ class StepCache:
             report: Receives values of looks at dev data; each training counts its steps on from the one before.
         """
         ran, start = 0, 0
-        document: dict[str, Any] = {}
+        document: Read = {}
         for step, (key, like) in zip(steps, identities(steps, folder), strict=True):
             target = getattr(step.settings, "out", None)
             if target is not None:
@@ -114,14 +123,14 @@ class StepCache:
             start += entry["looks"]["looks"][-1][0] if "looks" in entry else 0
         return Outcome(document=document, ran=ran)
 
-    def _work(self, step: Step, key: str, curve: Curve, report: Report) -> dict[str, Any]:
+    def _work(self, step: Step, key: str, curve: Curve, report: Report) -> Read:
         """Run a step and return its entry; a stopped one leaves no files."""
         target = getattr(step.settings, "out", None)
         earlier = [Curve(**entry["looks"]) for entry in self._entries.values() if "looks" in entry]
         # A step that ran to its end before, and whose output is gone, runs to its end again.
         others = earlier if self._prune and key not in self._entries else []
         watch = PruningWatcher(self._watch, step.command, curve, others, report)
-        entry: dict[str, Any] = {"out": target}
+        entry: JsonObject = {"out": target}
         try:
             entry["document"] = self._run(going_on(step), watch)
         except Stopped as stopped:
@@ -137,7 +146,7 @@ class StepCache:
         self._entries[key] = entry
         return entry
 
-    def _can_use(self, entry: Mapping[str, Any], target: str | None) -> bool:
+    def _can_use(self, entry: Read, target: str | None) -> bool:
         """Return whether an entry can be used, and put its output in place."""
         if "pruned" in entry:
             return self._prune
@@ -202,7 +211,7 @@ def _shifted(report: Report, start: int) -> Report:
     return lambda step, value: report(start + step, value)
 
 
-def _described(identity: Mapping[str, Any]) -> str:
+def _described(identity: Read) -> str:
     more = {name: value for name, value in identity.items() if name not in ("vary", "recipe")}
     return label_of({**identity["vary"], **more})
 
@@ -246,7 +255,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> Read:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record = {**record, **{name: dict(record[name]) for name in ("steps", "outputs", "files")}}

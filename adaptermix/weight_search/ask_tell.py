@@ -7,11 +7,14 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from .parameters import Choice, Parameter, Point
 from .storage import StudyTrials, is_number, make_sampler, quiet
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
 
 _STUDY = "candidates"
 _PATIENCE = 10
@@ -33,7 +36,7 @@ class SequentialTrials(StudyTrials):
         super().__init__((path, _STUDY), parameters)
         self._sampler, self._seed = sampler, seed
         self._count = math.prod(map(_count, parameters.values()))
-        self._open: Any = None
+        self._open: Trial | None = None
         for trial in self._done():  # A journal is a file that others can write to.
             try:
                 self._point(trial)
@@ -80,7 +83,7 @@ class SequentialTrials(StudyTrials):
         self._study.tell(self._open, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
         self._open = None
 
-    def _ask(self, number: int, done: list[Any]) -> Any:
+    def _ask(self, number: int, done: list[FrozenTrial]) -> Trial:
         """Start the next trial, with a candidate that is not known yet."""
         known = [trial.params for trial in done]
         for attempt in itertools.count():
@@ -93,7 +96,7 @@ class SequentialTrials(StudyTrials):
             self._fail(self._open.number)
         return self._open
 
-    def _done(self) -> list[Any]:
+    def _done(self) -> list[FrozenTrial]:
         return self._trials("COMPLETE", "PRUNED")
 
 

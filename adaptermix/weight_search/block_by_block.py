@@ -7,13 +7,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters import AdapterModule, AdapterSource, AdapterState
 from ..algebra import LowRank
-from ..baking.activations import read_same, texts_of
+from ..baking.activations import read_same
 from ..errors import DataError, IncompatibleAdapters, UsageError
 from ..io.checkpoint_files import Checkpoint, open_tensors
 from ..io.files import check_not_input, check_output
@@ -28,21 +27,24 @@ from ..merging.on_model import acting
 from ..merging.output_form import Shape
 from ..merging.plan import MergePlan
 from ..merging.report import MergeReport
-from ..models.base import BaseModel, blocks, first_blocks, load_base, note_other_base, require_causal
+from ..models.base import BaseModel, load_base, note_other_base, require_causal
+from ..models.blocks import blocks, first_blocks
 from ..models.positions import readable
 from ..options import MergeSettings
-from ..options.roles import Role, marked
+from ..options.roles import ADAPTER, MODEL, Reads, Role, marked, marks_of
 from ..progress import SILENT, Watcher
 from ..provenance.manifest import inherit
 from ..tasks import Task, get_task
 from ..tasks.data import DataFile
+from ..tasks.data.tables import Row
+from ..tasks.data.texts import texts_of
 from ..tasks.heads.from_adapters import head_of, template_of
 from ..tasks.splits import CALIBRATION, refuse_tested
 from ..training.task import loss_of_rows
 
 _LONGEST = 512
 _ROWS_AT_ONCE = 16
-_UNUSED = ("pairs", "dev", "dev_pairs", "statistics")
+_USED = ("train", "texts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,8 @@ class _Data:
     """Texts, or rows of a task, for each adapter."""
 
     task: Task | None
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[Row]]
+    texts: Sequence[Sequence[str]]
     files: Sequence[DataFile]
 
     @classmethod
@@ -76,21 +79,28 @@ class _Data:
             raise UsageError(
                 "--rows chooses rows of --train: drop it, or cut the text files.", code="option.rows-unused"
             )
-        used = next((name for name in _UNUSED if getattr(settings, name, None)), None)
-        if used or getattr(settings, "objective", "task") != "task":
-            option = (used or "objective").replace("_", "-")
+        data = [name for name, mark in marks_of(settings, Reads).items() if mark.use not in (ADAPTER, MODEL)]
+        if unused := settings.changed([*(name for name in data if name not in _USED), "objective"]):
+            option = unused[0].replace("_", "-")
             raise UsageError(
                 f"method '{settings.method}' looks at inputs only: drop --{option}.", code="measured.inputs-only"
             )
         task = get_task(settings.task) if settings.task else None
-        read = [task.read([one], rows=settings.rows) if task else texts_of([one]) for one in arguments]
-        for name, (rows, _) in zip(arguments, read, strict=True):
-            if not rows:
+        rows, texts, files = [], [], []
+        for name in arguments:
+            if task:
+                read, used = task.read([name], rows=settings.rows)
+                rows.append(read)
+            else:
+                lines, used = texts_of([name])
+                texts.append(lines)
+            files += used
+            if not (rows or texts)[-1]:
                 raise DataError(
                     f"each adapter needs at least one {'row' if task else 'text'}, but {name} is empty.",
                     code="measured.no-data",
                 )
-        return cls(task=task, rows=[rows for rows, _ in read], files=[file for _, files in read for file in files])
+        return cls(task=task, rows=rows, texts=texts, files=files)
 
     def load(self, settings: MergeSettings, sources: Sequence[AdapterSource], watch: Watcher) -> BaseModel:
         """Load the base model, with the head of the adapters for the task."""
@@ -104,7 +114,7 @@ class _Data:
     def passes(self, base: BaseModel, sources: Sequence[AdapterSource], watch: Watcher) -> list[Passes]:
         """Return the forward passes of each adapter's data."""
         if self.task is None:
-            return [Texts(base=base, texts=rows) for rows in self.rows]
+            return [Texts(base=base, texts=list(texts)) for texts in self.texts]
         task, most = self.task, readable(base, _LONGEST)
         template = template_of(task, sources, None)
         return [
@@ -150,7 +160,7 @@ def merge_block_by_block(settings: MergeSettings, *, watch: Watcher = SILENT) ->
         learned = {name: inherited[name] for name in ("calibration", "tested")}
         # Texts need no head, and without it the module paths are not those of an adapter with a head.
         paths = modules if data.task else []
-        learned["measured"] = {"base": base.entry(), "rows": [len(rows) for rows in data.rows]}
+        learned["measured"] = {"base": base.entry(), "rows": [len(rows) for rows in data.rows or data.texts]}
         return merge(settings.adapters, statistics=files, model_modules=paths, learned=learned, watch=watch, **merging)
 
 
@@ -197,7 +207,7 @@ class _Blocks:
     def _measured(self, names: Sequence[str], state: AdapterState, passes: Passes) -> Mapping[str, Tensor]:
         """Return the statistics of modules behind the merged blocks, with one adapter alone on these modules."""
         updates = {name: state.updates[name] for name in names if name in state.updates}
-        modules: dict[str, Any] = {name: self.base.model.get_submodule(name) for name in names}
+        modules: dict[str, nn.Module] = {name: self.base.model.get_submodule(name) for name in names}
         with Attachment(
             self.base.model, [AdapterState.of_updates(state.meta, {**self.merged, **updates}, state.saved)]
         ):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from ..adapters import AdapterSource, AdapterState
 from ..adapters.paths import fitted
 from ..evaluation.answering import Answering
+from ..io.json_types import JsonObject
 from ..merging.attach import Attachment, MixedRowsError
 from ..merging.on_model import acting
 from ..merging.plan import MergePlan
@@ -24,7 +24,7 @@ TOGETHER = 512
 process that dies."""
 
 
-def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: dict[str, Any]) -> MergePlan:
+def candidate_plan(template: MergePlan, candidate: Candidate, *, fixed: JsonObject) -> MergePlan:
     """Return the merge of a candidate.
 
     Args:
@@ -52,7 +52,7 @@ class CandidateModel:
         fixed: Options of the method that are not searched.
     """
 
-    def __init__(self, base: BaseModel, answering: Answering, template: MergePlan, fixed: dict[str, Any]) -> None:
+    def __init__(self, base: BaseModel, answering: Answering, template: MergePlan, fixed: JsonObject) -> None:
         self._base, self._answering, self._template, self._fixed = base, answering, template, fixed
         self._attached: Attachment | None = None
         self._mixes = False

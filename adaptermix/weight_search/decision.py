@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..evaluation.score import Score
+from ..evaluation.score import Score, documents
+from ..io.json_types import JsonObject
 
 LEVEL = 0.025
 """One-sided significance level, equivalent to a 95 % interval above 0."""
-CONTROL_NAME = "random adapters in place of the others"
-
-
-def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-    """Return scores by name as plain data."""
-    return {name: score.document() for name, score in scores.items()}
+CONTROL_NAME = "random adapters instead of the others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +35,13 @@ class Control:
         """Whether the chosen candidate is not better than the random adapters beyond chance."""
         return self.difference.low <= 0
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         return {
             "tried": self.tried,
             "gains_too": self.gains_too,
             "score": self.score.document(),
-            "scores": plain(self.languages),
+            "scores": documents(self.languages),
             "gain": self.gain.document(),
             "difference": self.difference.document(),
         }
@@ -82,7 +76,7 @@ class Decision:
         """Whether it is also better than random adapters instead of the others, if these were tried."""
         return self.is_better and not (self.control and self.control.gains_too)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         return {
             "found": self.is_found,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .space import Candidate
 from .storage import quiet
@@ -12,21 +12,25 @@ from .storage import quiet
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from ..evaluation.score import Score
+    from .parameters import Plain
     from .result import SearchResult
 
 _MOST_AXES = 12
 _CHOSEN, _ALONE, _OTHER = "#c0392b", "#7f8c8d", "#2c6fbb"
 
 
-def coordinates(candidate: Candidate, *, pairs: bool = False) -> dict[str, Any]:
+def coordinates(candidate: Candidate, *, pairs: bool = False) -> dict[str, Plain]:
     """Return a candidate's weights and options, by the name of their axis.
 
     Args:
         candidate: The candidate.
         pairs: Whether weights are pairs that sum to 1, so that the first is enough.
     """
-    axes: dict[str, Any] = {}
+    axes: dict[str, Plain] = {}
     for prefix, vector in _vectors(candidate).items():
         axes |= {f"{prefix}weight {n}": weight for n, weight in enumerate(vector[: 1 if pairs else None], start=1)}
     return axes | dict(candidate.options)
@@ -44,7 +48,7 @@ def _vectors(candidate: Candidate) -> dict[str, tuple[float, ...]]:
     return vectors
 
 
-def _axes(result: SearchResult) -> dict[str, list[Any]]:
+def _axes(result: SearchResult) -> dict[str, list[Plain]]:
     """Return the axes on which trials differ."""
     vectors = [vector for trial in result.trials for vector in _vectors(trial.candidate).values()]
     pairs = all(len(vector) == 2 and abs(sum(vector) - 1) < 1e-6 for vector in vectors)
@@ -53,7 +57,7 @@ def _axes(result: SearchResult) -> dict[str, list[Any]]:
     return {name: values for name, values in axes.items() if len(set(map(str, values))) > 1}
 
 
-def _is_numeric(values: Sequence[Any]) -> bool:
+def _is_numeric(values: Sequence[object]) -> bool:
     return all(isinstance(value, int | float) for value in values)
 
 
@@ -67,7 +71,7 @@ def pictures(result: SearchResult) -> dict[str, bytes]:
         scores=[result.scores[index] for index in searched],
         languages=[result.languages[index] for index in searched],
     )
-    drawers: dict[str, Callable[[], Any]] = {
+    drawers: dict[str, Callable[[], Figure | None]] = {
         "weights": lambda: _weights(plain),
         "languages": lambda: _languages(result),
         "parameters": lambda: _parameters(plain),
@@ -77,13 +81,13 @@ def pictures(result: SearchResult) -> dict[str, bytes]:
     return {name: _png(figure) for name, draw in drawers.items() if (figure := draw()) is not None}
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png", metadata={"Software": None})
     return content.getvalue()
 
 
-def _plot() -> tuple[Any, Any]:
+def _plot() -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -95,7 +99,7 @@ def _errors(scores: Sequence[Score]) -> tuple[list[float], list[float]]:
     return [score.value - score.low for score in scores], [score.high - score.value for score in scores]
 
 
-def _weights(result: SearchResult) -> Any:
+def _weights(result: SearchResult) -> Figure | None:
     """One parameter against the score, with intervals; two as a surface of points."""
     axes = {name: values for name, values in _axes(result).items() if _is_numeric(values)}
     if len(axes) not in (1, 2):
@@ -120,7 +124,7 @@ def _weights(result: SearchResult) -> Any:
     return figure
 
 
-def _languages(result: SearchResult) -> Any:
+def _languages(result: SearchResult) -> Figure:
     """Score per language of the chosen candidate and of the task adapter alone."""
     figure, plot = _plot()
     names = list(result.baseline_languages)
@@ -136,7 +140,7 @@ def _languages(result: SearchResult) -> Any:
     return figure
 
 
-def _parameters(result: SearchResult) -> Any:
+def _parameters(result: SearchResult) -> Figure | None:
     """Parallel coordinates by optuna: a line per trial, over its score and all parameters."""
     axes = dict(list(_axes(result).items())[:_MOST_AXES])
     if len(axes) < 2 or len(result.trials) < 2:
@@ -164,10 +168,11 @@ def _parameters(result: SearchResult) -> Any:
         pyplot.close(plot.figure)  # Otherwise pyplot keeps it.
     plot.set_title("")
     plot.figure.set_layout_engine("tight")
-    return plot.figure
+    figure: Figure = plot.figure
+    return figure
 
 
-def _layers(result: SearchResult) -> Any:
+def _layers(result: SearchResult) -> Figure | None:
     """Weight of every adapter over the layers, where the chosen candidate's differ by layer."""
     overrides = [override for override in result.chosen.candidate.overrides if override.layers]
     if not overrides:
@@ -184,7 +189,7 @@ def _layers(result: SearchResult) -> Any:
     return figure
 
 
-def _cost(result: SearchResult) -> Any:
+def _cost(result: SearchResult) -> Figure:
     """The best score so far against the number of answered rows."""
     figure, plot = _plot()
     rows, best, total, top = [], [], 0, result.baseline_score.value

@@ -6,12 +6,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..baking.activations import texts_of
 from ..errors import DataError, PlanError, UsageError
 from ..evaluation.answering import Answering
 from ..evaluation.head_answers import tell
@@ -22,6 +20,8 @@ from ..options import GenerationSettings, MergeSettings
 from ..progress import Watcher
 from ..tasks import ComparableTask, Task
 from ..tasks.data import DataFile, read_pairs
+from ..tasks.data.tables import Row
+from ..tasks.data.texts import texts_of
 from ..tasks.heads import HEADS, HeadRows
 from ..tasks.heads.base import Predicting
 from ..training.early_stopping import RowsLoss
@@ -50,10 +50,10 @@ class GateData(ABC):
     """
 
     task: Task
-    rows: Sequence[Any]
+    rows: Sequence[Row]
     files: Sequence[DataFile]
     languages: Mapping[str, set[str]] = field(default_factory=dict)
-    labelled: Sequence[Any] = ()
+    labelled: Sequence[Row] = ()
 
     @abstractmethod
     def loss(self, base: BaseModel, attached: Attachment, template: str, watch: Watcher) -> RowsLoss:
@@ -152,7 +152,7 @@ class UnlabelledRows(GateData):
         return EntropyLoss(_encode(base, self.task, self.rows, watch))
 
 
-def _encode(base: BaseModel, task: Any, rows: Sequence[Any], watch: Watcher) -> HeadRows:
+def _encode(base: BaseModel, task: Task, rows: Sequence[Row], watch: Watcher) -> HeadRows:
     assert base.head  # noqa: S101  (for the type checker)
     most = readable(base, _LONGEST)
     encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=most)
@@ -161,7 +161,7 @@ def _encode(base: BaseModel, task: Any, rows: Sequence[Any], watch: Watcher) -> 
     return encoded
 
 
-def _task_loss(base: BaseModel, task: Task, rows: Sequence[Any], template: str, watch: Watcher) -> RowsLoss:
+def _task_loss(base: BaseModel, task: Task, rows: Sequence[Row], template: str, watch: Watcher) -> RowsLoss:
     return loss_of_rows(base, task, rows, template=template, max_length=readable(base, _LONGEST), watch=watch)
 
 

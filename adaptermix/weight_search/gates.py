@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from ..adapters import AdapterSource, open_adapters
 from ..errors import IncompatibleAdapters, PlanError, UsageError
 from ..io.files import check_not_input, check_output
+from ..io.json_types import JsonObject
 from ..merging.attach import Attachment
 from ..merging.merge_adapters import merge
 from ..merging.on_model import acting
@@ -65,11 +65,11 @@ class Gates:
         columns = zip(*self.values.values(), strict=True)
         return tuple(round(sum(column) / len(self.values), _DIGITS) for column in columns)
 
-    def overrides(self) -> list[dict[str, Any]]:
+    def overrides(self) -> list[JsonObject]:
         """Return the gates as overrides of a merge, which together cover all modules."""
         return [{**_modules_of(group), "weights": list(gate)} for group, gate in self.values.items()]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         values = {group: list(gate) for group, gate in self.values.items()}
         return {"gates": values, "losses": dict(self.losses), "taken_step": self.taken}
@@ -88,7 +88,7 @@ def group_of(per: str, module: str) -> str:
     return module if number is None else f"{_LAYER}{number}"
 
 
-def _modules_of(group: str) -> dict[str, Any]:
+def _modules_of(group: str) -> JsonObject:
     if group == "all":
         return {}
     if group.startswith(_LAYER):
@@ -182,7 +182,7 @@ class _Prepared:
     task: Task
     data: GateData
     dev: GateData | None
-    tested: Sequence[Mapping[str, Any]]
+    tested: Sequence[Mapping[str, object]]
 
     @classmethod
     def read(cls, settings: MergeSettings, watch: Watcher) -> _Prepared:
@@ -244,7 +244,7 @@ class _Prepared:
             seed = self.settings.seed
             return learn_gates(attached, self.method, self.weights, rows, dev, seed=seed, watch=watch)
 
-    def entries(self, gates: Gates, base: BaseModel) -> dict[str, Any]:
+    def entries(self, gates: Gates, base: BaseModel) -> JsonObject:
         """Return the manifest's entries on the data and on the training."""
         settings = self.settings
         data, dev = ([file.entry() for file in rows.files] if rows else [] for rows in (self.data, self.dev))
@@ -254,7 +254,7 @@ class _Prepared:
         languages = dict(inherited["languages"] or {})
         for role, spoken in self.data.languages.items():
             languages[role] = sorted({*languages.get(role, ()), *spoken})
-        how: dict[str, Any] = {"task": self.task.name, "objective": settings.objective, "start": list(self.weights)}
+        how: JsonObject = {"task": self.task.name, "objective": settings.objective, "start": list(self.weights)}
         how |= {"seed": settings.seed, "rows": settings.rows}
         fuse = {**how, "base": base.entry(), "learned_on": data, **gates.document()}
         return {**inherited, "languages": languages, "fuse": fuse}

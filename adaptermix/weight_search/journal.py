@@ -6,9 +6,12 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..io.disk import NO_LOCKS
+
+if TYPE_CHECKING:
+    from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
 
 _BLOCK = 2**20
 
@@ -64,7 +67,7 @@ def _cut(handle: int) -> None:
     os.ftruncate(handle, 0)
 
 
-def open_journal(path: Path) -> Any:
+def open_journal(path: Path) -> JournalFileBackend:
     """Return optuna's backend for a journal file, which is created if it does not exist.
 
     Raises:
@@ -73,7 +76,9 @@ def open_journal(path: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock: Any = JournalFileOpenLock(str(path)) if sys.platform == "win32" else JournalLock(path)
+    lock: BaseJournalFileLock | JournalLock = (
+        JournalFileOpenLock(str(path)) if sys.platform == "win32" else JournalLock(path)
+    )
     try:
         lock.acquire()  # This repairs an unfinished line before optuna reads it.
         lock.release()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .storage import is_number
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 STALE_AFTER = 120.0
 """Seconds without a heartbeat after which a worker on another machine counts as dead."""
@@ -17,7 +20,7 @@ _CLOCK = 5.0
 """Seconds by which the start time of one process may seem to move when the clock is set."""
 
 
-def worker_of(trial: Any) -> tuple[str | None, int, str | None, float | None]:
+def worker_of(trial: FrozenTrial) -> tuple[str | None, int, str | None, float | None]:
     """Return host, process, token and start time of a trial's worker, and None for unknown ones."""
     match trial.user_attrs.get("worker"):
         case [str(host), int(process), str(token), *rest]:
@@ -36,7 +39,7 @@ def started(process: int) -> float | None:
         return None
 
 
-def works(trial: Any) -> bool:
+def works(trial: FrozenTrial) -> bool:
     """Return whether the worker of a trial that another store started is alive."""
     start_time = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     host, process, _, start = worker_of(trial)

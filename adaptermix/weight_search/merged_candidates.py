@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..adapters import AdapterSource, open_adapter
 from ..errors import PlanError
+from ..io.json_types import JsonObject
 from ..merging.overrides import make_override
 from ..merging.plan import MergePlan
 from ..methods.base import METHODS, LinearMethod
@@ -60,7 +60,7 @@ def _only_weighs(method: type[LinearMethod]) -> bool:
     return not (method.depends_on_deltas or method.factor or method.roles)
 
 
-def entries_of(folders: Iterable[str], name: str) -> list[dict[str, Any]]:
+def entries_of(folders: Iterable[str], name: str) -> list[JsonObject]:
     """Return the entries of files in the manifests of candidates, by a key such as `data` or `dev`."""
     origins = [manifest.origin(open_adapter(Path(folder))) for folder in folders]
     return [dict(known.entry) for known in manifest.seen_files(origins, (name,))]

@@ -12,6 +12,7 @@ from ..merging.report import MergeReport
 from ..merging.sinks import execute
 from ..methods.base import build
 from ..options import SearchSettings
+from ..options.roles import NO_PART_OF_RESULT, marked
 from ..provenance import manifest
 from ..publish.output import output_size, write_output
 from .candidate_model import candidate_plan
@@ -20,11 +21,6 @@ from .prepare import Prepared
 from .references import DevScores, References, dev_references
 from .result import SearchResult
 from .trials import Trial
-
-CIRCUMSTANCES = {
-    *("out", "overwrite", "dry_run", "device", "batch_size", "storage", "study", "workers", "report", "allow_tested")
-}
-"""Settings that do not change the result."""
 
 
 def result_of(
@@ -86,7 +82,7 @@ def write_result(result: SearchResult, prepared: Prepared, settings: SearchSetti
     merged = [candidate.name] if candidate.name else []
     document = manifest.manifest(
         "search",
-        plan=settings.model_dump(mode="json", exclude=CIRCUMSTANCES)
+        plan=settings.model_dump(mode="json", exclude={"out", *marked(settings, *NO_PART_OF_RESULT)})
         | candidate.document()
         | {"method": plan.method.title, "options": dict(plan.options)},
         base=manifest.base_entry([source.meta for source in prepared.sources]),

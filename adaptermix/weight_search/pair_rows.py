@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from ..errors import PlanError, UsageError
 from ..tasks import ComparableTask, Metric, Task
 from ..tasks.base import require_comparable
 from ..tasks.data import Pair
+from ..tasks.data.tables import Row
 
 _KEPT = 0.5
 """The source side must reach this share of the way from a constant answer's score to the task adapter's own."""
@@ -35,7 +35,7 @@ class PairRows:
     """
 
     task: ComparableTask
-    rows: Sequence[Any]
+    rows: Sequence[Row]
     teachers: Sequence[int]
     sources: tuple[str, ...]
 
@@ -88,7 +88,7 @@ class PairRows:
         """The languages of the other sides."""
         return tuple(sorted({self.task.language(row) for row in self.rows} - set(self.sources)))
 
-    def labelled(self, answers: Sequence[str | None]) -> list[Any]:
+    def labelled(self, answers: Sequence[str | None]) -> list[Row]:
         """Return the rows with the task adapter's answers (at least to the source sides) as their right answers."""
         # Stored answers are plain text, so tags and spans of computed ones are not used either.
         return [
@@ -135,7 +135,7 @@ class PairRows:
         return floors
 
 
-def _score(metric: Metric, rows: Sequence[Any], answers: Sequence[str]) -> float:
+def _score(metric: Metric, rows: Sequence[Row], answers: Sequence[str]) -> float:
     each = map(metric.count, rows, answers)
     counts = [counted for counted in each if counted is not None]
     return float(metric.value(np.sum(np.asarray(counts, dtype=np.float64), axis=0)))

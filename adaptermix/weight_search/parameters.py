@@ -10,7 +10,11 @@ from math import isfinite, sqrt
 from typing import Any
 
 from ..errors import UsageError
+from ..io.json_types import JsonValue
 from ..io.limited_yaml import parse_yaml
+
+Plain = Any
+"""A value from YAML: a number, a text, a list, ...; the option or setting that it is for checks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,14 @@ class Interval:
 class Choice:
     """One of several values."""
 
-    values: tuple[Any, ...]
+    values: tuple[Plain, ...]
 
     def __str__(self) -> str:
         return ",".join(map(str, self.values))
 
 
 Parameter = Interval | Choice
-Point = Mapping[str, Any]
+Point = Mapping[str, Plain]
 """One value per parameter."""
 
 
@@ -114,7 +118,7 @@ def _choice(text: str) -> Choice | None:
     return Choice(tuple(values)) if len(set(map(label, values))) == len(values) else None
 
 
-def _exponent(value: Any) -> Any:
+def _exponent(value: Plain) -> Plain:
     """Return 1e-4 as a number; YAML reads it as text."""
     if not isinstance(value, str) or "e" not in value.lower():
         return value
@@ -122,7 +126,7 @@ def _exponent(value: Any) -> Any:
     return value if number is None else number
 
 
-def label(value: Any) -> Any:
+def label(value: Plain) -> Plain:
     """Return a value in the form that optuna can store: lists and mappings as JSON text.
 
     Example:
@@ -132,7 +136,7 @@ def label(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value, sort_keys=True)
 
 
-def described(parameter: Parameter) -> Any:
+def described(parameter: Parameter) -> JsonValue:
     """Return a parameter as plain data.
 
     Example:
@@ -154,7 +158,7 @@ def ends(parameters: Mapping[str, Parameter]) -> dict[str, Choice]:
     return {key: Choice((p.low, p.high)) if isinstance(p, Interval) else p for key, p in parameters.items()}
 
 
-def combinations(parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
+def combinations(parameters: Mapping[str, Parameter]) -> list[dict[str, Plain]]:
     """Return all combinations of values; the last parameter changes fastest.
 
     Raises:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ..adapters import AdapterSource
 from ..errors import IncompatibleAdapters, OutputError, PlanError, UsageError
 from ..io.files import check_not_input, check_output
+from ..io.json_types import JsonObject
 from ..merging.merge_adapters import make_plan
 from ..merging.merge_options import MergeOptions
 from ..merging.overrides import Override, layer_of, make_override
@@ -24,6 +24,7 @@ from ..tasks.base import remarks
 from ..tasks.data import DataFile, read_pairs
 from ..tasks.data.files import text_hash
 from ..tasks.data.report import told_left_out
+from ..tasks.data.tables import Row
 from ..tasks.heads.from_adapters import template_of
 from ..tasks.splits import DEV, refuse_tested, told_trained
 from .merged_candidates import candidate_of, chosen_on, entries_of
@@ -51,15 +52,15 @@ class Prepared:
     template: MergePlan
     searched: Space | CandidateList
     task: Task
-    rows: Sequence[Any]
+    rows: Sequence[Row]
     files: Sequence[DataFile]
     prompt: str
-    tested: Sequence[Mapping[str, Any]] = ()
+    tested: Sequence[Mapping[str, object]] = ()
     notes: tuple[str, ...] = ()
     pairs: PairRows | None = None
 
     @property
-    def dev_rows(self) -> Sequence[Any]:
+    def dev_rows(self) -> Sequence[Row]:
         """The rows that have labels."""
         return self.rows[len(self.pairs.rows) :] if self.pairs else self.rows
 
@@ -220,7 +221,7 @@ def _idle(override: Override, later: Sequence[Override], plan: MergePlan) -> fro
     )
 
 
-def _read(task: Task, settings: SearchSettings) -> tuple[PairRows | None, Sequence[Any], list[DataFile]]:
+def _read(task: Task, settings: SearchSettings) -> tuple[PairRows | None, Sequence[Row], list[DataFile]]:
     """Return the pairs that decide, if there are any, all rows, and all files."""
     pairs: PairRows | None = None
     pair_files: list[DataFile] = []
@@ -267,10 +268,10 @@ def _pair_notes(pairs: PairRows, first: AdapterSource) -> tuple[str, ...]:
 
 
 def _order_notes(sources: Sequence[AdapterSource]) -> tuple[str, ...]:
-    kinds = [source.meta.manifest.get("kind") for source in sources]
-    if kinds[0] != "train-align" or "train-task" not in kinds:
+    roles = [[*(manifest.inherit([source])["languages"] or ())] for source in sources]
+    if roles[0] != ["aligned"] or ["supervised"] not in roles:
         return ()
-    name = sources[kinds.index("train-task")].name
+    name = sources[roles.index(["supervised"])].name
     return (
         f"warning: candidates are compared with the first adapter, but '{sources[0].name}' is an alignment "
         f"adapter: list '{name}' first.",
@@ -287,7 +288,7 @@ def _grid_notes(settings: SearchSettings, searched: Space | CandidateList) -> tu
     )
 
 
-def _with_method(template: MergePlan, settings: SearchSettings, options: dict[str, Any]) -> MergePlan:
+def _with_method(template: MergePlan, settings: SearchSettings, options: JsonObject) -> MergePlan:
     fixed = {**settings.options, **options}
     method = build(settings.method, fixed)
     if method.statistics is not None:

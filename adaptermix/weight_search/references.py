@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..evaluation.run import Evaluation, score_answers
 from ..evaluation.score import Score
+from ..io.json_types import JsonObject
 from ..options import SearchSettings
 from ..tasks import Metric, Task, clusters_of, metrics_of
+from ..tasks.data.tables import Row
 from .crossfit import choose
 from .prepare import Prepared
 from .significance import TrialScorer
@@ -32,7 +33,7 @@ class References:
     """
 
     task: Task
-    rows: Sequence[Any]
+    rows: Sequence[Row]
     metrics: tuple[Metric, ...]
     scorer: TrialScorer
     first: int = 0
@@ -84,7 +85,7 @@ def _headline_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric
 def _references(
     task: Task,
     settings: SearchSettings,
-    rows: Sequence[Any],
+    rows: Sequence[Row],
     metrics: tuple[Metric, ...],
     *,
     clusters: Sequence[str] | None,
@@ -142,7 +143,7 @@ class DevScores:
             best_score=scorer.score(best),
         )
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
         return {
             "metric": self.metric,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..evaluation.run import Evaluation
-from ..evaluation.score import Score
-from .decision import Decision, plain
+from ..evaluation.score import Score, documents
+from ..io.json_types import JsonObject
+from .decision import Decision
 from .references import DevScores
 from .space import label_of
 from .trials import Trial
@@ -87,7 +87,7 @@ class SearchResult:
             return self.baseline_score
         return next(score for trial, score in zip(self.trials, self.scores, strict=True) if trial is self.chosen)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix search`."""
         trials = []
         for index, trial in enumerate(self.trials):
@@ -97,14 +97,14 @@ class SearchResult:
                     **trial.candidate.document(),
                     "rows": trial.rows,
                     **_interval(self.scores[index]),
-                    "scores": plain(self.languages[index]),
+                    "scores": documents(self.languages[index]),
                     **({"keeps_source": self.kept[index]} if self.kept is not None else {}),
                 }
             )
         return {
             "best": {**self.chosen.candidate.document(), **_interval(self.chosen_score)},
             "trials": trials,
-            "task_alone": {**_interval(self.baseline_score), "scores": plain(self.baseline_languages)},
+            "task_alone": {**_interval(self.baseline_score), "scores": documents(self.baseline_languages)},
             "verdict": self.verdict.document(),
             "scores": self.evaluation.document()["scores"],
             "metric": self.metric,

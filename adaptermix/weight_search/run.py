@@ -8,22 +8,23 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..adapters import open_adapter
 from ..adapters.paths import fitted
 from ..errors import OutputError, PlanError
 from ..evaluation.answering import Answering
 from ..io.files import locked_output, partial_path, remove_partial
+from ..io.json_types import JsonObject
 from ..models.base import BaseModel, files_of, load_base, model_kind, note_other_base, require_causal
 from ..models.head_forms import Head
 from ..options import SearchSettings
 from ..options.paths import holds_output
+from ..options.roles import NO_PART_OF_RESULT, Role, marked
 from ..progress import SILENT, Watcher
 from ..tasks.heads.from_adapters import head_of
 from .candidate_model import TOGETHER, CandidateModel
 from .control import control_of
-from .outcome import CIRCUMSTANCES, result_of, write_result
+from .outcome import result_of, write_result
 from .parameters import Interval, described
 from .prepare import Prepared, prepare
 from .racing import COHORT, SuccessiveHalving
@@ -38,13 +39,11 @@ from .workers import start_workers
 BASELINE = -1
 """Number of the trial of the first adapter alone."""
 _JOURNAL = "trials.log"
-_MORE = {"trials", "choose", "compact", "control"}
-"""Settings that may change when a search continues."""
 _POLL = 0.2
 """Seconds between checks of trials that run elsewhere."""
 
 
-def search_dry(settings: SearchSettings) -> dict[str, Any]:
+def search_dry(settings: SearchSettings) -> JsonObject:
     """Check a search and return its plan.
 
     Raises:
@@ -280,7 +279,8 @@ def _open_as_leader(prepared: Prepared, settings: SearchSettings) -> TrialStore:
 def _open_store(prepared: Prepared, settings: SearchSettings, worker: int = 0) -> TrialStore:
     searched = prepared.searched
     fitting = "random" if isinstance(searched, CandidateList) else fitting_sampler(searched.parameters.values())
-    identity = settings.model_dump(mode="json", exclude=CIRCUMSTANCES | _MORE) | {
+    can_change = marked(settings, *NO_PART_OF_RESULT, Role.AFTERWARDS)
+    identity = settings.model_dump(mode="json", exclude={"out", *can_change}) | {
         "inputs": [source.digest for source in prepared.sources],
         "dev_files": [file.entry() for file in prepared.files],
         "base_files": files_of(settings.base),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ..evaluation.score import RowStatistics, Score, Statistics, count_units, draws, hedged_interval
 from ..tasks import Metric
+from ..tasks.data.tables import Row
 from .crossfit import Rule, Values, choose, cross_fit
 from .decision import Decision
 from .trials import Trial
@@ -41,7 +42,7 @@ class TrialScorer:
         self,
         metric: Metric,
         languages: Sequence[str],
-        rows: Sequence[Any],
+        rows: Sequence[Row],
         *,
         objective: Objective,
         seed: int,

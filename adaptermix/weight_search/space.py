@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
-from typing import Any, Protocol
+from typing import Protocol
 
+from ..io.json_types import JsonObject
 from ..merging.overrides import Override
-from .parameters import Choice, Interval, Parameter, Point
+from .parameters import Choice, Interval, Parameter, Plain, Point
 
 _DIGITS = 3
 """Decimals of weights, so that a result can be typed again and near points are one candidate."""
@@ -27,12 +28,12 @@ class Candidate:
 
     weights: tuple[float, ...]
     overrides: tuple[Override, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Plain] = field(default_factory=dict)
     name: str = ""
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """Return plain data."""
-        document: dict[str, Any] = {"weights": list(self.weights)}
+        document: JsonObject = {"weights": list(self.weights)}
         if self.overrides:
             document["places"] = [override.entry() for override in self.overrides]
         if self.options:
@@ -173,7 +174,7 @@ class Space:
             left -= weights[-1]
         return (*weights, round(left, _DIGITS))
 
-    def point(self, weights: Sequence[float], options: Mapping[str, Any]) -> dict[str, Any] | None:
+    def point(self, weights: Sequence[float], options: Mapping[str, Plain]) -> dict[str, Plain] | None:
         """Return the point of weights that hold everywhere, or None if they are outside the space."""
         if self.simplex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
             return None

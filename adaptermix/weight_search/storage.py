@@ -9,12 +9,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from ..errors import OutputError
 from .journal import open_journal
-from .parameters import Choice, Interval, Parameter, Point, label
+from .parameters import Choice, Interval, Parameter, Plain, Point, label
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+    from optuna.trial import Trial as OptunaTrial
 
 StudyAddress = tuple[str | Path, str]
 """A journal file or the URL of a database, and the name of the study there."""
@@ -42,11 +50,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_sampler(name: str, seed: int) -> Any:
+def make_sampler(name: str, seed: int) -> BaseSampler:
     """Return optuna's sampler of a name: `random`, `tpe`, `cmaes` or `gp`."""
     from optuna import samplers
 
-    makers: dict[str, Callable[[], Any]] = {
+    makers: dict[str, Callable[[], BaseSampler]] = {
         "random": lambda: samplers.RandomSampler(seed=seed),
         "tpe": lambda: samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP),
         "cmaes": lambda: samplers.CmaEsSampler(seed=seed),
@@ -68,7 +76,7 @@ def fitting_sampler(parameters: Iterable[Parameter]) -> str:
     return "gp" if few else "tpe"
 
 
-def distribution(parameter: Parameter) -> Any:
+def distribution(parameter: Parameter) -> BaseDistribution:
     """Return the optuna distribution of a parameter."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -83,7 +91,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def value_of(parameter: Parameter, stored: Any) -> Any:
+def value_of(parameter: Parameter, stored: Plain) -> Plain:
     """Return the value of a parameter that optuna stored.
 
     Raises:
@@ -119,7 +127,7 @@ def hidden(location: str | Path, text: str) -> str:
     return without_password(text)
 
 
-def _open_storage(location: str | Path) -> Any:
+def _open_storage(location: str | Path) -> BaseStorage:
     from optuna.storages import JournalStorage, RDBStorage
 
     if "://" in str(location):
@@ -158,7 +166,7 @@ def _reachable(location: str | Path) -> Iterator[None]:
         ) from error
 
 
-def open_study(address: StudyAddress) -> Any:
+def open_study(address: StudyAddress) -> Study:
     """Open or create a study that maximizes its value.
 
     Raises:
@@ -187,7 +195,7 @@ def forget(address: StudyAddress) -> None:
             optuna.delete_study(study_name=name, storage=storage)
 
 
-def median_trial(others: Sequence[Mapping[int, float]], *, fewest: int, after: int, maximize: bool) -> Any:
+def median_trial(others: Sequence[Mapping[int, float]], *, fewest: int, after: int, maximize: bool) -> OptunaTrial:
     """Return an optuna trial in memory that `should_prune` if it is worse than the median of others.
 
     Args:
@@ -220,7 +228,7 @@ class StudyTrials:
         self._study = open_study(address)
         self._distributions = {key: distribution(parameter) for key, parameter in parameters.items()}
 
-    def _trials(self, *states: str) -> list[Any]:
+    def _trials(self, *states: str) -> list[FrozenTrial]:
         """Return optuna's trials that are in one of the states, or all."""
         from optuna.trial import TrialState
 
@@ -236,7 +244,7 @@ class StudyTrials:
         with quiet():
             self._study.enqueue_trial(dict(point), skip_if_exists=skip_if_exists)
 
-    def _point(self, trial: Any) -> Point:
+    def _point(self, trial: FrozenTrial) -> Point:
         """Return the parameters of a trial.
 
         Raises:

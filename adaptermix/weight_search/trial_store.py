@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..errors import OutputError
@@ -28,6 +28,10 @@ from .storage import (
     without_password,
 )
 from .trials import Answers, Trial, pack, unpack
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+    from optuna.trial import Trial as OptunaTrial
 
 _REPEAT = "repeat"
 """Attribute of a trial whose candidate was known when the sampler proposed it."""
@@ -59,7 +63,7 @@ class TrialStore(StudyTrials):
         address: StudyAddress,
         *,
         searched: SearchSpace,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         sampler: str = "random",
         seed: int = 0,
         worker: str = "",
@@ -70,7 +74,7 @@ class TrialStore(StudyTrials):
         self._location, self._rows = without_password(address[0]), rows
         self._searched, self._limit, self._sampler = searched, limit, sampler
         self._listed = searched.candidates if isinstance(searched, CandidateList) else None
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, OptunaTrial] = {}
         self._known: list[tuple[Candidate, tuple[str | None, ...]]] = []
         self._token = uuid4().hex
         count = len(self._trials())
@@ -134,7 +138,7 @@ class TrialStore(StudyTrials):
         """
         return _REPEAT in self._open[number].user_attrs
 
-    def _start(self) -> Any:
+    def _start(self) -> OptunaTrial | None:
         """Start a trial, or return None if other workers were faster: the first of equal trials counts."""
         missing = self._missing()
         index = missing[0] if self._listed is not None and missing else None
@@ -148,7 +152,7 @@ class TrialStore(StudyTrials):
             return None
         return trial
 
-    def _signed(self, candidate: int | None) -> Any:
+    def _signed(self, candidate: int | None) -> OptunaTrial | None:
         """Start a trial and store its worker; None if others failed it before that."""
         from optuna.exceptions import OptunaError
 
@@ -169,7 +173,7 @@ class TrialStore(StudyTrials):
         self._open[trial.number] = trial
         return trial
 
-    def _earlier(self, number: int) -> list[Any]:
+    def _earlier(self, number: int) -> list[FrozenTrial]:
         """Return the trials that started before; for a list, after each of them has stored its candidate."""
         while True:
             earlier = [other for other in self._counted() if other.number < number]
@@ -249,7 +253,7 @@ class TrialStore(StudyTrials):
         """Return the finished trials, in the order in which they started."""
         return [self._finished(trial) for trial in self._trials("COMPLETE") if _REPEAT not in trial.user_attrs]
 
-    def _finished(self, trial: Any) -> Trial:
+    def _finished(self, trial: FrozenTrial) -> Trial:
         return Trial(
             number=trial.number,
             candidate=self._searched.candidate(self._point(trial)),
@@ -300,7 +304,7 @@ class TrialStore(StudyTrials):
             if trial.params:  # The candidates of a list need no queue.
                 self._enqueue(trial.params)
 
-    def _point(self, trial: Any) -> Point:
+    def _point(self, trial: FrozenTrial) -> Point:
         if self._listed is None:
             return super()._point(trial)
         number, count = trial.user_attrs["candidate"], len(self._listed)
@@ -308,7 +312,7 @@ class TrialStore(StudyTrials):
             raise ValueError(f"its candidate must be a number below {count}, found {number!r}")
         return {"candidate": number}
 
-    def _lives(self, trial: Any) -> bool:
+    def _lives(self, trial: FrozenTrial) -> bool:
         """Return whether a trial's worker is alive: by its process on this machine, by its heartbeat elsewhere."""
         token = worker_of(trial)[2]
         return trial.number in self._open if token == self._token else works(trial)
@@ -317,7 +321,7 @@ class TrialStore(StudyTrials):
         super()._fail(number)
         self._open.pop(number, None)
 
-    def _counted(self) -> list[Any]:
+    def _counted(self) -> list[FrozenTrial]:
         """Return the trials that run or are done, without repeats."""
         return [trial for trial in self._trials("COMPLETE", "RUNNING") if _REPEAT not in trial.user_attrs]
 

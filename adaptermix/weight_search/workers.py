@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO
 
 from ..options import SearchSettings
 from ..progress import Watcher
@@ -39,11 +39,11 @@ def start_workers(settings: SearchSettings, watch: Watcher) -> Iterator[list[sub
 
     If one dies, a note names it, and another one runs its trial.
     """
-    started: list[tuple[subprocess.Popen[bytes], Any]] = []
+    started: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
     environment = os.environ | {"OMP_NUM_THREADS": _threads(settings.workers), "TOKENIZERS_PARALLELISM": "false"}
     for number in range(1, settings.workers):
         options = settings.model_copy(update={"device": _device(settings, number), "workers": 1, "overwrite": False})
-        errors = tempfile.TemporaryFile()  # noqa: SIM115  (It is closed below.)
+        errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (It is closed below.)
         command = [sys.executable, "-m", "adaptermix.weight_search.worker", str(number), str(os.getpid())]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=environment)
         if process.stdin:

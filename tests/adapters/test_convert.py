@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adaptermix.adapters import AdapterModule, AdapterSource, AdapterState, open_adapter, write_adapter
-from adaptermix.adapters.base_weights import base_weight, find_weight
-from adaptermix.adapters.kinds import load_module
+from adaptermix.adapters.base_weights import base_weight, find_weight, load_module
 from adaptermix.adapters.kinds.dora import dora_delta, dora_row_norms, merge_dora
 from adaptermix.adapters.kinds.olora import olora_delta
 from adaptermix.adapters.kinds.pissa import pissa_delta

@@ -6,10 +6,16 @@ import random
 import re
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
+from adaptermix.adapters import open_adapter
 from adaptermix.adapters.patterns import MAX_GENERAL, MAX_LENGTH, Patterns
+from adaptermix.errors import AdapterFormatError
+
+from ..factories import write_lora
+from .test_hostile import bounded, check_line
 
 PIECES = ["a", "b", ".", "\\.", "q", "[ab]", "[^a]", "[a-]", "\\d", "1", "(", "(?:", ")", "|", "*", "+", "?", "^", "$"]
 PIECES += ["\\b", "\\B", "(?=", "(?!", "(?P<x>"]
@@ -104,3 +110,19 @@ def test_one_key_per_module_is_looked_up_and_not_searched() -> None:
     assert patterns.first("x." + modules[0]) is None
     # 0.1 s; a search among all keys for each module takes minutes
     assert time.process_time() - start < 10
+
+
+TRAPS = ["(a+)+$", "(.*)*x", "(a|a)*$", "(.*.*.*.*.*)*z", "((a*)*)*b", "(a?){50}a{50}", r"([a-z]+\.)*z"]
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_trap_a_matcher_end_at_once(tmp_path: Path, name: str, trap: str) -> None:
+    """They are sound regular expressions, so the adapter is read or refused: what counts is that it ends."""
+    module = "a" * 200 + "." + "a" * 200
+    write_lora(tmp_path, {module: (4, 3, 2)}, **{name: {trap: 2}})
+    with bounded():
+        try:
+            open_adapter(tmp_path).read()
+        except AdapterFormatError as error:
+            check_line(error)

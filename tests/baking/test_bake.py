@@ -12,8 +12,8 @@ import torch
 from adaptermix import BakeSettings, bake, merge
 from adaptermix.adapters import open_adapter
 from adaptermix.baking.fidelity import fidelity
-from adaptermix.checkpoints.formats import FORMATS
 from adaptermix.io.checkpoint_files import open_checkpoint
+from adaptermix.models.formats import FORMATS
 from adaptermix.models.quantization import keep_codes
 from tests.factories import contents, load_base, peft_kind, peft_lora
 from tests.tiny import tiny_causal, tiny_encoder
@@ -21,12 +21,14 @@ from tests.tiny import tiny_causal, tiny_encoder
 from ..refusals import refuses
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FEW = ["q_proj", "down_proj"]
+"""Enough where codes are chosen for each module, which takes long."""
 WEIGHTS = "adapter_model.safetensors"
 IDS = torch.arange(3, 27).reshape(2, 12)
 
 
-def adapter(base: Path, folder: Path, seed: int = 1, **more: Any) -> Path:
-    return peft_lora(base, folder, seed=seed, r=4, lora_alpha=more.pop("alpha", 1), target_modules=ALL, **more)
+def adapter(base: Path, folder: Path, seed: int = 1, targets: list[str] = ALL, **more: Any) -> Path:
+    return peft_lora(base, folder, seed=seed, r=4, lora_alpha=more.pop("alpha", 1), target_modules=targets, **more)
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -123,7 +125,7 @@ def test_what_the_adapter_leaves_alone_has_the_codes_of_the_base(wide: Path, tmp
     base, found = open_checkpoint(wide), open_checkpoint(tmp_path / "out")
     name = "model.layers.1.mlp.up_proj.weight"
     packed = FORMATS["nf4"](base.load(name).float())
-    from adaptermix.checkpoints.formats import pack
+    from adaptermix.models.formats import pack
 
     assert torch.equal(found.load(name), pack(packed.codes))
     assert torch.equal(found.load("model.norm.weight"), base.load("model.norm.weight"))
@@ -313,7 +315,7 @@ def test_what_is_reported_is_what_the_files_hold(texts: str, tmp_path: Path) -> 
         shift = after.load(bias) - before.load(bias) if bias in after.tensors else None
         shifted += shift is not None and bool(shift.any())
         delta = source.read().updates[path].dense().float()
-        held = known[path].held  # type: ignore[union-attr]
+        held = known[path].measured  # type: ignore[union-attr]
         found = fidelity(delta, realised, held.moment, shift=shift, mean=held.mean)
         assert found.kept == pytest.approx(module.fidelity.kept, abs=1e-3), path
         assert found.error == pytest.approx(module.fidelity.error, abs=1e-3), path

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("bitsandbytes")
 
 from adaptermix import BakeSettings, bake
-from adaptermix.checkpoints.formats import FORMATS
 from adaptermix.checkpoints.quantized import QuantizedCheckpoint, as_whole
 from adaptermix.io.checkpoint_files import open_checkpoint
 from adaptermix.io.files import partial_path
 from adaptermix.models.base import load_base
+from adaptermix.models.formats import FORMATS
 from adaptermix.models.quantization import keep_codes
-from tests.baking.test_bake import adapter, load, logits
+from tests.baking.test_bake import FEW, adapter, load, logits
 from tests.factories import contents, peft_lora, peft_noise
 
 from ..refusals import refuses
@@ -61,7 +61,7 @@ def test_a_quantised_base_reads_as_what_its_codes_stand_for(kind: str, wide: Pat
 def test_from_a_quantised_base_it_is_as_from_the_whole_one(
     kind: str, strategy: str, wide: Path, texts: str, tmp_path: Path
 ) -> None:
-    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    one = adapter(wide, tmp_path / "one", targets=FEW, alpha=0.5)
     base = quantised_by_transformers(wide, tmp_path / "base", kind)
     more: dict[str, Any] = {"quantize": kind, "strategy": strategy, "calibration": [texts], "keep_at_least": 0.0}
     bake(settings(wide, one, tmp_path / "from-whole", **more, dtype="float32"))
@@ -84,7 +84,7 @@ def test_a_lora_beside_the_codes_loads_with_peft_and_repays_them(
 ) -> None:
     from peft import PeftModel
 
-    one = adapter(wide, tmp_path / "one", alpha=0.001)
+    one = adapter(wide, tmp_path / "one", targets=FEW, alpha=0.001)
     out = tmp_path / "out"
     report = bake(settings(wide, one, out, quantize=kind, strategy="residual", calibration=[texts]))
     assert all(module.fidelity.kept >= 0.95 for module in report.modules.values())
@@ -171,7 +171,7 @@ def test_what_was_worked_out_is_not_lost_when_it_is_refused(
 ) -> None:
     from adaptermix.baking import tensor_writer as work
 
-    one = adapter(wide, tmp_path / "one", alpha=0.02)
+    one = adapter(wide, tmp_path / "one", targets=FEW, alpha=0.02)
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts]}
     with refuses("bake.effect-lost: keep"):
         bake(settings(wide, one, tmp_path / "out", **more, keep_at_least=1.0))
@@ -219,7 +219,10 @@ def test_a_task_is_scored_on_the_result_and_on_the_unmerged_adapters(
     from adaptermix.baking import dev_score as task
     from tests.training.data import write_slots
 
-    one, two = adapter(wide, tmp_path / "one", alpha=0.01), adapter(wide, tmp_path / "two", seed=2, alpha=0.01)
+    one, two = (
+        adapter(wide, tmp_path / "one", targets=FEW, alpha=0.01),
+        adapter(wide, tmp_path / "two", seed=2, targets=FEW, alpha=0.01),
+    )
     scored: list[Any] = []
     evaluate = task.evaluate
 
@@ -248,7 +251,7 @@ def test_texts_that_were_test_data_are_refused(wide: Path, texts: str, tmp_path:
     from adaptermix.tasks.data import find_files
     from adaptermix.tasks.splits import add_to_record
 
-    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    one = adapter(wide, tmp_path / "one", targets=FEW, alpha=0.5)
     add_to_record(find_files([texts]), task="slots", adapter="a", watch=SILENT)
     more: dict[str, Any] = {"quantize": "nf4", "strategy": "calibrated", "calibration": [texts], "keep_at_least": 0.0}
     with refuses("split.tested: --allow-tested"):
@@ -300,7 +303,7 @@ def test_an_output_layer_stays_whole_and_gets_its_delta(wide: Path, texts: str, 
 
 
 def test_a_bake_leaves_the_unfinished_work_of_other_commands_alone(wide: Path, texts: str, tmp_path: Path) -> None:
-    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    one = adapter(wide, tmp_path / "one", targets=FEW, alpha=0.5)
     training = partial_path(tmp_path / "out")
     training.mkdir()
     (training / "checkpoint").write_text("steps")

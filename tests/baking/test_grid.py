@@ -8,8 +8,7 @@ import torch
 pytest.importorskip("bitsandbytes")
 from bitsandbytes import functional
 
-from adaptermix.checkpoints.formats import FORMATS, EightBit, FourBit, pack
-from adaptermix.models.quantization import unpack
+from adaptermix.models.formats import FORMATS, EightBit, FourBit, pack, unpack
 
 
 @pytest.mark.parametrize("double", [True, False])

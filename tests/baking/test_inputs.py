@@ -77,7 +77,7 @@ def test_moments_are_those_of_each_text_alone(
     inputs = InputsOfModules(base, TEXTS, {path: path for path in PATHS[kind]}, SILENT)
     for path in PATHS[kind]:
         known: Any = inputs.of(path)
-        for part in ("fitted", "chosen", "held"):
+        for part in ("fitted", "chosen", "measured"):
             covariance, mean, count = plainly(base, path, part)
             found = getattr(known, part)
             assert found.count == count

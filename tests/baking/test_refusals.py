@@ -18,7 +18,7 @@ from adaptermix.errors import DataError
 from adaptermix.io.checkpoint_files import open_checkpoint
 from adaptermix.models.base import load_base
 from adaptermix.models.quantization import keep_codes
-from tests.baking.test_bake import adapter, load, logits
+from tests.baking.test_bake import FEW, adapter, load, logits
 from tests.baking.test_forms import quantised_by_transformers, settings
 from tests.factories import peft_lora, peft_noise
 
@@ -77,7 +77,7 @@ def test_a_wrong_task_shows_before_codes_are_chosen(
 
 
 def test_a_result_with_a_lora_beside_it_says_how_to_load_both(wide: Path, texts: str, tmp_path: Path) -> None:
-    one = adapter(wide, tmp_path / "one", alpha=0.02)
+    one = adapter(wide, tmp_path / "one", targets=FEW, alpha=0.02)
     out = tmp_path / "out"
     report = bake(settings(wide, one, out, quantize="nf4", strategy="residual", calibration=[texts]))
     assert any(module.rank for module in report.modules.values())
@@ -88,7 +88,7 @@ def test_a_result_with_a_lora_beside_it_says_how_to_load_both(wide: Path, texts:
 
 
 def test_sizes_of_strategies_are_those_of_their_files(wide: Path, texts: str, tmp_path: Path) -> None:
-    one = adapter(wide, tmp_path / "one", alpha=0.5)
+    one = adapter(wide, tmp_path / "one", targets=FEW, alpha=0.5)
     more: dict[str, Any] = {"quantize": "nf4", "calibration": [texts], "keep_at_least": 0.0}
     dry = bake(settings(wide, one, tmp_path / "x", strategy="requantize", dry_run=True, **more)).compared()
     for strategy in ("requantize", "dequant-16"):

@@ -14,7 +14,7 @@ pytest.importorskip("bitsandbytes")
 from adaptermix.baking.fidelity import fidelity
 from adaptermix.baking.rounding import Inputs, descend, fit, fit_scales, nearest_plane
 from adaptermix.baking.strategies import STRATEGIES, Insertion, Known, Rows, leading
-from adaptermix.checkpoints.formats import FORMATS, FourBit
+from adaptermix.models.formats import FORMATS, FourBit
 
 OUT, INTO = 48, 192
 
@@ -112,11 +112,11 @@ def test_the_error_is_never_above_that_of_the_base(relative: float, kind: str) -
 def test_on_rows_that_had_no_part_calibrated_codes_keep_what_plain_rounding_loses(has_bias: bool, kind: str) -> None:
     weight, delta = case(0.02)
     base, held = FORMATS[kind](weight), inputs(3)
-    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), measured=rows_of(3))
     wanted = Insertion(base=base, delta=delta, known=known, settle=torch.Tensor.clone if has_bias else None)
-    naive = wanted.measured(STRATEGIES["requantize"](wanted), known.held)
+    naive = wanted.measured(STRATEGIES["requantize"](wanted), known.measured)
     baked = STRATEGIES["calibrated"](wanted)
-    found = wanted.measured(baked, known.held)
+    found = wanted.measured(baked, known.measured)
     assert naive.kept < 0.2
     assert found.kept > 0.75
     assert found.error <= naive.error
@@ -134,17 +134,17 @@ def test_on_rows_that_had_no_part_calibrated_codes_keep_what_plain_rounding_lose
 def test_calibrated_is_not_worse_than_plain_rounding_on_the_rows_to_choose_on(relative: float, rows: int) -> None:
     """However large the delta is and however few the rows are."""
     weight, delta = case(relative)
-    known = Known(fitted=rows_of(1, rows), chosen=rows_of(2), held=rows_of(3))
+    known = Known(fitted=rows_of(1, rows), chosen=rows_of(2), measured=rows_of(3))
     wanted = Insertion(base=FORMATS["nf4"](weight), delta=delta, known=known)
     plain = wanted.measured(STRATEGIES["requantize"](wanted), known.chosen).error
     found = STRATEGIES["calibrated"](wanted)
     assert wanted.measured(found, known.chosen).error <= plain
-    assert wanted.measured(found, known.held).error <= plain * 1.1
+    assert wanted.measured(found, known.measured).error <= plain * 1.1
 
 
 def test_a_bias_that_rounds_the_shift_away_takes_no_part() -> None:
     weight, delta = case(0.02)
-    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), measured=rows_of(3))
     wanted = Insertion(base=FORMATS["nf4"](weight), delta=delta, known=known, settle=torch.zeros_like)
     assert STRATEGIES["calibrated"](wanted).shift is None
 
@@ -158,7 +158,7 @@ def test_inputs_of_which_one_never_moves_are_no_obstacle() -> None:
     wanted = Insertion(
         base=FORMATS["nf4"](weight),
         delta=delta,
-        known=Known(fitted=rows, chosen=rows, held=rows),
+        known=Known(fitted=rows, chosen=rows, measured=rows),
         settle=torch.Tensor.clone,
     )
     baked = STRATEGIES["calibrated"](wanted)
@@ -191,13 +191,13 @@ def test_a_small_lora_repays_what_codes_lose(has_bias: bool, kind: str) -> None:
     strength = torch.logspace(0, -2, 16)  # as adapters have it, of which few directions count
     delta = torch.randn(OUT, 16, generator=generator) * strength @ torch.randn(16, INTO, generator=generator)
     delta *= 0.005 * weight.norm() / delta.norm()
-    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), measured=rows_of(3))
     settle = torch.Tensor.clone if has_bias else None
     wanted = Insertion(base=FORMATS[kind](weight), delta=delta, known=known, settle=settle, rank=16, most=0.5)
     codes, found = wanted.by("calibrated"), STRATEGIES["residual"](wanted)
-    assert wanted.measured(found, known.held).kept >= 0.95
-    assert wanted.measured(found, known.held).error < wanted.measured(codes, known.held).error
-    root = torch.linalg.cholesky(known.held.moment.double())
+    assert wanted.measured(found, known.measured).kept >= 0.95
+    assert wanted.measured(found, known.measured).error < wanted.measured(codes, known.measured).error
+    root = torch.linalg.cholesky(known.measured.moment.double())
     shares = torch.linalg.svdvals(delta.double() @ root).square().cumsum(0)
     alone = int((shares < 0.96 * shares[-1]).sum()) + 1  # the rank that cutting the delta takes
     assert found.lora is not None
@@ -206,7 +206,7 @@ def test_a_small_lora_repays_what_codes_lose(has_bias: bool, kind: str) -> None:
 
 def test_where_no_smaller_lora_repays_it_the_lora_is_the_delta() -> None:
     weight, delta = case(1e-4)
-    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), measured=rows_of(3))
     wanted = Insertion(base=FORMATS["nf4"](weight), delta=delta, known=known, rank=4, least=1.0)
     found = STRATEGIES["residual"](wanted)
     assert found.lora is not None
@@ -252,12 +252,12 @@ def test_the_kernel_for_gpus_is_the_loop() -> None:
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_on_a_gpu_it_is_as_on_a_cpu(kind: str) -> None:
     weight, delta = case(0.02)
-    known = Known(fitted=rows_of(1), chosen=rows_of(2), held=rows_of(3))
+    known = Known(fitted=rows_of(1), chosen=rows_of(2), measured=rows_of(3))
     on_cpu = STRATEGIES["calibrated"](Insertion(base=FORMATS[kind](weight), delta=delta, known=known))
-    told = Insertion(base=FORMATS[kind](weight), delta=delta, known=known).measured(on_cpu, known.held)
-    there = Known(**{part: _there(getattr(known, part)) for part in ("fitted", "chosen", "held")})
+    told = Insertion(base=FORMATS[kind](weight), delta=delta, known=known).measured(on_cpu, known.measured)
+    there = Known(**{part: _there(getattr(known, part)) for part in ("fitted", "chosen", "measured")})
     wanted = Insertion(base=FORMATS[kind](weight.cuda()), delta=delta.cuda(), known=there)
-    found = wanted.measured(STRATEGIES["calibrated"](wanted), there.held)
+    found = wanted.measured(STRATEGIES["calibrated"](wanted), there.measured)
     assert found.kept == pytest.approx(told.kept, abs=0.03)
     assert found.error == pytest.approx(told.error, abs=0.03)
 
@@ -316,7 +316,7 @@ def test_a_delta_that_codes_hold_is_written_whole(strategy: str) -> None:
     """Four inputs that know nothing of each other, of which none is constant."""
     rows = Rows(covariance=torch.eye(4), mean=torch.zeros(4), count=9)
     wanted = in_steps([0.0, 2.0, -5.0, 1.0])
-    wanted = Insertion(base=wanted.base, delta=wanted.delta, known=Known(fitted=rows, chosen=rows, held=rows))
+    wanted = Insertion(base=wanted.base, delta=wanted.delta, known=Known(fitted=rows, chosen=rows, measured=rows))
     found = STRATEGIES[strategy](wanted)
     assert found.lora is None
     assert found.shift is None
@@ -334,7 +334,7 @@ def test_a_delta_that_codes_hold_is_written_whole(strategy: str) -> None:
 )
 def test_which_strategy_auto_takes(delta: list[float], has_rows: bool, expected: str | None) -> None:
     rows = Rows(covariance=torch.eye(4), mean=torch.zeros(4), count=9)
-    known = Known(fitted=rows, chosen=rows, held=rows) if has_rows else None
+    known = Known(fitted=rows, chosen=rows, measured=rows) if has_rows else None
     wanted = in_steps(delta)
     found = Insertion(base=wanted.base, delta=wanted.delta, known=known, least=0.9, most=0.5)
     assert found.automatic() == expected

@@ -17,8 +17,8 @@ from adaptermix import bake
 from adaptermix.baking.activations import InputsOfModules, split
 from adaptermix.baking.fidelity import Fidelity, over_modules
 from adaptermix.baking.strategies import Insertion, Known, Rows, _nearest
-from adaptermix.checkpoints.formats import FORMATS
 from adaptermix.models.base import BaseModel, load_base
+from adaptermix.models.formats import FORMATS
 from adaptermix.progress import SILENT
 from tests.baking.test_bake import adapter
 from tests.baking.test_forms import settings
@@ -118,7 +118,7 @@ def wanted(place: int | None, relative: float, **more: Any) -> Insertion:
     delta = torch.randn(48, 4, generator=generator) @ torch.randn(4, 64, generator=generator)
     chosen, held, fitted = (every_way(seed, place) for seed in (2, 3, 1))
     assert fitted.even is not None
-    known = Known(fitted=fitted.even, chosen=chosen, held=held)
+    known = Known(fitted=fitted.even, chosen=chosen, measured=held)
     return Insertion(
         base=FORMATS["nf4"](weight), delta=delta * (relative * weight.norm() / delta.norm()), known=known, **more
     )
@@ -129,7 +129,7 @@ def test_calibrated_codes_serve_usual_tokens_and_the_sink_alike(place: int | Non
     """Measured by a loop over tokens in float64."""
     case = wanted(place, 0.1)
     baked = case.by("calibrated")
-    found = case.measured(baked, case.known.held)  # type: ignore[union-attr]
+    found = case.measured(baked, case.known.measured)  # type: ignore[union-attr]
     rows, first = rows_with_sink(3, place)
     intended, realised = rows @ case.delta.double().T, rows @ case.realised(baked).double().T
 
@@ -158,7 +158,7 @@ def test_codes_that_serve_the_sink_alone_are_not_taken() -> None:
     wrong = replace(right, known=replace(right.known, fitted=every))
     assert wrong.known is not None
     baked = _nearest(wrong, wrong.known, float("inf"))
-    told = wrong.measured(baked, right.known.held)
+    told = wrong.measured(baked, right.known.measured)
     assert told.kept > 0.5
     assert told.error < 0.9
     assert told.error_rest is not None

@@ -132,7 +132,7 @@ def _cases(folder: Path) -> dict[str, tuple[list[Any], str]]:
         "missing model": ([*train, folder / "de-en.tsv"], "must be a model folder or a Hub id"),
         "no such option": ([*train, folder / "de-en.tsv", "--temprature", "1"], "--temperature"),
         "temperature of zero": ([*train, folder / "de-en.tsv", "--temperature", "0"], "greater than 0"),
-        "unknown task": ([*slots, "--task", "slot"], "--task must be one of classify, ner-json, nli, "),
+        "unknown task": ([*slots, "--task", "slot"], "--task must be one of choice, classify, ner-json, "),
         "unknown template": ([*slots, "--task", "slots", "--template", "x"], "--template must be one of plain"),
         "missing option": (["merge", task, align, *out], "--weights"),
         "bad grid": (

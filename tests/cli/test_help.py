@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptermix.cli import COMMANDS
+from adaptermix.options import TaskSettings
 from adaptermix.options.roles import Flag, marks_of
 
 from .test_commands import run
@@ -62,6 +63,17 @@ def test_options_have_the_names_that_peft_gives_them(tmp_path: Path, capsys: pyt
     _, _, by_alias = run(capsys, *train, "--target-modules", "q_proj", "v_proj", "--lora-r", "0")
     assert "--rank: " in by_alias
     assert by_alias == run(capsys, *train, "--targets", "q_proj", "v_proj", "--rank", "0")[2]
+
+
+def test_peft_writes_its_default_init_as_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"base": "b", "task": "slots", "train": ["x"], "out": str(tmp_path / "out")}
+    assert [TaskSettings(**data, init=value).init for value in (True, "true", "pissa")] == ["kaiming"] * 2 + ["pissa"]
+    train = ["train-task", "--base", "b", "--task", "slots", "--train", tmp_path / "x", "--out", tmp_path / "out"]
+    _, _, said = run(capsys, *train, "--init-lora-weights", "true", "--lora-r", "0")
+    assert "--rank: " in said
+    assert "init" not in said
+    _, _, said = run(capsys, *train, "--init-lora-weights", "false")
+    assert "'false' is not one of 'kaiming'" in said
 
 
 def test_a_search_over_a_recipe_has_two_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

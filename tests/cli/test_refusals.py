@@ -76,7 +76,7 @@ REFUSED = [
     (SEARCH + " --grid 0.5,,1", 2, "numbers separated by commas"),
     (SEARCH + " --grid nan", 2, "grid must hold finite numbers"),
     (SEARCH + " --grid 0.5,inf", 2, "grid must hold finite numbers"),
-    (SEARCH + " --grid 0.5 --task ner", 2, "--task must be one of classify, ner-json, nli, "),
+    (SEARCH + " --grid 0.5 --task ner", 2, "--task must be one of choice, classify, ner-json, "),
     (SEARCH + " --grid 0.5 --template odd", 2, "--template must be one of"),
     (
         SEARCH + " --grid 0.5 --rows 2",
@@ -207,7 +207,7 @@ class TestExitCodes:
         def stop(*_: object, **__: object) -> None:
             raise Interrupted("stopped at step 3 of 9")
 
-        monkeypatch.setattr("adaptermix.training.train_align", stop)
+        monkeypatch.setattr("adaptermix.training.least_squares.train_align", stop)
         code, out, err = run(ALIGN, base=causal)
         assert (code, out) == (130, "")
         assert err.strip().startswith(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from adaptermix.cli import main
-from adaptermix.errors import OutputError
 from adaptermix.options.paths import check_replaceable
 
 from ..factories import write_lora
+from ..refusals import refuses
 
 FORMS = {
     "predictions": b'{"language": "en", "expected": "a", "answer": "b"}\n',
@@ -36,7 +36,7 @@ def test_only_a_file_of_the_same_form_is_replaced(option: str, tmp_path: Path) -
     others = {name: content for name, content in FORMS.items() if name != option}
     for content in (b"my notes\n", b"[1]\n", b"\xff\xfe", b"\x89PNG of a camera", *others.values()):
         path.write_bytes(content)
-        with pytest.raises(OutputError, match=f"--{option} replaces only"):
+        with refuses(f"replace.other-content: --{option}"):
             check_replaceable(path, option)
         assert path.read_bytes() == content
     for content in (b"", FORMS.get(option, b"\x89PNG...Software\0adaptermix...")):

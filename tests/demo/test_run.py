@@ -17,7 +17,6 @@ from adaptermix.demo.intents import LANGUAGES
 from adaptermix.demo.kinds import KINDS
 from adaptermix.demo.plan import Sizes, real_data
 from adaptermix.demo.words import label_of, verdict
-from adaptermix.errors import OutputError
 from adaptermix.options import DemoSettings
 from adaptermix.tasks import get_task
 from adaptermix.tasks.test_record import read_record
@@ -193,7 +192,7 @@ def test_a_folder_with_other_things_is_left_alone(causal: Path, tmp_path: Path) 
     (tmp_path / "align").mkdir()
     (tmp_path / "align" / "thesis.txt").write_text("mine")
     for fresh in (False, True):
-        with pytest.raises(OutputError, match="has other content"):
+        with refuses("demo.folder"):
             demo.run_demo(DemoSettings(base=str(causal), out=str(tmp_path), device="cpu", fresh=fresh))
     assert (tmp_path / "align" / "thesis.txt").read_text() == "mine"
 
@@ -205,7 +204,7 @@ def test_a_project_that_has_a_folder_of_the_same_name_is_left_alone(causal: Path
     (tmp_path / mine).write_text("mine")
     before = contents(tmp_path)
     for fresh in (False, True):
-        with pytest.raises(OutputError, match="has other content"):
+        with refuses("demo.folder"):
             demo.run_demo(DemoSettings(base=str(causal), out=str(tmp_path), device="cpu", fresh=fresh))
     assert contents(tmp_path) == before
 

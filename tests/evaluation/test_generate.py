@@ -12,8 +12,8 @@ import torch
 
 from adaptermix import EvaluateSettings, evaluate
 from adaptermix.evaluation.answering import Answering
-from adaptermix.models.base import load_base
-from adaptermix.models.generate import generate, generate_ids
+from adaptermix.models.base import BaseModel, load_base
+from adaptermix.models.generate import Limits, generate_ids, in_words
 from adaptermix.options import GenerationSettings
 from adaptermix.tasks import get_task
 from adaptermix.tasks.slots import SlotRow
@@ -22,6 +22,10 @@ from tests.tiny import tiny_causal
 from ..refusals import refuses
 
 PROMPTS = ["a", "what a long prompt this is", "mid length", "b c", "what a long prompt this iz"]
+
+
+def generate(base: BaseModel, prompts: list[list[int]], *, max_new_tokens: int, batch_size: int) -> list[str]:
+    return in_words(base, generate_ids(base, prompts, Limits(max_new_tokens=max_new_tokens), batch_size=batch_size))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
@@ -151,7 +155,7 @@ def test_the_models_own_generation_settings_do_not_interfere(causal: Path) -> No
 def test_drafts_change_nothing_but_the_work(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(tiny_causal(tmp_path / kind, kind)), dtype="float32", device="cpu")
     prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
-    options = {"max_new_tokens": 20, "batch_size": 3}
+    options = {"limits": Limits(max_new_tokens=20), "batch_size": 3}
     free = generate_ids(base, prompts, **options)
     base.model.generation_config.eos_token_id = free[1][4]  # some end early
     plain = generate_ids(base, prompts, **options)
@@ -207,13 +211,13 @@ def test_rows_of_models_whose_states_cannot_be_parted_are_read_anew(
     base = load_base(str(causal), dtype="float32", device="cpu")
     prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
     monkeypatch.setattr("adaptermix.models.generate._FIRST_ROUND", 2)
-    parted = generate_ids(base, prompts, max_new_tokens=9, batch_size=3)
+    parted = generate_ids(base, prompts, Limits(max_new_tokens=9), batch_size=3)
 
     def refuse(*_: object) -> None:
         raise AttributeError("as Mamba's")
 
     monkeypatch.setattr(DynamicCache, "batch_select_indices", refuse)
-    assert generate_ids(base, prompts, max_new_tokens=9, batch_size=3) == parted
+    assert generate_ids(base, prompts, Limits(max_new_tokens=9), batch_size=3) == parted
 
 
 def test_drafts_that_fail_here_and_there_do_not_go_on_in_small_batches(
@@ -221,7 +225,7 @@ def test_drafts_that_fail_here_and_there_do_not_go_on_in_small_batches(
 ) -> None:
     base = load_base(str(causal), dtype="float32", device="cpu")
     prompts = [base.tokenizer(f"{text} {n}")["input_ids"] for n in range(12) for text in PROMPTS[:4]]
-    options = {"max_new_tokens": 24, "batch_size": 16}
+    options = {"limits": Limits(max_new_tokens=24), "batch_size": 16}
     plain = generate_ids(base, prompts, **options)
     passes = []
     real = base.model.forward

@@ -17,7 +17,7 @@ from adaptermix.fusion import state_cache as kept
 from adaptermix.fusion.state_cache import StateCache
 from adaptermix.io import memory
 from adaptermix.options import EvaluateSettings
-from adaptermix.training import train_fusion
+from adaptermix.training.fusion import train_fusion
 from tests.training.data import Notes
 
 from .test_commands import settings, write_rows

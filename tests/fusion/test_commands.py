@@ -13,7 +13,7 @@ from adaptermix.adapters import open_adapter
 from adaptermix.evaluation import evaluate
 from adaptermix.fusion import FUSIONS
 from adaptermix.options import EvaluateSettings, FusionSettings
-from adaptermix.training import train_fusion
+from adaptermix.training.fusion import train_fusion
 from tests.tiny import tiny_encoder
 from tests.training.data import Notes
 

@@ -23,7 +23,7 @@ from adaptermix.models.head_forms import HEAD_FORMS, Head
 from adaptermix.options import EvaluateSettings, FusionSettings
 from adaptermix.tasks import get_task
 from adaptermix.tasks.heads.span import cut_windows
-from adaptermix.training import train_fusion
+from adaptermix.training.fusion import train_fusion
 
 from .test_laws import fuse
 
@@ -174,8 +174,7 @@ def test_windows_stand_beside_each_other_in_proportion(pointing: BaseModel, tmp_
     write_qa(tmp_path, rows=2, words=18, more=24)
     sides = {side: task.read([str(tmp_path / f"{side}.jsonl")], rows=None)[0] for side in ("jv", "en")}
     windows = {
-        side: [cut_windows(base.tokenizer, *task.question_and_context(row), 64) for row in rows]
-        for side, rows in sides.items()
+        side: [cut_windows(base, *task.question_and_context(row), 64) for row in rows] for side, rows in sides.items()
     }
     counts = {side: [len(of_row) for of_row in found] for side, found in windows.items()}
     assert counts == {"jv": [3, 3], "en": [7, 7]}

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptermix.errors import AdapterMixError
 from adaptermix.fusion import fused, read_sources
 from adaptermix.fusion.bank import SourceBank
 from adaptermix.fusion.source_rows import encode_sources, is_missing, read_beside
 from adaptermix.models.base import load_base
 from adaptermix.tasks import get_task
-from adaptermix.training import train_fusion
+from adaptermix.training.fusion import train_fusion
 
 from ..refusals import refuses
 from .test_commands import score, settings, write_rows
@@ -55,7 +54,7 @@ def test_drafts_change_no_answer_of_a_fused_decoder(causal: Path, tmp_path: Path
     from adaptermix.adapters import open_adapter
     from adaptermix.fusion.sources import Fuser
     from adaptermix.merging.on_model import acting
-    from adaptermix.models.generate import generate_ids
+    from adaptermix.models.generate import Limits, generate_ids
 
     train_fusion(settings(causal, tmp_path, steps=10, rank=16, learning_rate=2e-2))
     base = load_base(str(causal), device="cpu", dtype="float32")
@@ -69,7 +68,11 @@ def test_drafts_change_no_answer_of_a_fused_decoder(causal: Path, tmp_path: Path
         def before(rows: Any) -> None:
             fuser.use(bank.of(rows))
 
-        common: dict[str, Any] = {"max_new_tokens": 10, "batch_size": 8, "before": before, "one_line": False}
+        common: dict[str, Any] = {
+            "limits": Limits(max_new_tokens=10, one_line=False),
+            "batch_size": 8,
+            "before": before,
+        }
         wanted = generate_ids(base, prompts, **common)
         wrong = [[*answer[:2], 50, 51, 52] for answer in wanted]
         assert generate_ids(base, prompts, drafts=wrong, **common) == wanted
@@ -186,7 +189,7 @@ def test_an_encoder_that_reads_the_rows_goes_on_to_read_them(encoder: Path, tmp_
     other = tiny_encoder(tmp_path / "mt", layers=2, hidden=24)
     train_fusion(settings(encoder, tmp_path, source=[], source_encoder=str(other), steps=30))
     rows = [write_rows(tmp_path, "en.csv", says=True)]
-    with pytest.raises(AdapterMixError, match="adapter that fuses"):
+    with refuses("fusion.not-for"):
         score(encoder, tmp_path, source=rows)
     changed = tiny_encoder(tmp_path / "changed", layers=3, hidden=24)
     with refuses("fusion.source-encoder"):

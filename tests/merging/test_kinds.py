@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adaptermix.adapters import open_adapter
-from adaptermix.errors import PlanError
 from adaptermix.merging import merge
 
 from ..factories import CONFIG, WEIGHTS, load_base, logits, peft_kind, tiny_gpt2, tokens, wrap_with_peft
@@ -115,7 +114,7 @@ def test_kinds_that_need_the_base_give_the_sum_of_what_peft_gives(
 @pytest.mark.parametrize("method", ["exact", "ties", "slerp"])
 def test_without_the_base_they_are_refused(base: Path, tmp_path: Path, kind: str, method: str) -> None:
     folders = made(base, tmp_path, kind, "plain")
-    with pytest.raises(PlanError, match=r"needs the base model. Pass --base"):
+    with refuses("merge.needs-base: --base"):
         merge(folders, weights=[0.5], method=method, out=tmp_path / "out", max_residual=1.0)
     assert not (tmp_path / "out").exists()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adaptermix.errors import PlanError, UsageError
+from adaptermix.errors import PlanError
 from adaptermix.merging.request import is_checkpoint, merge_with_settings
 from adaptermix.methods.exact import Exact
 from adaptermix.options import MergeSettings
@@ -129,7 +129,7 @@ def test_a_method_names_the_function_that_learns_before_the_merge(
     adapters: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = settings(adapters, tmp_path / "out", train=["rows.jsonl"])
-    with pytest.raises(UsageError, match="--train is for methods that learn their weights"):
+    with refuses("gates.option: --train"):
         merge_with_settings(asked)
     monkeypatch.setattr(Exact, "learner", f"{__name__}:learn")
     assert merge_with_settings(asked) is asked

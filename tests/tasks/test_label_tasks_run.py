@@ -12,6 +12,9 @@ from adaptermix.options import EvaluateSettings, TaskSettings
 DATA = {
     "classify": ("de.csv", "text,label\nrot,a\nblau,b\n", ["accuracy", "macro_f1"]),
     "nli": ("de.tsv", "rot\tblau\tneutral\nrot\tRot\tentailment\n", ["accuracy", "macro_f1"]),
+    "pairs": ("de.tsv", "rot\tblau\t0\nrot\tRot\t1\n", ["accuracy", "macro_f1"]),
+    "pos": ("de.tsv", "Ada\tPROPN\nging\tVERB\n\nBath\tPROPN\n", ["accuracy", "macro_f1"]),
+    "ranking": ("de.tsv", "a\tb\t1\na\tc\t0\nd\te\t0\nd\tf\t2\n", ["ndcg"]),
     "ner-json": ("de.iob2", "Ada\tB-PER\nging\tO\n\nBath\tB-LOC\n", ["tuple_f1", "entity_f1"]),
 }
 

@@ -29,6 +29,40 @@ class TestNli(TaskLaws):
     data = {"de.tsv": "rot\tblau\tneutral\nrot\tRot\tentailment\nrot\tnicht rot\tcontradiction\n"}
 
 
+class TestPairs(TaskLaws):
+    task = TASKS["pairs"]
+    data = {"de.tsv": "wer ging\tAda ging\t1\nwer ging\tes regnet\t0\nwo\tin Rom\t1\n"}
+
+
+class TestPos(TaskLaws):
+    task = TASKS["pos"]
+    data = {"de.tsv": "Ada\tPROPN\nging\tVERB\n.\tPUNCT\n\nEs\tPRON\nregnet\tVERB\n\nHallo\tINTJ\n"}
+
+
+class TestRanking(TaskLaws):
+    task = TASKS["ranking"]
+    data = {
+        "de.tsv": "rad\tRad kaufen\tBei uns.\t3\nrad\tRom\tEine Stadt.\t0\nrad\tRad\tWikipedia.\t1\n"
+        "rom\tRom\tEine Stadt.\t4\nrom\tRad\tWikipedia.\t0\nei\tEi\tEin Ei.\t2\nei\tRad\tx\t1\n"
+    }
+
+
+class TestChoice(TaskLaws):
+    task = TASKS["choice"]
+    data = {
+        "de.jsonl": jsonl(
+            {"premise": "Ada fror", "choice1": "Es schneite.", "choice2": "Sie sang.", "question": "cause", "label": 0},
+            {"premise": "Ada fror", "choice1": "Sie sang.", "choice2": "Sie lief.", "question": "effect", "label": 1},
+            {
+                "question": "Wo liegt Rom?",
+                "choices": ["hier", "da", "dort"],
+                "answer": "dort",
+                "context": "Rom ist dort.",
+            },
+        )
+    }
+
+
 class TestNerJson(TaskLaws):
     task = TASKS["ner-json"]
     data = {"de.iob2": "Ada\tB-PER\nLovelace\tI-PER\nging\tO\n\nBath\tB-LOC\n\nEs\tO\nregnet\tO\n"}

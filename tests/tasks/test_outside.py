@@ -90,7 +90,8 @@ def test_a_task_of_another_package_works_in_every_command(
 def test_an_unknown_task_is_refused_with_all_names(mood: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "evaluate", "--base", "x", "--task", "mod", "--data", mood)
     assert code == 2
-    assert "--task must be one of classify, ner-json, nli, qa, sft, slots, translate, mood, got 'mod'" in err
+    names = "choice, classify, ner-json, nli, pairs, pos, qa, ranking, sft, slots, translate, mood"
+    assert f"--task must be one of {names}, got 'mod'" in err
 
 
 def test_it_is_listed_once_it_is_used_and_keeps_the_laws(mood: Path, tmp_path: Path) -> None:

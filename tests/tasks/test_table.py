@@ -23,7 +23,11 @@ def test_the_choices_of_heads_are_those_of_the_table():
         assert all(task.name in field.description for task in suited)
 
 
-SUITED = {"classes": {"classify", "nli"}, "tokens": {"slots", "ner-json"}, "span": {"qa"}}
+SUITED = {
+    "classes": {"classify", "nli", "pairs", "ranking"},
+    "tokens": {"slots", "ner-json", "pos"},
+    "span": {"qa"},
+}
 
 
 def test_the_head_of_each_task():
@@ -31,4 +35,4 @@ def test_the_head_of_each_task():
     heads = {task: name for name, tasks in SUITED.items() for task in tasks}
     found = {name: suiting(task) for name, task in TASKS.items()}
     assert {name: head.form.name for name, head in found.items() if head} == heads
-    assert {name for name, head in found.items() if head is None} == {"sft", "translate"}
+    assert {name for name, head in found.items() if head is None} == {"choice", "sft", "translate"}

@@ -11,10 +11,10 @@ from sacrebleu.metrics import BLEU, CHRF
 from transformers import AutoTokenizer
 
 from adaptermix.evaluation.run import score_answers
+from adaptermix.models.languages import canonical_language
 from adaptermix.tasks import get_task, get_template, overlap
 from adaptermix.tasks.base import remarks
 from adaptermix.tasks.data.language_names import _NAMES, english_name
-from adaptermix.tasks.data.languages import canonical_language
 from adaptermix.tasks.translate import TranslateRow
 
 from ..refusals import refuses

@@ -42,7 +42,7 @@ def eager() -> None:
 
 def size() -> None:
     """Say how many of the blocks' weights this process holds."""
-    from adaptermix.models.base import blocks
+    from adaptermix.models.blocks import blocks
     from adaptermix.training import sharding
 
     real = sharding.shard

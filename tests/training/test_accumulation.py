@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from adaptermix import AlignSettings, FusionSettings, JointSettings, TaskSettings, train_task
-from adaptermix.models.base import BaseModel, keep_blocks, load_base
+from adaptermix.models.base import BaseModel, load_base
+from adaptermix.models.blocks import keep_blocks
 from adaptermix.tasks.data import read_pairs
 from adaptermix.training import align, fusion
 from adaptermix.training.early_stopping import DevLosses

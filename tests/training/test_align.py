@@ -13,7 +13,8 @@ from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM
 
 from adaptermix import AlignSettings, load_adapter, train_align
-from adaptermix.models.base import BaseModel, backbone, keep_blocks, load_base
+from adaptermix.models.base import BaseModel, backbone, load_base
+from adaptermix.models.blocks import keep_blocks
 from adaptermix.models.eval_mode import evaluating
 from adaptermix.models.pooling import masked_mean
 from adaptermix.tasks.data import Pair, read_pairs
@@ -219,7 +220,7 @@ def test_languages_are_drawn_equally_often(causal: Path, tmp_path: Path) -> None
 
 
 def test_the_start_token_can_be_left_out_of_the_mean(encoder: Path) -> None:
-    from adaptermix.training.align import MiddleStates
+    from adaptermix.training.layer_states import MiddleStates
 
     with_start, without = (load_base(str(encoder), dtype="float32", device="cpu") for _ in range(2))
     ids = with_start.tokenizer("ab")["input_ids"]

@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from adaptermix import AlignSettings, train_align
 from adaptermix.errors import AdapterMixError, ModelError, PlanError
-from adaptermix.models.base import BaseModel, backbone, keep_blocks, load_base
+from adaptermix.models.base import BaseModel, backbone, load_base
+from adaptermix.models.blocks import keep_blocks
 from adaptermix.models.pooling import masked_mean
 from adaptermix.tasks.data import Pair
-from adaptermix.training.align import AlignLoss, MiddleStates
+from adaptermix.training.align import AlignLoss
+from adaptermix.training.layer_states import MiddleStates
 
 from ..factories import contents, load_with_peft
 from ..refusals import refuses

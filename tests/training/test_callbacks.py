@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from adaptermix import TaskSettings, train_task
-from adaptermix.errors import PlanError
+from adaptermix.progress import SILENT
+from adaptermix.training.callbacks import tracking
+from adaptermix.training.parallel import ALONE
 
 from ..cli.test_commands import run
+from ..refusals import refuses
 from .data import Notes, write_slots
 from .test_joint import values
 
@@ -106,8 +110,8 @@ class Run:
         _write({"step": step, **values})
     def finish(self):
         _write({"finished": True})
-def init(project, name):
-    _write({"project": project, "name": name})
+def init(project, name, **more):
+    _write({"project": project, "name": name, **more})
     if FAILS:
         raise RuntimeError("no route to the server")
     return Run()
@@ -174,7 +178,7 @@ def test_a_tracker_that_does_not_start_is_reported(
     causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_package(tmp_path, tmp_path / "log", monkeypatch, fails=True)
-    with pytest.raises(PlanError, match="--log-with trackio does not start: no route to the server"):
+    with refuses("log.failed: trackio.*no route to the server"):
         train_task(settings_for(causal, tmp_path, log_with="trackio"))
 
 
@@ -205,3 +209,65 @@ def test_a_resumed_run_may_log_elsewhere(causal: Path, tmp_path: Path, monkeypat
     assert "resumed at step 1 of 3" in notes.said
     entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [entry["step"] for entry in entries if "train/loss" in entry] == [2, 3]
+
+
+class Killed:
+    """Ends the process, as it were, after the log of a step that no checkpoint has."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_run_continues_the_run_of_its_tracker(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_package(tmp_path, tmp_path / "log", monkeypatch)
+    settings = settings_for(causal, tmp_path, checkpoint_every=1, log_with="trackio", evaluate_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        train_task(settings, callbacks=[Killed()])
+    train_task(settings.model_copy(update={"resume": True}))
+    entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    starts = [entry for entry in entries if "project" in entry]
+    assert starts == [starts[0], starts[0] | {"resume": "allow"}]
+    assert [entry["step"] for entry in entries if "train/loss" in entry] == [1, 2, 3]
+    assert [entry["step"] for entry in entries if "dev/loss" in entry] == [3]
+    assert not list(tmp_path.glob(".*/tracker.json"))
+
+
+def test_a_run_of_wandb_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import tracking as trackers
+
+    starts: list[dict[str, Any]] = []
+
+    class Tracker:
+        def __init__(self, project: str, **more: Any) -> None:
+            starts.append({"project": project, **more})
+            self.tracker = SimpleNamespace(id=more.get("id", f"id{len(starts)}"))
+
+        def start(self) -> None: ...
+
+        def finish(self) -> None: ...
+
+    monkeypatch.setattr(trackers, "LOGGER_TYPE_TO_CLASS", {"wandb": Tracker})
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    settings = TaskSettings(base="base", task="slots", train=["x"], out=str(tmp_path / "out"), log_with="wandb")
+    for resumed in (False, True, True, False):
+        with tracking(settings, ALONE, SILENT, folder=tmp_path / "work", resumed=resumed):
+            pass
+    new = {"project": "adaptermix", "name": "out"}
+    assert starts == [new, *[new | {"resume": "allow", "id": "id1"}] * 2, new]
+
+
+def test_tensorboard_is_started_as_accelerate_starts_it(
+    causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    settings = settings_for(causal, tmp_path, checkpoint_every=1, log_with="tensorboard")
+    with pytest.raises(KeyboardInterrupt):
+        train_task(settings, callbacks=[Killed()])
+    notes = Notes()
+    train_task(settings.model_copy(update={"resume": True}), watch=notes)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"logs for TensorBoard are in {folder}" in notes.said
+    assert list(folder.glob("events.out.tfevents.*"))

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from adaptermix import AlignSettings, JointSettings, TaskSettings, load_adapter, train_align, train_joint, train_task
 from adaptermix.cli import main
-from adaptermix.models.base import first_blocks, keep_blocks, load_base
+from adaptermix.models.base import load_base
+from adaptermix.models.blocks import first_blocks, keep_blocks
 from adaptermix.models.eval_mode import evaluating, loras_off
 from adaptermix.tasks.data import read_pairs
-from adaptermix.training.align import AlignLoss, PairsLoss
+from adaptermix.training.align import AlignLoss
 from adaptermix.training.early_stopping import DevLosses, standing
 from adaptermix.training.joint import joint_steps, turn
 from adaptermix.training.lora import inject
+from adaptermix.training.pairs import PairsLoss
 from adaptermix.training.trainer import BatchLoss
 
 from ..refusals import refuses

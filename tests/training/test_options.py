@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from adaptermix import AlignSettings, TaskSettings, load_adapter, merge, train_task
 from adaptermix.models.base import load_base
@@ -158,7 +157,7 @@ class TestKindsOfLora:
         with refuses(message):
             settings_for(causal, tmp_path, **more)
         for own, name in (({"anchor": "base"}, "anchor base"), ({"standardize": "all"}, "standardize")):
-            with pytest.raises(ValidationError, match=f"drop --{name}"):
+            with refuses(f"train.init-option: --{name}"):
                 AlignSettings(base="b", pairs=["x"], out="x", init="pissa", **own)
         with refuses("train.init-dtype: pissa.*bfloat16"):
             train_task(settings_for(causal, tmp_path, init="pissa", dtype="bfloat16"))

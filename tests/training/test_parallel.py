@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from adaptermix import AlignSettings, run_recipe, train_align
 from adaptermix.cli import adaptermix
 from adaptermix.errors import ModelError, PlanError, ReportedElsewhere
-from adaptermix.models.base import blocks, load_base
+from adaptermix.models.base import load_base
+from adaptermix.models.blocks import blocks
 from adaptermix.tasks.data import read_pairs
 from adaptermix.training.align import AlignLoss
 from adaptermix.training.compiling import compiled
@@ -243,7 +244,7 @@ def test_without_gathering_a_pair_is_contrasted_within_its_share(causal: Path, t
     base = load_base(str(causal), dtype="float32", device="cpu")
     loss = AlignLoss(base, pairs, settings)
     rows = list(range(size))
-    parts = [loss._of_rows(rows, Pretended(rank, 2, max(size, 2))).loss for rank in (0, 1)]
+    parts = [loss._part(rows, Pretended(rank, 2, max(size, 2))).loss for rank in (0, 1)]
     shares = [rows[::2], rows[1::2]] if size > 1 else [rows, rows]
     expected = sum(len(share) * float(loss._of_rows(share).loss) for share in shares) / max(size, 2)
     assert sum(map(float, parts)) == pytest.approx(expected, rel=1e-6)

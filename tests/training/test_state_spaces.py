@@ -19,7 +19,8 @@ from transformers import (
 
 from adaptermix import AlignSettings, TaskSettings, train_align, train_task
 from adaptermix.adapters import open_adapter
-from adaptermix.models.base import first_blocks, load_base
+from adaptermix.models.base import load_base
+from adaptermix.models.blocks import first_blocks
 from tests.tiny import _save, tiny_causal
 
 from ..refusals import refuses

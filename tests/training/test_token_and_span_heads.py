@@ -222,8 +222,9 @@ def test_language_models_tag_too_if_asked(causal: Path, tmp_path: Path) -> None:
     assert evaluate(evaluated(SLOTS, causal, tmp_path / "out", tmp_path)).task == "slots"
     train_task(settings_for(SLOTS, causal, tmp_path, steps=1, out=str(tmp_path / "generates")))
     assert load_adapter(tmp_path / "generates").meta.task_type == "CAUSAL_LM"
-    with refuses("head.class-prefix"):
-        train_task(settings_for(QA, causal, tmp_path, head="span", out=str(tmp_path / "random")))
+    train_task(settings_for(QA, causal, tmp_path, head="span", steps=1, out=str(tmp_path / "span")))
+    manifest = json.loads((tmp_path / "span" / "adaptermix.json").read_text())
+    assert manifest["task"]["reader"]["layers"] == "last"
 
 
 def test_joint_training_has_the_head_too(encoder: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import torch
 from adaptermix import AlignSettings, JointSettings
 from adaptermix.models.base import BaseModel, backbone, load_base
 from adaptermix.tasks.data import Pair, read_pairs
-from adaptermix.training.align import AlignLoss, MiddleStates
+from adaptermix.training.align import AlignLoss
 from adaptermix.training.early_stopping import DevLosses
 from adaptermix.training.joint import JointLoss
+from adaptermix.training.layer_states import MiddleStates
 from adaptermix.training.lora import factors, inject
 from adaptermix.training.losses import contrastive_loss
 from adaptermix.training.trainer import BatchLoss

@@ -15,7 +15,8 @@ from adaptermix import EvaluateSettings, MergeSettings, evaluate, merge, merge_l
 from adaptermix.cli import main
 from adaptermix.models.base import load_base
 from adaptermix.options import AlignSettings, StatisticsSettings, TaskSettings
-from adaptermix.training import train_align, train_task
+from adaptermix.training.least_squares import train_align
+from adaptermix.training.task import train_task
 from tests.factories import adapter_deltas, peft_lora
 from tests.fusion.test_commands import write_rows
 from tests.tiny import tiny_causal

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from adaptermix import EvaluateSettings, SearchSettings, evaluate, merge, search
-from adaptermix.errors import AdapterMixError, UsageError
 from adaptermix.weight_search import search_dry
 from adaptermix.weight_search.prepare import prepare
 from adaptermix.weight_search.space import CandidateList
@@ -144,43 +143,31 @@ def test_the_score_of_a_raced_search_is_that_of_what_it_chose(given: dict[str, o
 
 
 @pytest.mark.parametrize(
-    ("more", "kind", "words"),
+    ("more", "words"),
     [
-        (
-            {"trials": 3, "groups": ["99"]},
-            UsageError,
-            "--groups must be from 1 to the number of adapted layers, 4, got 99",
-        ),
-        ({"trials": 3, "groups": ["0"]}, UsageError, "--groups must be from 1"),
-        ({"trials": 3, "groups": ["2"], "curve": 3}, UsageError, "--curve must have at most as many points"),
-        ({"trials": 3, "storage": "."}, UsageError, "--storage must be a file"),
-        ({"trials": 3, "groups": ["2", "*q_proj"]}, UsageError, "one number, or globs"),
-        ({"trials": 3, "groups": ["*nothing"]}, AdapterMixError, "an override must match at least one module"),
-        ({"trials": 3, "vary": {"density": "0.9:0.1"}, "method": "ties"}, UsageError, "LOW:HIGH with LOW < HIGH"),
-        ({"trials": 3, "vary": {"density": "a:b"}, "method": "ties"}, UsageError, "LOW:HIGH"),
-        ({"trials": 3, "vary": {"density": "0.5,0.5"}, "method": "ties"}, UsageError, "values separated by commas"),
-        ({"trials": 3, "vary": {"density": "0.5:1.5"}, "method": "ties"}, UsageError, r"density must be in \(0, 1\]"),
-        ({"trials": 3, "vary": {"densty": "0.5:0.9"}, "method": "ties"}, UsageError, "Did you mean 'density'"),
-        ({"grid": [0.5], "vary": {"density": "0.5:0.9"}, "method": "ties"}, UsageError, "a grid needs values"),
-        ({"grid": [0.9, 1.0]}, UsageError, "leave something for the last adapter"),
-        ({"trials": 3, "method": "fisher"}, AdapterMixError, "statistics"),
-        (
-            {"trials": 3, "method": "layer-swap"},
-            UsageError,
-            "takes 2 adapters in this order: the task adapter, .* Got 3",
-        ),
-        (
-            {"trials": 3, "space": "free", "bounds": [1.0, 1.0]},
-            ValueError,
-            "--bounds must be LOW,HIGH with LOW < HIGH, or LOW,LOW with --vary, got 1.0,1.0",
-        ),
-        ({"trials": 3, "method": "tis"}, UsageError, "Did you mean 'ties'"),
+        ({"trials": 3, "groups": ["99"]}, "search.groups-count: 4, got 99"),
+        ({"trials": 3, "groups": ["0"]}, "search.groups-count: got 0"),
+        ({"trials": 3, "groups": ["2"], "curve": 3}, "search.curve"),
+        ({"trials": 3, "storage": "."}, "storage.is-folder"),
+        ({"trials": 3, "groups": ["2", "*q_proj"]}, "search.groups"),
+        ({"trials": 3, "groups": ["*nothing"]}, "override.no-module"),
+        ({"trials": 3, "vary": {"density": "0.9:0.1"}, "method": "ties"}, "vary.value: 0.9:0.1"),
+        ({"trials": 3, "vary": {"density": "a:b"}, "method": "ties"}, "vary.value: a:b"),
+        ({"trials": 3, "vary": {"density": "0.5,0.5"}, "method": "ties"}, "vary.value: 0.5,0.5"),
+        ({"trials": 3, "vary": {"density": "0.5:1.5"}, "method": "ties"}, "method.share: density"),
+        ({"trials": 3, "vary": {"densty": "0.5:0.9"}, "method": "ties"}, "method.unknown-option: 'density'"),
+        ({"grid": [0.5], "vary": {"density": "0.5:0.9"}, "method": "ties"}, "vary.range-in-grid"),
+        ({"grid": [0.9, 1.0]}, "search.grid"),
+        ({"trials": 3, "method": "fisher"}, "search.statistics-method"),
+        ({"trials": 3, "method": "layer-swap"}, "method.roles: Got 3"),
+        ({"trials": 3, "space": "free", "bounds": [1.0, 1.0]}, "search.bounds: 1.0,1.0"),
+        ({"trials": 3, "method": "tis"}, "method.unknown: 'ties'"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_a_model_is_loaded(
-    more: dict[str, object], kind: type[Exception], words: str, given: dict[str, object], tmp_path: Path
+    more: dict[str, object], words: str, given: dict[str, object], tmp_path: Path
 ) -> None:
-    with pytest.raises(kind, match=words):
+    with refuses(words):
         search_dry(SearchSettings(**(given | more)))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()

@@ -63,8 +63,8 @@ def test_sums_of_a_grid_keep_the_whole_first_adapter(given: dict[str, Any]) -> N
 
 
 def test_an_alignment_adapter_in_the_first_place_is_told(given: dict[str, Any]) -> None:
-    for path, kind in zip(given["adapters"], ("train-align", "train-task"), strict=True):
-        (Path(path) / "adaptermix.json").write_text(json.dumps({"kind": kind}))
+    for path, role in zip(given["adapters"], ("aligned", "supervised"), strict=True):
+        (Path(path) / "adaptermix.json").write_text(json.dumps({"languages": {role: ["en"]}}))
     document = search_dry(SearchSettings(**given, grid=[0.5]))
     assert any("is an alignment adapter: list 'a1' first" in note for note in document["notes"])
     assert document["candidates"] == ["0.5/0.5"]

@@ -150,7 +150,7 @@ def test_a_planted_gain_stays_and_is_written(given: dict[str, Any], tmp_path: Pa
     assert document["verdict"]["control"] == json.loads(json.dumps(found.document()))
     manifest = json.loads((tmp_path / "out" / "adaptermix.json").read_text())
     assert manifest["scores"]["verdict"]["control"]["gains_too"] is False
-    assert "random adapters in place of the others" in (tmp_path / "out" / "report.html").read_text()
+    assert "random adapters instead of the others" in (tmp_path / "out" / "report.html").read_text()
     # the search itself, and what it writes, are those without the control
     other = search(SearchSettings(**given | {"out": str(tmp_path / "none")}, control=0))
     assert other.verdict.control is None

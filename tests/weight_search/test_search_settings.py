@@ -125,7 +125,7 @@ def test_a_dry_search_checks_and_writes_nothing(
     [
         ({"rows": "9:"}, DataError, "data.none-in-rows: 2"),
         ({"template": "fancy"}, AdapterMixError, "task.template: plain, mid-align"),
-        ({"task": "slot"}, AdapterMixError, "task.unknown: classify, ner-json, nli,"),
+        ({"task": "slot"}, AdapterMixError, "task.unknown: choice, classify, ner-json,"),
         ({"base": "no-such-model-folder/"}, ModelError, "base.unreachable"),
     ],
 )

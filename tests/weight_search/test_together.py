@@ -171,11 +171,11 @@ def test_where_memory_ends_passes_are_half_as_large_from_then_on(
     sizes: list[int] = []
     real = judging.Answering._generated.__globals__["generate_ids"]
 
-    def generate(base: Any, prompts: Any, *, batch_size: int, **options: Any) -> Any:
+    def generate(base: Any, prompts: Any, limits: Any, *, batch_size: int, **options: Any) -> Any:
         sizes.append(batch_size)
         if batch_size > 4:
             raise torch.OutOfMemoryError("as asked")
-        return real(base, prompts, batch_size=batch_size, **options)
+        return real(base, prompts, limits, batch_size=batch_size, **options)
 
     monkeypatch.setattr("adaptermix.evaluation.answering.generate_ids", generate)
     found = search(SearchSettings(**settings | {"out": str(tmp_path / "halved")}))

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor
-
-from ...errors import PlanError
-from ...io.checkpoint_files import Checkpoint
-from ..base_weights import base_weight
-from ..module import AdapterModule
-from ..source import AdapterSource
+from ...errors import AdapterFormatError
+from ...io.json_types import JsonObject
+from ..lora_config import label
 from ..state import AdapterMeta
 from .dora import Dora
 from .lora import AdapterKind
 from .olora import Olora
 from .pissa import Pissa
 
-__all__ = ["KINDS", "AdapterKind", "kinds_of", "load_module", "weight_for"]
+__all__ = ["KINDS", "AdapterKind", "kind_of_file", "kind_of_type", "kinds_of"]
 
 KINDS: tuple[AdapterKind, ...] = (Pissa(), Olora(), Dora())
 """In the order in which they act on what the file holds: the last kind of an adapter gives its delta."""
+
+
+_READERS = {kind.peft_type: kind for kind in (*KINDS, AdapterKind())}
+"""The kind that reads the files of each of PEFT's types; a plain LoRA reads those of all kinds of LoRA."""
 
 
 def kinds_of(meta: AdapterMeta) -> tuple[AdapterKind, ...]:
@@ -30,46 +28,30 @@ def kinds_of(meta: AdapterMeta) -> tuple[AdapterKind, ...]:
     return tuple(kind for kind in KINDS if kind.is_of(meta))
 
 
-def weight_for(
-    kind: AdapterKind,
-    sources: Sequence[AdapterSource],
-    path: str,
-    shape: tuple[int, int],
-    checkpoint: Checkpoint | None,
-) -> Float[Tensor, "out in"]:
-    """Read the base weight of a module for adapters of one kind.
+def kind_of_type(peft_type: str) -> AdapterKind:
+    """Return the kind that reads adapters of one of PEFT's types."""
+    return _READERS[peft_type]
+
+
+def kind_of_file(config: JsonObject, path: Path) -> AdapterKind:
+    """Return the kind that reads the adapter of an `adapter_config.json`.
 
     Args:
-        kind: The kind.
-        sources: The adapters of this kind.
-        path: Path of the module.
-        shape: Shape [out in] of its update.
-        checkpoint: The base model, or None.
+        config: The content of the file.
+        path: The file, for messages.
 
     Raises:
-        ModelError: as `base_weight`.
-        PlanError: there is no base model.
+        AdapterFormatError: no kind reads it.
     """
-    if checkpoint is None:
-        raise PlanError(kind.missing_base([f"'{source.name}'" for source in sources]), code="merge.needs-base")
-    return base_weight(checkpoint, path, shape, fan_in_fan_out=sources[0].meta.fan_in_fan_out)
-
-
-def load_module(source: AdapterSource, path: str, checkpoint: Checkpoint | None) -> AdapterModule:
-    """Read a module with factors that are an update of the base weight.
-
-    Args:
-        source: The adapter.
-        path: Path of the module.
-        checkpoint: The base model, which PiSSA and OLoRA need.
-
-    Raises:
-        AdapterFormatError: a part of the module holds NaN or infinity.
-        ModelError: the base model does not fit.
-        PlanError: the base model is missing.
-    """
-    module = source.module(path)
-    for kind in kinds_of(source.meta):
-        shape = module.update.shape
-        module = kind.module(module, partial(weight_for, kind, [source], path, shape, checkpoint))
-    return module
+    if "fine_tune_type" in config and "peft_type" not in config:
+        raise AdapterFormatError(
+            f"{path} must be PEFT's, and is of an MLX adapter. Convert it to a PEFT adapter.", code="config.mlx"
+        )
+    kind = _READERS.get(str(config.get("peft_type")))
+    if kind is None:
+        raise AdapterFormatError(
+            f"{path}: only peft_type {' or '.join(map(repr, _READERS))} is handled, "
+            f"found {label(config.get('peft_type'))}.",
+            code="config.peft-type",
+        )
+    return kind

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Self
 
 from ...errors import DataError
 from ...io.files import sha256
+from ...io.json_types import JsonObject, JsonValue
 from ...options.fields import ROWS
 from ...provenance.row_hashes import ListedRows, RowHashes, RowTexts, remember
 from .languages import given_languages, languages_of, single_languages_of
@@ -98,7 +99,7 @@ class DataFile:
                 f"{self.path}:{number + 1}: the file must be UTF-8 text (.gz allowed): {error}.", code="data.not-utf8"
             ) from error
 
-    def _raw_lines(self, file: Any) -> Iterator[bytes]:
+    def _raw_lines(self, file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
         """Yield the lines of an open file, and stop before an absurd one fills the memory."""
         most = max(FEW_BYTES, MOST_EXPANSION * self.path.stat().st_size)
         total = number = 0
@@ -119,7 +120,7 @@ class DataFile:
                 )
             yield raw
 
-    def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def json_rows(self) -> Iterator[tuple[int, JsonObject]]:
         """Yield numbered JSON objects, one a line, without unpaired surrogates; blank lines are skipped.
 
         Raises:
@@ -210,7 +211,7 @@ def _hash_of_lines(path: Path, _status: tuple[int, int, int]) -> str:
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def sound(value: Any) -> Any:
+def sound(value: JsonValue) -> JsonValue:
     r"""Return JSON data with U+FFFD instead of halves of surrogate pairs, which tokenizers and files refuse.
 
     Example:

@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...errors import DataError
+from ...io.json_types import JsonValue
+from ...models.languages import canonical_language
 from .files import OPENERS, DataFile
-from .languages import canonical_language, languages_in
+from .languages import languages_in
+
+if TYPE_CHECKING:
+    from datasets import ClassLabel, Dataset
 
 _FORM = re.compile(r"hf:(?P<name>[^:@]+)(@(?P<revision>[^:@]+))?(:(?P<config>[^:]*))?(:(?P<split>[^:]+))?")
 
@@ -36,7 +41,6 @@ class HubData(DataFile):
 
     @property
     def suffixes(self) -> list[str]:
-        """Its rows are JSON."""
         return [".jsonl"]
 
     def lines(self) -> Iterator[tuple[int, str]]:
@@ -57,24 +61,22 @@ class HubData(DataFile):
 
     @property
     def title(self) -> str:
-        """Name in manifests: the argument."""
         return str(self.path)
 
     def hashes(self) -> dict[str, str]:
-        """Return the hash of the rows as both of those of a file."""
         digest = hashlib.sha256()
         for _, line in self.lines():
             digest.update(f"{line}\n".encode("utf-8", "surrogatepass"))
         return {"sha256": digest.hexdigest(), "text": digest.hexdigest()}
 
 
-def _class_of(kind: Any) -> Any:
+def _class_of(kind: object) -> ClassLabel | None:
     """Return the class feature of a column, or of each entry of a column of lists; None for other columns."""
     inner = getattr(kind, "feature", kind)
     return inner if hasattr(inner, "int2str") else None
 
 
-def _named(kind: Any, value: Any) -> Any:
+def _named(kind: ClassLabel, value: int | list[int] | None) -> JsonValue:
     """Return class names for numbers; a row without a class has the number -1, or none."""
     if isinstance(value, list):
         return [_named(kind, entry) for entry in value]
@@ -82,7 +84,7 @@ def _named(kind: Any, value: Any) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _load(name: str, config: str | None, split: str, revision: str | None) -> Any:
+def _load(name: str, config: str | None, split: str, revision: str | None) -> Dataset:
     try:
         from datasets import load_dataset
         from datasets.utils.logging import disable_progress_bar

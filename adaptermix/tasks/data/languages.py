@@ -1,19 +1,16 @@
-"""Language codes: canonical forms, and those in names of files."""
+"""Language codes in names of files."""
 
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
+
+from ...models.languages import VARIETIES, canonical_language
 
 # Words of file names that look like language codes.
 _NOT_LANGUAGES = {"dev", "val", "tst", "src", "ref", "raw", "new", "all", "out", "mt", "nli", "qa", "ner", "set", "csv"}
 _NOT_LANGUAGES |= {"bio", "nlu", "pos"}
-# Varieties with separate codes, by script or, without a script, by region.
-_VARIETIES = {
-    "zh": {"Hans": "zh", "CN": "zh", "SG": "zh", "Hant": "zh-Hant", "TW": "zh-Hant", "HK": "zh-Hant", "MO": "zh-Hant"},
-}
-_MARKS = {mark.lower(): mark for marks in _VARIETIES.values() for mark in marks}
+_MARKS = {mark.lower(): mark for marks in VARIETIES.values() for mark in marks}
 _MARKED = re.compile(rf"(?<![A-Za-z])([a-z]{{2,3}})((?:[-_](?i:{'|'.join(_MARKS)}))+)(?![A-Za-z])")
 # A script or a region (sr-Latn, pt-BR, zho_Hant) is part of one language, not the other side of a pair.
 _TAG = r"[a-z]{2,3}(?:[-_](?:[A-Z][a-z]{3}|[A-Z]{2}))*"
@@ -21,31 +18,6 @@ _PAIR = re.compile(rf"(?<![A-Za-z])({_TAG})-({_TAG})(?![A-Za-z])")
 _SINGLE = re.compile(rf"(?<![^._-])({_TAG})(?![^._-])")
 # Universal Dependencies: sk_snk-ud-test
 _TREEBANK = re.compile(r"(?<![A-Za-z])([a-z]{2,3})_[a-z0-9]+-ud(?![A-Za-z])")
-
-
-@cache
-def canonical_language(code: str) -> str | None:
-    """Return the shortest standard code (`deu` gives `de`, `cmn` gives `zh`), or None if it is not a language.
-
-    Scripts and regions are left out, except for varieties with separate codes such as traditional Chinese.
-
-    Example:
-        >>> canonical_language("deu"), canonical_language("gsw"), canonical_language("xq")
-        ('de', 'gsw', None)
-        >>> canonical_language("pt-BR"), canonical_language("zho_Hans"), canonical_language("zh-TW")
-        ('pt', 'zh', 'zh-Hant')
-    """
-    import langcodes
-    from langcodes.tag_parser import LanguageTagError
-
-    try:
-        language = langcodes.Language.get(langcodes.standardize_tag(code, macro=True))
-    except LanguageTagError:
-        return None
-    if not language.is_valid() or language.language is None:
-        return None
-    varieties = _VARIETIES.get(language.language, {})
-    return varieties.get(language.script or language.territory or "", language.language)
 
 
 def split_pair(pair: str) -> list[str]:
@@ -111,7 +83,7 @@ def _spelled(name: str) -> str:
     """Spell scripts and regions of the varieties as their standard does: `zh-tw` is not a pair of Chinese and Twi."""
 
     def spell(match: re.Match[str]) -> str:
-        if canonical_language(match[1]) not in _VARIETIES:
+        if canonical_language(match[1]) not in VARIETIES:
             return match[0]
         return match[1] + re.sub(r"[A-Za-z]+", lambda mark: _MARKS[mark[0].lower()], match[2])
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ...errors import DataError
+from ...io.json_types import JsonObject
+from ...models.languages import canonical_language
 from ...provenance.row_hashes import RowTexts
 from .files import DataFile, find_files, parse_rows, several_languages
 from .language_names import english_name
-from .languages import canonical_language
 from .tables import table_cells, texts_of
 
 _JSON_FIELDS = (("source", "target"), ("text_parallel_0", "text_parallel_1"), ("sentence1", "sentence2"))
@@ -34,7 +34,6 @@ class Pair:
 
     @property
     def row_texts(self) -> RowTexts:
-        """Return the texts by which the row is recognised in other files."""
         return RowTexts((self.source, self.target), separate=True)
 
 
@@ -56,15 +55,16 @@ def _json_columns(file: DataFile) -> Iterator[tuple[int, list[str]]]:
                 code="pairs.fields",
             )
         sides = ["" if row[name] is None else row[name] for name in names]
-        if not all(isinstance(side, str) for side in sides):
+        texts = [side for side in sides if isinstance(side, str)]
+        if len(texts) < len(sides):
             raise DataError(
                 f"{file.path}:{number}: '{names[0]}' and '{names[1]}' must be text, found {str(row)[:60]!r}.",
                 code="pairs.not-text",
             )
-        yield number, sides
+        yield number, texts
 
 
-def _flat(file: DataFile, row: dict[str, Any]) -> dict[str, Any]:
+def _flat(file: DataFile, row: JsonObject) -> JsonObject:
     """Return a row with its sides as fields; data sets of the Hub nest them under "translation", by language."""
     sides = row.get("translation")
     if len(file.languages) == 2 and isinstance(sides, dict) and set(file.languages) <= set(sides):

@@ -33,11 +33,10 @@ class RowsReport:
 
     @property
     def total(self) -> int:
-        """Count of rows."""
+        """Number of rows."""
         return sum(self.languages.values())
 
     def document(self) -> dict[str, object]:
-        """Return plain data."""
         return asdict(self)
 
     def warnings(self, what: str = "rows") -> list[str]:

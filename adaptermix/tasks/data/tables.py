@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
 from ...errors import DataError
+from ...models.languages import canonical_language
 from ...provenance.row_hashes import RowTexts
 from .files import DataFile, parse_rows, several_languages
-from .languages import canonical_language
 
 
 class Recognisable(Protocol):
@@ -42,7 +42,6 @@ class Row:
 
     @property
     def row_texts(self) -> RowTexts:
-        """The texts by which the row is recognised in other files."""
         return RowTexts(self.texts)
 
 
@@ -93,7 +92,12 @@ def is_json(file: DataFile) -> bool:
 
 
 def records(
-    file: DataFile, names: Mapping[str, Sequence[str]], order: Sequence[str], *, label: str | None = None
+    file: DataFile,
+    names: Mapping[str, Sequence[str]],
+    order: Sequence[str],
+    *,
+    label: str | None = None,
+    optional: Collection[str] = (),
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
     """Yield numbered records; a record of several lines has the number of its last one.
 
@@ -105,18 +109,20 @@ def records(
         names: For each field the names that a column may have, the best first; case does not count.
         order: The fields that must be there, in the order of the columns where there is no header.
         label: The field that may be null, if any.
+        optional: Fields of the order that may be empty, and that a header may lack.
 
     Raises:
         DataError: every record lacks a field or has an empty one; one has other columns than the first.
     """
     usable = False
     faults = []
-    for number, record in _every(file, names, order, label):
+    required = [field for field in order if field not in optional]
+    for number, record in _every(file, names, order, label, required):
         stripped = record and {field: value.strip() for field, value in record.items()}
-        lacking = [field for field in order if not stripped.get(field)] if stripped is not None else []
+        lacking = [field for field in required if not stripped.get(field)] if stripped is not None else []
         if lacking:
             faults.append(
-                f"{file.path}:{number}: a row must have {' and '.join(order)}, and its {lacking[0]} is missing."
+                f"{file.path}:{number}: a row must have {' and '.join(required)}, and its {lacking[0]} is missing."
             )
         usable = usable or not lacking
         yield number, None if lacking else stripped
@@ -125,7 +131,11 @@ def records(
 
 
 def _every(
-    file: DataFile, names: Mapping[str, Sequence[str]], order: Sequence[str], label: str | None
+    file: DataFile,
+    names: Mapping[str, Sequence[str]],
+    order: Sequence[str],
+    label: str | None,
+    required: Sequence[str],
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
     """Yield numbered records as the file has them; None for one whose label is null."""
     if is_json(file):
@@ -136,7 +146,7 @@ def _every(
     columns: dict[str, int] | None = None
     width = len(order)
     for index, (number, cells) in enumerate(table_cells(file)):
-        if index == 0 and (header := _header(file, number, cells, names, order)):
+        if index == 0 and (header := _header(file, number, cells, names, required)):
             columns, width = header, len(cells)
             continue
         if len(cells) != width:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from ...models.base import BaseModel
 from ...models.head_forms import HeadForm
+from ...models.languages import Text
 from ...models.positions import readable
 from .. import Task
 from ..data.report import by_language
+from ..data.tables import Row
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORED = -100
 Features = Mapping[str, list[int]]
@@ -52,7 +58,11 @@ class Predicting(HeadRows, Protocol):
         """Return the log-probabilities of rows by their numbers, in float32, each [texts or words, labels]."""
 
 
-class HeadKind(Protocol):
+T_contra = TypeVar("T_contra", bound=Task, contravariant=True, default=Any)
+"""Tasks that a kind of head suits."""
+
+
+class HeadKind(Protocol[T_contra]):
     """An entry of the table of heads."""
 
     @property
@@ -70,7 +80,7 @@ class HeadKind(Protocol):
     def suits(self, task: Task) -> bool:
         """Whether it can give the task's answers."""
 
-    def labels(self, task: Any, rows: Sequence[Any]) -> tuple[str, ...]:
+    def labels(self, task: T_contra, rows: Sequence[Row]) -> tuple[str, ...]:
         """Return the labels of a head that learns these rows.
 
         Raises:
@@ -78,7 +88,7 @@ class HeadKind(Protocol):
         """
 
     def encode(
-        self, base: BaseModel, task: Any, rows: Sequence[Any], *, max_length: int, teach: bool = False
+        self, base: BaseModel, task: T_contra, rows: Sequence[Row], *, max_length: int, teach: bool = False
     ) -> HeadRows:
         """Encode rows for a model that ends in such a head.
 
@@ -91,14 +101,14 @@ class HeadKind(Protocol):
         """
 
 
-def pad(base: BaseModel, features: Sequence[Features]) -> Any:
+def pad(base: BaseModel, features: Sequence[Features]) -> BatchEncoding:
     """Return a batch of tokenized texts, padded on the right, on the model's device."""
     return pad_to(base.tokenizer, features, None).to(base.device)
 
 
-def pad_to(tokenizer: Any, features: Sequence[Features], length: int | None) -> Any:
+def pad_to(tokenizer: PreTrainedTokenizerBase, features: Sequence[Features], length: int | None) -> BatchEncoding:
     """Return a batch of tokenized texts, padded on the right to a length, or to the longest text for None."""
-    to: dict[str, Any] = {"padding": "max_length", "max_length": length} if length else {}
+    to = {"padding": "max_length", "max_length": length} if length else {}
     return tokenizer.pad(list(features), padding_side="right", return_tensors="pt", **to)
 
 
@@ -119,6 +129,16 @@ def longest(base: BaseModel) -> int:
 def told_cut(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
     """Return the note on rows that were too long, with the language of each; `what` is their name in the plural."""
     return f"{by_language(languages, rows)} {what} are longer than {max_length} tokens (--max-length) and lose {lost}."
+
+
+def cut_languages(
+    base: BaseModel, texts: Sequence[Text], languages: Sequence[str], encoded: Sequence[Features], length: int
+) -> list[str]:
+    """Return the language of each text that was cut to `length` tokens."""
+    full = [row for row, tokens in enumerate(encoded) if len(tokens["input_ids"]) == length]
+    spoken = [languages[row] for row in full]
+    whole = base.encode([texts[row] for row in full], spoken, verbose=False)
+    return [language for language, row in zip(spoken, whole, strict=True) if len(row["input_ids"]) > length]
 
 
 def cross_entropy(logits: Tensor, gold: Tensor) -> Tensor:

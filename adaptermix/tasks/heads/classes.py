@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +10,11 @@ from torch import Tensor
 from ...errors import DataError
 from ...models.base import BaseModel
 from ...models.head_forms import HEAD_FORMS
-from .. import LabelTask, Task
+from .. import LabelTask, RankingTask, Task
 from ..data.report import by_language
-from .base import IGNORED, cross_entropy, pad, told_cut
+from ..data.tables import Row
+from .base import IGNORED, HeadRows, cross_entropy, cut_languages, pad, told_cut
+from .ranked import RankedRows
 
 _WRONG = "every answer to them is wrong"
 
@@ -33,17 +34,13 @@ class ClassRows:
     """
 
     def __init__(
-        self, base: BaseModel, task: LabelTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
+        self, base: BaseModel, task: LabelTask, rows: Sequence[Row], *, max_length: int, teach: bool = False
     ) -> None:
         self._base, self._labels = base, base.labels
         texts = [task.segments(row) for row in rows]
-        self._encoded = [base.tokenizer(*each, truncation=True, max_length=max_length) for each in texts]
-        full = [index for index, row in enumerate(self._encoded) if len(row["input_ids"]) == max_length]
-        cut = [
-            task.language(rows[index])
-            for index in full
-            if len(base.tokenizer(*texts[index], verbose=False)["input_ids"]) > max_length
-        ]
+        languages = list(map(task.language, rows))
+        self._encoded = base.encode(texts, languages, truncation=True, max_length=max_length)
+        cut = cut_languages(base, texts, languages, self._encoded, max_length)
         notes = [told_cut(cut, len(rows), max_length, "their ends")] if cut else []
         known = {label: index for index, label in enumerate(self._labels)}
         self._gold = [known.get(task.answer(row), IGNORED) for row in rows]
@@ -73,15 +70,12 @@ class ClassRows:
         return cross_entropy(self._logits(rows), gold)
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return the number of rows whose labels the head has."""
         return sum(self._gold[row] != IGNORED for row in rows)
 
     def predictions(self, rows: Sequence[int]) -> list[Tensor]:
-        """Return the log-probabilities of the classes of each row, each [1 labels]."""
         return list(self._logits(rows).float().log_softmax(-1).unsqueeze(1))
 
     def answers(self, rows: Sequence[int]) -> list[str]:
-        """Return the label of the largest logit of each row."""
         return [self._labels[index] for index in self._logits(rows).argmax(-1).tolist()]
 
 
@@ -89,25 +83,25 @@ class Classes:
     """One label per row."""
 
     form = HEAD_FORMS["classes"]
-    needs = "a task whose answers are labels"
+    needs = "a task whose answers are labels, or ranks of documents"
     closed = True
 
     def suits(self, task: Task) -> bool:
-        """Whether answers are labels."""
-        return isinstance(task, LabelTask)
+        return isinstance(task, LabelTask | RankingTask)
 
-    def labels(self, task: LabelTask, rows: Sequence[Any]) -> tuple[str, ...]:
-        """Return the labels of these rows, or those that the task has fixed."""
+    def labels(self, task: LabelTask | RankingTask, rows: Sequence[Row]) -> tuple[str, ...]:
         return task.labels(rows)
 
     def encode(
         self,
         base: BaseModel,
-        task: LabelTask,
-        rows: Sequence[Any],
+        task: LabelTask | RankingTask,
+        rows: Sequence[Row],
         *,
         max_length: int,
         teach: bool = False,
-    ) -> ClassRows:
-        """Encode texts; see `ClassRows`."""
+    ) -> HeadRows:
+        """Encode texts; see `ClassRows` and `RankedRows`."""
+        if isinstance(task, RankingTask):
+            return RankedRows(base, task, rows, max_length=max_length, teach=teach)
         return ClassRows(base, task, rows, max_length=max_length, teach=teach)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...adapters import AdapterSource
 from ...errors import PlanError
-from ...models.head_forms import Head, HeadForm, form_of
+from ...models.head_forms import Head, HeadForm, Reader
 from .. import Task, get_template
+from ..data.tables import Row
 from . import HEADS
 
 
@@ -25,16 +25,16 @@ def template_of(task: Task, sources: Sequence[AdapterSource], requested: str | N
     return get_template(task, named).name
 
 
-def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -> Head | None:
+def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Row]) -> Head | None:
     """Return the head of adapters, None if they have no head.
 
     Its labels are those of the adapter's manifest; for adapters of other tools the task's fixed labels.
 
     Raises:
         PlanError: the head was trained for another task or lacks all labels of the rows, adapters differ in their
-            heads, or the labels are not known.
+            heads, or the labels or the kind of head are not known.
     """
-    forms = [(source, form) for source in sources if (form := _form(source))]
+    forms = [(source, form) for source in sources if (form := form_of_head(source))]
     heads = {source.name: _head(task, source, form) for source, form in forms}
     if not heads:
         return None
@@ -49,6 +49,13 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
         raise PlanError(
             f"adapters with heads must have the same labels, found {sorted(map(list, labels))}.", code="head.labels"
         )
+    readers = {head.reader for head in heads.values()}
+    if len(readers) > 1:
+        raise PlanError(
+            f"heads must read the same hidden states, and those of {' and '.join(sorted(heads))} differ in task.reader "
+            "of their adaptermix.json.",
+            code="head.readers",
+        )
     name, head = next(iter(heads.items()))
     kind = HEADS[head.form.name]
     needed = kind.labels(task, rows)
@@ -62,11 +69,29 @@ def head_of(task: Task, sources: Sequence[AdapterSource], rows: Sequence[Any]) -
     return head
 
 
-def _form(source: AdapterSource) -> HeadForm | None:
-    """Return the kind of an adapter's head: its manifest's, else the usual one of its PEFT task type."""
-    usual, entry = form_of(source.meta.task_type), source.meta.manifest.get("task")
-    name = entry.get("head") if usual and isinstance(entry, Mapping) else None
-    return HEADS[name].form if isinstance(name, str) and name in HEADS else usual
+def form_of_head(source: AdapterSource) -> HeadForm | None:
+    """Return the kind of an adapter's head: its manifest's, else the first one of its PEFT task type; None without one.
+
+    Raises:
+        PlanError: the package that provides this kind of head is not installed.
+    """
+    task_type, entry = source.meta.task_type, source.meta.manifest.get("task")
+    usual = next((kind.form for kind in HEADS.values() if kind.form.task_type == task_type), None)
+    entry = entry if isinstance(entry, Mapping) else {}
+    name = entry.get("head")
+    if not isinstance(name, str):
+        return usual
+    if name in HEADS:
+        form = HEADS[name].form
+        # PEFT has no task type for a head of this package, which has an entry `reader`.
+        return form if usual or form.task_type == task_type or entry.get("reader") else None
+    if not usual and not source.meta.saved_modules:
+        return None
+    raise PlanError(
+        f"adapter '{source.name}' has a head of kind {name!r}, which no installed package provides. Install the "
+        f"package that has the entry point {name!r} in the group {HEADS.group}.",
+        code="head.not-installed",
+    )
 
 
 def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:
@@ -88,4 +113,4 @@ def _head(task: Task, source: AdapterSource, form: HeadForm) -> Head:
             "lists them.",
             code="head.unknown-labels",
         )
-    return Head(form=form, labels=labels)
+    return Head(form=form, labels=labels, reader=Reader.of(entry.get("reader")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from ...errors import DataError, PlanError
 from ...models.base import BaseModel
 from ...models.head_forms import HEAD_FORMS
 from .. import SpanTask, Task
+from ..data.tables import Row
 from .base import IGNORED, cross_entropy, pad
 
 OVERLAP = 128
@@ -48,7 +48,7 @@ class Window:
         return (touched[0], touched[-1]) if touched and whole else (self.null, self.null)
 
 
-def cut_windows(tokenizer: Any, question: str, context: str, max_length: int) -> list[Window]:
+def cut_windows(base: BaseModel, question: str, context: str, max_length: int, language: str = "") -> list[Window]:
     """Return windows of at most `max_length` tokens that together hold the whole text.
 
     A question takes at most half of a window. Neighbours share 128 tokens, or half of the rest if that is less.
@@ -56,7 +56,8 @@ def cut_windows(tokenizer: Any, question: str, context: str, max_length: int) ->
     Raises:
         PlanError: the text gets no token.
     """
-    encoded = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    tokenizer = base.tokenizer
+    (encoded,) = base.encode([question], [language], add_special_tokens=False, return_offsets_mapping=True)
     most = max(1, max_length // 2)
     if len(encoded["input_ids"]) > most:
         question = question[: encoded["offset_mapping"][most - 1][1]]
@@ -66,9 +67,9 @@ def cut_windows(tokenizer: Any, question: str, context: str, max_length: int) ->
             f"--max-length must leave room for a question and a part of its text, got {max_length}.",
             code="head.max-length",
         )
-    cut = tokenizer(
-        question,
-        context,
+    (cut,) = base.encode(
+        [(question, context)],
+        [language],
         truncation="only_second",
         max_length=max_length,
         stride=max(0, min(OVERLAP, room // 2)),
@@ -122,10 +123,12 @@ class SpanRows:
     """
 
     def __init__(
-        self, base: BaseModel, task: SpanTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
+        self, base: BaseModel, task: SpanTask, rows: Sequence[Row], *, max_length: int, teach: bool = False
     ) -> None:
         self._base, self._task, self._rows = base, task, rows
-        self._windows = [cut_windows(base.tokenizer, *task.question_and_context(row), max_length) for row in rows]
+        self._windows = [
+            cut_windows(base, *task.question_and_context(row), max_length, task.language(row)) for row in rows
+        ]
         self.lengths = [sum(len(window.spans) for window in windows) for windows in self._windows]
         self.texts = [[window.features for window in windows] for windows in self._windows]
         self._taught = [self._is_taught(row) for row in range(len(rows))] if teach else []
@@ -184,7 +187,6 @@ class SpanRows:
         return (cross_entropy(starts, first) + cross_entropy(ends, last)) / 2
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return the number of these rows' windows that the loss counts."""
         return sum(len(self._windows[row]) for row in rows if self._taught[row])
 
     def _span(self, row: int) -> Characters | None:
@@ -223,18 +225,12 @@ class Span:
     form = HEAD_FORMS["span"]
     needs = "a task whose answers are parts of a text"
     closed = False
+    encode = SpanRows
 
     def suits(self, task: Task) -> bool:
-        """Whether answers are parts of texts."""
         return isinstance(task, SpanTask)
 
-    def labels(self, task: SpanTask, rows: Sequence[Any]) -> tuple[str, ...]:
+    def labels(self, task: SpanTask, rows: Sequence[Row]) -> tuple[str, ...]:
         """Return the kinds of answers: spans, and `unanswerable` if a row has no answer."""
         without = any(task.span(row) is None and not task.lacks_its_answer(row) for row in rows)
         return (SPAN, UNANSWERABLE) if without else (SPAN,)
-
-    def encode(
-        self, base: BaseModel, task: SpanTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
-    ) -> SpanRows:
-        """Encode questions; see `SpanRows`."""
-        return SpanRows(base, task, rows, max_length=max_length, teach=teach)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +11,16 @@ from torch import Tensor
 from ...errors import DataError
 from ...models.base import BaseModel
 from ...models.head_forms import HEAD_FORMS
-from .. import Task, TokenTask
+from .. import FullyTaggedTask, Task, TokenTask
+from ..data.tables import Row
 from .base import IGNORED, cross_entropy, pad
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Spelling = Callable[[Sequence[str]], list[str]]
+UNSEEN = "_"
+"""Tag of a word that the head cannot see, where every word has a tag."""
 
 
 def repair(tags: Sequence[str]) -> tuple[str, ...]:
@@ -31,7 +37,7 @@ def repair(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(repaired)
 
 
-def spelling_of(tokenizer: Any) -> Spelling:
+def spelling_of(tokenizer: PreTrainedTokenizerBase) -> Spelling:
     """Return how to spell words for a tokenizer so that it gives the tokens that they have in a sentence.
 
     Byte-level tokenizers read a word without a blank before it as the start of a text.
@@ -65,7 +71,7 @@ class TokenRows:
         base: A model with a head over tags, and a fast tokenizer.
         task: The task.
         rows: Its rows.
-        max_length: Longest row in tokens; words beyond are `O` to the head.
+        max_length: Longest row in tokens; words beyond are `O` to the head, or `_` where every word has a tag.
         teach: Whether the loss is needed.
 
     Raises:
@@ -73,15 +79,18 @@ class TokenRows:
     """
 
     def __init__(
-        self, base: BaseModel, task: TokenTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
+        self, base: BaseModel, task: TokenTask, rows: Sequence[Row], *, max_length: int, teach: bool = False
     ) -> None:
         self._base, self._task, self._rows, self._labels = base, task, rows, base.labels
         spelled = spelling_of(base.tokenizer)
         words = [task.words(row) for row in rows]
-        self._encoded = [
-            base.tokenizer(spelled(each), is_split_into_words=True, truncation=True, max_length=max_length)
-            for each in words
-        ]
+        self._encoded = base.encode(
+            list(map(spelled, words)),
+            list(map(task.language, rows)),
+            is_split_into_words=True,
+            truncation=True,
+            max_length=max_length,
+        )
         self._first = [first_places(row.word_ids(), len(each)) for row, each in zip(self._encoded, words, strict=True)]
         self.lengths = [len(row["input_ids"]) for row in self._encoded]
         self.texts = [[row] for row in self._encoded]
@@ -124,22 +133,20 @@ class TokenRows:
         return cross_entropy(self._base.model(**batch).logits.flatten(0, 1), gold.flatten())
 
     def terms(self, rows: Sequence[int]) -> int:
-        """Return the number of these rows' words that the loss counts."""
         return sum(gold != IGNORED for row in rows for gold in self._gold[row])
 
     def predictions(self, rows: Sequence[int]) -> list[Tensor]:
-        """Return the log-probabilities of the tags of each row's words that have a token, each [words labels]."""
         logs = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.float().log_softmax(-1)
         words = [[index for index in self._first[row] if index is not None] for row in rows]
         return [of_row[indices] for of_row, indices in zip(logs, words, strict=True)]
 
     def answers(self, rows: Sequence[int]) -> list[str]:
-        """Return the answers for the tags of the largest logits."""
         best = self._base.model(**pad(self._base, [self._encoded[row] for row in rows])).logits.argmax(-1).tolist()
+        outside, repaired = (UNSEEN, tuple) if isinstance(self._task, FullyTaggedTask) else ("O", repair)
         return [
             self._task.answer_from_tags(
                 self._rows[row],
-                repair(["O" if index is None else self._labels[tags[index]] for index in self._first[row]]),
+                repaired([outside if index is None else self._labels[tags[index]] for index in self._first[row]]),
             )
             for row, tags in zip(rows, best, strict=True)
         ]
@@ -151,18 +158,14 @@ class Tokens:
     form = HEAD_FORMS["tokens"]
     needs = "a task whose answers are tags of words"
     closed = False
+    encode = TokenRows
 
     def suits(self, task: Task) -> bool:
-        """Whether words have tags."""
         return isinstance(task, TokenTask)
 
-    def labels(self, task: TokenTask, rows: Sequence[Any]) -> tuple[str, ...]:
-        """Return `O`, then `B-` and `I-` of each type that occurs, by name; nothing for no rows."""
+    def labels(self, task: TokenTask, rows: Sequence[Row]) -> tuple[str, ...]:
+        """Return `O`, then `B-` and `I-` of each type that occurs, by name, or the task's tags; nothing for no rows."""
+        if isinstance(task, FullyTaggedTask):
+            return task.head_tags(rows)
         kinds = sorted({tag[2:] for row in rows for tag in task.tags(row)} - {""})
         return ("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI")) if rows else ()
-
-    def encode(
-        self, base: BaseModel, task: TokenTask, rows: Sequence[Any], *, max_length: int, teach: bool = False
-    ) -> TokenRows:
-        """Encode words; see `TokenRows`."""
-        return TokenRows(base, task, rows, max_length=max_length, teach=teach)

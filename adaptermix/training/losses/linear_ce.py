@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Logits in memory at a time: 64 MiB on a CPU, 1 GiB on an accelerator, where large products are faster.
 _CPU_LOGITS, _DEVICE_LOGITS = 2**24, 2**28
@@ -75,7 +78,7 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
-def plain_head(model: Any) -> nn.Linear | None:
+def plain_head(model: PreTrainedModel) -> nn.Linear | None:
     """Return the output layer of a causal language model if the logits are exactly its output.
 
     Some models scale or bound them afterwards. Comparing values shows it for any architecture.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from ...tasks.heads.base import IGNORED, cross_entropy
 from .linear_ce import linear_cross_entropy
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def answer_loss(
-    model: Any,
+    model: PreTrainedModel,
     input_ids: Int[Tensor, "rows tokens"],
     attention_mask: Int[Tensor, "rows tokens"],
     labels: Int[Tensor, "rows tokens"],

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from adaptermix.errors import DataError
 from adaptermix.tasks import get_task
 from adaptermix.tasks.qa import QaRow
 
@@ -152,29 +151,29 @@ QAS = ["data", 0, "paragraphs", 0, "qas"]
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("de.json", '{"data": [\n{"paragraphs":\n}]}', r"de\.json:3: question data must be SQuAD JSON, or JSONL"),
-        ("de.json", "[1,\n2]", r"de\.json:1: .*object with 'data'"),
-        ("de.json", '{\n"question": "a"}', r"de\.json:1: .*object with 'data'"),
-        ("de.json", "[" * 100_000, r"de\.json:1: .*nested too deep"),
-        ("de.json", '{"data": {}}', r"de\.json: 'data' must be a list of objects"),
-        ("de.json", changed(["data", 0], 5), r"de\.json: 'data' must be a list of objects"),
-        ("de.json", changed(["data", 0, "paragraphs"], None), r"de\.json: data\[0\]: 'paragraphs' must be a list"),
-        ("de.json", changed(QAS, None), r"de\.json: data\[0\]\.paragraphs\[0\]: 'qas' must be a list"),
-        ("de.json", changed([*QAS, 1, "question"], None), r"paragraphs\[0\]\.qas\[1\]: a row must have its 'question'"),
-        ("de.json", changed([*QAS[:-1], "context"], " "), "it has 2, 2 of them without a label, an answer or a text"),
-        ("de.json", changed([*QAS, 0, "answers"], None), r"qas\[0\]: a question must have \"answers\".* found 'None'"),
-        ("de.json", changed([*QAS, 0, "answers"], [{}]), r"qas\[0\]: a question must have \"answers\""),
-        ("de.json", changed(["data"], []), r"must have rows in the requested range \(all\), it has 0"),
-        ("de.jsonl", FORMS["rows.de.jsonl"] + '{"question": "a"}\n', r"de\.jsonl:3: a row must have its 'context'"),
-        ("de.jsonl", FORMS["rows.de.jsonl"] + "\n{\n", r"de\.jsonl:4: every line must be JSON"),
-        ("de.jsonl", json.dumps(ROWS[0] | {"answers": [1]}) + "\n", r"de\.jsonl:1: a question must have \"answers\""),
-        ("de.jsonl", json.dumps(ROWS[0] | {"answers": None}) + "\n", r"de\.jsonl:1: a question must have \"answers\""),
-        ("de.jsonl", "[1]\n", r"de\.jsonl:1: .*JSON object, found list"),
-        ("de.json", "\n\n", r"de\.json:\d: question data must be SQuAD JSON"),
+        ("de.json", '{"data": [\n{"paragraphs":\n}]}', r"qa.format: de\.json:3: "),
+        ("de.json", "[1,\n2]", r"qa.no-data: de\.json:1: .*'data'"),
+        ("de.json", '{\n"question": "a"}', r"qa.no-data: de\.json:1: .*'data'"),
+        ("de.json", "[" * 100_000, r"qa.too-deep: de\.json:1: "),
+        ("de.json", '{"data": {}}', r"qa.not-list: de\.json: .*'data'"),
+        ("de.json", changed(["data", 0], 5), r"qa.not-list: de\.json: .*'data'"),
+        ("de.json", changed(["data", 0, "paragraphs"], None), r"qa.not-list: de\.json: .*'paragraphs'"),
+        ("de.json", changed(QAS, None), r"qa.not-list: de\.json: .*'qas'"),
+        ("de.json", changed([*QAS, 1, "question"], None), r"qa.not-text: paragraphs\[0\]\.qas\[1\].*'question'"),
+        ("de.json", changed([*QAS[:-1], "context"], " "), "data.none-in-rows: has 2, 2"),
+        ("de.json", changed([*QAS, 0, "answers"], None), r"qa.answers: qas\[0\].*found 'None'"),
+        ("de.json", changed([*QAS, 0, "answers"], [{}]), r"qa.answers: qas\[0\]"),
+        ("de.json", changed(["data"], []), "data.none-in-rows: has 0"),
+        ("de.jsonl", FORMS["rows.de.jsonl"] + '{"question": "a"}\n', r"qa.not-text: de\.jsonl:3: .*'context'"),
+        ("de.jsonl", FORMS["rows.de.jsonl"] + "\n{\n", r"row.not-json: de\.jsonl:4: "),
+        ("de.jsonl", json.dumps(ROWS[0] | {"answers": [1]}) + "\n", r"qa.answers: de\.jsonl:1: "),
+        ("de.jsonl", json.dumps(ROWS[0] | {"answers": None}) + "\n", r"qa.answers: de\.jsonl:1: "),
+        ("de.jsonl", "[1]\n", r"row.not-object: de\.jsonl:1: .*found list"),
+        ("de.json", "\n\n", r"qa.format: de\.json:\d: "),
     ],
     ids=range(19),
 )
 def test_malformed_files_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
+    with refuses(message) as caught:
         read_qa([pack(tmp_path / name, text, "plain")])
     assert "\n" not in str(caught.value)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptermix.errors import DataError
 from adaptermix.tasks import get_task
 
 from ...refusals import refuses
@@ -92,27 +91,31 @@ def test_rows_without_text_are_left_out_and_count_as_rows(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a"}, "must have 'messages', or a prompt .* found the fields prompt"),
-        ({"answer": "a"}, "must have 'messages', or a prompt"),
-        ({}, "found the fields none"),
-        ({"prompt": ["a"], "answer": "b"}, "'prompt' must be text or a number, found list"),
-        ({"prompt": "a", "answer": True}, "'answer' must be text or a number, found bool"),
-        ({"instruction": "a", "input": {}, "output": "b"}, "'input' must be text or a number, found dict"),
-        ({"messages": "a"}, "'messages' must be a list of at least two turns"),
-        ({"messages": MESSAGES[:1]}, "'messages' must be a list of at least two turns"),
-        ({"messages": MESSAGES[:2]}, "must end with .* found system, user at the end"),
-        ({"messages": [MESSAGES[0], MESSAGES[2]]}, "must end with .* found system, assistant at the end"),
-        ({"messages": [MESSAGES[1], MESSAGES[2], MESSAGES[2]]}, "found user, assistant, assistant at the end"),
-        ({"messages": [{"role": "tool", "content": "x"}, *MESSAGES]}, "'role' .*system, user, assistant.* at place 0"),
-        ({"messages": [*MESSAGES[:2], {"role": "assistant", "content": 1}]}, "'content' as text, .* at place 2"),
-        ({"messages": [*MESSAGES[:2], "tell"]}, "'content' as text, found 'tell' at place 2"),
-        ([ROW], "must be a JSON object, found list"),
+        ({"prompt": "a"}, "sft.fields: 'messages'"),
+        ({"answer": "a"}, "sft.fields: 'messages'"),
+        ({}, "sft.fields"),
+        ({"prompt": ["a"], "answer": "b"}, "sft.not-text: 'prompt'.*found list"),
+        ({"prompt": "a", "answer": True}, "sft.not-text: 'answer'.*found bool"),
+        ({"instruction": "a", "input": {}, "output": "b"}, "sft.not-text: 'input'.*found dict"),
+        ({"messages": "a"}, "sft.too-few-turns: 'messages'"),
+        ({"messages": MESSAGES[:1]}, "sft.too-few-turns: 'messages'"),
+        ({"messages": MESSAGES[:2]}, "sft.last-turn: found system, user at the end"),
+        ({"messages": [MESSAGES[0], MESSAGES[2]]}, "sft.last-turn: found system, assistant at the end"),
+        (
+            {"messages": [MESSAGES[1], MESSAGES[2], MESSAGES[2]]},
+            "sft.last-turn: found user, assistant, assistant at the end",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}, *MESSAGES]}, "sft.turn: 'role'.*place 0"),
+        ({"messages": [*MESSAGES[:2], {"role": "assistant", "content": 1}]}, "sft.turn: 'content'.*place 2"),
+        ({"messages": [*MESSAGES[:2], "tell"]}, "sft.turn: 'content'.*'tell'.*place 2"),
+        ([ROW], "row.not-object: found list"),
     ],
     ids=range(15),
 )
 def test_malformed_rows_are_refused_at_their_line(tmp_path: Path, row: Any, message: str) -> None:
-    with pytest.raises(DataError, match=rf"x\.jsonl:2: .*{message}") as caught:
+    with refuses(message) as caught:
         read_sft([write(tmp_path / "x.jsonl", ROW, row)])
+    assert "x.jsonl:2: " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -160,7 +160,7 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_broken_text_is_refused_with_its_line(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}:\d+: .*UTF-8"):
+    with refuses(rf"data.not-utf8: {name}:\d+: "):
         list(find_files([str(path)])[0].lines())
 
 

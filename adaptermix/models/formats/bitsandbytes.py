@@ -1,89 +1,31 @@
-"""The 4- and 8-bit formats of bitsandbytes: codes that index a table of values, and a scale per block of weights."""
+"""The 4- and 8-bit formats of bitsandbytes."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ..errors import ModelError
-from ..models.quantization import BLOCK, unpack
+from ...errors import ModelError
+from ...io.checkpoint_files import Checkpoint, TensorHeader
+from ...io.json_types import JsonObject
+from ...io.safetensors_writer import DTYPE_NAMES
+from .base import FORMATS, Format, Quantized
 
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
+    from transformers import BitsAndBytesConfig
+
+BLOCK = 64
+"""Weights per scale in 4-bit formats; bitsandbytes' default."""
 _LEVELS = 127
 """Steps from 0 to the scale in 8 bits."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Quantized(ABC):
-    """A weight whose values are codes times scales.
-
-    Args:
-        codes: Index of each weight's value in the table.
-        scales: Scale of each block of weights, row after row, as dequantised.
-
-    Shapes: `codes` [out in], uint8; `scales` [blocks], float32.
-    """
-
-    codes: Integer[Tensor, "out in"]
-    scales: Float[Tensor, " blocks"]
-
-    @property
-    @abstractmethod
-    def table(self) -> Float[Tensor, " levels"]:
-        """The values of the codes."""
-
-    @property
-    @abstractmethod
-    def block(self) -> int:
-        """Number of weights that share a scale."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weight in a forward pass."""
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """Return the manifest entry of the format."""
-
-    @abstractmethod
-    def with_scales(self, scales: Tensor) -> Self:
-        """Return a weight of the same codes and the storable scales that are nearest to these."""
-
-    @abstractmethod
-    def to(self, device: torch.device) -> Self:
-        """Return the weight on a device."""
-
-    @abstractmethod
-    def requantized(self, weight: Tensor) -> Self:
-        """Return another weight, rounded in the same format."""
-
-    @abstractmethod
-    def stored(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors from which transformers and bitsandbytes load the weight.
-
-        Args:
-            name: Name of the weight, such as `model.layers.0.self_attn.q_proj.weight`.
-        """
-
-    def with_codes(self, codes: Tensor) -> Self:
-        """Return a weight of the same scales and other codes."""
-        return replace(self, codes=codes.to(torch.uint8))
-
-    def scale_of_each(self) -> Float[Tensor, "out in"]:
-        """Return the scale of each weight."""
-        return self.scales.repeat_interleave(self.block)[: self.codes.numel()].view(self.codes.shape)
-
-    def weight(self) -> Float[Tensor, "out in"]:
-        """Return the dequantised weight in float32."""
-        return self.table[self.codes.long()] * self.scale_of_each()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +40,7 @@ class FourBit(Quantized):
     Reference: Dettmers et al., QLoRA, NeurIPS 2023, arXiv 2305.14314, section 3.
     """
 
-    state: Any
+    state: QuantState
 
     @classmethod
     def of(cls, weight: Tensor, *, kind: str, double: bool = True, block: int = BLOCK) -> FourBit:
@@ -149,8 +91,7 @@ class FourBit(Quantized):
         dtype: torch.dtype = self.state.dtype
         return dtype
 
-    def identity(self) -> dict[str, Any]:
-        """Return the manifest entry of the format."""
+    def identity(self) -> JsonObject:
         return {"format": self.state.quant_type, "block_size": self.block, "double": bool(self.state.nested)}
 
     def with_scales(self, scales: Tensor) -> FourBit:
@@ -172,7 +113,7 @@ class FourBit(Quantized):
     def to(self, device: torch.device) -> FourBit:
         """Return the weight on a device."""
         state = copy(self.state)
-        state.to(device)
+        state.to(device)  # type: ignore[no-untyped-call]
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), state=state)
 
     def requantized(self, weight: Tensor) -> FourBit:
@@ -245,8 +186,7 @@ class EightBit(Quantized):
         """Dtype of the weight in a forward pass."""
         return self.form
 
-    def identity(self) -> dict[str, Any]:
-        """Return the manifest entry of the format."""
+    def identity(self) -> JsonObject:
         return {"format": "int8"}
 
     def with_scales(self, scales: Tensor) -> EightBit:
@@ -269,15 +209,109 @@ class EightBit(Quantized):
         return {name: steps, f"{stem}SCB": self.scales, f"{stem}weight_format": torch.tensor(0, dtype=torch.uint8)}
 
 
-FORMATS: Mapping[str, Callable[[Tensor], Quantized]] = {
-    "nf4": partial(FourBit.of, kind="nf4"),
-    "fp4": partial(FourBit.of, kind="fp4"),
-    "int8": EightBit.of,
-}
-"""Functions that round a weight, by the name of the format. In 4 bits the scales are quantised too, as in QLoRA."""
+_STATE = ".quant_state.bitsandbytes__"
+_DTYPES = {str(dtype).removeprefix("torch."): name for dtype, name in DTYPE_NAMES.items()}
 
 
-def _read_scales(state: Any) -> Float[Tensor, " blocks"]:
+class FourBitFormat(Format):
+    """NF4 or FP4 of bitsandbytes. The scales are quantised too, as in QLoRA."""
+
+    package = "bitsandbytes"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.identity = {"format": name, "block_size": BLOCK, "double": True}
+
+    def __call__(self, weight: Tensor) -> FourBit:
+        return FourBit.of(weight, kind=self.name)
+
+    def config(self, dtype: torch.dtype | str, skipped: Sequence[str] | None) -> BitsAndBytesConfig:
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.name,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            **_skipping(skipped),
+        )
+
+    def is_config(self, stored: Mapping[str, object]) -> bool:
+        is_own = stored.get("quant_method") == self.package and not stored.get("load_in_8bit")
+        return is_own and stored.get("bnb_4bit_quant_type", "fp4") == self.name
+
+    def weight_of(self, tensor: str) -> str | None:
+        weight, _, kind = tensor.partition(_STATE)
+        return weight if kind == self.name else None
+
+    def parts(self, weight: str, tensors: Iterable[str]) -> set[str]:
+        return {name for name in tensors if name.startswith(f"{weight}.")}
+
+    def header(self, checkpoint: Checkpoint, weight: str, dtype: torch.dtype) -> TensorHeader:  # noqa: ARG002
+        shape, dtype_name = _state(checkpoint, f"{weight}{_STATE}{self.name}")
+        return replace(checkpoint.tensors[weight], shape=shape, dtype=_DTYPES[dtype_name])
+
+    def read(self, checkpoint: Checkpoint, weight: str, dtype: torch.dtype) -> FourBit:  # noqa: ARG002
+        parts = self.parts(weight, checkpoint.tensors)
+        return FourBit.read(
+            checkpoint.load(weight), {name.removeprefix(f"{weight}."): checkpoint.load(name) for name in parts}
+        )
+
+
+class EightBitFormat(Format):
+    """LLM.int8() of bitsandbytes."""
+
+    name = "int8"
+    package = "bitsandbytes"
+
+    def __init__(self) -> None:
+        self.identity = {"format": self.name}
+
+    def __call__(self, weight: Tensor) -> EightBit:
+        return EightBit.of(weight)
+
+    def config(self, dtype: torch.dtype | str, skipped: Sequence[str] | None) -> BitsAndBytesConfig:  # noqa: ARG002
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(load_in_8bit=True, **_skipping(skipped))
+
+    def is_config(self, stored: Mapping[str, object]) -> bool:
+        return stored.get("quant_method") == self.package and bool(stored.get("load_in_8bit"))
+
+    def weight_of(self, tensor: str) -> str | None:
+        return f"{tensor.removesuffix('SCB')}weight" if tensor.endswith(".SCB") else None
+
+    def parts(self, weight: str, tensors: Iterable[str]) -> set[str]:  # noqa: ARG002
+        stem = weight.removesuffix("weight")
+        return {f"{stem}SCB", f"{stem}weight_format"}
+
+    def header(self, checkpoint: Checkpoint, weight: str, dtype: torch.dtype) -> TensorHeader:
+        return replace(checkpoint.tensors[weight], dtype=DTYPE_NAMES[dtype])
+
+    def read(self, checkpoint: Checkpoint, weight: str, dtype: torch.dtype) -> EightBit:
+        scales = f"{weight.removesuffix('weight')}SCB"
+        return EightBit.of_steps(checkpoint.load(weight), checkpoint.load(scales), dtype)
+
+
+def _skipping(skipped: Sequence[str] | None) -> dict[str, list[str]]:
+    # The option is named after the first format of bitsandbytes and applies to all of them.
+    return {} if skipped is None else {"llm_int8_skip_modules": list(skipped)}
+
+
+def _state(checkpoint: Checkpoint, name: str) -> tuple[tuple[int, ...], str]:
+    """Return shape and dtype of a matrix from the state that bitsandbytes stores with it."""
+    try:
+        state = json.loads(bytes(checkpoint.load(name).tolist()))
+        if state["dtype"] in _DTYPES and len(state["shape"]) == 2:
+            return tuple(state["shape"]), state["dtype"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ModelError(
+        f"{checkpoint.path}: '{name}' must hold bitsandbytes' state of a matrix, and does not.", code="quantized.state"
+    )
+
+
+def _read_scales(state: QuantState) -> Float[Tensor, " blocks"]:
     """Return the scales of a state of bitsandbytes, as a forward pass reads them."""
     if not state.nested:
         plain: Tensor = state.absmax.float()
@@ -294,3 +328,12 @@ def pack(codes: Tensor) -> Integer[Tensor, "bytes 1"]:
     if len(flat) % 2:
         flat = torch.cat([flat, flat.new_zeros(1)])
     return ((flat[0::2] << 4) | flat[1::2]).unsqueeze(1)
+
+
+def unpack(packed: Tensor, count: int) -> Tensor:
+    """Return one 4-bit code per weight; the first of two is in the high half of a byte."""
+    flat = packed.flatten()
+    return torch.stack([flat >> 4, flat & 15], dim=1).flatten()[:count]
+
+
+FORMATS.update(nf4=FourBitFormat("nf4"), fp4=FourBitFormat("fp4"), int8=EightBitFormat())

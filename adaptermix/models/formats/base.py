@@ -1,0 +1,155 @@
+"""The protocol of quantised formats of weights, and their registry.
+
+A quantised weight has codes that index a table of values, and a scale per block of weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from ...io.checkpoint_files import Checkpoint, TensorHeader
+from ...io.json_types import JsonObject
+from ...io.registry import Registry
+from ...options import registries
+
+if TYPE_CHECKING:
+    from transformers.quantizers.base import QuantizationConfigMixin
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantized(ABC):
+    """A weight whose values are codes times scales.
+
+    Args:
+        codes: Index of each weight's value in the table.
+        scales: Scale of each block of weights, row after row, as dequantised.
+
+    Shapes: `codes` [out in], uint8; `scales` [blocks], float32.
+    """
+
+    codes: Integer[Tensor, "out in"]
+    scales: Float[Tensor, " blocks"]
+
+    @property
+    @abstractmethod
+    def table(self) -> Float[Tensor, " levels"]:
+        """The values of the codes."""
+
+    @property
+    @abstractmethod
+    def block(self) -> int:
+        """Number of weights that share a scale."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weight in a forward pass."""
+
+    @abstractmethod
+    def identity(self) -> JsonObject:
+        """Return the manifest entry of the format."""
+
+    @abstractmethod
+    def with_scales(self, scales: Tensor) -> Self:
+        """Return a weight of the same codes and the storable scales that are nearest to these."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """Return the weight on a device."""
+
+    @abstractmethod
+    def requantized(self, weight: Tensor) -> Self:
+        """Return another weight, rounded in the same format."""
+
+    @abstractmethod
+    def stored(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors from which transformers and bitsandbytes load the weight.
+
+        Args:
+            name: Name of the weight, such as `model.layers.0.self_attn.q_proj.weight`.
+        """
+
+    def with_codes(self, codes: Tensor) -> Self:
+        """Return a weight of the same scales and other codes."""
+        return replace(self, codes=codes.to(torch.uint8))
+
+    def scale_of_each(self) -> Float[Tensor, "out in"]:
+        """Return the scale of each weight."""
+        return self.scales.repeat_interleave(self.block)[: self.codes.numel()].view(self.codes.shape)
+
+    def weight(self) -> Float[Tensor, "out in"]:
+        """Return the dequantised weight in float32."""
+        return self.table[self.codes.long()] * self.scale_of_each()
+
+
+class Format(ABC):
+    """A quantised format.
+
+    Attributes:
+        name: Its name in options and manifests.
+        package: The package that models in this format need.
+        identity: Its manifest entry.
+    """
+
+    name: str
+    package: str
+    identity: JsonObject
+
+    @abstractmethod
+    def __call__(self, weight: Tensor) -> Quantized:
+        """Round a weight to this format."""
+
+    @abstractmethod
+    def config(self, dtype: torch.dtype | str, skipped: Sequence[str] | None) -> QuantizationConfigMixin:
+        """Return the quantisation config of transformers.
+
+        Args:
+            dtype: Dtype of computation.
+            skipped: Names of modules that are not quantised; None for the output layer of a language model.
+        """
+
+    @abstractmethod
+    def is_config(self, stored: Mapping[str, object]) -> bool:
+        """Whether a model with this quantisation config is in this format."""
+
+    @abstractmethod
+    def weight_of(self, tensor: str) -> str | None:
+        """Return the name of the quantised weight that a tensor of a checkpoint belongs to by its name, or None.
+
+        For each weight in this format one tensor has a name that no other format has.
+        """
+
+    @abstractmethod
+    def parts(self, weight: str, tensors: Iterable[str]) -> set[str]:
+        """Return the names of the tensors that a checkpoint stores with the codes of a weight, such as its scales."""
+
+    @abstractmethod
+    def header(self, checkpoint: Checkpoint, weight: str, dtype: torch.dtype) -> TensorHeader:
+        """Return shape and dtype of a weight of a checkpoint as it is in a forward pass.
+
+        Args:
+            checkpoint: The stored files.
+            weight: Name of the weight.
+            dtype: Dtype of the model.
+        """
+
+    @abstractmethod
+    def read(self, checkpoint: Checkpoint, weight: str, dtype: torch.dtype) -> Quantized:
+        """Read a weight; arguments as for `header`."""
+
+
+FORMATS: Registry[Format] = registries.FORMATS
+"""Quantised formats by name. Entry points of other packages: `adaptermix.formats`."""
+
+
+def known_formats() -> Mapping[str, Format]:
+    """Return all formats by name, those of other packages too."""
+    FORMATS.load_all()
+    return FORMATS

@@ -1,0 +1,380 @@
+"""Stacks: a multilingual encoder E under a model M, which reads E's states instead of word embeddings.
+
+`M.set_input_embeddings(Projected(E, U))` is the whole construction: M's blocks and their names do not change, and
+E's tokenizer becomes that of the stack. A stack is a folder with `stack.json`, M's `config.json`, E's tokenizer,
+`projection.safetensors` (U) and `adapter/`, a LoRA of M that belongs to the stack.
+
+Reference: Schmidt et al., Self-Distillation for Model Stacking Unlocks Cross-Lingual NLU in 200+ Languages, Findings of
+EMNLP 2024, arXiv 2406.12739, section 3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..adapters import AdapterSource, open_adapter
+from ..adapters.paths import fitted
+from ..errors import IncompatibleAdapters, ModelError
+from .encoders import encoder_class, width_of
+from .pretrained import load_config, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STACK, PROJECTION, ADAPTER = "stack.json", "projection.safetensors", "adapter"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One of the two models of a stack.
+
+    Args:
+        id: Hub id or folder, optionally with `@REVISION`.
+        fingerprint: Hash of its weight files; None if they are not on disk.
+    """
+
+    id: str
+    fingerprint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackForm:
+    """The contents of `stack.json`.
+
+    Args:
+        encoder: E, the multilingual encoder.
+        base: M, the model on top.
+        attention: "causal" for an unchanged decoder M, "both" if its tokens see those to come.
+        pooling: Pooling of the states that the stack was trained on: "mean", "first" or "last".
+        version: Version of the form.
+    """
+
+    encoder: Part
+    base: Part
+    attention: str = "causal"
+    pooling: str = "mean"
+    version: int = _VERSION
+
+    def document(self) -> dict[str, object]:
+        """Return the contents of the file."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, folder: Path) -> StackForm:
+        """Read the form of a stack's folder.
+
+        Raises:
+            ModelError: the file is damaged, or of a later version.
+        """
+        path = folder / STACK
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            encoder, base = (Part(**document.pop(name)) for name in ("encoder", "base"))
+            form = cls(encoder=encoder, base=base, **document)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise ModelError(
+                f"{path} must hold encoder, base, attention, pooling and version of a stack, and does not: "
+                f"{' '.join(str(error).split())[:120]}. Make the stack again.",
+                code="stack.form",
+            ) from error
+        if form.version != _VERSION or form.attention not in ("causal", "both") or form.pooling not in POOLINGS:
+            raise ModelError(
+                f"{path} must have version {_VERSION}, attention causal or both and pooling {', '.join(POOLINGS)}, "
+                f"found {form.version}, {form.attention!r} and {form.pooling!r}.",
+                code="stack.form",
+            )
+        return form
+
+
+POOLINGS = ("mean", "first", "last")
+
+
+def stack_folder(reference: str) -> Path | None:
+    """Return the folder of a stack; None for other models."""
+    folder = Path(reference)
+    return folder if (folder / STACK).is_file() else None
+
+
+class Projected(nn.Module):
+    """The embeddings of a stack: the states of a frozen encoder, projected to the width of the model on top.
+
+    The encoder and the model's embeddings are not submodules: they are frozen, and PEFT and changes of mode must not
+    reach them.
+
+    Args:
+        encoder: E, a transformers model that returns `last_hidden_state`.
+        embeddings: The model's own embeddings.
+        width: Width of E's states.
+        own_width: Width of the model's states.
+        pad_id: Id of E's padding token; these positions are masked.
+
+    Attributes:
+        projection: U, a linear layer with bias.
+
+    Shapes: ids [rows tokens]; returns [rows tokens own_width].
+    """
+
+    def __init__(self, encoder: nn.Module, embeddings: nn.Module, *, width: int, own_width: int, pad_id: int) -> None:
+        super().__init__()
+        self._frozen = (encoder.eval().requires_grad_(False), embeddings)
+        self.projection = nn.Linear(width, own_width)
+        self.pad_id = pad_id
+        self.reads_own = False
+        self._scale: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The frozen encoder."""
+        return self._frozen[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the model's own embeddings, which transformers asks for."""
+        return cast(Tensor, self._frozen[1].weight)
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Read ids of the model's own tokenizer while the context is open."""
+        self.reads_own = True
+        try:
+            yield
+        finally:
+            self.reads_own = False
+
+    def standardize(self, center: Tensor, spread: Tensor) -> None:
+        """Let the projection read z-scores of the encoder's states until `folded`, for training.
+
+        The states of an encoder may lie in a narrow cone, and a projection of raw states then learns little but the
+        common direction.
+
+        Args:
+            center: Mean of the states, [width].
+            spread: Their standard deviation, positive, [width].
+        """
+        like = self.projection.weight
+        self._scale = center.to(like), spread.to(like)
+
+    def folded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the projection of raw states that equals one of z-scores.
+
+        Args:
+            weight: Weight of the projection of z-scores, [own_width width].
+            bias: Its bias, [own_width].
+        """
+        if self._scale is None:
+            return weight, bias
+        center, spread = (each.to(weight) for each in self._scale)
+        scaled = weight / spread
+        return scaled, bias - scaled @ center
+
+    def encoder_states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the states of the frozen encoder.
+
+        Args:
+            ids: Ids of the encoder's tokenizer, [rows tokens].
+            mask: 1 for tokens, 0 for padding; default from the padding token.
+        """
+        encoder = self._frozen[0]
+        if next(encoder.parameters()).device != ids.device:
+            encoder.to(ids.device)
+        mask = (ids != self.pad_id).long() if mask is None else mask
+        with torch.no_grad():
+            states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states.detach()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.reads_own:
+            embeddings = self._frozen[1]
+            if next(embeddings.parameters()).device != ids.device:
+                embeddings.to(ids.device)
+            return cast(Tensor, embeddings(ids))
+        linear = self.projection
+        states = self.encoder_states(ids).to(next(linear.parameters()).dtype)
+        if self._scale:
+            center, spread = self._scale
+            states = (states - center) / spread
+        return cast(Tensor, linear(states))
+
+
+def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Projected:
+    """Put an encoder under a model, in place, and return the new embeddings of the model.
+
+    Args:
+        body: The model without a head.
+        encoder: The encoder.
+        tokenizer: The encoder's tokenizer.
+
+    Raises:
+        ModelError: positions of the model depend on the padding token, and it differs from the encoder's.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            "the tokenizer of a stack's encoder must have a padding token, and lacks one. Set pad_token in "
+            "tokenizer_config.json.",
+            code="model.special-tokens",
+        )
+    pad_id = int(cast(int, tokenizer.pad_token_id))
+    # Types of tokens are not those of the model on top.
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    # Embeddings of the RoBERTa family number the positions of a text from the padding token.
+    numbering = [module for name, module in body.named_modules() if name.rpartition(".")[2] == "embeddings"]
+    offsets = {getattr(module, "padding_idx", None) for module in numbering}
+    if shifted := offsets - {None, pad_id}:
+        raise ModelError(
+            f"{type(body).__name__} numbers positions from its padding token {shifted.pop()}, and the padding token of "
+            f"the encoder is {pad_id}. Use another model on top, such as a BERT or a language model.",
+            code="stack.positions",
+        )
+    embeddings = cast(nn.Module, body.get_input_embeddings())
+    like = next(body.parameters())
+    embedding = Projected(encoder, embeddings, width=width_of(encoder), own_width=width_of(body), pad_id=pad_id)
+    embedding.projection.to(like.device, like.dtype if like.is_floating_point() else None)
+    body.set_input_embeddings(embedding)
+    body.config.pad_token_id = pad_id
+    return embedding
+
+
+def embedding_of(model: nn.Module) -> Projected:
+    """Return the projected embeddings of a stack's model."""
+    return next(module for module in model.modules() if isinstance(module, Projected))
+
+
+def see_both_sides(body: PreTrainedModel) -> None:
+    """Let the tokens of a decoder see those to come, for the life of the model.
+
+    A mask of four dimensions replaces the causal one that transformers would make, for eager and sdpa attention.
+
+    Raises:
+        ModelError: the model's attention ignores such a mask.
+    """
+    kind = str(getattr(body.config, "_attn_implementation", "eager"))
+    if kind not in ("eager", "sdpa"):
+        raise ModelError(
+            f"--attention both needs eager or sdpa attention, found {kind}: load the model with one of these.",
+            code="stack.attention",
+        )
+
+    below = [module for module in body.modules() if isinstance(module, Projected)]
+
+    def open_mask(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or any(each.reads_own for each in below):
+            return None  # the teacher is the model as it was pretrained
+        dtype = body.dtype
+        closed = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask == 0, torch.finfo(dtype).min)
+        length = mask.shape[1]
+        return args, {
+            **kwargs,
+            "attention_mask": closed[:, None, None, :].expand(-1, 1, length, -1),
+            "use_cache": False,
+        }
+
+    body.register_forward_pre_hook(open_mask, with_kwargs=True)
+
+
+def load_encoder(
+    reference: str, *, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the encoder of a stack, or the encoder half of an encoder-decoder, with its tokenizer.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    what = "encoder"
+    model = load_model(reference, encoder_class(load_config(reference, what=what)), what=what, dtype=dtype)
+    return model.to(device).eval().requires_grad_(False), load_tokenizer(reference, what=what)
+
+
+def check_parts(folder: Path, form: StackForm, hashes: Mapping[str, str | None]) -> None:
+    """Refuse a stack one of whose models has other weights now than when the stack was trained.
+
+    Args:
+        folder: The stack's folder.
+        form: Its form.
+        hashes: Hashes of the weight files of "encoder" and "base"; None if they are not on disk.
+
+    Raises:
+        ModelError: a hash differs.
+    """
+    for name in ("encoder", "base"):
+        part: Part = getattr(form, name)
+        if part.fingerprint and hashes[name] and part.fingerprint != hashes[name]:
+            raise ModelError(
+                f"the stack {folder} needs the weights of {part.id!r} that it was trained with, and the files of this "
+                f"{'encoder' if name == 'encoder' else 'base model'} have changed. Restore them, or train the stack "
+                "again.",
+                code="stack.changed",
+            )
+
+
+def load_projection(folder: Path, embedding: Projected) -> None:
+    """Read U of a stack's folder.
+
+    Raises:
+        ModelError: the file is damaged, or the widths differ from those of the two models.
+    """
+    try:
+        tensors = load_file(folder / PROJECTION)
+        with torch.no_grad():
+            for name, parameter in embedding.projection.named_parameters():
+                if tensors[name].shape != parameter.shape:
+                    raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(parameter.shape)}")
+                parameter.copy_(tensors[name])
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder / PROJECTION} must hold weight and bias of the projection between the two models: "
+            f"{' '.join(str(error).split())[:120]}. Make the stack again.",
+            code="stack.projection",
+        ) from error
+
+
+def _add(update: tuple[Tensor, Tensor], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    a, b = update
+    return output + ((inputs[0].to(a.dtype) @ a.T) @ b.T).to(output.dtype)
+
+
+def add_own_adapter(model: nn.Module, source: AdapterSource) -> None:
+    """Add the LoRA of a stack to its model for good, next to the weights, which may be quantised.
+
+    Merged into 4-bit weights it would be lost (the paper, footnote 3).
+
+    Args:
+        model: The model on top.
+        source: The adapter.
+
+    Raises:
+        IncompatibleAdapters: it has modules that the model does not have.
+    """
+    modules = dict(model.named_modules())
+    source = fitted(source, modules)
+    like = cast("PreTrainedModel", model)
+    for path in source.modules:
+        if path not in modules:
+            raise IncompatibleAdapters(
+                f"the adapter {source.path} of a stack must fit its base model, which lacks module {path!r}.",
+                code="stack.adapter",
+            )
+        update = source.load(path)
+        factors = (update.a.to(like.device, like.dtype), (update.b * update.scale).to(like.device, like.dtype))
+        modules[path].register_forward_hook(partial(_add, factors))
+
+
+def open_own_adapter(folder: Path) -> AdapterSource:
+    """Return the LoRA of a stack's folder.
+
+    Raises:
+        AdapterFormatError: it is missing or damaged.
+    """
+    return open_adapter(folder / ADAPTER)
