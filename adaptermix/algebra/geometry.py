@@ -124,9 +124,13 @@ def _sampled(update: Update, rows: Tensor, columns: Tensor) -> Tensor:
     """Return entries of an update up to a positive factor: only their signs are used."""
     if isinstance(update, Dense):
         return update.w[rows.to(update.w.device), columns.to(update.w.device)].cpu()
-    b, a = update.b.cpu().float(), update.a.cpu().float()
-    # A small matrix whole: its product is cheaper than its entries one by one.
-    values = (b @ a)[rows, columns] if len(b) * a.shape[1] <= SAMPLE else (b[rows] * a.T[columns]).sum(1)
+    b, a = update.b.cpu(), update.a.cpu()
+    # In float64, where products of float32 factors are exact: in float32, terms that cancel leave a rounding error,
+    # whose sign would count. A small matrix whole: its product is cheaper than its entries one by one.
+    if len(b) * a.shape[1] <= SAMPLE:
+        values = (b.double() @ a.double())[rows, columns]
+    else:
+        values = (b[rows].double() * a.T[columns].double()).sum(1)
     return values * math.copysign(1.0, update.scale) if update.scale else torch.zeros_like(values)
 
 

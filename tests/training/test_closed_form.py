@@ -335,9 +335,9 @@ def test_an_output_is_not_replaced_unasked(tmp_path: Path) -> None:
             train_align(settings_for(base, tmp_path, **more))
 
 
-def test_a_base_in_4_bits_is_fitted_as_it_acts(tmp_path: Path) -> None:
+def test_a_base_in_4_bits_is_fitted_as_it_acts(wide: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    report: Any = train_align(settings_for(tiny(tmp_path, "llama"), tmp_path, quantize="nf4"))
+    report: Any = train_align(settings_for(wide, tmp_path, quantize="nf4"))
     assert report.objective["held_out"]["adapter"] > 0.1
     assert load_adapter(tmp_path / "out").meta.manifest["base"]["quantization"]
 
