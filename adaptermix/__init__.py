@@ -2,7 +2,7 @@
 
 Each command of the command line is a function here. Call it with settings, `evaluate(EvaluateSettings(...))`, or with
 their fields, `evaluate(base=..., task=..., data=[...])`; it returns a report. Public names are loaded when
-they are first used, so that importing the package costs next to nothing.
+they are first used, so that importing the package is fast.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _HOMES = {
     "weight_search": ("SearchResult",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-# `merge` replaces these two.
+# Old names, which still work; `merge` replaces them.
 _OLD_HOME_OF = {"merge_checkpoints": "merging.checkpoints", "merge_learned": "merging.request"}
 
 __all__ = sorted([*_HOME_OF, *_FUNCTIONS])  # noqa: PLE0605  (a sorted list of texts)

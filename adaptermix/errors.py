@@ -67,7 +67,7 @@ def near_or_known(name: str, known: Collection[str]) -> str:
     return did_you_mean(name, known) or f" Known: {', '.join(known) or 'none'}."
 
 
-class Coded(Exception):  # noqa: N818  (a part of errors, not one of them)
+class Coded(Exception):  # noqa: N818  (a base of errors, not an error itself)
     """An exception with a stable code.
 
     Args:

@@ -1,4 +1,4 @@
-"""Progress reports without printing: the caller passes a watcher, and the command line's draws bars."""
+"""Progress reports without printing: the caller passes a watcher. The command line passes one that draws bars."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_recipe_on_what_was_evaluated_before_is_refused_unless_allowed(tmp_pat
 def test_settings_are_not_searched_on_test_data(tmp_path: Path) -> None:
     data = slots(tmp_path, "de.jsonl", "rot")
     vary = {"train-align.temperature": [0.1, 0.2]}
-    with refuses("tune.test-split: the last step must be on dev data: its score decides"):
+    with refuses("tune.test-split: the last step must be on dev data, since its score decides"):
         plan(recipe(tmp_path, split="test", middle="dev"), vary, tmp_path / "out")
     with refuses("tune.test-split: must not look at test data once per candidate.*4.*evaluate"):
         plan(recipe(tmp_path, split="null", data=data, last=data), vary, tmp_path / "out")

@@ -18,9 +18,9 @@ class Layout:
         kind: "linear": `lora_A.weight` [r in] and `lora_B.weight` [out r]. "embedding": `lora_embedding_A` [r num] and
             `lora_embedding_B` [dim r], so the update is [dim num], the transpose of the table. "convolution":
             `lora_A.weight` [r in *kernel] and `lora_B.weight` [out r 1 ..], so the update is [out in*prod(kernel)].
-        kernel: Sides of the kernel; empty unless a convolution.
+        kernel: Sizes of the kernel; empty unless it is a convolution.
 
-    Grouped convolutions: PEFT 0.21 gives `lora_B` only r/groups columns there, and that file is refused. Earlier
+    Grouped convolutions: PEFT 0.21 gives `lora_B` only r/groups columns there, and that file is refused here. Earlier
     releases stored them like any other convolution, so the file does not show the groups: the adapter is read and
     merged as a full convolution, and a newer PEFT refuses input and result.
     """
@@ -58,7 +58,7 @@ class ModuleHeader:
     magnitude: bool = False
 
     def fits(self, other: ModuleHeader) -> bool:
-        """Return whether the updates have one shape, judged by the files."""
+        """Return whether the updates have the same shape; a side that a file does not show matches every size."""
         sides = (self.out, other.out), (self.into, other.into)
         return all(one == two or 0 in (one, two) for one, two in sides)
 
@@ -70,7 +70,7 @@ class AdapterModule:
     Args:
         update: The low-rank update of the weight.
         bias: What the bias inside the LoRA adds to the output, already multiplied by the LoRA's scale.
-        magnitude: DoRA's trained length of each row of weight plus update.
+        magnitude: DoRA's magnitude: the trained norm of each row of weight plus update.
         layout: Shapes of the factors in the file.
 
     Shapes: the update is [out in]; bias and magnitude are [out].

@@ -1,9 +1,9 @@
 """One path per module, for adapters that were trained on one base model in different classes.
 
-What an encoder calls `encoder.layer.0.dense` is `bert.encoder.layer.0.dense` under a classification head, and
-`model.layers.0.mlp` of a language model is `model.language_model.layers.0.mlp` in the vision-language class. Adapters
-that act together get the paths of the largest of these classes; on a live model they get the paths of that model.
-Everything that a path names moves with it: factors, whole tensors, and the settings that select modules.
+The module `encoder.layer.0.dense` of an encoder is `bert.encoder.layer.0.dense` in the class with a classification
+head, and `model.layers.0.mlp` of a language model is `model.language_model.layers.0.mlp` in the vision-language class.
+Adapters that are used together get the paths of the largest of these classes; on a live model they get the paths of
+that model. Everything with a path is renamed: factors, fully trained tensors, and the settings that select modules.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _ENCODERS = (
     *("roformer", "splinter", "squeezebert", "tapas", "xlm_roberta", "yoso"),
 )
 _SPEECH = ("data2vec_audio", "hubert", "sew", "sew_d", "unispeech", "unispeech_sat", "wav2vec2", "wavlm")
-# Names of the submodules of the model that a class with a head has under this name (its `base_model_prefix`).
+# A class with a head has the model without the head as a submodule. Key: name of this submodule (transformers'
+# `base_model_prefix`). Value: names of the modules in it.
 _INSIDE: dict[str, frozenset[str]] = {
     **dict.fromkeys(_ENCODERS, frozenset({"embeddings", "embeddings_project", "encoder", "pooler"})),
-    # Their classes with a head have a pooler outside.
+    # The pooler of these two is not inside this submodule.
     **dict.fromkeys(("deberta", "electra"), frozenset({"embeddings", "embeddings_project", "encoder"})),
     **dict.fromkeys(_SPEECH, frozenset({"encoder", "feature_extractor", "feature_projection"})),
     "backbone": frozenset({"embeddings", "layers", "norm_f"}),
@@ -66,12 +67,12 @@ _HEADS = frozenset(
 # Names that vision-language classes give their text part, and names of its submodules.
 _TEXT = frozenset({"language_model", "text_model"})
 _TEXT_PARTS = frozenset({"embed_tokens", "layers", "norm"})
-_CLASSES = _INSIDE.keys() | _TEXT | {"0", "auto_model"}  # the last two of sentence-transformers
+_CLASSES = _INSIDE.keys() | _TEXT | {"0", "auto_model"}  # the last two are names of sentence-transformers
 _BLOCKS = re.compile(r"(?:^|\.)[A-Za-z_][^.]*\.(?=\d+(?:\.|$))")
 
 
 def _blocks(path: str) -> str | None:
-    """Return the path of the list of blocks that a module lies in, with a dot; None outside the blocks."""
+    """Return the path of the block list that contains a module, with a final dot; None outside the blocks."""
     match = _BLOCKS.search(path)
     return None if match is None else path[: match.end()]
 
@@ -87,7 +88,7 @@ def _tails(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _cut(path: str, names: Collection[str]) -> tuple[str, str]:
-    """Cut a path behind the names that classes put before it: ("model.", "layers.0.mlp")."""
+    """Cut a path after its leading parts that are among the names: ("model.", "layers.0.mlp")."""
     pieces = path.split(".")
     count = next((n for n, piece in enumerate(pieces) if piece not in names), len(pieces))
     return "".join(f"{piece}." for piece in pieces[:count]), ".".join(pieces[count:])
@@ -98,7 +99,7 @@ def _text_parts(path: str) -> tuple[str, str]:
 
 
 def same_text(one: str, other: str) -> bool:
-    """Return whether two paths, or names of weights, are one of a language model's in two classes.
+    """Return whether two paths (or weight names) mean the same module of a language model, in two model classes.
 
     Example:
         >>> same_text("model.language_model.layers.0.mlp", "language_model.model.layers.0.mlp")
@@ -110,7 +111,7 @@ def same_text(one: str, other: str) -> bool:
 
 
 def _best(votes: Mapping[str, int]) -> str | None:
-    """Return the prefix with the most votes; among equals the prefix of a text part, else None."""
+    """Return the prefix with the most votes. On a tie return the only one that names a text part, or None."""
     most = [prefix for prefix, count in votes.items() if count == max(votes.values())]
     if len(most) > 1:
         most = [prefix for prefix in most if _TEXT & set(prefix.split("."))]
@@ -118,7 +119,7 @@ def _best(votes: Mapping[str, int]) -> str | None:
 
 
 def _before(inside: Iterable[str], outside: Iterable[str]) -> Counter[str]:
-    """Count the prefixes of the paths of one adapter in the paths of another."""
+    """Count for each prefix how many paths of `inside` occur with it in `outside`."""
     ends: dict[str, list[str]] = defaultdict(list)
     for path in outside:
         for before, rest in _tails(path):
@@ -128,10 +129,10 @@ def _before(inside: Iterable[str], outside: Iterable[str]) -> Counter[str]:
 
 
 def prefix_between(inner: Iterable[str], outer: Iterable[str]) -> str | None:
-    """Return the prefix of the paths of one adapter in the paths of another, or None.
+    """Return the prefix that the paths of one adapter have in another adapter, or None.
 
-    All modules of both are compared; if they share no module, their lists of blocks, and last the names that classes
-    with a head give to the model inside.
+    First the paths of all modules are compared. If no path of one is a path of the other with a prefix, the paths of
+    the block lists are compared, and if these do not match either, the names that classes with a head use.
 
     Args:
         inner: Paths without a prefix.
@@ -157,7 +158,7 @@ def prefix_between(inner: Iterable[str], outer: Iterable[str]) -> str | None:
 
 
 def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
-    """Return two paths that no one model has, since a class with a head has one of them and a class without the other.
+    """Return two paths that cannot be in one model, since only one of them is of a class with a head; None if all can.
 
     Example:
         >>> two_roots(["bert.encoder.layer.0.dense", "encoder.layer.0.key"])
@@ -167,7 +168,7 @@ def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
     lists: dict[str, dict[str, str]] = defaultdict(dict)
     for path in sorted(paths):
         first, _, rest = path.partition(".")
-        # A single layer of these names is an output head.
+        # A single layer of this name is an output head, not an encoder or decoder.
         if first not in ("decoder", "encoder") or rest not in ("", "bias", "weight"):
             firsts.setdefault(first, path)
         blocks = _blocks(path)
@@ -185,24 +186,24 @@ def two_roots(paths: Iterable[str]) -> tuple[str, str] | None:
 
 
 def check_stored_names(source: AdapterSource) -> None:
-    """Refuse an adapter folder of which PEFT alone would load a part only, though it can be read and merged here.
+    """Refuse an adapter folder that this package can read and merge, but that PEFT alone would load only in part.
 
     Raises:
-        AdapterFormatError: names of wrapper modules are stored with it, or modules are of two model classes.
+        AdapterFormatError: its tensor names contain wrapper modules, or its modules belong to two model classes.
     """
     clash = two_roots(source.modules)
     if isinstance(source.file, Renamed) or clash is not None:
-        what = f"are of two model classes ('{clash[0]}', '{clash[1]}')" if clash else "have names of wrapper modules"
+        what = f"belong to two model classes ('{clash[0]}', '{clash[1]}')" if clash else "have names of wrapper modules"
         rewrite = f" Rewrite it: adaptermix merge {source.path} --weights 1 --out NEW." if clash is None else ""
         raise AdapterFormatError(
-            f"{source.path} must have the tensor names that PEFT gives, and its tensors {what}, so PEFT would not load "
-            f"all of it.{rewrite}",
+            f"{source.path} must have the tensor names that PEFT writes, but its tensors {what}, so PEFT would not "
+            f"load all of them.{rewrite}",
             code="adapter-file.stored-names",
         )
 
 
 def _entry(name: str, rename: Rename) -> str:
-    """Return an entry of a list such as `modules_to_save`: a bare name stays, a path that changes is renamed."""
+    """Return the new form of an entry of `modules_to_save`: a path is renamed, unless it is still a suffix."""
     new = rename(name)
     return name if "." not in name or new.endswith(f".{name}") else new
 
@@ -210,14 +211,14 @@ def _entry(name: str, rename: Rename) -> str:
 def _renamed(
     source: AdapterSource, rename: Rename, rename_whole: Rename | None = None, *, keeps_old: bool = False
 ) -> AdapterSource:
-    """Return an adapter with other paths; as it is where nothing changes or two modules would have one path.
+    """Return an adapter with renamed paths; the same adapter if no path changes, or if two would become equal.
 
     Args:
         source: The adapter.
         rename: New path of a module.
         rename_whole: New name of a whole tensor, without PEFT's prefix; default as a module.
-        keeps_old: Whether the target modules list the old paths too, so that PEFT can build the LoRA on the other class
-            and report the keys that it misses there.
+        keeps_old: Whether the target modules list the old paths too. PEFT can then build the LoRA on a model of the
+            old class, and reports which keys are missing there.
     """
     whole = rename_whole or rename
     paths = {path: rename(path) for path in source.modules}
@@ -227,7 +228,7 @@ def _renamed(
         return source
     meta = replace(
         source.meta,
-        # Full paths, since a suffix could reach other parts of the new class.
+        # Full paths, since a suffix could also select modules in other parts of the new class.
         targets=TargetSpec(modules=tuple(sorted({*paths.values(), *(paths if keeps_old else ())}))),
         saved_modules=tuple(_entry(name, whole) for name in source.meta.saved_modules),
         trainable_tokens={_entry(name, whole): ids for name, ids in source.meta.trainable_tokens.items()},
@@ -250,7 +251,7 @@ def _under(prefix: str) -> Rename:
 
 
 def _without_data_parallel(source: AdapterSource, known: Set[str]) -> AdapterSource:
-    """Return an adapter without `module` inside its paths where others have the same paths without it."""
+    """Return an adapter without `module` (DataParallel) in its paths, if more of them are then known paths."""
     plain = _renamed(source, lambda path: path.replace(".module.", "."))
     return plain if plain is not source and known & plain.modules.keys() > known & source.modules.keys() else source
 
@@ -260,12 +261,12 @@ def _swap(path: str, old: str, new: str) -> str:
 
 
 def _is_class_part(prefix: str) -> bool:
-    """Whether a prefix is made of names that classes give to the model inside."""
+    """Whether every part of a prefix is a name that classes give to the model without the head."""
     return all(name in _CLASSES for name in prefix.split(".")[:-1])
 
 
 def _swap_into(paths: Collection[str], known: Collection[str]) -> tuple[str, str] | None:
-    """Return the beginning to be replaced and its replacement that bring most paths to those of a model, or None."""
+    """Return the prefix to replace and its replacement that make most paths equal to those of a model, or None."""
     cuts: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         inside = len((_blocks(path) or path).removesuffix(".").rpartition(".")[0])
@@ -285,10 +286,10 @@ def _swap_into(paths: Collection[str], known: Collection[str]) -> tuple[str, str
 
 
 def in_model(paths: Collection[str], modules: Iterable[str]) -> dict[str, str]:
-    """Return the path in a model of each module; its own where no change helps.
+    """Return the path of each module in a model; an unchanged path if no change of prefix helps.
 
     Args:
-        paths: Paths of modules, such as those that a checkpoint's files have.
+        paths: Paths of modules, such as those in a checkpoint's files.
         modules: Paths of all modules of the model.
     """
     known = set(modules)
@@ -297,7 +298,7 @@ def in_model(paths: Collection[str], modules: Iterable[str]) -> dict[str, str]:
 
 
 def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
-    """Return an adapter with the paths that a model has; as it is where they agree, or where no change helps.
+    """Return an adapter with the paths of a model; unchanged if its paths are already there, or if no change helps.
 
     Args:
         source: The adapter.
@@ -320,7 +321,7 @@ def fitted(source: AdapterSource, modules: Iterable[str]) -> AdapterSource:
 
 
 def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) -> tuple[AdapterSource, ...]:
-    """Open adapters that are to act together, with one path per module of the base model; see `aligned`.
+    """Open adapters that are used together, with one path per module of the base model; see `aligned`.
 
     Raises:
         AdapterFormatError: as `open_adapter`.
@@ -329,7 +330,7 @@ def open_adapters(paths: Sequence[str | Path], *, allow_pickle: bool = False) ->
 
 
 def aligned(sources: Sequence[AdapterSource]) -> tuple[AdapterSource, ...]:
-    """Return adapters with the paths of the largest class among those that they were trained in.
+    """Return adapters with the paths of one model class: the largest one that an adapter was trained in.
 
     Encoders get the prefix that a class with a head gives them, and language models the prefix of the text part of a
     vision-language class.
@@ -349,7 +350,7 @@ def aligned(sources: Sequence[AdapterSource]) -> tuple[AdapterSource, ...]:
 
 
 def _in_one_text_class(sources: Sequence[AdapterSource]) -> list[AdapterSource]:
-    """Return language models' adapters with the paths of one class, where a vision-language class is among theirs."""
+    """Return adapters with the paths of one class, if one was trained in a vision-language class; else unchanged."""
     stems = {
         stem
         for source in sources

@@ -18,13 +18,13 @@ from .state import AdapterMeta, TargetSpec
 
 _BLOCK = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 _EVERY = ("all-linear", "dummy-target-modules")
-"""Words of PEFT that stand for modules which only the base model shows."""
+"""Keywords of PEFT. The modules that they select depend on the base model, which is not loaded here."""
 _TIED = ("embed_tokens", "lm_head")
-"""Names of the modules that PEFT ties for `ensure_weight_tying`: it moves one of the two from the targets."""
+"""Modules that PEFT ties with `ensure_weight_tying`, and then removes one of them from the targets."""
 
 
 class Selection:
-    """What the settings select.
+    """The modules that the settings of an adapter select.
 
     Args:
         spec: The target modules.
@@ -89,7 +89,7 @@ class Selection:
 
 
 def _ends_with(module: str, names: Collection[str]) -> bool:
-    """Return whether a path is one of some names or ends in one after a dot; adapters may name thousands."""
+    """Return whether a path is one of the names or ends in a dot and a name. Fast, since names may be thousands."""
     start = 0
     while True:
         if module[start:] in names:
@@ -135,15 +135,15 @@ def selecting(meta: AdapterMeta, stored: Mapping[str, str], path: Path) -> Targe
     if not left_out:
         return TargetSpec(modules=tuple(sorted(stored)))
     raise AdapterFormatError(
-        f"{path.parent} must hold settings that select every module of its {path.name}, and they leave out "
-        f"{len(left_out)} of {len(stored)}, such as '{left_out[0]}': peft would load the others only. Correct "
-        "target_modules, exclude_modules, layers_to_transform or modules_to_save, or remove those tensors.",
+        f"{path.parent} must have settings that select every module of its {path.name}, but they leave out "
+        f"{len(left_out)} of {len(stored)}, such as '{left_out[0]}', so peft would load only the others. Correct "
+        "target_modules, exclude_modules, layers_to_transform or modules_to_save, or remove their tensors.",
         code="config.leaves-out",
     )
 
 
 def written_targets(meta: AdapterMeta, modules: Iterable[str]) -> TargetSpec:
-    """Return target modules that select every module of an adapter; the full paths where its own might not.
+    """Return target modules that select every module of an adapter: its own, or full paths if these may miss some.
 
     Args:
         meta: Description of the adapter.

@@ -9,7 +9,7 @@ from torch import Tensor
 GRAM_SIDE = 1024
 """Shorter side above which singular values come from the Gram matrix."""
 GRAM_ASPECT = 16
-"""Ratio of the sides above which they do, too: embeddings."""
+"""Ratio of the sides above which the Gram matrix is used too, as for embeddings."""
 _ROWS = 8192
 
 
@@ -28,8 +28,8 @@ def dense_singular_values(
 ) -> Float[Tensor, " k"]:
     r"""Return all min(m, n) singular values, descending, in float64.
 
-    By a float64 SVD (errors near $10^{-16} \sigma_{max}$) up to a shorter side of `side`; for larger or very long
-    matrices by the eigenvalues of the Gram matrix in float64, several times faster, with errors near
+    A float64 SVD is used up to a shorter side of `side` (errors near $10^{-16} \sigma_{max}$). Larger or very long
+    matrices use the eigenvalues of the Gram matrix in float64, which is several times faster, with errors near
     $10^{-16} \sigma_{max}^2 / \sigma_i$, at most about $10^{-8} \sigma_{max}$ for the smallest ones.
     """
     shorter, longer = sorted(matrix.shape)
@@ -48,8 +48,8 @@ def spectral_norm(matrix: Float[Tensor, "m n"]) -> float:
 def spectral_distance(x: Float[Tensor, " k"], y: Float[Tensor, " l"]) -> float:
     r"""Return $\|\sigma_x - \sigma_y\|_2$ of two descending lists of singular values; missing ones are zero.
 
-    At most $\|W_x - W_y\|_F$ (Mirsky, 1960), at least the difference of the norms, and 0 for matrices that differ by
-    orthogonal factors only.
+    The distance is at most $\|W_x - W_y\|_F$ (Mirsky, 1960), at least the difference of the norms, and 0 for matrices
+    that differ only by orthogonal factors.
     """
     longest = max(x.shape[0], y.shape[0])
     padded = [torch.nn.functional.pad(s, (0, longest - s.shape[0])) for s in (x, y)]

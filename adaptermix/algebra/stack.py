@@ -1,4 +1,4 @@
-"""The operand of every merge: the updates of one module, a weight for each, and their identity."""
+"""The input of every merge: the updates of one module, a weight for each, and the names of their adapters."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Stack:
     Args:
         updates: All of one shape.
         weights: One per update; any sign.
-        names: Identity of each adapter, which keys its random draws; default their positions.
-        module: Path of the module, which keys the random draws too.
-        seed: Seed of the random draws; None where nothing may be random.
+        names: Name of each adapter, which determines its random draws; default their positions.
+        module: Path of the module, which determines the random draws too.
+        seed: Seed of the random draws; None if no method may draw.
         statistics: For data-based methods, one tensor per update.
         tensor_shape: Shape of the tensor in the model, where it is not a matrix: a vector [out] is one column here, a
             kernel [out ...] is flattened.
@@ -87,7 +87,7 @@ class Stack:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype that the arithmetic is in: that of the widest tensor, at least float32."""
+        """Dtype of the arithmetic: that of the widest tensor, at least float32."""
         return working_dtype(self.updates)
 
     @property
@@ -111,9 +111,9 @@ class Stack:
         return Dense(w=total)
 
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "k rows in"]]]:
-        """Yield (first row, that block of rows of every dense update); the tensors are fresh, so may be overwritten.
+        """Yield (first row, the next rows of every update as a matrix); the caller may overwrite these tensors.
 
-        Dense matrices come into being a few rows at a time: a merge of k of them needs the memory of its result.
+        Low-rank updates are multiplied out a few rows at a time, so that a merge needs little memory but its result.
         """
         out, into = self.shape
         most = BLOCK if self.device.type == "cpu" else 64 * BLOCK

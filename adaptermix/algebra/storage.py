@@ -15,7 +15,7 @@ from .lowrank import balanced, decompose, working_dtype
 from .updates import LowRank, all_finite
 
 _CANCELLED = 100.0
-"""Rank-one terms that are so many times as long as their sum have lost two digits in it."""
+"""If the rank-one terms are this many times as long as their sum, the sum has lost two digits."""
 
 
 def scaled(a: Float[Tensor, "r in"], scale: float) -> Float[Tensor, "r in"]:
@@ -40,15 +40,15 @@ def cancels(update: LowRank, length: float) -> bool:
 def to_storage(update: LowRank, dtype: torch.dtype) -> tuple[LowRank, float]:
     r"""Return an update with factors in a storage dtype, and the Frobenius norm of the rounding error.
 
-    The factors are rounded as they are if this costs no more than rounding costs anywhere. Factors that are long and
-    whose product is short (a difference of two adapters, PiSSA less its start) would lose far more: these are replaced
-    by $U \sqrt{\Sigma}$ and $\sqrt{\Sigma} V^T$ of the float64 SVD first.
+    The factors are rounded directly if the error is at most that of rounding the product itself. Long factors with a
+    short product (a difference of two adapters, PiSSA minus its initial factors) would lose far more: these are first
+    replaced by $U \sqrt{\Sigma}$ and $\sqrt{\Sigma} V^T$ of the float64 SVD.
 
     Args:
         update: The update, in float32 or float64.
         dtype: The storage dtype, of 16 bits, or `torch.float32` for an update in float64.
 
-    Shapes: [out in] of rank r in and out, scale 1.
+    Shapes: input and result are [out in] of rank r; the scale of the result is 1.
 
     Returns:
         The update and the norm; the norm is infinite, and the factors are not finite, where they overflow the dtype.
@@ -98,7 +98,7 @@ class Zeros(NamedTuple):
 
     Args:
         zero: Whether one of them is zero everywhere.
-        rank: Ranks up to the last that is not zero in both, at least 1.
+        rank: Number of the last rank with a row of A or a column of B that is not zero, at least 1.
     """
 
     zero: bool
@@ -106,8 +106,8 @@ class Zeros(NamedTuple):
 
 
 def zeros_of(a: Float[Tensor, "r in"], b: Float[Tensor, "out r"]) -> Zeros:
-    """Return where the factors of a module are zero; looks at little where they are not."""
-    # The first and the last rank settle it for all but zeros.
+    """Return where the factors of a module are zero; reads only a part of factors that are not zero."""
+    # For factors that are not zero, the first and the last rank are enough to see it.
     zero = any(not bool(part[:1].any()) and not bool(part.any()) for part in (a, b.T))
     rank = a.shape[0]
     while rank > 1 and not bool(a[rank - 1].any()) and not bool(b[:, rank - 1].any()):

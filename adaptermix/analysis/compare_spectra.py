@@ -39,7 +39,7 @@ def spectrum(
 
         $\|\sigma_A\|_2$, $\|\sigma_B\|_2$, their ratio, and $d = \|\sigma_B - \sigma_A\|_2$
 
-    and $\|W_B - W_A\|_F \ge d$ with its stable rank. d = 0 does not mean equal weights: rotations keep it 0.
+    and $\|W_B - W_A\|_F \ge d$ with its stable rank. d = 0 does not mean equal weights: d of rotated weights is 0.
 
     Two checkpoints are compared directly. For a checkpoint and an adapter, W is compared with $W + \Delta$ (before any
     rounding to the dtype of the file), for the adapter's modules. For two adapters, the singular values of the deltas
@@ -64,7 +64,8 @@ def spectrum(
         PlanError: a glob matches no module, or the adapter is the first model.
         OutputError: the CSV file cannot be written.
 
-    Reference: the appendix of the study of MT as continued pre-training (methods.md, section 4), B.2 and table 5.
+    Reference: Ji et al., Can Machine Translation Bridge Multilingual Pretraining and Cross-lingual Transfer Learning?,
+    LREC-COLING 2024, arXiv 2403.16777, appendix B.2 and table 5.
     """
     if csv is not None:
         check_file(Path(csv), "--csv")
@@ -162,13 +163,13 @@ def _without_matrix(a: Weights, b: Updates, missing: set[str]) -> list[str]:
 
 
 def _fits(a: Side, path: str, b: Side, theirs: str) -> bool:
-    """Return whether two shapes belong to one matrix, in the orientations that files use."""
+    """Return whether two shapes can be of one matrix, which a file may store transposed."""
     one, other = a.matrices[path], b.matrices[theirs]
-    turned = isinstance(b, Weights)
+    may_be_transposed = isinstance(b, Weights)
     if isinstance(a, Weights) and isinstance(b, Updates):
         # Conv1D, and embeddings, whose updates PEFT stores as [dim num].
-        turned = b.source.meta.fan_in_fan_out or locations([path])[path].layer == OUTSIDE
-    return one == other or (turned and one == other[::-1])
+        may_be_transposed = b.source.meta.fan_in_fan_out or locations([path])[path].layer == OUTSIDE
+    return one == other or (may_be_transposed and one == other[::-1])
 
 
 Measure = Callable[[str, str], Scaling]

@@ -62,35 +62,35 @@ def select(
     for pattern in layers:
         if not any(_is_layer(pattern, location) for location in located.values()):
             raise PlanError(
-                f"--layers {pattern!r} must meet a layer. Layers here: {_few(labels)}.", code="selection.no-layer"
+                f"--layers {pattern!r} must match a layer. Layers here: {_few(labels)}.", code="selection.no-layer"
             )
     for option, patterns in (("modules", modules), ("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_is_module(pattern, path, location) for path, location in located.items()):
                 hint = did_you_mean(pattern, kinds)
                 raise PlanError(
-                    f"--{option} {pattern!r} must meet a module.{hint} Kinds here: {_few(kinds)}.",
+                    f"--{option} {pattern!r} must match a module.{hint} Kinds here: {_few(kinds)}.",
                     code="selection.no-module",
                 )
 
-    def met(patterns: Sequence[str], path: str) -> bool:
+    def matches(patterns: Sequence[str], path: str) -> bool:
         return any(_is_module(pattern, path, located[path]) for pattern in patterns)
 
     def chosen(path: str, location: ModuleLocation) -> bool:
         inside = location.layer != OUTSIDE or any(_is_layer(pattern, location) for pattern in layers)
         of_layers = not layers or any(_is_layer(pattern, location) for pattern in layers)
-        return (inside and of_layers and (not modules or met(modules, path))) or met(include, path)
+        return (inside and of_layers and (not modules or matches(modules, path))) or matches(include, path)
 
-    return [path for path, location in located.items() if chosen(path, location) and not met(exclude, path)]
+    return [path for path, location in located.items() if chosen(path, location) and not matches(exclude, path)]
 
 
 def _few(names: Sequence[str]) -> str:
-    """First names of a list, for messages."""
+    """Return the first names of a list, for messages."""
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def match_names(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
-    """Match our modules with theirs: by equal path, or as the only one that differs by a prefix.
+    """Match the modules of two models: by equal paths, or by paths that differ only by a prefix, if these are unique.
 
     The same weights are `layers.0.q_proj` in a bare model and `model.layers.0.q_proj` under a head.
 
@@ -109,7 +109,7 @@ def match_names(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
 
 
 def _relatives(paths: Sequence[str], others: Sequence[str]) -> dict[str, list[str]]:
-    """Return, per path, the others that equal it up to a prefix of either."""
+    """Return for each path the others that differ from it only by a prefix, of the path or of the other."""
     endings: dict[str, list[str]] = {}
     for other in others:
         for suffix in _suffixes(other):

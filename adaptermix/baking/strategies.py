@@ -22,10 +22,10 @@ _LARGEST, _HALVINGS = 3.0, 4
 _MARGIN = 0.97
 """Allowed error relative to plain rounding on the rows that codes are fitted to, with a margin for other rows."""
 _ENOUGH = 0.98
-"""Share of the effect that is large enough."""
+"""If the delta itself keeps this share of the effect, no larger multiple of it is tried."""
 _SETTLED = 0.05
 """Largest relative rounding error allowed when the mean shift is folded into the bias."""
-_REPAID = 0.95
+_LEAST_EFFECT = 0.95
 """Share of the effect that a residual LoRA must reach, unless the settings demand more."""
 AUTOMATIC = ("requantize", "calibrated")
 """Strategies that `auto` tries before it leaves a module in 16 bits."""
@@ -66,8 +66,8 @@ class Known:
     Args:
         fitted: Rows that codes are fitted to.
         chosen: Rows on which results are chosen.
-        measured: Rows for measurement only. Where a strategy spends more until enough remains, enough must remain on
-            these rows as well.
+        measured: Rows for measurement. A strategy that adds ranks until enough of the effect remains must keep enough
+            on these rows too.
     """
 
     fitted: Rows
@@ -107,7 +107,7 @@ class Insertion:
             without a bias.
         seed: Seed of random strategies.
         rank: Rank of the delta; None if it has full rank.
-        least: Share of the effect that must remain, for strategies that can spend more.
+        least: Share of the effect that must remain, for strategies that can add ranks.
         most: Largest error for such strategies.
     """
 
@@ -132,7 +132,7 @@ class Insertion:
         return self.made[strategy]
 
     def automatic(self) -> str | None:
-        """Return the code-only strategy with the least error that keeps enough, or None."""
+        """Return the strategy without a LoRA that keeps enough of the effect with the least error, or None."""
         if self.known is None or not self.known.is_enough:
             return None
         rows = self.known.chosen
@@ -140,24 +140,24 @@ class Insertion:
         return min(ways, key=lambda title: self.measured(ways[title], rows).most_error, default=None)
 
     def is_enough(self, baked: Baked, least: float) -> bool:
-        """Return whether a result keeps a share within the error limit, on rows for selection and on held-out ones."""
+        """Return whether a result keeps a share within the error limit, on the rows for selection and measurement."""
         parts = (self.known.chosen, self.known.measured) if self.known else ()
         results = [self.measured(baked, rows) for rows in parts]
         return all(one.least_kept >= least and one.most_error <= self.most for one in results) and bool(results)
 
     def realised(self, baked: Baked) -> Float[Tensor, "out in"]:
-        """Return the difference of a result to the base, including its LoRA."""
+        """Return the new weight, with its LoRA if there is one, minus the base's weight."""
         moved = baked.weight.weight() - self.base.weight()
         return moved if baked.lora is None else moved + baked.lora.dense()
 
     def measured(self, baked: Baked, rows: Rows | None) -> Fidelity:
-        """Return how much of the delta remains on some rows, or on the weights without rows."""
+        """Return how much of the delta remains: in the outputs on some rows, or in the weights without rows."""
         result = on_rows(self.delta, self.realised(baked), rows, shift=baked.shift if rows else None)
         return replace(result, codes_changed=float((baked.weight.codes != self.base.codes).double().mean()))
 
 
 def on_rows(intended: Tensor, realised: Tensor, rows: Rows | None, *, shift: Tensor | None = None) -> Fidelity:
-    """Return how much of a delta remains on rows of inputs, under each weighting; on the weights without rows.
+    """Return how much of a delta remains: in the outputs on rows, under each weighting; in the weights without rows.
 
     Args:
         intended: The delta, [out in].
@@ -204,11 +204,12 @@ def stochastic(insertion: Insertion) -> Baked:
 
 
 def calibrated(insertion: Insertion) -> Baked:
-    """Choose codes and scales whose outputs carry the delta on the inputs that occur, see `rounding`.
+    """Choose codes and scales whose outputs on the calibration inputs contain the effect of the delta, see `rounding`.
 
-    Steps between codes are coarse, so the nearest outputs carry less than the whole delta. The target is therefore the
-    multiple of the delta that carries most nearly all of it while the error stays below plain rounding's. A bias,
-    if there is one, absorbs the mean. Plain rounding is the result if it is better on the rows for selection.
+    Steps between codes are coarse, so the codes with the nearest outputs keep less than the whole effect. They are
+    therefore fitted to a multiple of the delta: the one that keeps the share nearest to 1 with an error below that of
+    plain rounding. A bias, if there is one, absorbs the mean. Plain rounding is the result if it is better on the rows
+    for selection.
 
     Raises:
         ValueError: there are no statistics of the inputs.
@@ -224,11 +225,11 @@ def calibrated(insertion: Insertion) -> Baked:
 def residual(insertion: Insertion) -> Baked:
     """Add a LoRA of small rank that carries the part of the delta that the codes do not.
 
-    The LoRA has the largest effect on the inputs that occur (a singular value decomposition, weighted by the root of
-    their second moment). It approximates one of three matrices: the delta itself, with the codes of the base or with
-    the codes that `calibrated` chooses for the rest; or the error of the codes of `calibrated`. Ranks double until the
-    effect reaches the required share, at least 0.95, within the error limit; the candidate with the least error wins.
-    At the rank of the delta the LoRA is the delta.
+    The LoRA of a rank is the one with the largest effect on the calibration inputs (a singular value decomposition,
+    weighted by the root of their second moment). Candidates for each rank: a LoRA of the delta with the codes of the
+    base; a LoRA of the error of the codes of `calibrated`; and a LoRA of the delta with the codes that `calibrated`
+    chooses for the rest. Ranks double until the effect reaches the required share, at least 0.95, within the error
+    limit; the candidate with the least error is used. At the rank of the delta the LoRA is the delta itself.
 
     Raises:
         ValueError: there are no statistics of the inputs.
@@ -236,7 +237,7 @@ def residual(insertion: Insertion) -> Baked:
     References: Yao et al., ZeroQuant-V2 (low-rank compensation), 2023, arXiv 2303.08302; Zhang et al., QERA, ICLR 2025,
     arXiv 2410.06040 (the weighting).
     """
-    known, aim = _known(insertion), max(insertion.least, _REPAID)
+    known, aim = _known(insertion), max(insertion.least, _LEAST_EFFECT)
 
     def enough(ways: Iterable[Baked]) -> list[Baked]:
         return [way for way in ways if insertion.is_enough(way, aim)]
@@ -247,9 +248,9 @@ def residual(insertion: Insertion) -> Baked:
     full = insertion.rank or min(insertion.delta.shape)
     rank = 1
     while 2 * rank <= full:
-        plain = _repaid(insertion, known, base, rank)
-        good = enough([plain, _repaid(insertion, known, codes, rank)])
-        good = good or enough([_repaid(insertion, known, _around(insertion, plain), rank)])
+        plain = _with_lora(insertion, known, base, rank)
+        good = enough([plain, _with_lora(insertion, known, codes, rank)])
+        good = good or enough([_with_lora(insertion, known, _codes_for_rest(insertion, plain), rank)])
         if good:
             return min(good, key=lambda way: insertion.measured(way, known.chosen).most_error)
         rank *= 2
@@ -259,14 +260,14 @@ def residual(insertion: Insertion) -> Baked:
 def _known(insertion: Insertion) -> Known:
     if insertion.known is None or not insertion.known.is_enough:
         raise InvalidValueError(
-            "codes are chosen for the inputs that occur, so texts of all three parts (fitting, selection, "
-            "measurement) must reach the module, and do not",
+            "codes are chosen for the inputs of a module, so calibration texts of all three parts (fitting, "
+            "selection, measurement) must reach it, and they do not",
             code="bake.no-inputs",
         )
     return insertion.known
 
 
-def _repaid(insertion: Insertion, known: Known, codes: Baked, rank: int) -> Baked:
+def _with_lora(insertion: Insertion, known: Known, codes: Baked, rank: int) -> Baked:
     """Return codes with the LoRA that absorbs most of their error, and the resulting bias."""
     rows = known.fitted
     settle = insertion.settle if _settles(insertion, rows) else None
@@ -276,8 +277,8 @@ def _repaid(insertion: Insertion, known: Known, codes: Baked, rank: int) -> Bake
     return Baked(weight=codes.weight, shift=shift, lora=lora)
 
 
-def _around(insertion: Insertion, plain: Baked) -> Baked:
-    """Choose the codes for the part of the delta outside a LoRA."""
+def _codes_for_rest(insertion: Insertion, plain: Baked) -> Baked:
+    """Return the result of `calibrated` for the part of the delta that a LoRA does not contain."""
     if plain.lora is None:
         return plain
     made = f"codes for rank {plain.lora.rank}"
@@ -287,7 +288,7 @@ def _around(insertion: Insertion, plain: Baked) -> Baked:
 
 
 def leading(matrix: Tensor, moment: Tensor, rank: int) -> LowRank:
-    r"""Return the closest matrix of a given rank in terms of outputs: $U U^\top M$, with U of the weighted matrix."""
+    r"""Return the matrix of a given rank with the closest outputs: $U U^\top M$, with U of the weighted matrix."""
     root = Inputs(moment=moment).unordered_root
     with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
         torch.manual_seed(0)  # the decomposition starts with random directions

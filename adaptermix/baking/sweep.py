@@ -1,6 +1,6 @@
-r"""Choose codes one column after another, each compensating for the moves of those before it.
+r"""Choose codes column by column; each column compensates for the changes of the columns before it.
 
-Rounding to the nearest plane and coordinate descent are one loop. With weights w, a gradient g of each row, and a
+Babai's nearest-plane rounding and coordinate descent are the same loop. With weights w, a gradient g of each row, and a
 coupling C: column c takes the code nearest to $w_c - g_c / C_{cc}$, moves by m, and adds $m\,C_{cj}$ to $g_j$ of every
 column j after it. The contribution of a block of columns to those after it is one matrix product.
 """
@@ -62,7 +62,7 @@ def _fused() -> _Block:
     try:
         sweep_triton.sweep_block(one, one.clone(), one, one, torch.arange(2.0, device="cuda"))
     except Exception as error:  # after any error the plain loop gives the same result
-        warnings.warn(f"codes are searched slowly, as Triton makes no kernel here: {error}", stacklevel=2)
+        warnings.warn(f"the search for codes is slow, since Triton cannot compile its kernel: {error}", stacklevel=2)
         return sweep_block
     return sweep_triton.sweep_block
 

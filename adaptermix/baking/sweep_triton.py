@@ -20,7 +20,7 @@ _compiled: Any = triton.jit if triton else lambda function: function
 
 # A kernel takes numbers and pointers only, so its arguments cannot be grouped in an object.
 @_compiled  # type: ignore[untyped-decorator]
-def _sweep(  # noqa: PLR0917  (kernels are called by place)
+def _sweep(  # noqa: PLR0917  (kernels take positional arguments)
     weight: tl.tensor,
     gradient: tl.tensor,
     scales: tl.tensor,

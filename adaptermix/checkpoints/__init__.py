@@ -1,1 +1,1 @@
-"""Full checkpoints: read as pairs, written with deltas added, and quantised weights."""
+"""Full checkpoints: differences of two, writing with deltas added, and reading quantised weights."""

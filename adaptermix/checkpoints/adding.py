@@ -47,7 +47,7 @@ class Crew:
 
     def __init__(self) -> None:
         self._count = min(torch.get_num_threads(), _MOST)
-        # torch keeps the number of threads per thread
+        # torch stores the number of threads separately for each thread
         self._pool = ThreadPoolExecutor(self._count, initializer=torch.set_num_threads, initargs=(1,))
         self._rest: deque[slice] = deque()
         self._futures: list[Future[None]] = []
@@ -107,8 +107,8 @@ def write_sum(
 ) -> None:
     """Write base plus delta in the storage dtype: add in float32 or wider and round once, a block at a time.
 
-    With factors, this returns before the work is finished, so that the caller can prepare the next ones. With a full
-    delta, it waits.
+    For a delta of factors this returns before the work is finished, so that the caller can prepare the next delta. For
+    a full delta it waits.
 
     Args:
         crew: The threads.
@@ -124,7 +124,7 @@ def write_sum(
         OutputError: a sum overflows the storage dtype; raised here or by `crew.finish()`.
     """
     flat, width = base.reshape(-1), base.shape[-1] if isinstance(delta, LowRank) else 1
-    # factors give whole rows
+    # a product of factors is computed in whole rows
     step = max(1, _BLOCK // width) * width
     parts = [slice(first, min(first + step, len(flat))) for first in range(0, len(flat), step)]
     if delta is None and base.dtype == stored:
@@ -161,7 +161,7 @@ def _refuse_overflow(new: Tensor, old: Tensor, name: str) -> None:
 def rounding_share(base: Tensor, delta: Tensor, stored: torch.dtype, *, name: str) -> float:
     """Return the share of a delta's norm that rounding base plus delta to the storage dtype loses.
 
-    Measured on the 128 rows of the largest delta, and estimated from 128 of the other rows with a delta and from 128
+    Measured on the 128 rows with the largest delta, and estimated from 128 of the other rows with a delta and from 128
     of those without one: the delta of an embedding may change a few rows only.
 
     Args:

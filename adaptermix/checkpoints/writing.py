@@ -1,4 +1,4 @@
-"""A full checkpoint written as a stream: base tensors with deltas added, rounded once, in shards that fit a size."""
+"""Write a full checkpoint tensor by tensor: base tensors plus deltas, rounded once, in files of limited size."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def plan_shards(base: Checkpoint, *, dtype: torch.dtype | None, shard_size: int 
         if header.dtype not in _STORED or 0 in header.shape:
             raise ModelError(
                 f"{base.path}: '{name}' must be of one of the dtypes {', '.join(_STORED)} and not be empty, found "
-                f"{header.dtype} {list(header.shape)}. Give the model in whole precision.",
+                f"{header.dtype} {list(header.shape)}. Give an unquantised model.",
                 code="checkpoint.dtype",
             )
         stored = dtype if dtype is not None and header.dtype in FLOATS else _STORED[header.dtype]
@@ -139,7 +139,7 @@ def _check_deltas(base: Checkpoint, names: Collection[str]) -> None:
         if base.tensors[name].dtype not in FLOATS:
             raise ModelError(
                 f"{base.path}: '{name}' must be of a float dtype to be added to, found {base.tensors[name].dtype}. "
-                "Give the base model in whole precision.",
+                "Give an unquantised base model.",
                 code="base.not-float",
             )
 
@@ -219,7 +219,7 @@ class CheckpointWriter:
 
         Raises:
             ModelError: the delta has another shape.
-            OutputError: a sum overflows the storage dtype; maybe only from a later call.
+            OutputError: a sum overflows the storage dtype; a later call may raise this.
         """
         self._copy_until(name)
         self._write(delta)
@@ -274,7 +274,7 @@ def write_checkpoint(
         delta_of: Functions that compute the deltas, by tensor name; each is called once, in the order of the files.
         dtype: Storage dtype of float tensors; None keeps that of each.
         shard_size: Size that no file exceeds, unless a single tensor does.
-        maker_threads: Threads that compute a delta while others add the previous one; default as torch.
+        maker_threads: Threads that compute a delta while others add the previous one; default torch's number.
         watch: Receives progress.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Show searches of merge weights, and of settings over a recipe."""
+"""Show the results of searches: of merge weights, and of settings of a recipe."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _show_plan(plan: Plan, settings: SearchSettings, console: Console) -> None:
 
 
 def show(result: SearchResult | Plan, settings: SearchSettings, console: Console) -> None:
-    """Show the trials and the chosen weights; of a dry run the plan."""
+    """Show the trials and the chosen weights, or the plan of a dry run."""
     from ..publish.output import size_sentence
     from ..weight_search import CONTROL_NAME, label_of
 
@@ -113,7 +113,7 @@ def show(result: SearchResult | Plan, settings: SearchSettings, console: Console
     left = [label_of(t.candidate) for t, keeps in zip(result.trials, result.kept or (), strict=False) if keeps is False]
     if left:
         console.say(
-            "worth 0, since their answers to the second side of the pairs are too far from the task adapter's: "
+            "scored as 0, since their answers to the second side of the pairs differ too much from the task adapter's: "
             + ", ".join(left)
         )
     if result.dev:

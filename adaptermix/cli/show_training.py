@@ -1,4 +1,4 @@
-"""Show how training went."""
+"""Show the results of training."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _show_fit(report: FitReport, console: Console) -> None:
         )
         if held_out:
             console.say(
-                f"on {held_out['pairs']} held-out pairs: the map explains {held_out['map']:.0%} of the way from "
-                f"sources to translations, the LoRA {held_out['adapter']:.0%}; the LoRA explains "
-                f"{held_out['adapter_tokens']:.0%} of how the map moves tokens; translations, which should stay, "
-                f"move by {held_out['targets_moved']:.1%} of that way"
+                f"on {held_out['pairs']} held-out pairs: the map explains {held_out['map']:.0%} of the squared "
+                f"distance from sources to translations, the LoRA {held_out['adapter']:.0%}; the LoRA explains "
+                f"{held_out['adapter_tokens']:.0%} of the map's change of tokens; translations, which should not "
+                f"change, move by {held_out['targets_moved']:.1%} of that distance"
             )
         else:
             console.say(

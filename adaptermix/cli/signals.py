@@ -1,4 +1,4 @@
-"""Interrupts: the first one ends the work and lets it clear up, wherever it arrives; a third one ends at once."""
+"""Handling of interrupts: the first one ends the work, which then cleans up; the third one ends the process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 _AGAIN = 0.5
 """Seconds after which an interrupt that some code has swallowed is raised again."""
 _GIVE_UP = 3
-"""Interrupts after which the process ends without clearing up."""
+"""Number of interrupts at which the process ends without cleaning up."""
 
 
 class Interrupts:
     """Turns SIGINT and SIGTERM into exceptions: KeyboardInterrupt, and SystemExit with 143.
 
-    A second interrupt while the work clears up is ignored, so that it can remove half-written files. Where an
-    exception is lost, as in a finaliser, it is raised again.
+    A second interrupt while the work cleans up is ignored, so that it can remove half-written files. If some code
+    swallows the exception, as Python does in a finaliser, it is raised again.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Interrupts:
         self._before: dict[int, _Handler] = {}
 
     def install(self) -> None:
-        """Handle signals from here on; nothing outside the main thread."""
+        """Handle signals from here on; has no effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         handlers: dict[int, _Handler] = {signal.SIGTERM: self._handle, signal.SIGINT: self._handle}
@@ -71,6 +71,6 @@ class Interrupts:
         handled: BaseException | None = sys.exception()
         while handled is not None:
             if isinstance(handled, KeyboardInterrupt | SystemExit):
-                return  # the work is clearing up
+                return  # the work is cleaning up
             handled = handled.__cause__ or handled.__context__
         raise self._error

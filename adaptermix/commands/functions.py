@@ -62,7 +62,7 @@ def function_of(record: Command) -> Callable[..., Any]:
 
 
 def _settings(schema: type[T], fields: Mapping[str, object]) -> T:
-    """Return settings made of fields; their faults are an error of this package, as those of recipes are."""
+    """Return settings made of fields; invalid fields raise an error of this package, as in recipes."""
     from pydantic import ValidationError
 
     from ..options.base import described
@@ -102,7 +102,7 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
         options: Fields of `MergeSettings`; for checkpoints also `shard_size`.
 
     Raises:
-        AdapterMixError: the inputs do not go together, or data and model are not valid.
+        AdapterMixError: the inputs cannot be merged with each other, or the data or the model are invalid.
     """
     from ..merging import merge as merge_adapters
     from ..merging.request import is_checkpoint, merge_with_settings

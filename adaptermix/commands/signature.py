@@ -18,8 +18,8 @@ R_co = TypeVar("R_co", covariant=True)
 class Function(Protocol[S_contra, P, R_co]):
     """A command as a function of its settings, or of their fields as keyword arguments.
 
-    A type checker knows the fields from the class of the settings. With `watch`, or with positional arguments in the
-    order of the command line, it leaves the fields to the check at run time.
+    A type checker reads the fields from the class of the settings. In calls with `watch`, or with positional arguments
+    in the order of the command line, it does not check the fields; the function checks them when it is called.
     """
 
     @overload

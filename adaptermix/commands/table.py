@@ -255,7 +255,7 @@ _ALL = (
     ),
     Command(
         name="demo",
-        summary="Run the whole job on a small real model, in minutes.",
+        summary="Train, merge, search and test on a small real model, in minutes.",
         options="DemoSettings",
         run="demo.run:run_demo",
         show="show_demo:show",

@@ -1,4 +1,4 @@
-"""A demo's base model and data files as a step of a recipe."""
+"""The recipe step that provides a demo's base model and data files."""
 
 from __future__ import annotations
 

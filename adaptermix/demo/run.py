@@ -1,4 +1,4 @@
-"""The main job from end to end on a small real model, stage by stage, resuming after a stop."""
+"""Train, merge, search and test on a small real model, in stages; a stopped demo continues after its last stage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _STAGES |= {
 
 
 def _is_own(out: Path) -> bool:
-    """Return whether a folder is empty or of a demo: many projects have a folder `stages` for other files."""
+    """Return whether a folder is empty or a demo's; a folder `stages` is not enough, since other projects have one."""
     if not out.is_dir():
         return False
     names, stages = {path.name for path in out.iterdir()}, out / "stages"
@@ -58,7 +58,7 @@ def _is_own(out: Path) -> bool:
         return True
     if not stages.is_dir() or stages.is_symlink():
         return False
-    # a kill can leave a hidden file, and the key is written after the data
+    # a killed demo can leave a hidden file, or data without a key, which is written after the data
     kept = {path.name for path in stages.iterdir() if not path.name.startswith(".")}
     return kept <= _STAGES and (_KEY in kept or names <= {"stages", "data"})
 
@@ -123,13 +123,13 @@ class Demo:
 
     @cached_property
     def answering_base(self) -> BaseModel:
-        """The base model that answers, with the task adapter's head."""
+        """The base model with the task adapter's head, if it has one, which gives the answers."""
         if self.head is None:
             return self.base
         return load_base(self.base_reference, device=self.settings.device, dtype=self.settings.dtype, head=self.head)
 
     @property
-    def _placed(self) -> Document:
+    def _common(self) -> Document:
         return {"device": self.settings.device, "dtype": self.settings.dtype, "seed": self.settings.seed}
 
     @cached_property
@@ -139,7 +139,7 @@ class Demo:
         Raises:
             OutputError: the earlier run had other settings.
         """
-        key = {"task": self.settings.task, "base": self.base_reference, "data": self.plan.entry(), **self._placed}
+        key = {"task": self.settings.task, "base": self.base_reference, "data": self.plan.entry(), **self._common}
         path = self.stages / _KEY
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != key:
             raise OutputError(
@@ -172,14 +172,14 @@ class Demo:
     def retrieval(self, *adapters: str) -> Document:
         """Measure retrieval per layer, with adapters or without."""
         files, rows = self.plan.retrieval
-        settings = RetrieveSettings(base=self.base_reference, data=files, rows=rows, **self._placed)
+        settings = RetrieveSettings(base=self.base_reference, data=files, rows=rows, **self._common)
         with acting(self.base, self._adapters(*adapters), heads=False):
             return retrieve_with(self.base, settings, watch=self.watch).document()
 
     def _training(self, name: str) -> Document:
         remove_output(self.out / name)
         options = {"base": self.base_reference, "out": str(self.out / name), "resume": True}
-        return options | dict(self.kind.training) | self._placed
+        return options | dict(self.kind.training) | self._common
 
     def align(self) -> Document:
         """Train the alignment adapter and return its report."""
@@ -199,7 +199,7 @@ class Demo:
         remove_output(out)
         files, rows = self.plan.pairs
         settings = AlignSettings(
-            base=self.base_reference, out=str(out), pairs=files, rows=rows, fit="least-squares", **self._placed
+            base=self.base_reference, out=str(out), pairs=files, rows=rows, fit="least-squares", **self._common
         )
         return train_align(settings, watch=self.watch).document()
 
@@ -224,7 +224,7 @@ class Demo:
             overwrite=True,
             **self.kind.search,
             **self.kind.answering,
-            **self._placed,
+            **self._common,
         )
         return search_with(self.answering_base, prepare(settings), settings, watch=self.watch).document()
 
@@ -241,7 +241,7 @@ class Demo:
         check_split(read, origins, split="test", watch=self.watch)
         base = self.answering_base
         template = template_of(self.task_form, trained, None)
-        settings = GenerationSettings(**self.kind.answering, **self._placed)
+        settings = GenerationSettings(**self.kind.answering, **self._common)
         with acting(base, sources):
             answering = Answering(base, self.task_form, rows, settings, template=template, watch=self.watch)
             answers = answering(f"test {label}")
@@ -316,12 +316,12 @@ def _closed_form(demo: Demo) -> Document:
 
 
 def _tests(demo: Demo, weights: list[float], closed: Document | None) -> Document:
-    """Return the test scores: of the base, if it can answer without the adapter's head; task only; and the chosen."""
+    """Return the test scores of the base (if it answers without a head), the task adapter, and the chosen merges."""
     tests = {}
     if demo.head is None:
         tests["base"] = demo.stage("test-base", lambda: demo.test("base"))
     tests["task only"] = demo.stage("test-task", lambda: demo.test("task only", "task"))
-    alone = tests["task only"] | {"seconds": 0.0}  # just scored
+    alone = tests["task only"] | {"seconds": 0.0}  # the stage above scored it
     tests["chosen"] = (
         alone if is_task_alone(weights) else demo.stage("test-chosen", lambda: demo.test("chosen weight", "merged"))
     )

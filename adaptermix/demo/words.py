@@ -1,4 +1,4 @@
-"""How a demo's results are named, in its output and in its pictures."""
+"""Names of a demo's results, for its output and its figures."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def merge_name(weights: Sequence[float], *, alignment: str = "alignment") -> str
 
 
 def label_of(name: str, results: Document) -> str:
-    """Return how a tested system is called in tables, given its name in the results."""
+    """Return the label of a tested system for tables, from its name in the results."""
     if name == "closed form":
         return merge_name(results["closed_form"]["search"]["best"]["weights"], alignment=name)
     return merge_name(results["search"]["best"]["weights"]) if name == "chosen" else name
 
 
 def verdict(results: Document) -> str:
-    """Return in one sentence what the test rows say about the merge that dev chose."""
+    """Return a sentence: whether the merge that was chosen on dev data helps on the test rows."""
     best = results["search"]["best"]["weights"]
     if is_task_alone(best):
         return "On dev no merge was better than the task adapter alone, so the task adapter alone was chosen."
     result = results["difference"]["without task data"]
-    said = f"{result['value']:+.3f} {results['score']} (95 % interval {result['low']:+.3f} to {result['high']:+.3f})"
+    gain = f"{result['value']:+.3f} {results['score']} (95 % interval {result['low']:+.3f} to {result['high']:+.3f})"
     if result["low"] > 0:
-        return f"The merge helps in languages without task data, beyond chance: {said}."
+        return f"The merge helps in languages without task data, beyond chance: {gain}."
     if result["high"] < 0:
-        return f"The merge hurts in languages without task data, beyond chance: {said}."
-    return f"The gain of the merge in languages without task data is not distinguishable from chance: {said}."
+        return f"The merge hurts in languages without task data, beyond chance: {gain}."
+    return f"The gain of the merge in languages without task data is not distinguishable from chance: {gain}."

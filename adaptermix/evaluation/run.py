@@ -95,8 +95,8 @@ class Evaluation:
         without_source: Number of rows without a source, if others have one.
         scorer: Name of the scoring script that was followed, if one was requested.
         group_scores: `groups` with their intervals.
-        resamples: The mean over languages on the rows, then on resamples of them; systems with one seed share
-            resamples.
+        resamples: The mean of the headline score over languages, first on the rows, then on each bootstrap resample;
+            systems that are evaluated with the same seed share the resamples.
     """
 
     task: str
@@ -154,7 +154,7 @@ def score_answers(
     scorer: str | None = None,
     metrics: tuple[Metric, ...] = (),
 ) -> Evaluation:
-    """Score generated answers per language, by these metrics or else those of `metrics_of`."""
+    """Score generated answers per language, by `metrics` if they are passed, else by those of `metrics_of`."""
     metrics = metrics or metrics_of(task, rows, metric=metric, scorer=scorer)
     languages = [task.language(row) for row in rows]
     clusters = clusters_of(task, rows)
@@ -248,8 +248,8 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     headless = [system for system in (sources, others) if system is not None and not head_of(task, system, rows)]
     if head and headless:
         raise PlanError(
-            f"an adapter with {head.form.title} can be compared only with another one: the base model alone, or an "
-            "adapter without a head, gives no answers of such a head.",
+            f"an adapter with {head.form.title} can be compared only with another adapter that has such a head: the "
+            "base model alone and adapters without a head cannot give its answers.",
             code="compare.head",
         )
     if head is None:
@@ -291,7 +291,7 @@ class _Scoring:
         self._cached: dict[bool, Answering] = {}
 
     def _answering(self, *, is_joined: bool) -> Answering:
-        """Return the rows, joined with their sources on request. They stay cached with their drafts."""
+        """Return the object that answers the rows, joined with their sources if requested; cached with its drafts."""
         if is_joined not in self._cached:
             rows = joined(self._task, self._rows, self._sources) if is_joined and self._sources else self._rows
             self._cached[is_joined] = Answering(

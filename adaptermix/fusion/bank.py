@@ -60,7 +60,7 @@ class SourceBank:
                     self._texts.append(text)
             self._paired.append([numbers[key] for key in keys] or [_NONE] * len(passes))
         self._lengths = [len(text["input_ids"]) for text in self._texts]
-        self._longest = max(self._lengths, default=0)  # models may not have more positions
+        self._longest = max(self._lengths, default=0)  # a model may not support more positions
         if settings.get("fusion_pads"):  # as in the release, states of padding are kept, up to one common length
             self._lengths = [self._longest] * len(self._texts)
         self._blocks: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class SourceBank:
         return sources.align("position" if alignment == "soft" else alignment, prompts)
 
     def _fresh(self, numbers: Sequence[int], most: int) -> dict[int, Tensor]:
-        """Return states of texts that are not cached yet: a tensor [blocks tokens width] for each.
+        """Compute the states of those texts that are not cached yet: a tensor [blocks tokens width] for each.
 
         Args:
             numbers: Numbers of texts.
@@ -100,6 +100,7 @@ class SourceBank:
         missing = [number for number in dict.fromkeys(numbers) if number not in self._kept]
         for start in range(0, len(missing), most):
             computed |= self._read(missing[start : start + most])
+        # States that were read with dropout are used once: each pass needs other random numbers.
         is_once = bool(self._settings.get("fusion_dropout")) and self._base.model.training
         for number, states in {} if is_once else computed.items():
             self._kept.add(number, states)
@@ -123,7 +124,7 @@ class SourceBank:
         return 0 if number == _NONE else self._lengths[number]
 
     def _projected(self, latents: Tensor) -> dict[str, Tensor]:
-        """Return the same projected states for every block; the projection is trained."""
+        """Return the same projected states for every block; not cached, since the projection is trained."""
         model = self._base.model
         states = model.get_submodule(PROJECTION)(latents.to(model.dtype))
         return dict.fromkeys(map(block_of, fused_modules(model)), states)

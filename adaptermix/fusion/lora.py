@@ -29,11 +29,13 @@ _PART = re.compile(r"\.lora_fusion\.(?:[^.]+\.)?(fuse|align)\.")
 class FusionConfig(LoraConfig):  # type: ignore[misc]
     """A LoRA whose bottleneck fuses source and target; PEFT alone loads it as a plain LoRA.
 
+    "The paper" is FLARE's, "the release" its authors' published code.
+
     Args:
         fusion: Name of the fusion; `x-mixup` mixes in one block and does not change the LoRAs.
         fusion_alignment: `position`, `end`, `row-end`, `last`, `index`, or `soft`, which is learned.
-        fusion_norm: Whether sources are taken after the norm before a module.
-        fusion_offset: 0 for a block's input, 1 for its output.
+        fusion_norm: Whether source states are read after the norm layer in front of a module.
+        fusion_offset: Where source states are read: 0 at a block's input, 1 at its output.
         fusion_pads: Whether padding of a source counts as a token, as in the release.
         fusion_dropout: Whether sources are read with the base's dropout in training, as in the release.
         fusion_encoder: Encoder whose states are the sources, if not the base's.
@@ -58,8 +60,8 @@ class FusionConfig(LoraConfig):  # type: ignore[misc]
         super().__post_init__()
         if self.use_dora:
             raise InvalidValueError(
-                "a fusion LoRA must not have magnitudes: use_dora changes weights, and a fusion does not "
-                "change a weight",
+                "a fusion LoRA must not have magnitudes (use_dora): these rescale a weight, and a fusion does "
+                "not change a weight",
                 code="fusion.dora",
             )
         wrong = "fusions and their alignments must be among {}, got {!r}"
@@ -123,7 +125,7 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
                     code="fusion.source-count",
                 )
             source = down(dropout(states.to(down.weight.dtype)))
-            if module.fusion_pads[active_adapter]:  # including sources that are not padding
+            if module.fusion_pads[active_adapter]:  # padding counts too, in rows that have a source
                 mask = mask.any(-1, keepdim=True).expand_as(mask)
             bottleneck = align(target, source, mask, indices)
             parts = module.lora_fusion[active_adapter]
@@ -143,7 +145,7 @@ class FusionVariant(LoraVariant):  # type: ignore[misc]
 
 
 class FusionLinear(Linear):  # type: ignore[misc]
-    """PEFT's LoRA layer with an attribute for the source states of a pass, including layers in 4 and 8 bits."""
+    """PEFT's LoRA layer with an attribute for the source states of a pass; it also serves layers in 4 and 8 bits."""
 
     adapter_layer_names = (*Linear.adapter_layer_names, "lora_fusion")
     fusion_sources: tuple[Tensor, Tensor, Tensor, Callable[[], None]] | None = None
@@ -170,7 +172,7 @@ def align(target: Tensor, source: Tensor, mask: Tensor, indices: Tensor) -> Bott
     inside = indices.clamp(0, others - 1)
     present = (indices == inside) & mask.gather(1, inside)
     aligned = source.gather(1, inside[..., None].expand(-1, -1, source.shape[-1]))
-    # Sources end where the prompt does or are read in full before, so the answer never leaks into them.
+    # A source ends with the prompt, or is read before its target, so it never contains the answer.
     visible = mask[:, None, :].expand(-1, tokens, -1)
     return Bottleneck(target=target, source=source, visible=visible, aligned=aligned, present=present)
 
@@ -194,7 +196,7 @@ def load_fusion(model: nn.Module, folder: str, *, name: str = "default", trainab
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     add_parts(bare, vars(config), latent=0 if projection is None else projection.shape[1])
     with warnings.catch_warnings():
-        # For some models PEFT renames only the LoRA keys that it recognises.
+        # For some models PEFT renames only the LoRA keys that it recognises, and warns about the others.
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         if isinstance(model, PeftModel):
             loaded = model
@@ -209,7 +211,7 @@ def load_fusion(model: nn.Module, folder: str, *, name: str = "default", trainab
         ".lora_fusion." in key for key in parts
     ):
         raise InvalidValueError(
-            f"fused LoRAs must be loaded before plain ones, and this model has such: load {folder} first",
+            f"fused LoRAs must be loaded before plain ones, and this model has plain ones already: load {folder} first",
             code="fusion.load-order",
         )
     for path, parameter in parameters.items():

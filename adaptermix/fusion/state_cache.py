@@ -23,7 +23,7 @@ _SPARED_OF_DISK = 5
 
 
 class StateCache:
-    """Tensors by number.
+    """A cache of tensors by number.
 
     Tensors that do not fit in memory go to a file in the system's temporary folder (`TMPDIR`). The file is unnamed
     where the system supports that, and is removed with this object or with the process.
@@ -59,7 +59,7 @@ class StateCache:
             self._left -= tensor.nbytes
             self._in_memory[number] = tensor.cpu()
         elif self._may_write:
-            self._may_write = False  # the disk is full or not writable
+            self._may_write = False  # stays False if the disk is full or not writable
             with suppress(OSError):
                 self._may_write = self._write(number, tensor.cpu().contiguous())
 

@@ -93,7 +93,7 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
 
 
 class Filling:
-    """Replaces `${name}` in strings at any depth; a string that is one variable gets the variable's value and type.
+    """Replaces `${name}` in strings at any depth; a string that consists of one variable gets its value and type.
 
     Args:
         variables: Values by name.

@@ -24,7 +24,7 @@ class Registry(dict[str, T]):
         group: Group of the entry points.
         built_in: Names of this package's entries. Options are checked against them, before the entries
             (which may need torch) are imported.
-        instances: Whether an entry is an object without arguments, so that a class that is registered is called.
+        instances: Whether entries are objects: a registered class is called without arguments to create its object.
     """
 
     def __init__(self, what: str, group: str, *, built_in: Iterable[str] = (), instances: bool = False) -> None:
@@ -39,7 +39,7 @@ class Registry(dict[str, T]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an entry, or a default if the name is unknown; `dict.get` would not ask other packages."""
+        """Return an entry, or a default if the name is unknown; `dict.get` would not look at entry points."""
         try:
             return self[name]
         except KeyError:

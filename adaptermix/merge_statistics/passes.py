@@ -39,7 +39,7 @@ class Passes(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """Plain texts, which the model only reads."""
+    """Plain texts without answers; the model computes only their hidden states."""
 
     base: BaseModel
     texts: Sequence[str]
@@ -119,7 +119,7 @@ class Mask:
 
 
 def each_batch(passes: Passes, size: int, advance: Callable[[int, str], None]) -> Iterator[Batch]:
-    """Yield batches, and report them after they are processed."""
+    """Yield batches, and report each to `advance` after it is processed."""
     for rows, run in passes.batches(size):
         yield rows, run
         advance(rows, "")

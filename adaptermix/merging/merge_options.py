@@ -50,7 +50,7 @@ class MergeOptions:
         options: Its hyper-parameters; `KEY@GLOB` and `KEY@layers:FIRST-LAST` apply to some modules only;
             KEY may also be `weights` or `curve`.
         places: The same overrides as a list of mappings.
-        fill: "one" gives an adapter that acts alone on a module the weight 1.
+        fill: "one" gives the weight 1 to an adapter in the modules that only this adapter has.
         form: Form of the result; see `output_form.Shape`, also for `rank` and `keep`.
         rank: Rank of the result, or "auto".
         keep: Share of each module's squared norm that an automatic rank keeps.
@@ -65,8 +65,8 @@ class MergeOptions:
         out: Folder to write; None computes and reports only.
         max_residual: Refuse to write if truncation and rounding lose more than this share of the whole delta's norm.
         dtype: Storage dtype; default float32. Arithmetic is in float32 or wider, SVDs of factors in float64.
-        compact: Keep each module's own rank (`rank_pattern`); default is one rank for all modules, by zeros, which
-            programs that ignore patterns read correctly too.
+        compact: Keep each module's own rank (`rank_pattern`). By default all modules are padded with zeros to one rank,
+            so that programs that ignore patterns read them correctly too.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; where methods compute.
         overwrite: Replace an existing output folder.
         dry_run: Do everything but write.
@@ -112,7 +112,7 @@ class MergeOptions:
 
     @property
     def written_out(self) -> Path | None:
-        """The folder that is written; None for a dry run too."""
+        """The folder to write; None for a dry run, or if there is no `out`."""
         return None if self.dry_run else self.out
 
     @property
@@ -129,7 +129,7 @@ def check_arguments(keywords: Iterable[str], known: type) -> None:
         known: The TypedDict of the arguments that it has.
 
     Raises:
-        PlanError: there is one.
+        PlanError: an argument is unknown.
     """
     names = list(known.__annotations__)
     for name in keywords:

@@ -19,9 +19,9 @@ class ModuleReport:
         norm: Frobenius norm of the merged delta, before any truncation.
         residual: Share of that norm lost to truncation and to rounding to 16 bits.
         sign_conflict: Share of entries at which two weighted deltas pull in opposite directions.
-        weights: Weight of each adapter here; 0 for one that lacks the module, is zero there, or is left out. A zero
-            delta still counts in a mean. If one adapter alone changes the module, the factor of its delta.
-        excess: Bound on how far the residual lies above the least possible of this rank, as a share of it.
+        weights: Weight of each adapter in this module; 0 if the adapter lacks the module, is zero there, or is left out
+            (a zero delta still counts in a mean). If only one adapter changes the module, the factor on its delta.
+        excess: Upper bound on the residual relative to the least possible one of this rank, minus 1.
         rounding: Share of that norm lost to rounding alone.
     """
 
@@ -49,8 +49,8 @@ class MergeReport:
         modules: Report per module path.
         plan: The resolved settings.
         notes: Remarks for the user.
-        rank: Rank of the written adapter, the same in all modules; the largest of a compact one; None if not an
-            adapter.
+        rank: Rank of the written adapter, which all modules have, or the largest one of a compact adapter; None if the
+            output is not an adapter.
         bytes: Size of the weight files.
     """
 

@@ -1,4 +1,4 @@
-"""Merge the parts of adapters that are not updates: whole tensors, biases and trained tokens."""
+"""Merge the parts of adapters that are not updates: fully trained (whole) tensors, biases and trained tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Saved(Protocol):
         """Dtype and shape of each tensor by its name in the file."""
 
     def load_saved(self, key: str) -> Tensor:
-        """Read one of them."""
+        """Read one of these tensors."""
 
 
 def resolve_policy(names: Sequence[str], policy: str | int) -> str | int:
@@ -59,8 +59,8 @@ def resolve_policy(names: Sequence[str], policy: str | int) -> str | int:
         return int(text) - 1
     problem = "several adapters have this name, so pass a number" if matches else "unknown value"
     raise UsageError(
-        f"fully trained tensors can be merged by 'refuse', 'average', or an adapter ({', '.join(names)}, or 1 to "
-        f"{len(names)}), got {policy!r}: {problem}.{did_you_mean(text, [REFUSE, AVERAGE, *names])}",
+        f"--saved must be 'refuse', 'average', or the adapter to take fully trained tensors from ({', '.join(names)}, "
+        f"or 1 to {len(names)}), got {policy!r}: {problem}.{did_you_mean(text, [REFUSE, AVERAGE, *names])}",
         code="saved.policy",
     )
 
@@ -93,8 +93,8 @@ def _owners_by_name(sources: Sequence[Saved], modules: Collection[str]) -> dict[
 def _check_tokens_alone(name: str, module: str, modules: Collection[str], trained: tuple[str, ...]) -> None:
     if module in modules or in_modules(f"{module}.weight", trained):
         raise IncompatibleAdapters(
-            f"adapter '{name}' trains tokens of '{module}', so no adapter may adapt or fully train it, and one does. "
-            "Leave one of them out.",
+            f"adapter '{name}' trains tokens of '{module}', so no adapter may adapt or fully train this module, but "
+            "one does. Leave one of them out.",
             code="saved.tokens-adapted",
         )
 
@@ -220,7 +220,7 @@ def merge_tokens(names: Sequence[str], metas: Sequence[AdapterMeta]) -> dict[str
         metas: Metadata of the adapters.
 
     Raises:
-        IncompatibleAdapters: two adapters train other tokens of an embedding, or name the embeddings in two ways.
+        IncompatibleAdapters: two adapters train different tokens of an embedding, or use different names for it.
     """
     trained = [(name, dict(meta.trainable_tokens)) for name, meta in zip(names, metas, strict=True)]
     trained = [(name, tokens) for name, tokens in trained if tokens]

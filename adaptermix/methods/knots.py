@@ -50,7 +50,7 @@ class Knots(MergeMethod):
         return Trim(density=self.density), *consensus(self.order, normalize=self.normalize, gain=self.gain)
 
     def __call__(self, stack: Stack) -> LowRank:
-        """Align, merge, and go back."""
+        """Align the deltas, merge the aligned parts, and map the result back."""
         core = core_of(stack.updates)
         aligned = tuple(Dense(w=(part @ core.right.T).to(stack.dtype)) for part in core.parts)
         merged = chain(replace(stack, updates=aligned, statistics=()), self.operators())

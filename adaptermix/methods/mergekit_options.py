@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Parameters = dict[str, Any]
 """Values of mergekit's parameters by name: numbers, truth values, and lists of them."""
 PARTS = ("input", "non_base")
-"""mergekit's words for parameters that each model has its own value of."""
+"""mergekit's scopes of the parameters that have a separate value for each model."""
 _Range = tuple[Callable[[float], bool], str]
 _RANGES: dict[str, _Range] = {
     "density": (lambda value: 0 < value <= 1, "in (0, 1]"),
@@ -33,12 +33,12 @@ _OF_MEMBER: dict[tuple[str, str], _Range] = {
 
 
 def check_option(member: str, parameter: ParameterSpec, value: object) -> None:
-    """Refuse a value of the wrong type, or one outside the range in which the method means something.
+    """Refuse a value of the wrong type, or one outside the range for which the method is defined.
 
     Args:
         member: mergekit's name of the method.
         parameter: mergekit's specification of the parameter.
-        value: One value; of a parameter that each model has, also a list or a mapping from adapter names.
+        value: One value; for a parameter with a value per model, also a list, or a mapping from adapter names.
 
     Raises:
         UsageError: the value is refused.

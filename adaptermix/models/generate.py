@@ -34,7 +34,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 @contextmanager
-def _plainly(base: BaseModel, settings: GenerationConfig) -> Iterator[None]:
+def _replaced_settings(base: BaseModel, settings: GenerationConfig) -> Iterator[None]:
     """Replace the model's generation settings; otherwise its repetition penalty, for example, would still apply."""
     saved = base.model.generation_config
     base.model.generation_config = settings
@@ -129,7 +129,7 @@ def generate_ids(
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """Answers in progress: `found` has the tokens of each so far."""
+    """Answers in progress: `tokens_of` has the tokens of each so far."""
 
     base: BaseModel
     prompts: Sequence[Sequence[int]]
@@ -235,7 +235,7 @@ class _Work:
                 eos_token_id=sorted(self.stops),
                 pad_token_id=self.base.tokenizer.pad_token_id,
             )
-            with _plainly(self.base, settings):
+            with _replaced_settings(self.base, settings):
                 output = self.base.model.generate(
                     input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **kept
                 )
@@ -249,7 +249,10 @@ class _Work:
 
 
 def _can_mask(model: PreTrainedModel, cache: Cache, length: int) -> bool:
-    """Return whether a mask can hide cache entries: only keys and values, explicit positions, no shorter window."""
+    """Return whether a mask can hide cache entries.
+
+    It can if the cache has only keys and values, the model takes positions, and no window is shorter than `length`.
+    """
     from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     def reaches(layer: CacheLayerMixin) -> bool:

@@ -30,10 +30,11 @@ _POOLER = ("pooler.dense", "pooler")
 
 
 def skipped_modules(whole: Sequence[str] | None) -> list[str]:
-    """Return the names of modules that are not quantised, except the output layer of a language model.
+    """Return the names of the modules that transformers must not quantise, besides its own default for language models.
 
     Args:
-        whole: Names of a head's modules, empty for encoders without a head; None for a language model.
+        whole: Names of a head's modules, empty for encoders without a head; None for a language model, for which the
+            result is empty.
     """
     return [] if whole is None else [*whole, *_POOLER]
 
@@ -82,7 +83,7 @@ def check_reading(model: PreTrainedModel) -> None:
         if state is None or module.weight.device.type != "cpu":
             continue
         kind, width = str(state.quant_type), int(state.shape[-1])
-        if (kind, width) not in tried and not _reads(kind, width):
+        if (kind, width) not in tried and not _is_read_correctly(kind, width):
             raise ModelError(
                 f"bitsandbytes reads 4-bit rows of {width} numbers wrongly on this processor, and the model has such "
                 "rows. Use --quantize int8 or none, or a GPU.",
@@ -91,7 +92,7 @@ def check_reading(model: PreTrainedModel) -> None:
         tried.add((kind, width))
 
 
-def _reads(kind: str, width: int) -> bool:
+def _is_read_correctly(kind: str, width: int) -> bool:
     from bitsandbytes import functional
 
     rows = torch.randn(8, width, generator=torch.Generator().manual_seed(0))

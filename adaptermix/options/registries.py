@@ -40,7 +40,7 @@ FORMATS: Registry[Any] = Registry(
 
 
 class OneOf(AfterValidator):
-    """Annotation of an option whose value is a name, of a registry or one of a few others.
+    """Annotation of an option whose value is a name: one of a registry, or one of a few other names.
 
     Attributes:
         choices: The names that this package has, for help texts.

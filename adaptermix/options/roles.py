@@ -1,4 +1,4 @@
-"""What an option means to code that handles the options of all commands in the same way.
+"""Roles of options, for code that handles the options of all commands in the same way.
 
 A role is metadata of a field (`Annotated[..., Reads(DEV)]`). Checks of test data and of paths, the records of recipes
 and searches, and the help texts ask for options by role, so that a new option needs no entry in any list of names.
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 DEV, TEST, TRAINING, CALIBRATION = "dev data", "test data", "training data", "calibration data"
 """Uses of data files."""
 SPLIT = "as split says"
-"""Use of the data of an evaluation: its setting `split` decides, dev or test; no use if that is not set."""
+"""Use of the data of an evaluation: its setting `split` decides, dev or test; without `split` it is neither."""
 SCORED = "scored data"
 """Use of rows that stored answers are scored on: no model reads them."""
 ADAPTER, MODEL, OTHER = "adapter", "model", "other files"
@@ -28,7 +28,7 @@ Form = Literal["task", "pairs", "parallel", "texts"]
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Marks an option that names what a command reads: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids.
+    """Marks an option that names inputs of a command: paths, globs, `LANGUAGE=FILE`, `NAME=FILE`, Hub ids.
 
     Args:
         use: Use of the files.
@@ -48,7 +48,7 @@ class Reads:
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """Marks an option that names what a command writes.
+    """Marks an option that names an output of a command.
 
     Args:
         form: Form of the file, see `adaptermix.options.paths`; None for the output of the command as a whole.
@@ -62,13 +62,13 @@ class Writes:
 class Role(Enum):
     """Further properties of options."""
 
-    HANDLING = "what becomes of an existing output, or of this run's; says nothing about its content"
+    HANDLING = "whether an existing output is replaced or continued, and whether one is written; not its content"
     SCHEDULING = "how the work is done and checked; the result is the same"
     MACHINE = "where the work is done; results differ in the last digits at most"
     AFTERWARDS = "an interrupted run may continue with another value: computed modules or trials stay unchanged"
     UNRECORDED = "left out of the plan in the manifest, since the result does not depend on it"
     STRATEGY = "only for strategies of bake that choose between outcomes or draw at random"
-    DEV_CURVE = "what a dev score in training depends on: only runs where these are equal can be compared"
+    DEV_CURVE = "a dev score in training depends on it: only runs with equal values can be compared"
     LEARNING = "for merge methods that learn from data"
     ADAPTERS_ONLY = "for merges of adapters, not of full checkpoints"
     CONTRAST = "for the contrastive objective"
@@ -95,12 +95,12 @@ class Panel(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Says how an option is written on the command line, where that does not follow from its name and type.
+    """Sets how an option is written on the command line, if its name and type do not determine it.
 
     Args:
         name: Its flag.
         alias: A second flag, such as the one that PEFT's names suggest.
-        metavar: What stands for its values in the help text.
+        metavar: Placeholder for its values in the help text.
         also: Values that it takes besides those that the help text lists.
     """
 
@@ -115,7 +115,7 @@ class Argument:
     """Marks an option whose values are given without a flag on the command line.
 
     Args:
-        metavar: What stands for its values in the help text.
+        metavar: Placeholder for its values in the help text.
     """
 
     metavar: str
@@ -160,7 +160,7 @@ def used_for(settings: BaseModel) -> set[str]:
 
 
 def values_of(settings: BaseModel, names: Iterable[str]) -> list[str]:
-    """Return the texts that options hold, those of lists one by one; without those that are not set."""
+    """Return the values of options as texts, one text per item of a list, without options that are not set."""
     values: list[object] = [getattr(settings, name) for name in sorted(names)]
     return [
         str(item) for value in values for item in (value if isinstance(value, list) else [value]) if item is not None

@@ -18,8 +18,8 @@ class StackSettings(TrainingSettings):
     """Put a multilingual encoder under a language model or an encoder, or teach such a stack a task.
 
     With `encoder` and `texts` the stack is made (stage 1). With `teacher`, `task` and `train` the base is a stack, and
-    learns the states of an adapter that was trained on the model on top alone (stage 2). Defaults are those of Schmidt
-    et al., arXiv 2406.12739, appendix A.
+    learns the states of its teacher, an adapter that was trained on the model on top alone (stage 2). Defaults are
+    those of Schmidt et al., arXiv 2406.12739, appendix A.
     """
 
     panel = Panel.OBJECTIVE
@@ -31,7 +31,7 @@ class StackSettings(TrainingSettings):
         [], description="plain texts in a language of both models, one per line; stage 1"
     )
     dev_texts: Annotated[list[str], Reads(DEV, "texts"), Role.DEV_CURVE, Role.COMMON, Panel.DATA] = Field(
-        [], description="texts on which the unexplained variance is logged, and chooses with --patience; stage 1"
+        [], description="texts on which the unexplained variance is logged, by which --patience chooses; stage 1"
     )
     teacher: Annotated[str | None, Reads(ADAPTER), Role.COMMON] = Field(
         None, description="task adapter of the model on top, trained with --head-pooling mean; stage 2"
@@ -50,7 +50,7 @@ class StackSettings(TrainingSettings):
         "mean", description="states of a text that are compared: the mean over tokens, the first or the last one"
     )
     attention: Literal["causal", "both"] = Field(
-        "causal", description="both: tokens of a language model see those to come"
+        "causal", description="both: tokens of a language model also attend to later tokens"
     )
     span: Annotated[Literal["characters", "tokens"], Panel.DATA] = Field(
         "characters",
@@ -60,7 +60,7 @@ class StackSettings(TrainingSettings):
     projection_init: Literal["least-squares", "random"] = Field(
         "least-squares",
         description="first projection: from mean states of the encoder to mean embeddings of the base model by least "
-        "squares, or at random; both of z-scores of the encoder's states",
+        "squares, or at random; both act on z-scores of the encoder's states",
     )
     projection_rate: Annotated[float | None, Panel.OPTIMISER] = Field(
         None, gt=0, description="peak learning rate of the projection; default as for the LoRA"
@@ -108,7 +108,7 @@ class StackSettings(TrainingSettings):
             ),
             (
                 self.shard_base,
-                "stack.shard: --shard-base does not hold the encoder of a stack: drop it",
+                "stack.shard: --shard-base does not support the encoder of a stack: drop it",
             ),
             (
                 first and bool(self.start_from or self.init in ("pissa", "olora")),
@@ -116,7 +116,7 @@ class StackSettings(TrainingSettings):
             ),
             (
                 bool(self.on_top_of),
-                "stack.on-top-of: a stack learns without a further adapter below: drop --on-top-of",
+                "stack.on-top-of: a stack cannot be trained on top of another adapter: drop --on-top-of",
             ),
             (
                 first and self.dora,

@@ -1,6 +1,6 @@
 """The kinds of output that a manifest can name, in the words of the model card.
 
-Importing this costs no torch: the records of the commands, which `adaptermix --help` reads, fill the table.
+This module does not import torch, since the records of the commands, which `adaptermix --help` reads, fill the table.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Share(NamedTuple):
 
 
 OF_FILE, COVERED = Share(1 / 5, 1 / 10), Share(1 / 3, 1 / 6)
-"""Limits for the share of a file's rows that are in another, and for the share of another's rows that a file covers.
+"""Limits: for the share of a file's rows that are in another file, and for the share of the other file's rows in it.
 
 Published splits share rows because short requests repeat. xSID has the most: 29 % of its English test rows are training
 rows ("set an alarm for 7 am"), and 13 % of those with at least 24 letters. 12 to 14 % of its validation rows, and 2 to
@@ -215,8 +215,8 @@ class ListedRows:
     def overlap(self, known: Sequence[RowHashes]) -> Overlap:
         """Return how many of these rows are in some sets of rows.
 
-        A row counts if all its texts make a row there, in any order. It also counts if it is a single text that is a
-        side or a part there, or if one of its texts is a row or a side there.
+        A row counts if its texts, in any order, are those of a row in a set. It also counts if it is a single text that
+        is a side or a part in a set, or if one of its texts is a row or a side in a set.
 
         Args:
             known: The sets.
@@ -254,7 +254,7 @@ class ListedRows:
 
 
 def _is_much(same: Hashes, rows: Hashes, exact: Hashes, share: Share) -> bool:
-    """Return whether rows overlap more than coincidence explains. Each counts once; short ones only if all are short.
+    """Return whether rows overlap more than by coincidence. Equal rows count once; short rows only if all are short.
 
     Args:
         same: The shared rows.

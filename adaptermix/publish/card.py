@@ -193,7 +193,7 @@ def _quoted(text: str) -> str:
 
 
 def _by_command(document: Manifest, base: str, reference: str) -> str | None:
-    """Return how to use what PEFT and transformers alone do not load: a stack, or a head on hidden states."""
+    """Return usage instructions for a stack or a head on hidden states, which PEFT alone cannot load; else None."""
     task = document.get("task")
     task = task if isinstance(task, Mapping) else {}
     data = f"--task {task.get('name', 'TASK')} --data FILE"

@@ -25,7 +25,7 @@ _RATE = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,12})")
 _AGAIN = (408, 429, 500, 502, 503, 504)
 _CONNECTION = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ConnectionError", "TimeoutError"}
 _INNER = ("/preupload/", "/info/lfs/", "/xet-")
-"""Parts of the addresses of requests that huggingface_hub retries."""
+"""Parts of the addresses of requests that huggingface_hub itself retries."""
 
 
 class WaitTooLongError(Exception):

@@ -29,7 +29,7 @@ _ROOTS = {"home", "Users", "root", "tmp", "mnt", "media", "data", "var", "opt", 
 
 @cache
 def _entries() -> tuple[set[str], set[str]]:
-    """Return the entries that name models, and those that name files or folders: also the options of all commands."""
+    """Return the entries that name models, and those that name files or folders; both include options of commands."""
     models, files = set(_MODEL_ENTRIES), set(_FILE_ENTRIES)
     schemas: list[type[Settings]] = [Settings]
     for schema in schemas:
@@ -55,7 +55,7 @@ def is_local(value: str) -> bool:
 
 
 def last_part(path: str) -> str:
-    """Return the last part of a path of any system; a language prefix stays (`de=/data/x.tsv` gives `de=x.tsv`)."""
+    """Return the last part of a Posix or Windows path; a language prefix stays (`de=/data/x.tsv` gives `de=x.tsv`)."""
     if match := _LANGUAGE.fullmatch(path):
         return match[1] + last_part(match[2])
     if path.startswith("hf:"):

@@ -41,8 +41,8 @@ def _bare(text: str) -> str:
 def label_reader(labels: Sequence[str], spellings: Mapping[str, str] | None = None) -> Callable[[str], str | None]:
     """Return a function from an answer to its label, or to None if the answer is not a label.
 
-    It reads the answer's first line and ignores case, and quotes and stops around it, unless labels differ only in
-    those.
+    The function reads the first line of an answer. It ignores case, and quotes and punctuation around the line, unless
+    labels differ only in these.
 
     Args:
         labels: All labels.
@@ -83,7 +83,7 @@ def macro_f1(sums: Sums) -> Sums:
 def label_metrics(labels: Sequence[str], read: Callable[[str], str | None]) -> tuple[Metric, ...]:
     """Return accuracy and macro F1.
 
-    An answer that is not a label is wrong: it counts as missed for the right label, and as spurious for none.
+    An answer that is not a label is wrong: it counts as missed for the right label, and as spurious for no label.
 
     Args:
         labels: All labels, each once.
@@ -130,7 +130,7 @@ class LabelledTask(BaseTask[LR]):
         """Return the classes, in the order of a head's outputs."""
 
     def label_of(self, text: str, where: str) -> str | DataError | None:
-        """Return the label that a data file has; None for rows without one, a fault if the row cannot be used."""
+        """Return the label for a text in a data file; None if there is no label, an error if the row is unusable."""
         return text
 
     def order_of(self, file: DataFile) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ def _may_be_header(file: DataFile, first: LabelledRow | None) -> bool:
 
 
 class FreelyLabelledTask(LabelledTask[LR]):
-    """A task whose labels are those that its rows have."""
+    """A task whose labels are collected from its rows."""
 
     def rows_of(self, file: DataFile) -> Iterator[LR | None]:
         """Yield the rows; the whole file is read at once only if its first row may be a header."""
@@ -195,7 +195,7 @@ class FreelyLabelledTask(LabelledTask[LR]):
                 yield from rows
 
     def _refuse_header(self, file: DataFile, first: LR, rows: Sequence[LR | None]) -> None:
-        """Refuse a first row that looks like a header of other names: no other row has its label."""
+        """Refuse a first row that looks like a header with unknown column names: no other row has its label."""
         others = [row.label for row in rows if row]
         if len(others) > 1 and first.label not in others and len(set(others)) < len(others):
             cells = ", ".join(map(repr, (*first.texts, first.label)))

@@ -24,7 +24,7 @@ class Template:
         chat: Use the tokenizer's chat template.
         system: System turn of the chat, with placeholders too.
         turns: In a chat, the field with the whole conversation as (role, content), instead of `system` and `prompt`.
-        answers: The field with the text of each answer after this prompt, by answer; None if it is the answer itself.
+        answers: The field that maps an answer to its text after this prompt; None if the text is the answer itself.
         broken_after: In a chat, text after which a line break is inserted wherever the chat template writes it.
     """
 
@@ -57,8 +57,8 @@ class Template:
             text = _chat(tokenizer, turns)
         except (TemplateError, *_FAULTS) as error:
             raise ModelError(
-                f"template '{self.name}' needs a chat template that takes {_roles(turns)}, and the tokenizer's says: "
-                f"{error}. Use --template plain.",
+                f"template '{self.name}' needs a chat template that takes {_roles(turns)}, but the tokenizer's "
+                f"fails: {error}. Use --template plain.",
                 code="template.roles",
             ) from error
         if self.broken_after is None:
@@ -89,7 +89,7 @@ class Template:
             starts = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
             return [tokenizer.bos_token_id, *ids] if starts and ids[:1] != [tokenizer.bos_token_id] else ids
         if ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]  # tokenizers that end every text would end the answer before its start
+            ids = ids[:-1]  # some tokenizers append the end token to every text, so that the answer would be empty
         return ids
 
     def text_of(self, answer: str, fields: Mapping[str, object]) -> str:
@@ -100,7 +100,7 @@ class Template:
         return texts[answer]
 
     def encode_answer(self, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Return the answer's token ids, followed by the token that ends it: a chat's turn, else a text."""
+        """Return the answer's token ids, followed by the token that ends it (a turn's in a chat, else a text's)."""
         ids: list[int] = tokenizer(self.lead + answer, add_special_tokens=False)["input_ids"]
         return [*ids, self.end(tokenizer)]
 
@@ -112,7 +112,7 @@ class Template:
 
 
 _FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a chat template may raise besides errors of Jinja: its expressions are evaluated by Python."""
+"""Errors that a chat template may raise besides those of Jinja, since Python evaluates its expressions."""
 
 
 def _roles(turns: Sequence[Mapping[str, str]]) -> str:
@@ -154,7 +154,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]]
 
     def render(turns: Sequence[Mapping[str, str]]) -> str:
         text = str(tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False, **_QUIET))
-        # A template that always opens a thought: close it, so that the answer follows.
+        # Some templates always open a thought. It is closed here, so that the answer follows.
         return f"{text.rstrip()}{_DONE}" if text.rstrip().endswith(_THINK) else text
 
     try:

@@ -115,7 +115,7 @@ def _from_texts(files: Sequence[DataFile], rows: str | None, left_out: Counter[P
     if len(by_language) < 2:
         raise DataError(
             f"{files[0].path}: translation needs at least two texts, one per language, and '{next(iter(by_language))}' "
-            "is alone. Give the other one too, or a file of two columns such as de-en.tsv.",
+            "is the only one. Give the other one too, or a file of two columns such as de-en.tsv.",
             code="translate.one-language",
         )
     pairs = combinations(by_language.items(), 2)
@@ -145,7 +145,7 @@ def _from_sides(sides: Mapping[str, DataFile], rows: str | None, left_out: Count
     languages = _languages(source)
     if _languages(target) != languages:
         raise DataError(
-            f"{target.path}: source and reference must be of one pair, {'-'.join(languages)} for the source.",
+            f"{target.path}: the reference must be of the language pair of its source, {'-'.join(languages)}.",
             code="translate.other-pair",
         )
     for file, language in ((source, languages[0]), (target, languages[1])):
@@ -171,7 +171,7 @@ def _languages(file: DataFile) -> tuple[str, str]:
 
 
 def _line(answer: str) -> str:
-    # Tokens of a full stop and a line break let a model write past the end of its line.
+    # Some tokens contain a full stop and a line break. They do not stop generation, so that further lines may follow.
     return answer.strip().split("\n", maxsplit=1)[0].strip()
 
 
@@ -265,7 +265,7 @@ class Translate:
     def metrics(self, rows: Sequence[TranslateRow]) -> tuple[Metric, ...]:
         """Return BLEU and chrF2, and BLEU by sacrebleu's default tokenizer if a language has its own tokenizer.
 
-        The release of Liu and Niehues (ACL 2025) uses the default, their paper names the languages' own.
+        The release of Liu and Niehues (ACL 2025) uses the default; their paper states the tokenizers of the languages.
 
         Raises:
             PlanError: the tokenizer of a target language is not installed.

@@ -1,4 +1,4 @@
-r"""Tests that any merge method and any task can inherit, those of other packages too.
+r"""Tests that any merge method and any task can inherit, also in other packages.
 
 Example, in a test file:
 

@@ -55,14 +55,14 @@ def _same_bytes(one: Update, other: Update) -> bool:
 
 
 class MergeMethodLaws:
-    """Laws of a merge method. A subclass whose name starts with Test has `method`, and the laws that do not hold.
+    """Laws of a merge method. Name a subclass TestSomething; set `method`, and False for laws that do not hold.
 
     Attributes:
         method: The method that is tested; its options should have an effect (a density below 1).
-        neutral: The same method with options under which it only adds up, for the law of one adapter; default `method`.
+        neutral: The same method with options with which it only adds, for the law of one adapter; default `method`.
         max_k: Most adapters that it takes, at most 4.
         signed: Whether weights may be zero or negative.
-        acute: Whether it is only tried on updates with acute angles, since it refuses those that cancel.
+        acute: Whether to test only with updates at acute angles, for a method that refuses updates that cancel.
         takes_dense: Whether updates may be dense matrices.
         returns_single: One adapter of weight 1 is returned unchanged.
         permutable: The order of the adapters does not matter.
@@ -208,13 +208,13 @@ class MergeMethodLaws:
             return
         generator = torch.Generator().manual_seed(seed)
 
-        def turned(update: LowRank) -> LowRank:
+        def refactored(update: LowRank) -> LowRank:
             q = torch.linalg.qr(normal(update.rank, update.rank, generator)).Q
             stretch = 0.5 + 1.5 * torch.rand(update.rank, generator=generator, dtype=torch.float64)
             return LowRank(b=update.b @ (q * stretch), a=(q / stretch).T @ update.a, scale=update.scale)
 
         stack = self.drawn(data)
-        merged = self.merged(_map(stack, turned))
+        merged = self.merged(_map(stack, refactored))
         self._demand_close(merged, self.merged(stack), rounding_scale(stack), "(B R, R^-1 A) must merge as (B, A) does")
 
     @LAW
@@ -285,7 +285,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data())
     def test_finite_adapters_give_a_finite_merge_or_one_sentence(self, data: st.DataObject) -> None:
-        """Zeros, ties, copies and rank above the sides included."""
+        """This includes zeros, ties, copies, and ranks larger than the matrix."""
         stack = self._one_rank(self.prepared(data.draw(messy_stacks(max_k=self.max_k), label="stack")))
         try:
             merged = self.merged(stack)
@@ -340,7 +340,7 @@ class MergeMethodLaws:
             _demand(_same_bytes(merged, whole), "the size of the blocks must not change a byte")
 
     def test_the_number_of_threads_does_not_matter(self) -> None:
-        """One thread and two give one result; the matrix is large enough to be shared out."""
+        """One thread and two give one result; the matrix is large enough to be split between them."""
         stack = self.fixed((183, 182))
         if self._is_entrywise and self.takes_dense:
             # A product of factors may be rounded another way by more threads.

@@ -27,7 +27,7 @@ def _value(metric: Metric, rows: Sequence[Recognisable], answers: Sequence[str])
 
 
 class TaskLaws:
-    """Laws of a task. A subclass whose name starts with Test has `task` and `data`.
+    """Laws of a task. Name a subclass TestSomething, and set `task` and `data` in it.
 
     Attributes:
         task: The task that is tested.
@@ -117,7 +117,7 @@ class TaskLaws:
     @_LAW
     @given(data=st.data())
     def test_any_answer_can_be_scored(self, rows: Sequence[Recognisable], data: st.DataObject) -> None:
-        """Models write anything; a row has as many counts for every answer, and values never exceed the best one."""
+        """Models write any text; a row has equally many counts for every answer, and right answers score best."""
         pieces = st.one_of(st.text(), st.sampled_from([self.task.answer(row) for row in rows]))
         answers = [data.draw(st.one_of(pieces, st.tuples(pieces, pieces).map("\n".join))) for _ in rows]
         for metric in self.task.metrics(rows):
@@ -131,7 +131,7 @@ class TaskLaws:
             assert value <= best + 1e-9, f"{metric.name} of right answers must be the largest"
 
     def test_values_are_functions_of_sums(self, rows: Sequence[Recognisable]) -> None:
-        """The bootstrap gives `value` sums of many resamples at once."""
+        """The bootstrap passes the sums of many resamples to `value` at once."""
         for metric in self.task.metrics(rows):
             counts = [metric.count(row, answer) for row in rows for answer in (self.task.answer(row), "")]
             sums = np.array([count for count in counts if count is not None], dtype=np.float64)
@@ -139,7 +139,7 @@ class TaskLaws:
             assert np.allclose(together, alone), f"{metric.name} of a batch of sums must equal each value"
 
     def test_labels_are_the_answers(self, rows: Sequence[Recognisable]) -> None:
-        """A classification head tells apart what the task's answers are."""
+        """The classes of a classification head are the answers of the task."""
         if isinstance(self.task, LabelTask):
             assert {self.task.answer(row) for row in rows} <= set(self.task.labels(rows)), "answers must be labels"
             assert all(1 <= len(self.task.segments(row)) <= 2 for row in rows), "one or two texts are classified"
@@ -168,7 +168,7 @@ class TaskLaws:
             assert self.task.answer_at(part, self.task.span(part)) == self.task.answer(row), "excerpts keep the answer"
 
     def test_answers_can_be_given_to_rows_without_any(self, rows: Sequence[Recognisable]) -> None:
-        """Answers of one model become the right ones for another."""
+        """Answers of one model can serve as labels for another."""
         if isinstance(self.task, ComparableTask):
             for row in rows:
                 (text,) = self.task.texts(row)
@@ -180,7 +180,7 @@ class TaskLaws:
             assert self.task.agreement(rows), "answers in two languages are compared by a metric"
 
     def test_sources_come_before_the_texts(self, rows: Sequence[Recognisable]) -> None:
-        """Input-level fusion shows the source first, and asks for the same answer."""
+        """Input-level fusion puts the source before the text, and the right answer stays the same."""
         if isinstance(self.task, JoinableTask):
             for row, source in zip(rows, [*rows[1:], rows[0]], strict=True):
                 both = self.task.with_source(row, source)

@@ -29,7 +29,7 @@ def encode_side(base: BaseModel, pairs: Sequence[Pair], side: str, most: int, wa
 
 
 def describe_pairs(pairs: Sequence[Pair], files: Sequence[DataFile], held_out: Sequence[Pair] = ()) -> RowsReport:
-    """Count pairs; one that is repeated has both sides of another."""
+    """Count pairs; a pair is repeated if both of its sides equal those of another pair."""
 
     def text(pair: Pair) -> str:
         return f"{pair.source}\n{pair.target}"
@@ -43,7 +43,7 @@ def require_pairs(pairs: Sequence[Pair], name: str = "pairs") -> None:
 
     Args:
         pairs: The pairs.
-        name: What they are called.
+        name: Their name in the message.
 
     Raises:
         DataError: there are fewer than two different ones.
@@ -105,7 +105,7 @@ class PairData:
 
 
 def pair_groups(pairs: Sequence[Pair], balance: str) -> list[list[int]]:
-    """Return the numbers of the pairs that are drawn equally often: of each two languages, or all."""
+    """Return groups of pair numbers that are drawn equally often: one for each language pair, or one of all pairs."""
     if balance == "rows":
         return [list(range(len(pairs)))]
     groups: dict[tuple[str, str], list[int]] = {}
@@ -119,7 +119,7 @@ class PairsLoss:
     """Loss of pairs by their numbers.
 
     Args:
-        work: Computes it.
+        work: Computes the loss.
         lengths: Tokens of each source sentence.
     """
 

@@ -1,4 +1,4 @@
-"""Stage 2 of a stack: it learns the states that a task adapter of the model on top has of training texts."""
+"""Stage 2 of a stack: it learns the states that the teacher, a task adapter of the model on top, has of texts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .trainer import BatchLoss, Together
 
 
 def vectors_of(base: BaseModel, rows: HeadRows, numbers: Sequence[int]) -> Tensor:
-    """Return the states that a head of this package reads of rows.
+    """Return the hidden states of rows that a head of this package reads.
 
     Shapes: [rows width].
     """
@@ -79,7 +79,7 @@ class ToTeacher:
 
 
 class StackTaskObjective(Objective[StackSettings]):
-    """Stage 2: train the stack's state of a text towards the state that the teacher has of it."""
+    """Stage 2: train the stack so that its state of a text approaches that of the teacher."""
 
     head: Head
     form: StackForm

@@ -39,7 +39,7 @@ from .trainer import BatchLoss, Together, in_a_row
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
     """Return input_ids, attention_mask, position_ids and labels, padded on the left.
 
-    Answers then end at the same place, so that the output layer is needed at few places only.
+    Answers then end at the same position, so that the output layer is needed at a few positions only.
 
     Shapes: each [rows longest].
     """
@@ -60,18 +60,18 @@ def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict
 
 
 class Answers:
-    """The answers of a task, to be generated.
+    """Loss of generated answers, for rows by their numbers.
 
     Args:
         base: The base model with its LoRA in.
         examples: Encoded rows.
 
     Attributes:
-        prompts: Tokens of each row's prompt, by pass: there is one.
+        prompts: For each row, the number of tokens of the prompt of each pass; here there is one pass.
         taught: Numbers of the rows to learn from.
 
     Raises:
-        DataError: there are no such rows.
+        DataError: there are no rows to learn from.
     """
 
     def __init__(self, base: BaseModel, examples: Examples) -> None:
@@ -98,13 +98,13 @@ class Answers:
 
 
 class OfHead:
-    """The answers of a task, to be given by a head.
+    """Loss of a head's answers, for rows by their numbers.
 
     Args:
         rows: Encoded rows.
 
     Attributes:
-        prompts: Tokens of each row's texts.
+        prompts: For each row, the number of tokens of each text.
         taught: Numbers of the rows to learn from: those with a class, word or window that the loss counts.
     """
 
@@ -146,13 +146,14 @@ def loss_of_rows(
 class TaskLoss:
     """Loss of a batch of rows, by batch number: its part of the mean over all terms of the optimizer step.
 
-    So 8 rows give the same step as one batch, as two of 4 and as eight of 1, in one process or several.
+    A term is a token, word or row that the loss counts. So 8 rows give the same step in one batch, in two of 4 and in
+    eight of 1, in one process or several.
 
     Args:
         of_rows: Loss of rows by their numbers.
         settings: The run's settings.
         processes: Those that share each batch.
-        together: From a batch number to the batches of the same optimizer step; default `accumulate` in a row.
+        together: Maps a batch number to the batches of its optimizer step; default `accumulate` consecutive ones.
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class TaskData:
 
     Args:
         task: The task.
-        template: How prompts are made.
+        template: Template of the prompts.
         train: Training rows.
         dev: Dev rows.
         entries: The manifest's entries on the rows.

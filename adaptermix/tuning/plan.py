@@ -15,7 +15,7 @@ from ..options.paths import written_paths
 from ..weight_search.parameters import Choice, Interval, Parameter, combinations, read_parameter
 
 SCORES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
-"""By the command of the last step: the score in its document."""
+"""Functions that read the score from the document of the last step, by its command."""
 Vary = Mapping[str, str | Sequence[object] | Parameter]
 """Searched values by setting: `LOW:HIGH` and other texts of `--vary`, sequences of values, or parameters."""
 
@@ -53,7 +53,7 @@ def candidates(vary: Vary) -> list[JsonObject]:
     """Return all combinations of the values of each setting; the last setting changes fastest.
 
     Raises:
-        UsageError: a parameter is a range, which has no end of values.
+        UsageError: a parameter is a range, so its values cannot be listed.
 
     Example:
         >>> candidates({"a": [1, 2], "b": [3]})
@@ -72,10 +72,13 @@ def candidate_of(
             scores on dev data.
     """
     if "out" in overrides:
-        raise ConfigError("the variable out is the candidates' own here. Give --out instead.", code="tune.out-variable")
+        raise ConfigError(
+            "the variable 'out' must not be set, since each candidate has its own. Give --out instead.",
+            code="tune.out-variable",
+        )
     if "out" not in variables_of(recipe):
         raise ConfigError(
-            f"{recipe}: a recipe that is searched needs a variable 'out', in which its steps write (as ${{out}}/task).",
+            f"{recipe}: a searched recipe needs a variable 'out', the folder of its outputs (such as ${{out}}/task).",
             code="tune.no-out-variable",
         )
     folder = out / "trials" / str(number)
@@ -83,7 +86,7 @@ def candidate_of(
     last = steps[-1]
     if last.command not in SCORES:
         raise ConfigError(
-            f"{recipe}: the last step must be {' or '.join(SCORES)}, on dev data: its score decides; found "
+            f"{recipe}: the last step must be {' or '.join(SCORES)} on dev data, since its score decides; found "
             f"{last.command!r}.",
             code="tune.last-step",
         )
@@ -106,7 +109,7 @@ def _check_no_test(recipe: Path, steps: Sequence[Step]) -> None:
     for number, step in enumerate(steps, start=1):
         if getattr(step.settings, "split", None) == "test":
             last = (
-                "the last step must be on dev data: its score decides"
+                "the last step must be on dev data, since its score decides"
                 if number == len(steps)
                 else "a search must not look at test data once per candidate"
             )
@@ -127,7 +130,7 @@ def plan(recipe: Path, vary: Vary, out: Path, overrides: Mapping[str, object] | 
 
     Raises:
         ConfigError: the recipe is invalid for a candidate; see `candidate_of`.
-        UsageError: a parameter is a range, which has no end of values.
+        UsageError: a parameter is a range, so its values cannot be listed.
     """
     return [
         candidate_of(recipe, overrides or {}, settings, out, number)

@@ -27,7 +27,7 @@ from .report import Pruned, label_of
 _RECORD = "steps.json"
 _IDENTITY = ("vary", "recipe", "sampler", "seed", "prune")
 
-Read = Mapping[str, Any]
+Parsed = Mapping[str, Any]
 """A document of a step, or an object of the record of steps, which `_read_record` checks."""
 StepRunner = Callable[[Step, Watcher], JsonObject]
 """Runs a step, reports its progress to a watcher, and returns its document."""
@@ -37,7 +37,7 @@ StepRunner = Callable[[Step, Watcher], JsonObject]
 class Outcome:
     """The last step's document (empty if it was not reached), the number of steps that ran, and where one stopped."""
 
-    document: Read
+    document: Parsed
     ran: int
     pruned: Pruned | None = None
 
@@ -49,7 +49,7 @@ class StepCache:
         out: The folder.
         identity: The search that the folder belongs to.
         run: Runs a step.
-        prune: Whether training that is behind is stopped.
+        prune: Whether to stop training whose dev results are worse than those of earlier candidates.
         watch: Receives progress.
 
     Raises:
@@ -67,10 +67,10 @@ class StepCache:
     ) -> None:
         self._path, self._run, self._prune, self._watch = out / _RECORD, run, prune, watch
         self._identity = identity = json.loads(json.dumps(identity))
-        self._entries: dict[str, Read] = {}  # By the key of a step.
-        self._keys: dict[str, str] = {}  # By an output, as the next two: the key of its step,
-        self._files: dict[str, list[str]] = {}  # its files,
-        self._digests: dict[str, str] = {}  # and the hash of their content.
+        self._entries: dict[str, Parsed] = {}  # By the key of a step.
+        self._keys: dict[str, str] = {}  # By output: the key of its step.
+        self._files: dict[str, list[str]] = {}  # By output: its files.
+        self._digests: dict[str, str] = {}  # By output: the hash of its content.
         if not self._path.exists():
             self._save()
             return
@@ -97,10 +97,10 @@ class StepCache:
         Args:
             steps: The steps.
             folder: Folder of their outputs.
-            report: Receives values of looks at dev data; each training counts its steps on from the one before.
+            report: Receives dev results; steps of a training are counted on from those of earlier trainings.
         """
         ran, start = 0, 0
-        document: Read = {}
+        document: Parsed = {}
         for step, (key, like) in zip(steps, identities(steps, folder), strict=True):
             target = getattr(step.settings, "out", None)
             if target is not None:
@@ -123,11 +123,11 @@ class StepCache:
             start += entry["looks"]["looks"][-1][0] if "looks" in entry else 0
         return Outcome(document=document, ran=ran)
 
-    def _work(self, step: Step, key: str, curve: Curve, report: Report) -> Read:
+    def _work(self, step: Step, key: str, curve: Curve, report: Report) -> Parsed:
         """Run a step and return its entry; a stopped one leaves no files."""
         target = getattr(step.settings, "out", None)
         earlier = [Curve(**entry["looks"]) for entry in self._entries.values() if "looks" in entry]
-        # A step that ran to its end before, and whose output is gone, runs to its end again.
+        # A step that finished before, and whose output is missing, is not stopped.
         others = earlier if self._prune and key not in self._entries else []
         watch = PruningWatcher(self._watch, step.command, curve, others, report)
         entry: JsonObject = {"out": target}
@@ -139,14 +139,14 @@ class StepCache:
             entry["pruned"] = stopped.pruned.document()
         if self._prune and len(curve.looks) == 1 and not earlier:
             self._watch.note(
-                f"{step.command} looked at dev data once, and its first look stops nothing: set evaluate_every."
+                f"{step.command} evaluated dev data once, but a first result never stops training: set evaluate_every."
             )
         if curve.looks:
             entry["looks"] = asdict(curve)
         self._entries[key] = entry
         return entry
 
-    def _can_use(self, entry: Read, target: str | None) -> bool:
+    def _can_use(self, entry: Parsed, target: str | None) -> bool:
         """Return whether an entry can be used, and put its output in place."""
         if "pruned" in entry:
             return self._prune
@@ -158,7 +158,7 @@ class StepCache:
         write_whole(self._path, (json.dumps(record, indent=1) + "\n").encode())
 
     def _clear(self, target: str, key: str, steps: Sequence[Step]) -> None:
-        """Remove an output at this step's path that is of other settings, or not in the record yet.
+        """Remove an output at this step's path that was made with other settings, or is not in the record yet.
 
         Raises:
             OutputError: it is not an output of this search, or contains a file that no step wrote.
@@ -211,7 +211,7 @@ def _shifted(report: Report, start: int) -> Report:
     return lambda step, value: report(start + step, value)
 
 
-def _described(identity: Read) -> str:
+def _described(identity: Parsed) -> str:
     more = {name: value for name, value in identity.items() if name not in ("vary", "recipe")}
     return label_of({**identity["vary"], **more})
 
@@ -227,7 +227,7 @@ def check_folder(out: Path) -> None:
     others = [path for path in out.iterdir() if path.name not in ("trials", "trials.log")] if out.is_dir() else []
     if others and not (out / _RECORD).exists():
         raise OutputError(
-            f"--out must be new, or the folder of such a search, and {out} holds other files.",
+            f"--out must be new, or the folder of a search over a recipe, and {out} holds other files.",
             code="tune.out-not-empty",
         )
 
@@ -255,7 +255,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def _read_record(path: Path) -> Read:
+def _read_record(path: Path) -> Parsed:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record = {**record, **{name: dict(record[name]) for name in ("steps", "outputs", "files")}}

@@ -1,4 +1,4 @@
-"""A search that is checked, but for its model: adapters, space, task and dev rows."""
+"""The checks of a search before its model is loaded: adapters, space, task and dev rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .space import Candidate, CandidateList, Space, depth_groups, grid_weights, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A search that is checked, but for its model.
+    """A search whose settings and files are checked, without its model.
 
     Args:
         template: Adapters, method, form and seed of the merge.
@@ -46,7 +46,7 @@ class Prepared:
         prompt: Name of the prompt template.
         tested: Manifest entries of files that were evaluated as test data and are allowed.
         notes: Notes on the space and on the files.
-        pairs: Pairs whose answers are compared, if they decide.
+        pairs: Pairs whose answers are compared, if these decide instead of labels.
     """
 
     template: MergePlan
@@ -94,10 +94,10 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
         if kinds := replace(source, saved_headers={}).beyond_linear:
             raise IncompatibleAdapters(
                 f"only plain LoRAs on linear layers can be searched, and '{source.name}' has {', '.join(kinds)}. Merge "
-                "it with weights of your own.",
+                "it with weights that you choose.",
                 code="search.not-lora",
             )
-    template = replace(template, keep_heads=True)  # A trial has the heads, for any weight of their adapter.
+    template = replace(template, keep_heads=True)  # A trial has all heads, even that of an adapter with weight 0.
     searched = _space(settings, template)
     if isinstance(searched, CandidateList):
         tried = [dict(candidate.options) for candidate in searched.candidates]
@@ -140,7 +140,7 @@ def _check_paths(settings: SearchSettings, *, writes: bool) -> None:
         path = Path(settings.storage).absolute()
         if path.is_relative_to(out.absolute()):
             raise UsageError(
-                f"--storage must lie outside --out, which is replaced whole, and {path} lies in it.",
+                f"--storage must lie outside --out, which is replaced as a whole, and {path} lies in it.",
                 code="storage.in-out",
             )
         if path.is_dir():
@@ -166,7 +166,7 @@ def _space(settings: SearchSettings, plan: MergePlan) -> Space | CandidateList:
         weights = list(dict.fromkeys([*averages, *sums]))
         if not weights:
             raise UsageError(
-                f"a grid must hold weights that leave something for the last adapter, got {settings.grid}.",
+                f"the weights of a grid must leave a weight of at least 0 for the last adapter, got {settings.grid}.",
                 code="search.grid",
             )
         merges = [candidate_of(Path(folder), plan) for folder in settings.candidates]
@@ -250,7 +250,7 @@ def _check_each_once(files: Sequence[DataFile], kind: str) -> None:
         other = seen.setdefault((rows, *file.languages), file.path)
         if other is not file.path:
             raise UsageError(
-                f"each {kind} file counts once, and {file.path} holds what {other} does. Give it once.",
+                f"each {kind} file counts once, and {file.path} has the same rows as {other}. Give one of them.",
                 code="search.file-twice",
             )
 
@@ -283,7 +283,7 @@ def _grid_notes(settings: SearchSettings, searched: Space | CandidateList) -> tu
         return ()
     tried = len({candidate.weights for candidate in searched.candidates if not candidate.name})
     left_out = len(settings.grid) ** (len(settings.adapters) - 1) - tried
-    return (f"{left_out} rows of the grid leave less than nothing for the last adapter and are left out.",) * bool(
+    return (f"{left_out} rows of the grid would give the last adapter a weight below 0 and are left out.",) * bool(
         left_out
     )
 
@@ -293,7 +293,7 @@ def _with_method(template: MergePlan, settings: SearchSettings, options: JsonObj
     method = build(settings.method, fixed)
     if method.statistics is not None:
         raise PlanError(
-            f"method '{settings.method}' needs statistics of data, which a search does not take: merge with it.",
+            f"method '{settings.method}' needs statistics of data, which a search does not support: use it in a merge.",
             code="search.statistics-method",
         )
     check_roles(method, len(template.sources))

@@ -70,8 +70,8 @@ def search(settings: SearchSettings, *, watch: Watcher = SILENT) -> SearchResult
     """Find merge weights on dev data or on pairs, and write the adapter merged with them.
 
     The objective is the mean over languages of the task's headline score, or their minimum; without labels, the mean of
-    the same score against the first adapter's own answers to the second side of pairs. An exact sum writes and merges
-    nothing per trial. An interrupted search continues; several processes can share one.
+    the same score against the first adapter's own answers to the second side of pairs. A trial of the exact method only
+    sets weights. An interrupted search continues; several processes can share one.
 
     Raises:
         AdapterMixError: invalid adapters, model, data file or output.
@@ -147,7 +147,7 @@ def _candidate_model(base: BaseModel, prepared: Prepared, settings: SearchSettin
 
 
 class _TrialRunner:
-    """Runs the trials of a search on a model that the adapters are attached to, and first the first adapter alone."""
+    """Runs the trials of a search on a model with the adapters attached; before them, the first adapter alone."""
 
     def __init__(
         self, model: CandidateModel, store: TrialStore, prepared: Prepared, settings: SearchSettings, watch: Watcher
@@ -184,7 +184,7 @@ class _TrialRunner:
         return self._model([(trial.candidate, rows) for trial, rows in requests], label)
 
     def run(self) -> None:
-        """Run trials, one after another or as races, until all are finished, here and elsewhere."""
+        """Run trials, one after another or as races, until those of this and all other processes are finished."""
         race = None
         if self._settings.race:
             size = len(self._searched.candidates) if isinstance(self._searched, CandidateList) else COHORT

@@ -1,4 +1,4 @@
-"""More processes that run the trials of a search."""
+"""The worker processes that run trials of a search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATIENCE = 20.0
 
 
 def _device(settings: SearchSettings, number: int) -> str:
-    """Return the device of a worker: one GPU after the other, if the search may choose."""
+    """Return the device of a worker: one GPU after the other, unless the settings name one."""
     import torch
 
     if settings.device in ("auto", "cuda") and torch.cuda.device_count() > 1:
@@ -66,7 +66,7 @@ def start_workers(settings: SearchSettings, watch: Watcher) -> Iterator[list[sub
                 errors.seek(0)
                 output = errors.read().decode(errors="replace").strip().splitlines()
                 watch.note(
-                    f"warning: worker {number} ended with {process.returncode}; others took its trial."
-                    + (f" It said: {output[-1]}" if output else "")
+                    f"warning: worker {number} ended with {process.returncode}; others run its trial."
+                    + (f" Its last output: {output[-1]}" if output else "")
                 )
             errors.close()

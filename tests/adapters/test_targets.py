@@ -93,7 +93,7 @@ Q = [f"model.layers.{layer}.q_proj" for layer in range(3)]
 def test_settings_that_select_less_than_the_file_holds_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     write_lora(tmp_path / "a", dict.fromkeys(Q, (4, 4, 2)), **settings)
     with pytest.raises(
-        AdapterFormatError, match=r"leave out \d of 3, such as 'model.layers.*peft would load the others"
+        AdapterFormatError, match=r"leave out \d of 3, such as 'model.layers.*peft would load only the others"
     ):
         merge([tmp_path / "a"], weights=[1], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -108,7 +108,7 @@ REFUSED = [
     ("spectrum base tuned more", 2, "unexpected extra argument"),
     ("spectrum task base", 1, "Swap MODEL_A and MODEL_B"),
     ("spectrum base far", 1, "It was trained on another base model"),
-    ("spectrum base tuned --layers 9", 1, "--layers '9' must meet a layer"),
+    ("spectrum base tuned --layers 9", 1, "--layers '9' must match a layer"),
     ("spectrum base tuned --modules q_prj", 1, "Did you mean 'q_proj'?"),
     ("spectrum base tuned --exclude *", 1, "share no such matrix"),
     ("spectrum base tuned --csv none/t.csv", 1, "--csv must lie in a folder"),

@@ -119,10 +119,10 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"layers": ["11-12"]}, "--layers '11-12' must meet a layer. Layers here: 0, 2, 10, outside."),
-            ({"modules": ["q_prj"]}, "--modules 'q_prj' must meet a module. Did you mean 'q_proj'?"),
-            ({"include": ["head"]}, "--include 'head' must meet a module"),
-            ({"exclude": ["none"]}, "--exclude 'none' must meet a module"),
+            ({"layers": ["11-12"]}, "--layers '11-12' must match a layer. Layers here: 0, 2, 10, outside."),
+            ({"modules": ["q_prj"]}, "--modules 'q_prj' must match a module. Did you mean 'q_proj'?"),
+            ({"include": ["head"]}, "--include 'head' must match a module"),
+            ({"exclude": ["none"]}, "--exclude 'none' must match a module"),
         ],
     )
     def test_a_pattern_that_meets_nothing_is_refused(self, options: dict[str, list[str]], message: str) -> None:
