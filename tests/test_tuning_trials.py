@@ -269,7 +269,7 @@ class TestPruning:
         assert [bool(trial.pruned) for trial in pruned(self.runner(), vary=vary, watch=notes).candidates] == (
             [False] * 12 + [True] * 3
         )
-        assert notes.said[0].startswith("--prune compares training of equal train-align.layer only")
+        assert notes.said[0].startswith("--prune compares only training with equal train-align.layer")
 
     def test_temperatures_are_compared(self, pruned: Callable[..., Tuning]) -> None:
         notes = Notes()

@@ -36,7 +36,7 @@ def open_model(reference: str | Path) -> Checkpoint:
     """Open a model folder or a Hub id with @REVISION; headers only.
 
     Raises:
-        ModelError: no such model, or a damaged one.
+        ModelError: there is no such model, or it is damaged.
     """
     return open_checkpoint(resolve_checkpoint(str(reference)))
 
@@ -66,7 +66,7 @@ def wide(*tensors: Tensor) -> torch.dtype:
 
 
 def difference(base: Tensor, tuned: Tensor) -> Tensor | None:
-    r"""Return $W - W_0$ in float32, or in float64 if a file is; None if the two are equal.
+    r"""Return $W - W_0$ in float32, or float64 if a tensor is float64 or integer; None if the two are equal.
 
     Args:
         base: Tensor of the base model.
@@ -80,7 +80,7 @@ def difference(base: Tensor, tuned: Tensor) -> Tensor | None:
 
 
 def check_shapes(base: Checkpoint, other: Checkpoint, keys: Sequence[tuple[str, str]]) -> None:
-    """Refuse tensors of other shapes, from the headers alone.
+    """Refuse a pair of models in which a tensor has two shapes; reads only headers.
 
     Args:
         base: The base model.
@@ -100,8 +100,8 @@ def check_shapes(base: Checkpoint, other: Checkpoint, keys: Sequence[tuple[str, 
             )
         if (one.dtype in FLOATS) != (two.dtype in FLOATS):
             raise ModelError(
-                f"'{ours}' must be of a float dtype in both models or in none, found {one.dtype} in {base.path} and "
-                f"{two.dtype} in {other.path}. Give the models in whole precision.",
+                f"'{ours}' must be of a float dtype in both models or in neither, found {one.dtype} in {base.path} and "
+                f"{two.dtype} in {other.path}. Give unquantised models.",
                 code="checkpoint.dtypes",
             )
 

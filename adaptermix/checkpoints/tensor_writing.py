@@ -1,4 +1,4 @@
-"""Write a checkpoint shard by shard, in which a weight may consist of several tensors."""
+"""Write a checkpoint file by file; a weight may consist of several tensors, which stay in one file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def write_shards(folder: Path, groups: Iterator[Mapping[str, Tensor]], *, limit:
     Args:
         folder: An existing folder.
         groups: Tensors by name.
-        limit: Size that no file exceeds, unless a single group does; also the memory needed.
+        limit: Size that no file exceeds, unless a single group does. Also the memory that is needed, since a file is
+            collected before it is written.
     """
     files: list[Path] = []
     headers: list[Headers] = []

@@ -63,7 +63,7 @@ class Answering:
         self._encoded: HeadRows | None = None
         self._size = settings.batch_size
         self._drafts: dict[int, list[int]] = {}
-        self._stood = 1.0
+        self._unchanged = 1.0
         self.longest = LONGEST
         self.before: Callable[[Sequence[int]], None] = lambda _rows: None
         if base.head:
@@ -165,12 +165,12 @@ class Answering:
             return [[next(chosen) for _ in indices] for indices in requests]
         answers = self._generated(
             prompts,
-            drafts=[self._drafts.get(index) for index in rows] if self._stood >= _WORTH else None,
+            drafts=[self._drafts.get(index) for index in rows] if self._unchanged >= _WORTH else None,
             **options,
         )
         before = [(self._drafts[index], ids) for index, ids in zip(rows, answers, strict=True) if index in self._drafts]
         if before:
-            self._stood = sum(draft == ids for draft, ids in before) / len(before)
+            self._unchanged = sum(draft == ids for draft, ids in before) / len(before)
         self._drafts |= dict(zip(rows, answers, strict=True))
         words = iter(in_words(self._base, answers))
         return [[next(words) for _ in indices] for indices in requests]

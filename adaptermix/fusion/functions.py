@@ -26,8 +26,8 @@ class Bottleneck:
         target: The target's tokens.
         source: The source's tokens.
         visible: Mask of the source tokens that a target token may attend to.
-        aligned: The source token aligned with each target token; arbitrary without one.
-        present: Whether there is one.
+        aligned: The source token aligned with each target token; any values if there is no such token.
+        present: Whether there is such a token.
     """
 
     target: Float[Tensor, "rows tokens rank"]
@@ -75,8 +75,8 @@ class CrossAttention(nn.Module):
     Args:
         rank: Width of the bottleneck.
         reversed_: Use the source as query and the target as keys, without adding the target, as in equation 3 of the
-            paper. The shorter side is padded with zeros, which are attended to, and a decoder sees later
-            tokens.
+            paper. The shorter side is padded with zeros, which get attention too, and tokens of a decoder attend
+            to later ones.
     """
 
     def __init__(self, rank: int, *, reversed_: bool = False) -> None:
@@ -85,7 +85,7 @@ class CrossAttention(nn.Module):
         self._reversed = reversed_
 
     def forward(self, bottleneck: Bottleneck) -> Tensor:
-        """Attend."""
+        """Return the fused down-projections."""
         if self._reversed:
             longest = max(bottleneck.source.shape[1], bottleneck.target.shape[1])
             source, target = (_lengthened(side, longest) for side in (bottleneck.source, bottleneck.target))

@@ -40,7 +40,7 @@ class Sources:
         mask: Which tokens count.
         lead: Offset of the source's first token from the target's first token that is not padding; negative if the
             source starts before it.
-        counts_padding: Whether the offset is relative to the first position instead.
+        counts_padding: Whether the offset is relative to the first position instead, which may be padding.
     """
 
     states: Mapping[str, Float[Tensor, "rows others width"]]
@@ -57,11 +57,11 @@ class Sources:
         """
         lengths = torch.tensor(list(prompts), device=self.mask.device)
         if alignment == LAST:
-            return self._last_beside_all(lengths)
+            return self._repeat_last(lengths)
         lead = ALIGNMENTS[alignment](self.mask, lengths)
         return replace(self, lead=lead, counts_padding=alignment == "index")
 
-    def _last_beside_all(self, lengths: Tensor) -> Sources:
+    def _repeat_last(self, lengths: Tensor) -> Sources:
         longest = int(lengths.max())
         rows, ends = torch.arange(len(self.mask), device=self.mask.device), _last(self.mask)
         return Sources(
@@ -144,7 +144,7 @@ def block_of(path: str) -> str:
 
 
 def fused_modules(model: nn.Module) -> dict[str, LoraLayer]:
-    """Return the modules of a model that can fuse, by path: those of attention that read a block's states.
+    """Return the modules of a model that can fuse, by path: queries and values that read a block's states.
 
     Other modules have inputs that a source does not have; they are plain LoRAs, as in the release.
     """
@@ -170,7 +170,7 @@ def read_sources(
     Args:
         model: A model with fusion LoRAs.
         batch: The tokenizer's output.
-        norm: Record states as the fused modules see them, after a norm before them; else those of the residual stream,
+        norm: Record the input of the fused modules, which is after the norm in front of them; else the residual stream,
             as in the release (equal in models without such a norm).
         offset: 0 for a block's input, as in the release; 1 for its output, as in the paper (with `norm` the input of
             the next block's modules, and for the last block its plain output).
@@ -273,14 +273,14 @@ def _plain(model: nn.Module, *, evaluating: bool) -> Iterator[None]:
 
 
 class Fuser:
-    """Fuses a model's passes with sources, which stay until they are replaced.
+    """Fuses the forward passes of a model with sources, which stay set until they are replaced.
 
-    Each pass uses as many rows of sources as it reads, and starts over after the last row. A single pass may
-    therefore have all rows, as in generation, or several passes may share them. Activation checkpointing works for the
-    last pass only.
+    A pass of n rows uses the sources of the next n rows; after the last row it is the first one again. A single pass
+    may therefore have all rows, as in generation, or several passes may share them. Activation checkpointing works for
+    the last pass only.
 
     Attributes:
-        count: Number of modules that fused: if it is 0, training has no effect.
+        count: Number of calls of modules that fused; 0 means that the sources had no effect.
         taken: Number of rows whose sources were used since the last complete round.
     """
 
@@ -309,7 +309,7 @@ class Fuser:
         """
         if self.taken and self._sources:
             raise InvalidValueError(
-                f"passes must take the sources of all {len(self._sources.mask)} rows, and took those of {self.taken}",
+                f"passes must use the sources of all {len(self._sources.mask)} rows, and used those of {self.taken}",
                 code="fusion.sources-unread",
             )
 
@@ -334,7 +334,7 @@ class Fuser:
         return sources if count == total else sources.part(first, count)
 
     def _begin(self, inner: nn.Module, inputs: tuple[Tensor, ...], more: Mapping[str, object]) -> None:
-        # Only the base model reads sources, while the previous batch's sources are still set.
+        # Sources are read with adapters disabled, while those of the previous batch are still set: these are ignored.
         all_sources = None if any(module.disable_adapters for module in self._modules.values()) else self._sources
         if all_sources is None:
             return

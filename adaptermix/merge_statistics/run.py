@@ -1,4 +1,4 @@
-"""`statistics`: one file for each adapter, with a tensor per module, that `merge --statistics` reads."""
+"""`statistics`: write a file about one adapter, with a tensor per module, for `merge --statistics`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class StatisticsReport:
     """The report of `statistics`.
 
     Args:
-        method: The merge method that needs them.
+        method: The merge method that the statistics are for.
         modules: Shape per module path.
         rows: Number of rows or texts.
         bytes: Size of the file.
@@ -98,7 +98,7 @@ def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
     odd = sorted(path for path, header in source.modules.items() if header.layout != LINEAR)
     if odd and not settings.modules:
         raise IncompatibleAdapters(
-            f"statistics are of linear layers, and '{odd[0]}' of '{source.name}' is another kind "
+            f"only linear layers have statistics, and '{odd[0]}' of '{source.name}' is of another kind "
             f"({source.modules[odd[0]].layout}). Name the modules to measure: --modules GLOB...",
             code="statistics.not-linear",
         )
@@ -127,7 +127,7 @@ def statistics(settings: StatisticsSettings, *, watch: Watcher = SILENT) -> Stat
 
     The file has one float32 tensor per module: for regmean the mean of $z z^T$ over the module's input tokens ([in
     in]), for fisher the mean squared gradient of the log-likelihood of the rows' answers ([out in]). Its header names
-    base model, adapter and data; a merge that reads the file copies these to its manifest.
+    the base model, the adapter and the data; a merge that reads the file copies these to its manifest.
 
     Raises:
         AdapterMixError: the adapter, the model, a data file or the output is invalid.
@@ -202,8 +202,8 @@ def _modules(base: BaseModel, source: AdapterSource, globs: Sequence[str]) -> di
     for glob in globs:
         if not any(fnmatchcase(path, glob) for path in linear):
             raise PlanError(
-                f"--modules must match linear layers of the model, and {glob!r} matches none; one is "
-                f"{next(iter(adapted or linear))!r}.{did_you_mean(glob, linear)}",
+                f"--modules must match linear layers of the model, and {glob!r} matches none; for example "
+                f"{next(iter(adapted or linear))!r} is one.{did_you_mean(glob, linear)}",
                 code="statistics.modules",
             )
     return {path: module for path, module in linear.items() if any(fnmatchcase(path, glob) for glob in globs)}
@@ -247,7 +247,8 @@ def _measure(
             file.write(path, tensor.cpu())
     if len(unread) == len(modules):
         raise ModelError(
-            "the model must run the modules that are measured, and did not.", code="statistics.module-not-run"
+            "the model must run the modules to measure on these data, and ran none. Name others: --modules GLOB...",
+            code="statistics.module-not-run",
         )
     if not unread:
         return []
@@ -311,7 +312,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         is_own = False
     if not is_own:
         raise OutputError(
-            f"--overwrite replaces only a file of `statistics`, and {out} is something else.",
+            f"--overwrite replaces only files that `statistics` wrote, and {out} is not one. Choose another file.",
             code="statistics.overwrite",
         )
 

@@ -44,8 +44,8 @@ def manifest(kind: str, *, plan: Mapping[str, object], base: Mapping[str, object
     """Return an output's manifest document.
 
     Args:
-        kind: The command that made it.
-        plan: Its resolved settings.
+        kind: Name of the command that made the output.
+        plan: Resolved settings of the command.
         base: `id`, `revision` and `fingerprint` of the base model.
         more: Further entries; those that are None are left out.
     """
@@ -95,7 +95,7 @@ def inherit(
     acting: Sequence[bool] | None = None,
     **new: Sequence[Mapping[str, object]],
 ) -> dict[str, Any]:
-    """Return the entries that a merge inherits: languages by role, files, and the task and sentence vectors all share.
+    """Return the entries that a merge inherits: languages by role, files, and the task and vectors if all share them.
 
     Args:
         sources: The adapters.
@@ -113,7 +113,7 @@ def inherit(
         **files_of([*map(origin, sources), *map(origin_of, models)], new),
         "task": _common(sources, "task"),
         "vectors": _common(sources, "vectors"),
-        # Only plain LoRAs can be merged, and they get the source as part of the text.
+        # A fused adapter can be merged only if it is a plain LoRA that reads the source as a part of the text.
         "fusion": _common(sources, "fusion"),
     }
 
@@ -226,7 +226,7 @@ def files_of(origins: Sequence[Origin], new: Manifest) -> dict[str, list[Mapping
 
 
 def _files_with_rows(new: Origin, name: str) -> Iterator[Mapping[str, object]]:
-    """Yield the files of an entry after reading the folder's rows; damaged ones count as unknown."""
+    """Yield the files of an entry. Hashes of their rows are read first, unless that file is damaged."""
     files = _files(new.manifest, name)
     if any("row_hashes" in entry for entry in files):
         with suppress(OSError, ValueError):

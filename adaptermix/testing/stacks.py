@@ -1,4 +1,4 @@
-"""Tiny stacks to try a merge method on; one row, one column and a rank above the sides come up often."""
+"""Tiny stacks to test a merge method with. Single rows, single columns and ranks above the sides are frequent."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def generic(
         ranks: One per update.
         weights: One per update.
         seed: Seed of the entries.
-        scales: One per update, from the front.
-        acute: Whether all updates share a large part, so that no angle between them is near a right one; scales are
-            then taken by size.
+        scales: At least one per update; further ones are ignored.
+        acute: Whether all updates share a large part, so that the angles between them are clearly below 90 degrees; the
+            absolute values of the scales are used then.
     """
     generator = torch.Generator().manual_seed(seed)
     common = normal(shape[0], 1, generator), normal(1, shape[1], generator)
@@ -79,7 +79,7 @@ def generic_stacks(
     """Stacks with normal factors: methods that cut at a threshold or vote on signs meet no ties.
 
     Args:
-        draw: Hypothesis'.
+        draw: Hypothesis passes this function.
         min_k: Fewest adapters.
         max_k: Most adapters, at most 4.
         max_side: Largest side of a matrix.
@@ -102,7 +102,7 @@ def generic_stacks(
 
 @st.composite
 def messy_stacks(draw: st.DrawFn, *, max_k: int = 4, max_side: int = 6, max_rank: int = 4) -> Stack:
-    """Stacks of the worst cases among adapters: zeros, ties, one update twice, scales of zero, odd weights."""
+    """Stacks with difficult adapters: zeros, ties, multiples of one update, scales of zero, weights below zero."""
     k = draw(st.integers(1, max_k))
     out, into = draw(st.integers(1, max_side)), draw(st.integers(1, max_side))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
@@ -137,7 +137,7 @@ def with_statistics(stack: Stack, kind: Literal["out in", "in in"] | None) -> St
 
 
 def rounding_scale(stack: Stack) -> float:
-    """Return the sum of max(1, |w|) |s| |B| |A|: what rounding errors are relative to, also where terms cancel."""
+    """Return the sum of max(1, |w|) |s| |B| |A|, the scale of rounding errors even if the terms cancel."""
     total = 0.0
     for update, weight in zip(stack.updates, stack.weights, strict=True):
         if isinstance(update, Dense):

@@ -32,8 +32,8 @@ class Fitted:
     """An alignment in closed form.
 
     Args:
-        map: From standardised pooled states to standardised displacements.
-        spread: By which both are standardised.
+        map: Maps standardised pooled states to standardised displacements.
+        spread: Standard deviations that both are divided by.
         module: The layer that writes the states.
         update: Update of that layer.
         penalty: Ridge penalty of the update, relative to the mean square of the layer's inputs.
@@ -72,11 +72,11 @@ class Fitted:
 
 
 def common_spread(rows: Rows) -> Float[Tensor, " d"]:
-    """Return one standard deviation per dimension: within the pooled states of each role, in the mean over roles.
+    """Return a standard deviation per dimension: the root of the mean over roles of the variance within the role.
 
-    A few dimensions of language models vary hundreds of times more than others; divided by it all count the same. The
-    loss of the distillation has a spread for each role (`losses.spread_of`); here one map acts on tokens of all
-    roles, so all of them need the same.
+    A few dimensions of language models vary hundreds of times more than others. Divided by this, all have the same
+    weight. The loss of the distillation has a spread for each role (`losses.spread_of`); here one map is applied to
+    tokens of all roles, so there is one spread.
     """
     variances = [rows.x[rows.roles == role].var(0, correction=0) for role in torch.unique(rows.roles)]
     return bounded(torch.stack(variances).mean(0).sqrt())
@@ -103,8 +103,9 @@ def fit_closed_form(
 ) -> Fitted:
     r"""Fit the map, and the update of one layer that moves every token as the map does.
 
-    The map is linear in the states, so the sums of products that the update is solved from follow from those of the
-    layer's inputs with the states: every sentence is run once, and no token is kept.
+    The update is computed from sums of products of the layer's inputs with the mapped states. The map is affine, so
+    these sums can be computed from products with the states themselves, before the map is known. Therefore every
+    sentence is run once, and no states of tokens are stored.
 
     Args:
         reader: Reads the sentences.
@@ -156,10 +157,9 @@ def fit_closed_form(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """How much of the displacements of sentences that no fit has seen is explained.
+    """Shares of the displacements of held-out sentences that the fit explains.
 
-    All are 1 - (squared error) / (squared displacement), in standardised dimensions; to leave all states where they are
-    explains 0.
+    All are 1 - (squared error) / (squared displacement), in standardised dimensions; unchanged states give 0.
 
     Args:
         map: Share of the sentences' displacements that the map explains.
@@ -195,7 +195,7 @@ def explained(
         model: The base model.
         reader: Reads its states.
         fitted: The fit.
-        sentences: Sentences that it has not seen, and their translations.
+        sentences: Sentences that were not used in the fit, and their translations.
         watch: Receives progress.
     """
     meta = AdapterMeta(base=None, targets=TargetSpec(modules=(fitted.module,)))

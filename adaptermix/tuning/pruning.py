@@ -1,10 +1,11 @@
 """Stop training that is behind earlier training on dev data: the median rule, by optuna's `MedianPruner`.
 
-Training stops at a look at dev data if its best value so far is worse than the median of the best values that earlier
-training had at the same step. Its first look stops nothing, nor does any look with fewer than four others at its step.
-Stopped training counts up to its last look. Only looks that measure the same thing are compared: the share of dev pairs
-that find each other in a batch, which no temperature changes, or the loss of a task's dev rows; with equal settings
-of `Role.DEV_CURVE` (layer, batch size, length of training, ...).
+A look is a result on dev data during training. Training stops at a look if its best value so far is worse than the
+median of the best values that earlier training had at the same step. The first look never stops training, and neither
+does a look with fewer than four earlier values at its step. Stopped training counts up to its last look. Looks are
+compared only if they have the same measure (the share of dev pairs that are retrieved in a batch, which does not depend
+on the temperature, or the loss of a task's dev rows) and equal settings of `Role.DEV_CURVE` (layer, batch size, length
+of training, ...).
 
 Reference: Golovin et al., Google Vizier, KDD 2017, section 3.2.
 """
@@ -45,7 +46,7 @@ def ignore(step: int, value: float) -> None:
 
 
 class Stopped(Exception):  # noqa: N818  (It is not an error.)
-    """Training is behind."""
+    """Raised to stop training that is worse than earlier training."""
 
     def __init__(self, pruned: Pruned) -> None:
         super().__init__(pruned.sentence())
@@ -82,13 +83,13 @@ class Curve:
 
 
 class PruningWatcher:
-    """A watcher that stops training when it is behind.
+    """A watcher that stops training by the median rule.
 
     Args:
-        watch: Receives everything.
+        watch: Receives all calls too.
         command: The training command.
         curve: Receives the looks.
-        others: Earlier training; none if nothing may be stopped.
+        others: Looks of earlier training; empty if training must not be stopped.
         report: Receives the value of each look.
     """
 
@@ -110,7 +111,7 @@ class PruningWatcher:
         """Add a look.
 
         Raises:
-            Stopped: the training is behind.
+            Stopped: the training is worse than the median of earlier training.
         """
         self._curve.add(look)
         self._report(look.step, look.value if look.higher else -look.value)
@@ -119,7 +120,7 @@ class PruningWatcher:
             like = (self._curve.like, self._curve.measure)
             self._bests = [curve.bests() for curve in self._others if (curve.like, curve.measure) == like]
             self._trial = median_trial(self._bests, fewest=EARLIER, after=look.step, maximize=look.higher)
-        if isnan(look.value):  # optuna would stop the training, for any values of the others
+        if isnan(look.value):  # optuna would always stop the training
             return
         with quiet():
             self._trial.report(look.value, look.step)
@@ -151,11 +152,11 @@ def check_looks(recipe: Path, candidates: Iterable[RecipeCandidate]) -> str | No
                 values.setdefault(f"{step.command}.{name}", set()).add(text)
     if not values:
         raise ConfigError(
-            f"{recipe}: --prune needs a training step that looks at dev data, and none does. Give train-align "
+            f"{recipe}: --prune needs a training step with dev data, and there is no such step. Give train-align "
             "dev_pairs or train-task dev, or drop --prune.",
             code="tune.prune-no-dev",
         )
     apart = sorted(name for name, texts in values.items() if len(texts) > 1)
     if not apart:
         return None
-    return f"--prune compares training of equal {', '.join(apart)} only: looks at others measure something else."
+    return f"--prune compares only training with equal {', '.join(apart)}: other dev results are not comparable."

@@ -49,11 +49,11 @@ class Checked:
         overrides: Values that all candidates share.
         out: Folder of all candidates.
         parameters: The searched parameters.
-        planned: All candidates of a grid; for a sampler those at the ends of ranges.
+        planned: All candidates of a grid; for a sampler the candidates at the ends of the ranges.
         trials: Number of candidates from a sampler; None for a grid.
         sampler: The sampler.
         seed: Its seed.
-        prune: Whether training that is behind is stopped.
+        prune: Whether to stop training whose dev results are worse than those of earlier candidates.
         notes: Notes for the user.
     """
 
@@ -96,18 +96,17 @@ def check(
     """
     if trials is None and sampler != "auto":
         raise UsageError(
-            "--sampler proposes candidates for --trials, and without that all values are tried: add --trials N, or "
-            "drop it.",
+            "--sampler needs --trials, since without --trials all values are tried: add --trials N, or drop --sampler.",
             code="tune.sampler",
         )
     if process_count() > 1:
         raise ConfigError(
-            f"a search over a recipe is one process, and {process_count()} are started: drop the launcher.",
+            f"a search over a recipe must run in one process, and {process_count()} are started: drop the launcher.",
             code="tune.processes",
         )
     recipe, out, parameters = Path(recipe), Path(out), parameters_of(vary)
     check_folder(out)
-    # The ends of ranges stand for all candidates of a sampler.
+    # A sampler may propose any value, so only candidates at the ends of the ranges are checked in advance.
     planned = plan(recipe, parameters if trials is None else ends(parameters), out, overrides)
     note = check_looks(recipe, planned) if prune else None
     if sampler == "auto":
@@ -151,13 +150,13 @@ def tune(
         vary: Values to try, or a text such as "6:12" or "0.02:2:log", of variables, or of settings as
             `command.setting`.
         out: Folder of all candidates and of `results.json`.
-        run: Runs a step; default the library's own calls. A runner of your own reports no looks at dev data, so that
-            it disables `prune`.
+        run: Runs a step; default the library's own calls. Another function does not report dev results, so
+            `prune` has no effect with it.
         watch: Receives progress.
         options: `overrides`: values that all candidates share. `trials`: number of candidates that a sampler proposes,
             each once, instead of all combinations; may be raised to continue. `sampler`: `random`, `tpe`, `cmaes` or
             `gp`; `auto` is gp for up to 8 ranges, else tpe, also with `prune`. `seed`: seed of the sampler. `prune`:
-            stop candidates whose training is behind earlier training, see `tuning.pruning`.
+            stop candidates whose training is worse on dev data than earlier training, see `tuning.pruning`.
 
     Raises:
         AdapterMixError: the recipe is invalid, or a step failed; outputs of earlier steps stay.
@@ -210,7 +209,7 @@ def _sampled(checked: Checked, steps: StepCache, watch: Watcher) -> Iterator[Rec
         key = identities(candidate.steps, candidate.folder)[-1][0]
         if store.note(number) not in (None, key):
             raise OutputError(
-                f"{checked.out} must hold candidates of one recipe and the same files, and that of "
+                f"{checked.out} must hold candidates of one recipe with the same files, and candidate "
                 f"{label_of(settings)} was run with others. Give another --out.",
                 code="tune.other-files",
             )
