@@ -21,7 +21,7 @@ from ..tasks.heads import HEADS, HeadRows
 from ..tasks.heads.base import LONGEST, longest, tokens_of
 from ..tasks.prompts import shortened
 from .choices import Choices
-from .head_answers import tell
+from .head_answers import answers_of_head
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Answering:
         """
         if self._encoded:
             size = self._settings.batch_size or USUAL
-            return tell(
+            return answers_of_head(
                 self._encoded, batch_size=size, indices=indices, before=self.before, watch=self._watch, label=label
             )
         return self.together([range(len(self._prompts)) if indices is None else indices], lambda _batch: None, label)[0]

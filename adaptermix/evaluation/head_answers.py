@@ -11,7 +11,7 @@ from ..tasks.heads import HeadRows
 
 
 @torch.inference_mode()
-def tell(
+def answers_of_head(
     encoded: HeadRows,
     *,
     batch_size: int,

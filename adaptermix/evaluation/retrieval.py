@@ -31,7 +31,7 @@ from ..provenance import manifest
 from ..tasks import Metric
 from ..tasks.data import DataFile, read_parallel
 from ..tasks.data.languages import split_pair
-from ..tasks.heads.base import cut_languages, told_cut
+from ..tasks.heads.base import cut_languages, cut_warning
 from ..tasks.metrics import mean, mean_ends
 from ..tasks.splits import add_to_record, check_split
 from .margin import hits
@@ -75,7 +75,7 @@ def embed(
     rows_of = base.encode(texts, languages, truncation=True, max_length=max_length)
     encoded = [row["input_ids"] for row in rows_of]
     if cut := cut_languages(base, texts, languages, rows_of, max_length):
-        watch.note(told_cut(cut, len(texts), max_length, "their ends", "sentences"))
+        watch.note(cut_warning(cut, len(texts), max_length, "their ends", "sentences"))
     order = sorted(range(len(texts)), key=lambda row: len(encoded[row]))
     pooled = None if into is None else into[:, : len(texts)]
     body, pool = backbone(base), pool or Pooler(base.tokenizer)

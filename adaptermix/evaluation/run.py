@@ -23,7 +23,7 @@ from ..progress import SILENT, Watcher
 from ..provenance import manifest
 from ..tasks import Metric, Task, clusters_of, get_task, metrics_of
 from ..tasks.base import remarks
-from ..tasks.data.report import told_left_out
+from ..tasks.data.report import left_out_warnings
 from ..tasks.data.tables import Row
 from ..tasks.heads.from_adapters import head_of, template_of
 from ..tasks.splits import add_to_record, check_split
@@ -233,7 +233,7 @@ def evaluate(settings: EvaluateSettings, *, watch: Watcher = SILENT) -> Evaluati
     template = template_of(task, sources or others or [], settings.template)
     rows, files = task.read(settings.data, rows=settings.rows)
     _check_fusion(settings, [*sources, *(others or [])])
-    for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
+    for note in [*left_out_warnings(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
         watch.note(note)
     source_rows, source_files = (
         read_beside(task, settings.source, rows, data=settings.data, chosen=settings.rows, watch=watch)

@@ -36,7 +36,7 @@ from ..provenance import manifest
 from ..tasks import Task, get_task
 from ..tasks.base import remarks
 from ..tasks.data import DataFile
-from ..tasks.data.report import told_left_out
+from ..tasks.data.report import left_out_warnings
 from ..tasks.data.tables import Row
 from ..tasks.data.texts import texts_of
 from ..tasks.heads.from_adapters import head_of, template_of
@@ -111,7 +111,7 @@ def _read(settings: StatisticsSettings, watch: Watcher) -> _Request:
         texts, files = texts_of(settings.data, rows=settings.rows)
     else:
         rows, files = task.read(settings.data, rows=settings.rows)
-        for note in [*told_left_out(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
+        for note in [*left_out_warnings(sum(file.left_out for file in files), len(rows)), *remarks(task, rows)]:
             watch.note(note)
     if not (rows or texts):
         raise DataError(

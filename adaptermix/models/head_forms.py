@@ -17,8 +17,9 @@ class HeadForm:
     Args:
         name: Name in `--head`.
         title: Name in messages, with its article.
-        task_type: PEFT's task type.
-        auto_class: Class of transformers that loads a base model with such a head.
+        task_type: PEFT's task type; empty for a head that PEFT does not know.
+        auto_class: Class of transformers that loads a base model with such a head; empty for a head that transformers
+            does not have, which is always one of this package.
         modules: Names of the head's modules in transformers.
         outputs: Number of outputs, if it is not one per label.
         fast: Whether it needs a fast tokenizer, for the offsets of tokens in the text.
@@ -26,9 +27,9 @@ class HeadForm:
 
     name: str
     title: str
-    task_type: str
-    auto_class: str
-    modules: tuple[str, ...]
+    task_type: str = ""
+    auto_class: str = ""
+    modules: tuple[str, ...] = ()
     outputs: int | None = None
     fast: bool = False
 
@@ -58,6 +59,7 @@ _ALL = (
         outputs=2,
         fast=True,
     ),
+    HeadForm(name="choices", title="a head that scores choices", outputs=1, fast=True),
 )
 HEAD_FORMS: dict[str, HeadForm] = {form.name: form for form in _ALL}
 

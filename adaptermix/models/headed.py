@@ -58,7 +58,7 @@ def fitting_head(
             f"({type(tokenizer).__name__}) is slow. Give another base model.",
             code="head.slow-tokenizer",
         )
-    if head.reader or stack_pooling:
+    if head.reader or stack_pooling or not form.auto_class:
         reader = head.reader or Reader()
         pooling = stack_pooling if stack_pooling and reader.pooling == "auto" else reader.pooling
         return replace(head, reader=replace(reader, pooling=pooling))

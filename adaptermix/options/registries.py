@@ -25,7 +25,9 @@ def _task_names() -> list[str]:
 
 
 TASKS: Registry[Any] = Registry("task", "adaptermix.tasks", built_in=_task_names(), instances=True)
-HEADS: Registry[Any] = Registry("head", "adaptermix.heads", built_in=("classes", "tokens", "span"), instances=True)
+HEADS: Registry[Any] = Registry(
+    "head", "adaptermix.heads", built_in=("classes", "tokens", "span", "choices"), instances=True
+)
 FUSIONS: Registry[Any] = Registry(
     "fusion",
     "adaptermix.fusions",

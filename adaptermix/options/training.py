@@ -237,8 +237,8 @@ class TaskOptions(Settings):
     head: Annotated[str, one_of("auto", "none", HEADS), Role.DEV_CURVE, Panel.OBJECTIVE] = Field(
         "auto",
         description="none: the answer is generated; a head, trained whole, gives it: classes (classify, nli, pairs, "
-        "ranking), tokens: tags of words (slots, ner-json, pos), span: a part of the text (qa); auto: the task's head "
-        "on encoders",
+        "ranking), tokens: tags of words (slots, ner-json, pos), span: a part of the text (qa), choices: one of the "
+        "choices (choice); auto: the task's head on encoders",
     )
     head_learning_rate: Annotated[float | None, Panel.OPTIMISER] = Field(
         None, gt=0, description="peak learning rate of the head; default as for the LoRA"

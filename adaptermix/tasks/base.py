@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, runtime_checkable
 
 from typing_extensions import TypeVar
@@ -213,6 +214,29 @@ class ChoiceTask(Task[R], Protocol[R]):
 
         The text must contain the scores, so that answers that were stored can be scored in another way.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A question with its choices as one text.
+
+    Args:
+        text: The text.
+        spans: Start and end of each choice in the text, in characters; they follow the passage.
+        passage: Start and end of the part that loses its end if the text is too long.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    passage: tuple[int, int]
+
+
+@runtime_checkable
+class MarkedTask(ChoiceTask[R], Protocol[R]):
+    """A task that shows its choices in one text, in which a head finds each choice by its characters."""
+
+    def marked(self, row: R) -> Marked:
+        """Return the text with its choices, in the order of `options`."""
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import DataError
 from ..io.json_types import JsonObject
 from ..provenance.row_hashes import RowTexts
-from .base import BaseTask, task
+from .base import BaseTask, Marked, task
 from .data.files import DataFile
 from .data.tables import LANGUAGE_NAMES, Row, row_cluster, row_language, usable
 from .labels import label_reader
@@ -65,19 +65,6 @@ class ChoiceRow(Row):
         return RowTexts((*self.texts, *self.choices))
 
 
-@dataclass(frozen=True, slots=True)
-class Marked:
-    """A question with its choices as one text.
-
-    Args:
-        text: The text: context and question, then one choice per line after its number.
-        spans: Start and end of each choice, in characters.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-
-
 def marked(row: ChoiceRow) -> Marked:
     r"""Return a row as one text, in which a model reads all choices together and finds each by its characters.
 
@@ -85,7 +72,7 @@ def marked(row: ChoiceRow) -> Marked:
 
     Example:
         >>> marked(ChoiceRow(context="It rains.", question="Is it dry?", choices=("yes", "no"), right=1, language="en"))
-        Marked(text='It rains. Is it dry?\n1 yes\n2 no', spans=((23, 26), (29, 31)))
+        Marked(text='It rains. Is it dry?\n1 yes\n2 no', spans=((23, 26), (29, 31)), passage=(0, 9))
     """
     text = " ".join((*row.texts, *filter(None, [_QUESTIONS.get(row.relation)])))
     spans = []
@@ -93,7 +80,7 @@ def marked(row: ChoiceRow) -> Marked:
         text += f"\n{number} "
         spans.append((len(text), len(text) + len(choice)))
         text += choice
-    return Marked(text, tuple(spans))
+    return Marked(text, tuple(spans), passage=(0, len(row.context or row.question)))
 
 
 def _beginning(row: ChoiceRow) -> str:
@@ -219,7 +206,8 @@ def _rows(file: DataFile) -> Iterator[ChoiceRow | DataError | None]:
 class Choice(BaseTask[ChoiceRow]):
     """Multiple choice, scored by accuracy.
 
-    A language model compares the likelihoods of the choices and does not generate. `accuracy` takes the choice of the
+    A language model compares the likelihoods of the choices and does not generate; a head (`--head choices`) scores the
+    tokens of each choice. With likelihoods, `accuracy` takes the choice of the
     largest likelihood, `accuracy_norm` that of the largest logarithm of the likelihood per character, which does not
     favour short choices. For answers of one length, such as the numbers of the template `plain`, both are equal.
 
@@ -245,6 +233,10 @@ class Choice(BaseTask[ChoiceRow]):
     def fields(self, row: ChoiceRow) -> Mapping[str, object]:
         endings = {str(number): _ending(row, choice) for number, choice in enumerate(row.choices, start=1)}
         return {"text": marked(row).text, "beginning": _beginning(row), "endings": endings}
+
+    def marked(self, row: ChoiceRow) -> Marked:
+        """Return the row as one text; see `marked`."""
+        return marked(row)
 
     def answer(self, row: ChoiceRow) -> str:
         return str(row.right + 1)

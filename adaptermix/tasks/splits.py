@@ -34,7 +34,7 @@ __all__ = [
     "read_record",
     "refuse_tested",
     "state_folder",
-    "told_trained",
+    "trained_warnings",
 ]
 
 _ROWS_LOOKED_AT = 2**17
@@ -241,7 +241,7 @@ def check_split(files: Sequence[DataFile], origins: Sequence[Origin], *, split: 
         watch.note(f"warning: {what}{seen.by_chance}; scores on them say little.")
 
 
-def told_trained(
+def trained_warnings(
     files: Sequence[DataFile], origins: Sequence[Origin], *, names: Sequence[str] = ("data",)
 ) -> list[str]:
     """Return warnings about rows of dev files that adapters were trained on.

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ..errors import DataError
-from ..tasks import ComparableTask, JoinableTask, LabelTask, Metric, SpanTask, Task, TokenTask
+from ..tasks import ComparableTask, JoinableTask, LabelTask, MarkedTask, Metric, SpanTask, Task, TokenTask
 from ..tasks.data.tables import Recognisable
 
 _LAW = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -166,6 +166,18 @@ class TaskLaws:
             assert self.task.answer_at(row, span) == self.task.answer(row), "the span must be the answer"
             part = self.task.excerpt(row, 1)
             assert self.task.answer_at(part, self.task.span(part)) == self.task.answer(row), "excerpts keep the answer"
+
+    def test_choices_are_found_in_their_text(self, rows: Sequence[Recognisable]) -> None:
+        """A head that scores choices reads each choice once, after the passage."""
+        if not isinstance(self.task, MarkedTask):
+            return
+        for row in rows:
+            marked, options = self.task.marked(row), self.task.options(row)
+            ends = [marked.passage[1], *(end for _, end in marked.spans)]
+            assert len(marked.spans) == len(options), "each option must have a span"
+            assert self.task.answer(row) in options, "the answer must be an option"
+            for (start, end), before in zip(marked.spans, ends, strict=False):
+                assert before <= start < end <= len(marked.text), "spans must follow the passage and each other"
 
     def test_answers_can_be_given_to_rows_without_any(self, rows: Sequence[Recognisable]) -> None:
         """Answers of one model can serve as labels for another."""

@@ -9,7 +9,7 @@ from ..progress import SILENT, Watcher
 from ..tasks import SpanTask, Task, Template
 from ..tasks.data.report import by_language
 from ..tasks.data.tables import Row
-from ..tasks.heads.base import told_cut
+from ..tasks.heads.base import cut_warning
 from ..tasks.prompts import shortened
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def encode_rows(
 
 def _notes(languages: dict[str, list[str]], rows: int, max_length: int) -> Iterator[str]:
     if cut := languages[_CUT]:
-        yield told_cut(cut, rows, max_length, "a part of their prompts or answers")
+        yield cut_warning(cut, rows, max_length, "a part of their prompts or answers")
     if lost := languages[_LOST]:
         yield (
             f"{by_language(lost, rows)} rows are longer than {max_length} tokens (--max-length), so that their answer "

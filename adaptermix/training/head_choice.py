@@ -91,7 +91,7 @@ def _head_kind(task: Task, settings: TaskSettings | JointSettings) -> HeadKind |
     kind = HEADS[settings.head]
     if not kind.suits(task):
         raise PlanError(
-            f"--head {settings.head} needs {kind.needs}, which {task.name} does not have.",
+            f"--head {settings.head} needs {kind.needs}, and '{task.name}' is not one.",
             code="train.head-kind",
         )
     return kind

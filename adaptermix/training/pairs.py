@@ -12,7 +12,7 @@ from ..progress import Watcher
 from ..tasks.data import Pair, read_pairs
 from ..tasks.data.files import DataFile
 from ..tasks.data.report import RowsReport, describe
-from ..tasks.heads.base import cut_languages, told_cut
+from ..tasks.heads.base import cut_languages, cut_warning
 from ..tasks.splits import DEV, TRAINING, refuse_tested
 from .runner import DataEntries, FileEntries
 from .trainer import BatchLoss
@@ -24,7 +24,7 @@ def encode_side(base: BaseModel, pairs: Sequence[Pair], side: str, most: int, wa
     languages = [pair.languages[("source", "target").index(side)] for pair in pairs]
     encoded = base.encode(texts, languages, truncation=True, max_length=most)
     if cut := cut_languages(base, texts, languages, encoded, most):
-        watch.note(told_cut(cut, len(texts), most, "their ends", f"{side} sentences"))
+        watch.note(cut_warning(cut, len(texts), most, "their ends", f"{side} sentences"))
     return [row["input_ids"] for row in encoded]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError, PlanError, UsageError
 from ..evaluation.answering import Answering
-from ..evaluation.head_answers import tell
+from ..evaluation.head_answers import answers_of_head
 from ..merging.attach import Attachment
 from ..models.base import BaseModel
 from ..models.positions import readable
@@ -106,7 +106,7 @@ class Pairs(GateData):
         attached.set_weights([1.0, *[0.0] * (attached.count - 1)])
         if base.head:
             encoded = _encode(base, task, self.rows, watch)
-            answers = tell(encoded, batch_size=_ROWS_AT_ONCE, indices=sources, watch=watch, label="answers")
+            answers = answers_of_head(encoded, batch_size=_ROWS_AT_ONCE, indices=sources, watch=watch, label="answers")
             self._require_differences(answers)
             return AgreementLoss(encoded, self.pairs, watch)
         rows = [self.rows[row] for row in sources]

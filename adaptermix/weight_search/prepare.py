@@ -23,10 +23,10 @@ from ..tasks import Task, get_task, metrics_of
 from ..tasks.base import remarks
 from ..tasks.data import DataFile, read_pairs
 from ..tasks.data.files import text_hash
-from ..tasks.data.report import told_left_out
+from ..tasks.data.report import left_out_warnings
 from ..tasks.data.tables import Row
 from ..tasks.heads.from_adapters import template_of
-from ..tasks.splits import DEV, refuse_tested, told_trained
+from ..tasks.splits import DEV, refuse_tested, trained_warnings
 from .merged_candidates import candidate_of, chosen_on, entries_of
 from .pair_rows import PairRows
 from .parameters import combinations, ends, read_parameter
@@ -123,9 +123,9 @@ def prepare(settings: SearchSettings, *, writes: bool = True, watch: Watcher = S
             *_grid_notes(settings, searched),
             *_order_notes(template.sources),
             *(_pair_notes(pairs, template.sources[0]) if pairs else ()),
-            *told_left_out(sum(file.left_out for file in files), len(rows)),
+            *left_out_warnings(sum(file.left_out for file in files), len(rows)),
             *remarks(task, rows[len(pairs.rows) :] if pairs else rows),
-            *told_trained(files, [manifest.origin(source) for source in template.sources]),
+            *trained_warnings(files, [manifest.origin(source) for source in template.sources]),
             *chosen_on(files, settings.candidates, template.sources),
         ),
     )

@@ -15,7 +15,6 @@ from adaptermix.options import CompareSettings, EvaluateSettings, GenerationSett
 from adaptermix.progress import Silent
 from adaptermix.tasks import ChoiceTask, clusters_of, get_task, get_template
 from adaptermix.tasks.choice import ChoiceRow, format_scores, marked, parse_scores
-from adaptermix.tasks.heads import suiting
 
 from ..refusals import refuses
 from ..scoring import count
@@ -121,7 +120,7 @@ def test_prompts_and_the_texts_of_answers(kind: str, template: str, prompt: str,
 def test_choices_are_found_by_their_characters() -> None:
     found = marked(ROWS["Belebele"])
     assert tuple(found.text[start:end] for start, end in found.spans) == ROWS["Belebele"].choices
-    assert suiting(TASK) is None
+    assert found.text[slice(*found.passage)] == ROWS["Belebele"].context
 
 
 def test_questions_on_one_text_are_resampled_together() -> None:

@@ -47,11 +47,11 @@ class RowsReport:
                 f"warning: {self.overlap} of {self.held_out} dev {what} are also in the training {what} "
                 f"({self.overlap_normalised} but for case and punctuation); scores on them say little."
             )
-        return warnings + told_left_out(self.left_out, self.total, what)
+        return warnings + left_out_warnings(self.left_out, self.total, what)
 
 
-def told_left_out(left_out: int, kept: int, what: str = "rows") -> list[str]:
-    """Return the sentence on rows left out, if there are any."""
+def left_out_warnings(left_out: int, kept: int, what: str = "rows") -> list[str]:
+    """Return the warning about rows that are left out; an empty list without such rows."""
     if not left_out:
         return []
     return [f"{left_out} of {left_out + kept} {what} lack a side, a label or an answer and are left out."]

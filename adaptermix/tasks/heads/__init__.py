@@ -6,13 +6,14 @@ from ...io.registry import Registry
 from ...options import registries
 from .. import Task
 from .base import HeadKind, HeadRows
+from .choices import PooledChoices
 from .classes import Classes
 from .span import Span
 from .tokens import Tokens
 
 HEADS: Registry[HeadKind] = registries.HEADS
 """Kinds of heads by name. Entry points of other packages: `adaptermix.heads`."""
-HEADS.update(classes=Classes(), tokens=Tokens(), span=Span())
+HEADS.update(classes=Classes(), tokens=Tokens(), span=Span(), choices=PooledChoices())
 
 
 def suiting(task: Task) -> HeadKind | None:

@@ -126,7 +126,7 @@ def longest(base: BaseModel) -> int:
     return readable(base, int(min(LONGEST, base.tokenizer.model_max_length)))
 
 
-def told_cut(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
+def cut_warning(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
     """Return the note on rows that were too long, with the language of each; `what` is their name in the plural."""
     return f"{by_language(languages, rows)} {what} are longer than {max_length} tokens (--max-length) and lose {lost}."
 

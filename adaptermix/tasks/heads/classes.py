@@ -13,7 +13,7 @@ from ...models.head_forms import HEAD_FORMS
 from .. import LabelTask, RankingTask, Task
 from ..data.report import by_language
 from ..data.tables import Row
-from .base import IGNORED, HeadRows, cross_entropy, cut_languages, pad, told_cut
+from .base import IGNORED, HeadRows, cross_entropy, cut_languages, cut_warning, pad
 from .ranked import RankedRows
 
 _WRONG = "every answer to them is wrong"
@@ -41,7 +41,7 @@ class ClassRows:
         languages = list(map(task.language, rows))
         self._encoded = base.encode(texts, languages, truncation=True, max_length=max_length)
         cut = cut_languages(base, texts, languages, self._encoded, max_length)
-        notes = [told_cut(cut, len(rows), max_length, "their ends")] if cut else []
+        notes = [cut_warning(cut, len(rows), max_length, "their ends")] if cut else []
         known = {label: index for index, label in enumerate(self._labels)}
         self._gold = [known.get(task.answer(row), IGNORED) for row in rows]
         # rows with an empty label are answered, not scored

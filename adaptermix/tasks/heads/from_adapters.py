@@ -76,7 +76,9 @@ def form_of_head(source: AdapterSource) -> HeadForm | None:
         PlanError: the package that provides this kind of head is not installed.
     """
     task_type, entry = source.meta.task_type, source.meta.manifest.get("task")
-    usual = next((kind.form for kind in HEADS.values() if kind.form.task_type == task_type), None)
+    usual = next(
+        (kind.form for kind in HEADS.values() if kind.form.task_type and kind.form.task_type == task_type), None
+    )
     entry = entry if isinstance(entry, Mapping) else {}
     name = entry.get("head")
     if not isinstance(name, str):

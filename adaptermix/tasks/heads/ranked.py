@@ -12,7 +12,7 @@ from ...models.base import BaseModel
 from .. import RankingTask
 from ..data.report import by_language
 from ..data.tables import Row
-from .base import IGNORED, Features, cross_entropy, cut_languages, pad, told_cut
+from .base import IGNORED, Features, cross_entropy, cut_languages, cut_warning, pad
 
 
 class RankedRows:
@@ -55,7 +55,7 @@ class RankedRows:
         texts, languages = zip(*pairs, strict=True) if pairs else ((), ())
         encoded = [text for texts_of_row in self.texts for text in texts_of_row]
         cut = cut_languages(self._base, texts, languages, encoded, max_length)
-        return told_cut(cut, len(encoded), max_length, "their ends", "documents") if cut else None
+        return cut_warning(cut, len(encoded), max_length, "their ends", "documents") if cut else None
 
     def _unknown(self) -> str | None:
         new = [
