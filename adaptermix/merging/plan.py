@@ -1,4 +1,4 @@
-"""A merge, fully decided before any tensor is read."""
+"""The plan of a merge, which is complete before any tensor is read."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class MergePlan:
         weights: One per adapter.
         method: What to do with the updates of one module.
         shape: Form of the result.
-        overrides: What holds at some places instead; later ones win.
-        fill: What an adapter weighs where it acts alone, because the others lack the module or are exactly zero there:
-            "weight" its own weight, "one" 1.
+        overrides: Other weights or method options for some modules; later overrides win.
+        fill: Weight of an adapter in a module that no other adapter changes: "weight" for its own weight, "one" for 1.
+            An adapter that lacks the module, or whose update is exactly zero, does not change it.
         seed: Seed of random methods.
         checkpoint: The base model, for adapters whose delta depends on it.
-        statistics: Per adapter the statistics of its modules, for methods that need them.
-        saved: What becomes of fully trained tensors; see `extras.merge_saved`.
+        statistics: Statistics of the modules of each adapter, for methods that need them.
+        saved: How fully trained tensors are merged; see `whole_tensors.merge_saved`.
         options: Method options, for the manifest.
-        keep_heads: Whether fully trained tensors of adapters that weigh 0 count too.
-        entries: Entries of the manifest that what learned the weights has to say.
+        keep_heads: Whether fully trained tensors of adapters with weight 0 are merged too.
+        entries: Further entries of the manifest, from the function that learned the weights.
     """
 
     sources: tuple[AdapterSource, ...]
@@ -79,9 +79,10 @@ class MergePlan:
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
-        """Keys of random draws, from the values of each adapter: independent of storage, names and order.
+        """Keys of the random draws, one per adapter.
 
-        Adapters with equal values are numbered by their weights.
+        A key depends on the values of the adapter, not on its storage, its name or its position. Adapters with equal
+        values are numbered by their weights.
         """
         if not self.method.is_random:
             return tuple(str(index) for index in range(len(self.sources)))
@@ -95,7 +96,8 @@ class MergePlan:
     def sum_kind(self) -> AdapterKind | None:
         """The kind of the result: that of the first adapter whose kind defines a sum; None for a plain LoRA.
 
-        PEFT has no DoRA with biases inside; its embeddings and convolutions would become DoRAs of another kind.
+        The result is plain if a module has a bias or is an embedding or a convolution: PEFT has no DoRA with a bias,
+        and computes a DoRA of an embedding or a convolution in another way.
         """
         headers = [header for source in self.sources for header in source.modules.values()]
         is_plain = all(header.layout == LINEAR and not header.bias for header in headers)
@@ -119,7 +121,7 @@ class MergePlan:
         return next(source.modules[module] for source in self.sources if module in source.modules)
 
     def weights_at(self, module: str) -> tuple[float, ...]:
-        """Return the weights at a module, before any filling."""
+        """Return the weights at a module, before `filled` changes them."""
         weights = self.weights
         for override in self.overrides:
             if override.covers(module):
@@ -175,7 +177,7 @@ class MergePlan:
         )
 
     def merged_saved(self) -> dict[str, Tensor]:
-        """Return the fully trained tensors of the result; see `extras.merge_saved`."""
+        """Return the fully trained tensors of the result; see `whole_tensors.merge_saved`."""
         sources, weights = self._keepers()
         _check_head_kinds(sources)
         if self.saved == AVERAGE:
@@ -187,7 +189,7 @@ class MergePlan:
         sources, _ = self._keepers()
         apart: tuple[str, ...] = ()
         if len(self.sources) > 1 and not any(sum(m in s.modules for s in self.sources) > 1 for m in self.modules):
-            apart = ("warning: no module is adapted by two of the adapters: each acts alone, times its weight.",)
+            apart = ("warning: no module is changed by two adapters: the weights only scale each adapter alone.",)
         apart += tuple(
             f"modules of '{source.name}' get the paths of the vision-language class, so load the merge with that class."
             for source in self.sources
@@ -212,7 +214,7 @@ class MergePlan:
             (name, len(keys if keys is first else keys - first)) for name, keys in zip(names, keys_of, strict=True)
         ]
         return apart + tuple(
-            f"{count} fully trained tensors of '{name}' replace those of the base whole: weights do not apply to them."
+            f"{count} fully trained tensors of '{name}' replace those of the base model; weights do not apply to them."
             for name, count in trained
             if count
         )
@@ -223,8 +225,8 @@ class MergePlan:
         if self.method.statistics != "in in" or not files:
             return ()
         return (
-            f"warning: the statistics in {', '.join(sorted(files))} have 16 bits. Directions with few inputs are "
-            "lost in their rounding and get the weighted mean. Store them in float32.",
+            f"warning: the statistics in {', '.join(sorted(files))} are stored in 16 bits. Rounding removes directions "
+            "with few inputs, and these directions get the weighted mean. Store the statistics in float32.",
         )
 
     def meta(self) -> AdapterMeta:
@@ -235,7 +237,7 @@ class MergePlan:
         meta = AdapterMeta(
             base=first.base,
             revision=first.revision,
-            # PEFT requires a head for a task type, so an adapter whose head is left out must not name one.
+            # PEFT builds the head of a task type, so the result must not have the task type of a head that is left out.
             task_type=_task_type([source.meta for source in keepers]),
             targets=self._targets(),
             fan_in_fan_out=first.fan_in_fan_out,
@@ -254,10 +256,11 @@ class MergePlan:
 
 
 def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False) -> None:
-    """Refuse adapters that do not belong together, from their headers alone.
+    """Refuse adapters that cannot be merged with each other. Only their headers are read.
 
     Raises:
-        IncompatibleAdapters: other bases (unless allowed), other shapes of a module, or other weight layouts.
+        IncompatibleAdapters: an adapter fuses its input with a source text, or the adapters differ in their base model
+            (unless allowed), in the shape of a module, or in the layout of the weights.
     """
     for source in sources:
         if source.meta.fusion:
@@ -280,13 +283,13 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
 
 
 def _check_roots(sources: Sequence[AdapterSource]) -> None:
-    """Refuse adapters for different classes of the base model: PEFT would load only some of the modules."""
+    """Refuse adapters of different classes of the base model, of which PEFT would load only some modules."""
     clash = two_roots(module for source in sources for module in source.modules)
     if clash is not None:
         owners = [next(source.name for source in sources if module in source.modules) for module in clash]
         raise IncompatibleAdapters(
-            f"all modules must be those of one model class, and '{clash[0]}' ('{owners[0]}') and '{clash[1]}' "
-            f"('{owners[1]}') belong to two. Save the adapters from one class of the base model.",
+            f"all modules must belong to one model class, and '{clash[0]}' (of '{owners[0]}') and '{clash[1]}' (of "
+            f"'{owners[1]}') belong to two. Save the adapters from one class of the base model.",
             code="adapters.model-classes",
         )
 
@@ -342,32 +345,46 @@ def _base(source: AdapterSource) -> str:
 
 
 def _check_head_kinds(sources: Sequence[AdapterSource]) -> None:
-    """Refuse heads of unlike kinds: a model ends in one."""
+    """Refuse heads of different kinds, since a model has one head."""
     saving = [source for source in sources if source.saved_headers]
     heads = [(source, form) for source in saving if len(saving) > 1 and (form := form_of_head(source))]
     for source, form in heads[1:]:
         if form is not heads[0][1]:
             raise IncompatibleAdapters(
-                f"a merged adapter ends in one head, and '{heads[0][0].name}' has {heads[0][1].title}, '{source.name}' "
-                f"{form.title}. Leave one of them out.",
+                f"a merged adapter has one head, but '{heads[0][0].name}' has {heads[0][1].title} and "
+                f"'{source.name}' has {form.title}. Leave out one of the two adapters.",
                 code="adapters.heads",
             )
 
 
+def _settings_of(task: object, prefix: str = "") -> dict[str, object]:
+    """Return the entries of a manifest's `task` by their paths, such as `reader.layers`."""
+    if not isinstance(task, Mapping):
+        return {}
+    found: dict[str, object] = {}
+    for name, value in task.items():
+        path = f"{prefix}{name}"
+        found |= _settings_of(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return found
+
+
 def _check_same_heads(sources: Sequence[AdapterSource]) -> None:
-    """Refuse an average of heads whose outputs mean different things."""
+    """Refuse an average of heads that have different outputs or read different states."""
     heads = [source for source in sources if source.meta.saved_modules]
     tasks = [source.meta.manifest.get("task") for source in heads]
     for source, task in zip(heads, tasks, strict=True):
         if task != tasks[0]:
+            one, other = map(_settings_of, (tasks[0], task))
+            unequal = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+            found = ", ".join(f"{name} ({one.get(name)} and {other.get(name)})" for name in unequal)
             raise IncompatibleAdapters(
-                f"heads can be averaged only if their task and labels are the same, and those of '{heads[0].name}' "
-                f"and '{source.name}' differ: {tasks[0]} and {task}. Take one of them: --saved NAME.",
+                f"heads can be averaged only if their task, labels and reader are the same, and those of "
+                f"'{heads[0].name}' and '{source.name}' differ in {found}. Keep one head: --saved NAME.",
                 code="adapters.head-labels",
             )
 
 
 def _task_type(metas: Sequence[AdapterMeta]) -> str | None:
-    """Return the merged adapter's task type: that of one with a trained head, which PEFT must load, else the first."""
+    """Return the task type of an adapter with a trained head, which PEFT must load; without a head the first type."""
     types = [meta.task_type for meta in sorted(metas, key=lambda meta: not meta.saved_modules)]
     return next((name for name in types if name), None)

@@ -1,4 +1,4 @@
-"""What every merge method must satisfy, as tests to inherit."""
+"""Laws that every merge method must satisfy, as tests that a test class inherits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAW = settings(
     deadline=None,
     derandomize=False,
     database=None,
-    phases=(Phase.explicit, Phase.generate),  # stacks are tiny and their entries come from a seed: no need to shrink
+    phases=(Phase.explicit, Phase.generate),  # no shrinking: stacks are tiny and come from a seed
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 
@@ -64,12 +64,12 @@ class MergeMethodLaws:
         signed: Whether weights may be zero or negative.
         acute: Whether to test only with updates at acute angles, for a method that refuses updates that cancel.
         takes_dense: Whether updates may be dense matrices.
-        returns_single: One adapter of weight 1 is returned unchanged.
-        permutable: The order of the adapters does not matter.
-        homogeneous: Updates c times as long give a result c times as long, c > 0.
-        gauge_free: Only the deltas count, not how they are split into factors.
-        additive: The merge of all is the sum of the merges of each alone. Off by default.
-        linear: The result is the weighted sum. Off by default.
+        returns_single: Whether one adapter with weight 1 is returned unchanged.
+        permutable: Whether the order of the adapters has no effect.
+        homogeneous: Whether updates that are c times as large give a result that is c times as large, c > 0.
+        gauge_free: Whether the result depends only on the deltas, not on their factors.
+        additive: Whether the merge is the sum of the merges of each adapter alone. Off by default.
+        linear: Whether the result is the weighted sum. Off by default.
         tolerance: Error allowed in float64, relative to the sizes of the inputs.
     """
 
@@ -89,7 +89,7 @@ class MergeMethodLaws:
 
     @property
     def _is_entrywise(self) -> bool:
-        """Whether each entry of the result comes from the same entries of the updates, so that rounding is the same."""
+        """Whether each entry of the result depends on the same entries of the updates, so that rounding is the same."""
         return isinstance(self.method, StackMethod) and self.method.gives_dense
 
     def prepared(self, stack: Stack, seed: int = 0) -> Stack:
@@ -135,7 +135,12 @@ class MergeMethodLaws:
         if self.returns_single:
             stack = self.prepared(data.draw(generic_stacks(max_k=1, acute=self.acute))).weighted([1.0])
             merged = self.merged(stack, self.neutral)
-            self._demand_close(merged, stack.updates[0], rounding_scale(stack), "one adapter must be unchanged")
+            self._demand_close(
+                merged,
+                stack.updates[0],
+                rounding_scale(stack),
+                "a single adapter with weight 1 must come back unchanged",
+            )
 
     @LAW
     @given(data=st.data(), seed=st.integers(0, 1000))
@@ -163,12 +168,12 @@ class MergeMethodLaws:
         zero = _map(stack, lambda u: LowRank(b=torch.zeros_like(u.b), a=u.a, scale=u.scale))
         merged = self.merged(zero)
         _demand(merged.shape == stack.shape, f"the shape must be {stack.shape}, got {merged.shape}")
-        _demand(not bool(merged.dense().any()), "zero adapters must give zero")
+        _demand(not bool(merged.dense().any()), "the merge of zero adapters must be zero")
 
     @LAW
     @given(data=st.data(), index=st.integers(0, 3))
     def test_how_an_adapter_is_zero_does_not_matter(self, data: st.DataObject, index: int) -> None:
-        """B = 0, A = 0, a scale of 0, and a missing module all mean no update."""
+        """B = 0, A = 0, a scale of 0 and a missing module are all the zero update."""
         if self.max_k < 2:
             return
         stack = self._one_rank(self.drawn(data, min_k=2))
@@ -188,7 +193,7 @@ class MergeMethodLaws:
         expected, size = self.merged(with_zero(nothing)), rounding_scale(stack)
         for zero in others:
             merged = self.merged(with_zero(zero))
-            self._demand_close(merged, expected, size, "a zero delta must count the same, however it is zero")
+            self._demand_close(merged, expected, size, "every form of a zero delta must give the same merge")
 
     @LAW
     @given(data=st.data(), power=st.sampled_from([-20, -3, 1, 10]))
@@ -220,7 +225,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data())
     def test_dense_and_factored_adapters_merge_alike(self, data: st.DataObject) -> None:
-        """Deltas of full checkpoints and of adapters count the same, also mixed."""
+        """Deltas of full checkpoints and of adapters give the same merge, also when mixed."""
         if not self.takes_dense:
             return
         stack = self.drawn(data)
@@ -234,7 +239,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data())
     def test_an_additive_method_is_the_sum_over_its_adapters(self, data: st.DataObject) -> None:
-        """An adapter's part does not depend on the other adapters."""
+        """The contribution of an adapter does not depend on the other adapters."""
         if not self.additive:
             return
         stack = self.drawn(data)
@@ -243,7 +248,12 @@ class MergeMethodLaws:
         for update, weight, name, index in each:
             alone = replace(stack, updates=(update,), weights=(weight,), names=(name,), indices=(index,))
             total += self.merged(alone).dense()
-        self._demand_close(self.merged(stack), total, rounding_scale(stack), "all must be the sum of each alone")
+        self._demand_close(
+            self.merged(stack),
+            total,
+            rounding_scale(stack),
+            "the merge must be the sum of the merges of each adapter alone",
+        )
 
     @LAW
     @given(data=st.data())
@@ -255,7 +265,7 @@ class MergeMethodLaws:
         total = torch.zeros(stack.shape, dtype=torch.float64)
         for update, weight in zip(stack.updates, stack.weights, strict=True):
             total += weight * update.dense()
-        self._demand_close(self.merged(stack), total, rounding_scale(stack), "the weighted sum is needed")
+        self._demand_close(self.merged(stack), total, rounding_scale(stack), "the merge must be the weighted sum")
 
     @LAW
     @given(data=st.data(), dense=st.booleans())
@@ -272,7 +282,7 @@ class MergeMethodLaws:
     @LAW
     @given(data=st.data(), state=st.integers(0, 2**32 - 1))
     def test_equal_inputs_give_equal_bytes(self, data: st.DataObject, state: int) -> None:
-        """The state of torch's random numbers has no effect and does not change."""
+        """The state of torch's random generator has no effect, and the merge does not change it."""
         stack = self._one_rank(self.drawn(data))
         one = self.merged(stack)
         with torch.random.fork_rng(devices=[]):
@@ -307,13 +317,15 @@ class MergeMethodLaws:
     def test_half_precision_is_merged_in_float32_and_wider_is_kept(
         self, given_dtype: torch.dtype, expected: torch.dtype
     ) -> None:
-        """Half precision is for storage only."""
+        """Half precision is a storage format: merges compute in float32 or wider."""
         stack = _map(self.fixed((6, 5)), lambda u: _cast(u, given_dtype))
         merged = self.merged(stack)
         _demand(merged.dense().dtype == expected, f"{given_dtype} must give {expected}, got {merged.dense().dtype}")
         wide = self.merged(_map(stack, lambda u: _cast(u, torch.float64)))
         error, size = float((merged.dense().double() - wide.dense()).norm()), rounding_scale(stack)
-        _demand(error <= 1e-4 * size, f"float32 must come near float64; they differ by {error:.3g} of {size:.3g}")
+        _demand(
+            error <= 1e-4 * size, f"float32 and float64 results must be close; they differ by {error:.3g} of {size:.3g}"
+        )
 
     def test_adapters_of_several_dtypes_merge_in_the_widest(self) -> None:
         """The result equals the merge of adapters that are cast up first."""
@@ -327,10 +339,10 @@ class MergeMethodLaws:
 
     @pytest.mark.parametrize("block", [1, 7, 24])
     def test_the_size_of_the_blocks_does_not_matter(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Blocks of one row, of some rows and of all give one result."""
+        """Blocks of one row, of several rows and of all rows give the same result."""
         stack = self.fixed((9, 7))
         if self.takes_dense:
-            # A product of factors may be rounded another way in another block.
+            # Blocks of another size may round a product of factors differently.
             stack = _map(stack, _as_dense)
         whole = self.merged(stack)
         monkeypatch.setattr(stack_module, "BLOCK", block)
@@ -343,7 +355,7 @@ class MergeMethodLaws:
         """One thread and two give one result; the matrix is large enough to be split between them."""
         stack = self.fixed((183, 182))
         if self._is_entrywise and self.takes_dense:
-            # A product of factors may be rounded another way by more threads.
+            # More threads may round a product of factors differently.
             stack = _map(stack, _as_dense)
         before = torch.get_num_threads()
         results = []
@@ -358,7 +370,7 @@ class MergeMethodLaws:
             _demand(_same_bytes(results[0], results[1]), "the number of threads must not change a byte")
 
     def test_a_random_method_follows_its_seed_and_needs_one(self) -> None:
-        """Another seed and another module give other numbers; no seed is refused."""
+        """Another seed or module gives other random numbers, and a missing seed is an error."""
         if not self.method.is_random:
             return
         stack = self.fixed((8, 8))

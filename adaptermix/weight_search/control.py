@@ -1,4 +1,7 @@
-"""Random adapters instead of the others: a gain that they have too does not come from the others."""
+"""A control for gains of a search: random adapters replace all adapters but the first.
+
+A gain that random adapters give too does not come from what the other adapters learned.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from .trial_store import TrialStore
 from .trials import Answers, Trial
 
 _NUMBER = -2
-"""Number of the trial of random adapters."""
+"""Number of all trials with random adapters, which are not trials of the search."""
 
 
 def control_of(
@@ -37,14 +40,15 @@ def control_of(
     tries: int,
     seed: int,
 ) -> Control:
-    """Score random adapters instead of all but the first, at the weights of the chosen trial.
+    """Score the chosen weights with random adapters in the place of all adapters but the first.
 
-    The answers are stored with the trials, so that a search that continues does not compute them again.
+    Of several draws the best one counts. The answers are stored with the trials, so that a resumed search does not
+    compute them again.
 
     Args:
         chosen: The chosen trial.
-        baseline: The first adapter alone.
-        model: Answers for candidates; no adapters may be attached to its model.
+        baseline: The trial of the first adapter alone.
+        model: Computes answers of candidates. No adapter may be attached to it.
         scorer: Scores trials.
         store: The trials.
         tries: Number of draws, at least 1.
@@ -83,7 +87,13 @@ def _answers(candidate: Candidate, number: int, model: CandidateModel, store: Tr
 
 @contextmanager
 def random_adapters(sources: Sequence[AdapterSource], *, seed: int, number: int = 0) -> Iterator[list[AdapterSource]]:
-    """Yield the first adapter and random ones instead of the others; draws of one seed differ by `number`."""
+    """Yield the first adapter, and a random adapter in the place of each other one.
+
+    Args:
+        sources: The adapters.
+        seed: Seed of the draws.
+        number: Number of the draw; each number gives other random adapters.
+    """
     with TemporaryDirectory(prefix="adaptermix-") as folder:
         adapters = [sources[0]]
         for index, source in enumerate(sources[1:], start=1):
@@ -103,7 +113,7 @@ def random_adapters(sources: Sequence[AdapterSource], *, seed: int, number: int 
 def random_update(update: LowRank, *, seed: int, key: str, module: str) -> LowRank:
     """Return an update of the same shape, rank and Frobenius norm with Gaussian entries in both factors.
 
-    Draws of one seed differ by `key` and by the path of the module.
+    The draw depends on `seed`, `key` and the path of the module.
 
     Shapes: [out in] of rank r gives [out in] of rank r, float64, scale 1.
     """
@@ -116,5 +126,5 @@ def random_update(update: LowRank, *, seed: int, key: str, module: str) -> LowRa
 
 def _gaussian(seed: int, key: str, module: str, shape: tuple[int, int]) -> Tensor:
     draws = uniform(seed, key, module, first=0, shape=shape).double()
-    gaussian: Tensor = torch.special.ndtri(draws + 2.0**-25)  # Uniform draws are multiples of 2^-24, and start at 0.
+    gaussian: Tensor = torch.special.ndtri(draws + 2.0**-25)  # ndtri(0) is -inf, and draws are multiples of 2^-24.
     return gaussian

@@ -1,4 +1,4 @@
-"""Trials and their answers, as plain text that any storage can keep."""
+"""Trials, and their answers as plain text, which every storage can hold."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from dataclasses import dataclass, replace
 from .space import Candidate
 
 _MOST_BYTES = 2**28
-"""Largest unpacked size of the answers of a trial: a few bytes of a forged storage could expand to fill the memory."""
+"""Largest unpacked size of the answers of a trial, since a few forged bytes could unpack to more than the memory."""
 
 Answers = Sequence[str | None]
-"""One per dev row; None where a row was not asked."""
+"""One answer per dev row; None for a row that the model has not answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A candidate, its answers (one per dev row, None where it was stopped before), and the seconds they took."""
+    """A candidate with its answers.
+
+    Args:
+        number: Number of the trial.
+        candidate: The candidate.
+        answers: One answer per dev row; None for rows after the trial was stopped.
+        seconds: Time that the answers took.
+    """
 
     number: int
     candidate: Candidate
@@ -27,7 +34,7 @@ class Trial:
     seconds: float = 0.0
 
     def on_rows_of(self, other: Trial) -> Trial:
-        """Return the trial with only those answers whose rows the other trial answered too."""
+        """Return the trial with answers only for rows that the other trial has answered too."""
         pairs = zip(self.answers, other.answers, strict=True)
         return replace(self, answers=tuple(answer if theirs is not None else None for answer, theirs in pairs))
 
@@ -57,10 +64,10 @@ def unpack(text: object, rows: int | None = None) -> list[str | None]:
 
     Args:
         text: The line, from a storage that others can write to.
-        rows: Number of answers that there must be, if it is known.
+        rows: Expected number of answers; None to accept any number.
 
     Raises:
-        ValueError: the text is not such a line, has another number of answers, or is larger than any answers are.
+        ValueError: the text is not a line of `pack`, has another number of answers, or is too large.
     """
     if not isinstance(text, str):
         raise ValueError(f"answers must be text, found {type(text).__name__}")
