@@ -100,6 +100,27 @@ def test_what_a_function_does_not_take_is_refused(tmp_path: Path) -> None:
     assert "rows: " in str(faults.value)
 
 
+def test_a_wrong_call_names_the_argument(adapters: list[Path], tmp_path: Path) -> None:
+    with refuses(r"call.unknown-argument: unknown argument 'weight'. Did you mean 'weights'\?"):
+        adaptermix.merge(adapters, weight=[0.9])  # type: ignore[call-overload]
+    with refuses("merge.no-weights"):
+        adaptermix.merge(adapters)  # type: ignore[call-overload]
+    with refuses(r"merge.one-folder: write \['task'\]"):
+        adaptermix.merge("task", weights=[1.0])
+    with refuses(r"call.unknown-argument: 'adaptors'. Did you mean 'adapters'\?"):
+        adaptermix.inspect(adaptors=adapters)
+    with refuses("call.arguments: inspect: missing a required argument: 'adapters'"):
+        adaptermix.inspect()
+
+
+def test_a_stack_is_not_an_input_of_a_merge(adapters: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "stack.json").write_text("{}")
+    for more in ({}, {"method": "fuse", "out": str(tmp_path / "out")}):
+        with refuses("merge.stack: stack"):
+            adaptermix.merge([*adapters, tmp_path / "stack"], weights=[1.0, 1.0, 1.0], **more)
+
+
 def test_callbacks_are_passed_on_with_settings_and_with_fields(causal: Path, tmp_path: Path) -> None:
     class Stopping:
         def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:

@@ -213,3 +213,17 @@ def test_a_base_that_lacks_weights_of_a_block_is_refused_and_not_made_up(kind: s
     change(base / "config.json", num_hidden_layers=layers + 1, layer_types=None)
     with refuses(rf"base.missing-weights: lack \d+, such as .*\.{layers}\."):
         load_base(str(base), device="cpu", head=head)
+
+
+def test_loading_shows_no_bar_and_leaves_the_settings_of_bars(
+    causal: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.utils as hub
+    from transformers import logging
+
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    before = hub.are_progress_bars_disabled()
+    load_base(str(causal), device="cpu")
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
+    assert hub.are_progress_bars_disabled() is before

@@ -90,11 +90,6 @@ class Stack:
         """Dtype of the arithmetic: that of the widest tensor, at least float32."""
         return working_dtype(self.updates)
 
-    @property
-    def is_low_rank(self) -> bool:
-        """Whether every update is in factored form."""
-        return all(isinstance(update, LowRank) for update in self.updates)
-
     def weighted(self, weights: Sequence[float]) -> Stack:
         """Return the stack with other weights."""
         return replace(self, weights=tuple(weights))

@@ -86,18 +86,6 @@ def frame(update: LowRank) -> Frame:
     return Frame(left=q_b @ u[:, :rank] * sign, sigma=sigma[:rank] * abs(update.scale), right=q_a @ vh[:rank].T)
 
 
-def principal_cosines(x: Float[Tensor, "n k"], y: Float[Tensor, "n l"]) -> Float[Tensor, " m"]:
-    r"""Return the cosines of the principal angles between two subspaces, descending, in [0, 1].
-
-    They are the singular values of $X^T Y$ (Bjoerck and Golub, 1973, Numerical Methods for Computing Angles Between
-    Linear Subspaces, theorem 1).
-
-    Shapes: orthonormal bases [n k] and [n l] give min(k, l) cosines.
-    """
-    cosines: Tensor = torch.linalg.svdvals(x.T @ y)
-    return cosines.clamp(0.0, 1.0)
-
-
 def overlap(x: Float[Tensor, "n k"], y: Float[Tensor, "n l"]) -> float | None:
     r"""Return the mean squared cosine of the principal angles, $\|X^T Y\|_F^2 / \min(k, l)$, in [0, 1].
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ..commands.record import Command, document_of, load
-from ..errors import as_line
+from ..errors import AdapterMixError, as_line
 from ..io.limited_yaml import parse_yaml
 from ..options import Settings
 from ..options.registries import OneOf
@@ -38,7 +40,7 @@ class SettingsOption(click.Option):
         self.panel, self.is_common = panel, is_common
 
 
-_SHOWS_ALL = "adaptermix.help_all"
+_SHOWS_ALL, _ARGUMENTS = "adaptermix.help_all", "adaptermix.arguments"
 
 
 class VariadicCommand(click.Command):
@@ -72,6 +74,7 @@ class VariadicCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each further value."""
+        ctx.meta[_ARGUMENTS] = tuple(args)
         many = {name for p in self.params if isinstance(p, click.Option) and p.multiple for name in p.opts}
         spread: list[str] = []
         current: str | None = None
@@ -103,26 +106,8 @@ def _is_number(text: str) -> bool:
 
 if TYPE_CHECKING:
     _NumbersType = click.ParamType[list[float]]
-    _ChoiceType = click.Choice[str]
 else:  # generic since click 8.4 only
     _NumbersType = click.ParamType
-    _ChoiceType = click.Choice
-
-
-class ChoiceAnd(_ChoiceType):
-    """One of some values, or one of others that help does not list.
-
-    Args:
-        choices: The listed values.
-        also: The others.
-    """
-
-    def __init__(self, choices: Sequence[str], also: Sequence[str]) -> None:
-        super().__init__(choices)
-        self._also = also
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value in self._also else super().convert(value, param, ctx)
 
 
 class Numbers(_NumbersType):
@@ -208,7 +193,7 @@ def _option(name: str, field: FieldInfo, panel: str, *, is_common: bool) -> clic
         kind["metavar"] = f"[{'|'.join(choices.choices)}]"
     mark = _mark(field, Flag) or Flag()
     if mark.also:
-        kind["type"] = ChoiceAnd(kind["type"].choices, mark.also)
+        kind["type"] = click.Choice([*kind["type"].choices, *mark.also])
     if mark.metavar and kind.get("multiple"):
         kind["metavar"] = mark.metavar
     flags = [flag, *([mark.alias] if mark.alias else []), name]
@@ -317,6 +302,28 @@ def _console_options() -> list[click.Parameter]:
     return options
 
 
+@contextmanager
+def _as_typed(fields: Mapping[str, FieldInfo], ctx: click.Context) -> Iterator[None]:
+    """Let errors name the second flag of an option, such as --target-modules, if the user typed that one."""
+    typed = {part.partition("=")[0] for part in ctx.meta.get(_ARGUMENTS, ())}
+    marks = {_flag(name, field): _mark(field, Flag) for name, field in fields.items()}
+    others = {flag: mark.alias for flag, mark in marks.items() if mark and mark.alias in typed}
+
+    def named(error: Exception) -> str:
+        text = str(error)
+        for flag, alias in others.items():
+            text = re.sub(rf"{flag}(?![\w-])", str(alias), text)
+        return text
+
+    try:
+        yield
+    except AdapterMixError as error:
+        error.args = (named(error),)
+        raise
+    except click.UsageError as error:
+        raise click.UsageError(named(error), ctx) from error
+
+
 def click_command(record: Command) -> click.Command:
     """Return the command of a record, with an option for each field of its class of options."""
     schema = record.schema()
@@ -324,18 +331,20 @@ def click_command(record: Command) -> click.Command:
 
     def callback(*, as_json: bool, quiet: bool, **values: object) -> None:
         fields_set = {name: _value(value, fields[name]) for name, value in values.items() if value not in (None, ())}
-        try:
-            settings = schema(**fields_set)
-        except ValidationError as error:
-            raise click.UsageError(explain(error, schema), click.get_current_context()) from error
-        console = Console(as_json=as_json, quiet=quiet)
-        show = load(f"cli.{record.show}")
-        if record.run is None:
-            show(settings, console)
-            return
-        report = record.call(settings, watch=console.watch)
-        show(report, settings, console)
-        console.document(document_of(report))
+        ctx = click.get_current_context()
+        with _as_typed(fields, ctx):
+            try:
+                settings = schema(**fields_set)
+            except ValidationError as error:
+                raise click.UsageError(explain(error, schema), ctx) from error
+            console = Console(as_json=as_json, quiet=quiet)
+            show = load(f"cli.{record.show}")
+            if record.run is None:
+                show(settings, console)
+                return
+            report = record.call(settings, watch=console.watch)
+            show(report, settings, console)
+            console.document(document_of(report))
 
     return VariadicCommand(
         record.name,

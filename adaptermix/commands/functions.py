@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from ..errors import PlanError, UsageError, code_of, codes_of
+from ..errors import PlanError, UsageError, code_of, codes_of, near_or_known
 from ..progress import SILENT, Watcher
 from .record import Command, load
 
@@ -46,6 +46,7 @@ def function_of(record: Command) -> Callable[..., Any]:
                 )
             return record.report(arguments[0], watch=watch, **more)
         if record.takes_fields:
+            _check_call(run, schema, arguments, options)
             return run(*arguments, watch=watch, **options)
         if len(arguments) > len(positional):
             raise UsageError(
@@ -59,6 +60,29 @@ def function_of(record: Command) -> Callable[..., Any]:
     # the function is pickled by the name that it has in `adaptermix`
     function.__module__, function.__qualname__ = "adaptermix", record.function or ""
     return function
+
+
+def _check_call(
+    run: Callable[..., Any], schema: type[Settings], arguments: Sequence[object], options: Mapping[str, object]
+) -> None:
+    """Refuse arguments that a function does not have, and a call without a necessary one.
+
+    Raises:
+        UsageError: an argument is unknown, missing, or given twice.
+    """
+    named = (each for each in signature(run).parameters.values() if each.kind is not each.VAR_KEYWORD)
+    known = [*schema.model_fields, *(each.name for each in named if each.name not in schema.model_fields)]
+    _check_names(options, known)
+    try:
+        signature(run).bind(*arguments, **options)
+    except TypeError as error:
+        raise UsageError(f"{run.__name__}: {error}.", code="call.arguments") from error
+
+
+def _check_names(options: Mapping[str, object], known: Collection[str]) -> None:
+    for name in options:
+        if name not in known:
+            raise UsageError(f"unknown argument {name!r}.{near_or_known(name, known)}", code="call.unknown-argument")
 
 
 def _settings(schema: type[T], fields: Mapping[str, object]) -> T:
@@ -105,12 +129,23 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
         AdapterMixError: the inputs cannot be merged with each other, or the data or the model are invalid.
     """
     from ..merging import merge as merge_adapters
-    from ..merging.request import is_checkpoint, merge_with_settings
+    from ..merging.merge_options import MergeKeywords
+    from ..merging.request import is_checkpoint, merge_with_settings, refuse_stacks
     from ..options import MergeSettings
     from ..options.roles import Role, marked
 
     if isinstance(adapters, MergeSettings):
         return merge_with_settings(adapters, watch=watch)
+    if isinstance(adapters, str | os.PathLike):
+        folder = os.fspath(adapters)
+        raise UsageError(
+            f"adapters must be a list of folders, got the text {folder!r}: write [{folder!r}].",
+            code="merge.one-folder",
+        )
+    _check_names(options, [*MergeSettings.model_fields, "shard_size", *MergeKeywords.__annotations__, "learned"])
+    if "weights" not in options:
+        raise UsageError("weights must be given, one per adapter, such as weights=[0.9, 0.1].", code="merge.no-weights")
+    refuse_stacks(adapters)
     if marked(MergeSettings, Role.LEARNING) & set(options) or _learns(options):
         if options.get("out") is None:
             raise PlanError("a merge that learns its weights needs a folder to write: give out.", code="merge.no-out")

@@ -283,7 +283,7 @@ def check(sources: Sequence[AdapterSource], *, allow_base_mismatch: bool = False
 
 
 def _check_roots(sources: Sequence[AdapterSource]) -> None:
-    """Refuse adapters of different classes of the base model, of which PEFT would load only some modules."""
+    """Refuse adapters of different classes of the base model: PEFT would load only some of their modules."""
     clash = two_roots(module for source in sources for module in source.modules)
     if clash is not None:
         owners = [next(source.name for source in sources if module in source.modules) for module in clash]
@@ -361,11 +361,11 @@ def _settings_of(task: object, prefix: str = "") -> dict[str, object]:
     """Return the entries of a manifest's `task` by their paths, such as `reader.layers`."""
     if not isinstance(task, Mapping):
         return {}
-    found: dict[str, object] = {}
+    entries: dict[str, object] = {}
     for name, value in task.items():
         path = f"{prefix}{name}"
-        found |= _settings_of(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return found
+        entries |= _settings_of(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return entries
 
 
 def _check_same_heads(sources: Sequence[AdapterSource]) -> None:
@@ -376,10 +376,10 @@ def _check_same_heads(sources: Sequence[AdapterSource]) -> None:
         if task != tasks[0]:
             one, other = map(_settings_of, (tasks[0], task))
             unequal = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
-            found = ", ".join(f"{name} ({one.get(name)} and {other.get(name)})" for name in unequal)
+            listed = ", ".join(f"{name} ({one.get(name)} and {other.get(name)})" for name in unequal)
             raise IncompatibleAdapters(
                 f"heads can be averaged only if their task, labels and reader are the same, and those of "
-                f"'{heads[0].name}' and '{source.name}' differ in {found}. Keep one head: --saved NAME.",
+                f"'{heads[0].name}' and '{source.name}' differ in {listed}. Keep one head: --saved NAME.",
                 code="adapters.head-labels",
             )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
 from ..errors import PlanError, UsageError
 from ..io.checkpoint_files import INDEX, SINGLE
 from ..methods.base import build
+from ..models.stack import stack_folder
 from ..options import MergeSettings
 from ..options.paths import holds_output
 from ..options.roles import Role, marked
@@ -22,6 +24,21 @@ def is_checkpoint(path: str | Path) -> bool:
     return not (folder / "adapter_config.json").exists() and any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
+def refuse_stacks(paths: Iterable[str | Path]) -> None:
+    """Refuse folders of stacks among the inputs of a merge.
+
+    Raises:
+        PlanError: a folder is a stack.
+    """
+    for path in paths:
+        if stack_folder(str(path)):
+            raise PlanError(
+                f"inputs of a merge must be adapters or full checkpoints, and {str(path)!r} is a stack, which is a "
+                f"base model. Pass adapters that were trained on it (--base {path}).",
+                code="merge.stack",
+            )
+
+
 @holds_output
 def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> MergeReport:
     """Merge the inputs of the settings and return the report; a method with learned weights learns them first.
@@ -30,6 +47,7 @@ def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> 
         AdapterMixError: as `merge` and `merge_checkpoints`; UsageError for data that the method does not use; PlanError
             for a mixture of adapters and checkpoints.
     """
+    refuse_stacks(settings.adapters)
     method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
     if method.learner:
         module, _, function = method.learner.partition(":")

@@ -93,16 +93,9 @@ def load_model(reference: str, loader: str | type, *, what: str = "base model", 
     Raises:
         ModelError: as in `load_config`; or weights have the wrong shape or are missing in a block.
     """
-    import transformers
-
     wants_info = options.pop("output_loading_info", False)
-    verbosity = transformers.logging.get_verbosity()
-    # Its report on missing and unexpected weights is about the same keys as the checks here and in `headed`.
-    transformers.logging.set_verbosity_error()
-    try:
+    with _silent():
         model, info = _load(_class(loader), reference, what, "model", output_loading_info=True, **options)
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     # transformers initialises missing weights at random and continues, which is right only for a new head.
     lacking = sorted(key for key in info["missing_keys"] if _IN_BLOCK.search(key))
     if lacking:
@@ -112,6 +105,31 @@ def load_model(reference: str, loader: str | type, *, what: str = "base model", 
             code="base.missing-weights",
         )
     return (model, info) if wants_info else model
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Silence the bar and the report of transformers on loading weights; bars of downloads stay.
+
+    Its report on missing and unexpected weights is about the same keys as the checks here and in `headed`.
+    """
+    import huggingface_hub.utils as hub
+    from transformers import logging
+
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hides_downloads = hub.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of the Hub too
+    if not hides_downloads:
+        hub.enable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
+            if hides_downloads:
+                hub.disable_progress_bars()  # type: ignore[attr-defined]
 
 
 def _class(loader: str | type) -> Any:

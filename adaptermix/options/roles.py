@@ -101,7 +101,7 @@ class Flag:
         name: Its flag.
         alias: A second flag, such as the one that PEFT's names suggest.
         metavar: Placeholder for its values in the help text.
-        also: Values that it takes besides those that the help text lists.
+        also: Further values, which the settings turn into one of the others.
     """
 
     name: str | None = None

@@ -20,6 +20,8 @@ _CONLLU = 10
 _NONE = "_"
 """What CoNLL-U has for a tag that is not annotated; also the tag of a word that a head cannot see."""
 _DOCUMENT = "-DOCSTART-"
+_MOST_PARTS = 4
+"""Most parts of a token with blanks, such as a number or a Vietnamese word; a sentence usually has more words."""
 _TOKEN_NAMES = ("tokens", "words")
 _TAG_NAMES = ("upos", "pos", "pos_tags", "tags")
 Line = tuple[int, list[str]]
@@ -63,6 +65,13 @@ def _columns(file: DataFile) -> Iterator[TaggedRow | None]:
             if cells[0] == _DOCUMENT or (is_conllu and not cells[0].isdecimal()):
                 continue  # CoNLL-U has lines for contracted words (1-2) and omitted ones (1.1) besides their parts
             token, tag = (cells[1], cells[3]) if is_conllu else (cells[0], cells[-1])
+            if len(token.split()) > _MOST_PARTS:
+                raise DataError(
+                    f"{file.path}:{number}: a file of parts of speech must have one token per line with its tag, and "
+                    f"a blank line after each sentence (CoNLL-U, or a token, a tab and a tag), found the text "
+                    f"{token[:40]!r}. Pass such a file, or the task that this file is for.",
+                    code="pos.sentence",
+                )
             if not token.strip() or len(tag.split()) != 1:
                 raise DataError(
                     f"{file.path}:{number}: a token must have one tag without blanks, found {' '.join(cells)[:60]!r}.",

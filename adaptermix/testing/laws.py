@@ -139,7 +139,7 @@ class MergeMethodLaws:
                 merged,
                 stack.updates[0],
                 rounding_scale(stack),
-                "a single adapter with weight 1 must come back unchanged",
+                "the merge of one adapter with weight 1 must be that adapter",
             )
 
     @LAW

@@ -1,6 +1,6 @@
 """A control for gains of a search: random adapters replace all adapters but the first.
 
-A gain that random adapters give too does not come from what the other adapters learned.
+A gain that random adapters give too is not due to the training of the other adapters.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def control_of(
     tries: int,
     seed: int,
 ) -> Control:
-    """Score the chosen weights with random adapters in the place of all adapters but the first.
+    """Score the chosen weights with random adapters instead of all adapters but the first.
 
     Of several draws the best one counts. The answers are stored with the trials, so that a resumed search does not
     compute them again.
@@ -87,7 +87,7 @@ def _answers(candidate: Candidate, number: int, model: CandidateModel, store: Tr
 
 @contextmanager
 def random_adapters(sources: Sequence[AdapterSource], *, seed: int, number: int = 0) -> Iterator[list[AdapterSource]]:
-    """Yield the first adapter, and a random adapter in the place of each other one.
+    """Yield the first adapter, and a random adapter instead of each other one.
 
     Args:
         sources: The adapters.

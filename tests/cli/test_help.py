@@ -59,10 +59,11 @@ def test_options_have_the_names_that_peft_gives_them(tmp_path: Path, capsys: pyt
     flags = {flag.alias: name for name, flag in marks_of(COMMANDS["train-task"].schema(), Flag).items() if flag.alias}
     assert flags == PEFT
     train = ["train-task", "--base", "b", "--task", "slots", "--train", tmp_path / "x", "--out", tmp_path / "out"]
-    # both names stand for one option, which refuses a value by its first name
+    # both names are one option, and an error has the name that was typed
     _, _, by_alias = run(capsys, *train, "--target-modules", "q_proj", "v_proj", "--lora-r", "0")
-    assert "--rank: " in by_alias
-    assert by_alias == run(capsys, *train, "--targets", "q_proj", "v_proj", "--rank", "0")[2]
+    assert "--lora-r: " in by_alias
+    by_name = run(capsys, *train, "--targets", "q_proj", "v_proj", "--rank", "0")[2]
+    assert by_alias == by_name.replace("--rank", "--lora-r")
 
 
 def test_peft_writes_its_default_init_as_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,10 +71,24 @@ def test_peft_writes_its_default_init_as_true(tmp_path: Path, capsys: pytest.Cap
     assert [TaskSettings(**data, init=value).init for value in (True, "true", "pissa")] == ["kaiming"] * 2 + ["pissa"]
     train = ["train-task", "--base", "b", "--task", "slots", "--train", tmp_path / "x", "--out", tmp_path / "out"]
     _, _, said = run(capsys, *train, "--init-lora-weights", "true", "--lora-r", "0")
-    assert "--rank: " in said
+    assert "--lora-r: " in said  # the flag that was typed
     assert "init" not in said
+    _, _, said = run(capsys, *train, "--rank", "0")
+    assert "--rank: " in said
     _, _, said = run(capsys, *train, "--init-lora-weights", "false")
     assert "'false' is not one of 'kaiming'" in said
+    assert "'true'" in said
+
+
+def test_errors_of_a_run_name_the_flag_that_was_typed(
+    causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "en.tsv").write_text("go now\tO B-time\tx\n")
+    train = ["train-task", "--base", causal, "--task", "slots", "--train", tmp_path / "en.tsv", "--out", tmp_path / "o"]
+    for flag, other in (("--target-modules", "--targets"), ("--targets", "--target-modules")):
+        _, _, said = run(capsys, *train, flag, "q_proj", "absent", "--device", "cpu")
+        assert f"{flag} must be all-linear or among" in said
+        assert other not in said
 
 
 def test_a_search_over_a_recipe_has_two_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,14 @@ def test_rows_are_the_same_in_every_form_and_packing(tmp_path: Path, name: str, 
     assert TASK.read([pack(tmp_path / name, FILES[name], packing)])[0] == ROWS
 
 
+def test_pairs_of_sentences_are_refused(tmp_path: Path) -> None:
+    pairs = "Where is the old station?\tWhere was the station?\t0\nI do not know.\tNo idea.\t1\n"
+    with refuses(r"pos.sentence: de.tsv:1: .*'Where is the old station\?'"):
+        TASK.read([pack(tmp_path / "de.tsv", pairs, "plain")])
+    words = "Ủy ban nhân dân\tNOUN\n1 000 000 000\tNUM\n"
+    assert len(TASK.read([pack(tmp_path / "vi.tsv", words, "plain")])[0][0].tokens) == 2
+
+
 def test_sentences_with_a_token_without_a_tag_are_left_out(tmp_path: Path) -> None:
     rows, files = TASK.read([pack(tmp_path / "de.tsv", "a\tX\nb\t_\n\nc\tX\n", "plain")])
     assert ([row.tokens for row in rows], files[0].left_out) == ([("c",)], 1)
