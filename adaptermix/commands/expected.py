@@ -1,4 +1,4 @@
-"""`expect` of a recipe: figures of a paper beside the figures of this run."""
+"""`expect` of a recipe: the figures of a paper, and those of this run next to them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Table(BaseModel):
     step: str = "${row}"
     unit: Literal["share", "percent"] = "share"
 
-    def beside(self, documents: Sequence[tuple[str, JsonObject | None]]) -> Expected:
+    def compare(self, documents: Sequence[tuple[str, JsonObject | None]]) -> Expected:
         """Return the cells of the table, each with our figure if there is one.
 
         Args:
@@ -73,14 +73,14 @@ class Table(BaseModel):
                 if theirs is None:
                     continue
                 values = [_mean_of(document, [key.replace("${row}", row) for key in keys]) for document in ran]
-                found = [value * (100 if self.unit == "percent" else 1) for value in values if value is not None]
+                ours = [value * (100 if self.unit == "percent" else 1) for value in values if value is not None]
                 cells.append(
                     Cell(
                         row=row,
                         column=column,
                         theirs=theirs,
-                        ours=fmean(found) if found else None,
-                        runs=len(found),
+                        ours=fmean(ours) if ours else None,
+                        runs=len(ours),
                         is_run=bool(ran),
                     )
                 )
@@ -89,15 +89,15 @@ class Table(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A figure of a paper beside ours.
+    """A figure of a paper, and ours.
 
     Args:
         row: Its row.
         column: Its column.
         theirs: The paper's figure.
-        ours: Ours, the mean over the runs; None if there is none.
-        runs: Number of steps of that name that have the figure.
-        is_run: Whether such a step ran. If it did and there is no figure, the key names none.
+        ours: Ours, the mean over the runs; None if it is missing.
+        runs: Number of steps of that name whose documents have the figure.
+        is_run: Whether such a step ran. If it did and our figure is missing, its document lacks the key.
     """
 
     row: str
@@ -207,10 +207,10 @@ def _mean_of(document: JsonObject, keys: Sequence[str]) -> float | None:
 
 
 def figure_of(document: object, key: str) -> float | None:
-    """Return the number at a key of a JSON document; None if there is none.
+    """Return the number at a key of a JSON document; None without such a number.
 
     Args:
-        document: The document. Of a score (`{"value": ..., "low": ...}`) the value is returned.
+        document: The document. The number of a score (`{"value": ..., "low": ...}`) is its value.
         key: Names of the levels with dots between them; a name may contain dots itself.
 
     Example:

@@ -46,7 +46,7 @@ def expand(steps: Sequence[object], variables: Mapping[str, object], faults: lis
 
 
 class _Loops:
-    """The entries found so far, and what all loops share."""
+    """Collects the entries of all loops of a recipe."""
 
     def __init__(self, variables: Mapping[str, object], faults: list[str]) -> None:
         self.entries: list[Entry] = []
@@ -95,7 +95,7 @@ class _Loops:
             loop_entry = entry if isinstance(entry, dict) and "each" in entry else None
             if wrong := sorted(names_in(loop_entry["each"] if loop_entry else entry) & unset):
                 self._faults.append(
-                    f"{_place(written)}: ${{{wrong[0]}}} has a value only in the steps of the loop that sets "
+                    f"{_position(written)}: ${{{wrong[0]}}} has a value only in the steps of the loop that sets "
                     f"{', '.join(sorted(outside))}."
                 )
             elif loop_entry:
@@ -119,17 +119,17 @@ class _Loops:
         if set(entry) != set(_KEYS) or not isinstance(steps, list) or not steps:
             keys = ", ".join(map(str, entry))
             self._faults.append(
-                f"{_place(written)}: a loop must have 'each' and a list 'steps' of at least one step, found {keys}."
+                f"{_position(written)}: a loop must have 'each' and a list 'steps' of at least one step, found {keys}."
             )
             return
         try:
             passes = _passes(self._filling.of(known)(entry["each"]))
         except ValueError as error:
-            self._faults.append(f"{_place(written)}: {error}")
+            self._faults.append(f"{_position(written)}: {error}")
             return
         if twice := sorted({name for values in passes for name in values} & set(scope)):
             self._faults.append(
-                f"{_place(written)}: each must set new variables, and {twice[0]!r} is a variable already. Give it "
+                f"{_position(written)}: each must set new variables, and {twice[0]!r} is a variable already. Give it "
                 "another name."
             )
             return
@@ -137,7 +137,7 @@ class _Loops:
             self.add(steps, {**scope, **values}, {**known, **values}, written, {**loop, **values})
 
 
-def _place(written: tuple[int, ...]) -> str:
+def _position(written: tuple[int, ...]) -> str:
     """Return the position of an entry in the file, such as `step 3.1` for the first step of a loop."""
     return f"step {'.'.join(map(str, written))}"
 

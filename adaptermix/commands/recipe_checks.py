@@ -78,9 +78,9 @@ def check_data(path: Path, steps: Sequence[Step]) -> None:
     if not faults:
         return
     texts = []
-    for (option, text), found in faults.items():
-        more = f" and {len(found) - 1} more step{'s' * (len(found) > 2)}" if len(found) > 1 else ""
-        texts.append(f"{found[0]}{more}, {option}: {text}")
+    for (option, text), of_steps in faults.items():
+        more = f" and {len(of_steps) - 1} more step{'s' * (len(of_steps) > 2)}" if len(of_steps) > 1 else ""
+        texts.append(f"{of_steps[0]}{more}, {option}: {text}")
     raise ConfigError(f"{path}: " + " | ".join(texts), code="recipe.data", codes=dict.fromkeys(["recipe.data", *codes]))
 
 

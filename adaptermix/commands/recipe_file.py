@@ -31,7 +31,7 @@ class Step:
     Args:
         command: Name of the command.
         settings: Its settings.
-        name: The name by which tables of expected figures refer to it; empty if it has none.
+        name: The name by which tables of expected figures refer to it; empty without a name.
         loop: The values of the loops around it, by variable.
         written: Where it is in the file, see `Entry`.
     """
@@ -177,10 +177,10 @@ def read_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Re
         faults.append(f"variables must be a mapping, found {shortened(variables)}.")
         variables = {}
     overrides = dict(overrides or {})
-    given = {str(name): value for name, value in variables.items()}
-    variables = given | {key: value for key, value in overrides.items() if "." not in key}
+    named = {str(name): value for name, value in variables.items()}
+    variables = named | {key: value for key, value in overrides.items() if "." not in key}
     entries = expand(written, variables, faults)
-    faults += _check_overrides(overrides, given, entries)
+    faults += _check_overrides(overrides, named, entries)
     of_steps = _Faults(faults)
     checked = [_step(number, entry, overrides, of_steps) for number, entry in enumerate(entries, start=1)]
     steps = [step for step in checked if step is not None]

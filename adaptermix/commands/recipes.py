@@ -80,7 +80,7 @@ def run_recipe(
 
 
 def run_checked(recipe: Recipe, *, resume: bool = False, run: Runner | None = None, watch: Watcher = SILENT) -> Run:
-    """Run a recipe that was read, and put its expected figures beside those of the run; see `run_recipe`.
+    """Run a recipe that was read, and compare its expected figures with those of the run; see `run_recipe`.
 
     The tables of expected figures are also written into the folder that the recipe's variable `out` names.
 
@@ -106,7 +106,7 @@ def run_checked(recipe: Recipe, *, resume: bool = False, run: Runner | None = No
             raise
         documents.append(document)
         figures.append((step.name or step.command, full))
-    expected = [table.beside(figures) for table in recipe.tables]
+    expected = [table.compare(figures) for table in recipe.tables]
     if expected and (folder := _folder_of_tables(recipe)) and is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         write_tables(expected, folder)
@@ -132,11 +132,11 @@ def _folder_of_tables(recipe: Recipe) -> Path | None:
 
 
 def _run(step: Step, run: Runner, *, resume: bool, watch: Watcher) -> tuple[JsonObject, JsonObject | None]:
-    """Run a step, or take its output.
+    """Run a step, or use its existing output.
 
     Returns:
-        Its document, and the one with its figures: of a step that is skipped the document that its record holds, if
-        it holds one.
+        Its document, and the one with its figures: if the step is skipped, the document in its record, or None
+        if an earlier version wrote that record.
     """
     out = output_of(step)
     if resume and out and out.exists() and check_same(step.command, step.settings, out):

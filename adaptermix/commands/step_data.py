@@ -176,11 +176,11 @@ def _faults_of_files(form: Form, task: str | None, arguments: Sequence[str], row
         return [fault for argument in single for fault in _faults_of_files(form, task, [argument], rows)] or [error]
     return [
         DataError(
-            f"{file.path} must have rows in the requested range ({rows or 'all'}), and has none.",
+            f"{file.path} must have rows in the requested range ({rows or 'all'}), and has no text there.",
             code="data.none-in-rows",
         )
         for file in files
-        if file.used and not file.used.listed.whole
+        if file.used and len(file.used.listed.whole) == 0
     ]
 
 

@@ -112,7 +112,7 @@ def _write(path: Path, record: Mapping[str, object]) -> None:
 
 
 def document_of_output(out: Path) -> JsonObject | None:
-    """Return the JSON document of the step that made an output; None if its record holds none, as those of old."""
+    """Return the JSON document of the step that made an output; None if an earlier version wrote its record."""
     try:
         document = json.loads(_path(out).read_text(encoding="utf-8")).get("document")
     except (OSError, ValueError, AttributeError, RecursionError):
