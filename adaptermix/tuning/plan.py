@@ -89,8 +89,8 @@ def candidate_of(
     if last.command not in SCORES:
         *commands, final = SCORES
         raise ConfigError(
-            f"{recipe}: the last step must be {', '.join(commands)} or {final} on dev data, since its score decides; found "
-            f"{last.command!r}.",
+            f"{recipe}: the last step must be {', '.join(commands)} or {final} on dev data, since its score "
+            f"decides; found {last.command!r}.",
             code="tune.last-step",
         )
     _check_no_test(recipe, steps)
