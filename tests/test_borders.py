@@ -104,7 +104,7 @@ def test_all_lists_what_is_loaded_on_use_sorted_and_once() -> None:
 
 
 def test_every_settings_class_of_a_command_is_public() -> None:
-    from adaptermix.commands.recipes import STEPS
+    from adaptermix.commands.recipe_file import STEPS
 
     names = {schema.__name__ for command, schema in STEPS.items() if not command.startswith("demo")}
     assert names <= set(adaptermix.__all__)

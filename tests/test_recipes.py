@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from adaptermix import TaskSettings
-from adaptermix.commands.recipes import Step, check_places, load_recipe, run_recipe
+from adaptermix.commands.recipe_checks import check_places
+from adaptermix.commands.recipe_file import Step
+from adaptermix.commands.recipes import load_recipe, run_recipe
 from adaptermix.errors import ConfigError, ModelError
 from adaptermix.progress import Silent
 from adaptermix.tasks import ComparableTask, get_task

@@ -13,7 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from adaptermix import merge
-from adaptermix.commands.recipes import STEPS, Step, run_recipe
+from adaptermix.commands.recipe_file import STEPS, Step
+from adaptermix.commands.recipes import run_recipe
 from adaptermix.errors import OutputError
 from adaptermix.options.registries import OneOf
 from adaptermix.options.roles import Reads, Writes, marks_of

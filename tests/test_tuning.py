@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adaptermix.cli import main
-from adaptermix.commands.recipes import Step
+from adaptermix.commands.recipe_file import Step
 from adaptermix.errors import ModelError
 from adaptermix.progress import run_name
 from adaptermix.tuning import candidates, plan, tune
@@ -158,7 +158,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_runs(recipe: Path, t
     with refuses("tune.output-outside"):
         plan(recipe, VARY, tmp_path / "out", {"train-task.out": "elsewhere"})
     recipe.write_text(RECIPE.rpartition("  - search")[0])
-    with refuses("tune.last-step: search or evaluate"):
+    with refuses("tune.last-step: search, evaluate or retrieve"):
         plan(recipe, VARY, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

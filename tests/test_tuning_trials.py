@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adaptermix.cli import main
-from adaptermix.commands.recipes import Step
+from adaptermix.commands.recipe_file import Step
 from adaptermix.errors import ModelError
 from adaptermix.progress import SILENT, Look, Watcher
 from adaptermix.tuning import Tuning, check, tune

@@ -15,20 +15,26 @@ if TYPE_CHECKING:
 
 def run(settings: RunSettings, console: Console) -> None:
     """Run a recipe, or show its steps in a dry run."""
-    from ..commands.recipes import Step, check_places, load_recipe, run_recipe, run_step
+    from ..commands.recipe_checks import check_data
+    from ..commands.recipe_file import Step
+    from ..commands.recipes import check_outputs, checked_recipe, run_checked, run_step
 
-    recipe, overrides = settings.recipe, settings.overrides
+    recipe = checked_recipe(Path(settings.recipe), settings.overrides)
     if settings.dry_run:
-        steps = load_recipe(Path(recipe), overrides)
-        check_places(Path(recipe), steps, resume=settings.resume)
-        for number, step in enumerate(steps, start=1):
-            console.say(f"{number}. {step.command}: {step.settings.model_dump(exclude_defaults=True)}")
-        plan = [{"command": step.command, "settings": step.settings.model_dump(mode="json")} for step in steps]
-        console.document({"recipe": recipe, "plan": plan})
+        check_outputs(recipe, resume=settings.resume)
+        plan = []
+        for number, step in enumerate(recipe.steps, start=1):
+            console.say(f"{number}. {step.title}: {step.settings.model_dump(exclude_defaults=True)}")
+            plan.append(
+                {"command": step.command, "name": step.name, "loop": dict(step.loop)}
+                | {"settings": step.settings.model_dump(mode="json")}
+            )
+        check_data(recipe.path, recipe.steps)
+        console.document({"recipe": settings.recipe, "plan": plan})
         return
 
     def run_one(step: Step) -> JsonObject:
-        console.say(f"== {step.command}")
+        console.say(f"== {step.title}")
         document = run_step(step, watch=console.watch)
         if summary := _summary(document):
             console.say(f"   {summary}")
@@ -37,8 +43,12 @@ def run(settings: RunSettings, console: Console) -> None:
             console.table(titles, rows)
         return document
 
-    documents = run_recipe(recipe, overrides, resume=settings.resume, run=run_one, watch=console.watch)
-    console.document({"recipe": recipe, "steps": documents})
+    result = run_checked(recipe, resume=settings.resume, run=run_one, watch=console.watch)
+    for table in result.expected:
+        console.say(f"== {table.heading}")
+        console.table(*table.table())
+    more = {"expect": [table.document() for table in result.expected]} if result.expected else {}
+    console.document({"recipe": settings.recipe, "steps": list(result.documents), **more})
 
 
 def _summary(document: JsonObject) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
-from ..errors import AdapterMixError, DataError
+from ..errors import AdapterMixError, Coded, DataError
+from ..io.files import real_path
 from ..options import Settings
 from ..options.roles import Form, data_options
 from ..provenance.row_hashes import RowHashes
@@ -120,6 +122,66 @@ def _texts(_task: str | None, arguments: Sequence[str], rows: str | None) -> Seq
     from ..tasks.data.texts import texts_of
 
     return texts_of(arguments, rows=rows)[1]
+
+
+def faults_of_data(settings: Settings, made: Collection[Path]) -> list[tuple[str, Coded]]:
+    """Return the faults of the data files of a step, each after the option that names the file.
+
+    Files are read as the step will read them: they must be there, have the form of the task, rows in the requested
+    range, and known languages. Data sets of the Hub are not read.
+
+    Args:
+        settings: The settings of the step.
+        made: Outputs of earlier steps. Files of these names, or inside them, need not be there yet.
+    """
+    faults: list[tuple[str, Coded]] = []
+    task = getattr(settings, "task", None)
+    for name, mark in data_options(type(settings)).items():
+        arguments = [argument for argument in getattr(settings, name) if not _is_made(argument, made)]
+        files: list[DataFile] = []
+        for argument in arguments:
+            try:
+                files += find_files([argument])
+            except AdapterMixError as error:
+                faults.append((name, error))
+        here = [_argument_of(file) for file in files if type(file) is DataFile]
+        if mark.form == "parallel" and len(here) < len(getattr(settings, name)):
+            continue  # one text per language: they can only be read together
+        rows = getattr(settings, mark.rows) if mark.rows else None
+        faults += [(name, fault) for fault in _faults_of_files(mark.form, task, here, rows)]
+    return faults
+
+
+def _is_made(argument: str, made: Collection[Path]) -> bool:
+    """Return whether an argument names outputs of earlier steps, or files inside them."""
+    for text in (argument, argument.partition("=")[2]):
+        path = real_path(Path(text)) if text else None
+        if path and any(path.is_relative_to(other) or fnmatch(str(other), str(path)) for other in made):
+            return True
+    return False
+
+
+def _argument_of(file: DataFile) -> str:
+    return f"{'-'.join(file.languages)}={file.path}" if file.is_given else str(file.path)
+
+
+def _faults_of_files(form: Form, task: str | None, arguments: Sequence[str], rows: str | None) -> list[Coded]:
+    """Read files together; if that fails, read them one by one, so that each fault is found."""
+    if not arguments:
+        return []
+    try:
+        files = _READERS[form](task, arguments, rows)
+    except Coded as error:
+        single = [] if form == "parallel" or len(arguments) == 1 else arguments
+        return [fault for argument in single for fault in _faults_of_files(form, task, [argument], rows)] or [error]
+    return [
+        DataError(
+            f"{file.path} must have rows in the requested range ({rows or 'all'}), and has no text there.",
+            code="data.none-in-rows",
+        )
+        for file in files
+        if file.used and len(file.used.listed.whole) == 0
+    ]
 
 
 _READERS: Mapping[Form, Callable[[str | None, Sequence[str], str | None], Sequence[DataFile]]] = {

@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from ..errors import OutputError
 from ..io.files import RECORDED, hidden_path, listed_files, real_path, write_whole
+from ..io.json_types import JsonObject
 from ..io.launcher import is_main_process
 from ..models.base import fingerprint_of
 from ..options import Settings
@@ -73,11 +75,19 @@ def _path(out: Path) -> Path:
     return hidden_path(real_path(out), "step")
 
 
+@dataclass(slots=True)
+class StepRecord:
+    """What a record keeps besides the identity of a step: the JSON document, which is set when the step is done."""
+
+    document: JsonObject | None = None
+
+
 @contextmanager
-def recorded(command: str, settings: Settings, out: Path) -> Iterator[None]:
+def recorded(command: str, settings: Settings, out: Path) -> Iterator[StepRecord]:
     """Keep a record of a step while it runs, and after it, if there is an output then."""
+    record = StepRecord()
     if not is_main_process():
-        yield
+        yield record
         return
     path = _path(out)
     made = [parent for parent in path.parents if not parent.exists()]
@@ -86,8 +96,8 @@ def recorded(command: str, settings: Settings, out: Path) -> Iterator[None]:
     _write(path, {**identity, "done": False, "replaces": out.exists(), "output": _state(out)})
     token = RECORDED.set(real_path(out))
     try:
-        yield
-        _write(path, {**identity, "done": True, "output": _state(out)})
+        yield record
+        _write(path, {**identity, "done": True, "output": _state(out), "document": record.document})
     finally:
         RECORDED.reset(token)
         if not out.exists():
@@ -98,7 +108,16 @@ def recorded(command: str, settings: Settings, out: Path) -> Iterator[None]:
 
 
 def _write(path: Path, record: Mapping[str, object]) -> None:
-    write_whole(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(path, (json.dumps(record, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+
+def document_of_output(out: Path) -> JsonObject | None:
+    """Return the JSON document of the step that made an output; None if an earlier version wrote its record."""
+    try:
+        document = json.loads(_path(out).read_text(encoding="utf-8")).get("document")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def check_same(command: str, settings: Settings, out: Path) -> bool:

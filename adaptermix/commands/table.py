@@ -169,12 +169,12 @@ _ALL = (
         options="TuneSettings",
         show="show_search:tune",
         in_recipes=False,
-        notes="The recipe is run for every combination of values, or for --trials of them; its last step, search or "
-        "evaluate, gives the score, and steps that candidates share are run once. The same call continues where it "
-        "stopped. `adaptermix search RECIPE` does the same.\n\nExample: adaptermix tune recipe.yaml base=MODEL --vary "
-        "train-align.temperature=0.05,0.1 train-align.layer=6,9 --out tuned\n\nExample: adaptermix tune recipe.yaml "
-        "base=MODEL --vary train-align.temperature=0.02:2:log train-align.layer=6:12 train-align.rank=8,16,32 "
-        "--trials 24 --prune --out tuned",
+        notes="The recipe is run for every combination of values, or for --trials of them; its last step, search, "
+        "evaluate or retrieve, gives the score, and steps that candidates share are run once. The same call continues "
+        "where it stopped. `adaptermix search RECIPE` does the same.\n\nExample: adaptermix tune recipe.yaml "
+        "base=MODEL --vary train-align.temperature=0.05,0.1 train-align.layer=6,9 --out tuned\n\nExample: adaptermix "
+        "tune recipe.yaml base=MODEL --vary train-align.temperature=0.02:2:log train-align.layer=6:12 "
+        "train-align.rank=8,16,32 --trials 24 --prune --out tuned",
     ),
     Command(
         name="evaluate",

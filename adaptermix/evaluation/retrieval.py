@@ -163,11 +163,23 @@ class Retrieval:
         shares = self._shares(self._even() if layers is None else layers)
         return mean_score(_ACCURACY, list(shares.values()), seed=self.seed)
 
+    @property
+    def counts(self) -> dict[str, list[tuple[float, float]]]:
+        """For each direction the statistics of the headline score, sentence by sentence."""
+        return self._shares(self._even())
+
+    @property
+    def resamples(self) -> list[float]:
+        """The headline score on the sentences, then on resamples of them; results with one seed share resamples."""
+        each = [draws(_ACCURACY, [rows], self.seed)[0] for rows in self.counts.values()]
+        resamples: list[float] = np.mean(each, axis=0).tolist()
+        return resamples
+
     def above_base(self) -> Score | None:
         """Return the gain of the mean over even layers over the base model, paired by sentence."""
         if self.base is None:
             return None
-        ours, theirs = self._shares(self._even()), self.base._shares(self.base._even())
+        ours, theirs = self.counts, self.base.counts
         both = [draws(_ACCURACY, [theirs[name], ours[name]], self.seed, hedge="pair") for name in self.n]
         gains = np.mean([adapted - base for base, adapted in both], axis=0)
         return hedged_interval(_ACCURACY, gains, n=sum(self.n.values()), least=-1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -92,6 +93,14 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     return total
 
 
+@dataclass(slots=True)
+class _Budget:
+    """How much variables may still expand to."""
+
+    characters: int = MOST_CHARACTERS
+    entries: int = MOST_ENTRIES
+
+
 class Filling:
     """Replaces `${name}` in strings at any depth; a string that consists of one variable gets its value and type.
 
@@ -102,12 +111,17 @@ class Filling:
 
     def __init__(self, variables: Mapping[str, object], faults: list[str]) -> None:
         self._variables, self._faults = variables, faults
-        self._left = MOST_CHARACTERS
-        self._entries = MOST_ENTRIES
+        self._budget = _Budget()
+
+    def of(self, variables: Mapping[str, object]) -> Filling:
+        """Return a filling with other variables; both together may expand to as much as one."""
+        other = Filling(variables, self._faults)
+        other._budget = self._budget
+        return other
 
     def __call__(self, value: object) -> object:
         """Return a value with its variables replaced."""
-        self._entries -= 1
+        self._budget.entries -= 1
         if not self._fits():
             return None
         if isinstance(value, dict):
@@ -117,7 +131,7 @@ class Filling:
         return self._text(value) if isinstance(value, str) else value
 
     def _fits(self) -> bool:
-        if self._left >= 0 and self._entries >= 0:
+        if self._budget.characters >= 0 and self._budget.entries >= 0:
             return True
         most = f"{MOST_ENTRIES:,} entries and {MOST_CHARACTERS >> 20} MiB of text"
         self._fault(f"variables may expand to at most {most}")
@@ -137,10 +151,10 @@ class Filling:
         whole = _VARIABLE.fullmatch(value)
         if whole:
             match = self._variables[whole[1]]
-            self._entries -= _count(match)
+            self._budget.entries -= _count(match)
             return match
         texts = {name: str(self._variables[name]) for name in set(_VARIABLE.findall(value))}
-        self._left -= len(value) + sum(len(texts[name]) for name in _VARIABLE.findall(value))
+        self._budget.characters -= len(value) + sum(len(texts[name]) for name in _VARIABLE.findall(value))
         return _VARIABLE.sub(lambda match: texts[match[1]], value) if self._fits() else None
 
 
@@ -148,6 +162,19 @@ def _count(value: object) -> int:
     """Return the number of entries of a value. Values read here are neither deep nor endless, so recursion is safe."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + sum(map(_count, items))
+
+
+def names_in(value: object) -> set[str]:
+    """Return the names of the variables that a value contains as `${name}`, at any depth.
+
+    Example:
+        >>> sorted(names_in({"out": "${out}/${layer}", "data": ["x"]}))
+        ['layer', 'out']
+    """
+    if isinstance(value, str):
+        return set(_VARIABLE.findall(value))
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {name for item in items for name in names_in(item)}
 
 
 def shortened(value: object) -> str:

@@ -68,7 +68,7 @@ class RunSettings(Settings):
         {}, description="values of variables of the recipe, or of its settings as COMMAND.SETTING"
     )
     dry_run: Annotated[bool, Role.HANDLING] = Field(
-        False, description="check the recipe and show its steps; run nothing"
+        False, description="check the recipe and all data files that it reads, and show its steps; run nothing"
     )
     resume: Annotated[bool, Role.HANDLING] = Field(
         False, description="take existing outputs, and continue interrupted training"

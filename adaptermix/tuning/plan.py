@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..commands.recipes import Step, check_splits, load_recipe, variables_of
+from ..commands.recipe_checks import check_splits
+from ..commands.recipe_file import Step, variables_of
+from ..commands.recipes import load_recipe
 from ..errors import ConfigError, UsageError
 from ..io.files import real_path
 from ..io.json_types import JsonObject
-from ..options import EvaluateSettings
 from ..options.paths import written_paths
 from ..weight_search.parameters import Choice, Interval, Parameter, combinations, read_parameter
 
-SCORES = {"search": lambda document: document["best"], "evaluate": lambda document: document["overall"]}
-"""Functions that read the score from the document of the last step, by its command."""
+SCORES = {"search": "best", "evaluate": "overall", "retrieve": "score"}
+"""By the command of the last step: the key of the score in its document."""
 Vary = Mapping[str, str | Sequence[object] | Parameter]
 """Searched values by setting: `LOW:HIGH` and other texts of `--vary`, sequences of values, or parameters."""
 
@@ -85,14 +87,19 @@ def candidate_of(
     steps = load_recipe(recipe, {**overrides, **settings, "out": str(folder)})
     last = steps[-1]
     if last.command not in SCORES:
+        *commands, final = SCORES
         raise ConfigError(
-            f"{recipe}: the last step must be {' or '.join(SCORES)} on dev data, since its score decides; found "
-            f"{last.command!r}.",
+            f"{recipe}: the last step must be {', '.join(commands)} or {final} on dev data, since its score "
+            f"decides; found {last.command!r}.",
             code="tune.last-step",
         )
     _check_no_test(recipe, steps)
-    if isinstance(last.settings, EvaluateSettings):
-        steps[-1] = Step(command=last.command, settings=last.settings.model_copy(update={"split": "dev"}))
+    if "split" in type(last.settings).model_fields:
+        deciding = deciding_steps(steps)
+        steps = [
+            replace(step, settings=step.settings.model_copy(update={"split": "dev"})) if step in deciding else step
+            for step in steps
+        ]
     check_splits(recipe, steps)
     elsewhere = [step for step in steps if not _writes_within(step, folder)]
     if elsewhere:
@@ -104,13 +111,19 @@ def candidate_of(
     return RecipeCandidate(dict(settings), folder, steps)
 
 
+def deciding_steps(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps whose score decides: the last step, in all passes of the loops around it."""
+    last = steps[-1]
+    return [step for step in steps if step.written == last.written] if last.loop else [last]
+
+
 def _check_no_test(recipe: Path, steps: Sequence[Step]) -> None:
     """Refuse to use test data once per candidate."""
     for number, step in enumerate(steps, start=1):
         if getattr(step.settings, "split", None) == "test":
             last = (
                 "the last step must be on dev data, since its score decides"
-                if number == len(steps)
+                if step in deciding_steps(steps)
                 else "a search must not look at test data once per candidate"
             )
             raise ConfigError(

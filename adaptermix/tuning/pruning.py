@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from ..commands.recipes import Step
+from ..commands.recipe_file import Step
 from ..errors import ConfigError
 from ..options import TrainingSettings
 from ..options.roles import DEV, Role, marked, used_for

@@ -7,20 +7,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TypedDict, Unpack
 
-from ..commands.recipes import Runner, Step
+from ..commands.recipe_file import Step
+from ..commands.recipes import Runner
 from ..errors import ConfigError, OutputError, UsageError
 from ..io.files import locked_output, write_whole
 from ..io.json_types import JsonObject
 from ..io.launcher import process_count
 from ..io.limited_yaml import read_yaml
-from ..options import EvaluateSettings, SearchSettings
 from ..progress import SILENT, Watcher, runs_named
 from ..weight_search.ask_tell import SequentialTrials
 from ..weight_search.parameters import Choice, Parameter, ends
 from ..weight_search.storage import fitting_sampler
-from .plan import SCORES, RecipeCandidate, Vary, candidate_of, parameters_of, plan
+from .plan import SCORES, RecipeCandidate, Vary, candidate_of, deciding_steps, parameters_of, plan
 from .pruning import Report, check_looks, ignore
 from .report import RecipeTrial, Tuning, label_of
 from .step_cache import StepCache, check_folder, identities
@@ -146,7 +147,8 @@ def tune(
     an interruption.
 
     Args:
-        recipe: The YAML file; its outputs are in `${out}`, and its last step is `search` or `evaluate` on dev data.
+        recipe: The YAML file; its outputs are in `${out}`, and its last step is `search`, `evaluate` or `retrieve`
+            on dev data. If that step is in loops, the score is the mean over their passes.
         vary: Values to try, or a text such as "6:12" or "0.02:2:log", of variables, or of settings as
             `command.setting`.
         out: Folder of all candidates and of `results.json`.
@@ -179,9 +181,9 @@ def tune(
 def run_step(step: Step, *, watch: Watcher = SILENT) -> JsonObject:
     """Run one step and return its JSON document; the document of a score includes its resamples, see `run_judge`."""
     from ..commands import recipes
-    from ..commands.judge import run_judge
+    from ..commands.judge import Judge, run_judge
 
-    if isinstance(step.settings, EvaluateSettings | SearchSettings):
+    if isinstance(step.settings, Judge):
         return run_judge(step.settings, watch=watch)
     return recipes.run_step(step, watch=watch)
 
@@ -225,14 +227,31 @@ def _run(steps: StepCache, candidate: RecipeCandidate, watch: Watcher, report: R
         outcome = steps.run(candidate.steps, candidate.folder, report)
     if outcome.pruned:
         watch.note(outcome.pruned.sentence())
-    document = outcome.document
-    score = {} if outcome.pruned else SCORES[candidate.steps[-1].command](document)
+    last = deciding_steps(candidate.steps)
+    documents = [document for step, document in zip(candidate.steps, outcome.documents, strict=False) if step in last]
+    scores = [] if outcome.pruned else [document[SCORES[last[0].command]] for document in documents]
     return RecipeTrial(
         settings=candidate.settings,
         folder=candidate.folder,
         ran=outcome.ran,
         pruned=outcome.pruned,
-        resamples=document.get("resamples", ()),
-        rows=document.get("units", 0),
-        **{name: score.get(name) for name in ("value", "low", "high")},
+        resamples=_mean_resamples([document.get("resamples", ()) for document in documents]),
+        rows=min((document.get("units", 0) for document in documents), default=0),
+        **{name: _mean([score.get(name) for score in scores]) for name in ("value", "low", "high")},
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if there are no values, or one is unknown."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _mean_resamples(resamples: Sequence[Sequence[float]]) -> Sequence[float]:
+    """Return the mean of the resamples of several passes; empty if those of one are not known.
+
+    Shapes: takes [passes 1 + resamples].
+    """
+    if len({len(each) for each in resamples}) != 1:
+        return ()
+    return [fmean(values) for values in zip(*resamples, strict=True)]

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..commands.recipes import Step, going_on
+from ..commands.recipe_file import Step
+from ..commands.recipes import going_on
 from ..commands.step_record import fingerprint_of_id
 from ..errors import OutputError
 from ..io.disk import sync, sync_tree
@@ -35,9 +36,9 @@ StepRunner = Callable[[Step, Watcher], JsonObject]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The last step's document (empty if it was not reached), the number of steps that ran, and where one stopped."""
+    """The documents of the steps that were reached, the number of steps that ran, and where one stopped."""
 
-    document: Parsed
+    documents: Sequence[Parsed]
     ran: int
     pruned: Pruned | None = None
 
@@ -100,7 +101,7 @@ class StepCache:
             report: Receives dev results; steps of a training are counted on from those of earlier trainings.
         """
         ran, start = 0, 0
-        document: Parsed = {}
+        documents: list[Parsed] = []
         for step, (key, like) in zip(steps, identities(steps, folder), strict=True):
             target = getattr(step.settings, "out", None)
             if target is not None:
@@ -118,10 +119,10 @@ class StepCache:
                 self._digests[target] = digest(Path(target)) if Path(target).exists() else ""
             self._save()
             if "pruned" in entry:
-                return Outcome(document={}, ran=ran, pruned=Pruned(**entry["pruned"]))
-            document = entry["document"]
+                return Outcome(documents=[], ran=ran, pruned=Pruned(**entry["pruned"]))
+            documents.append(entry["document"])
             start += entry["looks"]["looks"][-1][0] if "looks" in entry else 0
-        return Outcome(document=document, ran=ran)
+        return Outcome(documents=documents, ran=ran)
 
     def _work(self, step: Step, key: str, curve: Curve, report: Report) -> Parsed:
         """Run a step and return its entry; a stopped one leaves no files."""
