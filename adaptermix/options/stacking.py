@@ -20,8 +20,8 @@ class StackSettings(TrainingSettings):
 
     With `encoder` and `texts` the stack is made (stage 1). With `teacher`, `task` and `train` the base is a stack, and
     learns the states of its teacher, an adapter that was trained on the model on top alone (stage 2). Defaults are
-    those of Schmidt et al., arXiv 2406.12739, appendix A. With a `mode` that generates, `task` and `train` have the rows whose answers
-    the model on top learns to generate from the states of the encoder.
+    those of Schmidt et al., arXiv 2406.12739, appendix A. With a `mode` that generates, `task` and `train` have the
+    rows whose answers the model on top learns to generate from the states of the encoder.
     """
 
     panel = Panel.OBJECTIVE

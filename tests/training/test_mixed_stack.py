@@ -166,8 +166,7 @@ def test_the_projection_alone_is_trained(causal: Path, below: Path, tmp_path: Pa
 
 
 def test_gradients_are_those_of_finite_differences(causal: Path, below: Path) -> None:
-    base = loaded(causal)
-    model = base.model.double()
+    model = loaded(causal).model.double()
     rows = mount_mixed(model, loaded(below).model.double(), loaded(below).tokenizer, augments=True)
     embedding = embedding_of(model)
     texts = [[1, 101, 102, rows.border, 9, 8], [rows.offset + 5, rows.offset + 6, rows.offset + 7, rows.border, 4, 3]]
@@ -181,14 +180,14 @@ def test_gradients_are_those_of_finite_differences(causal: Path, below: Path) ->
     torch.manual_seed(0)
     for parameter in embedding.stored().values():
         assert parameter.grad is not None
-        step = 1e-5 * torch.randn_like(parameter)
+        step = 1e-3 * torch.randn_like(parameter)  # norms and attention round to float32
         with torch.no_grad():
             ends = []
             for sign in (1, -2):
                 parameter.add_(sign * step)
                 ends.append(float(loss()))
             parameter.add_(step)
-        assert ends[0] - ends[1] == pytest.approx(2 * float((parameter.grad * step).sum()), rel=1e-4)
+        assert ends[0] - ends[1] == pytest.approx(2 * float((parameter.grad * step).sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
