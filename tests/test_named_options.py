@@ -78,6 +78,10 @@ BY_HAND = {
         "own none": "two_states_without_a_gate",
         "final": "final_norm_is_that_of_the_model",
     },
+    "mode": {
+        "states": "only_projection_and_lora_change_in_stage_1",
+        "replace augment": "what_each_mode_reads an_encoder_that_returns_own_embeddings_changes_nothing",
+    },
     "attention": {"causal both": "a_decoder_sees_both_sides"},
     "span": {
         "characters": "long_texts_are_cut_to_the_same_characters",

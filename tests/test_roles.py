@@ -125,7 +125,7 @@ AFTERWARDS = {
     settings.SearchSettings: {"trials", "choose", "compact", "control"},
 }
 UNRECORDED = {settings.SearchSettings: {"report", "batch_size"}, settings.StatisticsSettings: {"batch_size", "seed"}}
-COMPARABLE = {"base", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
+COMPARABLE = {"base", "mode", "dtype", "quantize", "dev", "dev_pairs", "task", "template", "head", "max_length"}
 COMPARABLE |= {"layer", "pooling", "exclude_bos", "standardize", "pairs", "rows"}
 COMPARABLE |= {"head_layers", "head_pooling", "aggregate", "gate", "gate_ratio", "head_norm", "dev_texts"}
 COMPARABLE |= {"batch_size", "accumulate", "steps", "epochs", "alternate", "discard"}

@@ -271,7 +271,7 @@ def read_same(
 
     handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
     try:
-        most = readable(base, _LONGEST)
+        most = readable(base.model, _LONGEST)
         _read(base, base.tokenizer([text], truncation=True, max_length=most, return_tensors="pt").to(base.device))
     finally:
         for handle in handles:
@@ -304,7 +304,7 @@ def text_batches(base: BaseModel, texts: Sequence[str], size: int = _BATCH) -> I
             order[start : start + size],
             padding=True,
             truncation=True,
-            max_length=readable(base, _LONGEST),
+            max_length=readable(base.model, _LONGEST),
             return_tensors="pt",
             padding_side="right",  # since positions are counted from the left
         ).to(base.device)

@@ -93,7 +93,9 @@ _ALL = (
         in_processes=True,
         makes="an encoder under a model (a stack)",
         notes="Example: adaptermix train-stack --encoder ENCODER --base MODEL --texts en.txt --out stack\n\n"
-        "Example: adaptermix train-stack --base stack --teacher teacher --task nli --train en.tsv --out s2",
+        "Example: adaptermix train-stack --base stack --teacher teacher --task nli --train en.tsv --out s2\n\n"
+        "Example: adaptermix train-stack --encoder ENCODER --base MODEL --mode replace --task translate "
+        "--train de-en.tsv --out stack",
     ),
     Command(
         name="merge",

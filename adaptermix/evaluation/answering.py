@@ -19,7 +19,7 @@ from ..tasks.data.report import by_language
 from ..tasks.data.tables import Row
 from ..tasks.heads import HEADS, HeadRows
 from ..tasks.heads.base import LONGEST, longest, tokens_of
-from ..tasks.prompts import shortened
+from ..tasks.prompt_ids import PromptIds
 from .choices import Choices
 from .head_answers import answers_of_head
 
@@ -80,7 +80,8 @@ class Answering:
             return
         chosen = get_template(task, template)
         self._end = chosen.end(base.tokenizer)
-        self._prompts = [chosen.encode(task.fields(row), base.tokenizer) for row in rows]
+        self._ids = PromptIds(tokenizer=base.tokenizer, mixed=base.mixed)
+        self._prompts = [self._ids.encode(chosen, task.fields(row), task.language(row)) for row in rows]
         self._most = settings.max_new_tokens
         self._choices = Choices(base, task, rows, chosen) if isinstance(task, ChoiceTask) else None
         if self._choices:
@@ -97,11 +98,10 @@ class Answering:
         """Truncate prompts so that prompt and answer fit the model's positions, at most half of them for the answer."""
         room = max(limit - self._most, (limit + 1) // 2)
         long = [index for index, prompt in enumerate(self._prompts) if len(prompt) > room]
-        special = set(self._base.tokenizer.all_special_ids)
         if self._choices:
             self._choices.cut(limit - room)
         for index in long:
-            self._prompts[index] = shortened(self._prompts[index], room, special)
+            self._prompts[index] = self._ids.shortened(self._prompts[index], room)
         if long:
             languages = [self._task.language(self._rows[index]) for index in long]
             self._watch.note(

@@ -276,7 +276,7 @@ def retrieve_with(
     """
     parallel = read_parallel(settings.data, rows=settings.rows)
     longest = max(map(len, parallel.texts.values()))
-    max_length = readable(base, settings.max_length)
+    max_length = readable(base.model, settings.max_length)
     width = base.model.config.get_text_config().hidden_size
     counts = {name: len(parallel.texts[one]) for name, one, _ in parallel.directions}
     with _room((base.layers + 1, longest, width)) as make:

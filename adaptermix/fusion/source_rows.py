@@ -15,7 +15,7 @@ from ..tasks.data import DataFile
 from ..tasks.data.tables import Row
 from ..tasks.heads import HEADS
 from ..tasks.heads.base import Features
-from ..tasks.prompts import shortened
+from ..tasks.prompt_ids import PromptIds
 from .latents import Latents
 
 INPUT = "input"
@@ -142,10 +142,8 @@ def encode_sources(
         encoded = iter(HEADS[base.head.form.name].encode(base, task, there, max_length=max_length).texts)
     else:
         chosen = get_template(task, template)
-        prompts = (chosen.encode(task.fields(row), base.tokenizer) for row in there)
-        special = set(base.tokenizer.all_special_ids)
-        cut = (
-            shortened(prompt, max_length if cut_prompts else readable(base, len(prompt)), special) for prompt in prompts
-        )
-        encoded = ([{"input_ids": prompt}] for prompt in cut)
+        ids = PromptIds(tokenizer=base.tokenizer, mixed=base.mixed)
+        prompts = [ids.encode(chosen, task.fields(row), task.language(row)) for row in there]
+        rooms = [max_length if cut_prompts else readable(base.model, len(prompt)) for prompt in prompts]
+        encoded = ([{"input_ids": ids.shortened(prompt, room)}] for prompt, room in zip(prompts, rooms, strict=True))
     return [[] if is_missing(task, row) else next(encoded) for row in rows]

@@ -213,7 +213,7 @@ def _passes(settings: StatisticsSettings, request: _Request, base: BaseModel, wa
     if request.task is None:
         return Texts(base=base, texts=list(request.texts))
     template = template_of(request.task, [request.source], settings.template)
-    most = readable(base, _LONGEST)
+    most = readable(base.model, _LONGEST)
     return TaskRows(
         loss=loss_of_rows(base, request.task, request.rows, template=template, max_length=most, watch=watch)
     )

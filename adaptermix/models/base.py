@@ -23,20 +23,21 @@ from .head_forms import Head
 from .headed import fitting_head, load_headed
 from .kinds import Kind, kind_of, loader_of
 from .languages import Tagged, Text, language_tags
+from .mixed_rows import MixedRows, mount_mixed
 from .own_heads import add_own_head
 from .pretrained import cached_file, load_config, load_model, load_tokenizer, split_revision
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 from .stack import (
     StackForm,
-    add_own_adapter,
     check_parts,
+    embedding_of,
     load_encoder,
     load_projection,
     mount,
-    open_own_adapter,
     see_both_sides,
     stack_folder,
 )
+from .stack_adapter import add_own_adapter, open_own_adapter
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +59,7 @@ class BaseModel:
         quantized: "nf4", "fp4" or "int8" if its linear layers are quantised, else "none".
         tags: Language tags that the tokenizer writes, by language; see `Tagged`.
         stack: The two models of a stack; None for others.
+        mixed: How a stack that generates reads prompts; None for others.
     """
 
     id: str
@@ -71,6 +73,7 @@ class BaseModel:
     quantized: str = "none"
     tags: Mapping[str, str] = field(default_factory=dict)
     stack: StackForm | None = None
+    mixed: MixedRows | None = None
 
     def encode(self, texts: Sequence[Text], languages: Sequence[str], **options: object) -> list[BatchEncoding]:
         """Return the tokens of each text, with its language's tag if the tokenizer has language tags.
@@ -81,8 +84,14 @@ class BaseModel:
             options: Further arguments of the tokenizer.
 
         Raises:
-            ModelError: the tokenizer has no tag for a language.
+            ModelError: the tokenizer has no tag for a language, or the model is a stack that generates.
         """
+        if self.mixed:
+            raise ModelError(
+                f"{self.id!r} is a stack that generates answers to prompts, and a text alone cannot be encoded for it. "
+                "Use it with train-task and evaluate and without a head, or make a stack with --mode states.",
+                code="stack.generates",
+            )
         tagged = Tagged(tokenizer=self.tokenizer, tags=self.tags)
         if (language := tagged.without_tag(languages)) is not None:
             raise ModelError(
@@ -154,7 +163,13 @@ def model_kind(reference: str) -> Kind:
     Raises:
         ModelError: there is no such model, or its kind is not supported.
     """
-    return "encoder" if stack_folder(reference) else kind_of(load_config(reference), reference)
+    if folder := stack_folder(reference):
+        return _kind_of_stack(StackForm.read(folder))
+    return kind_of(load_config(reference), reference)
+
+
+def _kind_of_stack(form: StackForm) -> Kind:
+    return "causal" if form.generates else "encoder"
 
 
 def class_modules(folder: Path) -> list[str]:
@@ -201,7 +216,7 @@ def load_base(
     form = StackForm.read(folder) if folder else None
     weights = form.base.id if form else reference
     config = load_config(weights)
-    kind: Kind = "encoder" if form else kind_of(config, reference)
+    kind: Kind = _kind_of_stack(form) if form else kind_of(config, reference)
     wide = pick_dtype(dtype, target)
     whole = head.form.modules if head else () if kind == "encoder" else None
     options = loading_options(quantize, target, wide, whole=whole)
@@ -212,9 +227,7 @@ def load_base(
     if head and not head.reader:
         model, modules = load_headed(reference, head, seed=seed, dtype=wide, **options)
     else:
-        model = load_model(
-            weights, encoder_class(config) if head or form else loader_of(kind, config), dtype=wide, **options
-        )
+        model = load_model(weights, encoder_class(config) if head else loader_of(kind, config), dtype=wide, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None or (kind == "causal" and tokenizer.eos_token is None):
@@ -230,8 +243,7 @@ def load_base(
         check_reading(model)
     else:
         model = model.to(target)
-    if folder and form:
-        _mount(folder, form, model, tokenizer, wide)
+    mixed = _mount(folder, form, model, tokenizer, wide) if folder and form else None
     if head and head.reader:
         model, modules = add_own_head(model, head, kind=kind, seed=seed)
     if head:
@@ -248,19 +260,29 @@ def load_base(
         quantized=quantized,
         tags=language_tags(tokenizer),
         stack=form,
+        mixed=mixed,
     )
 
 
 def _mount(
     folder: Path, form: StackForm, body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
-) -> None:
-    """Put the encoder of a stack's folder under the model on top, with the stack's projection and LoRA."""
+) -> MixedRows | None:
+    """Put the encoder of a stack's folder under the model on top, with the stack's projection and LoRA.
+
+    Returns:
+        How a stack that generates reads prompts; None for others.
+    """
     check_parts(folder, form, {name: fingerprint_of(getattr(form, name).id) for name in ("encoder", "base")})
-    encoder, _ = load_encoder(form.encoder.id, device=body.device, dtype=dtype)
+    encoder, below = load_encoder(form.encoder.id, device=body.device, dtype=dtype)
+    if form.generates:
+        mixed = mount_mixed(body, encoder, below, augments=form.mode == "augment")
+        load_projection(folder, embedding_of(body))
+        return mixed
     load_projection(folder, mount(body, encoder, tokenizer))
     if form.attention == "both":
         see_both_sides(body)
     add_own_adapter(body, open_own_adapter(folder))
+    return None
 
 
 def backbone(base: BaseModel) -> PreTrainedModel:

@@ -85,9 +85,10 @@ class Tagged:
     tags: Mapping[str, str]
 
     def tag_of(self, language: str) -> str | None:
-        """Return the tag of a language; None if there is no such tag."""
+        """Return the tag of a language, or of the first of a pair such as `de-en`; None if there is no such tag."""
         tag = self.tags.get("", self.tags.get(language))
-        return tag or self.tags.get(canonical_language(language) or language)
+        tag = tag or self.tags.get(canonical_language(language) or language)
+        return tag if tag or "-" not in language else self.tag_of(language.rpartition("-")[0])
 
     def without_tag(self, languages: Sequence[str]) -> str | None:
         """Return the first language that needs a tag for which there is no tag; None if every language has one."""

@@ -1,14 +1,14 @@
-"""The number of positions of a model."""
+"""The number of positions of a model, and prompts that are cut to fit."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
 from ..options import TrainingSettings
 from ..progress import Watcher
-from .base import BaseModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,15 +35,24 @@ def positions_of(model: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
-def readable(base: BaseModel, length: int) -> int:
+def readable(model: PreTrainedModel, length: int) -> int:
     """Return a length in tokens, limited to the model's number of positions."""
-    return min(length, positions_of(base.model) or length)
+    return min(length, positions_of(model) or length)
 
 
-def within_positions(base: BaseModel, settings: S, watch: Watcher) -> S:
+def within_positions(model: PreTrainedModel, settings: S, watch: Watcher) -> S:
     """Limit `max_length` of training settings to the model's positions; `watch` receives a note if it changed."""
-    length = readable(base, settings.max_length)
+    length = readable(model, settings.max_length)
     if length == settings.max_length:
         return settings
     watch.note(f"this base model has {length} positions, so --max-length {settings.max_length} becomes {length}.")
     return settings.model_copy(update={"max_length": length})
+
+
+def shortened(prompt: list[int], room: int, special: Set[int]) -> list[int]:
+    """Return a prompt of at most `room` tokens, cut after its opening special tokens; its last token always stays."""
+    if len(prompt) <= room:
+        return prompt
+    opening = next((index for index, token in enumerate(prompt) if token not in special), len(prompt))
+    opening = min(opening, room - 1)
+    return prompt[:opening] + prompt[opening - room :]

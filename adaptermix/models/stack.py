@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,9 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..adapters import AdapterSource, open_adapter
-from ..adapters.paths import fitted
-from ..errors import IncompatibleAdapters, ModelError
+from ..errors import ModelError
 from .encoders import encoder_class, width_of
 from .pretrained import load_config, load_model, load_tokenizer
 
@@ -56,6 +53,9 @@ class StackForm:
     Args:
         encoder: E, the multilingual encoder.
         base: M, the model on top.
+        mode: "states" if M reads E's states instead of the text and its states are used; "replace" or "augment" if M
+            generates, see `mixed_rows`.
+        offset: First id of E's tokens in the rows of a stack that generates.
         attention: "causal" for an unchanged decoder M, "both" if its tokens see those to come.
         pooling: Pooling of the states that the stack was trained on: "mean", "first" or "last".
         version: Version of the form.
@@ -63,9 +63,16 @@ class StackForm:
 
     encoder: Part
     base: Part
+    mode: str = "states"
+    offset: int = 0
     attention: str = "causal"
     pooling: str = "mean"
     version: int = _VERSION
+
+    @property
+    def generates(self) -> bool:
+        """Whether the stack generates answers, rather than giving states to a head."""
+        return self.mode != "states"
 
     def document(self) -> dict[str, object]:
         """Return the contents of the file."""
@@ -89,16 +96,20 @@ class StackForm:
                 f"{' '.join(str(error).split())[:120]}. Make the stack again.",
                 code="stack.form",
             ) from error
-        if form.version != _VERSION or form.attention not in ("causal", "both") or form.pooling not in POOLINGS:
+        if form.version != _VERSION or any(getattr(form, name) not in known for name, known in _KNOWN.items()):
+            expected = ", ".join(f"{name} {' or '.join(known)}" for name, known in _KNOWN.items())
+            values = ", ".join(repr(getattr(form, name)) for name in _KNOWN)
             raise ModelError(
-                f"{path} must have version {_VERSION}, attention causal or both and pooling {', '.join(POOLINGS)}, "
-                f"found {form.version}, {form.attention!r} and {form.pooling!r}.",
+                f"{path} must have version {_VERSION}, {expected}, found {form.version}, {values}.",
                 code="stack.form",
             )
         return form
 
 
 POOLINGS = ("mean", "first", "last")
+MODES = ("states", "replace", "augment")
+_KNOWN = {"mode": MODES, "attention": ("causal", "both"), "pooling": POOLINGS}
+"""The values that a stack's file may have."""
 
 
 def stack_folder(reference: str) -> Path | None:
@@ -153,7 +164,7 @@ class Projected(nn.Module):
         finally:
             self.reads_own = False
 
-    def standardize(self, center: Tensor, spread: Tensor) -> None:
+    def standardize(self, center: Tensor, spread: Tensor, *, keep: bool = False) -> None:
         """Let the projection read z-scores of the encoder's states until `folded`, for training.
 
         The states of an encoder may lie in a narrow cone, and a projection of raw states then learns little but the
@@ -162,9 +173,14 @@ class Projected(nn.Module):
         Args:
             center: Mean of the states, [width].
             spread: Their standard deviation, positive, [width].
+            keep: Change weight and bias so that the projection of each state stays the same.
         """
         like = self.projection.weight
-        self._scale = center.to(like), spread.to(like)
+        self._scale = center, spread = center.to(like), spread.to(like)
+        if keep:
+            with torch.no_grad():
+                self.projection.bias.add_(self.projection.weight @ center)
+                self.projection.weight.mul_(spread)
 
     def folded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the projection of raw states that equals one of z-scores.
@@ -194,18 +210,28 @@ class Projected(nn.Module):
             states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return states.detach()
 
-    def forward(self, ids: Tensor) -> Tensor:
-        if self.reads_own:
-            embeddings = self._frozen[1]
-            if next(embeddings.parameters()).device != ids.device:
-                embeddings.to(ids.device)
-            return cast(Tensor, embeddings(ids))
+    def read_own(self, ids: Tensor) -> Tensor:
+        """Return the model's own embeddings of ids of its tokenizer."""
+        embeddings = self._frozen[1]
+        if next(embeddings.parameters()).device != ids.device:
+            embeddings.to(ids.device)
+        return cast(Tensor, embeddings(ids))
+
+    def project(self, states: Tensor) -> Tensor:
+        """Return states of the encoder in the width of the model, [... width] to [... own_width]."""
         linear = self.projection
-        states = self.encoder_states(ids).to(next(linear.parameters()).dtype)
+        states = states.to(next(linear.parameters()).dtype)
         if self._scale:
             center, spread = self._scale
             states = (states - center) / spread
         return cast(Tensor, linear(states))
+
+    def stored(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of U by their names in the file of a stack."""
+        return dict(self.projection.named_parameters())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.read_own(ids) if self.reads_own else self.project(self.encoder_states(ids))
 
 
 def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Projected:
@@ -239,11 +265,28 @@ def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrained
         )
     embeddings = cast(nn.Module, body.get_input_embeddings())
     like = next(body.parameters())
-    embedding = Projected(encoder, embeddings, width=width_of(encoder), own_width=width_of(body), pad_id=pad_id)
+    widths = {"width": width_of(encoder.config), "own_width": width_of(body.config)}
+    embedding = Projected(encoder, embeddings, **widths, pad_id=pad_id)
     embedding.projection.to(like.device, like.dtype if like.is_floating_point() else None)
     body.set_input_embeddings(embedding)
     body.config.pad_token_id = pad_id
     return embedding
+
+
+def replace_embeddings(model: PreTrainedModel, embedding: Projected) -> None:
+    """Make projected embeddings those of a model, behind its other parts, with U in float32.
+
+    PEFT keeps modules that are trained whole in float32 too. The dtype of a transformers model is that of its first
+    parameter.
+    """
+    like = embedding.weight
+    embedding.to(like.device, torch.promote_types(like.dtype, torch.float32))
+    model.set_input_embeddings(embedding)
+    path = next(name for name, module in model.named_modules() if module is embedding)
+    parent: nn.Module = model
+    for name in path.split("."):
+        parent._modules[name] = parent._modules.pop(name)
+        parent = cast(nn.Module, parent._modules[name])
 
 
 def embedding_of(model: nn.Module) -> Projected:
@@ -328,7 +371,7 @@ def load_projection(folder: Path, embedding: Projected) -> None:
     try:
         tensors = load_file(folder / PROJECTION)
         with torch.no_grad():
-            for name, parameter in embedding.projection.named_parameters():
+            for name, parameter in embedding.stored().items():
                 if tensors[name].shape != parameter.shape:
                     raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(parameter.shape)}")
                 parameter.copy_(tensors[name])
@@ -338,43 +381,3 @@ def load_projection(folder: Path, embedding: Projected) -> None:
             f"{' '.join(str(error).split())[:120]}. Make the stack again.",
             code="stack.projection",
         ) from error
-
-
-def _add(update: tuple[Tensor, Tensor], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    a, b = update
-    return output + ((inputs[0].to(a.dtype) @ a.T) @ b.T).to(output.dtype)
-
-
-def add_own_adapter(model: nn.Module, source: AdapterSource) -> None:
-    """Add the LoRA of a stack to its model for good, next to the weights, which may be quantised.
-
-    Merged into 4-bit weights it would be lost (the paper, footnote 3).
-
-    Args:
-        model: The model on top.
-        source: The adapter.
-
-    Raises:
-        IncompatibleAdapters: it has modules that the model does not have.
-    """
-    modules = dict(model.named_modules())
-    source = fitted(source, modules)
-    like = cast("PreTrainedModel", model)
-    for path in source.modules:
-        if path not in modules:
-            raise IncompatibleAdapters(
-                f"the adapter {source.path} of a stack must fit its base model, which lacks module {path!r}.",
-                code="stack.adapter",
-            )
-        update = source.load(path)
-        factors = (update.a.to(like.device, like.dtype), (update.b * update.scale).to(like.device, like.dtype))
-        modules[path].register_forward_hook(partial(_add, factors))
-
-
-def open_own_adapter(folder: Path) -> AdapterSource:
-    """Return the LoRA of a stack's folder.
-
-    Raises:
-        AdapterFormatError: it is missing or damaged.
-    """
-    return open_adapter(folder / ADAPTER)

@@ -11,7 +11,8 @@ from .fields import Positive, Rows
 from .roles import ADAPTER, DEV, MODEL, TRAINING, Panel, Reads, Role
 from .training import TrainingSettings
 
-_OF_TEXTS = ("pooling", "attention", "span", "projection_init", "projection_rate")
+_OF_STATES = ("pooling", "attention", "span")
+_OF_TEXTS = (*_OF_STATES, "projection_init", "projection_rate")
 
 
 class StackSettings(TrainingSettings):
@@ -19,13 +20,19 @@ class StackSettings(TrainingSettings):
 
     With `encoder` and `texts` the stack is made (stage 1). With `teacher`, `task` and `train` the base is a stack, and
     learns the states of its teacher, an adapter that was trained on the model on top alone (stage 2). Defaults are
-    those of Schmidt et al., arXiv 2406.12739, appendix A.
+    those of Schmidt et al., arXiv 2406.12739, appendix A. With a `mode` that generates, `task` and `train` have the
+    rows whose answers the model on top learns to generate from the states of the encoder.
     """
 
     panel = Panel.OBJECTIVE
 
     encoder: Annotated[str | None, Reads(MODEL), Role.COMMON, Panel.MODEL] = Field(
         None, description="multilingual encoder to put under the base model; stage 1"
+    )
+    mode: Annotated[Literal["states", "replace", "augment"], Role.COMMON, Role.DEV_CURVE] = Field(
+        "states",
+        description="states: learn states, for a task head; to generate answers, the model reads the encoder's states "
+        "of the prompt (replace), or these and then the prompt itself (augment)",
     )
     texts: Annotated[list[str], Reads(TRAINING, "texts"), Role.COMMON, Panel.DATA] = Field(
         [], description="plain texts in a language of both models, one per line; stage 1"
@@ -36,15 +43,21 @@ class StackSettings(TrainingSettings):
     teacher: Annotated[str | None, Reads(ADAPTER), Role.COMMON] = Field(
         None, description="task adapter of the model on top, trained with --head-pooling mean; stage 2"
     )
-    task: Annotated[str | None, Role.DEV_CURVE, Role.COMMON, Panel.DATA] = Field(None, description=f"{TASK}; stage 2")
+    task: Annotated[str | None, Role.DEV_CURVE, Role.COMMON, Panel.DATA] = Field(
+        None, description=f"{TASK}; stage 2, and --mode replace and augment"
+    )
     train: Annotated[list[str], Reads(TRAINING, rows="rows"), Role.COMMON, Panel.DATA] = Field(
-        [], description="training files of the task, whose labels are not used; stage 2"
+        [],
+        description="training files of the task; stage 2 (without their labels), and --mode replace and augment",
     )
     dev: Annotated[list[str], Reads(DEV), Role.DEV_CURVE, Panel.DATA] = Field(
-        [], description="dev files of the task; stage 2"
+        [], description="dev files of the task; stage 2, and --mode replace and augment"
     )
     rows: Annotated[Rows | None, Role.DEV_CURVE, Panel.DATA] = Field(
         None, description="START:STOP[:STEP], the rows of each training file to use"
+    )
+    template: Annotated[str | None, Role.DEV_CURVE, Panel.DATA] = Field(
+        None, description="prompt template, such as plain; --mode replace and augment"
     )
     pooling: Annotated[Literal["mean", "first", "last"], Role.DEV_CURVE] = Field(
         "mean", description="states of a text that are compared: the mean over tokens, the first or the last one"
@@ -88,6 +101,21 @@ class StackSettings(TrainingSettings):
 
     @model_validator(mode="after")
     def _check_stage(self) -> StackSettings:
+        refuse(
+            (self.shard_base, "stack.shard: --shard-base does not support the encoder of a stack: drop it"),
+            (
+                bool(self.on_top_of),
+                "stack.on-top-of: a stack cannot be trained on top of another adapter: drop --on-top-of",
+            ),
+        )
+        if self.mode == "states":
+            self._check_states()
+        else:
+            self._check_generating()
+        return self
+
+    def _check_states(self) -> None:
+        """Refuse options that do not go together in the two stages of self-distillation."""
         first, second = self.encoder is not None, self.teacher is not None
         odd = self.changed(_OF_TEXTS)
         refuse(
@@ -107,20 +135,41 @@ class StackSettings(TrainingSettings):
                 f"stack.stage-2: --{(odd or ['texts'])[0].replace('_', '-')} is for stage 1: drop it",
             ),
             (
-                self.shard_base,
-                "stack.shard: --shard-base does not support the encoder of a stack: drop it",
+                bool(self.template),
+                "stack.template: --template is for --mode replace and augment: drop it",
             ),
             (
                 first and bool(self.start_from or self.init in ("pissa", "olora")),
                 "stack.start: a new stack starts from its two models: drop --start-from and --init",
             ),
             (
-                bool(self.on_top_of),
-                "stack.on-top-of: a stack cannot be trained on top of another adapter: drop --on-top-of",
-            ),
-            (
                 first and self.dora,
                 "stack.dora: the LoRA of a stack is added next to quantised weights too: drop --dora",
             ),
         )
-        return self
+
+    def _check_generating(self) -> None:
+        """Refuse options that do not go together where the projection alone learns to generate answers."""
+        lora = [name for name, field in type(self).model_fields.items() if Panel.LORA in field.metadata]
+        unused = self.changed([*lora, "norm_budget", "lora_plus", "projection_rate"])
+        odd = self.changed(_OF_STATES)
+        refuse(
+            (
+                bool(self.texts or self.dev_texts or self.teacher) or not (self.task and self.train),
+                f"stack.rows: --mode {self.mode} learns from the rows of a task: give --task and --train, and drop "
+                "--texts, --dev-texts and --teacher",
+            ),
+            (
+                bool(unused),
+                f"stack.no-lora: --mode {self.mode} trains the projection alone, at --learning-rate: drop "
+                f"--{unused[0].replace('_', '-') if unused else ''}",
+            ),
+            (
+                bool(odd),
+                f"stack.of-states: --{odd[0].replace('_', '-') if odd else ''} is for --mode states: drop it",
+            ),
+            (
+                not self.encoder and self.projection_init != "least-squares",
+                "stack.continued: a stack in --base starts from its own projection: drop --projection-init",
+            ),
+        )

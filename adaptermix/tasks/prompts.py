@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -170,12 +170,3 @@ def _chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]]
 def table(*templates: Template) -> Mapping[str, Template]:
     """Return templates by name, the default first."""
     return {template.name: template for template in templates}
-
-
-def shortened(prompt: list[int], room: int, special: Set[int]) -> list[int]:
-    """Return a prompt of at most `room` tokens, cut after its opening special tokens; its last token always stays."""
-    if len(prompt) <= room:
-        return prompt
-    opening = next((index for index, token in enumerate(prompt) if token not in special), len(prompt))
-    opening = min(opening, room - 1)
-    return prompt[:opening] + prompt[opening - room :]

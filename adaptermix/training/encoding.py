@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..models.mixed_rows import MixedRows
 from ..progress import SILENT, Watcher
 from ..tasks import SpanTask, Task, Template
 from ..tasks.data.report import by_language
 from ..tasks.data.tables import Row
 from ..tasks.heads.base import cut_warning
-from ..tasks.prompts import shortened
+from ..tasks.prompt_ids import PromptIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
+    mixed: MixedRows | None = None,
     watch: Watcher = SILENT,
 ) -> Examples:
     """Return prompt and answer ids per row, at most `max_length` together.
@@ -59,11 +61,12 @@ def encode_rows(
         rows: The rows.
         tokenizer: The base model's tokenizer.
         max_length: Most tokens of a row.
+        mixed: How a stack that generates reads prompts.
         watch: Receives notes on rows that are cut or left out.
     """
     examples, taught = [], []
     languages: dict[str, list[str]] = {_CUT: [], _LOST: [], _ASTRAY: []}
-    encoder = _Encoder(task, template, tokenizer, max_length)
+    encoder = _Encoder(task, template, PromptIds(tokenizer=tokenizer, mixed=mixed), max_length)
     for number, row in enumerate(rows):
         example, fault = encoder(row)
         examples.append(example)
@@ -92,35 +95,35 @@ def _notes(languages: dict[str, list[str]], rows: int, max_length: int) -> Itera
 class _Encoder:
     """Encodes one row at a time; returns the example and its fault, if any."""
 
-    def __init__(self, task: Task, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._task, self._template, self._tokenizer, self._most = task, template, tokenizer, max_length
-        self._special = set(tokenizer.all_special_ids)
+    def __init__(self, task: Task, template: Template, ids: PromptIds, max_length: int) -> None:
+        self._task, self._template, self._ids, self._most = task, template, ids, max_length
 
     def __call__(self, row: Row) -> tuple[Example, str | None]:
         text = self._template.text_of(self._task.answer(row), self._task.fields(row))
-        whole = self._template.encode_answer(text, self._tokenizer)
+        whole = self._template.encode_answer(text, self._ids.tokenizer)
         prompt = self._prompt(row)
         least = max(1, self._most - len(prompt), self._most // 2)
         answer = whole[: least if self._task.is_open else self._most]
         room = max(1, self._most - len(answer))
         fits = len(prompt) <= room and len(answer) == len(whole)
         if isinstance(self._task, SpanTask) and self._task.lacks_its_answer(row):
-            return (shortened(prompt, room, self._special), answer), _ASTRAY
+            return (self._ids.shortened(prompt, room), answer), _ASTRAY
         if fits:
             return (prompt, answer), None
         is_lost = len(answer) < len(whole) and not self._task.is_open
         if isinstance(self._task, SpanTask) and len(prompt) > room:
             around = self._around(row, room)
-            return (around or shortened(prompt, room, self._special), answer), _CUT if around and not is_lost else _LOST
-        left = shortened(prompt, room, self._special)
+            fault = _CUT if around and not is_lost else _LOST
+            return (around or self._ids.shortened(prompt, room), answer), fault
+        left = self._ids.shortened(prompt, room)
         return (left, answer), _LOST if is_lost or self._lacks_evidence(row, prompt, left) else _CUT
 
     def _prompt(self, row: Row) -> list[int]:
-        return self._template.encode(self._task.fields(row), self._tokenizer)
+        return self._ids.encode(self._template, self._task.fields(row), self._task.language(row))
 
     def _lacks_evidence(self, row: Row, before: list[int], after: list[int]) -> bool:
         """Whether cutting the prompt removed a part of the answer from it."""
-        whole, left = (" ".join(self._tokenizer.decode(ids).split()) for ids in (before, after))
+        whole, left = (" ".join(self._ids.decode(ids).split()) for ids in (before, after))
         parts = [" ".join(part.split()) for part in self._task.evidence(row)]
         return any(part in whole and part not in left for part in parts)
 

@@ -89,7 +89,7 @@ class _Fusing:
             most = (
                 max(most, min(times * most, longest(self.base)))
                 if self.base.head
-                else readable(self.base, times * most)
+                else readable(self.base.model, times * most)
             )
         return self.data.objective(self.base, rows, most, self.watch)
 

@@ -176,11 +176,16 @@ def inject(
     quicken(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or is_head(name))
+    checkpoint_activations(model, settings)
+    return names
+
+
+def checkpoint_activations(model: PreTrainedModel, settings: TrainingSettings) -> None:
+    """Let a model compute its activations twice instead of keeping them, with `gradient_checkpointing`."""
     if settings.gradient_checkpointing:
         # renamed in transformers 5
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return names
 
 
 def _config(settings: TrainingSettings, **more: Any) -> LoraConfig:

@@ -177,6 +177,16 @@ class Objective(Generic[S]):
         """Return further values that decide the result; a resumed run needs the same ones."""
         return {}
 
+    def inject(self) -> list[str]:
+        """Put the trained parameters into the model, by default a LoRA; return the names of the adapted modules."""
+        run = self.run
+        seed = first_draw(run.settings.seed, self.command)
+        return inject(run.base.model, run.settings, seed=seed, head=run.base.head_modules, start=run.start)
+
+    def parameters(self) -> int:
+        """Return in a dry run how many parameters would be trained, without a head."""
+        return count_lora(self.run.settings, self.run.start)
+
     def loss(self, together: Together | None = None) -> Loss:
         """Return the loss of batches, now that the LoRA is in.
 
@@ -202,11 +212,11 @@ class Objective(Generic[S]):
         """Return the report of a dry run.
 
         Raises:
-            AdapterMixError: see `check` and `count_lora`.
+            AdapterMixError: see `check` and `parameters`.
         """
         settings = self.run.settings
         self.check()
-        parameters = count_lora(settings, self.run.start)
+        parameters = self.parameters()
         return TrainReport(
             out=Path(settings.out), steps=self.steps(), parameters=parameters, history=[], rows=self.report
         )
@@ -248,7 +258,7 @@ def run_training(
         for note in task.notes():
             watch.note(note)
         run.base = base = task.load()
-        run.settings = settings = within_positions(base, settings, watch)
+        run.settings = settings = within_positions(base.model, settings, watch)
         run.start = start and fit_start(base.model, start, settings, fingerprint=base.fingerprint)
         run.frozen = attach_on(base.model, settings, headed=base.head is not None)
         task.prepare()
@@ -263,8 +273,7 @@ def train(objective: Objective[S]) -> TrainReport:
     settings, base, watch, processes = run.settings, run.base, run.watch, run.processes
     entries = objective.entries()
     workplace = Workplace(Path(settings.out), plain(settings) | _inputs(objective, entries) | processes.entry())
-    seed = first_draw(settings.seed, objective.command)
-    run.names = inject(base.model, settings, seed=seed, head=base.head_modules, start=run.start)
+    run.names = objective.inject()
     run.scales, run.taken = scales(base.model), start_of(base.model, settings)
     checkpoint = processes.main_first(lambda: workplace.open(resume=settings.resume, overwrite=settings.overwrite))
     logging = tracking(settings, processes, watch, folder=workplace.folder, resumed=checkpoint is not None)

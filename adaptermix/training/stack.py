@@ -5,126 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..adapters import write_adapter
 from ..adapters.keys import PREFIX
-from ..algebra.ridge import ridge_map
 from ..errors import DataError, PlanError
-from ..io.files import manifest_bytes, whole_folder, write_whole
 from ..io.json_types import JsonObject
-from ..models.base import BaseModel, backbone, fingerprint_of
+from ..models.base import BaseModel, backbone
 from ..models.devices import pick_dtype
-from ..models.eval_mode import evaluating, loras_off, train_loras_only
-from ..models.pooling import Standard, pool
+from ..models.eval_mode import evaluating, train_loras_only
 from ..models.positions import positions_of
-from ..models.pretrained import load_config, split_revision
+from ..models.pretrained import load_config
 from ..models.stack import (
-    ADAPTER,
-    PROJECTION,
-    STACK,
-    Part,
-    Projected,
     StackForm,
-    embedding_of,
     load_encoder,
     mount,
     see_both_sides,
-    stack_folder,
 )
 from ..options import StackSettings
 from ..progress import SILENT, Watcher
-from ..publish.output import write_documents
 from ..tasks.data.report import describe
 from ..tasks.data.texts import texts_of
 from ..tasks.splits import DEV, TRAINING, refuse_tested
-from .by_length import vectors_by_length
-from .closed_form import MAP_PENALTIES
 from .lora import extract, state_of
 from .losses.stacking import state_loss, unexplained
+from .mixed_stack import MixedStackObjective
 from .parallel import Processes
 from .report import TrainReport
 from .runner import Objective, run_training
 from .sharding import load_for
+from .stack_folder import part_of, refuse_stack_on_top, write_stack
+from .stack_start import StackStates, all_vectors, start_projection
 from .stack_task import StackTaskObjective
 from .stack_texts import TwoReadings
 from .task import TaskLoss
 from .trainer import BatchLoss, Together
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
-
-_FITTED = 4000
-"""Most texts that the first projection is fitted on."""
-
-Ids = list[list[int]]
-
-
-class StackStates:
-    """States of the texts of a stack: through the encoder, and through the own embeddings of the model on top.
-
-    Args:
-        base: The stack.
-        tokenizer: Tokenizer of the model on top.
-        pooling: "mean", "first" or "last".
-    """
-
-    def __init__(self, base: BaseModel, tokenizer: PreTrainedTokenizerBase, pooling: str) -> None:
-        self._base, self._top_tokenizer, self._pooling = base, tokenizer, pooling
-        self.embedding: Projected = embedding_of(base.model)
-
-    def run(self, tokenizer: PreTrainedTokenizerBase, ids: Ids) -> Tensor:
-        """Return the states of texts by their ids.
-
-        Shapes: [rows width].
-        """
-        batch = self._padded(tokenizer, ids)
-        mask = batch["attention_mask"]
-        states = backbone(self._base)(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        return pool(states, mask, self._pooling)
-
-    def student(self, ids: Ids) -> Tensor:
-        """Return the states of texts as the encoder reads them.
-
-        Shapes: [rows width].
-        """
-        return self.run(self._base.tokenizer, ids)
-
-    def teacher(self, ids: Ids) -> Tensor:
-        """Return the states of texts as the frozen model on top reads them itself, without a LoRA.
-
-        Shapes: [rows width].
-        """
-        with torch.no_grad(), evaluating(self._base.model), loras_off(self._base.model), self.embedding.bypassed():
-            return self.run(self._top_tokenizer, ids)
-
-    def student_means(self, ids: Ids) -> Tensor:
-        """Return the mean state of the encoder of each text, in float32.
-
-        Shapes: [rows encoder_width].
-        """
-        return self._mean(self._base.tokenizer, ids, self.embedding.encoder_states)
-
-    def teacher_means(self, ids: Ids) -> Tensor:
-        """Return the mean own embedding of each text, in float32.
-
-        Shapes: [rows width].
-        """
-        with self.embedding.bypassed():
-            return self._mean(self._top_tokenizer, ids, self.embedding)
-
-    def _mean(self, tokenizer: PreTrainedTokenizerBase, ids: Ids, read: Callable[[Tensor], Tensor]) -> Tensor:
-        batch = self._padded(tokenizer, ids)
-        with torch.no_grad():
-            return pool(read(batch["input_ids"]).float(), batch["attention_mask"], "mean")
-
-    def _padded(self, tokenizer: PreTrainedTokenizerBase, ids: Ids) -> BatchEncoding:
-        return tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(self._base.device)
+    from transformers import PreTrainedModel
 
 
 class TextRows:
@@ -150,11 +70,6 @@ class TextRows:
         return BatchLoss(loss, sum(map(len, student)), terms=len(rows))
 
 
-def _all(compute: Callable[[Ids], Tensor], ids: Ids) -> Tensor:
-    """Return the vectors of texts, on the CPU."""
-    return vectors_by_length(lambda rows: compute([ids[row] for row in rows]), list(map(len, ids)))
-
-
 class DevStates:
     """Measures how much of the variance of the teacher's states on dev texts the stack leaves unexplained.
 
@@ -167,11 +82,11 @@ class DevStates:
     def __init__(self, states: StackStates, read: TwoReadings, processes: Processes) -> None:
         self._states, self._read, self._processes = states, read, processes
         with processes.autocast():
-            self._targets = _all(states.teacher, read.teacher)
+            self._targets = all_vectors(states.teacher, read.teacher)
 
     def __call__(self) -> dict[str, float]:
         with torch.no_grad(), evaluating(self._states._base.model), self._processes.autocast():
-            states = _all(self._states.student, self._read.student)
+            states = all_vectors(self._states.student, self._read.student)
         loss, share = float(state_loss(states, self._targets)), unexplained(states, self._targets)
         return {"dev_loss": loss, "dev_unexplained": share}
 
@@ -184,11 +99,7 @@ class StackObjective(Objective[StackSettings]):
 
     def read(self) -> None:
         settings = self.run.settings
-        if stack_folder(settings.base):
-            raise PlanError(
-                f"a stack is made of two models, and {settings.base!r} is a stack itself: give its model on top.",
-                code="stack.of-stacks",
-            )
+        refuse_stack_on_top(settings.base)
         self.texts, files = texts_of(settings.texts, rows=settings.rows)
         self.dev_texts, dev_files = texts_of(settings.dev_texts) if settings.dev_texts else ([], [])
         if len(self.texts) < 2 or (settings.dev_texts and len(self.dev_texts) < 2):
@@ -238,8 +149,8 @@ class StackObjective(Objective[StackSettings]):
         if settings.attention == "both":
             see_both_sides(body)
         self.form = StackForm(
-            encoder=_part(str(settings.encoder)),
-            base=_part(settings.base),
+            encoder=part_of(str(settings.encoder)),
+            base=part_of(settings.base),
             attention=settings.attention,
             pooling=settings.pooling,
         )
@@ -257,33 +168,10 @@ class StackObjective(Objective[StackSettings]):
         if self.texts_read.cut:
             self.run.watch.note(f"{self.texts_read.cut} texts are longer than {most} tokens and lose their ends.")
         self.dev_read = read(self.dev_texts) if self.dev_texts else None
-        self._start_projection(fits=settings.projection_init == "least-squares")
+        reading = self.texts_read.student, self.texts_read.teacher
+        start_projection(self.states, *reading, way=settings.projection_init, watch=self.run.watch)
         path = next(name for name, module in base.model.named_modules() if module is self.states.embedding)
         self.run.base = replace(base, head_modules=(f"{path}.projection",))
-
-    def _start_projection(self, *, fits: bool) -> None:
-        """Standardise the encoder's states, and start from its mean states to the mean own embeddings of the texts.
-
-        Args:
-            fits: Whether to fit the projection by least squares.
-        """
-        read = self.texts_read
-        x = _all(self.states.student_means, read.student[:_FITTED])
-        y = _all(self.states.teacher_means, read.teacher[:_FITTED])
-        standard = Standard.of([x])
-        self.states.embedding.standardize(standard.mean, standard.spread)
-        if not fits:
-            return
-        x = standard(x)
-        each, ones = torch.arange(len(x), device=x.device), torch.ones(len(x), device=x.device)
-        fitted = ridge_map(x, y, groups=each, weights=ones, penalties=MAP_PENALTIES)
-        linear = self.states.embedding.projection
-        with torch.no_grad():
-            linear.weight.copy_(fitted.weight.T)
-            linear.bias.copy_(fitted.offset - fitted.center @ fitted.weight)
-        self.run.watch.note(
-            f"the first projection explains {fitted.left_out or 0.0:.2f} of the mean embeddings of texts left out"
-        )
 
     def rows(self) -> int:
         return len(self.texts)
@@ -308,24 +196,15 @@ class StackObjective(Objective[StackSettings]):
         projection = {"weight": weight, "bias": bias}
         base = replace(run.base, head_modules=())
         state = state_of(base, replace(trained, saved={}), run.names, None)
-        with whole_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
-            (folder / ADAPTER).mkdir()
-            write_adapter(folder / ADAPTER, state)
-            write_whole(folder / PROJECTION, to_bytes({name: value.contiguous() for name, value in projection.items()}))
-            write_whole(folder / STACK, manifest_bytes(self.form.document()))
-            write_whole(folder / "config.json", run.base.model.config.to_json_string().encode())
-            run.base.tokenizer.save_pretrained(str(folder))
-            write_documents(folder, document, name=Path(settings.out).name)
-            write_whole(folder / "history.jsonl", history)
-
-
-def _part(reference: str) -> Part:
-    name, _ = split_revision(reference)
-    path = Path(name)
-    return Part(id=str(path.resolve()) if path.is_dir() else reference, fingerprint=fingerprint_of(reference))
+        history_file = {"history.jsonl": history}
+        write_stack(base, projection, settings, document, adapter=state, extra=history_file)
 
 
 class _StageTwo(StackTaskObjective):
+    command = StackObjective.command
+
+
+class _Generating(MixedStackObjective):
     command = StackObjective.command
 
 
@@ -334,7 +213,8 @@ def train_stack(settings: StackSettings, *, watch: Watcher = SILENT, callbacks: 
 
     With `encoder` and `texts`, stage 1: the states of the stack are trained towards those that the model on top has of
     the same text (self-distillation). The output is a model folder for `base` of every command. With `teacher`, stage
-    2: the stack is trained towards the states of a task adapter of the model on top, whose head the output has.
+    2: the stack is trained towards the states of a task adapter of the model on top, whose head the output has. With a
+    `mode` that generates, the projection alone learns to let the model on top answer the rows of a task.
 
     Args:
         settings: The run's settings.
@@ -346,5 +226,6 @@ def train_stack(settings: StackSettings, *, watch: Watcher = SILENT, callbacks: 
 
     Reference: Schmidt et al., Findings of EMNLP 2024, arXiv 2406.12739, section 3.
     """
-    objective = StackObjective if settings.encoder else _StageTwo
+    kinds: dict[bool, type[Objective[StackSettings]]] = {True: StackObjective, False: _StageTwo}
+    objective = kinds[settings.encoder is not None] if settings.mode == "states" else _Generating
     return run_training(objective, settings, watch=watch, callbacks=callbacks)

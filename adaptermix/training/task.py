@@ -15,7 +15,7 @@ from ..io.json_types import JsonObject
 from ..models.base import BaseModel
 from ..models.blocks import keep_blocks
 from ..models.head_forms import Head
-from ..options import JointSettings, TaskSettings, TrainingSettings
+from ..options import JointSettings, StackSettings, TaskSettings, TrainingSettings
 from ..progress import SILENT, Watcher
 from ..tasks import Task, Template, get_task, get_template
 from ..tasks.data.report import RowsReport, describe
@@ -136,7 +136,10 @@ def loss_of_rows(
     """
     if base.head is None:
         prompts = get_template(task, template)
-        return Answers(base, encode_rows(task, prompts, rows, base.tokenizer, max_length=max_length, watch=watch))
+        examples = encode_rows(
+            task, prompts, rows, base.tokenizer, max_length=max_length, mixed=base.mixed, watch=watch
+        )
+        return Answers(base, examples)
     encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=max_length, teach=True)
     for note in encoded.notes:
         watch.note(note)
@@ -217,7 +220,10 @@ class TaskData:
 
     @classmethod
     def read(
-        cls, settings: TaskSettings | JointSettings, start: AdapterSource | None = None, watch: Watcher = SILENT
+        cls,
+        settings: TaskSettings | JointSettings | StackSettings,
+        start: AdapterSource | None = None,
+        watch: Watcher = SILENT,
     ) -> TaskData:
         """Read the rows.
 
@@ -229,7 +235,7 @@ class TaskData:
         Raises:
             AdapterMixError: an unknown task or template, or a data file that is invalid or is test data.
         """
-        task = get_task(settings.task)
+        task = get_task(str(settings.task))
         known = start.meta.manifest.get("task") if start else None
         same = [start] if start and isinstance(known, Mapping) and known.get("name") == task.name else []
         template = get_template(task, template_of(task, same, settings.template))
@@ -306,36 +312,23 @@ def text_of(task: Task, row: Row) -> str:
     return "\n".join(str(value) for value in task.fields(row).values())
 
 
+S = TypeVar("S", bound=TrainingSettings)
 T = TypeVar("T", bound=TaskSettings | JointSettings)
 
 
-class TaskObjective(Objective[T]):
-    """A task: its answers are generated, or given by a head."""
+class RowsObjective(Objective[S]):
+    """The right answers of the rows of a task."""
 
-    command = "train-task"
     data: TaskData
     train_rows: RowsLoss
     dev_rows: RowsLoss | None = None
 
-    def read(self) -> None:
-        self.data = TaskData.read(self.run.settings, self.run.start, self.run.watch)
-        self.report = self.data.report
-
-    def check(self) -> None:
-        self.data.head(self.run.settings)
-
     def notes(self) -> list[str]:
         return self.data.warnings()
 
-    def load(self) -> BaseModel:
-        return self.data.load(self.run.settings, self.run.processes)
-
-    def prepare(self) -> None:
+    def encode(self) -> None:
+        """Encode the rows for the loaded model, and let it train."""
         base, data, settings = self.run.base, self.data, self.run.settings
-        reader = base.head.reader if base.head else None
-        if type(settings) is TaskSettings and reader and reader.stops_early and reader.lower:
-            keep_blocks(base.model, reader.lower)  # a LoRA above would learn nothing
-            self.layers = reader.lower
         self.train_rows = data.objective(base, data.train, settings.max_length, self.run.watch)
         if data.dev:
             self.dev_rows = data.objective(base, data.dev, settings.max_length, self.run.watch)
@@ -347,6 +340,33 @@ class TaskObjective(Objective[T]):
     def dev(self) -> dict[str, RowsLoss]:
         return {"dev_loss": self.dev_rows} if self.dev_rows else {}
 
+    def loss(self, together: Together | None = None) -> TaskLoss:
+        return TaskLoss(self.train_rows, self.run.settings, self.run.processes, together=together)
+
+
+class TaskObjective(RowsObjective[T]):
+    """A task: its answers are generated, or given by a head."""
+
+    command = "train-task"
+
+    def read(self) -> None:
+        self.data = TaskData.read(self.run.settings, self.run.start, self.run.watch)
+        self.report = self.data.report
+
+    def check(self) -> None:
+        self.data.head(self.run.settings)
+
+    def load(self) -> BaseModel:
+        return self.data.load(self.run.settings, self.run.processes)
+
+    def prepare(self) -> None:
+        base, settings = self.run.base, self.run.settings
+        reader = base.head.reader if base.head else None
+        if type(settings) is TaskSettings and reader and reader.stops_early and reader.lower:
+            keep_blocks(base.model, reader.lower)  # a LoRA above would learn nothing
+            self.layers = reader.lower
+        self.encode()
+
     def entries(self) -> TaskEntries:
         return self.data.manifest(self.run.base, self.train_rows)
 
@@ -355,9 +375,6 @@ class TaskObjective(Objective[T]):
         for name, weights in factors.items():
             if name.endswith("reader.modules_to_save.default.mix"):
                 self.run.watch.note(_best_blocks(weights))
-
-    def loss(self, together: Together | None = None) -> TaskLoss:
-        return TaskLoss(self.train_rows, self.run.settings, self.run.processes, together=together)
 
 
 def train_task(settings: TaskSettings, *, watch: Watcher = SILENT, callbacks: Sequence[object] = ()) -> TrainReport:

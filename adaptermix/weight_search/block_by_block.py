@@ -115,7 +115,7 @@ class _Data:
         """Return the forward passes of each adapter's data."""
         if self.task is None:
             return [Texts(base=base, texts=list(texts)) for texts in self.texts]
-        task, most = self.task, readable(base, _LONGEST)
+        task, most = self.task, readable(base.model, _LONGEST)
         template = template_of(task, sources, None)
         return [
             TaskRows(loss=loss_of_rows(base, task, rows, template=template, max_length=most, watch=watch))

@@ -154,7 +154,7 @@ class UnlabelledRows(GateData):
 
 def _encode(base: BaseModel, task: Task, rows: Sequence[Row], watch: Watcher) -> HeadRows:
     assert base.head  # noqa: S101  (for the type checker)
-    most = readable(base, _LONGEST)
+    most = readable(base.model, _LONGEST)
     encoded = HEADS[base.head.form.name].encode(base, task, rows, max_length=most)
     for note in encoded.notes:
         watch.note(note)
@@ -162,7 +162,7 @@ def _encode(base: BaseModel, task: Task, rows: Sequence[Row], watch: Watcher) ->
 
 
 def _task_loss(base: BaseModel, task: Task, rows: Sequence[Row], template: str, watch: Watcher) -> RowsLoss:
-    return loss_of_rows(base, task, rows, template=template, max_length=readable(base, _LONGEST), watch=watch)
+    return loss_of_rows(base, task, rows, template=template, max_length=readable(base.model, _LONGEST), watch=watch)
 
 
 class _HeadLoss:

@@ -16,8 +16,8 @@ from transformers import get_scheduler
 from adaptermix import EvaluateSettings, TaskSettings, evaluate, train_task
 from adaptermix.io.files import partial_path
 from adaptermix.models.base import load_base
+from adaptermix.models.positions import shortened
 from adaptermix.tasks import get_task, get_template
-from adaptermix.tasks.prompts import shortened
 from adaptermix.training.checkpoint import Workplace
 from adaptermix.training.lora import factors, inject
 from adaptermix.training.task import encode_rows

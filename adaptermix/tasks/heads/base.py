@@ -123,7 +123,7 @@ LONGEST = 512
 
 def longest(base: BaseModel) -> int:
     """Return the most tokens that a model with a head reads at once."""
-    return readable(base, int(min(LONGEST, base.tokenizer.model_max_length)))
+    return readable(base.model, int(min(LONGEST, base.tokenizer.model_max_length)))
 
 
 def cut_warning(languages: Sequence[str], rows: int, max_length: int, lost: str, what: str = "rows") -> str:
