@@ -59,7 +59,7 @@ class Latents:
         loader = encoder_class(load_config(reference, what=_WHAT))
         model = load_model(reference, loader, what=_WHAT, dtype=pick_dtype(dtype, target))
         self._model: PreTrainedModel = model.to(target).eval().requires_grad_(False)
-        self.width = width_of(model)
+        self.width = width_of(model.config)
         self.fingerprint = fingerprint_of(reference)
         self._longest = min(tokenizer.model_max_length, positions_of(model) or LONGEST, LONGEST)
         self._tagged = _tagged(tokenizer, reference, tag)

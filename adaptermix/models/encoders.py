@@ -59,9 +59,9 @@ def encoder_class(config: PretrainedConfig) -> str | type[PreTrainedModel]:
     return _half(transformers.AutoModel._model_mapping[type(config)])  # transformers has no public way to query this
 
 
-def width_of(model: PreTrainedModel) -> int:
-    """Return the width of a model's states."""
-    config = model.config.get_text_config()
+def width_of(config: PretrainedConfig) -> int:
+    """Return the width of the states of a model with this configuration."""
+    config = config.get_text_config()
     return int(getattr(config, "d_model", None) or config.hidden_size)
 
 

@@ -121,7 +121,7 @@ class Projected(nn.Module):
         pad_id: Id of E's padding token; these positions are masked.
 
     Attributes:
-        projection: U, a linear layer with bias.
+        projection: U, a linear layer with bias, in float32; its output has the dtype of the model's embeddings.
 
     Shapes: ids [rows tokens]; returns [rows tokens own_width].
     """
@@ -202,10 +202,12 @@ class Projected(nn.Module):
             return cast(Tensor, embeddings(ids))
         linear = self.projection
         states = self.encoder_states(ids).to(next(linear.parameters()).dtype)
-        if self._scale:
-            center, spread = self._scale
-            states = (states - center) / spread
-        return cast(Tensor, linear(states))
+        # Autocast would compute in half precision, which loses 3 % of the spread of the projected states.
+        with torch.autocast(ids.device.type, enabled=False):
+            if self._scale:
+                center, spread = self._scale
+                states = (states - center) / spread
+            return cast(Tensor, linear(states)).to(self.weight.dtype)
 
 
 def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Projected:
@@ -238,12 +240,24 @@ def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrained
             code="stack.positions",
         )
     embeddings = cast(nn.Module, body.get_input_embeddings())
-    like = next(body.parameters())
-    embedding = Projected(encoder, embeddings, width=width_of(encoder), own_width=width_of(body), pad_id=pad_id)
-    embedding.projection.to(like.device, like.dtype if like.is_floating_point() else None)
+    widths = {"width": width_of(encoder.config), "own_width": width_of(body.config)}
+    embedding = Projected(encoder, embeddings, **widths, pad_id=pad_id)
+    # As PEFT keeps modules that are trained whole.
+    wide = torch.promote_types(embedding.weight.dtype, torch.float32)
+    embedding.projection.to(next(body.parameters()).device, wide)
     body.set_input_embeddings(embedding)
+    _put_last(body, embedding)
     body.config.pad_token_id = pad_id
     return embedding
+
+
+def _put_last(body: PreTrainedModel, embedding: Projected) -> None:
+    """Move the embeddings behind the other parts: the dtype of a transformers model is that of its first parameter."""
+    path = next(name for name, module in body.named_modules() if module is embedding)
+    parent: nn.Module = body
+    for name in path.split("."):
+        parent._modules[name] = parent._modules.pop(name)
+        parent = cast(nn.Module, parent._modules[name])
 
 
 def embedding_of(model: nn.Module) -> Projected:
@@ -257,8 +271,14 @@ def see_both_sides(body: PreTrainedModel) -> None:
     A mask of four dimensions replaces the causal one that transformers would make, for eager and sdpa attention.
 
     Raises:
-        ModelError: the model's attention ignores such a mask.
+        ModelError: the model's attention ignores such a mask, or it has blocks without attention, such as Mamba's.
     """
+    if getattr(body, "_is_stateful", False):  # transformers marks models with recurrent states so
+        raise ModelError(
+            f"--attention both needs a model whose blocks all have attention, and {type(body).__name__} has blocks "
+            "that read a text in one direction: use --attention causal, or another model on top.",
+            code="stack.attention",
+        )
     kind = str(getattr(body.config, "_attn_implementation", "eager"))
     if kind not in ("eager", "sdpa"):
         raise ModelError(

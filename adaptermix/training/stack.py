@@ -20,6 +20,7 @@ from ..io.files import manifest_bytes, whole_folder, write_whole
 from ..io.json_types import JsonObject
 from ..models.base import BaseModel, backbone, fingerprint_of
 from ..models.devices import pick_dtype
+from ..models.encoders import width_of
 from ..models.eval_mode import evaluating, loras_off, train_loras_only
 from ..models.pooling import Standard, pool
 from ..models.positions import positions_of
@@ -213,7 +214,14 @@ class StackObjective(Objective[StackSettings]):
         }
 
     def check(self) -> None:
-        load_config(str(self.run.settings.encoder), what="encoder")
+        settings = self.run.settings
+        configs = load_config(str(settings.encoder), what="encoder"), load_config(settings.base)
+        below, top = map(width_of, configs)
+        self._projection_size = (below + 1) * top
+
+    def dry_run(self) -> TrainReport:
+        report = super().dry_run()
+        return replace(report, parameters=report.parameters + self._projection_size)
 
     def inputs(self) -> JsonObject:
         return {"encoder": self.form.encoder.fingerprint}
@@ -243,7 +251,7 @@ class StackObjective(Objective[StackSettings]):
             attention=settings.attention,
             pooling=settings.pooling,
         )
-        return replace(base, kind="encoder", model=body, tokenizer=tokenizer, stack=self.form)
+        return replace(base, kind="encoder", model=body, tokenizer=tokenizer, tags={}, stack=self.form)
 
     def prepare(self) -> None:
         base, settings = self.run.base, self.run.settings

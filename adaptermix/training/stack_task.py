@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..models.head_forms import Head
 from ..models.own_heads import ModelWithHead
 from ..models.stack import StackForm, stack_folder
 from ..options import StackSettings
+from ..progress import SILENT, Watcher
 from ..publish.output import write_output
 from ..tasks import Task, get_task
 from ..tasks.data.report import describe
@@ -46,13 +47,13 @@ def vectors_of(base: BaseModel, rows: HeadRows, numbers: Sequence[int]) -> Tenso
     return model.vectors(**pad(base, [rows.texts[number][0] for number in numbers]))
 
 
-def stored_vectors(base: BaseModel, rows: HeadRows) -> Tensor:
+def stored_vectors(base: BaseModel, rows: HeadRows, watch: Watcher = SILENT) -> Tensor:
     """Return the states that a head reads of all rows, without dropout, on the CPU; each row is computed once.
 
     Shapes: [rows width].
     """
-    with torch.no_grad(), evaluating(base.model):
-        return vectors_by_length(lambda numbers: vectors_of(base, rows, numbers), rows.lengths)
+    with torch.no_grad(), evaluating(base.model), watch.track("teacher", len(rows.lengths)) as advance:
+        return vectors_by_length(lambda numbers: vectors_of(base, rows, numbers), rows.lengths, advance)
 
 
 class ToTeacher:
@@ -145,8 +146,11 @@ class StackTaskObjective(Objective[StackSettings]):
         options = self.run.processes.load_options(self.run.settings)
         base = load_base(self.form.base.id, head=self.head, **options)
         with acting(base, [self._taught_by]):
-            train = stored_vectors(base, self._encoded(base, self.train))
-            return train, stored_vectors(base, self._encoded(base, self.dev_rows)) if self.dev_rows else None
+            train, dev = (
+                stored_vectors(base, self._encoded(base, rows), self.run.watch) if rows else None
+                for rows in (self.train, self.dev_rows)
+            )
+            return cast(Tensor, train), dev
 
     def _encoded(self, base: BaseModel, rows: Sequence[Any]) -> HeadRows:
         return HEADS[self.head.form.name].encode(base, self.task, rows, max_length=self.run.settings.max_length)
