@@ -28,15 +28,15 @@ from .pretrained import cached_file, load_config, load_model, load_tokenizer, sp
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 from .stack import (
     StackForm,
-    add_own_adapter,
+    check_found,
     check_parts,
     load_encoder,
     load_projection,
     mount,
-    open_own_adapter,
     see_both_sides,
     stack_folder,
 )
+from .stack_adapter import add_own_adapter, open_own_adapter
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -199,6 +199,8 @@ def load_base(
     target = pick_device(device)
     folder = stack_folder(reference)
     form = StackForm.read(folder) if folder else None
+    if folder and form:
+        check_found(folder, form)
     weights = form.base.id if form else reference
     config = load_config(weights)
     kind: Kind = "encoder" if form else kind_of(config, reference)
@@ -260,7 +262,8 @@ def _mount(
     load_projection(folder, mount(body, encoder, tokenizer))
     if form.attention == "both":
         see_both_sides(body)
-    add_own_adapter(body, open_own_adapter(folder))
+    if form.lora:
+        add_own_adapter(body, open_own_adapter(folder))
 
 
 def backbone(base: BaseModel) -> PreTrainedModel:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,16 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..adapters import AdapterSource, open_adapter
-from ..adapters.paths import fitted
-from ..errors import IncompatibleAdapters, ModelError
+from ..errors import ModelError
 from .encoders import encoder_class, width_of
 from .pretrained import load_config, load_model, load_tokenizer
+from .stack_paths import found_id, is_local, stored_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STACK, PROJECTION, ADAPTER = "stack.json", "projection.safetensors", "adapter"
+PARTS = {"encoder": "encoder", "base": "model on top"}
+"""Entries of the two models in a stack's file, and how messages call them."""
 _VERSION = 1
 
 
@@ -41,7 +41,8 @@ class Part:
     """One of the two models of a stack.
 
     Args:
-        id: Hub id or folder, optionally with `@REVISION`.
+        id: Hub id, optionally with `@REVISION`, or folder. In the file a folder that shares a parent with the stack's
+            is relative to the stack's, so that both can be moved together.
         fingerprint: Hash of its weight files; None if they are not on disk.
     """
 
@@ -58,6 +59,7 @@ class StackForm:
         base: M, the model on top.
         attention: "causal" for an unchanged decoder M, "both" if its tokens see those to come.
         pooling: Pooling of the states that the stack was trained on: "mean", "first" or "last".
+        lora: Whether the stack has a LoRA; if not, it is in the weights of `base`.
         version: Version of the form.
     """
 
@@ -65,15 +67,21 @@ class StackForm:
     base: Part
     attention: str = "causal"
     pooling: str = "mean"
+    lora: bool = True
     version: int = _VERSION
 
     def document(self) -> dict[str, object]:
-        """Return the contents of the file."""
+        """Return the form as plain data."""
         return asdict(self)
+
+    def stored(self, folder: Path) -> dict[str, object]:
+        """Return the contents of the file in a stack's folder."""
+        parts = {name: replace(getattr(self, name), id=stored_id(getattr(self, name).id, folder)) for name in PARTS}
+        return asdict(replace(self, **parts))
 
     @classmethod
     def read(cls, folder: Path) -> StackForm:
-        """Read the form of a stack's folder.
+        """Read the form of a stack's folder; paths of the two models are absolute.
 
         Raises:
             ModelError: the file is damaged, or of a later version.
@@ -81,8 +89,11 @@ class StackForm:
         path = folder / STACK
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            encoder, base = (Part(**document.pop(name)) for name in ("encoder", "base"))
-            form = cls(encoder=encoder, base=base, **document)
+            parts = {name: Part(**document.pop(name)) for name in PARTS}
+            found = {
+                name: replace(part, id=found_id(part.id, part.fingerprint, folder)) for name, part in parts.items()
+            }
+            form = cls(**found, **document)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise ModelError(
                 f"{path} must hold encoder, base, attention, pooling and version of a stack, and does not: "
@@ -317,6 +328,23 @@ def load_encoder(
     return model.to(device).eval().requires_grad_(False), load_tokenizer(reference, what=what)
 
 
+def check_found(folder: Path, form: StackForm) -> None:
+    """Refuse a stack one of whose models is a folder that is not there.
+
+    Raises:
+        ModelError: a folder is missing.
+    """
+    for name, what in PARTS.items():
+        part: Part = getattr(form, name)
+        if is_local(part.id) and not Path(part.id).is_dir():
+            raise ModelError(
+                f"the stack {folder} needs its {what}, and there is no folder {part.id}. Put the model there or next "
+                f"to the stack, or write its folder into {folder / STACK} as the id of '{name}'; its weights are "
+                "compared with those that the stack was trained with.",
+                code="stack.part-missing",
+            )
+
+
 def check_parts(folder: Path, form: StackForm, hashes: Mapping[str, str | None]) -> None:
     """Refuse a stack one of whose models has other weights now than when the stack was trained.
 
@@ -328,13 +356,12 @@ def check_parts(folder: Path, form: StackForm, hashes: Mapping[str, str | None])
     Raises:
         ModelError: a hash differs.
     """
-    for name in ("encoder", "base"):
+    for name, what in PARTS.items():
         part: Part = getattr(form, name)
         if part.fingerprint and hashes[name] and part.fingerprint != hashes[name]:
             raise ModelError(
                 f"the stack {folder} needs the weights of {part.id!r} that it was trained with, and the files of this "
-                f"{'encoder' if name == 'encoder' else 'base model'} have changed. Restore them, or train the stack "
-                "again.",
+                f"{what} have changed. Restore them, or train the stack again.",
                 code="stack.changed",
             )
 
@@ -358,43 +385,3 @@ def load_projection(folder: Path, embedding: Projected) -> None:
             f"{' '.join(str(error).split())[:120]}. Make the stack again.",
             code="stack.projection",
         ) from error
-
-
-def _add(update: tuple[Tensor, Tensor], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    a, b = update
-    return output + ((inputs[0].to(a.dtype) @ a.T) @ b.T).to(output.dtype)
-
-
-def add_own_adapter(model: nn.Module, source: AdapterSource) -> None:
-    """Add the LoRA of a stack to its model for good, next to the weights, which may be quantised.
-
-    Merged into 4-bit weights it would be lost (the paper, footnote 3).
-
-    Args:
-        model: The model on top.
-        source: The adapter.
-
-    Raises:
-        IncompatibleAdapters: it has modules that the model does not have.
-    """
-    modules = dict(model.named_modules())
-    source = fitted(source, modules)
-    like = cast("PreTrainedModel", model)
-    for path in source.modules:
-        if path not in modules:
-            raise IncompatibleAdapters(
-                f"the adapter {source.path} of a stack must fit its base model, which lacks module {path!r}.",
-                code="stack.adapter",
-            )
-        update = source.load(path)
-        factors = (update.a.to(like.device, like.dtype), (update.b * update.scale).to(like.device, like.dtype))
-        modules[path].register_forward_hook(partial(_add, factors))
-
-
-def open_own_adapter(folder: Path) -> AdapterSource:
-    """Return the LoRA of a stack's folder.
-
-    Raises:
-        AdapterFormatError: it is missing or damaged.
-    """
-    return open_adapter(folder / ADAPTER)

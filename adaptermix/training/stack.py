@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..adapters import write_adapter
 from ..adapters.keys import PREFIX
 from ..algebra.ridge import ridge_map
 from ..errors import DataError, PlanError
-from ..io.files import manifest_bytes, whole_folder, write_whole
+from ..io.files import manifest_bytes, write_whole
 from ..io.json_types import JsonObject
 from ..models.base import BaseModel, backbone, fingerprint_of
 from ..models.devices import pick_dtype
@@ -40,7 +40,6 @@ from ..models.stack import (
 )
 from ..options import StackSettings
 from ..progress import SILENT, Watcher
-from ..publish.output import write_documents
 from ..tasks.data.report import describe
 from ..tasks.data.texts import texts_of
 from ..tasks.splits import DEV, TRAINING, refuse_tested
@@ -307,8 +306,8 @@ class StackObjective(Objective[StackSettings]):
         rows = TextRows(self.states, self.texts_read)
         return TaskLoss(rows, self.run.settings, self.run.processes, together=together)
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
-        run, settings = self.run, self.run.settings
+    def write(self, folder: Path, factors: dict[str, Tensor]) -> None:
+        run = self.run
         trained = extract(factors, run.scales, run.taken)
         (path,) = run.base.head_modules
         saved = {name.removeprefix(f"{PREFIX}{path}."): value for name, value in trained.saved.items()}
@@ -316,15 +315,12 @@ class StackObjective(Objective[StackSettings]):
         projection = {"weight": weight, "bias": bias}
         base = replace(run.base, head_modules=())
         state = state_of(base, replace(trained, saved={}), run.names, None)
-        with whole_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
-            (folder / ADAPTER).mkdir()
-            write_adapter(folder / ADAPTER, state)
-            write_whole(folder / PROJECTION, to_bytes({name: value.contiguous() for name, value in projection.items()}))
-            write_whole(folder / STACK, manifest_bytes(self.form.document()))
-            write_whole(folder / "config.json", run.base.model.config.to_json_string().encode())
-            run.base.tokenizer.save_pretrained(str(folder))
-            write_documents(folder, document, name=Path(settings.out).name)
-            write_whole(folder / "history.jsonl", history)
+        (folder / ADAPTER).mkdir()
+        write_adapter(folder / ADAPTER, state)
+        write_whole(folder / PROJECTION, to_bytes({name: value.contiguous() for name, value in projection.items()}))
+        write_whole(folder / STACK, manifest_bytes(self.form.stored(folder)))
+        write_whole(folder / "config.json", run.base.model.config.to_json_string().encode())
+        run.base.tokenizer.save_pretrained(str(folder))
 
 
 def _part(reference: str) -> Part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..adapters import open_adapter
+from ..adapters import open_adapter, write_adapter
 from ..errors import PlanError
 from ..io.json_types import JsonObject
 from ..merging.on_model import acting
@@ -21,7 +21,6 @@ from ..models.own_heads import ModelWithHead
 from ..models.stack import StackForm, stack_folder
 from ..options import StackSettings
 from ..progress import SILENT, Watcher
-from ..publish.output import write_output
 from ..tasks import Task, get_task
 from ..tasks.data.report import describe
 from ..tasks.heads import HEADS, HeadRows
@@ -186,9 +185,8 @@ class StackTaskObjective(Objective[StackSettings]):
         train_loras_only(self.run.base.model)
         return TaskLoss(self.of_rows, self.run.settings, self.run.processes, together=together)
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
-        run, settings = self.run, self.run.settings
+    def write(self, folder: Path, factors: dict[str, Tensor]) -> None:
+        run = self.run
         state = state_of(run.base, extract(factors, run.scales, run.taken), run.names, None)
         state = replace(state, meta=replace(state.meta, saved_modules=self.saved_modules), saved=self.saved)
-        extra = {"history.jsonl": history}
-        write_output(Path(settings.out), state, document, overwrite=settings.overwrite, extra=extra)
+        write_adapter(folder, state)
