@@ -106,6 +106,7 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     """
     from ..merging import merge as merge_adapters
     from ..merging.request import is_checkpoint, merge_with_settings
+    from ..models.stack import stack_folder
     from ..options import MergeSettings
     from ..options.roles import Role, marked
 
@@ -114,7 +115,7 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     if marked(MergeSettings, Role.LEARNING) & set(options) or _learns(options):
         if options.get("out") is None:
             raise PlanError("a merge that learns its weights needs a folder to write: give out.", code="merge.no-out")
-    elif not any(map(is_checkpoint, adapters)):
+    elif not any(is_checkpoint(path) or stack_folder(str(path)) for path in adapters):
         return merge_adapters(adapters, watch=watch, **options)
     elif all(map(is_checkpoint, adapters)) and _of_checkpoints(options):
         return _merge_checkpoints(adapters, watch=watch, **options)

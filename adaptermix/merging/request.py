@@ -8,12 +8,14 @@ from pathlib import Path
 from ..errors import PlanError, UsageError
 from ..io.checkpoint_files import INDEX, SINGLE
 from ..methods.base import build
+from ..models.stack import stack_folder
 from ..options import MergeSettings
 from ..options.paths import holds_output
 from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from .merge_adapters import merge
 from .report import MergeReport
+from .stacks import merge_stacks
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -41,6 +43,8 @@ def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> 
             f"method '{method.title}' does not. Leave it out.",
             code="gates.option",
         )
+    if any(stack_folder(path) for path in settings.adapters):
+        return merge_stacks(settings, watch=watch)
     full = [is_checkpoint(path) for path in settings.adapters]
     if not any(full):
         options = settings.model_dump(exclude=marked(settings, Role.LEARNING))

@@ -198,9 +198,7 @@ def load_base(
     name, revision = split_revision(reference)
     target = pick_device(device)
     folder = stack_folder(reference)
-    form = StackForm.read(folder) if folder else None
-    if folder and form:
-        check_found(folder, form)
+    form = _form_of(folder) if folder else None
     weights = form.base.id if form else reference
     config = load_config(weights)
     kind: Kind = "encoder" if form else kind_of(config, reference)
@@ -251,6 +249,12 @@ def load_base(
         tags=language_tags(tokenizer),
         stack=form,
     )
+
+
+def _form_of(folder: Path) -> StackForm:
+    form = StackForm.read(folder)
+    check_found(folder, form)
+    return form
 
 
 def _mount(
