@@ -58,7 +58,9 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
     folders = [path for path in adapters if str(path) not in stacks or stacks[str(path)].lora]
     inner = [Path(path) / ADAPTER if str(path) in stacks else path for path in folders]
     if plot is not None and not folders:
-        raise PlanError("a plot needs an adapter, and these stacks have none: drop --plot.", code="inspect.no-adapter")
+        raise PlanError(
+            "a plot needs an adapter, and there is no LoRA in these stacks: drop --plot.", code="inspect.no-adapter"
+        )
     # A head in one of them changes the paths of its encoder.
     sources = open_adapters(inner) if inner else []
     names = unique_names([Path(path).resolve().name for path in folders])

@@ -30,7 +30,7 @@ class StackInspection:
         bias_norm: Norm of its bias.
         attention: "causal" or "both".
         pooling: Pooling of the states that the stack was trained on.
-        lora: Whether the stack has a LoRA of its own.
+        lora: Whether the stack has its own LoRA.
         languages: Languages for which the encoder reads a tag; empty if it reads none.
         unexplained: Fraction of the variance of the teacher's states on dev texts that the stack left unexplained, at
             the step whose factors were kept; None without dev texts.
@@ -83,7 +83,7 @@ def inspect_stack(folder: Path) -> StackInspection:
 
 
 def _unexplained(folder: Path) -> float | None:
-    """Return the last value of the history, or that of the step that the manifest says was kept."""
+    """Return the last value of the history, or that of the step that the manifest names as kept."""
     values: dict[int, float] = {}
     kept = None
     with suppress(OSError, ValueError, TypeError, KeyError):

@@ -57,9 +57,9 @@ def _bake_stack(folder: Path, settings: BakeSettings, watch: Watcher) -> BakeRep
     tasks = open_adapters(settings.adapter) if settings.adapter else []
     if not settings.allow_base_mismatch:
         check_trained_on(tasks, fingerprint(folder), settings.base)
-    own = [str(folder / ADAPTER)] if form.lora else []
+    first = [str(folder / ADAPTER)] if form.lora else []
     # Adapters of the stack name the stack as their base, which was compared above.
-    more = {"base": form.base.id, "adapter": own + settings.adapter, "allow_base_mismatch": True}
+    more = {"base": form.base.id, "adapter": first + settings.adapter, "allow_base_mismatch": True}
     if settings.dry_run:
         return bake_model(settings.model_copy(update=more), watch=watch)
     check_output(out, overwrite=settings.overwrite)
@@ -96,7 +96,7 @@ def _check(folder: Path, form: StackForm, settings: BakeSettings) -> None:
         )
     if not form.lora and not settings.adapter:
         raise PlanError(
-            f"the LoRA of the stack {folder} is in its weights already, so there is nothing to bake: give --adapter.",
+            f"the LoRA of the stack {folder} is in its weights already: give --adapter for a further adapter.",
             code="bake.no-adapter",
         )
     check_found(folder, form)

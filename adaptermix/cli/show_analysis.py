@@ -37,7 +37,7 @@ def _show_stack(name: str, stack: StackInspection, console: Console) -> None:
     if stack.unexplained is not None:
         console.say(f"  unexplained variance on dev texts: {stack.unexplained:.3f}")
     if not stack.lora:
-        console.say("  no LoRA of its own: it is in the weights of the model on top")
+        console.say("  without a LoRA: it is in the weights of the model on top")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -90,10 +90,10 @@ class StackForm:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             parts = {name: Part(**document.pop(name)) for name in PARTS}
-            found = {
+            placed = {
                 name: replace(part, id=found_id(part.id, part.fingerprint, folder)) for name, part in parts.items()
             }
-            form = cls(**found, **document)
+            form = cls(**placed, **document)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise ModelError(
                 f"{path} must hold encoder, base, attention, pooling and version of a stack, and does not: "

@@ -48,8 +48,8 @@ def found_id(name: str, digest: str | None, folder: Path) -> str:
     """
     if not is_local(name):
         return name
-    place = Path(os.path.normpath(folder.resolve() / name))
-    if not place.is_dir() and digest:
-        near = (folder.resolve() / place.name, folder.resolve().parent / place.name)
-        return str(next((path for path in near if path.is_dir() and fingerprint(path) == digest), place))
-    return str(place)
+    path = Path(os.path.normpath(folder.resolve() / name))
+    if not path.is_dir() and digest:
+        near = (folder.resolve() / path.name, folder.resolve().parent / path.name)
+        return str(next((each for each in near if each.is_dir() and fingerprint(each) == digest), path))
+    return str(path)

@@ -144,8 +144,8 @@ class TrainingSettings(Placed, Written):
     )
     keep_looks: bool = Field(
         False,
-        description="also keep what every measurement of the dev loss measured, in looks/STEP of the output, to choose "
-        "by another dev set",
+        description="also write the state of every measurement of the dev loss, to looks/STEP of the output, to choose "
+        "among them by other dev files",
     )
     log_with: Annotated[Literal["tensorboard", "wandb", "trackio"] | None, Role.HANDLING] = Field(
         None, description="tracker that receives losses and dev values; tensorboard writes to runs/ next to --out"

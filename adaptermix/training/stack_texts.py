@@ -53,7 +53,7 @@ class TwoReadings:
         cut: Number of texts that were cut.
 
     Raises:
-        ModelError: a tokenizer writes language tags, and has none for the language.
+        ModelError: a tokenizer writes language tags, and the language is not among them.
     """
 
     def __init__(
