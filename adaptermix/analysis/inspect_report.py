@@ -234,7 +234,9 @@ class Inspection:
 
     def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix inspect`."""
-        return {
+        document: JsonObject = {
             "adapters": {adapter.name: adapter.document(self.locations) for adapter in self.adapters},
             "pairs": {pair.name: pair.document(self.locations) for pair in self.pairs},
-        } | ({"stacks": {name: stack.document() for name, stack in self.stacks.items()}} if self.stacks else {})
+        }
+        stacks = {name: stack.document() for name, stack in self.stacks.items()}
+        return document | ({"stacks": stacks} if stacks else {})

@@ -85,10 +85,10 @@ def inspect_stack(folder: Path) -> StackInspection:
 def _unexplained(folder: Path) -> float | None:
     """Return the last value of the history, or that of the step that the manifest names as kept."""
     values: dict[int, float] = {}
-    kept = None
+    kept = -1
     with suppress(OSError, ValueError, TypeError, KeyError):
         lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in lines]
         values = {entry["step"]: float(entry["dev_unexplained"]) for entry in entries if "dev_unexplained" in entry}
-        kept = json.loads((folder / "adaptermix.json").read_text(encoding="utf-8"))["selection"]["kept_step"]
+        kept = int(json.loads((folder / "adaptermix.json").read_text(encoding="utf-8"))["selection"]["kept_step"])
     return values.get(kept, values[max(values)]) if values else None

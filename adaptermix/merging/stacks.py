@@ -83,7 +83,10 @@ class StackSource:
     @property
     def saved_headers(self) -> Mapping[str, StoredTensor]:
         """Dtype and shape of the tensors of the projection."""
-        return {f"{_PREFIX}{name}": header for name, header in self._file.tensors.items()}
+        return {
+            f"{_PREFIX}{name}": StoredTensor(dtype=header.dtype, shape=header.shape)
+            for name, header in self._file.tensors.items()
+        }
 
     def load_saved(self, key: str) -> Tensor:
         """Read a tensor of the projection."""
@@ -146,7 +149,7 @@ def _check_forms(sources: Sequence[StackSource]) -> None:
 
     def key(source: StackSource) -> dict[str, object]:
         form = source.form
-        parts = {
+        parts: dict[str, object] = {
             what: part.fingerprint or part.id for what, part in (("encoder", form.encoder), ("model on top", form.base))
         }
         return parts | {"attention": form.attention, "pooling": form.pooling}

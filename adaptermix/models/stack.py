@@ -93,7 +93,7 @@ class StackForm:
             placed = {
                 name: replace(part, id=found_id(part.id, part.fingerprint, folder)) for name, part in parts.items()
             }
-            form = cls(**placed, **document)
+            form = cls(encoder=placed["encoder"], base=placed["base"], **document)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise ModelError(
                 f"{path} must hold encoder, base, attention, pooling and version of a stack, and does not: "

@@ -45,13 +45,14 @@ def _header(document: Manifest, base: str | None) -> str:
     # The Hub accepts only ISO 639 codes: pairs (de-en) become two, and scripts (zh-Hant) are dropped.
     languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
+    is_stack = document.get("artifact") == "stack"
+    library, kind = ("adaptermix", "stack") if is_stack else (library, kind)
     header: JsonObject = {
         "library_name": library,
         "tags": [kind, "adaptermix", str(document.get("kind"))] if document.get("versions") else [kind],
     }
-    if document.get("artifact") == "stack":
+    if is_stack:
         encoder = hub_id(str(document["stack"]["encoder"]["id"]).partition("@")[0])
-        header |= {"library_name": "adaptermix", "tags": ["stack", *header["tags"][1:]]}
         header |= {"base_model": [each for each in (base, encoder) if each]} if base or encoder else {}
     elif base:
         header |= {"base_model": base, "base_model_relation": relation}

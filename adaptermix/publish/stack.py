@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..adapters import open_adapter
@@ -9,8 +10,8 @@ from ..adapters.paths import check_stored_names
 from ..errors import PublishError, as_line
 from ..io.checkpoint_files import open_checkpoint, open_tensors
 from ..io.json_types import JsonObject
-from ..models.stack import ADAPTER, PROJECTION, StackForm
-from ..models.stack_paths import is_local, stored_id
+from ..models.stack import ADAPTER, PROJECTION, Part, StackForm
+from ..models.stack_paths import is_local
 from .private import last_part
 
 
@@ -43,15 +44,16 @@ def published_form(folder: Path, form: StackForm, *, base_id: str | None, encode
     """
     document: JsonObject = form.stored(folder)
     for name, named, option in (("base", base_id, "--base-id"), ("encoder", encoder_id, "--encoder-id")):
-        local = str(getattr(form, name).id)
+        part: Part = getattr(form, name)
+        local = part.id
         if is_local(local) and Path(local).is_relative_to(folder.resolve()):
-            document[name]["id"] = stored_id(local, folder)
-        elif named:
-            document[name]["id"] = named
+            continue
+        if named:
+            document[name] = asdict(replace(part, id=named))
         elif is_local(local):
             raise PublishError(
                 f"both models of a stack must be named by their ids on the Hub, and its {name} is a local folder "
                 f"({as_line(last_part(local))!r}), which nobody else can load. Give {option} OWNER/NAME.",
-                code=f"push.local-{name}",
+                code="push.local-part",
             )
     return document

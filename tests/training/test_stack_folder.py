@@ -217,7 +217,7 @@ def test_what_inspect_shows_of_a_stack(home: Path) -> None:
 def test_what_is_published_of_a_stack(home: Path, tmp_path: Path) -> None:
     stack = home / "runs" / "stack"
     named = {"base_id": "me/top@v1", "encoder_id": "me/below"}
-    for option, code in (("encoder_id", "push.local-encoder"), ("base_id", "push.local-base")):
+    for option, code in (("encoder_id", "push.local-part: --encoder-id"), ("base_id", "push.local-part: --base-id")):
         with refuses(code):
             push(PushSettings(folder=str(stack), repo="me/x", dry_run=True, **(named | {option: None})))
     from adaptermix.publish.folder import prepare
@@ -240,7 +240,7 @@ def test_what_is_published_of_a_stack(home: Path, tmp_path: Path) -> None:
 
 def test_a_baked_stack_is_published_with_its_model(home: Path, tmp_path: Path) -> None:
     bake(BakeSettings(base=str(home / "runs" / "stack"), out=str(tmp_path / "baked")))
-    with refuses("push.local-encoder"):
+    with refuses("push.local-part: --encoder-id"):
         push(PushSettings(folder=str(tmp_path / "baked"), repo="me/x", dry_run=True))
     report = push(PushSettings(folder=str(tmp_path / "baked"), repo="me/x", encoder_id="me/below", dry_run=True))
     names = {name for name, _ in report.files}
