@@ -113,12 +113,14 @@ def test_a_wrong_call_names_the_argument(adapters: list[Path], tmp_path: Path) -
         adaptermix.inspect()
 
 
-def test_a_stack_is_not_an_input_of_a_merge(adapters: list[Path], tmp_path: Path) -> None:
+def test_a_stack_does_not_merge_with_adapters(adapters: list[Path], tmp_path: Path) -> None:
     (tmp_path / "stack").mkdir()
     (tmp_path / "stack" / "stack.json").write_text("{}")
-    for more in ({}, {"method": "fuse", "out": str(tmp_path / "out")}):
-        with refuses("merge.stack: stack"):
-            adaptermix.merge([*adapters, tmp_path / "stack"], weights=[1.0, 1.0, 1.0], **more)
+    for method, code in (("exact", "merge.mixed-inputs"), ("fuse", "merge.stack: stack")):
+        with refuses(code):
+            adaptermix.merge(
+                [*adapters, tmp_path / "stack"], weights=[1.0, 1.0, 1.0], method=method, out=str(tmp_path / "out")
+            )
 
 
 def test_callbacks_are_passed_on_with_settings_and_with_fields(causal: Path, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from ..algebra import LowRank, sign_conflict
 from ..algebra.subspaces import Frame, chance_overlap, frame, frame_cosine, overlap, share_within
 from ..errors import AdapterFormatError, PlanError, code_of
 from ..models.location import locations, mean, unique_names
+from ..models.stack import ADAPTER, stack_folder
 from ..options.paths import check_file_not_input, check_replaceable
 from ..progress import SILENT, Watcher
 from .figures import check_plot, draw
 from .inspect_report import AdapterInspection, Inspection, ModuleNumbers, PairInspection, PairNumbers
+from .inspect_stack import inspect_stack
 from .spectrum_inputs import beyond_factors
 
 _Loaded = dict[int, tuple[LowRank, Frame]]
@@ -36,7 +38,8 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
     (right: the directions that they read).
 
     Args:
-        adapters: Adapter folders. They are named after the folders; a second `task` becomes `task#2`.
+        adapters: Adapter folders, or folders of stacks, whose own LoRAs are inspected. They are named after the
+            folders; a second `task` becomes `task#2`.
         plot: PNG file for heatmaps over layers and module kinds.
         watch: Receives progress.
 
@@ -51,8 +54,16 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
         check_plot(Path(plot), count=len(adapters))
         check_file_not_input(Path(plot), adapters)
         check_replaceable(Path(plot), "plot")
-    sources = open_adapters(adapters)  # a head in one of them changes the paths of its encoder
-    names = unique_names([source.name for source in sources])
+    stacks = {str(path): inspect_stack(Path(path)) for path in adapters if stack_folder(str(path))}
+    folders = [path for path in adapters if str(path) not in stacks or stacks[str(path)].lora]
+    inner = [Path(path) / ADAPTER if str(path) in stacks else path for path in folders]
+    if plot is not None and not folders:
+        raise PlanError(
+            "a plot needs an adapter, and there is no LoRA in these stacks: drop --plot.", code="inspect.no-adapter"
+        )
+    # A head in one of them changes the paths of its encoder.
+    sources = open_adapters(inner) if inner else []
+    names = unique_names([Path(path).resolve().name for path in folders])
     paths = list(dict.fromkeys(path for source in sources for path in source.modules))
     singles: list[dict[str, ModuleNumbers]] = [{} for _ in sources]
     pairs: dict[tuple[int, int], dict[str, PairNumbers]] = {key: {} for key in combinations(range(len(sources)), 2)}
@@ -73,7 +84,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
             modules=modules,
             notes=beyond_factors(source.meta),
         )
-        for name, folder, source, modules in zip(names, adapters, sources, singles, strict=True)
+        for name, folder, source, modules in zip(names, folders, sources, singles, strict=True)
     )
     result = Inspection(
         adapters=matches,
@@ -82,6 +93,7 @@ def inspect(adapters: Sequence[str | Path], *, plot: str | Path | None = None, w
             for (i, j), numbers in pairs.items()
         ),
         locations=locations(paths),
+        stacks=dict(zip(unique_names([Path(path).resolve().name for path in stacks]), stacks.values(), strict=True)),
     )
     if plot is not None:
         draw(result, Path(plot))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from ..io.json_types import JsonObject
 from ..models.location import ModuleLocation, kinds_of, layers_of, mean
+from .inspect_stack import StackInspection
 
 Numbers = dict[str, float | None]
 _MEASURES = (
@@ -213,11 +214,13 @@ class Inspection:
         adapters: The adapters, in the order of the arguments.
         pairs: Every pair of them.
         locations: Layer and kind of every module of any of them.
+        stacks: The stacks among the arguments, by name.
     """
 
     adapters: tuple[AdapterInspection, ...]
     pairs: tuple[PairInspection, ...]
     locations: Mapping[str, ModuleLocation]
+    stacks: Mapping[str, StackInspection] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
@@ -231,7 +234,9 @@ class Inspection:
 
     def document(self) -> JsonObject:
         """Return the JSON document of `adaptermix inspect`."""
-        return {
+        document: JsonObject = {
             "adapters": {adapter.name: adapter.document(self.locations) for adapter in self.adapters},
             "pairs": {pair.name: pair.document(self.locations) for pair in self.pairs},
         }
+        stacks = {name: stack.document() for name, stack in self.stacks.items()}
+        return document | ({"stacks": stacks} if stacks else {})

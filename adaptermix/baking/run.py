@@ -52,13 +52,7 @@ _SLOW = ("auto", "calibrated", "residual")
 
 @holds_output
 def bake(settings: BakeSettings, *, watch: Watcher = SILENT) -> BakeReport:
-    """Merge adapters into their base model, and measure how much of their effect remains.
-
-    The sum of the adapters' deltas is added in float32 and rounded once. With `--quantize` the base is quantised as
-    bitsandbytes does it, or is quantised already, and the strategy decides how the delta is written. transformers and
-    bitsandbytes load the result without this package. Only one tensor at a time is in memory. With calibration texts
-    the model is in memory too, with the input statistics of as many modules as fit. An interrupted run of a strategy
-    that chooses codes continues when it is called again.
+    """Bake adapters into a single model, which is not a stack; see `baking.bake`.
 
     Raises:
         AdapterMixError: adapters and base do not match, too little of the adapter's effect would remain, or the output

@@ -8,6 +8,7 @@ from .console import Console
 
 if TYPE_CHECKING:
     from ..analysis import Inspection, SpectrumReport
+    from ..analysis.inspect_stack import StackInspection
     from ..options import InspectSettings, SpectrumSettings
 
 _MOST_PAIRS = 3
@@ -15,11 +16,28 @@ _MOST_PAIRS = 3
 
 def show_inspection(result: Inspection, settings: InspectSettings, console: Console) -> None:
     """Show each adapter, and every two of them together."""
-    _show_adapters(result, console)
+    for name, stack in result.stacks.items():
+        _show_stack(name, stack, console)
+    if result.adapters:
+        _show_adapters(result, console)
     if result.pairs:
         _show_pairs(result, console)
     if settings.plot:
         console.say(f"wrote {settings.plot}")
+
+
+def _show_stack(name: str, stack: StackInspection, console: Console) -> None:
+    console.say(f"stack '{name}': {stack.encoder.id} under {stack.base.id}")
+    console.say(
+        f"  projection of {stack.width} to {stack.own_width} dimensions, norm {stack.norm:.4g}, norm of the bias "
+        f"{stack.bias_norm:.4g}; attention {stack.attention}, pooling {stack.pooling}"
+    )
+    tags = f"{len(stack.languages)} languages" if stack.languages else "none"
+    console.say(f"  language tags: {tags}")
+    if stack.unexplained is not None:
+        console.say(f"  unexplained variance on dev texts: {stack.unexplained:.3f}")
+    if not stack.lora:
+        console.say("  without a LoRA: it is in the weights of the model on top")
 
 
 def _number(value: float | None, form: str) -> str:

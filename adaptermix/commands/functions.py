@@ -130,7 +130,8 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     """
     from ..merging import merge as merge_adapters
     from ..merging.merge_options import MergeKeywords
-    from ..merging.request import is_checkpoint, merge_with_settings, refuse_stacks
+    from ..merging.request import is_checkpoint, merge_with_settings
+    from ..models.stack import stack_folder
     from ..options import MergeSettings
     from ..options.roles import Role, marked
 
@@ -145,11 +146,10 @@ def merge(adapters: Any, *, watch: Watcher = SILENT, **options: Any) -> Any:
     _check_names(options, [*MergeSettings.model_fields, "shard_size", *MergeKeywords.__annotations__, "learned"])
     if "weights" not in options:
         raise UsageError("weights must be given, one per adapter, such as weights=[0.9, 0.1].", code="merge.no-weights")
-    refuse_stacks(adapters)
     if marked(MergeSettings, Role.LEARNING) & set(options) or _learns(options):
         if options.get("out") is None:
             raise PlanError("a merge that learns its weights needs a folder to write: give out.", code="merge.no-out")
-    elif not any(map(is_checkpoint, adapters)):
+    elif not any(is_checkpoint(path) or stack_folder(str(path)) for path in adapters):
         return merge_adapters(adapters, watch=watch, **options)
     elif all(map(is_checkpoint, adapters)) and _of_checkpoints(options):
         return _merge_checkpoints(adapters, watch=watch, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -16,27 +15,13 @@ from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from .merge_adapters import merge
 from .report import MergeReport
+from .stacks import merge_stacks
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether a folder contains a full checkpoint and not an adapter."""
     folder = Path(path)
     return not (folder / "adapter_config.json").exists() and any((folder / name).is_file() for name in (SINGLE, INDEX))
-
-
-def refuse_stacks(paths: Iterable[str | Path]) -> None:
-    """Refuse folders of stacks among the inputs of a merge.
-
-    Raises:
-        PlanError: a folder is a stack.
-    """
-    for path in paths:
-        if stack_folder(str(path)):
-            raise PlanError(
-                f"inputs of a merge must be adapters or full checkpoints, and {str(path)!r} is a stack, which is a "
-                f"base model. Pass adapters that were trained on it (--base {path}).",
-                code="merge.stack",
-            )
 
 
 @holds_output
@@ -47,9 +32,15 @@ def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> 
         AdapterMixError: as `merge` and `merge_checkpoints`; UsageError for data that the method does not use; PlanError
             for a mixture of adapters and checkpoints.
     """
-    refuse_stacks(settings.adapters)
+    stacks = [path for path in settings.adapters if stack_folder(path)]
     method = build(settings.method, {key: value for key, value in settings.options.items() if "@" not in key})
     if method.learner:
+        if stacks:
+            raise PlanError(
+                f"method '{method.title}' learns weights of adapters, and {stacks[0]!r} is a stack, which is a base "
+                f"model. Pass adapters that were trained on it (--base {stacks[0]}).",
+                code="merge.stack",
+            )
         module, _, function = method.learner.partition(":")
         learned: MergeReport = getattr(import_module(module), function)(settings, watch=watch)
         return learned
@@ -59,6 +50,8 @@ def merge_with_settings(settings: MergeSettings, *, watch: Watcher = SILENT) -> 
             f"method '{method.title}' does not. Leave it out.",
             code="gates.option",
         )
+    if stacks:
+        return merge_stacks(settings, watch=watch)
     full = [is_checkpoint(path) for path in settings.adapters]
     if not any(full):
         options = settings.model_dump(exclude=marked(settings, Role.LEARNING))

@@ -29,6 +29,7 @@ from .pretrained import cached_file, load_config, load_model, load_tokenizer, sp
 from .quantization import check_reading, compute_in, identity, keep_codes, loading_options, stored_format
 from .stack import (
     StackForm,
+    check_found,
     check_parts,
     embedding_of,
     load_encoder,
@@ -213,7 +214,7 @@ def load_base(
     name, revision = split_revision(reference)
     target = pick_device(device)
     folder = stack_folder(reference)
-    form = StackForm.read(folder) if folder else None
+    form = _form_of(folder) if folder else None
     weights = form.base.id if form else reference
     config = load_config(weights)
     kind: Kind = _kind_of_stack(form) if form else kind_of(config, reference)
@@ -264,6 +265,12 @@ def load_base(
     )
 
 
+def _form_of(folder: Path) -> StackForm:
+    form = StackForm.read(folder)
+    check_found(folder, form)
+    return form
+
+
 def _mount(
     folder: Path, form: StackForm, body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
 ) -> MixedRows | None:
@@ -281,7 +288,8 @@ def _mount(
     load_projection(folder, mount(body, encoder, tokenizer))
     if form.attention == "both":
         see_both_sides(body)
-    add_own_adapter(body, open_own_adapter(folder))
+    if form.lora:
+        add_own_adapter(body, open_own_adapter(folder))
     return None
 
 

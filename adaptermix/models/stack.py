@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,11 +25,14 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .encoders import encoder_class, width_of
 from .pretrained import load_config, load_model, load_tokenizer
+from .stack_paths import found_id, is_local, stored_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STACK, PROJECTION, ADAPTER = "stack.json", "projection.safetensors", "adapter"
+PARTS = {"encoder": "encoder", "base": "model on top"}
+"""Entries of the two models in a stack's file, and how messages call them."""
 _VERSION = 1
 
 
@@ -38,7 +41,8 @@ class Part:
     """One of the two models of a stack.
 
     Args:
-        id: Hub id or folder, optionally with `@REVISION`.
+        id: Hub id, optionally with `@REVISION`, or folder. In the file a folder that shares a parent with the stack's
+            is relative to the stack's, so that both can be moved together.
         fingerprint: Hash of its weight files; None if they are not on disk.
     """
 
@@ -58,6 +62,7 @@ class StackForm:
         offset: First id of E's tokens in the rows of a stack that generates.
         attention: "causal" for an unchanged decoder M, "both" if its tokens see those to come.
         pooling: Pooling of the states that the stack was trained on: "mean", "first" or "last".
+        lora: Whether the stack has a LoRA; if not, it is in the weights of `base`.
         version: Version of the form.
     """
 
@@ -67,6 +72,7 @@ class StackForm:
     offset: int = 0
     attention: str = "causal"
     pooling: str = "mean"
+    lora: bool = True
     version: int = _VERSION
 
     @property
@@ -75,12 +81,17 @@ class StackForm:
         return self.mode != "states"
 
     def document(self) -> dict[str, object]:
-        """Return the contents of the file."""
+        """Return the form as plain data."""
         return asdict(self)
+
+    def stored(self, folder: Path) -> dict[str, object]:
+        """Return the contents of the file in a stack's folder."""
+        parts = {name: replace(getattr(self, name), id=stored_id(getattr(self, name).id, folder)) for name in PARTS}
+        return asdict(replace(self, **parts))
 
     @classmethod
     def read(cls, folder: Path) -> StackForm:
-        """Read the form of a stack's folder.
+        """Read the form of a stack's folder; paths of the two models are absolute.
 
         Raises:
             ModelError: the file is damaged, or of a later version.
@@ -88,8 +99,11 @@ class StackForm:
         path = folder / STACK
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            encoder, base = (Part(**document.pop(name)) for name in ("encoder", "base"))
-            form = cls(encoder=encoder, base=base, **document)
+            parts = {name: Part(**document.pop(name)) for name in PARTS}
+            placed = {
+                name: replace(part, id=found_id(part.id, part.fingerprint, folder)) for name, part in parts.items()
+            }
+            form = cls(encoder=placed["encoder"], base=placed["base"], **document)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise ModelError(
                 f"{path} must hold encoder, base, attention, pooling and version of a stack, and does not: "
@@ -132,7 +146,7 @@ class Projected(nn.Module):
         pad_id: Id of E's padding token; these positions are masked.
 
     Attributes:
-        projection: U, a linear layer with bias.
+        projection: U, a linear layer with bias, in float32; its output has the dtype of the model's embeddings.
 
     Shapes: ids [rows tokens]; returns [rows tokens own_width].
     """
@@ -221,10 +235,12 @@ class Projected(nn.Module):
         """Return states of the encoder in the width of the model, [... width] to [... own_width]."""
         linear = self.projection
         states = states.to(next(linear.parameters()).dtype)
-        if self._scale:
-            center, spread = self._scale
-            states = (states - center) / spread
-        return cast(Tensor, linear(states))
+        # Autocast would compute in half precision, which loses 3 % of the spread of the projected states.
+        with torch.autocast(states.device.type, enabled=False):
+            if self._scale:
+                center, spread = self._scale
+                states = (states - center) / spread
+            return cast(Tensor, linear(states)).to(self.weight.dtype)
 
     def stored(self) -> dict[str, nn.Parameter]:
         """Return the parameters of U by their names in the file of a stack."""
@@ -264,11 +280,9 @@ def mount(body: PreTrainedModel, encoder: PreTrainedModel, tokenizer: PreTrained
             code="stack.positions",
         )
     embeddings = cast(nn.Module, body.get_input_embeddings())
-    like = next(body.parameters())
     widths = {"width": width_of(encoder.config), "own_width": width_of(body.config)}
     embedding = Projected(encoder, embeddings, **widths, pad_id=pad_id)
-    embedding.projection.to(like.device, like.dtype if like.is_floating_point() else None)
-    body.set_input_embeddings(embedding)
+    replace_embeddings(body, embedding)
     body.config.pad_token_id = pad_id
     return embedding
 
@@ -279,8 +293,8 @@ def replace_embeddings(model: PreTrainedModel, embedding: Projected) -> None:
     PEFT keeps modules that are trained whole in float32 too. The dtype of a transformers model is that of its first
     parameter.
     """
-    like = embedding.weight
-    embedding.to(like.device, torch.promote_types(like.dtype, torch.float32))
+    wide = torch.promote_types(embedding.weight.dtype, torch.float32)
+    embedding.to(next(model.parameters()).device, wide)
     model.set_input_embeddings(embedding)
     path = next(name for name, module in model.named_modules() if module is embedding)
     parent: nn.Module = model
@@ -300,8 +314,14 @@ def see_both_sides(body: PreTrainedModel) -> None:
     A mask of four dimensions replaces the causal one that transformers would make, for eager and sdpa attention.
 
     Raises:
-        ModelError: the model's attention ignores such a mask.
+        ModelError: the model's attention ignores such a mask, or it has blocks without attention, such as Mamba's.
     """
+    if getattr(body, "_is_stateful", False):  # transformers marks models with recurrent states so
+        raise ModelError(
+            f"--attention both needs a model whose blocks all have attention, and {type(body).__name__} has blocks "
+            "that read a text in one direction: use --attention causal, or another model on top.",
+            code="stack.attention",
+        )
     kind = str(getattr(body.config, "_attn_implementation", "eager"))
     if kind not in ("eager", "sdpa"):
         raise ModelError(
@@ -340,6 +360,23 @@ def load_encoder(
     return model.to(device).eval().requires_grad_(False), load_tokenizer(reference, what=what)
 
 
+def check_found(folder: Path, form: StackForm) -> None:
+    """Refuse a stack one of whose models is a folder that is not there.
+
+    Raises:
+        ModelError: a folder is missing.
+    """
+    for name, what in PARTS.items():
+        part: Part = getattr(form, name)
+        if is_local(part.id) and not Path(part.id).is_dir():
+            raise ModelError(
+                f"the stack {folder} needs its {what}, and there is no folder {part.id}. Put the model there or next "
+                f"to the stack, or write its folder into {folder / STACK} as the id of '{name}'; its weights are "
+                "compared with those that the stack was trained with.",
+                code="stack.part-missing",
+            )
+
+
 def check_parts(folder: Path, form: StackForm, hashes: Mapping[str, str | None]) -> None:
     """Refuse a stack one of whose models has other weights now than when the stack was trained.
 
@@ -351,13 +388,12 @@ def check_parts(folder: Path, form: StackForm, hashes: Mapping[str, str | None])
     Raises:
         ModelError: a hash differs.
     """
-    for name in ("encoder", "base"):
+    for name, what in PARTS.items():
         part: Part = getattr(form, name)
         if part.fingerprint and hashes[name] and part.fingerprint != hashes[name]:
             raise ModelError(
                 f"the stack {folder} needs the weights of {part.id!r} that it was trained with, and the files of this "
-                f"{'encoder' if name == 'encoder' else 'base model'} have changed. Restore them, or train the stack "
-                "again.",
+                f"{what} have changed. Restore them, or train the stack again.",
                 code="stack.changed",
             )
 

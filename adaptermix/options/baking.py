@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from .base import ALLOW_TESTED, Scored, Written, refuse
-from .fields import Device, Files, Quantize, Rows, StorageDtype
+from .fields import Device, Quantize, Rows, StorageDtype
 from .registries import STRATEGIES, one_of
 from .roles import ADAPTER, CALIBRATION, DEV, MODEL, Reads, Role
 
@@ -16,9 +16,11 @@ class BakeSettings(Scored, Written):
     """Write adapters into their base model, in 16, 8 or 4 bits, and measure how much of their effect is kept."""
 
     base: Annotated[str, Reads(MODEL)] = Field(
-        description="base model, quantised by bitsandbytes or not: folder or Hub id[@REVISION]"
+        description="base model, quantised by bitsandbytes or not, or a stack: folder or Hub id[@REVISION]"
     )
-    adapter: Annotated[Files, Reads(ADAPTER)] = Field(description="adapter folders; several are added")
+    adapter: Annotated[list[str], Reads(ADAPTER)] = Field(
+        [], description="adapter folders; several are added; a stack can be baked without one, for its own LoRA"
+    )
     quantize: Quantize = Field(
         "none",
         description="format of the base that the adapter was trained on or will run on: unquantised, or in 4 or 8 bits",

@@ -30,7 +30,7 @@ class MergeSettings(Written):
     """Merge adapters; no base model is loaded, but by methods that learn their weights."""
 
     adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(
-        description="adapter folders, or checkpoint folders with --base"
+        description="adapter folders, stacks, or checkpoint folders with --base"
     )
     weights: list[float] = Field(min_length=1, description="one per adapter; a single w for two means w and 1 - w")
     method: str = Field("exact", description="merge method; `adaptermix methods` lists them")
@@ -63,7 +63,8 @@ class MergeSettings(Written):
     )
     saved: Annotated[str, Role.ADAPTERS_ONLY] = Field(
         "refuse",
-        description="fully trained tensors (heads) that differ: refuse, average, or an adapter's name or number",
+        description="fully trained tensors (heads, projections of stacks) that differ: refuse, average, or an "
+        "adapter's name or number",
     )
     statistics: Annotated[list[str], Reads(OTHER), Role.ADAPTERS_ONLY] = Field(
         [], description="for fisher and regmean: one file of `adaptermix statistics` per adapter, in their order"

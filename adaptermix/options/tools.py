@@ -20,6 +20,9 @@ class PushSettings(Settings):
     )
     repo: Annotated[str, Argument("REPO")] = Field(description="repository, as owner/name")
     base_id: str | None = Field(None, description="base model on the Hub, OWNER/NAME[@REVISION]; needed if it is local")
+    encoder_id: str | None = Field(
+        None, description="encoder of a stack on the Hub, OWNER/NAME[@REVISION]; needed if it is local"
+    )
     private: bool = Field(False, description="make the repository private; one that is public is refused")
     revision: str | None = Field(None, description="branch to push to")
     message: str = Field("Upload adapter", description="commit message")
@@ -31,7 +34,9 @@ class PushSettings(Settings):
 class InspectSettings(Settings):
     """Look into adapters: norms, ranks and shares per layer and module; how every two of them interfere."""
 
-    adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(description="adapter folders")
+    adapters: Annotated[Files, Reads(ADAPTER), Argument("ADAPTER...")] = Field(
+        description="adapter folders, or folders of stacks"
+    )
     plot: Annotated[str | None, Writes("plot")] = Field(
         None, description="PNG file for heatmaps over layers and module kinds"
     )

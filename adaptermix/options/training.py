@@ -142,6 +142,11 @@ class TrainingSettings(Placed, Written):
     patience: Positive | None = Field(
         None, description="stop after this many measurements of the dev loss without a new best, and keep the best"
     )
+    keep_looks: bool = Field(
+        False,
+        description="also write the state of every measurement of the dev loss, to looks/STEP of the output, to choose "
+        "among them by other dev files",
+    )
     log_with: Annotated[Literal["tensorboard", "wandb", "trackio"] | None, Role.HANDLING] = Field(
         None, description="tracker that receives losses and dev values; tensorboard writes to runs/ next to --out"
     )
@@ -194,10 +199,10 @@ class TrainingSettings(Placed, Written):
                 code="train.init-option",
             )
         measured = {name: getattr(self, name) for name in ("dev", "dev_pairs", "dev_texts") if hasattr(self, name)}
-        if not any(measured.values()) and (self.patience or self.evaluate_every):
+        if not any(measured.values()) and (self.patience or self.evaluate_every or self.keep_looks):
             option = next(iter(measured)).replace("_", "-")
             raise InvalidValueError(
-                f"--patience and --evaluate-every need dev files: add --{option} FILE",
+                f"--patience, --evaluate-every and --keep-looks need dev files: add --{option} FILE",
                 code="train.no-dev",
             )
 

@@ -45,11 +45,16 @@ def _header(document: Manifest, base: str | None) -> str:
     # The Hub accepts only ISO 639 codes: pairs (de-en) become two, and scripts (zh-Hant) are dropped.
     languages = sorted({code for name in names for code in re.findall(r"(?<![A-Za-z])[a-z]{2,3}(?![A-Za-z])", name)})
     library, kind, relation = ("transformers", "model", "merge") if _is_full(document) else ("peft", "lora", "adapter")
+    is_stack = document.get("artifact") == "stack"
+    library, kind = ("adaptermix", "stack") if is_stack else (library, kind)
     header: JsonObject = {
         "library_name": library,
         "tags": [kind, "adaptermix", str(document.get("kind"))] if document.get("versions") else [kind],
     }
-    if base:
+    if is_stack:
+        encoder = hub_id(str(document["stack"]["encoder"]["id"]).partition("@")[0])
+        header |= {"base_model": [each for each in (base, encoder) if each]} if base or encoder else {}
+    elif base:
         header |= {"base_model": base, "base_model_relation": relation}
     if languages:
         header["language"] = languages
@@ -198,7 +203,10 @@ def _by_command(document: Manifest, base: str, reference: str) -> str | None:
     task = task if isinstance(task, Mapping) else {}
     data = f"--task {task.get('name', 'TASK')} --data FILE"
     if document.get("artifact") == "stack":
-        lines = f"adaptermix evaluate --base {reference} --adapter ADAPTER --task TASK --data FILE"
+        is_on_hub = "/" in reference
+        folder = reference.rpartition("/")[2]
+        lines = f"adaptermix evaluate --base {folder} --adapter ADAPTER --task TASK --data FILE"
+        lines = f"hf download {reference} --local-dir {folder}\n{lines}" if is_on_hub else lines
         return f"A model folder of adaptermix, for --base of its commands:\n\n```bash\n{lines}\n```"
     if task.get("reader"):
         lines = f"adaptermix evaluate --base {_quoted(base)} --adapter {_quoted(reference)} {data}"
@@ -272,6 +280,8 @@ def card(document: Manifest, *, name: str, reference: str | None = None, base: s
             if document["kind"] == "bake"
             else "a full model that was merged"
         )
+    if document.get("artifact") == "stack":
+        what = "an encoder under a model (a stack)"
     if document.get("artifact") == "delta":
         what = "a merged delta as full matrices, to be added to the weights; it is not a PEFT adapter"
     settings = without_paths(document.get("plan", {}))

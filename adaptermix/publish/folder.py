@@ -18,9 +18,11 @@ from ..errors import PublishError, as_line
 from ..io.checkpoint_files import open_checkpoint, open_tensors
 from ..io.files import MANIFEST
 from ..io.json_types import JsonObject
+from ..models.stack import ADAPTER, PROJECTION, STACK
 from ..provenance import manifest as manifests
 from .card import card, hub_id
 from .private import last_part, text_without_paths, without_paths
+from .stack import check_stack, published_form
 from .template import is_untouched
 
 README = "README.md"
@@ -41,6 +43,11 @@ _OF_KIND = {
     "adapter": (CONFIG, "adapter_model.safetensors", *_TOKENIZER),
     "checkpoint": (*_MODEL, *_TOKENIZER),
     "delta": ("delta.safetensors",),
+    "stack": (
+        *(STACK, PROJECTION, "config.json", f"{ADAPTER}/{CONFIG}", f"{ADAPTER}/adapter_model.safetensors"),
+        *_TOKENIZER,
+        *(f"base/{name}" for name in (*_MODEL, *_TOKENIZER)),
+    ),
 }
 _RECORDS = (
     *("history.jsonl", "results.json", "report.html"),
@@ -92,7 +99,7 @@ class Published:
         ]
 
 
-def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published:
+def prepare(folder: Path, repo: str, *, base_id: str | None = None, encoder_id: str | None = None) -> Published:
     """Return the files to publish from an output folder or from any PEFT adapter.
 
     Only files with known names are published, and if the manifest lists files, only those.
@@ -101,6 +108,7 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published
         folder: The folder.
         repo: Repository, as owner/name.
         base_id: Id of the base model on the Hub, optionally with `@REVISION`; default the id in the folder.
+        encoder_id: The same of the encoder of a stack.
 
     Raises:
         AdapterFormatError: the folder has no valid adapter.
@@ -109,6 +117,10 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published
     meta, document = _contents(folder)
     public = _public(folder, meta, document, base_id)
     chosen, left_out = _chosen(folder, document)
+    made: dict[str, bytes] = {}
+    if document.get("artifact") == "stack":
+        form = published_form(folder, check_stack(folder), base_id=base_id, encoder_id=encoder_id)
+        public["stack"], made[STACK] = form, manifests.dump(form)
     local = str(document.get("base", {}).get("id") or "") if isinstance(document.get("base"), Mapping) else ""
     notes = []
     if not public["base"].get("id"):
@@ -122,6 +134,7 @@ def prepare(folder: Path, repo: str, *, base_id: str | None = None) -> Published
     for name in chosen:
         path = folder / name
         files[name] = _content(path, name, public, base=public["base"].get("id"), local=local, repo=repo)
+    files |= made
     if (folder / MANIFEST).is_file():
         public["card_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         files[MANIFEST] = manifests.dump(public)
@@ -137,6 +150,8 @@ def _contents(folder: Path) -> tuple[AdapterMeta | None, manifests.Manifest]:
         return None, document
     if document.get("artifact") == "delta" and not (folder / CONFIG).exists():
         open_tensors(folder / "delta.safetensors")
+        return None, document
+    if document.get("artifact") == "stack" and not (folder / CONFIG).exists():
         return None, document
     source = open_adapter(folder)
     check_stored_names(source)
@@ -302,7 +317,9 @@ def _content(
     cleaned_document: JsonObject
     if path.name == CONFIG:
         cleaned_document = (
-            _config(document, public["base"], local) if name == CONFIG else _config(document, {"id": repo})
+            _config(document, {"id": repo})
+            if name.startswith("residual/")
+            else _config(document, public["base"], local)
         )
     elif name in (MANIFEST, "results.json") or path.name == MANIFEST:
         cleaned_document = without_paths(document, base=base, local=local)

@@ -84,7 +84,7 @@ def check_id(repo: str, what: str) -> None:
 
 
 def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
-    """Publish an output folder, or any PEFT adapter, with a model card from its manifest, in one commit.
+    """Publish an output folder (also a stack), or any PEFT adapter, with a model card from its manifest, in one commit.
 
     Only files with known names are published, and if the manifest lists files, only those; local paths are removed. A
     `README.md` that was written or edited by hand is published unchanged. The folder is only read. With `dry_run`
@@ -106,8 +106,9 @@ def push(settings: PushSettings, *, watch: Watcher = SILENT) -> PushReport:
             f"a repository must be named owner/name, got {as_line(settings.repo)!r}.", code="push.repository"
         )
     check_id(settings.repo, "the repository")
-    if settings.base_id is not None:
-        check_id(settings.base_id.partition("@")[0], "--base-id")
+    for option, name in (("--base-id", settings.base_id), ("--encoder-id", settings.encoder_id)):
+        if name is not None:
+            check_id(name.partition("@")[0], option)
     if not settings.message.strip():
         raise PublishError(
             "a commit needs a message, and --message is empty. Leave it out, or write one.", code="push.no-message"
@@ -131,7 +132,7 @@ def _unchanged(folder: Path) -> Iterator[None]:
 
 
 def _pushed(settings: PushSettings, folder: Path, watch: Watcher) -> PushReport:
-    published = prepare(folder, settings.repo, base_id=settings.base_id)
+    published = prepare(folder, settings.repo, base_id=settings.base_id, encoder_id=settings.encoder_id)
     if published.left_out:
         count = len(published.left_out)
         published.notes.append(f"{count} other {'file' if count == 1 else 'files'} in the folder: not published.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import OutputError
@@ -20,6 +20,7 @@ from ..io.json_types import JsonObject
 from .report import LogEntry
 
 _FILE = "checkpoint.safetensors"
+_LOOK = "look-{}.safetensors"
 TRACKER_FILE = "tracker.json"
 """File in the same folder on the run of a tracker; see `callbacks.TrackedRun`."""
 
@@ -127,6 +128,28 @@ class Workplace:
                 code="run.checkpoint-disk",
             ) from error
 
+    def keep_look(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the factors of a measurement of dev data until the output is written.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / _LOOK.format(step)
+        try:
+            save_file(dict(tensors), path)
+        except (SafetensorError, OSError) as error:
+            path.unlink(missing_ok=True)
+            raise OutputError(
+                f"the look at step {step} must fit on the disk, and could not be written to {self.folder} ({error}). "
+                "Free some space, and continue with --resume.",
+                code="run.checkpoint-disk",
+            ) from error
+
+    def look(self, step: int) -> dict[str, Tensor]:
+        """Return the factors of a measurement of dev data."""
+        return load_file(self.folder / _LOOK.format(step))
+
     def clear(self) -> None:
-        """Remove the checkpoint, once the output is written."""
-        remove_partial(self._out.absolute(), f"{_FILE}*", f"{TRACKER_FILE}*")
+        """Remove checkpoint and looks, once the output is written."""
+        remove_partial(self._out.absolute(), f"{_FILE}*", f"{TRACKER_FILE}*", _LOOK.format("*"))

@@ -19,7 +19,7 @@ from ..fusion.latents import Latents, check_encoder
 from ..fusion.mixup import MIXUP, Mixer, consistency
 from ..fusion.source_rows import INPUT, encode_latents, encode_sources, is_missing, joined, read_beside
 from ..fusion.sources import Fuser, fused_modules
-from ..io.files import whole_folder, write_whole
+from ..io.files import write_whole
 from ..io.json_types import JsonObject
 from ..io.safetensors_writer import write_tensors
 from ..models.base import BaseModel, model_kind
@@ -315,29 +315,23 @@ class FusionObjective(TaskObjective[FusionSettings]):
     def inputs(self) -> JsonObject:
         return {"encoder": self.fusing.latents and self.fusing.latents.fingerprint}
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
+    def write(self, folder: Path, factors: dict[str, Tensor]) -> None:
         settings, run = self.run.settings, self.run
         # A fusion is not linear, so its scale cannot be a factor of A, and the file keeps PEFT's form.
         if not settings.peft_settings():
-            super().write(factors, document, history)
+            super().write(folder, factors)
             return
-        from ..publish.output import write_documents
-
-        out = Path(settings.out)
         config = config_of(settings, run.base, run.names).to_dict()
         tensors = {
             stored_name(name) if is_head(name) else PREFIX + name.replace(".default", "", 1): value
             for name, value in factors.items()
         }
-        with whole_folder(out, overwrite=settings.overwrite) as folder:
-            plain = {name: value.detach().float().cpu() for name, value in tensors.items()}
-            write_tensors(folder / _WEIGHTS, plain, {"format": "pt"})
-            known = self.fusing.settings_of  # holds resolved values, such as the number of the middle block
-            entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-            entries |= {"inference_mode": True} | {key: known[key] for key in entries if key in known}
-            write_whole(folder / "adapter_config.json", (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
-            write_documents(folder, document, name=out.name)
-            write_whole(folder / "history.jsonl", history)
+        plain = {name: value.detach().float().cpu() for name, value in tensors.items()}
+        write_tensors(folder / _WEIGHTS, plain, {"format": "pt"})
+        known = self.fusing.settings_of  # holds resolved values, such as the number of the middle block
+        entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        entries |= {"inference_mode": True} | {key: known[key] for key in entries if key in known}
+        write_whole(folder / "adapter_config.json", (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
 
 
 def train_fusion(settings: FusionSettings, *, watch: Watcher = SILENT, callbacks: Sequence[object] = ()) -> TrainReport:

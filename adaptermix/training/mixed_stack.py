@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -88,6 +88,7 @@ class MixedStackObjective(RowsObjective[StackSettings]):
             base=part_of(settings.base),
             mode=settings.mode,
             offset=mixed.offset,
+            lora=False,
         )
         return replace(base, stack=self.form, mixed=mixed)
 
@@ -130,10 +131,9 @@ class MixedStackObjective(RowsObjective[StackSettings]):
         stack = {"artifact": "stack", "stack": self.form.document()}
         return {**entries, **stack, **manifest.files_of(self._before, entries)}
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
+    def write(self, folder: Path, factors: dict[str, Tensor]) -> None:
         live = {id(parameter): name for name, parameter in self.run.base.model.named_parameters()}
         tensors = {name: factors[live[id(parameter)]].cpu() for name, parameter in self.embedding.stored().items()}
         weight, bias = self.embedding.folded(tensors["weight"], tensors["bias"])
         projection = tensors | {"weight": weight, "bias": bias}
-        extra: dict[str, Any] = {"history.jsonl": history}
-        write_stack(self.run.base, projection, self.run.settings, document, extra=extra)
+        write_stack(folder, self.run.base, projection)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import AdapterMixError, PlanError, ReportedElsewhere
 from ..io.json_types import JsonObject
 from ..io.launcher import asks_for, is_launched, is_main_process, precision, process_count
+from ..models.stack import stack_folder
 from ..options import AlignSettings, JointSettings, LoadOptions, TrainingSettings
 from ..options.paths import writing
 from ..progress import SILENT, Watcher
@@ -226,6 +227,11 @@ def _fault(settings: TrainingSettings) -> str | None:
 
 def _fault_of_settings(settings: TrainingSettings, count: int) -> str | None:
     """Return which setting does not fit so many processes, if so."""
+    if settings.shard_base and stack_folder(settings.base):
+        return (
+            f"--shard-base needs a single model, and {settings.base!r} is a stack, whose encoder every process holds "
+            "whole. Drop --shard-base."
+        )
     if settings.shard_base and (count == 1 or settings.quantize != "none" or settings.dora or settings.compile):
         return (
             f"--shard-base needs several processes, as torchrun or accelerate launch start them ({count} here), and a "

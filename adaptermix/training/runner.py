@@ -15,9 +15,9 @@ from typing import ClassVar, Generic, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from ..adapters import AdapterSource
+from ..adapters import AdapterSource, write_adapter
 from ..algebra import LowRank
-from ..io.files import check_output
+from ..io.files import check_output, whole_folder, write_whole
 from ..io.json_types import JsonObject
 from ..models.base import BaseModel, files_of
 from ..models.positions import within_positions
@@ -25,7 +25,7 @@ from ..options import TrainingSettings
 from ..options.roles import Role, marked
 from ..progress import SILENT, Watcher
 from ..provenance import manifest
-from ..publish.output import write_output
+from ..publish.output import write_documents
 from ..tasks.data.report import RowsReport
 from .callbacks import require_tracker, tracking
 from .checkpoint import Checkpoint, Workplace
@@ -42,6 +42,8 @@ from .trainer import Loss, Together, Trainer, count_steps
 
 S = TypeVar("S", bound=TrainingSettings)
 
+LOOKS = "looks"
+"""Folder in an output with an output per look: a measurement of the dev loss."""
 FileEntries = Sequence[Mapping[str, object]]
 """The manifest's entries on data files."""
 
@@ -195,18 +197,19 @@ class Objective(Generic[S]):
         """
         raise NotImplementedError
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
-        """Write the adapter.
+    def write(self, folder: Path, factors: dict[str, Tensor]) -> None:
+        """Write the adapter without its manifest, card and history.
 
         Args:
+            folder: An empty folder.
             factors: Trained tensors by parameter name.
-            document: The manifest.
-            history: The history file.
         """
-        run, settings = self.run, self.run.settings
-        state = state_of(run.base, extract(factors, run.scales, run.taken), run.names, self.layers)
-        extra = {"history.jsonl": history}
-        write_output(Path(settings.out), state, document, overwrite=settings.overwrite, extra=extra)
+        run = self.run
+        write_adapter(folder, state_of(run.base, extract(factors, run.scales, run.taken), run.names, self.layers))
+
+    def closing_notes(self, factors: Mapping[str, Tensor]) -> list[str]:  # noqa: ARG002
+        """Return notes on the trained tensors, by parameter name."""
+        return []
 
     def dry_run(self) -> TrainReport:
         """Return the report of a dry run.
@@ -292,14 +295,36 @@ def train(objective: Objective[S]) -> TrainReport:
         trainer.run(objective.loss(), label=objective.command, unit=objective.unit, evaluate=evaluate)
     trainer.finish()
     if processes.main:
-        history = "".join(json.dumps(entry) + "\n" for entry in trainer.history).encode()
-        objective.write(trainer.masters, _manifest(objective, trainer, entries), history)
+        _write(objective, trainer, entries, workplace)
         workplace.clear()
+        for note in objective.closing_notes(trainer.masters):
+            watch.note(note)
     processes.wait()
     parameters = count_trainable(base.model)
     return TrainReport(
         out=Path(settings.out), steps=steps, parameters=parameters, history=trainer.history, kept=trainer.kept
     )
+
+
+def _write(objective: Objective[S], trainer: Trainer, entries: Mapping[str, object], workplace: Workplace) -> None:
+    """Write the output, with the factors of every look in `looks/STEP` if they were kept."""
+    settings, kept = objective.run.settings, trainer.kept
+    out = Path(settings.out)
+
+    def write(folder: Path, factors: dict[str, Tensor], step: int | None, title: str) -> None:
+        history = [entry for entry in trainer.history if step is None or entry["step"] <= step]
+        chosen = kept if step is None else step
+        selection = None if chosen is None else {"kept_step": chosen, "steps": trainer.done}
+        objective.write(folder, factors)
+        write_documents(folder, _manifest(objective, entries, selection), name=title)
+        write_whole(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
+
+    with whole_folder(out, overwrite=settings.overwrite) as folder:
+        write(folder, trainer.masters, None, out.name)
+        for step in trainer.looks if settings.keep_looks else ():
+            look = folder / LOOKS / str(step)
+            look.mkdir(parents=True)
+            write(look, workplace.look(step), step, f"{out.name}, step {step}")
 
 
 def _begin(trainer: Trainer, run: Run[S], checkpoint: Checkpoint | None) -> None:
@@ -329,9 +354,10 @@ def _early_stopping(objective: Objective[S], steps: int) -> EarlyStopping:
     )
 
 
-def _manifest(objective: Objective[S], trainer: Trainer, entries: Mapping[str, object]) -> JsonObject:
+def _manifest(
+    objective: Objective[S], entries: Mapping[str, object], selection: Mapping[str, int] | None
+) -> JsonObject:
     run = objective.run
-    selection = None if trainer.kept is None else {"kept_step": trainer.kept, "steps": trainer.done}
     return manifest.manifest(
         objective.command,
         plan=plain(run.settings),

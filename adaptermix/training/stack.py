@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from ..errors import DataError, PlanError
 from ..io.json_types import JsonObject
 from ..models.base import BaseModel, backbone
 from ..models.devices import pick_dtype
+from ..models.encoders import width_of
 from ..models.eval_mode import evaluating, train_loras_only
 from ..models.positions import positions_of
 from ..models.pretrained import load_config
@@ -124,7 +126,14 @@ class StackObjective(Objective[StackSettings]):
         }
 
     def check(self) -> None:
-        load_config(str(self.run.settings.encoder), what="encoder")
+        settings = self.run.settings
+        configs = load_config(str(settings.encoder), what="encoder"), load_config(settings.base)
+        below, top = map(width_of, configs)
+        self._projection_size = (below + 1) * top
+
+    def dry_run(self) -> TrainReport:
+        report = super().dry_run()
+        return replace(report, parameters=report.parameters + self._projection_size)
 
     def inputs(self) -> JsonObject:
         return {"encoder": self.form.encoder.fingerprint}
@@ -154,7 +163,7 @@ class StackObjective(Objective[StackSettings]):
             attention=settings.attention,
             pooling=settings.pooling,
         )
-        return replace(base, kind="encoder", model=body, tokenizer=tokenizer, stack=self.form)
+        return replace(base, kind="encoder", model=body, tokenizer=tokenizer, tags={}, stack=self.form)
 
     def prepare(self) -> None:
         base, settings = self.run.base, self.run.settings
@@ -187,8 +196,8 @@ class StackObjective(Objective[StackSettings]):
         rows = TextRows(self.states, self.texts_read)
         return TaskLoss(rows, self.run.settings, self.run.processes, together=together)
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
-        run, settings = self.run, self.run.settings
+    def write(self, folder: Path, factors: dict[str, Tensor]) -> None:
+        run = self.run
         trained = extract(factors, run.scales, run.taken)
         (path,) = run.base.head_modules
         saved = {name.removeprefix(f"{PREFIX}{path}."): value for name, value in trained.saved.items()}
@@ -196,8 +205,7 @@ class StackObjective(Objective[StackSettings]):
         projection = {"weight": weight, "bias": bias}
         base = replace(run.base, head_modules=())
         state = state_of(base, replace(trained, saved={}), run.names, None)
-        history_file = {"history.jsonl": history}
-        write_stack(base, projection, settings, document, adapter=state, extra=history_file)
+        write_stack(folder, base, projection, state)
 
 
 class _StageTwo(StackTaskObjective):

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from ..adapters import AdapterState, write_adapter
 from ..errors import PlanError
-from ..io.files import manifest_bytes, whole_folder, write_whole
+from ..io.files import manifest_bytes, write_whole
 from ..models.base import BaseModel, fingerprint_of
 from ..models.pretrained import split_revision
 from ..models.stack import ADAPTER, PROJECTION, STACK, Part, stack_folder
-from ..options import StackSettings
-from ..publish.output import write_documents
 
 
 def part_of(reference: str) -> Part:
@@ -26,36 +24,24 @@ def part_of(reference: str) -> Part:
 
 
 def write_stack(
-    base: BaseModel,
-    projection: Mapping[str, Tensor],
-    settings: StackSettings,
-    document: Mapping[str, object],
-    *,
-    adapter: AdapterState | None = None,
-    extra: Mapping[str, bytes],
+    folder: Path, base: BaseModel, projection: Mapping[str, Tensor], adapter: AdapterState | None = None
 ) -> None:
-    """Write the folder of a stack, which appears whole or not at all.
+    """Write the files of a stack without its manifest, card and history.
 
     Args:
+        folder: An empty folder.
         base: The stack, with its form.
         projection: The tensors of U.
-        settings: The run's settings.
-        document: The manifest.
         adapter: The LoRA of the stack; none for one that generates.
-        extra: Further files by name.
     """
     assert base.stack  # noqa: S101  (for the type checker)
-    with whole_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
-        if adapter:
-            (folder / ADAPTER).mkdir()
-            write_adapter(folder / ADAPTER, adapter)
-        write_whole(folder / PROJECTION, to_bytes({name: value.contiguous() for name, value in projection.items()}))
-        write_whole(folder / STACK, manifest_bytes(base.stack.document()))
-        write_whole(folder / "config.json", base.model.config.to_json_string().encode())
-        base.tokenizer.save_pretrained(str(folder))
-        write_documents(folder, document, name=Path(settings.out).name)
-        for name, content in extra.items():
-            write_whole(folder / name, content)
+    if adapter:
+        (folder / ADAPTER).mkdir()
+        write_adapter(folder / ADAPTER, adapter)
+    write_whole(folder / PROJECTION, to_bytes({name: value.contiguous() for name, value in projection.items()}))
+    write_whole(folder / STACK, manifest_bytes(base.stack.stored(folder)))
+    write_whole(folder / "config.json", base.model.config.to_json_string().encode())
+    base.tokenizer.save_pretrained(str(folder))
 
 
 def refuse_stack_on_top(reference: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..adapters import open_adapter
+from ..adapters import open_adapter, write_adapter
 from ..errors import PlanError
 from ..io.json_types import JsonObject
 from ..merging.on_model import acting
@@ -20,7 +20,7 @@ from ..models.head_forms import Head
 from ..models.own_heads import ModelWithHead
 from ..models.stack import StackForm, stack_folder
 from ..options import StackSettings
-from ..publish.output import write_output
+from ..progress import SILENT, Watcher
 from ..tasks import Task, get_task
 from ..tasks.data.report import describe
 from ..tasks.heads import HEADS, HeadRows
@@ -46,13 +46,13 @@ def vectors_of(base: BaseModel, rows: HeadRows, numbers: Sequence[int]) -> Tenso
     return model.vectors(**pad(base, [rows.texts[number][0] for number in numbers]))
 
 
-def stored_vectors(base: BaseModel, rows: HeadRows) -> Tensor:
+def stored_vectors(base: BaseModel, rows: HeadRows, watch: Watcher = SILENT) -> Tensor:
     """Return the states that a head reads of all rows, without dropout, on the CPU; each row is computed once.
 
     Shapes: [rows width].
     """
-    with torch.no_grad(), evaluating(base.model):
-        return vectors_by_length(lambda numbers: vectors_of(base, rows, numbers), rows.lengths)
+    with torch.no_grad(), evaluating(base.model), watch.track("teacher", len(rows.lengths)) as advance:
+        return vectors_by_length(lambda numbers: vectors_of(base, rows, numbers), rows.lengths, advance)
 
 
 class ToTeacher:
@@ -145,8 +145,11 @@ class StackTaskObjective(Objective[StackSettings]):
         options = self.run.processes.load_options(self.run.settings)
         base = load_base(self.form.base.id, head=self.head, **options)
         with acting(base, [self._taught_by]):
-            train = stored_vectors(base, self._encoded(base, self.train))
-            return train, stored_vectors(base, self._encoded(base, self.dev_rows)) if self.dev_rows else None
+            train, dev = (
+                stored_vectors(base, self._encoded(base, rows), self.run.watch) if rows else None
+                for rows in (self.train, self.dev_rows)
+            )
+            return cast(Tensor, train), dev
 
     def _encoded(self, base: BaseModel, rows: Sequence[Any]) -> HeadRows:
         return HEADS[self.head.form.name].encode(base, self.task, rows, max_length=self.run.settings.max_length)
@@ -182,9 +185,8 @@ class StackTaskObjective(Objective[StackSettings]):
         train_loras_only(self.run.base.model)
         return TaskLoss(self.of_rows, self.run.settings, self.run.processes, together=together)
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
-        run, settings = self.run, self.run.settings
+    def write(self, folder: Path, factors: dict[str, Tensor]) -> None:
+        run = self.run
         state = state_of(run.base, extract(factors, run.scales, run.taken), run.names, None)
         state = replace(state, meta=replace(state.meta, saved_modules=self.saved_modules), saved=self.saved)
-        extra = {"history.jsonl": history}
-        write_output(Path(settings.out), state, document, overwrite=settings.overwrite, extra=extra)
+        write_adapter(folder, state)

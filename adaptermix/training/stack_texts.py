@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..errors import ModelError
 from ..models.languages import Tagged, language_tags
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class TwoReadings:
         student: Ids of the encoder's tokenizer.
         teacher: Ids of the tokenizer of the model on top.
         cut: Number of texts that were cut.
+
+    Raises:
+        ModelError: a tokenizer writes language tags, and the language is not among them.
     """
 
     def __init__(
@@ -62,6 +66,13 @@ class TwoReadings:
         span: str,
     ) -> None:
         readers = [Tagged(tokenizer=each, tags=language_tags(each)) for each in tokenizers]
+        for name, reader in zip(("encoder", "model on top"), readers, strict=True):
+            if reader.without_tag([language]):
+                raise ModelError(
+                    f"the {name} of a stack reads a language tag with each text, and has no tag for {language!r}. Give "
+                    "texts in a language that it has a tag for, or name a related language with LANGUAGE=FILE.",
+                    code="model.language",
+                )
 
         def count(reader: Tagged, text: str) -> int:
             return len(reader.encode([text], [language], verbose=False)[0]["input_ids"])

@@ -370,11 +370,9 @@ class TaskObjective(RowsObjective[T]):
     def entries(self) -> TaskEntries:
         return self.data.manifest(self.run.base, self.train_rows)
 
-    def write(self, factors: dict[str, Tensor], document: Mapping[str, object], history: bytes) -> None:
-        super().write(factors, document, history)
-        for name, weights in factors.items():
-            if name.endswith("reader.modules_to_save.default.mix"):
-                self.run.watch.note(_best_blocks(weights))
+    def closing_notes(self, factors: Mapping[str, Tensor]) -> list[str]:
+        mixes = [weights for name, weights in factors.items() if name.endswith("reader.modules_to_save.default.mix")]
+        return [_best_blocks(weights) for weights in mixes]
 
 
 def train_task(settings: TaskSettings, *, watch: Watcher = SILENT, callbacks: Sequence[object] = ()) -> TrainReport:

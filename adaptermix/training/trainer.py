@@ -189,6 +189,11 @@ class Trainer:
         return self._callbacks.state.log_history  # type: ignore[no-any-return]
 
     @property
+    def looks(self) -> list[int]:
+        """Steps after which dev data were measured."""
+        return [entry["step"] for entry in self.history if "seconds" not in entry]
+
+    @property
     def kept(self) -> int | None:
         """Step whose factors are kept, if the dev loss chose one."""
         return self._callbacks.state.best_global_step if self.best else None
@@ -328,6 +333,8 @@ class Trainer:
         """Measure dev data, and keep the factors if a callback calls this step the best."""
         metrics = evaluate()
         self.history.append({"step": self.done, **metrics})
+        if self._settings.keep_looks and self._processes.main:
+            self._workplace.keep_look(self.done, self.masters)
         self._callbacks("on_evaluate", metrics=metrics)
         if self._processes.any(self._callbacks.state.best_global_step == self.done):
             self.keep_best()
