@@ -118,7 +118,7 @@ def test_the_role_of_an_evaluation_is_its_split(split: str | None, use: set[str]
 
 HANDLING = {"overwrite", "resume", "dry_run", "log_with"}
 SCHEDULING = {"checkpoint_every", "shard_base", "workers", "allow_tested", "storage", "study"}
-OUTPUTS = {"out", "predictions", "plot", "csv", "markdown", "document"}
+OUTPUTS = {"out", "predictions", "plot", "csv", "table", "markdown", "document"}
 SCORING = {"task", "dev", "rows", "max_new_tokens"}
 AFTERWARDS = {
     settings.BakeSettings: SCORING | {"shard_size"},
