@@ -31,7 +31,7 @@ COMMANDS = [
     if isinstance(found, type) and issubclass(found, Settings) and not found.__name__.endswith("Options")
 ]
 # Lists of texts that are not files. A new list must be added here, or say what its files are read for.
-NO_FILES = {"groups", "include", "exclude", "layers", "modules", "targets", "names", "aligned", "supervised"}
+NO_FILES = {"groups", "to", "include", "exclude", "layers", "modules", "targets", "names", "aligned", "supervised"}
 READERS = {
     "read",
     "read_pairs",

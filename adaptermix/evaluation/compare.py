@@ -341,13 +341,11 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
                 groups=scores([name], group_means(hedged, members), count),
                 above={} if gains is None else scores(against, group_means(gains, members), count, -1.0),
                 above_languages={} if gains is None else scores(against, gains, sizes, -1.0),
-                deviations=None
-                if gains is None
-                else deviations(values[name][..., 0], values[str(baseline)][..., 0], members, list(sizes)),
                 p_values=chances.get(name, {}),
                 gap_closed=shares,
             )
         )
+    systems = _with_deviations(systems, values, members, str(baseline))
     result = Systems(task=task.name, metric=metric.name, systems=systems, baseline=baseline, ceiling=ceiling)
     result = replace(result, notes=_notes(systems, settings))
     if others:
@@ -364,6 +362,17 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
     if settings.document:
         write_whole(Path(settings.document), (json.dumps(result.document(), indent=2) + "\n").encode())
     return result
+
+
+def _with_deviations(
+    systems: Sequence[System], values: Mapping[str, Draws], members: Mapping[str, Sequence[int]], baseline: str
+) -> list[System]:
+    """Return the systems with the deviations of their gains. values [languages runs 1 + resamples]."""
+
+    def over(system: System) -> Deviations:
+        return deviations(values[system.name][..., 0], values[baseline][..., 0], members, list(system.languages))
+
+    return [replace(system, deviations=over(system)) if system.above else system for system in systems]
 
 
 def _notes(systems: Sequence[System], settings: CompareSettings) -> list[str]:

@@ -30,7 +30,7 @@ from ..tasks.data import DataFile
 from ..tasks.heads.base import cut_languages, told_cut
 from ..tasks.splits import add_to_record, check_split
 from .margin import hits
-from .retrieval_data import Candidates, directions_of, groups_of, language_of, open_candidates, texts_of
+from .retrieval_data import Candidates, directions_of, groups_of, language_of, open_candidates, sides_of
 from .retrieval_figures import draw
 from .retrieval_report import Hits, Retrieval
 from .transfer import correlate, read_scores
@@ -199,7 +199,7 @@ def retrieve_with(
     """
     parallel = directions_of(settings)
     counts = {name: len(parallel.texts[one]) for name, one, _ in parallel.directions}
-    texts = texts_of(parallel, 1) if candidates else texts_of(parallel, 1, 2)
+    texts = sides_of(parallel, 1) if candidates else sides_of(parallel, 1, 2)
     with ExitStack() as rooms:
         queries = _embedded(base, texts, settings, pool=pool, rooms=rooms, watch=watch)
         layers = _compare(base, queries, candidates or queries, parallel.directions, k=settings.neighbours, watch=watch)
@@ -278,7 +278,7 @@ def _candidates(
     base: BaseModel, settings: RetrieveSettings, other: Candidates, rooms: ExitStack, watch: Watcher
 ) -> Vectors:
     """Return the vectors of the candidates, embedded by a model with the adapters of `other`."""
-    texts = texts_of(directions_of(settings), 2)
+    texts = sides_of(directions_of(settings), 2)
     with acting(base, other.sources, heads=False):
         pool = pooler_of(base, settings, other.sources)
         return _embedded(base, texts, settings, pool=pool, rooms=rooms, watch=watch)

@@ -68,7 +68,7 @@ def groups_of(settings: RetrieveSettings, parallel: ParallelText) -> dict[str, l
     return groups
 
 
-def texts_of(parallel: ParallelText, *sides: int) -> dict[str, list[str]]:
+def sides_of(parallel: ParallelText, *sides: int) -> dict[str, list[str]]:
     """Return the texts that are queries (1) or candidates (2) of a direction."""
     used = {direction[side] for direction in parallel.directions for side in sides}
     return {key: rows for key, rows in parallel.texts.items() if key in used}
