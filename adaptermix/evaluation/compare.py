@@ -321,10 +321,8 @@ def compare_systems(settings: CompareSettings, *, watch: Watcher = SILENT) -> Sy
         both = zip(rows.items(), draws, strict=True)
         return {key: scored.interval(names, each, n=n, least=least) for (key, n), each in both}
 
-    chances: Mapping[str, Mapping[str, float]] = {}
-    if baseline:
-        by_language = {name: over_runs(draws, settings.seed) for name, draws in values.items()}
-        chances = p_values(by_language, means, list(members).index("all"), scored.units, baseline)
+    by_language = {name: over_runs(draws, settings.seed) for name, draws in values.items()}
+    chances = p_values(by_language, means, list(members).index("all"), scored.units, baseline) if baseline else {}
     systems = []
     for name, group in grouped.items():
         hedged, against = scored.hedged(name), [name, baseline] if baseline and name != baseline else []
