@@ -71,13 +71,13 @@ def refuse_own_adapter(base: str, sources: Sequence[AdapterSource]) -> None:
     folder = stack_folder(base)
     if not folder or not sources or not (folder / ADAPTER / CONFIG).is_file():
         return
-    own = _weights_hash(open_own_adapter(folder))
+    stack_hash = _weights_hash(open_own_adapter(folder))
     for source in sources:
         inputs = source.meta.manifest.get("inputs")
         parts = [part for part in inputs if isinstance(part, Mapping)] if isinstance(inputs, list) else []
         merged = {part.get("weights_sha256") for part in parts if part.get("weight") != 0}
-        if own in {_weights_hash(source), *merged}:
-            what = "is" if own not in merged else "contains"
+        if stack_hash in {_weights_hash(source), *merged}:
+            what = "is" if stack_hash not in merged else "contains"
             raise PlanError(
                 f"an adapter on the stack {base!r} must be trained on top of it, and '{source.name}' {what} "
                 "the stack's own adapter, which acts already and would act twice. Leave it out.",
